@@ -1,0 +1,102 @@
+"""edgeroute: run a model on the edge, ask the cloud where it is not sure, and never do worse than the edge alone."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeroute.aio import AsyncRouter
+    from edgeroute.cloud.base import Secret
+    from edgeroute.cloud.openinference import OpenInference
+    from edgeroute.cloud.plain import PlainJson
+    from edgeroute.edge.callable import CallableModel
+    from edgeroute.edge.onnx import OnnxModel
+    from edgeroute.errors import (
+        BadInput,
+        BadReply,
+        Closed,
+        CloudError,
+        DeadlineExceeded,
+        EdgerouteError,
+        ModelError,
+        ModelMissing,
+        NoAnswer,
+        PolicyError,
+        Refused,
+        RuntimeMissing,
+        TimedOut,
+        Unreachable,
+    )
+    from edgeroute.router import Router
+    from edgeroute.routing import Check, Decision
+    from edgeroute.stats import LegStats, Stats
+    from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, TensorSpec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AsyncRouter": "aio",
+    "Secret": "cloud.base",
+    "OpenInference": "cloud.openinference",
+    "PlainJson": "cloud.plain",
+    "CallableModel": "edge.callable",
+    "OnnxModel": "edge.onnx",
+    "Router": "router",
+    **dict.fromkeys(("Check", "Decision"), "routing"),
+    **dict.fromkeys(("LegStats", "Stats"), "stats"),
+    **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "TensorSpec"), "types"),
+    **dict.fromkeys(
+        (
+            "BadInput", "BadReply", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError", "ModelError", "ModelMissing",
+            "NoAnswer", "PolicyError", "Refused", "RuntimeMissing", "TimedOut", "Unreachable",
+        ),
+        "errors",
+    ),
+}  # fmt: skip
+
+__all__ = [
+    "Answer",
+    "AsyncRouter",
+    "BadInput",
+    "BadReply",
+    "CallableModel",
+    "Cancel",
+    "Check",
+    "Closed",
+    "CloudError",
+    "DeadlineExceeded",
+    "Decision",
+    "EdgeModel",
+    "EdgerouteError",
+    "LegStats",
+    "ModelError",
+    "ModelMissing",
+    "NoAnswer",
+    "OnnxModel",
+    "OpenInference",
+    "PlainJson",
+    "PolicyError",
+    "Prediction",
+    "Refused",
+    "Router",
+    "RuntimeMissing",
+    "Secret",
+    "Stats",
+    "TensorSpec",
+    "TimedOut",
+    "Unreachable",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for, and nothing before."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeroute' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"edgeroute.{_HOMES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

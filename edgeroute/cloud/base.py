@@ -1,0 +1,236 @@
+"""What an HTTP endpoint is: an address with its secrets, and a talk.
+
+A talk is a generator: it yields calls, is sent the replies, and returns the outputs. It does no I/O and knows no retry
+and no time, so the same one serves threads and asyncio.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+from edgeroute.errors import BadReply, PolicyError, Refused
+
+try:
+    import orjson
+except ImportError:  # pragma: no cover - one of the two is there
+    orjson = None  # type: ignore[assignment]
+
+
+class Call(NamedTuple):
+    """One HTTP request to the endpoint."""
+
+    method: str
+    path: str
+    headers: Sequence[tuple[str, str]] = ()
+    body: bytes = b""
+    probe: bool = False
+    """Sent once, and any reply will do: whatever its status it comes back, as status 0 with the error where there is none.
+    A call that is no probe is repeated as `Address.retries` says, and only a success comes back."""
+
+
+class Reply(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+
+Talk: TypeAlias = Generator[Call, Reply, Any]
+
+
+class HttpEndpoint(Protocol):
+    """A protocol over HTTP."""
+
+    name: str
+    where: str
+    """Its address, as messages quote it."""
+    labels: tuple[str, ...] | None
+    kind: str
+    address: Address
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """Inputs, without the batch axis -> their outputs, as `confidence.Reader` takes them."""
+
+    def ping(self) -> Talk:
+        """Whether it is there and ready; carries no user data, and raises like a talk where it is not."""
+
+
+class Secret:
+    """A value that no repr, log or message shows. `env` names the environment variable that holds it, read when used."""
+
+    __slots__ = ("_env", "_value")
+
+    def __init__(self, value: str | None = None, *, env: str | None = None) -> None:
+        self._value, self._env = value, env
+
+    def read(self) -> str:
+        """The secret itself.
+
+        Raises:
+            PolicyError: the environment variable is not set.
+        """
+        if self._env is None:
+            return self._value or ""
+        value = os.environ.get(self._env)
+        if not value:
+            raise PolicyError(f"the secret is to come from the environment variable {self._env}, which is not set")
+        return value
+
+    def __repr__(self) -> str:
+        return f"Secret(env={self._env!r})" if self._env else "Secret(***)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and (self._value, self._env) == (other._value, other._env)
+
+    def __hash__(self) -> int:
+        return hash((self._value, self._env))
+
+
+class Address:
+    """Where an endpoint is and how it is reached.
+
+    Args:
+        url: http or https, without user or password.
+        api_key: sent as `Authorization: Bearer ...`; a string, or a `Secret`.
+        headers: sent with each request; values are strings or `Secret`s.
+        verify: True: by the system's and certifi's authorities; a path: by this file's alone; False: not at all.
+        cert: paths of the client's certificate and key, for mutual TLS.
+        timeout_s: for one request with all its retries, where the deadline does not say less.
+        retries: how often a request that failed is sent again.
+        max_reply_bytes: a longer reply is refused before it is read.
+
+    Raises:
+        PolicyError: the URL is none, or carries a password.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | Secret | None = None,
+        headers: Mapping[str, str | Secret] | None = None,
+        verify: bool | str | Path = True,
+        cert: tuple[str | Path, str | Path] | None = None,
+        timeout_s: float = 10.0,
+        retries: int = 2,
+        max_reply_bytes: int = 16 << 20,
+    ) -> None:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as e:
+            raise PolicyError(f"the cloud's address is not a URL: {e}") from e
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise PolicyError(f"{_without_user(url)!r} is not an http:// or https:// URL")
+        if parts.username or parts.password:
+            raise PolicyError(f"{_without_user(url)!r} carries a user or password: give it as api_key or in headers")
+        if parts.query or parts.fragment:
+            raise PolicyError(f"{_without_user(url)!r}: a query or fragment is not part of an endpoint's address")
+        self.https = parts.scheme == "https"
+        self.host = parts.hostname
+        self.port = port or (443 if self.https else 80)
+        self.origin = f"{parts.scheme}://{parts.netloc}"
+        self.path = parts.path.rstrip("/")
+        self.verify, self.cert = verify, cert
+        self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
+        self._secret_headers = {name: _secret(value) for name, value in (headers or {}).items()}
+        if api_key is not None:
+            self._secret_headers["Authorization"] = _bearer(api_key)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The headers with their secrets, for the wire alone."""
+        return [(name, secret() if callable(secret) else secret.read()) for name, secret in self._secret_headers.items()]
+
+    def __repr__(self) -> str:
+        return f"Address({self.origin + self.path!r})"
+
+
+def _secret(value: str | Secret) -> Secret:
+    return value if isinstance(value, Secret) else Secret(value)
+
+
+def _bearer(key: str | Secret) -> Any:
+    secret = _secret(key)
+    return lambda: f"Bearer {secret.read()}"
+
+
+def _without_user(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.split('://')[0]}://***@{tail}" if at else url
+
+
+def dumps(data: Any) -> bytes:
+    """JSON; numpy arrays are welcome where orjson is installed, lists everywhere."""
+    return orjson.dumps(data) if orjson is not None else json.dumps(data, separators=(",", ":")).encode()
+
+
+def loads(body: bytes | memoryview, where: str) -> Any:
+    """The JSON in a reply's body.
+
+    Raises:
+        BadReply: it is not JSON; the message says what it looks like instead.
+    """
+    try:
+        return orjson.loads(body) if orjson is not None else json.loads(bytes(body))
+    except ValueError as e:
+        raise BadReply(f"{where} answered {looks_like(bytes(body[:200]))}, not JSON") from e
+
+
+def looks_like(body: bytes) -> str:
+    """What a body that should be JSON seems to be, without quoting it."""
+    start = body.lstrip()[:15].lower()
+    if not start:
+        return "an empty body"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (a proxy's or a login's, perhaps; is the URL right?)"
+    if start.startswith(b"\x1f\x8b"):
+        return "compressed data"
+    if start[:1] in b"{[":
+        return "broken JSON"
+    return "something else"
+
+
+def checked(reply: Reply, where: str) -> Reply:
+    """The reply, if it is a success.
+
+    Raises:
+        Refused: its status says otherwise.
+    """
+    if 200 <= reply.status < 300:  # noqa: PLR2004 - HTTP's own numbers
+        return reply
+    message = ""
+    if reply.headers.get("content-type", "").startswith("application/json"):
+        try:
+            said = loads(reply.body, where)
+            message = str(said.get("error") or said.get("detail") or "") if isinstance(said, dict) else ""
+        except BadReply:
+            pass
+    hint = _HINTS.get(reply.status, "")
+    raise Refused(
+        f"{where} answered {reply.status}" + (f": {message[:200]}" if message else "") + hint,
+        status=reply.status,
+        retry_after_s=_retry_after_s(reply.headers.get("retry-after")),
+    )
+
+
+_HINTS = {
+    301: " (it redirects: give its final URL)", 302: " (it redirects: give its final URL)", 307: " (it redirects: give its final URL)",
+    308: " (it redirects: give its final URL)", 401: " (is api_key set, and current?)", 403: " (may this api_key do that?)",
+    404: " (is the URL right, and the model loaded?)",
+}  # fmt: skip
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        return None  # a date: clocks differ, so the jitter decides

@@ -1,0 +1,133 @@
+"""Carries an endpoint's talk over HTTP, with the one retry layer there is."""
+
+from __future__ import annotations
+
+import random
+import threading
+from time import monotonic, sleep
+from typing import Any
+
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+
+from edgeroute.cloud._http import AsyncChannels, Channels
+from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
+from edgeroute.errors import CloudError
+from edgeroute.fork import renew_after_fork
+from edgeroute.types import Cancel
+
+FIRST_S, MOST_S = 0.1, 2.0
+"""Back-off before the first retry, at most; and before any."""
+
+
+class HttpLeg:
+    """One endpoint, for threads and for asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
+
+    def __init__(self, endpoint: HttpEndpoint) -> None:
+        self.endpoint = endpoint
+        self.sent = self.received = 0
+        self._channels = Channels(endpoint.address)
+        self._async = AsyncChannels(endpoint.address)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock of its own for the child."""
+        self._lock = threading.Lock()
+
+    def run(self, talk: Talk, until: float, cancel: Cancel | None = None) -> Any:
+        """The talk's outputs, by the instant `until` or the endpoint's own timeout, whichever is sooner.
+
+        Raises:
+            CloudError: there are none.
+        """
+        until, reply = self._until(until), None
+        try:
+            while True:
+                reply = self._exchange(talk.send(reply), until, cancel)  # type: ignore[arg-type]  # the first send starts it
+        except StopIteration as end:
+            return end.value
+        finally:
+            talk.close()
+
+    async def run_async(self, talk: Talk, until: float) -> Any:
+        """As `run`; cancelling the task ends it."""
+        until, reply = self._until(until), None
+        try:
+            while True:
+                reply = await self._exchange_async(talk.send(reply), until)  # type: ignore[arg-type]  # likewise
+        except StopIteration as end:
+            return end.value
+        finally:
+            talk.close()
+
+    def _until(self, until: float) -> float:
+        return min(until, monotonic() + self.endpoint.address.timeout_s)
+
+    def _exchange(self, call: Call, until: float, cancel: Cancel | None) -> Reply:
+        def once() -> Reply:
+            self._count(len(call.body), 0)
+            return self._taken(call, self._channels.send(call, until, cancel))
+
+        if call.probe:
+            try:
+                return once()
+            except CloudError as e:
+                return Reply(0, {}, str(e).encode())
+        pause: Any = sleep if cancel is None else cancel.wait
+        return Retrying(sleep=pause, **self._rules(until, cancel))(once)
+
+    async def _exchange_async(self, call: Call, until: float) -> Reply:
+        async def once() -> Reply:
+            self._count(len(call.body), 0)
+            return self._taken(call, await self._async.send(call, until))
+
+        if call.probe:
+            try:
+                return await once()
+            except CloudError as e:
+                return Reply(0, {}, str(e).encode())
+        return await AsyncRetrying(**self._rules(until, None))(once)
+
+    def _taken(self, call: Call, reply: Reply) -> Reply:
+        self._count(0, len(reply.body))
+        return reply if call.probe else checked(reply, self.endpoint.where)
+
+    def _count(self, sent: int, received: int) -> None:
+        with self._lock:
+            self.sent += sent
+            self.received += received
+
+    def _rules(self, until: float, cancel: Cancel | None) -> dict[str, Any]:
+        most = self.endpoint.address.retries
+
+        def stop(state: RetryCallState) -> bool:
+            return (
+                state.attempt_number > most
+                or monotonic() + state.upcoming_sleep >= until
+                or (cancel is not None and cancel.asked)
+            )
+
+        return {"retry": _RETRIABLE, "wait": _wait, "stop": stop, "reraise": True}
+
+    def close(self) -> None:
+        """Closes the connections that threads use."""
+        self._channels.close()
+
+    async def aclose(self) -> None:
+        """Closes the connections that asyncio uses."""
+        await self._async.close()
+        self.close()
+
+
+_RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds: what the server asks for, else full jitter (Brooker, 2015); none where a kept connection had just gone."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, CloudError):
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        if error.stale and state.attempt_number == 1:
+            return 0.0
+    return random.uniform(0, min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1)))  # noqa: S311 - jitter, not a secret

@@ -1,0 +1,187 @@
+"""Open Inference Protocol v2 (KServe, Triton, MLServer, `edgeroute serve`), JSON or with binary tensors."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeroute.cloud.base import Address, Call, Reply, Talk, checked, dumps, loads, looks_like
+from edgeroute.edge.card import Array, Card, stack
+from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
+from edgeroute.types import TensorSpec
+
+DTYPES = {
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8", "INT16": "int16",
+    "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
+}  # fmt: skip
+"""The protocol's names of numbers -> numpy's."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LENGTH = "Inference-Header-Content-Length"
+OCTETS = ("Content-Type", "application/octet-stream")
+JSON = ("Content-Type", "application/json")
+
+
+class OpenInference:
+    """A model behind the Open Inference Protocol.
+
+    Args:
+        url: of the server, or of the model itself, as in http://host:8000/v2/models/fashion-large.
+        model: its name, where the URL does not say.
+        binary: "auto" asks the server once, with a made-up input of zeros, whether it takes binary tensors.
+        labels: class index -> value; None: the edge model's.
+        kind: what the outputs are: logits or probabilities.
+        output: the output that is read; None: the first.
+        card: path of a card whose preprocessing the caller's input needs first.
+        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        name: str = "cloud",
+        binary: Literal["auto"] | bool = "auto",
+        labels: tuple[str, ...] | list[str] | None = None,
+        kind: str = "logits",
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        base, found, rest = url.partition("/v2/models/")
+        if not found and not model:
+            raise PolicyError("which model? Give model=, or a URL that ends in /v2/models/NAME")
+        self.address = Address(base.removesuffix("/v2") if not found else base, **address)
+        self.path = f"{self.address.path}/v2/models/{rest.strip('/') or model}"
+        self.where = f"{self.address.origin}{self.path}"
+        self.name, self.kind, self.output = name, kind, output
+        self.card = Card.read(Path(card)) if card else Card()
+        self.labels = tuple(labels) if labels else self.card.labels
+        self.binary: bool | None = None if binary == "auto" else binary
+        self.inputs: tuple[TensorSpec, ...] | None = None
+        self._silent = False
+
+    def ping(self) -> Talk:
+        """Asks whether the model is ready, then for what it takes and how."""
+        yield Call("GET", f"{self.path}/ready")
+        yield from self._meet()
+        if self.binary is None and self.inputs and all(-1 not in s.shape[1:] for s in self.inputs):
+            yield from self._try_binary({s.name: np.zeros((1, *s.shape[1:]), s.dtype) for s in self.inputs})
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """Inputs, without the batch axis -> output [n, ...]."""
+        if self.inputs is None:
+            yield from self._meet()
+        feed = self._feed(inputs)
+        if self.binary is None:
+            yield from self._try_binary({name: np.zeros_like(array[:1]) for name, array in feed.items()})
+        reply = yield self._infer(feed, binary=bool(self.binary))
+        return self._decode(reply, len(inputs))
+
+    def _meet(self) -> Talk:
+        """Reads the model's metadata."""
+        said = loads((yield Call("GET", self.path)).body, self.where)
+        try:
+            self.inputs = tuple(TensorSpec(t["name"], DTYPES[t["datatype"]], tuple(map(int, t["shape"]))) for t in said["inputs"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise BadReply(
+                f"{self.where} describes its inputs in a way that is not the protocol's: {type(e).__name__}: {e}"
+            ) from e
+
+    def _try_binary(self, zeros: dict[str, Array]) -> Talk:
+        """A reply that decodes settles it, and so does a refusal; silence only the second time, since links fail too."""
+        reply = yield self._infer(zeros, binary=True)._replace(probe=True)
+        if reply.status == 0 and not self._silent:
+            self._silent = True
+            return
+        try:
+            self._decode(checked(reply, self.where), 1)
+            self.binary = True
+        except CloudError:
+            self.binary = False
+
+    def _feed(self, inputs: list[Any]) -> dict[str, Array]:
+        assert self.inputs is not None, "_meet comes first"
+        prepare = self.card.preprocess
+        if len(self.inputs) == 1:
+            spec = self.inputs[0]
+            if inputs and isinstance(inputs[0], dict):
+                inputs = [_one(x, spec.name) for x in inputs]
+            return {spec.name: prepare(inputs) if prepare is not None else self._stack(inputs, spec)}
+        return {spec.name: self._stack([_one(x, spec.name) for x in inputs], spec) for spec in self.inputs}
+
+    def _stack(self, inputs: list[Any], spec: TensorSpec) -> Array:
+        try:
+            return stack(inputs, spec)
+        except BadInput as e:
+            raise BadInput(
+                f"{self.where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs"
+            ) from e
+
+    def _infer(self, feed: dict[str, Array], *, binary: bool) -> Call:
+        inputs: list[dict[str, Any]] = []
+        parts: list[Any] = []
+        for name, array in feed.items():
+            tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype.name]}
+            if binary:
+                tensor["parameters"] = {"binary_data_size": array.nbytes}
+                parts.append(array.tobytes())
+            else:
+                tensor["data"] = array.ravel().tolist()
+            inputs.append(tensor)
+        head: dict[str, Any] = {"inputs": inputs}
+        if self.output is not None:
+            head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
+        elif binary:
+            head["parameters"] = {"binary_data_output": True}
+        text = dumps(head)
+        if not binary:
+            return Call("POST", f"{self.path}/infer", [JSON], text)
+        return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], b"".join([text, *parts]))
+
+    def _decode(self, reply: Reply, count: int) -> Array:
+        """The output [n, ...] in a reply; every size is checked before it is believed."""
+        body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
+        if length is not None and not (length.isdigit() and int(length) <= len(body)):
+            raise BadReply(f"{self.where}: {LENGTH} is {length!r}, and the body has {len(body)} bytes")
+        cut = len(body) if length is None else int(length)
+        said = loads(body[:cut], self.where)
+        try:
+            outputs = said["outputs"]
+            at = cut
+            for output in outputs:
+                size = output.get("parameters", {}).get("binary_data_size")
+                if self.output in (None, output["name"]):
+                    return self._tensor(output, None if size is None else body[at : at + size], count)
+                at += size or 0
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {type(e).__name__}: {e}") from e
+        raise BadReply(f"{self.where} gave no output {self.output!r}, only {[str(o['name']) for o in outputs]}")
+
+    def _tensor(self, output: dict[str, Any], raw: memoryview | None, count: int) -> Array:
+        dtype, shape = np.dtype(DTYPES[output["datatype"]]), tuple(map(int, output["shape"]))
+        if not shape or shape[0] != count:
+            raise BadReply(f"{self.where}: {count} inputs gave an output of shape {list(shape)}")
+        size = prod(shape)
+        if raw is None:
+            array = np.asarray(output["data"]).reshape(-1)
+            array = np.array([np.nan if v is None else v for v in array], dtype) if array.dtype.hasobject else array.astype(dtype)
+        elif len(raw) != size * dtype.itemsize:
+            raise BadReply(f"{self.where}: the output should have {size * dtype.itemsize} bytes, {len(raw)} came")
+        else:
+            array = np.frombuffer(raw, dtype)
+        if array.size != size:
+            raise BadReply(f"{self.where}: the output should have {size} numbers, {array.size} came")
+        return array.reshape(shape)
+
+    def __repr__(self) -> str:
+        return f"OpenInference({self.where!r})"
+
+
+def _one(x: Any, name: str) -> Any:
+    if not isinstance(x, dict) or name not in x:
+        raise BadInput(f"the endpoint needs an input {name!r}; there is {sorted(x) if isinstance(x, dict) else type(x).__name__}")
+    return x[name]

@@ -1,0 +1,94 @@
+"""Any server that takes JSON and gives JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgeroute.cloud.base import Address, Call, Talk, dumps, loads
+from edgeroute.errors import BadReply, Unreachable
+
+
+class PlainJson:
+    """POSTs one input as JSON, and picks the answer out of the reply.
+
+    Args:
+        url: where to post to.
+        encode: input -> what is sent as JSON; None: `{"input": input}`, arrays as nested lists.
+        value: where the value is in the reply, keys and indices with dots between: `result.0.label`.
+        confidence: likewise; None: the answer has no confidence.
+        logits: where an array [classes] is, instead of `value`.
+        ping_path: a path that answers 200 when the server is well; None: only the connection is tried, with OPTIONS.
+        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "cloud",
+        encode: Callable[[Any], Any] | None = None,
+        value: str = "value",
+        confidence: str | None = "confidence",
+        logits: str | None = None,
+        labels: tuple[str, ...] | list[str] | None = None,
+        ping_path: str | None = None,
+        **address: Any,
+    ) -> None:
+        self.address = Address(url, **address)
+        self.where = self.address.origin + self.address.path
+        self.name, self.labels = name, tuple(labels) if labels else None
+        self.kind = "logits" if logits else "answers"
+        self.encode = encode or _plain
+        self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
+
+    def ping(self) -> Talk:
+        """Whether the server is there."""
+        if self.ping_path is not None:
+            yield Call("GET", self.ping_path)
+            return
+        reply = yield Call("OPTIONS", self.address.path or "/", probe=True)
+        if not reply.status:
+            raise Unreachable(bytes(reply.body).decode())
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """One request an input: there is no batch in a protocol that this knows nothing of."""
+        answers = []
+        for x in inputs:
+            reply = yield Call("POST", self.address.path or "/", [("Content-Type", "application/json")], dumps(self.encode(x)))
+            said = loads(reply.body, self.where)
+            if self.logits is not None:
+                answers.append(self._numbers(said, self.logits))
+            else:
+                sure = None if self.confidence is None else self._pick(said, self.confidence, optional=True)
+                if not (sure is None or isinstance(sure, int | float)):
+                    raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
+                answers.append((self._pick(said, self.value), sure))
+        return answers
+
+    def _numbers(self, said: Any, path: str) -> Any:
+        try:
+            return np.asarray(self._pick(said, path), np.float32).reshape(-1)
+        except (TypeError, ValueError) as e:
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from e
+
+    def _pick(self, said: Any, path: str, *, optional: bool = False) -> Any:
+        at = said
+        for key in path.split("."):
+            try:
+                at = at[int(key)] if isinstance(at, list) else at[key]
+            except (KeyError, IndexError, TypeError, ValueError) as e:
+                if optional:
+                    return None
+                there = sorted(at) if isinstance(at, dict) else type(at).__name__
+                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}") from e
+        return at
+
+    def __repr__(self) -> str:
+        return f"PlainJson({self.where!r})"
+
+
+def _plain(x: Any) -> Any:
+    return {"input": x.tolist() if isinstance(x, np.ndarray) else x}

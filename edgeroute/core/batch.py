@@ -1,0 +1,60 @@
+"""Walks a plan with a batch: every row by the same rules as one input, every leg begun once for all rows that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeAlias
+
+from edgeroute.core.flow import Cancel, Done, Effect, Event, Outcome, Start, Wait, Walk, walk
+from edgeroute.core.plan import Plan
+
+BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
+
+
+def walk_many(plan: Plan, count: int, begun: float) -> BatchWalk:
+    """Routes `count` inputs together; the outcomes come back in their order.
+
+    Rows that are still under way have all seen the same events, since a row either ends or goes on with the others. So
+    they ask for the same legs at the same time, and one `Start` with their numbers serves them all. A leg is cancelled
+    when no row is left that could use it.
+    """
+    live: dict[int, Walk] = {row: walk(plan, begun) for row in range(count)}
+    outcomes: list[Outcome | None] = [None] * count
+    asked: dict[int, tuple[int, ...]] = {}
+    events: list[Event | None] = [None]
+
+    while True:
+        event = events.pop(0)
+        starts: dict[int, list[int]] = {}
+        cancels: dict[int, None] = {}
+        until = begun
+        for row, one in list(live.items()):
+            reply = _for_row(event, row, asked)
+            try:
+                while type(effect := one.send(reply)) is not Wait:
+                    reply = None
+                    if type(effect) is Start:
+                        starts.setdefault(effect.leg, []).append(row)
+                    else:
+                        cancels[effect.leg] = None
+                until = effect.until
+            except StopIteration as end:
+                outcomes[row] = end.value
+                del live[row]
+        for leg, rows in starts.items():
+            asked[leg] = tuple(rows)
+            at_once = yield Start(leg, asked[leg])
+            if at_once is not None:
+                events.append(at_once)
+        if not live:
+            for leg in cancels:
+                yield Cancel(leg)
+            return [outcome for outcome in outcomes if outcome is not None]
+        if not events:
+            events.append((yield Wait(until)))
+
+
+def _for_row(event: Event | None, row: int, asked: dict[int, tuple[int, ...]]) -> Event | None:
+    if type(event) is Done:
+        return Done(event.leg, event.answer[asked[event.leg].index(row)], event.at)
+    return event

@@ -1,0 +1,82 @@
+"""Says why an answer is what it is: one line for people, one mapping for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeroute.core.flow import Outcome
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.policy import INF
+
+
+def reason(plan: Plan, outcome: Outcome) -> str:
+    """Such as `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
+    started: dict[int, float] = {}
+    parts = []
+    for what, i, at, detail in outcome.log:
+        leg = plan.legs[i]
+        if what == "start":
+            started[i] = at
+        elif what in {"accepted", "below", "kept"}:
+            parts.append(answered(plan, leg, detail, at - started[i]))
+        elif what == "failed":
+            parts.append(f"{leg.name} failed: {detail}")
+        elif what == "timeout":
+            parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
+    if outcome.leg is not None and not outcome.accepted:
+        parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
+    return "; ".join(parts)
+
+
+def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float) -> str:
+    """The part of a reason that is about one leg's answer."""
+    known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
+    sure = f"{confidence:.2f}" if known else "without confidence"
+    if leg.side == "cloud" and (leg.threshold is None or leg.final):
+        return f"{leg.name} {took_s * 1000:.0f} ms"
+    if leg.standby:
+        return f"{leg.name} {sure}, on standby"
+    if leg.threshold is None:
+        return f"{leg.name} {sure}, always accepted"
+    if confidence is None or not known:
+        rule = "accepted" if leg.accept_unsure else "deferred"
+        return f"{leg.name} {sure}" + ("" if leg.final else f", {rule} by policy")
+    sign = ">=" if confidence >= leg.threshold else "<"
+    text = f"{leg.name} {sure} {sign} {leg.threshold:.2f} ({leg.label})"
+    if leg.final and sign == "<":
+        text += f", {plan.mode}" if plan.mode == "only_edge" else ", and there is nothing else to ask"
+    return text
+
+
+def trace(plan: Plan, outcome: Outcome, identity: str) -> Mapping[str, Any]:
+    """Everything that was decided, ready for `json.dumps`; instants in seconds from the beginning. No inputs."""
+    return {
+        "id": identity,
+        "mode": plan.mode,
+        "deadline_s": None if plan.deadline_s == INF else plan.deadline_s,
+        "plan": [
+            {
+                "leg": leg.name,
+                "side": leg.side,
+                "threshold": leg.threshold,
+                "label": leg.label,
+                "hedge_after_s": None if leg.hedge_after_s == INF else leg.hedge_after_s,
+            }
+            for leg in plan.legs
+        ],
+        "events": [
+            {"at_s": round(at - outcome.begun, 6), "leg": plan.legs[i].name, "what": what}
+            | ({} if detail is None else {"error" if what == "failed" else "confidence": _plain(detail)})
+            for what, i, at, detail in outcome.log
+        ],
+        "answered_by": None if outcome.leg is None else plan.legs[outcome.leg].name,
+        "accepted": outcome.accepted,
+        "latency_s": round(outcome.ended - outcome.begun, 6),
+    }
+
+
+def _plain(detail: object) -> object:
+    if isinstance(detail, BaseException):
+        return f"{type(detail).__name__}: {detail}"
+    return detail if detail == detail else None  # noqa: PLR0124 - NaN is not JSON

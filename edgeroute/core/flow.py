@@ -1,0 +1,199 @@
+"""Walks a plan. One generator says what to do next; a driver does it and says what happened.
+
+    effects, yielded      Start(leg)   Wait(until)   Cancel(leg)
+    events, sent back     Done   Failed   Elapsed
+
+A driver answers `Wait` with the next event, or with `Elapsed` once `until` has come; `Start` with None, or with the
+leg's event if it ran to its end there and then; `Cancel` with None. All instants are seconds of one monotonic clock.
+Starting is separate from waiting, so a race needs no thread in here, and the whole of acceptance, hedging, deadline
+and degradation is this one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, TypeAlias, final
+
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.policy import INF
+
+
+@final
+class Start(NamedTuple):
+    """Begin this leg. `rows`: for these rows of a batch; None: for the one input."""
+
+    leg: int
+    rows: tuple[int, ...] | None = None
+
+
+@final
+class Wait(NamedTuple):
+    """Give me the next event, or Elapsed at this instant."""
+
+    until: float
+
+
+@final
+class Cancel(NamedTuple):
+    """This leg's answer is not needed any more."""
+
+    leg: int
+
+
+class Prediction(NamedTuple):
+    """What a leg answered."""
+
+    value: Any
+    confidence: float | None
+    """0..1 for most scores, higher is surer; None or NaN: there is none."""
+    outputs: Any
+    """The raw outputs that the value was read from."""
+
+
+@final
+class Done(NamedTuple):
+    """The leg answered; for a batch, `answer` has a prediction for each of the rows it was started with."""
+
+    leg: int
+    answer: Any
+    at: float
+
+
+@final
+class Failed(NamedTuple):
+    """The leg did not answer."""
+
+    leg: int
+    error: BaseException
+    at: float
+    fatal: bool = False
+    """The input itself is wrong: no other leg need try."""
+
+
+@final
+class Elapsed(NamedTuple):
+    """The instant that was waited for has come."""
+
+    at: float
+
+
+Mark: TypeAlias = tuple[str, int, float, Any]
+"""One line of a route's log: what, to which leg, when, and the detail.
+
+what: start | accepted | below | kept | failed | cancelled | timeout. detail: the confidence of an answer (accepted,
+below, kept), the exception of a failure. A plain tuple, since every call makes some.
+"""
+
+Effect: TypeAlias = Start | Wait | Cancel
+Event: TypeAlias = Done | Failed | Elapsed
+
+
+class Outcome(NamedTuple):
+    """How a route ended."""
+
+    leg: int | None
+    """The leg whose answer this is; None: there is none."""
+    prediction: Prediction | None
+    accepted: bool
+    """False: the best of what there was, not what the policy asked for."""
+    log: Sequence[Mark]
+    begun: float
+    ended: float
+
+
+Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
+
+STARTS = tuple(Start(i) for i in range(16))
+FOREVER = Wait(INF)
+
+
+def acceptable(leg: Leg, confidence: float | None) -> bool:
+    """Whether an answer of this confidence may stand; at the threshold itself it does."""
+    threshold = leg.threshold
+    if leg.final or threshold is None:
+        return True
+    if confidence is None or confidence != confidence:  # noqa: PLR0124 - NaN, without an import
+        return leg.accept_unsure
+    return confidence >= threshold
+
+
+def walk(plan: Plan, begun: float) -> Walk:
+    """Routes one input along the plan, beginning at the instant `begun`."""
+    legs, deadline = plan.legs, begun + plan.deadline_s
+    pending, running = [*plan.order], list[int]()
+    held: dict[int, Prediction] = {}
+    log: list[Mark] = []
+    now = started = begun
+
+    while True:
+        event, due = None, INF
+        while pending and now < deadline:
+            if running or held:
+                i, due = _next(legs, pending, running, held, begun, started)
+                if due > now:
+                    break
+            else:
+                i = pending[0]
+            event = yield STARTS[i] if i < len(STARTS) else Start(i)
+            pending.remove(i)
+            running.append(i)
+            log.append(("start", i, now, None))
+            due, started = INF, started if legs[i].standby else now
+            if event is not None:
+                break
+        if event is None:
+            if not running or (held and all(legs[i].standby for i in running)):
+                yield from _cancel(running, "cancelled", now, log)
+                break
+            until = due if due < deadline else deadline
+            event = yield FOREVER if until == INF else Wait(until)
+
+        now = event.at  # type: ignore[union-attr]  # a driver answers Wait with an event
+        if type(event) is Done:
+            i, prediction = event.leg, event.answer
+            running.remove(i)
+            leg = legs[i]
+            if not leg.standby and acceptable(leg, prediction.confidence):
+                log.append(("accepted", i, now, prediction.confidence))
+                if running:
+                    yield from _cancel(running, "cancelled", now, log)
+                return Outcome(i, prediction, True, log, begun, now)
+            log.append(("kept" if leg.standby else "below", i, now, prediction.confidence))
+            held[i] = prediction
+        elif type(event) is Failed:
+            running.remove(event.leg)
+            log.append(("failed", event.leg, now, event.error))
+            if event.fatal and not held:
+                yield from _cancel(running, "cancelled", now, log)
+                break
+        elif now >= deadline:
+            yield from _cancel(running, "timeout", now, log)
+            break
+
+    if not held:
+        return Outcome(None, None, False, log, begun, now)
+    best = max(held, key=lambda i: legs[i].target)
+    return Outcome(best, held[best], False, log, begun, now)
+
+
+def _next(
+    legs: tuple[Leg, ...], pending: list[int], running: list[int], held: dict[int, Prediction], begun: float, started: float
+) -> tuple[int, float]:
+    """The pending leg that starts next, and the instant at which it does; `begun` means: nothing holds it back."""
+    first = pending[0]
+    if not running and not (held and legs[first].standby):
+        return first, begun
+    if not legs[first].standby and all(legs[i].standby for i in running):
+        return first, begun
+    choices = [(begun + legs[i].start_by_s, i) for i in pending if legs[i].standby]
+    if not legs[first].standby:
+        choices.append((started + legs[first].hedge_after_s, first))
+    at, i = min(choices)
+    return i, at
+
+
+def _cancel(running: list[int], what: str, now: float, log: list[Mark]) -> Generator[Effect, Event | None, None]:
+    for i in running:
+        yield Cancel(i)
+        log.append((what, i, now, None))
+    running.clear()

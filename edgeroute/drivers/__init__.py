@@ -1,0 +1,16 @@
+"""Each does what a walk asks and tells it what happened; no driver decides anything.
+
+The one plug they share: `begin(start, send) -> stop`. It starts a leg, which reports once through `send`, from any
+thread, perhaps before `begin` returns; `stop()` asks it to end, and may be too late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from edgeroute.core.flow import Event, Start
+
+Send: TypeAlias = Callable[[Event], None]
+Stop: TypeAlias = Callable[[], None]
+Begin: TypeAlias = Callable[[Start, Send], Stop]

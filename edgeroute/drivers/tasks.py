@@ -1,0 +1,63 @@
+"""Drives a walk in an asyncio task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Generator
+from time import monotonic
+from typing import TypeVar
+
+from edgeroute.core.flow import Effect, Elapsed, Event, Start, Wait
+from edgeroute.core.policy import INF
+from edgeroute.drivers import Begin, Stop
+
+T = TypeVar("T")
+
+
+async def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
+    """What the walk returns. Cancelling the task stops every leg that is under way."""
+    loop = asyncio.get_running_loop()
+    mail: deque[Event] = deque()
+    waiting: asyncio.Future[None] | None = None
+    stops: dict[int, Stop] = {}
+    reply: Event | None = None
+
+    def wake() -> None:
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def send(event: Event) -> None:
+        mail.append(event)
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:
+            mail.clear()  # the loop is closed: nobody reads late mail
+
+    try:
+        while True:
+            effect = walk.send(reply)
+            reply = None
+            if type(effect) is Start:
+                stops[effect.leg] = begin(effect, send)
+            elif type(effect) is Wait:
+                if not mail:
+                    waiting = loop.create_future()
+                    if not mail:  # a thread may have sent in between
+                        alarm = None if effect.until == INF else loop.call_later(effect.until - monotonic(), wake)
+                        try:
+                            await waiting
+                        finally:
+                            if alarm is not None:
+                                alarm.cancel()
+                    waiting = None
+                reply = mail.popleft() if mail else Elapsed(max(monotonic(), effect.until))
+                if type(reply) is not Elapsed:
+                    stops.pop(reply.leg, None)
+            else:
+                stops.pop(effect.leg)()
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        for stop in stops.values():
+            stop()

@@ -1,0 +1,208 @@
+"""ONNX models on ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeroute.edge.card import Array, Card, sha256_of, stack
+from edgeroute.errors import BadInput, ModelError, RuntimeMissing
+from edgeroute.fork import renew_after_fork
+from edgeroute.types import Cancel, TensorSpec
+
+_DTYPES = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
+    "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32", "tensor(int64)": "int64",
+    "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32", "tensor(uint64)": "uint64",
+}  # fmt: skip
+
+
+_SET_ASIDE: list[Any] = []
+
+
+class OnnxModel:
+    """A .onnx file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
+
+    Args:
+        path: the model file.
+        providers: execution providers, best first.
+        threads: for one run; more than one slows a busy device down.
+        on_downgrade: what it means that the first provider asked for is not there: an error, or a note in `downgraded`.
+        sha256: of the file; None: what the card says, unchecked where it says nothing.
+        card: path of the card, where it is not beside the model.
+
+    Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: it would write and send by default.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int = 1,
+        on_downgrade: Literal["error", "record"] = "error",
+        sha256: str | None = None,
+        card: str | Path | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.providers, self.threads, self.on_downgrade = tuple(providers), threads, on_downgrade
+        self.card = Card.read(Path(card)) if card else Card.beside(self.path)
+        self.name = self.card.name or self.path.stem
+        self.labels, self.kind = self.card.labels, self.card.kind
+        self.downgraded: str | None = None
+        self.fingerprint: str | None = None
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self._expected = sha256 or self.card.sha256
+        self._lock = threading.Lock()
+        self._session: Any = None
+        self._run_options: Any = None
+        self._names: list[str] = []
+        self._input = ""
+        self._prepare: Callable[[Any], Array] | None = None
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The parent's session has threads that the child lacks: it is set aside, unused and never freed."""
+        self._lock = threading.Lock()
+        if self._session is not None:
+            _SET_ASIDE.append(self._session)
+            self._session = None
+
+    def load(self) -> Any:
+        """Reads, checks and compiles the model, once. -> onnxruntime's session.
+
+        Raises:
+            ModelMissing: there is no such file.
+            RuntimeMissing: onnxruntime is not installed.
+            ModelError: the file is corrupt, is not the one its card or the policy names, or a provider is not there.
+        """
+        with self._lock:
+            if self._session is None:
+                self._session = self._load()
+            return self._session
+
+    def _load(self) -> Any:
+        self.fingerprint = sha256_of(self.path)
+        if self._expected and self.fingerprint != self._expected.lower():
+            raise ModelError(
+                f"{self.path} is not the expected model: its sha256 is {self.fingerprint}, expected {self._expected}. "
+                "Fetch the model again, or correct the card or policy"
+            )
+        ort = _runtime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        unknown = [p for p in self.providers if p not in ort.get_available_providers()]
+        if unknown and self.on_downgrade == "error":
+            raise ModelError(
+                f"{', '.join(unknown)} is not in this onnxruntime, which has {', '.join(ort.get_available_providers())}. "
+                "Install a build that has it, or allow the downgrade with on_downgrade='record'"
+            )
+        usable = [p for p in self.providers if p not in unknown] or ["CPUExecutionProvider"]
+        try:
+            session = ort.InferenceSession(str(self.path), options, providers=usable)
+        except Exception as e:  # onnxruntime's errors derive from Exception alone
+            raise ModelError(f"onnxruntime cannot load {self.path}: {_first_line(e)}") from e
+        real = session.get_providers()
+        if self.providers and self.providers[0] not in real:
+            self.downgraded = f"asked for {', '.join(self.providers)}, running on {', '.join(real)}"
+            if self.on_downgrade == "error":
+                raise ModelError(f"{self.path}: {self.downgraded}")
+        self.inputs = tuple(_spec(node) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._check_card()
+        self._names = [self.card.output] if self.card.output else [node.name for node in self.outputs]
+        self._input = self.inputs[0].name
+        self._prepare = None if self.card.preprocess is None else self.card.preprocess.one
+        self._run_options = ort.RunOptions
+        return session
+
+    def _check_card(self) -> None:
+        card, prepare = self.card, self.card.preprocess
+        if prepare is not None:
+            given, taken = prepare.gives[:2], [spec[:2] for spec in self.inputs]
+            if [given] != taken:
+                raise ModelError(f"{self.path}: its card describes the input {given}, the file has {taken}")
+        names = [spec.name for spec in self.outputs]
+        if card.output and card.output not in names:
+            raise ModelError(f"{self.path}: its card names the output {card.output!r}, the file has {names}")
+
+    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> Array | dict[str, Array]:
+        """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""
+        if self._session is None:
+            self.load()  # what it takes is known only then
+        return self.run_feed(self.feed(inputs), cancel)
+
+    def run_one(self, x: Any, cancel: Cancel | None = None) -> Array | dict[str, Array]:
+        """The same for one input."""
+        if self._session is None:
+            self.load()
+        prepare = self._prepare
+        if prepare is None or type(x) is dict:
+            return self.run_feed(self.feed([x]), cancel)
+        return self.run_feed({self._input: prepare(x)}, cancel)
+
+    def feed(self, inputs: list[Any]) -> dict[str, Array]:
+        """The model's tensors for these inputs, after the card's preprocessing."""
+        if len(self.inputs) == 1:
+            spec = self.inputs[0]
+            if inputs and isinstance(inputs[0], dict):
+                inputs = [_named(x, spec.name) for x in inputs]
+            prepare = self.card.preprocess
+            return {spec.name: prepare(inputs) if prepare is not None else stack(inputs, spec)}
+        if not all(isinstance(x, dict) for x in inputs):
+            raise BadInput(f"{self.name} has {len(self.inputs)} inputs: pass a mapping with {[s.name for s in self.inputs]}")
+        return {spec.name: stack([_named(x, spec.name) for x in inputs], spec) for spec in self.inputs}
+
+    def run_feed(self, feed: dict[str, Array], cancel: Cancel | None = None) -> Array | dict[str, Array]:
+        """Runs tensors that are already the model's."""
+        session = self._session or self.load()
+        try:
+            if cancel is None:
+                out = session.run(self._names, feed)
+            else:
+                options = self._run_options()
+                cancel.on_ask(lambda: setattr(options, "terminate", True))
+                out = session.run(self._names, feed, options)
+        except Exception as e:  # onnxruntime's errors derive from Exception alone
+            raise ModelError(f"{self.name} failed on the edge: {_first_line(e)}") from e
+        return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
+
+    def close(self) -> None:
+        """Frees the model; a later run loads it again."""
+        with self._lock:
+            self._session = None
+
+    def __repr__(self) -> str:
+        return f"OnnxModel({str(self.path)!r})"
+
+
+def _runtime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
+    return onnxruntime
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)
+    return TensorSpec(node.name, _DTYPES.get(node.type, "object"), shape)
+
+
+def _named(x: Any, name: str) -> Any:
+    try:
+        return x[name]
+    except (KeyError, IndexError, TypeError) as e:
+        there = sorted(x) if isinstance(x, dict) else type(x).__name__
+        raise BadInput(f"the input {name!r} is missing; there is {there}") from e
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,100 @@
+"""What can go wrong, and whose fault it is.
+
+EdgerouteError
+├── PolicyError (ValueError)           the policy's: a key, a unit, a contradiction
+├── BadInput (ValueError)              the caller's: shape, dtype, NaN
+├── ModelError                         the model file's: corrupt, another sha256, a provider that is not there
+│   ├── ModelMissing (FileNotFoundError)
+│   └── RuntimeMissing (ImportError)   the installation's: a runtime is not installed
+├── CloudError                         an endpoint's; inside a route this degrades the answer, it does not raise
+│   ├── Unreachable                    no connection, or it broke
+│   ├── TimedOut (TimeoutError)        no reply in the time there was
+│   ├── Refused                        an HTTP status that is not a success
+│   └── BadReply                       a reply that is not what the protocol promises
+├── NoAnswer                           no leg answered: `errors` has each leg's reason
+│   └── DeadlineExceeded (TimeoutError)
+└── Closed (RuntimeError)              the router was closed before the call
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class EdgerouteError(Exception):
+    """The root of everything edgeroute raises on purpose."""
+
+
+class PolicyError(EdgerouteError, ValueError):
+    """The policy, or an argument that stands for one, is wrong."""
+
+
+class BadInput(EdgerouteError, ValueError):
+    """The caller's input does not fit the model."""
+
+
+class ModelError(EdgerouteError):
+    """The edge model cannot be used as asked."""
+
+
+class ModelMissing(ModelError, FileNotFoundError):
+    """There is no model file at that path."""
+
+
+class RuntimeMissing(ModelError, ImportError):
+    """The runtime that this needs is not installed."""
+
+
+class CloudError(EdgerouteError):
+    """An endpoint did not answer as it should."""
+
+    retriable = False
+    retry_after_s: float | None = None
+    stale = False
+    """It came on a kept-alive connection, which the server may just have closed: worth one try at once."""
+
+
+class Unreachable(CloudError):
+    """No connection could be made, or it broke before the reply was complete."""
+
+    retriable = True
+
+
+class TimedOut(CloudError, TimeoutError):
+    """The reply was not there in the time that was left."""
+
+    retriable = True
+
+
+class Refused(CloudError):
+    """The endpoint answered with an HTTP status that is not a success."""
+
+    def __init__(self, message: str, *, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.retriable = status in {408, 429} or status >= 500  # noqa: PLR2004 - HTTP's own numbers
+
+
+class BadReply(CloudError):
+    """The endpoint answered, but not in the protocol."""
+
+
+class NoAnswer(EdgerouteError):
+    """No leg of the route gave an answer.
+
+    Attributes:
+        errors: leg name -> the exception that ended it.
+    """
+
+    def __init__(self, message: str, errors: Mapping[str, BaseException] | None = None) -> None:
+        super().__init__(message)
+        self.errors = dict(errors or {})
+
+
+class DeadlineExceeded(NoAnswer, TimeoutError):
+    """The deadline passed before any leg had an answer."""
+
+
+class Closed(EdgerouteError, RuntimeError):
+    """The router was closed."""

@@ -1,0 +1,140 @@
+"""A policy with all that serves it, made from what the user gives."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edgeroute.confidence.scores import Score
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF, MODES, Mode, Policy, Target
+from edgeroute.edge.load import load
+from edgeroute.errors import ModelMissing, PolicyError
+from edgeroute.runners import EdgeRunner, FunctionRunner, HttpRunner, Runner
+
+
+class Live(NamedTuple):
+    """Replaced whole by a reload, so a request sees one policy from its start to its end."""
+
+    policy: Policy
+    targets: tuple[Target, ...]
+    runners: tuple[Runner, ...]
+    recipes: tuple[tuple[Any, ...], ...]
+    """What each runner was made from: a reload keeps those of which it is the same."""
+    plans: dict[tuple[Mode | None, float | None], Plan]
+    """Those made so far, by the mode and deadline of the call."""
+
+
+def make(
+    edge: Any = None,
+    cloud: Any = None,
+    *,
+    threshold: float | Sequence[float] | None = None,
+    score: str | Score = "msp",
+    deadline: float | None = None,
+    hedge_after: float | None = None,
+    old: Live | None = None,
+    **rest: Any,
+) -> Live:
+    """See `Router` for the arguments; `rest` are fields of `Policy`. Runners of `old` are kept where nothing changed.
+
+    Raises:
+        PolicyError: they do not go together.
+        ModelMissing: there is no file at a model's path.
+    """
+    deadline_s, hedge_after_s = (INF if given is None else given for given in (deadline, hedge_after))
+    policy = Policy(deadline_s=deadline_s, hedge_after_s=hedge_after_s, **rest)
+    edges, clouds = _listed(edge), _listed(cloud)
+    _check(policy, edges, clouds)
+    thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
+    known = dict(zip(old.recipes, old.runners, strict=True)) if old is not None else {}
+    targets: list[Target] = []
+    runners: list[Runner] = []
+    recipes: list[tuple[Any, ...]] = []
+    labels: tuple[str, ...] | None = None
+
+    def add(recipe: tuple[Any, ...], target: Target, runner: Any) -> None:
+        recipes.append(recipe)
+        targets.append(target)
+        runners.append(known.get(recipe) or runner)
+
+    for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
+        model = load(given)
+        path = getattr(model, "path", None)
+        if path is not None and not Path(path).exists():
+            raise ModelMissing(f"there is no model at {path}")
+        name = _name("edge", model.name, i, len(edges), targets)
+        add(("edge", name, given, score), Target(name, "edge", limit), EdgeRunner(name, model, score))
+        labels = model.labels or labels
+    for i, given in enumerate(clouds):
+        endpoint = _endpoint(given)
+        name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
+        kind: Any = HttpRunner if hasattr(endpoint, "talk") else FunctionRunner
+        add(("cloud", name, given, score, labels), Target(name, "cloud"), kind(name, endpoint, score, labels))
+    return Live(policy, tuple(targets), tuple(runners), tuple(recipes), {})
+
+
+def nearest(word: Any, valid: Sequence[str]) -> str:
+    """What to say of a word that is none of the valid ones."""
+    near = difflib.get_close_matches(str(word), valid, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"expected one of {', '.join(valid)}"
+
+
+def _check(policy: Policy, edges: list[Any], clouds: list[Any]) -> None:
+    for name, value, valid in (
+        ("mode", policy.mode, MODES),
+        ("no_confidence", policy.no_confidence, ("defer", "accept")),
+        ("on_exhausted", policy.on_exhausted, ("answer", "raise")),
+    ):
+        if value not in valid:
+            raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
+    if not policy.deadline_s > 0 or not policy.hedge_after_s >= 0:
+        raise PolicyError("deadline is more than 0 seconds, and hedge_after at least 0")
+    if not edges and not clouds:
+        raise PolicyError("a router needs edge=, cloud= or both")
+    if policy.mode in {"only_cloud", "prefer_cloud"} and not clouds:
+        raise PolicyError(f"mode {policy.mode!r} needs cloud=, and there is none")
+    if policy.mode == "only_edge" and not edges:
+        raise PolicyError("mode 'only_edge' needs edge=, and there is none")
+
+
+def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | None]:
+    if given is None:
+        if needed and count:
+            raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
+        return [None] * count
+    values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
+    if len(values) != count:
+        raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise PolicyError(f"a threshold is a number, not {value!r}")
+    return [float(value) for value in values]
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
+    """`edge` and `cloud` where there is one of them, else the target's own name, made unique."""
+    if of == 1:
+        return side
+    name = own if own and own != side else f"{side}-{i + 1}"
+    return name if name not in {t.name for t in taken} else f"{name}-{i + 1}"
+
+
+def _endpoint(given: Any) -> Any:
+    if isinstance(given, str):
+        from edgeroute.cloud.openinference import OpenInference
+
+        if "/v2/models/" not in given:
+            shown = given.rpartition("@")[2]
+            raise PolicyError(f"what does {shown!r} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+        return OpenInference(given)
+    if hasattr(given, "talk") or callable(given):
+        return given
+    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")

@@ -1,0 +1,136 @@
+"""What goes in and what comes out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from edgeroute.core import explain
+from edgeroute.core.flow import Outcome, Prediction
+from edgeroute.core.plan import Plan
+
+__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "TensorSpec"]
+
+
+class TensorSpec(NamedTuple):
+    """One input or output of a model."""
+
+    name: str
+    dtype: str
+    """numpy's name: float32, uint8, ..."""
+    shape: tuple[int, ...]
+    """-1 for a size that is open."""
+
+
+class Cancel:
+    """A leg's request to stop, passed to the one who can. Calling it asks; it may be too late.
+
+    `on_ask(f)` has `f` called once when, or if already, it is asked; from the asker's thread.
+    """
+
+    __slots__ = ("_event", "_hook", "_lock")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._hook: Callable[[], object] | None = None
+
+    def __call__(self) -> None:
+        """Asks."""
+        with self._lock:
+            self._event.set()
+            hook = self._hook
+        if hook is not None:
+            hook()
+
+    @property
+    def asked(self) -> bool:
+        """Whether the leg was asked to stop."""
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps up to `seconds`, less if asked to stop; whether that was so."""
+        return self._event.wait(seconds)
+
+    def on_ask(self, hook: Callable[[], object] | None) -> None:
+        """Sets what a request to stop does; None: nothing."""
+        with self._lock:
+            self._hook = hook
+            asked = self._event.is_set()
+        if asked and hook is not None:
+            hook()
+
+
+class EdgeModel(Protocol):
+    """What a model on the device must do. Any object that has these serves; calls come from several threads."""
+
+    name: str
+    labels: tuple[str, ...] | None
+    """Class index -> value; None: the value is the index."""
+    kind: str
+    """What the outputs are: logits, probabilities, logprobs (of tokens) or answers, (value, confidence) pairs."""
+
+    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> Any:
+        """Several inputs at once -> outputs, an array (or name -> array) whose first axis is the inputs'.
+
+        Raises:
+            BadInput: an input does not fit.
+        """
+
+
+class Endpoint(Protocol):
+    """What a cloud must do; see `edgeroute.cloud.base` for the one way in which HTTP endpoints do it."""
+
+    name: str
+    labels: tuple[str, ...] | None
+    kind: str
+
+
+class Answer:
+    """What the router says.
+
+    Attributes:
+        value: the label, or whatever the model or endpoint gives.
+        source: "edge" or "cloud".
+        leg: the name of the target that answered.
+        confidence: by the policy's score, higher is surer; None: there is none.
+        outputs: the raw outputs, without the batch axis.
+        degraded: not what the policy asked for, only the best of what there was.
+        final: no better answer will follow.
+        latency_s: from the call to the answer, seconds.
+        id: names this request in traces.
+    """
+
+    __slots__ = (
+        "_number", "_outcome", "_plan", "_router",
+        "confidence", "degraded", "final", "latency_s", "leg", "outputs", "source", "value",
+    )  # fmt: skip
+
+    def __init__(self, plan: Plan, outcome: Outcome, router: str, number: int) -> None:
+        i, prediction, accepted, _, begun, ended = outcome
+        leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
+        self._plan, self._outcome, self._router, self._number = plan, outcome, router, number
+        self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
+        self.source, self.leg = leg.side, leg.name
+        self.degraded, self.final = not accepted, True
+        self.latency_s = ended - begun
+
+    @property
+    def id(self) -> str:
+        """Unique among the answers of every router."""
+        return f"{self._router}-{self._number}"
+
+    @property
+    def reason(self) -> str:
+        """Why this answer, in one line."""
+        return explain.reason(self._plan, self._outcome)
+
+    @property
+    def trace(self) -> Mapping[str, Any]:
+        """Every step with its time, ready for `json.dumps`."""
+        return explain.trace(self._plan, self._outcome, self.id)
+
+    def __repr__(self) -> str:
+        sure = "" if self.confidence is None else f", {self.confidence:.2f}"
+        return f"<Answer {self.value!r} from {self.leg}{sure}{', degraded' if self.degraded else ''}: {self.reason}>"
