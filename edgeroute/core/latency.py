@@ -53,4 +53,4 @@ class Latency:
                 seen, last = seen + weight, i
                 if seen >= goal:
                     break
-        return exp((last + 0.5 - _SHIFT) * _WIDTH)
+        return exp((last - _SHIFT) * _WIDTH) * (1 + ERROR)  # of the bucket, the value no further than ERROR from both ends

@@ -41,17 +41,15 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
             if type(effect) is Start:
                 stops[effect.leg] = begin(effect, send)
             elif type(effect) is Wait:
-                if not mail:
+                while not mail and (left_s := effect.until - monotonic()) > 0:
                     waiting = loop.create_future()
-                    if not mail:  # a thread may have sent in between
-                        alarm = None if effect.until == INF else loop.call_later(effect.until - monotonic(), wake)
-                        try:
-                            await waiting
-                        finally:
-                            if alarm is not None:
-                                alarm.cancel()
-                    waiting = None
-                reply = mail.popleft() if mail else Elapsed(max(monotonic(), effect.until))
+                    alarm = None if left_s == INF else loop.call_later(left_s, wake)
+                    try:
+                        await waiting  # may be woken by mail that was read already: hence the loop
+                    finally:
+                        if alarm is not None:
+                            alarm.cancel()
+                reply = mail.popleft() if mail else Elapsed(monotonic())
                 if type(reply) is not Elapsed:
                     stops.pop(reply.leg, None)
             else:

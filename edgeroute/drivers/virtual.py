@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
@@ -11,8 +11,8 @@ from edgeroute.core.flow import Effect, Elapsed, Event, Start, Wait
 
 T = TypeVar("T")
 
-Script = Callable[[Start, float], Event | None]
-"""(what is started, now) -> the event that comes of it, its `at` not before now; None: the leg never answers."""
+Script = Callable[[Start, float], Iterable[Event]]
+"""(what is started, now) -> the events that come of it, none before now; no event: the leg never answers."""
 
 
 def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:
@@ -30,8 +30,7 @@ def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float
             effect = walk.send(reply)
             reply = None
             if type(effect) is Start:
-                event = script(effect, now)
-                if event is not None:
+                for event in script(effect, now):
                     heappush(mail, (event.at, next(order), event))
             elif type(effect) is Wait:
                 while mail and getattr(mail[0][2], "leg", None) in cancelled:

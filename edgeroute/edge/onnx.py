@@ -170,7 +170,7 @@ class OnnxModel:
                 cancel.on_ask(lambda: setattr(options, "terminate", True))
                 out = session.run(self._names, feed, options)
         except Exception as e:  # onnxruntime's errors derive from Exception alone
-            raise ModelError(f"{self.name} failed on the edge: {_first_line(e)}") from e
+            raise ModelError(f"{self.name} failed to run: {_first_line(e)}") from e
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def close(self) -> None:

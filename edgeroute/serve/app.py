@@ -1,0 +1,90 @@
+"""The ASGI application: what is served under which path."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from edgeroute.errors import PolicyError
+from edgeroute.serve.batching import Model
+from edgeroute.serve.infer import Infer
+from edgeroute.serve.replies import FAULTS, reply
+from edgeroute.serve.served import Served, find
+
+
+def app(models: Iterable[Model], *, max_batch: int = 32, queue: int = 256, max_body_bytes: int = 64 << 20) -> Starlette:
+    """The application that serves these models by their names, each in version 1.
+
+    Args:
+        models: loaded here, so that what cannot be served fails before anyone listens.
+        max_batch: rows of several requests to merge into one run.
+        queue: requests that may wait for one model; more are answered with 503 and Retry-After.
+        max_body_bytes: of a request; more is answered with 413.
+
+    Raises:
+        PolicyError: no models, two with one name, a name that does not fit into a path, a limit below 1.
+        ModelError: a model cannot be loaded, or has tensors that are not numbers.
+    """
+    if min(max_batch, queue, max_body_bytes) < 1:
+        raise PolicyError("max_batch, queue and max_body_bytes must be at least 1")
+    served: dict[str, Served] = {}
+    for model in models:
+        if not model.name or "/" in model.name or model.name in served:
+            raise PolicyError(f"{model.name!r} cannot be served: names must differ and have no slash; a model's card can name it")
+        served[model.name] = Served(model, max_batch=max_batch, queue=queue)
+    if not served:
+        raise PolicyError("no model to serve: name one at least")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        for one in served.values():
+            one.batcher.close()
+
+    pages = _Pages(served)
+    routes = [Route("/v2", pages.server), Route("/v2/health/live", pages.live), Route("/v2/health/ready", pages.ready)]
+    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        routes += [
+            Route(f"{base}/infer", Infer(served, max_body_bytes), methods=["POST"]),
+            Route(base, pages.model),
+            Route(f"{base}/ready", pages.model_ready),
+            Route(f"{base}/stats", pages.stats),
+        ]
+    application = Starlette(routes=routes, exception_handlers=FAULTS, lifespan=lifespan)
+    application.router.redirect_slashes = False
+    return application
+
+
+class _Pages:
+    """What GET gives."""
+
+    def __init__(self, served: Mapping[str, Served]) -> None:
+        self.served = served
+        try:
+            self.version = version("edgeroute")
+        except PackageNotFoundError:  # run from a source tree
+            self.version = "0"
+
+    async def server(self, _: Request) -> Response:
+        return reply({"name": "edgeroute-serve", "version": self.version, "extensions": ["binary_tensor_data"]})
+
+    async def live(self, _: Request) -> Response:
+        return reply({"live": True})
+
+    async def ready(self, _: Request) -> Response:
+        return reply({"ready": True})
+
+    async def model(self, request: Request) -> Response:
+        return reply(find(self.served, request.scope).about)
+
+    async def model_ready(self, request: Request) -> Response:
+        return reply({"name": find(self.served, request.scope).name, "ready": True})
+
+    async def stats(self, request: Request) -> Response:
+        return reply({"model_stats": [find(self.served, request.scope).stats()]})

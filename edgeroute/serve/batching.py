@@ -1,0 +1,170 @@
+"""Dynamic batching: requests that pile up during a run of the model share the next one.
+
+There is no delay to set. An idle model runs a request at once, so that light traffic waits for nothing; under load the
+run in progress is the time in which company gathers, and batches grow with the load by themselves. A fixed delay would
+only add to the latency of the first case, and to nothing in the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+
+from edgeroute.edge.card import Array, Card
+from edgeroute.errors import EdgerouteError, ModelError
+from edgeroute.types import TensorSpec
+
+_log = logging.getLogger(__name__)
+Tensors = Mapping[str, Array]
+
+
+class Model(Protocol):
+    """What can be served; `edgeroute.edge.onnx.OnnxModel` is one."""
+
+    name: str
+    card: Card
+    inputs: tuple[TensorSpec, ...]
+    """Known once it is loaded, and so are the outputs."""
+    outputs: tuple[TensorSpec, ...]
+
+    def load(self) -> None:
+        """Makes it ready."""
+
+    def run_feed(self, feed: dict[str, Array]) -> Array | dict[str, Array]:
+        """Name -> array, for every input -> the card's output, or the only one; a mapping if there are several."""
+
+
+class Full(EdgerouteError):
+    """Too many requests wait already."""
+
+
+class _Job:
+    __slots__ = ("done", "feed", "key", "rows")
+
+    def __init__(self, feed: dict[str, Array], rows: int, done: asyncio.Future[Tensors]) -> None:
+        self.feed, self.rows, self.done = feed, rows, done
+        self.key = tuple(array.shape[1:] for array in feed.values())
+
+
+class Batcher:
+    """One model, one run at a time, in a thread of its own. All but the runs happens on the event loop.
+
+    Args:
+        model: loaded.
+        outputs: those that the model's runs give.
+        max_batch: rows to merge into one run; a request that has more by itself is run by itself.
+        queue: requests that may wait, beyond those being run.
+
+    Attributes:
+        merges: whether requests share runs: the first axis of every input and output is open.
+        requests, rows, runs: that went well; rows / runs is the mean batch.
+        failed: requests that the model failed.
+    """
+
+    def __init__(self, model: Model, outputs: tuple[TensorSpec, ...], *, max_batch: int, queue: int) -> None:
+        self.model, self.max_batch, self.queue = model, max_batch, queue
+        self.merges = all(spec.shape[:1] == (-1,) for spec in (*model.inputs, *outputs))
+        self.requests = self.rows = self.runs = self.failed = 0
+        self._names = [spec.name for spec in outputs]
+        self._waiting: deque[_Job] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, f"edgeroute-serve-{model.name}")
+
+    def submit(self, feed: dict[str, Array], rows: int) -> asyncio.Future[Tensors]:
+        """Queues tensors that fit the model, `rows` long in their first axis. Cancel the future to withdraw them.
+
+        Raises:
+            Full: at once; ModelError: from the future.
+        """
+        if len(self._waiting) >= self.queue:
+            self._waiting = deque(job for job in self._waiting if not job.done.done())
+        if len(self._waiting) >= self.queue:
+            raise Full(f"{self.model.name} is busy and {self.queue} requests wait already: try again later")
+        job = _Job(feed, rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        if self._task is None:
+            self._task = asyncio.create_task(self._drain())
+        return job.done
+
+    def close(self) -> None:
+        """Ends the thread after the run in progress."""
+        self._thread.shutdown(wait=False)
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        while batch := self._take():
+            results = await loop.run_in_executor(self._thread, self._run, batch)
+            for job, result in zip(batch, results, strict=True):
+                if isinstance(result, ModelError):
+                    self.failed += 1
+                else:
+                    self.requests += 1
+                    self.rows += job.rows
+                if job.done.done():
+                    continue
+                if isinstance(result, ModelError):
+                    job.done.set_exception(result)
+                else:
+                    job.done.set_result(result)
+        self._task = None
+
+    def _take(self) -> list[_Job]:
+        """The oldest request, and those that can run with it. The rest keep their order, so that each becomes the oldest."""
+        batch: list[_Job] = []
+        rest: deque[_Job] = deque()
+        rows = 0
+        for job in self._waiting:
+            if job.done.done():  # withdrawn
+                continue
+            if not batch or (self.merges and job.key == batch[0].key and rows + job.rows <= self.max_batch):
+                batch.append(job)
+                rows += job.rows
+            else:
+                rest.append(job)
+        self._waiting = rest
+        return batch
+
+    def _run(self, batch: list[_Job]) -> Sequence[Tensors | ModelError]:
+        """In the thread; never raises. A batch that fails is run request by request: one must not fail its neighbours."""
+        if len(batch) > 1:
+            try:
+                return self._together(batch)
+            except Exception as e:  # noqa: BLE001 - no memory for the batch, say; what remains wrong shows below
+                _log.warning("%d requests failed together, each is run by itself now: %s", len(batch), e)
+        return [self._alone(job) for job in batch]
+
+    def _alone(self, job: _Job) -> Tensors | ModelError:
+        try:
+            return self._once(job.feed)
+        except ModelError as e:
+            return e
+
+    def _together(self, batch: list[_Job]) -> list[Tensors]:
+        feeds = [job.feed for job in batch]
+        out = self._once({name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
+        total = sum(job.rows for job in batch)
+        if any(array.shape[:1] != (total,) for array in out.values()):
+            raise ModelError(f"{self.model.name} gave another number of rows than it was given")
+        pieces: list[Tensors] = []
+        at = 0
+        for job in batch:
+            pieces.append({name: array[at : at + job.rows] for name, array in out.items()})
+            at += job.rows
+        return pieces
+
+    def _once(self, feed: dict[str, Array]) -> dict[str, Array]:
+        try:
+            out = self.model.run_feed(feed)
+        except ModelError:
+            raise
+        except Exception as e:  # whatever a model raises is its failure
+            _log.exception("%s failed", self.model.name)
+            raise ModelError(f"{self.model.name} failed with {type(e).__name__}; the server's log has the rest") from e
+        self.runs += 1
+        return out if isinstance(out, dict) else {self._names[0]: out}

@@ -1,0 +1,249 @@
+"""The Open Inference Protocol v2 from the server's side: bytes and headers <-> tensors. Pure: no I/O, no framework."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from math import prod
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from edgeroute.cloud.openinference import LENGTH, NAMES
+from edgeroute.edge.card import Array
+from edgeroute.errors import BadInput, ModelError
+from edgeroute.types import TensorSpec
+
+try:
+    import orjson
+except ImportError:  # pragma: no cover - one of the two is there
+    orjson = None  # type: ignore[assignment]
+
+VERSION = "1"
+"""The one version of every model."""
+
+
+class Ask(NamedTuple):
+    """What one request wants."""
+
+    feed: dict[str, Array]
+    """In the order of the model's inputs; may be views of the request's body, read-only."""
+    outputs: list[tuple[str, bool]]
+    """Names in the order of the reply, and whether each goes as binary."""
+    id: str | None
+
+
+class Reply(NamedTuple):
+    """A reply ready to send."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+def describe(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
+    """A model's metadata."""
+
+    def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
+        return [{"name": s.name, "datatype": NAMES[s.dtype], "shape": list(s.shape)} for s in specs]
+
+    about = {"name": name, "versions": [VERSION], "platform": "onnxruntime_onnx"}
+    return {**about, "inputs": tensors(inputs), "outputs": tensors(outputs)}
+
+
+def dumps(data: Any) -> bytes:
+    """Valid JSON: NaN and infinity, which it has no words for, become null. Arrays must be flat."""
+    if orjson is not None:
+        return orjson.dumps(data, _plain, orjson.OPT_SERIALIZE_NUMPY)
+    return json.dumps(data, default=_plain, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _plain(array: Array) -> Any:
+    finite = np.isfinite(array)
+    if not finite.all():
+        array = array.astype(object)
+        array[~finite] = None
+    return array.tolist()
+
+
+def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Ask:
+    """An infer request.
+
+    Args:
+        body: JSON, or JSON and then the binary tensors in the order of the request's inputs.
+        length: the header Inference-Header-Content-Length: how many bytes of it are JSON; None: all.
+        inputs: what the model takes, all of it needed; -1 fits any size.
+        outputs: what the model gives; the request may name some of them.
+
+    Raises:
+        BadInput: the request is not the protocol's or does not fit the model. No size is believed before it is checked.
+    """
+    at = len(body) if length is None else _length(length, len(body))
+    head = _json(body if length is None else body[:at])
+    wanted = {spec.name: spec for spec in inputs}
+    given: dict[str, Array] = {}
+    for tensor in _list(head, "inputs"):
+        spec = wanted.get(tensor["name"])
+        if spec is None:
+            raise BadInput(f"the model has no input {_say(tensor['name'])}, only {list(wanted)}")
+        if spec.name in given:
+            raise BadInput(f"{spec.name} is there twice: send it once")
+        shape = _shape(tensor, spec)
+        size = _map(tensor, "parameters").get("binary_data_size")
+        if size is None:
+            given[spec.name] = _numbers(tensor, spec, shape)
+            continue
+        if length is None:
+            raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
+        given[spec.name] = _octets(body, at, size, spec, shape)
+        at += size
+    if missing := [name for name in wanted if name not in given]:
+        raise BadInput(f"the model also needs {missing}: send every input in one request")
+    if at != len(body):
+        raise BadInput(f"the body has {len(body)} bytes, JSON and inputs make {at}: announce each in binary_data_size")
+    name = head.get("id")
+    if not isinstance(name, str | None):
+        raise BadInput(f"id is {_say(name)}: send a string or leave it out")
+    return Ask({name: given[name] for name in wanted}, _outputs(head, [spec.name for spec in outputs]), name)
+
+
+def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
+    """The reply to an infer request.
+
+    Raises:
+        ModelError: the model did not give a tensor that the protocol can carry.
+    """
+    head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": []}
+    if ask.id is not None:
+        head["id"] = ask.id
+    parts: list[Any] = []
+    for name, binary in ask.outputs:
+        array = results.get(name)
+        if array is None or array.dtype.name not in NAMES:
+            raise ModelError(f"{model} gave no tensor of numbers for its output {name!r}: correct the model")
+        tensor: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
+        array = np.asarray(array, array.dtype.newbyteorder("<" if binary else "="), order="C")
+        if binary:
+            tensor["parameters"] = {"binary_data_size": array.nbytes}
+            parts.append(array)
+        else:
+            tensor["data"] = array.reshape(-1)
+        head["outputs"].append(tensor)
+    text = dumps(head)
+    if not parts:
+        return Reply({"content-type": "application/json"}, text)
+    return Reply({"content-type": "application/octet-stream", LENGTH.lower(): str(len(text))}, b"".join([text, *parts]))
+
+
+def _say(value: Any) -> str:
+    return repr(value)[:80]
+
+
+def _length(length: str, size: int) -> int:
+    if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= size):  # noqa: PLR2004 - digits of 2^64
+        raise BadInput(f"{LENGTH} is {_say(length)}, the body has {size} bytes: send the length of its JSON part")
+    return int(length)
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        head = orjson.loads(text) if orjson is not None else json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as e:
+        raise BadInput(f"not JSON: {e}. Binary data goes after the JSON, with the header {LENGTH}") from e
+    if not isinstance(head, dict):
+        raise BadInput(f"the JSON is a {type(head).__name__}: send an object with inputs")
+    return head
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number there")
+
+
+def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """A list of named objects."""
+    value = head.get(key)
+    if not isinstance(value, list) or not all(isinstance(x, dict) and isinstance(x.get("name"), str) for x in value):
+        raise BadInput(f"{key} is {_say(value)}: send a list of objects with a name")
+    return value
+
+
+def _map(head: dict[str, Any], key: str) -> dict[str, Any]:
+    value = head.get(key)
+    if not isinstance(value, dict | None):
+        raise BadInput(f"{key} is {_say(value)}: send an object or leave it out")
+    return value or {}
+
+
+def _shape(tensor: dict[str, Any], spec: TensorSpec) -> tuple[int, ...]:
+    if tensor.get("datatype") != NAMES[spec.dtype]:
+        raise BadInput(f"{spec.name}: the model takes {NAMES[spec.dtype]}, not {_say(tensor.get('datatype'))}: convert it")
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise BadInput(f"{spec.name}: shape is {_say(shape)}: send a list of sizes")
+    if len(shape) != len(spec.shape) or any(w not in (-1, n) for w, n in zip(spec.shape, shape, strict=True)):
+        raise BadInput(f"{spec.name}: the model takes {list(spec.shape)}, -1 being any size, not {_say(shape)}: reshape it")
+    return tuple(shape)
+
+
+def _octets(body: bytes, at: int, size: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    count = prod(shape)
+    if type(size) is not int or size != count * dtype.itemsize:
+        raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, its shape and datatype make {count * dtype.itemsize}")
+    if at + size > len(body):
+        raise BadInput(f"{spec.name}: the body ends {at + size - len(body)} bytes too early: send all of the binary data")
+    array = np.frombuffer(body, dtype, count, at).reshape(shape)
+    if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
+        raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
+    # The JSON before it decides where it starts, and native code may rely on alignment.
+    return np.require(array, spec.dtype, "A")
+
+
+def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    flat, dtype = tensor.get("data"), np.dtype(spec.dtype)
+    if not isinstance(flat, list):
+        raise BadInput(f"{spec.name}: data is {_say(flat)}: send a list, or binary data and its binary_data_size")
+    sizes = [len(flat)]
+    while flat and type(flat[0]) is list and len(sizes) < len(shape):
+        lengths = {len(x) if type(x) is list else -1 for x in flat}
+        if len(lengths) > 1:
+            raise BadInput(f"{spec.name}: data is ragged: send it flat, or nested as its shape says")
+        sizes.append(lengths.pop())
+        flat = list(chain.from_iterable(flat))
+    if len(flat) != prod(shape) or (len(sizes) > 1 and tuple(sizes) != shape):
+        raise BadInput(f"{spec.name}: data has the shape {sizes}, not {list(shape)}: send it flat, or nested as its shape says")
+    # Looked at before numpy does: it would read strings and null as numbers, and wrap what is too large.
+    kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
+    fits = set(map(type, flat)) <= kinds.get(dtype.kind, {int})
+    if fits and flat and dtype.kind in "iu":
+        fits = np.iinfo(dtype).min <= min(flat) and max(flat) <= np.iinfo(dtype).max
+    if fits:
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(flat, dtype).reshape(shape)
+            fits = dtype.kind != "f" or bool(np.isfinite(array).all())  # JSON has no infinity: it was too large a number
+        except OverflowError:  # the same, of an int
+            fits = False
+    if not fits:
+        raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
+    return array
+
+
+def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:
+    binary = _flag(_map(head, "parameters"), "binary_data_output", default=False)
+    if not head.get("outputs"):
+        return [(name, binary) for name in names]
+    chosen: dict[str, bool] = {}
+    for output in _list(head, "outputs"):
+        name = output["name"]
+        if name not in names:
+            raise BadInput(f"the model has no output {_say(name)}, only {names}")
+        chosen[name] = _flag(_map(output, "parameters"), "binary_data", default=binary)
+    return list(chosen.items())
+
+
+def _flag(parameters: dict[str, Any], key: str, *, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise BadInput(f"{key} is {_say(value)}: send true or false")
+    return value

@@ -1,0 +1,106 @@
+"""The application on uvicorn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.errors import PolicyError, RuntimeMissing
+
+try:
+    import uvicorn
+
+    from edgeroute.serve.app import app
+except ImportError as e:
+    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
+
+
+def serve(
+    paths: Sequence[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    threads: int = 1,
+    max_batch: int = 32,
+    queue: int = 256,
+    max_body_bytes: int = 64 << 20,
+    on_ready: Callable[[str], object] | None = None,
+) -> None:
+    """Serves model files until SIGTERM or SIGINT, then finishes what it has begun, for 5 s at most, and returns.
+
+    Args:
+        paths: of the model files, each with its card beside it if there is one.
+        host: to listen on; the default is reached from this machine only. There is no authentication.
+        port: 0 takes a free one.
+        threads: for one run of a model.
+        max_batch: rows of several requests to merge into one run.
+        queue: requests that may wait for one model.
+        max_body_bytes: of a request.
+        on_ready: called with the URL, once it is listening.
+
+    Raises:
+        PolicyError: it cannot listen there, or what `app` raises.
+        ModelError: a model cannot be loaded.
+    """
+    models = [OnnxModel(path, threads=threads) for path in paths]
+    application = app(models, max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes)
+    config = uvicorn.Config(
+        application,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,  # seconds; a router asks rarely, and a new connection costs it round trips
+        timeout_graceful_shutdown=5,
+    )
+    with _listen(host, port) as listener, _quiet_signals():
+        at = listener.getsockname()
+        url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
+        _Server(config, on_ready, url).run([listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str) -> None:
+        super().__init__(config)
+        self._on_ready, self._url = on_ready, url
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_ready is not None:
+            self._on_ready(self._url)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # The protocol is spelt out because asyncio sets TCP_NODELAY only where it is; without it replies wait for an ACK.
+    listener: socket.socket | None = None
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        if os.name == "posix":  # elsewhere it would share the port with another server
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as e:
+        if listener is not None:
+            listener.close()
+        raise PolicyError(f"cannot listen on {host}:{port}: {e}; choose another host or port, 0 for a free one") from e
+    return listener
+
+
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Uvicorn raises a signal again once it has shut down, which would end the process instead of `serve`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sig, was in before.items():
+            signal.signal(sig, was)

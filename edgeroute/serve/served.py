@@ -1,0 +1,63 @@
+"""A model that is being served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import Scope
+
+from edgeroute.cloud.openinference import NAMES
+from edgeroute.errors import BadInput, ModelError
+from edgeroute.serve.batching import Batcher, Model, Tensors
+from edgeroute.serve.protocol import VERSION, Ask, describe
+
+
+class Served:
+    """One model: what is said of it and what runs it."""
+
+    def __init__(self, model: Model, *, max_batch: int, queue: int) -> None:
+        model.load()
+        only = model.card.output
+        self.name, self.inputs = model.name, model.inputs
+        self.outputs = tuple(spec for spec in model.outputs if only in (None, spec.name))
+        if odd := [spec.name for spec in (*self.inputs, *self.outputs) if spec.dtype not in NAMES]:
+            raise ModelError(f"{self.name} cannot be served: {odd} are no numbers; its card can name another output")
+        self.about = describe(model.name, self.inputs, self.outputs)
+        self.batcher = Batcher(model, self.outputs, max_batch=max_batch, queue=queue)
+
+    def submit(self, ask: Ask) -> asyncio.Future[Tensors]:
+        """Queues a request; see `Batcher.submit`.
+
+        Raises:
+            BadInput: its inputs have different numbers of rows, or none.
+        """
+        if not self.batcher.merges:
+            return self.batcher.submit(ask.feed, 1)
+        rows = {len(array) for array in ask.feed.values()}
+        if len(rows) != 1 or 0 in rows:
+            raise BadInput(f"the inputs have {sorted(rows)} rows: send the same number for each, at least 1")
+        return self.batcher.submit(ask.feed, rows.pop())
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start: inferences are rows, executions are runs of the model."""
+        b = self.batcher
+        requests = {"success": {"count": b.requests}, "fail": {"count": b.failed}}
+        counts = {"inference_count": b.rows, "execution_count": b.runs, "inference_stats": requests}
+        return {"name": self.name, "version": VERSION, **counts}
+
+
+def find(served: Mapping[str, Served], scope: Scope) -> Served:
+    """The model that a path names.
+
+    Raises:
+        HTTPException: 404, there is none.
+    """
+    name, which = scope["path_params"]["name"], scope["path_params"].get("version", VERSION)
+    if name not in served:
+        raise HTTPException(404, f"there is no model {name!r} here, only {', '.join(sorted(served))}")
+    if which != VERSION:
+        raise HTTPException(404, f"{name} has no version {which!r}, only {VERSION}")
+    return served[name]

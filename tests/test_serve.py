@@ -1,0 +1,656 @@
+"""The embedded server: its protocol, its errors, its batching, its end."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
+from edgeroute.edge.card import Card
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.errors import BadInput, ModelError, PolicyError
+from edgeroute.serve import protocol
+from edgeroute.serve.app import app
+from edgeroute.serve.batching import Batcher
+from edgeroute.serve.run import serve
+from edgeroute.types import TensorSpec
+
+WEIGHTS = np.arange(1, 4, dtype=np.float32)
+INFER = "/v2/models/scale/infer"
+
+
+def save(path, *, rows="n"):
+    """A model of two inputs and two outputs: logits = x * [1, 2, 3], and the byte flags as they came."""
+    kinds = [("x", TensorProto.FLOAT, [rows, 3]), ("flags", TensorProto.UINT8, [rows])]
+    outs = [("logits", TensorProto.FLOAT, [rows, 3]), ("same", TensorProto.UINT8, [rows])]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["logits"]), helper.make_node("Identity", ["flags"], ["same"])],
+        "g",
+        [helper.make_tensor_value_info(*kind) for kind in kinds],
+        [helper.make_tensor_value_info(*out) for out in outs],
+        [numpy_helper.from_array(WEIGHTS, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+class Fake:
+    """y = 2 x, held at `gate`; a row that is 13 fails its run. `sizes` has the rows of every run."""
+
+    def __init__(self, name="fake", shape=(-1, 1)):
+        self.name, self.card = name, Card()
+        self.inputs = (TensorSpec("x", "float32", shape),)
+        self.outputs = (TensorSpec("y", "float32", shape),)
+        self.gate, self.begun, self.sizes = threading.Event(), threading.Semaphore(0), []
+
+    def load(self):
+        """Does nothing."""
+
+    def run_feed(self, feed):
+        """Runs once the gate is open."""
+        self.begun.release()
+        assert self.gate.wait(30)
+        x = feed["x"]
+        if (x == 13).any():
+            raise ZeroDivisionError("secret")
+        self.sizes.append(len(x))
+        return x * 2
+
+
+@contextlib.contextmanager
+def running(application):
+    """A client of the application, on uvicorn in a thread."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models")
+    with running(app([OnnxModel(save(path / "scale.onnx")), Fake("other")], max_body_bytes=4000)) as client:
+        yield client
+
+
+def tensor(name, array, **more):
+    return {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype.name], **more}
+
+
+def octets(head, *arrays):
+    text = json.dumps(head).encode()
+    return {"content": b"".join([text, *(a.tobytes() for a in arrays)]), "headers": {LENGTH: str(len(text))}}
+
+
+def unpack(reply):
+    """Name -> array, of a JSON or a binary reply."""
+    at = int(reply.headers.get(LENGTH, len(reply.content)))
+    found = {}
+    for out in json.loads(reply.content[:at])["outputs"]:
+        if "data" in out:
+            found[out["name"]] = np.array(out["data"], DTYPES[out["datatype"]]).reshape(out["shape"])
+        else:
+            size = out["parameters"]["binary_data_size"]
+            found[out["name"]] = np.frombuffer(reply.content[at : at + size], DTYPES[out["datatype"]]).reshape(out["shape"])
+            at += size
+    assert at == len(reply.content)
+    return found
+
+
+X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
+FLAGS = np.array([7, 255], np.uint8)
+ASK = {"inputs": [tensor("x", X, data=X.tolist()), tensor("flags", FLAGS, data=FLAGS.tolist())]}
+
+
+def test_metadata(client):
+    """The server names itself and the extension; a model has OIP datatypes and -1 for an open first axis."""
+    about = client.get("/v2").json()
+    assert about["name"] == "edgeroute-serve"
+    assert about["extensions"] == ["binary_tensor_data"]
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/scale/ready", "/v2/models/scale/versions/1/ready"):
+        assert client.get(path).status_code == client.head(path).status_code == 200
+    model = client.get("/v2/models/scale").json()
+    assert model == client.get("/v2/models/scale/versions/1").json()
+    assert model == {
+        "name": "scale",
+        "versions": ["1"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}, {"name": "flags", "datatype": "UINT8", "shape": [-1]}],
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [-1, 3]},
+            {"name": "same", "datatype": "UINT8", "shape": [-1]},
+        ],
+    }
+
+
+@pytest.mark.parametrize("data", [X.tolist(), X.ravel().tolist()])
+def test_json(client, data):
+    """Nested or flat JSON is answered in JSON, with the id."""
+    reply = client.post(
+        "/v2/models/scale/versions/1/infer", json={**ASK, "id": "é7", "inputs": [tensor("x", X, data=data), ASK["inputs"][1]]}
+    )
+    assert reply.status_code == 200, reply.text
+    assert LENGTH not in reply.headers
+    assert (reply.json()["id"], reply.json()["model_name"], reply.json()["model_version"]) == ("é7", "scale", "1")
+    assert (unpack(reply)["logits"] == X * WEIGHTS).all()
+    assert (unpack(reply)["same"] == FLAGS).all()
+
+
+def test_binary(client):
+    """Binary in, in the order of the request, at any alignment; binary out."""
+    for pad in range(4):
+        head = {
+            "id": "x" * pad,
+            "inputs": [tensor(n, a, parameters={"binary_data_size": a.nbytes}) for n, a in (("flags", FLAGS), ("x", X))],
+            "parameters": {"binary_data_output": True},
+        }
+        reply = client.post(INFER, **octets(head, FLAGS, X))
+        assert reply.status_code == 200, reply.text
+        assert (unpack(reply)["logits"] == X * WEIGHTS).all()
+        assert (unpack(reply)["same"] == FLAGS).all()
+
+
+def test_mixed(client):
+    """One input JSON, the other binary; one output binary, the other not, whatever the request says of all."""
+    head = {
+        "inputs": [tensor("flags", FLAGS, data=FLAGS.tolist()), tensor("x", X, parameters={"binary_data_size": X.nbytes})],
+        "parameters": {"binary_data_output": True},
+        "outputs": [{"name": "same", "parameters": {"binary_data": False}}, {"name": "logits"}],
+    }
+    reply = client.post(INFER, **octets(head, X))
+    said = json.loads(reply.content[: int(reply.headers[LENGTH])])["outputs"]
+    assert [("data" in out, out["name"]) for out in said] == [(True, "same"), (False, "logits")]
+    assert (unpack(reply)["logits"] == X * WEIGHTS).all()
+    assert (unpack(reply)["same"] == FLAGS).all()
+
+
+def test_subset(client):
+    """Only the outputs that are named come back."""
+    reply = client.post(INFER, json={**ASK, "outputs": [{"name": "same"}]})
+    assert list(unpack(reply)) == ["same"]
+
+
+def without(key):
+    return {k: v for k, v in ASK["inputs"][0].items() if k != key}
+
+
+def instead(**change):
+    return {"inputs": [{**ASK["inputs"][0], **change}, ASK["inputs"][1]]}
+
+
+BAD = {
+    "no JSON": b"{",
+    "JSON with NaN": b'{"inputs": [NaN]}',
+    "not an object": [],
+    "no inputs": {},
+    "inputs that are no objects": {"inputs": [1]},
+    "an unknown input": {"inputs": [*ASK["inputs"], tensor("z", X, data=X.tolist())]},
+    "an input twice": {"inputs": [*ASK["inputs"], ASK["inputs"][0]]},
+    "a missing input": {"inputs": ASK["inputs"][:1]},
+    "another datatype": instead(datatype="FP64"),
+    "a datatype there is not": instead(datatype=["FP32"]),
+    "no shape": {"inputs": [without("shape"), ASK["inputs"][1]]},
+    "a negative size": instead(shape=[-1, 3]),
+    "another rank": instead(shape=[6]),
+    "another inner size": instead(shape=[3, 2]),
+    "a huge shape": instead(shape=[1 << 60, 3]),
+    "no data": {"inputs": [without("data"), ASK["inputs"][1]]},
+    "too little data": instead(data=[1, 2, 3]),
+    "data of another nesting": instead(data=X.T.tolist()),
+    "data nested too deep": instead(data=X[..., None].tolist()),
+    "ragged data": instead(data=[[1, 2, 3], [4, 5]]),
+    "a list beside a number": instead(data=[[1, 2, 3], 4]),
+    "strings": instead(data=["1"] * 6),
+    "null": instead(data=[None] * 6),
+    "booleans": instead(data=[True] * 6),
+    "a number too large for FP32": instead(data=[1e300] * 6),
+    "a number too large for UINT8": {"inputs": [ASK["inputs"][0], tensor("flags", FLAGS, data=[0, 256])]},
+    "a fraction as UINT8": {"inputs": [ASK["inputs"][0], tensor("flags", FLAGS, data=[0, 1.5])]},
+    "other rows for each input": {"inputs": [ASK["inputs"][0], tensor("flags", FLAGS[:1], data=[7])]},
+    "no rows": {"inputs": [tensor("x", X[:0], data=[]), tensor("flags", FLAGS[:0], data=[])]},
+    "an unknown output": {**ASK, "outputs": [{"name": "z"}]},
+    "outputs that are no list": {**ASK, "outputs": "same"},
+    "parameters that are no object": {**ASK, "parameters": [1]},
+    "binary_data that is no boolean": {**ASK, "outputs": [{"name": "same", "parameters": {"binary_data": "no"}}]},
+    "an id that is no string": {**ASK, "id": 7},
+    "binary without its header": instead(parameters={"binary_data_size": 24}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("fast", [True, False])
+def test_bad_request(client, monkeypatch, what, fast):
+    """Each is a 400 that says so, with either JSON library."""
+    if not fast:
+        monkeypatch.setattr(protocol, "orjson", None)
+    body = BAD[what] if isinstance(BAD[what], bytes) else json.dumps(BAD[what]).encode()
+    reply = client.post(INFER, content=body)
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"].startswith("bad request: ")
+
+
+@pytest.mark.parametrize(
+    ("size", "sent", "length"), [(23, 24, 0), (24, 23, 0), (24, 25, 0), ("24", 24, 0), (24, 24, 999), (-24, 24, 0)]
+)
+def test_bad_binary(client, size, sent, length):
+    """Sizes that do not agree are a 400."""
+    ask = octets({"inputs": [tensor("x", X, parameters={"binary_data_size": size}), ASK["inputs"][1]]})
+    ask["content"] += bytes(sent)
+    ask["headers"][LENGTH] = str(length + int(ask["headers"][LENGTH]))
+    assert client.post(INFER, **ask).status_code == 400
+
+
+@pytest.mark.parametrize("length", ["", "-1", "x", "²", "9" * 30])
+def test_bad_header(length):
+    """A header that is no length is the caller's fault."""
+    with pytest.raises(BadInput, match=LENGTH):
+        protocol.read(b"{}", length, [], [])
+
+
+@pytest.mark.parametrize("pad", range(8))
+def test_aligned(pad):
+    """Wherever the JSON ends, the model gets an aligned array."""
+    head = b'{"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}]}' + b" " * pad
+    ask = protocol.read(head + np.float64(3).tobytes(), str(len(head)), [TensorSpec("x", "float64", (1,))], [])
+    assert ask.feed["x"].flags.aligned
+    assert ask.feed["x"].tolist() == [3]
+
+
+def test_bad_bool():
+    """A byte that is no BOOL does not become one."""
+    head = json.dumps(
+        {"inputs": [{"name": "b", "datatype": "BOOL", "shape": [2], "parameters": {"binary_data_size": 2}}]}
+    ).encode()
+    spec = [TensorSpec("b", "bool", (-1,))]
+    assert protocol.read(head + b"\1\0", str(len(head)), spec, []).feed["b"].tolist() == [True, False]
+    with pytest.raises(BadInput, match="BOOL"):
+        protocol.read(head + b"\1\2", str(len(head)), spec, [])
+
+
+WORDS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["x", "FP32", "y"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["name", "binary_data_size", "data"]), inner),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, database=None, max_examples=300)
+@given(
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("name", "datatype", "shape", "data", "parameters"), WORDS)),
+    st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "outputs", "parameters"), WORDS)),
+    st.none() | st.integers(-2, 300),
+    st.binary(max_size=16),
+)
+def test_whatever_comes(changes, head, length, rest):
+    """What a request holds is understood or the caller's fault, nothing else."""
+    body = (
+        json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1], **changes}], **head}).encode() + rest
+    )
+    spec = [TensorSpec("x", "float32", (-1,))]
+    with contextlib.suppress(BadInput):
+        ask = protocol.read(body, None if length is None else str(length), spec, spec)
+        assert ask.feed["x"].ndim == 1
+
+
+def test_compressed(client):
+    """A compressed body is refused in words."""
+    reply = client.post(INFER, json=ASK, headers={"content-encoding": "gzip"})
+    assert (reply.status_code, "compressed" in reply.text) == (400, True)
+
+
+def test_not_found(client):
+    """An unknown model is a 404 that names those there are; so is an unknown version, or path."""
+    for path in ("/v2/models/none", "/v2/models/none/ready", "/v2/models/none/stats"):
+        reply = client.get(path)
+        assert (reply.status_code, reply.json()["error"]) == (404, "there is no model 'none' here, only other, scale")
+    assert client.post("/v2/models/none/infer", json=ASK).status_code == 404
+    assert "only 1" in client.get("/v2/models/scale/versions/2").json()["error"]
+    for path in ("/", "/v1", "/v2/", "/v2/models", "/v2/models/scale/", "/v2/models/scale/infer/"):
+        reply = client.get(path)
+        assert (reply.status_code, "nothing at" in reply.json()["error"]) == (404, True)
+        assert client.head(path).status_code == 404
+
+
+def test_method(client):
+    """A GET of infer is a 405 in JSON."""
+    reply = client.get(INFER)
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+    assert "does not take GET, only POST" in reply.json()["error"]
+
+
+def test_too_large(client):
+    """A body over the limit is a 413, announced or in chunks, and the connection serves on."""
+    assert client.post(INFER, content=b"x" * 4001).status_code == 413
+    reply = client.post(INFER, content=(b"x" * 1000 for _ in range(9)))
+    assert (reply.status_code, "more than 4000 bytes" in reply.json()["error"]) == (413, True)
+    assert client.post(INFER, json=ASK).status_code == 200
+
+
+def test_too_large_is_seen_while_reading():
+    """No more is read than the limit."""
+    seen = []
+
+    async def receive():
+        seen.append(1)
+        return {"type": "http.request", "body": b"x" * 60, "more_body": True}
+
+    async def send(message):
+        seen.append(message.get("status"))
+
+    scope = {"type": "http", "method": "POST", "path": "/v2/models/fake/infer", "headers": [], "query_string": b""}
+    asyncio.run(app([Fake()], max_body_bytes=100)(scope, receive, send))
+    assert seen == [1, 1, 413, None]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_no_number(monkeypatch, fast, dtype):
+    """NaN and infinity become null, with either JSON library; numbers, integers and booleans keep their values."""
+    if not fast:
+        monkeypatch.setattr(protocol, "orjson", None)
+    results = {
+        "y": np.array([[np.nan, np.inf, -np.inf, 0.5]], dtype),
+        "i": np.array([[2**63, 1]], np.uint64)[:, ::-1],
+        "b": np.array(True),
+    }
+    reply = protocol.write(protocol.Ask({}, [("y", False), ("i", False), ("b", False)], None), results, "m")
+    assert [out["data"] for out in json.loads(reply.body)["outputs"]] == [[None, None, None, 0.5], [1, 2**63], [True]]
+    assert [out["shape"] for out in json.loads(reply.body)["outputs"]] == [[1, 4], [1, 2], []]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+@pytest.mark.parametrize("binary", [True, False])
+def test_every_datatype(dtype, binary):
+    """Every datatype goes in and out, also with an axis of size 0."""
+    for array in (np.array([[0, 1]], dtype), np.zeros((1, 0), dtype)):
+        how = {"parameters": {"binary_data_size": array.nbytes}} if binary else {"data": array.tolist()}
+        text = json.dumps({"inputs": [tensor("x", array, **how)], "parameters": {"binary_data_output": binary}}).encode()
+        body, length = (text + array.tobytes(), str(len(text))) if binary else (text, None)
+        spec = [TensorSpec("x", dtype, (-1, -1))]
+        ask = protocol.read(body, length, spec, spec)
+        assert ask.feed["x"].dtype == dtype
+        assert ask.feed["x"].tolist() == array.tolist()
+        reply = protocol.write(ask, ask.feed, "m")
+        cut = int(reply.headers.get(LENGTH.lower(), len(reply.body)))
+        out = json.loads(reply.body[:cut])["outputs"][0]
+        assert (reply.body[cut:] == array.tobytes()) if binary else (out["data"] == array.ravel().tolist())
+
+
+def ask_fake(client, value, *, rows=1, width=1):
+    data = [value] * (rows * width)
+    return client.post(
+        "/v2/models/fake/infer", json={"inputs": [{"name": "x", "datatype": "FP32", "shape": [rows, width], "data": data}]}
+    )
+
+
+def stats(client):
+    return client.get("/v2/models/fake/stats").json()["model_stats"][0]
+
+
+def fake(application):
+    """What the application serves as `fake`."""
+    return next(route.app.served["fake"] for route in application.routes if route.path.endswith("{name}/infer"))
+
+
+def signs(application):
+    """Two semaphores of the one model of an application: a request was queued, a request was withdrawn."""
+    batcher = fake(application).batcher
+    submit, come, gone = batcher.submit, threading.Semaphore(0), threading.Semaphore(0)
+
+    def watched(*args):
+        done = submit(*args)
+        done.add_done_callback(lambda done: gone.release() if done.cancelled() else None)
+        come.release()
+        return done
+
+    batcher.submit = watched
+    return come, gone
+
+
+def wait(sign, times=1):
+    for _ in range(times):
+        assert sign.acquire(timeout=30)
+
+
+def test_batching():
+    """What gathers during a run shares the next; each client gets its own rows; the batch has at most max_batch rows."""
+    model = Fake()
+    application = app([model], max_batch=8)
+    come, _ = signs(application)
+    with running(application) as client, ThreadPoolExecutor(12) as pool:
+        first = pool.submit(ask_fake, client, 100)
+        wait(model.begun)  # the idle model took it at once
+        wait(come)
+        rest = [pool.submit(ask_fake, client, i) for i in range(10)]
+        wait(come, 10)
+        large = pool.submit(ask_fake, client, 50, rows=9)
+        wait(come)
+        model.gate.set()
+        assert first.result().json()["outputs"][0]["data"] == [200]
+        assert [f.result().json()["outputs"][0]["data"] for f in rest] == [[2 * i] for i in range(10)]
+        assert large.result().json()["outputs"][0]["data"] == [100] * 9
+        assert model.sizes == [1, 8, 2, 9]
+        said = stats(client)
+        assert (said["inference_count"], said["execution_count"]) == (20, 4)
+        assert said["inference_stats"] == {"success": {"count": 12}, "fail": {"count": 0}}
+
+
+def test_other_shapes_run_apart():
+    """Only requests of one trailing shape share a run, and the others do not wait for ever."""
+    model = Fake(shape=(-1, -1))
+    application = app([model])
+    come, _ = signs(application)
+    with running(application) as client, ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(ask_fake, client, 0)]
+        wait(model.begun)
+        wait(come)
+        for i in range(6):
+            futures.append(pool.submit(ask_fake, client, i, width=1 + i % 2))
+            wait(come)
+        model.gate.set()
+        assert [f.result().json()["outputs"][0]["shape"] for f in futures[1:]] == [[1, 1 + i % 2] for i in range(6)]
+        assert model.sizes == [1, 3, 3]
+
+
+def test_fixed_first_axis(tmp_path):
+    """A model whose first axis is fixed runs request by request."""
+    model = OnnxModel(save(tmp_path / "scale.onnx", rows=2))
+    with running(app([model])) as client:
+        assert client.get("/v2/models/scale").json()["inputs"][0]["shape"] == [2, 3]
+        assert (unpack(client.post(INFER, json=ASK))["logits"] == X * WEIGHTS).all()
+    fake = Fake(shape=(1, 1))
+    fake.gate.set()
+    with running(app([fake])) as client, ThreadPoolExecutor(4) as pool:
+        assert {r.status_code for r in pool.map(lambda i: ask_fake(client, i), range(8))} == {200}
+        assert fake.sizes == [1] * 8
+
+
+def test_bad_neighbour():
+    """The request that fails the batch gets a 500 without a traceback, its neighbours their answers."""
+    model = Fake()
+    application = app([model])
+    come, _ = signs(application)
+    with running(application) as client, ThreadPoolExecutor(8) as pool:
+        first = pool.submit(ask_fake, client, 0)
+        wait(model.begun)
+        wait(come)
+        rest = [pool.submit(ask_fake, client, i) for i in (12, 13, 14)]
+        wait(come, 3)
+        model.gate.set()
+        assert [f.result().status_code for f in (first, *rest)] == [200, 200, 500, 200]
+        assert rest[2].result().json()["outputs"][0]["data"] == [28]
+        error = rest[1].result().json()["error"]
+        assert "the server's model failed" in error
+        assert "secret" not in error
+        assert "Traceback" not in error
+        assert stats(client)["inference_stats"]["fail"] == {"count": 1}
+
+
+def test_merged_rows_that_do_not_split():
+    """A model that gives another number of rows for a batch has its requests run one by one."""
+    model = Fake()
+    model.gate.set()
+    model.run_feed = lambda feed: feed["x"][:1]
+
+    async def main():
+        batcher = Batcher(model, model.outputs, max_batch=8, queue=8)
+        futures = [batcher.submit({"x": np.full((1, 1), i, np.float32)}, 1) for i in range(3)]
+        found = [(await f)["y"].tolist() for f in futures]
+        batcher.close()
+        return found
+
+    assert asyncio.run(main()) == [[[0]], [[1]], [[2]]]
+
+
+def test_queue_full():
+    """A full queue is a 503 with Retry-After, at once; those that wait are answered."""
+    model = Fake()
+    application = app([model], queue=1)
+    come, _ = signs(application)
+    with running(application) as client, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask_fake, client, 1)
+        wait(model.begun)
+        second = pool.submit(ask_fake, client, 2)
+        wait(come, 2)
+        reply = ask_fake(client, 3)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        assert "busy" in reply.json()["error"]
+        model.gate.set()
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
+
+
+BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2]}]})
+RAW = f"POST /v2/models/fake/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode()
+
+
+@pytest.mark.parametrize("queue", [1, 8])
+def test_client_leaves(queue):
+    """The work of a client that left is dropped if it has not begun, and takes no place in the queue."""
+    model = Fake()
+    application = app([model], queue=queue)
+    come, gone = signs(application)
+    with running(application) as client, ThreadPoolExecutor(4) as pool:
+        first = pool.submit(ask_fake, client, 1)
+        wait(model.begun)
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as hasty:
+            hasty.sendall(RAW)
+            wait(come, 2)
+        wait(gone)
+        third = pool.submit(ask_fake, client, 3)
+        wait(come)
+        model.gate.set()
+        assert [first.result().status_code, third.result().status_code] == [200, 200]
+        assert model.sizes == [1, 1]
+        assert stats(client)["inference_count"] == 2
+
+
+def test_client_leaves_during_its_run():
+    """The answer to a client that left during the run is dropped, and the next is served."""
+    model = Fake()
+    application = app([model])
+    _, gone = signs(application)
+    with running(application) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as hasty:
+            hasty.sendall(RAW)
+            wait(model.begun)
+        wait(gone)
+        model.gate.set()
+        assert ask_fake(client, 3).json()["outputs"][0]["data"] == [6]
+
+
+def test_unforeseen(caplog):
+    """A fault of the server's own is a 500 in JSON, and is logged."""
+    model = Fake()
+    application = app([model])
+    fake(application).submit = lambda _: 1 / 0
+    with running(application) as client:
+        reply = ask_fake(client, 1)
+    assert (reply.status_code, reply.json()["error"].startswith("a fault of the server")) == (500, True)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_output_that_is_none():
+    """An output that the model does not give is the model's failure."""
+    model = Fake()
+    model.run_feed = lambda _: {}
+    with running(app([model])) as client:
+        reply = ask_fake(client, 1)
+    assert (reply.status_code, "'y'" in reply.json()["error"]) == (500, True)
+
+
+def test_what_cannot_be_served(tmp_path):
+    """No model, a name twice or with a slash, text tensors, a limit of 0: said before anyone listens."""
+    for models in ([], [Fake(), Fake()], [Fake("a/b")]):
+        with pytest.raises(PolicyError):
+            app(models)
+    with pytest.raises(PolicyError):
+        app([Fake()], queue=0)
+    text = Fake()
+    text.outputs = (*text.outputs, TensorSpec("words", "object", (-1,)))
+    with pytest.raises(ModelError, match="words"):
+        app([text])
+    text.card = Card({"output": {"name": "y"}})
+    app([text])
+    path = save(tmp_path / "scale.onnx")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PolicyError, match="cannot listen"):
+        serve([path], port=taken.getsockname()[1])
+
+
+def test_card(tmp_path):
+    """The card's name is the model's, and the output it names the only one."""
+    path = save(tmp_path / "file.onnx")
+    path.with_suffix(".json").write_text(json.dumps({"name": "fashion", "output": {"name": "same"}}))
+    with running(app([OnnxModel(path)])) as client:
+        assert [out["name"] for out in client.get("/v2/models/fashion").json()["outputs"]] == ["same"]
+        assert unpack(client.post("/v2/models/fashion/infer", json=ASK))["same"].tolist() == FLAGS.tolist()
+
+
+MAIN = """
+import sys
+from edgeroute.serve.run import serve
+serve(sys.argv[1:], port=0, on_ready=lambda url: print(url, flush=True))
+print("end")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_serve(tmp_path, sig):
+    """`serve` takes a free port, says its URL once it listens, answers, and returns at a signal, leaving nothing."""
+    path = save(tmp_path / "scale.onnx")
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", MAIN, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True
+    ) as process:
+        url = process.stdout.readline().strip()
+        with httpx.Client(base_url=url, timeout=30) as client:
+            assert client.post(INFER, json=ASK).status_code == 200
+            process.send_signal(sig)  # the connection is kept alive: it must not hold the server up
+            out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "end\n", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
