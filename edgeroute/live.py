@@ -129,11 +129,11 @@ def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
 
 def _endpoint(given: Any) -> Any:
     if isinstance(given, str):
+        from edgeroute.cloud.base import bare
         from edgeroute.cloud.openinference import OpenInference
 
         if "/v2/models/" not in given:
-            shown = given.rpartition("@")[2]
-            raise PolicyError(f"what does {shown!r} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+            raise PolicyError(f"what does {bare(given)!r} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
         return OpenInference(given)
     if hasattr(given, "talk") or callable(given):
         return given

@@ -1,0 +1,324 @@
+"""The ONNX edge, on real files and the real runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tiny
+
+from edgeroute import BadInput, Cancel, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing
+from edgeroute.edge import onnx as edge_onnx
+from edgeroute.edge.load import load
+
+X = np.array([0.0, 2.0, 1.0, 5.0], np.float32)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return OnnxModel(tiny.linear(tmp_path / "m.onnx"))
+
+
+def with_card(tmp_path, *, dtype="uint8", shape=(2, 2), **preprocess):
+    card = {
+        "name": "carded",
+        "input": {"name": "x", "dtype": "float32", "shape": [-1, 4]},
+        "preprocess": {"dtype": dtype, "shape": list(shape), **preprocess},
+        "output": {"name": "logits", "kind": "logits"},
+        "labels": ["a", "b", "c"],
+    }
+    return OnnxModel(tiny.linear(tmp_path / "c.onnx", card=card))
+
+
+def test_it_gives_what_the_runtime_gives(model):
+    """One input and a batch give the rows that a bare session gives, with the batch axis in front."""
+    assert model.run([X]).tolist() == [[0, 2, 1]]
+    assert model.run_one(X).tolist() == [[0, 2, 1]]
+    assert model.run([X, X + 1]).tolist() == [[0, 2, 1], [1, 3, 2]]
+    assert model.run([X[None]]).tolist() == [[0, 2, 1]], "a first axis of 1 may be there"
+    assert [i.name for i in model.inputs] == ["x"]
+    assert model.outputs[0].shape == (-1, 3)
+
+
+def test_safe_conversions_are_made_and_others_refused(tmp_path, model):
+    """Lists, wider floats and integers fit a float input; floats do not fit pixels, and objects fit nothing."""
+    assert model.run([[0, 2, 1, 5]]).tolist() == [[0, 2, 1]]
+    assert model.run([X.astype(np.float64)]).tolist() == [[0, 2, 1]]
+    pixels = OnnxModel(tiny.linear(tmp_path / "u.onnx", dtype="uint8"))
+    with pytest.raises(BadInput, match="expected uint8, got float32"):
+        pixels.run([X])
+    with pytest.raises(BadInput, match="object"):
+        model.run([np.array([None] * 4)])
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros(3, np.float32), r"expected \[4\] float32, got \[3\]"),
+        (np.zeros((2, 4), np.float32), r"got \[2, 4\]"),
+        (np.zeros((0, 4), np.float32), r"got \[0, 4\]"),
+        (np.array([0, np.nan, 0, 0], np.float32), "NaN"),
+        (np.array([0, np.inf, 0, 0], np.float32), "NaN or infinity"),
+    ],
+)
+def test_wrong_input_is_the_callers_fault(model, x, message):
+    """Shape, NaN and infinity are refused before the model runs, with what was expected and what came."""
+    with pytest.raises(BadInput, match=message):
+        model.run([x])
+
+
+def test_large_finite_values_are_fine(model):
+    """A sum that overflows is not taken for infinity."""
+    assert model.run([np.full(4, 3e38, np.float32)]).shape == (1, 3)
+
+
+def test_rows_of_a_batch_must_agree(tmp_path):
+    """A batch is one array: rows of different shapes are refused, and so is none at all."""
+    with pytest.raises(BadInput, match="empty"):
+        OnnxModel(tiny.linear(tmp_path / "m.onnx")).run([])
+    open_axis = tmp_path / "open.onnx"
+    value = tiny.helper.make_tensor_value_info
+    tiny.save(
+        open_axis,
+        [tiny.helper.make_node("Identity", ["x"], ["y"])],
+        [value("x", 1, ["n", "m"])],
+        [value("y", 1, ["n", "m"])],
+    )
+    with pytest.raises(BadInput, match="differ in shape"):
+        OnnxModel(open_axis).run([np.zeros(2, np.float32), np.zeros(3, np.float32)])
+
+
+def test_several_inputs_and_outputs_go_by_name(tmp_path):
+    """A mapping in, a mapping out; a missing name is said."""
+    model = OnnxModel(tiny.two_inputs(tmp_path / "two.onnx"))
+    a, b = np.float32([1, 2]), np.float32([10, 20])
+    out = model.run([{"a": a, "b": b}] * 2)
+    assert out["total"].tolist() == [[11, 22]] * 2
+    assert out["difference"].tolist() == [[-9, -18]] * 2
+    with pytest.raises(BadInput, match="'b' is missing; there is \\['a'\\]"):
+        model.run([{"a": a}])
+    with pytest.raises(BadInput, match="2 inputs"):
+        model.run([a])
+
+
+def test_one_input_may_be_a_mapping_too(model):
+    """name -> array serves a model of one input as well."""
+    assert model.run_one({"x": X}).tolist() == [[0, 2, 1]]
+    with pytest.raises(BadInput, match="'x' is missing"):
+        model.run_one({"y": X})
+
+
+def test_the_card_preprocesses(tmp_path):
+    """(x * scale - mean) / std, reshaped to the model's tensor; by the short way for one image and the long for many."""
+    model = with_card(tmp_path, scale=1 / 255, mean=0.5, std=0.25)
+    image = np.array([[0, 255], [51, 102]], np.uint8)
+    expected = (np.float32([0, 1, 0.2]) - 0.5) / 0.25
+    assert model.run_one(image)[0] == pytest.approx(expected, rel=1e-5)
+    assert model.run([image, image])[1] == pytest.approx(expected, rel=1e-5)
+    assert model.run_one(np.asfortranarray(image))[0] == pytest.approx(expected, rel=1e-5)
+    assert model.run_one(image[None])[0] == pytest.approx(expected, rel=1e-5)
+    assert (model.name, model.labels) == ("carded", ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(("x", "message"), [(np.zeros((2, 2), np.float32), "expected uint8"), (np.zeros((3, 2), np.uint8), r"\[3, 2\]")])
+def test_the_card_says_what_it_accepts(tmp_path, x, message):
+    """Floats where the card says pixels would be silently wrong by a factor of 255: refused."""
+    with pytest.raises(BadInput, match=message):
+        with_card(tmp_path).run_one(x)
+
+
+def test_channels_have_their_own_mean(tmp_path):
+    """A mean and std for each channel apply along the second axis."""
+    path = tmp_path / "ch.onnx"
+    value = tiny.helper.make_tensor_value_info
+    tiny.save(path, [tiny.helper.make_node("Identity", ["x"], ["y"])], [value("x", 1, ["n", 2, 1, 2])], [value("y", 1, ["n", 2, 1, 2])])
+    card = {
+        "input": {"name": "x", "dtype": "float32", "shape": [-1, 2, 1, 2]},
+        "preprocess": {"dtype": "uint8", "shape": [2, 1, 2], "mean": [1, 2], "std": [1, 4]},
+    }
+    path.with_suffix(".json").write_text(json.dumps(card))
+    out = OnnxModel(path).run([np.array([[[3, 5]], [[6, 10]]], np.uint8)])
+    assert out.tolist() == [[[[2, 4]], [[1, 2]]]]
+
+
+# ------------------------------------------------------------------------------------------------------ files at fault
+def test_a_missing_model(tmp_path):
+    """No file: said at once by the router, and by the model when it loads."""
+    with pytest.raises(ModelMissing, match=r"no model at .*gone\.onnx"):
+        Router(edge=tmp_path / "gone.onnx")
+    with pytest.raises(ModelMissing):
+        OnnxModel(tmp_path / "gone.onnx").load()
+
+
+def test_a_corrupt_model(tmp_path):
+    """A file that is no model is the model's fault, in one line."""
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"\x08\x07nonsense" * 20)
+    with pytest.raises(ModelError, match="cannot load") as caught:
+        OnnxModel(bad).load()
+    assert "\n" not in str(caught.value)
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ModelError, match="cannot be read"):
+        OnnxModel(tmp_path / "folder.onnx").load()
+
+
+def test_another_sha256(tmp_path):
+    """A file that is not the one that the card or the policy names does not run; the right one does, in either case."""
+    path = tiny.linear(tmp_path / "m.onnx", card={"sha256": "0" * 64})
+    with pytest.raises(ModelError, match="not the expected model"):
+        OnnxModel(path).run([X])
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    model = OnnxModel(path, sha256=right.upper())
+    assert model.run([X]).shape == (1, 3)
+    assert model.fingerprint == right
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "not a model card"),
+        ('{"labels": 3}', "not a model card"),
+        ('{"preprocess": {"dtype": "uint8", "shape": [4]}}', "not a model card"),
+        ('{"input": {"name": "x", "dtype": "uint8", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}', "gives floats"),
+        ('{"input": {"name": "y", "dtype": "float32", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}', "describes the input"),
+        ('{"output": {"name": "probs"}}', "names the output 'probs'"),
+    ],
+)
+def test_a_wrong_card(tmp_path, card, message):
+    """A card that is broken, or describes another model, is an error that names it."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    (tmp_path / "m.json").write_text(card)
+    with pytest.raises(ModelError, match=message):
+        OnnxModel(path).load()
+
+
+def test_a_card_elsewhere(tmp_path):
+    """card= names one that is not beside the model; it must be there."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    (tmp_path / "other.json").write_text('{"name": "other"}')
+    assert OnnxModel(path, card=tmp_path / "other.json").name == "other"
+    with pytest.raises(ModelMissing, match="no model card"):
+        OnnxModel(path, card=tmp_path / "gone.json")
+
+
+# ---------------------------------------------------------------------------------------------------------- the runtime
+def test_a_provider_that_is_not_there(tmp_path):
+    """By default an error that lists what there is; by policy a downgrade, recorded and told by check."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="NoSuchProvider is not in this onnxruntime, which has .*CPUExecutionProvider"):
+        OnnxModel(path, providers=["NoSuchProvider"]).load()
+    model = OnnxModel(path, providers=["NoSuchProvider"], on_downgrade="record")
+    with Router(edge=model) as router:
+        assert "asked for NoSuchProvider, running on CPUExecutionProvider" in str(router.check())
+    assert model.downgraded
+
+
+def test_a_provider_that_quietly_steps_aside(tmp_path, monkeypatch):
+    """A provider that is listed but not used in the end is a downgrade too."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["GhostExecutionProvider", "CPUExecutionProvider"])
+    model = OnnxModel(tiny.linear(tmp_path / "m.onnx"), providers=["GhostExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, providers, real=onnxruntime.InferenceSession: real(*a, providers=["CPUExecutionProvider"])
+    )
+    with pytest.raises(ModelError, match="asked for GhostExecutionProvider"):
+        model.load()
+
+
+def test_one_thread_by_default(model):
+    """A busy device gets one intra-op thread unless told otherwise."""
+    assert model.load().get_session_options().intra_op_num_threads == 1
+
+
+def test_no_runtime(monkeypatch, model):
+    """Without onnxruntime the error names the extra."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeMissing, match=r"edgeroute\[onnx\]"):
+        model.load()
+
+
+def test_telemetry_is_off_before_the_import(tmp_path):
+    """The variable is set when onnxruntime is first imported, and nothing is written to the home folder."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    code = (
+        "import os, sys, numpy as np; from edgeroute import Router\n"
+        f"Router(edge={str(path)!r}).infer(np.zeros(4, np.float32))\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.split() == ["1", "True"]
+    assert list(home.iterdir()) == []
+
+
+def test_a_run_in_progress_is_stopped(tmp_path):
+    """Cancelling ends a run that would otherwise never end."""
+    model = OnnxModel(tiny.endless(tmp_path / "endless.onnx"))
+    model.load()
+    cancel, ended = Cancel(), []
+
+    def run():
+        try:
+            model.run_one(np.zeros(1, np.float32), cancel)
+        except ModelError as e:
+            ended.append(e)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    cancel()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert "terminate" in str(ended[0])
+
+
+def test_the_deadline_stops_the_edge_too(tmp_path):
+    """At the deadline an edge run without end is ended, its worker is free again, and the cloud was not waited for."""
+    from edgeroute import DeadlineExceeded
+
+    router = Router(edge=tiny.endless(tmp_path / "endless.onnx"))
+    router.check()
+    with pytest.raises(DeadlineExceeded, match="edge not there by the deadline of 50 ms"):
+        router.infer(np.zeros(1, np.float32), deadline=0.05)
+    runner = router._live.runners[0]
+    router.close()
+    for thread in threading.enumerate():
+        if thread.name == "edgeroute":
+            thread.join(30)
+    assert runner.stuck == 0
+
+
+def test_close_frees_and_a_later_run_loads_again(model):
+    """A closed model can be used again."""
+    model.run([X])
+    model.close()
+    assert model.run([X]).shape == (1, 3)
+    assert repr(model).startswith("OnnxModel(")
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+def test_the_suffix_picks_the_runtime(tmp_path):
+    """A path goes by its suffix; another suffix, or another thing, is refused with what is possible."""
+    assert isinstance(load(tiny.linear(tmp_path / "m.onnx"), threads=2), OnnxModel)
+    with pytest.raises(PolicyError, match=r"ends in \.onnx"):
+        load("model.pt")
+    with pytest.raises(PolicyError, match="not int"):
+        load(3)
+
+
+def test_the_session_is_let_go_of_in_a_child(model):
+    """What a forked child does first: the parent's session is set aside, never freed, and a run loads anew."""
+    first = model.load()
+    model.after_fork()
+    assert edge_onnx._SET_ASIDE[-1] is first
+    assert model.run([X]).shape == (1, 3)
+    model.after_fork()
+    model.after_fork()  # of a child that never ran: nothing to set aside

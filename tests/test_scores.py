@@ -1,0 +1,161 @@
+"""Scores against their formulas, and the reading of outputs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeroute import BadReply, PolicyError
+from edgeroute.confidence import SCORES, Reader, energy, entropy, margin, msp, quantile
+from edgeroute.confidence.scores import ARRAYS, ROWS
+
+logits = st.lists(st.floats(-30, 30), min_size=2, max_size=100)
+
+
+def softmax(z):
+    e = np.exp(np.asarray(z, np.longdouble) - max(z))
+    return e / e.sum()
+
+
+@settings(max_examples=200, deadline=None)
+@given(logits)
+def test_formulas(z):
+    """Each score equals its formula in extended precision, whichever way it is computed."""
+    p = np.sort(softmax(z))[::-1]
+    entropy_of_p = -sum(float(v) * math.log(v) for v in p if v > 0)
+    expected = {
+        "msp": p[0],
+        "margin": p[0] - p[1],
+        "entropy": 1 - entropy_of_p / math.log(len(z)),
+        "energy": max(z) + math.log(sum(math.exp(v - max(z)) for v in z)),
+    }
+    for name, value in expected.items():
+        assert float(ARRAYS[name](np.array(z))) == pytest.approx(float(value), abs=1e-9)
+        assert ROWS[name](z, max(z)) == pytest.approx(float(value), abs=1e-9)
+
+
+def test_scores_take_batches():
+    """Over the last axis, whatever comes before it."""
+    z = np.random.default_rng(0).normal(size=(2, 3, 5))
+    for score in (msp, margin, entropy, energy):
+        assert score(z).shape == (2, 3)
+
+
+def test_extreme_logits():
+    """Certainty is 1, uniformity is the least, and neither overflows."""
+    assert msp(np.array([1e6, 0, -1e6])) == 1
+    assert entropy(np.array([1e6, 0, -1e6])) == 1
+    assert entropy(np.zeros(4)) == pytest.approx(0)
+    assert margin(np.zeros(4)) == 0
+
+
+@pytest.mark.parametrize("score", ROWS)
+@pytest.mark.parametrize("classes", [10, 200])
+def test_nan_stays_nan(score, classes):
+    """NaN among the logits gives the confidence NaN, which the policy then deals with by name."""
+    z = np.zeros((1, classes), np.float32)
+    for at in (0, 5):
+        z[0, at] = np.nan
+        assert math.isnan(Reader(score).one(z).confidence)
+        assert math.isnan(Reader(score, labels=[str(i) for i in range(classes)]).one(z).confidence)
+        z[0, at] = 0
+
+
+def test_the_quantile_of_token_log_probabilities():
+    """The 10 % quantile, as a probability; a text without tokens has none."""
+    assert quantile(np.log([0.5] * 10)) == pytest.approx(0.5)
+    assert quantile(np.log([0.9] * 9 + [0.1]), q=0.0) == pytest.approx(0.1)
+    assert math.isnan(quantile(np.array([])))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(-20, 20), min_size=2, max_size=12), st.sampled_from([*ROWS]))
+def test_the_short_way_and_the_long_way_agree(z, score):
+    """With labels or without, for one or for many, value and confidence are the same."""
+    z = np.array([z, z[::-1]], np.float32)
+    labels = [f"l{i}" for i in range(z.shape[1])]
+    short = Reader(score, labels=labels).one(z[:1])
+    many = Reader(score, labels=labels).many(z, 2)[0]
+    bare = Reader(score).one(z[:1])
+    assert short.value == many.value == labels[bare.value]
+    assert short.confidence == many.confidence == bare.confidence
+    assert short.outputs.tolist() == z[0].tolist()
+
+
+def test_many_classes():
+    """Above the size for plain Python the value and confidence are numpy's."""
+    z = np.random.default_rng(1).normal(size=(1, 500)).astype(np.float32)
+    read = Reader("msp").one(z)
+    assert read.value == z.argmax()
+    assert read.confidence == pytest.approx(float(msp(z)[0]))
+
+
+@pytest.mark.parametrize("classes", [4, 200])
+def test_probabilities(classes):
+    """Outputs that are probabilities already are not put through softmax again."""
+    p = np.full((1, classes), 0.3 / (classes - 1), np.float32)
+    p[0, 1] = 0.7
+    read = Reader("msp", kind="probabilities").one(p)
+    assert (read.value, read.confidence) == (1, pytest.approx(0.7, rel=1e-5))
+    p[0] = 0
+    p[0, 2] = 1
+    assert Reader("margin", kind="probabilities").one(p).confidence == pytest.approx(1)
+    p[0, 0] = -1
+    assert math.isnan(Reader("msp", kind="probabilities").one(p).confidence)
+
+
+def test_what_callables_give():
+    """(value, confidence), (text, token log-probabilities), logits as a list, one class, anything at all."""
+    read = Reader("msp")
+    assert read.one([("cat", 0.9)])[:2] == ("cat", 0.9)
+    assert read.one([("cat", None)])[:2] == ("cat", None)
+    assert read.one([("a text", np.log([0.5] * 4))])[:2] == ("a text", pytest.approx(0.5))
+    assert read.one([[0.0, 3.0]])[0] == 1
+    assert math.isnan(read.one([[3.0]]).confidence)
+    assert read.one([{"text": "x"}])[:2] == ({"text": "x"}, None)
+    assert read.one(["plain"])[:2] == ("plain", None)
+    with pytest.raises(PolicyError, match="tuple of 3"):
+        read.one([(1, 2, 3)])
+
+
+def test_several_outputs():
+    """Of a model with several outputs the first is read, and all are handed on, without the batch axis."""
+    read = Reader("msp").many({"logits": np.array([[0.0, 1.0], [5.0, 0.0]]), "box": np.zeros((2, 4))}, 2)
+    assert [r.value for r in read] == [1, 0]
+    assert read[0].outputs["box"].shape == (4,)
+
+
+def test_a_score_of_ones_own():
+    """Any function of one input's outputs."""
+    z = np.array([[1.0, 4.0]])
+    assert Reader(lambda row: float(row[1])).one(z).confidence == 4.0
+    assert Reader(lambda row: float(row[1]), labels=["a", "b"]).one(z)[:2] == ("b", 4.0)
+    assert Reader(lambda row: 0.5).one([("cat", 0.9)]).confidence == 0.5
+    assert Reader(lambda row: 0.25).one(np.zeros((1, 200))).confidence == 0.25
+    assert Reader(lambda row: 0.125).one(np.zeros((1, 2, 2))).confidence == 0.125
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"score": "softmax"}, "there is no score 'softmax': expected one of " + ", ".join(SCORES)),
+        ({"score": "energy", "kind": "probabilities"}, "needs logits"),
+        ({"kind": "guesses"}, "no kind of outputs 'guesses'"),
+    ],
+)
+def test_what_cannot_be_read_is_said_at_once(arguments, message):
+    """A wrong score or kind is found when the router is made."""
+    with pytest.raises(PolicyError, match=message):
+        Reader(**arguments)
+
+
+def test_outputs_that_are_not_this_models():
+    """Another number of classes than labels, or of rows than inputs, is a bad reply."""
+    with pytest.raises(BadReply, match="3 outputs, but 2 labels"):
+        Reader(labels=["a", "b"]).one(np.zeros((1, 3)))
+    with pytest.raises(BadReply, match="2 inputs gave 1 outputs"):
+        Reader().many(np.zeros((1, 3)), 2)
