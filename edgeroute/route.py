@@ -34,6 +34,11 @@ class Route:
         self._plan, self._runners, self._inputs = plan, runners, inputs
         self._workers, self._until, self._many = workers, until, many
 
+    @property
+    def sequential(self) -> bool:
+        """Whether this is one input, of which one leg runs at a time, and nothing can interrupt it."""
+        return self._plan.sequential and not self._many
+
     def runner(self, start: Start) -> Runner:
         """What runs that leg."""
         return self._runners[self._plan.legs[start.leg].target]

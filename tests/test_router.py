@@ -27,6 +27,7 @@ from edgeroute import (
     PolicyError,
     Router,
 )
+from edgeroute.core.facts import Facts
 
 
 def edge(x):
@@ -549,6 +550,24 @@ def test_many_at_once_on_one_loop():
             return [a.value for a in await asyncio.gather(*(router.infer(i) for i in range(100)))]
 
     assert asyncio.run(main()) == list(range(100))
+
+
+def test_a_quick_model_runs_on_the_loop():
+    """Once a model is known to take less than a thread would cost, it runs on the loop; with a deadline it does not."""
+    where = []
+
+    async def main():
+        async with AsyncRouter(edge=lambda x: (where.append(threading.current_thread()), 1.0), cloud=cloud, threshold=0.5) as router:
+            await router.infer(0)
+            router._facts = Facts(edge_s=0.0001)
+            await router.infer(0)
+            await router.infer(0, deadline=30)
+            await router.infer_many([0])
+            router._facts = Facts(edge_s=0.1)
+            await router.infer(0)
+
+    asyncio.run(main())
+    assert [thread is threading.main_thread() for thread in where] == [False, True, False, False, False]
 
 
 # --------------------------------------------------------------------------------------------------------------- policies

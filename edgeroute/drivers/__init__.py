@@ -1,7 +1,8 @@
 """Each does what a walk asks and tells it what happened; no driver decides anything.
 
-The one plug they share: `begin(start, send) -> stop`. It starts a leg, which reports once through `send`, from any
-thread, perhaps before `begin` returns; `stop()` asks it to end, and may be too late.
+The one plug they share: `begin(start, send)`. It starts a leg, which reports once through `send`, from any thread,
+perhaps before `begin` returns. What it returns is called to ask the leg to stop, and may be called too late. A leg that
+runs to its end within `begin` returns its event instead, and sends nothing.
 """
 
 from __future__ import annotations
@@ -13,4 +14,4 @@ from edgeroute.core.flow import Event, Start
 
 Send: TypeAlias = Callable[[Event], None]
 Stop: TypeAlias = Callable[[], None]
-Begin: TypeAlias = Callable[[Start, Send], Stop]
+Begin: TypeAlias = Callable[[Start, Send], Stop | Event]

@@ -26,7 +26,11 @@ def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
             effect = walk.send(reply)
             reply = None
             if type(effect) is Start:
-                stops[effect.leg] = begin(effect, send)
+                begun = begin(effect, send)
+                if isinstance(begun, tuple):
+                    reply = begun
+                else:
+                    stops[effect.leg] = begun
             elif type(effect) is Wait:
                 reply = _receive(mail, effect.until)
                 if type(reply) is not Elapsed:

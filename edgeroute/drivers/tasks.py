@@ -39,7 +39,11 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
             effect = walk.send(reply)
             reply = None
             if type(effect) is Start:
-                stops[effect.leg] = begin(effect, send)
+                begun = begin(effect, send)
+                if isinstance(begun, tuple):
+                    reply = begun
+                else:
+                    stops[effect.leg] = begun
             elif type(effect) is Wait:
                 while not mail and (left_s := effect.until - monotonic()) > 0:
                     waiting = loop.create_future()

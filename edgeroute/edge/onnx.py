@@ -140,12 +140,15 @@ class OnnxModel:
 
     def run_one(self, x: Any, cancel: Cancel | None = None) -> Array | dict[str, Array]:
         """The same for one input."""
-        if self._session is None:
-            self.load()
-        prepare = self._prepare
-        if prepare is None or type(x) is dict:
+        session, prepare = self._session or self.load(), self._prepare
+        if prepare is None or cancel is not None or type(x) is dict:
             return self.run_feed(self.feed([x]), cancel)
-        return self.run_feed({self._input: prepare(x)}, cancel)
+        tensor = prepare(x)
+        try:  # the usual case, by the short way
+            out = session.run(self._names, {self._input: tensor})
+        except Exception as e:  # onnxruntime's errors derive from Exception alone
+            raise self._failed(e) from e
+        return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def feed(self, inputs: list[Any]) -> dict[str, Array]:
         """The model's tensors for these inputs, after the card's preprocessing."""
@@ -170,8 +173,11 @@ class OnnxModel:
                 cancel.on_ask(lambda: setattr(options, "terminate", True))
                 out = session.run(self._names, feed, options)
         except Exception as e:  # onnxruntime's errors derive from Exception alone
-            raise ModelError(f"{self.name} failed to run: {_first_line(e)}") from e
+            raise self._failed(e) from e
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
+
+    def _failed(self, error: Exception) -> ModelError:
+        return ModelError(f"{self.name} failed to run: {_first_line(error)}")
 
     def close(self) -> None:
         """Frees the model; a later run loads it again."""

@@ -329,6 +329,17 @@ def through_tasks(known, scenario, threads=False):
     return asyncio.run(main())
 
 
+def through_blocking_in_place(known, scenario):
+    return blocking.drive(walk(known, monotonic()), lambda s, send: next(iter(events(s, monotonic(), scenario))))
+
+
+def through_tasks_in_place(known, scenario):
+    async def main():
+        return await tasks.drive(walk(known, monotonic()), lambda s, send: next(iter(events(s, monotonic(), scenario))))
+
+    return asyncio.run(main())
+
+
 def through_inline(known, scenario):
     return inline.drive(walk(known, monotonic()), lambda s: next(iter(events(s, monotonic(), scenario))))
 
@@ -338,6 +349,8 @@ DRIVERS = {
     "blocking, from threads": lambda k, s: through_blocking(k, s, threads=True),
     "asyncio": through_tasks,
     "asyncio, from threads": lambda k, s: through_tasks(k, s, threads=True),
+    "blocking, in place": through_blocking_in_place,
+    "asyncio, in place": through_tasks_in_place,
     "inline": through_inline,
 }
 
@@ -347,7 +360,7 @@ DRIVERS = {
 def test_every_driver_walks_alike(name, driver):
     """What happens decides the outcome; which driver drove does not."""
     known, scenario = SCENARIOS[name]
-    if driver == "inline" and not known.sequential:
+    if ("inline" in driver or "in place" in driver) and not known.sequential:
         assert known.deadline_s < INF or any(leg.hedge_after_s < INF for leg in known.legs)
         return
     expected, got = through_virtual(known, scenario), DRIVERS[driver](known, scenario)

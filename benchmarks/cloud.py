@@ -1,0 +1,107 @@
+"""The cloud leg against Triton's own client, on the same server: 150 KB of uint8 as a binary tensor, over loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from figures import Figure
+from onnx import TensorProto, helper
+
+from edgeroute import Router
+
+SIZE = 150_528  # 224 x 224 x 3
+
+
+def model(path: Path) -> None:
+    """x uint8 [n, SIZE] -> logits float32 [n, 10], by looking at ten of its values: the transport is what is timed."""
+    nodes = [
+        helper.make_node("Slice", ["x", "from", "to", "axis"], ["ten"]),
+        helper.make_node("Cast", ["ten"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    constants = [("from", [0]), ("to", [10]), ("axis", [1])]
+    graph = helper.make_graph(
+        nodes,
+        "ten",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        [onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """`edgeroute serve` in a process of its own. -> its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "ten.onnx")
+        model(path)
+        command = [sys.executable, "-m", "edgeroute", "serve", str(path), "--port", "0", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                yield json.loads(process.stdout.readline())["ready"]
+            finally:
+                process.terminate()
+                process.wait(10)
+
+
+def measure(subjects: dict[str, Callable[[], object]], *, runs: int = 7, calls: int = 300) -> dict[str, tuple[float, float]]:
+    """In turn. -> name -> median over the runs of (p50 seconds, client CPU seconds per call)."""
+    collected: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
+    for subject in subjects.values():
+        for _ in range(50):
+            subject()
+    for _ in range(runs):
+        for name, subject in subjects.items():
+            times, cpu = [], time.process_time()
+            for _ in range(calls):
+                begun = time.perf_counter()
+                subject()
+                times.append(time.perf_counter() - begun)
+            collected[name].append((statistics.median(times), (time.process_time() - cpu) / calls))
+    return {name: (statistics.median(p for p, _ in v), statistics.median(c for _, c in v)) for name, v in collected.items()}
+
+
+def compare(url: str, name: str = "ten") -> dict[str, tuple[float, float]]:
+    """The router's cloud leg and Triton's client, on the server at that URL."""
+    import tritonclient.http as triton
+
+    x = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
+    client = triton.InferenceServerClient(url.removeprefix("http://"))
+
+    def theirs() -> object:
+        tensor = triton.InferInput("x", [1, SIZE], "UINT8")
+        tensor.set_data_from_numpy(x[None])
+        return client.infer(name, [tensor], outputs=[triton.InferRequestedOutput("logits")]).as_numpy("logits")
+
+    with Router(cloud=f"{url}/v2/models/{name}") as router:
+        assert np.array_equal(theirs()[0], router.infer(x).outputs)  # type: ignore[index]
+        return measure({"theirs": theirs, "ours": lambda: router.infer(x)})
+
+
+def figures() -> list[Figure]:
+    """p50 and client CPU, each as a ratio."""
+    with server() as url:
+        found = compare(url)
+    (p50, cpu), (their_p50, their_cpu) = found["ours"], found["theirs"]
+    ms = "{:.3f} ms".format
+    return [
+        Figure("cloud leg, p50", ms(p50 * 1e3), ms(their_p50 * 1e3), p50 / their_p50, "x", 1.3),
+        Figure("cloud leg, client CPU", ms(cpu * 1e3), ms(their_cpu * 1e3), cpu / their_cpu, "x", 1.5),
+    ]
+
+
+if __name__ == "__main__":
+    from figures import table
+
+    print(table(figures()))

@@ -1,0 +1,82 @@
+"""What every benchmark shares: timing in turns, and one table of ratios."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "models" / "fashion"
+
+
+class Figure(NamedTuple):
+    """One line of the table: what, ours, the baseline's, what is compared, and the limit it has to keep."""
+
+    name: str
+    ours: str
+    baseline: str
+    compared: float
+    unit: str
+    limit: float
+
+
+def medians(subjects: dict[str, Callable[[Any], object]], inputs: Iterable[Any], *, runs: int = 7, blocks: int = 10) -> dict[str, float]:
+    """The subjects in turn, block by block, so that a drift of the machine hits all alike.
+
+    Returns: name -> median over the runs of each run's median time of one call, seconds.
+    """
+    inputs, clock = list(inputs), time.perf_counter_ns
+    collected: dict[str, list[float]] = {name: [] for name in subjects}
+    for subject in subjects.values():
+        for x in inputs:
+            subject(x)
+    for _ in range(runs):
+        times: dict[str, list[int]] = {name: [] for name in subjects}
+        for _ in range(blocks):
+            for name, subject in subjects.items():
+                taken = times[name]
+                for x in inputs:
+                    begun = clock()
+                    subject(x)
+                    taken.append(clock() - begun)
+        for name, taken in times.items():
+            collected[name].append(statistics.median(taken))
+    return {name: statistics.median(values) / 1e9 for name, values in collected.items()}
+
+
+def python(code: str, *arguments: object) -> str:
+    """What a fresh interpreter prints."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def seconds(code: str, *arguments: object, runs: int = 9) -> float:
+    """Median wall time of a whole process, seconds."""
+    times = []
+    for _ in range(runs + 1):
+        begun = time.perf_counter()
+        python(code, *arguments)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
+
+
+def table(figures: list[Figure]) -> str:
+    """Markdown, with the machine and the date."""
+    lines = ["| figure | ours | baseline | compared | limit | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+    for f in figures:
+        kept = "kept" if f.compared <= f.limit else "MISSED"
+        lines.append(f"| {f.name} | {f.ours} | {f.baseline} | {f.compared:.2f} {f.unit} | {f.limit:g} {f.unit} | {kept} |")
+    machine = f"{platform.machine()}, {_cores()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    return "\n".join([*lines, "", f"`make bench` on {machine}."])
+
+
+def _cores() -> str:
+    import os
+
+    return f"{os.cpu_count()} cores"

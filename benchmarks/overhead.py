@@ -1,0 +1,76 @@
+"""What a routed call costs over a bare run of the same model with the same preprocessing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+from figures import MODELS, Figure, medians
+
+from edgeroute import AsyncRouter, OnnxModel, Router
+
+
+def figures() -> list[Figure]:
+    """Blocking, with the trace on, and on asyncio; every input is accepted on the edge."""
+    path = MODELS / "edge.int8.onnx"
+    images = list(np.load(MODELS / "sample.npz")["images"][:200])
+    model = OnnxModel(path)
+    session, name = model.load(), model.inputs[0].name
+    card = model.card.preprocess
+    assert card is not None
+    factor, offset = card._factor, card._offset
+
+    def bare(x: np.ndarray) -> object:
+        tensor = x.astype(np.float32)
+        tensor *= factor
+        tensor += offset
+        return session.run(["logits"], {name: tensor.reshape(1, 1, 28, 28)})[0]
+
+    def never(_: object) -> object:
+        raise AssertionError("nothing is deferred here")
+
+    traces: list[object] = []
+    plain = Router(edge=path, cloud=never, threshold=0.0)
+    traced = Router(edge=path, cloud=never, threshold=0.0, trace=lambda t: traces.append(t) if not traces else None)
+    times = medians({"bare": bare, "infer": plain.infer, "traced": traced.infer}, images)
+    loop_times = _asyncio(path, images, bare, never)
+    us = {name: value * 1e6 for name, value in (times | loop_times).items()}
+    return [
+        Figure("accepted `infer`", f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"], "us", 12),
+        Figure("the same, trace on", f"{us['traced']:.1f} us", f"{us['bare']:.1f} us", us["traced"] - us["bare"], "us", 25),
+        Figure("the same, asyncio", f"{us['async']:.1f} us", f"{us['bare async']:.1f} us", us["async"] - us["bare async"], "us", 100),
+    ]
+
+
+def _asyncio(path, images, bare, never) -> dict[str, float]:  # noqa: ANN001
+    """Within one running loop: the times of an awaited infer, and of the bare run beside it."""
+    import statistics
+    import time
+
+    async def main() -> dict[str, float]:
+        collected: dict[str, list[float]] = {"async": [], "bare async": []}
+        async with AsyncRouter(edge=path, cloud=never, threshold=0.0) as router:
+            for x in images:
+                await router.infer(x)
+            for _ in range(7):
+                routed, alone = [], []
+                for _ in range(5):
+                    for x in images:
+                        begun = time.perf_counter()
+                        await router.infer(x)
+                        routed.append(time.perf_counter() - begun)
+                    for x in images:
+                        begun = time.perf_counter()
+                        bare(x)
+                        alone.append(time.perf_counter() - begun)
+                collected["async"].append(statistics.median(routed))
+                collected["bare async"].append(statistics.median(alone))
+        return {name: statistics.median(values) for name, values in collected.items()}
+
+    return asyncio.run(main())
+
+
+if __name__ == "__main__":
+    from figures import table
+
+    print(table(figures()))
