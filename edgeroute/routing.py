@@ -98,10 +98,11 @@ class Routing:
             PolicyError: one message with everything that is wrong, and the nearest valid name.
         """
         path = Path(path)
+        seen = _stamp(path)  # before it is read: a change from now on is noticed
         router = cls(**_read(path), trace=trace)
         router._policy_file = path
         if watch:
-            threading.Thread(target=router._watch, args=(path,), name="edgeroute-watch", daemon=True).start()
+            threading.Thread(target=router._watch, args=(path, seen), name="edgeroute-watch", daemon=True).start()
         return router
 
     def reload(self) -> None:
@@ -116,8 +117,9 @@ class Routing:
             raise PolicyError("this router was not made from a policy file: there is nothing to read again")
         old = self._live
         self._live = make(**_read(self._policy_file), old=old)
+        kept = [*self._live.runners, *(getattr(r, "model", None) for r in self._live.runners)]
         for runner in old.runners:
-            if runner not in self._live.runners:
+            if runner not in kept and getattr(runner, "model", None) not in kept:
                 runner.close()
 
     def stats(self) -> Stats:
@@ -221,9 +223,8 @@ class Routing:
         for runner in self._live.runners:
             runner.close()
 
-    def _watch(self, path: Path) -> None:
+    def _watch(self, path: Path, seen: tuple[int, int] | None) -> None:
         """Reloads when the file has changed, once a second at most, until the router is closed."""
-        seen = _stamp(path)
         while not self._unwatch.wait(1.0):
             now = _stamp(path)
             if now is not None and now != seen:

@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test check bench models docs clean
+
+demo: $(VENV)/demo.installed  ## sets up and runs the main job
+	$(BIN)/edgeroute demo
+
+test: $(VENV)/test.installed  ## sets up and passes the tests
+	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/coverage report --include='edgeroute/core/*,edgeroute/drivers/*' --fail-under=100
+
+check: $(VENV)/test.installed  ## linter, formatter, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/bench.installed  ## every figure, in one table
+	$(BIN)/python benchmarks/run.py
+
+models: $(VENV)/models.installed  ## trains, distils, prunes and quantises the shipped pair again (about an hour and a half)
+	$(BIN)/python models/recipes/fashion.py
+
+docs: $(VENV)/test.installed  ## writes what is generated in docs/
+	$(BIN)/python -c "from pathlib import Path; from edgeroute.settings import reference; Path('docs/policy.md').write_text(reference())"
+
+clean:
+	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/test.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet --editable '.[all]' --group test
+	touch $@
+
+$(VENV)/bench.installed: $(VENV)/demo.installed
+	$(BIN)/pip install --quiet --group bench
+	touch $@
+
+$(VENV)/models.installed: $(VENV)/bin/python models/recipes/requirements.txt
+	$(BIN)/pip install --quiet -r models/recipes/requirements.txt
+	touch $@

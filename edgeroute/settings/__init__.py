@@ -1,0 +1,44 @@
+"""Policy files: TOML, JSON or YAML, with EDGEROUTE_ variables over them. pydantic is imported here and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeroute.errors import PolicyError, RuntimeMissing
+
+try:
+    import pydantic_settings as _  # noqa: F401
+except ImportError as e:
+    raise RuntimeMissing(
+        "policy files need pydantic-settings: pip install pydantic-settings. A policy given to Router(...) in Python does not"
+    ) from e
+
+from edgeroute.settings.explain import explain
+from edgeroute.settings.keys import Settings
+from edgeroute.settings.problems import Wrong
+from edgeroute.settings.schema import reference, schema
+from edgeroute.settings.sources import Environment, File, read
+
+__all__ = ["Settings", "load", "reference", "schema"]
+
+
+def load(path: str | Path) -> Settings:
+    """Reads a policy file and the variables over it. Opens no model and no connection, and reads no secret.
+
+    Args:
+        path: of the file; its suffix says the format: .toml, .json, .yaml or .yml.
+
+    Raises:
+        PolicyError: one message, with a line for each thing that is wrong.
+        RuntimeMissing: the file is YAML, and pyyaml is not installed.
+    """
+    data = read(Path(path))
+    environment = Environment(Settings, data)
+    problems = environment.problems
+    try:
+        settings = Settings(sources=(environment, File(Settings, data)))  # type: ignore[call-arg]  # see settings_customise_sources
+    except Wrong as e:
+        problems = [*(explain(e.error) if e.error else ()), *e.contradictions, *problems]
+    if problems:
+        raise PolicyError("\n".join(environment.line(problem, path) for problem in problems))
+    return settings

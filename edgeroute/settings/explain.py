@@ -1,0 +1,52 @@
+"""pydantic's errors in words for someone who never saw pydantic."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from edgeroute.settings.keys import CLOUDS, Cloud, Edge, Section, Settings
+from edgeroute.settings.problems import Key, Problem, found, nearest
+
+
+def explain(error: ValidationError) -> list[Problem]:
+    """A problem for each error; none quotes what may be a secret."""
+    return [_problem(e["loc"], e["type"], e.get("ctx", {}), e["input"]) for e in error.errors(include_url=False)]
+
+
+def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Problem:
+    cloud = loc[0] == "cloud" and len(loc) > 2  # noqa: PLR2004 - the section, its number, then the protocol, which is no key
+    key = loc[:2] + loc[3:] if cloud else loc
+    model = CLOUDS[str(loc[2])] if cloud else Edge if len(loc) > 1 else Settings
+    if kind == "extra_forbidden":
+        return Problem(key, f"there is no such key: {_meant(str(key[-1]), model)}")
+    if kind == "missing":
+        return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
+    if kind == "union_tag_invalid":
+        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(str(value['protocol']), CLOUDS)}")
+    if kind == "literal_error":
+        words = re.findall(r"'(\w+)'", said["expected"])
+        return Problem(key, f"found {found(value)}: {nearest(str(value), words)}")
+    if kind == "expected":
+        return Problem(key, f"expected {said['words']}, found {found(value)}" + (f"; {said['hint']}" if said["hint"] else ""))
+    if kind == "policy":
+        return Problem(key, said["text"])
+    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {found(value)}")
+
+
+def _meant(word: str, model: type[Section | Settings]) -> str:
+    """Where such a key belongs, or what it could be."""
+    if issubclass(model, Cloud):
+        for protocol, other in CLOUDS.items():
+            if word in other.model_fields:
+                return f'only a cloud with protocol = "{protocol}" has it'
+    if word in Settings.model_fields:
+        return "it belongs at the top of the file, before the first section"
+    homes: dict[str, list[type[Section]]] = {"[edge]": [Edge], "[cloud]": [*CLOUDS.values()]}
+    for home, models in homes.items():
+        if any(word in other.model_fields for other in models):
+            return f"it belongs in {home}"
+    return nearest(word, model.model_fields)

@@ -1,0 +1,154 @@
+"""The keys for editors, as JSON Schema, and for readers, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from edgeroute.settings.keys import CLOUDS, Cloud, Edge, Settings
+
+
+class _Plain(GenerateJsonSchema):
+    """No null, since no format needs it here: a key that is not given is not there. No titles made from names."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        made = super().default_schema(schema)
+        return {key: value for key, value in made.items() if key != "default" or value not in (None, [], {})}
+
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
+        return False
+
+
+def schema() -> dict[str, Any]:
+    """The policy as JSON Schema, draft 2020-12."""
+    made = Settings.model_json_schema(schema_generator=_Plain)
+    keys = made["properties"]
+    for section in ("edge", "cloud"):
+        one = keys[section].pop("items")
+        keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": keys[section]["description"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made,
+        "title": "edgeroute policy",
+        "description": "How edgeroute routes between models on the device and in the cloud.",
+    }
+
+
+@lru_cache(1)
+def sections() -> dict[str, Mapping[str, Any]]:
+    """Section -> key -> its schema; the section at the top of the file is ""."""
+    made = schema()
+    clouds = [made["$defs"][cloud.__name__]["properties"] for cloud in CLOUDS.values()]
+    edge = made["$defs"][Edge.__name__]["properties"]
+    return {"": made["properties"], "edge": edge, "cloud": {key: value for cloud in clouds for key, value in cloud.items()}}
+
+
+def reference() -> str:
+    """The keys with their types, defaults and meanings, as Markdown: the text of docs/policy.md."""
+    made = schema()
+    edge = made["$defs"][Edge.__name__]
+    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {"edge", "cloud"})]
+    parts += [f"### `[edge]`\n\n{made['properties']['edge']['description']}\n", _table(edge, set(edge["properties"]))]
+    parts += [f"### `[cloud]`\n\n{made['properties']['cloud']['description']} These keys are every endpoint's:\n"]
+    common = set(Cloud.model_fields)
+    parts += [_table(made["$defs"][CLOUDS["openinference"].__name__], common)]
+    for protocol, cloud in CLOUDS.items():
+        section = made["$defs"][cloud.__name__]
+        parts += [f'### `[cloud]` with `protocol = "{protocol}"`\n\n{section["description"]}\n']
+        parts += [_table(section, set(section["properties"]) - common)]
+    return "\n".join(parts)
+
+
+def _table(section: Mapping[str, Any], keys: set[str]) -> str:
+    rows = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+    for key, value in section["properties"].items():
+        if key in keys:
+            default = "required" if key in section.get("required", ()) else _code(value["default"]) if "default" in value else ""
+            rows.append(f"| `{key}` | {_type(value)} | {default} | {value['description']} |")
+    return "\n".join(rows) + "\n"
+
+
+def _type(value: Mapping[str, Any]) -> str:
+    if "anyOf" in value:
+        return " or ".join(_type(one) for one in value["anyOf"])
+    if "enum" in value or "const" in value:
+        return ", ".join(map(_code, value.get("enum") or [value["const"]]))
+    if value["type"] == "array":
+        return f"list of {_type(value['items'])}s"
+    return str(value.get("title") or _WORDS.get(value["type"], value["type"]))
+
+
+_WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false"}
+
+
+def _code(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+INTRODUCTION = """\
+# Policy files
+
+A policy says which models there are, which is asked first, and when something may leave the device. Write it as TOML,
+JSON or YAML (`pip install 'edgeroute[yaml]'`); the suffix says which. Relative paths start from the policy's folder.
+
+```toml
+# policy.toml
+mode = "prefer_edge"
+threshold = 0.85            # at this confidence the edge's answer is final, and nothing is sent
+deadline = "300ms"
+on_exhausted = "answer"
+
+[edge]
+path = "models/fashion/edge.int8.onnx"
+threads = 1
+
+[cloud]
+url = "http://127.0.0.1:8080/v2/models/fashion-large"
+api_key = { env = "CLOUD_KEY" }     # the name of an environment variable, never the key itself
+headers = { "X-Tenant" = "shop-7" }
+timeout = "2s"
+retries = 1
+max_reply = "4MiB"
+```
+
+```python
+import numpy as np
+from edgeroute import Router
+
+image = np.load("models/fashion/sample.npz")["images"][0]
+with Router.from_policy("policy.toml", watch=True) as router:
+    answer = router.infer(image)
+```
+
+Several models or endpoints are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked. More
+policies, to copy from: [examples/policies](../examples/policies).
+
+**Durations** are text with a unit, `"300ms"`, `"2s"`, `"1m"`; **sizes** likewise, `"512KB"` (1000 bytes each) or `"16MiB"` (1024
+times 1024). A bare number is refused, since it would be read one way and meant another.
+
+**Secrets** are never in the file: `{ env = "NAME" }` names the environment variable that holds one. It is read when a request is
+sent, and no message, trace or log shows it.
+
+**Environment variables** beat the file: `EDGEROUTE_MODE=only_edge`, `EDGEROUTE_THRESHOLD=0.9`, and with `__` between a section
+and its key, `EDGEROUTE_CLOUD__URL=...`. Of several sections a number says which, counted from 0: `EDGEROUTE_CLOUD__1__URL`.
+Lists and tables are JSON: `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`. `EDGEROUTE_CLOUD__API_KEY` may hold the key
+itself.
+
+**Mistakes** are all told at once, a line each, before anything is loaded or sent:
+
+```text
+policy.toml: treshold: there is no such key: did you mean "threshold"?
+policy.toml: deadline: expected a duration such as "300ms" or "2s", found 300; did you mean "300ms" or "300s"?
+EDGEROUTE_MODE: found "only_egde": did you mean "only_edge"?
+```
+
+**Editors** complete and check the keys with the JSON Schema that `edgeroute schema` prints.
+"""

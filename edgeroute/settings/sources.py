@@ -1,0 +1,220 @@
+"""Where a policy comes from: a file, and the environment's variables over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.settings.problems import Key, Problem, nearest
+from edgeroute.settings.schema import sections
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "EDGEROUTE_"
+LISTS = ("edge", "cloud")
+# Kubernetes sets these in every container, for services whose names begin with "edgeroute"
+_KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the file says, unchecked; a key whose value is null counts as not given.
+
+    Raises:
+        PolicyError: it cannot be read, or is not what its suffix says; the message has the line and column.
+        RuntimeMissing: it is YAML, and pyyaml is not installed.
+    """
+    parse = _FORMATS.get(path.suffix.lower())
+    if path.is_dir():
+        raise PolicyError(f"{path}: is a directory: expected a file that ends in {', '.join(_FORMATS)}")
+    if parse is None:
+        raise PolicyError(f"{path}: expected a file that ends in {', '.join(_FORMATS)}, found {path.suffix or 'no suffix'!r}")
+    try:
+        data = _without_nulls(parse(path.read_text(encoding="utf-8-sig")))
+    except FileNotFoundError:
+        raise PolicyError(f"{path}: there is no such file") from None
+    except OSError as e:
+        raise PolicyError(f"{path}: cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise PolicyError(f"{path}: is not text in UTF-8, at byte {e.start}") from None
+    except RecursionError:
+        raise PolicyError(f"{path}: is nested too deeply") from None
+    except ValueError as e:
+        raise PolicyError(f"{path}: {e}") from None
+    if not isinstance(data, dict):
+        raise PolicyError(f"{path}: expected keys such as mode and a section such as [edge], found something else")
+    return data
+
+
+class File(PydanticBaseSettingsSource):
+    """What `read` gave."""
+
+    def __init__(self, settings_cls: type[BaseSettings], data: Mapping[str, Any]) -> None:
+        super().__init__(settings_cls)
+        self.data = {key: _by_number(value) if key in LISTS else value for key, value in data.items()}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        """Asked for by the base class; nobody calls it."""
+        return self.data.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Key -> value; a section is number -> key -> value."""
+        return self.data
+
+
+class Environment(File):
+    """EDGEROUTE_MODE and its like; __ comes between a section and its key.
+
+    Attributes:
+        problems: variables that are no key's, and values that cannot be read.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], file: Mapping[str, Any]) -> None:
+        super().__init__(settings_cls, {})
+        self.problems: list[Problem] = []
+        self._names: dict[Key, str] = {}
+        self._counts = {section: len(value) if isinstance(value := file.get(section, []), list) else 1 for section in LISTS}
+        named = set(_named(file))
+        for name, text in sorted(os.environ.items()):
+            if name.upper().startswith(PREFIX) and name not in named and not _KUBERNETES.fullmatch(name):
+                try:
+                    self._add(name, text)
+                except ValueError as e:
+                    self.problems.append(Problem((), str(e), name))
+
+    def _add(self, name: str, text: str) -> None:
+        key = self._key(name)
+        section = str(key[0]) if len(key) > 1 else ""
+        if not text:
+            raise ValueError("is empty: give it a value, or unset it")
+        value = _value(name, text, sections()[section][str(key[-1])])
+        at = self.data
+        for part in key[:-1]:
+            at = at.setdefault(str(part), {})
+        at[str(key[-1])] = value
+        self._names[key] = name
+
+    def _key(self, name: str) -> Key:
+        """The key that a variable sets."""
+        section, _, key = name.removeprefix(PREFIX).lower().rpartition("__")
+        section, _, number = section.partition("__")
+        count = self._counts.get(section, 0)
+        if name != name.upper() or key not in sections().get(section, {}) or (not section and key in LISTS):
+            raise ValueError(f"there is no such variable: {nearest(name.upper(), _variables())}")
+        if not section:
+            return (key,)
+        if count > 1 and not number:
+            numbered = f"{PREFIX}{section}__0__{key}".upper()
+            raise ValueError(f"which of the {count} [[{section}]]? Say its number, counted from 0, as in {numbered}")
+        if number and not (number.isdecimal() and int(number) < max(count, 1)):
+            raise ValueError(f"there is no [[{section}]] number {number}: the file has {count}, counted from 0")
+        return (section, int(number or 0), key)
+
+    def line(self, problem: Problem, path: str | Path) -> str:
+        """A problem as one line, with the file or the variable that it is in."""
+        key, name = problem.key, problem.variable
+        for length in range(len(key), 0, -1):
+            name = name or self._names.get(key[:length], "")
+        if name:
+            return f"{name}: {problem.text}"
+        alone = len(key) > 1 and self._counts.get(str(key[0]), 0) <= 1
+        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for i, part in enumerate(key) if not (alone and i == 1)]
+        return f"{path}: {''.join(parts).removeprefix('.')}{': ' if key else ''}{problem.text}"
+
+
+def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+    """A variable's text as what the key takes; what does not fit stays text, for the key's own check to refuse."""
+    if schema.get("type") == "string" or "const" in schema:
+        return text
+    secret = "env" in schema.get("properties", {})
+    if text[0] in ("{" if secret else "[{"):
+        try:
+            return json.loads(text)
+        except ValueError as e:
+            if not secret:
+                raise ValueError(f'expected JSON, such as ["a", "b"], found an error {_place(e)}') from None
+    if secret:
+        return {"env": name}  # the secret itself: a reference to it, so that it stays where it is
+    try:
+        return json.loads(text.lower() if text.lower() in {"true", "false"} else text)
+    except ValueError:
+        return text
+
+
+def _variables() -> list[str]:
+    """The names of all variables."""
+    keys = [f"{section}__{key}".removeprefix("__") for section, found in sections().items() for key in found]
+    return [f"{PREFIX}{key}".upper() for key in keys if key not in LISTS]
+
+
+def _by_number(value: Any) -> Any:
+    """A section, or a list of them -> number -> section, which merges with the environment's."""
+    if isinstance(value, list):
+        return {str(i): section for i, section in enumerate(value)}
+    return {"0": value} if isinstance(value, dict) else value
+
+
+def _named(data: Any) -> Iterator[str]:
+    """The variables that the policy itself names as secrets."""
+    if isinstance(data, dict):
+        if isinstance(data.get("env"), str):
+            yield data["env"]
+        data = list(data.values())
+    if isinstance(data, list):
+        for value in data:
+            yield from _named(value)
+
+
+def _without_nulls(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _without_nulls(value) for key, value in data.items() if value is not None}
+    return [_without_nulls(value) for value in data] if isinstance(data, list) else data
+
+
+def _toml(text: str) -> Any:
+    try:
+        return tomllib.loads(text)
+    except ValueError as e:
+        raise ValueError(f"is not TOML: {e}") from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise ValueError(f"is not JSON: an error {_place(e)}") from None
+
+
+def _yaml(text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as e:
+        raise RuntimeMissing("a policy in YAML needs pyyaml: pip install 'edgeroute[yaml]'") from e
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark
+        place = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        raise ValueError(f"is not YAML: {e.problem}{place}") from None
+    except (yaml.YAMLError, ValueError) as e:
+        raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None
+
+
+def _place(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"at line {error.lineno}, column {error.colno}: {error.msg}"
+    return str(error)
+
+
+_FORMATS = {".toml": _toml, ".json": _json, ".yaml": _yaml, ".yml": _yaml}

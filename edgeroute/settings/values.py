@@ -1,0 +1,112 @@
+"""The types of the other values, each with the words that a message uses for it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from edgeroute.cloud.base import Secret
+from edgeroute.edge.load import RUNTIMES
+from edgeroute.settings.units import expected
+
+
+def said(words: str) -> WrapValidator:
+    """The type's own check, with these words where pydantic would use its own."""
+
+    def check(value: Any, inner: Any) -> Any:
+        try:
+            return inner(value)
+        except ValidationError:
+            raise expected(words) from None
+
+    return WrapValidator(check)
+
+
+def refused(text: str) -> PydanticCustomError:
+    """The error that says so, and quotes nothing."""
+    return PydanticCustomError("policy", "{text}", {"text": text})
+
+
+def _model(path: str) -> str:
+    if Path(path).suffix not in RUNTIMES:
+        raise expected(f"a file that ends in {' or '.join(sorted(RUNTIMES))}")
+    return path
+
+
+def _url(url: str) -> str:
+    if "@" in url:
+        raise refused("the address carries a user or password: give it as api_key or in headers")
+    if "?" in url or "#" in url:
+        raise refused("the address has a query or fragment (? or #), which is not part of an endpoint's address")
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise expected("an address that begins with http:// or https://")
+    return url
+
+
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_SECRET_HEADER = re.compile(
+    r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
+)
+_LITERAL = 'a secret does not belong in a file: put it in an environment variable, and write { env = "ITS_NAME" } here'
+
+
+def _secret(value: Any) -> Secret:
+    if isinstance(value, str):
+        raise refused(_LITERAL)
+    if not isinstance(value, dict) or set(value) != {"env"} or not re.fullmatch(_VARIABLE, str(value["env"])):
+        raise refused('expected { env = "NAME" }, with the name of an environment variable')
+    return Secret(env=value["env"])
+
+
+def _headers(value: Any) -> dict[str, str | Secret]:
+    if not isinstance(value, dict):
+        raise refused('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
+    literal = [name for name, v in value.items() if isinstance(v, str) and _SECRET_HEADER.match(f"{name}: {v}")]
+    if literal:
+        raise refused(f"{', '.join(literal)}: {_LITERAL}")
+    for name, v in value.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or (isinstance(v, str) and not (v.isascii() and v.isprintable())):
+            raise refused(
+                f"{name!r} is not an HTTP header: it takes letters, digits and - in the name, ASCII on one line in the value"
+            )
+    return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
+
+
+_REFERENCE: dict[str, Any] = {
+    "type": "object",
+    "title": '`{ env = "NAME" }`',
+    "properties": {"env": {"type": "string", "pattern": f"^{_VARIABLE}$", "description": "Name of the environment variable."}},
+    "required": ["env"],
+    "additionalProperties": False,
+}
+
+_Text = Annotated[str, Field(min_length=1)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[_Text, said("text in quotes")]
+Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in ["a", "b"]')]
+Thresholds = Annotated[_Number | list[_Number], said("a number, or a list with one number for each edge model")]
+Threads = Annotated[int, Field(ge=1, le=1024), said("a whole number, 1 or more")]
+Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
+Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
+Verify = Annotated[bool | _Text, said("true, false, or the path of a file with authorities in quotes")]
+Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
+PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]
+ModelPath = Annotated[Text, AfterValidator(_model)]
+Url = Annotated[Text, AfterValidator(_url)]
+SecretReference = Annotated[Secret, PlainValidator(_secret), WithJsonSchema({**_REFERENCE})]
+Headers = Annotated[
+    dict[str, str | Secret],
+    PlainValidator(_headers),
+    WithJsonSchema({"type": "object", "title": "table", "additionalProperties": {"anyOf": [{"type": "string"}, _REFERENCE]}}),
+]

@@ -1,0 +1,81 @@
+"""Every snippet of the README and of docs/ runs as it stands, against the shipped models and a real server."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeroute import Router
+from edgeroute.settings import load
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SERVER = "127.0.0.1:8080"
+ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "python benchmarks/")
+"""Run by .ci/run (the first four), by a fixture, or by `make bench`."""
+
+
+def snippets(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch, fashion, fashion_server):
+    """A folder as a reader has it: the models, a policy, images; the server of the docs, wherever it really is."""
+    (tmp_path / "models").symlink_to(fashion.parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLOUD_KEY", "a-key-of-the-reader")
+    np.save("image.npy", np.load(fashion / "sample.npz")["images"][0])
+    return lambda text: text.replace(f"http://{SERVER}", fashion_server)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_snippets_run(page, desk):
+    """In the order of the page: Python in one namespace, TOML written and loaded, commands executed."""
+    namespace: dict[str, object] = {"__name__": "snippet"}
+    for language, text in snippets(page):
+        code = desk(text)
+        if language == "python":
+            exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), namespace)
+        elif language == "toml":
+            name = re.match(r"# (\S+\.toml)", code)
+            file = Path(name[1] if name else "snippet.toml")
+            file.write_text(code)
+            load(file)
+        elif language == "sh":
+            for line in filter(None, map(str.strip, code.splitlines())):
+                command = line.partition("  #")[0].strip()
+                if command.startswith(ELSEWHERE):
+                    continue
+                assert command.startswith("edgeroute "), f"{page.name}: who runs {command!r}?"
+                done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        else:
+            assert language in {"text", "json"}, f"{page.name}: a snippet in {language} is run by nobody"
+    for thing in namespace.values():
+        if isinstance(thing, Router):
+            thing.close()
+
+
+def test_quickstart_example(desk, fashion, fashion_server, capsys):
+    """examples/quickstart.py routes real images and says what it did."""
+    code = compile((ROOT / "examples" / "quickstart.py").read_text(), "quickstart.py", "exec")
+    namespace = {"__name__": "example", "__file__": str(ROOT / "examples" / "quickstart.py")}
+    exec(code, namespace)
+    namespace["main"](f"{fashion_server}/v2/models/fashion-large", fashion)
+    said = capsys.readouterr().out
+    assert "220 answers" in said
+    assert "uncalibrated" in said
+
+
+def test_links_lead_somewhere():
+    """Each relative link of a page is a file of the project."""
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

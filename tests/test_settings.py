@@ -1,0 +1,589 @@
+"""Policy files: what they give the router, what is said of mistakes in them, and what of secrets: nothing."""
+# ruff: noqa: E501 - a case is a line
+
+import gc
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
+
+from edgeroute import settings
+from edgeroute.cloud.base import Address
+from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.plain import PlainJson
+from edgeroute.confidence.scores import SCORES
+from edgeroute.edge.onnx import OnnxModel
+from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.router import Router
+from edgeroute.settings import keys, units
+
+ROOT = Path(__file__).parents[1]
+URL = "http://h/v2/models/m"
+BOTH = """
+threshold = 0.85
+[edge]
+path = "edge.onnx"
+[cloud]
+url = "http://h/v2/models/m"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch):
+    for name in [name for name in os.environ if name.upper().startswith("EDGEROUTE_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def policy(tmp_path):
+    """Text -> what the router is given for a file with it."""
+
+    def load(text, name="policy.toml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return settings.load(path).arguments(tmp_path)
+
+    return load
+
+
+@pytest.fixture
+def problems(policy):
+    """Text -> the lines of the error, without the file's name, which each has to begin with."""
+
+    def lines(text, name="policy.toml"):
+        with pytest.raises(PolicyError) as e:
+            policy(text, name)
+        return [re.sub(rf"^\S*/{re.escape(name)}: ", "", line) for line in str(e.value).splitlines()]
+
+    return lines
+
+
+def cloud(text):
+    return f'mode = "only_cloud"\n[cloud]\n{text}\n'
+
+
+# What a file gives
+
+
+def test_every_key_of_the_top_reaches_the_router(policy):
+    """Durations come as seconds; the names are Router's."""
+    given = policy(
+        'deadline = "300ms"\nhedge_after = "0s"\nscore = "margin"\nno_confidence = "accept"\non_exhausted = "raise"\n' + BOTH
+    )
+    assert {k: v for k, v in given.items() if k not in {"edge", "cloud"}} == {
+        "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "score": "margin", "no_confidence": "accept",
+        "on_exhausted": "raise",
+    }  # fmt: skip
+    assert set(given) == set(inspect.signature(Router).parameters) - {"trace"}
+
+
+def test_keys_that_are_not_given_have_the_routers_defaults(policy):
+    """A file need not repeat them."""
+    given = policy('[edge]\npath = "edge.onnx"')
+    for name, parameter in inspect.signature(Router).parameters.items():
+        if name not in {"edge", "trace"}:
+            assert given[name] == parameter.default, name
+
+
+def test_an_edge_section_is_a_model_with_its_options(policy, tmp_path):
+    """The path starts from the policy's folder, and need not be there yet."""
+    (tmp_path / "card.json").write_text('{"name": "small"}')
+    model = policy(f'[edge]\npath = "sub/../edge.onnx"\nthreads = 2\nproviders = ["A", "B"]\non_downgrade = "record"\nsha256 = "{"aB" * 32}"\ncard = "card.json"')["edge"]  # fmt: skip
+    assert isinstance(model, OnnxModel)
+    assert (model.path, model.threads, model.providers, model.on_downgrade) == (tmp_path / "edge.onnx", 2, ("A", "B"), "record")
+    assert (model.name, model._expected) == ("small", "aB" * 32)
+
+
+def test_a_card_that_is_not_there_is_told_of(policy):
+    """It is read with the policy, unlike the model."""
+    with pytest.raises(ModelMissing, match=r"card\.json"):
+        policy('[edge]\npath = "edge.onnx"\ncard = "card.json"')
+
+
+def test_a_cloud_section_is_an_endpoint_with_its_options(policy, tmp_path, monkeypatch):
+    """The protocol is openinference unless it says otherwise; sizes come as bytes, paths from the policy's folder."""
+    monkeypatch.setenv("KEY", "sk-1")
+    text = """name = "far"\nurl = "https://h:1/v2/models/m"\nbinary = false\nlabels = ["a", "b"]\nkind = "probabilities"\noutput = "y"
+        api_key = { env = "KEY" }\nheaders = { "X-Tenant" = "t", "X-Secret" = { env = "KEY" } }
+        verify = "ca.pem"\ncert = ["c.pem", "k.pem"]\ntimeout = "1.5s"\nretries = 0\nmax_reply = "5MB\""""
+    given = policy(cloud(text))["cloud"]
+    assert isinstance(given, OpenInference)
+    assert (given.where, given.name, given.binary, given.labels) == ("https://h:1/v2/models/m", "far", False, ("a", "b"))
+    assert (given.kind, given.output) == ("probabilities", "y")
+    address = given.address
+    assert dict(address.headers()) == {"X-Tenant": "t", "X-Secret": "sk-1", "Authorization": "Bearer sk-1"}
+    assert (address.verify, address.cert) == (tmp_path / "ca.pem", (tmp_path / "c.pem", tmp_path / "k.pem"))
+    assert (address.timeout_s, address.retries, address.max_reply_bytes) == (1.5, 0, 5_000_000)
+
+
+def test_protocol_json_is_a_plain_endpoint(policy):
+    """With the places in the reply that the file names."""
+    given = policy(
+        cloud('protocol = "json"\nurl = "http://h/x"\nvalue = "a.0"\nconfidence = "b"\nlogits = "c"\nping_path = "/up"')
+    )["cloud"]
+    assert isinstance(given, PlainJson)
+    assert (given.where, given.value, given.confidence, given.logits, given.ping_path) == ("http://h/x", "a.0", "b", "c", "/up")
+
+
+def test_several_sections_are_lists_in_their_order(policy):
+    """And a list of thresholds goes with several edges."""
+    given = policy(
+        f'threshold = [0.9, 1]\n[[edge]]\npath = "a.onnx"\n[[edge]]\npath = "b.onnx"\n[[cloud]]\nurl = "{URL}1"\n[[cloud]]\nurl = "{URL}2"'
+    )
+    assert [model.name for model in given["edge"]] == ["a", "b"]
+    assert [endpoint.where for endpoint in given["cloud"]] == [f"{URL}1", f"{URL}2"]
+    assert given["threshold"] == [0.9, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", '{"mode": "only_edge", "deadline": null, "edge": {"path": "edge.onnx"}}'),
+        ("p.yaml", "mode: only_edge  # here\nedge:\n  path: edge.onnx\n"),
+        ("p.YML", "mode: only_edge\nedge: [{path: edge.onnx, card: null}]\n"),
+        ("p.toml", '\ufeffmode = "only_edge"\nedge = { path = "edge.onnx" }\n'),
+    ],
+)
+def test_json_and_yaml_say_the_same_as_toml(policy, name, text):
+    """A null is a key that is not given, and a byte order mark does no harm."""
+    given = policy(text, name)
+    assert (given["mode"], given["edge"].name, given["deadline"]) == ("only_edge", "edge", None)
+
+
+def test_the_defaults_are_those_of_the_classes():
+    """What the reference says of a key that is not given is what the class does."""
+    address = inspect.signature(Address).parameters
+    mine = {"timeout": "timeout_s", "max_reply": "max_reply_bytes"}
+    for section, made, needed in (
+        (keys.Edge, OnnxModel, {"path": "a.onnx"}),
+        (keys.OpenInferenceCloud, OpenInference, {"url": URL}),
+        (keys.JsonCloud, PlainJson, {"url": URL, "protocol": "json"}),
+    ):
+        theirs = {**address, **inspect.signature(made).parameters}
+        for key, value in section.model_validate(needed):
+            if key not in {"path", "url", "protocol"}:
+                default = theirs[mine.get(key, key)].default
+                assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)
+    assert get_args(keys.Score) == SCORES
+
+
+def test_a_policy_makes_a_router(tmp_path):
+    """The model file has to be there, and is not read yet."""
+    (tmp_path / "policy.toml").write_text(BOTH)
+    with pytest.raises(ModelMissing, match=r"edge\.onnx"):
+        Router.from_policy(tmp_path / "policy.toml")
+    (tmp_path / "edge.onnx").write_bytes(b"")
+    with Router.from_policy(tmp_path / "policy.toml") as router:
+        router.reload()
+        (tmp_path / "policy.toml").write_text("mode = 1")
+        with pytest.raises(PolicyError):
+            router.reload()
+
+
+# What a reload keeps
+
+
+def test_an_unchanged_section_gives_the_same_object(policy):
+    """Whatever changed elsewhere, so that the router keeps its runner."""
+    first = policy(BOTH)
+    second = policy('deadline = "1s"\n' + BOTH.replace("0.85", "0.9"))
+    assert second["edge"] is first["edge"]
+    assert second["cloud"] is first["cloud"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kept"),
+    [("[cloud]", "threads = 2\n[cloud]", "cloud"), ("models/m", "models/n", "edge"), ("[edge]", 'score = "margin"\n[edge]', "")],
+)
+def test_a_changed_section_gives_another_object(policy, old, new, kept):
+    """And the other one stays; another score needs other runners on both sides."""
+    first, second = policy(BOTH), policy(BOTH.replace(old, new))
+    for side in ("edge", "cloud"):
+        assert (second[side] is first[side]) == (side == kept)
+
+
+@pytest.mark.parametrize("name", ["edge.onnx", "edge.json"])
+def test_a_new_model_or_card_under_an_old_name_gives_another_object(policy, tmp_path, name):
+    """The file's time and size tell."""
+    first = policy(BOTH)
+    (tmp_path / name).write_text("{}")
+    assert policy(BOTH)["edge"] is not first["edge"]
+
+
+def test_what_no_router_has_any_more_is_gone(policy):
+    """The references are weak."""
+    gc.collect()
+    before = len(keys._made)
+    given = policy(BOTH)
+    assert len(keys._made) == before + 2
+    del given
+    gc.collect()
+    assert len(keys._made) == before
+
+
+# Variables
+
+
+def test_a_variable_beats_the_file(policy, monkeypatch):
+    """In every section, whatever the type of the key."""
+    monkeypatch.setenv("EDGEROUTE_MODE", "only_edge")
+    monkeypatch.setenv("EDGEROUTE_THRESHOLD", "[0.5]")
+    monkeypatch.setenv("EDGEROUTE_DEADLINE", "2s")
+    monkeypatch.setenv("EDGEROUTE_EDGE__THREADS", "3")
+    monkeypatch.setenv("EDGEROUTE_EDGE__PROVIDERS", '["A"]')
+    monkeypatch.setenv("EDGEROUTE_CLOUD__URL", "http://other")
+    monkeypatch.setenv("EDGEROUTE_CLOUD__MODEL", "123")
+    monkeypatch.setenv("EDGEROUTE_CLOUD__VERIFY", "False")
+    monkeypatch.setenv("EDGEROUTE_CLOUD__BINARY", "auto")
+    given = policy(BOTH + "retries = 1\nbinary = true")
+    assert (given["mode"], given["threshold"], given["deadline"]) == ("only_edge", [0.5], 2.0)
+    assert (given["edge"].name, given["edge"].threads, given["edge"].providers) == ("edge", 3, ("A",))
+    assert (given["cloud"].where, given["cloud"].binary) == ("http://other/v2/models/123", None)
+    assert (given["cloud"].address.verify, given["cloud"].address.retries) == (False, 1)
+
+
+def test_variables_can_make_a_section_that_the_file_lacks(policy, monkeypatch):
+    """A file that says the rest may leave the address to the environment."""
+    monkeypatch.setenv("EDGEROUTE_CLOUD__URL", URL)
+    assert policy('mode = "only_cloud"')["cloud"].where == URL
+    assert policy('mode = "only_cloud"\n[cloud]')["cloud"].where == URL
+
+
+def test_a_number_says_which_of_several_sections(policy, problems, monkeypatch):
+    """Without one it would be a guess."""
+    text = f'mode = "only_cloud"\n[[cloud]]\nurl = "{URL}"\n[[cloud]]\nurl = "{URL}"'
+    monkeypatch.setenv("EDGEROUTE_CLOUD__1__URL", "http://second/v2/models/m")
+    assert [endpoint.where for endpoint in policy(text)["cloud"]] == [URL, "http://second/v2/models/m"]
+    monkeypatch.setenv("EDGEROUTE_CLOUD__2__URL", "x")
+    monkeypatch.setenv("EDGEROUTE_CLOUD__NAME", "x")
+    assert problems(text) == [
+        "EDGEROUTE_CLOUD__2__URL: there is no [[cloud]] number 2: the file has 2, counted from 0",
+        "EDGEROUTE_CLOUD__NAME: which of the 2 [[cloud]]? Say its number, counted from 0, as in EDGEROUTE_CLOUD__0__NAME",
+    ]
+
+
+def test_the_key_itself_may_be_in_its_variable(policy, monkeypatch):
+    """It stays there: the policy has a reference, and a reference may be given too."""
+    monkeypatch.setenv("EDGEROUTE_CLOUD__API_KEY", "sk-live")
+    given = policy(BOTH + 'api_key = { env = "OTHER" }')["cloud"]
+    assert dict(given.address.headers()) == {"Authorization": "Bearer sk-live"}
+    monkeypatch.setenv("EDGEROUTE_CLOUD__API_KEY", '{"env": "MINE"}')
+    monkeypatch.setenv("MINE", "sk-mine")
+    assert dict(policy(BOTH)["cloud"].address.headers()) == {"Authorization": "Bearer sk-mine"}
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest_name(problems, monkeypatch):
+    """A misspelt one would otherwise do nothing, silently; so would one in lower case."""
+    for name in ("EDGEROUTE_MOD", "EDGEROUTE_CLOUD__URI", "edgeroute_threshold", "EDGEROUTE_CLOUD"):
+        monkeypatch.setenv(name, "sekret")
+    lines = problems(BOTH)
+    assert lines == [
+        'EDGEROUTE_CLOUD: there is no such variable: did you mean "EDGEROUTE_CLOUD__URL"?',
+        'EDGEROUTE_CLOUD__URI: there is no such variable: did you mean "EDGEROUTE_CLOUD__URL"?',
+        'EDGEROUTE_MOD: there is no such variable: did you mean "EDGEROUTE_MODE"?',
+        'edgeroute_threshold: there is no such variable: did you mean "EDGEROUTE_THRESHOLD"?',
+    ]
+
+
+def test_variables_that_are_not_the_policys_are_left_alone(policy, monkeypatch):
+    """Those that hold the secrets which it names, and those that Kubernetes sets for a service called edgeroute."""
+    monkeypatch.setenv("EDGEROUTE_KEY", "sk-1")
+    monkeypatch.setenv("EDGEROUTE_TENANT", "sk-2")
+    monkeypatch.setenv("EDGEROUTE_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("EDGEROUTE_PORT_8080_TCP_ADDR", "10.0.0.1")
+    monkeypatch.setenv("EDGEROUTE_DEMO_PORT", "tcp://10.0.0.1:80")
+    policy(BOTH + 'api_key = { env = "EDGEROUTE_KEY" }\nheaders = { X-Tenant = { env = "EDGEROUTE_TENANT" } }')
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("EDGEROUTE_MODE", "only_egde", 'found "only_egde": did you mean "only_edge"?'),
+        ("EDGEROUTE_MODE", "", "is empty: give it a value, or unset it"),
+        ("EDGEROUTE_THRESHOLD", "high", 'expected a number, or a list with one number for each edge model, found "high"'),
+        ("EDGEROUTE_DEADLINE", "300", 'expected a duration such as "300ms" or "2s", found "300"; did you mean "300ms" or "300s"?'),
+        ("EDGEROUTE_EDGE__PROVIDERS", '["A"', """expected JSON, such as ["a", "b"], found an error at line 1, column 5: Expecting ',' delimiter"""),
+        ("EDGEROUTE_CLOUD__RETRIES", "1.5", "expected a whole number, 0 or more, found 1.5"),
+        ("EDGEROUTE_CLOUD__VERIFY", "0", "expected true, false, or the path of a file with authorities in quotes, found 0"),
+    ],
+)  # fmt: skip
+def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeypatch, name, value, says):
+    """Not under the file's, where nobody would find it."""
+    monkeypatch.setenv(name, value)
+    assert problems(BOTH) == [f"{name}: {says}"]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("treshold = 1\n" + BOTH, 'treshold: there is no such key: did you mean "threshold"?'),
+        ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
+        ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
+        ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, score, no_confidence, on_exhausted, edge, cloud"),
+        (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
+        (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
+        (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
+        (BOTH + 'logits = "x"', 'cloud.logits: there is no such key: only a cloud with protocol = "json" has it'),
+        (cloud('protocol = "json"\nurl = "http://h"\nbinary = true'), 'cloud.binary: there is no such key: only a cloud with protocol = "openinference" has it'),
+        (cloud(f'protocol = "jsn"\nurl = "{URL}"'), 'cloud.protocol: found "jsn": did you mean "json"?'),
+        ('mode = "prefer"\n' + BOTH, 'mode: found "prefer": did you mean "prefer_edge"?'),
+        ('mode = "x"\n' + BOTH, 'mode: found "x": expected one of prefer_edge, only_edge, prefer_cloud, only_cloud'),
+        ("mode = [1]\n" + BOTH, "mode: found a list: expected one of prefer_edge, only_edge, prefer_cloud, only_cloud"),
+        ("deadline = 300\n" + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found 300; did you mean "300ms" or "300s"?'),
+        ('deadline = "2 Sec"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "2 Sec"; did you mean "2s"?'),
+        ('deadline = "5 minutes"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "5 minutes"; did you mean "5m"?'),
+        ('deadline = "3 millis"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "3 millis"; did you mean "3ms"?'),
+        ('deadline = "5MB"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "5MB"'),
+        ("deadline = true\n" + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found true'),
+        ("deadline = 2020-01-01\n" + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found a date'),
+        ('deadline = "0s"\n' + BOTH, 'deadline: expected a duration of more than 0, found "0s"'),
+        (BOTH + "max_reply = 5", 'cloud.max_reply: expected a size such as "512KB" or "16MiB", found 5; did you mean "5KB" or "5MB"?'),
+        (BOTH + 'max_reply = "5 mib"', 'cloud.max_reply: expected a size such as "512KB" or "16MiB", found "5 mib"; did you mean "5MiB"?'),
+        (BOTH + 'max_reply = "0B"', 'cloud.max_reply: expected a size of a byte or more, found "0B"'),
+        (BOTH.replace("0.85", '"0.85"'), 'threshold: expected a number, or a list with one number for each edge model, found "0.85"'),
+        (BOTH.replace("0.85", "nan"), "threshold: expected a number, or a list with one number for each edge model, found nan"),
+        (BOTH.replace("0.85", "true"), "threshold: expected a number, or a list with one number for each edge model, found true"),
+        (BOTH.replace("0.85", "[1, 2]"), "threshold: expected one number, or a list with one for each edge model (1), found a list of 2"),
+        (BOTH.replace("threshold = 0.85", ""), "threshold: is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"),
+        (BOTH.replace("edge.onnx", "edge.tflite"), 'edge.path: expected a file that ends in .onnx, found "edge.tflite"'),
+        ("[edge]", "edge.path: is missing. The model file; its suffix picks the runtime."),
+        ('edge = "edge.onnx"', 'edge: expected a section, as in [edge] and its keys below, found "edge.onnx"'),
+        ('[[edge]]\npath = "a.onnx"\n[[edge]]\npath = 1', "edge[1].path: expected text in quotes, found 1"),
+        ('[edge]\npath = "a.onnx"\nsha256 = "12"', 'edge.sha256: expected 64 hexadecimal digits in quotes, found "12"'),
+        ('[edge]\npath = "a.onnx"\nthreads = 0', "edge.threads: expected a whole number, 1 or more, found 0"),
+        ('[edge]\npath = "a.onnx"\nproviders = []', 'edge.providers: expected a list of texts, as in ["a", "b"], found a list'),
+        (cloud('url = "http://h"'), "cloud: which model? Give model, or a url that ends in /v2/models/NAME"),
+        (cloud('url = "h/v2/models/m"'), 'cloud.url: expected an address that begins with http:// or https://, found "h/v2/models/m"'),
+        (cloud('url = "http://h:x/v2/models/m"'), 'cloud.url: expected an address that begins with http:// or https://, found "http://h:x/v2/models/m"'),
+        (BOTH + 'cert = ["a"]', 'cloud.cert: expected two paths, as in ["client.pem", "client.key"], found a list'),
+        (BOTH + "headers = 3", 'cloud.headers: expected a table of header names and values, as in { "X-Tenant" = "shop-7" }'),
+        (BOTH + 'headers = { "A B" = "c" }', "cloud.headers: 'A B' is not an HTTP header: it takes letters, digits and - in the name, ASCII on one line in the value"),
+        (BOTH + 'api_key = { environ = "A" }', 'cloud.api_key: expected { env = "NAME" }, with the name of an environment variable'),
+        ("", "expected an [edge] section, a [cloud] section or both, found neither"),
+        ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
+        ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
+        (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
+        ('deadline = "1s"\nhedge_after = "1000ms"\n' + BOTH, 'hedge_after: expected less than the deadline, "1s", found "1000ms"'),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_key_what_was_expected_and_what_was_found(problems, text, says):
+    """In one line, and that line alone."""
+    assert problems(text) == [says]
+
+
+def test_all_mistakes_are_told_at_once(policy, tmp_path, monkeypatch):
+    """Those in keys, the contradictions, and those in variables; each line names the file or the variable."""
+    monkeypatch.setenv("EDGEROUTE_SCOR", "x")
+    with pytest.raises(PolicyError) as e:
+        policy('mode = "only_cloud"\ndeadline = 1\n[edge]\npath = "a.onnx"\nthread = 1')
+    file = tmp_path / "policy.toml"
+    assert str(e.value).splitlines() == [
+        f'{file}: deadline: expected a duration such as "300ms" or "2s", found 1; did you mean "1ms" or "1s"?',
+        f'{file}: edge.thread: there is no such key: did you mean "threads"?',
+        f'{file}: mode: "only_cloud" needs a [cloud] section, and there is none',
+        'EDGEROUTE_SCOR: there is no such variable: did you mean "EDGEROUTE_SCORE"?',
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'api_key = "sekret"',
+        "api_key = { env = 'sekret-1' }",
+        "api_key = { env = 'KEY', value = 'sekret' }",
+        'headers = { Authorization = "sekret" }',
+        'headers = { "X-Api-Key" = "sekret" }',
+        'headers = { "X-Other" = "Bearer sekret" }',
+        'headers = { "X-Other" = "sekret\\n" }',
+        'headers = { "X-Other" = ["sekret"] }',
+        'apikey = "sekret"',
+        'password = "sekret"',
+        'api_key = "sekret',
+    ],
+)
+@pytest.mark.parametrize(
+    "url", [URL, "http://me:sekret@h/v2/models/m", "http://h/v2/models/m?key=sekret", "me:sekret@h", "http://[sekret@h"]
+)
+def test_a_secret_in_the_file_is_refused_and_not_shown(policy, text, url):
+    """Neither in the message nor in anything that the error carries."""
+    with pytest.raises(PolicyError) as e:
+        policy(cloud(f'url = "{url}"\n{text}'))
+    assert "sekret" not in str(e.value)
+    assert e.value.__cause__ is None
+    assert e.value.__suppress_context__ or e.value.__context__ is None
+
+
+def test_a_literal_secret_is_refused_with_the_way_to_give_it(problems):
+    """Other headers may be literal."""
+    where = 'a secret does not belong in a file: put it in an environment variable, and write { env = "ITS_NAME" } here'
+    assert problems(BOTH + 'api_key = "k"\nheaders = { Cookie = "c", X-Tenant = "t", X-Token = "t" }') == [
+        f"cloud.api_key: {where}",
+        f"cloud.headers: Cookie, X-Token: {where}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.toml", "mode = = 1", "is not TOML: Invalid value (at line 1, column 8)"),
+        (
+            "p.json",
+            '{\n"mode": 1,,}',
+            "is not JSON: an error at line 2, column 11: Expecting property name enclosed in double quotes",
+        ),
+        ("p.yaml", "mode: x\nedge: [1\n", "is not YAML: expected ',' or ']', but got '<stream end>' (at line 3, column 1)"),
+        ("p.yaml", "a: !!python/object:os.system 1", "(at line 1, column 4)"),
+        ("p.yaml", "a: 2020-99-99", "is not YAML: month must be in 1..12"),
+        ("p.yaml", "a: \x01", "is not YAML: unacceptable character #x0001: special characters are not allowed"),
+        ("p.yaml", "a: &a [*a]", "is nested too deeply"),
+        ("p.json", "[" * 100_000, "is nested too deeply"),
+        ("p.json", "[1]", "expected keys such as mode and a section such as [edge], found something else"),
+        ("p.yml", "# nothing", "expected an [edge] section, a [cloud] section or both, found neither"),
+        ("p.yml", "1: 2\nedge: {path: a.onnx}", "1: there is no such key: expected one of mode"),
+        ("p.ini", "", "expected a file that ends in .toml, .json, .yaml, .yml, found '.ini'"),
+        ("p", "", "expected a file that ends in .toml, .json, .yaml, .yml, found 'no suffix'"),
+    ],
+)
+def test_a_file_that_cannot_be_parsed_is_told_of_with_line_and_column(problems, name, text, says):
+    """And nothing of its content."""
+    (line,) = problems(text, name)
+    assert says in line
+
+
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path):
+    """Not there, a directory, not text."""
+    (tmp_path / "d.toml").mkdir()
+    (tmp_path / "b.toml").write_bytes(b"a = \xff")
+    for name, says in (
+        ("x.toml", "there is no such file"),
+        ("d.toml", "is a directory"),
+        ("b.toml", "is not text in UTF-8, at byte 4"),
+    ):
+        with pytest.raises(PolicyError, match=rf"{name}: {says}"):
+            settings.load(tmp_path / name)
+
+
+def test_a_file_without_permission_is_told_of(tmp_path, monkeypatch):
+    """With the system's words."""
+    (tmp_path / "p.toml").write_text("")
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(PolicyError, match=r"p\.toml: cannot be read: Permission denied"):
+        settings.load(tmp_path / "p.toml")
+
+
+def test_yaml_without_pyyaml_says_what_to_install(policy, monkeypatch):
+    """It is an extra."""
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(RuntimeMissing, match=re.escape("pip install 'edgeroute[yaml]'")):
+        policy("", "p.yaml")
+
+
+def test_a_policy_file_without_pydantic_says_what_to_install(monkeypatch):
+    """On platforms without it the rest of the library works."""
+    monkeypatch.setitem(sys.modules, "pydantic_settings", None)
+    monkeypatch.delitem(sys.modules, "edgeroute.settings")
+    with pytest.raises(RuntimeMissing, match="pip install pydantic-settings"):
+        importlib.import_module("edgeroute.settings")
+
+
+# Units
+
+
+@given(st.integers(0, 999_999_999), st.sampled_from([("ms", 1000), ("s", 1)]))
+def test_a_duration_is_the_number_that_was_written(number, unit):
+    """To the last bit."""
+    assert units.duration(f"{number}{unit[0]}") == number / unit[1]
+
+
+@given(st.integers(1, 999_999_999), st.sampled_from(sorted(units.BYTES)))
+def test_a_size_is_the_number_that_was_written(number, unit):
+    """KB are thousands, KiB 1024."""
+    assert units.size(f"{number}{unit}") == number * units.BYTES[unit]
+
+
+@given(st.from_regex(units.DURATION, fullmatch=True), st.from_regex(units.SIZE, fullmatch=True))
+def test_what_the_schemas_patterns_take_is_taken(duration, size):
+    """An editor that finds no fault and a program that does would be a trap; only zeros are refused beyond the pattern."""
+    assert units.duration(duration) >= 0
+    if float(re.match(r"[\d.]+", size)[0]) * units.BYTES[re.search("[A-Za-z]+", size)[0]] >= 1:
+        assert units.size(size) >= 1
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.booleans(), st.lists(st.integers())))
+def test_anything_else_is_refused_with_words(value):
+    """No input makes another error."""
+    for read, written in ((units.duration, units.DURATION), (units.size, units.SIZE)):
+        if not (isinstance(value, str) and re.fullmatch(written, value)):
+            with pytest.raises(PydanticCustomError) as e:
+                read(value)
+            assert e.value.context["words"]
+
+
+@given(
+    st.integers(1, 999).map(str),
+    st.sampled_from(["sec", " s", "S", " seconds", "min", "mins", " minutes", "msec", " milliseconds", "MS"]),
+)
+def test_the_suggested_spelling_is_a_right_one(number, unit):
+    """Taking the advice ends the trouble."""
+    with pytest.raises(PydanticCustomError) as e:
+        units.duration(number + unit)
+    assert units.duration(re.search('"(.+)"', e.value.context["hint"])[1]) > 0
+
+
+# The schema, the reference, the examples
+
+
+def test_the_schema_describes_every_key_and_allows_no_other():
+    """For editors: what they offer is what a policy takes."""
+    schema = settings.schema()
+    json.dumps(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    for section in (schema, *schema["$defs"].values()):
+        assert section["additionalProperties"] is False
+        assert section["title"]
+        for key, value in section["properties"].items():
+            assert value["description"].endswith("."), key
+    assert schema["properties"]["mode"]["enum"] == ["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
+    assert re.match(schema["properties"]["deadline"]["pattern"], "300ms")
+    assert not re.match(schema["properties"]["deadline"]["pattern"], "300")
+    assert "null" not in json.dumps(schema)
+
+
+def test_the_document_is_what_the_schema_says():
+    """docs/policy.md is the text of reference(), and not written by hand."""
+    assert (ROOT / "docs/policy.md").read_text(encoding="utf-8") == settings.reference()
+
+
+def test_the_documents_example_loads(policy):
+    """As it stands."""
+    (text,) = re.findall(r"```toml\n(.*?)```", settings.reference(), re.DOTALL)
+    assert policy(text)["cloud"].where == "http://127.0.0.1:8080/v2/models/fashion-large"
+
+
+def test_the_documents_mistakes_are_told_as_it_says(problems, monkeypatch):
+    """Word for word."""
+    (text,) = re.findall(r"```text\n(.*?)```", settings.reference(), re.DOTALL)
+    monkeypatch.setenv("EDGEROUTE_MODE", "only_egde")
+    lines = problems('treshold = 1\ndeadline = 300\n[edge]\npath = "a.onnx"')
+    assert sorted(lines) == sorted(line.removeprefix("policy.toml: ") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/policies").iterdir()), ids=lambda path: path.name)
+def test_the_examples_load(path):
+    """Whether or not the model that they name has been fetched."""
+    given = settings.load(path).arguments(path.parent)
+    assert given["mode"].replace("_", "-") == path.stem or path.stem == "ladder"
+    assert given["edge"].path == ROOT.resolve() / "models/fashion/edge.int8.onnx"
