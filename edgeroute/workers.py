@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from edgeroute.fork import renew_after_fork
 
@@ -14,10 +14,10 @@ MOST = 32
 
 
 class Workers:
-    """A pool that grows with need. A job must not raise."""
+    """A pool that grows with need, and shrinks by threads that had nothing to do for `idle_s` seconds. A job must not raise."""
 
-    def __init__(self, name: str = "edgeroute") -> None:
-        self._name = name
+    def __init__(self, name: str = "edgeroute", idle_s: float = 60.0) -> None:
+        self._name, self._idle_s = name, idle_s
         self.after_fork()
         renew_after_fork(self)
 
@@ -40,7 +40,18 @@ class Workers:
         self._jobs.put(job)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=self._idle_s)
+            except Empty:
+                with self._lock:
+                    if not self._idle:
+                        continue  # a job was promised to this thread just now
+                    self._idle -= 1
+                    self._threads.discard(threading.current_thread())
+                    return
+            if job is None:
+                return
             job()
             del job  # not kept alive while idle
             with self._lock:
