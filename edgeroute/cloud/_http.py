@@ -11,7 +11,8 @@ import socket
 import ssl
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -34,6 +35,8 @@ class Wire:
         self.address = address
         self._urls: dict[str, httpx.URL] = {}
         self._tls: ssl.SSLContext | None = None
+        self.met = False
+        """Whether the server has ever replied."""
 
     def options(self, connections: int | None) -> dict[str, Any]:
         """What a transport is made with."""
@@ -60,16 +63,19 @@ class Wire:
 
     def request(self, call: Call, left_s: float, extensions: dict[str, Any]) -> httpx.Request:
         """The call as httpx takes it."""
+        if left_s <= 0:
+            raise TimedOut(f"{self.address.origin} was not asked: no time was left")
         url = self._urls.get(call.path)
         if url is None:
             url = self._urls[call.path] = httpx.URL(self.address.origin + call.path)
-        timeout = None if left_s == INF else max(left_s, 0.001)
+        timeout = None if left_s == INF else left_s
         extensions["timeout"] = {"connect": timeout, "read": timeout, "write": timeout, "pool": timeout}
         headers = [*call.headers, *self.address.headers(), ("Accept-Encoding", "identity"), ("User-Agent", "edgeroute")]
         return httpx.Request(call.method, url, headers=headers, content=call.body or None, extensions=extensions)
 
     def check(self, response: httpx.Response) -> None:
-        """Refuses a reply by its headers, before its body is read."""
+        """Notes that the server replies, and refuses a reply by its headers, before its body is read."""
+        self.met = True
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise BadReply(f"{self.address.origin} answered with {encoding} encoding, though asked not to: unread")
@@ -83,8 +89,8 @@ class Wire:
             raise BadReply(f"{self.address.origin} answered more than {self.address.max_reply_bytes} bytes: not read further")
 
     @contextlib.contextmanager
-    def translated(self, *, fresh: bool) -> Iterator[None]:
-        """httpx's errors as ours."""
+    def translated(self, *, stale: bool) -> Iterator[None]:
+        """Errors of httpx as ours."""
         origin = self.address.origin
         try:
             yield
@@ -92,14 +98,14 @@ class Wire:
             raise TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time") from e
         except (httpx.TransportError, httpx.InvalidURL) as e:
             error = Unreachable(f"{origin}: {_root(e)}")
-            if _is_tls(e):
+            if _is_tls(e) or isinstance(e, httpx.LocalProtocolError | httpx.InvalidURL):
                 error.retriable = False
-            elif self.address.https and fresh and isinstance(e, httpx.RemoteProtocolError | httpx.ReadError):
+            elif self.address.https and not self.met and isinstance(e, httpx.RemoteProtocolError | httpx.ReadError):
                 error = Unreachable(
                     f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {_root(e)}"
                 )
                 error.retriable = False
-            error.stale = not fresh
+            error.stale = stale
             raise error from e
 
 
@@ -117,9 +123,11 @@ class Channels:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The connections are the parent's: they are let go of, not shut down."""
+        """The connections are the parent's: closing the child's copies sends nothing, and leaves the parent's open."""
         self._lock = threading.Lock()
-        self._idle = []
+        idle, self._idle = self._idle, []
+        for channel in idle:
+            channel.close()
 
     def send(self, call: Call, until: float, cancel: Cancel | None = None) -> Reply:
         """The reply, if it is there by the instant `until`.
@@ -127,6 +135,8 @@ class Channels:
         Raises:
             CloudError: it is not, or not one that can be used.
         """
+        if cancel is not None and cancel.asked:
+            raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
         channel = self._take()
         good = False
         try:
@@ -169,17 +179,17 @@ class _Channel:
         self._wire = wire
         self._transport = httpx.HTTPTransport(**wire.options(1))
         self._socket: socket.socket | None = None
-        self._fresh = True
+        self._kept = False
+        self._until = INF
+        self._cancel: Cancel | None = None
 
     def send(self, call: Call, until: float, cancel: Cancel | None) -> Reply:
-        wire, fresh = self._wire, self._fresh
-        extensions: dict[str, Any] = {}
+        wire = self._wire
+        self._until, self._cancel = until, cancel
         if cancel is not None:
             cancel.on_ask(self.cut)
-            extensions["trace"] = self._trace
-        request = wire.request(call, until - monotonic(), extensions)
-        with wire.translated(fresh=fresh):
-            response = self._transport.handle_request(request)
+        with wire.translated(stale=self._kept):
+            response = self._transport.handle_request(wire.request(call, until - monotonic(), {"trace": self._trace}))
             try:
                 wire.check(response)
                 parts, size = [], 0
@@ -187,22 +197,32 @@ class _Channel:
                     parts.append(part)
                     size += len(part)
                     wire.check_size(size)
-                    if monotonic() > until:
-                        raise TimedOut(f"{wire.address.origin} did not finish its answer in time")
             finally:
                 response.close()
-        self._fresh = False
+        self._kept = True
         return Reply(response.status_code, response.headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _trace(self, event: str, info: dict[str, Any]) -> None:
-        if event in {"connection.connect_tcp.complete", "connection.start_tls.complete"}:
-            self._socket = info["return_value"].get_extra_info("socket")
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            stream = info["return_value"]
+            stream.read = partial(self._read, stream.read)
+            self._socket = stream.get_extra_info("socket")
+            if self._cancel is not None:
+                self._cancel.on_ask(self.cut)  # again: if it was asked for while there was no socket, now is the time
+
+    def _read(self, read: Callable[[int, float | None], bytes], max_bytes: int, timeout: float | None = None) -> bytes:
+        """Reads with the time that is left: httpx's own limit begins anew with every byte that trickles in."""
+        if timeout is not None:
+            timeout = self._until - monotonic()
+            if timeout <= 0:
+                raise TimedOut(f"{self._wire.address.origin} did not finish its answer in time")
+        return read(max_bytes, timeout)
 
     def cut(self) -> None:
         """Ends the call in progress, from another thread."""
         if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # not ssl's own shutdown: from then on it would send in the clear
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket = None
@@ -216,22 +236,22 @@ class AsyncChannels:
         self._wire = Wire(address)
         self._transport: httpx.AsyncHTTPTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._fresh = True
+        self._kept = False
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Channels.send`; cancelling the task ends it."""
         loop = asyncio.get_running_loop()
         if self._transport is None or self._loop is not loop:
-            self._transport, self._loop, self._fresh = httpx.AsyncHTTPTransport(**self._wire.options(None)), loop, True
-        wire, transport, fresh = self._wire, self._transport, self._fresh
+            self._transport, self._loop, self._kept = httpx.AsyncHTTPTransport(**self._wire.options(None)), loop, False
+        wire, transport = self._wire, self._transport
         left_s = until - monotonic()
-        request = wire.request(call, left_s, {})
         try:
-            with wire.translated(fresh=fresh):
-                reply = await asyncio.wait_for(self._exchange(transport, request), None if left_s == INF else max(left_s, 0.001))
+            with wire.translated(stale=self._kept):
+                request = wire.request(call, left_s, {})
+                reply = await asyncio.wait_for(self._exchange(transport, request), None if left_s == INF else left_s)
         except (asyncio.TimeoutError, TimeoutError) as e:
             raise e if isinstance(e, TimedOut) else TimedOut(f"{wire.address.origin} did not answer in time") from e
-        self._fresh = False
+        self._kept = True
         return reply
 
     async def _exchange(self, transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> Reply:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Mapping, Sequence
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -125,14 +126,14 @@ class Address:
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError as e:
-            raise PolicyError(f"the cloud's address is not a URL: {e}") from e
+        except ValueError:  # its text quotes what may be half a password
+            raise PolicyError("the cloud's address is not a URL: its host or port cannot be read") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise PolicyError(f"{_without_user(url)!r} is not an http:// or https:// URL")
-        if parts.username or parts.password:
-            raise PolicyError(f"{_without_user(url)!r} carries a user or password: give it as api_key or in headers")
+            raise PolicyError(f"{bare(url)!r} is not an http:// or https:// URL")
+        if "@" in parts.netloc:
+            raise PolicyError(f"{bare(url)!r} carries a user or password: give it as api_key or in headers")
         if parts.query or parts.fragment:
-            raise PolicyError(f"{_without_user(url)!r}: a query or fragment is not part of an endpoint's address")
+            raise PolicyError(f"{bare(url)!r}: no query or fragment can be part of it (a key goes in api_key or headers)")
         self.https = parts.scheme == "https"
         self.host = parts.hostname
         self.port = port or (443 if self.https else 80)
@@ -140,13 +141,29 @@ class Address:
         self.path = parts.path.rstrip("/")
         self.verify, self.cert = verify, cert
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
-        self._secret_headers = {name: _secret(value) for name, value in (headers or {}).items()}
+        self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
         if api_key is not None:
-            self._secret_headers["Authorization"] = _bearer(api_key)
+            self._headers["Authorization"] = ("Bearer ", _secret(api_key))
 
     def headers(self) -> list[tuple[str, str]]:
-        """The headers with their secrets, for the wire alone."""
-        return [(name, secret() if callable(secret) else secret.read()) for name, secret in self._secret_headers.items()]
+        """The headers with their secrets, for the wire alone.
+
+        Raises:
+            PolicyError: a value cannot be sent.
+        """
+        found = [(name, before + secret.read()) for name, (before, secret) in self._headers.items()]
+        for name, value in found:
+            if not _SENDABLE.fullmatch(value):  # checked here, since the library below would quote the value
+                raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
+        return found
+
+    def hide(self, text: str) -> str:
+        """The text without the secrets that a server may have quoted in it."""
+        for _, secret in self._headers.values():
+            for word in secret.read().split():
+                if len(word) >= _SECRET_LENGTH:
+                    text = text.replace(word, "***")
+        return text
 
     def __repr__(self) -> str:
         return f"Address({self.origin + self.path!r})"
@@ -156,18 +173,19 @@ def _secret(value: str | Secret) -> Secret:
     return value if isinstance(value, Secret) else Secret(value)
 
 
-def _bearer(key: str | Secret) -> Any:
-    secret = _secret(key)
-    return lambda: f"Bearer {secret.read()}"
+_SENDABLE = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
+_SECRET_LENGTH = 8
+"""A shorter word of a header's value is no secret, and hiding it would garble messages."""
 
 
-def _without_user(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://')[0]}://***@{tail}" if at else url
+def bare(url: str) -> str:
+    """The URL without user, password, query and fragment, for messages."""
+    scheme, mark, rest = url.rpartition("://")
+    return scheme + mark + re.split(r"[?#]", rest.rpartition("@")[2])[0]
 
 
 def dumps(data: Any) -> bytes:
-    """JSON; numpy arrays are welcome where orjson is installed, lists everywhere."""
+    """JSON without spaces."""
     return orjson.dumps(data) if orjson is not None else json.dumps(data, separators=(",", ":")).encode()
 
 
@@ -179,7 +197,7 @@ def loads(body: bytes | memoryview, where: str) -> Any:
     """
     try:
         return orjson.loads(body) if orjson is not None else json.loads(bytes(body))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise BadReply(f"{where} answered {looks_like(bytes(body[:200]))}, not JSON") from e
 
 
@@ -197,8 +215,8 @@ def looks_like(body: bytes) -> str:
     return "something else"
 
 
-def checked(reply: Reply, where: str) -> Reply:
-    """The reply, if it is a success.
+def checked(reply: Reply, where: str, hide: Callable[[str], str] = str) -> Reply:
+    """The reply, if it is a success. `hide` takes secrets out of what the server says.
 
     Raises:
         Refused: its status says otherwise.
@@ -214,16 +232,15 @@ def checked(reply: Reply, where: str) -> Reply:
             pass
     hint = _HINTS.get(reply.status, "")
     raise Refused(
-        f"{where} answered {reply.status}" + (f": {message[:200]}" if message else "") + hint,
+        f"{where} answered {reply.status}" + (f": {hide(message)[:200]}" if message else "") + hint,
         status=reply.status,
         retry_after_s=_retry_after_s(reply.headers.get("retry-after")),
     )
 
 
 _HINTS = {
-    301: " (it redirects: give its final URL)", 302: " (it redirects: give its final URL)", 307: " (it redirects: give its final URL)",
-    308: " (it redirects: give its final URL)", 401: " (is api_key set, and current?)", 403: " (may this api_key do that?)",
-    404: " (is the URL right, and the model loaded?)",
+    **dict.fromkeys((301, 302, 307, 308), " (it redirects: give its final URL)"), 401: " (is api_key set, and current?)",
+    403: " (may this api_key do that?)", 404: " (is the URL right, and the model loaded?)",
 }  # fmt: skip
 
 

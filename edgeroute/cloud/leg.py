@@ -90,7 +90,7 @@ class HttpLeg:
 
     def _taken(self, call: Call, reply: Reply) -> Reply:
         self._count(0, len(reply.body))
-        return reply if call.probe else checked(reply, self.endpoint.where)
+        return reply if call.probe else checked(reply, self.endpoint.where, self.endpoint.address.hide)
 
     def _count(self, sent: int, received: int) -> None:
         with self._lock:

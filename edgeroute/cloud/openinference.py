@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,14 @@ from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
 from edgeroute.types import TensorSpec
 
 DTYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8", "INT16": "int16",
-    "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
+    "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
 """The protocol's names of numbers -> numpy's."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_DIGITS = re.compile("[0-9]{1,18}")
+MOST_PROBED = 1 << 24
+"""A model that says to take more numbers than this is not tried with zeros before there is an input."""
 LENGTH = "Inference-Header-Content-Length"
 OCTETS = ("Content-Type", "application/octet-stream")
 JSON = ("Content-Type", "application/json")
@@ -51,11 +55,11 @@ class OpenInference:
         card: str | Path | None = None,
         **address: Any,
     ) -> None:
-        base, found, rest = url.partition("/v2/models/")
-        if not found and not model:
+        self.address = Address(url, **address)
+        base, found, rest = self.address.path.partition("/v2/models/")
+        if not rest and not model:
             raise PolicyError("which model? Give model=, or a URL that ends in /v2/models/NAME")
-        self.address = Address(base.removesuffix("/v2") if not found else base, **address)
-        self.path = f"{self.address.path}/v2/models/{rest.strip('/') or model}"
+        self.path = f"{base if found else base.removesuffix('/v2')}/v2/models/{rest or model}"
         self.where = f"{self.address.origin}{self.path}"
         self.name, self.kind, self.output = name, kind, output
         self.card = Card.read(Path(card)) if card else Card()
@@ -68,7 +72,7 @@ class OpenInference:
         """Asks whether the model is ready, then for what it takes and how."""
         yield Call("GET", f"{self.path}/ready")
         yield from self._meet()
-        if self.binary is None and self.inputs and all(-1 not in s.shape[1:] for s in self.inputs):
+        if self.binary is None and self.inputs and all(_probed(s.shape[1:]) for s in self.inputs):
             yield from self._try_binary({s.name: np.zeros((1, *s.shape[1:]), s.dtype) for s in self.inputs})
 
     def talk(self, inputs: list[Any]) -> Talk:
@@ -85,8 +89,10 @@ class OpenInference:
         """Reads the model's metadata."""
         said = loads((yield Call("GET", self.path)).body, self.where)
         try:
-            self.inputs = tuple(TensorSpec(t["name"], DTYPES[t["datatype"]], tuple(map(int, t["shape"]))) for t in said["inputs"])
-        except (KeyError, TypeError, ValueError) as e:
+            self.inputs = tuple(
+                TensorSpec(str(t["name"]), DTYPES[t["datatype"]], tuple(map(_size, t["shape"]))) for t in said["inputs"]
+            )
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise BadReply(
                 f"{self.where} describes its inputs in a way that is not the protocol's: {type(e).__name__}: {e}"
             ) from e
@@ -145,7 +151,7 @@ class OpenInference:
     def _decode(self, reply: Reply, count: int) -> Array:
         """The output [n, ...] in a reply; every size is checked before it is believed."""
         body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
-        if length is not None and not (length.isdigit() and int(length) <= len(body)):
+        if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise BadReply(f"{self.where}: {LENGTH} is {length!r}, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
         said = loads(body[:cut], self.where)
@@ -157,9 +163,10 @@ class OpenInference:
                 if self.output in (None, output["name"]):
                     return self._tensor(output, None if size is None else body[at : at + size], count)
                 at += size or 0
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
             raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {type(e).__name__}: {e}") from e
-        raise BadReply(f"{self.where} gave no output {self.output!r}, only {[str(o['name']) for o in outputs]}")
+        wanted = "" if self.output is None else f", not {self.output!r}"
+        raise BadReply(f"{self.where} gave the outputs {[str(o['name']) for o in outputs]}{wanted}")
 
     def _tensor(self, output: dict[str, Any], raw: memoryview | None, count: int) -> Array:
         dtype, shape = np.dtype(DTYPES[output["datatype"]]), tuple(map(int, output["shape"]))
@@ -167,18 +174,30 @@ class OpenInference:
             raise BadReply(f"{self.where}: {count} inputs gave an output of shape {list(shape)}")
         size = prod(shape)
         if raw is None:
-            array = np.asarray(output["data"]).reshape(-1)
-            array = np.array([np.nan if v is None else v for v in array], dtype) if array.dtype.hasobject else array.astype(dtype)
+            with np.errstate(over="ignore"):  # what is too large becomes infinity, and is seen below
+                array = np.array(output["data"], dtype).reshape(-1)
         elif len(raw) != size * dtype.itemsize:
             raise BadReply(f"{self.where}: the output should have {size * dtype.itemsize} bytes, {len(raw)} came")
         else:
             array = np.frombuffer(raw, dtype)
         if array.size != size:
             raise BadReply(f"{self.where}: the output should have {size} numbers, {array.size} came")
+        if dtype.kind == "f" and not (array < np.inf).all():  # NaN is no less either; minus infinity is a logit
+            raise BadReply(f"{self.where}: the output holds NaN or infinity")
         return array.reshape(shape)
 
     def __repr__(self) -> str:
         return f"OpenInference({self.where!r})"
+
+
+def _size(given: Any) -> int:
+    if not -1 <= (size := int(given)) < 1 << 31:
+        raise ValueError(f"a shape with {size} in it")
+    return size
+
+
+def _probed(shape: tuple[int, ...]) -> bool:
+    return -1 not in shape and prod(shape) <= MOST_PROBED
 
 
 def _one(x: Any, name: str) -> Any:

@@ -70,16 +70,20 @@ class PlainJson:
 
     def _numbers(self, said: Any, path: str) -> Any:
         try:
-            return np.asarray(self._pick(said, path), np.float32).reshape(-1)
-        except (TypeError, ValueError) as e:
+            with np.errstate(over="ignore"):
+                array = np.asarray(self._pick(said, path), np.float32).reshape(-1)
+        except (TypeError, ValueError, OverflowError) as e:
             raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from e
+        if not array.size or not (array < np.inf).all():
+            raise BadReply(f"{self.where}: {path!r} is empty, or holds NaN or infinity")
+        return array
 
     def _pick(self, said: Any, path: str, *, optional: bool = False) -> Any:
         at = said
         for key in path.split("."):
             try:
                 at = at[int(key)] if isinstance(at, list) else at[key]
-            except (KeyError, IndexError, TypeError, ValueError) as e:
+            except (KeyError, IndexError, TypeError, ValueError) as e:  # noqa: PERF203 - a key or two
                 if optional:
                     return None
                 there = sorted(at) if isinstance(at, dict) else type(at).__name__

@@ -1,0 +1,43 @@
+"""The `edgeroute` command: its subcommands and what they have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgeroute import __version__
+from edgeroute.cli.check import check
+from edgeroute.cli.decide import decide
+from edgeroute.cli.demo.command import demo
+from edgeroute.cli.exits import exits
+from edgeroute.cli.infer import infer
+from edgeroute.cli.schema import schema
+from edgeroute.cli.serve import serve
+
+CODES = (
+    "Exit codes: 0 fine; 1 an input or a check failed; 2 wrong usage, policy or model; "
+    "3 no answer, the cloud was needed and could not be reached; 130 ended by Ctrl-C."
+)
+
+app = typer.Typer(name="edgeroute", epilog=CODES, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgeroute {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Runs a model on the edge, and asks the cloud only where the edge is not sure."""
+
+
+for command in (check, decide, infer, serve, schema, demo):
+    app.command()(exits(command))

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import json
+
+from edgeroute.cli.exits import FAILED, OK
+from edgeroute.cli.options import Json, Policy
+
+
+def check(*, policy: Policy, as_json: Json = False) -> int:
+    """Says what works, what may leave the device and where to, and what is missing."""
+    from edgeroute.router import Router
+
+    with Router.from_policy(policy) as router:
+        found = router.check()
+    print(json.dumps({"ok": found.ok, "lines": found.lines}) if as_json else found)
+    return OK if found.ok else FAILED

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeroute.cli.exits import OK
+from edgeroute.cli.options import Json, Policy
+
+
+def decide(
+    given: Annotated[Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file.", show_default=False)],
+    *,
+    policy: Policy,
+    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Says which route an input would take, and why. Runs the edge model; sends nothing."""
+    from edgeroute.cli.inputs import read
+    from edgeroute.router import Router
+
+    items = read(given)
+    if index >= len(items):
+        raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
+    with Router.from_policy(policy) as router:
+        found = router.decide(items[index].x)
+    if as_json:
+        print(json.dumps({"input": items[index].name, "sends_to": found.sends_to, "steps": found.steps}))
+    else:
+        print(found)
+        places = ", then ".join(found.sends_to)
+        print(f"so it would leave the device, to {places}" if places else "so it would stay on the device")
+    return OK

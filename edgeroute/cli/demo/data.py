@@ -1,0 +1,91 @@
+"""What the demo runs on: the models and the validation split that edgeroute brings, and test images."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import edgeroute
+from edgeroute.confidence.scores import msp
+from edgeroute.errors import BadInput, ModelMissing
+
+Array = np.ndarray[Any, np.dtype[Any]]
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
+
+
+class Images(NamedTuple):
+    """Test images, which no choice rests on."""
+
+    images: Array
+    """uint8 [n, 28, 28]."""
+    labels: Array
+    """[n], class indices."""
+    which: str
+    """Where they are from."""
+
+
+class Validation(NamedTuple):
+    """How both models do on images that are neither training nor test images."""
+
+    confidence: Array
+    """[n], the edge's, by the score msp."""
+    edge_right: Array
+    cloud_right: Array
+
+
+def shipped() -> Path:
+    """The folder with the pair of models: in the package where that was built, else beside it.
+
+    Raises:
+        ModelMissing: it is in neither place.
+    """
+    package = Path(edgeroute.__file__).parent
+    for home in (package, package.parent):
+        folder = home / "models" / "fashion"
+        if (folder / "cloud.onnx").exists():
+            return folder
+    raise ModelMissing(f"the demo's models are not in {package / 'models' / 'fashion'}: install a wheel of edgeroute")
+
+
+def test_images(folder: Path, given: Path | None) -> Images:
+    """All 10,000 from `given`, or where Debian's dataset-fashion-mnist puts them; else the sample in `folder`.
+
+    Raises:
+        BadInput: `given` does not hold them.
+    """
+    home = given or DEBIAN
+    if given is not None or (home / IMAGES).exists():
+        return Images(read_idx(home / IMAGES), read_idx(home / LABELS), f"the Fashion-MNIST test images in {home}")
+    with np.load(folder / "sample.npz") as sample:
+        which = "the Fashion-MNIST test images that edgeroute brings (all 10,000: apt install dataset-fashion-mnist, or --data)"
+        return Images(sample["images"], sample["labels"], which)
+
+
+def validation(folder: Path) -> Validation:
+    """From the logits of both models that are kept beside them."""
+    with np.load(folder / "validation.npz") as kept:
+        edge, cloud, labels = kept["edge_logits"], kept["cloud_logits"], kept["labels"]
+    return Validation(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels)
+
+
+def read_idx(path: Path) -> Array:
+    """uint8, of the shape that the file says: 0, 0, 8 for uint8, the number of sizes, the sizes (big-endian), the values.
+
+    Raises:
+        BadInput: there is no such file, or it is not one.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("it does not begin like one")  # noqa: TRY301 - said below, with the path
+        shape = np.frombuffer(raw, ">u4", raw[3], 4)
+        return np.frombuffer(raw, np.uint8, offset=4 + shape.nbytes).reshape(tuple(map(int, shape)))
+    except FileNotFoundError as e:
+        raise BadInput(f"{path} is not there: it is expected to be Fashion-MNIST's own file") from e
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as e:
+        raise BadInput(f"{path} is not a gzipped IDX file of bytes: {e}") from e

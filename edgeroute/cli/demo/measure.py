@@ -1,0 +1,78 @@
+"""Runs images through a router, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.errors import NoAnswer
+from edgeroute.router import Router
+from edgeroute.types import Answer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+BATCH = 64
+
+
+class Run(NamedTuple):
+    """One way to answer all n images."""
+
+    right: Array
+    """[n], bool."""
+    confidence: Array
+    """[n], of whoever answered."""
+    p50_ms: float
+    """Of single calls."""
+    bytes_sent: int
+    """Bodies of requests; of all n, as if each had been sent singly."""
+    deferral: float
+    """0..1: the share for which the cloud was asked."""
+    degraded: int
+
+    @property
+    def accuracy(self) -> float:
+        """0..1."""
+        return float(self.right.mean())
+
+
+def measure(router: Router, images: Array, labels: Array, *, singly: int, advance: Callable[[int], object]) -> Run:
+    """Answers `singly` images by a call each, which are timed, and the rest in batches. Loads and connects first.
+
+    Args:
+        router: closed at the end.
+        images: uint8 [n, 28, 28].
+        labels: [n], class indices.
+        singly: 1..n.
+        advance: called with the number of images that have just been answered.
+
+    Raises:
+        NoAnswer: a model cannot be loaded, or the cloud cannot be reached.
+        CloudError: the cloud was the only one to ask, and failed.
+    """
+    with router:
+        found = router.check()
+        if not found.ok:
+            raise NoAnswer("; ".join(line.removeprefix("! ") for line in found.lines if line.startswith("!")))
+        before = router.stats().bytes_sent
+        answers: list[Answer] = []
+        times = []
+        for image in images[:singly]:
+            begun = perf_counter()
+            answers.append(router.infer(image))
+            times.append(perf_counter() - begun)
+            advance(1)
+        sent = router.stats().bytes_sent - before
+        for start in range(singly, len(images), BATCH):
+            answers += router.infer_many(list(images[start : start + BATCH]))
+            advance(len(answers) - start)
+        classes = np.array([int(np.argmax(answer.outputs)) for answer in answers])
+        return Run(
+            right=classes == labels,
+            confidence=np.array([answer.confidence for answer in answers], float),
+            p50_ms=float(np.median(times)) * 1000,
+            bytes_sent=round(sent * len(images) / singly),
+            deferral=router.stats().deferral_rate,
+            degraded=sum(answer.degraded for answer in answers),
+        )

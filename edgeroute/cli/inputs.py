@@ -1,0 +1,86 @@
+"""Files -> inputs."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.errors import BadInput, RuntimeMissing
+
+IMAGES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".npy", ".npz", *IMAGES)
+
+
+class Item(NamedTuple):
+    """One input."""
+
+    name: str
+    x: Any
+    label: int | str | None = None
+    """The right answer, where the file says it."""
+
+
+def files(paths: Iterable[Path]) -> list[Path]:
+    """The same paths, with the files in and below a folder for that folder. One without any stays, for `read` to refuse."""
+    found = []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+        found += inside or [path]
+    return found
+
+
+def read(path: Path) -> list[Item]:
+    """A .npy file or an image is one input; each row of an .npz file's `images`, or else of its first array, is one.
+
+    Raises:
+        BadInput: the file cannot be read.
+        RuntimeMissing: it is an image, and Pillow is not installed.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in SUFFIXES:
+        raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
+    try:
+        if suffix in IMAGES:
+            return [Item(str(path), _pixels(path))]
+        with path.open("rb") as file:  # numpy, given a path, does not close it after every error
+            found = np.load(file, allow_pickle=False)
+            return [Item(str(path), found)] if isinstance(found, np.ndarray) else _rows(path, found)
+    except FileNotFoundError as e:
+        raise BadInput(f"{path}: there is no such file") from e
+    except (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error) as e:  # Pillow has the SyntaxError
+        raise BadInput(f"{path} cannot be read: {e}") from e
+
+
+def _rows(path: Path, archive: Any) -> list[Item]:
+    with archive:
+        names = [name for name in archive.files if name != "labels"]
+        if not names:
+            raise ValueError("it holds no array of inputs")
+        rows = archive["images" if "images" in names else names[0]]
+        labels = archive["labels"].ravel().tolist() if "labels" in archive.files else None
+    if not rows.ndim:
+        raise ValueError("its array is one number, not rows")
+    if labels is None:
+        labels = [None] * len(rows)
+    elif len(labels) != len(rows):
+        raise ValueError(f"it holds {len(rows)} inputs and {len(labels)} labels")
+    return [Item(f"{path}[{i}]", row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
+
+
+def _pixels(path: Path) -> Any:
+    """uint8 [height, width] for grey, [height, width, channels] for colour."""
+    try:
+        from PIL import Image
+    except ImportError as e:
+        raise RuntimeMissing(f"{path}: images are read with Pillow, which is not installed: pip install pillow") from e
+    try:
+        with Image.open(path) as image:
+            plain = {"1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
+            return np.asarray(image.convert(plain.get(image.mode, image.mode)))
+    except Image.DecompressionBombError as e:
+        raise ValueError(e) from e

@@ -1,0 +1,34 @@
+"""Options that several commands share, and values that people write with a unit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+
+
+def seconds(text: str) -> float:
+    """`300ms`, `1.5s` or `2m` -> seconds, as in policy files."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m)", str(text).strip())
+    if found is None:
+        raise typer.BadParameter(f"a time has a unit, as in 300ms, 1.5s or 2m, not {text!r}")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def share(text: str) -> float:
+    """`20%` or `0.2` -> 0.2."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%?)", str(text).strip())
+    value = float(found[1]) / (100 if found[2] else 1) if found else 2.0
+    if value > 1:
+        raise typer.BadParameter(f"a share is 0% to 100%, not {text!r}")
+    return value
+
+
+Policy = Annotated[
+    Path, typer.Option("--policy", "-p", metavar="FILE", help="The policy: TOML, JSON or YAML.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for programs.")]

@@ -1,0 +1,382 @@
+"""For tests of your own routing: scripted models and clouds, a server that says exactly what it is told to, a bad link.
+
+Everything listens on 127.0.0.1 alone, in a thread that ends with its `with`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from edgeroute.types import Cancel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Answers", "CannedServer", "FakeCloud", "FakeModel", "Relay", "http_reply"]
+
+T = TypeVar("T")
+Answers: TypeAlias = Sequence[Any] | Callable[[Any], Any]
+"""What is answered: `(value, confidence)` pairs, one a run, of which the last one stays; or a function of the input.
+An exception in the place of a pair is raised."""
+
+PIECE = 1 << 16
+QUEUE = 256
+"""Pieces under way in one direction of a relay, before the sender is held up."""
+
+
+class FakeCloud:
+    """A cloud, or an edge, that answers as told: a callable of one input. Its counts may be read from any thread.
+
+    Args:
+        answers: as `Answers` says.
+        gate: if given, each run waits for this before it answers.
+
+    Attributes:
+        runs: how many inputs it was given.
+        begun: set when the first run has begun.
+    """
+
+    def __init__(self, answers: Answers, *, gate: threading.Event | None = None) -> None:
+        self.runs, self.begun = 0, threading.Event()
+        self._answers, self._gate, self._lock = answers, gate, threading.Lock()
+
+    def __call__(self, x: Any) -> Any:
+        """The next answer."""
+        with self._lock:
+            run, self.runs = self.runs, self.runs + 1
+        self.begun.set()
+        if self._gate is not None:
+            self._gate.wait()
+        answers = self._answers
+        answer = answers(x) if callable(answers) else answers[min(run, len(answers) - 1)]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class FakeModel(FakeCloud):
+    """An `EdgeModel` that answers as told. Like most models it cannot be stopped; it notes that it should have been.
+
+    Args:
+        answers: as `Answers` says.
+        gate: if given, each run waits for this before it answers.
+        name: what it is called where there are several.
+
+    Attributes:
+        runs: how many inputs it was given.
+        begun: set when the first run has begun.
+        cancelled: set when a run was asked to stop.
+    """
+
+    labels: tuple[str, ...] | None = None
+    kind = "answers"
+
+    def __init__(self, answers: Answers, *, gate: threading.Event | None = None, name: str = "fake") -> None:
+        super().__init__(answers, gate=gate)
+        self.name, self.cancelled = name, threading.Event()
+
+    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> list[Any]:
+        """A pair for each input."""
+        if cancel is not None:
+            cancel.on_ask(self.cancelled.set)
+        return [self(x) for x in inputs]
+
+
+class _Listener(ABC):
+    """A TCP server on 127.0.0.1 and a free port, with an event loop and a thread of its own, from the start."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self.port = self.connections = 0
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._lock = threading.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended = asyncio.Event()
+        ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="edgeroute-testing", daemon=True)
+        self._thread.start()
+        self._loop = ready.result()
+
+    @property
+    def url(self) -> str:
+        """http://127.0.0.1:PORT, or https."""
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """Ends every connection, the listener and the thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+
+    async def _main(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+        try:
+            await self._listen()
+        except BaseException as e:
+            ready.set_exception(e)
+            raise
+        ready.set_result(asyncio.get_running_loop())
+        await self._ended.wait()
+        self._deafen()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def _deafen(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "asyncio runs this in a task"
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # the other end went away, or close() was called: either is this connection's end and nothing more
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    @abstractmethod
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, from its beginning to its end."""
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of work on the loop, for another thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class CannedServer(_Listener):
+    """An HTTP server that answers every request with exactly these bytes, whatever they are.
+
+    Args:
+        reply: status line, headers and body, as `http_reply` makes them, or a function of the request that gives them; None:
+            no answer ever comes. The function runs on the event loop, so it must not block; an OSError that it raises
+            ends the connection.
+        close: whether the connection is ended after each reply, or kept for the next request.
+        tls: with it the server speaks https.
+
+    Attributes:
+        requests: what came in, head and body.
+        connections: how many were made, with their TLS.
+        hung_up: connections that the client ended.
+    """
+
+    def __init__(
+        self, reply: bytes | Callable[[bytes], bytes | None] | None, *, close: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.requests: list[bytes] = []
+        self.hung_up = 0
+        self._reply, self._close = reply, close
+        self._changed = threading.Condition()
+        super().__init__(tls)
+
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+        """Returns once `condition()`, about this server's attributes, is true.
+
+        Raises:
+            TimeoutError: that never was so.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout_s):
+                raise TimeoutError(f"after {timeout_s} s: {len(self.requests)} requests, {self.hung_up} connections hung up")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+                request = head + await reader.readexactly(_length(head))
+            except (OSError, asyncio.IncompleteReadError):
+                self._note(hung_up=1)
+                return
+            self._note(request)
+            reply = self._reply(request) if callable(self._reply) else self._reply
+            if reply is None:
+                with contextlib.suppress(OSError):
+                    await reader.read()
+                self._note(hung_up=1)
+                return
+            writer.write(reply)
+            await writer.drain()
+            if self._close:
+                await _finish(writer)
+                return
+
+    def _note(self, *requests: bytes, hung_up: int = 0) -> None:
+        with self._changed:
+            self.requests += requests
+            self.hung_up += hung_up
+            self._changed.notify_all()
+
+
+class Relay(_Listener):
+    """A TCP relay to a server, and everything that can be wrong with a link. Faults are attributes, set at any time.
+
+    Args:
+        host: of the server.
+        port: of the server.
+
+    Attributes:
+        delay_s: seconds each way. Bytes are held, not spaced out; a new connection costs one round trip more.
+        throttle: bytes a second, in each direction of each connection; None: as fast as it goes.
+        truncate_after: bytes of a connection's replies, after which it is ended in good order.
+        reset_after: bytes of a connection's replies, after which it is reset.
+        black_hole: connections are accepted, and whatever is sent through them is lost.
+        refuse: nothing listens at the port; connections that exist go on.
+        connections: how many were accepted.
+        bytes_up: bytes forwarded to the server.
+        bytes_down: bytes forwarded from the server.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.delay_s = 0.0
+        self.throttle: float | None = None
+        self.truncate_after: int | None = None
+        self.reset_after: int | None = None
+        self.black_hole = False
+        self.bytes_up = self.bytes_down = 0
+        self._to = host, port
+        super().__init__(None)
+
+    @property
+    def refuse(self) -> bool:
+        """Whether nothing listens."""
+        return self._server is None
+
+    @refuse.setter
+    def refuse(self, refuse: bool) -> None:
+        async def switch() -> None:
+            if refuse:
+                self._deafen()
+            else:
+                await self._listen()
+
+        self._do(switch())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected = monotonic() + 2 * self.delay_s
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._to)
+        except OSError:
+            _reset(writer)
+            return
+        ways = [
+            asyncio.ensure_future(self._forward(reader, far_writer, connected, down=False)),
+            asyncio.ensure_future(self._forward(far_reader, writer, connected, down=True)),
+        ]
+        try:
+            await asyncio.gather(*ways)
+        finally:
+            far_writer.transport.abort()  # before anything is awaited, since close() may cancel that
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float, *, down: bool) -> None:
+        """One direction, as a pipeline: what comes in meanwhile does not wait for what is held."""
+        under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
+        writer.transport.set_write_buffer_limits(0)  # drained means sent
+
+        async def take() -> None:
+            data: bytes | None = b"more"
+            while data:
+                try:
+                    data = await reader.read(PIECE)
+                except OSError:
+                    data = None
+                await under_way.put((max(monotonic(), connected) + self.delay_s, data))
+
+        taking = asyncio.ensure_future(take())
+        try:
+            passed = 0
+            while True:
+                due, data = await under_way.get()
+                await asyncio.sleep(due - monotonic())
+                if data is None:
+                    _reset(writer)
+                    return
+                if not data:
+                    writer.write_eof()
+                    return
+                passed += await self._pass(data, writer, passed, down=down)
+        finally:
+            taking.cancel()
+
+    async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, *, down: bool) -> int:
+        """Sends on what the faults let through -> its bytes."""
+        ends = [n for n in (self.truncate_after, self.reset_after) if down and n is not None]
+        allowed = data if not ends else data[: max(0, min(ends) - passed)]
+        step = PIECE if self.throttle is None else max(1, int(self.throttle / 50))
+        for start in range(0, 0 if self.black_hole else len(allowed), step):
+            piece = allowed[start : start + step]
+            if self.throttle is not None:
+                await asyncio.sleep(len(piece) / self.throttle)
+            writer.write(piece)
+            await writer.drain()
+            if down:
+                self.bytes_down += len(piece)
+            else:
+                self.bytes_up += len(piece)
+        if ends and passed + len(data) >= min(ends):
+            if self.reset_after == min(ends):
+                _reset(writer)
+            else:
+                await _finish(writer)
+            raise ConnectionAbortedError
+        return len(data)
+
+
+def http_reply(
+    body: bytes = b"", *, status: int = 200, headers: Sequence[tuple[str, str]] = (), length: int | None = None
+) -> bytes:
+    """An HTTP reply. `length`: what Content-Length says; None: the body's own length."""
+    said = [("Content-Length", str(len(body) if length is None else length)), *headers]
+    head = "".join(f"{name}: {value}\r\n" for name, value in said)
+    return f"HTTP/1.1 {status} -\r\n{head}\r\n".encode("latin-1") + body
+
+
+def _length(head: bytes) -> int:
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(value)
+    return 0
+
+
+async def _finish(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection in good order, everything sent."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection so that the other end sees a reset."""
+    with contextlib.suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
