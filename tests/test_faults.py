@@ -770,8 +770,8 @@ def test_a_relay_to_nobody_resets():
         taken.bind(("127.0.0.1", 0))
         with (
             Relay(*taken.getsockname()) as relay,
-            socket.create_connection(("127.0.0.1", relay.port), timeout=LONG) as connection,
             pytest.raises(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", relay.port), timeout=LONG) as connection,
         ):
             connection.recv(1)
 

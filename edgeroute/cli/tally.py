@@ -57,7 +57,7 @@ class Tally:
         table.add_row("degraded", f"{self.degraded:,}")
         table.add_row("asked the cloud", f"{stats.deferral_rate:.1%} of requests")
         if total:
-            p50, p90, p99 = (f"{value * 1000:,.1f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
+            p50, p90, p99 = (f"{value * 1000:,.2f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
             table.add_row("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else ""))
         table.add_row("bytes", f"{stats.bytes_sent:,} sent, {stats.bytes_received:,} received")
         if self.labelled:

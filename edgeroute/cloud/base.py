@@ -137,7 +137,11 @@ class Address:
         self.https = parts.scheme == "https"
         self.host = parts.hostname
         self.port = port or (443 if self.https else 80)
-        self.origin = f"{parts.scheme}://{parts.netloc}"
+        try:
+            self.netloc = parts.netloc.encode("idna")
+        except UnicodeError:
+            raise PolicyError(f"{bare(url)!r}: its host is not one that can be looked up") from None
+        self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
         self.verify, self.cert = verify, cert
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
