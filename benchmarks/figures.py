@@ -26,7 +26,9 @@ class Figure(NamedTuple):
     limit: float
 
 
-def medians(subjects: dict[str, Callable[[Any], object]], inputs: Iterable[Any], *, runs: int = 7, blocks: int = 10) -> dict[str, float]:
+def medians(
+    subjects: dict[str, Callable[[Any], object]], inputs: Iterable[Any], *, runs: int = 7, blocks: int = 10
+) -> dict[str, float]:
     """The subjects in turn, block by block, so that a drift of the machine hits all alike.
 
     Returns: name -> median over the runs of each run's median time of one call, seconds.

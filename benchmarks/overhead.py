@@ -38,7 +38,9 @@ def figures() -> list[Figure]:
     return [
         Figure("accepted `infer`", f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"], "us", 12),
         Figure("the same, trace on", f"{us['traced']:.1f} us", f"{us['bare']:.1f} us", us["traced"] - us["bare"], "us", 25),
-        Figure("the same, asyncio", f"{us['async']:.1f} us", f"{us['bare async']:.1f} us", us["async"] - us["bare async"], "us", 100),
+        Figure(
+            "the same, asyncio", f"{us['async']:.1f} us", f"{us['bare async']:.1f} us", us["async"] - us["bare async"], "us", 100
+        ),
     ]
 
 

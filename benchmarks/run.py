@@ -18,7 +18,14 @@ def demo() -> list[Figure]:
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     lost = (told["cloud_accuracy"] - told["cascade_accuracy"]) * 100
     return [
-        Figure(f"demo, accuracy lost, n = {told['n']}", f"{told['cascade_accuracy']:.4f}", f"{told['cloud_accuracy']:.4f}", lost, "points", 1),
+        Figure(
+            f"demo, accuracy lost, n = {told['n']}",
+            f"{told['cascade_accuracy']:.4f}",
+            f"{told['cloud_accuracy']:.4f}",
+            lost,
+            "points",
+            1,
+        ),
         Figure("demo, deferred", f"{told['deferral_rate'] * 100:.1f} %", "100 %", told["deferral_rate"] * 100, "%", 20),
     ]
 

@@ -37,7 +37,14 @@ def figures() -> list[Figure]:
     mib_bare, mib_ours = sorted(kib[:3])[1] / 1024, sorted(kib[3:])[1] / 1024
     return [
         Figure("`import edgeroute`", f"{ours * 1e3:.1f} ms", f"{bare * 1e3:.1f} ms", (ours - bare) * 1e3, "ms", 30),
-        Figure("first answer, from nothing", f"{first_ours * 1e3:.0f} ms", f"{first_bare * 1e3:.0f} ms", first_ours / first_bare, "x", 1.3),
+        Figure(
+            "first answer, from nothing",
+            f"{first_ours * 1e3:.0f} ms",
+            f"{first_bare * 1e3:.0f} ms",
+            first_ours / first_bare,
+            "x",
+            1.3,
+        ),
         Figure("memory of a warm router", f"{mib_ours:.1f} MiB", f"{mib_bare:.1f} MiB", mib_ours - mib_bare, "MiB", 10),
     ]
 

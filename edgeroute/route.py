@@ -8,7 +8,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
-from edgeroute.core.flow import Done, Event, Failed, Start
+from edgeroute.core.flow import Done, Event, Failed, Start, new
 from edgeroute.core.plan import Plan
 from edgeroute.drivers import Send, Stop
 from edgeroute.errors import BadInput
@@ -53,7 +53,7 @@ class Route:
                 answer = runner.run_one(self._inputs, self._until, cancel)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return _failed(start, runner, e)
-        return Done(start.leg, answer, monotonic())
+        return new(Done, (start.leg, answer, monotonic()))
 
     async def run_async(self, start: Start, runner: Runner) -> Event:
         """The same on an event loop, for a runner that can."""

@@ -125,7 +125,9 @@ def test_the_card_preprocesses(tmp_path):
     assert (model.name, model.labels) == ("carded", ("a", "b", "c"))
 
 
-@pytest.mark.parametrize(("x", "message"), [(np.zeros((2, 2), np.float32), "expected uint8"), (np.zeros((3, 2), np.uint8), r"\[3, 2\]")])
+@pytest.mark.parametrize(
+    ("x", "message"), [(np.zeros((2, 2), np.float32), "expected uint8"), (np.zeros((3, 2), np.uint8), r"\[3, 2\]")]
+)
 def test_the_card_says_what_it_accepts(tmp_path, x, message):
     """Floats where the card says pixels would be silently wrong by a factor of 255: refused."""
     with pytest.raises(BadInput, match=message):
@@ -136,7 +138,9 @@ def test_channels_have_their_own_mean(tmp_path):
     """A mean and std for each channel apply along the second axis."""
     path = tmp_path / "ch.onnx"
     value = tiny.helper.make_tensor_value_info
-    tiny.save(path, [tiny.helper.make_node("Identity", ["x"], ["y"])], [value("x", 1, ["n", 2, 1, 2])], [value("y", 1, ["n", 2, 1, 2])])
+    tiny.save(
+        path, [tiny.helper.make_node("Identity", ["x"], ["y"])], [value("x", 1, ["n", 2, 1, 2])], [value("y", 1, ["n", 2, 1, 2])]
+    )
     card = {
         "input": {"name": "x", "dtype": "float32", "shape": [-1, 2, 1, 2]},
         "preprocess": {"dtype": "uint8", "shape": [2, 1, 2], "mean": [1, 2], "std": [1, 4]},
@@ -185,8 +189,14 @@ def test_another_sha256(tmp_path):
         ("[]", "not a model card"),
         ('{"labels": 3}', "not a model card"),
         ('{"preprocess": {"dtype": "uint8", "shape": [4]}}', "not a model card"),
-        ('{"input": {"name": "x", "dtype": "uint8", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}', "gives floats"),
-        ('{"input": {"name": "y", "dtype": "float32", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}', "describes the input"),
+        (
+            '{"input": {"name": "x", "dtype": "uint8", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}',
+            "gives floats",
+        ),
+        (
+            '{"input": {"name": "y", "dtype": "float32", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}',
+            "describes the input",
+        ),
         ('{"output": {"name": "probs"}}', "names the output 'probs'"),
     ],
 )
@@ -211,7 +221,7 @@ def test_a_card_elsewhere(tmp_path):
 def test_a_provider_that_is_not_there(tmp_path):
     """By default an error that lists what there is; by policy a downgrade, recorded and told by check."""
     path = tiny.linear(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match="NoSuchProvider is not in this onnxruntime, which has .*CPUExecutionProvider"):
+    with pytest.raises(ModelError, match=r"NoSuchProvider is not in this onnxruntime, which has .*CPUExecutionProvider"):
         OnnxModel(path, providers=["NoSuchProvider"]).load()
     model = OnnxModel(path, providers=["NoSuchProvider"], on_downgrade="record")
     with Router(edge=model) as router:
@@ -226,7 +236,9 @@ def test_a_provider_that_quietly_steps_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["GhostExecutionProvider", "CPUExecutionProvider"])
     model = OnnxModel(tiny.linear(tmp_path / "m.onnx"), providers=["GhostExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *a, providers, real=onnxruntime.InferenceSession: real(*a, providers=["CPUExecutionProvider"])
+        onnxruntime,
+        "InferenceSession",
+        lambda *a, providers, real=onnxruntime.InferenceSession: real(*a, providers=["CPUExecutionProvider"]),
     )
     with pytest.raises(ModelError, match="asked for GhostExecutionProvider"):
         model.load()

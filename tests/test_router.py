@@ -89,7 +89,12 @@ def test_a_cloud_fault_returns_the_edge_answer():
 
 @pytest.mark.parametrize(
     ("mode", "x", "value", "degraded"),
-    [("only_edge", -1, "edge", False), ("prefer_cloud", 1, "cloud", False), ("only_cloud", 1, "cloud", False), ("prefer_edge", 1, "edge", False)],
+    [
+        ("only_edge", -1, "edge", False),
+        ("prefer_cloud", 1, "cloud", False),
+        ("only_cloud", 1, "cloud", False),
+        ("prefer_edge", 1, "edge", False),
+    ],
 )
 def test_modes(mode, x, value, degraded):
     """A mode in the policy and the same mode on a call do the same."""
@@ -113,7 +118,9 @@ def test_a_ladder_is_tried_in_order():
     assert both(given, threshold=0.2).leg == "tiny"
     answer = both(given, threshold=0.95)
     assert (answer.leg, answer.value) == ("cloud-2", "cloud")
-    assert answer.reason.startswith("tiny 0.30 < 0.95 (uncalibrated); small 0.60 < 0.95 (uncalibrated); cloud-1 failed: the line is dead")
+    assert answer.reason.startswith(
+        "tiny 0.30 < 0.95 (uncalibrated); small 0.60 < 0.95 (uncalibrated); cloud-1 failed: the line is dead"
+    )
 
 
 def test_equal_names_are_made_unique():
@@ -225,7 +232,7 @@ def test_exhausted_may_raise():
     """on_exhausted = raise: no answer below the threshold is returned, and the error has each leg's."""
     with Router(**{**PAIR, "cloud": broken}, on_exhausted="raise") as router:
         assert router.infer(1).value == "edge"
-        with pytest.raises(NoAnswer, match="no answer was accepted: edge 0.20 < 0.85") as caught:
+        with pytest.raises(NoAnswer, match=r"no answer was accepted: edge 0\.20 < 0\.85") as caught:
             router.infer(-1)
     assert list(caught.value.errors) == ["cloud"]
 
@@ -329,7 +336,10 @@ def test_decide_sends_nothing_and_says_why():
     ("given", "line"),
     [
         ({"edge": edge}, "nothing can leave this device: there is no cloud"),
-        ({**PAIR, "mode": "only_edge"}, "nothing leaves this device unless a call asks for another mode than only_edge; then to the function 'cloud'"),
+        (
+            {**PAIR, "mode": "only_edge"},
+            "nothing leaves this device unless a call asks for another mode than only_edge; then to the function 'cloud'",
+        ),
         (PAIR, "inputs may leave this device, to the function 'cloud'"),
         ({"cloud": cloud}, "there is no edge model: without the cloud there is no answer"),
         (PAIR, "the threshold is uncalibrated: picked by hand, with no promise about errors"),
@@ -448,7 +458,11 @@ def test_a_policy_that_does_not_fit_is_refused(given, message):
 
 @pytest.mark.parametrize(
     ("call", "message"),
-    [({"mode": "only_egde"}, "did you mean 'only_edge'"), ({"mode": "only_cloud"}, "needs cloud="), ({"deadline": -1}, "more than 0")],
+    [
+        ({"mode": "only_egde"}, "did you mean 'only_edge'"),
+        ({"mode": "only_cloud"}, "needs cloud="),
+        ({"deadline": -1}, "more than 0"),
+    ],
 )
 def test_a_call_that_does_not_fit_is_refused(call, message):
     """A wrong mode or deadline on a call is named."""
@@ -557,7 +571,9 @@ def test_a_quick_model_runs_on_the_loop():
     where = []
 
     async def main():
-        async with AsyncRouter(edge=lambda x: (where.append(threading.current_thread()), 1.0), cloud=cloud, threshold=0.5) as router:
+        async with AsyncRouter(
+            edge=lambda x: (where.append(threading.current_thread()), 1.0), cloud=cloud, threshold=0.5
+        ) as router:
             await router.infer(0)
             router._facts = Facts(edge_s=0.0001)
             await router.infer(0)

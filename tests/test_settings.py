@@ -1,5 +1,5 @@
 """Policy files: what they give the router, what is said of mistakes in them, and what of secrets: nothing."""
-# ruff: noqa: E501 - a case is a line
+
 
 import gc
 import importlib

@@ -45,7 +45,7 @@ def two_inputs(path: Path) -> Path:
 
 def endless(path: Path) -> Path:
     """x [n, 1] -> y [n, 1], after more turns of a loop than anybody will wait for."""
-    value = lambda name, kind, shape: helper.make_tensor_value_info(name, kind, shape)  # noqa: E731
+    value = helper.make_tensor_value_info
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["at", "one"], ["next"])],
         "body",

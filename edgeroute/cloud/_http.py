@@ -13,7 +13,7 @@ import ssl
 import threading
 import urllib.request
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +36,7 @@ class Wire:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.root = httpcore.URL(address.origin)
         self._urls: dict[str, httpcore.URL] = {}
         self._tls: ssl.SSLContext | None = None
         self.met = False
@@ -185,7 +186,7 @@ class _Channel:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
-        self._pool = httpcore.ConnectionPool(**wire.options(), max_connections=1, network_backend=_Backend(self))
+        self._connection: httpcore.HTTPConnection | httpcore.ConnectionPool = self._new()
         self._socket: socket.socket | None = None
         self._kept = False
         self._until = INF
@@ -197,7 +198,11 @@ class _Channel:
         if cancel is not None:
             cancel.on_ask(self.cut)
         try:
-            response = self._pool.handle_request(wire.request(call, until - monotonic()))
+            request = wire.request(call, until - monotonic())
+            if isinstance(self._connection, httpcore.HTTPConnection) and self._connection.has_expired():
+                self._connection.close()
+                self._connection, self._kept = self._new(), False
+            response = self._connection.handle_request(request)
             try:
                 headers = wire.heard(response)
                 parts, size = [], 0
@@ -211,6 +216,13 @@ class _Channel:
             raise wire.error(e, stale=self._kept) from e
         self._kept = True
         return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
+        options = self._wire.options()
+        if options["proxy"] is not None:  # only a pool knows how to go through one
+            return httpcore.ConnectionPool(**options, max_connections=1, network_backend=_Backend(self))
+        del options["proxy"]
+        return httpcore.HTTPConnection(self._wire.root.origin, **options, network_backend=_Backend(self))
 
     def left_s(self) -> float | None:
         """Seconds for the next step; None: as many as it takes."""
@@ -235,7 +247,7 @@ class _Channel:
 
     def close(self) -> None:
         self._socket = None
-        self._pool.close()
+        self._connection.close()
 
 
 class _Backend(httpcore.SyncBackend):
@@ -266,7 +278,14 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.read(max_bytes, timeout and self._channel.left_s())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, timeout and self._channel.left_s())
+        sock: socket.socket = self._inner.get_extra_info("socket")
+        try:
+            sock.settimeout(timeout and self._channel.left_s())
+            sock.sendall(buffer)  # httpcore's own would copy what is left after each part that the kernel takes
+        except TimeoutError as e:
+            raise httpcore.WriteTimeout(str(e)) from e
+        except OSError as e:
+            raise httpcore.WriteError(str(e)) from e
 
     def close(self) -> None:
         self._inner.close()
@@ -293,7 +312,8 @@ class AsyncChannels:
         """As `Channels.send`; cancelling the task ends it."""
         loop = asyncio.get_running_loop()
         if self._pool is None or self._loop is not loop:
-            self._pool, self._loop, self._kept = httpcore.AsyncConnectionPool(**self._wire.options(), max_connections=None), loop, False
+            self._pool = httpcore.AsyncConnectionPool(**self._wire.options(), max_connections=None)
+            self._loop, self._kept = loop, False
         left_s = until - monotonic()
         request = self._wire.request(call, left_s)
         try:
@@ -327,7 +347,13 @@ class AsyncChannels:
             self._pool = None
 
 
-_ERRORS = (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, httpcore.UnsupportedProtocol)
+_ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)
 _DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
 
 

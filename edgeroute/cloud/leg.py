@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
 
@@ -73,8 +74,11 @@ class HttpLeg:
                 return once()
             except CloudError as e:
                 return Reply(0, {}, str(e).encode())
-        pause: Any = sleep if cancel is None else cancel.wait
-        return Retrying(sleep=pause, **self._rules(until, cancel))(once)
+        try:
+            return once()
+        except CloudError as e:
+            pause: Any = sleep if cancel is None else cancel.wait
+            return Retrying(sleep=pause, **self._rules(until, cancel))(_after(e, once))
 
     async def _exchange_async(self, call: Call, until: float) -> Reply:
         async def once() -> Reply:
@@ -86,7 +90,17 @@ class HttpLeg:
                 return await once()
             except CloudError as e:
                 return Reply(0, {}, str(e).encode())
-        return await AsyncRetrying(**self._rules(until, None))(once)
+        try:
+            return await once()
+        except CloudError as e:
+            failures = iter([e])
+
+            async def again() -> Reply:
+                for failure in failures:
+                    raise failure
+                return await once()
+
+            return await AsyncRetrying(**self._rules(until, None))(again)
 
     def _taken(self, call: Call, reply: Reply) -> Reply:
         self._count(0, len(reply.body))
@@ -117,6 +131,18 @@ class HttpLeg:
         """Closes the connections that asyncio uses."""
         await self._async.close()
         self.close()
+
+
+def _after(first: CloudError, once: Callable[[], Reply]) -> Callable[[], Reply]:
+    """What is retried once it has failed: its first attempt is the failure itself, so that a success costs no machinery."""
+    failures = iter([first])
+
+    def again() -> Reply:
+        for failure in failures:
+            raise failure
+        return once()
+
+    return again
 
 
 _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)

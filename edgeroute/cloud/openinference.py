@@ -21,6 +21,8 @@ DTYPES = {
 """The protocol's names of numbers -> numpy's."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _DIGITS = re.compile("[0-9]{1,18}")
+TRIES = 2
+"""A server that does not answer a binary input so many times does not take them."""
 MOST_PROBED = 1 << 24
 """A model that says to take more numbers than this is not tried with zeros before there is an input."""
 LENGTH = "Inference-Header-Content-Length"
@@ -66,7 +68,7 @@ class OpenInference:
         self.labels = tuple(labels) if labels else self.card.labels
         self.binary: bool | None = None if binary == "auto" else binary
         self.inputs: tuple[TensorSpec, ...] | None = None
-        self._silent = False
+        self._tries = 0
 
     def ping(self) -> Talk:
         """Asks whether the model is ready, then for what it takes and how."""
@@ -99,9 +101,12 @@ class OpenInference:
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
         """A reply that decodes settles it, and so does a refusal; silence only the second time, since links fail too."""
+        if self._tries == TRIES:  # the last one was cancelled while it waited, which is silence too
+            self.binary = False
+            return
+        self._tries += 1
         reply = yield self._infer(zeros, binary=True)._replace(probe=True)
-        if reply.status == 0 and not self._silent:
-            self._silent = True
+        if reply.status == 0 and self._tries < TRIES:
             return
         try:
             self._decode(checked(reply, self.where), 1)
@@ -134,7 +139,7 @@ class OpenInference:
             tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": NAMES[array.dtype.name]}
             if binary:
                 tensor["parameters"] = {"binary_data_size": array.nbytes}
-                parts.append(array.tobytes())
+                parts.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # copied once, by the join
             else:
                 tensor["data"] = array.ravel().tolist()
             inputs.append(tensor)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.flow import Prediction
+from edgeroute.core.flow import Prediction, new
 from edgeroute.errors import BadReply, PolicyError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -128,7 +128,7 @@ class Reader:
             row = outputs[0]
             z = row.tolist()
             top = max(z)
-            return Prediction(self.labels[z.index(top)], self._row(z, top), row)  # type: ignore[index]
+            return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
         return self._read(_row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:

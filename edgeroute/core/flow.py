@@ -105,6 +105,8 @@ Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
 
 STARTS = tuple(Start(i) for i in range(16))
 FOREVER = Wait(INF)
+new = tuple.__new__
+"""Makes a NamedTuple of its fields without the Python function in between: for what every call makes."""
 
 
 def acceptable(leg: Leg, confidence: float | None) -> bool:
@@ -157,7 +159,7 @@ def walk(plan: Plan, begun: float) -> Walk:
                 log.append(("accepted", i, now, prediction.confidence))
                 if running:
                     yield from _cancel(running, "cancelled", now, log)
-                return Outcome(i, prediction, True, log, begun, now)
+                return new(Outcome, (i, prediction, True, log, begun, now))
             log.append(("kept" if leg.standby else "below", i, now, prediction.confidence))
             held[i] = prediction
         elif type(event) is Failed:

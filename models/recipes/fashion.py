@@ -104,9 +104,7 @@ def head(width: int) -> list[nn.Module]:
 
 
 def teacher_net(w: int = 40) -> nn.Sequential:
-    return nn.Sequential(
-        conv(1, w), conv(w, 2 * w, 2), Residual(2 * w), conv(2 * w, 4 * w, 2), Residual(4 * w), *head(4 * w)
-    )
+    return nn.Sequential(conv(1, w), conv(w, 2 * w, 2), Residual(2 * w), conv(2 * w, 4 * w, 2), Residual(4 * w), *head(4 * w))
 
 
 def student_net(w: int = 24) -> nn.Sequential:
@@ -305,7 +303,10 @@ def write_card(
 
 def write_table(path: Path, rows: list[dict[str, object]], note: str) -> None:
     """Puts the table between the two markers of models/README.md."""
-    lines = ["| model | parameters | file, KB | accuracy, validation | accuracy, test | p50, ms |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [
+        "| model | parameters | file, KB | accuracy, validation | accuracy, test | p50, ms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
     lines += [
         f"| {r['step']} | {r['parameters']:,} | {r['bytes'] / 1000:,.1f} | {r['validation_accuracy']:.4f} | {r['test_accuracy']:.4f} | {r['p50_ms']:.3f} |"
         for r in rows
@@ -321,7 +322,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--out", type=Path, default=HERE.parent / "fashion")
-    parser.add_argument("--work", type=Path, default=HERE.parent.parent / "build" / "fashion", help="finished steps, to go on after a stop")
+    parser.add_argument(
+        "--work", type=Path, default=HERE.parent.parent / "build" / "fashion", help="finished steps, to go on after a stop"
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a few seconds on 1,000 images: shows that the recipe runs, no more")
     args = parser.parse_args()
@@ -343,9 +346,15 @@ def main() -> None:
         seconds.append(kept["seconds"])
         return kept["net"].eval()
 
-    teacher = finished("teacher", lambda: train(teacher_net(), data, epochs=epochs["teacher"], peak=0.2, teacher=None, name="teacher"))
-    student = finished("student", lambda: train(student_net(), data, epochs=epochs["student"], peak=0.2, teacher=teacher, name="student"))
-    pruned = finished("pruned", lambda: train(prune(student, 1 / 3), data, epochs=epochs["pruned"], peak=0.1, teacher=teacher, name="pruned"))
+    teacher = finished(
+        "teacher", lambda: train(teacher_net(), data, epochs=epochs["teacher"], peak=0.2, teacher=None, name="teacher")
+    )
+    student = finished(
+        "student", lambda: train(student_net(), data, epochs=epochs["student"], peak=0.2, teacher=teacher, name="student")
+    )
+    pruned = finished(
+        "pruned", lambda: train(prune(student, 1 / 3), data, epochs=epochs["pruned"], peak=0.1, teacher=teacher, name="pruned")
+    )
 
     cloud, edge = args.out / "cloud.onnx", args.out / "edge.int8.onnx"
     files = {step: args.work / f"{step}.onnx" for step in ("student", "pruned")}

@@ -31,7 +31,9 @@ def said(confidence, value="v") -> Prediction:
 
 
 # ------------------------------------------------------------------------------------------ by hand, effect by effect
-@pytest.mark.parametrize(("confidence", "accepted"), [(0.85, True), (0.8499, False), (1.0, True), (None, False), (float("nan"), False)])
+@pytest.mark.parametrize(
+    ("confidence", "accepted"), [(0.85, True), (0.8499, False), (1.0, True), (None, False), (float("nan"), False)]
+)
 def test_the_threshold_itself_passes(confidence, accepted):
     """At the threshold an answer is accepted, just below it is not, and none or NaN is deferred by default."""
     steps = walk(made(), 0.0)

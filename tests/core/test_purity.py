@@ -19,7 +19,13 @@ ALLOWED = {"__future__", "collections.abc", "typing", "math"}
 def test_core_imports_neither_clock_nor_io_nor_third_party(file):
     """A file of core/ imports core/ and four modules of the standard library that do nothing."""
     for node in ast.walk(ast.parse(file.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for name in names:
             assert name in ALLOWED or name.startswith("edgeroute.core"), f"{file.name} imports {name}"
         if isinstance(node, ast.Name):

@@ -87,7 +87,9 @@ def test_random_walks(case):
 
     answered = {i for i, h in marks.items() if h[1][0] in {"accepted", "below", "kept"}}
     fine = sorted(
-        at for i, (what, at, detail) in ends.items() if what == "done" and not legs[i].standby and acceptable(legs[i], detail) and at <= limit
+        at
+        for i, (what, at, detail) in ends.items()
+        if what == "done" and not legs[i].standby and acceptable(legs[i], detail) and at <= limit
     )
     if outcome.accepted:
         assert outcome.ended == fine[0], "the first acceptable answer ends it"
@@ -138,7 +140,9 @@ def test_a_batch_asks_the_next_target_for_the_deferred_rows_alone(sure, threshol
     def script(start, now):
         asked.append(start)
         name = made.legs[start.leg].name
-        yield Done(start.leg, [Prediction((name, row), sure[row] if name == "edge" else None, None) for row in start.rows], now + 1)
+        yield Done(
+            start.leg, [Prediction((name, row), sure[row] if name == "edge" else None, None) for row in start.rows], now + 1
+        )
 
     outcomes, _ = virtual.drive(walk_many(made, len(sure), 0.0), script)
     deferred = tuple(row for row, s in enumerate(sure) if s < threshold)
