@@ -1,6 +1,5 @@
 """Policy files: what they give the router, what is said of mistakes in them, and what of secrets: nothing."""
 
-
 import gc
 import importlib
 import inspect
