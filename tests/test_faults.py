@@ -32,8 +32,8 @@ from edgeroute import (
     TimedOut,
     Unreachable,
 )
-from edgeroute.cloud._http import Channels
 from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.channels import Channels
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
 LONG = 30.0

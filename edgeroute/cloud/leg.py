@@ -10,8 +10,9 @@ from typing import Any
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
-from edgeroute.cloud._http import AsyncChannels, Channels
+from edgeroute.cloud.aio_channels import AsyncChannels
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
+from edgeroute.cloud.channels import Channels
 from edgeroute.errors import CloudError
 from edgeroute.fork import renew_after_fork
 from edgeroute.types import Cancel

@@ -42,8 +42,10 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float) -> s
     if confidence is None or not known:
         rule = "accepted" if leg.accept_unsure else "deferred"
         return f"{leg.name} {sure}" + ("" if leg.final else f", {rule} by policy")
-    sign = ">=" if confidence >= leg.threshold else "<"
-    text = f"{leg.name} {sure} {sign} {leg.threshold:.2f} ({leg.label})"
+    sign, limit = ">=" if confidence >= leg.threshold else "<", f"{leg.threshold:.2f}"
+    if sign == "<" and sure == limit:  # 0.71 < 0.71 would explain nothing
+        sure, limit = f"{confidence:.6g}", f"{leg.threshold:.6g}"
+    text = f"{leg.name} {sure} {sign} {limit} ({leg.label})"
     if leg.final and sign == "<":
         text += f", {plan.mode}" if plan.mode == "only_edge" else ", and there is nothing else to ask"
     return text

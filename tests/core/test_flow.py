@@ -245,6 +245,7 @@ def broken(message):
     [
         (made(), [done(0.97)], "edge 0.97 >= 0.85 (uncalibrated)"),
         (made(), [done(0.41), done(None)], "edge 0.41 < 0.85 (uncalibrated); cloud 182 ms"),
+        (made(), [done(0.8496), done(None)], "edge 0.8496 < 0.85 (uncalibrated); cloud 182 ms"),
         (made(), [done(0.41), broken("gone")], "edge 0.41 < 0.85 (uncalibrated); cloud failed: gone; so the edge answer stands"),
         (made(), [broken("oom"), done(None)], "edge failed: oom; cloud 182 ms"),
         (made(), [done(None), done(None)], "edge without confidence, deferred by policy; cloud 182 ms"),

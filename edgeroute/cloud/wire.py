@@ -1,0 +1,134 @@
+"""An address made ready for HTTP: what threads and asyncio share. Requests out, replies checked, errors translated.
+
+httpcore is what httpx stands on. Used directly it costs half of what a client around it costs, and inference needs
+nothing of that: no cookies, no redirects, no decoding.
+"""
+
+from __future__ import annotations
+
+import ssl
+import urllib.request
+from typing import Any
+from urllib.parse import quote
+
+import certifi
+import httpcore
+
+from edgeroute.cloud.base import Address, Call
+from edgeroute.core.policy import INF
+from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
+
+KEEP_S = 300.0
+"""How long an idle connection is kept; whether the server closed it meanwhile is seen before it is used."""
+
+
+class Wire:
+    """What both kinds share: an address made ready for calls."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.root = httpcore.URL(address.origin)
+        self._urls: dict[str, httpcore.URL] = {}
+        self._tls: ssl.SSLContext | None = None
+        self.met = False
+        """Whether the server has ever replied."""
+
+    def options(self) -> dict[str, Any]:
+        """What a connection pool is made with."""
+        proxy = _proxy(self.address)
+        return {
+            "ssl_context": self._context(),
+            "keepalive_expiry": KEEP_S,
+            "proxy": None if proxy is None else httpcore.Proxy(proxy),
+        }
+
+    def _context(self) -> ssl.SSLContext | None:
+        if self.address.https and self._tls is None:
+            verify, cert = self.address.verify, self.address.cert
+            try:
+                self._tls = ssl.create_default_context(cafile=None if isinstance(verify, bool) else str(verify))
+                if verify is True:
+                    self._tls.load_verify_locations(certifi.where())
+                elif verify is False:
+                    self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
+                if cert is not None:
+                    self._tls.load_cert_chain(*map(str, cert))
+            except (OSError, ssl.SSLError) as e:
+                raise PolicyError(f"the certificates for {self.address.origin} cannot be read: {e}") from e
+        return self._tls
+
+    def request(self, call: Call, left_s: float) -> httpcore.Request:
+        """The call as httpcore takes it."""
+        if left_s <= 0:
+            raise TimedOut(f"{self.address.origin} was not asked: no time was left")
+        url = self._urls.get(call.path)
+        if url is None:
+            target = quote(call.path, safe="/%:@!$&'()*+,;=~")
+            url = self._urls[call.path] = httpcore.URL(self.address.origin + target)
+        timeout = None if left_s == INF else left_s
+        headers = [(b"Host", self.address.netloc), (b"Accept-Encoding", b"identity"), (b"User-Agent", b"edgeroute")]
+        if call.body or call.method == "POST":
+            headers.append((b"Content-Length", str(len(call.body)).encode()))
+        headers += [(name.encode(), value.encode()) for name, value in (*call.headers, *self.address.headers())]
+        extensions = {"timeout": {"connect": timeout, "read": timeout, "write": timeout, "pool": timeout}}
+        return httpcore.Request(call.method, url, headers=headers, content=call.body, extensions=extensions)
+
+    def heard(self, response: httpcore.Response) -> dict[str, str]:
+        """The headers of a reply, names in lower case; refused by them, if at all, before the body is read."""
+        self.met = True
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+        encoding = headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise BadReply(f"{self.address.origin} answered with {encoding} encoding, though asked not to: unread")
+        length = headers.get("content-length", "")
+        if length.isdigit():
+            self.check_size(int(length))
+        return headers
+
+    def check_size(self, size: int) -> None:
+        """Refuses a reply that is longer than allowed."""
+        if size > self.address.max_reply_bytes:
+            raise BadReply(f"{self.address.origin} answered more than {self.address.max_reply_bytes} bytes: not read further")
+
+    def error(self, e: Exception, *, stale: bool) -> CloudError:
+        """An error of httpcore as ours."""
+        origin = self.address.origin
+        if isinstance(e, httpcore.TimeoutException):
+            return TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time")
+        error = Unreachable(f"{origin}: {_root(e)}")
+        if _is_tls(e) or isinstance(e, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
+            error.retriable = False
+        elif self.address.https and not self.met and isinstance(e, httpcore.RemoteProtocolError | httpcore.ReadError):
+            error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {_root(e)}")
+            error.retriable = False
+        error.stale = stale
+        return error
+
+
+ERRORS = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.UnsupportedProtocol,
+)
+_DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
+
+
+def _proxy(address: Address) -> str | None:
+    """The proxy that the environment names for this address (HTTP_PROXY and its kin), if any."""
+    if urllib.request.proxy_bypass(address.host):
+        return None
+    return urllib.request.getproxies().get("https" if address.https else "http")
+
+
+def _root(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
