@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -334,7 +335,8 @@ def test_infer_with_a_deadline(policy, inputs):
     assert (code, err) == (0, "")
     answers = [json.loads(text) for text in out.splitlines()]
     assert [a["degraded"] for a in answers] == [False, True, False]
-    assert "not there by the deadline of 200 ms" in answers[1]["reason"]
+    # the leg and the driver share the deadline, and either may be the one to notice
+    assert re.search("not there by the deadline of 200 ms|did not answer in time", answers[1]["reason"])
 
 
 def test_a_mode_that_is_none(policy, inputs):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 
+import numpy as np
 import pytest
 import trustme
 
@@ -790,3 +791,35 @@ def test_a_canned_server_says_what_did_not_happen():
     """After the time that it was given."""
     with CannedServer(GOOD) as server, pytest.raises(TimeoutError, match="0 requests"):
         server.wait_for(lambda: server.requests, timeout_s=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------- proxies
+def test_a_proxy_of_the_environment_is_used(ask, monkeypatch):
+    """HTTP_PROXY carries the calls, whole addresses and all, and NO_PROXY keeps them off it."""
+    with CannedServer(http_reply(b'{"value": "cloud"}')) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert_cloud(ask(PlainJson("http://far.invalid/classify")))
+        assert proxy.requests[0].startswith(b"POST http://far.invalid/classify HTTP/1.1\r\n")
+        monkeypatch.setenv("no_proxy", "far.invalid")
+        assert_stands(ask(PlainJson("http://far.invalid/classify", retries=0)), "cloud failed")
+        assert len(proxy.requests) == 1
+
+
+def test_a_probe_that_is_cancelled_is_silence_too():
+    """A server that hangs at binary tensors, and is given up on each time, is asked in JSON from the third time on."""
+
+    def reply(request):
+        if request.startswith(b"GET"):
+            return http_reply(json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1]}]}).encode())
+        if b"octet-stream" in request:
+            return None
+        return http_reply(json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [0, 9]}]}).encode())
+
+    async def main(url):
+        async with AsyncRouter(unsure, OpenInference(url, model="m"), threshold=0.5) as router:
+            for _ in range(2):
+                assert (await router.infer(np.zeros(1, np.float32), deadline=0.2)).degraded
+            return await router.infer(np.zeros(1, np.float32))
+
+    with CannedServer(reply) as server:
+        assert asyncio.run(main(server.url)).source == "cloud"
