@@ -255,7 +255,7 @@ def test_wrong_input_never_leaves(tmp_path):
     with Router(edge=path, cloud=asked.append, threshold=0.5) as router:
         with pytest.raises(BadInput, match="NaN"):
             router.infer(np.float32([np.nan] * 4))
-        with pytest.raises(BadInput, match=r"expected \[4\]"):
+        with pytest.raises(BadInput, match=r"input 1 of the batch: x: expected \[4\]"):
             router.infer_many([np.zeros(4, np.float32), np.zeros(5, np.float32)])
         with pytest.raises(BadInput):
             router.decide(np.zeros(5, np.float32))

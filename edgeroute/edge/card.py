@@ -98,7 +98,14 @@ def stack(inputs: list[Any], spec: TensorSpec) -> Array:
     Raises:
         BadInput: a shape or dtype that does not fit, NaN or infinity.
     """
-    rows = [_row(x, spec) for x in inputs]
+    rows: list[Array] = []
+    try:
+        for x in inputs:
+            rows.append(_row(x, spec))  # noqa: PERF401 - how many there are says which one is wrong
+    except BadInput as e:
+        if len(inputs) == 1:
+            raise
+        raise BadInput(f"input {len(rows)} of the batch: {e}") from None
     if len(rows) == 1:
         return rows[0][None]
     if not rows:
