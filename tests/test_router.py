@@ -262,6 +262,17 @@ def test_wrong_input_never_leaves(tmp_path):
     assert asked == []
 
 
+def test_input_that_only_the_cloud_cannot_take_is_the_clouds_affair():
+    """An endpoint that wants another input is a cloud fault like any other: the edge answers."""
+
+    def picky(x):
+        raise BadInput("takes another input")
+
+    answer = both({**PAIR, "cloud": picky, "mode": "prefer_cloud"})
+    assert (answer.value, answer.degraded) == ("edge", True)
+    assert "takes another input" in answer.reason
+
+
 def test_system_exit_in_a_thread_does_not_hang():
     """A callable that exits ends its leg, not the wait."""
 
