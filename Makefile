@@ -9,8 +9,7 @@ demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
 
 test: $(VENV)/test.installed  ## sets up and passes the tests
-	$(BIN)/pytest --cov --cov-report=
-	$(BIN)/coverage report --include='edgeroute/core/*,edgeroute/drivers/*' --fail-under=100
+	$(BIN)/pytest --cov --cov-fail-under=100
 
 check: $(VENV)/test.installed  ## linter, formatter, types
 	$(BIN)/ruff check

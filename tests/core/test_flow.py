@@ -437,6 +437,25 @@ def test_asyncio_stops_every_leg_when_its_task_is_cancelled():
     assert asyncio.run(main(60.0)) == [0]
 
 
+@pytest.mark.parametrize("deadline_s", [INF, 60.0])
+def test_asyncio_is_not_fooled_by_a_stale_wake(deadline_s):
+    """Mail that was read before its wake-up came does not pass for the next event, nor for the deadline."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def begin(start, send):
+            if start.leg == 1:
+                send(Done(0, said(0.1), monotonic()))  # read at once; its wake-up comes while the cloud is waited for
+                later = Done(1, said(None), monotonic())
+                loop.call_soon(loop.call_soon, loop.call_soon, loop.call_soon, send, later)
+            return lambda: None
+
+        return await tasks.drive(walk(made(hedge_after_s=0.0, deadline_s=deadline_s), monotonic()), begin)
+
+    assert asyncio.run(main()).leg == 1
+
+
 def test_late_mail_to_a_closed_loop_is_dropped():
     """A leg that answers after the loop has gone disturbs nobody."""
     kept = []
