@@ -5,8 +5,8 @@
     pruned    the student without its weakest third of channels, distilled once more
     int8      the pruned network, quantised statically: the model on the edge
 
-Every choice (epochs, pruning ratio, the demo's threshold) rests on 5,000 training images held out as a
-validation split; the test set is read once, for the figures on the cards. Needs `models/recipes/requirements.txt`
+5,000 training images are held out as a validation split, and the demo's threshold rests on them; the recipe
+reads the test set once, for the figures on the cards. Needs `models/recipes/requirements.txt`
 and the Debian package `dataset-fashion-mnist` (or `--data`, a folder with its four .idx.gz files).
 """
 
