@@ -13,6 +13,7 @@ EdgerouteError
 │   └── BadReply                       a reply that is not what the protocol promises
 ├── NoAnswer                           no leg answered: `errors` has each leg's reason
 │   └── DeadlineExceeded (TimeoutError)
+├── StoreError (OSError)               the disk's: full, read-only, corrupt; inside a route it costs no answer
 └── Closed (RuntimeError)              the router was closed before the call
 """
 
@@ -94,6 +95,10 @@ class NoAnswer(EdgerouteError):
 
 class DeadlineExceeded(NoAnswer, TimeoutError):
     """The deadline passed before any leg had an answer."""
+
+
+class StoreError(EdgerouteError, OSError):
+    """What is to outlive the process could not be read or written."""
 
 
 class Closed(EdgerouteError, RuntimeError):

@@ -1,0 +1,118 @@
+"""A SQLite file that several threads and processes share: a corrupt one is set aside, a fork opens its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+from edgeroute.errors import StoreError
+from edgeroute.fork import renew_after_fork
+
+log = logging.getLogger("edgeroute")
+BUSY_S = 5.0
+"""How long one process waits for another to finish its transaction."""
+_CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
+_parents: list[sqlite3.Connection | None] = []
+"""Connections of a parent process: SQLite forbids a child even to close them."""
+
+
+class Database:
+    """One file, opened at the first transaction.
+
+    Args:
+        path: of the file; its folder is made.
+        schema: statements that make what is not there (CREATE TABLE IF NOT EXISTS ...).
+        version: of the schema; a file with another is refused.
+        durable: whether a transaction that has ended survives a power cut; every process crash it survives anyway.
+    """
+
+    def __init__(self, path: Path, schema: str, *, version: int = 1, durable: bool) -> None:
+        self.path = path
+        self._schema, self._version, self._durable = schema, version, durable
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leaves the parent's connection alone; the child opens its own."""
+        _parents.append(self._connection)
+        self._connection, self._lock = None, threading.RLock()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything in the `with`, or nothing. One at a time; other processes wait.
+
+        Raises:
+            StoreError: the disk is full, read-only or broken. A corrupt file has been set aside, and the next try begins anew.
+        """
+        with self._lock:
+            try:
+                connection = self._open()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+                connection.execute("COMMIT")
+            except sqlite3.Error as e:
+                raise self._failed(e) from e
+            except OSError as e:
+                raise StoreError(f"{self.path}: {e.strerror or e}") from e
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
+                (found,) = connection.execute("PRAGMA user_version").fetchone()
+                if found not in {0, self._version}:
+                    raise StoreError(f"{self.path} is of version {found}, and this edgeroute knows version {self._version}")
+                if not found:
+                    connection.executescript(f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT")
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _failed(self, error: sqlite3.Error) -> StoreError:
+        """The error in our words; a corrupt file is renamed, so that nothing in it is lost and nothing goes on failing."""
+        self._drop()
+        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT:
+            aside = self._set_aside()
+            log.error("%s was corrupt (%s); it is kept as %s, and a new one is begun", self.path, error, aside)
+            return StoreError(f"{self.path} was corrupt, and is kept as {aside.name}: {error}")
+        return StoreError(f"{self.path}: {error}")
+
+    def _set_aside(self) -> Path:
+        aside = next(p for n in count(1) if not (p := self.path.with_name(f"{self.path.name}.corrupt-{n}")).exists())
+        for end in ("-wal", "-shm", ""):
+            with contextlib.suppress(OSError):
+                self.path.with_name(self.path.name + end).rename(aside.with_name(aside.name + end))
+        return aside
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    def close(self) -> None:
+        """Closes the file; the next transaction opens it again."""
+        with self._lock:
+            self._drop()
+
+
+def _guess(error: sqlite3.Error) -> str:
+    """Python 3.10 does not tell SQLite's own code."""
+    text = str(error)
+    return "SQLITE_CORRUPT" if "malformed" in text or "not a database" in text else ""
