@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from weakref import WeakSet
 
 from edgeroute.errors import StoreError
 from edgeroute.fork import renew_after_fork
@@ -18,7 +20,7 @@ BUSY_S = 5.0
 """How long one process waits for another to finish its transaction."""
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
 _parents: list[sqlite3.Connection | None] = []
-"""Connections of a parent process: SQLite forbids a child even to close them."""
+"""Connections of a parent process that were open as it forked: SQLite forbids a child even to close them."""
 
 
 class Database:
@@ -35,8 +37,25 @@ class Database:
         self.path = path
         self._schema, self._version, self._durable = schema, version, durable
         self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
         self._lock = threading.RLock()
         renew_after_fork(self)
+        _databases.add(self)
+
+    def before_fork(self) -> bool:
+        """Closes the file, and keeps it closed if so: SQLite notes in memory which locks the process has, and a child has none.
+
+        With such notes it waited for ever for a transaction of the parent's, or wrote to what the parent was about to remove.
+        """
+        if not self._lock.acquire(timeout=BUSY_S):
+            return False
+        if self._connection is not None and not self._connection.in_transaction:
+            self._drop()
+        return True
+
+    def after_fork_in_parent(self) -> None:
+        """Goes on."""
+        self._lock.release()
 
     def after_fork(self) -> None:
         """Leaves the parent's connection alone; the child opens its own."""
@@ -45,7 +64,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything in the `with`, or nothing. One at a time; other processes wait.
+        """Everything in the `with`, or nothing. One at a time; other processes wait. Within another, it is a part of that.
 
         Raises:
             StoreError: the disk is full, read-only or broken. A corrupt file has been set aside, and the next try begins anew.
@@ -53,6 +72,9 @@ class Database:
         with self._lock:
             try:
                 connection = self._open()
+                if connection.in_transaction:  # this thread's own, or the lock would not have let it in
+                    yield connection
+                    return
                 connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield connection
@@ -63,11 +85,16 @@ class Database:
                 connection.execute("COMMIT")
             except sqlite3.Error as e:
                 raise self._failed(e) from e
+            except StoreError:
+                raise
             except OSError as e:
                 raise StoreError(f"{self.path}: {e.strerror or e}") from e
 
     def _open(self) -> sqlite3.Connection:
+        if self._connection is not None and not self._connection.in_transaction and _which(self.path) != self._file:
+            self._drop()  # another process has set it aside: what is written there now would be lost
         if self._connection is None:
+            self._file = _which(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
@@ -81,13 +108,13 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-            self._connection = connection
+            self._connection, self._file = connection, _which(self.path)
         return self._connection
 
     def _failed(self, error: sqlite3.Error) -> StoreError:
         """The error in our words; a corrupt file is renamed, so that nothing in it is lost and nothing goes on failing."""
         self._drop()
-        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT:
+        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == self._file:
             aside = self._set_aside()
             log.error("%s was corrupt (%s); it is kept as %s, and a new one is begun", self.path, error, aside)
             return StoreError(f"{self.path} was corrupt, and is kept as {aside.name}: {error}")
@@ -112,7 +139,33 @@ class Database:
             self._drop()
 
 
+def _which(path: Path) -> tuple[int, int] | None:
+    """The file that is there now."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _guess(error: sqlite3.Error) -> str:
     """Python 3.10 does not tell SQLite's own code."""
     text = str(error)
     return "SQLITE_CORRUPT" if "malformed" in text or "not a database" in text else ""
+
+
+_databases: WeakSet[Database] = WeakSet()
+_forking = threading.local()
+
+
+def _before_fork() -> None:
+    _forking.held = [database for database in list(_databases) if database.before_fork()]
+
+
+def _in_parent() -> None:
+    for database in _forking.__dict__.pop("held", ()):
+        database.after_fork_in_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent)

@@ -10,9 +10,11 @@ EdgerouteError
 │   ├── Unreachable                    no connection, or it broke
 │   ├── TimedOut (TimeoutError)        no reply in the time there was
 │   ├── Refused                        an HTTP status that is not a success
-│   └── BadReply                       a reply that is not what the protocol promises
+│   ├── BadReply                       a reply that is not what the protocol promises
+│   └── Held                           it was not asked: breaker open, a limit reached, no consent
 ├── NoAnswer                           no leg answered: `errors` has each leg's reason
-│   └── DeadlineExceeded (TimeoutError)
+│   ├── DeadlineExceeded (TimeoutError)
+│   └── MayNotLeave                    the data's class forbids the cloud, and the mode everything else
 ├── StoreError (OSError)               the disk's: full, read-only, corrupt; inside a route it costs no answer
 └── Closed (RuntimeError)              the router was closed before the call
 """
@@ -20,6 +22,10 @@ EdgerouteError
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+
+INPUTS_OWN = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
+"""Statuses that say something about this very input, and not about the endpoint."""
 
 
 class EdgerouteError(Exception):
@@ -50,6 +56,8 @@ class CloudError(EdgerouteError):
     """An endpoint did not answer as it should."""
 
     retriable = False
+    held = False
+    """Nothing was sent: it says nothing about the endpoint."""
     retry_after_s: float | None = None
     stale = False
     """It came on a kept-alive connection, which the server may just have closed: worth one try at once."""
@@ -81,6 +89,12 @@ class BadReply(CloudError):
     """The endpoint answered, but not in the protocol."""
 
 
+class Held(CloudError):
+    """The endpoint was not asked, for a reason on this side."""
+
+    held = True
+
+
 class NoAnswer(EdgerouteError):
     """No leg of the route gave an answer.
 
@@ -95,6 +109,10 @@ class NoAnswer(EdgerouteError):
 
 class DeadlineExceeded(NoAnswer, TimeoutError):
     """The deadline passed before any leg had an answer."""
+
+
+class MayNotLeave(NoAnswer):
+    """The data's class keeps it on the device, and the mode asks nothing that is there."""
 
 
 class StoreError(EdgerouteError, OSError):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, MODES, Mode, Policy, Target
+from edgeroute.core.policy import INF, MODES, OFFLINE, Mode, Policy, Target
 from edgeroute.edge.load import load
+from edgeroute.egress import Egress
 from edgeroute.errors import ModelMissing, PolicyError
-from edgeroute.runners import EdgeRunner, FunctionRunner, HttpRunner, Runner
+from edgeroute.runners import CloudRunner, EdgeRunner, Function, FunctionRunner, HttpRunner, Runner
+
+if TYPE_CHECKING:
+    from edgeroute.guard import Guard
 
 
 class Live(NamedTuple):
@@ -24,8 +29,16 @@ class Live(NamedTuple):
     runners: tuple[Runner, ...]
     recipes: tuple[tuple[Any, ...], ...]
     """What each runner was made from: a reload keeps those of which it is the same."""
-    plans: dict[tuple[Mode | None, float | None], Plan]
-    """Those made so far, by the mode and deadline of the call."""
+    egress: Egress
+    plans: dict[tuple[Mode | None, float | None, str | None], Plan]
+    """Those made so far, by the mode, deadline and data class of the call."""
+    prefixes: dict[tuple[Mode, str | None], bytes]
+    """What the cache's keys begin with, by mode and data class."""
+
+    @property
+    def clouds(self) -> list[CloudRunner]:
+        """Those of the runners that leave the device."""
+        return [cast("CloudRunner", r) for r in self.runners if r.side == "cloud"]
 
 
 def make(
@@ -35,18 +48,27 @@ def make(
     threshold: float | Sequence[float] | None = None,
     score: str | Score = "msp",
     deadline: float | None = None,
-    hedge_after: float | None = None,
+    hedge_after: float | str | None = None,
+    egress: Egress | None = None,
+    guard: Callable[[CloudRunner], Guard],
     old: Live | None = None,
     **rest: Any,
 ) -> Live:
     """See `Router` for the arguments; `rest` are fields of `Policy`. Runners of `old` are kept where nothing changed.
 
+    guard: makes what stands before a cloud.
+
     Raises:
         PolicyError: they do not go together.
         ModelMissing: there is no file at a model's path.
     """
-    deadline_s, hedge_after_s = (INF if given is None else given for given in (deadline, hedge_after))
-    policy = Policy(deadline_s=deadline_s, hedge_after_s=hedge_after_s, **rest)
+    egress = egress or Egress()
+    policy = Policy(
+        deadline_s=INF if deadline is None else deadline,
+        hedge_after=INF if hedge_after is None else hedge_after,
+        rules=egress.rules,
+        **rest,
+    )
     edges, clouds = _listed(edge), _listed(cloud)
     _check(policy, edges, clouds)
     thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
@@ -73,8 +95,10 @@ def make(
         endpoint = _endpoint(given)
         name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
         kind: Any = HttpRunner if hasattr(endpoint, "talk") else FunctionRunner
-        add(("cloud", name, given, score, labels), Target(name, "cloud"), kind(name, endpoint, score, labels))
-    return Live(policy, tuple(targets), tuple(runners), tuple(recipes), {})
+        runner = kind(name, endpoint, score, labels)
+        runner.guard = guard(runner)
+        add(("cloud", name, given, score, labels), Target(name, "cloud"), runner)
+    return Live(policy, tuple(targets), tuple(runners), tuple(recipes), egress, {}, {})
 
 
 def nearest(word: Any, valid: Sequence[str]) -> str:
@@ -87,12 +111,16 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any]) -> None:
     for name, value, valid in (
         ("mode", policy.mode, MODES),
         ("no_confidence", policy.no_confidence, ("defer", "accept")),
-        ("on_exhausted", policy.on_exhausted, ("answer", "raise")),
+        ("offline", policy.offline, OFFLINE),
+        ("order", policy.order, ("listed", "fastest")),
     ):
         if value not in valid:
             raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
-    if not policy.deadline_s > 0 or not policy.hedge_after_s >= 0:
-        raise PolicyError("deadline is more than 0 seconds, and hedge_after at least 0")
+    if not policy.deadline_s > 0:
+        raise PolicyError("deadline is more than 0 seconds")
+    hedge = policy.hedge_after
+    if not (hedge == "auto" or re.fullmatch("p[1-9][0-9]", hedge) if isinstance(hedge, str) else hedge >= 0):
+        raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
     if policy.mode in {"only_cloud", "prefer_cloud"} and not clouds:
@@ -135,6 +163,6 @@ def _endpoint(given: Any) -> Any:
         if "/v2/models/" not in given:
             raise PolicyError(f"what does {bare(given)!r} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
         return OpenInference(given)
-    if hasattr(given, "talk") or callable(given):
+    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
         return given
     raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeroute.core.flow import Done, Event, Failed, Start, new
+from edgeroute.core.egress import Permit
+from edgeroute.core.flow import Done, Event, Failed, Outcome, Start, new
 from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF
 from edgeroute.drivers import Send, Stop
-from edgeroute.errors import BadInput
-from edgeroute.runners import Runner
+from edgeroute.errors import INPUTS_OWN, BadInput, Refused
+from edgeroute.live import Live
+from edgeroute.runners import CloudRunner, Runner
 from edgeroute.types import Cancel
 from edgeroute.workers import Workers
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from edgeroute.cache import Cache, Flight
+    from edgeroute.guard import Visit
+
+Late = Callable[["Route", Event], None]
+_lock = threading.Lock()
+"""For a few instructions, and for all requests: taken only where legs run in threads."""
 
 
 class Route:
@@ -22,62 +36,140 @@ class Route:
 
     Args:
         plan: the plan that is walked.
-        runners: one for each target.
+        live: the policy's targets, ready to run.
         inputs: one input, or with `many` a sequence of them.
         workers: threads for legs that must not hold up the caller.
         until: the deadline's instant.
+        many: whether it is a batch.
+        router: what the router's requests are called.
+        number: which one this is.
     """
 
-    __slots__ = ("_inputs", "_many", "_plan", "_runners", "_until", "_workers")
+    # what few requests have stays here, on the class: no instance pays for it
+    visits: dict[int, Visit] | None = None
+    """By leg: the talks with the cloud."""
+    cache: Cache | None = None
+    key: bytes | None = None
+    """What the cache knows this input by; None: it is not to be cached."""
+    flight: Flight | None = None
+    """The equal requests that wait for this one, or which this one waits for."""
+    importance = 0.0
+    queued: Future[str] | None = None
+    """Whether the outbox has it, where that is still being found out."""
+    late: Late | None = None
+    """Takes what legs that were left to run on past the deadline say in the end; None: they are cancelled."""
+    _ended = False
+    _said: dict[int, Event] | None = None
 
-    def __init__(self, plan: Plan, runners: tuple[Runner, ...], inputs: Any, workers: Workers, until: float, many: bool) -> None:
-        self._plan, self._runners, self._inputs = plan, runners, inputs
-        self._workers, self._until, self._many = workers, until, many
+    def __init__(
+        self, plan: Plan, live: Live, inputs: Any, workers: Workers, until: float, many: bool, router: str, number: int
+    ) -> None:
+        self.plan, self._live, self.inputs, self._workers, self.until, self.many = plan, live, inputs, workers, until, many
+        self.router, self.number = router, number
+
+    @property
+    def identity(self) -> str:
+        """Names the request in traces and ledgers, and to the endpoints, as their idempotency key."""
+        return f"{self.router}-{self.number}"
 
     @property
     def sequential(self) -> bool:
         """Whether this is one input, of which one leg runs at a time, and nothing can interrupt it."""
-        return self._plan.sequential and not self._many
+        return self.plan.sequential and not self.many
 
     def runner(self, start: Start) -> Runner:
         """What runs that leg."""
-        return self._runners[self._plan.legs[start.leg].target]
+        return self._live.runners[self.plan.legs[start.leg].target]
 
     def run(self, start: Start, cancel: Cancel | None = None) -> Event:
         """Runs a leg to its event, here: the one place where what a leg raises becomes a value."""
-        runner = self._runners[self._plan.legs[start.leg].target]
+        leg = self.plan.legs[start.leg]
+        runner: Any = self._live.runners[leg.target]
         try:
-            if self._many:
-                answer: Any = runner.run(self._rows(start), self._until, cancel)
+            if leg.permit is not None:
+                with self._away(start, leg.permit, runner) as (inputs, until, visit):
+                    answers = runner.run(inputs, until, cancel, visit)
+                answer: Any = answers if self.many else answers[0]
+            elif self.many:
+                answer = runner.run(self._rows(start), cancel)
             else:
-                answer = runner.run_one(self._inputs, self._until, cancel)
+                answer = runner.run_one(self.inputs, cancel)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return _failed(start, runner, e)
         return new(Done, (start.leg, answer, monotonic()))
 
-    async def run_async(self, start: Start, runner: Runner) -> Event:
+    async def run_async(self, start: Start, permit: Permit, runner: CloudRunner) -> Event:
         """The same on an event loop, for a runner that can."""
         try:
-            answer = await runner.run_async(self._rows(start), self._until)  # type: ignore[misc]  # it is not None here
+            with self._away(start, permit, runner) as (inputs, until, visit):
+                answers = await runner.run_async(inputs, until, visit)  # type: ignore[misc]  # it is not None here
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return _failed(start, runner, e)
-        return Done(start.leg, answer if self._many else answer[0], monotonic())
+        return Done(start.leg, answers if self.many else answers[0], monotonic())
+
+    @contextmanager
+    def _away(self, start: Start, permit: Permit, runner: CloudRunner) -> Iterator[tuple[list[Any], float, Visit]]:
+        """All that a leg off the device needs: the inputs as they may leave, until when, and the guard's leave to go."""
+        inputs = self._live.egress.prepared(self._rows(start), permit, runner.where)
+        cache, key = self.cache, self.key
+        if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
+            raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
+        with runner.guard.enter(permit, self.identity) as visit:
+            if self.visits is None:
+                self.visits = {}
+            self.visits[start.leg] = visit
+            try:
+                yield inputs, INF if self.late is not None else self.until, visit
+            except Refused as e:
+                if cache is not None and key is not None and e.status in INPUTS_OWN:
+                    cache.refuse(key, str(e), e.status)
+                raise
 
     def begin(self, start: Start, send: Send) -> Stop:
         """The same in a thread of the pool."""
         job = _Job(self.runner(start))
-        self._workers.submit(partial(job.run, start, partial(self.run, start, job.cancel), send))
+        self._workers.submit(partial(job.run, start, partial(self.run, start, job.cancel), self.mail(start, send)))
         return job.stop
 
+    def mail(self, start: Start, send: Send) -> Send:
+        """Where a leg's event goes: to the walk, or once that has ended without it, to whoever takes what is late."""
+        if self.late is None or self.plan.legs[start.leg].permit is None:
+            return send
+
+        def deliver(event: Event) -> None:
+            with _lock:
+                ended = self._ended
+                if not ended:
+                    self._said = {**(self._said or {}), start.leg: event}
+            if ended:
+                self.late(self, event)  # type: ignore[misc]  # it is not None here
+            else:
+                send(event)
+
+        return deliver
+
+    def end(self, outcome: Outcome) -> None:
+        """The walk has ended, without an answer that it could accept: what it left running is late from now on."""
+        with _lock:
+            self._ended = True
+        for what, leg, _, _ in outcome.log:
+            if what != "timeout":
+                continue
+            visit = (self.visits or {}).get(leg)
+            if visit is not None:
+                visit.overdue()
+            said = (self._said or {}).get(leg)
+            if self.late is not None and said is not None:  # it came between the deadline and now
+                self.late(self, said)
+
     def _rows(self, start: Start) -> list[Any]:
-        return [self._inputs] if start.rows is None else [self._inputs[row] for row in start.rows]
+        return [self.inputs] if start.rows is None else [self.inputs[row] for row in start.rows]
 
 
 class _Job:
     """A leg in a thread. Knows whether it still goes on after it was told to stop, so that the planner can too."""
 
     __slots__ = ("_ended", "_runner", "_stuck", "cancel")
-    _lock = threading.Lock()  # for a few instructions, and for all jobs, since they count on shared runners
 
     def __init__(self, runner: Runner) -> None:
         self._runner, self.cancel = runner, Cancel()
@@ -88,14 +180,14 @@ class _Job:
             event = execute()
         except BaseException as e:  # noqa: BLE001 - SystemExit in a callable ends its leg; the caller must not wait for ever
             event = Failed(start.leg, e, monotonic())
-        with self._lock:
+        with _lock:
             self._ended = True
             if self._stuck:
                 self._runner.stuck -= 1
         send(event)
 
     def stop(self) -> None:
-        with self._lock:
+        with _lock:
             if not self._ended:
                 self._stuck = True
                 self._runner.stuck += 1

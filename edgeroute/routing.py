@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -9,27 +10,42 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from edgeroute import clock
 from edgeroute.confidence.scores import Score
 from edgeroute.core import explain
+from edgeroute.core.egress import Rules
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import Failed, Outcome, Start, acceptable
+from edgeroute.core.flow import Emit, Failed, Outcome, Start, acceptable
+from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan, Refusal, plan
-from edgeroute.core.policy import MODES, Mode, NoConfidence, OnExhausted
-from edgeroute.errors import Closed, DeadlineExceeded, NoAnswer, PolicyError
+from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline
+from edgeroute.core.spending import Limits, Spending
+from edgeroute.egress import Egress
+from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
+from edgeroute.guard import Guard, Purse
+from edgeroute.journal import Journal
 from edgeroute.live import Live, make, nearest
+from edgeroute.recovery import Recovery
 from edgeroute.route import Route
-from edgeroute.runners import Runner
-from edgeroute.stats import Counts, Stats
+from edgeroute.runners import CloudRunner, FunctionRunner, HttpRunner, Runner
+from edgeroute.state import Kept
+from edgeroute.stats import Counts, Seen, Stats
+from edgeroute.trace import Trace
 from edgeroute.types import Answer
 from edgeroute.workers import Workers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgeroute.cache import Cache
+    from edgeroute.outbox import Outbox
+    from edgeroute.postponed import Postponed
+    from edgeroute.recall import Recall
+
+Late = TypeVar("Late", bound=Callable[..., object])
 log = logging.getLogger("edgeroute")
-Trace = Callable[[Mapping[str, Any]], object]
 
 
 class Decision(NamedTuple):
@@ -67,40 +83,60 @@ class Routing:
         threshold: float | Sequence[float] | None = None,
         mode: Mode = "prefer_edge",
         deadline: float | None = None,
-        hedge_after: float | None = None,
+        hedge_after: float | str | None = None,
         score: str | Score = "msp",
         no_confidence: NoConfidence = "defer",
-        on_exhausted: OnExhausted = "answer",
-        trace: Trace | None = None,
+        offline: Offline = "edge",
+        order: CloudOrder = "listed",
+        egress: Egress | None = None,
+        limits: Limits | None = None,
+        metered: bool | Callable[[], bool] = False,
+        cache: Cache | None = None,
+        outbox: Outbox | None = None,
+        state: str | Path | None = None,
+        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
     ) -> None:
+        self._counts, self._workers = Counts(), Workers()
+        self._recovery = Recovery(self._workers, lambda: (r.guard for r in self._live.clouds), self._back)
+        self._state = None if state is None else Path(state)
+        self._kept = Kept(None if self._state is None else self._state / "state.db")
+        self._purse = Purse(Spending(limits or Limits()))
+        self._ledger: Journal | None = None
         self._live = make(
             edge, cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after, score=score,
-            no_confidence=no_confidence, on_exhausted=on_exhausted,
+            no_confidence=no_confidence, offline=offline, order=order, egress=egress, guard=self._guard,
         )  # fmt: skip
-        self._counts, self._workers = Counts(), Workers()
+        self._recall = _recall(cache, offline)
+        self._postponed = self._late_answers(outbox, offline)
+        self._metered = metered
+        self._trace = trace if trace is None or isinstance(trace, Trace) else Trace(trace)
+        self._router, self._numbers = os.urandom(6).hex(), count(1)
         self._facts = Facts()
-        self._trace = trace
-        self._identity, self._numbers = os.urandom(6).hex(), count(1)
         self._closed = False
         self._policy_file: Path | None = None
+        self._given: dict[str, Any] = {}
         self._unwatch = threading.Event()
+        self._special = self._recall is not None or self._postponed is not None
+        """Whether a request needs more than to be walked."""
+        self._remember()
 
     @classmethod
-    def from_policy(cls, path: str | Path, *, watch: bool = False, trace: Trace | None = None) -> Self:
+    def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
         """The router that a policy file describes: TOML, JSON or YAML, with EDGEROUTE_ variables over it.
 
         Args:
             path: of the file; relative paths in it start from its folder.
             watch: reload when the file changes; one that cannot be used is logged, and the old policy stays.
-            trace: called with each answer's trace.
+            more: what a file cannot say: `trace`, `metered`, and `consent` and `redact` for its egress rules.
 
         Raises:
             PolicyError: one message with everything that is wrong, and the nearest valid name.
         """
         path = Path(path)
         seen = _stamp(path)  # before it is read: a change from now on is noticed
-        router = cls(**_read(path), trace=trace)
-        router._policy_file = path
+        given: dict[str, Any] = {key: more.pop(key) for key in ("consent", "redact") if key in more}
+        router = cls(**{**_read(path, given), **more})
+        router._policy_file, router._given = path, given
         if watch:
             threading.Thread(target=router._watch, args=(path, seen), name="edgeroute-watch", daemon=True).start()
         return router
@@ -108,7 +144,8 @@ class Routing:
     def reload(self) -> None:
         """Reads the policy file again.
 
-        Requests under way end under the policy they began with; models and connections that stay the same are kept.
+        Requests under way end under the policy they began with; models and connections that stay the same are kept. What
+        is on disk (state, cache, outbox, trace) stays as it was when the router was made.
 
         Raises:
             PolicyError: the file cannot be used, or there is none; the policy in force stays.
@@ -116,73 +153,299 @@ class Routing:
         if self._policy_file is None:
             raise PolicyError("this router was not made from a policy file: there is nothing to read again")
         old = self._live
-        self._live = make(**_read(self._policy_file), old=old)
+        told = _read(self._policy_file, self._given)
+        limits, metered = told.pop("limits", None), told.pop("metered", False)
+        for key in ("cache", "outbox", "state", "trace"):
+            made = told.pop(key, None)
+            if hasattr(made, "close"):
+                made.close()
+        self._needs(told.get("offline", "edge"))
+        self._live = make(**told, guard=self._guard, old=old)
+        self._purse.spending.limits, self._metered = limits or Limits(), metered
         kept = [*self._live.runners, *(getattr(r, "model", None) for r in self._live.runners)]
         for runner in old.runners:
             if runner not in kept and getattr(runner, "model", None) not in kept:
                 runner.close()
 
-    def stats(self) -> Stats:
-        """Counts, deferral rate, latency quantiles and bytes, since the router was made."""
-        return self._counts.snapshot({r.name: (r.side, *r.traffic) for r in self._live.runners})
+    def on_late(self, function: Late) -> Late:
+        """Has `function(late)` called with every answer of the cloud that comes after its request was answered. A decorator.
 
-    def _begin(self, inputs: Any, mode: Mode | None, deadline: float | None, many: bool = False) -> tuple[Plan, Route, float]:
+        Called once for each request, in a thread, in whichever run of the program the answer comes. With an outbox an answer
+        whose call did not end (the process was killed) is handed over again, with the same id. `function(late, tx)` makes
+        it exactly once: what it writes by `tx.execute(...)`, in the outbox's own file, happens if and only if the answer
+        counts as handed over.
+
+        Raises:
+            PolicyError: the function cannot be called so.
+        """
+        if self._postponed is None:
+            self._postponed, self._special = self._postponing(None), True
+        self._postponed.on_late(function)
+        return function
+
+    def stats(self) -> Stats:
+        """Counts, deferral rate, latency quantiles, bytes and money, since the router was made."""
+        seen = [
+            Seen(r.name, r.side, *r.traffic, *((r.guard.state, r.guard.held) if isinstance(r, HttpRunner | FunctionRunner) else ("", 0)))
+            for r in self._live.runners
+        ]
+        return self._counts.snapshot(seen, self._purse.spent().usd)
+
+    def _begin(
+        self, inputs: Any, mode: Mode | None, deadline: float | None, data_class: str | None, many: bool = False
+    ) -> tuple[Plan, Route, float]:
         """Observe and plan. -> the plan, what runs it, and the instant at which it began."""
         if self._closed:
             raise Closed("this router is closed")
         live = self._live
-        made = live.plans.get((mode, deadline)) or self._plan(live, mode, deadline)
+        made = live.plans.get((mode, deadline, data_class)) or self._plan(live, mode, deadline, data_class)
         begun = monotonic()
-        return made, Route(made, live.runners, inputs, self._workers, begun + made.deadline_s, many), begun
+        route = Route(made, live, inputs, self._workers, begun + made.deadline_s, many, self._router, next(self._numbers))
+        return made, route, begun
 
-    def _plan(self, live: Live, mode: Mode | None, deadline: float | None) -> Plan:
+    def _plan(self, live: Live, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
         """The plan for such a request; the same facts give the same plan, so it is kept until they change."""
         if mode is not None and mode not in MODES:
             raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
         if deadline is not None and not deadline > 0:
             raise PolicyError(f"deadline is seconds from now, more than 0, not {deadline!r}")
+        if data_class is not None and not (isinstance(data_class, str) and data_class):
+            raise PolicyError(f"data_class is a name, not {data_class!r}")
         facts = self._facts
-        made = plan(live.policy, live.targets, facts, mode=mode, deadline_s=deadline)
+        made = plan(live.policy, live.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
         if isinstance(made, Refusal):
-            raise PolicyError(made.reason)
+            raise (MayNotLeave if made.denied else PolicyError)(made.reason)
         if len(live.plans) < 1000:  # noqa: PLR2004 - a caller may pass what is left of its own deadline, new every time
-            live.plans[mode, deadline] = made
+            live.plans[mode, deadline, data_class] = made
             if facts is not self._facts:  # they changed meanwhile
                 live.plans.clear()
         return made
 
-    def _end(self, made: Plan, outcome: Outcome, batch: bool = False) -> Answer:
+    def _prepare(self, route: Route, importance: float) -> None:
+        """What is set up only where the policy asks for it."""
+        if importance:
+            route.importance = importance
+        if self._postponed is not None and self._postponed.listening and not route.many:
+            route.late = self._postponed.late
+
+    def _end(self, made: Plan, outcome: Outcome, route: Route, row: int | None = None) -> Answer:
         """Record, and answer."""
-        if self._counts.record(made, outcome, batch):
+        if self._counts.record(made, outcome, row is not None):
             self._observe()
-        if outcome.leg is None or not (outcome.accepted or made.on_exhausted == "answer"):
-            raise _no_answer(made, outcome)
-        answer = Answer(made, outcome, self._identity, next(self._numbers))
+        number = route.number if row is None else f"{route.number}.{row}"
+        if outcome.accepted:
+            answer = Answer(made, outcome, self._router, number, route.visits)
+        else:
+            answer = self._fallen(made, outcome, route, row, number)
         if self._trace is not None:
-            try:
-                self._trace(answer.trace)
-            except Exception:
-                log.exception("the trace function failed; the answer is not touched by it")
+            self._trace.take(answer, route.inputs if row is None else route.inputs[row])
+        return answer
+
+    def _fallen(self, made: Plan, outcome: Outcome, route: Route, row: int | None, number: int | str) -> Answer:
+        """The answer where none was accepted, as the policy's `offline` has it."""
+        route.end(outcome)
+        live, note = self._live, ""
+        x = route.inputs if row is None else route.inputs[row]
+        final = True
+        away = any(leg.permit is not None for leg in made.legs) and not _is_fatal(outcome)
+        if away and made.offline == "stale" and self._recall is not None and row is None:
+            known = self._recall.stale(route, route.key, outcome.begun)
+            if known is not None:
+                self._counts.note("cached")
+                return known
+        if away and made.offline == "queue" and self._postponed is not None and self._postponed.outbox is not None:
+            note = self._postponed.queue(route, outcome, x, f"{self._router}-{number}") or ""
+            final = note != "queued"
+        if outcome.leg is None or made.offline == "raise":
+            raise _no_answer(made, outcome, note)
+        answer = Answer(made, outcome, self._router, number, route.visits)
+        answer.final, answer._note = final, note
+        return answer
+
+    def _known(self, route: Route, begun: float) -> Answer | None:
+        """The cache's answer, if it has one."""
+        assert self._recall is not None, "there is a cache"
+        answer, renew = self._recall.known(route, self._live, begun)
+        if answer is not None:
+            self._counts.note("cached")
+            if renew:
+                self._renew(route)
+            if self._trace is not None:
+                self._trace.take(answer, route.inputs)
+        return answer
+
+    def _patience_s(self, route: Route, begun: float) -> float:
+        """How long to wait for an equal request, so that the edge could still be asked after it."""
+        return max(0.0, route.until - 2 * self._facts.edge_s - begun)
+
+    def _keep(self, route: Route, answer: Answer | None) -> None:
+        """What equal requests get that wait for this one, and later ones."""
+        assert self._recall is not None, "there is a cache"
+        if answer is not None and route.key is not None:
+            self._recall.keep(route.key, answer, self._live, route.plan, route.inputs)
+        if route.flight is not None and route.flight.leads:
+            if answer is None:
+                route.flight.failed()
+            else:
+                route.flight.done(answer)
+
+    def _renew(self, stale: Route) -> None:
+        """Asks again for what the cache has past its time, in the background."""
+        raise NotImplementedError
+
+    def _again(self, stale: Route) -> tuple[Plan, Route, float]:
+        """A request equal to one that was answered from the cache."""
+        made, route, begun = self._begin(stale.inputs, stale.plan.mode, None, stale.plan.data_class)
+        route.key, route.cache, route.flight = stale.key, stale.cache, stale.flight
+        return made, route, begun
+
+    def _shared(self, leader: Answer, route: Route, begun: float) -> Answer:
+        """The answer of an equal request that was under way."""
+        assert self._recall is not None, "there is a cache"
+        self._counts.note("cached")
+        answer = self._recall.shared(leader, route, begun)
+        if self._trace is not None:
+            self._trace.take(answer, route.inputs)
+        return answer
+
+    def _known_rows(self, route: Route, begun: float) -> tuple[list[Any], list[tuple[int, bytes | None]]]:
+        """The answers that the cache has for a batch, and the rows that are left, which the route has from now on."""
+        count = len(route.inputs)
+        if self._recall is None:
+            return [None] * count, [(row, None) for row in range(count)]
+        found, left = [], []
+        for row, x in enumerate(route.inputs):
+            answer, key = self._recall.row(route, self._live, x, begun)
+            found.append(answer)
+            if answer is None:
+                left.append((row, key))
+            else:
+                self._counts.note("cached")
+        if left:
+            route.inputs = [route.inputs[row] for row, _ in left]
+        return found, left
+
+    def _end_rows(
+        self, made: Plan, outcomes: list[Outcome], route: Route, rows: list[tuple[int, bytes | None]], found: list[Any]
+    ) -> None:
+        """Answers the rows that were walked."""
+        for i, (outcome, (row, key)) in enumerate(zip(outcomes, rows, strict=True)):
+            found[row] = answer = self._end(made, outcome, route, i)
+            if self._recall is not None and key is not None:
+                self._recall.keep(key, answer, self._live, made, route.inputs[i])
+
+    def _provisional(self, made: Plan, shown: Emit, route: Route, begun: float) -> Answer:
+        """What the edge says, for now."""
+        outcome = Outcome(shown.leg, shown.prediction, True, shown.log, begun, monotonic())
+        answer = Answer(made, outcome, self._router, route.number)
+        answer.final, answer._note = False, "provisional"
+        return answer
+
+    def _final(self, shown: Answer | None, answer: Answer) -> Answer:
+        """The last word; it says what it makes of the provisional one."""
+        if shown is not None and answer.source == "cloud":
+            with contextlib.suppress(Exception):  # a value may be anything, even something that cannot be compared
+                answer._note = "it agrees with the provisional answer" if answer.value == shown.value else "it corrects that"
         return answer
 
     def _observe(self) -> None:
         """Renews the facts, and with them the plans."""
-        live = self._live
+        live, counts = self._live, self._counts
         busy = frozenset(r.name for r in live.runners if r.stuck >= r.parallel)
-        edge_s = max((self._counts.quantile(t.name, 0.99) or 0.0 for t in live.targets if t.side == "edge"), default=0.0)
-        facts = Facts(busy, edge_s)
+        edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in live.targets if t.side == "edge"), default=0.0)
+        policy = live.policy
+        facts = Facts(busy, edge_s, self._no_hedge(live) if policy.hedge_after != INF else "")
+        if isinstance(policy.hedge_after, str) or policy.order != "listed":
+            facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         if facts != self._facts:
             self._facts = facts
             live.plans.clear()
+        if self._state is not None:
+            self._save()
 
-    def _decide(self, x: Any, mode: Mode | None, deadline: float | None) -> Decision:
-        made, route, _ = self._begin(x, mode, deadline)
+    def _no_hedge(self, live: Live) -> str:
+        """Why nothing is to be asked only to be quicker."""
+        if self._metered is True or (callable(self._metered) and self._metered()):
+            return "the link is metered"
+        if self._purse.scarce():
+            return "half of what may be spent is spent"
+        away = [r.name for r in live.clouds if r.guard.state != "closed"]
+        return f"{', '.join(away)} does not answer" if away else ""
+
+    def _guard(self, runner: CloudRunner) -> Guard:
+        """What stands before a cloud of this router."""
+        if self._ledger is None and self._state is not None:
+            self._ledger = Journal(self._state / "egress.jsonl")
+        return Guard(
+            runner.name, runner.where, runner.terms, self._purse,
+            health=runner.health, watcher=self._recovery, journal=self._ledger,
+        )  # fmt: skip
+
+    def _back(self) -> None:
+        """An endpoint answers again."""
+        if self._postponed is not None:
+            self._postponed.wake()
+
+    def _needs(self, offline: str) -> None:
+        if offline == "queue" and (self._postponed is None or self._postponed.outbox is None):
+            raise PolicyError("offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, where it would be")
+        if offline == "stale" and self._recall is None:
+            raise PolicyError("offline is 'stale', and there is no cache: give cache=Cache()")
+
+    def _late_answers(self, outbox: Outbox | None, offline: str) -> Postponed | None:
+        if outbox is None and offline == "queue":
+            if self._state is None:
+                raise PolicyError("offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, where it would be")
+            from edgeroute.outbox import Outbox
+
+            outbox = Outbox(self._state / "outbox.db")
+        return None if outbox is None else self._postponing(outbox)
+
+    def _postponing(self, outbox: Outbox | None) -> Postponed:
+        from edgeroute.postponed import Postponed
+
+        return Postponed(outbox, lambda: self._live, self._workers, self._counts.note)
+
+    def _remember(self) -> None:
+        """Takes up what earlier runs knew."""
+        if self._state is None:
+            return
+        now = clock.now()
+        for name, dumped in (self._kept.get("latency") or {}).items():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._counts.remember(name, Latency.load(dumped))
+        for dumped in self._kept.others("spending:", ""):
+            with contextlib.suppress(ValueError):
+                self._purse.spending.load(dumped, now)
+        for runner in self._live.clouds:
+            endpoint = getattr(runner, "endpoint", None)
+            known = self._kept.get(f"endpoint:{runner.where}")
+            if known is not None and endpoint is not None and hasattr(endpoint, "recall"):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    endpoint.recall(known)
+
+    def _save(self) -> None:
+        """Keeps what a later run should know. Only noted here; a thread writes it, soon."""
+        self._kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        self._kept.put(f"spending:{self._router}", self._purse.dump())
+        for runner in self._live.clouds:
+            known = getattr(getattr(runner, "endpoint", None), "known", None)
+            if known is not None:
+                self._kept.put(f"endpoint:{runner.where}", known)
+
+    def _decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
+        made, route, _ = self._begin(x, mode, deadline, data_class)
         steps, sends = list(made.steps), []
         for i, leg in enumerate(made.legs):
             start = Start(i)
-            if leg.side == "cloud":
-                sends.append(route.runner(start).where)
-                steps.append(f"=> {leg.name}: would send this input to {sends[-1]}")
+            if leg.permit is not None:
+                cloud: Any = route.runner(start)
+                why = cloud.guard.why()
+                if why:
+                    steps.append(f"=> {leg.name}: would not be asked now: {why}")
+                else:
+                    sends.append(cloud.where)
+                    steps.append(f"=> {leg.name}: would send this input to {sends[-1]}")
                 continue
             if sends:
                 break
@@ -209,6 +472,7 @@ class Routing:
             lines.append(f"nothing leaves this device unless a call asks for another mode than only_edge; then to {places}")
         else:
             lines.append(f"inputs may leave this device, to {places}")
+            lines.extend(_egress_lines(live.policy.rules))
         edges = [t for t in live.targets if t.side == "edge"]
         if not edges:
             lines.append("there is no edge model: without the cloud there is no answer")
@@ -219,9 +483,20 @@ class Routing:
     def _shut(self) -> None:
         self._closed = True
         self._unwatch.set()
+        self._recovery.close()
+        if self._postponed is not None:
+            self._postponed.close()
         self._workers.close()
         for runner in self._live.runners:
             runner.close()
+        if self._state is not None:
+            self._save()
+        self._kept.close()
+        if self._recall is not None:
+            self._recall.cache.close()
+        for part in (self._ledger, self._trace):
+            if part is not None:
+                part.close()
 
     def _watch(self, path: Path, seen: tuple[int, int] | None) -> None:
         """Reloads when the file has changed, once a second at most, until the router is closed."""
@@ -235,11 +510,37 @@ class Routing:
                     log.exception("%s cannot be used; the policy in force stays", path)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a file stands for; `given`: the functions of its egress rules."""
     from edgeroute import settings  # pydantic is imported for policy files alone
 
-    arguments: dict[str, Any] = settings.load(path).arguments(path.parent)
+    arguments: dict[str, Any] = settings.load(path).arguments(path.parent, **given)
     return arguments
+
+
+def _recall(cache: Cache | None, offline: str) -> Recall | None:
+    if cache is None:
+        if offline == "stale":
+            raise PolicyError("offline is 'stale', and there is no cache: give cache=Cache()")
+        return None
+    from edgeroute.recall import Recall
+
+    return Recall(cache)
+
+
+def _egress_lines(rules: Rules) -> list[str]:
+    if not rules.never_leave and not rules.may_leave:
+        return []
+    unknown = "may leave" if rules.unknown_class == "allow" else "stays"
+    lines = [f"data class {name}: never leaves" for name in sorted(rules.never_leave)]
+    lines += [f"data class {name}: may leave" for name in sorted(rules.may_leave)]
+    default = "" if rules.default_class is None else f"; a call that names none is {rules.default_class}"
+    return [*lines, f"any other data class {unknown}{default}"]
+
+
+def _is_fatal(outcome: Outcome) -> bool:
+    """The input itself was wrong: nobody is to be asked about it later either."""
+    return any(what == "failed" and isinstance(detail, BadInput) for what, _, _, detail in outcome.log) and outcome.leg is None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -250,12 +551,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _no_answer(made: Plan, outcome: Outcome) -> BaseException:
+def _no_answer(made: Plan, outcome: Outcome, note: str) -> BaseException:
     errors: dict[str, BaseException] = {made.legs[i].name: detail for what, i, _, detail in outcome.log if what == "failed"}
     late = any(what == "timeout" for what, *_ in outcome.log)
-    if errors and len(outcome.log) == 2:  # noqa: PLR2004 - started and failed: there is one error, and it says it all
+    if errors and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed: there is one error, and it says it all
         return next(iter(errors.values()))
-    why = explain.reason(made, outcome)
+    why = "; ".join(filter(None, (explain.reason(made, outcome), note)))
     if outcome.leg is not None:
         return NoAnswer(f"no answer was accepted: {why}", errors)
     error = (DeadlineExceeded if late else NoAnswer)(f"no answer: {why or 'no time was left'}", errors)

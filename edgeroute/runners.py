@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.confidence.scores import Reader, Score
 from edgeroute.core.flow import Prediction
-from edgeroute.core.policy import Side
+from edgeroute.core.policy import Side, Terms
 from edgeroute.errors import PolicyError
 from edgeroute.types import Cancel, EdgeModel
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.base import Call, Talk
     from edgeroute.cloud.leg import HttpLeg
+    from edgeroute.guard import Guard, Visit
 
 MANY = 1 << 30
 PARALLEL = 4
@@ -38,31 +41,58 @@ class Runner(Protocol):
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received so far, bodies alone."""
 
-    @property
-    def run_async(self) -> Callable[[list[Any], float], Awaitable[list[Prediction]]] | None:
-        """`run` on an event loop; None: it needs a thread."""
-
-    def run(self, inputs: list[Any], until: float, cancel: Cancel | None) -> list[Prediction]:
-        """Several inputs, by the instant `until` -> a prediction each."""
-
-    def run_one(self, x: Any, until: float, cancel: Cancel | None) -> Prediction:
-        """The same for one."""
-
     def ready(self, until: float) -> None:
         """Raises what stands in the way of running, if anything. Sends no user data."""
 
     def describe(self) -> str:
         """What there is to know of a target that is ready."""
 
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """What its answers depend on, in short; `of` takes the fingerprint of a file or a callable."""
+
     def close(self) -> None:
         """Lets go of what it holds; a later run takes it up again."""
+
+
+class CloudRunner(Runner, Protocol):
+    """A target off the device: it runs within a visit, which its guard lets through for a permit."""
+
+    guard: Guard
+
+    @property
+    def terms(self) -> Terms:
+        """What asking it costs."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long it may take to answer."""
+
+    @property
+    def alone_async(self) -> bool:
+        """It runs on an event loop, and not otherwise."""
+
+    @property
+    def run_async(self) -> Callable[[list[Any], float, Visit], Awaitable[list[Prediction]]] | None:
+        """`run` on an event loop; None: it needs a thread."""
+
+    def run(self, inputs: list[Any], until: float, cancel: Cancel | None, visit: Visit) -> list[Prediction]:
+        """Several inputs, by the instant `until` -> a prediction each."""
+
+    @property
+    def health(self) -> Callable[[float, Visit], object] | None:
+        """Tries whether it is well, with no user data; None: that cannot be tried."""
+
+    def encode(self, x: Any) -> Call | None:
+        """One input as the call that would be sent for it; None: not to be told yet, or ever."""
+
+    def resend(self, call: Call, until: float, visit: Visit) -> Prediction:
+        """Sends such a call."""
 
 
 class EdgeRunner:
     """A model on the device."""
 
     side: Side = "edge"
-    run_async = None
     traffic = (0, 0)
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
@@ -72,11 +102,11 @@ class EdgeRunner:
         self.stuck, self.parallel = 0, getattr(model, "parallel", PARALLEL)
         self._one = getattr(model, "run_one", None) or (lambda x, cancel: model.run([x], cancel))
 
-    def run(self, inputs: list[Any], until: float, cancel: Cancel | None) -> list[Prediction]:  # noqa: ARG002 - the flow keeps the time
+    def run(self, inputs: list[Any], cancel: Cancel | None) -> list[Prediction]:
         """Runs them as one batch."""
         return self.reader.many(self.model.run(inputs, cancel), len(inputs))
 
-    def run_one(self, x: Any, until: float, cancel: Cancel | None) -> Prediction:  # noqa: ARG002
+    def run_one(self, x: Any, cancel: Cancel | None) -> Prediction:
         """Runs one, by the model's own short way if it has one."""
         return self.reader.one(self._one(x, cancel))
 
@@ -90,6 +120,14 @@ class EdgeRunner:
         downgraded = getattr(self.model, "downgraded", None)
         return f"{self.where} is ready" + (f" ({downgraded})" if downgraded else "")
 
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """The model's file, or whatever else the model is."""
+        path = getattr(self.model, "path", None)
+        if path is None:
+            return of(getattr(self.model, "function", self.model))
+        card = Path(path).with_suffix(".json")
+        return of(Path(path)) + (of(card) if card.exists() else "")
+
     def close(self) -> None:
         """Frees the model."""
         if hasattr(self.model, "close"):
@@ -100,9 +138,13 @@ class HttpRunner:
     """An endpoint over HTTP. The client is imported and made at the first call."""
 
     side: Side = "cloud"
+    alone_async = False
+    guard: Guard
 
     def __init__(self, name: str, endpoint: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
         self.name, self.endpoint, self.where = name, endpoint, str(endpoint.where)
+        self.terms: Terms = endpoint.address.terms
+        self.patience_s: float = endpoint.address.timeout_s
         self.reader = Reader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
         self.stuck, self.parallel = 0, MANY
         self._leg: HttpLeg | None = None
@@ -121,26 +163,43 @@ class HttpRunner:
         """Bytes sent and received so far, bodies alone, retries included."""
         return (0, 0) if self._leg is None else (self._leg.sent, self._leg.received)
 
-    def run(self, inputs: list[Any], until: float, cancel: Cancel | None) -> list[Prediction]:
+    def run(self, inputs: list[Any], until: float, cancel: Cancel | None, visit: Visit) -> list[Prediction]:
         """Asks for all of them in one talk."""
-        return self.reader.many(self.leg.run(self.endpoint.talk(inputs), until, cancel), len(inputs))
+        return self.reader.many(self.leg.run(self.endpoint.talk(inputs), until, visit, cancel), len(inputs))
 
-    def run_one(self, x: Any, until: float, cancel: Cancel | None) -> Prediction:
-        """Asks for one."""
-        return self.run([x], until, cancel)[0]
-
-    async def run_async(self, inputs: list[Any], until: float) -> list[Prediction]:
+    async def run_async(self, inputs: list[Any], until: float, visit: Visit) -> list[Prediction]:
         """Asks for all of them in one talk, on the event loop."""
-        return self.reader.many(await self.leg.run_async(self.endpoint.talk(inputs), until), len(inputs))
+        return self.reader.many(await self.leg.run_async(self.endpoint.talk(inputs), until, visit), len(inputs))
+
+    def encode(self, x: Any) -> Call | None:
+        """As the endpoint does."""
+        return self.endpoint.encode([x])  # type: ignore[no-any-return]
+
+    def resend(self, call: Call, until: float, visit: Visit) -> Prediction:
+        """Sends it, and reads the reply as that of any call."""
+
+        def talk() -> Talk:
+            return self.endpoint.decode((yield call), 1)
+
+        return self.reader.many(self.leg.run(talk(), until, visit), 1)[0]
 
     def ready(self, until: float) -> None:
         """Pings the endpoint."""
-        self.leg.run(self.endpoint.ping(), until)
+        with self.guard.knock() as visit:
+            self.leg.run(self.endpoint.ping(), until, visit)
+
+    def health(self, until: float, visit: Visit) -> None:
+        """Asks whether it is ready."""
+        self.leg.run(self.endpoint.health(), until, visit)
 
     def describe(self) -> str:
         """Where it is, with a warning where nobody checks who answers there."""
         unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
         return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
+
+    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - what runs there is not to be seen from here
+        """Where it is and how it is read."""
+        return repr((self.where, self.endpoint.kind, self.reader.labels))
 
     def close(self) -> None:
         """Closes the connections."""
@@ -158,27 +217,53 @@ class FunctionRunner:
 
     side: Side = "cloud"
     traffic = (0, 0)
+    patience_s = 10.0
+    guard: Guard
 
-    def __init__(self, name: str, function: Callable[[Any], Any], score: str | Score, labels: tuple[str, ...] | None) -> None:
-        self.name, self.function = name, function
-        self.where = f"the function {getattr(function, '__name__', type(function).__name__)!r}"
+    def __init__(self, name: str, function: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
+        given = function if isinstance(function, Function) else Function(function)
+        self.name, self.function, self.terms = name, given.function, given.terms
+        self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.reader = Reader(score, labels=labels)
         self.stuck, self.parallel = 0, MANY
-        call = getattr(function, "__call__", None)  # noqa: B004 - an object's own, which may be a coroutine function
-        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
-        self.run_async = self._run_async if is_async else None
+        self.health = None if given.health is None else _without_arguments(given.health)
+        call = getattr(self.function, "__call__", None)  # noqa: B004 - an object's own, which may be a coroutine function
+        self.alone_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        self.run_async = self._run_async if self.alone_async else None
 
-    def run(self, inputs: list[Any], until: float, cancel: Cancel | None) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
+    def run(self, inputs: list[Any], until: float, cancel: Cancel | None, visit: Visit) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
         """Calls it for each."""
         self.ready(until)
-        return self.reader.many([_answer(self.function(x)) for x in inputs], len(inputs))
+        return self.reader.many([_answer(self._call(x, until, visit)) for x in inputs], len(inputs))
 
-    def run_one(self, x: Any, until: float, cancel: Cancel | None) -> Prediction:
-        """Calls it for one."""
-        return self.run([x], until, cancel)[0]
+    def _call(self, x: Any, until: float, visit: Visit) -> Any:
+        visit.leaving(0, until)
+        try:
+            result = self.function(x)
+        except BaseException as e:
+            visit.came(0, e)
+            raise
+        visit.came(0)
+        return result
 
-    async def _run_async(self, inputs: list[Any], until: float) -> list[Prediction]:  # noqa: ARG002
-        return self.reader.many([_answer(await self.function(x)) for x in inputs], len(inputs))
+    async def _run_async(self, inputs: list[Any], until: float, visit: Visit) -> list[Prediction]:
+        results = []
+        for x in inputs:
+            visit.leaving(0, until)
+            try:
+                results.append(_answer(await self.function(x)))
+            except Exception as e:
+                visit.came(0, e)
+                raise
+            visit.came(0)
+        return self.reader.many(results, len(inputs))
+
+    def encode(self, x: Any) -> None:
+        """A function is called with the input itself."""
+
+    def resend(self, call: Call, until: float, visit: Visit) -> Prediction:
+        """There is no such call."""
+        raise PolicyError(f"{self.where} takes no stored calls")
 
     def ready(self, until: float) -> None:  # noqa: ARG002
         """Nothing is known of a function but whether it can be called from here."""
@@ -189,8 +274,32 @@ class FunctionRunner:
         """That it will be called."""
         return f"{self.where} is called with the input"
 
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """The function's code."""
+        return of(self.function)
+
     def close(self) -> None:
         """Holds nothing."""
+
+
+class Function:
+    """A callable as a cloud, with what a policy may need to know of it.
+
+    Args:
+        function: `f(x)` gives a value, `(value, confidence)` or logits; a coroutine function where the router is asyncio's.
+        name: what it is called in answers.
+        health: raises if what it asks is away; called after faults, to see whether that is back. None: the next input tells.
+        terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
+    """
+
+    def __init__(
+        self, function: Callable[[Any], Any], *, name: str = "cloud", health: Callable[[], object] | None = None, **terms: Any
+    ) -> None:
+        self.function, self.name, self.health, self.terms = function, name, health, Terms(**terms)
+
+
+def _without_arguments(health: Callable[[], object]) -> Callable[[float, Visit], object]:
+    return lambda until, visit: health()  # noqa: ARG005 - a function keeps no time and counts no bytes
 
 
 def _answer(result: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from edgeroute.core.flow import Mark, Outcome
@@ -31,6 +31,10 @@ class LegStats(NamedTuple):
     p99_s: float | None
     bytes_sent: int
     bytes_received: int
+    breaker: str
+    """closed, open or half-open; empty for an edge."""
+    held: int
+    """How often it was not asked, for a reason on this side: breaker, limits, consent."""
 
 
 class Stats(NamedTuple):
@@ -43,9 +47,28 @@ class Stats(NamedTuple):
     unanswered: int
     deferral_rate: float
     """deferred / requests; 0 before the first."""
+    cached: int
+    """Answers that the cache gave."""
+    queued: int
+    """Requests that went to the outbox."""
+    late: int
+    """Replies of the cloud that came after their request's deadline."""
     bytes_sent: int
     bytes_received: int
+    usd_today: float
+    """What calls have cost over the last 24 hours, by the endpoints' terms."""
     legs: tuple[LegStats, ...]
+
+
+class Seen(NamedTuple):
+    """What the counters do not see of a target."""
+
+    name: str
+    side: str
+    sent: int
+    received: int
+    breaker: str
+    held: int
 
 
 class _Leg:
@@ -62,6 +85,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
+        self.cached = self.queued = self.late = 0
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
         self.after_fork()
@@ -96,7 +120,7 @@ class Counts:
                 if what == "start":
                     leg.started += 1
                     leg.since = at
-                    deferred = deferred or legs[i].side == "cloud"
+                    deferred = deferred or legs[i].permit is not None
                 elif what == "failed":
                     leg.failed += 1
                 elif what in {"cancelled", "timeout"}:
@@ -110,6 +134,11 @@ class Counts:
             self.unanswered += answered_by is None
             self.degraded += answered_by is not None and not accepted
 
+    def note(self, what: str) -> None:
+        """Counts one of `cached`, `queued` and `late`."""
+        with self._lock:
+            setattr(self, what, getattr(self, what) + 1)
+
     def quantile(self, name: str, q: float) -> float | None:
         """A quantile of one leg's latencies, seconds."""
         with self._lock:
@@ -117,17 +146,34 @@ class Counts:
             leg = self._legs.get(name)
             return None if leg is None else leg.latency.quantile(q)
 
-    def snapshot(self, traffic: dict[str, tuple[str, int, int]]) -> Stats:
-        """Everything now. traffic: leg name -> side, bytes sent and received."""
+    def latencies(self) -> dict[str, Latency]:
+        """A copy of what is known of each leg."""
+        with self._lock:
+            self._add_up()
+            return {name: leg.latency.copy() for name, leg in self._legs.items()}
+
+    def remember(self, name: str, latency: Latency) -> None:
+        """Takes up what an earlier run knew of a leg."""
+        with self._lock:
+            self._legs[name].latency = latency
+
+    @property
+    def deferral_rate(self) -> float:
+        """The share of requests for which the cloud was asked, so far."""
+        return self.deferred / max(1, self.requests)
+
+    def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
+        """Everything now."""
         with self._lock:
             self._add_up()
             legs = []
-            for name, (side, sent, received) in traffic.items():
+            for name, side, sent, received, breaker, held in targets:
                 leg = self._legs.get(name, _Leg())
                 p50, p90, p99 = (leg.latency.quantile(q) for q in (0.5, 0.9, 0.99))
                 counts = leg.started, leg.answered, leg.accepted, leg.failed, leg.cancelled
-                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received))
+                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received, breaker, held))
             return Stats(
-                self.requests, self.deferred, self.degraded, self.unanswered, self.deferred / max(1, self.requests),
-                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), tuple(legs),
+                self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
+                self.cached, self.queued, self.late,
+                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today, tuple(legs),
             )  # fmt: skip

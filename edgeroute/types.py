@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
 from edgeroute.core.flow import Outcome, Prediction
 from edgeroute.core.plan import Plan
 
+if TYPE_CHECKING:
+    from edgeroute.cache import Entry
+    from edgeroute.guard import Visit
+
 __all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "TensorSpec"]
+
+
+Source = Literal["edge", "cloud", "cache", "stale"]
 
 
 class TensorSpec(NamedTuple):
@@ -92,45 +99,74 @@ class Answer:
 
     Attributes:
         value: the label, or whatever the model or endpoint gives.
-        source: "edge" or "cloud".
+        source: "edge", "cloud", "cache", or "stale" where the cache gave an answer past its time.
         leg: the name of the target that answered.
         confidence: by the policy's score, higher is surer; None: there is none.
         outputs: the raw outputs, without the batch axis.
         degraded: not what the policy asked for, only the best of what there was.
-        final: no better answer will follow.
+        final: no better answer will follow. False: `refine` goes on, or the outbox has the request.
         latency_s: from the call to the answer, seconds.
-        id: names this request in traces.
+        id: names this request in traces, ledgers and the outbox; to endpoints it is the idempotency key.
     """
 
     __slots__ = (
-        "_number", "_outcome", "_plan", "_router",
+        "_identity", "_note", "_outcome", "_plan", "_router", "_visits",
         "confidence", "degraded", "final", "latency_s", "leg", "outputs", "source", "value",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, outcome: Outcome, router: str, number: int) -> None:
+    def __init__(
+        self, plan: Plan, outcome: Outcome, router: str, number: int | str, visits: Mapping[int, Visit] | None = None
+    ) -> None:
         i, prediction, accepted, _, begun, ended = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
-        self._plan, self._outcome, self._router, self._number = plan, outcome, router, number
+        self._plan: Plan | None = plan
+        self._outcome: Outcome | None = outcome
+        self._router, self._identity, self._visits = router, number, visits
         self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
-        self.source, self.leg = leg.side, leg.name
+        self.source: Source = "edge" if leg.permit is None else "cloud"
+        self.leg = leg.name
         self.degraded, self.final = not accepted, True
         self.latency_s = ended - begun
+        self._note = ""
+
+    @classmethod
+    def recalled(cls, entry: Entry, source: Source, note: str, identity: tuple[str, int | str], latency_s: float) -> Answer:
+        """An answer that was given before."""
+        self = cls.__new__(cls)
+        self._plan = self._outcome = self._visits = None
+        self._router, self._identity = identity
+        self.value, self.confidence, self.outputs, self.leg = entry.value, entry.confidence, entry.outputs, entry.leg
+        self.source, self.degraded, self.final, self.latency_s, self._note = source, False, True, latency_s, note
+        return self
 
     @property
     def id(self) -> str:
         """Unique among the answers of every router."""
-        return f"{self._router}-{self._number}"
+        return f"{self._router}-{self._identity}"
 
     @property
     def reason(self) -> str:
         """Why this answer, in one line."""
-        return explain.reason(self._plan, self._outcome)
+        if self._plan is None or self._outcome is None:
+            return self._note
+        told = explain.reason(self._plan, self._outcome)
+        return f"{told}; {self._note}" if self._note else told
 
     @property
     def trace(self) -> Mapping[str, Any]:
-        """Every step with its time, ready for `json.dumps`."""
-        return explain.trace(self._plan, self._outcome, self.id)
+        """Every step with its time, its bytes and its cost, ready for `json.dumps`."""
+        if self._plan is None or self._outcome is None:
+            return {
+                "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,
+                "latency_s": round(self.latency_s, 6),
+            }  # fmt: skip
+        costs = {leg: visit.spent._asdict() for leg, visit in (self._visits or {}).items()}
+        told = explain.trace(self._plan, self._outcome, self.id, costs)
+        if self._note:
+            told["note"] = self._note
+        return told
 
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", {self.confidence:.2f}"
-        return f"<Answer {self.value!r} from {self.leg}{sure}{', degraded' if self.degraded else ''}: {self.reason}>"
+        marks = f"{', degraded' if self.degraded else ''}{'' if self.final else ', provisional'}"
+        return f"<Answer {self.value!r} from {self.leg}{sure}{marks}: {self.reason}>"

@@ -640,6 +640,21 @@ def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
     assert any(waited(stale, 2) for _ in range(50))
 
 
+class Free:
+    """A visit that forbids nothing."""
+
+    identity = ""
+
+    def leaving(self, size, until):
+        pass
+
+    def came(self, size, error=None, *, cut=False):
+        pass
+
+    def may_retry(self):
+        return True
+
+
 def leg(replies, **settings_):
     """(a leg, its server) where the server gives these replies in turn."""
     replies = iter(replies)
@@ -652,7 +667,7 @@ def test_a_short_retry_after_over_a_socket():
     made, server = leg([http_reply(status=503, headers=[("Retry-After", "0.05")]), http_reply(b'{"value": 1}')])
     with server:
         begun = monotonic()
-        assert made.run(made.endpoint.talk([1]), LATER) == [(1, None)]
+        assert made.run(made.endpoint.talk([1]), LATER, Free()) == [(1, None)]
         assert monotonic() - begun >= 0.05
         made.close()
     assert len(server.requests) == 2
@@ -662,7 +677,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for():
     """The error is there at once."""
     made, server = leg([http_reply(status=503, headers=[("Retry-After", "3600")])])
     with server, pytest.raises(Refused, match="503"):
-        made.run(made.endpoint.talk([1]), monotonic() + 60)
+        made.run(made.endpoint.talk([1]), monotonic() + 60, Free())
     made.close()
 
 
@@ -670,7 +685,7 @@ def test_nothing_is_sent_when_no_time_is_left():
     """Neither a connection nor a request."""
     made, server = leg([])
     with server, pytest.raises(TimedOut, match="no time was left"):
-        made.run(made.endpoint.talk([1]), monotonic() - 1)
+        made.run(made.endpoint.talk([1]), monotonic() - 1, Free())
     assert server.connections == 0
 
 
@@ -679,7 +694,7 @@ def test_bytes_are_counted_both_ways_with_retries():
     reply = http_reply(b'{"value": 1}')
     made, server = leg([http_reply(b"no", status=500, headers=[("Retry-After", "0")]), reply])
     with server:
-        made.run(made.endpoint.talk(["x"]), LATER)
+        made.run(made.endpoint.talk(["x"]), LATER, Free())
         made.close()
     assert made.sent == 2 * len(b'{"input":"x"}')
     assert made.received == len(b"no") + len(b'{"value": 1}')

@@ -16,14 +16,21 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from edgeroute import settings
+from edgeroute.cache import Cache
 from edgeroute.cloud.base import Address
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence.scores import SCORES
+from edgeroute.core.policy import INF, Terms
+from edgeroute.core.spending import Limits
 from edgeroute.edge.onnx import OnnxModel
+from edgeroute.egress import Egress
 from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.outbox import Outbox
+from edgeroute.outbox.store import Drop
 from edgeroute.router import Router
-from edgeroute.settings import keys, units
+from edgeroute.settings import keys, singles, sources, targets, units
+from edgeroute.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"
@@ -46,12 +53,34 @@ def _clean(monkeypatch):
 def policy(tmp_path):
     """Text -> what the router is given for a file with it."""
 
-    def load(text, name="policy.toml"):
+    made = []
+
+    def load(text, name="policy.toml", **functions):
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
-        return settings.load(path).arguments(tmp_path)
+        given = settings.load(path).arguments(tmp_path, **functions)
+        made.extend(part for part in given.values() if hasattr(part, "close"))
+        return given
 
-    return load
+    yield load
+    for part in made:
+        part.close()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What Cache, Outbox and Trace are made with: name -> arguments, checked against the signature. None of them is made."""
+    calls = {}
+    for home, name in (("cache", "Cache"), ("outbox", "Outbox"), ("trace", "Trace")):
+        module = importlib.import_module(f"edgeroute.{home}")
+        signature = inspect.signature(getattr(module, name))
+
+        def record(*args, _name=home, _signature=signature, **kwargs):
+            calls[_name] = _signature.bind(*args, **kwargs).arguments
+            return _name
+
+        monkeypatch.setattr(module, name, record)
+    return calls
 
 
 @pytest.fixture
@@ -66,6 +95,10 @@ def problems(policy):
     return lines
 
 
+def edge(text=""):
+    return f'[edge]\npath = "edge.onnx"\n{text}\n'
+
+
 def cloud(text):
     return f'mode = "only_cloud"\n[cloud]\n{text}\n'
 
@@ -73,14 +106,16 @@ def cloud(text):
 # What a file gives
 
 
-def test_every_key_of_the_top_reaches_the_router(policy):
-    """Durations come as seconds; the names are Router's."""
+def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
+    """Durations come as seconds, the folder from the policy's; the names are Router's."""
     given = policy(
-        'deadline = "300ms"\nhedge_after = "0s"\nscore = "margin"\nno_confidence = "accept"\non_exhausted = "raise"\n' + BOTH
+        'deadline = "300ms"\nhedge_after = "0s"\nscore = "margin"\nno_confidence = "accept"\noffline = "raise"\n'
+        'order = "fastest"\nmetered = true\nstate = "sub/../kept"\n' + BOTH
     )
     assert {k: v for k, v in given.items() if k not in {"edge", "cloud"}} == {
         "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "score": "margin", "no_confidence": "accept",
-        "on_exhausted": "raise",
+        "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
+        "limits": None, "egress": None, "cache": None, "outbox": None,
     }  # fmt: skip
     assert set(given) == set(inspect.signature(Router).parameters) - {"trace"}
 
@@ -91,6 +126,14 @@ def test_keys_that_are_not_given_have_the_routers_defaults(policy):
     for name, parameter in inspect.signature(Router).parameters.items():
         if name not in {"edge", "trace"}:
             assert given[name] == parameter.default, name
+
+
+@pytest.mark.parametrize(("written", "meant"), [("90m", 5400.0), ("p10", "p10"), ("p99", "p99"), ("auto", "auto")])
+def test_a_hedge_is_a_duration_a_quantile_or_auto(policy, monkeypatch, written, meant):
+    """In the file as in the variable."""
+    assert policy(f'hedge_after = "{written}"\n' + BOTH)["hedge_after"] == meant
+    monkeypatch.setenv("EDGEROUTE_HEDGE_AFTER", written)
+    assert policy(BOTH)["hedge_after"] == meant
 
 
 def test_an_edge_section_is_a_model_with_its_options(policy, tmp_path):
@@ -133,6 +176,90 @@ def test_protocol_json_is_a_plain_endpoint(policy):
     assert (given.where, given.value, given.confidence, given.logits, given.ping_path) == ("http://h/x", "a.0", "b", "c", "/up")
 
 
+@pytest.mark.parametrize("protocol", ["openinference", "json"])
+def test_the_terms_of_a_cloud_reach_its_address(policy, protocol):
+    """Whatever the protocol; what is not given costs nothing and has no limit but that of calls at a time."""
+    text = f'protocol = "{protocol}"\nurl = "{URL}"\n'
+    assert policy(cloud(text))["cloud"].address.terms == Terms()
+    text += "usd_per_call = 0.1\nusd_per_mb = 2\njoules_per_call = 3\njoules_per_mb = 0.4\ncalls_per_s = 0.5\nmax_concurrent = 6"
+    assert policy(cloud(text))["cloud"].address.terms == Terms(0.1, 2, 3, 0.4, 0.5, 6)
+
+
+def test_limits_are_those_that_are_given(policy):
+    """The others are none; 0 is one."""
+    assert policy("[limits]\nusd_per_day = 2.5\ncalls_per_minute = 0\n" + edge())["limits"] == Limits(2.5, INF, INF, 0)
+    assert policy("[limits]\nmb_per_day = 1\njoules_per_hour = 2\n" + edge())["limits"] == Limits(INF, 1, 2, INF)
+    assert policy("[limits]\n" + edge())["limits"] == Limits()
+
+
+def test_rules_of_egress_come_with_the_functions_that_a_file_cannot_hold(policy):
+    """Which may also come alone."""
+    text = '[egress]\nnever_leave = ["a", "b"]\nmay_leave = ["c"]\nunknown_class = "allow"\ndefault_class = "d"\n' + edge()
+    functions = {"consent": lambda where, data_class: True, "redact": lambda x, data_class: x}
+    for given, kept in (({}, {"consent": None, "redact": None}), (functions, functions)):
+        egress = policy(text, **given)["egress"]
+        assert isinstance(egress, Egress)
+        assert egress.rules == Egress(never_leave=["a", "b"], may_leave=["c"], unknown_class="allow", default_class="d").rules
+        assert {"consent": egress.consent, "redact": egress.redact} == kept
+    for name, function in functions.items():
+        alone = policy(edge(), **{name: function})["egress"]
+        assert alone.rules == Egress().rules
+        assert getattr(alone, name) is function
+    assert policy('[egress]\nmay_leave = ["c"]\n' + edge())["egress"].rules == Egress(may_leave=["c"]).rules
+
+
+def test_a_consent_that_looks_empty_is_one(policy):
+    """What asks before data leaves is not lost because it is false as a truth value."""
+
+    class Asked(list):
+        def __call__(self, where, data_class):
+            return False
+
+    asked = Asked()
+    assert policy(edge(), consent=asked)["egress"].consent is asked
+
+
+def test_a_cache_is_made_with_its_options(policy, calls, tmp_path):
+    """Its file is in the folder for what outlives the process, and only where it is asked for."""
+    text = """[cache]\nttl = "2h"\nmax_size = "1MB"\ndisk = true\ndisk_max = "2MB"\nstale_while_revalidate = "30s"
+        stale_if_offline = "7d"\nnegative_ttl = "5m"\nnever = ["a", "b"]\n"""
+    assert policy('state = "kept"\n' + text + edge())["cache"] == "cache"
+    assert calls["cache"] == {
+        "ttl_s": 7200.0, "max_bytes": 10**6, "disk": tmp_path.resolve() / "kept/cache.db", "disk_max_bytes": 2 * 10**6,
+        "stale_while_revalidate_s": 30.0, "stale_if_offline_s": 604800.0, "negative_ttl_s": 300.0, "never": {"a", "b"},
+    }  # fmt: skip
+    policy('state = "kept"\n[cache]\n' + edge())
+    assert (calls["cache"]["disk"], calls["cache"]["never"]) == (None, frozenset())
+
+
+def test_an_outbox_is_made_with_its_options(policy, calls, tmp_path):
+    """Its file is in the folder for what outlives the process."""
+    text = '[outbox]\nmax_size = "1MB"\nttl = "12h"\ndrop = "least_important"\nordered = true\nparallel = 3\nrate = 0.5\n'
+    assert policy('state = "kept"\n' + text + edge())["outbox"] == "outbox"
+    assert calls["outbox"] == {
+        "path": tmp_path.resolve() / "kept/outbox.db", "max_bytes": 10**6, "ttl_s": 43200.0, "drop": "least_important",
+        "ordered": True, "parallel": 3, "rate_per_s": 0.5,
+    }  # fmt: skip
+
+
+def test_a_trace_is_made_with_its_options(policy, calls, tmp_path):
+    """Its file is where the policy says, or in the folder for what outlives the process."""
+    text = '[trace]\nfile = "a.jsonl"\nsample = "2.5%"\ninputs = true\nmax_size = "1MB"\nkeep = 9\n'
+    assert policy(text + edge())["trace"] == "trace"
+    to = tmp_path.resolve() / "a.jsonl"
+    assert calls["trace"] == {"to": to, "sample": 0.025, "inputs": True, "max_bytes": 10**6, "keep": 9}
+    policy('state = "kept"\n[trace]\nsample = 0.5\n' + edge())
+    assert (calls["trace"]["to"], calls["trace"]["sample"]) == (tmp_path.resolve() / "kept/trace.jsonl", 0.5)
+    policy('state = "kept"\n[trace]\nfile = "a.jsonl"\n' + edge())
+    assert calls["trace"]["to"] == to
+
+
+def test_to_read_a_policy_makes_no_file(policy, tmp_path):
+    """Neither the folder for what outlives the process nor what will be in it: a reload and a check read it too."""
+    policy('offline = "queue"\nstate = "kept"\n' + BOTH + "[cache]\ndisk = true\n[outbox]\n[trace]")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+
+
 def test_several_sections_are_lists_in_their_order(policy):
     """And a list of thresholds goes with several edges."""
     given = policy(
@@ -160,19 +287,30 @@ def test_json_and_yaml_say_the_same_as_toml(policy, name, text):
 
 def test_the_defaults_are_those_of_the_classes():
     """What the reference says of a key that is not given is what the class does."""
-    address = inspect.signature(Address).parameters
-    mine = {"timeout": "timeout_s", "max_reply": "max_reply_bytes"}
+    address = {**inspect.signature(Address).parameters, **inspect.signature(Terms).parameters}
+    mine = {
+        "timeout": "timeout_s", "max_reply": "max_reply_bytes", "max_size": "max_bytes", "ttl": "ttl_s", "rate": "rate_per_s",
+        "disk_max": "disk_max_bytes", "stale_while_revalidate": "stale_while_revalidate_s", "negative_ttl": "negative_ttl_s",
+        "stale_if_offline": "stale_if_offline_s",
+    }  # fmt: skip
     for section, made, needed in (
-        (keys.Edge, OnnxModel, {"path": "a.onnx"}),
-        (keys.OpenInferenceCloud, OpenInference, {"url": URL}),
-        (keys.JsonCloud, PlainJson, {"url": URL, "protocol": "json"}),
+        (targets.Edge, OnnxModel, {"path": "a.onnx"}),
+        (targets.OpenInferenceCloud, OpenInference, {"url": URL}),
+        (targets.JsonCloud, PlainJson, {"url": URL, "protocol": "json"}),
+        (singles.Limits, Limits, {}),
+        (singles.Egress, Egress, {}),
+        (singles.Cache, Cache, {}),
+        (singles.Outbox, Outbox, {}),
+        (singles.Trace, Trace, {}),
     ):
         theirs = {**address, **inspect.signature(made).parameters}
         for key, value in section.model_validate(needed):
-            if key not in {"path", "url", "protocol"}:
+            if key not in {"path", "url", "protocol", "file"}:
                 default = theirs[mine.get(key, key)].default
+                default = None if default == INF else default  # a file says nothing where there is no limit
                 assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)
     assert get_args(keys.Score) == SCORES
+    assert get_args(singles.Outbox.model_fields["drop"].annotation) == get_args(Drop)
 
 
 def test_a_policy_makes_a_router(tmp_path):
@@ -250,6 +388,35 @@ def test_a_variable_beats_the_file(policy, monkeypatch):
     assert (given["cloud"].address.verify, given["cloud"].address.retries) == (False, 1)
 
 
+def test_a_variable_sets_a_key_of_a_section_that_there_is_one_of(policy, calls, monkeypatch):
+    """It needs no number, and the file need not have the section."""
+    for name, value in {
+        "METERED": "true", "STATE": "1", "LIMITS__USD_PER_DAY": "2", "EGRESS__NEVER_LEAVE": '["a"]', "EGRESS__DEFAULT_CLASS": "7",
+        "CACHE__TTL": "7d", "CACHE__DISK": "true", "OUTBOX__RATE": "0.5", "OUTBOX__DROP": "newest", "TRACE__SAMPLE": "1%",
+        "CLOUD__USD_PER_CALL": "0.25", "CLOUD__MAX_CONCURRENT": "2",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"EDGEROUTE_{name}", value)
+    given = policy(BOTH + '[limits]\nusd_per_day = 1\nmb_per_day = 3\n[egress]\nnever_leave = ["b", "c"]')
+    assert (given["metered"], given["state"].name, given["limits"]) == (True, "1", Limits(usd_per_day=2, mb_per_day=3))
+    assert given["egress"].rules == Egress(never_leave=["a"], default_class="7").rules
+    assert given["cloud"].address.terms == Terms(usd_per_call=0.25, max_concurrent=2)
+    assert (calls["cache"]["ttl_s"], calls["cache"]["disk"]) == (604800.0, given["state"] / "cache.db")
+    assert (calls["outbox"]["rate_per_s"], calls["outbox"]["drop"], calls["trace"]["sample"]) == (0.5, "newest", 0.01)
+    monkeypatch.setenv("EDGEROUTE_TRACE__SAMPLE", "0.5")
+    policy(BOTH)
+    assert calls["trace"]["sample"] == 0.5
+
+
+@pytest.mark.parametrize(("section", "given"), [("egress", '"x"'), ("egress", '[{ may_leave = ["a"] }]'), ("cloud", '"x"')])
+def test_a_variable_does_not_hide_that_a_section_is_none(problems, monkeypatch, section, given):
+    """Else rules of egress that nobody can read would be replaced by a part of what was meant."""
+    monkeypatch.setenv("EDGEROUTE_EGRESS__NEVER_LEAVE", '["b"]')
+    monkeypatch.setenv("EDGEROUTE_CLOUD__URL", URL)
+    lines = problems(f"threshold = 0.5\n{section} = {given}\n" + edge())
+    found = '"x"' if given == '"x"' else "a list"
+    assert lines == [f"{section}: expected a section, as in [{section}] and its keys below, found {found}"]
+
+
 def test_variables_can_make_a_section_that_the_file_lacks(policy, monkeypatch):
     """A file that says the rest may leave the address to the environment."""
     monkeypatch.setenv("EDGEROUTE_CLOUD__URL", URL)
@@ -282,12 +449,18 @@ def test_the_key_itself_may_be_in_its_variable(policy, monkeypatch):
 
 def test_an_unknown_variable_is_refused_with_the_nearest_name(problems, monkeypatch):
     """A misspelt one would otherwise do nothing, silently; so would one in lower case."""
-    for name in ("EDGEROUTE_MOD", "EDGEROUTE_CLOUD__URI", "edgeroute_threshold", "EDGEROUTE_CLOUD"):
+    for name in (
+        "EDGEROUTE_MOD", "EDGEROUTE_CLOUD__URI", "edgeroute_threshold", "EDGEROUTE_CLOUD", "EDGEROUTE_LIMITS",
+        "EDGEROUTE_LIMITS__0__USD_PER_DAY", "EDGEROUTE_EGRESS__MAYLEAVE",
+    ):  # fmt: skip
         monkeypatch.setenv(name, "sekret")
     lines = problems(BOTH)
     assert lines == [
         'EDGEROUTE_CLOUD: there is no such variable: did you mean "EDGEROUTE_CLOUD__URL"?',
         'EDGEROUTE_CLOUD__URI: there is no such variable: did you mean "EDGEROUTE_CLOUD__URL"?',
+        'EDGEROUTE_EGRESS__MAYLEAVE: there is no such variable: did you mean "EDGEROUTE_EGRESS__MAY_LEAVE"?',
+        'EDGEROUTE_LIMITS: there is no such variable: did you mean "EDGEROUTE_LIMITS__MB_PER_DAY"?',
+        'EDGEROUTE_LIMITS__0__USD_PER_DAY: there is no such variable: did you mean "EDGEROUTE_LIMITS__USD_PER_DAY"?',
         'EDGEROUTE_MOD: there is no such variable: did you mean "EDGEROUTE_MODE"?',
         'edgeroute_threshold: there is no such variable: did you mean "EDGEROUTE_THRESHOLD"?',
     ]
@@ -309,9 +482,16 @@ def test_variables_that_are_not_the_policys_are_left_alone(policy, monkeypatch):
         ("EDGEROUTE_MODE", "only_egde", 'found "only_egde": did you mean "only_edge"?'),
         ("EDGEROUTE_MODE", "", "is empty: give it a value, or unset it"),
         ("EDGEROUTE_THRESHOLD", "high", 'expected a number, or a list with one number for each edge model, found "high"'),
-        ("EDGEROUTE_DEADLINE", "300", 'expected a duration such as "300ms" or "2s", found "300"; did you mean "300ms" or "300s"?'),
+        ("EDGEROUTE_DEADLINE", "300", 'expected a duration such as "300ms", "2s" or "12h", found "300"; did you mean "300ms" or "300s"?'),
         ("EDGEROUTE_EDGE__PROVIDERS", '["A"', """expected JSON, such as ["a", "b"], found an error at line 1, column 5: Expecting ',' delimiter"""),
         ("EDGEROUTE_CLOUD__RETRIES", "1.5", "expected a whole number, 0 or more, found 1.5"),
+        ("EDGEROUTE_OFFLINE", "que", 'found "que": did you mean "queue"?'),
+        ("EDGEROUTE_OFFLINE", "queue", '"queue" needs state, the folder for what outlives the process, and there is none'),
+        ("EDGEROUTE_METERED", "yes", 'expected true or false, found "yes"'),
+        ("EDGEROUTE_LIMITS__USD_PER_DAY", "-1", "expected a number, 0 or more, found -1"),
+        ("EDGEROUTE_LIMITS__USD_PER_DAY", "1e999", "expected a number, 0 or more, found inf"),
+        ("EDGEROUTE_EGRESS__NEVER_LEAVE", "medical", 'expected a list of texts, as in ["a", "b"], found "medical"'),
+        ("EDGEROUTE_CACHE__DISK", "true", "needs state, the folder for what outlives the process, and there is none"),
         ("EDGEROUTE_CLOUD__VERIFY", "0", "expected true, false, or the path of a file with authorities in quotes, found 0"),
     ],
 )  # fmt: skip
@@ -331,7 +511,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, score, no_confidence, on_exhausted, edge, cloud"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, score, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, cache, outbox, trace"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -341,13 +521,13 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "prefer"\n' + BOTH, 'mode: found "prefer": did you mean "prefer_edge"?'),
         ('mode = "x"\n' + BOTH, 'mode: found "x": expected one of prefer_edge, only_edge, prefer_cloud, only_cloud'),
         ("mode = [1]\n" + BOTH, "mode: found a list: expected one of prefer_edge, only_edge, prefer_cloud, only_cloud"),
-        ("deadline = 300\n" + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found 300; did you mean "300ms" or "300s"?'),
-        ('deadline = "2 Sec"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "2 Sec"; did you mean "2s"?'),
-        ('deadline = "5 minutes"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "5 minutes"; did you mean "5m"?'),
-        ('deadline = "3 millis"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "3 millis"; did you mean "3ms"?'),
-        ('deadline = "5MB"\n' + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found "5MB"'),
-        ("deadline = true\n" + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found true'),
-        ("deadline = 2020-01-01\n" + BOTH, 'deadline: expected a duration such as "300ms" or "2s", found a date'),
+        ("deadline = 300\n" + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found 300; did you mean "300ms" or "300s"?'),
+        ('deadline = "2 Sec"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "2 Sec"; did you mean "2s"?'),
+        ('deadline = "5 minutes"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "5 minutes"; did you mean "5m"?'),
+        ('deadline = "3 millis"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "3 millis"; did you mean "3ms"?'),
+        ('deadline = "5MB"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "5MB"'),
+        ("deadline = true\n" + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found true'),
+        ("deadline = 2020-01-01\n" + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found a date'),
         ('deadline = "0s"\n' + BOTH, 'deadline: expected a duration of more than 0, found "0s"'),
         (BOTH + "max_reply = 5", 'cloud.max_reply: expected a size such as "512KB" or "16MiB", found 5; did you mean "5KB" or "5MB"?'),
         (BOTH + 'max_reply = "5 mib"', 'cloud.max_reply: expected a size such as "512KB" or "16MiB", found "5 mib"; did you mean "5MiB"?'),
@@ -363,7 +543,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('[[edge]]\npath = "a.onnx"\n[[edge]]\npath = 1', "edge[1].path: expected text in quotes, found 1"),
         ('[edge]\npath = "a.onnx"\nsha256 = "12"', 'edge.sha256: expected 64 hexadecimal digits in quotes, found "12"'),
         ('[edge]\npath = "a.onnx"\nthreads = 0', "edge.threads: expected a whole number, 1 or more, found 0"),
-        ('[edge]\npath = "a.onnx"\nproviders = []', 'edge.providers: expected a list of texts, as in ["a", "b"], found a list'),
+        ('[edge]\npath = "a.onnx"\nproviders = []', 'edge.providers: expected a list of texts, as in ["a", "b"], found an empty list'),
         (cloud('url = "http://h"'), "cloud: which model? Give model, or a url that ends in /v2/models/NAME"),
         (cloud('url = "h/v2/models/m"'), 'cloud.url: expected an address that begins with http:// or https://, found "h/v2/models/m"'),
         (cloud('url = "http://h:x/v2/models/m"'), 'cloud.url: expected an address that begins with http:// or https://, found "http://h:x/v2/models/m"'),
@@ -375,6 +555,62 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, score, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, cache, outbox, trace"),
+        ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
+        ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
+        ('metered = 1\n' + BOTH, 'metered: expected true or false, found 1'),
+        ('state = true\n' + BOTH, 'state: expected text in quotes, found true'),
+        ('state = ""\n' + BOTH, 'state: expected text in quotes, found ""'),
+        ('hedge_after = "p5"\n' + BOTH, 'hedge_after: expected a duration such as "300ms", a quantile from "p10" to "p99", or "auto", found "p5"'),
+        ('hedge_after = "90%"\n' + BOTH, 'hedge_after: expected a duration such as "300ms", a quantile from "p10" to "p99", or "auto", found "90%"'),
+        ('hedge_after = 50\n' + BOTH, 'hedge_after: expected a duration such as "300ms", a quantile from "p10" to "p99", or "auto", found 50; did you mean "50ms" or "50s"?'),
+        ('deadline = "2 hours"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "2 hours"; did you mean "2h"?'),
+        ('ttl = "1h"\n' + BOTH, 'ttl: there is no such key: it belongs in [cache] or [outbox]'),
+        (BOTH + '[cloud.limits]\nusd_per_day = 1', 'cloud.limits: there is no such key: it is a section of its own, [limits]'),
+        (BOTH + '[limits]\nusd_a_day = 1', 'limits.usd_a_day: there is no such key: did you mean "usd_per_day"?'),
+        (BOTH + '[limits]\nusd_per_call = 1', 'limits.usd_per_call: there is no such key: it belongs in [cloud]'),
+        (BOTH + '[limits]\nusd_per_day = "1"', 'limits.usd_per_day: expected a number, 0 or more, found "1"'),
+        (BOTH + '[limits]\nmb_per_day = -1', 'limits.mb_per_day: expected a number, 0 or more, found -1'),
+        (BOTH + '[limits]\njoules_per_hour = inf', 'limits.joules_per_hour: expected a number, 0 or more, found inf'),
+        (BOTH + '[limits]\ncalls_per_minute = true', 'limits.calls_per_minute: expected a number, 0 or more, found true'),
+        (BOTH + f'[limits]\nusd_per_day = -{10**400}', 'limits.usd_per_day: expected a number, 0 or more, found a huge number'),
+        ('limits = 3\n' + BOTH, 'limits: expected a section, as in [limits] and its keys below, found 3'),
+        (BOTH + '[[cache]]', 'cache: expected a section, as in [cache] and its keys below, found a list'),
+        (BOTH + 'usd_per_call = -0.1', 'cloud.usd_per_call: expected a number, 0 or more, found -0.1'),
+        (BOTH + 'joules_per_mb = nan', 'cloud.joules_per_mb: expected a number, 0 or more, found nan'),
+        (BOTH + 'calls_per_s = 0', 'cloud.calls_per_s: expected a number of more than 0, found 0'),
+        (BOTH + 'max_concurrent = 0', 'cloud.max_concurrent: expected a whole number, 1 or more, found 0'),
+        (BOTH + 'max_concurrent = 1.5', 'cloud.max_concurrent: expected a whole number, 1 or more, found 1.5'),
+        (BOTH + '[egress]', 'egress: expected never_leave, may_leave or default_class, found none of them'),
+        (BOTH + '[egress]\nunknown_class = "deny"', 'egress: expected never_leave, may_leave or default_class, found none of them'),
+        (BOTH + '[egress]\nneverleave = ["a"]', 'egress.neverleave: there is no such key: did you mean "never_leave"?'),
+        (BOTH + '[egress]\nnever_leave = []', 'egress.never_leave: expected a list of texts, as in ["a", "b"], found an empty list'),
+        (BOTH + '[egress]\nnever_leave = "a"', 'egress.never_leave: expected a list of texts, as in ["a", "b"], found "a"'),
+        (BOTH + '[egress]\nmay_leave = ["a", 1]', 'egress.may_leave: expected a list of texts, as in ["a", "b"], found a list'),
+        (BOTH + '[egress]\nmay_leave = ["a"]\nunknown_class = "denied"', 'egress.unknown_class: found "denied": did you mean "deny"?'),
+        (BOTH + '[egress]\ndefault_class = ""', 'egress.default_class: expected text in quotes, found ""'),
+        (BOTH + '[egress]\nnever_leave = ["b", "a"]\nmay_leave = ["a", "c"]', 'egress.may_leave: "a" is in never_leave too'),
+        (BOTH + '[cache]\nttl = 60', 'cache.ttl: expected a duration such as "300ms", "2s" or "12h", found 60; did you mean "60ms" or "60s"?'),
+        (BOTH + '[cache]\ndisk = "cache.db"', 'cache.disk: expected true or false, found "cache.db"'),
+        (BOTH + '[cache]\nmax_size = "16M"', 'cache.max_size: expected a size such as "512KB" or "16MiB", found "16M"; did you mean "16MB"?'),
+        (BOTH + '[cache]\nstale_if_ofline = "1h"', 'cache.stale_if_ofline: there is no such key: did you mean "stale_if_offline"?'),
+        ('state = "s"\n' + BOTH + '[outbox]\ndrop = "least-important"', 'outbox.drop: found "least-important": did you mean "least_important"?'),
+        ('state = "s"\n' + BOTH + '[outbox]\nttl = "0s"', 'outbox.ttl: expected a duration of more than 0, found "0s"'),
+        ('state = "s"\n' + BOTH + '[outbox]\nparallel = 0', 'outbox.parallel: expected a whole number, 1 or more, found 0'),
+        ('state = "s"\n' + BOTH + '[outbox]\nrate = 0', 'outbox.rate: expected a number of more than 0, found 0'),
+        ('state = "s"\n' + BOTH + '[outbox]\nordered = "yes"', 'outbox.ordered: expected true or false, found "yes"'),
+        ('state = "s"\n' + BOTH + '[trace]\nsample = 5', 'trace.sample: expected a share such as "1%" or 0.01, found 5'),
+        ('state = "s"\n' + BOTH + '[trace]\nsample = true', 'trace.sample: expected a share such as "1%" or 0.01, found true'),
+        ('state = "s"\n' + BOTH + '[trace]\nsample = "5 %"', 'trace.sample: expected a share such as "1%" or 0.01, found "5 %"; did you mean "5%"?'),
+        ('state = "s"\n' + BOTH + '[trace]\nsample = "150 %"', 'trace.sample: expected a share such as "1%" or 0.01, found "150 %"'),
+        ('state = "s"\n' + BOTH + '[trace]\nkeep = 0', 'trace.keep: expected a whole number, 1 or more, found 0'),
+        (BOTH + '[trace]\nfile = 1', 'trace.file: expected text in quotes, found 1'),
+        ('offline = "queue"\n' + BOTH, 'offline: "queue" needs state, the folder for what outlives the process, and there is none'),
+        ('offline = "queue"\nstate = "s"\n' + edge(), 'offline: "queue" needs a [cloud] section, and there is none'),
+        ('offline = "stale"\n' + BOTH, 'offline: "stale" needs a [cache] section, and there is none'),
+        (BOTH + '[cache]\ndisk = true', 'cache.disk: needs state, the folder for what outlives the process, and there is none'),
+        (BOTH + '[outbox]', 'outbox: needs state, the folder for what outlives the process, and there is none'),
+        (BOTH + '[trace]', 'trace.file: is missing, and so is state, the folder where it would be'),
         ('deadline = "1s"\nhedge_after = "1000ms"\n' + BOTH, 'hedge_after: expected less than the deadline, "1s", found "1000ms"'),
     ],
 )  # fmt: skip
@@ -390,7 +626,7 @@ def test_all_mistakes_are_told_at_once(policy, tmp_path, monkeypatch):
         policy('mode = "only_cloud"\ndeadline = 1\n[edge]\npath = "a.onnx"\nthread = 1')
     file = tmp_path / "policy.toml"
     assert str(e.value).splitlines() == [
-        f'{file}: deadline: expected a duration such as "300ms" or "2s", found 1; did you mean "1ms" or "1s"?',
+        f'{file}: deadline: expected a duration such as "300ms", "2s" or "12h", found 1; did you mean "1ms" or "1s"?',
         f'{file}: edge.thread: there is no such key: did you mean "threads"?',
         f'{file}: mode: "only_cloud" needs a [cloud] section, and there is none',
         'EDGEROUTE_SCOR: there is no such variable: did you mean "EDGEROUTE_SCORE"?',
@@ -558,7 +794,28 @@ def test_the_schema_describes_every_key_and_allows_no_other():
     assert schema["properties"]["mode"]["enum"] == ["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
     assert re.match(schema["properties"]["deadline"]["pattern"], "300ms")
     assert not re.match(schema["properties"]["deadline"]["pattern"], "300")
+    for written, right in {"100ms": True, "12h": True, "p10": True, "p99": True, "auto": True, "p9": False, "p100": False, "xp90": False}.items():
+        assert bool(re.search(schema["properties"]["hedge_after"]["pattern"], written)) == right
     assert "null" not in json.dumps(schema)
+    assert {name for name, value in schema["properties"].items() if "$ref" in json.dumps(value)} == {*keys.SECTIONS}
+
+
+def test_every_key_of_a_section_has_a_variable():
+    """What a file can say, the environment can."""
+    named = set(sources._variables())
+    for section, models in keys.SECTIONS.items():
+        for model in models:
+            assert {f"EDGEROUTE_{section}__{key}".upper() for key in model.model_fields} <= named
+    assert {f"EDGEROUTE_{key}".upper() for key in keys.Settings.model_fields if key not in keys.SECTIONS} <= named
+
+
+def test_the_document_has_every_key_under_its_section():
+    """With its meaning."""
+    parts = re.split(r"^### ", settings.reference(), flags=re.MULTILINE)
+    for section, models in keys.SECTIONS.items():
+        text = "".join(part for part in parts if part.startswith(f"`[{section}]`"))
+        for key, field in ((key, field) for model in models for key, field in model.model_fields.items()):
+            assert re.search(rf"^\| `{key}` \|.*\| {re.escape(field.description)} \|$", text, re.MULTILINE), (section, key)
 
 
 def test_the_document_is_what_the_schema_says():

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from edgeroute.core.policy import Terms
 from edgeroute.errors import BadReply, PolicyError, Refused
 
 try:
@@ -59,8 +60,17 @@ class HttpEndpoint(Protocol):
     def talk(self, inputs: list[Any]) -> Talk:
         """Inputs, without the batch axis -> their outputs, as `confidence.Reader` takes them."""
 
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """The one call that asks for them all; None: not to be told before the endpoint has been met, or more than one."""
+
+    def decode(self, reply: Reply, count: int) -> Any:
+        """What the reply to such a call holds for so many inputs, as a talk returns it."""
+
     def ping(self) -> Talk:
-        """Whether it is there and ready; carries no user data, and raises like a talk where it is not."""
+        """Whether it is there and ready, and all there is to know of it; no user data. Raises like a talk where it is not."""
+
+    def health(self) -> Talk:
+        """Whether it is there and ready: one call, no user data."""
 
 
 class Secret:
@@ -106,6 +116,7 @@ class Address:
         timeout_s: for one request with all its retries, where the deadline does not say less.
         retries: how often a request that failed is sent again.
         max_reply_bytes: a longer reply is refused before it is read.
+        terms: what `Terms` takes: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
         PolicyError: the URL is none, or carries a password.
@@ -122,7 +133,9 @@ class Address:
         timeout_s: float = 10.0,
         retries: int = 2,
         max_reply_bytes: int = 16 << 20,
+        **terms: Any,
     ) -> None:
+        self.terms = Terms(**terms)
         try:
             parts = urlsplit(url)
             port = parts.port

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from itertools import count
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
@@ -19,6 +20,22 @@ from edgeroute.types import Cancel
 
 FIRST_S, MOST_S = 0.1, 2.0
 """Back-off before the first retry, at most; and before any."""
+
+
+class Visit(Protocol):
+    """Who is asked before each attempt, and told after it; see `edgeroute.guard.Visit`."""
+
+    identity: str
+    """The idempotency key: the same for every attempt at one request."""
+
+    def leaving(self, size: int, until: float) -> None:
+        """So many bytes are about to be sent. Raises what forbids it."""
+
+    def came(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
+        """So many bytes came back, or an error did."""
+
+    def may_retry(self) -> bool:
+        """Whether there may be another attempt."""
 
 
 class HttpLeg:
@@ -36,27 +53,29 @@ class HttpLeg:
         """A lock of its own for the child."""
         self._lock = threading.Lock()
 
-    def run(self, talk: Talk, until: float, cancel: Cancel | None = None) -> Any:
+    def run(self, talk: Talk, until: float, visit: Visit, cancel: Cancel | None = None) -> Any:
         """The talk's outputs, by the instant `until` or the endpoint's own timeout, whichever is sooner.
 
         Raises:
             CloudError: there are none.
         """
-        until, reply = self._until(until), None
+        until, reply, posts = self._until(until), None, count()
         try:
             while True:
-                reply = self._exchange(talk.send(reply), until, cancel)  # type: ignore[arg-type]  # the first send starts it
+                call = _keyed(talk.send(reply), visit, posts)  # type: ignore[arg-type]  # the first send starts it
+                reply = self._exchange(call, until, visit, cancel)
         except StopIteration as end:
             return end.value
         finally:
             talk.close()
 
-    async def run_async(self, talk: Talk, until: float) -> Any:
+    async def run_async(self, talk: Talk, until: float, visit: Visit) -> Any:
         """As `run`; cancelling the task ends it."""
-        until, reply = self._until(until), None
+        until, reply, posts = self._until(until), None, count()
         try:
             while True:
-                reply = await self._exchange_async(talk.send(reply), until)  # type: ignore[arg-type]  # likewise
+                call = _keyed(talk.send(reply), visit, posts)  # type: ignore[arg-type]  # likewise
+                reply = await self._exchange_async(call, until, visit)
         except StopIteration as end:
             return end.value
         finally:
@@ -65,10 +84,15 @@ class HttpLeg:
     def _until(self, until: float) -> float:
         return min(until, monotonic() + self.endpoint.address.timeout_s)
 
-    def _exchange(self, call: Call, until: float, cancel: Cancel | None) -> Reply:
+    def _exchange(self, call: Call, until: float, visit: Visit, cancel: Cancel | None) -> Reply:
         def once() -> Reply:
-            self._count(len(call.body), 0)
-            return self._taken(call, self._channels.send(call, until, cancel))
+            self._leaving(call, until, visit)
+            try:
+                reply = self._channels.send(call, until, cancel)
+            except CloudError as e:
+                visit.came(0, e, cut=cancel is not None and cancel.asked)
+                raise
+            return self._taken(call, reply, visit)
 
         if call.probe:
             try:
@@ -79,12 +103,17 @@ class HttpLeg:
             return once()
         except CloudError as e:
             pause: Any = sleep if cancel is None else cancel.wait
-            return Retrying(sleep=pause, **self._rules(until, cancel))(_after(e, once))
+            return Retrying(sleep=pause, **self._rules(until, visit, cancel))(_after(e, once))
 
-    async def _exchange_async(self, call: Call, until: float) -> Reply:
+    async def _exchange_async(self, call: Call, until: float, visit: Visit) -> Reply:
         async def once() -> Reply:
-            self._count(len(call.body), 0)
-            return self._taken(call, await self._async.send(call, until))
+            self._leaving(call, until, visit)
+            try:
+                reply = await self._async.send(call, until)
+            except CloudError as e:
+                visit.came(0, e)
+                raise
+            return self._taken(call, reply, visit)
 
         if call.probe:
             try:
@@ -101,18 +130,29 @@ class HttpLeg:
                     raise failure
                 return await once()
 
-            return await AsyncRetrying(**self._rules(until, None))(again)
+            return await AsyncRetrying(**self._rules(until, visit, None))(again)
 
-    def _taken(self, call: Call, reply: Reply) -> Reply:
-        self._count(0, len(reply.body))
-        return reply if call.probe else checked(reply, self.endpoint.where, self.endpoint.address.hide)
-
-    def _count(self, sent: int, received: int) -> None:
+    def _leaving(self, call: Call, until: float, visit: Visit) -> None:
+        size = len(call.body)
+        visit.leaving(size, until)
         with self._lock:
-            self.sent += sent
-            self.received += received
+            self.sent += size
 
-    def _rules(self, until: float, cancel: Cancel | None) -> dict[str, Any]:
+    def _taken(self, call: Call, reply: Reply, visit: Visit) -> Reply:
+        size = len(reply.body)
+        with self._lock:
+            self.received += size
+        try:
+            good = checked(reply, self.endpoint.where, self.endpoint.address.hide)
+        except CloudError as e:
+            visit.came(size, e)
+            if call.probe:
+                return reply
+            raise
+        visit.came(size)
+        return good
+
+    def _rules(self, until: float, visit: Visit, cancel: Cancel | None) -> dict[str, Any]:
         most = self.endpoint.address.retries
 
         def stop(state: RetryCallState) -> bool:
@@ -120,6 +160,7 @@ class HttpLeg:
                 state.attempt_number > most
                 or monotonic() + state.upcoming_sleep >= until
                 or (cancel is not None and cancel.asked)
+                or not visit.may_retry()
             )
 
         return {"retry": _RETRIABLE, "wait": _wait, "stop": stop, "reraise": True}
@@ -132,6 +173,15 @@ class HttpLeg:
         """Closes the connections that asyncio uses."""
         await self._async.close()
         self.close()
+
+
+def _keyed(call: Call, visit: Visit, posts: count[int]) -> Call:
+    """The call with its idempotency key: a server that has seen it need not do the work again."""
+    if call.method != "POST" or call.probe or not visit.identity:
+        return call
+    n = next(posts)
+    key = f"{visit.identity}/{n}" if n else visit.identity
+    return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
 
 
 def _after(first: CloudError, once: Callable[[], Reply]) -> Callable[[], Reply]:

@@ -41,7 +41,7 @@ class OpenInference:
         kind: what the outputs are: logits or probabilities.
         output: the output that is read; None: the first.
         card: path of a card whose preprocessing the caller's input needs first.
-        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes.
+        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, and its `terms`.
     """
 
     def __init__(
@@ -70,9 +70,13 @@ class OpenInference:
         self.inputs: tuple[TensorSpec, ...] | None = None
         self._tries = 0
 
+    def health(self) -> Talk:
+        """Asks whether the model is ready."""
+        yield Call("GET", f"{self.path}/ready")
+
     def ping(self) -> Talk:
         """Asks whether the model is ready, then for what it takes and how."""
-        yield Call("GET", f"{self.path}/ready")
+        yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and all(_probed(s.shape[1:]) for s in self.inputs):
             yield from self._try_binary({s.name: np.zeros((1, *s.shape[1:]), s.dtype) for s in self.inputs})
@@ -85,7 +89,22 @@ class OpenInference:
         if self.binary is None:
             yield from self._try_binary({name: np.zeros_like(array[:1]) for name, array in feed.items()})
         reply = yield self._infer(feed, binary=bool(self.binary))
-        return self._decode(reply, len(inputs))
+        return self.decode(reply, len(inputs))
+
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """The call that asks for them; None while what the model takes is not known."""
+        return None if self.inputs is None else self._infer(self._feed(inputs), binary=bool(self.binary))
+
+    @property
+    def known(self) -> dict[str, Any] | None:
+        """What the endpoint has told about itself, ready for JSON; None: nothing yet."""
+        return None if self.inputs is None else {"inputs": [list(spec) for spec in self.inputs], "binary": self.binary}
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Takes up what it told before."""
+        if self.inputs is None:
+            self.inputs = tuple(TensorSpec(str(name), str(dtype), tuple(shape)) for name, dtype, shape in known["inputs"])
+            self.binary = known["binary"] if self.binary is None else self.binary
 
     def _meet(self) -> Talk:
         """Reads the model's metadata."""
@@ -109,7 +128,7 @@ class OpenInference:
         if reply.status == 0 and self._tries < TRIES:
             return
         try:
-            self._decode(checked(reply, self.where), 1)
+            self.decode(checked(reply, self.where), 1)
             self.binary = True
         except CloudError:
             self.binary = False
@@ -153,7 +172,7 @@ class OpenInference:
             return Call("POST", f"{self.path}/infer", [JSON], text)
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], b"".join([text, *parts]))
 
-    def _decode(self, reply: Reply, count: int) -> Array:
+    def decode(self, reply: Reply, count: int) -> Array:
         """The output [n, ...] in a reply; every size is checked before it is believed."""
         body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):

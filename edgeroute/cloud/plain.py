@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.base import Address, Call, Talk, dumps, loads
+from edgeroute.cloud.base import Address, Call, Reply, Talk, dumps, loads
 from edgeroute.errors import BadReply, Unreachable
 
 
@@ -21,7 +21,7 @@ class PlainJson:
         confidence: likewise; None: the answer has no confidence.
         logits: where an array [classes] is, instead of `value`.
         ping_path: a path that answers 200 when the server is well; None: only the connection is tried, with OPTIONS.
-        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes.
+        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, and its `terms`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PlainJson:
         self.where = self.address.origin + self.address.path
         self.name, self.labels = name, tuple(labels) if labels else None
         self.kind = "logits" if logits else "answers"
-        self.encode = encode or _plain
+        self._encode = encode or _plain
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 
     def ping(self) -> Talk:
@@ -53,20 +53,34 @@ class PlainJson:
         if not reply.status:
             raise Unreachable(bytes(reply.body).decode())
 
+    def health(self) -> Talk:
+        """Whether the server is there."""
+        return self.ping()
+
     def talk(self, inputs: list[Any]) -> Talk:
         """One request an input: there is no batch in a protocol that this knows nothing of."""
         answers = []
         for x in inputs:
-            reply = yield Call("POST", self.address.path or "/", [("Content-Type", "application/json")], dumps(self.encode(x)))
-            said = loads(reply.body, self.where)
-            if self.logits is not None:
-                answers.append(self._numbers(said, self.logits))
-            else:
-                sure = None if self.confidence is None else self._pick(said, self.confidence, optional=True)
-                if not (sure is None or isinstance(sure, int | float)):
-                    raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
-                answers.append((self._pick(said, self.value), sure))
+            reply = yield self._call(x)
+            answers += self.decode(reply, 1)
         return answers
+
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """The call for one input."""
+        return self._call(inputs[0]) if len(inputs) == 1 else None
+
+    def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - it is always one
+        """The one answer in a reply."""
+        said = loads(reply.body, self.where)
+        if self.logits is not None:
+            return [self._numbers(said, self.logits)]
+        sure = None if self.confidence is None else self._pick(said, self.confidence, optional=True)
+        if not (sure is None or isinstance(sure, int | float)):
+            raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
+        return [(self._pick(said, self.value), sure)]
+
+    def _call(self, x: Any) -> Call:
+        return Call("POST", self.address.path or "/", [("Content-Type", "application/json")], dumps(self._encode(x)))
 
     def _numbers(self, said: Any, path: str) -> Any:
         try:

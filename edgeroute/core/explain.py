@@ -10,6 +10,10 @@ from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 
 
+VERSION = 1
+"""Of a trace's layout."""
+
+
 def reason(plan: Plan, outcome: Outcome) -> str:
     """Such as `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
@@ -21,7 +25,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         elif what in {"accepted", "below", "kept"}:
             parts.append(answered(plan, leg, detail, at - started[i]))
         elif what == "failed":
-            parts.append(f"{leg.name} failed: {detail}")
+            parts.append(str(detail) if getattr(detail, "held", False) else f"{leg.name} failed: {detail}")
         elif what == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if outcome.leg is not None and not outcome.accepted:
@@ -47,16 +51,32 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float) -> s
         sure, limit = f"{confidence:.6g}", f"{leg.threshold:.6g}"
     text = f"{leg.name} {sure} {sign} {limit} ({leg.label})"
     if leg.final and sign == "<":
-        text += f", {plan.mode}" if plan.mode == "only_edge" else ", and there is nothing else to ask"
+        text += f", {plan.stays}" if plan.stays else ", and there is nothing else to ask"
     return text
 
 
-def trace(plan: Plan, outcome: Outcome, identity: str) -> Mapping[str, Any]:
-    """Everything that was decided, ready for `json.dumps`; instants in seconds from the beginning. No inputs."""
+def trace(
+    plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None
+) -> dict[str, Any]:
+    """Everything that was decided, and on what ground, ready for `json.dumps`. No inputs.
+
+    Instants are seconds from the beginning. costs: leg number -> what it sent, received and cost.
+    """
+    facts = plan.facts
     return {
+        "version": VERSION,
         "id": identity,
         "mode": plan.mode,
         "deadline_s": None if plan.deadline_s == INF else plan.deadline_s,
+        "data_class": plan.data_class,
+        "offline": plan.offline,
+        "stays": plan.stays,
+        "facts": {
+            "busy": sorted(facts.busy),
+            "edge_p99_s": round(facts.edge_s, 6),
+            "no_hedge": facts.no_hedge,
+            "deferral_rate": round(facts.deferral_rate, 4),
+        },
         "plan": [
             {
                 "leg": leg.name,
@@ -64,12 +84,14 @@ def trace(plan: Plan, outcome: Outcome, identity: str) -> Mapping[str, Any]:
                 "threshold": leg.threshold,
                 "label": leg.label,
                 "hedge_after_s": None if leg.hedge_after_s == INF else leg.hedge_after_s,
+                "rule": None if leg.permit is None else leg.permit.rule,
             }
             for leg in plan.legs
         ],
         "events": [
             {"at_s": round(at - outcome.begun, 6), "leg": plan.legs[i].name, "what": what}
             | ({} if detail is None else {"error" if what == "failed" else "confidence": _plain(detail)})
+            | ({} if what == "start" or costs is None else costs.get(i, {}))
             for what, i, at, detail in outcome.log
         ],
         "answered_by": None if outcome.leg is None else plan.legs[outcome.leg].name,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from edgeroute.core.latency import Latency
 
 
 class Facts(NamedTuple):
@@ -12,3 +15,9 @@ class Facts(NamedTuple):
     """Names of targets still held by a run that was told to stop and has not."""
     edge_s: float = 0.0
     """The time the edge needs, seconds: the 99 % quantile of its measured latency; 0 while unknown."""
+    no_hedge: str = ""
+    """Why nothing is asked only to be quicker; empty: it may be."""
+    deferral_rate: float = 0.0
+    """The share of requests for which the cloud was needed, 0..1."""
+    latencies: Mapping[str, Latency] = {}
+    """What is known of each target's latency; only where the policy looks at it."""

@@ -1,10 +1,10 @@
 """Walks a plan. One generator says what to do next; a driver does it and says what happened.
 
-    effects, yielded      Start(leg)   Wait(until)   Cancel(leg)
+    effects, yielded      Start(leg)   Wait(until)   Cancel(leg)   Leave(leg)   Emit(leg, prediction)
     events, sent back     Done   Failed   Elapsed
 
 A driver answers `Wait` with the next event, or with `Elapsed` once `until` has come; `Start` with None, or with the
-leg's event if it ran to its end there and then; `Cancel` with None. All instants are seconds of one monotonic clock.
+leg's event if it ran to its end there and then; `Emit` with `Elapsed`; `Cancel` and `Leave` with None. All instants are seconds of one monotonic clock.
 Starting is separate from waiting, so a race needs no thread in here, and the whole of acceptance, hedging, deadline
 and degradation is this one function.
 """
@@ -36,6 +36,13 @@ class Wait(NamedTuple):
 @final
 class Cancel(NamedTuple):
     """This leg's answer is not needed any more."""
+
+    leg: int
+
+
+@final
+class Leave(NamedTuple):
+    """Nobody waits for this leg any more, but what it answers is still of use: let it run on."""
 
     leg: int
 
@@ -77,6 +84,15 @@ class Elapsed(NamedTuple):
     at: float
 
 
+@final
+class Emit(NamedTuple):
+    """Show this answer now; a better one may follow."""
+
+    leg: int
+    prediction: Prediction
+    log: Sequence[Mark]
+
+
 Mark: TypeAlias = tuple[str, int, float, Any]
 """One line of a route's log: what, to which leg, when, and the detail.
 
@@ -84,7 +100,7 @@ what: start | accepted | below | kept | failed | cancelled | timeout. detail: th
 below, kept), the exception of a failure. A plain tuple, since every call makes some.
 """
 
-Effect: TypeAlias = Start | Wait | Cancel
+Effect: TypeAlias = Start | Wait | Cancel | Leave | Emit
 Event: TypeAlias = Done | Failed | Elapsed
 
 
@@ -119,13 +135,21 @@ def acceptable(leg: Leg, confidence: float | None) -> bool:
     return confidence >= threshold
 
 
-def walk(plan: Plan, begun: float) -> Walk:
-    """Routes one input along the plan, beginning at the instant `begun`."""
-    legs, deadline = plan.legs, begun + plan.deadline_s
+def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False) -> Walk:
+    """Routes one input along the plan, beginning at the instant `begun`.
+
+    Args:
+        plan: the plan.
+        begun: the instant at which it begins.
+        provisional: emit each answer that is the best so far and not the last word.
+        keep_late: at the deadline, leave clouds that are still at it, rather than cancel them.
+    """
+    legs, deadline = _at_once(plan.legs) if provisional else plan.legs, begun + plan.deadline_s
     pending, running = [*plan.order], list[int]()
     held: dict[int, Prediction] = {}
     log: list[Mark] = []
     now = started = begun
+    fresh = False
 
     while True:
         event, due = None, INF
@@ -145,8 +169,13 @@ def walk(plan: Plan, begun: float) -> Walk:
                 break
         if event is None:
             if not running or (held and all(legs[i].standby for i in running)):
-                yield from _cancel(running, "cancelled", now, log)
+                yield from _cancel(running, now, log)
                 break
+            if fresh:
+                fresh, best = False, max(held, key=lambda i: legs[i].target)
+                shown = yield Emit(best, held[best], tuple(log))
+                now = shown.at  # type: ignore[union-attr]  # whoever was shown it may have taken its time
+                continue
             until = due if due < deadline else deadline
             event = yield FOREVER if until == INF else Wait(until)
 
@@ -158,24 +187,33 @@ def walk(plan: Plan, begun: float) -> Walk:
             if not leg.standby and acceptable(leg, prediction.confidence):
                 log.append(("accepted", i, now, prediction.confidence))
                 if running:
-                    yield from _cancel(running, "cancelled", now, log)
+                    yield from _cancel(running, now, log)
                 return new(Outcome, (i, prediction, True, log, begun, now))
             log.append(("kept" if leg.standby else "below", i, now, prediction.confidence))
+            fresh = provisional and all(legs[i].target > legs[j].target for j in held)
             held[i] = prediction
         elif type(event) is Failed:
             running.remove(event.leg)
             log.append(("failed", event.leg, now, event.error))
             if event.fatal and not held:
-                yield from _cancel(running, "cancelled", now, log)
+                yield from _cancel(running, now, log)
                 break
         elif now >= deadline:
-            yield from _cancel(running, "timeout", now, log)
+            for i in running:
+                yield Leave(i) if keep_late and legs[i].permit is not None else Cancel(i)
+                log.append(("timeout", i, now, None))
             break
 
     if not held:
         return Outcome(None, None, False, log, begun, now)
     best = max(held, key=lambda i: legs[i].target)
     return Outcome(best, held[best], False, log, begun, now)
+
+
+def _at_once(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
+    """The legs, with the first standby starting at the beginning: its answer is wanted even if it is not the last."""
+    first = next((i for i, leg in enumerate(legs) if leg.standby), None)
+    return tuple(leg._replace(start_by_s=0.0) if i == first else leg for i, leg in enumerate(legs))
 
 
 def _next(
@@ -194,8 +232,8 @@ def _next(
     return i, at
 
 
-def _cancel(running: list[int], what: str, now: float, log: list[Mark]) -> Generator[Effect, Event | None, None]:
+def _cancel(running: list[int], now: float, log: list[Mark]) -> Generator[Effect, Event | None, None]:
     for i in running:
         yield Cancel(i)
-        log.append((what, i, now, None))
+        log.append(("cancelled", i, now, None))
     running.clear()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from math import exp, log
+from collections.abc import Mapping
+from math import exp, inf, log
+from typing import Any
 
 ERROR = 0.02
 """Relative error of a quantile."""
@@ -53,4 +55,53 @@ class Latency:
                 seen, last = seen + weight, i
                 if seen >= goal:
                     break
-        return exp((last - _SHIFT) * _WIDTH) * (1 + ERROR)  # of the bucket, the value no further than ERROR from both ends
+        return _middle(last)
+
+    def share_above(self, seconds: float) -> float | None:
+        """The share of values (0..1) that are longer, up to ERROR in `seconds`; None before the first value."""
+        if not self.count:
+            return None
+        if seconds >= HIGHEST_S:
+            return 0.0
+        place = log(max(seconds, LOWEST_S)) * _SCALE + _SHIFT
+        i = int(place)  # of this bucket, the values are taken to lie evenly
+        longer = sum(self._buckets[i + 1 :]) + self._buckets[i] * (1 - (place - i))
+        return min(1.0, longer / self._total)
+
+    def copy(self) -> Latency:
+        """One that goes its own way from here."""
+        other = Latency()
+        other.count, other._buckets = self.count, self._buckets[:]
+        other._total, other._weight = self._total, self._weight
+        return other
+
+    def dump(self) -> dict[str, object]:
+        """What is known, ready for JSON: how many values there were, and [seconds, weight]... as of now."""
+        values = [[_middle(i), weight / self._weight] for i, weight in enumerate(self._buckets) if weight]
+        return {"count": self.count, "values": values}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any]) -> Latency:
+        """The sketch that was dumped.
+
+        Raises:
+            ValueError: that is no dump.
+        """
+        sketch = cls()
+        try:
+            for seconds, weight in dumped["values"]:
+                if not (0 < seconds < inf and 0 < weight < inf):
+                    raise ValueError(f"{weight} times {seconds}")  # noqa: TRY301 - one message for all that may be wrong
+                sketch._weight = weight
+                sketch.add(seconds)
+            known, sketch.count = sketch.count, int(dumped["count"])
+            if sketch.count < known or (sketch.count and not known):
+                raise ValueError(f"{sketch.count} values in {known} buckets")  # noqa: TRY301 - the same
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"not a dump of latencies: {e!r}") from e
+        sketch._weight = 1.0
+        return sketch
+
+
+def _middle(bucket: int) -> float:
+    return exp((bucket - _SHIFT) * _WIDTH) * (1 + ERROR)  # no further than ERROR from both ends

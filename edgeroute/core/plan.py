@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from edgeroute.core import hedge
+from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.policy import INF, Mode, OnExhausted, Policy, Side, Target
+from edgeroute.core.policy import INF, Mode, Offline, Policy, Side, Target
 
 
 class Leg(NamedTuple):
     """One target, as this plan uses it."""
 
     name: str
-    side: Side
+    permit: Permit | None
+    """What lets it leave the device; None: it stays on it. There is no way to ask a cloud but with one."""
     target: int
     """Position in the list of targets; a higher one is more capable, so its answer is the better one to fall back on."""
     threshold: float | None
@@ -29,13 +33,18 @@ class Leg(NamedTuple):
     """A standby starts no later than this after the beginning; inf: only once every other leg has ended."""
     label: str
 
+    @property
+    def side(self) -> Side:
+        """Where it runs."""
+        return "edge" if self.permit is None else "cloud"
+
 
 class Plan(NamedTuple):
     """The legs in the order they are tried, and until when."""
 
     legs: tuple[Leg, ...]
     deadline_s: float
-    on_exhausted: OnExhausted
+    offline: Offline
     mode: Mode
     steps: tuple[str, ...]
     """Why the plan is as it is, a line each."""
@@ -43,12 +52,18 @@ class Plan(NamedTuple):
     """The legs' numbers: 0, 1, ..."""
     sequential: bool
     """At most one leg runs at a time, and nothing can interrupt it."""
+    stays: str
+    """Why no leg leaves the device though there is a cloud; empty otherwise."""
+    data_class: str | None
+    facts: Facts
 
 
 class Refusal(NamedTuple):
     """No plan is possible: why, and what next."""
 
     reason: str
+    denied: bool = False
+    """It is the data's class that forbids it, not the policy that contradicts itself."""
 
 
 def plan(
@@ -58,59 +73,108 @@ def plan(
     *,
     mode: Mode | None = None,
     deadline_s: float | None = None,
+    data_class: str | None = None,
 ) -> Plan | Refusal:
     """The plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
     mode = mode or policy.mode
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
+    steps = [f"mode {mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
-    steps = [f"mode {mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
-
-    if mode == "only_edge":
-        order = edges
-        steps.append("nothing leaves the device: the mode is only_edge")
-    elif mode == "only_cloud":
-        order = clouds
-    elif mode == "prefer_cloud":
-        order = clouds + edges[::-1]
-    else:
-        order = edges + clouds
-    if not order:
+    if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
         side = "edge" if mode == "only_edge" else "cloud"
         return Refusal(f"mode {mode!r} needs {side}=, and this router has none")
+
+    allowed: Permit | None = None
+    stays = ""
+    if mode == "only_edge":
+        stays = "only_edge"
+        steps.append("nothing leaves the device: the mode is only_edge")
+    elif clouds:
+        verdict = permit(policy.rules, data_class)
+        if isinstance(verdict, Denied):
+            stays = verdict.why
+            steps.append(f"nothing leaves the device: {stays}")
+        else:
+            allowed = verdict
+            if verdict.data_class is not None:
+                steps.append(f"data class {verdict.data_class!r} may leave: {verdict.rule}")
+
+    away = [] if allowed is None else _arranged(policy, targets, facts, clouds)
+    home = [] if mode == "only_cloud" else edges
+    first_away = mode == "prefer_cloud" and allowed is not None
+    order = [*away, *home[::-1]] if first_away else [*home, *away]
+    if not order:
+        needs = "and there is no edge" if mode != "only_cloud" else "and mode 'only_cloud' asks nothing else"
+        return Refusal(f"no answer is possible: {stays}, {needs}", denied=True)
 
     free = [i for i in order if targets[i].name not in facts.busy]
     if free and len(free) < len(order):
         steps.extend(f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free)
         order = free
 
+    hedge_s = _hedge_s(policy, targets, facts, order, deadline_s)
+    if hedge_s < INF and facts.no_hedge and len(order) > 1 and allowed is not None:
+        steps.append(f"no hedge: {facts.no_hedge}")
+        hedge_s = INF
     legs: list[Leg] = []
     for position, i in enumerate(order):
         target = targets[i]
-        standby = mode == "prefer_cloud" and target.side == "edge"
+        standby = first_away and target.side == "edge"
         first_standby = standby and not any(leg.standby for leg in legs)
         leg = Leg(
             name=target.name,
-            side=target.side,
+            permit=allowed if target.side == "cloud" else None,
             target=i,
             threshold=target.threshold,
             final=position == len(order) - 1 and not standby,
             accept_unsure=policy.no_confidence == "accept",
-            hedge_after_s=policy.hedge_after_s if position and not standby else INF,
+            hedge_after_s=hedge_s if position and not standby else INF,
             standby=standby,
-            start_by_s=_start_by_s(policy, facts, deadline_s) if first_standby else INF,
+            start_by_s=_start_by_s(hedge_s, facts, deadline_s) if first_standby else INF,
             label=target.label,
         )
         steps.append(_step(leg, legs[-1] if legs else None))
         legs.append(leg)
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
-    return Plan(tuple(legs), deadline_s, policy.on_exhausted, mode, tuple(steps), tuple(range(len(legs))), sequential)
+    return Plan(
+        tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
+        stays, data_class, facts,
+    )  # fmt: skip
 
 
-def _start_by_s(policy: Policy, facts: Facts, deadline_s: float) -> float:
+def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
+    """The clouds in the order of trying. One of which nothing is known yet comes first: else nothing ever would be."""
+    if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to arrange
+        return clouds
+
+    def median_s(i: int) -> float:
+        known = facts.latencies.get(targets[i].name)
+        return 0.0 if known is None else known.quantile(0.5) or 0.0
+
+    return sorted(clouds, key=median_s)
+
+
+def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:
+    """The delay in seconds that the policy's `hedge_after` comes to."""
+    rule = policy.hedge_after
+    if not isinstance(rule, str):
+        return rule
+    known = [facts.latencies.get(targets[i].name) for i in order]
+    edge = next((k for k, i in zip(known, order, strict=True) if targets[i].side == "edge"), None)
+    cloud = next((k for k, i in zip(known, order, strict=True) if targets[i].side == "cloud"), None)
+    if edge is None or cloud is None:
+        return INF
+    if rule == "auto":
+        either = targets[order[0]].threshold is None
+        return hedge.auto(edge, cloud, deadline_s=deadline_s, deferral_rate=facts.deferral_rate, either=either)
+    return hedge.quantile(edge, float(rule[1:]) / 100)
+
+
+def _start_by_s(hedge_s: float, facts: Facts, deadline_s: float) -> float:
     """The last moment at which the edge, given twice its usual time, is still on time; at once while that is unknown."""
     latest = INF if deadline_s == INF else max(0.0, deadline_s - 2 * facts.edge_s) if facts.edge_s else 0.0
-    return min(latest, policy.hedge_after_s)
+    return min(latest, hedge_s)
 
 
 def _step(leg: Leg, before: Leg | None) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
+from edgeroute.core.egress import Rules
+
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 Side = Literal["edge", "cloud"]
-OnExhausted = Literal["answer", "raise"]
+Offline = Literal["edge", "queue", "stale", "raise"]
 NoConfidence = Literal["defer", "accept"]
+CloudOrder = Literal["listed", "fastest"]
+Hedge = float | str
+"""Seconds, a quantile of the edge's own latency such as "p90", or "auto"."""
 
 MODES: Final[tuple[Mode, ...]] = ("prefer_edge", "only_edge", "prefer_cloud", "only_cloud")
+OFFLINE: Final[tuple[Offline, ...]] = ("edge", "queue", "stale", "raise")
 INF: Final = float("inf")
 
 
@@ -29,9 +35,26 @@ class Policy(NamedTuple):
 
     mode: Mode = "prefer_edge"
     deadline_s: float = INF
-    hedge_after_s: float = INF
+    hedge_after: Hedge = INF
     """Start the next target this long after the one before, if that has not answered yet; 0 is a race."""
-    on_exhausted: OnExhausted = "answer"
-    """When no answer was accepted: return the best one there is, marked degraded, or raise NoAnswer."""
+    offline: Offline = "edge"
+    """When the cloud was needed and did not answer: the edge's answer stands; it does, and the request is sent later; an
+    answer that the cache still has from before; or NoAnswer."""
     no_confidence: NoConfidence = "defer"
     """What a missing or NaN confidence means."""
+    order: CloudOrder = "listed"
+    """Which of several clouds is asked first: as they are listed, or the one that has been fastest."""
+    rules: Rules = Rules()
+    """What may leave."""
+
+
+class Terms(NamedTuple):
+    """What asking an endpoint costs, and how much it may be asked at a time."""
+
+    usd_per_call: float = 0.0
+    usd_per_mb: float = 0.0
+    joules_per_call: float = 0.0
+    joules_per_mb: float = 0.0
+    """The device's energy for the radio: for a request, and for a million bytes of bodies, both ways."""
+    calls_per_s: float = INF
+    max_concurrent: int = 64

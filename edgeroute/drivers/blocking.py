@@ -8,7 +8,7 @@ from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import TypeVar
 
-from edgeroute.core.flow import Effect, Elapsed, Event, Start, Wait
+from edgeroute.core.flow import Cancel, Effect, Elapsed, Emit, Event, Start, Wait
 from edgeroute.core.policy import INF
 from edgeroute.drivers import Begin, Stop
 
@@ -17,6 +17,16 @@ T = TypeVar("T")
 
 def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
     """What the walk returns. Whatever ends this early (Ctrl-C too) stops every leg that is under way."""
+    steps = stream(walk, begin)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[Emit, None, T]:
+    """Yields what the walk emits, and returns what it returns. Closing this early stops every leg that is under way."""
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put
     stops: dict[int, Stop] = {}
@@ -35,8 +45,13 @@ def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
                 reply = _receive(mail, effect.until)
                 if type(reply) is not Elapsed:
                     stops.pop(reply.leg, None)
+            elif type(effect) is Emit:
+                yield effect
+                reply = Elapsed(monotonic())
             else:
-                stops.pop(effect.leg)()
+                stop = stops.pop(effect.leg)
+                if type(effect) is Cancel:
+                    stop()
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     finally:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from time import monotonic
 from typing import TypeVar
 
-from edgeroute.core.flow import Effect, Elapsed, Event, Start, Wait
+from edgeroute.core.flow import Cancel, Effect, Elapsed, Emit, Event, Start, Wait
 from edgeroute.core.policy import INF
 from edgeroute.drivers import Begin, Stop
 
 T = TypeVar("T")
 
 
-async def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
-    """What the walk returns. Cancelling the task stops every leg that is under way."""
+async def drive(
+    walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None
+) -> T:
+    """What the walk returns; `show` is called with what it emits. Cancelling the task stops every leg that is under way."""
     loop = asyncio.get_running_loop()
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
@@ -56,8 +58,14 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
                 reply = mail.popleft() if mail else Elapsed(monotonic())
                 if type(reply) is not Elapsed:
                     stops.pop(reply.leg, None)
+            elif type(effect) is Emit:
+                if show is not None:
+                    show(effect)
+                reply = Elapsed(monotonic())
             else:
-                stops.pop(effect.leg)()
+                stop = stops.pop(effect.leg)
+                if type(effect) is Cancel:
+                    stop()
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     finally:

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TypeVar
 
-from edgeroute.core.flow import Effect, Elapsed, Event, Start, Wait
+from edgeroute.core.flow import Effect, Elapsed, Emit, Event, Start, Wait
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float
                     reply = Elapsed(now)
                 else:
                     raise RuntimeError("the walk waits for a leg that never answers, and has no deadline")
+            elif type(effect) is Emit:
+                reply = Elapsed(now)
             else:
                 cancelled.add(effect.leg)
     except StopIteration as end:

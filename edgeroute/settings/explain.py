@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from edgeroute.settings.keys import CLOUDS, Cloud, Edge, Section, Settings
+from edgeroute.settings.keys import SECTIONS, Settings
 from edgeroute.settings.problems import Key, Problem, found, nearest
+from edgeroute.settings.section import Section
+from edgeroute.settings.targets import CLOUDS, Cloud
 
 
 def explain(error: ValidationError) -> list[Problem]:
@@ -18,9 +20,7 @@ def explain(error: ValidationError) -> list[Problem]:
 
 
 def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Problem:
-    cloud = loc[0] == "cloud" and len(loc) > 2  # noqa: PLR2004 - the section, its number, then the protocol, which is no key
-    key = loc[:2] + loc[3:] if cloud else loc
-    model = CLOUDS[str(loc[2])] if cloud else Edge if len(loc) > 1 else Settings
+    key, model = _place(loc)
     if kind == "extra_forbidden":
         return Problem(key, f"there is no such key: {_meant(str(key[-1]), model)}")
     if kind == "missing":
@@ -37,16 +37,27 @@ def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Proble
     return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {found(value)}")
 
 
+def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
+    """The key without what is none, and whose it is."""
+    models = SECTIONS.get(str(loc[0]), ())
+    if len(loc) == 1 or not models:
+        return loc, Settings
+    if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its number, then the protocol, which is no key
+        return loc[:2] + loc[3:], CLOUDS[str(loc[2])]
+    return loc, models[0]
+
+
 def _meant(word: str, model: type[Section | Settings]) -> str:
     """Where such a key belongs, or what it could be."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:
                 return f'only a cloud with protocol = "{protocol}" has it'
+    if word in SECTIONS:
+        return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:
         return "it belongs at the top of the file, before the first section"
-    homes: dict[str, list[type[Section]]] = {"[edge]": [Edge], "[cloud]": [*CLOUDS.values()]}
-    for home, models in homes.items():
-        if any(word in other.model_fields for other in models):
-            return f"it belongs in {home}"
+    homes = [f"[{home}]" for home, models in SECTIONS.items() if any(word in other.model_fields for other in models)]
+    if homes:
+        return f"it belongs in {' or '.join(homes)}"
     return nearest(word, model.model_fields)

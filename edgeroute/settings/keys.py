@@ -1,154 +1,39 @@
-"""The keys of a policy, section by section, and what is made of them."""
+"""The keys of a policy, and what is made of them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from weakref import WeakValueDictionary
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from edgeroute.cloud.openinference import OpenInference
-from edgeroute.cloud.plain import PlainJson
-from edgeroute.core.policy import Mode, NoConfidence, OnExhausted
-from edgeroute.edge.load import load
+from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline
+from edgeroute.egress import Consent, Redact
 from edgeroute.settings import values
 from edgeroute.settings.problems import Wrong, contradictions
-from edgeroute.settings.units import Delay, Duration, Size
-from edgeroute.settings.values import Text, Texts
+from edgeroute.settings.section import Section, at
+from edgeroute.settings.singles import Cache, Egress, Limits, Outbox, Trace
+from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
+from edgeroute.settings.units import Duration
+from edgeroute.settings.values import Flag, Text
 
 Score = Literal["msp", "margin", "entropy", "energy", "quantile"]
 
+SECTIONS: dict[str, tuple[type[Section], ...]] = {
+    "edge": (Edge,),
+    "cloud": tuple(CLOUDS.values()),
+    "limits": (Limits,),
+    "egress": (Egress,),
+    "cache": (Cache,),
+    "outbox": (Outbox,),
+    "trace": (Trace,),
+}
+"""What a section can be; where it can be several things, its key `protocol` says which."""
+LISTS = ("edge", "cloud")
+"""The sections of which there may be several."""
 
-class Section(BaseModel, ABC):
-    """One model or endpoint."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @abstractmethod
-    def files(self) -> list[str]:
-        """The files that it names."""
-
-    @abstractmethod
-    def make(self, folder: Path) -> Any:
-        """What the router is given for it; relative paths start from `folder`."""
-
-
-class Edge(Section):
-    """A model on the device."""
-
-    path: values.ModelPath = Field(description="The model file; its suffix picks the runtime.")
-    providers: Texts = Field(["CPUExecutionProvider"], description="Execution providers, best first.")
-    threads: values.Threads = Field(1, description="Threads for one run; more than one slows a busy device down.")
-    on_downgrade: Literal["error", "record"] = Field(
-        "error", description="When the first provider asked for is not there: fail, or run on another and record it."
-    )
-    sha256: values.Sha256 | None = Field(None, description="SHA-256 of the model file; without it the card's, if that has one.")
-    card: Text | None = Field(None, description="The model's card, where it is not beside the model.")
-
-    def files(self) -> list[str]:
-        """The model and its card."""
-        return [self.path, self.card or str(Path(self.path).with_suffix(".json"))]
-
-    def make(self, folder: Path) -> Any:
-        """The model, not loaded yet."""
-        options = self.model_dump(exclude={"path", "card"})
-        return load(_at(folder, self.path), **options, card=_at(folder, self.card) if self.card else None)
-
-
-class Cloud(Section):
-    """An endpoint over HTTP."""
-
-    url: values.Url = Field(description="Where it is, without user, password or query.")
-    name: Text = Field("cloud", description="What answers, traces and messages call it.")
-    labels: Texts | None = Field(None, description="The classes' names in order; without them the edge model's.")
-    api_key: values.SecretReference | None = Field(None, description="Sent as `Authorization: Bearer ...`.")
-    headers: values.Headers = Field(
-        {}, description='Sent with each request. A value is text, or `{ env = "NAME" }`, which a secret has to be.'
-    )
-    verify: values.Verify = Field(
-        True, description="Check the server's certificate: true, by the authorities in this file alone, or false for not at all."
-    )
-    cert: values.Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
-    timeout: Duration = Field(
-        "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
-    )
-    retries: values.Retries = Field(2, description="How often a request that failed is sent again.")
-    max_reply: Size = Field("16MiB", validate_default=True, description="A longer reply is refused before it is read.")
-
-    def files(self) -> list[str]:
-        """The certificates."""
-        return [*([self.verify] if isinstance(self.verify, str) else []), *(self.cert or [])]
-
-    def address(self, folder: Path) -> dict[str, Any]:
-        """What `Address` takes, the URL apart."""
-        return {
-            "api_key": self.api_key,
-            "headers": self.headers,
-            "verify": _at(folder, self.verify) if isinstance(self.verify, str) else self.verify,
-            "cert": tuple(_at(folder, path) for path in self.cert) if self.cert else None,
-            "timeout_s": self.timeout,
-            "retries": self.retries,
-            "max_reply_bytes": self.max_reply,
-        }
-
-
-class OpenInferenceCloud(Cloud):
-    """A model behind the Open Inference Protocol v2."""
-
-    protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
-    model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
-    binary: values.Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
-    kind: Literal["logits", "probabilities"] = Field("logits", description="What the outputs are.")
-    output: Text | None = Field(None, description="The output that is read; without it the first.")
-    card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
-
-    @model_validator(mode="after")
-    def _which(self) -> OpenInferenceCloud:
-        if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
-            raise values.refused("which model? Give model, or a url that ends in /v2/models/NAME")
-        return self
-
-    def files(self) -> list[str]:
-        """The certificates and the card."""
-        return [*super().files(), *([self.card] if self.card else [])]
-
-    def make(self, folder: Path) -> OpenInference:
-        """The endpoint."""
-        options = self.model_dump(include={"model", "name", "binary", "labels", "kind", "output"})
-        return OpenInference(self.url, **options, card=_at(folder, self.card) if self.card else None, **self.address(folder))
-
-
-class JsonCloud(Cloud):
-    """Any server that takes and gives JSON: `{"input": ...}` is posted to the URL."""
-
-    protocol: Literal["json"] = Field(description="How the endpoint is talked to.")
-    value: Text = Field("value", description="Where the value is in the reply, as in `result.0.label`.")
-    confidence: Text = Field("confidence", description="Where the confidence is, if the reply has one.")
-    logits: Text | None = Field(None, description="Where an array with a number for each class is, instead of `value`.")
-    ping_path: values.PingPath | None = Field(
-        None, description="A path that answers 200 when the server is well; without it only the connection is tried."
-    )
-
-    def make(self, folder: Path) -> PlainJson:
-        """The endpoint."""
-        options = self.model_dump(include={"name", "value", "confidence", "logits", "labels", "ping_path"})
-        return PlainJson(self.url, **options, **self.address(folder))
-
-
-CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud}
-"""By protocol."""
-
-
-def _protocol(section: Any) -> str:
-    return str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
-
-
-AnyCloud = Annotated[
-    Annotated[OpenInferenceCloud, Tag("openinference")] | Annotated[JsonCloud, Tag("json")], Discriminator(_protocol)
-]
 # the sources give sections by number, "0" and on, so that a variable can be laid over one of several
 IN_ORDER = BeforeValidator(lambda given: list(given.values()) if isinstance(given, dict) else given)
 
@@ -167,19 +52,50 @@ class Settings(BaseSettings):
     deadline: Duration | None = Field(
         None, description="From call to answer; then the best there is stands. Without it: no limit."
     )
-    hedge_after: Delay | None = Field(
-        None, description='Ask the next target too after this long without an answer; `"0s"` is a race. Without it: never.'
+    hedge_after: values.Hedge | None = Field(
+        None,
+        description='Ask the next target too after this long without an answer; `"0s"` is a race; `"p90"`: once the edge takes '
+        'longer than 90 % of its runs; `"auto"`: as late as the deadline allows, from the latencies measured. Without it: never.',
     )
     score: Score = Field("msp", description="How the confidence is taken from a model's outputs.")
     no_confidence: NoConfidence = Field("defer", description="An answer without a confidence: ask the next target, or accept it.")
-    on_exhausted: OnExhausted = Field(
-        "answer", description="When no answer was accepted: give the best one, marked degraded, or raise NoAnswer."
+    offline: Offline = Field(
+        "edge",
+        description="When the cloud was needed and did not answer: "
+        '`"edge"`: the edge\'s answer stands, marked degraded; `"queue"`: it does, and the outbox sends the request later; '
+        '`"stale"`: an answer that the cache has past its time; `"raise"`: NoAnswer.',
+    )
+    order: CloudOrder = Field("listed", description="Of several clouds, which is asked first: as listed, or the fastest so far.")
+    metered: Flag = Field(False, description="Whether bytes cost money: then nothing is asked only to be quicker.")
+    state: Text | None = Field(
+        None,
+        description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
+        "ledger, the outbox, the cache on disk, the trace. Without it nothing of this is kept.",
     )
     edge: Annotated[list[Edge], IN_ORDER] = Field(
         [], description="The model on the device; several as `[[edge]]`, the smallest first."
     )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
         [], description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device."
+    )
+    limits: Limits | None = Field(
+        None,
+        description="The most that asking the cloud may cost. At a limit it is not asked, as if it were away. Without `state` a "
+        "restart begins anew.",
+    )
+    egress: Egress | None = Field(
+        None,
+        description="Which data may leave the device: a call names its class, as in `infer(x, data_class=...)`. Without this "
+        "section all of it.",
+    )
+    cache: Cache | None = Field(None, description="Keeps answers for inputs that come again. Without this section: none.")
+    outbox: Outbox | None = Field(
+        None,
+        description='Requests that the cloud did not answer wait in `outbox.db` in the `state` folder; `offline = "queue"` puts '
+        "them there, and needs this section only for other values than these.",
+    )
+    trace: Trace | None = Field(
+        None, description="Writes how each answer came about, a line of JSON each. Without this section: nothing is written."
     )
 
     @classmethod
@@ -207,25 +123,38 @@ class Settings(BaseSettings):
             raise Wrong(None, problems)
         return settings
 
-    def arguments(self, folder: Path) -> dict[str, Any]:
-        """The arguments of `Router`; relative paths in the policy start from `folder`.
+    def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
+        """The arguments of `Router`; `trace` is one only if the policy has that section.
+
+        Args:
+            folder: where relative paths in the policy start from.
+            consent: as `Egress` takes it.
+            redact: likewise.
 
         Raises:
             ModelMissing: a card that the policy names is not there.
             ModelError: a card is not one.
         """
         edges, clouds = ([_kept(section, folder, self.score) for section in sections] for sections in (self.edge, self.cloud))
+        state = at(folder, self.state or "")  # no section asks for it where there is none: that would be a contradiction
+        rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
         return {
-            **self.model_dump(exclude={"edge", "cloud"}),
+            **self.model_dump(exclude={*SECTIONS}),
+            "state": state if self.state else None,
             "edge": edges[0] if len(edges) == 1 else edges or None,
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
+            "limits": self.limits.make() if self.limits else None,
+            "egress": rules.make(consent, redact) if rules else None,
+            "cache": self.cache.make(state) if self.cache else None,
+            "outbox": self.outbox.make(state) if self.outbox else None,
+            **({"trace": self.trace.make(folder, state)} if self.trace else {}),
         }
 
 
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
-def _kept(section: Section, folder: Path, score: str) -> Any:
+def _kept(section: Target, folder: Path, score: str) -> Any:
     """What an equal section of an equal policy was made into, while a router has it.
 
     A reload keeps the runners whose model or endpoint is the same object. "Equal" takes in the files that the section
@@ -233,7 +162,7 @@ def _kept(section: Section, folder: Path, score: str) -> Any:
     another score means another runner, and the old one closes its model. The references are weak: what no router has
     any more is gone.
     """
-    paths = [_at(folder, path) for path in section.files()]
+    paths = [at(folder, path) for path in section.files()]
     key = (repr(section), score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     made = _made.get(key)
     return _made.setdefault(key, section.make(folder)) if made is None else made
@@ -245,9 +174,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
-
-
-def _at(folder: Path, given: str) -> Path:
-    """Absolute, without the dots; a link at its end stays, since the card is beside the link."""
-    path = folder / given
-    return path.parent.resolve() / path.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from edgeroute.settings import units
 Key = tuple[str | int, ...]
 SHOWN = 60
 """Characters of a value that a message quotes."""
+HUGE = 1e300
+"""Longer integers are not quoted: some have no float, by which numbers are written."""
 
 
 class Problem(NamedTuple):
@@ -37,26 +39,65 @@ class Wrong(Exception):
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """What does not go together, in keys as they were given, whether of the right type or not."""
-    mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
-    if not edges and not clouds:
+    if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    problems = []
+    return [*_sides(data), *_times(data), *_folder(data), *_classes(data)]
+
+
+def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is to be asked, and is not there."""
+    mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
     if mode in ("only_cloud", "prefer_cloud") and not clouds:
-        problems.append(Problem(("mode",), f'"{mode}" needs a [cloud] section, and there is none'))
+        yield Problem(("mode",), f'"{mode}" needs a [cloud] section, and there is none')
     if mode == "only_edge" and not edges:
-        problems.append(Problem(("mode",), '"only_edge" needs an [edge] section, and there is none'))
+        yield Problem(("mode",), '"only_edge" needs an [edge] section, and there is none')
     threshold = data.get("threshold")
     if threshold is None and edges and clouds and mode == "prefer_edge":
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
-        problems.append(Problem(("threshold",), text))
+        yield Problem(("threshold",), text)
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
         text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
-        problems.append(Problem(("threshold",), text))
+        yield Problem(("threshold",), text)
+
+
+def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
     deadline, hedge = _seconds(data.get("deadline")), _seconds(data.get("hedge_after"))
     if deadline is not None and hedge is not None and hedge >= deadline > 0:
         text = f"expected less than the deadline, {found(data['deadline'])}, found {found(data['hedge_after'])}"
-        problems.append(Problem(("hedge_after",), text))
-    return problems
+        yield Problem(("hedge_after",), text)
+
+
+def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is to be kept, and has no place."""
+    offline = data.get("offline")
+    if offline == "queue" and not data.get("cloud"):
+        yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
+    if offline == "stale" and "cache" not in data:
+        yield Problem(("offline",), '"stale" needs a [cache] section, and there is none')
+    if "state" in data:
+        return
+    needs = "needs state, the folder for what outlives the process, and there is none"
+    if offline == "queue":
+        yield Problem(("offline",), f'"queue" {needs}')
+    if "outbox" in data:
+        yield Problem(("outbox",), needs)
+    cache, trace = data.get("cache"), data.get("trace")
+    if isinstance(cache, dict) and cache.get("disk") is True:
+        yield Problem(("cache", "disk"), needs)
+    if isinstance(trace, dict) and "file" not in trace:
+        yield Problem(("trace", "file"), "is missing, and so is state, the folder where it would be")
+
+
+def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Rules of egress that contradict each other, or say nothing, and so let everything leave."""
+    rules = data.get("egress")
+    if not isinstance(rules, dict):
+        return
+    if {*rules} <= {"unknown_class"}:
+        yield Problem(("egress",), "expected never_leave, may_leave or default_class, found none of them")
+    never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
+    for name in [name for name in may if isinstance(name, str) and name in never]:
+        yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
@@ -72,9 +113,13 @@ def found(value: Any) -> str:
         return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and abs(value) > HUGE:
+        return "a huge number"
     if isinstance(value, int | float):
         return f"{value:.9g}"
-    return "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else f"a {type(value).__name__}"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
 def _seconds(value: Any) -> float | None:

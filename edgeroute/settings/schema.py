@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from edgeroute.settings.keys import CLOUDS, Cloud, Edge, Settings
+from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 
 
 class _Plain(GenerateJsonSchema):
@@ -31,7 +31,7 @@ def schema() -> dict[str, Any]:
     """The policy as JSON Schema, draft 2020-12."""
     made = Settings.model_json_schema(schema_generator=_Plain)
     keys = made["properties"]
-    for section in ("edge", "cloud"):
+    for section in LISTS:
         one = keys[section].pop("items")
         keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": keys[section]["description"]}
     return {
@@ -46,24 +46,25 @@ def schema() -> dict[str, Any]:
 def sections() -> dict[str, Mapping[str, Any]]:
     """Section -> key -> its schema; the section at the top of the file is ""."""
     made = schema()
-    clouds = [made["$defs"][cloud.__name__]["properties"] for cloud in CLOUDS.values()]
-    edge = made["$defs"][Edge.__name__]["properties"]
-    return {"": made["properties"], "edge": edge, "cloud": {key: value for cloud in clouds for key, value in cloud.items()}}
+    found: dict[str, Mapping[str, Any]] = {"": made["properties"]}
+    for name, models in SECTIONS.items():
+        found[name] = {key: value for model in models for key, value in made["$defs"][model.__name__]["properties"].items()}
+    return found
 
 
 def reference() -> str:
     """The keys with their types, defaults and meanings, as Markdown: the text of docs/policy.md."""
     made = schema()
-    edge = made["$defs"][Edge.__name__]
-    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {"edge", "cloud"})]
-    parts += [f"### `[edge]`\n\n{made['properties']['edge']['description']}\n", _table(edge, set(edge["properties"]))]
-    parts += [f"### `[cloud]`\n\n{made['properties']['cloud']['description']} These keys are every endpoint's:\n"]
-    common = set(Cloud.model_fields)
-    parts += [_table(made["$defs"][CLOUDS["openinference"].__name__], common)]
-    for protocol, cloud in CLOUDS.items():
-        section = made["$defs"][cloud.__name__]
-        parts += [f'### `[cloud]` with `protocol = "{protocol}"`\n\n{section["description"]}\n']
-        parts += [_table(section, set(section["properties"]) - common)]
+    parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {*SECTIONS})]
+    for name, models in SECTIONS.items():
+        kinds = [made["$defs"][model.__name__] for model in models]
+        common = set.intersection(*(set(kind["properties"]) for kind in kinds)) - {"protocol"}
+        several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
+        parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
+        for kind in kinds if several else ():
+            protocol = kind["properties"]["protocol"]["const"]
+            parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{kind["description"]}\n']
+            parts += [_table(kind, set(kind["properties"]) - common)]
     return "\n".join(parts)
 
 
@@ -104,7 +105,7 @@ JSON or YAML (`pip install 'edgeroute[yaml]'`); the suffix says which. Relative 
 mode = "prefer_edge"
 threshold = 0.85            # at this confidence the edge's answer is final, and nothing is sent
 deadline = "300ms"
-on_exhausted = "answer"
+offline = "edge"            # the cloud does not answer: the edge's answer stands, marked degraded
 
 [edge]
 path = "models/fashion/edge.int8.onnx"
@@ -117,6 +118,14 @@ headers = { "X-Tenant" = "shop-7" }
 timeout = "2s"
 retries = 1
 max_reply = "4MiB"
+usd_per_call = 0.002
+
+[limits]
+usd_per_day = 5             # from then on nothing is sent that costs money
+
+[egress]
+never_leave = ["medical"]
+may_leave = ["product"]     # what is neither stays on the device too
 ```
 
 ```python
@@ -125,28 +134,31 @@ from edgeroute import Router
 
 image = np.load("models/fashion/sample.npz")["images"][0]
 with Router.from_policy("policy.toml", watch=True) as router:
-    answer = router.infer(image)
+    answer = router.infer(image, data_class="product")
 ```
+
+With `watch=True` a change of the file takes effect at once, but for `state`, `[cache]`, `[outbox]` and `[trace]`: they stay as
+they were when the router was made.
 
 Several models or endpoints are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked. More
 policies, to copy from: [examples/policies](../examples/policies).
 
-**Durations** are text with a unit, `"300ms"`, `"2s"`, `"1m"`; **sizes** likewise, `"512KB"` (1000 bytes each) or `"16MiB"` (1024
-times 1024). A bare number is refused, since it would be read one way and meant another.
+**Durations** are text with a unit, `"300ms"`, `"2s"`, `"1m"`, `"12h"`, `"7d"`; **sizes** likewise, `"512KB"` (1000 bytes each) or
+`"16MiB"` (1024 times 1024). A bare number is refused, since it would be read one way and meant another.
 
 **Secrets** are never in the file: `{ env = "NAME" }` names the environment variable that holds one. It is read when a request is
 sent, and no message, trace or log shows it.
 
 **Environment variables** beat the file: `EDGEROUTE_MODE=only_edge`, `EDGEROUTE_THRESHOLD=0.9`, and with `__` between a section
-and its key, `EDGEROUTE_CLOUD__URL=...`. Of several sections a number says which, counted from 0: `EDGEROUTE_CLOUD__1__URL`.
-Lists and tables are JSON: `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`. `EDGEROUTE_CLOUD__API_KEY` may hold the key
-itself.
+and its key, `EDGEROUTE_CLOUD__URL=...`, `EDGEROUTE_LIMITS__USD_PER_DAY=2`. Of several sections a number says which, counted from
+0: `EDGEROUTE_CLOUD__1__URL`. Lists and tables are JSON: `EDGEROUTE_EDGE__PROVIDERS='["CPUExecutionProvider"]'`.
+`EDGEROUTE_CLOUD__API_KEY` may hold the key itself.
 
 **Mistakes** are all told at once, a line each, before anything is loaded or sent:
 
 ```text
 policy.toml: treshold: there is no such key: did you mean "threshold"?
-policy.toml: deadline: expected a duration such as "300ms" or "2s", found 300; did you mean "300ms" or "300s"?
+policy.toml: deadline: expected a duration such as "300ms", "2s" or "12h", found 300; did you mean "300ms" or "300s"?
 EDGEROUTE_MODE: found "only_egde": did you mean "only_edge"?
 ```
 

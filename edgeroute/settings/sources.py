@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.settings.keys import LISTS, SECTIONS
 from edgeroute.settings.problems import Key, Problem, nearest
 from edgeroute.settings.schema import sections
 
@@ -23,7 +24,6 @@ else:
     import tomli as tomllib
 
 PREFIX = "EDGEROUTE_"
-LISTS = ("edge", "cloud")
 # Kubernetes sets these in every container, for services whose names begin with "edgeroute"
 _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 
@@ -69,7 +69,7 @@ class File(PydanticBaseSettingsSource):
         return self.data.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Key -> value; a section is number -> key -> value."""
+        """Key -> value; a section is key -> value, and one of which there may be several number -> key -> value."""
         return self.data
 
 
@@ -85,6 +85,7 @@ class Environment(File):
         self.problems: list[Problem] = []
         self._names: dict[Key, str] = {}
         self._counts = {section: len(value) if isinstance(value := file.get(section, []), list) else 1 for section in LISTS}
+        self._broken = {name for name in SECTIONS if not isinstance(file.get(name, {}), dict | list if name in LISTS else dict)}
         named = set(_named(file))
         for name, text in sorted(os.environ.items()):
             if name.upper().startswith(PREFIX) and name not in named and not _KUBERNETES.fullmatch(name):
@@ -99,6 +100,8 @@ class Environment(File):
         if not text:
             raise ValueError("is empty: give it a value, or unset it")
         value = _value(name, text, sections()[section][str(key[-1])])
+        if section in self._broken:
+            return  # laid over what is there, the variable would hide that it is no section
         at = self.data
         for part in key[:-1]:
             at = at.setdefault(str(part), {})
@@ -110,10 +113,11 @@ class Environment(File):
         section, _, key = name.removeprefix(PREFIX).lower().rpartition("__")
         section, _, number = section.partition("__")
         count = self._counts.get(section, 0)
-        if name != name.upper() or key not in sections().get(section, {}) or (not section and key in LISTS):
+        known = key in sections().get(section, {}) and not (key in SECTIONS and not section)
+        if name != name.upper() or not known or (number and section not in LISTS):
             raise ValueError(f"there is no such variable: {nearest(name.upper(), _variables())}")
-        if not section:
-            return (key,)
+        if section not in LISTS:
+            return (section, key) if section else (key,)
         if count > 1 and not number:
             numbered = f"{PREFIX}{section}__0__{key}".upper()
             raise ValueError(f"which of the {count} [[{section}]]? Say its number, counted from 0, as in {numbered}")
@@ -128,8 +132,8 @@ class Environment(File):
             name = name or self._names.get(key[:length], "")
         if name:
             return f"{name}: {problem.text}"
-        alone = len(key) > 1 and self._counts.get(str(key[0]), 0) <= 1
-        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for i, part in enumerate(key) if not (alone and i == 1)]
+        several = key and self._counts.get(str(key[0]), 0) > 1
+        parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in key if several or not isinstance(part, int)]
         return f"{path}: {''.join(parts).removeprefix('.')}{': ' if key else ''}{problem.text}"
 
 
@@ -155,7 +159,7 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 def _variables() -> list[str]:
     """The names of all variables."""
     keys = [f"{section}__{key}".removeprefix("__") for section, found in sections().items() for key in found]
-    return [f"{PREFIX}{key}".upper() for key in keys if key not in LISTS]
+    return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 
 
 def _by_number(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Durations and sizes as a person writes them: "300ms", "2s", "5MB"."""
+"""Durations, sizes and shares as a person writes them: "300ms", "12h", "5MB", "1%"."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Annotated, Any
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m)"
+DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)"
 SIZE = r"([0-9]{1,9}(?:\.[0-9]{1,3})?)(B|KB|MB|GB|KiB|MiB|GiB)"
+SHARE = r"(100(?:\.0{1,9})?|[0-9]{1,2}(?:\.[0-9]{1,9})?)%"
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_LOOSE = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([a-z]*)\s*", re.IGNORECASE)
+_LOOSE = re.compile(r"\s*([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*([a-z]*|%)\s*", re.IGNORECASE)
+_WORDS = {"ms": "ms|msecs?|milli.*", "s": "s.*", "m": "m|min.*", "h": "h|hrs?|hours?", "d": "d|days?"}
 
 
-def duration(value: Any) -> float:
-    """From text to seconds: 0.3 for "300ms".
+def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "12h"') -> float:
+    """From text to seconds: 0.3 for "300ms". `words` say what was expected.
 
     Raises:
         PydanticCustomError: it is no duration; the message has the nearest right spelling.
     """
     match = re.fullmatch(DURATION, value) if isinstance(value, str) else None
     if match is None:
-        raise expected('a duration such as "300ms" or "2s"', _near(value, _times))
+        raise expected(words, _near(value, _times, DURATION))
     number, unit = float(match[1]), match[2]
-    return number / 1000 if unit == "ms" else number * 60 if unit == "m" else number
+    return number / 1000 if unit == "ms" else number * SECONDS[unit]
 
 
 def span(value: Any) -> float:
@@ -43,10 +46,24 @@ def size(value: Any) -> int:
     """
     match = re.fullmatch(SIZE, value) if isinstance(value, str) else None
     if match is None:
-        raise expected('a size such as "512KB" or "16MiB"', _near(value, _sizes))
+        raise expected('a size such as "512KB" or "16MiB"', _near(value, _sizes, SIZE))
     if not (count := round(float(match[1]) * BYTES[match[2]])):
         raise expected("a size of a byte or more")
     return count
+
+
+def share(value: Any) -> float:
+    """From text or a number to 0..1: 0.01 for "1%", and for 0.01.
+
+    Raises:
+        PydanticCustomError: it is no share; the message has the nearest right spelling.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
+        return float(value)
+    match = re.fullmatch(SHARE, value) if isinstance(value, str) else None
+    if match is None:
+        raise expected('a share such as "1%" or 0.01', _near(value, _shares, SHARE))
+    return float(match[1]) / 100
 
 
 def expected(words: str, hint: str = "") -> PydanticCustomError:
@@ -54,32 +71,40 @@ def expected(words: str, hint: str = "") -> PydanticCustomError:
     return PydanticCustomError("expected", "expected {words}", {"words": words, "hint": hint})
 
 
-def _near(value: Any, units: Callable[[str], list[str]]) -> str:
+def _near(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
     """How the value could have been meant; nothing where it has no number."""
     match = None if isinstance(value, bool) else _LOOSE.fullmatch(str(value))
-    meant = [f'"{match[1]}{unit}"' for unit in units(match[2].lower())] if match else []
-    return f"did you mean {' or '.join(meant)}?" if meant else ""
+    meant = [match[1] + unit for unit in units(match[2].lower())] if match else []
+    right = [f'"{text}"' for text in meant if re.fullmatch(pattern, text)]
+    return f"did you mean {' or '.join(right)}?" if right else ""
 
 
 def _times(word: str) -> list[str]:
-    if not word:
-        return ["ms", "s"]
-    if word in {"ms", "msec", "msecs"} or word.startswith("milli"):
-        return ["ms"]
-    return [word[0]] if word.startswith(("s", "min")) or word == "m" else []
+    return [unit for unit, words in _WORDS.items() if re.fullmatch(words, word)] if word else ["ms", "s"]
 
 
 def _sizes(word: str) -> list[str]:
     return [unit for unit in BYTES if word in {unit.lower(), unit[:-1].lower()}][:1] if word else ["KB", "MB"]
 
 
-def _text(title: str, pattern: str, example: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "title": title, "pattern": f"^{pattern}$", "examples": [example]})
+def _shares(word: str) -> list[str]:
+    return ["%"] if word in {"%", "percent"} else []
 
 
-Duration = Annotated[float, PlainValidator(span), _text("duration", DURATION, "300ms")]
+def text(title: str, pattern: str, example: str) -> dict[str, Any]:
+    """JSON Schema of text that the whole pattern matches."""
+    return {"type": "string", "title": title, "pattern": f"^({pattern})$", "examples": [example]}
+
+
+Duration = Annotated[float, PlainValidator(span), WithJsonSchema(text("duration", DURATION, "300ms"))]
 """Seconds, more than 0."""
-Delay = Annotated[float, PlainValidator(duration), _text("duration", DURATION, "100ms")]
+Delay = Annotated[float, PlainValidator(duration), WithJsonSchema(text("duration", DURATION, "100ms"))]
 """Seconds, 0 or more."""
-Size = Annotated[int, PlainValidator(size), _text("size", SIZE, "16MiB")]
+Size = Annotated[int, PlainValidator(size), WithJsonSchema(text("size", SIZE, "16MiB"))]
 """Bytes."""
+Share = Annotated[
+    float,
+    PlainValidator(share),
+    WithJsonSchema({"anyOf": [text("percentage", SHARE, "1%"), {"type": "number", "minimum": 0, "maximum": 1}]}),
+]
+"""0..1."""

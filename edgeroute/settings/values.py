@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret
 from edgeroute.edge.load import RUNTIMES
-from edgeroute.settings.units import expected
+from edgeroute.settings.units import DURATION, duration, expected, text
 
 
 def said(words: str) -> WrapValidator:
@@ -38,6 +38,12 @@ def _model(path: str) -> str:
     return path
 
 
+def _hedge(value: Any) -> float | str:
+    if isinstance(value, str) and re.fullmatch(_HEDGE, value):
+        return value
+    return duration(value, words='a duration such as "300ms", a quantile from "p10" to "p99", or "auto"')
+
+
 def _url(url: str) -> str:
     if "@" in url:
         raise refused("the address carries a user or password: give it as api_key or in headers")
@@ -53,6 +59,7 @@ def _url(url: str) -> str:
     return url
 
 
+_HEDGE = "p[1-9][0-9]|auto"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _SECRET_HEADER = re.compile(
     r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
@@ -97,6 +104,15 @@ Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in
 Thresholds = Annotated[_Number | list[_Number], said("a number, or a list with one number for each edge model")]
 Threads = Annotated[int, Field(ge=1, le=1024), said("a whole number, 1 or more")]
 Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
+Flag = Annotated[bool, said("true or false")]
+Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
+Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
+Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
+Hedge = Annotated[
+    float | str,
+    PlainValidator(_hedge),
+    WithJsonSchema(text('duration, `"p10"` to `"p99"` or `"auto"`', f"{DURATION}|{_HEDGE}", "p90")),
+]
 Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
 Verify = Annotated[bool | _Text, said("true, false, or the path of a file with authorities in quotes")]
 Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]

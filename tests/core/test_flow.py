@@ -11,7 +11,7 @@ import pytest
 from edgeroute.core.batch import walk_many
 from edgeroute.core.explain import reason, trace
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import STARTS, Cancel, Done, Elapsed, Failed, Outcome, Prediction, Start, Wait, walk
+from edgeroute.core.flow import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Prediction, Start, Wait, walk
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.drivers import blocking, inline, tasks, virtual
@@ -31,6 +31,78 @@ def said(confidence, value="v") -> Prediction:
 
 
 # ------------------------------------------------------------------------------------------ by hand, effect by effect
+def ends(steps, event):
+    with pytest.raises(StopIteration) as end:
+        steps.send(event)
+    return end.value.value
+
+
+def test_a_provisional_answer_is_shown_once_the_next_leg_has_begun():
+    """The cloud is under way while the caller looks at what the edge says; then its answer is the last word."""
+    steps = walk(made(deadline_s=1.0), 0.0, True)
+    assert next(steps) == Start(0)
+    assert steps.send(Done(0, said(0.1, "edge"), 0.01)) == Start(1)
+    shown = steps.send(None)
+    assert (type(shown), shown.leg, shown.prediction.value) == (Emit, 0, "edge")
+    assert [(what, leg) for what, leg, _, _ in shown.log] == [("start", 0), ("below", 0), ("start", 1)]
+    assert steps.send(Elapsed(0.3)) == Wait(1.0)
+    outcome = ends(steps, Done(1, said(None, "cloud"), 0.4))
+    assert (outcome.leg, outcome.accepted) == (1, True)
+
+
+def test_a_sure_edge_has_nothing_provisional():
+    """An answer that is accepted at once is not shown before."""
+    steps = walk(made(), 0.0, True)
+    next(steps)
+    assert ends(steps, Done(0, said(0.9), 1.0)).accepted
+
+
+def test_a_provisional_answer_that_was_looked_at_past_the_deadline_stands():
+    """Whoever takes longer than the deadline over the provisional answer gets it once more, as the last word."""
+    steps = walk(made(deadline_s=1.0), 0.0, True)
+    next(steps)
+    steps.send(Done(0, said(0.1, "edge"), 0.01))
+    steps.send(None)
+    assert steps.send(Elapsed(5.0)) == Wait(1.0)
+    assert steps.send(Elapsed(5.0)) == Cancel(1)
+    outcome = ends(steps, None)
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (0, False, 5.0)
+
+
+def test_the_next_best_answer_is_shown_too():
+    """In a ladder each answer that is better than the one before is shown; one that is not is not."""
+    ladder = (Target("a", "edge", 0.9), Target("b", "edge", 0.9), CLOUD)
+    steps = walk(made(ladder), 0.0, True)
+    next(steps)
+    assert steps.send(Done(0, said(0.1, "a"), 0.1)) == Start(1)
+    assert steps.send(None).prediction.value == "a"
+    assert steps.send(Elapsed(0.1)) == Wait(INF)
+    assert steps.send(Done(1, said(0.2, "b"), 0.2)) == Start(2)
+    assert steps.send(None).prediction.value == "b"
+
+
+def test_the_standby_begins_at_once_where_its_answer_is_shown():
+    """Preferring the cloud, a provisional answer is the edge's, which then does not wait for the deadline to come near."""
+    known = made(mode="prefer_cloud", facts=Facts(edge_s=0.1), deadline_s=5.0)
+    assert known.legs[1].start_by_s == 4.8
+    steps = walk(known, 0.0, True)
+    assert next(steps) == Start(0)
+    assert steps.send(None) == Start(1)
+    assert steps.send(None) == Wait(5.0)
+    assert steps.send(Done(1, said(0.9, "edge"), 0.1)).prediction.value == "edge"
+
+
+def test_a_late_cloud_is_left_to_run_on_where_its_answer_is_of_use():
+    """At the deadline an edge is cancelled, and a cloud left, if late answers are kept."""
+    for keep, effect in ((True, Leave(1)), (False, Cancel(1))):
+        steps = walk(made(deadline_s=1.0, hedge_after=0.0), 0.0, False, keep)
+        assert [next(steps), steps.send(None), steps.send(None)] == [Start(0), Start(1), Wait(1.0)]
+        assert steps.send(Elapsed(1.0)) == Cancel(0)
+        assert steps.send(None) == effect
+        outcome = ends(steps, None)
+        assert [what for what, *_ in outcome.log] == ["start", "start", "timeout", "timeout"]
+
+
 @pytest.mark.parametrize(
     ("confidence", "accepted"), [(0.85, True), (0.8499, False), (1.0, True), (None, False), (float("nan"), False)]
 )
@@ -56,7 +128,7 @@ def test_no_confidence_may_be_accepted_by_policy():
 
 def test_handover_is_prompt():
     """The next target starts at the very event that shows the one before insufficient, not at a later one."""
-    steps = walk(made(hedge_after_s=5.0, deadline_s=9.0), 0.0)
+    steps = walk(made(hedge_after=5.0, deadline_s=9.0), 0.0)
     assert next(steps) == Start(0)
     assert steps.send(None) == Wait(5.0)
     assert steps.send(Failed(0, RuntimeError(), 1.0)) == Start(1)
@@ -65,7 +137,7 @@ def test_handover_is_prompt():
 
 def test_hedge_starts_at_its_time_and_the_loser_is_cancelled():
     """After the hedge delay both run; the first acceptable answer cancels the other."""
-    steps = walk(made(hedge_after_s=0.15), 10.0)
+    steps = walk(made(hedge_after=0.15), 10.0)
     assert next(steps) == Start(0)
     assert steps.send(None) == Wait(10.15)
     assert steps.send(Elapsed(10.15)) == Start(1)
@@ -78,7 +150,7 @@ def test_hedge_starts_at_its_time_and_the_loser_is_cancelled():
 
 def test_race_starts_both_at_once():
     """hedge_after = 0 is a race."""
-    steps = walk(made(hedge_after_s=0.0), 0.0)
+    steps = walk(made(hedge_after=0.0), 0.0)
     assert [next(steps), steps.send(None)] == [Start(0), Start(1)]
 
 
@@ -109,7 +181,7 @@ def test_an_edge_that_answers_after_the_deadline_starts_nothing():
 
 def test_wrong_input_asks_nobody_else():
     """A fatal failure ends the route, and stops what runs beside it."""
-    steps = walk(made(hedge_after_s=0.0), 0.0)
+    steps = walk(made(hedge_after=0.0), 0.0)
     next(steps)
     steps.send(None)
     steps.send(None)
@@ -150,7 +222,7 @@ def test_more_legs_than_prepared_starts():
 
 def test_a_cancelled_leg_is_not_in_the_reason():
     """A hedge that lost says nothing about the answer; the trace has it."""
-    known = made(hedge_after_s=0.0)
+    known = made(hedge_after=0.0)
     outcome, _ = virtual.drive(walk(known, 0.0), lambda s, now: [Done(s.leg, said(0.9), now + s.leg)])
     assert reason(known, outcome) == "edge 0.90 >= 0.85 (uncalibrated)"
     assert [e["what"] for e in trace(known, outcome, "a")["events"]] == ["start", "start", "accepted", "cancelled"]
@@ -158,7 +230,7 @@ def test_a_cancelled_leg_is_not_in_the_reason():
 
 def test_a_batch_cancels_a_leg_once_no_row_needs_it():
     """In a hedged batch the cloud leg goes on for the rows that still need it, and is cancelled with the last."""
-    known = made(hedge_after_s=0.0)
+    known = made(hedge_after=0.0)
     steps = walk_many(known, 2, 0.0)
     assert [next(steps), steps.send(None)] == [Start(0, (0, 1)), Start(1, (0, 1))]
     assert steps.send(None) == Wait(INF)
@@ -202,7 +274,7 @@ def test_each_step_has_its_reason():
         "edge first; accepted from confidence 0.85 on (uncalibrated)",
         "cloud if edge does not settle it; its answer is accepted",
     )
-    assert made(hedge_after_s=0.15).steps[2].startswith("cloud 150 ms after edge, or as soon as")
+    assert made(hedge_after=0.15).steps[2].startswith("cloud 150 ms after edge, or as soon as")
     assert "nothing leaves the device" in made(mode="only_edge").steps[1]
     assert made(mode="prefer_cloud", deadline_s=1.0).steps[2] == (
         "edge 0 ms after the start, or as soon as no other target is left; kept in case the cloud fails"
@@ -265,7 +337,7 @@ def test_trace_is_json_ready_and_complete():
     """A trace holds plan, events with times, errors by name, and no NaN."""
     import json
 
-    known = made(deadline_s=2.0, hedge_after_s=1.0)
+    known = made(deadline_s=2.0, hedge_after=1.0)
     outcome = outcome_of(known, done(float("nan")), broken("gone"))
     told = json.loads(json.dumps(trace(known, outcome, "a-1"), allow_nan=False))
     assert told["answered_by"] == "edge"
@@ -285,10 +357,10 @@ SCENARIOS = {
     "both fail": (made(), {0: [(0, OSError("a"))], 1: [(1, OSError("b"))]}),
     "deadline": (made(deadline_s=0.02), {0: [(0, 0.1)], 1: []}),
     "nothing by the deadline": (made(deadline_s=0.02), {0: []}),
-    "hedge": (made(hedge_after_s=0.01), {0: [], 1: [(1, None)]}),
-    "hedge, edge wins": (made(hedge_after_s=0.01), {0: [], 1: [(0, 0.9)]}),
-    "race, both come": (made(hedge_after_s=0.0), {0: [], 1: [(1, None), (0, 0.9)]}),
-    "race, edge below": (made(hedge_after_s=0.0), {0: [], 1: [(0, 0.1), (1, None)]}),
+    "hedge": (made(hedge_after=0.01), {0: [], 1: [(1, None)]}),
+    "hedge, edge wins": (made(hedge_after=0.01), {0: [], 1: [(0, 0.9)]}),
+    "race, both come": (made(hedge_after=0.0), {0: [], 1: [(1, None), (0, 0.9)]}),
+    "race, edge below": (made(hedge_after=0.0), {0: [], 1: [(0, 0.1), (1, None)]}),
     "prefer cloud, edge kept": (made(mode="prefer_cloud", deadline_s=0.02), {0: [], 1: [(1, 0.9)]}),
 }
 
@@ -379,7 +451,7 @@ def test_virtual_time_refuses_to_wait_for_ever():
 
 def test_virtual_time_drops_what_a_cancelled_leg_says():
     """Mail of a leg that was cancelled does not reach the walk."""
-    known = made((EDGE, CLOUD, Target("late", "cloud")), hedge_after_s=0.0)
+    known = made((EDGE, CLOUD, Target("late", "cloud")), hedge_after=0.0)
     seen = []
 
     def steps():
@@ -411,7 +483,7 @@ def test_blocking_stops_every_leg_when_it_is_interrupted():
         return lambda: stopped.append(start.leg)
 
     with pytest.raises(KeyboardInterrupt):
-        blocking.drive(walk(made(hedge_after_s=0.0), monotonic()), begin)
+        blocking.drive(walk(made(hedge_after=0.0), monotonic()), begin)
     assert stopped == [0]
 
 
@@ -451,7 +523,7 @@ def test_asyncio_is_not_fooled_by_a_stale_wake(deadline_s):
                 loop.call_soon(loop.call_soon, loop.call_soon, loop.call_soon, send, later)
             return lambda: None
 
-        return await tasks.drive(walk(made(hedge_after_s=0.0, deadline_s=deadline_s), monotonic()), begin)
+        return await tasks.drive(walk(made(hedge_after=0.0, deadline_s=deadline_s), monotonic()), begin)
 
     assert asyncio.run(main()).leg == 1
 

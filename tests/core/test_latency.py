@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,3 +69,78 @@ def test_the_largest_value_survives_rounding(seed):
     """The 100 % quantile is the largest value, though the weights do not add up to their total to the last bit."""
     values = np.random.default_rng(seed).exponential(0.05, 300)
     assert filled(values).quantile(1.0) == pytest.approx(values.max(), rel=ERROR + 1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(2e-6, 900.0), min_size=1, max_size=60), st.floats(2e-6, 900.0))
+def test_the_share_above(values, seconds):
+    """It lies between the shares above a little more and a little less, by the error of the sketch."""
+    share, values = filled(values).share_above(seconds), np.array(values)
+    decay = len(values) / latency.HALF_LIFE  # a value counts up to so much less than another
+    most, least = (np.mean(values > seconds * by) for by in (1 - 2 * ERROR, 1 + 2 * ERROR))
+    assert least - decay <= share <= most + decay
+
+
+@given(st.lists(st.floats(1e-7, 2_000.0), min_size=1, max_size=20), st.floats(0.0, 1e3), st.floats(1.0, 1.1))
+def test_the_share_above_only_falls(values, seconds, by):
+    """No share above a longer time is greater."""
+    sketch = filled(values)
+    assert sketch.share_above(seconds * by) <= sketch.share_above(seconds) + 1e-9
+
+
+def test_the_share_above_the_ends():
+    """All but the shortest are longer than nothing, none is longer than the longest, and before the first it is unknown."""
+    sketch = filled([0.1, 1.0, 10.0, 5_000.0])
+    assert sketch.share_above(0.0) == sketch.share_above(-1.0) == pytest.approx(1.0)
+    assert sketch.share_above(float("inf")) == 0.0
+    assert sketch.share_above(0.3) == pytest.approx(0.75, abs=0.01)
+    assert Latency().share_above(0.1) is None
+
+
+def test_a_constant_latency_is_above_what_is_just_shorter():
+    """The share falls evenly within the bucket, so that a latency just over a deadline does not look like one under it."""
+    sketch = filled([0.05] * 100)
+    assert sketch.share_above(0.05 * (1 - 2.1 * ERROR)) == pytest.approx(1.0)
+    assert sketch.share_above(0.05 * (1 + 2.1 * ERROR)) == pytest.approx(0.0)
+    assert 0.0 < sketch.share_above(0.05) < 1.0
+
+
+def test_a_copy_goes_its_own_way():
+    """What is added to the one is not added to the other."""
+    sketch = filled([0.01] * 100)
+    other, before = sketch.copy(), sketch.dump()
+    for _ in range(500):
+        sketch.add(1.0)
+    assert other.dump() == before
+    assert (sketch.count, sketch.quantile(0.5)) == (600, pytest.approx(1.0, rel=ERROR))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0.0, 2_000.0), max_size=60), st.lists(st.floats(1e-5, 10.0), max_size=10))
+def test_it_survives_a_restart(values, newer):
+    """Through JSON and back it knows the same, and weighs newer values the same against the old ones."""
+    sketch = filled(values)
+    other = Latency.load(json.loads(json.dumps(sketch.dump())))
+    for value in newer:
+        sketch.add(value)
+        other.add(value)
+    assert other.count == sketch.count
+    before, after = [b / sketch._weight for b in sketch._buckets], [b / other._weight for b in other._buckets]
+    assert after == pytest.approx(before)
+
+
+NO_DUMPS = [
+    None, 3, [], {}, {"count": 1}, {"values": [[0.1, 1.0]]}, {"count": 1, "values": []}, {"count": 0, "values": [[0.1, 1.0]]},
+    {"count": -1, "values": []}, {"count": None, "values": []}, {"count": float("inf"), "values": []},
+    *[{"count": 9, "values": bad} for bad in (
+        None, 3, [3], [[0.1]], [["0.1", 1.0]], [[0.1, None]], [[0.1, 0.0]], [[0.1, -1.0]], [[0.1, float("inf")]],
+        [[float("nan"), 1.0]], [[float("inf"), 1.0]], [[0.1, float("nan")]], [[-0.1, 1.0]], [[0.1, 10**400]],
+    )],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dumped", NO_DUMPS, ids=lambda d: repr(d)[:60])
+def test_what_is_no_dump(dumped):
+    """Whatever else is loaded is a ValueError."""
+    with pytest.raises(ValueError, match="not a dump of latencies"):
+        Latency.load(dumped)

@@ -36,7 +36,7 @@ def walks(draw):
     policy = Policy(
         mode=draw(st.sampled_from(MODES)),
         deadline_s=draw(st.one_of(st.just(INF), times.filter(bool))),
-        hedge_after_s=draw(st.one_of(st.just(INF), times)),
+        hedge_after=draw(st.one_of(st.just(INF), times)),
         no_confidence=draw(st.sampled_from(["defer", "accept"])),
     )
     known = draw(targets())

@@ -1,0 +1,59 @@
+"""What may leave the device. A cloud leg is made of a Permit, and these rules alone make one."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple, final
+
+Unknown = Literal["deny", "allow"]
+
+_OURS: Final = object()
+
+
+class Rules(NamedTuple):
+    """Which data classes may leave; a class in both lists stays."""
+
+    never_leave: frozenset[str] = frozenset()
+    may_leave: frozenset[str] = frozenset()
+    unknown_class: Unknown = "deny"
+    """What a class means that is in neither list; so does having none, once any class is declared."""
+    default_class: str | None = None
+    """The class of a call that names none."""
+
+
+@final
+class Permit:
+    """That a request of this class may leave, and by which rule. Only `permit` makes one."""
+
+    __slots__ = ("data_class", "rule")
+    data_class: Final[str | None]
+    rule: Final[str]
+
+    def __init__(self, key: object, data_class: str | None, rule: str) -> None:
+        if key is not _OURS:
+            raise TypeError("a Permit comes from the egress rules alone")
+        self.data_class, self.rule = data_class, rule
+
+    def __repr__(self) -> str:
+        return f"<Permit for {self.data_class!r} by {self.rule!r}>"
+
+
+class Denied(NamedTuple):
+    """It may not leave: why."""
+
+    data_class: str | None
+    why: str
+
+
+def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
+    """Whether a request of this class may leave. Not knowing means no, unless the rules say otherwise."""
+    name = rules.default_class if data_class is None else data_class
+    if name is None and not rules.never_leave and not rules.may_leave:
+        return Permit(_OURS, None, "no data class is declared")
+    if name in rules.never_leave:
+        return Denied(name, f"data class {name!r} never leaves")
+    if name in rules.may_leave:
+        return Permit(_OURS, name, f"may_leave has {name!r}")
+    if rules.unknown_class == "allow":
+        return Permit(_OURS, name, "unknown_class is allow")
+    what = "a call without data_class" if name is None else f"data class {name!r}, which no rule knows,"
+    return Denied(name, f"{what} may not leave (unknown_class is deny)")

@@ -1,0 +1,198 @@
+"""What may be spent over rolling windows: money, data, energy, calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any, Final, NamedTuple
+
+from edgeroute.core.policy import INF
+
+BUCKETS: Final = 60
+"""Of a window. An amount counts for the whole of its window, and up to one bucket longer."""
+MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
+_ROUNDING = 1 + 1e-9
+"""Three times 0.1 are to fit into 0.3."""
+
+
+class Limits(NamedTuple):
+    """The most that may be spent within any such time; inf: no limit."""
+
+    usd_per_day: float = INF
+    mb_per_day: float = INF
+    joules_per_hour: float = INF
+    calls_per_minute: float = INF
+
+
+_LENGTHS_S = Limits(DAY_S, DAY_S, HOUR_S, MINUTE_S)
+
+
+class Cost(NamedTuple):
+    """What something costs, or has cost, 0 or more of each: dollars, millions of bytes both ways, the device's energy."""
+
+    usd: float = 0.0
+    mb: float = 0.0
+    joules: float = 0.0
+    calls: float = 0
+
+
+class Spending:
+    """What is spent, against limits.
+
+    `now` is seconds since 1970. If it goes back, nothing leaves its window until it has caught up, and what is spent
+    meanwhile counts as of the latest instant seen. Not synchronised: whoever shares it between threads holds a lock.
+
+    Attributes:
+        limits: may be replaced at any time; what is spent stays spent.
+    """
+
+    __slots__ = ("_windows", "limits")
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
+
+    def reserve(self, cost: Cost, now: float) -> str | None:
+        """Books the cost, and returns None; or books nothing, and says which limit does not allow it.
+
+        A limit that is exceeded already, by `add` or `settle`, does not stop what costs nothing of its kind.
+        """
+        windows = self._windows
+        for window, limit, asked in zip(windows, self.limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
+            if asked > 0:
+                if now >= window.until:
+                    window.roll(now)
+                if window.total + asked > limit * _ROUNDING:
+                    return window.refusal(asked, limit, now)
+        for window, asked in zip(windows, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
+            if asked > 0:
+                window.book(asked)
+        return None
+
+    def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
+        """Corrects what was reserved to what it came to.
+
+        What it cost more is booked now. What it cost less is taken off the oldest that counts: then nothing leaves its
+        window too early, and nothing falls below zero.
+        """
+        for window, before, after in zip(self._windows, reserved, actual):  # noqa: B905 - always four, and the keyword costs 0.2 us
+            if before != after:
+                if now >= window.until:
+                    window.roll(now)
+                if after > before:
+                    window.book(after - before)
+                else:
+                    window.take_back(before - after)
+
+    def add(self, cost: Cost, now: float) -> None:
+        """Books what has happened anyway, whatever the limits."""
+        for window, amount in zip(self._windows, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
+            if amount > 0:
+                if now >= window.until:
+                    window.roll(now)
+                window.book(amount)
+
+    def spent(self, now: float) -> Cost:
+        """What counts now, over each one's window."""
+        for window in self._windows:
+            if now >= window.until:
+                window.roll(now)
+        return Cost(*[window.total for window in self._windows])
+
+    def dump(self) -> dict[str, object]:
+        """What was booked here, ready for JSON: each one's [instant, amount]...
+
+        What was loaded is not in it: each process dumps its own, and whoever loads all their dumps counts nothing twice.
+        """
+        return {window.name: [[at, amount] for at, amount in window.booked.items()] for window in self._windows}
+
+    def load(self, dumped: Mapping[str, Any], now: float) -> None:
+        """Adds what another process has dumped, as far as it still counts; what is stamped later than now counts as of now.
+
+        Raises:
+            ValueError: that is no dump. Nothing was added.
+        """
+        try:
+            found = [[(at + 0.0, amount + 0.0) for at, amount in dumped[window.name]] for window in self._windows]
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"not a dump of what was spent: {e!r}") from e
+        for at, amount in (entry for entries in found for entry in entries):
+            if not (-INF < at < INF and 0 <= amount < INF):
+                raise ValueError(f"not a dump of what was spent: {amount} at {at}")
+        for window, entries in zip(self._windows, found, strict=True):
+            if now >= window.until:
+                window.roll(now)
+            window.load(entries)
+
+
+class _Window:
+    """What is spent of one kind. Roll it when `until` has come, before anything else is done with it."""
+
+    __slots__ = ("booked", "current", "length_s", "loaded", "name", "total", "until", "width_s")
+
+    def __init__(self, name: str, length_s: float) -> None:
+        self.name, self.length_s, self.width_s = name, length_s, length_s / BUCKETS
+        self.current = self.until = -INF
+        """Where the current bucket begins, and where it ends."""
+        self.booked, self.loaded = dict[float, float](), dict[float, float]()
+        """The beginning of a bucket -> the amount in it; in `booked` the oldest is first."""
+        self.total = 0.0
+
+    def roll(self, now: float) -> None:
+        """Makes the bucket of `now` the current one, and drops those that no longer count."""
+        self.current = now // self.width_s * self.width_s
+        self.until = self.current + self.width_s
+        first = self.current - self.length_s
+        self.booked = {at: amount for at, amount in self.booked.items() if at >= first}
+        self.loaded = {at: amount for at, amount in self.loaded.items() if at >= first}
+        self.total = sum(self.booked.values()) + sum(self.loaded.values())  # anew: nothing that was rounded adds up
+
+    def book(self, amount: float) -> None:
+        """Adds to the current bucket."""
+        self.booked[self.current] = self.booked.get(self.current, 0.0) + amount
+        self.total += amount
+
+    def take_back(self, amount: float) -> None:
+        """Takes so much off the oldest that was booked, or all there is."""
+        booked = self.booked
+        while booked:
+            at = next(iter(booked))
+            there = booked[at]
+            if there > amount:
+                booked[at] = there - amount
+                self.total = max(0.0, self.total - amount)
+                return
+            amount -= there
+            self.total -= there
+            del booked[at]
+        self.total = sum(self.loaded.values())
+
+    def load(self, entries: list[tuple[float, float]]) -> None:
+        """Adds amounts of other processes, each at its instant."""
+        for instant, amount in entries:
+            at = min(instant // self.width_s * self.width_s, self.current)
+            if at >= self.current - self.length_s:
+                self.loaded[at] = self.loaded.get(at, 0.0) + amount
+                self.total += amount
+
+    def refusal(self, asked: float, limit: float, now: float) -> str:
+        """That this does not fit, in words."""
+        room_at = self.room_at(asked, limit)
+        when = "" if room_at is None else f", room again in {_span(room_at - now)}"
+        return f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
+
+    def room_at(self, asked: float, limit: float) -> float | None:
+        """When it will fit if nothing else is spent; None: never."""
+        left = self.total
+        for at, amount in sorted([*self.booked.items(), *self.loaded.items()]):
+            left -= amount
+            if left + asked <= limit * _ROUNDING:
+                return at + self.length_s + self.width_s
+        return None
+
+
+def _span(seconds: float) -> str:
+    for unit, name in ((HOUR_S, "h"), (MINUTE_S, "min")):
+        if seconds > 2 * unit:
+            return f"{ceil(seconds / unit)} {name}"
+    return f"{ceil(seconds)} s"

@@ -1,0 +1,71 @@
+"""What may leave the device, who is asked before it does, and what is taken out of it first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from edgeroute.core.egress import Permit, Rules, Unknown
+from edgeroute.errors import Held, PolicyError
+
+Consent = Callable[[str, str | None], bool]
+Redact = Callable[[Any, str | None], Any]
+
+
+class Egress:
+    """The rules of egress.
+
+    Args:
+        never_leave: data classes that stay on the device, whatever the mode.
+        may_leave: those that may leave.
+        unknown_class: what a class means that is in neither: "deny" or "allow". Once any class is declared, so does
+            naming none.
+        default_class: the class of a call that names none.
+        consent: called with where an input would go and its data class, just before; only True lets it go.
+        redact: called with each input and its data class before it is encoded; what it returns is sent in its place.
+
+    Raises:
+        PolicyError: they cannot be understood. Nothing is let through by rules that say something else than was meant.
+    """
+
+    def __init__(
+        self,
+        *,
+        never_leave: Collection[str] = (),
+        may_leave: Collection[str] = (),
+        unknown_class: Unknown = "deny",
+        default_class: str | None = None,
+        consent: Consent | None = None,
+        redact: Redact | None = None,
+    ) -> None:
+        for name, classes in (("never_leave", never_leave), ("may_leave", may_leave)):
+            if isinstance(classes, str) or not all(isinstance(c, str) and c for c in classes):
+                raise PolicyError(f"{name} is a list of data classes, as in ['medical'], not {classes!r}")
+        if unknown_class not in {"deny", "allow"}:
+            raise PolicyError(f"unknown_class is 'deny' or 'allow', not {unknown_class!r}")
+        if both := set(never_leave) & set(may_leave):
+            raise PolicyError(f"{', '.join(sorted(both))}: both in never_leave and in may_leave")
+        if default_class is not None and not (isinstance(default_class, str) and default_class):
+            raise PolicyError(f"default_class is the name of a data class, not {default_class!r}")
+        self.rules = Rules(frozenset(never_leave), frozenset(may_leave), unknown_class, default_class)
+        self.consent, self.redact = consent, redact
+
+    def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
+        """The inputs as they may be sent there.
+
+        Raises:
+            Held: consent was not given, or the redaction failed: nothing is sent.
+        """
+        if self.consent is not None:
+            try:
+                given = self.consent(where, permit.data_class)
+            except Exception as e:
+                raise Held(f"the consent callback failed ({type(e).__name__}), so nothing was sent") from e
+            if given is not True:
+                raise Held("consent was not given")
+        if self.redact is None:
+            return inputs
+        try:
+            return [self.redact(x, permit.data_class) for x in inputs]
+        except Exception as e:
+            raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent") from e

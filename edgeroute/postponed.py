@@ -1,0 +1,206 @@
+"""What the cloud did not answer in time: sent later from the outbox, or come late, and told to the app either way."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeroute import clock
+from edgeroute.cloud.base import Call
+from edgeroute.core.egress import Denied, permit
+from edgeroute.core.flow import Done, Event, Outcome, Prediction
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF
+from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, StoreError
+from edgeroute.outbox import Callbacks, Delivery, Late, Outbox, Waiting
+from edgeroute.outbox.inputs import decode_input, encode_input
+from edgeroute.route import Route
+from edgeroute.runners import CloudRunner
+from edgeroute.workers import Workers
+
+if TYPE_CHECKING:
+    from edgeroute.live import Live
+    from edgeroute.outbox import Entry
+
+log = logging.getLogger("edgeroute")
+
+
+class Postponed:
+    """The outbox of a router, and the functions that are told of late answers.
+
+    Args:
+        outbox: None: late replies are told of, but nothing is sent later.
+        live: gives the policy in force.
+        workers: threads.
+        note: counts `queued` and `late`.
+    """
+
+    def __init__(self, outbox: Outbox | None, live: Callable[[], Live], workers: Workers, note: Callable[[str], object]) -> None:
+        self.outbox, self._live, self._workers, self._note = outbox, live, workers, note
+        self._direct: list[Callable[[Late], object]] = []
+        self._delivery = None if outbox is None else Delivery(outbox, self._send)
+        self._callbacks = None if outbox is None else Callbacks(outbox)
+        if self._delivery is not None:
+            self._delivery.start()
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody wants to know of what is late."""
+        return self.outbox is not None or bool(self._direct)
+
+    def on_late(self, function: Callable[..., object]) -> None:
+        """Has it called with each late answer."""
+        if self._callbacks is not None:
+            self._callbacks.register(function)
+            return
+        if inspect.iscoroutinefunction(function):
+            raise PolicyError("on_late is called in a thread: a coroutine function cannot be")
+        if len(inspect.signature(function).parameters) != 1:
+            raise PolicyError("on_late takes f(late); f(late, tx) needs an outbox, whose transaction tx is")
+        self._direct.append(function)
+
+    def queue(self, route: Route, outcome: Outcome, x: Any, identity: str) -> str | None:
+        """Stores the request to be sent later. -> what the reason says of it; None: sending it again would not help."""
+        assert self.outbox is not None, "offline is queue"
+        found = _who_might(route.plan, outcome)
+        if found is None:
+            return None
+        leg, in_flight = found
+        runner = self._live().runners[route.plan.legs[leg].target]
+        try:
+            waiting = self._waiting(route, leg, cast("CloudRunner", runner), x, identity, outcome.prediction, in_flight)
+        except (Held, BadInput) as e:
+            return f"not queued: {e}"
+        if waiting is None:
+            return "not queued: an input of this kind cannot be stored"
+        left_s = route.until - monotonic()
+        if left_s == INF:
+            return self._put(waiting)
+        stored: Future[str] = Future()
+        route.queued = stored
+        self._workers.submit(lambda: stored.set_result(self._put(waiting)))
+        try:
+            return stored.result(max(0.0, left_s))
+        except TimeoutError:
+            return "queued"  # a disk may be slow, and the deadline is not to wait for it
+
+    def _put(self, waiting: Waiting) -> str:
+        assert self.outbox is not None
+        assert self._delivery is not None
+        try:
+            put = self.outbox.put(waiting)
+        except StoreError as e:
+            log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error says it all
+            return f"not queued: {e}"
+        if not put.stored:
+            return "not queued: the outbox is full"
+        self._note("queued")
+        self._delivery.wake()
+        return "queued"
+
+    def _waiting(
+        self, route: Route, leg: int, runner: CloudRunner, x: Any, identity: str, edge: Prediction | None, in_flight: bool
+    ) -> Waiting | None:
+        allowed = route.plan.legs[leg].permit
+        assert allowed is not None, "only a leg that may leave is queued"
+        (x,) = self._live().egress.prepared([x], allowed, runner.where)
+        call = runner.encode(x)
+        if call is not None:
+            form: dict[str, Any] = {
+                "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
+            }  # fmt: skip
+        else:
+            encoded = encode_input(x)
+            if encoded is None:
+                return None
+            form = {"kind": "input", "headers": [("Content-Type", encoded[0])], "body": encoded[1]}
+        return Waiting(
+            id=identity,
+            target=runner.name,
+            data_class=allowed.data_class,
+            rule=allowed.rule,
+            importance=route.importance,
+            provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
+            ready_at=clock.now() + runner.patience_s if in_flight else None,
+            **form,
+        )
+
+    def _send(self, entry: Entry) -> Prediction:
+        """Sends one of the outbox, as the rules are now."""
+        live = self._live()
+        runner = next((r for r in live.clouds if r.name == entry.target), None)
+        if runner is None:
+            raise PolicyError(f"the policy has no cloud {entry.target!r} any more")
+        allowed = permit(live.policy.rules, entry.data_class)
+        if isinstance(allowed, Denied):
+            raise MayNotLeave(allowed.why)
+        with runner.guard.enter(allowed, entry.id) as visit:
+            if entry.kind == "call":
+                call = Call(entry.method, entry.path, tuple(map(tuple, entry.headers)), entry.body)
+                return runner.resend(call, INF, visit)
+            x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
+            if runner.alone_async:
+                return asyncio.run(runner.run_async([x], INF, visit))[0]  # type: ignore[misc,arg-type]
+            return runner.run([x], INF, None, visit)[0]
+
+    def late(self, route: Route, event: Event) -> None:
+        """Takes what a leg says that was left to run on past its request's deadline. From any thread."""
+        self._workers.submit(partial(self._late, route, event))
+
+    def _late(self, route: Route, event: Event) -> None:
+        try:
+            queued = route.queued
+            stored = queued is not None and queued.result() == "queued"
+            if type(event) is not Done:
+                if stored and self.outbox is not None:
+                    self.outbox.ready(route.identity)
+                return
+            self._note("late")
+            prediction: Prediction = event.answer
+            if self.outbox is not None:
+                if stored and self.outbox.answer(route.identity, prediction) and self._callbacks is not None:
+                    self._callbacks.wake()
+                return
+            told = Late(
+                id=route.identity, value=prediction.value, confidence=prediction.confidence, outputs=prediction.outputs,
+                provisional=None, data_class=route.plan.data_class, target=route.plan.legs[event.leg].name,
+                queued_at=clock.now() - (event.at - route.until), answered_at=clock.now(),
+            )  # fmt: skip
+            for function in self._direct:
+                function(told)
+        except Exception:
+            log.exception("a late answer could not be handed on")
+
+    def wake(self) -> None:
+        """An endpoint is back."""
+        if self._delivery is not None:
+            self._delivery.wake()
+
+    def counts(self) -> Mapping[str, int]:
+        """What the outbox has counted."""
+        return {} if self.outbox is None else self.outbox.counts()
+
+    def close(self) -> None:
+        """Ends delivery; what is not delivered yet stays in the file."""
+        for part in (self._delivery, self._callbacks, self.outbox):
+            if part is not None:
+                part.close()
+
+
+def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, bool] | None:
+    """The first cloud that may still answer if it is asked again, and whether it is being asked right now."""
+    ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
+    for i, leg in enumerate(plan.legs):
+        if leg.permit is None:
+            continue
+        what, detail = ended.get(i, ("never begun", None))
+        if what != "failed" or not isinstance(detail, CloudError) or detail.retriable or detail.held:
+            return i, what == "timeout"
+    return None

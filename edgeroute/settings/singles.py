@@ -1,0 +1,127 @@
+"""The sections that there is one of: what may be spent, what may leave, and what is kept on the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from edgeroute import egress
+from edgeroute.core import spending
+from edgeroute.core.egress import Unknown
+from edgeroute.settings import values
+from edgeroute.settings.section import Section, at
+from edgeroute.settings.units import Delay, Duration, Share, Size
+from edgeroute.settings.values import Flag, Text, Texts
+
+if TYPE_CHECKING:
+    from edgeroute import cache, outbox, trace
+
+
+class Limits(Section):
+    """What asking the cloud may cost, by the prices in its sections."""
+
+    usd_per_day: values.Amount | None = Field(None, description="Dollars in any 24 hours. Without it: no limit.")
+    mb_per_day: values.Amount | None = Field(
+        None, description="Millions of bytes, sent and received, in any 24 hours. Without it: no limit."
+    )
+    joules_per_hour: values.Amount | None = Field(None, description="The device's energy in any hour. Without it: no limit.")
+    calls_per_minute: values.Amount | None = Field(None, description="Requests in any minute. Without it: no limit.")
+
+    def make(self) -> spending.Limits:
+        """The limits."""
+        return spending.Limits(**self.model_dump(exclude_none=True))
+
+
+class Egress(Section):
+    """Which data classes may leave the device."""
+
+    never_leave: Texts | None = Field(None, description="Data classes that stay on the device, whatever the mode.")
+    may_leave: Texts | None = Field(None, description="Data classes that may leave.")
+    unknown_class: Unknown = Field(
+        "deny", description="What a class means that is in neither list; so does naming none, without a `default_class`."
+    )
+    default_class: Text | None = Field(None, description="The class of a call that names none.")
+
+    def make(self, consent: egress.Consent | None, redact: egress.Redact | None) -> egress.Egress:
+        """The rules, with the functions that a file cannot hold."""
+        return egress.Egress(**self.model_dump(exclude_none=True), consent=consent, redact=redact)
+
+
+class Cache(Section):
+    """Answers kept for inputs that come again."""
+
+    ttl: Delay = Field("1h", validate_default=True, description='How long an answer is fresh; `"0s"`: it never is.')
+    max_size: Size = Field("16MiB", validate_default=True, description="The most memory that it takes.")
+    disk: Flag = Field(False, description="Keep answers on disk too, in `cache.db` in the `state` folder.")
+    disk_max: Size = Field("256MiB", validate_default=True, description="The most that this file takes.")
+    stale_while_revalidate: Delay = Field(
+        "0s", validate_default=True, description="How long after its time an answer is given while it is renewed."
+    )
+    stale_if_offline: Delay = Field(
+        "1d", validate_default=True, description='How long after its time `offline = "stale"` may still give an answer.'
+    )
+    negative_ttl: Delay = Field(
+        "1m", validate_default=True, description="How long it is remembered that the endpoint refused an input."
+    )
+    never: Texts | None = Field(None, description="Data classes whose answers are not kept.")
+
+    def make(self, state: Path) -> cache.Cache:
+        """The cache; `state` is the folder for what outlives the process."""
+        from edgeroute.cache import Cache
+
+        return Cache(
+            max_bytes=self.max_size,
+            ttl_s=self.ttl,
+            stale_while_revalidate_s=self.stale_while_revalidate,
+            stale_if_offline_s=self.stale_if_offline,
+            negative_ttl_s=self.negative_ttl,
+            disk=state / "cache.db" if self.disk else None,
+            disk_max_bytes=self.disk_max,
+            never=frozenset(self.never or ()),
+        )
+
+
+class Outbox(Section):
+    """Requests that wait on disk until the cloud answers."""
+
+    max_size: Size = Field("64MiB", validate_default=True, description="The most that all of it takes.")
+    ttl: Duration = Field("7d", validate_default=True, description="What has waited so long is dropped.")
+    drop: Literal["oldest", "least_important", "newest"] = Field(
+        "oldest", description="What makes room when it is full; with newest the new request is refused."
+    )
+    ordered: Flag = Field(False, description="Send what waits for an endpoint one by one, in the order in which it came.")
+    parallel: values.Count = Field(2, description="Requests under way at a time.")
+    rate: values.Rate = Field(10, description="Requests that are sent in a second, at most.")
+
+    def make(self, state: Path) -> outbox.Outbox:
+        """The outbox; `state` is the folder for what outlives the process."""
+        from edgeroute.outbox import Outbox
+
+        return Outbox(
+            state / "outbox.db",
+            max_bytes=self.max_size,
+            ttl_s=self.ttl,
+            drop=self.drop,
+            ordered=self.ordered,
+            parallel=self.parallel,
+            rate_per_s=self.rate,
+        )
+
+
+class Trace(Section):
+    """How each answer came about, as a line of JSON in a file."""
+
+    file: Text | None = Field(None, description="The file; without it `trace.jsonl` in the `state` folder.")
+    sample: Share = Field("100%", validate_default=True, description='The share of answers that are traced, as `"1%"` or 0.01.')
+    inputs: Flag = Field(False, description="Have the inputs in it: it holds user data then.")
+    max_size: Size = Field("4MiB", validate_default=True, description="The size at which a file is full, and the next is begun.")
+    keep: values.Count = Field(4, description="Full files that are kept.")
+
+    def make(self, folder: Path, state: Path) -> trace.Trace:
+        """The trace; a relative path starts from `folder`."""
+        from edgeroute.trace import Trace
+
+        file = at(folder, self.file) if self.file else state / "trace.jsonl"
+        return Trace(file, sample=self.sample, inputs=self.inputs, max_bytes=self.max_size, keep=self.keep)

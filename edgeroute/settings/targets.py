@@ -1,0 +1,154 @@
+"""The sections of what can answer: models on the device, endpoints over HTTP."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.plain import PlainJson
+from edgeroute.core.policy import Terms
+from edgeroute.edge.load import load
+from edgeroute.settings import values
+from edgeroute.settings.section import Section, at
+from edgeroute.settings.units import Duration, Size
+from edgeroute.settings.values import Text, Texts
+
+
+class Target(Section, ABC):
+    """One model or endpoint."""
+
+    @abstractmethod
+    def files(self) -> list[str]:
+        """The files that it names."""
+
+    @abstractmethod
+    def make(self, folder: Path) -> Any:
+        """What the router is given for it; relative paths start from `folder`."""
+
+
+class Edge(Target):
+    """A model on the device."""
+
+    path: values.ModelPath = Field(description="The model file; its suffix picks the runtime.")
+    providers: Texts = Field(["CPUExecutionProvider"], description="Execution providers, best first.")
+    threads: values.Threads = Field(1, description="Threads for one run; more than one slows a busy device down.")
+    on_downgrade: Literal["error", "record"] = Field(
+        "error", description="When the first provider asked for is not there: fail, or run on another and record it."
+    )
+    sha256: values.Sha256 | None = Field(None, description="SHA-256 of the model file; without it the card's, if that has one.")
+    card: Text | None = Field(None, description="The model's card, where it is not beside the model.")
+
+    def files(self) -> list[str]:
+        """The model and its card."""
+        return [self.path, self.card or str(Path(self.path).with_suffix(".json"))]
+
+    def make(self, folder: Path) -> Any:
+        """The model, not loaded yet."""
+        options = self.model_dump(exclude={"path", "card"})
+        return load(at(folder, self.path), **options, card=at(folder, self.card) if self.card else None)
+
+
+class Cloud(Target):
+    """An endpoint over HTTP."""
+
+    url: values.Url = Field(description="Where it is, without user, password or query.")
+    name: Text = Field("cloud", description="What answers, traces and messages call it.")
+    labels: Texts | None = Field(None, description="The classes' names in order; without them the edge model's.")
+    api_key: values.SecretReference | None = Field(None, description="Sent as `Authorization: Bearer ...`.")
+    headers: values.Headers = Field(
+        {}, description='Sent with each request. A value is text, or `{ env = "NAME" }`, which a secret has to be.'
+    )
+    verify: values.Verify = Field(
+        True, description="Check the server's certificate: true, by the authorities in this file alone, or false for not at all."
+    )
+    cert: values.Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
+    timeout: Duration = Field(
+        "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
+    )
+    retries: values.Retries = Field(2, description="How often a request that failed is sent again.")
+    max_reply: Size = Field("16MiB", validate_default=True, description="A longer reply is refused before it is read.")
+    usd_per_call: values.Amount = Field(0, description="Dollars that a request costs.")
+    usd_per_mb: values.Amount = Field(0, description="Dollars for a million bytes, sent or received.")
+    joules_per_call: values.Amount = Field(0, description="The device's energy for a request, whatever its size.")
+    joules_per_mb: values.Amount = Field(0, description="The device's energy for a million bytes, sent or received.")
+    calls_per_s: values.Rate | None = Field(
+        None, description="More requests a second are not sent, as if the endpoint were away. Without it: no limit."
+    )
+    max_concurrent: values.Count = Field(64, description="More requests at a time are not sent, as if the endpoint were away.")
+
+    def files(self) -> list[str]:
+        """The certificates."""
+        return [*([self.verify] if isinstance(self.verify, str) else []), *(self.cert or [])]
+
+    def address(self, folder: Path) -> dict[str, Any]:
+        """What `Address` takes, the URL apart."""
+        return {
+            "api_key": self.api_key,
+            "headers": self.headers,
+            "verify": at(folder, self.verify) if isinstance(self.verify, str) else self.verify,
+            "cert": tuple(at(folder, path) for path in self.cert) if self.cert else None,
+            "timeout_s": self.timeout,
+            "retries": self.retries,
+            "max_reply_bytes": self.max_reply,
+            **self.model_dump(include={*Terms._fields}, exclude_none=True),
+        }
+
+
+class OpenInferenceCloud(Cloud):
+    """A model behind the Open Inference Protocol v2."""
+
+    protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
+    model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
+    binary: values.Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
+    kind: Literal["logits", "probabilities"] = Field("logits", description="What the outputs are.")
+    output: Text | None = Field(None, description="The output that is read; without it the first.")
+    card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
+
+    @model_validator(mode="after")
+    def _which(self) -> OpenInferenceCloud:
+        if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
+            raise values.refused("which model? Give model, or a url that ends in /v2/models/NAME")
+        return self
+
+    def files(self) -> list[str]:
+        """The certificates and the card."""
+        return [*super().files(), *([self.card] if self.card else [])]
+
+    def make(self, folder: Path) -> OpenInference:
+        """The endpoint."""
+        options = self.model_dump(include={"model", "name", "binary", "labels", "kind", "output"})
+        return OpenInference(self.url, **options, card=at(folder, self.card) if self.card else None, **self.address(folder))
+
+
+class JsonCloud(Cloud):
+    """Any server that takes and gives JSON: `{"input": ...}` is posted to the URL."""
+
+    protocol: Literal["json"] = Field(description="How the endpoint is talked to.")
+    value: Text = Field("value", description="Where the value is in the reply, as in `result.0.label`.")
+    confidence: Text = Field("confidence", description="Where the confidence is, if the reply has one.")
+    logits: Text | None = Field(None, description="Where an array with a number for each class is, instead of `value`.")
+    ping_path: values.PingPath | None = Field(
+        None, description="A path that answers 200 when the server is well; without it only the connection is tried."
+    )
+
+    def make(self, folder: Path) -> PlainJson:
+        """The endpoint."""
+        options = self.model_dump(include={"name", "value", "confidence", "logits", "labels", "ping_path"})
+        return PlainJson(self.url, **options, **self.address(folder))
+
+
+CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud}
+"""By protocol."""
+
+
+def _protocol(section: Any) -> str:
+    return str(section.get("protocol", "openinference")) if isinstance(section, dict) else "openinference"
+
+
+AnyCloud = Annotated[
+    Annotated[OpenInferenceCloud, Tag("openinference")] | Annotated[JsonCloud, Tag("json")], Discriminator(_protocol)
+]

@@ -1,0 +1,94 @@
+"""What may leave: rules, permits, and plans that cannot have a cloud leg without one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeroute.core.egress import Denied, Permit, Rules, permit
+from edgeroute.core.facts import Facts
+from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.policy import MODES, Policy, Target
+
+TARGETS = (Target("small", "edge", 0.7), Target("edge", "edge", 0.85), Target("eu", "cloud"), Target("us", "cloud"))
+RULES = Rules(never_leave=frozenset({"medical"}), may_leave=frozenset({"public"}))
+NAMES = st.sampled_from(["medical", "public", "faces"])
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "leaves", "why"),
+    [
+        (Rules(), None, True, "no data class is declared"),
+        (Rules(), "medical", False, "data class 'medical', which no rule knows, may not leave (unknown_class is deny)"),
+        (RULES, "medical", False, "data class 'medical' never leaves"),
+        (RULES, "public", True, "may_leave has 'public'"),
+        (RULES, "faces", False, "data class 'faces', which no rule knows, may not leave (unknown_class is deny)"),
+        (RULES, None, False, "a call without data_class may not leave (unknown_class is deny)"),
+        (RULES._replace(unknown_class="allow"), "faces", True, "unknown_class is allow"),
+        (RULES._replace(unknown_class="allow"), "medical", False, "data class 'medical' never leaves"),
+        (RULES._replace(unknown_class="allow"), None, True, "unknown_class is allow"),
+        (RULES._replace(default_class="public"), None, True, "may_leave has 'public'"),
+        (RULES._replace(default_class="medical"), None, False, "data class 'medical' never leaves"),
+        (RULES._replace(default_class="public"), "medical", False, "data class 'medical' never leaves"),
+    ],
+)
+def test_rules(rules, name, leaves, why):
+    """Each class leaves or stays as the rules say; what they do not know stays, unless they say otherwise."""
+    verdict = permit(rules, name)
+    if leaves:
+        assert isinstance(verdict, Permit)
+        assert verdict.rule == why
+    else:
+        assert isinstance(verdict, Denied)
+        assert verdict.why == why
+
+
+def test_nobody_else_makes_a_permit():
+    """A permit cannot be made but by the rules."""
+    with pytest.raises(TypeError, match="rules alone"):
+        Permit(None, "medical", "because I say so")
+    assert repr(permit(RULES, "public")) == "<Permit for 'public' by \"may_leave has 'public'\">"
+
+
+@given(
+    st.frozensets(NAMES), st.frozensets(NAMES), st.sampled_from(["deny", "allow"]), st.none() | NAMES, st.none() | NAMES,
+    st.none() | st.sampled_from(MODES), st.sampled_from(["listed", "fastest"]),
+)  # fmt: skip
+def test_what_never_leaves_has_no_leg_that_could_take_it(never, may, unknown, default, name, mode, order):
+    """Whatever the rules and the mode: a class that must not leave is in no plan with a leg off the device."""
+    rules = Rules(never, may, unknown, default)
+    made = plan(Policy(rules=rules, order=order), TARGETS, Facts(), mode=mode, data_class=name)
+    actual = default if name is None else name
+    known = actual in never or actual in may
+    allowed = actual not in never and (actual in may or unknown == "allow" or (actual is None and not never and not may))
+    assert known or allowed == (unknown == "allow" or (actual is None and not never | may))
+    if isinstance(made, Refusal):
+        assert (mode, allowed, made.denied) == ("only_cloud", False, True)
+        return
+    leaving = [leg for leg in made.legs if leg.permit is not None]
+    assert [leg.side for leg in leaving] == ["cloud"] * len(leaving)
+    assert bool(leaving) == (allowed and mode != "only_edge")
+    assert all(TARGETS[leg.target].side == leg.side for leg in made.legs)
+    if not allowed and mode != "only_edge":
+        assert made.stays
+        assert any("nothing leaves the device" in step for step in made.steps)
+        assert made.legs[-1].final, "the edge has the last word"
+
+
+def test_the_plan_says_by_which_rule_it_leaves():
+    """The steps name the class and the rule."""
+    made = plan(Policy(rules=RULES), TARGETS, Facts(), data_class="public")
+    assert isinstance(made, Plan)
+    assert "data class 'public' may leave: may_leave has 'public'" in made.steps
+    assert (made.data_class, made.stays) == ("public", "")
+
+
+def test_the_cloud_alone_and_a_class_that_stays():
+    """Where the mode asks the cloud alone, a class that must not leave has no plan, and the refusal says whose doing it is."""
+    made = plan(Policy(rules=RULES), TARGETS, Facts(), mode="only_cloud", data_class="medical")
+    assert made == Refusal(
+        "no answer is possible: data class 'medical' never leaves, and mode 'only_cloud' asks nothing else", denied=True
+    )
+    made = plan(Policy(rules=RULES), TARGETS[2:], Facts(), data_class="medical")
+    assert made == Refusal("no answer is possible: data class 'medical' never leaves, and there is no edge", denied=True)

@@ -1,0 +1,361 @@
+"""Values that survive a restart: real files, shared, broken and forked."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from edgeroute import state
+from edgeroute.state import Kept
+
+LONG = 30.0
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "deep" / "state.db"
+
+
+@pytest.fixture
+def make(path):
+    """Makes stores on one file, and closes them."""
+    made = []
+
+    def make(where=path):
+        made.append(Kept(where))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def names(path):
+    """What is in the file, read by other means."""
+    connection = sqlite3.connect(path)
+    found = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM kept")}
+    connection.close()
+    return found
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name == "edgeroute-state"]
+
+
+def test_restart(path, make):
+    """What was put before the end is there after it, NaN and all."""
+    kept = make()
+    assert kept.get("a") is None
+    kept.put("a", {"x": [1, None, "é"], "inf": float("inf")})
+    kept.close()
+    assert make().get("a") == {"x": [1, None, "é"], "inf": float("inf")}
+
+
+def test_written_by_itself(path, make, monkeypatch):
+    """A second after the first put everything is in the file, by one thread, which ends; the next put starts another."""
+    monkeypatch.setattr(state, "DELAY_S", 0.01)
+    kept = make()
+    for n in range(3):
+        for i in range(100):
+            kept.put(f"{n}.{i}", i)
+        for thread in threads():
+            thread.join(LONG)
+        assert threads() == []
+        assert len(names(path)) == 100 * (n + 1)
+
+
+def test_put_while_the_thread_writes(path, make, monkeypatch):
+    """A value that comes during the write is written a little later by the same thread."""
+    monkeypatch.setattr(state, "DELAY_S", 0.01)
+    kept = make()
+    real = kept.flush
+
+    def flush():
+        kept.flush = real
+        done = real()
+        kept.put("b", 2)
+        return done
+
+    kept.flush = flush
+    kept.put("a", 1)
+    for thread in threads():
+        thread.join(LONG)
+    assert names(path) == {"a": 1, "b": 2}
+    assert kept._thread is None
+
+
+def test_nothing_is_written_at_once(path, make):
+    """A put touches no disk; until it is written the value is read from memory, and is what it was then."""
+    kept, value = make(), [1]
+    kept.put("a", value)
+    value.append(2)
+    assert len(threads()) == 1
+    assert kept.get("a") == [1]
+    assert kept.others("", "b") == [[1]]
+    assert names(path) == {} if path.exists() else True
+    assert kept.flush()
+    assert names(path) == {"a": [1]}
+    assert kept.flush()
+
+
+def test_put_while_it_is_written(path, make, monkeypatch):
+    """A value that is put during a write is newer than what was written, and is written by the next."""
+    kept = make()
+    real = kept._database.transaction
+
+    def slow():
+        monkeypatch.undo()
+        kept.put("a", "older")
+        transaction = real()
+
+        class Both:
+            def __enter__(self):
+                return transaction.__enter__()
+
+            def __exit__(self, *error):
+                done = transaction.__exit__(*error)
+                kept.put("a", "newer")
+                return done
+
+        return Both()
+
+    kept.put("a", "oldest")
+    monkeypatch.setattr(kept._database, "transaction", slow)
+    assert kept.flush()
+    assert names(path) == {"a": "older"}
+    assert kept.get("a") == "newer"
+    kept.close()
+    assert names(path) == {"a": "newer"}
+
+
+def test_others(make):
+    """The values of other processes under a common prefix, newest as this one knows them; no wildcards."""
+    here, there = make(), make()
+    there.put("spending:2", 2.0)
+    there.put("spending:%", 3.0)
+    there.put("spendings", 9.0)
+    there.flush()
+    here.put("spending:1", 1.0)
+    here.put("spending:2", 2.5)
+    assert sorted(here.others("spending:", "spending:1")) == [2.5, 3.0]
+    assert sorted(there.others("spending:", "spending:1")) == [2.0, 3.0]
+    assert there.others("spending_", "") == []
+
+
+def test_forget(make, monkeypatch):
+    """What was put longer ago goes, of that prefix alone, written or not."""
+    clock = [1000.0]
+    monkeypatch.setattr(state, "now", lambda: clock[0])
+    kept = make()
+    for name in ("a:1", "a:2", "b:1"):
+        kept.put(name, name)
+    kept.flush()
+    kept.put("a:3", "a:3")
+    clock[0] = 1010.0
+    kept.put("a:2", "again")
+    kept.put("a:4", "a:4")
+    kept.forget("a:", 5.0)
+    assert [kept.get(n) for n in ("a:1", "a:2", "a:3", "a:4", "b:1")] == [None, "again", None, "a:4", "b:1"]
+    kept.flush()
+    kept.forget("a:", 10.0)
+    assert kept.get("a:2") == "again"
+    kept.forget("", -1.0)
+    assert kept.others("", "") == []
+
+
+def test_in_memory():
+    """Without a path all of it works until the end, and no thread or file is there."""
+    kept = Kept(None)
+    kept.put("a", 1)
+    kept.put("ab", 2)
+    assert threads() == []
+    assert kept.others("a", "a") == [2]
+    assert not kept.flush()
+    kept.forget("ab", -1.0)
+    assert (kept.get("a"), kept.get("ab")) == (1, None)
+    kept.close()
+
+
+def test_after_close(path, make):
+    """Late puts are remembered, start no thread and open no file; a second close is nothing."""
+    kept = make()
+    kept.put("a", 1)
+    kept.close()
+    kept.put("b", 2)
+    assert threads() == []
+    assert kept.get("b") == 2
+    kept.close()
+    assert names(path) == {"a": 1}
+
+
+def test_a_corrupt_file(path, make, caplog):
+    """It is set aside and said so, no caller sees an error, and the values that are in memory go into the new one."""
+    path.parent.mkdir()
+    path.write_bytes(b"no database at all" * 1000)
+    kept = make()
+    assert kept.get("a") is None
+    kept.put("a", 1)
+    kept.close()
+    assert names(path) == {"a": 1}
+    assert path.with_name("state.db.corrupt-1").exists()
+    assert "corrupt" in caplog.text
+
+
+def test_a_file_that_cannot_be_written(path, make, caplog, monkeypatch):
+    """Nothing raises, memory serves, one line is logged, no thread goes on trying, and when it works again all is written."""
+    monkeypatch.setattr(state, "DELAY_S", 0.01)
+    path.parent.write_text("a file where the folder should be")
+    kept = make()
+    for i in range(3):
+        kept.put("a", i)
+        for thread in threads():
+            thread.join(LONG)
+        assert threads() == []
+        assert kept.get("a") == i
+        assert kept.get("b") is None
+        assert not kept.flush()
+        kept.forget("b", 0.0)
+    assert len(caplog.records) == 1
+    assert str(path) in caplog.text
+    path.parent.unlink()
+    kept.put("b", 1)
+    kept.close()
+    assert names(path) == {"a": 2, "b": 1}
+
+
+def test_a_file_of_another_version(path, make, caplog):
+    """It is left as it is; values live in memory."""
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version=7")
+    connection.close()
+    kept = make()
+    kept.put("a", 1)
+    kept.close()
+    assert "version 7" in caplog.text
+    assert kept.get("a") == 1
+
+
+def test_no_thread_to_be_had(path, make, monkeypatch):
+    """Where no thread can be started a put does not fail, and close writes."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    kept = make()
+    kept.put("a", 1)
+    assert kept._thread is None
+    kept.close()
+    assert names(path) == {"a": 1}
+
+
+def test_fork(path, make):
+    """A child starts anew on the same file, and does not write again what its parent was given."""
+    kept = make()
+    kept.put("shared", "old")
+    child = os.fork()
+    if not child:
+        said = [kept._thread is None, kept.get("shared")]
+        kept.put("child", said)
+        kept.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert names(path) == {"child": [True, None]}
+    kept.put("shared", "new")
+    kept.close()
+    assert names(path) == {"child": [True, None], "shared": "new"}
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from edgeroute import state
+
+state.DELAY_S = 0.001
+kept, i = state.Kept(Path(sys.argv[1])), 0
+while True:
+    kept.put("i", i)
+    if i % 50 == 0:
+        kept.flush()
+        print(i, flush=True)
+    i += 1
+"""
+
+
+def test_kill_9(path, make):
+    """A process that is killed loses only what it had not written; two at once do not disturb each other."""
+    for _ in range(3):
+        started = [subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=-1, text=True) for _ in range(2)]
+        written = [int([process.stdout.readline() for _ in range(20)][-1]) for process in started]
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert make().get("i") >= min(written)
+
+
+KEYS = ["a", "ab", "b", "a:1", "a:2", "é%_"]
+
+
+class Model(RuleBasedStateMachine):
+    """A store and a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name, "state.db")
+        self.kept, self.truth = Kept(self.path), {}
+
+    @rule(key=st.sampled_from(KEYS), value=st.none() | st.integers() | st.lists(st.text(max_size=3), max_size=3))
+    def put(self, key, value):
+        """Into both."""
+        self.kept.put(key, value)
+        self.truth[key] = value
+
+    @rule()
+    def flush(self):
+        """Changes nothing that can be seen."""
+        assert self.kept.flush()
+
+    @rule()
+    def restart(self):
+        """Changes nothing either."""
+        self.kept.close()
+        self.kept = Kept(self.path)
+
+    @rule(prefix=st.sampled_from(["", "a", "a:", "b", "%"]))
+    def forget(self, prefix):
+        """From both."""
+        self.kept.forget(prefix, -60.0)
+        self.truth = {k: v for k, v in self.truth.items() if not k.startswith(prefix)}
+
+    @rule(prefix=st.sampled_from(["", "a", "a:", "é%", "_"]), mine=st.sampled_from(KEYS))
+    def others(self, prefix, mine):
+        """The same as a dict would say."""
+        expected = [v for k, v in self.truth.items() if k.startswith(prefix) and k != mine]
+        assert sorted(map(repr, self.kept.others(prefix, mine))) == sorted(map(repr, expected))
+
+    @invariant()
+    def same(self):
+        """What is there, and nothing else."""
+        for key in KEYS:
+            assert self.kept.get(key) == self.truth.get(key)
+
+    def teardown(self):
+        """Leaves nothing behind."""
+        self.kept.close()
+        self.folder.cleanup()
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
