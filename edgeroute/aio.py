@@ -13,11 +13,14 @@ from edgeroute.core.batch import walk_many
 from edgeroute.core.flow import Emit, Event, Outcome, Start, walk
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Mode
+from edgeroute.core.stream import walk_stream
 from edgeroute.drivers import Send, Stop
 from edgeroute.drivers.tasks import drive
 from edgeroute.errors import EdgerouteError
 from edgeroute.route import Route
 from edgeroute.routing import Check, Decision, Routing
+from edgeroute.runners import FunctionRunner
+from edgeroute.streams import AsyncStream, last
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -117,6 +120,45 @@ class AsyncRouter(Routing):
             if self._recall is not None:
                 self._keep(route, answer)
         yield answer
+
+    def stream(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        first_token: float | None = None,
+        data_class: str | None = None,
+    ) -> AsyncStream:
+        """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
+        return AsyncStream(self._pieces(x, mode, deadline, first_token, data_class))
+
+    async def _pieces(
+        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
+    ) -> AsyncGenerator[Any, None]:
+        plan, route, begun = self._begin(x, mode, deadline, data_class)
+        mail: asyncio.Queue[Emit | None] = asyncio.Queue()
+        steps = drive(walk_stream(plan, begun, self._first_s(first_token)), partial(self._speak, route), mail.put_nowait)
+        task = asyncio.ensure_future(steps)
+        task.add_done_callback(lambda _: mail.put_nowait(None))
+        try:
+            while (shown := await mail.get()) is not None:
+                yield shown.prediction.value
+            answer = await self._ended(plan, await task, route)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        yield last(answer)
+
+    def _speak(self, route: Route, start: Start, send: Send) -> Stop:
+        runner, permit = route.runner(start), route.plan.legs[start.leg].permit
+        if permit is None or not isinstance(runner, FunctionRunner) or not runner.alone_async:
+            return route.begin_stream(start, send)
+
+        async def run() -> None:
+            send(await route.run_stream_async(start, permit, runner, send))
+
+        return self._task(run()).cancel  # type: ignore[return-value]  # likewise
 
     async def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None

@@ -102,7 +102,9 @@ class Database:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 (found,) = connection.execute("PRAGMA user_version").fetchone()
                 if found not in {0, self._version}:
-                    raise StoreError(f"{self.path} is of version {found}, and this edgeroute knows version {self._version}")
+                    raise StoreError(  # noqa: TRY301 - what is open has to be closed, like after any other error
+                        f"{self.path} is of version {found}, and this edgeroute knows version {self._version}"
+                    )
                 if not found:
                     connection.executescript(f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT")
             except BaseException:

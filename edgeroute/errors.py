@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-
 INPUTS_OWN = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
 """Statuses that say something about this very input, and not about the endpoint."""
 

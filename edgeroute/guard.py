@@ -20,6 +20,8 @@ from edgeroute.errors import INPUTS_OWN, BadReply, Held, Refused, StoreError
 from edgeroute.fork import renew_after_fork
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from edgeroute.journal import Journal
 
 MB = 1e6
@@ -96,7 +98,7 @@ class Guard:
         where: its address, as the egress ledger has it.
         terms: what it costs and bears.
         purse: what all pay from.
-        health: tries whether the endpoint is well, by the instant given, with this visit; no user data. None: that cannot be tried.
+        health: tries whether the endpoint is well, by the instant given, within a visit; no user data. None: no way to try.
         watcher: who is told.
         journal: the egress ledger.
     """
@@ -273,7 +275,7 @@ class Visit:
         self._begun, self._until = 0.0, INF
         self._took_s: float | None = None
 
-    def __enter__(self) -> Visit:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

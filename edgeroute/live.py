@@ -49,6 +49,7 @@ def make(
     score: str | Score = "msp",
     deadline: float | None = None,
     hedge_after: float | str | None = None,
+    first_token: float | None = None,
     egress: Egress | None = None,
     guard: Callable[[CloudRunner], Guard],
     old: Live | None = None,
@@ -66,6 +67,7 @@ def make(
     policy = Policy(
         deadline_s=INF if deadline is None else deadline,
         hedge_after=INF if hedge_after is None else hedge_after,
+        first_token_s=INF if first_token is None else first_token,
         rules=egress.rules,
         **rest,
     )
@@ -116,8 +118,8 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any]) -> None:
     ):
         if value not in valid:
             raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
-    if not policy.deadline_s > 0:
-        raise PolicyError("deadline is more than 0 seconds")
+    if not policy.deadline_s > 0 or not policy.first_token_s > 0:
+        raise PolicyError("deadline and first_token are more than 0 seconds")
     hedge = policy.hedge_after
     if not (hedge == "auto" or re.fullmatch("p[1-9][0-9]", hedge) if isinstance(hedge, str) else hedge >= 0):
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -27,7 +26,6 @@ from edgeroute.workers import Workers
 
 if TYPE_CHECKING:
     from edgeroute.live import Live
-    from edgeroute.outbox import Entry
 
 log = logging.getLogger("edgeroute")
 
@@ -45,8 +43,10 @@ class Postponed:
     def __init__(self, outbox: Outbox | None, live: Callable[[], Live], workers: Workers, note: Callable[[str], object]) -> None:
         self.outbox, self._live, self._workers, self._note = outbox, live, workers, note
         self._direct: list[Callable[[Late], object]] = []
-        self._delivery = None if outbox is None else Delivery(outbox, self._send)
-        self._callbacks = None if outbox is None else Callbacks(outbox)
+        self._delivery = None if outbox is None else Delivery(outbox, self._send, **getattr(outbox, "delivery", {}))
+        self._callbacks = (
+            None if outbox is None else Callbacks(outbox, ordered=getattr(outbox, "delivery", {}).get("ordered", False))
+        )
         if self._delivery is not None:
             self._delivery.start()
 
@@ -93,16 +93,14 @@ class Postponed:
 
     def _put(self, waiting: Waiting) -> str:
         assert self.outbox is not None
-        assert self._delivery is not None
         try:
             put = self.outbox.put(waiting)
         except StoreError as e:
             log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error says it all
             return f"not queued: {e}"
         if not put.stored:
-            return "not queued: the outbox is full"
+            return f"not queued: {put.reason}"
         self._note("queued")
-        self._delivery.wake()
         return "queued"
 
     def _waiting(
@@ -132,7 +130,7 @@ class Postponed:
             **form,
         )
 
-    def _send(self, entry: Entry) -> Prediction:
+    def _send(self, entry: Waiting) -> Prediction:
         """Sends one of the outbox, as the rules are now."""
         live = self._live()
         runner = next((r for r in live.clouds if r.name == entry.target), None)
@@ -143,11 +141,12 @@ class Postponed:
             raise MayNotLeave(allowed.why)
         with runner.guard.enter(allowed, entry.id) as visit:
             if entry.kind == "call":
-                call = Call(entry.method, entry.path, tuple(map(tuple, entry.headers)), entry.body)
+                call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
                 return runner.resend(call, INF, visit)
             x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
             if runner.alone_async:
-                return asyncio.run(runner.run_async([x], INF, visit))[0]  # type: ignore[misc,arg-type]
+                predictions: list[Prediction] = asyncio.run(runner.run_async([x], INF, visit))  # type: ignore[misc,arg-type]
+                return predictions[0]
             return runner.run([x], INF, None, visit)[0]
 
     def late(self, route: Route, event: Event) -> None:
@@ -165,8 +164,8 @@ class Postponed:
             self._note("late")
             prediction: Prediction = event.answer
             if self.outbox is not None:
-                if stored and self.outbox.answer(route.identity, prediction) and self._callbacks is not None:
-                    self._callbacks.wake()
+                if stored:
+                    self.outbox.answer(route.identity, prediction)
                 return
             told = Late(
                 id=route.identity, value=prediction.value, confidence=prediction.confidence, outputs=prediction.outputs,

@@ -110,7 +110,7 @@ def _prefix(live: Live, plan: Plan) -> bytes:
     parts: list[object] = [plan.mode, plan.data_class, plan.stays, live.policy.no_confidence]
     for leg in plan.legs:
         recipe, runner = live.recipes[leg.target], live.runners[leg.target]
-        score = recipe[3]
-        parts += [leg.name, leg.threshold, runner.fingerprint(fingerprint), score if isinstance(score, str) else fingerprint(score)]
+        score = recipe[3] if isinstance(recipe[3], str) else fingerprint(recipe[3])
+        parts += [leg.name, leg.threshold, runner.fingerprint(fingerprint), score]
     found = live.prefixes[plan.mode, plan.data_class] = repr(parts).encode()
     return found

@@ -10,13 +10,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.core.egress import Permit
-from edgeroute.core.flow import Done, Event, Failed, Outcome, Start, new
+from edgeroute.core.flow import Delta, Done, Event, Failed, Outcome, Prediction, Start, new
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
+from edgeroute.core.stream import whole
 from edgeroute.drivers import Send, Stop
-from edgeroute.errors import INPUTS_OWN, BadInput, Refused
+from edgeroute.errors import INPUTS_OWN, BadInput, Refused, Unreachable
 from edgeroute.live import Live
-from edgeroute.runners import CloudRunner, Runner
+from edgeroute.runners import CloudRunner, FunctionRunner, Runner
+from edgeroute.streams import Pieces
 from edgeroute.types import Cancel
 from edgeroute.workers import Workers
 
@@ -130,6 +132,49 @@ class Route:
         job = _Job(self.runner(start))
         self._workers.submit(partial(job.run, start, partial(self.run, start, job.cancel), self.mail(start, send)))
         return job.stop
+
+    def begin_stream(self, start: Start, send: Send) -> Stop:
+        """The same for an answer that comes in pieces."""
+        job = _Job(self.runner(start))
+        self._workers.submit(partial(job.run, start, partial(self._run_stream, start, send, job.cancel), send))
+        return job.stop
+
+    def _run_stream(self, start: Start, send: Send, cancel: Cancel) -> Event:
+        leg = self.plan.legs[start.leg]
+        runner: Any = self._live.runners[leg.target]
+        try:
+            if leg.permit is None:
+                answer = self._forward(start, runner.stream(self.inputs, cancel), send, cancel)
+            else:
+                with self._away(start, leg.permit, runner) as (inputs, until, visit):
+                    answer = self._forward(start, runner.stream(inputs[0], until, cancel, visit), send, cancel)
+        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+            return _failed(start, runner, e)
+        return Done(start.leg, answer, monotonic())
+
+    def _forward(self, start: Start, pieces: Pieces, send: Send, cancel: Cancel) -> Prediction:
+        try:
+            while True:
+                send(Delta(start.leg, next(pieces), monotonic()))
+                if cancel.asked:
+                    raise Unreachable("its answer is not needed any more")
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            pieces.close()
+
+    async def run_stream_async(self, start: Start, permit: Permit, runner: FunctionRunner, send: Send) -> Event:
+        """The same on an event loop, for an asynchronous generator function."""
+        try:
+            with self._away(start, permit, runner) as (inputs, until, visit):
+                pieces: list[Any] = []
+                async for piece in runner.stream_async(inputs[0], until, visit):
+                    pieces.append(piece)
+                    send(Delta(start.leg, piece, monotonic()))
+            answer = runner.reader.many([(whole(pieces), None)], 1)[0]
+        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+            return _failed(start, runner, e)
+        return Done(start.leg, answer, monotonic())
 
     def mail(self, start: Start, send: Send) -> Send:
         """Where a leg's event goes: to the walk, or once that has ended without it, to whoever takes what is late."""

@@ -11,10 +11,12 @@ from edgeroute.core.batch import walk_many
 from edgeroute.core.flow import walk
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Mode
+from edgeroute.core.stream import walk_stream
 from edgeroute.drivers import blocking, inline
 from edgeroute.errors import EdgerouteError
 from edgeroute.route import Route
 from edgeroute.routing import Check, Decision, Routing
+from edgeroute.streams import Stream
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Router(Routing):
         hedge_after: ask the next target too once this many seconds have passed; 0 is a race; "p90": once the edge takes longer
             than 90 % of its runs; "auto": as late as the deadline allows, from the latencies measured. None: never. Not on a
             metered link, with an endpoint away, or with half of a limit spent.
+        first_token: in streams, a target that has not begun after so many seconds counts as failed. None: no limit.
         score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs.
         no_confidence: what an answer without a confidence, or with NaN, means: "defer" or "accept".
         offline: when the cloud was needed and did not answer: "edge" gives the edge's answer, marked degraded; "queue" does,
@@ -152,6 +155,43 @@ class Router(Routing):
             if self._recall is not None:
                 self._keep(route, answer)
         yield answer
+
+    def stream(
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        first_token: float | None = None,
+        data_class: str | None = None,
+    ) -> Stream:
+        """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
+
+        A callable that is a generator function gives pieces, and returns its confidence, if it has one; any other target
+        gives one piece. What has a threshold is judged whole before a piece of it is shown; anything else is shown as it
+        comes. Once a piece was shown, no other target continues: if the one that spoke fails, the answer is degraded.
+
+        Args:
+            x: the input.
+            mode: instead of the policy's.
+            deadline: seconds from now, instead of the policy's.
+            first_token: seconds in which a target has to begin, or the next is asked; instead of the policy's.
+            data_class: what kind of data it is.
+        """
+        return Stream(self._pieces(x, mode, deadline, first_token, data_class))
+
+    def _pieces(
+        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
+    ) -> Generator[Any, None, Answer]:
+        plan, route, begun = self._begin(x, mode, deadline, data_class)
+        steps = blocking.stream(walk_stream(plan, begun, self._first_s(first_token)), route.begin_stream)
+        try:
+            while True:
+                yield next(steps).prediction.value
+        except StopIteration as end:
+            return self._end(plan, end.value, route)
+        finally:
+            steps.close()
 
     def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None

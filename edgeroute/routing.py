@@ -24,12 +24,13 @@ from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Of
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.egress import Egress
 from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
+from edgeroute.fork import renew_after_fork
 from edgeroute.guard import Guard, Purse
 from edgeroute.journal import Journal
 from edgeroute.live import Live, make, nearest
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
-from edgeroute.runners import CloudRunner, FunctionRunner, HttpRunner, Runner
+from edgeroute.runners import CloudRunner, Runner
 from edgeroute.state import Kept
 from edgeroute.stats import Counts, Seen, Stats
 from edgeroute.trace import Trace
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from edgeroute.postponed import Postponed
     from edgeroute.recall import Recall
 
+NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
+NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Late = TypeVar("Late", bound=Callable[..., object])
 log = logging.getLogger("edgeroute")
 
@@ -84,6 +87,7 @@ class Routing:
         mode: Mode = "prefer_edge",
         deadline: float | None = None,
         hedge_after: float | str | None = None,
+        first_token: float | None = None,
         score: str | Score = "msp",
         no_confidence: NoConfidence = "defer",
         offline: Offline = "edge",
@@ -103,8 +107,8 @@ class Routing:
         self._purse = Purse(Spending(limits or Limits()))
         self._ledger: Journal | None = None
         self._live = make(
-            edge, cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after, score=score,
-            no_confidence=no_confidence, offline=offline, order=order, egress=egress, guard=self._guard,
+            edge, cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after, first_token=first_token,
+            score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress, guard=self._guard,
         )  # fmt: skip
         self._recall = _recall(cache, offline)
         self._postponed = self._late_answers(outbox, offline)
@@ -114,11 +118,16 @@ class Routing:
         self._facts = Facts()
         self._closed = False
         self._policy_file: Path | None = None
-        self._given: dict[str, Any] = {}
+        self._more: dict[str, Any] = {}
         self._unwatch = threading.Event()
         self._special = self._recall is not None or self._postponed is not None
         """Whether a request needs more than to be walked."""
         self._remember()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The child's requests have names of their own: to an endpoint a name is the idempotency key."""
+        self._router = os.urandom(6).hex()
 
     @classmethod
     def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
@@ -127,16 +136,15 @@ class Routing:
         Args:
             path: of the file; relative paths in it start from its folder.
             watch: reload when the file changes; one that cannot be used is logged, and the old policy stays.
-            more: what a file cannot say: `trace`, `metered`, and `consent` and `redact` for its egress rules.
+            more: further arguments of the router, which overrule the file's, and `consent` and `redact` for its egress rules.
 
         Raises:
             PolicyError: one message with everything that is wrong, and the nearest valid name.
         """
         path = Path(path)
         seen = _stamp(path)  # before it is read: a change from now on is noticed
-        given: dict[str, Any] = {key: more.pop(key) for key in ("consent", "redact") if key in more}
-        router = cls(**{**_read(path, given), **more})
-        router._policy_file, router._given = path, given
+        router = cls(**_read(path, more))
+        router._policy_file, router._more = path, more
         if watch:
             threading.Thread(target=router._watch, args=(path, seen), name="edgeroute-watch", daemon=True).start()
         return router
@@ -153,12 +161,10 @@ class Routing:
         if self._policy_file is None:
             raise PolicyError("this router was not made from a policy file: there is nothing to read again")
         old = self._live
-        told = _read(self._policy_file, self._given)
+        told = _read(self._policy_file, self._more)
         limits, metered = told.pop("limits", None), told.pop("metered", False)
         for key in ("cache", "outbox", "state", "trace"):
-            made = told.pop(key, None)
-            if hasattr(made, "close"):
-                made.close()
+            told.pop(key, None)
         self._needs(told.get("offline", "edge"))
         self._live = make(**told, guard=self._guard, old=old)
         self._purse.spending.limits, self._metered = limits or Limits(), metered
@@ -185,10 +191,11 @@ class Routing:
 
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and money, since the router was made."""
-        seen = [
-            Seen(r.name, r.side, *r.traffic, *((r.guard.state, r.guard.held) if isinstance(r, HttpRunner | FunctionRunner) else ("", 0)))
-            for r in self._live.runners
-        ]
+        guards = {r.name: r.guard for r in self._live.clouds}
+        seen = []
+        for r in self._live.runners:
+            guard = guards.get(r.name)
+            seen.append(Seen(r.name, r.side, *r.traffic, guard.state if guard else "", guard.held if guard else 0))
         return self._counts.snapshot(seen, self._purse.spent().usd)
 
     def _begin(
@@ -244,7 +251,7 @@ class Routing:
     def _fallen(self, made: Plan, outcome: Outcome, route: Route, row: int | None, number: int | str) -> Answer:
         """The answer where none was accepted, as the policy's `offline` has it."""
         route.end(outcome)
-        live, note = self._live, ""
+        note = ""
         x = route.inputs if row is None else route.inputs[row]
         final = True
         away = any(leg.permit is not None for leg in made.legs) and not _is_fatal(outcome)
@@ -258,9 +265,15 @@ class Routing:
             final = note != "queued"
         if outcome.leg is None or made.offline == "raise":
             raise _no_answer(made, outcome, note)
-        answer = Answer(made, outcome, self._router, number, route.visits)
-        answer.final, answer._note = final, note
-        return answer
+        return Answer(made, outcome, self._router, number, route.visits).noted(note, final=final)
+
+    def _first_s(self, first_token: float | None) -> float:
+        """How long a target may take to begin, in seconds."""
+        if first_token is None:
+            return self._live.policy.first_token_s
+        if not first_token > 0:
+            raise PolicyError(f"first_token is seconds, more than 0, not {first_token!r}")
+        return first_token
 
     def _known(self, route: Route, begun: float) -> Answer | None:
         """The cache's answer, if it has one."""
@@ -337,15 +350,14 @@ class Routing:
     def _provisional(self, made: Plan, shown: Emit, route: Route, begun: float) -> Answer:
         """What the edge says, for now."""
         outcome = Outcome(shown.leg, shown.prediction, True, shown.log, begun, monotonic())
-        answer = Answer(made, outcome, self._router, route.number)
-        answer.final, answer._note = False, "provisional"
-        return answer
+        return Answer(made, outcome, self._router, route.number).noted("provisional", final=False)
 
     def _final(self, shown: Answer | None, answer: Answer) -> Answer:
         """The last word; it says what it makes of the provisional one."""
         if shown is not None and answer.source == "cloud":
             with contextlib.suppress(Exception):  # a value may be anything, even something that cannot be compared
-                answer._note = "it agrees with the provisional answer" if answer.value == shown.value else "it corrects that"
+                agrees = bool(answer.value == shown.value)
+                answer.noted("it agrees with the provisional answer" if agrees else "it corrects that", final=True)
         return answer
 
     def _observe(self) -> None:
@@ -388,14 +400,14 @@ class Routing:
 
     def _needs(self, offline: str) -> None:
         if offline == "queue" and (self._postponed is None or self._postponed.outbox is None):
-            raise PolicyError("offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, where it would be")
+            raise PolicyError(NO_OUTBOX)
         if offline == "stale" and self._recall is None:
-            raise PolicyError("offline is 'stale', and there is no cache: give cache=Cache()")
+            raise PolicyError(NO_CACHE)
 
     def _late_answers(self, outbox: Outbox | None, offline: str) -> Postponed | None:
         if outbox is None and offline == "queue":
             if self._state is None:
-                raise PolicyError("offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, where it would be")
+                raise PolicyError(NO_OUTBOX)
             from edgeroute.outbox import Outbox
 
             outbox = Outbox(self._state / "outbox.db")
@@ -411,6 +423,7 @@ class Routing:
         if self._state is None:
             return
         now = clock.now()
+        self._kept.forget("spending:", 25 * 3600.0)  # an hour more than the longest window
         for name, dumped in (self._kept.get("latency") or {}).items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._counts.remember(name, Latency.load(dumped))
@@ -510,18 +523,19 @@ class Routing:
                     log.exception("%s cannot be used; the policy in force stays", path)
 
 
-def _read(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a file stands for; `given`: the functions of its egress rules."""
+def _read(path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a file stands for, with others over them."""
     from edgeroute import settings  # pydantic is imported for policy files alone
 
-    arguments: dict[str, Any] = settings.load(path).arguments(path.parent, **given)
-    return arguments
+    functions = {key: more[key] for key in ("consent", "redact") if key in more}
+    arguments: dict[str, Any] = settings.load(path).arguments(path.parent, **functions)
+    return {**arguments, **{key: value for key, value in more.items() if key not in functions}}
 
 
 def _recall(cache: Cache | None, offline: str) -> Recall | None:
     if cache is None:
         if offline == "stale":
-            raise PolicyError("offline is 'stale', and there is no cache: give cache=Cache()")
+            raise PolicyError(NO_CACHE)
         return None
     from edgeroute.recall import Recall
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.confidence.scores import Reader, Score
 from edgeroute.core.flow import Prediction
 from edgeroute.core.policy import Side, Terms
+from edgeroute.core.stream import whole
 from edgeroute.errors import PolicyError
+from edgeroute.streams import Pieces, joined, single
 from edgeroute.types import Cancel, EdgeModel
 
 if TYPE_CHECKING:
@@ -110,6 +112,13 @@ class EdgeRunner:
         """Runs one, by the model's own short way if it has one."""
         return self.reader.one(self._one(x, cancel))
 
+    def stream(self, x: Any, cancel: Cancel | None) -> Pieces:
+        """Runs one, and yields its answer in pieces if the model is a generator function."""
+        function = getattr(self.model, "function", None)
+        if not inspect.isgeneratorfunction(function):
+            return single(self.run_one(x, cancel))
+        return _spoken(function(x), self.reader)
+
     def ready(self, until: float) -> None:  # noqa: ARG002
         """Loads the model."""
         if hasattr(self.model, "load"):
@@ -171,6 +180,10 @@ class HttpRunner:
         """Asks for all of them in one talk, on the event loop."""
         return self.reader.many(await self.leg.run_async(self.endpoint.talk(inputs), until, visit), len(inputs))
 
+    def stream(self, x: Any, until: float, cancel: Cancel | None, visit: Visit) -> Pieces:
+        """The answer in one piece: the protocols have no other."""
+        return single(self.run([x], until, cancel, visit)[0])
+
     def encode(self, x: Any) -> Call | None:
         """As the endpoint does."""
         return self.endpoint.encode([x])  # type: ignore[no-any-return]
@@ -228,7 +241,8 @@ class FunctionRunner:
         self.stuck, self.parallel = 0, MANY
         self.health = None if given.health is None else _without_arguments(given.health)
         call = getattr(self.function, "__call__", None)  # noqa: B004 - an object's own, which may be a coroutine function
-        self.alone_async = inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        self._speaks = inspect.isasyncgenfunction(self.function)
+        self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
         self.run_async = self._run_async if self.alone_async else None
 
     def run(self, inputs: list[Any], until: float, cancel: Cancel | None, visit: Visit) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
@@ -239,7 +253,7 @@ class FunctionRunner:
     def _call(self, x: Any, until: float, visit: Visit) -> Any:
         visit.leaving(0, until)
         try:
-            result = self.function(x)
+            result = joined(self.function(x))
         except BaseException as e:
             visit.came(0, e)
             raise
@@ -249,19 +263,44 @@ class FunctionRunner:
     async def _run_async(self, inputs: list[Any], until: float, visit: Visit) -> list[Prediction]:
         results = []
         for x in inputs:
-            visit.leaving(0, until)
-            try:
-                results.append(_answer(await self.function(x)))
-            except Exception as e:
-                visit.came(0, e)
-                raise
-            visit.came(0)
+            pieces = [piece async for piece in self.stream_async(x, until, visit)]
+            results.append(_answer(whole(pieces) if self._speaks else pieces[0]))
         return self.reader.many(results, len(inputs))
+
+    async def stream_async(self, x: Any, until: float, visit: Visit) -> AsyncGenerator[Any, None]:
+        """What it yields, if it is an asynchronous generator function; else what it gives, in one piece."""
+        visit.leaving(0, until)
+        try:
+            if self._speaks:
+                async for piece in self.function(x):
+                    yield piece
+            else:
+                yield await self.function(x)
+        except Exception as e:
+            visit.came(0, e)
+            raise
+        visit.came(0)
+
+    def stream(self, x: Any, until: float, cancel: Cancel | None, visit: Visit) -> Pieces:  # noqa: ARG002 - cannot be stopped
+        """Calls it, and yields what it yields if it is a generator function; else its answer, in one piece."""
+        self.ready(until)
+        visit.leaving(0, until)
+        try:
+            result = self.function(x)
+            if isinstance(result, Generator):
+                prediction = yield from _spoken(result, self.reader)
+            else:
+                prediction = yield from single(self.reader.many([_answer(result)], 1)[0])
+        except Exception as e:
+            visit.came(0, e)
+            raise
+        visit.came(0)
+        return prediction
 
     def encode(self, x: Any) -> None:
         """A function is called with the input itself."""
 
-    def resend(self, call: Call, until: float, visit: Visit) -> Prediction:
+    def resend(self, call: Call, until: float, visit: Visit) -> Prediction:  # noqa: ARG002 - the protocol's
         """There is no such call."""
         raise PolicyError(f"{self.where} takes no stored calls")
 
@@ -300,6 +339,19 @@ class Function:
 
 def _without_arguments(health: Callable[[], object]) -> Callable[[float, Visit], object]:
     return lambda until, visit: health()  # noqa: ARG005 - a function keeps no time and counts no bytes
+
+
+def _spoken(result: Generator[Any, None, Any], reader: Reader) -> Pieces:
+    """What a generator yields; what it returns is the confidence, or log-probabilities of its tokens."""
+    pieces: list[Any] = []
+    try:
+        while True:
+            pieces.append(next(result))
+            yield pieces[-1]
+    except StopIteration as end:
+        return reader.many([(whole(pieces), end.value)], 1)[0]
+    finally:
+        result.close()
 
 
 def _answer(result: Any) -> Any:

@@ -139,6 +139,11 @@ class Answer:
         self.source, self.degraded, self.final, self.latency_s, self._note = source, False, True, latency_s, note
         return self
 
+    def noted(self, note: str, *, final: bool) -> Answer:
+        """This answer, with what else there is to say of it."""
+        self._note, self.final = note, final
+        return self
+
     @property
     def id(self) -> str:
         """Unique among the answers of every router."""

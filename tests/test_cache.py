@@ -696,6 +696,26 @@ def test_a_corrupt_file_is_set_aside(made, tmp_path, caplog):
     assert len([r for r in caplog.records if "goes on in memory" in r.message]) == 1
 
 
+def test_damage_that_sqlite_does_not_see_as_such(made, tmp_path):
+    """Columns of another type, and a schema that is no text: the entries are lost, and nothing is raised."""
+    file = tmp_path / "c.db"
+    fill(made(disk=file), 3)
+    with sqlite3.connect(file) as connection:
+        for i, damage in enumerate(["outputs = 5", "outputs = 'text'", "entry = x'ff00', crc = 'none'"]):
+            connection.execute(f"UPDATE answers SET {damage} WHERE key = ?", (key(i),))
+    connection.close()
+    cache = made(disk=file)
+    assert [cache.get(key(i)) for i in range(3)] == [None] * 3
+    fill(cache, 3)
+    assert made(disk=file).get(key(0)).value == "value 0"
+    cache.close()
+    file.write_bytes(file.read_bytes().replace(b"CREATE INDEX", b"CREATE IND\xc5X"))
+    cache = made(disk=file)
+    assert cache.get(key(0)) is None
+    fill(cache, 3)
+    assert cache.get(key(0)).value == "value 0"
+
+
 @settings(max_examples=FLIPS, deadline=None)
 @given(st.data())
 def test_bits_that_flip_on_the_disk_change_no_answer(tmp_path_factory, data):
@@ -759,14 +779,14 @@ def test_a_disk_that_fails_is_left_alone_for_a_while(made, tmp_path, caplog, mon
         cache.put(b"k", entry())
         cache._disk._write()
     assert cache.get(b"k") is not None
-    assert len(tried) == 4, "two reads and two writes"
+    assert len(tried) == 2 + 2 * 3, "two reads, and two writes of three tries each"
     file.rmdir()
     steady.at += disk_module.REST_S
     cache.put(b"k", entry())
     cache.close()
     assert made(disk=file).get(b"k") is not None
     assert cache.get(b"none") is None
-    assert len(tried) == 6
+    assert len(tried) == 8 + 2
     assert len([r for r in caplog.records if "goes on in memory" in r.message]) == 2, "once for reading, once for writing"
 
 
@@ -990,7 +1010,9 @@ def test_a_leader_collected_in_the_middle_of_a_join(monkeypatch):
             box.clear()
 
     monkeypatch.setattr(concurrent.futures, "Future", Sudden)
-    assert flights.join(b"k").wait(LONG) is None
+    follower = flights.join(b"k")
+    assert follower._shared.future.done()
+    assert follower.wait(LONG) is None
     assert len(flights) == 0
 
 
@@ -1055,6 +1077,8 @@ def test_a_text_that_means_the_same_is_found(clock):
     assert got.value == "east"
     assert similarity == pytest.approx(2 / np.hypot(2, 0.2))
     assert semantic.find(b"p", "1 1") is None
+    semantic.add(b"q", "1 0.1", entry("other"))
+    assert semantic.find(b"p", "1 0.1")[0].value == "east", "a better one of another prefix does not stand before it"
     assert semantic.find(b"q", "5 5") == (entry("other"), pytest.approx(1))
     assert semantic.find(b"r", "1 0") is None
     assert semantic.find(b"p", b"1 0") is None
@@ -1084,6 +1108,7 @@ def test_the_oldest_texts_make_room(clock):
         semantic.add(b"", str(i), entry(i))
     assert [i for i in range(8) if semantic.find(b"", str(i))] == [5, 6, 7]
     assert semantic.find(b"", "6")[0].value == 6
+    assert len(semantic._rows) == len(semantic._kept) == 3
 
 
 @pytest.mark.parametrize("odd", ["0 0", "nan 1", "inf 1", "-inf 1"])

@@ -110,8 +110,10 @@ def disk(tmp_path):
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"a file system of its own needs root: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)  # even if a test that failed has a file open there
 
 
 def request(name, target="cloud", body=b"x", **more):

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -40,6 +40,8 @@ TOGETHER = 64
 """So many are written in one transaction: a reader may have to wait for one."""
 BUSY_MS = 100
 """How long another process may keep the file to itself before this one goes on without it."""
+PAUSES_S = (0.001, 0.01, 0.1)
+"""After each try to write: another process that opens the file at the same moment does not wait, nor let wait."""
 REST_S = 30.0
 """After the second failure on end the disk is left alone for so long."""
 
@@ -141,18 +143,25 @@ class Disk:
 
     def _store(self, batch: list[tuple[bytes, Kept]]) -> None:
         rows = [(key, float(kept.entry.at), _packed(kept.entry)) for key, kept in batch]
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-                connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
-                for key, at, row in rows:
-                    connection.execute("DELETE FROM answers WHERE key = ?", (key,))
-                    if row is not None and self._make_room(connection, len(row.entry) + len(row.outputs or b"")):
-                        connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, at, _crc(key, at, *row), *row))
-        except _FAULTS as e:
-            self._writing.failed(e)
-        else:
-            self._writing.succeeded()
+        for pause_s in PAUSES_S:
+            try:
+                self._insert(rows)
+            except _FAULTS as e:  # noqa: PERF203 - there are three tries
+                fault: Exception = e
+                sleep(pause_s)
+            else:
+                self._writing.succeeded()
+                return
+        self._writing.failed(fault)
+
+    def _insert(self, rows: list[tuple[bytes, float, _Row | None]]) -> None:
+        with self._database.transaction() as connection:
+            connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+            connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
+            for key, at, row in rows:
+                connection.execute("DELETE FROM answers WHERE key = ?", (key,))
+                if row is not None and self._make_room(connection, len(row.entry) + len(row.outputs or b"")):
+                    connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, at, _crc(key, at, *row), *row))
 
     def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
         """Deletes the oldest until `size` bytes more fit; whether they do."""

@@ -9,7 +9,6 @@ from edgeroute.core.flow import Outcome
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 
-
 VERSION = 1
 """Of a trace's layout."""
 
@@ -55,9 +54,7 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float) -> s
     return text
 
 
-def trace(
-    plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None
-) -> dict[str, Any]:
+def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:
     """Everything that was decided, and on what ground, ready for `json.dumps`. No inputs.
 
     Instants are seconds from the beginning. costs: leg number -> what it sent, received and cost.

@@ -1,10 +1,11 @@
 """Walks a plan. One generator says what to do next; a driver does it and says what happened.
 
     effects, yielded      Start(leg)   Wait(until)   Cancel(leg)   Leave(leg)   Emit(leg, prediction)
-    events, sent back     Done   Failed   Elapsed
+    events, sent back     Done   Failed   Elapsed   (and Delta, in streams alone)
 
 A driver answers `Wait` with the next event, or with `Elapsed` once `until` has come; `Start` with None, or with the
-leg's event if it ran to its end there and then; `Emit` with `Elapsed`; `Cancel` and `Leave` with None. All instants are seconds of one monotonic clock.
+leg's event if it ran to its end there and then; `Emit` with `Elapsed`; `Cancel` and `Leave` with None.
+All instants are seconds of one monotonic clock.
 Starting is separate from waiting, so a race needs no thread in here, and the whole of acceptance, hedging, deadline
 and degradation is this one function.
 """
@@ -58,6 +59,15 @@ class Prediction(NamedTuple):
 
 
 @final
+class Delta(NamedTuple):
+    """A piece of the leg's answer; more may follow, and Done or Failed in the end."""
+
+    leg: int
+    piece: Any
+    at: float
+
+
+@final
 class Done(NamedTuple):
     """The leg answered; for a batch, `answer` has a prediction for each of the rows it was started with."""
 
@@ -101,7 +111,7 @@ below, kept), the exception of a failure. A plain tuple, since every call makes 
 """
 
 Effect: TypeAlias = Start | Wait | Cancel | Leave | Emit
-Event: TypeAlias = Done | Failed | Elapsed
+Event: TypeAlias = Delta | Done | Failed | Elapsed
 
 
 class Outcome(NamedTuple):

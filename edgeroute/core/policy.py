@@ -40,6 +40,8 @@ class Policy(NamedTuple):
     offline: Offline = "edge"
     """When the cloud was needed and did not answer: the edge's answer stands; it does, and the request is sent later; an
     answer that the cache still has from before; or NoAnswer."""
+    first_token_s: float = INF
+    """In streams: a target that has not begun to answer so long after it was asked counts as failed."""
     no_confidence: NoConfidence = "defer"
     """What a missing or NaN confidence means."""
     order: CloudOrder = "listed"

@@ -8,7 +8,7 @@ from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import TypeVar
 
-from edgeroute.core.flow import Cancel, Effect, Elapsed, Emit, Event, Start, Wait
+from edgeroute.core.flow import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
 from edgeroute.core.policy import INF
 from edgeroute.drivers import Begin, Stop
 
@@ -43,7 +43,7 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
                     stops[effect.leg] = begun
             elif type(effect) is Wait:
                 reply = _receive(mail, effect.until)
-                if type(reply) is not Elapsed:
+                if type(reply) is Done or type(reply) is Failed:
                     stops.pop(reply.leg, None)
             elif type(effect) is Emit:
                 yield effect

@@ -8,16 +8,14 @@ from collections.abc import Callable, Generator
 from time import monotonic
 from typing import TypeVar
 
-from edgeroute.core.flow import Cancel, Effect, Elapsed, Emit, Event, Start, Wait
+from edgeroute.core.flow import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
 from edgeroute.core.policy import INF
 from edgeroute.drivers import Begin, Stop
 
 T = TypeVar("T")
 
 
-async def drive(
-    walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None
-) -> T:
+async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None) -> T:
     """What the walk returns; `show` is called with what it emits. Cancelling the task stops every leg that is under way."""
     loop = asyncio.get_running_loop()
     mail: deque[Event] = deque()
@@ -56,7 +54,7 @@ async def drive(
                         if alarm is not None:
                             alarm.cancel()
                 reply = mail.popleft() if mail else Elapsed(monotonic())
-                if type(reply) is not Elapsed:
+                if type(reply) is Done or type(reply) is Failed:
                     stops.pop(reply.leg, None)
             elif type(effect) is Emit:
                 if show is not None:

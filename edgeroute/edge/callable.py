@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from edgeroute.streams import joined
 from edgeroute.types import Cancel
 
 
 class CallableModel:
     """`f(x)` for one input, giving `(value, confidence)` or logits, an array [classes].
+
+    A generator function gives its value in pieces, and returns the confidence.
 
     Args:
         function: called from several threads at once where several requests are under way.
@@ -30,4 +33,4 @@ class CallableModel:
 
     def run(self, inputs: list[Any], cancel: Cancel | None = None) -> list[Any]:  # noqa: ARG002 - cannot be stopped
         """One result an input."""
-        return [self.function(x) for x in inputs]
+        return [joined(self.function(x)) for x in inputs]

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
         description='Ask the next target too after this long without an answer; `"0s"` is a race; `"p90"`: once the edge takes '
         'longer than 90 % of its runs; `"auto"`: as late as the deadline allows, from the latencies measured. Without it: never.',
     )
+    first_token: Duration | None = Field(
+        None, description="In streams: a target that has not begun to answer after this long counts as failed. Without it: no limit."
+    )
     score: Score = Field("msp", description="How the confidence is taken from a model's outputs.")
     no_confidence: NoConfidence = Field("defer", description="An answer without a confidence: ask the next target, or accept it.")
     offline: Offline = Field(

@@ -115,7 +115,8 @@ class Environment(File):
         count = self._counts.get(section, 0)
         known = key in sections().get(section, {}) and not (key in SECTIONS and not section)
         if name != name.upper() or not known or (number and section not in LISTS):
-            raise ValueError(f"there is no such variable: {nearest(name.upper(), _variables())}")
+            near = [variable for variable in _variables() if variable.startswith(f"{name.upper()}__")]
+            raise ValueError(f"there is no such variable: {nearest(name.upper(), near or _variables())}")
         if section not in LISTS:
             return (section, key) if section else (key,)
         if count > 1 and not number:

@@ -1,0 +1,92 @@
+"""Walks a plan whose answers come in pieces: the words of two legs are never mixed."""
+
+from __future__ import annotations
+
+from edgeroute.core.flow import Cancel, Delta, Done, Emit, Failed, Mark, Outcome, Prediction, Start, Wait, Walk, acceptable
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF
+
+
+class FirstTokenLate(TimeoutError):
+    """A leg had not begun to speak in the time for that."""
+
+
+def walk_stream(plan: Plan, begun: float, first_s: float = INF) -> Walk:
+    """Routes one input along the plan, one leg after the other, and emits the pieces of the one that is accepted.
+
+    A leg that has a threshold is judged by its whole answer, so its pieces are held back until that is accepted. Any other
+    is committed to with its first piece: if it fails after that, what there is stands, and no other leg continues it.
+
+    Args:
+        plan: the plan. Its hedges are not used: two legs that speak at once would be paid for what nobody hears.
+        begun: the instant at which it begins.
+        first_s: a leg that has not given its first piece within so many seconds counts as failed.
+    """
+    legs, deadline = plan.legs, begun + plan.deadline_s
+    log: list[Mark] = []
+    now = begun
+    best: tuple[int, Prediction, list[object]] | None = None
+
+    for i in plan.order:
+        if now >= deadline:
+            break
+        leg, last = legs[i], i == plan.order[-1]
+        standby_s = min([legs[j].start_by_s for j in plan.order[i + 1 :]], default=INF)
+        first_by = max(now, min(now + first_s, begun + standby_s))
+        open_at_once = last or leg.threshold is None
+        pieces: list[object] = []
+        spoken = False
+        yield Start(i)
+        log.append(("start", i, now, None))
+        while True:
+            event = yield Wait(deadline if spoken else min(first_by, deadline))
+            now = event.at  # type: ignore[union-attr]  # a driver answers Wait with an event
+            if type(event) is Delta:
+                spoken = True
+                pieces.append(event.piece)
+                if open_at_once:
+                    shown = yield Emit(i, Prediction(event.piece, None, None), ())
+                    now = shown.at  # type: ignore[union-attr]
+            elif type(event) is Done:
+                prediction: Prediction = event.answer
+                if last or acceptable(leg, prediction.confidence):
+                    log.append(("accepted", i, now, prediction.confidence))
+                    for piece in () if open_at_once else pieces:
+                        yield Emit(i, Prediction(piece, None, None), ())
+                    return Outcome(i, prediction, True, log, begun, now)
+                log.append(("below", i, now, prediction.confidence))
+                best = i, prediction, pieces
+                break
+            elif type(event) is Failed:
+                log.append(("failed", i, now, event.error))
+                if spoken and open_at_once:
+                    return Outcome(i, _part(pieces), False, log, begun, now)
+                if event.fatal and best is None:
+                    return Outcome(None, None, False, log, begun, now)
+                break
+            else:
+                yield Cancel(i)
+                if now >= deadline:
+                    log.append(("timeout", i, now, None))
+                    if spoken and open_at_once:
+                        return Outcome(i, _part(pieces), False, log, begun, now)
+                else:
+                    late = FirstTokenLate(f"it had not begun to answer after {(now - log[-1][2]) * 1000:.0f} ms")
+                    log.append(("failed", i, now, late))
+                break
+
+    if best is None:
+        return Outcome(None, None, False, log, begun, now)
+    i, prediction, pieces = best
+    for piece in pieces:
+        yield Emit(i, Prediction(piece, None, None), ())
+    return Outcome(i, prediction, False, log, begun, now)
+
+
+def whole(pieces: list[object]) -> object:
+    """The pieces as one value: text if all are text, else the list of them."""
+    return "".join(map(str, pieces)) if all(isinstance(piece, str) for piece in pieces) else pieces
+
+
+def _part(pieces: list[object]) -> Prediction:
+    return Prediction(whole(pieces), None, None)

@@ -1,0 +1,181 @@
+"""Answers in pieces: who is heard, when, and what happens to whoever does not begin."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeroute.core.explain import reason
+from edgeroute.core.facts import Facts
+from edgeroute.core.flow import Delta, Done, Emit, Failed, Prediction
+from edgeroute.core.plan import Plan, plan
+from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.stream import FirstTokenLate, walk_stream
+from edgeroute.drivers import virtual
+
+EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
+
+
+def made(targets=(EDGE, CLOUD), facts=None, **policy) -> Plan:
+    result = plan(Policy(**policy), targets, facts or Facts())
+    assert isinstance(result, Plan)
+    return result
+
+
+def run(known, happens, first_s=INF):
+    """happens: leg name -> [(seconds after its start, a piece, a confidence in a list, or an error)]. -> outcome, what was heard."""
+    heard = []
+
+    def script(start, now):
+        for after, what in happens[known.legs[start.leg].name]:
+            at = now + after
+            if isinstance(what, str):
+                yield Delta(start.leg, what, at)
+            elif isinstance(what, list):
+                yield Done(start.leg, Prediction("whole", *what, None), at)
+            else:
+                yield Failed(start.leg, what, at, isinstance(what, ValueError))
+
+    walk = walk_stream(known, 0.0, first_s)
+
+    def listening():
+        reply = None
+        while True:
+            try:
+                effect = walk.send(reply)
+            except StopIteration as end:
+                return end.value
+            if type(effect) is Emit:
+                heard.append((known.legs[effect.leg].name, effect.prediction.value))
+            reply = yield effect
+
+    return virtual.drive(listening(), script)[0], heard
+
+
+def marks(outcome):
+    return [(what, leg) for what, leg, _, _ in outcome.log]
+
+
+def test_a_sure_edge_is_heard_once_it_is_known_to_be_sure():
+    """What has a threshold is judged whole; then its pieces come, and nobody else's."""
+    outcome, heard = run(made(), {"edge": [(0.1, "a"), (0.2, "b"), (0.3, [0.9])]})
+    assert heard == [("edge", "a"), ("edge", "b")]
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (0, True, 0.3)
+
+
+def test_an_unsure_edge_is_not_heard():
+    """The cloud's pieces come, and none of the edge's."""
+    outcome, heard = run(made(), {"edge": [(0.1, "a"), (0.2, [0.1])], "cloud": [(0.1, "x"), (0.2, "y"), (0.3, [None])]})
+    assert heard == [("cloud", "x"), ("cloud", "y")]
+    assert (outcome.leg, outcome.accepted) == (1, True)
+
+
+def test_a_cloud_that_does_not_begin_costs_no_more_than_its_time_for_that():
+    """After first_token the edge's answer, which was held back, is given; the reason says why."""
+    known = made()
+    outcome, heard = run(known, {"edge": [(0.1, "a"), (0.2, [0.1])], "cloud": [(9.0, "x")]}, first_s=0.5)
+    assert heard == [("edge", "a")]
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (0, False, 0.7)
+    assert "cloud failed: it had not begun to answer after 500 ms" in reason(known, outcome)
+    assert isinstance(outcome.log[-1][3], FirstTokenLate)
+
+
+def test_the_next_cloud_is_asked_when_the_first_does_not_begin():
+    """Fail-over by first token."""
+    known = made((Target("a", "cloud"), Target("b", "cloud")))
+    outcome, heard = run(known, {"a": [], "b": [(0.1, "x"), (0.2, [None])]}, first_s=0.5)
+    assert heard == [("b", "x")]
+    assert outcome.ended == 0.7
+
+
+def test_once_it_has_begun_it_may_take_its_time():
+    """first_token is for the first piece alone."""
+    known = made((Target("a", "cloud"), Target("b", "cloud")))
+    _, heard = run(known, {"a": [(0.4, "x"), (5.0, "y"), (6.0, [None])]}, first_s=0.5)
+    assert heard == [("a", "x"), ("a", "y")]
+
+
+def test_a_leg_that_breaks_in_the_middle_is_not_continued_by_another():
+    """What was heard stands, degraded."""
+    known = made((Target("a", "cloud"), Target("b", "cloud")))
+    outcome, heard = run(known, {"a": [(0.1, "x"), (0.2, OSError("cut"))], "b": [(0.0, [None])]})
+    assert heard == [("a", "x")]
+    assert (outcome.leg, outcome.accepted, outcome.prediction.value) == (0, False, "x")
+
+
+def test_a_leg_that_breaks_before_it_was_heard_is_followed_by_the_next():
+    """Also where it had begun, but was held back for its threshold."""
+    _, heard = run(made(), {"edge": [(0.1, "a"), (0.2, OSError("cut"))], "cloud": [(0.1, "x"), (0.2, [None])]})
+    assert heard == [("cloud", "x")]
+
+
+def test_the_deadline_ends_a_stream():
+    """What was heard until then stands."""
+    known = made((CLOUD,), deadline_s=1.0)
+    outcome, heard = run(known, {"cloud": [(0.5, "x"), (1.5, "y")]})
+    assert heard == [("cloud", "x")]
+    assert (outcome.accepted, outcome.ended, outcome.prediction.value) == (False, 1.0, "x")
+    assert marks(outcome) == [("start", 0), ("timeout", 0)]
+
+
+def test_at_the_deadline_the_edges_answer_is_given():
+    """It was below the threshold, and the cloud silent."""
+    outcome, heard = run(made(deadline_s=1.0), {"edge": [(0.1, "a"), (0.2, [0.1])], "cloud": []})
+    assert heard == [("edge", "a")]
+    assert (outcome.leg, outcome.ended) == (0, 1.0)
+
+
+def test_nothing_begins_at_the_deadline():
+    """An edge that ends at the deadline is the last."""
+    outcome, _ = run(made(deadline_s=1.0), {"edge": [(1.0, [0.1])]})
+    assert marks(outcome) == [("start", 0), ("below", 0)]
+
+
+def test_preferring_the_cloud_leaves_the_edge_its_time():
+    """A cloud that does not begin is left when the edge, given twice its usual time, can still be on time."""
+    known = made(mode="prefer_cloud", deadline_s=2.0, facts=Facts(edge_s=0.25))
+    outcome, heard = run(known, {"cloud": [], "edge": [(0.2, "a"), (0.3, [0.1])]})
+    assert heard == [("edge", "a")]
+    assert (outcome.accepted, outcome.ended) == (True, 1.8)
+
+
+@pytest.mark.parametrize(("fatal", "leg"), [(True, None), (False, 1)])
+def test_wrong_input_asks_nobody_else(fatal, leg):
+    """The caller's fault ends it; another's does not."""
+    error = ValueError("shape") if fatal else OSError("gone")
+    outcome, _ = run(made(), {"edge": [(0.1, error)], "cloud": [(0.1, "x"), (0.2, [None])]})
+    assert outcome.leg == leg
+
+
+def test_nobody_answers():
+    """All fail: there is no answer, and nothing is heard."""
+    outcome, heard = run(made(), {"edge": [(0.1, OSError("a"))], "cloud": [(0.1, OSError("b"))]})
+    assert (outcome.leg, heard) == (None, [])
+
+
+times = st.integers(0, 20).map(lambda n: n / 10)
+speech = st.lists(st.tuples(times, st.sampled_from("abc")), max_size=3)
+ends = st.one_of(st.none(), st.tuples(times, st.one_of(st.just(OSError("x")), st.sampled_from([[0.9], [0.1], [None]]))))
+
+
+@given(st.lists(st.tuples(speech, ends), min_size=3, max_size=3), times.filter(bool), st.one_of(st.just(INF), times.filter(bool)),
+       st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge"]))  # fmt: skip
+def test_words_are_never_mixed(legs, deadline, first_s, mode):
+    """Whatever happens: what is heard is of one leg alone, in its order, and the outcome is that leg's, by the deadline."""
+    known = made((EDGE, Target("a", "cloud"), Target("b", "cloud")), mode=mode, deadline_s=deadline)
+    happens = {}
+    for target, (said, end) in zip(("edge", "a", "b"), legs, strict=True):
+        said = sorted(said, key=lambda s: s[0])
+        happens[target] = [*said, *([(max([end[0], *(at for at, _ in said)]), end[1])] if end else [])]
+    outcome, heard = run(known, happens, first_s)
+    assert outcome.ended <= deadline
+    assert len({name for name, _ in heard}) <= 1
+    if heard:
+        assert known.legs[outcome.leg].name == heard[0][0]
+        spoken = [what for _, what in happens[heard[0][0]] if isinstance(what, str)]
+        assert [piece for _, piece in heard] == spoken[: len(heard)]
+    edge_done = [at for at, what in happens["edge"] if isinstance(what, list)]
+    if mode == "prefer_edge" and edge_done and edge_done[0] <= min(deadline, first_s if first_s < INF else deadline):
+        first = [at for at, _ in happens["edge"]][0]
+        assert first > first_s or outcome.leg is not None, "an edge answer that was there in time is not lost"
