@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeroute.aio import AsyncRouter
+    from edgeroute.cache import Cache, Semantic
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
+    from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.onnx import OnnxModel
+    from edgeroute.egress import Egress
     from edgeroute.errors import (
         BadInput,
         BadReply,
@@ -19,18 +22,25 @@ if TYPE_CHECKING:
         CloudError,
         DeadlineExceeded,
         EdgerouteError,
+        Held,
+        MayNotLeave,
         ModelError,
         ModelMissing,
         NoAnswer,
         PolicyError,
         Refused,
         RuntimeMissing,
+        StoreError,
         TimedOut,
         Unreachable,
     )
+    from edgeroute.outbox import Late, Outbox
     from edgeroute.router import Router
     from edgeroute.routing import Check, Decision
+    from edgeroute.runners import Function
     from edgeroute.stats import LegStats, Stats
+    from edgeroute.streams import AsyncStream, Stream
+    from edgeroute.trace import Trace
     from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, TensorSpec
 
 __version__ = "0.1.0"
@@ -41,15 +51,23 @@ _HOMES = {
     "OpenInference": "cloud.openinference",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
+    "Egress": "egress",
+    "Function": "runners",
+    "Limits": "core.spending",
     "OnnxModel": "edge.onnx",
     "Router": "router",
+    "Trace": "trace",
+    **dict.fromkeys(("AsyncStream", "Stream"), "streams"),
+    **dict.fromkeys(("Cache", "Semantic"), "cache"),
+    **dict.fromkeys(("Late", "Outbox"), "outbox"),
     **dict.fromkeys(("Check", "Decision"), "routing"),
     **dict.fromkeys(("LegStats", "Stats"), "stats"),
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "TensorSpec"), "types"),
     **dict.fromkeys(
         (
-            "BadInput", "BadReply", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError", "ModelError", "ModelMissing",
-            "NoAnswer", "PolicyError", "Refused", "RuntimeMissing", "TimedOut", "Unreachable",
+            "BadInput", "BadReply", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError", "Held", "MayNotLeave",
+            "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing", "StoreError", "TimedOut",
+            "Unreachable",
         ),
         "errors",
     ),
@@ -58,8 +76,10 @@ _HOMES = {
 __all__ = [
     "Answer",
     "AsyncRouter",
+    "AsyncStream",
     "BadInput",
     "BadReply",
+    "Cache",
     "CallableModel",
     "Cancel",
     "Check",
@@ -69,12 +89,19 @@ __all__ = [
     "Decision",
     "EdgeModel",
     "EdgerouteError",
+    "Egress",
+    "Function",
+    "Held",
+    "Late",
     "LegStats",
+    "Limits",
+    "MayNotLeave",
     "ModelError",
     "ModelMissing",
     "NoAnswer",
     "OnnxModel",
     "OpenInference",
+    "Outbox",
     "PlainJson",
     "PolicyError",
     "Prediction",
@@ -82,9 +109,13 @@ __all__ = [
     "Router",
     "RuntimeMissing",
     "Secret",
+    "Semantic",
     "Stats",
+    "StoreError",
+    "Stream",
     "TensorSpec",
     "TimedOut",
+    "Trace",
     "Unreachable",
     "__version__",
 ]

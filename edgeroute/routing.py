@@ -31,7 +31,6 @@ from edgeroute.live import Live, make, nearest
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
 from edgeroute.runners import CloudRunner, Runner
-from edgeroute.state import Kept
 from edgeroute.stats import Counts, Seen, Stats
 from edgeroute.trace import Trace
 from edgeroute.types import Answer
@@ -44,7 +43,10 @@ if TYPE_CHECKING:
     from edgeroute.outbox import Outbox
     from edgeroute.postponed import Postponed
     from edgeroute.recall import Recall
+    from edgeroute.state import Kept
 
+SAVE_S = 1.0
+"""What a later run should know is noted no more often than this."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Late = TypeVar("Late", bound=Callable[..., object])
@@ -103,7 +105,7 @@ class Routing:
         self._counts, self._workers = Counts(), Workers()
         self._recovery = Recovery(self._workers, lambda: (r.guard for r in self._live.clouds), self._back)
         self._state = None if state is None else Path(state)
-        self._kept = Kept(None if self._state is None else self._state / "state.db")
+        self._kept = None if self._state is None else _kept(self._state / "state.db")
         self._purse = Purse(Spending(limits or Limits()))
         self._ledger: Journal | None = None
         self._live = make(
@@ -122,6 +124,7 @@ class Routing:
         self._unwatch = threading.Event()
         self._special = self._recall is not None or self._postponed is not None
         """Whether a request needs more than to be walked."""
+        self._save_at = 0.0
         self._remember()
         renew_after_fork(self)
 
@@ -372,7 +375,8 @@ class Routing:
         if facts != self._facts:
             self._facts = facts
             live.plans.clear()
-        if self._state is not None:
+        if self._kept is not None and (now := monotonic()) >= self._save_at:
+            self._save_at = now + SAVE_S
             self._save()
 
     def _no_hedge(self, live: Live) -> str:
@@ -420,7 +424,7 @@ class Routing:
 
     def _remember(self) -> None:
         """Takes up what earlier runs knew."""
-        if self._state is None:
+        if self._kept is None:
             return
         now = clock.now()
         self._kept.forget("spending:", 25 * 3600.0)  # an hour more than the longest window
@@ -439,6 +443,8 @@ class Routing:
 
     def _save(self) -> None:
         """Keeps what a later run should know. Only noted here; a thread writes it, soon."""
+        if self._kept is None:
+            return
         self._kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         self._kept.put(f"spending:{self._router}", self._purse.dump())
         for runner in self._live.clouds:
@@ -502,9 +508,9 @@ class Routing:
         self._workers.close()
         for runner in self._live.runners:
             runner.close()
-        if self._state is not None:
+        if self._kept is not None:
             self._save()
-        self._kept.close()
+            self._kept.close()
         if self._recall is not None:
             self._recall.cache.close()
         for part in (self._ledger, self._trace):
@@ -532,12 +538,19 @@ def _read(path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, **{key: value for key, value in more.items() if key not in functions}}
 
 
+def _kept(path: Path) -> Kept:
+    from edgeroute.state import Kept  # SQLite is imported where there is something to keep
+
+    return Kept(path)
+
+
 def _recall(cache: Cache | None, offline: str) -> Recall | None:
     if cache is None:
         if offline == "stale":
             raise PolicyError(NO_CACHE)
         return None
     from edgeroute.recall import Recall
+    from edgeroute.state import Kept
 
     return Recall(cache)
 

@@ -446,7 +446,7 @@ def test_a_failing_trace_function(caplog):
         ({"edge": edge, "mode": "prefer_egde"}, "did you mean 'prefer_edge'"),
         ({"edge": edge, "no_confidence": "reject"}, "expected one of defer, accept"),
         ({"edge": edge, "offline": "rais"}, "did you mean 'raise'"),
-        ({"edge": edge, "deadline": 0}, "deadline is more than 0"),
+        ({"edge": edge, "deadline": 0}, "deadline and first_token are more than 0"),
         ({"edge": edge, "hedge_after": -1}, "hedge_after is seconds, 0 or more"),
         ({"edge": edge, "threshold": "high"}, "a threshold is a number, not 'high'"),
         ({"edge": edge, "threshold": True}, "a threshold is a number"),

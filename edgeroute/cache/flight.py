@@ -47,11 +47,8 @@ class Flight:
         """The same on an event loop. To cancel it is this follower's matter alone."""
         assert self._shared.future is not None, "the leader has nobody to wait for"
         own = asyncio.wrap_future(self._shared.future)
-        try:
-            await asyncio.wait([own], timeout=timeout_s)
-            return own.result() if own.done() else None
-        finally:
-            own.cancel()
+        await asyncio.wait([own], timeout=timeout_s)  # it leaves `own` alone when it is cancelled, and so the other followers
+        return own.result() if own.done() else None
 
     def _end(self, result: Any) -> None:
         if self.leads:
@@ -85,7 +82,6 @@ class Flights:
                 return Flight(self, key, shared, True)
             if shared.future is None:
                 future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-                future.set_running_or_notify_cancel()  # from now on no follower can cancel it for the others
                 shared.future = future
                 if self._open.get(key) is not shared and not future.done():  # its leader was collected since the first line
                     future.set_result(None)

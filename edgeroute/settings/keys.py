@@ -58,7 +58,8 @@ class Settings(BaseSettings):
         'longer than 90 % of its runs; `"auto"`: as late as the deadline allows, from the latencies measured. Without it: never.',
     )
     first_token: Duration | None = Field(
-        None, description="In streams: a target that has not begun to answer after this long counts as failed. Without it: no limit."
+        None,
+        description="In streams: a target that has not begun to answer after this long counts as failed. Without it: no limit.",
     )
     score: Score = Field("msp", description="How the confidence is taken from a model's outputs.")
     no_confidence: NoConfidence = Field("defer", description="An answer without a confidence: ask the next target, or accept it.")

@@ -166,8 +166,8 @@ def test_words_are_never_mixed(legs, deadline, first_s, mode):
     known = made((EDGE, Target("a", "cloud"), Target("b", "cloud")), mode=mode, deadline_s=deadline)
     happens = {}
     for target, (said, end) in zip(("edge", "a", "b"), legs, strict=True):
-        said = sorted(said, key=lambda s: s[0])
-        happens[target] = [*said, *([(max([end[0], *(at for at, _ in said)]), end[1])] if end else [])]
+        inorder = sorted(said, key=lambda s: s[0])
+        happens[target] = [*inorder, *([(max([end[0], *(at for at, _ in inorder)]), end[1])] if end else [])]
     outcome, heard = run(known, happens, first_s)
     assert outcome.ended <= deadline
     assert len({name for name, _ in heard}) <= 1
