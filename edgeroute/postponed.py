@@ -38,10 +38,18 @@ class Postponed:
         live: gives the policy in force.
         workers: threads.
         note: counts `queued` and `late`.
+        keep: takes late answers into the cache; None: there is none.
     """
 
-    def __init__(self, outbox: Outbox | None, live: Callable[[], Live], workers: Workers, note: Callable[[str], object]) -> None:
-        self.outbox, self._live, self._workers, self._note = outbox, live, workers, note
+    def __init__(
+        self,
+        outbox: Outbox | None,
+        live: Callable[[], Live],
+        workers: Workers,
+        note: Callable[[str], object],
+        keep: Callable[[Route, Done], object] | None,
+    ) -> None:
+        self.outbox, self._live, self._workers, self._note, self._remember = outbox, live, workers, note, keep
         self._direct: list[Callable[[Late], object]] = []
         self._delivery = None if outbox is None else Delivery(outbox, self._send, **getattr(outbox, "delivery", {}))
         self._callbacks = (
@@ -53,7 +61,7 @@ class Postponed:
     @property
     def listening(self) -> bool:
         """Whether anybody wants to know of what is late."""
-        return self.outbox is not None or bool(self._direct)
+        return self.outbox is not None or self._remember is not None or bool(self._direct)
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Has it called with each late answer."""
@@ -163,6 +171,8 @@ class Postponed:
                 return
             self._note("late")
             prediction: Prediction = event.answer
+            if self._remember is not None:
+                self._remember(route, event)
             if self.outbox is not None:
                 if stored:
                     self.outbox.answer(route.identity, prediction)

@@ -39,7 +39,7 @@ class Recovery:
 
     def opened(self, guard: Guard) -> None:
         """Says so, and begins to watch the network."""
-        log.warning("%s is not asked for a while: %s", guard.name, guard.why())
+        log.info("%s is not asked for a while: %s", guard.name, guard.why())
         with self._lock:
             if self._watch is not None or self._closed:
                 return

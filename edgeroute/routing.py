@@ -17,7 +17,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import Emit, Failed, Outcome, Start, acceptable
+from edgeroute.core.flow import Done, Emit, Failed, Outcome, Start, acceptable
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline
@@ -242,6 +242,8 @@ class Routing:
         """Record, and answer."""
         if self._counts.record(made, outcome, row is not None):
             self._observe()
+        if route.visits is not None and self._kept is not None:
+            self._kept.put(f"spending:{self._router}", self._purse.dump())
         number = route.number if row is None else f"{route.number}.{row}"
         if outcome.accepted:
             answer = Answer(made, outcome, self._router, number, route.visits)
@@ -415,12 +417,23 @@ class Routing:
             from edgeroute.outbox import Outbox
 
             outbox = Outbox(self._state / "outbox.db")
-        return None if outbox is None else self._postponing(outbox)
+        return None if outbox is None and self._recall is None else self._postponing(outbox)
 
     def _postponing(self, outbox: Outbox | None) -> Postponed:
         from edgeroute.postponed import Postponed
 
-        return Postponed(outbox, lambda: self._live, self._workers, self._counts.note)
+        keep = None if self._recall is None else self._keep_late
+        return Postponed(outbox, lambda: self._live, self._workers, self._counts.note, keep)
+
+    def _keep_late(self, route: Route, event: Done) -> None:
+        """A late answer is as good as any for the next equal request."""
+        if self._recall is not None and route.key is not None:
+            now = monotonic()
+            outcome = Outcome(event.leg, event.answer, True, (("start", event.leg, route.until, None),), now, now)
+            answer = Answer(route.plan, outcome, self._router, route.number).noted(
+                "it came after its request's deadline", final=True
+            )
+            self._recall.keep(route.key, answer, self._live, route.plan, route.inputs)
 
     def _remember(self) -> None:
         """Takes up what earlier runs knew."""
@@ -446,7 +459,6 @@ class Routing:
         if self._kept is None:
             return
         self._kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
-        self._kept.put(f"spending:{self._router}", self._purse.dump())
         for runner in self._live.clouds:
             known = getattr(getattr(runner, "endpoint", None), "known", None)
             if known is not None:
@@ -550,7 +562,6 @@ def _recall(cache: Cache | None, offline: str) -> Recall | None:
             raise PolicyError(NO_CACHE)
         return None
     from edgeroute.recall import Recall
-    from edgeroute.state import Kept
 
     return Recall(cache)
 

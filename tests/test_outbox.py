@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from edgeroute.clock import now
 from edgeroute.core.flow import Prediction
 from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
 from edgeroute.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
@@ -37,10 +39,13 @@ FIXED = ROW_BYTES + len("[]") + len("null")
 
 
 class Clock:
+    """A clock that stands until it is set."""
+
     def __init__(self, at=T0):
         self.at = at
 
     def __call__(self):
+        """The time."""
         return self.at
 
 
@@ -107,7 +112,7 @@ def disk(tmp_path):
     """A small file system of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"a file system of its own needs root: {done.stderr.strip()}")
     try:
@@ -146,17 +151,17 @@ class StoreAgainstModel(RuleBasedStateMachine):
     names = st.sampled_from("abcdefgh")
 
     @initialize(drop=st.sampled_from(["oldest", "least_important", "newest"]), room=st.integers(1, 5))
-    def begin(self, drop, room):
+    def begin(self, drop, room):  # noqa: D102 - a step, named for what it does
         self.folder = Path(os.environ["OUTBOX_MODEL"]) / str(next(_numbers))
         self.clock, self.drop, self.most = Clock(), drop, room * (FIXED + 60)
         self.outbox = self.open()
         self.entries, self.done, self.seq = {}, set(), count()
         self.counts = dict.fromkeys(COUNTED, 0)
 
-    def open(self):
+    def open(self):  # noqa: D102 - a step, named for what it does
         return Outbox(self.folder / "o.db", max_bytes=self.most, ttl_s=1000.0, drop=self.drop, clock=self.clock)
 
-    def tidy(self):
+    def tidy(self):  # noqa: D102 - a step, named for what it does
         at = self.clock.at
         if at < TRUSTED_S:
             return
@@ -167,12 +172,12 @@ class StoreAgainstModel(RuleBasedStateMachine):
         for name in [n for n, e in self.entries.items() if e["since"] < at - 1000.0]:
             self.remove(name, "dropped_expired")
 
-    def remove(self, name, why):
+    def remove(self, name, why):  # noqa: D102 - a step, named for what it does
         self.counts[why] += 1
         return self.entries.pop(name)
 
     @rule(name=names, size=st.integers(0, 400), importance=st.sampled_from([0.0, 1.0, 2.0]), later=st.sampled_from([0.0, 30.0]))
-    def put(self, name, size, importance, later):
+    def put(self, name, size, importance, later):  # noqa: D102 - a step, named for what it does
         self.tidy()
         at = self.clock.at
         put = self.outbox.put(request(name, body=bytes(size), importance=importance, ready_at=at + later))
@@ -207,12 +212,12 @@ class StoreAgainstModel(RuleBasedStateMachine):
         }  # fmt: skip
         assert (put.stored, put.dropped) == (True, tuple(gone))
 
-    def there(self, name, *states):
+    def there(self, name, *states):  # noqa: D102 - a step, named for what it does
         self.tidy()
         return name in self.entries and self.entries[name]["state"] in states
 
     @rule(name=names)
-    def answer(self, name):
+    def answer(self, name):  # noqa: D102 - a step, named for what it does
         came = self.there(name, "waiting", "dead")
         assert self.outbox.answer(name, sure(name), attempts=1) == came
         if came:
@@ -221,13 +226,13 @@ class StoreAgainstModel(RuleBasedStateMachine):
             self.counts["delivered"] += 1
 
     @rule(name=names)
-    def fail(self, name):
+    def fail(self, name):  # noqa: D102 - a step, named for what it does
         if self.there(name, "waiting"):
             self.entries[name] |= {"attempts": self.entries[name]["attempts"] + 1, "ready": self.clock.at + 7}
         self.outbox.failed(name, "away", self.clock.at + 7)
 
     @rule(name=names)
-    def bury(self, name):
+    def bury(self, name):  # noqa: D102 - a step, named for what it does
         if self.there(name, "waiting"):
             e = self.entries[name]
             e |= {"attempts": e["attempts"] + 1, "state": "dead", "since": self.clock.at}
@@ -235,14 +240,14 @@ class StoreAgainstModel(RuleBasedStateMachine):
         self.outbox.bury(name, "no")
 
     @rule(names=st.none() | st.lists(names, max_size=3, unique=True))
-    def retry(self, names):
+    def retry(self, names):  # noqa: D102 - a step, named for what it does
         found = [n for n in (list(self.entries) if names is None else names) if self.there(n, "dead")]
         assert self.outbox.retry(names) == len(found)
         for n in found:
             self.entries[n] |= {"state": "waiting", "since": self.clock.at, "ready": self.clock.at}
 
     @rule()
-    def hurry(self):
+    def hurry(self):  # noqa: D102 - a step, named for what it does
         self.tidy()
         self.outbox.hurry()
         for e in self.entries.values():
@@ -250,20 +255,20 @@ class StoreAgainstModel(RuleBasedStateMachine):
                 e["ready"] = min(e["ready"], self.clock.at)
 
     @rule(name=names)
-    def ready(self, name):
+    def ready(self, name):  # noqa: D102 - a step, named for what it does
         if self.there(name, "waiting"):
             self.entries[name]["ready"] = self.clock.at
         self.outbox.ready(name)
 
     @rule(name=names)
-    def withdraw(self, name):
+    def withdraw(self, name):  # noqa: D102 - a step, named for what it does
         there = self.there(name, "waiting", "dead")
         assert self.outbox.withdraw(name) == there
         if there:
             self.remove(name, "withdrawn")
 
     @rule(some=st.lists(names, max_size=3, unique=True))
-    def drop_by_hand(self, some):
+    def drop_by_hand(self, some):  # noqa: D102 - a step, named for what it does
         self.tidy()
         found = [n for n in some if n in self.entries]
         assert self.outbox.drop(some) == len(found)
@@ -271,7 +276,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
             self.remove(n, "dropped_by_hand")
 
     @rule(name=names, fails=st.booleans())
-    def settle(self, name, fails):
+    def settle(self, name, fails):  # noqa: D102 - a step, named for what it does
         def effect(late, connection):
             assert late.value == late.id == name
             assert connection.in_transaction
@@ -286,17 +291,17 @@ class StoreAgainstModel(RuleBasedStateMachine):
             self.done.add(name)
 
     @rule(by=st.sampled_from([1.0, 400.0, 1001.0, -500.0, -40 * 365 * 86400.0, 30 * 365 * 86400.0]))
-    def time_passes_or_the_clock_is_set(self, by):
+    def time_passes_or_the_clock_is_set(self, by):  # noqa: D102 - a step, named for what it does
         self.clock.at = max(10.0, self.clock.at + by)
 
     @rule()
-    def begin_again(self):
+    def begin_again(self):  # noqa: D102 - a step, named for what it does
         self.outbox.close()
         self.outbox = self.open()
 
     @precondition(lambda self: hasattr(self, "outbox"))
     @invariant()
-    def agrees(self):
+    def agrees(self):  # noqa: D102 - a step, named for what it does
         self.tidy()
         mine = sorted(self.entries.items(), key=lambda item: item[1]["seq"])
         told = [(e.id, e.state, e.attempts, e.importance, e.bytes, e.ready_at) for e in self.outbox.list()]
@@ -306,7 +311,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
         assert counts == {**self.counts, "bytes": total, "waiting": waiting}
         assert total <= self.most
 
-    def teardown(self):
+    def teardown(self):  # noqa: D102 - a step, named for what it does
         if hasattr(self, "outbox"):
             self.outbox.close()
 
@@ -552,6 +557,17 @@ def test_values_become_plain():
 # ----------------------------------------------------------------------------------------------------------------- disk
 
 
+def fill(path):
+    with path.open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while True:
+            ballast.write(bytes(1 << 12))
+
+
+def put_many(outbox):
+    for n in count():
+        outbox.put(request(f"m{n}", body=bytes(30_000)))
+
+
 def test_a_full_disk(disk, make, deliver):
     """A put says that the disk is full; nothing is lost, what was sent meanwhile is not sent again, and later it works."""
     outbox = make(disk / "o.db")
@@ -566,12 +582,9 @@ def test_a_full_disk(disk, make, deliver):
 
     deliver(outbox, send, parallel=1)
     try:
-        with (disk / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="space"):
-            while True:
-                ballast.write(bytes(1 << 12))
+        fill(disk / "ballast")
         with pytest.raises(StoreError, match="full"):
-            for n in count():
-                outbox.put(request(f"m{n}", body=bytes(30_000)))
+            put_many(outbox)
         before = [name for name in ids(outbox) if name.startswith("m")]
     finally:
         gate.set()
@@ -698,6 +711,8 @@ def test_what_an_error_means(outbox, deliver, no_wait):
 
 
 class Unprintable:
+    """A value that not even text can stand for."""
+
     def __str__(self):
         raise ValueError("cannot be printed")
 
@@ -1031,6 +1046,8 @@ def test_a_mark_that_fails_is_no_second_call(outbox, call, monkeypatch):
 
 
 class Method:
+    """Callbacks as methods."""
+
     def one(self, late):
         """A callback."""
 
@@ -1076,7 +1093,7 @@ def test_what_is_no_callback(outbox, f, why):
 def test_a_coroutine_in_disguise(outbox, call, caplog):
     """A function that returns a coroutine has not handled the answer: that is an error, and the answer stays."""
     answered(outbox, "a")
-    call(outbox, lambda late: coroutine(late))
+    call(outbox, lambda late: [coroutine(late)][0])
     until(lambda: "returned a coroutine" in caplog.text)
     assert ids(outbox, "answered") == ["a"]
 
@@ -1120,9 +1137,7 @@ def test_two_processes_put(make, tmp_path):
     path = tmp_path / "o.db"
     with process(path, "a", 100) as one, process(path, "b", 100) as two, process(path, "a", 100) as three:
         assert [p.stdout.readline() for p in (one, two, three)] == ["put\n"] * 3
-    outbox = make(path, clock=partial(float, T0 * 10))
-    outbox.clock = __import__("edgeroute.clock").clock.now
-    assert sorted(ids(outbox)) == sorted(f"{p}{n}" for p in "ab" for n in range(100))
+    assert sorted(ids(make(path, clock=now))) == sorted(f"{p}{n}" for p in "ab" for n in range(100))
 
 
 def test_one_process_delivers_and_another_takes_over(tmp_path):
@@ -1179,19 +1194,21 @@ def test_a_forked_child_that_outlives_its_parents_delivery(make):
     delivery.start()
     outbox.put(request("a"))
     assert sent.get(timeout=30) == "a"
-    go = os.pipe()
+    here, there = socket.socketpair()
 
     def work():
-        os.read(go[0], 1)
+        here.close()
+        there.send(b"up")
+        there.recv(1)
         outbox.put(request("b"))
         return sent.get(timeout=30) == "b" and (until(lambda: "b" in ids(outbox, "answered")) or True)
 
     ended = forked(work)
+    there.close()
+    assert here.recv(2) == b"up"
     delivery.close(30)
     with (outbox.path.parent / "outbox.db.deliver").open() as place:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.write(go[1], b"x")
+    here.close()
     assert ended() == 0
-    for fd in go:
-        os.close(fd)
     assert sorted(ids(outbox, "answered")) == ["a", "b"]

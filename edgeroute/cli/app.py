@@ -10,8 +10,10 @@ from edgeroute import __version__
 from edgeroute.cli.check import check
 from edgeroute.cli.decide import decide
 from edgeroute.cli.demo.command import demo
+from edgeroute.cli.egress import egress
 from edgeroute.cli.exits import exits
 from edgeroute.cli.infer import infer
+from edgeroute.cli.outbox import outbox
 from edgeroute.cli.schema import schema
 from edgeroute.cli.serve import serve
 
@@ -39,5 +41,6 @@ def root(
     """Runs a model on the edge, and asks the cloud only where the edge is not sure."""
 
 
-for command in (check, decide, infer, serve, schema, demo):
+for command in (check, decide, infer, serve, egress, schema, demo):
     app.command()(exits(command))
+app.add_typer(outbox)

@@ -91,6 +91,7 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
+        data_class = policy.rules.default_class if data_class is None else data_class
         verdict = permit(policy.rules, data_class)
         if isinstance(verdict, Denied):
             stays = verdict.why

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from edgeroute.cli.exits import FAILED, OK, exits
+from edgeroute.cli.options import Json
+from edgeroute.errors import BadInput, PolicyError, StoreError
+
+if TYPE_CHECKING:
+    from edgeroute.outbox import Outbox
+
+MOST_ROWS = 1000
+"""So many rows of a table are shown, the latest."""
+
+OfPolicy = Annotated[
+    Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy whose state folder it is.", show_default=False)
+]
+InFolder = Annotated[
+    Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of a policy.", show_default=False)
+]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As `list` shows them.", show_default=False)]
+
+outbox = typer.Typer(
+    name="outbox",
+    no_args_is_help=True,
+    help="Shows and changes what waits to be sent. A router may use the same files meanwhile.",
+)
+
+
+@outbox.command("list")
+@exits
+def listed(
+    *,
+    policy: OfPolicy = None,
+    state: InFolder = None,
+    state_is: Annotated[
+        Literal["waiting", "answered", "dead"] | None, typer.Option(help="Those in this state alone.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Shows the entries, and what became of all there ever were."""
+    with _opened(policy, state) as box:
+        entries, counts = box.list(state_is), box.counts()
+    if as_json:
+        print(_dumps({"entries": [entry._asdict() for entry in entries], "counts": counts}))
+        return OK
+    columns = ("id", "state", "target", "class", "queued", "attempts", "bytes", "error")
+    show(columns, [(e.id, e.state, e.target, e.data_class, when(e.queued_at), e.attempts, e.bytes, e.error) for e in entries])
+    now = {name: counts.pop(name) for name in ("waiting", "bytes")}
+    for label, numbers in (("since the file was made", counts), ("now", now)):
+        print(f"{label}: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in numbers.items())}")
+    return OK
+
+
+@outbox.command()
+@exits
+def retry(
+    ids: Ids = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All that are dead.")] = False,
+    policy: OfPolicy = None,
+    state: InFolder = None,
+) -> int:
+    """Makes dead entries wait again, with a new time to live. Sends nothing: a router that uses the file does."""
+    names = _chosen(ids, every, "--all")
+    with _opened(policy, state) as box:
+        dead = {entry.id for entry in box.list("dead")}
+        count = box.retry(names)
+    print(f"{count:,} wait again")
+    return _missing(names, dead, "there is no dead entry with this id")
+
+
+@outbox.command()
+@exits
+def drop(
+    ids: Ids = None,
+    *,
+    every: Annotated[bool, typer.Option("--all-dead", help="All that are dead.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    policy: OfPolicy = None,
+    state: InFolder = None,
+) -> int:
+    """Removes entries for good, answers that the app was not told yet among them."""
+    names = _chosen(ids, every, "--all-dead")
+    with _opened(policy, state) as box:
+        there = {entry.id: entry.state for entry in box.list("dead" if names is None else None)}
+        going = [*there] if names is None else [name for name in names if name in there]
+        states = ", ".join(sorted({there[name] for name in going}))
+        if going and not yes:
+            typer.confirm(f"remove {len(going):,} ({states}) for good?", abort=True, err=True)
+        print(f"{box.drop(going):,} removed")
+    return _missing(names, there, "there is no entry with this id")
+
+
+@outbox.command()
+@exits
+def export(
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A new file, which only you may read, instead of stdout.", show_default=False),
+    ] = None,
+    policy: OfPolicy = None,
+    state: InFolder = None,
+) -> int:
+    """Prints every entry with all its contents, user data too, as a line of JSON; bytes are base64."""
+    with _opened(policy, state) as box:
+        if out is None:
+            for entry in box.export():
+                print(_dumps(entry))
+            return OK
+        lines = (_dumps(entry) for entry in box.export())
+        try:
+            with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                count = sum(file.write(line + "\n") > 0 for line in lines)
+        except StoreError:
+            raise
+        except OSError as e:
+            raise StoreError(f"{out}: {e.strerror or e}") from e
+    print(f"{count:,} entries in {out}")
+    return OK
+
+
+def folder(policy: Path | None, state: Path | None) -> Path:
+    """The state folder that is meant, whether it is there or not.
+
+    Raises:
+        PolicyError: the policy cannot be used, or keeps nothing.
+    """
+    if state is not None and policy is None:
+        return state
+    if policy is None or state is not None:
+        raise typer.BadParameter("one of the two is needed", param_hint="--policy or --state")
+    from edgeroute import settings
+    from edgeroute.settings.section import at
+
+    given = settings.load(policy).state
+    if given is None:
+        raise PolicyError(f"{policy}: there is no state in it: nothing is kept")
+    return at(policy.parent, given)
+
+
+def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table. Where it does not go to a terminal, each row is one line, however long."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table, console = Table(), Console()
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in {"attempts", "bytes"} else "left")
+    for row in rows[-MOST_ROWS:]:
+        table.add_row(*(Text(_shown(cell)) for cell in row))
+    console.print(table, width=None if console.is_terminal else 1 << 16, crop=False)
+    if len(rows) > MOST_ROWS:
+        print(f"these are the latest {MOST_ROWS:,} of {len(rows):,}; --json has them all")
+
+
+def when(at: float) -> str:
+    """An instant, seconds since 1970, as this machine's clock shows it."""
+    return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _shown(cell: object) -> str:
+    """A cell as text. What a server says is in it: it is not to command the terminal."""
+    if cell is None:
+        return "-"
+    text = f"{cell:,}" if isinstance(cell, int) else str(cell)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _dumps(value: Any) -> str:
+    from edgeroute.outbox.inputs import plain
+
+    return json.dumps(plain(value))
+
+
+@contextlib.contextmanager
+def _opened(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
+    path = folder(policy, state) / "outbox.db"
+    if not os.access(path, os.R_OK):  # opening it would make one
+        raise BadInput(f"{path}: there is no outbox, or it may not be read")
+    from edgeroute.outbox import Outbox
+
+    box = Outbox(path, ttl_s=inf)  # what is too old the router drops, whose policy says when that is
+    try:
+        yield box
+    finally:
+        box.close()
+
+
+def _chosen(ids: list[str] | None, every: bool, option: str) -> list[str] | None:
+    """The ids without repetitions; None: all."""
+    if bool(ids) == every:
+        raise typer.BadParameter("one of the two is needed", param_hint=f"ID... or {option}")
+    return [*dict.fromkeys(ids)] if ids else None
+
+
+def _missing(names: Iterable[str] | None, there: Iterable[str], why: str) -> int:
+    missing = [name for name in names or () if name not in there]
+    for name in missing:
+        print(f"error: {name}: {why}", file=sys.stderr)
+    return FAILED if missing else OK

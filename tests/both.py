@@ -1,0 +1,163 @@
+"""Both routers behind one blocking face, so that one test is for both; and what they ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+from edgeroute import AsyncRouter, Router
+from edgeroute.testing import CannedServer, _length, http_reply
+
+LONG = 30.0
+"""Seconds after which a test that waits for something has failed."""
+GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
+DOWN = http_reply(b"oops", status=503)
+
+
+def unsure(_):
+    return "edge", 0.1
+
+
+def sure(_):
+    return "edge", 0.9
+
+
+class Threads(Router):
+    """A `Router`; `start` is `infer` in a thread of its own."""
+
+    def start(self, *args, **kwargs):
+        answer = Future()
+
+        def run():
+            try:
+                answer.set_result(self.infer(*args, **kwargs))
+            except BaseException as e:
+                answer.set_exception(e)
+
+        threading.Thread(target=run).start()
+        return answer
+
+
+class Tasks:
+    """An `AsyncRouter` on an event loop in a thread of its own; what is a coroutine there is waited for here."""
+
+    def __init__(self, *args, **kwargs):
+        self._run(lambda: AsyncRouter(*args, **kwargs))
+
+    @classmethod
+    def from_policy(cls, *args, **kwargs):
+        self = cls.__new__(cls)
+        self._run(lambda: AsyncRouter.from_policy(*args, **kwargs))
+        return self
+
+    def _run(self, make):
+        self.router = make()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+
+    def start(self, *args, **kwargs):
+        return asyncio.run_coroutine_threadsafe(self.router.infer(*args, **kwargs), self.loop)
+
+    def wait(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(LONG)
+
+    def infer(self, *args, **kwargs):
+        return self.wait(self.router.infer(*args, **kwargs))
+
+    def infer_many(self, *args, **kwargs):
+        return self.wait(self.router.infer_many(*args, **kwargs))
+
+    def refine(self, *args, **kwargs):
+        steps = self.router.refine(*args, **kwargs)
+
+        async def one():
+            return await anext(steps, None)
+
+        try:
+            while (answer := self.wait(one())) is not None:
+                yield answer
+        finally:
+            self.wait(steps.aclose())
+
+    def close(self):
+        if self.loop.is_closed():
+            return
+        self.wait(self.router.close())
+        self.wait(self.loop.shutdown_default_executor())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    def __getattr__(self, name):
+        return getattr(self.router, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class GatedServer(CannedServer):
+    """Takes requests at once, and replies while it is open: to those that have waited, too."""
+
+    def __init__(self, reply):
+        self._gate = asyncio.Event()
+        super().__init__(reply)
+
+    def open(self):
+        self._loop.call_soon_threadsafe(self._gate.set)
+
+    async def _serve(self, reader, writer):
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+                request = head + await reader.readexactly(_length(head))
+            except (OSError, asyncio.IncompleteReadError):
+                self._note(hung_up=1)
+                return
+            self._note(request)
+            await self._gate.wait()
+            writer.write(self._reply(request) if callable(self._reply) else self._reply)
+            await writer.drain()
+
+
+def header(request, name):
+    """The value of a request's header; None: it has none."""
+    for line in request.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]:
+        key, _, value = line.partition(b": ")
+        if key.lower() == name.lower().encode():
+            return value.decode()
+    return None
+
+
+def open_files():
+    """Sockets, and files in use, of this process."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = os.readlink(link)
+            if target.startswith("socket:") or target.endswith((".db", ".db-wal", ".jsonl", ".deliver", ".callback")):
+                found.append(target)
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def nothing_left(monkeypatch):
+    """What is in the `with` ends with the files, sockets and threads with which it began; no proxy is between."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    threads, before = set(threading.enumerate()), open_files()
+    yield
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(LONG)
+        assert not thread.is_alive(), thread
+    gc.collect()
+    assert open_files() == before
