@@ -459,6 +459,7 @@ class Routing:
         if self._kept is None:
             return
         self._kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        self._kept.put(f"spending:{self._router}", self._purse.dump())
         for runner in self._live.clouds:
             known = getattr(getattr(runner, "endpoint", None), "known", None)
             if known is not None:

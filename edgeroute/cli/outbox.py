@@ -156,12 +156,12 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table, console = Table(), Console()
+    table, console = Table(), Console(width=None if sys.stdout.isatty() else 1 << 16)
     for name in columns:
         table.add_column(name, overflow="fold", justify="right" if name in {"attempts", "bytes"} else "left")
     for row in rows[-MOST_ROWS:]:
         table.add_row(*(Text(_shown(cell)) for cell in row))
-    console.print(table, width=None if console.is_terminal else 1 << 16, crop=False)
+    console.print(table)
     if len(rows) > MOST_ROWS:
         print(f"these are the latest {MOST_ROWS:,} of {len(rows):,}; --json has them all")
 
@@ -189,7 +189,7 @@ def _dumps(value: Any) -> str:
 def _opened(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
     path = folder(policy, state) / "outbox.db"
     if not os.access(path, os.R_OK):  # opening it would make one
-        raise BadInput(f"{path}: there is no outbox, or it may not be read")
+        raise BadInput(f"{path}: there is no outbox, or it cannot be read")
     from edgeroute.outbox import Outbox
 
     box = Outbox(path, ttl_s=inf)  # what is too old the router drops, whose policy says when that is
