@@ -51,10 +51,13 @@ class Postponed:
     ) -> None:
         self.outbox, self._live, self._workers, self._note, self._remember = outbox, live, workers, note, keep
         self._direct: list[Callable[[Late], object]] = []
-        self._delivery = None if outbox is None else Delivery(outbox, self._send, **getattr(outbox, "delivery", {}))
-        self._callbacks = (
-            None if outbox is None else Callbacks(outbox, ordered=getattr(outbox, "delivery", {}).get("ordered", False))
-        )
+        self._delivery: Delivery | None = None
+        self._callbacks: Callbacks | None = None
+        if outbox is not None:
+            self._callbacks = Callbacks(outbox, ordered=outbox.ordered)
+            self._delivery = Delivery(
+                outbox, self._send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
+            )
         if self._delivery is not None:
             self._delivery.start()
 

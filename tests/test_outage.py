@@ -18,7 +18,7 @@ from time import monotonic
 
 import pytest
 
-from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router
+from edgeroute import AsyncRouter, Cancel, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router
 from edgeroute.core.breaker import FAULTS
 from edgeroute.journal import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
@@ -83,9 +83,9 @@ class Client:
         """The future of a call that is under way."""
         if self._loop is not None:
             return asyncio.run_coroutine_threadsafe(getattr(self.router, call)(*args, **more), self._loop)
-        with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(getattr(self.router, call), *args, **more)
-            pool.shutdown(wait=False)
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(getattr(self.router, call), *args, **more)
+        pool.shutdown(wait=False)
         return future
 
     def infer(self, x=DATUM, /, **more):
@@ -750,19 +750,18 @@ def test_the_ledger_has_a_line_for_each_attempt(make, tmp_path):
         assert DATUM.encode() not in kept
 
 
-def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path):
-    """A retry that was waiting as its answer was not needed any more."""
-    going = threading.Event()
+def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path, monkeypatch):
+    """A retry that was waiting for its time as its answer was not needed any more."""
+    gate, wait = threading.Event(), Cancel.wait
 
-    def reply(_):
-        going.set()
-        return http_reply(status=503, headers=[("Retry-After", "5")])
+    def waiting(cancel, seconds):
+        gate.set()
+        return wait(cancel, seconds)
 
-    edge = FakeModel([("edge", 0.9)], gate=going)
-    with CannedServer(reply) as server:
+    monkeypatch.setattr(Cancel, "wait", waiting)
+    edge = FakeModel([("edge", 0.9)], gate=gate)
+    with CannedServer(http_reply(status=503, headers=[("Retry-After", "60")])) as server:
         with Router(edge, PlainJson(server.url, timeout_s=NEVER_S), threshold=0.5, hedge_after=0, state=tmp_path) as router:
-            wait = type(router)._walk
-            assert wait is not None
             assert router.infer(DATUM).source == "edge"
             (guard,) = (runner.guard for runner in router._live.clouds)
             wait_for(lambda: not guard._busy)

@@ -11,8 +11,10 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from contextlib import closing
+from queue import SimpleQueue
 
 import pytest
 
@@ -77,35 +79,47 @@ say("empty")
 class Client:
     """A process that puts requests, delivers what is due, and says each step: a kill comes right after one of them."""
 
-    def __init__(self, path, port, name, last, how):
-        self.arguments, self.last, self.how = (str(path), str(port), name), last, how
+    def __init__(self, path, port, name, last, how, steps):
+        self.arguments, self.last, self.how, self.steps = (str(path), str(port), name), last, how, steps
         self.put, self.empty, self.called = 0, False, Counter()
-        self.process = None
 
     def begin(self):
         """Goes on after the last put that was said to be stored."""
         command = [sys.executable, "-c", PROGRAM, *self.arguments, str(self.put), str(self.last), self.how]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process, self.ended = subprocess.Popen(command, stdout=subprocess.PIPE, text=True), False
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
 
-    def read(self, lines):
-        """Follows it for so many steps, or to its end."""
-        for _ in range(lines):
-            line = self.process.stdout.readline()
-            if not line.endswith("\n"):
-                return
-            word, *rest = line.split()
-            if word == "put":
-                self.put = int(rest[0]) + 1
-            elif word == "called":
-                self.called[rest[0]] += 1
-            self.empty |= word == "empty"
+    def _read(self):
+        with self.process.stdout as lines:
+            for line in lines:
+                word, *rest = line.split()
+                if word == "put" and line.endswith("\n"):
+                    self.put = int(rest[0]) + 1
+                elif word == "called":
+                    self.called[rest[0]] += 1
+                self.empty |= word == "empty"
+                self.steps.put(line)
+        self.ended = True
+        self.steps.put("ended")
 
     def kill(self):
-        """kill -9, and what it had said before that."""
+        """kill -9."""
         self.process.kill()
-        self.read(1 << 30)
-        self.process.stdout.close()
-        self.process.wait()
+        self.end()
+
+    def end(self):
+        """Waits for its end -> its status."""
+        self.reader.join()
+        return self.process.wait()
+
+
+def follow(clients, steps, lines):
+    """Waits for so many steps of any client, or the end of all."""
+    for _ in range(lines):
+        if all(client.ended for client in clients) and steps.empty():
+            return
+        steps.get()
 
 
 @pytest.fixture
@@ -124,26 +138,23 @@ def key(request):
     return next(line.split(b": ")[1] for line in request.split(b"\r\n") if line.lower().startswith(b"idempotency-key")).decode()
 
 
-def run(clients, relay, chance):
-    """Kills one of the clients at a time at random steps, cuts the link now and then, and lets all of it come to its end."""
+def run(clients, steps, relay, chance):
+    """Kills one of the clients at random steps, cuts the link now and then, and lets all of it come to its end."""
     with contextlib.ExitStack() as stack:
         for client in clients:
             client.begin()
             stack.callback(client.kill)
-        steps = 3 * REQUESTS // KILLS
+        most = 3 * REQUESTS // KILLS
         for _ in range(KILLS):
+            relay.reset_after = chance.choice([None, 0, 20])
+            follow(clients, steps, chance.randrange(most // 4))
+            relay.reset_after = None
+            follow(clients, steps, chance.randrange(most))
             client = chance.choice(clients)
-            relay.reset_after = chance.choice([None, None, 0, 20])
-            client.read(chance.randrange(max(2, steps // 4)))
-            relay.refuse = chance.random() < 0.3
-            client.read(chance.randrange(4))
-            relay.refuse, relay.reset_after = False, None
-            client.read(chance.randrange(steps))
             client.kill()
             client.begin()
         for client in clients:
-            client.read(1 << 30)
-            assert client.process.wait() == 0
+            assert client.end() == 0
             assert client.empty
 
 
@@ -156,8 +167,9 @@ def effects(path):
 def test_kill_9_at_any_moment(tmp_path, server, how):
     """Every request is answered; effects in the callback's transaction come once each, and in order where that is asked."""
     at, relay = server
-    client = Client(tmp_path / "o.db", relay.port, "r", REQUESTS, how)
-    run([client], relay, random.Random(how))
+    steps = SimpleQueue()
+    client = Client(tmp_path / "o.db", relay.port, "r", REQUESTS, how, steps)
+    run([client], steps, relay, random.Random(how))
     names = [f"r{n:06}" for n in range(REQUESTS)]
     if "within" in how:
         found = effects(tmp_path / "o.db")
@@ -178,7 +190,8 @@ def test_kill_9_at_any_moment(tmp_path, server, how):
 def test_two_processes_one_outbox(tmp_path, server):
     """Two processes put into one outbox, either is killed now and then, and still every effect comes once."""
     _, relay = server
-    clients = [Client(tmp_path / "o.db", relay.port, name, REQUESTS // 2, "within") for name in "ab"]
-    run(clients, relay, random.Random(7))
+    steps = SimpleQueue()
+    clients = [Client(tmp_path / "o.db", relay.port, name, REQUESTS // 2, "within", steps) for name in "ab"]
+    run(clients, steps, relay, random.Random(7))
     names = [f"{name}{n:06}" for name in "ab" for n in range(REQUESTS // 2)]
     assert sorted(effects(tmp_path / "o.db")) == [(n, n) for n in names]

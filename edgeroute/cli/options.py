@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
+UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
     """`300ms`, `1.5s` or `2m` -> seconds, as in policy files."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m)", str(text).strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)", str(text).strip())
     if found is None:
         raise typer.BadParameter(f"a time has a unit, as in 300ms, 1.5s or 2m, not {text!r}")
     return float(found[1]) * UNITS[found[2]]

@@ -71,6 +71,9 @@ class Outbox:
         ttl_s: seconds for which an entry waits for delivery, an answer for its callback, or a dead entry for someone to look.
         drop: what makes room. oldest: the oldest go. least_important: the least important go, of those the oldest, but none
             that is more important than the new one. newest: the new one is refused. Answers that nobody took go last.
+        ordered: for a router: whether requests to an endpoint go one at a time, in their order; see `Delivery`.
+        parallel: for a router: how many are under way at once.
+        rate_per_s: for a router: how many are begun in a second, at most.
         clock: gives the time, seconds since 1970.
     """
 
@@ -81,11 +84,15 @@ class Outbox:
         max_bytes: int = 64 << 20,
         ttl_s: float = 7 * 86400.0,
         drop: Drop = "oldest",
+        ordered: bool = False,
+        parallel: int = 2,
+        rate_per_s: float = 10.0,
         clock: Callable[[], float] = now,
     ) -> None:
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
+        self.ordered, self.parallel, self.rate_per_s = ordered, parallel, rate_per_s
         self._database = Database(self.path, _SCHEMA, durable=True)
         self._listeners: list[Callable[[], object]] = []
 

@@ -1,0 +1,219 @@
+"""What a cloud that fails costs: the way to an open breaker, the calls after it, and LiteLLM's Router on the same faults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any, TypeAlias
+
+import numpy as np
+from figures import MODELS, Figure
+
+from edgeroute import OnnxModel, PlainJson, Router
+from edgeroute.testing import CannedServer, Relay, http_reply
+
+FAULTS: dict[str, tuple[str, Any]] = {
+    "dead endpoint": ("refuse", True),
+    "black hole": ("black_hole", True),
+    "5 s stall": ("delay_s", 1.25),  # there and back, twice: a new connection costs a round trip more
+    "reset in the body": ("reset_after", 200),
+}
+"""Each as an attribute of the relay that leads to the endpoint."""
+NONE = "none"
+TIMEOUT_S = 1.0
+"""What each router is told to give the endpoint; in the figures and in two of the comparison's three columns nothing else."""
+CALLS = 20
+RUNS, PASSES = 7, 20
+MESSAGE = {"role": "assistant", "content": "cloud"}
+CHAT = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "message": MESSAGE}]}
+REPLY = http_reply(json.dumps({"value": "cloud", **CHAT}).encode())
+"""An answer in both protocols, and longer than what the reset lets through."""
+Ask: TypeAlias = Callable[[int], str]
+"""Asks about the image of that number. -> who answered: "edge" or "cloud"."""
+Subject: TypeAlias = Callable[[str], contextlib.AbstractContextManager[Ask]]
+"""Makes a router whose cloud is at that URL."""
+
+
+def figures() -> list[Figure]:
+    """For each fault, p99 with the breaker open against p99 of the edge alone; and the connects of an outage."""
+    found, images = [], _images()
+    most = probes = 0
+    for fault in FAULTS:
+        with _faulty(fault) as relay, _router(relay.url) as router:
+            while _breaker(router) == "closed":
+                router.infer(images[0])
+            before = _connects()[relay.port]
+            ours, alone = _open(router, images)
+            assert _breaker(router) != "closed"
+            most, probes = max(most, before), max(probes, _connects()[relay.port] - before)
+        name = f"p99, breaker open: {fault}"
+        found.append(Figure(name, f"{ours * 1e3:.3f} ms", f"{alone * 1e3:.3f} ms", (ours - alone) * 1e3, "ms", 1))
+    calls = RUNS * PASSES * len(images)
+    return [*found, Figure(f"connects until it opens; then {probes} in {calls} calls", f"{most}", "-", most, "connects", 3)]
+
+
+def comparison(calls: int = CALLS) -> str:
+    """A table: every router under every fault, each time a new one, so many calls one after another. Takes ten minutes."""
+    subjects: dict[str, Subject] = {"edgeroute": _ours}
+    try:
+        subjects |= _theirs()
+    except ImportError as e:
+        print(f"LiteLLM cannot be run here: {e}", file=sys.stderr)
+    for fault in (NONE, "dead endpoint"):  # what is imported at the first call, and at the first failure, is not to be timed
+        for subject in subjects.values():
+            _tried(fault, subject, 1)
+    lines = [
+        "| fault | router | by the cloud | by the edge | p50 | p99 | connects |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for fault in (NONE, *FAULTS):
+        for name, subject in subjects.items():
+            told = " | ".join(_tried(fault, subject, calls))
+            lines.append(f"| {fault} | {name} | {told} |")
+    return "\n".join(lines)
+
+
+def _images() -> list[np.ndarray]:
+    return list(np.load(MODELS / "sample.npz")["images"][:200])
+
+
+def _edge() -> OnnxModel:
+    model = OnnxModel(MODELS / "edge.int8.onnx")
+    model.load()
+    return model
+
+
+def _router(url: str) -> Router:
+    """Its edge is never sure enough, so the cloud is needed each time."""
+    return Router(_edge(), PlainJson(url, timeout_s=TIMEOUT_S), threshold=2.0)
+
+
+@contextlib.contextmanager
+def _faulty(fault: str) -> Iterator[Relay]:
+    with CannedServer(REPLY) as server, Relay("127.0.0.1", server.port) as relay:
+        if fault != NONE:
+            setattr(relay, *FAULTS[fault])
+        yield relay
+
+
+@cache
+def _connects() -> Counter[int]:
+    """The connects that this process tries from now on, by port: those too that nobody takes, which no server can count."""
+    found: Counter[int] = Counter()
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and isinstance(arguments[1], tuple):
+            found[arguments[1][1]] += 1
+
+    sys.addaudithook(hear)
+    return found
+
+
+def _breaker(router: Router) -> str:
+    return next(leg.breaker for leg in router.stats().legs if leg.side == "cloud")
+
+
+def _open(router: Router, images: list[np.ndarray]) -> tuple[float, float]:
+    """Seconds: the medians over the runs of each run's p99, of a call that needs the cloud and of the edge alone, in turns."""
+    subjects = (router.infer, partial(router.infer, mode="only_edge"))
+    found: tuple[list[float], list[float]] = [], []
+    for _ in range(RUNS):
+        taken: tuple[list[float], list[float]] = [], []
+        for _ in range(PASSES):
+            for infer, times in zip(subjects, taken, strict=True):
+                for x in images:
+                    begun = time.perf_counter()
+                    infer(x)
+                    times.append(time.perf_counter() - begun)
+        for p99s, times in zip(found, taken, strict=True):
+            p99s.append(_p99(times))
+    return statistics.median(found[0]), statistics.median(found[1])
+
+
+def _p99(times: list[float]) -> float:
+    """By nearest rank; of less than a hundred the longest."""
+    return sorted(times)[math.ceil(len(times) * 0.99) - 1]
+
+
+def _tried(fault: str, subject: Subject, calls: int) -> list[str]:
+    """Who answered, how long it took, and how often a connect was tried."""
+    by: Counter[str] = Counter()
+    times = []
+    with _faulty(fault) as relay, subject(relay.url) as ask:
+        before = _connects()[relay.port]
+        for n in range(calls):
+            begun = time.perf_counter()
+            try:
+                by[ask(n)] += 1
+            except Exception as e:  # noqa: BLE001 - whatever it is, there was no answer, and the table shows it
+                print(f"{fault}: {e!r}", file=sys.stderr)
+            times.append(time.perf_counter() - begun)
+        tries = _connects()[relay.port] - before
+    ms = "{:.2f} ms".format
+    return [f"{by['cloud']}", f"{by['edge']}", ms(statistics.median(times) * 1e3), ms(_p99(times) * 1e3), f"{tries}"]
+
+
+@contextlib.contextmanager
+def _ours(url: str) -> Iterator[Ask]:
+    images = _images()
+    with _router(url) as router:
+        yield lambda n: router.infer(images[n]).source
+
+
+def _theirs() -> dict[str, Subject]:
+    """LiteLLM with a timeout alone, and with what it can be told so that an endpoint that fails is left alone.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # its import would download a list of prices
+    import litellm
+    from litellm.types.router import AllowedFailsPolicy
+
+    images, model = _images(), _edge()
+
+    class Edge(litellm.CustomLLM):
+        """The same edge model, as a provider."""
+
+        def completion(self, *_: Any, messages: list[Any], **__: Any) -> Any:
+            """The class of the image whose number is the message."""
+            said = str(np.argmax(model.run_one(images[int(messages[0]["content"])])))
+            return litellm.ModelResponse(choices=[{"message": {"role": "assistant", "content": said}}])
+
+    litellm.suppress_debug_info = True
+    litellm.custom_provider_map = [{"provider": "edge", "custom_handler": Edge()}]
+
+    @contextlib.contextmanager
+    def routed(url: str, **options: Any) -> Iterator[Ask]:
+        cloud = {"model": "openai/m", "api_base": f"{url}/v1", "api_key": "none"}
+        models = [
+            {"model_name": "cloud", "litellm_params": cloud},
+            {"model_name": "edge", "litellm_params": {"model": "edge/m"}},
+        ]
+        router = litellm.Router(models, fallbacks=[{"cloud": ["edge"]}], timeout=TIMEOUT_S, **options)
+
+        def ask(n: int) -> str:
+            said = router.completion("cloud", [{"role": "user", "content": str(n)}]).choices[0].message.content
+            return "cloud" if said == "cloud" else "edge"
+
+        yield ask
+        router.discard()
+
+    kinds = ("Timeout", "InternalServer", "ServiceUnavailable", "BadGateway")
+    allowed = AllowedFailsPolicy(**{f"{kind}ErrorAllowedFails": 2 for kind in kinds})
+    cooling = partial(routed, num_retries=0, cooldown_time=5, allowed_fails_policy=allowed)
+    return {"LiteLLM": routed, "LiteLLM, no retries, cooldown after 3 failures": cooling}
+
+
+if __name__ == "__main__":
+    from figures import table
+
+    print(table(figures()), comparison(), sep="\n\n")

@@ -1,0 +1,164 @@
+"""What is kept: answers in the cache, requests in the outbox."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from figures import ROOT, Figure, medians
+
+from edgeroute import Cache, Outbox, Router
+from edgeroute.cache import digest
+from edgeroute.outbox import Waiting
+
+DISK = "/var/tmp"
+"""Not in memory, as /tmp may be: what is durable has to be on a disk."""
+INPUTS, IN_MEMORY_BYTES = 200, 50_000
+"""More inputs, taken in turn, than this much memory has room for: each hit comes from the disk."""
+BODY = os.urandom(3072)
+LOGITS = np.arange(10, dtype=np.float32)
+CRASHES = {
+    "test_kill_9_at_any_moment[within]": ["r"],
+    "test_kill_9_at_any_moment[within ordered]": ["r"],
+    "test_two_processes_one_outbox": ["a", "b"],
+}
+"""The tests that leave a table of effects -> what their requests' ids begin with."""
+
+
+def figures() -> list[Figure]:
+    """Hits and the hash beside SHA-256 of the same bytes, and for the disk a bare SELECT; puts beside a bare INSERT."""
+    with tempfile.TemporaryDirectory(dir=DISK) as folder:
+        return [*_hits(Path(folder)), _hash(), _puts(Path(folder))]
+
+
+def _edge(_: object) -> np.ndarray:
+    return LOGITS
+
+
+def _hits(folder: Path) -> Iterator[Figure]:
+    inputs = list(np.random.default_rng(0).integers(0, 256, (INPUTS, 32, 32, 3), dtype=np.uint8))
+    memory, disk = Cache(), Cache(max_bytes=IN_MEMORY_BYTES, disk=folder / "cache.db")
+    known = {hashlib.sha256(x).digest(): LOGITS for x in inputs}
+    with Router(_edge, cache=memory) as quick, Router(_edge, cache=disk) as durable:
+        for x in inputs:
+            quick.infer(x)
+            durable.infer(x)
+        disk.close()  # writes what waits, and so is not part of what is timed
+        with closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as plain:
+            keys = dict(zip(known, plain.execute("SELECT key FROM answers").fetchall(), strict=True))
+
+            def select(x: np.ndarray) -> object:
+                key = keys[hashlib.sha256(x).digest()]
+                return plain.execute("SELECT entry, outputs FROM answers WHERE key = ?", key).fetchone()
+
+            found = medians(
+                {
+                    "lookup": lambda x: known[hashlib.sha256(x).digest()],
+                    "memory": quick.infer,
+                    "select": select,
+                    "disk": durable.infer,
+                },
+                inputs,
+            )
+        assert memory.stats().misses == INPUTS
+        assert (disk.stats().hits, disk.stats().misses) == (0, INPUTS), "all came from the disk"
+    us = {name: value * 1e6 for name, value in found.items()}
+    yield Figure("cache hit, 3 KB, memory", f"{us['memory']:.1f} us", f"{us['lookup']:.1f} us", us["memory"], "us", 15)
+    yield Figure("cache hit, 3 KB, disk", f"{us['disk']:.1f} us", f"{us['select']:.1f} us", us["disk"], "us", 150)
+
+
+def _hash() -> Figure:
+    x = np.random.default_rng(0).integers(0, 256, 1_000_000, dtype=np.uint8)
+    ms = {
+        name: value * 1e3
+        for name, value in medians(
+            {"ours": lambda x: digest(b"", x), "bare": lambda x: hashlib.sha256(x).digest()}, [x] * 20
+        ).items()
+    }
+    what = f"a 1 MB input hashed ({1 / ms['ours']:.2f} GB/s)"
+    return Figure(what, f"{ms['ours']:.3f} ms", f"{ms['bare']:.3f} ms", ms["ours"], "ms", 1)
+
+
+def _puts(folder: Path, *, runs: int = 7, puts: int = 300) -> Figure:
+    """Means, not medians: what the disk does now and then is part of so many a second."""
+    names = count()
+    with (
+        closing(Outbox(folder / "outbox.db")) as outbox,
+        closing(sqlite3.connect(folder / "plain.db", isolation_level=None)) as plain,
+    ):
+        plain.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE t (n INTEGER PRIMARY KEY, body BLOB)")
+
+        def ours() -> None:
+            assert outbox.put(Waiting(f"r{next(names)}", "cloud", "call", BODY, "POST", "/")).stored
+
+        def bare() -> None:
+            plain.execute("INSERT INTO t VALUES (NULL, ?)", (BODY,))
+
+        ours()
+        means: dict[Callable[[], None], list[float]] = {ours: [], bare: []}
+        for _ in range(runs):
+            for put, taken in means.items():
+                begun = time.perf_counter()
+                for _ in range(puts):
+                    put()
+                taken.append((time.perf_counter() - begun) / puts * 1e3)
+    ms, ms_bare = (statistics.median(taken) for taken in means.values())
+    return Figure(f"durable put, 3 KB ({1e3 / ms:.0f} a second)", f"{ms:.3f} ms", f"{ms_bare:.3f} ms", ms, "ms", 2)
+
+
+def crashes(*, requests: int = 10_000, kills: int = 20) -> str:
+    """The tests of the outbox's crashes, larger; what came of each is counted here once more, in what it left behind."""
+    lines = [
+        "| outbox, killed | requests | kills | lost | twice | out of order | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    environment = {**os.environ, "EDGEROUTE_OUTBOX_REQUESTS": str(requests), "EDGEROUTE_OUTBOX_KILLS": str(kills)}
+    for test, names in CRASHES.items():
+        with tempfile.TemporaryDirectory(dir=DISK) as folder:
+            command = [sys.executable, "-m", "pytest", "-q", f"--basetemp={folder}/run", f"tests/test_outbox_crash.py::{test}"]
+            ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            passed = ended.returncode == 0
+            if not passed:
+                print(ended.stdout, ended.stderr, file=sys.stderr)
+            found = next(Path(folder).glob("run/*/o.db"), None)
+            ids = [] if found is None else _effects(found)
+        times = Counter(ids)
+        wanted = {f"{name}{n:06}" for name in names for n in range(requests // len(names))}
+        cells = [
+            requests,
+            kills,
+            len(wanted - set(ids)),
+            sum(n - 1 for n in times.values()),
+            _misplaced(ids) if "ordered" in test else "-",
+        ]
+        lines.append(f"| {test} | {' | '.join(map(str, cells))} | {'passed' if passed else 'FAILED'} |")
+    return "\n".join(lines)
+
+
+def _effects(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [name for (name,) in connection.execute("SELECT id FROM effects ORDER BY n")]
+
+
+def _misplaced(ids: list[str]) -> int:
+    """Effects that came before an earlier one of their target; requests go to the two of them in turn."""
+    lanes = [[name for name in ids if int(name[1:]) % 2 == odd] for odd in (0, 1)]
+    return sum(after < before for lane in lanes for before, after in zip(lane, lane[1:], strict=False))
+
+
+if __name__ == "__main__":
+    from figures import table
+
+    print(table(figures()), crashes(), sep="\n\n")

@@ -1,0 +1,140 @@
+"""What a learned score looks at. With z the logits less their largest, p = softmax(z), u = z less its mean, C classes:
+
+    logit msp      log msp / (1 - msp)             exact where msp itself rounds to 1
+    closeness      log(1 + exp(-margin))           margin: between the two largest logits
+    entropy        H(p) / log C
+    log p2         of the second class
+    height         the largest of u
+    norm           of u
+    predicted, p   one-hot, and p itself; up to 128 classes, since more are not learned from a few thousand examples
+
+A constant added to all logits changes none of them. Two more, if asked, tell foreign inputs, and the first of them changes:
+
+    energy         log sum exp of the logits
+    distance       of u from the nearest class's mean (Mahalanobis), as the right answers of the edge were
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import exp, log, log1p, nan, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FLOOR = -80.0
+"""Lower logits and log-probabilities, -inf among them, count as this: what cannot be is not told from what hardly can."""
+PER_CLASS = 128
+LOGITS = ("logit msp", "closeness", "entropy", "log p2", "height", "norm")
+FOREIGN = ("energy", "distance")
+TEXT = ("log quantile 0.1", "log quantile 0.25", "log quantile 0.5", "mean", "min", "first", "log length")
+SHRINKAGE = 0.1
+"""Share of the covariance that is replaced by a sphere of the same size, so that it can be inverted."""
+
+
+class Foreign(NamedTuple):
+    """Where the logits of right answers lie."""
+
+    whiten: Array
+    """[C, C]: makes the covariance of u within the classes a unit sphere."""
+    means: Array
+    """[classes that had examples, C], whitened."""
+
+    def distance(self, u: Array) -> Array:
+        """u: [n, C] -> [n], standard deviations from the nearest mean."""
+        at = u @ self.whiten
+        return np.sqrt(np.stack([np.square(at - mean).sum(1) for mean in self.means]).min(0))  # type: ignore[no-any-return]
+
+    def distance_of(self, u: list[float]) -> float:
+        """The same for one row."""
+        gap = self.means - np.array(u) @ self.whiten
+        return sqrt(np.einsum("ij,ij->i", gap, gap).min())
+
+    @classmethod
+    def fit(cls, logits: Array, right: Array) -> Foreign:
+        """logits: [n, C], finite or -inf; right: [n], whose predictions stand for their classes."""
+        z, u = _centred(logits)
+        predicted, keep = z.argmax(1), right if right.any() else np.ones(len(z), bool)
+        u, predicted = u[keep], predicted[keep]
+        seen, at = np.unique(predicted, return_inverse=True)
+        means = np.stack([u[predicted == k].mean(0) for k in seen])
+        spread = u - means[at]
+        covariance = spread.T @ spread / len(u)
+        size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
+        values, vectors = np.linalg.eigh((1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance)))
+        whiten = vectors / np.sqrt(values)
+        return cls(whiten, means @ whiten)
+
+
+def names(classes: int, foreign: bool) -> list[str]:
+    """What the columns of `of_logits` are."""
+    each = range(classes if classes <= PER_CLASS else 0)
+    return [*LOGITS, *(FOREIGN if foreign else ()), *[f"p {k}" for k in each], *[f"predicted {k}" for k in each]]
+
+
+def _centred(logits: Array) -> tuple[Array, Array]:
+    x = np.asarray(logits, np.float64)
+    z = np.maximum(x - x.max(1, keepdims=True), FLOOR)
+    return z, z - z.mean(1, keepdims=True)
+
+
+def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
+    """logits: [n, C] -> [n, features]; a row with NaN, or with inf, has NaN."""
+    with np.errstate(invalid="ignore"):
+        z, u = _centred(logits)
+        rows, classes = np.arange(len(z)), z.shape[1]
+        k = z.argmax(1)
+        weights = np.exp(z)
+        others = weights.copy()
+        others[rows, k] = 0
+        rest = others.sum(1)
+        log_total = np.log1p(rest)
+        p = weights / (1 + rest)[:, None]
+        second = np.partition(z, -2, 1)[:, -2]
+        entropy = (log_total - (p * z).sum(1)) / log(classes)
+        columns = [-np.log(rest), np.log1p(np.exp(second)), entropy, second - log_total, u.max(1), np.sqrt((u * u).sum(1))]
+        if foreign is not None:
+            columns += [np.max(logits, 1) + log_total, foreign.distance(u)]
+    if classes > PER_CLASS:
+        return np.stack(columns, 1)
+    return np.concatenate([np.stack(columns, 1), p, np.eye(classes)[k]], 1)
+
+
+def of_row(x: list[float], foreign: Foreign | None = None) -> tuple[list[float], int]:
+    """One row [C] in plain Python, C <= 128. -> the features but for the one-hot ones, and the class predicted."""
+    top = max(x)
+    k = x.index(top)
+    z = [FLOOR if v - top < FLOOR else v - top for v in x]
+    weights = [exp(v) for v in z]
+    rest = sum(weights[:k]) + sum(weights[k + 1 :])
+    total, log_total = 1 + rest, log1p(rest)
+    p = [w / total for w in weights]
+    second = max(z[:k] + z[k + 1 :])
+    classes = len(z)
+    mean = sum(z) / classes
+    entropy = (log_total - sum([a * b for a, b in zip(p, z, strict=True)])) / log(classes)
+    norm = sqrt(sum([(v - mean) ** 2 for v in z]))
+    features = [-log(rest), log1p(exp(second)), entropy, second - log_total, -mean, norm]
+    if foreign is not None:
+        features += [top + log_total, foreign.distance_of([v - mean for v in z])]
+    return features + p, k
+
+
+def text_features(token_logprobs: Sequence[float]) -> list[float]:
+    """token_logprobs: natural logarithms, in order -> the `TEXT` features; NaN for no tokens, and if any is NaN."""
+    given = token_logprobs.tolist() if isinstance(token_logprobs, np.ndarray) else list(token_logprobs)
+    if not given or any(v != v for v in given):  # noqa: PLR0124 - NaN, without a call for each token
+        return [nan] * len(TEXT)
+    values = sorted([FLOOR if v < FLOOR else v for v in given])
+    count = len(values)
+    quantiles = [_quantile(values, q) for q in (0.1, 0.25, 0.5)]
+    return [*quantiles, sum(values) / count, values[0], max(given[0], FLOOR), log(count)]
+
+
+def _quantile(ordered: list[float], q: float) -> float:
+    """Linear between neighbours, as numpy has it."""
+    at = q * (len(ordered) - 1)
+    i = int(at)
+    low, high = ordered[i], ordered[min(i + 1, len(ordered) - 1)]
+    return low + (high - low) * (at - i)

@@ -1,0 +1,920 @@
+"""What the cloud says after the answer was given: replies that are late, and requests that wait until it is back."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from queue import Queue
+
+import numpy as np
+import pytest
+from both import DOWN, GOOD, LONG, GatedServer, Tasks, Threads, header, nothing_left, sure, unsure
+
+from edgeroute import AsyncRouter, OpenInference, PlainJson, PolicyError, Router
+from edgeroute.clock import now
+from edgeroute.egress import Egress
+from edgeroute.errors import NoAnswer
+from edgeroute.outbox import Outbox
+from edgeroute.postponed import Postponed
+from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
+
+FAST = {"poll_s": 0.05, "rate_per_s": 1e6}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def make(kind):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda edge, cloud, **policy: stack.enter_context(kind(edge, cloud, **{"threshold": 0.5, **policy}))
+
+
+@pytest.fixture
+def box(tmp_path):
+    """An outbox that delivers without rest."""
+    return outbox_at(tmp_path / "state" / "outbox.db")
+
+
+def outbox_at(path, **kwargs):
+    box = Outbox(path, **kwargs)
+    box.delivery = FAST
+    return box
+
+
+def listen(router):
+    """What the router's listener is told."""
+    told = Queue()
+    router.on_late(lambda late: told.put(late))
+    return told
+
+
+def after(thing, method):
+    """Set once that method of this object has been called, and has returned."""
+    done, real = threading.Event(), getattr(thing, method)
+
+    def call(*args, **kwargs):
+        try:
+            return real(*args, **kwargs)
+        finally:
+            done.set()
+
+    setattr(thing, method, call)
+    return done
+
+
+def assert_queued(answer):
+    """The edge's answer for now."""
+    assert (answer.value, answer.source, answer.degraded, answer.final) == ("edge", "edge", True, False)
+    assert answer.reason.endswith("; queued")
+
+
+def assert_stands(answer, end):
+    """The edge's answer, for good."""
+    assert (answer.value, answer.source, answer.degraded, answer.final) == ("edge", "edge", True, True)
+    assert answer.reason.endswith(end), answer.reason
+
+
+def assert_told_once(told, answer, router, value="cloud"):
+    """The late answer of this request, and by the time that the router is closed nothing else."""
+    late = told.get(timeout=LONG)
+    assert (late.id, late.value, late.confidence) == (answer.id, value, 0.9)
+    router.close()
+    assert told.empty()
+    return late
+
+
+@contextlib.contextmanager
+def link(reply=GOOD):
+    """A server that ends each connection after its reply, and the relay to it."""
+    with CannedServer(reply, close=True) as server, Relay("127.0.0.1", server.port) as relay:
+        yield server, relay
+
+
+def back(relay, router):
+    """The link is up again, and the router hears of it."""
+    relay.refuse = False
+    router._recovery.link_up()
+
+
+# ------------------------------------------------------------------------------------------------------- late replies
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_a_reply_after_the_deadline_is_told_once(make, box, queue):
+    """Under the answer's id, with its value and confidence; with an outbox it is not sent a second time."""
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), deadline=0.2, **({"offline": "queue", "outbox": box} if queue else {}))
+        told = listen(router)
+        answer = router.infer(1)
+        assert (answer.value, answer.degraded, answer.final) == ("edge", True, not queue)
+        server.open()
+        late = assert_told_once(told, answer, router)
+        assert (late.target, late.data_class) == ("cloud", None)
+        assert late.queued_at <= late.answered_at <= now()
+        assert router.stats().late == 1
+        if queue:
+            assert late.provisional == {"value": "edge", "confidence": 0.1}
+            assert (box.list(), box.counts()["delivered"]) == ([], 1)
+            box.close()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_a_function_that_is_late(make, box, queue):
+    """As an endpoint: it was called once, and what it said is told."""
+    gate = threading.Event()
+    cloud = FakeCloud([("cloud", 0.9)], gate=gate)
+    router = make(unsure, cloud, deadline=0.2, **({"offline": "queue", "outbox": box} if queue else {}))
+    told = listen(router)
+    answer = router.infer(1)
+    assert answer.degraded
+    gate.set()
+    assert_told_once(told, answer, router)
+    assert cloud.runs == 1
+
+
+@pytest.mark.parametrize("queue", [False, True])
+def test_a_coroutine_function_that_is_late(box, queue):
+    """It goes on after the deadline, on the loop on which it was begun."""
+
+    async def cloud(_):
+        await gate.wait()
+        return "cloud", 0.9
+
+    async def main():
+        policy = {"offline": "queue", "outbox": box} if queue else {}
+        async with AsyncRouter(unsure, cloud, threshold=0.5, deadline=0.2, **policy) as router:
+            told = listen(router)
+            answer = await router.infer(1)
+            assert answer.degraded
+            gate.set()
+            return answer, await asyncio.to_thread(told.get, timeout=LONG)
+
+    gate = asyncio.Event()
+    answer, late = asyncio.run(main())
+    assert (late.id, late.value, late.confidence) == (answer.id, "cloud", 0.9)
+
+
+def test_a_late_answer_to_refine(make):
+    """Under the id of both of its answers."""
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), deadline=0.2)
+        told = listen(router)
+        shown, answer = router.refine(1)
+        assert (shown.final, answer.degraded, answer.id) == (False, True, shown.id)
+        server.open()
+        assert_told_once(told, answer, router)
+
+
+def test_a_reply_in_time_is_not_told(make, box):
+    """Nor is an edge that was sure, nor a request that is given up."""
+    with CannedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), deadline=LONG, offline="queue", outbox=box)
+        told = listen(router)
+        assert router.infer(1).source == "cloud"
+        assert router.infer(1, mode="only_edge").source == "edge"
+        router.close()
+        assert told.empty()
+        assert box.counts()["stored"] == 0
+        box.close()
+
+
+def test_without_a_listener_the_leg_is_cut(make):
+    """At the deadline: the server sees its end."""
+    with CannedServer(None) as server:
+        assert make(unsure, PlainJson(server.url, timeout_s=600), deadline=0.2).infer(1).degraded
+        server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_a_late_failure_is_not_told(make):
+    """Without an outbox nothing comes of it."""
+    with GatedServer(DOWN) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), deadline=0.2)
+        told, heard = listen(router), after(router._postponed, "_late")
+        assert router.infer(1).degraded
+        server.open()
+        assert heard.wait(LONG)
+        router.close()
+        assert told.empty()
+        assert router.stats().late == 0
+
+
+def test_a_listener_that_fails_is_logged(make, caplog):
+    """It costs nobody else anything."""
+
+    def fails(_):
+        raise ValueError("a listener's own")
+
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), deadline=0.2)
+        heard = after(router._postponed or router, "on_late") and None  # the first listener makes it
+        router.on_late(fails)
+        told = listen(router)
+        heard = after(router._postponed, "_late")
+        answer = router.infer(1)
+        server.open()
+        assert heard.wait(LONG)
+        assert "a listener's own" in caplog.text
+        assert_told_once(told, answer, router)
+
+
+def test_what_cannot_be_a_listener(make):
+    """A thread calls it, so it is no coroutine function; and without an outbox there is no transaction."""
+
+    async def coroutine(late):
+        pass
+
+    router = make(unsure, sure)
+    for function, why in ((coroutine, "coroutine"), (lambda late, tx: None, "needs an outbox")):
+        with pytest.raises(PolicyError, match=why):
+            router.on_late(function)
+
+
+def test_a_router_that_is_closed_while_a_reply_is_late(kind, box):
+    """Nothing stays open; the request waits in the outbox for the next run."""
+    with GatedServer(GOOD) as server:
+        with kind(unsure, PlainJson(server.url), threshold=0.5, deadline=0.2, offline="queue", outbox=box) as router:
+            answer = router.infer(1)
+            assert_queued(answer)
+        server.open()
+    assert [(entry.id, entry.state) for entry in box.list()] == [(answer.id, "waiting")]
+    box.close()
+
+
+# ------------------------------------------------------------------------------------------------------------- queued
+
+
+def tensors(request):
+    """A server of the Open Inference Protocol, which takes binary tensors."""
+    if request.startswith(b"GET"):
+        return http_reply(json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]}).encode())
+    return http_reply(json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [0, 9]}]}).encode())
+
+
+ENDPOINTS = {
+    "json": (GOOD, lambda url: PlainJson(url, retries=0), {"a": [1, 2.5]}, "cloud"),
+    "binary": (tensors, lambda url: OpenInference(url, model="m", retries=0), np.arange(4, dtype=np.float32), 1),
+}
+
+
+@pytest.mark.parametrize("protocol", ENDPOINTS)
+def test_the_outbox_sends_what_the_live_call_would_have(make, tmp_path, protocol):
+    """The very bytes, but for the key: that is the answer's id, so a server may tell that it has seen it."""
+    reply, endpoint, x, value = ENDPOINTS[protocol]
+    with link(reply) as (server, relay):
+        router = make(unsure, endpoint(relay.url), offline="queue", state=tmp_path / "state")
+        told = listen(router)
+        live = router.infer(x)
+        assert live.value == value
+        relay.refuse = True
+        answer = router.infer(x)
+        assert_queued(answer)
+        assert router.stats().queued == 1
+        count = len(server.requests)
+        back(relay, router)
+        late = told.get(timeout=LONG)
+        assert (late.id, late.value) == (answer.id, value)
+        assert late.provisional == {"value": "edge", "confidence": 0.1}
+        router.close()
+        assert told.empty()
+    first, second = server.requests[count - 1], server.requests[-1]
+    assert len(server.requests) == count + 1
+    assert (header(first, "Idempotency-Key"), header(second, "Idempotency-Key")) == (live.id, answer.id)
+    assert second.replace(answer.id.encode(), live.id.encode()) == first
+    if protocol == "binary":
+        assert x.tobytes() in second
+
+
+def test_the_shipped_pair(make, fashion, fashion_server, tmp_path):
+    """A real model, its real server, a link that comes back: the late answer is the cloud's for that image."""
+    image = np.load(fashion / "sample.npz")["images"][0]
+    host, _, port = fashion_server.partition("//")[2].partition("/")[0].partition(":")
+    with Relay(host, int(port)) as relay:
+        path = fashion_server.partition("//")[2].partition("/")[2]
+        url = f"{relay.url}/{path}" if "/v2/models/" in fashion_server else relay.url
+        name = {} if "/v2/models/" in fashion_server else {"model": "cloud"}
+        cloud = OpenInference(url, retries=0, **name)
+        router = make(fashion / "edge.int8.onnx", cloud, threshold=1.1, offline="queue", state=tmp_path / "state")
+        told = listen(router)
+        relay.refuse = True
+        answer = router.infer(image)
+        assert answer.reason.endswith("; queued"), answer.reason
+        back(relay, router)
+        late = told.get(timeout=LONG)
+        live = router.infer(image)
+        assert (late.id, late.value, live.source) == (answer.id, live.value, "cloud")
+        assert late.confidence == pytest.approx(live.confidence)
+
+
+def test_a_reply_between_the_deadline_and_the_outbox(make, box):
+    """It comes while the request is being queued: it is told once, and nothing is sent a second time."""
+    with GatedServer(GOOD) as server:
+        calls = []
+
+        def encode(x):
+            calls.append(x)
+            if len(calls) == 2:  # to be stored
+                server.open()
+                handed_over.wait(LONG)
+                heard.wait(0.5)  # may be, or not until the outbox has it
+            return x
+
+        router = make(unsure, PlainJson(server.url, encode=encode), deadline=0.2, offline="queue", outbox=box)
+        handed_over, heard = after(router._workers, "submit"), after(router._postponed, "_late")
+        handed_over.clear()
+        told = listen(router)
+        late = Postponed.late
+        handed_over = after(router._postponed, "late")
+        answer = router.infer(1)
+        assert late is Postponed.late
+        assert_queued(answer)
+        assert_told_once(told, answer, router)
+        assert box.list() == []
+        box.close()
+    assert len(server.requests) == 1
+
+
+def test_a_late_failure_makes_it_due_at_once(make, box):
+    """Though it was to wait for the reply as long as that might take."""
+    replies = iter([DOWN, GOOD])
+    with GatedServer(lambda _: next(replies)) as server:
+        router = make(
+            unsure, PlainJson(server.url, retries=0, timeout_s=600), deadline=0.2, offline="queue", outbox=box
+        )
+        told = listen(router)
+        answer = router.infer(1)
+        assert_queued(answer)
+        (entry,) = box.list()
+        assert entry.ready_at > now() + LONG
+        server.open()
+        assert_told_once(told, answer, router)
+        box.close()
+    assert [header(request, "Idempotency-Key") for request in server.requests] == [answer.id] * 2
+
+
+def test_what_is_stored_is_redacted(make, box):
+    """As what is sent live; the input itself is not in the file."""
+    with link() as (server, relay):
+        relay.refuse = True
+        redact = lambda x, data_class: {**x, "name": f"a {data_class}"}  # noqa: E731
+        router = make(
+            unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=box,
+            egress=Egress(may_leave=["product"], redact=redact),
+        )  # fmt: skip
+        told = listen(router)
+        answer = router.infer({"name": "SECRET NAME", "n": 1}, data_class="product")
+        assert_queued(answer)
+        (entry,) = box.export()
+        assert (entry["data_class"], entry["rule"]) == ("product", "may_leave has 'product'")
+        back(relay, router)
+        late = assert_told_once(told, answer, router)
+        assert late.data_class == "product"
+        for file in box.path.parent.iterdir():
+            assert b"SECRET NAME" not in file.read_bytes()
+        box.close()
+    assert json.loads(server.requests[-1].partition(b"\r\n\r\n")[2]) == {"input": {"name": "a product", "n": 1}}
+
+
+def test_without_consent_nothing_is_stored(make, box):
+    """The answer says so."""
+    router = make(unsure, FakeCloud([("cloud", 0.9)]), offline="queue", outbox=box, egress=Egress(consent=lambda *_: False))
+    assert_stands(router.infer(1), "; not queued: consent was not given")
+    assert box.counts()["stored"] == 0
+
+
+def test_a_redaction_that_fails_stores_nothing(make, box):
+    """It is not the input itself that is stored then."""
+    router = make(unsure, FakeCloud([("cloud", 0.9)]), offline="queue", outbox=box, egress=Egress(redact=lambda *_: 1 / 0))
+    assert_stands(router.infer(1), "; not queued: the redaction failed (ZeroDivisionError), so nothing was sent")
+    assert box.counts()["stored"] == 0
+
+
+def test_what_may_not_leave_is_not_stored(make, box):
+    """The edge's answer is final, and not even degraded: nobody else was to be asked."""
+    router = make(
+        unsure, FakeCloud([RuntimeError("away")]), offline="queue", outbox=box, egress=Egress(never_leave=["medical"], unknown_class="allow")
+    )  # fmt: skip
+    answer = router.infer(1, data_class="medical")
+    assert (answer.source, answer.final, answer.degraded) == ("edge", True, False)
+    assert router.infer(1, mode="only_edge").final
+    assert box.counts()["stored"] == 0
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_refusal_for_good_is_not_stored(make, box, status):
+    """Sent again it would be refused again."""
+    with CannedServer(http_reply(status=status)) as server:
+        router = make(unsure, PlainJson(server.url), offline="queue", outbox=box)
+        assert_stands(router.infer(1), "so the edge answer stands")
+        assert box.counts()["stored"] == 0
+    assert len(server.requests) == 1
+
+
+class Odd:
+    """Neither an array nor JSON."""
+
+
+def test_an_input_that_cannot_be_stored(make, box):
+    """The edge's answer stands, and says so."""
+    router = make(unsure, FakeCloud([RuntimeError("away")]), offline="queue", outbox=box)
+    assert_stands(router.infer(Odd()), "; not queued: an input of this kind cannot be stored")
+    assert box.counts()["stored"] == 0
+
+
+def test_an_input_that_the_endpoint_cannot_encode(make, box):
+    """The edge's answer stands: it is no worse than without an outbox."""
+    with CannedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), offline="queue", outbox=box)
+        answer = router.infer(Odd())
+        assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
+        assert "not queued: " in answer.reason
+        assert box.counts()["stored"] == 0
+
+
+def test_wrong_input_is_not_stored(make, box, tmp_path):
+    """It is the caller's fault, and an exception."""
+    from tiny import linear
+
+    from edgeroute import BadInput
+
+    router = make(linear(tmp_path / "edge.onnx"), FakeCloud([RuntimeError("away")]), offline="queue", outbox=box)
+    with pytest.raises(BadInput):
+        router.infer(np.zeros(9, np.float32))
+    assert box.counts()["stored"] == 0
+
+
+def test_no_edge_to_fall_back_on(make, box):
+    """The error says that the request was queued, and the late answer comes all the same."""
+    with link() as (_, relay):
+        relay.refuse = True
+        router = make(None, PlainJson(relay.url, retries=0), mode="only_cloud", threshold=None, offline="queue", outbox=box)
+        told = listen(router)
+        with pytest.raises(NoAnswer, match="; queued$"):
+            router.infer(1)
+        back(relay, router)
+        assert told.get(timeout=LONG).value == "cloud"
+
+
+# ------------------------------------------------------------------------------------------------------------- reloads
+
+POLICY = """
+threshold = 0.5
+offline = "queue"
+state = "state"
+{}
+"""
+CLOUD = '[[cloud]]\nurl = "{}"\nprotocol = "json"\nretries = 0\nname = "{}"\n'
+
+
+@pytest.fixture
+def policy(kind, tmp_path):
+    """Writes the policy file -> the router that it makes, of either kind."""
+    with contextlib.ExitStack() as stack:
+
+        def policy(text, router=None):
+            path = tmp_path / "policy.toml"
+            path.write_text(POLICY.format(text))
+            if router is None:
+                return stack.enter_context(kind.from_policy(path, edge=unsure))
+            router.reload()
+            return router
+
+        yield policy
+
+
+def test_rules_that_have_become_stricter(policy):
+    """What waited is sent by the rules as they are then: it is dead, and nothing was sent."""
+    with link() as (server, relay):
+        cloud, rules = CLOUD.format(relay.url, "cloud"), "[egress]\n{} = ['product']\n"
+        relay.refuse = True
+        router = policy(rules.format("may_leave") + cloud)
+        answer = router.infer(1, data_class="product")
+        assert_queued(answer)
+        buried = after(router._postponed.outbox, "bury")
+        policy(rules.format("never_leave") + cloud, router)
+        back(relay, router)
+        assert buried.wait(LONG)
+        (entry,) = router._postponed.outbox.list()
+        assert (entry.id, entry.state) == (answer.id, "dead")
+        assert "data class 'product' never leaves" in entry.error
+    assert server.requests == []
+
+
+def test_a_cloud_that_is_gone_from_the_policy(policy):
+    """What was for it is dead, and goes to no other."""
+    with link() as (server, relay):
+        relay.refuse = True
+        other = CLOUD.format(relay.url, "near")
+        router = policy(CLOUD.format(relay.url + "/far", "far") + other)
+        answer = router.infer(1)
+        assert_queued(answer)
+        buried = after(router._postponed.outbox, "bury")
+        policy(other, router)
+        back(relay, router)
+        assert buried.wait(LONG)
+        (entry,) = router._postponed.outbox.list()
+        assert (entry.id, entry.state, entry.target) == (answer.id, "dead", "far")
+        assert "no cloud 'far' any more" in entry.error
+    assert server.requests == []
+
+
+def test_a_reload_while_a_request_is_under_way(policy):
+    """It ends under the policy with which it began, though its cloud is gone: the edge's answer, and no other error."""
+    with GatedServer(DOWN) as server:
+        router = policy(CLOUD.format(server.url, "cloud"))
+        answer = router.start(1)
+        server.wait_for(lambda: server.requests)
+        policy("", router)
+        server.open()
+        assert answer.result(LONG).value == "edge"
+
+
+# ------------------------------------------------------------------------------------------------- batches, importance
+
+
+def unsure_below_zero(x):
+    return "edge", 0.9 if x >= 0 else 0.1
+
+
+def test_a_batch_queues_the_rows_that_failed(make, box):
+    """Each under its own id, and each late answer is that row's."""
+
+    def echo(request):
+        value = json.loads(request.partition(b"\r\n\r\n")[2])["input"]
+        return http_reply(json.dumps({"value": f"cloud {value}"}).encode())
+
+    with link(echo) as (server, relay):
+        relay.refuse = True
+        router = make(unsure_below_zero, PlainJson(relay.url, retries=0), offline="queue", outbox=box)
+        told = listen(router)
+        first, second, third = router.infer_many([-1, 2, -3])
+        assert_queued(first)
+        assert_queued(third)
+        assert (second.final, second.degraded) == (True, False)
+        assert len({first.id, second.id, third.id}) == 3
+        back(relay, router)
+        assert {(late.id, late.value) for late in (told.get(timeout=LONG), told.get(timeout=LONG))} == {
+            (first.id, "cloud -1"),
+            (third.id, "cloud -3"),
+        }
+    assert {header(request, "Idempotency-Key") for request in server.requests} == {first.id, third.id}
+
+
+def test_a_batch_at_its_deadline_is_due_at_once(make, box):
+    """Its call is cut then: there is no reply to wait for."""
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url, timeout_s=600, retries=0), deadline=0.2, offline="queue", outbox=box)
+        told = listen(router)
+        (answer,) = router.infer_many([1])
+        assert_queued(answer)
+        server.open()
+        assert_told_once(told, answer, router)
+
+
+def test_the_least_important_make_room(make, tmp_path):
+    """A full outbox drops what matters least, and refuses what matters less than all that it has."""
+    box = outbox_at(tmp_path / "outbox.db", max_bytes=1500, drop="least_important")
+    with link() as (_, relay):
+        relay.refuse = True
+        router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=box)
+        low, high = router.infer(1, importance=1.0), router.infer(2, importance=5.0)
+        assert_queued(low)
+        assert_queued(high)
+        higher = router.infer(3, importance=3.0)
+        assert_queued(higher)
+        assert {(e.id, e.importance) for e in box.list()} == {(high.id, 5.0), (higher.id, 3.0)}
+        answer = router.infer(4)
+        assert (answer.final, answer.degraded) == (True, True)
+        assert "; not queued: the outbox is full" in answer.reason
+
+
+# --------------------------------------------------------------------------------------------------------------- disks
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a file system of its own needs root: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("deadline", [None, LONG])
+def test_a_disk_that_is_full(disk, make, caplog, deadline):
+    """The edge's answer all the same, and it says that nothing more will follow."""
+    box = outbox_at(disk / "outbox.db")
+    with link() as (_, relay):
+        relay.refuse = True
+        router = make(unsure, PlainJson(relay.url, retries=0), deadline=deadline, offline="queue", outbox=box)
+        assert box.list() == []
+        answer = router.infer("x" * (2 << 20))
+        assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
+        assert "; not queued: " in answer.reason
+        assert "full" in answer.reason
+        assert "could not be queued" in caplog.text
+        assert_queued(router.infer("small"))
+
+
+def test_a_disk_that_is_slow(make, box):
+    """The answer does not wait for it past the deadline; the request is stored and delivered when the disk is ready."""
+    gate, put = threading.Event(), box.put
+    box.put = lambda waiting: (gate.wait(LONG), put(waiting))[1]
+    with link() as (_, relay):
+        relay.refuse = True
+        router = make(unsure, PlainJson(relay.url, retries=0), deadline=0.3, offline="queue", outbox=box)
+        told = listen(router)
+        answer = router.infer(1)
+        assert not gate.is_set()
+        assert_queued(answer)
+        assert box.list() == []
+        gate.set()
+        back(relay, router)
+        assert_told_once(told, answer, router)
+
+
+def test_a_late_reply_waits_for_a_slow_disk(make, box):
+    """It comes before its request is stored: told once, and not sent again."""
+    gate, put, begun = threading.Event(), box.put, threading.Event()
+    box.put = lambda waiting: (begun.set(), gate.wait(LONG), put(waiting))[2]
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), deadline=0.2, offline="queue", outbox=box)
+        told, handed_over = listen(router), after(router._postponed, "late")
+        answer = router.infer(1)
+        assert_queued(answer)
+        assert begun.wait(LONG)
+        server.open()
+        assert handed_over.wait(LONG)
+        gate.set()
+        assert_told_once(told, answer, router)
+    assert len(server.requests) == 1
+
+
+# ------------------------------------------------------------------------------------------------- functions as clouds
+
+
+@pytest.mark.parametrize("x", [{"a": [1, None]}, np.arange(6.0).reshape(2, 3), b"bytes", {"a": np.ones(2, np.uint8)}], ids=type)
+def test_a_function_is_called_again(make, box, x):
+    """With an input equal to the first."""
+    seen = []
+
+    def cloud(given):
+        seen.append(given)
+        if len(seen) == 1:
+            raise RuntimeError("away")
+        return "cloud", 0.9
+
+    router = make(unsure, cloud, offline="queue", outbox=box)
+    told = listen(router)
+    answer = router.infer(x)
+    assert_queued(answer)
+    assert_told_once(told, answer, router)
+    assert len(seen) == 2
+    np.testing.assert_equal(seen[1], seen[0])
+
+
+def test_a_coroutine_function_is_awaited_again(box):
+    """From the outbox, on a loop of its own."""
+    seen = []
+
+    async def cloud(x):
+        await asyncio.sleep(0)
+        seen.append(x)
+        if len(seen) == 1:
+            raise RuntimeError("away")
+        return "cloud", 0.9
+
+    async def main():
+        async with AsyncRouter(unsure, cloud, threshold=0.5, offline="queue", outbox=box) as router:
+            told = listen(router)
+            answer = await router.infer({"n": 1})
+            assert_queued(answer)
+            return answer, await asyncio.to_thread(told.get, timeout=LONG)
+
+    answer, late = asyncio.run(main())
+    assert (late.id, late.value, seen) == (answer.id, "cloud", [{"n": 1}] * 2)
+
+
+# ------------------------------------------------------------------------------------------------ restarts, processes
+
+
+def test_a_reply_from_before_a_restart(kind, tmp_path):
+    """Nobody listened then; the next run that does is told, once."""
+    policy = {"threshold": 0.5, "offline": "queue", "state": tmp_path / "state"}
+    with GatedServer(GOOD) as server:
+        with kind(unsure, PlainJson(server.url), deadline=0.2, **policy) as router:
+            answered = after(router._postponed.outbox, "answer")
+            answer = router.infer(1)
+            server.open()
+            assert answered.wait(LONG)
+        with kind(unsure, PlainJson(server.url), **policy) as router:
+            assert_told_once(listen(router), answer, router)
+        with kind(unsure, PlainJson(server.url), **policy) as router:
+            told = listen(router)
+            router.infer(2)
+        assert told.empty()
+
+
+def test_a_request_from_before_a_restart(kind, tmp_path):
+    """What waited is sent by the next run, under the id that it had."""
+    policy = {"threshold": 0.5, "offline": "queue", "state": tmp_path / "state"}
+    with link() as (server, relay):
+        relay.refuse = True
+        with kind(unsure, PlainJson(relay.url, retries=0), **policy) as router:
+            answer = router.infer(1)
+            assert_queued(answer)
+        relay.refuse = False
+        with kind(unsure, PlainJson(relay.url, retries=0), **policy) as router:
+            assert_told_once(listen(router), answer, router)
+    assert [header(request, "Idempotency-Key") for request in server.requests] == [answer.id]
+
+
+def test_what_an_endpoint_has_told_outlives_the_run(kind, tmp_path):
+    """Offline from the start, the next run stores the call as it would be sent, and not only the input."""
+    policy, x = {"threshold": 0.5, "offline": "queue", "state": tmp_path / "state"}, np.arange(4, dtype=np.float32)
+    with link(tensors) as (server, relay):
+        with kind(unsure, OpenInference(relay.url, model="m", retries=0), **policy) as router:
+            assert router.infer(x).source == "cloud"
+        count = len(server.requests)
+        relay.refuse = True
+        with kind(unsure, OpenInference(relay.url, model="m", retries=0), **policy) as router:
+            told = listen(router)
+            answer = router.infer(x)
+            assert_queued(answer)
+            (entry,) = router._postponed.outbox.list()
+            assert entry.kind == "call"
+            back(relay, router)
+            assert told.get(timeout=LONG).id == answer.id
+        assert len(server.requests) == count + 1
+        assert x.tobytes() in server.requests[-1]
+
+
+def test_an_endpoint_that_was_never_met(kind, tmp_path):
+    """The input is stored, and encoded once the endpoint has told what it takes."""
+    x = np.arange(4, dtype=np.float32)
+    with link(tensors) as (server, relay):
+        relay.refuse = True
+        cloud = OpenInference(relay.url, model="m", retries=0)
+        with kind(unsure, cloud, threshold=0.5, offline="queue", state=tmp_path / "state") as router:
+            told = listen(router)
+            answer = router.infer(x)
+            assert_queued(answer)
+            assert router._postponed.outbox.list()[0].kind == "input"
+            back(relay, router)
+            late = told.get(timeout=LONG)
+            assert (late.id, late.value) == (answer.id, 1)
+            np.testing.assert_array_equal(late.outputs, [0, 9])
+    assert x.tobytes() in server.requests[-1]
+    assert header(server.requests[-1], "Idempotency-Key") == answer.id
+
+
+PROGRAM = """
+import os, sys
+import edgeroute.core.breaker
+from edgeroute import PlainJson, Router
+from edgeroute.outbox import Outbox
+
+url, folder, effect, count = sys.argv[1:]
+edgeroute.core.breaker.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
+edgeroute.outbox.delivery.HURRY_S = 0.0
+box = Outbox(folder + "/outbox.db")
+box.delivery = {"poll_s": 0.05, "rate_per_s": 1e6}
+
+def note(name, text):
+    fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{text}\\n".encode())
+    os.close(fd)
+
+def once(late, tx):
+    tx.execute("CREATE TABLE IF NOT EXISTS effects (id TEXT)")
+    tx.execute("INSERT INTO effects VALUES (?)", (late.id,))
+    print("late", late.id, flush=True)
+
+def again(late):
+    note("effects", late.id)
+    print("late", late.id, flush=True)
+
+with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, offline="queue", outbox=box) as router:
+    router._postponed._callbacks._loop._poll_s = 0.05
+    router.on_late(once if effect == "once" else again)
+    print("ready", flush=True)
+    for n in range(int(count)):
+        answer = router.infer(n)
+        if answer.reason.endswith("; queued"):
+            note("queued", answer.id)
+            print("queued", answer.id, flush=True)
+    sys.stdin.read()
+"""
+
+
+def program(url, folder, effect, count):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM, url, str(folder), effect, str(count)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def away_at_first():
+    """The reply to each request: 503 when its key is seen for the first time, and then the answer."""
+    seen = set()
+
+    def reply(request):
+        key = header(request, "Idempotency-Key")
+        if key is None or key in seen:
+            return GOOD
+        seen.add(key)
+        return DOWN
+
+    return reply
+
+
+def noted(file):
+    return file.read_text().split() if file.exists() else []
+
+
+def effects(folder, effect):
+    """The ids whose effect has happened, each as often as it did."""
+    if effect == "again":
+        return noted(folder / "effects")
+    with contextlib.closing(sqlite3.connect(folder / "outbox.db")) as connection:
+        return [name for (name,) in connection.execute("SELECT id FROM effects")]
+
+
+@pytest.mark.parametrize("effect", ["once", "again"])
+def test_kill_9_at_any_moment(tmp_path, effect):
+    """Every queued request has its effect: exactly once where that is written with the transaction, else at least once."""
+    chance = random.Random(effect)
+    with CannedServer(away_at_first()) as server:
+        for _ in range(6):
+            with program(server.url, tmp_path, effect, 40) as process:
+                assert process.stdout.readline() == "ready\n"
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(chance.uniform(0.0, 0.4))
+                process.kill()
+        box = Outbox(tmp_path / "outbox.db")
+        left = {entry.id for entry in box.list()}
+        box.close()
+        with program(server.url, tmp_path, effect, 5) as process:
+            while left or len(noted(tmp_path / "queued")) < 5:
+                what, _, name = process.stdout.readline().strip().partition(" ")
+                assert what, "the last run has ended"
+                if what == "queued":
+                    left |= {name} - set(done)
+                elif what == "late":
+                    done.append(name)
+                    left.discard(name)
+                else:
+                    done = []
+            process.stdin.close()
+            assert process.wait(LONG) == 0
+    queued, done = noted(tmp_path / "queued"), effects(tmp_path, effect)
+    assert len(queued) > 5
+    assert set(queued) <= set(done)
+    if effect == "once":
+        assert len(done) == len(set(done))
+
+
+def test_two_processes_share_an_outbox(tmp_path):
+    """Each late answer has its effect once, whoever queued it and whoever delivers it."""
+    with CannedServer(away_at_first()) as server, contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(program(server.url, tmp_path, "once", 15)) for _ in range(2)]
+        said = Queue()
+        readers = [threading.Thread(target=lambda p=p: [said.put(line.split()) for line in p.stdout]) for p in processes]
+        for reader in readers:
+            reader.start()
+        queued, late = set(), set()
+        while len(queued) < 30 or queued - late:
+            what, *name = said.get(timeout=LONG)
+            {"queued": queued, "late": late, "ready": set()}[what].update(name)
+        for process in processes:
+            process.stdin.close()
+            assert process.wait(LONG) == 0
+        for reader in readers:
+            reader.join(LONG)
+    done = effects(tmp_path, "once")
+    assert sorted(done) == sorted(queued)
+    posts = [header(request, "Idempotency-Key") for request in server.requests]
+    assert sorted(posts) == sorted([*queued] * 2)  # once live, once from the outbox
