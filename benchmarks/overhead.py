@@ -7,11 +7,11 @@ import asyncio
 import numpy as np
 from figures import MODELS, Figure, medians
 
-from edgeroute import AsyncRouter, OnnxModel, Router
+from edgeroute import AsyncRouter, Egress, Function, Limits, OnnxModel, Router
 
 
 def figures() -> list[Figure]:
-    """Blocking, with the trace on, and on asyncio; every input is accepted on the edge."""
+    """Blocking, with every limit set, with the trace on, and on asyncio; every input is accepted on the edge."""
     path = MODELS / "edge.int8.onnx"
     images = list(np.load(MODELS / "sample.npz")["images"][:200])
     model = OnnxModel(path)
@@ -32,11 +32,21 @@ def figures() -> list[Figure]:
     traces: list[object] = []
     plain = Router(edge=path, cloud=never, threshold=0.0)
     traced = Router(edge=path, cloud=never, threshold=0.0, trace=lambda t: traces.append(t) if not traces else None)
-    times = medians({"bare": bare, "infer": plain.infer, "traced": traced.infer}, images)
+    limited = Router(
+        edge=path,
+        cloud=Function(never, usd_per_call=0.01, joules_per_call=0.1, calls_per_s=10, max_concurrent=4),
+        threshold=0.0,
+        limits=Limits(usd_per_day=1, mb_per_day=1, joules_per_hour=1, calls_per_minute=1),
+        egress=Egress(may_leave=["photo"], default_class="photo"),
+    )
+    times = medians({"bare": bare, "infer": plain.infer, "limited": limited.infer, "traced": traced.infer}, images)
     loop_times = _asyncio(path, images, bare, never)
     us = {name: value * 1e6 for name, value in (times | loop_times).items()}
     return [
         Figure("accepted `infer`", f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"], "us", 12),
+        Figure(
+            "the same, all limits set", f"{us['limited']:.1f} us", f"{us['bare']:.1f} us", us["limited"] - us["bare"], "us", 12
+        ),
         Figure("the same, trace on", f"{us['traced']:.1f} us", f"{us['bare']:.1f} us", us["traced"] - us["bare"], "us", 25),
         Figure(
             "the same, asyncio", f"{us['async']:.1f} us", f"{us['bare async']:.1f} us", us["async"] - us["bare async"], "us", 100

@@ -1,4 +1,4 @@
-"""Every figure, each as a ratio or difference measured in one run: `make bench`."""
+"""Every figure, each beside a baseline measured in one run: `make bench`. Then two tables that take longer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import cloud
+import faults
+import guard
 import overhead
 import startup
+import stores
 from figures import Figure, table
 
 
@@ -31,4 +34,7 @@ def demo() -> list[Figure]:
 
 
 if __name__ == "__main__":
-    print(table([*overhead.figures(), *startup.figures(), *cloud.figures(), *demo()]))
+    first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures()]
+    print(table([*first, *stores.figures(), *faults.figures(), *demo()]), flush=True)
+    print("", stores.crashes(), sep="\n", flush=True)
+    print("", faults.comparison(), sep="\n")

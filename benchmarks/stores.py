@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -13,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -148,14 +149,15 @@ def crashes(*, requests: int = 10_000, kills: int = 20) -> str:
 
 
 def _effects(path: Path) -> list[str]:
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(path)) as connection, contextlib.suppress(sqlite3.OperationalError):  # no effect: no table
         return [name for (name,) in connection.execute("SELECT id FROM effects ORDER BY n")]
+    return []
 
 
 def _misplaced(ids: list[str]) -> int:
     """Effects that came before an earlier one of their target; requests go to the two of them in turn."""
     lanes = [[name for name in ids if int(name[1:]) % 2 == odd] for odd in (0, 1)]
-    return sum(after < before for lane in lanes for before, after in zip(lane, lane[1:], strict=False))
+    return sum(after < before for lane in lanes for before, after in pairwise(lane))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from time import monotonic, sleep
 from weakref import WeakSet
 
 from edgeroute.errors import StoreError
@@ -83,7 +84,7 @@ class Database:
                         connection.execute("ROLLBACK")
                     raise
                 connection.execute("COMMIT")
-            except sqlite3.Error as e:
+            except (sqlite3.Error, UnicodeDecodeError) as e:  # the second: SQLite quotes a damaged schema in its message
                 raise self._failed(e) from e
             except StoreError:
                 raise
@@ -98,7 +99,7 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             try:
-                connection.execute("PRAGMA journal_mode=WAL")
+                _to_wal(connection)
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 (found,) = connection.execute("PRAGMA user_version").fetchone()
                 if found not in {0, self._version}:
@@ -113,7 +114,7 @@ class Database:
             self._connection, self._file = connection, _which(self.path)
         return self._connection
 
-    def _failed(self, error: sqlite3.Error) -> StoreError:
+    def _failed(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreError:
         """The error in our words; a corrupt file is renamed, so that nothing in it is lost and nothing goes on failing."""
         self._drop()
         if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == self._file:
@@ -141,6 +142,20 @@ class Database:
             self._drop()
 
 
+def _to_wal(connection: sqlite3.Connection) -> None:
+    """Two processes that make one file at the same moment: SQLite lets neither wait for the other here."""
+    until = monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
+            if "locked" not in str(e) or monotonic() >= until:
+                raise
+            sleep(0.002)
+        else:
+            return
+
+
 def _which(path: Path) -> tuple[int, int] | None:
     """The file that is there now."""
     try:
@@ -150,10 +165,11 @@ def _which(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _guess(error: sqlite3.Error) -> str:
-    """Python 3.10 does not tell SQLite's own code."""
+def _guess(error: sqlite3.Error | UnicodeDecodeError) -> str:
+    """Python 3.10 does not tell SQLite's own code; a damaged schema may have none."""
     text = str(error)
-    return "SQLITE_CORRUPT" if "malformed" in text or "not a database" in text else ""
+    known = "malformed" in text or "not a database" in text or isinstance(error, UnicodeDecodeError)
+    return "SQLITE_CORRUPT" if known else ""
 
 
 _databases: WeakSet[Database] = WeakSet()

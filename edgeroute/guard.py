@@ -334,7 +334,7 @@ class Visit:
         wait_s = getattr(error, "retry_after_s", None)
         if wait_s:
             self._guard._hold(wait_s)  # noqa: SLF001 - the two are one thing in two parts
-        if getattr(error, "stale", False) or isinstance(error, BadReply):
+        if (getattr(error, "stale", False) and not cut) or isinstance(error, BadReply):
             return  # the next attempt tells; what cannot be read is counted when the visit ends
         if cut and monotonic() < self._until:
             return

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # its own class before Python 3.11
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from edgeroute.core.egress import Denied, permit
 from edgeroute.core.flow import Done, Event, Outcome, Prediction
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, StoreError
+from edgeroute.errors import CloudError, MayNotLeave, PolicyError, StoreError
 from edgeroute.outbox import Callbacks, Delivery, Late, Outbox, Waiting
 from edgeroute.outbox.inputs import decode_input, encode_input
 from edgeroute.route import Route
@@ -83,11 +84,11 @@ class Postponed:
         found = _who_might(route.plan, outcome)
         if found is None:
             return None
-        leg, in_flight = found
+        leg, in_flight = found[0], found[1] and route.late is not None  # else it was cut at the deadline
         runner = self._live().runners[route.plan.legs[leg].target]
         try:
             waiting = self._waiting(route, leg, cast("CloudRunner", runner), x, identity, outcome.prediction, in_flight)
-        except (Held, BadInput) as e:
+        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
             return f"not queued: {e}"
         if waiting is None:
             return "not queued: an input of this kind cannot be stored"
@@ -99,7 +100,7 @@ class Postponed:
         self._workers.submit(lambda: stored.set_result(self._put(waiting)))
         try:
             return stored.result(max(0.0, left_s))
-        except TimeoutError:
+        except FutureTimeoutError:
             return "queued"  # a disk may be slow, and the deadline is not to wait for it
 
     def _put(self, waiting: Waiting) -> str:

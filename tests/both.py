@@ -160,4 +160,5 @@ def nothing_left(monkeypatch):
         thread.join(LONG)
         assert not thread.is_alive(), thread
     gc.collect()
-    assert open_files() == before
+    after = open_files()
+    assert after == before

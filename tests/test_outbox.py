@@ -323,7 +323,7 @@ def test_the_store_does_what_the_model_does(tmp_path, monkeypatch):
     """Puts, answers, drops, retries, crashes and clocks that jump: the store and the model never differ."""
     monkeypatch.setenv("OUTBOX_MODEL", str(tmp_path))
     checks = settings(
-        max_examples=int(os.environ.get("EDGEROUTE_OUTBOX_EXAMPLES", "25")), stateful_step_count=30, deadline=None,
+        max_examples=int(os.environ.get("EDGEROUTE_OUTBOX_EXAMPLES", "60")), stateful_step_count=30, deadline=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     StoreAgainstModel.TestCase.settings = checks
@@ -460,6 +460,14 @@ def test_dead_ones_are_listed_retried_and_dropped(outbox):
     assert outbox.retry() == 1
     assert ids(outbox, "waiting") == ["a", "c"]
     assert outbox.counts()["dropped_by_hand"] == 1
+
+
+def test_an_answer_to_a_dead_one(outbox):
+    """A reply that comes after all is an answer, though an attempt in between was refused for good."""
+    outbox.put(request("a"))
+    outbox.bury("a", "no")
+    assert outbox.answer("a", sure())
+    assert [(e.state, e.error) for e in outbox.list()] == [("answered", "")]
 
 
 def test_the_export_has_everything(outbox):
@@ -871,7 +879,7 @@ def test_close_leaves_what_waits(make, outbox):
     for name in "ab":
         outbox.put(request(name))
     assert begun.get(timeout=30) == "a"
-    delivery.close(0.0)
+    delivery.close(0.2)
     with (outbox.path.parent / "outbox.db.deliver").open() as place:
         with pytest.raises(BlockingIOError):
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
