@@ -29,7 +29,7 @@ FAULTS: dict[str, tuple[str, Any]] = {
 """Each as an attribute of the relay that leads to the endpoint."""
 NONE = "none"
 TIMEOUT_S = 1.0
-"""What each router is told to give the endpoint; in the figures and in two of the comparison's three columns nothing else."""
+"""What each router is told to give the endpoint; all but the last of the comparison are told nothing else."""
 CALLS = 20
 RUNS, PASSES = 7, 20
 MESSAGE = {"role": "assistant", "content": "cloud"}

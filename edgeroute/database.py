@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,7 +19,8 @@ from edgeroute.fork import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
-"""How long one process waits for another to finish its transaction."""
+CHECKPOINT_PAGES = 256
+"""So much, of 4 KB each, the journal beside the file holds before it is emptied: a megabyte, for disks that are small."""
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
 _parents: list[sqlite3.Connection | None] = []
 """Connections of a parent process that were open as it forked: SQLite forbids a child even to close them."""
@@ -31,11 +33,12 @@ class Database:
         path: of the file; its folder is made.
         schema: statements that make what is not there (CREATE TABLE IF NOT EXISTS ...).
         version: of the schema; a file with another is refused.
+        busy_s: how long to wait for another process to finish its transaction.
         durable: whether a transaction that has ended survives a power cut; every process crash it survives anyway.
     """
 
-    def __init__(self, path: Path, schema: str, *, version: int = 1, durable: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, schema: str, *, version: int = 1, durable: bool, busy_s: float = BUSY_S) -> None:
+        self.path, self._busy_s = path, busy_s
         self._schema, self._version, self._durable = schema, version, durable
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -76,7 +79,7 @@ class Database:
                 if connection.in_transaction:  # this thread's own, or the lock would not have let it in
                     yield connection
                     return
-                connection.execute("BEGIN IMMEDIATE")
+                self._patiently(connection.execute, "BEGIN IMMEDIATE")
                 try:
                     yield connection
                 except BaseException:
@@ -97,22 +100,36 @@ class Database:
         if self._connection is None:
             self._file = _which(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # inputs may be in it: they are its owner's alone
+            connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
-                _to_wal(connection)
+                self._patiently(connection.execute, "PRAGMA journal_mode=WAL")
+                connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
-                (found,) = connection.execute("PRAGMA user_version").fetchone()
+                (found,) = self._patiently(connection.execute, "PRAGMA user_version").fetchone()
                 if found not in {0, self._version}:
                     raise StoreError(  # noqa: TRY301 - what is open has to be closed, like after any other error
                         f"{self.path} is of version {found}, and this edgeroute knows version {self._version}"
                     )
                 if not found:
-                    connection.executescript(f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT")
+                    made = f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT"
+                    self._patiently(connection.executescript, made)
             except BaseException:
                 connection.close()
                 raise
             self._connection, self._file = connection, _which(self.path)
         return self._connection
+
+    def _patiently(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
+        """Runs it as soon as no other process is in its way. SQLite's own waiting sleeps ever longer, and so comes too late."""
+        until = monotonic() + self._busy_s
+        while True:
+            try:
+                return run(statement)
+            except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
+                if "locked" not in str(e) or monotonic() >= until:
+                    raise
+                sleep(0.001 + 0.002 * random.random())  # noqa: S311 - so that two do not always meet
 
     def _failed(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreError:
         """The error in our words; a corrupt file is renamed, so that nothing in it is lost and nothing goes on failing."""
@@ -140,20 +157,6 @@ class Database:
         """Closes the file; the next transaction opens it again."""
         with self._lock:
             self._drop()
-
-
-def _to_wal(connection: sqlite3.Connection) -> None:
-    """Two processes that make one file at the same moment: SQLite lets neither wait for the other here."""
-    until = monotonic() + BUSY_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
-            if "locked" not in str(e) or monotonic() >= until:
-                raise
-            sleep(0.002)
-        else:
-            return
 
 
 def _which(path: Path) -> tuple[int, int] | None:

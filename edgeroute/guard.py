@@ -52,6 +52,11 @@ class Purse:
         with self._lock:
             self.spending.add(cost, clock.now())
 
+    def settle(self, reserved: Cost, actual: Cost) -> None:
+        """Corrects what was booked to what it came to."""
+        with self._lock:
+            self.spending.settle(reserved, actual, clock.now())
+
     def spent(self) -> Cost:
         """What counts now."""
         with self._lock:
@@ -210,6 +215,11 @@ class Guard:
             now = monotonic()
             return "" if self.breaker.allows(now) else self.breaker.why(now)
 
+    def why_not_again(self) -> str | None:
+        """Why an attempt after the first is not to be made, though it has waited for its turn; None: it may."""
+        with self._lock:
+            return None if self.breaker.state == "closed" else self.breaker.why(monotonic())
+
     def _due(self, now: float) -> bool:
         due = self.breaker.probe_due(now)
         if due:
@@ -246,6 +256,17 @@ class Guard:
         with self._lock:
             return self._usual.quantile(0.9) or 0.0
 
+    def turned_away(self) -> None:
+        """Counts one that was not asked, for a reason that is not the guard's."""
+        with self._lock:
+            self.held += 1
+
+    def refund(self) -> None:
+        """Nothing of what was let through has left: it costs nothing."""
+        terms = self.terms
+        self.turned_away()
+        self.purse.settle(Cost(usd=terms.usd_per_call, joules=terms.joules_per_call, calls=1), Cost())
+
     def retry(self) -> bool:
         """Takes a retry from the budget, if there is one. It waits for what the endpoint asked for itself."""
         with self._lock:
@@ -261,7 +282,7 @@ class Visit:
     """One talk with an endpoint. The leg says before each attempt what it is about to send, and after it what came of it."""
 
     __slots__ = (
-        "_begun", "_guard", "_late", "_open", "_took_s", "_until",
+        "_attempts", "_begun", "_guard", "_late", "_open", "_took_s", "_until",
         "counts", "data_class", "identity", "received", "rule", "sent", "usd",
     )  # fmt: skip
 
@@ -272,6 +293,7 @@ class Visit:
         self.counts = True
         """Whether the breaker hears of it."""
         self._open = self._late = False
+        self._attempts = 0
         self._begun, self._until = 0.0, INF
         self._took_s: float | None = None
 
@@ -302,9 +324,15 @@ class Visit:
             Held: a limit does not allow so many bytes, or the egress ledger cannot be written. Nothing may be sent then.
         """
         guard = self._guard
-        why = self._pay(size, ask=True)
+        again = self._attempts > 0
+        why = guard.why_not_again() if again and self.rule != NO_DATA else None
+        why = why or self._pay(size, ask=True)
         if why is not None:
-            raise Held(f"{guard.name} was not asked: {why}")
+            if not again and self.rule != NO_DATA:
+                guard.refund()
+                self.usd = 0.0
+            raise Held(f"{guard.name} was not asked{' again' if again else ''}: {why}")
+        self._attempts += 1
         if guard.journal is not None:
             record = {
                 "at": round(clock.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
@@ -313,6 +341,9 @@ class Visit:
             try:
                 guard.journal.append(record)
             except StoreError as e:
+                if not again and self.rule != NO_DATA:
+                    guard.refund()
+                    self.usd = 0.0
                 raise Held(f"{guard.name} was not asked: what is not in the egress ledger does not leave ({e})") from e
         self.sent += size
         self._open, self._begun, self._until = True, monotonic(), until

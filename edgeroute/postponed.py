@@ -18,7 +18,7 @@ from edgeroute.core.egress import Denied, permit
 from edgeroute.core.flow import Done, Event, Outcome, Prediction
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.errors import CloudError, MayNotLeave, PolicyError, StoreError
+from edgeroute.errors import CloudError, MayNotLeave, PolicyError, Unreachable
 from edgeroute.outbox import Callbacks, Delivery, Late, Outbox, Waiting
 from edgeroute.outbox.inputs import decode_input, encode_input
 from edgeroute.route import Route
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from edgeroute.live import Live
 
 log = logging.getLogger("edgeroute")
+QUEUED = "queued"
 
 
 class Postponed:
@@ -51,6 +52,7 @@ class Postponed:
         keep: Callable[[Route, Done], object] | None,
     ) -> None:
         self.outbox, self._live, self._workers, self._note, self._remember = outbox, live, workers, note, keep
+        self._closed = False
         self._direct: list[Callable[[Late], object]] = []
         self._delivery: Delivery | None = None
         self._callbacks: Callbacks | None = None
@@ -78,49 +80,58 @@ class Postponed:
             raise PolicyError("on_late takes f(late); f(late, tx) needs an outbox, whose transaction tx is")
         self._direct.append(function)
 
+    def expect(self, route: Route) -> None:
+        """`queue` will be called for it: from now on its late answer waits for what comes of that."""
+        route.queued = Future()
+
     def queue(self, route: Route, outcome: Outcome, x: Any, identity: str) -> str | None:
         """Stores the request to be sent later. -> what the reason says of it; None: sending it again would not help."""
-        assert self.outbox is not None, "offline is queue"
-        found = _who_might(route.plan, outcome)
-        if found is None:
-            return None
-        leg, in_flight = found[0], found[1] and route.late is not None  # else it was cut at the deadline
-        runner = self._live().runners[route.plan.legs[leg].target]
-        try:
-            waiting = self._waiting(route, leg, cast("CloudRunner", runner), x, identity, outcome.prediction, in_flight)
-        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
-            return f"not queued: {e}"
-        if waiting is None:
-            return "not queued: an input of this kind cannot be stored"
+        stored: Future[str] = route.queued or Future()
+        waiting = self._wanted(route, outcome, x, identity)
+        if not isinstance(waiting, Waiting):
+            stored.set_result("")
+            return waiting
         left_s = route.until - monotonic()
         if left_s == INF:
-            return self._put(waiting)
-        stored: Future[str] = Future()
-        route.queued = stored
-        self._workers.submit(lambda: stored.set_result(self._put(waiting)))
+            stored.set_result(self._put(waiting))
+        else:
+            self._workers.submit(lambda: stored.set_result(self._put(waiting)))
         try:
-            return stored.result(max(0.0, left_s))
+            return stored.result(None if left_s == INF else max(0.0, left_s))
         except FutureTimeoutError:
-            return "queued"  # a disk may be slow, and the deadline is not to wait for it
+            return QUEUED  # a disk may be slow, and the deadline is not to wait for it
 
     def _put(self, waiting: Waiting) -> str:
-        assert self.outbox is not None
+        assert self.outbox is not None, "offline is queue"
         try:
             put = self.outbox.put(waiting)
-        except StoreError as e:
+        except Exception as e:  # noqa: BLE001 - a full disk, mostly; somebody may be waiting for the answer to this
             log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error says it all
             return f"not queued: {e}"
         if not put.stored:
             return f"not queued: {put.reason}"
         self._note("queued")
-        return "queued"
+        return QUEUED
+
+    def _wanted(self, route: Route, outcome: Outcome, x: Any, identity: str) -> Waiting | str | None:
+        """What is to be stored; or why it is not."""
+        found = _who_might(route.plan, outcome)
+        if found is None:
+            return None
+        leg, in_flight = found[0], found[1] and route.late is not None  # else it was cut at the deadline
+        runner = cast("CloudRunner", route.live.runners[route.plan.legs[leg].target])
+        try:
+            waiting = self._waiting(route, leg, runner, x, identity, outcome.prediction, in_flight)
+        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
+            return f"not queued: {e}"
+        return waiting or "not queued: an input of this kind cannot be stored"
 
     def _waiting(
         self, route: Route, leg: int, runner: CloudRunner, x: Any, identity: str, edge: Prediction | None, in_flight: bool
     ) -> Waiting | None:
         allowed = route.plan.legs[leg].permit
         assert allowed is not None, "only a leg that may leave is queued"
-        (x,) = self._live().egress.prepared([x], allowed, runner.where)
+        (x,) = route.live.egress.prepared([x], allowed, runner.where)
         call = runner.encode(x)
         if call is not None:
             form: dict[str, Any] = {
@@ -156,19 +167,25 @@ class Postponed:
                 call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
                 return runner.resend(call, INF, visit)
             x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
-            if runner.alone_async:
-                predictions: list[Prediction] = asyncio.run(runner.run_async([x], INF, visit))  # type: ignore[misc,arg-type]
-                return predictions[0]
-            return runner.run([x], INF, None, visit)[0]
+            try:
+                if runner.alone_async:
+                    predictions: list[Prediction] = asyncio.run(runner.run_async([x], INF, visit))  # type: ignore[misc,arg-type]
+                    return predictions[0]
+                return runner.run([x], INF, None, visit)[0]
+            except OSError as e:  # a function's own: it is away, which is no reason to give up
+                if isinstance(e, CloudError):
+                    raise
+                raise Unreachable(str(e)) from e
 
     def late(self, route: Route, event: Event) -> None:
         """Takes what a leg says that was left to run on past its request's deadline. From any thread."""
-        self._workers.submit(partial(self._late, route, event))
+        if not self._closed:  # afterwards the outbox still has the request, and the next run asks again
+            self._workers.submit(partial(self._late, route, event))
 
     def _late(self, route: Route, event: Event) -> None:
         try:
             queued = route.queued
-            stored = queued is not None and queued.result() == "queued"
+            stored = queued is not None and queued.result() == QUEUED
             if type(event) is not Done:
                 if stored and self.outbox is not None:
                     self.outbox.ready(route.identity)
@@ -187,7 +204,10 @@ class Postponed:
                 queued_at=clock.now() - (event.at - route.until), answered_at=clock.now(),
             )  # fmt: skip
             for function in self._direct:
-                function(told)
+                try:
+                    function(told)
+                except Exception:  # noqa: PERF203 - each on its own
+                    log.exception("a callback for late answers failed at %s", told.id)
         except Exception:
             log.exception("a late answer could not be handed on")
 
@@ -202,6 +222,7 @@ class Postponed:
 
     def close(self) -> None:
         """Ends delivery; what is not delivered yet stays in the file."""
+        self._closed = True
         for part in (self._delivery, self._callbacks, self.outbox):
             if part is not None:
                 part.close()

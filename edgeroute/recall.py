@@ -77,9 +77,10 @@ class Recall:
         side: Any = answer.source
         entry = Entry(answer.value, answer.confidence, answer.outputs, answer.leg, side, answer.reason, clock.now())
         self.cache.put(key, entry)
-        if self.cache.semantic is not None and isinstance(x, str):
+        prefix = live.prefixes.get((plan.mode, plan.data_class))
+        if self.cache.semantic is not None and isinstance(x, str) and prefix is not None:  # None: the policy is another by now
             with contextlib.suppress(BadInput):  # said when it was looked for
-                self.cache.semantic.add(live.prefixes[plan.mode, plan.data_class], x, entry)
+                self.cache.semantic.add(prefix, x, entry)
 
     def stale(self, route: Route, key: bytes | None, begun: float) -> Answer | None:
         """What the cache has from before, past its time, for when there is nothing better."""

@@ -15,7 +15,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.stream import whole
 from edgeroute.drivers import Send, Stop
-from edgeroute.errors import INPUTS_OWN, BadInput, Refused, Unreachable
+from edgeroute.errors import INPUTS_OWN, BadInput, Held, Refused, Unreachable
 from edgeroute.live import Live
 from edgeroute.runners import CloudRunner, FunctionRunner, Runner
 from edgeroute.streams import Pieces
@@ -66,7 +66,7 @@ class Route:
     def __init__(
         self, plan: Plan, live: Live, inputs: Any, workers: Workers, until: float, many: bool, router: str, number: int
     ) -> None:
-        self.plan, self._live, self.inputs, self._workers, self.until, self.many = plan, live, inputs, workers, until, many
+        self.plan, self.live, self.inputs, self._workers, self.until, self.many = plan, live, inputs, workers, until, many
         self.router, self.number = router, number
 
     @property
@@ -81,12 +81,12 @@ class Route:
 
     def runner(self, start: Start) -> Runner:
         """What runs that leg."""
-        return self._live.runners[self.plan.legs[start.leg].target]
+        return self.live.runners[self.plan.legs[start.leg].target]
 
     def run(self, start: Start, cancel: Cancel | None = None) -> Event:
         """Runs a leg to its event, here: the one place where what a leg raises becomes a value."""
         leg = self.plan.legs[start.leg]
-        runner: Any = self._live.runners[leg.target]
+        runner: Any = self.live.runners[leg.target]
         try:
             if leg.permit is not None:
                 with self._away(start, leg.permit, runner) as (inputs, until, visit):
@@ -112,8 +112,12 @@ class Route:
     @contextmanager
     def _away(self, start: Start, permit: Permit, runner: CloudRunner) -> Iterator[tuple[list[Any], float, Visit]]:
         """All that a leg off the device needs: the inputs as they may leave, until when, and the guard's leave to go."""
-        inputs = self._live.egress.prepared(self._rows(start), permit, runner.where)
-        cache, key = self.cache, self.key
+        try:
+            inputs = self.live.egress.prepared(self._rows(start), permit, runner.where)
+        except Held:
+            runner.guard.turned_away()
+            raise
+        cache, key = self.cache, None if self.key is None else self.key + runner.name.encode()
         if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
         with runner.guard.enter(permit, self.identity) as visit:
@@ -141,7 +145,7 @@ class Route:
 
     def _run_stream(self, start: Start, send: Send, cancel: Cancel) -> Event:
         leg = self.plan.legs[start.leg]
-        runner: Any = self._live.runners[leg.target]
+        runner: Any = self.live.runners[leg.target]
         try:
             if leg.permit is None:
                 answer = self._forward(start, runner.stream(self.inputs, cancel), send, cancel)

@@ -30,7 +30,7 @@ from edgeroute.journal import Journal
 from edgeroute.live import Live, make, nearest
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
-from edgeroute.runners import CloudRunner, Runner
+from edgeroute.runners import CloudRunner, EdgeRunner, Runner
 from edgeroute.stats import Counts, Seen, Stats
 from edgeroute.trace import Trace
 from edgeroute.types import Answer
@@ -171,9 +171,9 @@ class Routing:
         self._needs(told.get("offline", "edge"))
         self._live = make(**told, guard=self._guard, old=old)
         self._purse.spending.limits, self._metered = limits or Limits(), metered
-        kept = [*self._live.runners, *(getattr(r, "model", None) for r in self._live.runners)]
+        models = [r.model for r in self._live.runners if isinstance(r, EdgeRunner)]
         for runner in old.runners:
-            if runner not in kept and getattr(runner, "model", None) not in kept:
+            if runner not in self._live.runners and not (isinstance(runner, EdgeRunner) and runner.model in models):
                 runner.close()
 
     def on_late(self, function: Late) -> Late:
@@ -255,18 +255,20 @@ class Routing:
 
     def _fallen(self, made: Plan, outcome: Outcome, route: Route, row: int | None, number: int | str) -> Answer:
         """The answer where none was accepted, as the policy's `offline` has it."""
-        route.end(outcome)
-        note = ""
-        x = route.inputs if row is None else route.inputs[row]
-        final = True
         away = any(leg.permit is not None for leg in made.legs) and not _is_fatal(outcome)
+        box = self._postponed if away and made.offline == "queue" else None
+        if box is not None and row is None:
+            box.expect(route)
+        route.end(outcome)
+        note, final = "", True
         if away and made.offline == "stale" and self._recall is not None and row is None:
             known = self._recall.stale(route, route.key, outcome.begun)
             if known is not None:
                 self._counts.note("cached")
                 return known
-        if away and made.offline == "queue" and self._postponed is not None and self._postponed.outbox is not None:
-            note = self._postponed.queue(route, outcome, x, f"{self._router}-{number}") or ""
+        if box is not None:
+            x = route.inputs if row is None else route.inputs[row]
+            note = box.queue(route, outcome, x, f"{self._router}-{number}") or ""
             final = note != "queued"
         if outcome.leg is None or made.offline == "raise":
             raise _no_answer(made, outcome, note)

@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from edgeroute import AsyncRouter, Router
-from edgeroute.testing import CannedServer, _length, http_reply
+from edgeroute.testing import CannedServer, Relay, _length, http_reply
 
-LONG = 30.0
+LONG = 8.0
 """Seconds after which a test that waits for something has failed."""
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 DOWN = http_reply(b"oops", status=503)
@@ -114,6 +114,9 @@ class GatedServer(CannedServer):
     def open(self):
         self._loop.call_soon_threadsafe(self._gate.set)
 
+    def shut(self):
+        self._loop.call_soon_threadsafe(self._gate.clear)
+
     async def _serve(self, reader, writer):
         while True:
             try:
@@ -126,6 +129,33 @@ class GatedServer(CannedServer):
             await self._gate.wait()
             writer.write(self._reply(request) if callable(self._reply) else self._reply)
             await writer.drain()
+
+
+class Link(Relay):
+    """A relay that goes down as a link does: connections that exist end, too."""
+
+    def down(self):
+        self.refuse = True
+        self._do(self._cut())
+
+    def up(self, router):
+        """Up again, and the router hears of it."""
+        self.refuse = False
+        router._recovery.link_up()
+
+    async def _cut(self):
+        await turns()  # a task that is cancelled before its first one leaves its connection open
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await turns()
+
+
+async def turns():
+    """The loop's own, in which it begins with connections, and ends them."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def header(request, name):

@@ -8,13 +8,14 @@ import random
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from queue import Queue
 
 import numpy as np
 import pytest
-from both import DOWN, GOOD, LONG, GatedServer, Tasks, Threads, header, nothing_left, sure, unsure
+from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, nothing_left, open_files, sure, unsure
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, OpenInference, PlainJson, PolicyError, Router
@@ -23,10 +24,7 @@ from edgeroute.egress import Egress
 from edgeroute.errors import NoAnswer
 from edgeroute.outbox import Outbox
 from edgeroute.postponed import Postponed
-from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
-
-FAST = {"poll_s": 0.05, "rate_per_s": 1e6}
-
+from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(monkeypatch):
@@ -50,13 +48,7 @@ def make(kind):
 @pytest.fixture
 def box(tmp_path):
     """An outbox that delivers without rest."""
-    return outbox_at(tmp_path / "state" / "outbox.db")
-
-
-def outbox_at(path, **kwargs):
-    box = Outbox(path, **kwargs)
-    box.delivery = FAST
-    return box
+    return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6)
 
 
 def listen(router):
@@ -103,24 +95,14 @@ def assert_told_once(told, answer, router, value="cloud"):
 
 @contextlib.contextmanager
 def link(reply=GOOD):
-    """A server that has each connection ended after its reply, and the relay to it."""
-
-    def closing(request):
-        return (reply(request) if callable(reply) else reply).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-
-    with CannedServer(closing) as server, Relay("127.0.0.1", server.port) as relay:
+    """A server, and the link to it."""
+    with CannedServer(reply) as server, Link("127.0.0.1", server.port) as relay:
         yield server, relay
 
 
 def posts(server):
     """The requests with user data."""
     return [request for request in server.requests if request.startswith(b"POST")]
-
-
-def back(relay, router):
-    """The link is up again, and the router hears of it."""
-    relay.refuse = False
-    router._recovery.link_up()
 
 
 # ------------------------------------------------------------------------------------------------------- late replies
@@ -226,10 +208,7 @@ def test_a_late_failure_is_not_told(make):
         assert router.stats().late == 0
 
 
-@pytest.mark.parametrize(
-    "queue",
-    [pytest.param(False, marks=pytest.mark.xfail(strict=True, reason="the listeners after it are not told")), True],
-)
+@pytest.mark.parametrize("queue", [False, True])
 def test_a_listener_that_fails_is_logged(make, box, queue, caplog):
     """Without an outbox the others are told all the same; with one there is only one, and it is told again."""
     failed = []
@@ -269,15 +248,27 @@ def test_what_cannot_be_a_listener(make):
             router.on_late(function)
 
 
-def test_a_router_that_is_closed_while_a_reply_is_late(kind, box):
-    """Nothing stays open; the request waits in the outbox for the next run."""
+def test_a_router_that_is_closed_while_a_reply_is_late(box):
+    """Nothing of it is left once the reply has come, and the late answer is not lost: it is there or will be asked for."""
     with GatedServer(GOOD) as server:
-        with kind(unsure, PlainJson(server.url), threshold=0.5, deadline=0.2, offline="queue", outbox=box) as router:
+        before = set(threading.enumerate())
+        with Router(unsure, PlainJson(server.url), threshold=0.5, deadline=0.2, offline="queue", outbox=box) as router:
+            heard, stored = after(router._postponed, "_late"), after(box, "put")
             answer = router.infer(1)
             assert_queued(answer)
+            assert stored.wait(LONG)
+        leg = set(threading.enumerate()) - before
         server.open()
-    assert [(entry.id, entry.state) for entry in box.list()] == [(answer.id, "waiting")]
-    box.close()
+        heard.wait(1.0)  # unless that is not called any more
+        for thread in leg:
+            thread.join(1.0)
+        try:
+            assert not [name for name in open_files() if "outbox" in name]
+            assert not {thread for thread in set(threading.enumerate()) - before if thread.name == "edgeroute"}
+            assert [entry.id for entry in box.list()] == [answer.id]
+        finally:
+            router._workers.close()
+            box.close()
 
 
 # ------------------------------------------------------------------------------------------------------------- queued
@@ -305,12 +296,12 @@ def test_the_outbox_sends_what_the_live_call_would_have(make, tmp_path, protocol
         told = listen(router)
         live = router.infer(x)
         assert live.value == value
-        relay.refuse = True
+        relay.down()
         answer = router.infer(x)
         assert_queued(answer)
         assert router.stats().queued == 1
         count = len(posts(server))
-        back(relay, router)
+        relay.up(router)
         late = told.get(timeout=LONG)
         assert (late.id, late.value) == (answer.id, value)
         assert late.provisional == {"value": "edge", "confidence": 0.1}
@@ -327,21 +318,20 @@ def test_the_outbox_sends_what_the_live_call_would_have(make, tmp_path, protocol
 def test_the_shipped_pair(make, fashion, fashion_server, tmp_path):
     """A real model, its real server, a link that comes back: the late answer is the cloud's for that image."""
     image = np.load(fashion / "sample.npz")["images"][0]
-    with Relay("127.0.0.1", int(fashion_server.rpartition(":")[2])) as relay:
+    with Link("127.0.0.1", int(fashion_server.rpartition(":")[2])) as relay:
         cloud = OpenInference(f"{relay.url}/v2/models/fashion-large", retries=0)
         router = make(fashion / "edge.int8.onnx", cloud, threshold=1.1, offline="queue", state=tmp_path / "state")
         told = listen(router)
-        relay.refuse = True
+        relay.down()
         answer = router.infer(image)
         assert answer.reason.endswith("; queued"), answer.reason
-        back(relay, router)
+        relay.up(router)
         late = told.get(timeout=LONG)
         live = router.infer(image)
         assert (late.id, late.value, live.source) == (answer.id, live.value, "cloud")
         assert late.confidence == pytest.approx(live.confidence)
 
 
-@pytest.mark.xfail(strict=True, reason="a reply that comes after the walk and before route.queued is set is lost, and asked for again")
 def test_a_reply_between_the_deadline_and_the_outbox(make, box):
     """It comes while the request is being queued: it is told once, and nothing is sent a second time."""
     with GatedServer(GOOD) as server:
@@ -351,10 +341,10 @@ def test_a_reply_between_the_deadline_and_the_outbox(make, box):
             calls.append(x)
             if len(calls) == 2:  # to be stored
                 server.open()
-                heard.wait(1.0)  # it may have to wait for the outbox, as this waits for it
+                heard.wait(0.2)  # it may have to wait for the outbox, as this waits for it
             return x
 
-        router = make(unsure, PlainJson(server.url, encode=encode), deadline=0.2, offline="queue", outbox=box)
+        router = make(unsure, PlainJson(server.url, encode=encode, timeout_s=1.0), deadline=0.2, offline="queue", outbox=box)
         told, heard = listen(router), after(router._postponed, "_late")
         answer = router.infer(1)
         assert_queued(answer)
@@ -384,7 +374,7 @@ def test_a_late_failure_makes_it_due_at_once(make, box):
 def test_what_is_stored_is_redacted(make, box):
     """As what is sent live; the input itself is not in the file."""
     with link() as (server, relay):
-        relay.refuse = True
+        relay.down()
         redact = lambda x, data_class: {**x, "name": f"a {data_class}"}  # noqa: E731
         router = make(
             unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=box,
@@ -395,7 +385,7 @@ def test_what_is_stored_is_redacted(make, box):
         assert_queued(answer)
         (entry,) = box.export()
         assert (entry["data_class"], entry["rule"]) == ("product", "may_leave has 'product'")
-        back(relay, router)
+        relay.up(router)
         late = assert_told_once(told, answer, router)
         assert late.data_class == "product"
         for file in box.path.parent.iterdir():
@@ -471,12 +461,12 @@ def test_wrong_input_is_not_stored(make, box, tmp_path):
 def test_no_edge_to_fall_back_on(make, box):
     """The error says that the request was queued, and the late answer comes all the same."""
     with link() as (_, relay):
-        relay.refuse = True
+        relay.down()
         router = make(None, PlainJson(relay.url, retries=0), mode="only_cloud", threshold=None, offline="queue", outbox=box)
         told = listen(router)
         with pytest.raises(NoAnswer, match="; queued$"):
             router.infer(1)
-        back(relay, router)
+        relay.up(router)
         assert told.get(timeout=LONG).value == "cloud"
 
 
@@ -494,6 +484,7 @@ CLOUD = '[[cloud]]\nurl = "{}"\nprotocol = "json"\nretries = 0\nname = "{}"\n'
 @pytest.fixture
 def policy(kind, tmp_path):
     """Writes the policy file -> the router that it makes, of either kind."""
+    dropped = []
     with contextlib.ExitStack() as stack:
 
         def policy(text, router=None):
@@ -501,23 +492,28 @@ def policy(kind, tmp_path):
             path.write_text(POLICY.format(text))
             if router is None:
                 return stack.enter_context(kind.from_policy(path, edge=unsure))
+            dropped.extend((router, runner) for runner in router._live.clouds)
             router.reload()
             return router
 
         yield policy
+        for router, runner in dropped:  # the reload itself does not: see test_a_reload_closes_what_it_drops
+            if kind is Tasks:
+                router.wait(runner.aclose())
+            runner.close()
 
 
 def test_rules_that_have_become_stricter(policy):
     """What waited is sent by the rules as they are then: it is dead, and nothing was sent."""
     with link() as (server, relay):
         cloud, rules = CLOUD.format(relay.url, "cloud"), "[egress]\n{} = ['product']\n"
-        relay.refuse = True
+        relay.down()
         router = policy(rules.format("may_leave") + cloud)
         answer = router.infer(1, data_class="product")
         assert_queued(answer)
         buried = after(router._postponed.outbox, "bury")
         policy(rules.format("never_leave") + cloud, router)
-        back(relay, router)
+        relay.up(router)
         assert buried.wait(LONG)
         (entry,) = router._postponed.outbox.list()
         assert (entry.id, entry.state) == (answer.id, "dead")
@@ -528,14 +524,14 @@ def test_rules_that_have_become_stricter(policy):
 def test_a_cloud_that_is_gone_from_the_policy(policy):
     """What was for it is dead, and goes to no other."""
     with link() as (server, relay):
-        relay.refuse = True
+        relay.down()
         other = CLOUD.format(relay.url, "near")
         router = policy(CLOUD.format(relay.url + "/far", "far") + other)
         answer = router.infer(1)
         assert_queued(answer)
         buried = after(router._postponed.outbox, "bury")
         policy(other, router)
-        back(relay, router)
+        relay.up(router)
         assert buried.wait(LONG)
         (entry,) = router._postponed.outbox.list()
         assert (entry.id, entry.state, entry.target) == (answer.id, "dead", "far")
@@ -543,15 +539,59 @@ def test_a_cloud_that_is_gone_from_the_policy(policy):
     assert posts(server) == []
 
 
-def test_a_reload_while_a_request_is_under_way(policy, tmp_path):
-    """It ends under the policy with which it began, though its cloud is gone: the edge's answer, and no other error."""
+def test_a_reload_while_a_request_is_under_way(policy):
+    """It ends under the policy with which it began: it waits for the cloud that it was for, not for another in its place."""
+    with GatedServer(DOWN) as first, GatedServer(DOWN) as second:
+        router = policy(CLOUD.format(first.url, "near") + CLOUD.format(second.url, "far"))
+        pending = router.start(1)
+        first.wait_for(lambda: first.requests)
+        policy(CLOUD.format(second.url, "far") + CLOUD.format(first.url, "near"), router)
+        first.open()
+        second.open()
+        answer = pending.result(LONG)
+        assert_queued(answer)
+        (entry,) = router._postponed.outbox.list()
+        assert (entry.id, entry.target) == (answer.id, "near")
+
+
+def test_a_reload_that_drops_the_cloud_of_a_request_under_way(policy):
+    """The edge's answer stands, and no error takes its place."""
     with GatedServer(DOWN) as server:
-        router = policy(CLOUD.format(server.url, "cloud"))
-        answer = router.start(1)
+        cloud = CLOUD.format(server.url, "cloud")
+        router = policy(cloud + cloud.replace('"cloud"', '"other"'))
+        pending = router.start(1)
         server.wait_for(lambda: server.requests)
-        policy(f'[edge]\npath = "{linear(tmp_path / "edge.onnx")}"\n', router)
+        policy(cloud, router)
         server.open()
-        assert answer.result(LONG).value == "edge"
+        assert pending.result(LONG).value == "edge"
+
+
+@pytest.mark.xfail(strict=True, reason="reload: None, for runners without a model, is in `kept`, so no endpoint is closed; and never aclose")
+def test_a_reload_closes_what_it_drops(policy):
+    """The connections of an endpoint that is gone."""
+    with CannedServer(GOOD) as server, CannedServer(GOOD) as other:
+        router = policy(CLOUD.format(server.url, "cloud"))
+        assert router.infer(1).source == "cloud"
+        policy(CLOUD.format(other.url, "cloud"), router)
+        server.wait_for(lambda: server.hung_up == 1, timeout_s=2.0)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Threads, marks=pytest.mark.xfail(strict=True, reason="_Channel uses a connection again that httpcore closed")),
+        Tasks,
+    ],
+    ids=["threads", "asyncio"],
+)
+def test_a_server_that_ends_each_connection(kind):
+    """By a header, as many proxies do: the next call makes a new one."""
+    with (
+        CannedServer(GOOD.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)) as server,
+        kind(unsure, PlainJson(server.url), threshold=0.5) as router,
+    ):
+        assert [router.infer(x).source for x in range(3)] == ["cloud"] * 3
+    assert server.connections == 3
 
 
 # ------------------------------------------------------------------------------------------------- batches, importance
@@ -565,11 +605,13 @@ def test_a_batch_queues_the_rows_that_failed(make, box):
     """Each under its own id, and each late answer is that row's."""
 
     def echo(request):
+        if request.startswith(b"OPTIONS"):
+            return GOOD
         value = json.loads(request.partition(b"\r\n\r\n")[2])["input"]
         return http_reply(json.dumps({"value": f"cloud {value}"}).encode())
 
     with link(echo) as (server, relay):
-        relay.refuse = True
+        relay.down()
         router = make(unsure_below_zero, PlainJson(relay.url, retries=0), offline="queue", outbox=box)
         told = listen(router)
         first, second, third = router.infer_many([-1, 2, -3])
@@ -577,7 +619,7 @@ def test_a_batch_queues_the_rows_that_failed(make, box):
         assert_queued(third)
         assert (second.final, second.degraded) == (True, False)
         assert len({first.id, second.id, third.id}) == 3
-        back(relay, router)
+        relay.up(router)
         assert {(late.id, late.value) for late in (told.get(timeout=LONG), told.get(timeout=LONG))} == {
             (first.id, "cloud -1"),
             (third.id, "cloud -3"),
@@ -607,9 +649,9 @@ def test_a_batch_at_its_deadline_is_due_at_once(make, box):
 
 def test_the_least_important_make_room(make, tmp_path):
     """A full outbox drops what matters least, and refuses what matters less than all that it has."""
-    box = outbox_at(tmp_path / "outbox.db", max_bytes=1500, drop="least_important")
+    box = Outbox(tmp_path / "outbox.db", max_bytes=1500, drop="least_important")
     with link() as (_, relay):
-        relay.refuse = True
+        relay.down()
         router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=box)
         low, high = router.infer(1, importance=1.0), router.infer(2, importance=5.0)
         assert_queued(low)
@@ -642,9 +684,9 @@ def disk(tmp_path):
 @pytest.mark.parametrize("deadline", [None, LONG])
 def test_a_disk_that_is_full(disk, make, caplog, deadline):
     """The edge's answer all the same, and it says that nothing more will follow."""
-    box = outbox_at(disk / "outbox.db")
+    box = Outbox(disk / "outbox.db")
     with link() as (_, relay):
-        relay.refuse = True
+        relay.down()
         router = make(unsure, PlainJson(relay.url, retries=0), deadline=deadline, offline="queue", outbox=box)
         assert box.list() == []
         answer = router.infer("x" * (2 << 20))
@@ -660,7 +702,7 @@ def test_a_disk_that_is_slow(make, box):
     gate, put = threading.Event(), box.put
     box.put = lambda waiting: (gate.wait(LONG), put(waiting))[1]
     with link() as (_, relay):
-        relay.refuse = True
+        relay.down()
         router = make(unsure, PlainJson(relay.url, retries=0), deadline=0.3, offline="queue", outbox=box)
         told = listen(router)
         answer = router.infer(1)
@@ -668,7 +710,7 @@ def test_a_disk_that_is_slow(make, box):
         assert_queued(answer)
         assert box.list() == []
         gate.set()
-        back(relay, router)
+        relay.up(router)
         assert_told_once(told, answer, router)
 
 
@@ -758,7 +800,7 @@ def test_a_request_from_before_a_restart(kind, tmp_path):
     """What waited is sent by the next run, under the id that it had."""
     policy = {"threshold": 0.5, "offline": "queue", "state": tmp_path / "state"}
     with link() as (server, relay):
-        relay.refuse = True
+        relay.down()
         with kind(unsure, PlainJson(relay.url, retries=0), **policy) as router:
             answer = router.infer(1)
             assert_queued(answer)
@@ -775,14 +817,14 @@ def test_what_an_endpoint_has_told_outlives_the_run(kind, tmp_path):
         with kind(unsure, OpenInference(relay.url, model="m", retries=0), **policy) as router:
             assert router.infer(x).source == "cloud"
         count = len(posts(server))
-        relay.refuse = True
+        relay.down()
         with kind(unsure, OpenInference(relay.url, model="m", retries=0), **policy) as router:
             told = listen(router)
             answer = router.infer(x)
             assert_queued(answer)
             (entry,) = router._postponed.outbox.list()
             assert entry.kind == "call"
-            back(relay, router)
+            relay.up(router)
             assert told.get(timeout=LONG).id == answer.id
         assert len(posts(server)) == count + 1
         assert x.tobytes() in posts(server)[-1]
@@ -792,14 +834,14 @@ def test_an_endpoint_that_was_never_met(kind, tmp_path):
     """The input is stored, and encoded once the endpoint has told what it takes."""
     x = np.arange(4, dtype=np.float32)
     with link(tensors) as (server, relay):
-        relay.refuse = True
+        relay.down()
         cloud = OpenInference(relay.url, model="m", retries=0)
         with kind(unsure, cloud, threshold=0.5, offline="queue", state=tmp_path / "state") as router:
             told = listen(router)
             answer = router.infer(x)
             assert_queued(answer)
             assert router._postponed.outbox.list()[0].kind == "input"
-            back(relay, router)
+            relay.up(router)
             late = told.get(timeout=LONG)
             assert (late.id, late.value) == (answer.id, 1)
             np.testing.assert_array_equal(late.outputs, [0, 9])
@@ -816,32 +858,34 @@ from edgeroute.outbox import Outbox
 url, folder, effect, count = sys.argv[1:]
 edgeroute.core.breaker.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
 edgeroute.outbox.delivery.HURRY_S = 0.0
-box = Outbox(folder + "/outbox.db")
-box.delivery = {"poll_s": 0.05, "rate_per_s": 1e6}
+box = Outbox(folder + "/outbox.db", rate_per_s=1e6)
 
 def note(name, text):
     fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, f"{text}\\n".encode())
     os.close(fd)
 
+def say(*words):
+    os.write(1, (" ".join(words) + "\\n").encode())  # by one write: threads speak at the same time
+
 def once(late, tx):
     tx.execute("CREATE TABLE IF NOT EXISTS effects (id TEXT)")
     tx.execute("INSERT INTO effects VALUES (?)", (late.id,))
-    print("late", late.id, flush=True)
+    say("late", late.id)
 
 def again(late):
     note("effects", late.id)
-    print("late", late.id, flush=True)
+    say("late", late.id)
 
 with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, offline="queue", outbox=box) as router:
-    print("ready", flush=True)
-    router._postponed._callbacks._loop._poll_s = 0.05
+    say("ready", "")
+    router._postponed._callbacks._loop._poll_s = router._postponed._delivery._loop._poll_s = 0.05
     router.on_late(once if effect == "once" else again)
     for n in range(int(count)):
         answer = router.infer(n)
         if answer.reason.endswith("; queued"):
             note("queued", answer.id)
-            print("queued", answer.id, flush=True)
+            say("queued", answer.id)
     sys.stdin.read()
 """
 
@@ -880,38 +924,46 @@ def effects(folder, effect):
         return [name for (name,) in connection.execute("SELECT id FROM effects")]
 
 
+@pytest.fixture
+def memory(tmp_path):
+    """A folder in memory, where there is one: what a process has written survives its end there too, and costs no fsync."""
+    place = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=place if place.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("effect", ["once", "again"])
-def test_kill_9_at_any_moment(tmp_path, effect):
+def test_kill_9_at_any_moment(memory, effect):
     """Every queued request has its effect: exactly once where that is written with the transaction, else at least once."""
     chance = random.Random(effect)
     with CannedServer(away_at_first()) as server:
         for _ in range(6):
-            with program(server.url, tmp_path, effect, 40) as process:
-                assert process.stdout.readline() == "ready\n"
+            with program(server.url, memory, effect, 200) as process:
+                assert process.stdout.readline() == "ready \n"
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(chance.uniform(0.0, 0.4))
                 process.kill()
-        box = Outbox(tmp_path / "outbox.db")
+        box = Outbox(memory / "outbox.db")
         left = {entry.id for entry in box.list()}
         box.close()
-        with program(server.url, tmp_path, effect, 0) as process:
+        with program(server.url, memory, effect, 0) as process:
             while left:
                 what, _, name = process.stdout.readline().strip().partition(" ")
                 assert what in {"ready", "late"}
                 left.discard(name)
             process.stdin.close()
             assert process.wait(LONG) == 0
-    queued, done = noted(tmp_path / "queued"), effects(tmp_path, effect)
+    queued, done = noted(memory / "queued"), effects(memory, effect)
     assert len(queued) > 5
     assert set(queued) <= set(done)
     if effect == "once":
         assert len(done) == len(set(done))
 
 
-def test_two_processes_share_an_outbox(tmp_path):
+def test_two_processes_share_an_outbox(memory):
     """Each late answer has its effect once, whoever queued it and whoever delivers it."""
     with CannedServer(away_at_first()) as server, contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(program(server.url, tmp_path, "once", 15)) for _ in range(2)]
+        processes = [stack.enter_context(program(server.url, memory, "once", 15)) for _ in range(2)]
         said = Queue()
         readers = [threading.Thread(target=lambda p=p: [said.put(line.split()) for line in p.stdout]) for p in processes]
         for reader in readers:
@@ -925,7 +977,7 @@ def test_two_processes_share_an_outbox(tmp_path):
             assert process.wait(LONG) == 0
         for reader in readers:
             reader.join(LONG)
-    done = effects(tmp_path, "once")
+    done = effects(memory, "once")
     assert sorted(done) == sorted(queued)
     keys = [header(request, "Idempotency-Key") for request in posts(server)]
     assert sorted(keys) == sorted([*queued] * 2)  # once live, once from the outbox

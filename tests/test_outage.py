@@ -64,9 +64,9 @@ def nothing_left_behind(monkeypatch):
     assert sockets() == open_before
 
 
-def wait_for(condition):
+def wait_for(condition, timeout_s=LONG):
     """Returns once that is true, which nobody tells of."""
-    until = monotonic() + LONG
+    until = monotonic() + timeout_s
     pause = threading.Event()
     while not condition():
         assert monotonic() < until, "that never was so"
@@ -256,12 +256,8 @@ class Cloud(contextlib.ExitStack):
 
 @pytest.mark.parametrize("before", ["never met", "met"])
 @pytest.mark.parametrize("fault", Cloud.FAULTS)
-def test_an_outage_from_its_beginning_to_its_end(make, kind, fault, before, tmp_path, monkeypatch, request):
+def test_an_outage_from_its_beginning_to_its_end(make, kind, fault, before, tmp_path, monkeypatch):
     """Three faults and no more, edge answers throughout, one probe without user data, and the next input goes to the cloud."""
-    if kind == "asyncio" and before == "met" and fault in {"refused", "reset in the body", "truncated", "no such name"}:
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="AsyncChannels calls each broken connection stale once one call went well")
-        )
     with Cloud(monkeypatch if fault == "no such name" else None) as cloud:
         server, relay = cloud.server, cloud.relay
         client = make(unsure, cloud.endpoint(), state=tmp_path, deadline=0.3 if fault in Cloud.SLOW else LONG)
@@ -361,10 +357,7 @@ def test_a_probe_that_fails(make, bad, monkeypatch):
             assert client.guard.breaker._held - monotonic() > 200
 
 
-EMPTY = pytest.mark.xfail(strict=True, reason="outputs of no numbers at all pass for an answer, though there are labels")
-
-
-@pytest.mark.parametrize("data", [pytest.param([], marks=EMPTY), [1, 2, 3], [None, 1]])
+@pytest.mark.parametrize("data", [[], [1, 2, 3], [None, 1]])
 def test_outputs_that_are_not_the_models_are_faults(make, data):
     """A server that answers 200 with what nobody can use is left alone like one that does not answer."""
 
@@ -465,7 +458,7 @@ def test_less_time_than_it_needs_is_no_fault(make):
         client.guard._usual.add(LONG)
         cloud.breaks("black hole")
         for _ in range(5):
-            assert_stands(client.infer(deadline=0.2), "by the deadline")
+            assert_stands(client.infer(deadline=0.2), "by the deadline|in time")
         client.idle()
         assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
 
@@ -477,7 +470,7 @@ def test_a_late_listener_does_not_hide_an_outage(make):
         client.router.on_late(lambda late: None)
         cloud.breaks("stall")
         for faults in (1, 2, 3):
-            assert_stands(client.infer(deadline=0.2), "by the deadline")
+            assert_stands(client.infer(deadline=0.2), "by the deadline|in time")
             assert client.guard.breaker._faults == faults
         assert_stands(client.infer(deadline=0.2), "breaker open")
         client.idle()
@@ -524,7 +517,6 @@ def test_retry_after_is_obeyed_by_a_retry_too(make):
     assert len(server.requests) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a retry is allowed before its wait, and nothing looks at the breaker after it")
 def test_a_retry_that_waits_is_not_sent_once_the_breaker_is_open(make):
     """What others have found out meanwhile counts for it too."""
     with CannedServer(http_reply(status=503, headers=[("Retry-After", "0.5")])) as server:
@@ -589,7 +581,6 @@ def test_a_limit_that_is_reached(make, limit):
 
 def test_calls_held_for_their_bytes_are_counted_and_cost_nothing(make, request):
     """As those that are held for another reason."""
-    request.applymarker(pytest.mark.xfail(strict=True, reason="what leaving() holds is booked by enter() all the same, and not counted as held"))
     with CannedServer(GOOD) as server:
         client = make(unsure, PlainJson(server.url, usd_per_call=1.0), limits=Limits(mb_per_day=1e-9))
         for _ in range(3):
@@ -718,7 +709,6 @@ def test_what_is_not_allowed_is_not_sent(make, rule, why, policy, tmp_path):
     assert not (tmp_path / "egress.jsonl").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="LegStats.held says that it counts consent, and does not")
 def test_what_is_held_for_lack_of_consent_is_counted():
     """As the statistics say."""
     with CannedServer(GOOD) as server, Router(unsure, PlainJson(server.url), threshold=0.5, egress=Egress(consent=lambda *_: False)) as router:
@@ -761,7 +751,6 @@ def test_the_ledger_has_a_line_for_each_attempt(make, tmp_path):
         assert DATUM.encode() not in kept
 
 
-@pytest.mark.xfail(strict=True, reason="HttpLeg notes and books the retry before Channels sees that it is not wanted any more")
 def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path, monkeypatch):
     """A retry that was waiting for its time as its answer was not needed any more."""
     gate, wait = threading.Event(), Cancel.wait
@@ -854,47 +843,67 @@ CASES = {
 }
 
 
+async def cancel_everywhere(router, x):
+    """Asks again and again, and cancels each time one point later, until a request ends first. -> how often that was so."""
+    loop = asyncio.get_running_loop()
+    (guard,) = (runner.guard for runner in router._live.clouds)
+    await router.infer(x)
+    at = cancelled = 0
+    while True:
+        at += 1
+        steps, asking = 0, None
+
+        def count(at=at):
+            nonlocal steps
+            steps += 1
+            if steps == at:
+                loop.call_soon(asking.cancel)
+
+        loop.set_task_factory(lambda loop, inner, count=count, **more: asyncio.Task(Counted(inner, count), loop=loop, **more))
+        asking = asyncio.ensure_future(router.infer(x))
+        await asyncio.wait([asking], timeout=LONG)
+        loop.set_task_factory(None)
+        assert asking.done()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            assert not (await asyncio.wait(others, timeout=LONG))[1]
+        await asyncio.to_thread(wait_for, lambda: not guard._busy)
+        with guard._lock:
+            assert guard._busy == 0
+            guard.breaker.success(0)
+            guard._retries.__init__()
+        if not asking.cancelled():
+            asking.result()
+        if steps < at:
+            return cancelled
+        cancelled += asking.cancelled()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_cancelling_at_every_point(case):
     """Wherever a request is when its task is cancelled: no visit is under way afterwards, no task is left, and the next works."""
     edge, said, policy = CASES[case]
 
     async def main(server):
-        loop = asyncio.get_running_loop()
         async with AsyncRouter(edge, PlainJson(server.url, retries=1), threshold=0.5, **policy) as router:
-            (guard,) = (runner.guard for runner in router._live.clouds)
-            await router.infer(1)
-            cancelled, at, done = 0, 0, False
-            while not done:
-                at += 1
-                steps = 0
-                task = None
-
-                def count(at=at):
-                    nonlocal steps
-                    steps += 1
-                    if steps == at:
-                        loop.call_soon(task.cancel)
-
-                loop.set_task_factory(lambda loop, inner, count=count, **more: asyncio.Task(Counted(inner, count), loop=loop, **more))
-                task = asyncio.ensure_future(router.infer(1))
-                done = not (await asyncio.wait([task], timeout=LONG))[1] and steps < at
-                loop.set_task_factory(None)
-                assert task.done()
-                cancelled += task.cancelled()
-                if others := asyncio.all_tasks() - {asyncio.current_task()}:
-                    assert not (await asyncio.wait(others, timeout=LONG))[1]
-                await asyncio.to_thread(wait_for, lambda: not guard._busy)
-                with guard._lock:
-                    guard.breaker.success(0)
-                    guard._retries.__init__()
-                    assert guard._busy == 0
-            assert (await router.infer(1)).value == ("cloud" if said is GOOD and edge is unsure else "edge")
-            await asyncio.to_thread(server.wait_for, lambda: len(server._tasks) <= 1)
-            return cancelled
+            assert await cancel_everywhere(router, DATUM) >= (2 if case == "accepted" else 5)
+            return await router.infer(DATUM)
 
     with CannedServer(said) as server:
-        assert asyncio.run(main(server)) >= (1 if case == "accepted" else 3)
+        assert asyncio.run(main(server)).value == ("cloud" if said is GOOD and edge is unsure else "edge")
+
+
+@pytest.mark.xfail(strict=True, reason="httpcore's pool keeps a connection for good if its task is cancelled as it is given or closed")
+def test_cancelling_at_every_point_leaves_no_connection():
+    """None is left but one that waits for the next request."""
+
+    async def main(server):
+        async with AsyncRouter(unsure, PlainJson(server.url), threshold=0.5) as router:
+            for _ in range(3):
+                await cancel_everywhere(router, DATUM)
+            await asyncio.to_thread(wait_for, lambda: len(server._tasks) <= 1, 2.0)
+
+    with CannedServer(GOOD) as server:
+        asyncio.run(main(server))
 
 
 def test_two_hundred_threads_through_an_outage():

@@ -610,7 +610,7 @@ def test_a_read_only_disk(disk, make, deliver, call, caplog):
     outbox.close()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     try:
-        with pytest.raises(StoreError, match=r"readonly|read-only|unable"):
+        with pytest.raises(StoreError, match=r"(?i)readonly|read-only|unable"):
             outbox.put(request("b"))
         told = Queue()
         deliver(outbox, lambda _: sure())

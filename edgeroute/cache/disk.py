@@ -82,7 +82,7 @@ class Disk:
     """
 
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
-        self._database = Database(path, SCHEMA, durable=False)
+        self._database = Database(path, SCHEMA, durable=False, busy_s=BUSY_MS / 1000)
         self._max_bytes, self._keep_s, self._clock = max_bytes, keep_s, clock
         self._workers = Workers("edgeroute-cache", idle_s=5.0)
         self._reading, self._writing = _Resting("read from"), _Resting("write to")
@@ -101,7 +101,6 @@ class Disk:
             return None
         try:
             with self._database.transaction() as connection:
-                connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
                 row = connection.execute(_FIND, (key,)).fetchone()
         except _FAULTS as e:
             self._reading.failed(e)
@@ -156,7 +155,6 @@ class Disk:
 
     def _insert(self, rows: list[tuple[bytes, float, _Row | None]]) -> None:
         with self._database.transaction() as connection:
-            connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
             connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
             for key, at, row in rows:
                 connection.execute("DELETE FROM answers WHERE key = ?", (key,))

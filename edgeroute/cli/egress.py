@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -12,11 +11,9 @@ import typer
 
 from edgeroute import clock
 from edgeroute.cli.exits import OK
-from edgeroute.cli.options import UNITS, Json
+from edgeroute.cli.options import Json, seconds
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
 from edgeroute.errors import BadInput
-
-AGO = {**UNITS, "h": 3600.0, "d": 86400.0}
 
 
 class Sent(NamedTuple):
@@ -32,9 +29,12 @@ class Sent(NamedTuple):
 
 def instant(text: str) -> float:
     """`90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) by this machine's clock -> seconds since 1970."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|s|m|h|d)", str(text).strip())
     try:
-        return clock.now() - float(found[1]) * AGO[found[2]] if found else datetime.fromisoformat(text).timestamp()
+        return clock.now() - seconds(text)
+    except typer.BadParameter:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"expected a time ago, as in 90m, 1h or 7d, or a date, as in 2026-11-24, not {text!r}") from None
 

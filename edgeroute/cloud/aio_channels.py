@@ -14,48 +14,89 @@ from edgeroute.errors import CloudError, TimedOut
 
 
 class AsyncChannels:
-    """Kept-alive connections to one address, for one event loop at a time."""
+    """Kept-alive connections to one address, for one event loop at a time.
+
+    Each call has one to itself, as in threads: who is cancelled in the middle closes it, and touches no other.
+    """
 
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
-        self._pool: httpcore.AsyncConnectionPool | None = None
+        self._idle: list[_Channel] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._kept = False
+        self._closed = False
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Channels.send`; cancelling the task ends it."""
         loop = asyncio.get_running_loop()
-        if self._pool is None or self._loop is not loop:
-            self._pool = httpcore.AsyncConnectionPool(**self._wire.options(), max_connections=None)
-            self._loop, self._kept = loop, False
+        if self._loop is not loop:
+            self._loop, self._idle, self._closed = loop, [], False  # what another loop opened is of no use here
+        idle = self._idle
         left_s = until - monotonic()
         request = self._wire.request(call, left_s)
+        channel = idle.pop() if idle else _Channel(self._wire)
+        good = False
         try:
-            reply = await asyncio.wait_for(self._exchange(self._pool, request), None if left_s == INF else left_s)
+            reply = await asyncio.wait_for(channel.send(request), None if left_s == INF else left_s)
+            good = True
         except ERRORS as e:
-            raise self._wire.error(e, stale=self._kept) from e
+            raise self._wire.error(e, stale=channel.kept) from e
         except CloudError:
             raise
         except (asyncio.TimeoutError, TimeoutError) as e:
             raise TimedOut(f"{self._wire.address.origin} did not answer in time") from e
-        self._kept = True
+        finally:
+            if good and not self._closed:
+                idle.append(channel)
+            else:
+                await channel.close()
         return reply
 
-    async def _exchange(self, pool: httpcore.AsyncConnectionPool, request: httpcore.Request) -> Reply:
-        response = await pool.handle_async_request(request)
+    async def close(self) -> None:
+        """Closes what is idle now, and what is in use as soon as it is not."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().close()
+
+    def abandon(self) -> None:
+        """The same from outside the loop, or from a thread."""
+        self._closed = True
+        if self._idle and self._loop is not None and self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self.close(), self._loop)
+
+
+class _Channel:
+    """One connection, made again when the server has closed it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self.kept = False
+        """Whether it has served a call before: then the server may just have closed it."""
+        self._connection = self._new()
+
+    async def send(self, request: httpcore.Request) -> Reply:
+        wire = self._wire
+        if isinstance(self._connection, httpcore.AsyncHTTPConnection) and self._connection.has_expired():
+            await self._connection.aclose()
+            self._connection, self.kept = self._new(), False
+        response = await self._connection.handle_async_request(request)
         try:
-            headers = self._wire.heard(response)
+            headers = wire.heard(response)
             parts, size = [], 0
             async for part in response.aiter_stream():
                 parts.append(part)
                 size += len(part)
-                self._wire.check_size(size)
+                wire.check_size(size)
         finally:
             await response.aclose()
+        self.kept = True
         return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
+    def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
+        options = self._wire.options()
+        if options["proxy"] is not None:  # only a pool knows how to go through one
+            return httpcore.AsyncConnectionPool(**options, max_connections=1)
+        del options["proxy"]
+        return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options)
+
     async def close(self) -> None:
-        """Closes every connection."""
-        if self._pool is not None:
-            await self._pool.aclose()
-            self._pool = None
+        await self._connection.aclose()

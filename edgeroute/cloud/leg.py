@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from edgeroute.cloud.aio_channels import AsyncChannels
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.channels import Channels
-from edgeroute.errors import CloudError
+from edgeroute.errors import CloudError, Unreachable
 from edgeroute.fork import renew_after_fork
 from edgeroute.types import Cancel
 
@@ -86,6 +86,8 @@ class HttpLeg:
 
     def _exchange(self, call: Call, until: float, visit: Visit, cancel: Cancel | None) -> Reply:
         def once() -> Reply:
+            if cancel is not None and cancel.asked:
+                raise Unreachable(f"{self.endpoint.where} was not asked: its answer is not needed any more")
             self._leaving(call, until, visit)
             try:
                 reply = self._channels.send(call, until, cancel)
@@ -166,11 +168,12 @@ class HttpLeg:
         return {"retry": _RETRIABLE, "wait": _wait, "stop": stop, "reraise": True}
 
     def close(self) -> None:
-        """Closes the connections that threads use."""
+        """Closes the connections."""
         self._channels.close()
+        self._async.abandon()
 
     async def aclose(self) -> None:
-        """Closes the connections that asyncio uses."""
+        """The same on the event loop, and waits for it."""
         await self._async.close()
         self.close()
 

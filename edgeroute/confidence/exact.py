@@ -63,9 +63,9 @@ def lr_p(n: int, eps: float, gamma: float, wins: int) -> Floats:
     top = grid[-1][0]
     spread = WIDE * sqrt(n * top) + WIDE
     shape = min(n, max(wins, int(n * (top - eps) / 2 + spread))) + 1, min(n, int(n * (top + eps) / 2 + spread)) + 1
-    w, h = (
-        found.astype(np.int64) for found in np.nonzero(_near(np.arange(shape[0])[:, None], np.arange(shape[1]), n, eps, spread))
-    )
+    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])
+    less = (columns - rows < n * eps) & (columns + rows <= n)
+    w, h = np.nonzero(less & (columns - rows > n * eps - spread))  # further down it never happens while the promise is broken
     order = np.argsort(-_ratio(n, eps, h, w), kind="stable")
     w, h = w[order], h[order]
     known = _log_factorials(n)
@@ -76,15 +76,9 @@ def lr_p(n: int, eps: float, gamma: float, wins: int) -> Floats:
         rest = log1p(-q)
         chances = np.exp(ways + h * (log((q + eps) / 2) - rest) + w * (log(max((q - eps) / 2, 1e-300)) - rest) + n * rest)
         np.maximum(largest, np.cumsum(chances), out=largest, where=i <= bound)
-    p = np.where(np.arange(shape[1]) - np.arange(shape[0])[:, None] < n * eps, 0.0, 1.0)
+    p = np.where(less, 0.0, 1.0)
     p[w, h] = np.minimum(1.0, gamma + largest)
     return p[: wins + 1]
-
-
-def _near(w: Ints, h: Ints, n: int, eps: float, spread: float) -> NDArray[np.bool_]:
-    """Cells with fewer harms than the promise allows, and not so few that they never happen while it is broken."""
-    less: NDArray[np.bool_] = (h - w < n * eps) & (h - w > n * eps - spread) & (h + w <= n)
-    return less
 
 
 def _ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
@@ -130,10 +124,10 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
 def _grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
     """Values of q from eps on, and for each up to how many events leave it above their confidence bound.
 
-    The last is the first to reach `events`. They are half a standard deviation of the count apart, and a bound between two
-    is moved up to the next.
+    The last is the first to reach `events`. They are a quarter of a standard deviation of the count apart, and a bound
+    between two is moved up to the next.
     """
-    for root in np.arange(sqrt(eps), 1, 1 / (4 * sqrt(n))):
+    for root in np.arange(sqrt(eps), 1, 1 / (8 * sqrt(n))):
         q = max(float(root) ** 2, eps)
         reach = most(n, q, gamma)
         yield q, reach

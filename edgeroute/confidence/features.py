@@ -1,4 +1,6 @@
-"""What a learned score looks at. With z the logits less their largest, p = softmax(z), u = z less its mean, C classes:
+"""What a learned score looks at.
+
+With z the logits less their largest, p = softmax(z), u = z less its mean, and C classes:
 
     logit msp      log msp / (1 - msp)             exact where msp itself rounds to 1
     closeness      log(1 + exp(-margin))           margin: between the two largest logits
@@ -17,7 +19,8 @@ A constant added to all logits changes none of them. Two more, if asked, tell fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, log, log1p, nan, sqrt
+from math import dist, exp, log, log1p, nan, sqrt
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,20 +108,24 @@ def of_row(x: list[float], foreign: Foreign | None = None) -> tuple[list[float],
     """One row [C] in plain Python, C <= 128. -> the features but for the one-hot ones, and the class predicted."""
     top = max(x)
     k = x.index(top)
-    z = [FLOOR if v - top < FLOOR else v - top for v in x]
-    weights = [exp(v) for v in z]
-    rest = sum(weights[:k]) + sum(weights[k + 1 :])
-    total, log_total = 1 + rest, log1p(rest)
-    p = [w / total for w in weights]
-    second = max(z[:k] + z[k + 1 :])
+    z = [FLOOR if v - top < FLOOR else v - top for v in x]  # noqa: FURB136 - max() would be a call for each class
     classes = len(z)
     mean = sum(z) / classes
-    entropy = (log_total - sum([a * b for a, b in zip(p, z, strict=True)])) / log(classes)
-    norm = sqrt(sum([(v - mean) ** 2 for v in z]))
+    norm = dist(z, [mean] * classes)
+    weights = list(map(exp, z))
+    weights[k] = 0.0
+    rest = sum(weights)
+    weights[k] = exp(z[k])  # 1, or NaN
+    total, log_total = 1.0 + rest, log1p(rest)
+    entropy = (log_total - sum(map(mul, weights, z)) / total) / log(classes)
+    z[k] = FLOOR
+    second = max(z)
     features = [-log(rest), log1p(exp(second)), entropy, second - log_total, -mean, norm]
     if foreign is not None:
+        z[k] = 0.0
         features += [top + log_total, foreign.distance_of([v - mean for v in z])]
-    return features + p, k
+    features += [w / total for w in weights]
+    return features, k
 
 
 def text_features(token_logprobs: Sequence[float]) -> list[float]:
@@ -126,7 +133,7 @@ def text_features(token_logprobs: Sequence[float]) -> list[float]:
     given = token_logprobs.tolist() if isinstance(token_logprobs, np.ndarray) else list(token_logprobs)
     if not given or any(v != v for v in given):  # noqa: PLR0124 - NaN, without a call for each token
         return [nan] * len(TEXT)
-    values = sorted([FLOOR if v < FLOOR else v for v in given])
+    values = sorted([FLOOR if v < FLOOR else v for v in given])  # noqa: FURB136 - max() would be a call for each token
     count = len(values)
     quantiles = [_quantile(values, q) for q in (0.1, 0.25, 0.5)]
     return [*quantiles, sum(values) / count, values[0], max(given[0], FLOOR), log(count)]

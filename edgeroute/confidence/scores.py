@@ -152,6 +152,8 @@ class Reader:
 
     def _large(self, row: Any, first: Any) -> Prediction:
         array = np.asarray(first)
+        if not array.size and self.labels is not None:
+            raise BadReply(f"0 outputs, but {len(self.labels)} labels: these outputs are not this model's")
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is what the model gives, and only the user's score can judge it
             return Prediction(row, self._custom(row) if self._custom is not None else None, row)

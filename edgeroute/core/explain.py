@@ -27,7 +27,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             parts.append(str(detail) if getattr(detail, "held", False) else f"{leg.name} failed: {detail}")
         elif what == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
-    if outcome.leg is not None and not outcome.accepted:
+    if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
         parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
     return "; ".join(parts)
 

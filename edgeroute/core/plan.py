@@ -114,7 +114,7 @@ def plan(
         steps.extend(f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free)
         order = free
 
-    hedge_s = _hedge_s(policy, targets, facts, order, deadline_s)
+    hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
     if hedge_s < INF and facts.no_hedge and len(order) > 1 and allowed is not None:
         steps.append(f"no hedge: {facts.no_hedge}")
         hedge_s = INF
