@@ -60,9 +60,9 @@ class AsyncRouter(Routing):
         outcome = await drive(walk(plan, begun, False, route.late is not None), partial(self._leg, route))
         return await self._ended(plan, outcome, route)
 
-    async def _ended(self, plan: Plan, outcome: Outcome, route: Route) -> Answer:
+    async def _ended(self, plan: Plan, outcome: Outcome, route: Route, shown: Answer | None = None) -> Answer:
         if outcome.accepted or plan.offline != "queue":
-            return self._end(plan, outcome, route)
+            return self._end(plan, outcome, route, shown=shown)
         return await asyncio.to_thread(self._end, plan, outcome, route)  # the outbox waits for the disk
 
     async def _cached(self, plan: Plan, route: Route, begun: float) -> Answer:
@@ -83,14 +83,14 @@ class AsyncRouter(Routing):
 
     def _renew(self, stale: Route) -> None:
         async def again() -> None:
-            plan, route, begun = self._again(stale)
             answer = None
             try:
+                plan, route, begun = self._again(stale)
                 answer = await self._walk(plan, route, begun)
             except EdgerouteError as e:
                 log.info("what the cache has past its time could not be renewed: %s", e)
             finally:
-                self._keep(route, answer)
+                self._keep(stale, answer)
 
         self._task(again())
 
@@ -113,7 +113,7 @@ class AsyncRouter(Routing):
             while (shown := await mail.get()) is not None:
                 provisional = self._provisional(plan, shown, route, begun)
                 yield provisional
-            answer = self._final(provisional, await self._ended(plan, await task, route))
+            answer = await self._ended(plan, await task, route, provisional)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

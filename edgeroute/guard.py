@@ -215,11 +215,6 @@ class Guard:
             now = monotonic()
             return "" if self.breaker.allows(now) else self.breaker.why(now)
 
-    def why_not_again(self) -> str | None:
-        """Why an attempt after the first is not to be made, though it has waited for its turn; None: it may."""
-        with self._lock:
-            return None if self.breaker.state == "closed" else self.breaker.why(monotonic())
-
     def _due(self, now: float) -> bool:
         due = self.breaker.probe_due(now)
         if due:
@@ -261,6 +256,12 @@ class Guard:
         with self._lock:
             self.held += 1
 
+    def first(self, visit: Visit) -> bool:
+        """Notes that the visit is late -> whether that is news: the caller and the leg's own thread may both see it."""
+        with self._lock:
+            news, visit.late = not visit.late, True
+        return news
+
     def refund(self) -> None:
         """Nothing of what was let through has left: it costs nothing."""
         terms = self.terms
@@ -282,8 +283,8 @@ class Visit:
     """One talk with an endpoint. The leg says before each attempt what it is about to send, and after it what came of it."""
 
     __slots__ = (
-        "_attempts", "_begun", "_guard", "_late", "_open", "_took_s", "_until",
-        "counts", "data_class", "identity", "received", "rule", "sent", "usd",
+        "_attempts", "_begun", "_guard", "_open", "_took_s", "_until",
+        "counts", "data_class", "identity", "late", "received", "rule", "sent", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Guard, identity: str, data_class: str | None, rule: str) -> None:
@@ -292,7 +293,7 @@ class Visit:
         self.usd = 0.0 if rule == NO_DATA else guard.terms.usd_per_call
         self.counts = True
         """Whether the breaker hears of it."""
-        self._open = self._late = False
+        self._open = self.late = False
         self._attempts = 0
         self._begun, self._until = 0.0, INF
         self._took_s: float | None = None
@@ -323,17 +324,11 @@ class Visit:
         Raises:
             Held: a limit does not allow so many bytes, or the egress ledger cannot be written. Nothing may be sent then.
         """
-        guard = self._guard
-        again = self._attempts > 0
-        why = guard.why_not_again() if again and self.rule != NO_DATA else None
-        why = why or self._pay(size, ask=True)
-        if why is not None:
-            if not again and self.rule != NO_DATA:
-                guard.refund()
-                self.usd = 0.0
-            raise Held(f"{guard.name} was not asked{' again' if again else ''}: {why}")
-        self._attempts += 1
-        if guard.journal is not None:
+        guard, again, known = self._guard, self._attempts > 0, self.rule != NO_DATA
+        cost = self._bytes_cost(size)
+        why = guard.why() if again and known else ""
+        why = why or guard.purse.reserve(cost) or ""
+        if not why and guard.journal is not None:
             record = {
                 "at": round(clock.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
                 "rule": self.rule, "request": self.identity,
@@ -341,10 +336,15 @@ class Visit:
             try:
                 guard.journal.append(record)
             except StoreError as e:
-                if not again and self.rule != NO_DATA:
-                    guard.refund()
-                    self.usd = 0.0
-                raise Held(f"{guard.name} was not asked: what is not in the egress ledger does not leave ({e})") from e
+                guard.purse.settle(cost, Cost())
+                why = f"what is not in the egress ledger does not leave ({e})"
+        if why:
+            if not again and known:
+                guard.refund()
+                self.usd = 0.0
+            raise Held(f"{guard.name} was not asked{' again' if again else ''}: {why}")
+        self._attempts += 1
+        self.usd += cost.usd
         self.sent += size
         self._open, self._begun, self._until = True, monotonic(), until
 
@@ -353,7 +353,9 @@ class Visit:
         self._open = False
         self.received += size
         if size:
-            self._pay(size, ask=False)
+            cost = self._bytes_cost(size)
+            self.usd += cost.usd
+            self._guard.purse.add(cost)
         if not self.counts:
             return
         if error is None:
@@ -371,7 +373,7 @@ class Visit:
             return
         if isinstance(error, TimeoutError) or cut:
             self._overdue()
-        elif not self._late:
+        elif not self.late:
             self._guard.fault()
 
     def overdue(self) -> None:
@@ -381,20 +383,13 @@ class Visit:
 
     def _overdue(self) -> None:
         """Too late, unless it had less time than it usually takes: that is nobody's fault."""
-        if self.counts and not self._late and monotonic() - self._begun >= self._guard.usual_s():
-            self._late = True
+        if self.counts and monotonic() - self._begun >= self._guard.usual_s() and self._guard.first(self):
             self._guard.fault()
 
     def may_retry(self) -> bool:
         """Whether the retry budget and the breaker have room for one more attempt."""
-        return self.counts and not self._late and self._guard.retry()
+        return self.counts and not self.late and self._guard.retry()
 
-    def _pay(self, size: int, *, ask: bool) -> str | None:
+    def _bytes_cost(self, size: int) -> Cost:
         terms, mb = self._guard.terms, size / MB
-        usd = mb * terms.usd_per_mb
-        self.usd += usd
-        cost = Cost(usd=usd, mb=mb, joules=mb * terms.joules_per_mb)
-        if ask:
-            return self._guard.purse.reserve(cost)
-        self._guard.purse.add(cost)
-        return None
+        return Cost(usd=mb * terms.usd_per_mb, mb=mb, joules=mb * terms.joules_per_mb)

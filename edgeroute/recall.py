@@ -62,13 +62,14 @@ class Recall:
             log.error("%s", e)  # noqa: TRY400
             return None
 
-    def row(self, route: Route, live: Live, x: Any, begun: float) -> tuple[Answer | None, bytes | None]:
-        """The same for one row of a batch, which waits for nobody: the answer or the key."""
-        one = Route(route.plan, live, x, None, 0.0, False, route.router, route.number)  # type: ignore[arg-type]  # it is not run
-        answer, _ = self.known(one, live, begun)
-        if one.flight is not None and one.flight.leads:
-            one.flight.failed()
-        return answer, one.key
+    def row(self, batch: Route, row: int, begun: float) -> tuple[Answer | None, Route, bool]:
+        """The same for one row of a batch, as a route of its own."""
+        workers: Any = None  # it is not run
+        one = Route(batch.plan, batch.live, batch.inputs[row], workers, batch.until, False, batch.router, f"{batch.number}.{row}")
+        answer, renew = self.known(one, batch.live, begun)
+        if answer is None and one.flight is not None:
+            one.flight.failed()  # a batch neither waits for others nor lets them wait
+        return answer, one, renew
 
     def keep(self, key: bytes, answer: Answer, live: Live, plan: Plan, x: Any) -> None:
         """Stores an answer, if it is one that the policy accepted."""

@@ -64,7 +64,7 @@ class Route:
     _said: dict[int, Event] | None = None
 
     def __init__(
-        self, plan: Plan, live: Live, inputs: Any, workers: Workers, until: float, many: bool, router: str, number: int
+        self, plan: Plan, live: Live, inputs: Any, workers: Workers, until: float, many: bool, router: str, number: int | str
     ) -> None:
         self.plan, self.live, self.inputs, self._workers, self.until, self.many = plan, live, inputs, workers, until, many
         self.router, self.number = router, number

@@ -112,14 +112,14 @@ class Router(Routing):
 
     def _renew(self, stale: Route) -> None:
         def again() -> None:
-            plan, route, begun = self._again(stale)
             answer = None
             try:
+                plan, route, begun = self._again(stale)
                 answer = self._walk(plan, route, begun)
             except EdgerouteError as e:
                 log.info("what the cache has past its time could not be renewed: %s", e)
             finally:
-                self._keep(route, answer)
+                self._keep(stale, answer)
 
         self._workers.submit(again)
 
@@ -149,7 +149,7 @@ class Router(Routing):
                 shown = self._provisional(plan, next(steps), route, begun)
                 yield shown
         except StopIteration as end:
-            answer = self._final(shown, self._end(plan, end.value, route))
+            answer = self._end(plan, end.value, route, shown=shown)
         finally:
             steps.close()
             if self._recall is not None:

@@ -238,17 +238,29 @@ class Routing:
         if self._postponed is not None and self._postponed.listening and not route.many:
             route.late = self._postponed.late
 
-    def _end(self, made: Plan, outcome: Outcome, route: Route, row: int | None = None) -> Answer:
-        """Record, and answer."""
+    def _end(
+        self,
+        made: Plan,
+        outcome: Outcome,
+        route: Route,
+        row: int | None = None,
+        number: str | None = None,
+        shown: Answer | None = None,
+    ) -> Answer:
+        """Record, and answer. row: of the route's batch; number: what that row is called; shown: the provisional answer."""
         if self._counts.record(made, outcome, row is not None):
             self._observe()
         if route.visits is not None and self._kept is not None:
             self._kept.put(f"spending:{self._router}", self._purse.dump())
-        number = route.number if row is None else f"{route.number}.{row}"
+        name = number or route.number
         if outcome.accepted:
-            answer = Answer(made, outcome, self._router, number, route.visits)
+            answer = Answer(made, outcome, self._router, name, route.visits)
         else:
-            answer = self._fallen(made, outcome, route, row, number)
+            answer = self._fallen(made, outcome, route, row, name)
+        if shown is not None and answer.source == "cloud":
+            with contextlib.suppress(Exception):  # a value may be anything, even something that cannot be compared
+                agrees = bool(answer.value == shown.value)
+                answer.noted("it agrees with the provisional answer" if agrees else "it corrects that", final=True)
         if self._trace is not None:
             self._trace.take(answer, route.inputs if row is None else route.inputs[row])
         return answer
@@ -285,26 +297,31 @@ class Routing:
     def _known(self, route: Route, begun: float) -> Answer | None:
         """The cache's answer, if it has one."""
         assert self._recall is not None, "there is a cache"
-        answer, renew = self._recall.known(route, self._live, begun)
+        answer, renew = self._recall.known(route, route.live, begun)
         if answer is not None:
-            self._counts.note("cached")
-            if renew:
-                self._renew(route)
-            if self._trace is not None:
-                self._trace.take(answer, route.inputs)
+            self._recalled(answer, route, renew=renew)
         return answer
 
+    def _recalled(self, answer: Answer, route: Route, *, renew: bool) -> None:
+        """Records an answer that came from the cache."""
+        self._counts.note("cached")
+        if renew:
+            self._renew(route)
+        if self._trace is not None:
+            self._trace.take(answer, route.inputs)
+
     def _patience_s(self, route: Route, begun: float) -> float:
-        """How long to wait for an equal request, so that the edge could still be asked after it."""
-        return max(0.0, route.until - 2 * self._facts.edge_s - begun)
+        """How long to wait for an equal request, so that the edge can still be asked after it."""
+        whole_s, edge_s = route.plan.deadline_s, self._facts.edge_s
+        return whole_s if whole_s == INF else max(0.0, whole_s - (2 * edge_s or whole_s / 2) - (monotonic() - begun))
 
     def _keep(self, route: Route, answer: Answer | None) -> None:
         """What equal requests get that wait for this one, and later ones."""
         assert self._recall is not None, "there is a cache"
         if answer is not None and route.key is not None:
-            self._recall.keep(route.key, answer, self._live, route.plan, route.inputs)
+            self._recall.keep(route.key, answer, route.live, route.plan, route.inputs)
         if route.flight is not None and route.flight.leads:
-            if answer is None:
+            if answer is None or answer.degraded or not answer.final:  # others may have more time, and names of their own
                 route.flight.failed()
             else:
                 route.flight.done(answer)
@@ -316,16 +333,15 @@ class Routing:
     def _again(self, stale: Route) -> tuple[Plan, Route, float]:
         """A request equal to one that was answered from the cache."""
         made, route, begun = self._begin(stale.inputs, stale.plan.mode, None, stale.plan.data_class)
+        made = route.plan = made._replace(offline="raise")  # nobody waits for it: it is not queued either
         route.key, route.cache, route.flight = stale.key, stale.cache, stale.flight
         return made, route, begun
 
     def _shared(self, leader: Answer, route: Route, begun: float) -> Answer:
         """The answer of an equal request that was under way."""
         assert self._recall is not None, "there is a cache"
-        self._counts.note("cached")
         answer = self._recall.shared(leader, route, begun)
-        if self._trace is not None:
-            self._trace.take(answer, route.inputs)
+        self._recalled(answer, route, renew=False)
         return answer
 
     def _known_rows(self, route: Route, begun: float) -> tuple[list[Any], list[tuple[int, bytes | None]]]:
@@ -334,13 +350,13 @@ class Routing:
         if self._recall is None:
             return [None] * count, [(row, None) for row in range(count)]
         found, left = [], []
-        for row, x in enumerate(route.inputs):
-            answer, key = self._recall.row(route, self._live, x, begun)
+        for row in range(count):
+            answer, one, renew = self._recall.row(route, row, begun)
             found.append(answer)
             if answer is None:
-                left.append((row, key))
+                left.append((row, one.key))
             else:
-                self._counts.note("cached")
+                self._recalled(answer, one, renew=renew)
         if left:
             route.inputs = [route.inputs[row] for row, _ in left]
         return found, left
@@ -350,22 +366,14 @@ class Routing:
     ) -> None:
         """Answers the rows that were walked."""
         for i, (outcome, (row, key)) in enumerate(zip(outcomes, rows, strict=True)):
-            found[row] = answer = self._end(made, outcome, route, i)
+            found[row] = answer = self._end(made, outcome, route, i, f"{route.number}.{row}")
             if self._recall is not None and key is not None:
-                self._recall.keep(key, answer, self._live, made, route.inputs[i])
+                self._recall.keep(key, answer, route.live, made, route.inputs[i])
 
     def _provisional(self, made: Plan, shown: Emit, route: Route, begun: float) -> Answer:
         """What the edge says, for now."""
         outcome = Outcome(shown.leg, shown.prediction, True, shown.log, begun, monotonic())
         return Answer(made, outcome, self._router, route.number).noted("provisional", final=False)
-
-    def _final(self, shown: Answer | None, answer: Answer) -> Answer:
-        """The last word; it says what it makes of the provisional one."""
-        if shown is not None and answer.source == "cloud":
-            with contextlib.suppress(Exception):  # a value may be anything, even something that cannot be compared
-                agrees = bool(answer.value == shown.value)
-                answer.noted("it agrees with the provisional answer" if agrees else "it corrects that", final=True)
-        return answer
 
     def _observe(self) -> None:
         """Renews the facts, and with them the plans."""
@@ -435,7 +443,7 @@ class Routing:
             answer = Answer(route.plan, outcome, self._router, route.number).noted(
                 "it came after its request's deadline", final=True
             )
-            self._recall.keep(route.key, answer, self._live, route.plan, route.inputs)
+            self._recall.keep(route.key, answer, route.live, route.plan, route.inputs)
 
     def _remember(self) -> None:
         """Takes up what earlier runs knew."""

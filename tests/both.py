@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from edgeroute import AsyncRouter, Router
 from edgeroute.testing import CannedServer, Relay, _length, http_reply
 
-LONG = 8.0
+LONG = 30.0
 """Seconds after which a test that waits for something has failed."""
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
 DOWN = http_reply(b"oops", status=503)
@@ -31,12 +30,13 @@ class Threads(Router):
     """A `Router`; `start` is `infer` in a thread of its own."""
 
     def start(self, *args, **kwargs):
+        """A future of the answer."""
         answer = Future()
 
         def run():
             try:
                 answer.set_result(self.infer(*args, **kwargs))
-            except BaseException as e:
+            except BaseException as e:  # noqa: BLE001 - the future's reader has it
                 answer.set_exception(e)
 
         threading.Thread(target=run).start()
@@ -51,6 +51,7 @@ class Tasks:
 
     @classmethod
     def from_policy(cls, *args, **kwargs):
+        """As the router's."""
         self = cls.__new__(cls)
         self._run(lambda: AsyncRouter.from_policy(*args, **kwargs))
         return self
@@ -62,18 +63,23 @@ class Tasks:
         self._thread.start()
 
     def start(self, *args, **kwargs):
+        """A future of the answer."""
         return asyncio.run_coroutine_threadsafe(self.router.infer(*args, **kwargs), self.loop)
 
     def wait(self, coroutine):
+        """What it returns."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(LONG)
 
     def infer(self, *args, **kwargs):
+        """As the router's."""
         return self.wait(self.router.infer(*args, **kwargs))
 
     def infer_many(self, *args, **kwargs):
+        """As the router's."""
         return self.wait(self.router.infer_many(*args, **kwargs))
 
     def refine(self, *args, **kwargs):
+        """As the router's, for a `for`."""
         steps = self.router.refine(*args, **kwargs)
 
         async def one():
@@ -86,6 +92,7 @@ class Tasks:
             self.wait(steps.aclose())
 
     def close(self):
+        """Ends the router and the loop."""
         if self.loop.is_closed():
             return
         self.wait(self.router.close())
@@ -112,9 +119,11 @@ class GatedServer(CannedServer):
         super().__init__(reply)
 
     def open(self):
+        """Lets replies through."""
         self._loop.call_soon_threadsafe(self._gate.set)
 
     def shut(self):
+        """Holds them back again."""
         self._loop.call_soon_threadsafe(self._gate.clear)
 
     async def _serve(self, reader, writer):
@@ -135,6 +144,7 @@ class Link(Relay):
     """A relay that goes down as a link does: connections that exist end, too."""
 
     def down(self):
+        """Nothing comes through any more."""
         self.refuse = True
         self._do(self._cut())
 
@@ -172,7 +182,7 @@ def open_files():
     found = []
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            target = os.readlink(link)
+            target = str(link.readlink())
             if target.startswith("socket:") or target.endswith((".db", ".db-wal", ".jsonl", ".deliver", ".callback")):
                 found.append(target)
     return sorted(found)

@@ -203,7 +203,6 @@ def test_less_time_than_usual_is_no_fault():
     assert (guard.state, guard.breaker._faults) == ("closed", 0)
 
 
-@pytest.mark.xfail(strict=True, reason="Visit._overdue looks at _late and sets it without a lock")
 def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
     """The caller, who goes on without it, and the leg's own thread."""
     guard, _ = guarded()
@@ -320,7 +319,6 @@ def test_a_hold_is_for_all():
     ask(guard)
 
 
-@pytest.mark.xfail(strict=True, reason="why_not_again looks at the breaker's state and not at the hold")
 def test_a_hold_is_for_retries_too():
     """Also for those of requests that have been waiting since before it."""
     guard, _ = guarded()
@@ -398,7 +396,6 @@ def test_what_is_held_is_not_paid():
     assert (guard.held, guard._busy, guard.state) == (1, 0, "closed")
 
 
-@pytest.mark.xfail(strict=True, reason="refund() gives back what the call costs, but not what its bytes do")
 def test_what_the_ledger_does_not_take_is_not_paid():
     """It did not leave."""
     journal = Ledger()
@@ -410,7 +407,6 @@ def test_what_the_ledger_does_not_take_is_not_paid():
     assert tuple(guard.purse.spent()) == pytest.approx((0, 0, 0, 0))
 
 
-@pytest.mark.xfail(strict=True, reason="_pay adds to the visit's money before it is known whether it may be spent")
 def test_a_visit_knows_what_it_has_cost():
     """All attempts, and not the one that was not made."""
     guard, _ = guarded(terms=Terms(usd_per_call=1.0, usd_per_mb=2.0), limits=Limits(mb_per_day=3.0))

@@ -227,8 +227,7 @@ def test_a_link_without_an_endpoint_is_no_end(ns, cloud, start):
 def test_what_was_queued_is_delivered(ns, cloud, start, tmp_path):
     """Once the link is back, each once, and the program is told the cloud's answers."""
     device = start(offline="queue", state=str(tmp_path / "state"))
-    device.cloud()
-    ns.down()
+    ns.down()  # before there is a connection, whose packets would be on their way for as long as there is time
     queued = []
     for i in range(5):
         value, _, degraded, final, name, reason = device("infer", f"datum {i}", LONG)
@@ -241,5 +240,4 @@ def test_what_was_queued_is_delivered(ns, cloud, start, tmp_path):
     assert sorted(told[1] for told in late) == sorted(queued)
     assert all(told[2:] == ["cloud", "edge"] for told in late)
     assert device("closed") == ["closed"]
-    sent = of(cloud, "/answer")
-    assert sorted(body for body in sent if b"datum " in body) == [json.dumps({"input": f"datum {i}"}, separators=(",", ":")).encode() for i in range(5)]
+    assert sorted(of(cloud, "/answer")) == [json.dumps({"input": f"datum {i}"}, separators=(",", ":")).encode() for i in range(5)]

@@ -15,7 +15,6 @@ from edgeroute.cache import Cache
 from edgeroute.egress import Egress
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
-
 LATE = "in time|cloud not there by the deadline"
 """The leg and the driver share a deadline, and either may see it first."""
 
@@ -213,9 +212,8 @@ def test_a_ladder_that_ends_on_its_way(make):
 
 def test_input_that_the_edge_cannot_take(make, tmp_path):
     """BadInput, before anything is shown or sent."""
-    with CannedServer(GOOD) as server:
-        with pytest.raises(BadInput):
-            next(make(linear(tmp_path / "edge.onnx"), PlainJson(server.url)).refine(np.zeros(9, np.float32)))
+    with CannedServer(GOOD) as server, pytest.raises(BadInput):
+        next(make(linear(tmp_path / "edge.onnx"), PlainJson(server.url)).refine(np.zeros(9, np.float32)))
     assert server.connections == 0
 
 

@@ -75,8 +75,9 @@ class _Channel:
 
     async def send(self, request: httpcore.Request) -> Reply:
         wire = self._wire
-        if isinstance(self._connection, httpcore.AsyncHTTPConnection) and self._connection.has_expired():
-            await self._connection.aclose()
+        old = self._connection
+        if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
+            await old.aclose()
             self._connection, self.kept = self._new(), False
         response = await self._connection.handle_async_request(request)
         try:

@@ -106,8 +106,9 @@ class _Channel:
             cancel.on_ask(self.cut)
         try:
             request = wire.request(call, until - monotonic())
-            if isinstance(self._connection, httpcore.HTTPConnection) and self._connection.has_expired():
-                self._connection.close()
+            old = self._connection
+            if isinstance(old, httpcore.HTTPConnection) and (old.is_closed() or old.has_expired()):
+                old.close()
                 self._connection, self._kept = self._new(), False
             response = self._connection.handle_request(request)
             try:

@@ -124,7 +124,7 @@ def calibrate(
         accepted[rows] = scores[rows] >= step.threshold
         if step.threshold < INF:
             spread += sqrt(len(rows) * log(2 * len(classes) / (0.05 if delta is None else delta)) / 2) / n  # Massart's bound
-    rate = 1 - float(accepted.mean())
+    rate = float((~accepted).mean())
     return Certificate(
         kind=kind,
         value=value,

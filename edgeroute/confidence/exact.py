@@ -19,8 +19,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 GAMMA = 1 / 50
 """The share of delta that is spent on the bound for q."""
-WIDE = 10
-"""Standard deviations beyond which a tail, less than 1e-20, is taken for nothing."""
+WIDE = 8
+"""Standard deviations, and as many counts, beyond which a tail is taken for nothing: it is less than 1e-14."""
 
 
 def needed(rate: float, delta: float) -> int:
@@ -54,31 +54,36 @@ def most_of_each(n: int, rate: float, delta: float) -> Ints:
     return _kept(limits)
 
 
-def lr_p(n: int, eps: float, gamma: float, wins: int) -> Floats:
-    """The p-value of P(harm) - P(win) >= eps by likelihood ratio, [wins + 1, harms]: for each count of wins and of harms.
-
-    1 where harms - wins >= n * eps, and where there are more harms than columns.
-    """
+@lru_cache(maxsize=64)
+def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
+    """[wins + 1], for each count of wins the largest count of harms, by likelihood ratio (LR-BB)."""
+    gamma = delta * GAMMA
     grid = list(_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
     top = grid[-1][0]
     spread = WIDE * sqrt(n * top) + WIDE
-    shape = min(n, max(wins, int(n * (top - eps) / 2 + spread))) + 1, min(n, int(n * (top + eps) / 2 + spread)) + 1
-    rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])
-    less = (columns - rows < n * eps) & (columns + rows <= n)
-    w, h = np.nonzero(less & (columns - rows > n * eps - spread))  # further down it never happens while the promise is broken
-    order = np.argsort(-_ratio(n, eps, h, w), kind="stable")
+    w_top, h_top = (min(n, int(n * (top + sign * eps) / 2 + spread)) for sign in (-1, 1))
+    w, h = np.arange(max(wins, w_top) + 1)[:, None], np.arange(h_top + 1)
+    # those with more harms are never let pass; those with far fewer never happen while the promise is broken
+    w, h = np.nonzero((h - w < n * eps) & (h - w > n * eps - spread) & (h + w <= n))
+    order = np.argsort(-_ratio(n, eps, h, w), kind="stable")  # from what speaks most against a broken promise
     w, h = w[order], h[order]
-    known = _log_factorials(n)
-    ways = known[n] - known[h] - known[w] - known[n - h - w]
-    bound = np.searchsorted([reach for _, reach in grid], h + w)
-    largest = np.zeros(len(h))
-    for i, (q, _) in enumerate(grid):
+    events, known = h + w, _log_factorials(n)
+    ways = known[n] - known[h] - known[w] - known[n - events]
+    rank, ranks = len(order), []  # as many, from the first, are let pass
+    for q, _ in grid:
         rest = log1p(-q)
-        chances = np.exp(ways + h * (log((q + eps) / 2) - rest) + w * (log(max((q - eps) / 2, 1e-300)) - rest) + n * rest)
-        np.maximum(largest, np.cumsum(chances), out=largest, where=i <= bound)
-    p = np.where(less, 0.0, 1.0)
-    p[w, h] = np.minimum(1.0, gamma + largest)
-    return p[: wins + 1]
+        near = np.flatnonzero(np.abs(events[:rank] - n * q) < WIDE * sqrt(n * q) + WIDE)
+        harm, win = log((q + eps) / 2) - rest, log(max((q - eps) / 2, 1e-300)) - rest
+        chances = np.exp(ways[near] + h[near] * harm + w[near] * win + n * rest)
+        found = int(np.searchsorted(np.cumsum(chances), delta - gamma, "right"))
+        rank = int(near[found]) if found < len(near) else rank
+        ranks.append(rank)
+    asked = np.flatnonzero(w <= wins)
+    bound = np.searchsorted([reach for _, reach in grid], events[asked])
+    passes = asked[asked < np.array(ranks)[bound]]
+    limits = np.full(wins + 1, -1)
+    np.maximum.at(limits, w[passes], h[passes])
+    return _kept(limits)
 
 
 def _ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
@@ -93,12 +98,6 @@ def _ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
 
 def _xlogy(x: Ints, y: Floats) -> Floats:
     return np.where(x == 0, 0.0, x * np.log(np.where(x == 0, 1.0, np.maximum(y, 1e-300))))
-
-
-@lru_cache(maxsize=64)
-def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
-    """[wins + 1], for each count of wins the largest count of harms (LR-BB)."""
-    return _kept((lr_p(n, eps, delta * GAMMA, wins) <= delta).sum(1) - 1)
 
 
 @lru_cache(maxsize=64)
@@ -124,15 +123,17 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
 def _grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
     """Values of q from eps on, and for each up to how many events leave it above their confidence bound.
 
-    The last is the first to reach `events`. They are a quarter of a standard deviation of the count apart, and a bound
-    between two is moved up to the next.
+    The last is the first to reach `events`. They are a quarter of a standard deviation of the count apart, or 8 % where that
+    is more, and a bound between two is moved up to the next. No limit that was looked at changes with a finer grid.
     """
-    for root in np.arange(sqrt(eps), 1, 1 / (8 * sqrt(n))):
-        q = max(float(root) ** 2, eps)
+    root = sqrt(eps)
+    while root < 1:
+        q = max(root**2, eps)
         reach = most(n, q, gamma)
         yield q, reach
         if reach >= events:
             return
+        root += max(1 / (8 * sqrt(n)), root / 25)
     yield 1 - 1e-12, n
 
 

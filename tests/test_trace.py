@@ -1,0 +1,292 @@
+"""Traces: how each answer came about, as lines of JSON; and what is in none of them."""
+
+import base64
+import contextlib
+import json
+import logging
+import random
+import threading
+
+import numpy as np
+import pytest
+from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, nothing_left, sure, unsure
+
+from edgeroute import PlainJson, PolicyError, Secret
+from edgeroute.cache import Cache
+from edgeroute.egress import Egress
+from edgeroute.journal import read
+from edgeroute.outbox import Outbox, decode_input
+from edgeroute.testing import CannedServer, FakeCloud, http_reply
+from edgeroute.trace import Trace
+
+KEY = "sk-a-very-secret-key-2718281828"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+
+
+def lines(path):
+    """Every line of the file and of those that are full, each of which is JSON."""
+    reading = read(path)
+    found = list(reading)
+    assert reading.skipped == 0
+    return found
+
+
+def test_an_answer_is_a_line(make, tmp_path):
+    """With the facts that it was decided on, the plan, and each step with its time, bytes and dollars."""
+    path = tmp_path / "folder" / "trace.jsonl"
+    with CannedServer(GOOD) as server:
+        cloud = PlainJson(server.url, usd_per_call=0.25, joules_per_call=2.0)
+        router = make(unsure, cloud, deadline=LONG, trace=path, egress=Egress(may_leave=["product"]))
+        answer = router.infer([1, 2, 3], data_class="product")
+        (told,) = lines(path)
+        assert told == json.loads(json.dumps(answer.trace))
+        sent = len(server.requests[0].partition(b"\r\n\r\n")[2])
+    assert (told["id"], told["mode"], told["deadline_s"], told["data_class"]) == (answer.id, "prefer_edge", LONG, "product")
+    assert (told["answered_by"], told["accepted"]) == ("cloud", True)
+    assert set(told["facts"]) == {"busy", "edge_p99_s", "no_hedge", "deferral_rate"}
+    assert [(leg["leg"], leg["side"], leg["threshold"], leg["rule"]) for leg in told["plan"]] == [
+        ("edge", "edge", 0.5, None),
+        ("cloud", "cloud", None, "may_leave has 'product'"),
+    ]
+    assert [(event["leg"], event["what"]) for event in told["events"]] == [
+        ("edge", "start"), ("edge", "below"), ("cloud", "start"), ("cloud", "accepted"),
+    ]  # fmt: skip
+    times = [event["at_s"] for event in told["events"]]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= times[-1] <= told["latency_s"]
+    last = told["events"][-1]
+    assert last["sent_bytes"] == sent > 0
+    assert last["received_bytes"] == len(GOOD.partition(b"\r\n\r\n")[2])
+    assert (last["usd"], last["joules"], last["confidence"]) == (0.25, 2.0, 0.9)
+    assert "[1,2,3]" not in path.read_text()
+
+
+def test_one_line_for_every_answer(make, tmp_path):
+    """Of the edge, of the cloud, of the cache, degraded, of a batch, refined: under the ids of the answers."""
+    path = tmp_path / "trace.jsonl"
+    replies = iter([GOOD, GOOD, http_reply(status=400), GOOD])
+    with CannedServer(lambda _: next(replies)) as server:
+        router = make(lambda x: ("edge", x), PlainJson(server.url), cache=Cache(), trace=str(path))
+        answers = [router.infer(x) for x in (0.9, 0.1, 0.1)]
+        answers += router.infer_many([0.8, 0.2])
+        answers.append(router.infer(0.3))
+        answers.append([*router.refine(0.4)][-1])
+        told = lines(path)
+    assert [(a.source, a.degraded) for a in answers] == [
+        ("edge", False), ("cloud", False), ("cache", False), ("edge", False), ("cloud", False), ("edge", True), ("cloud", False),
+    ]  # fmt: skip
+    assert [t["id"] for t in told] == [a.id for a in answers]
+    assert [t["answered_by"] for t in told] == ["edge", "cloud", "cache", "edge", "cloud", "edge", "cloud"]
+    failed = told[5]["events"][-1]
+    assert (failed["what"], failed["error"]) == ("failed", f"Refused: {server.url} answered 400")
+
+
+def test_what_is_left_out_of_the_lines(make, tmp_path):
+    """Rows of a batch that the cache knew, and what the cloud made of the edge's provisional answer."""
+    path = tmp_path / "trace.jsonl"
+    with CannedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), cache=Cache(), trace=path)
+        *_, answer = router.refine(1)
+        router.infer_many([1])
+        told = lines(path)
+    assert told[0]["note"] == "it corrects that"
+    assert answer.trace["note"] == "it corrects that"
+    assert len(told) == 2
+
+
+def test_a_trace_says_what_became_of_a_request_that_waits(make, tmp_path):
+    """That it was queued, or why not."""
+    traces = []
+    with CannedServer(DOWN) as server:
+        box = Outbox(tmp_path / "outbox.db", max_bytes=600)
+        router = make(unsure, PlainJson(server.url, retries=0), offline="queue", outbox=box, trace=traces.append)
+        router.infer(1)
+        router.infer("x" * 1000)
+    assert traces[0]["note"] == "queued"
+    assert traces[1]["note"].startswith("not queued: the outbox is full")
+    assert [t["accepted"] for t in traces] == [False, False]
+
+
+def test_a_deadline_that_passed(make):
+    """The leg that was not there in time is in the trace, with what it had sent."""
+    traces = []
+    cloud = FakeCloud([("cloud", 0.9)], gate=(gate := threading.Event()))
+    make(unsure, cloud, deadline=0.1, trace=traces.append).infer(1)
+    gate.set()
+    (told,) = traces
+    assert told["events"][-1] | {"at_s": 0} == {
+        "at_s": 0, "leg": "cloud", "what": "timeout", "sent_bytes": 0, "received_bytes": 0, "usd": 0.0, "joules": 0.0,
+    }  # fmt: skip
+    assert told["events"][-1]["at_s"] >= 0.1
+
+
+@pytest.mark.parametrize(("sample", "least", "most"), [(0, 0, 0), (0.25, 200, 300), (1, 1000, 1000)])
+def test_a_sample(make, sample, least, most):
+    """That share of the answers, by chance."""
+    random.seed(7)
+    traces = []
+    router = make(sure, None, trace=Trace(traces.append, sample=sample))
+    for _ in range(1000):
+        router.infer(1)
+    assert least <= len(traces) <= most
+
+
+@pytest.mark.parametrize("sample", [-0.1, 1.1, float("nan")])
+def test_what_is_no_share(sample):
+    """It is refused."""
+    with pytest.raises(PolicyError, match="sample is a share"):
+        Trace(print, sample=sample)
+
+
+def test_a_file_is_bounded(make, tmp_path):
+    """All files together are never larger than `max_bytes * (keep + 1)`, and the last lines are there."""
+    path = tmp_path / "trace.jsonl"
+    router = make(sure, None, trace=Trace(path, max_bytes=4000, keep=2))
+    sizes = []
+    for _ in range(100):
+        last = router.infer(1)
+        sizes.append(sum(file.stat().st_size for file in tmp_path.iterdir()))
+    assert max(sizes) <= 4000 * 3
+    assert {file.name for file in tmp_path.iterdir()} == {"trace.jsonl", "trace.jsonl.1", "trace.jsonl.2"}
+    assert lines(path)[-1]["id"] == last.id
+
+
+def test_a_file_is_its_owners(make, tmp_path):
+    """Nobody else may read it."""
+    path = tmp_path / "trace.jsonl"
+    make(sure, None, trace=path).infer(1)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+INPUTS = {
+    "array": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "arrays": {"a": np.ones(2, np.uint8), "b": np.zeros((1, 1))},
+    "bytes": b"\x00bytes\xff",
+    "json": {"text": "ä", "n": [1, 2.5, None]},
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_inputs_only_where_they_are_asked_for(make, tmp_path, kind):
+    """Then they are in the form in which the outbox stores them, and come back as they were."""
+    x = INPUTS[kind]
+    for inputs in (False, True):
+        path = tmp_path / f"{inputs}.jsonl"
+        router = make(sure, None, trace=Trace(path, inputs=inputs), cache=Cache())
+        router.infer(x)
+        router.infer(x)
+        router.infer_many([x, x], mode="only_edge")
+        told = lines(path)
+        if not inputs:
+            assert not any("input" in line for line in told)
+            continue
+        assert len(told) >= 3
+        for line in told:
+            found = decode_input(line["input"]["type"], base64.b64decode(line["input"]["base64"]))
+            np.testing.assert_equal(found, x)
+
+
+def test_an_input_that_cannot_be_told(make):
+    """Null is in its place."""
+    traces = []
+    make(sure, None, trace=Trace(traces.append, inputs=True)).infer(object())
+    assert [t["input"] for t in traces] == [None]
+
+
+def test_an_input_that_the_file_has_is_the_callers(make):
+    """It is the one that was passed, and not the one that was redacted for the cloud: the file stays on the device."""
+    traces = []
+    egress = Egress(redact=lambda *_: "redacted")
+    make(unsure, lambda x: x, trace=Trace(traces.append, inputs=True), egress=egress).infer("plain")
+    assert decode_input(traces[0]["input"]["type"], base64.b64decode(traces[0]["input"]["base64"])) == "plain"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the sink's own"), KeyError(1), OSError("disk")])
+def test_a_sink_that_fails(make, caplog, error):
+    """It is logged, and costs no answer."""
+
+    def sink(_):
+        raise error
+
+    router = make(sure, None, trace=sink)
+    assert [router.infer(x).value for x in range(2)] == ["edge", "edge"]
+    assert [a.value for a in router.infer_many([1, 2])] == ["edge", "edge"]
+    assert caplog.text.count("the trace could not be written") == 4
+
+
+def test_a_file_that_cannot_be_written(make, tmp_path, caplog):
+    """The same."""
+    path = tmp_path / "file"
+    path.write_text("not a folder")
+    router = make(sure, None, trace=path / "trace.jsonl")
+    assert router.infer(1).value == "edge"
+    assert "the trace could not be written" in caplog.text
+
+
+def test_values_that_json_does_not_know(make, tmp_path):
+    """NaN is null; the line is JSON all the same."""
+    path = tmp_path / "trace.jsonl"
+    router = make(lambda _: ("edge", float("nan")), None, trace=path)
+    router.infer(1)
+    (told,) = lines(path)
+    assert told["events"][-1].get("confidence") is None
+
+
+def test_a_secret_is_nowhere(make, tmp_path, caplog):
+    """Not in a trace, the ledger, the outbox, the state or the log, though the server quotes it; it is on the wire alone."""
+    caplog.set_level(logging.DEBUG)
+
+    def quoting(request):
+        body = json.dumps({"error": f"who is {KEY}?"}).encode()
+        return http_reply(body, status=503, headers=[("Content-Type", "application/json")])
+
+    state = tmp_path / "state"
+    traces = []
+    with CannedServer(quoting) as server, Link("127.0.0.1", server.port) as link:
+        cloud = PlainJson(link.url, api_key=Secret(KEY), headers={"X-Key": KEY}, retries=0)
+        router = make(
+            unsure, cloud, offline="queue", state=state, cache=Cache(disk=state / "cache.db"),
+            trace=Trace(state / "trace.jsonl", inputs=True),
+        )  # fmt: skip
+        answer = router.infer(1)
+        assert "who is ***?" in answer.reason
+        traces += [answer.reason, repr(answer), json.dumps(answer.trace), repr(cloud), repr(router.stats())]
+        for x in range(5):  # until the breaker opens
+            traces.append(router.infer(x).reason)
+        link.down()
+        traces.append(router.infer(9).reason)
+        assert sum(KEY.encode() in request for request in server.requests) >= 3
+        for path in sorted(state.rglob("*")):  # the write-ahead logs, too
+            assert KEY.encode() not in path.read_bytes(), path
+        assert router._postponed.outbox.list()
+    names = {path.name for path in state.rglob("*")}
+    assert {"outbox.db", "egress.jsonl", "trace.jsonl"} <= names
+    for path in state.rglob("*"):
+        assert KEY.encode() not in path.read_bytes(), path
+    assert KEY not in caplog.text
+    assert not any(KEY in text for text in traces)
+
+
+def test_late_answers_leave_the_line_as_it_was(make):
+    """What comes after an answer is not in its trace: the listener has the id."""
+    traces, told, heard = [], [], threading.Event()
+    with GatedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), deadline=0.2, trace=traces.append)
+        router.on_late(lambda late: (told.append(late), heard.set()))
+        router.infer(1)
+        server.open()
+        assert heard.wait(LONG)
+    assert [t["id"] for t in traces] == [late.id for late in told]
+    assert len(traces) == 1
