@@ -18,7 +18,7 @@ import numpy as np
 from figures import MODELS
 
 from edgeroute.confidence import msp
-from edgeroute.confidence.calibrate import _between, _passed, accept_relative, calibrate
+from edgeroute.confidence.calibration import _between, _passed, accept_relative, calibrate
 from edgeroute.confidence.exact import most
 
 EPS, ALPHA, BUDGET, DELTA = 0.01, 0.03, 0.3, 0.05
@@ -256,7 +256,7 @@ def _splits(count: int = 200) -> None:
 TIMED = """
 import sys, time
 import numpy as np
-from edgeroute.confidence.calibrate import calibrate
+from edgeroute.confidence.calibration import calibrate
 n, rng = int(sys.argv[1]), np.random.default_rng(0)
 x, u = rng.random(n), rng.random(n)
 edge, cloud = u > 0.1 * x, (u > 0.06 * x) | (u < 0.04 * x)

@@ -2,6 +2,7 @@
 
 EdgerouteError
 ├── PolicyError (ValueError)           the policy's: a key, a unit, a contradiction
+│   └── NotEnough                      too few examples for the promise that is asked for (in edgeroute.confidence)
 ├── BadInput (ValueError)              the caller's: shape, dtype, NaN
 ├── ModelError                         the model file's: corrupt, another sha256, a provider that is not there
 │   ├── ModelMissing (FileNotFoundError)

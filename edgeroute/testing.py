@@ -329,7 +329,8 @@ class Relay(_Listener):
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, *, down: bool) -> int:
         """Sends on what the faults let through -> its bytes."""
-        ends = [n for n in (self.truncate_after, self.reset_after) if down and n is not None]
+        reset_after = self.reset_after  # once: it may be changed at any moment, from any thread
+        ends = [n for n in (self.truncate_after, reset_after) if down and n is not None]
         allowed = data if not ends else data[: max(0, min(ends) - passed)]
         step = PIECE if self.throttle is None else max(1, int(self.throttle / 50))
         for start in range(0, 0 if self.black_hole else len(allowed), step):
@@ -343,7 +344,7 @@ class Relay(_Listener):
             else:
                 self.bytes_up += len(piece)
         if ends and passed + len(data) >= min(ends):
-            if self.reset_after == min(ends):
+            if reset_after == min(ends):
                 _reset(writer)
             else:
                 await _finish(writer)

@@ -15,7 +15,7 @@ from scipy import optimize, stats
 
 from edgeroute import PolicyError
 from edgeroute.confidence import exact
-from edgeroute.confidence.calibrate import calibrate, crossfit
+from edgeroute.confidence.calibration import calibrate, crossfit
 from edgeroute.confidence.certificate import Certificate, NotEnough
 
 INF = float("inf")
@@ -119,6 +119,21 @@ def test_the_likelihood_ratio_against_enumeration(n, eps):
             assert p <= delta + 0.003 if passes else higher > delta - 0.003  # the largest may lie between two values of its grid
             seen.add((passes, delta))
     assert len(seen) == 10
+
+
+@pytest.mark.parametrize("delta", [0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35])
+def test_the_likelihood_ratio_on_its_own_grid(delta):
+    """Where enumeration takes the same values of q, there is no difference at all."""
+    n, eps = 30, 0.15
+    gamma, limits = delta * exact.GAMMA, exact.lr_limits(n, eps, delta, n)
+    grid = list(exact._grid(n, eps, gamma, n))
+    h, w, chances = trinomial(n, eps, [q for q, _ in grid])
+    less = h - w < n * eps
+    ratios = np.array([ratio(n, eps, *cell) if below else -1 for *cell, below in zip(h, w, less, strict=True)])
+    for x, y, r in zip(h[less], w[less], ratios[less], strict=True):
+        values = next(i for i, (_, reach) in enumerate(grid) if reach >= x + y) + 1
+        p = gamma + chances[:values, ratios >= r - 1e-5].sum(1).max()
+        assert (p <= delta) == (x <= limits[y])
 
 
 @pytest.mark.parametrize("wins", [20, 80])

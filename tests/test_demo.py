@@ -113,7 +113,7 @@ def test_the_shipped_files(fashion):
 
 
 def idx(array):
-    return gzip.compress(b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes())
+    return gzip.compress(b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes(), mtime=0)
 
 
 def test_a_folder_with_the_data(tmp_path, fashion):
@@ -138,9 +138,9 @@ def test_the_sample_where_there_is_no_more(tmp_path, fashion, monkeypatch):
     [
         b"",
         b"no gzip",
-        gzip.compress(b""),
-        gzip.compress(b"\0\0\x0d\x01\0\0\0\0"),
-        gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"\0\0\x0d\x01\0\0\0\0", mtime=0),
+        gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc", mtime=0),
         idx(np.zeros(9, np.uint8))[:-9],
     ],
 )

@@ -482,7 +482,6 @@ CLOUD = '[[cloud]]\nurl = "{}"\nprotocol = "json"\nretries = 0\nname = "{}"\n'
 @pytest.fixture
 def policy(kind, tmp_path):
     """Writes the policy file -> the router that it makes, of either kind."""
-    dropped = []
     with contextlib.ExitStack() as stack:
 
         def policy(text, router=None):
@@ -490,25 +489,29 @@ def policy(kind, tmp_path):
             path.write_text(POLICY.format(text))
             if router is None:
                 return stack.enter_context(kind.from_policy(path, edge=unsure))
-            dropped.extend((router, runner) for runner in router._live.clouds)
             router.reload()
             return router
 
         yield policy
-        for router, runner in dropped:  # the reload itself does not: see test_a_reload_closes_what_it_drops
-            if kind is Tasks:
-                router.wait(runner.aclose())
-            runner.close()
 
 
+@pytest.fixture
+def no_hurry(monkeypatch):
+    """What failed is tried again only when somebody says so."""
+    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda _: 2 * LONG)
+
+
+@pytest.mark.usefixtures("no_hurry")
 def test_rules_that_have_become_stricter(policy):
     """What waited is sent by the rules as they are then: it is dead, and nothing was sent."""
     with link() as (server, relay):
         cloud, rules = CLOUD.format(relay.url, "cloud"), "[egress]\n{} = ['product']\n"
         relay.down()
         router = policy(rules.format("may_leave") + cloud)
+        failed = after(router._postponed.outbox, "failed")
         answer = router.infer(1, data_class="product")
         assert_queued(answer)
+        assert failed.wait(LONG)
         buried = after(router._postponed.outbox, "bury")
         policy(rules.format("never_leave") + cloud, router)
         relay.up(router)
@@ -519,14 +522,17 @@ def test_rules_that_have_become_stricter(policy):
     assert posts(server) == []
 
 
+@pytest.mark.usefixtures("no_hurry")
 def test_a_cloud_that_is_gone_from_the_policy(policy):
     """What was for it is dead, and goes to no other."""
     with link() as (server, relay):
         relay.down()
         other = CLOUD.format(relay.url, "near")
         router = policy(CLOUD.format(relay.url + "/far", "far") + other)
+        failed = after(router._postponed.outbox, "failed")
         answer = router.infer(1)
         assert_queued(answer)
+        assert failed.wait(LONG)
         buried = after(router._postponed.outbox, "bury")
         policy(other, router)
         relay.up(router)
@@ -550,18 +556,27 @@ def test_a_reload_while_a_request_is_under_way(policy):
         assert_queued(answer)
         (entry,) = router._postponed.outbox.list()
         assert (entry.id, entry.target) == (answer.id, "near")
+        router.close()
 
 
-def test_a_reload_that_drops_the_cloud_of_a_request_under_way(policy):
-    """The edge's answer stands, and no error takes its place."""
+@pytest.mark.xfail(strict=True, reason="HttpRunner.close() is forgotten where it comes before the first call")
+def test_a_reload_that_drops_the_clouds_of_a_request_under_way(policy, kind):
+    """The edge's answer stands, and no error takes its place; and what it still asked is closed after it."""
     with GatedServer(DOWN) as server:
         cloud = CLOUD.format(server.url, "cloud")
         router = policy(cloud + cloud.replace('"cloud"', '"other"'))
+        dropped = router._live.clouds
         pending = router.start(1)
         server.wait_for(lambda: server.requests)
         policy(cloud, router)
         server.open()
         assert pending.result(LONG).value == "edge"
+        try:
+            server.wait_for(lambda: server.hung_up == server.connections == 2, timeout_s=2.0)
+        finally:
+            for runner in dropped:
+                router.wait(runner.aclose()) if kind is Tasks else runner.close()
+            router.close()
 
 
 def test_a_reload_closes_what_it_drops(policy):
@@ -934,11 +949,11 @@ def test_kill_9_at_any_moment(memory, effect):
     """Every queued request has its effect: exactly once where that is written with the transaction, else at least once."""
     chance = random.Random(effect)
     with CannedServer(away_at_first()) as server:
-        for _ in range(6):
-            with program(server.url, memory, effect, 200) as process:
+        for _ in range(5):
+            with program(server.url, memory, effect, 80) as process:
                 assert process.stdout.readline() == "ready \n"
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(chance.uniform(0.0, 0.4))
+                    process.wait(chance.uniform(0.0, 0.3))
                 process.kill()
         box = Outbox(memory / "outbox.db")
         left = {entry.id for entry in box.list()}

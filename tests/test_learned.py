@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from edgeroute import BadReply, ModelError, ModelMissing, PolicyError
 from edgeroute.confidence import Reader, energy, entropy, msp, quantile
 from edgeroute.confidence import features as f
-from edgeroute.confidence.learned import Learned, agreement, auto, deferral_curve, fit, fit_text, irls
+from edgeroute.confidence.learned import (
+    Learned,
+    _clearly,
+    _crossvalidate,
+    _examples,
+    agreement,
+    auto,
+    deferral_curve,
+    fit,
+    fit_text,
+    irls,
+)
 from edgeroute.errors import StoreError
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to
@@ -127,6 +138,17 @@ def test_the_top_of_the_likelihood_is_found():
     assert np.abs(slope).max() < 1e-3
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_a_newton_step_may_be_too_long(seed):
+    """Where outliers and rare events send full steps downhill, the top is found all the same."""
+    rng = np.random.default_rng(seed)
+    x = np.column_stack([np.ones(60), 3 * rng.standard_cauchy((60, 2))])
+    y, penalty = (rng.random(60) < 0.05).astype(float), np.full(3, 0.01)
+    y[np.abs(x[:, 1]).argmax()] = 1
+    w = irls(x, y, penalty)
+    assert np.abs(x.T @ (y - (1 + np.tanh(x @ w / 2)) / 2) - penalty * w).max() < 1e-2
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
 def test_separable_examples_give_finite_weights(scale):
     """What can be told apart without error, by the free column too, does not let a weight grow for ever."""
@@ -145,6 +167,21 @@ def test_the_probabilities_are_those_simulated():
     wrong = rng.random(20_000) < harm
     found = fit(z, ~wrong, np.ones(20_000, bool)).many(z)
     assert np.abs(found - (1 - harm) / 2).mean() < 0.01
+
+
+def test_the_mean_score_is_what_happened():
+    """On the examples it was fitted to, the mean of P(harm) - P(win) is the share of harms less that of wins."""
+    for z, edge, cloud in (specialist(1_000), plain(1_000)):
+        expected = (cloud.astype(float) - edge).mean()
+        assert 1 - 2 * fit(z, edge, cloud).many(z).mean() == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_example_of_a_class_decides_little():
+    """A class predicted once, in a harm, is not held for harmful ever after."""
+    z, edge, cloud = specialist(1_000)
+    z[:, 0] = z.min(1)
+    z[0], edge[0], cloud[0] = np.roll(z[1], -z[1].argmax()), False, True
+    assert fit(z, edge, cloud)(z[0]) > 0.3
 
 
 # -------------------------------------------------------------------------------------------- features
@@ -250,6 +287,17 @@ def test_auto_says_why():
     kept = auto(*plain(1_000))
     assert kept.name == "msp"
     assert kept.chosen_because.startswith("msp, since what can be learned is not clearly better: area 0.")
+
+
+@pytest.mark.parametrize(("seed", "better"), [(49, "area"), (19, "likelihood")])
+def test_auto_wants_both(seed, better):
+    """Of 150 examples with nothing to learn some look better by the area, some by the likelihood, and either is not enough."""
+    given_ = _examples(*plain(150, seed), ood=False)
+    areas, losses = _crossvalidate(given_, (3.0, 30.0, 300.0), 5, 0)
+    best = losses[1:].sum(1).argmin() + 1
+    clear = _clearly(areas[best] - areas[0]), _clearly(losses[0] - losses[best])
+    assert clear == (better == "area", better == "likelihood")
+    assert auto(*plain(150, seed)).name == "msp"
 
 
 def test_features_for_foreign_inputs():

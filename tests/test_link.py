@@ -1,6 +1,7 @@
 """The watch on the network: real links in namespaces, and messages of the kernel."""
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -232,6 +233,7 @@ def sockets():
 
 def test_fork():
     """A child has none, and none of its sockets, until it starts its own; it does not disturb its parent's."""
+    gc.collect()  # nobody else's are to vanish meanwhile
     before, watch = sockets(), LinkWatch(lambda: None)
     watch.start()
     (read, write), (hold, let_go) = os.pipe(), os.pipe()

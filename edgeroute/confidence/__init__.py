@@ -1,5 +1,50 @@
-"""How sure a model is of its answer."""
+"""How sure a model is of its answer, and from which sureness on that may be trusted."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.scores import SCORES, Reader, energy, entropy, margin, msp, quantile
 
-__all__ = ["SCORES", "Reader", "energy", "entropy", "margin", "msp", "quantile"]
+if TYPE_CHECKING:
+    from edgeroute.confidence.calibration import calibrate, crossfit
+    from edgeroute.confidence.certificate import Certificate, NotEnough
+    from edgeroute.confidence.features import text_features
+    from edgeroute.confidence.learned import Learned, agreement, auto, deferral_curve, fit, fit_text
+
+_HOMES = {
+    **dict.fromkeys(("calibrate", "crossfit"), "calibration"),
+    **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
+    "text_features": "features",
+    **dict.fromkeys(("Learned", "agreement", "auto", "deferral_curve", "fit", "fit_text"), "learned"),
+}
+
+__all__ = [
+    "SCORES",
+    "Certificate",
+    "Learned",
+    "NotEnough",
+    "Reader",
+    "agreement",
+    "auto",
+    "calibrate",
+    "crossfit",
+    "deferral_curve",
+    "energy",
+    "entropy",
+    "fit",
+    "fit_text",
+    "margin",
+    "msp",
+    "quantile",
+    "text_features",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is for calibration when it is first asked for: a router does without."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeroute.confidence' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"edgeroute.confidence.{_HOMES[name]}"), name)
+    return value

@@ -480,4 +480,4 @@ def _names(classes: int, foreign: Foreign | None) -> list[str]:
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))

@@ -183,9 +183,9 @@ def _walk(kind: Kind, value: float, delta: float | None, scores: Floats, edge: B
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True)[: len(s)])  # the last of each block of equal scores
     if kind == "max_defer":
         blocks, method = _by_rank(value, delta, len(scores), s[ends], len(scores) - 1 - ends)
-    elif edge is None or delta is None:
-        raise AssertionError
     else:
+        assert edge is not None
+        assert delta is not None
         wrong = ~edge[order]
         if kind == "max_error":
             blocks, method = (
@@ -212,7 +212,7 @@ def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: fl
     if method == "CP-harm":
         return _passed(h <= most(n, eps, delta))
     if method == "D-BB":
-        limits = d_limits(n, eps, delta, _rounded(int(h[-1] + w[-1]))) if len(h) else h
+        limits = d_limits(n, eps, delta, min(n, _rounded(int(h[-1] + w[-1])))) if len(h) else h
         return _passed(h - w <= limits[h + w])
     wins = 16
     while True:  # most walks end long before the wins do, and the table grows as their square
