@@ -157,6 +157,7 @@ class HttpRunner:
         self.reader = Reader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
         self.stuck, self.parallel = 0, MANY
         self._leg: HttpLeg | None = None
+        self._closed = False
 
     @property
     def leg(self) -> HttpLeg:
@@ -165,6 +166,8 @@ class HttpRunner:
             from edgeroute.cloud.leg import HttpLeg
 
             self._leg = HttpLeg(self.endpoint)
+            if self._closed:  # a reload has dropped it while a request was on its way here
+                self._leg.close()
         return self._leg
 
     @property
@@ -215,7 +218,8 @@ class HttpRunner:
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, those in use as soon as they are not."""
+        self._closed = True
         if self._leg is not None:
             self._leg.close()
 

@@ -559,7 +559,6 @@ def test_a_reload_while_a_request_is_under_way(policy):
         router.close()
 
 
-@pytest.mark.xfail(strict=True, reason="HttpRunner.close() is forgotten where it comes before the first call")
 def test_a_reload_that_drops_the_clouds_of_a_request_under_way(policy, kind):
     """The edge's answer stands, and no error takes its place; and what it still asked is closed after it."""
     with GatedServer(DOWN) as server:

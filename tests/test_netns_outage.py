@@ -196,10 +196,8 @@ def outage(ns, device, cable):
 
 
 @pytest.mark.parametrize("cable", [True, False], ids=["the cable is pulled", "the peer is silent"])
-def test_the_kernels_news_ends_an_outage(ns, cloud, start, cable, request):
+def test_the_kernels_news_ends_an_outage(ns, cloud, start, cable):
     """As the link comes up the endpoint is tried once, with nothing of the user's, and the next input goes to it."""
-    if sys.version_info < (3, 11) and "asyncio" in request.node.name:  # not always: two clocks race
-        request.applymarker(pytest.mark.xfail(reason="asyncio logs a ConnectTimeout that nobody retrieved"))
     device = start()
     device.cloud()
     outage(ns, device, cable)

@@ -29,10 +29,10 @@ class AsyncChannels:
         """As `Channels.send`; cancelling the task ends it."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._loop, self._idle, self._closed = loop, [], False  # what another loop opened is of no use here
+            self._loop, self._idle = loop, []  # what another loop opened is of no use here
         idle = self._idle
         left_s = until - monotonic()
-        request = self._wire.request(call, left_s)
+        request = self._wire.request(call, min(left_s, 0.0) or INF)  # wait_for alone keeps the time: two clocks race
         channel = idle.pop() if idle else _Channel(self._wire)
         good = False
         try:
