@@ -18,6 +18,7 @@ from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.runners import CloudRunner, EdgeRunner, Function, FunctionRunner, HttpRunner, Runner
 
 if TYPE_CHECKING:
+    from edgeroute.confidence.certificate import Certificate
     from edgeroute.guard import Guard
 
 
@@ -45,7 +46,7 @@ def make(
     edge: Any = None,
     cloud: Any = None,
     *,
-    threshold: float | Sequence[float] | None = None,
+    threshold: float | Certificate | Sequence[float | Certificate] | None = None,
     score: str | Score = "msp",
     deadline: float | None = None,
     hedge_after: float | str | None = None,
@@ -85,13 +86,18 @@ def make(
         targets.append(target)
         runners.append(known.get(recipe) or runner)
 
+    promised: list[tuple[int, Certificate]] = []
     for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
         model = load(given)
         path = getattr(model, "path", None)
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
         name = _name("edge", model.name, i, len(edges), targets)
-        add(("edge", name, given, score), Target(name, "edge", limit), EdgeRunner(name, model, score))
+        value = limit
+        if not isinstance(value, float | None):
+            promised.append((len(targets), value))
+            value = value.threshold
+        add(("edge", name, given, score), Target(name, "edge", value), EdgeRunner(name, model, score))
         labels = model.labels or labels
     for i, given in enumerate(clouds):
         endpoint = _endpoint(given)
@@ -100,7 +106,31 @@ def make(
         runner = kind(name, endpoint, score, labels)
         runner.guard = guard(runner)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), runner)
+    for i, certificate in promised:
+        targets[i] = targets[i]._replace(label=_label(certificate, policy, fingerprints(runners, i, score)))
     return Live(policy, tuple(targets), tuple(runners), tuple(recipes), egress, {}, {})
+
+
+def fingerprints(runners: Sequence[Runner], i: int, score: str | Score) -> dict[str, str]:
+    """What a certificate for the edge model number `i` is bound to: that, what is behind it, and the score."""
+    from edgeroute.cache import fingerprint
+
+    clouds = [r.fingerprint(fingerprint) for r in runners if r.side == "cloud"]
+    return {
+        "edge": runners[i].fingerprint(fingerprint),
+        "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
+        **({"cloud": " ".join(clouds)} if clouds else {}),
+    }
+
+
+def _label(certificate: Certificate, policy: Policy, used: dict[str, str]) -> str:
+    """What the reason says of a threshold with a certificate: its promise, or why that does not hold here."""
+    if certificate.thresholds:
+        raise PolicyError("a certificate with a threshold for each class cannot be used by a router yet")
+    if policy.no_confidence != "defer":
+        raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
+    differs = certificate.matches(edge=used["edge"], cloud=used.get("cloud"), score=used["score"])
+    return certificate.label if differs is None else f"uncalibrated: {differs}"
 
 
 def nearest(word: Any, valid: Sequence[str]) -> str:
@@ -131,18 +161,21 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any]) -> None:
         raise PolicyError("mode 'only_edge' needs edge=, and there is none")
 
 
-def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | None]:
+def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
     if given is None:
         if needed and count:
             raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
         return [None] * count
-    values = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * count
+    several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
+    values = list(given) if several else [given] * count
     if len(values) != count:
         raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
     for value in values:
+        if hasattr(value, "guarantee"):  # a certificate
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise PolicyError(f"a threshold is a number, not {value!r}")
-    return [float(value) for value in values]
+            raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
+    return [value if hasattr(value, "guarantee") else float(value) for value in values]
 
 
 def _listed(given: Any) -> list[Any]:

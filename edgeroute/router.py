@@ -35,7 +35,8 @@ class Router(Routing):
             logits; several as a list, the smallest first.
         cloud: the URL of a model (`.../v2/models/NAME`), an endpoint (`OpenInference`, `PlainJson`), any callable, a
             list of them in order of trying, or None: then nothing can leave.
-        threshold: confidence from which an edge answer is accepted; one number, or one for each edge model.
+        threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
+            `edgeroute.confidence.calibrate`, whose promise the reasons then quote; one, or one for each edge model.
         mode: prefer_edge, only_edge, prefer_cloud or only_cloud.
         deadline: seconds over all legs; at the deadline the best answer there is stands.
         hedge_after: ask the next target too once this many seconds have passed; 0 is a race; "p90": once the edge takes longer

@@ -27,7 +27,7 @@ from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, No
 from edgeroute.fork import renew_after_fork
 from edgeroute.guard import Guard, Purse
 from edgeroute.journal import Journal
-from edgeroute.live import Live, make, nearest
+from edgeroute.live import Live, fingerprints, make, nearest
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
 from edgeroute.runners import CloudRunner, EdgeRunner, Runner
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.cache import Cache
+    from edgeroute.confidence.certificate import Certificate
     from edgeroute.outbox import Outbox
     from edgeroute.postponed import Postponed
     from edgeroute.recall import Recall
@@ -85,7 +86,7 @@ class Routing:
         edge: Any = None,
         cloud: Any = None,
         *,
-        threshold: float | Sequence[float] | None = None,
+        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
         mode: Mode = "prefer_edge",
         deadline: float | None = None,
         hedge_after: float | str | None = None,
@@ -475,6 +476,15 @@ class Routing:
             if known is not None:
                 self._kept.put(f"endpoint:{runner.where}", known)
 
+    def fingerprints(self, edge: int = 0) -> dict[str, str]:
+        """What a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
+
+        Args:
+            edge: which of the edge models, counted from 0.
+        """
+        i = [i for i, t in enumerate(self._live.targets) if t.side == "edge"][edge]
+        return fingerprints(self._live.runners, i, self._live.recipes[i][3])
+
     def _decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         made, route, _ = self._begin(x, mode, deadline, data_class)
         steps, sends = list(made.steps), []
@@ -519,7 +529,7 @@ class Routing:
         if not edges:
             lines.append("there is no edge model: without the cloud there is no answer")
         elif places and live.policy.mode == "prefer_edge":
-            lines.append("the threshold is uncalibrated: picked by hand, with no promise about errors")
+            lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges)
         return Check(all(problem is None for _, problem in problems), tuple(lines))
 
     def _shut(self) -> None:
@@ -575,6 +585,12 @@ def _recall(cache: Cache | None, offline: str) -> Recall | None:
     from edgeroute.recall import Recall
 
     return Recall(cache)
+
+
+def _promise(label: str) -> str:
+    if label == "uncalibrated":
+        return "uncalibrated, picked by hand, with no promise about errors"
+    return label if label.startswith("uncalibrated") else f"certified, {label}"
 
 
 def _egress_lines(rules: Rules) -> list[str]:

@@ -861,12 +861,12 @@ def test_an_endpoint_that_was_never_met(kind, tmp_path):
 
 
 PROGRAM = """
-import os, sys
+import os, signal, sys
 import edgeroute.core.breaker
 from edgeroute import PlainJson, Router
 from edgeroute.outbox import Outbox
 
-url, folder, effect, count = sys.argv[1:]
+url, folder, effect, count, dies = sys.argv[1:]
 edgeroute.core.breaker.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
 edgeroute.outbox.delivery.HURRY_S = 0.0
 box = Outbox(folder + "/outbox.db", rate_per_s=1e6)
@@ -882,11 +882,18 @@ def say(*words):
 def once(late, tx):
     tx.execute("CREATE TABLE IF NOT EXISTS effects (id TEXT)")
     tx.execute("INSERT INTO effects VALUES (?)", (late.id,))
+    perhaps_die()
     say("late", late.id)
 
 def again(late):
     note("effects", late.id)
+    perhaps_die()
     say("late", late.id)
+
+def perhaps_die(calls=[]):
+    calls.append(1)
+    if len(calls) == int(dies):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, offline="queue", outbox=box) as router:
     say("ready", "")
@@ -901,10 +908,10 @@ with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, o
 """
 
 
-def program(url, folder, effect, count):
+def program(url, folder, effect, count, dies=0):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", PROGRAM, url, str(folder), effect, str(count)],
+        [sys.executable, "-W", "error", "-c", PROGRAM, url, str(folder), effect, str(count), str(dies)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
@@ -948,11 +955,12 @@ def test_kill_9_at_any_moment(memory, effect):
     """Every queued request has its effect: exactly once where that is written with the transaction, else at least once."""
     chance = random.Random(effect)
     with CannedServer(away_at_first()) as server:
-        for _ in range(5):
-            with program(server.url, memory, effect, 80) as process:
+        for n in range(6):
+            within = chance.randint(1, 5) if n % 2 else 0  # the callback itself, of that late answer
+            with program(server.url, memory, effect, 80, within) as process:
                 assert process.stdout.readline() == "ready \n"
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(chance.uniform(0.0, 0.3))
+                    process.wait(LONG if within else chance.uniform(0.0, 0.3))
                 process.kill()
         box = Outbox(memory / "outbox.db")
         left = {entry.id for entry in box.list()}
@@ -969,6 +977,8 @@ def test_kill_9_at_any_moment(memory, effect):
     assert set(queued) <= set(done)
     if effect == "once":
         assert len(done) == len(set(done))
+    else:
+        assert len(done) > len(set(done))  # those of which the callback was killed
 
 
 def test_two_processes_share_an_outbox(memory):

@@ -133,6 +133,7 @@ def test_queued_answers_are_not_kept(make, tmp_path):
     with CannedServer(DOWN) as server:
         router = make(edge, PlainJson(server.url, retries=0), offline="queue", outbox=Outbox(tmp_path / "outbox.db"))
         assert [router.infer(1).final for _ in range(2)] == [False, False]
+        router.close()
     assert edge.runs == 2
 
 

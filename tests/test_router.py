@@ -353,7 +353,7 @@ def test_decide_sends_nothing_and_says_why():
         ),
         (PAIR, "inputs may leave this device, to the function 'cloud'"),
         ({"cloud": cloud}, "there is no edge model: without the cloud there is no answer"),
-        (PAIR, "the threshold is uncalibrated: picked by hand, with no promise about errors"),
+        (PAIR, "the threshold of edge: uncalibrated, picked by hand, with no promise about errors"),
     ],
 )
 def test_check_says_what_may_leave(given, line):
@@ -448,7 +448,7 @@ def test_a_failing_trace_function(caplog):
         ({"edge": edge, "offline": "rais"}, "did you mean 'raise'"),
         ({"edge": edge, "deadline": 0}, "deadline and first_token are more than 0"),
         ({"edge": edge, "hedge_after": -1}, "hedge_after is seconds, 0 or more"),
-        ({"edge": edge, "threshold": "high"}, "a threshold is a number, not 'high'"),
+        ({"edge": edge, "threshold": "high"}, "a threshold is a number or a certificate, not 'high'"),
         ({"edge": edge, "threshold": True}, "a threshold is a number"),
         ({"edge": edge, "threshold": float("nan")}, "a threshold is a number"),
         ({"edge": edge, "threshold": [0.1, 0.2]}, "2 thresholds for 1 edge models"),

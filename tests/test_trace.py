@@ -114,6 +114,7 @@ def test_a_trace_says_what_became_of_a_request_that_waits(make, tmp_path):
         router = make(unsure, PlainJson(server.url, retries=0), offline="queue", outbox=box, trace=traces.append)
         router.infer(1)
         router.infer("x" * 1000)
+        router.close()
     assert traces[0]["note"] == "queued"
     assert traces[1]["note"].startswith("not queued: the outbox is full")
     assert [t["accepted"] for t in traces] == [False, False]
