@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from edgeroute.core.policy import INF, MODES, Policy, Target
 from edgeroute.drivers import virtual
 
 BEGUN = 100.0
+WALKS = int(os.environ.get("EDGEROUTE_WALKS", "3000"))
 times = st.integers(0, 60).map(lambda n: n / 10)
 confidences = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 10).map(lambda n: n / 10))
 happenings = st.one_of(
@@ -65,7 +68,7 @@ def run(made: Plan, happens, walk_it=walk):
     return outcome, ended, ends
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=WALKS, deadline=None)
 @given(walks())
 def test_random_walks(case):
     """No answer is lost, none is late, the first acceptable one wins, and every leg is accounted for."""
