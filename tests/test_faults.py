@@ -78,7 +78,7 @@ def nothing_left_behind(monkeypatch):
     for thread in set(threading.enumerate()) - threads:
         thread.join(LONG)
         assert not thread.is_alive(), thread
-    assert sockets() == open_before
+    assert not set(sockets()) - set(open_before), "one that was there may go meanwhile: the collector's work"
 
 
 @pytest.fixture(params=["threads", "asyncio"])
@@ -478,7 +478,7 @@ def test_without_a_cloud_no_socket_is_opened():
     before = sockets()
     with Router(unsure) as router:
         assert router.infer(1).value == "edge"
-        assert sockets() == before
+        assert not set(sockets()) - set(before)
 
 
 @pytest.mark.parametrize("policy", [{}, {"deadline": LONG}])
