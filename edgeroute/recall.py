@@ -114,5 +114,4 @@ def _prefix(live: Live, plan: Plan) -> bytes:
         recipe, runner = live.recipes[leg.target], live.runners[leg.target]
         score = recipe[3] if isinstance(recipe[3], str) else fingerprint(recipe[3])
         parts += [leg.name, leg.threshold, runner.fingerprint(fingerprint), score]
-    found = live.prefixes[plan.mode, plan.data_class] = repr(parts).encode()
-    return found
+    return live.prefixes.setdefault((plan.mode, plan.data_class), repr(parts).encode())  # two threads may be first, and differ

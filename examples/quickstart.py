@@ -21,7 +21,7 @@ def main(url: str = URL, models: Path = FASHION) -> None:
     """Answers twenty images one by one, then two hundred at once."""
     images = np.load(models / "sample.npz")["images"]  # uint8 [1000, 28, 28]
 
-    with Router(edge=models / "edge.int8.onnx", cloud=url, threshold=0.85, deadline=0.3) as router:
+    with Router(edge=models / "edge.int8.onnx", cloud=url, threshold=0.85, deadline=2.0) as router:
         print(router.check(), end="\n\n")
         for image in images[:20]:
             answer = router.infer(image)

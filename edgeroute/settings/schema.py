@@ -104,7 +104,7 @@ JSON or YAML (`pip install 'edgeroute[yaml]'`); the suffix says which. Relative 
 # policy.toml
 mode = "prefer_edge"
 threshold = 0.85            # at this confidence the edge's answer is final, and nothing is sent
-deadline = "300ms"
+deadline = "2s"
 offline = "edge"            # the cloud does not answer: the edge's answer stands, marked degraded
 
 [edge]
