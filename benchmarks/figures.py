@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import edgeroute
+
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "models" / "fashion"
+PACKAGE = Path(edgeroute.__file__).parent
+MODELS = next(f for home in (PACKAGE, PACKAGE.parent) if (f := home / "models" / "fashion").is_dir())  # in a wheel, or beside it
 
 
 class Figure(NamedTuple):

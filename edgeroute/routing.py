@@ -183,7 +183,8 @@ class Routing:
         Called once for each request, in a thread, in whichever run of the program the answer comes. With an outbox an answer
         whose call did not end (the process was killed) is handed over again, with the same id. `function(late, tx)` makes
         it exactly once: what it writes by `tx.execute(...)`, in the outbox's own file, happens if and only if the answer
-        counts as handed over.
+        counts as handed over. With an outbox there is one such function: a later one takes its place. Late replies to
+        `infer_many` and to streams are not told, unless their requests went to the outbox.
 
         Raises:
             PolicyError: the function cannot be called so.
