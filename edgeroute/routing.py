@@ -26,7 +26,6 @@ from edgeroute.egress import Egress
 from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.fork import renew_after_fork
 from edgeroute.guard import Guard, Purse
-from edgeroute.journal import Journal
 from edgeroute.live import Live, fingerprints, make, nearest
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cache import Cache
     from edgeroute.confidence.certificate import Certificate
+    from edgeroute.journal import Journal
     from edgeroute.outbox import Outbox
     from edgeroute.postponed import Postponed
     from edgeroute.recall import Recall
@@ -405,6 +405,8 @@ class Routing:
     def _guard(self, runner: CloudRunner) -> Guard:
         """What stands before a cloud of this router."""
         if self._ledger is None and self._state is not None:
+            from edgeroute.journal import Journal
+
             self._ledger = Journal(self._state / "egress.jsonl")
         return Guard(
             runner.name, runner.where, runner.terms, self._purse,
