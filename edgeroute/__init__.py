@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeroute.aio import AsyncRouter
     from edgeroute.cache import Cache, Semantic
+    from edgeroute.checks import Check, Decision
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     )
     from edgeroute.outbox import Late, Outbox
     from edgeroute.router import Router
-    from edgeroute.routing import Check, Decision
     from edgeroute.runners import Function
     from edgeroute.stats import LegStats, Stats
     from edgeroute.streams import AsyncStream, Stream
@@ -60,7 +60,7 @@ _HOMES = {
     **dict.fromkeys(("AsyncStream", "Stream"), "streams"),
     **dict.fromkeys(("Cache", "Semantic"), "cache"),
     **dict.fromkeys(("Late", "Outbox"), "outbox"),
-    **dict.fromkeys(("Check", "Decision"), "routing"),
+    **dict.fromkeys(("Check", "Decision"), "checks"),
     **dict.fromkeys(("LegStats", "Stats"), "stats"),
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "TensorSpec"), "types"),
     **dict.fromkeys(

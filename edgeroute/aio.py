@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.checks import Check, Decision
 from edgeroute.core.batch import walk_many
 from edgeroute.core.flow import Emit, Event, Outcome, Start, walk
 from edgeroute.core.plan import Plan
@@ -18,7 +19,7 @@ from edgeroute.drivers import Send, Stop
 from edgeroute.drivers.tasks import drive
 from edgeroute.errors import EdgerouteError
 from edgeroute.route import Route
-from edgeroute.routing import Check, Decision, Routing
+from edgeroute.routing import Routing
 from edgeroute.runners import FunctionRunner
 from edgeroute.streams import AsyncStream, last
 from edgeroute.types import Answer

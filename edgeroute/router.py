@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.checks import Check, Decision
 from edgeroute.core.batch import walk_many
 from edgeroute.core.flow import walk
 from edgeroute.core.plan import Plan
@@ -15,7 +16,7 @@ from edgeroute.core.stream import walk_stream
 from edgeroute.drivers import blocking, inline
 from edgeroute.errors import EdgerouteError
 from edgeroute.route import Route
-from edgeroute.routing import Check, Decision, Routing
+from edgeroute.routing import Routing
 from edgeroute.streams import Stream
 from edgeroute.types import Answer
 

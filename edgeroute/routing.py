@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute import clock
+from edgeroute.checks import Check, Decision, check, decide
 from edgeroute.confidence.scores import Score
 from edgeroute.core import explain
-from edgeroute.core.egress import Rules
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import Done, Emit, Failed, Outcome, Start, acceptable
-from edgeroute.core.latency import Latency
+from edgeroute.core.flow import Done, Emit, Outcome
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline
 from edgeroute.core.spending import Limits, Spending
@@ -29,7 +27,7 @@ from edgeroute.guard import Guard, Purse
 from edgeroute.live import Live, fingerprints, make, nearest
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
-from edgeroute.runners import CloudRunner, EdgeRunner, Runner
+from edgeroute.runners import CloudRunner, EdgeRunner
 from edgeroute.stats import Counts, Seen, Stats
 from edgeroute.trace import Trace
 from edgeroute.types import Answer
@@ -41,41 +39,15 @@ if TYPE_CHECKING:
     from edgeroute.cache import Cache
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.journal import Journal
+    from edgeroute.memory import Memory
     from edgeroute.outbox import Outbox
     from edgeroute.postponed import Postponed
     from edgeroute.recall import Recall
-    from edgeroute.state import Kept
 
-SAVE_S = 1.0
-"""What a later run should know is noted no more often than this."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Late = TypeVar("Late", bound=Callable[..., object])
 log = logging.getLogger("edgeroute")
-
-
-class Decision(NamedTuple):
-    """What `decide` found: the route this input would take. Nothing was sent."""
-
-    plan: Plan
-    steps: tuple[str, ...]
-    """The plan and then what the edge says to this input, a line each."""
-    sends_to: tuple[str, ...]
-    """Where this input would go, in order of trying; empty: it would stay on the device."""
-
-    def __str__(self) -> str:
-        return "\n".join(self.steps)
-
-
-class Check(NamedTuple):
-    """What `check` found."""
-
-    ok: bool
-    lines: tuple[str, ...]
-    """What works, what may leave and where to, and what is missing, a line each; a problem begins with `!`."""
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines)
 
 
 class Routing:
@@ -106,8 +78,8 @@ class Routing:
         self._counts, self._workers = Counts(), Workers()
         self._recovery = Recovery(self._workers, lambda: (r.guard for r in self._live.clouds), self._back)
         self._state = None if state is None else Path(state)
-        self._kept = None if self._state is None else _kept(self._state / "state.db")
         self._purse = Purse(Spending(limits or Limits()))
+        self._memory = None if self._state is None else _memory(self._state / "state.db", self._counts, self._purse)
         self._ledger: Journal | None = None
         self._live = make(
             edge, cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after, first_token=first_token,
@@ -125,8 +97,8 @@ class Routing:
         self._unwatch = threading.Event()
         self._special = self._recall is not None or self._postponed is not None
         """Whether a request needs more than to be walked."""
-        self._save_at = 0.0
-        self._remember()
+        if self._memory is not None:
+            self._memory.recall(self._live.clouds)
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -252,8 +224,8 @@ class Routing:
         """Record, and answer. row: of the route's batch; number: what that row is called; shown: the provisional answer."""
         if self._counts.record(made, outcome, row is not None):
             self._observe()
-        if route.visits is not None and self._kept is not None:
-            self._kept.put(f"spending:{self._router}", self._purse.dump())
+        if route.visits is not None and self._memory is not None:
+            self._memory.spent(self._router)
         name = number or route.number
         if outcome.accepted:
             answer = Answer(made, outcome, self._router, name, route.visits)
@@ -389,9 +361,8 @@ class Routing:
         if facts != self._facts:
             self._facts = facts
             live.plans.clear()
-        if self._kept is not None and (now := monotonic()) >= self._save_at:
-            self._save_at = now + SAVE_S
-            self._save()
+        if self._memory is not None:
+            self._memory.note(self._router, live.clouds)
 
     def _no_hedge(self, live: Live) -> str:
         """Why nothing is to be asked only to be quicker."""
@@ -449,36 +420,6 @@ class Routing:
             )
             self._recall.keep(route.key, answer, route.live, route.plan, route.inputs)
 
-    def _remember(self) -> None:
-        """Takes up what earlier runs knew."""
-        if self._kept is None:
-            return
-        now = clock.now()
-        self._kept.forget("spending:", 25 * 3600.0)  # an hour more than the longest window
-        for name, dumped in (self._kept.get("latency") or {}).items():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                self._counts.remember(name, Latency.load(dumped))
-        for dumped in self._kept.others("spending:", ""):
-            with contextlib.suppress(ValueError):
-                self._purse.spending.load(dumped, now)
-        for runner in self._live.clouds:
-            endpoint = getattr(runner, "endpoint", None)
-            known = self._kept.get(f"endpoint:{runner.where}")
-            if known is not None and endpoint is not None and hasattr(endpoint, "recall"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    endpoint.recall(known)
-
-    def _save(self) -> None:
-        """Keeps what a later run should know. Only noted here; a thread writes it, soon."""
-        if self._kept is None:
-            return
-        self._kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
-        self._kept.put(f"spending:{self._router}", self._purse.dump())
-        for runner in self._live.clouds:
-            known = getattr(getattr(runner, "endpoint", None), "known", None)
-            if known is not None:
-                self._kept.put(f"endpoint:{runner.where}", known)
-
     def fingerprints(self, edge: int = 0) -> dict[str, str]:
         """What a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
 
@@ -490,50 +431,10 @@ class Routing:
 
     def _decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         made, route, _ = self._begin(x, mode, deadline, data_class)
-        steps, sends = list(made.steps), []
-        for i, leg in enumerate(made.legs):
-            start = Start(i)
-            if leg.permit is not None:
-                cloud: Any = route.runner(start)
-                why = cloud.guard.why()
-                if why:
-                    steps.append(f"=> {leg.name}: would not be asked now: {why}")
-                else:
-                    sends.append(cloud.where)
-                    steps.append(f"=> {leg.name}: would send this input to {sends[-1]}")
-                continue
-            if sends:
-                break
-            event = route.run(start)
-            if type(event) is Failed:
-                if event.fatal:
-                    raise event.error
-                steps.append(f"=> {leg.name} failed: {event.error}")
-                continue
-            confidence = event.answer.confidence  # type: ignore[union-attr]  # a leg that ran is Done or Failed
-            steps.append(f"=> {explain.answered(made, leg, confidence, 0.0)}")
-            if acceptable(leg, confidence):
-                break
-        return Decision(made, tuple(steps), tuple(sends))
+        return decide(made, route)
 
     def _check(self, timeout: float) -> Check:
-        live, lines = self._live, []
-        problems = [(runner, _problem(runner, timeout)) for runner in live.runners]
-        lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
-        places = ", ".join(r.where for r in live.runners if r.side == "cloud")
-        if not places:
-            lines.append("nothing can leave this device: there is no cloud")
-        elif live.policy.mode == "only_edge":
-            lines.append(f"nothing leaves this device unless a call asks for another mode than only_edge; then to {places}")
-        else:
-            lines.append(f"inputs may leave this device, to {places}")
-            lines.extend(_egress_lines(live.policy.rules))
-        edges = [t for t in live.targets if t.side == "edge"]
-        if not edges:
-            lines.append("there is no edge model: without the cloud there is no answer")
-        elif places and live.policy.mode == "prefer_edge":
-            lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges)
-        return Check(all(problem is None for _, problem in problems), tuple(lines))
+        return check(self._live, timeout)
 
     def _shut(self) -> None:
         self._closed = True
@@ -544,9 +445,8 @@ class Routing:
         self._workers.close()
         for runner in self._live.runners:
             runner.close()
-        if self._kept is not None:
-            self._save()
-            self._kept.close()
+        if self._memory is not None:
+            self._memory.close(self._router, self._live.clouds)
         if self._recall is not None:
             self._recall.cache.close()
         for part in (self._ledger, self._trace):
@@ -574,10 +474,10 @@ def _read(path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, **{key: value for key, value in more.items() if key not in functions}}
 
 
-def _kept(path: Path) -> Kept:
-    from edgeroute.state import Kept  # SQLite is imported where there is something to keep
+def _memory(path: Path, counts: Counts, purse: Purse) -> Memory:
+    from edgeroute.memory import Memory  # SQLite is imported where there is something to keep
 
-    return Kept(path)
+    return Memory(path, counts, purse)
 
 
 def _recall(cache: Cache | None, offline: str) -> Recall | None:
@@ -588,22 +488,6 @@ def _recall(cache: Cache | None, offline: str) -> Recall | None:
     from edgeroute.recall import Recall
 
     return Recall(cache)
-
-
-def _promise(label: str) -> str:
-    if label == "uncalibrated":
-        return "uncalibrated, picked by hand, with no promise about errors"
-    return label if label.startswith("uncalibrated") else f"certified, {label}"
-
-
-def _egress_lines(rules: Rules) -> list[str]:
-    if not rules.never_leave and not rules.may_leave:
-        return []
-    unknown = "may leave" if rules.unknown_class == "allow" else "stays"
-    lines = [f"data class {name}: never leaves" for name in sorted(rules.never_leave)]
-    lines += [f"data class {name}: may leave" for name in sorted(rules.may_leave)]
-    default = "" if rules.default_class is None else f"; a call that names none is {rules.default_class}"
-    return [*lines, f"any other data class {unknown}{default}"]
 
 
 def _is_fatal(outcome: Outcome) -> bool:
@@ -630,12 +514,3 @@ def _no_answer(made: Plan, outcome: Outcome, note: str) -> BaseException:
     error = (DeadlineExceeded if late else NoAnswer)(f"no answer: {why or 'no time was left'}", errors)
     error.__cause__ = next(iter(errors.values()), None)
     return error
-
-
-def _problem(runner: Runner, timeout: float) -> str | None:
-    """What is wrong with a target, if anything. Loads models and opens connections; sends no user data."""
-    try:
-        runner.ready(monotonic() + timeout)
-    except Exception as e:  # noqa: BLE001 - every kind of trouble is what is asked for here
-        return str(e) or type(e).__name__
-    return None
