@@ -208,7 +208,7 @@ WHY = {
     "refused": "refused|connect",
     "black hole": "by the deadline|in time",
     "stall": "by the deadline|in time",
-    "reset in the body": "reset|Errno|ReadError",
+    "reset in the body": "reset|Errno|ReadError|peer closed",
     "truncated": "complete",
     "503": "answered 503",
     "401": "answered 401",
