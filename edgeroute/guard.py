@@ -136,7 +136,7 @@ class Guard:
         """Lets one request through, which `with` then ends.
 
         Raises:
-            Held: it is not to be asked now. Nothing was sent, nothing is spent.
+            Held: it is not to be asked now. Nothing was sent; what it costs is booked as the first bytes leave.
         """
         now, terms = monotonic(), self.terms
         due = False
@@ -148,8 +148,6 @@ class Guard:
                 why = f"{self._busy} calls are under way (max_concurrent)"
             elif not self._rate.take(now):
                 why = f"it has had {terms.calls_per_s:g} calls a second (calls_per_s)"
-            else:
-                why = self.purse.reserve(Cost(usd=terms.usd_per_call, joules=terms.joules_per_call, calls=1))
             if why is None:
                 self._busy += 1
             else:
@@ -184,13 +182,6 @@ class Guard:
         if ok:
             self._watcher.closed(self)
 
-    def look(self) -> None:
-        """Has a probe sent if one is due: for who waits for the endpoint without asking it."""
-        with self._lock:
-            due = self._due(monotonic())
-        if due:
-            self._watcher.probe(self)
-
     def link_up(self) -> None:
         """The network is back: a breaker that is open need not wait any longer."""
         with self._lock:
@@ -203,11 +194,6 @@ class Guard:
     def state(self) -> str:
         """The breaker's: closed, open or half-open."""
         return self.breaker.state
-
-    def well(self) -> bool:
-        """Whether it may be asked, as far as the breaker goes."""
-        with self._lock:
-            return self.breaker.allows(monotonic())
 
     def why(self) -> str:
         """Why it is not to be asked now; empty: it may be."""
@@ -262,12 +248,6 @@ class Guard:
             news, visit.late = not visit.late, True
         return news
 
-    def refund(self) -> None:
-        """Nothing of what was let through has left: it costs nothing."""
-        terms = self.terms
-        self.turned_away()
-        self.purse.settle(Cost(usd=terms.usd_per_call, joules=terms.joules_per_call, calls=1), Cost())
-
     def retry(self) -> bool:
         """Takes a retry from the budget, if there is one. It waits for what the endpoint asked for itself."""
         with self._lock:
@@ -290,7 +270,7 @@ class Visit:
     def __init__(self, guard: Guard, identity: str, data_class: str | None, rule: str) -> None:
         self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
         self.sent = self.received = 0
-        self.usd = 0.0 if rule == NO_DATA else guard.terms.usd_per_call
+        self.usd = 0.0
         self.counts = True
         """Whether the breaker hears of it."""
         self._open = self.late = False
@@ -322,10 +302,10 @@ class Visit:
         """Before an attempt that sends `size` bytes and has until that instant.
 
         Raises:
-            Held: a limit does not allow so many bytes, or the egress ledger cannot be written. Nothing may be sent then.
+            Held: a limit does not allow it, or the egress ledger cannot be written. Nothing may be sent then.
         """
         guard, again, known = self._guard, self._attempts > 0, self.rule != NO_DATA
-        cost = self._bytes_cost(size)
+        cost = self._cost(size, first=known and not again)
         why = guard.why() if again and known else ""
         why = why or guard.purse.reserve(cost) or ""
         if not why and guard.journal is not None:
@@ -340,8 +320,7 @@ class Visit:
                 why = f"what is not in the egress ledger does not leave ({e})"
         if why:
             if not again and known:
-                guard.refund()
-                self.usd = 0.0
+                guard.turned_away()
             raise Held(f"{guard.name} was not asked{' again' if again else ''}: {why}")
         self._attempts += 1
         self.usd += cost.usd
@@ -353,7 +332,7 @@ class Visit:
         self._open = False
         self.received += size
         if size:
-            cost = self._bytes_cost(size)
+            cost = self._cost(size, first=False)
             self.usd += cost.usd
             self._guard.purse.add(cost)
         if not self.counts:
@@ -390,6 +369,8 @@ class Visit:
         """Whether the retry budget and the breaker have room for one more attempt."""
         return self.counts and not self.late and self._guard.retry()
 
-    def _bytes_cost(self, size: int) -> Cost:
+    def _cost(self, size: int, *, first: bool) -> Cost:
+        """Of so many bytes; the first attempt pays for the call, too."""
         terms, mb = self._guard.terms, size / MB
-        return Cost(usd=mb * terms.usd_per_mb, mb=mb, joules=mb * terms.joules_per_mb)
+        usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
+        return Cost(usd + terms.usd_per_call, mb, joules + terms.joules_per_call, 1) if first else Cost(usd, mb, joules)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError  # its own class before Python 3.11
 from functools import partial
@@ -215,10 +215,6 @@ class Postponed:
         """An endpoint is back."""
         if self._delivery is not None:
             self._delivery.wake()
-
-    def counts(self) -> Mapping[str, int]:
-        """What the outbox has counted."""
-        return {} if self.outbox is None else self.outbox.counts()
 
     def close(self) -> None:
         """Ends delivery; what is not delivered yet stays in the file."""

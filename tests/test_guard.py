@@ -25,6 +25,14 @@ PERMIT = permit(Rules(), None)
 AWAY = Unreachable("away")
 
 
+def look(guard):
+    """Has a probe sent if one is due, as whoever is held does."""
+    with guard._lock:
+        due = guard._due(monotonic())
+    if due:
+        guard._watcher.probe(guard)
+
+
 def busy_server(after_s=None):
     return Refused("busy", status=503, retry_after_s=after_s)
 
@@ -108,7 +116,7 @@ def test_three_in_a_row_open_it(error):
     """Of each kind, whoever raised it; then nothing is let through, nothing is booked, and it is said once."""
     guard, news = guarded(limits=Limits(calls_per_minute=100))
     fails(guard, error, FAULTS - 1)
-    assert guard.well()
+    assert not guard.why()
     fails(guard, error)
     assert (guard.state, news.heard, guard._busy) == ("open", ["opened"], 0)
     with pytest.raises(Held, match=r"cloud was not asked: breaker open for another .* after 3 faults"):
@@ -237,13 +245,13 @@ def test_a_probe_when_it_is_time():
         health=lambda until, visit: tried.append((until - monotonic(), visit.rule, visit.data_class, visit.identity))
     )
     fails(guard, times=FAULTS)
-    guard.look()
+    look(guard)
     assert news.probes == 0
     pass_time(guard, 10)
     for _ in range(3):
         with pytest.raises(Held):
             ask(guard)
-        guard.look()
+        look(guard)
         guard.link_up()
     assert (news.probes, guard.state) == (1, "half-open")
     assert guard.why() == "breaker half-open after 3 faults, a probe is under way"
@@ -259,7 +267,7 @@ def test_on_trial_one_fault_is_enough():
     guard, news = guarded()
     fails(guard, times=FAULTS)
     pass_time(guard, 10)
-    guard.look()
+    look(guard)
     guard.probe()
     assert guard.why() == ""
     fails(guard)
@@ -296,7 +304,7 @@ def test_a_probe_counts_neither_as_a_fault_nor_as_a_success():
     guard, news = guarded(health=health)
     fails(guard, times=FAULTS)
     pass_time(guard, 10)
-    guard.look()
+    look(guard)
     guard.probe()
     assert (guard.state, news.heard, guard._usual.count) == ("open", ["opened"], 0)
 
@@ -307,12 +315,12 @@ def test_an_answer_to_an_old_request_closes_it():
     visit = visiting(guard)
     fails(guard, times=FAULTS)
     pass_time(guard, 10)
-    guard.look()
+    look(guard)
     with visit:
         visit.came(1)
     assert (guard.state, news.heard) == ("closed", ["opened", "closed"])
     guard.breaker.probe_ended(monotonic(), False, 0.5)
-    assert guard.well()
+    assert not guard.why()
 
 
 # retries and holds
@@ -559,7 +567,7 @@ class Guarded(RuleBasedStateMachine):
         if kind == "stale" and not cut:
             assert after == before
         if kind == "hold":
-            assert not self.guard.well()
+            assert self.guard.why()
 
     @rule(one=visits)
     def may_retry(self, one):
@@ -607,7 +615,7 @@ class Guarded(RuleBasedStateMachine):
     @rule()
     def looks(self):
         """Somebody waits for the endpoint."""
-        self.guard.look()
+        look(self.guard)
 
     @rule()
     def link_comes_up(self):

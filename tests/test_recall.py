@@ -10,7 +10,7 @@ import pytest
 from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, nothing_left, sure, unsure
 from tiny import linear
 
-from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Refused
+from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Refused, Router
 from edgeroute.cache import Cache, Semantic
 from edgeroute.egress import Egress
 from edgeroute.outbox import Outbox, Put
@@ -654,3 +654,16 @@ def test_a_file_that_is_corrupt(kind, tmp_path, damage):
                 assert [a.value for a in answers] == [f"cloud {x}" for x in range(50)]
                 assert not any(a.degraded for a in answers)
             assert {a.source for a in answers} == {"cache"}
+
+
+@pytest.mark.parametrize("mode", ["only_edge", "prefer_edge"])
+def test_the_default_class_counts_for_never_in_every_mode(mode):
+    """A call that names no class is of the default one, also where nothing could leave anyway: it is not kept."""
+    edge = FakeModel([("edge", 0.9)])
+    egress = Egress(never_leave=["medical"], default_class="medical")
+    with Router(
+        edge, lambda x: "cloud", threshold=0.5, mode=mode, egress=egress, cache=Cache(never=frozenset({"medical"}))
+    ) as router:
+        for _ in range(2):
+            assert router.infer(1).source == "edge"
+    assert edge.runs == 2

@@ -78,6 +78,7 @@ def plan(
     """The plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
     mode = mode or policy.mode
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
+    data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
@@ -91,7 +92,6 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
-        data_class = policy.rules.default_class if data_class is None else data_class
         verdict = permit(policy.rules, data_class)
         if isinstance(verdict, Denied):
             stays = verdict.why
