@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgeroute.streams import AsyncStream, Stream
     from edgeroute.trace import Trace
     from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, TensorSpec
+    from edgeroute.watch import Audit, AuditStats
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ _HOMES = {
     "Router": "router",
     "Trace": "trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "streams"),
+    **dict.fromkeys(("Audit", "AuditStats"), "watch"),
     **dict.fromkeys(("Cache", "Semantic"), "cache"),
     **dict.fromkeys(("Late", "Outbox"), "outbox"),
     **dict.fromkeys(("Check", "Decision"), "checks"),
@@ -77,6 +79,8 @@ __all__ = [
     "Answer",
     "AsyncRouter",
     "AsyncStream",
+    "Audit",
+    "AuditStats",
     "BadInput",
     "BadReply",
     "Cache",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
-from edgeroute.core.flow import Failed, Start, acceptable
+from edgeroute.core.flow import Failed, Prediction, Start, acceptable, own_threshold
 from edgeroute.core.plan import Plan
 from edgeroute.live import Live
 from edgeroute.route import Route
@@ -60,9 +60,10 @@ def decide(made: Plan, route: Route) -> Decision:
                 raise event.error
             steps.append(f"=> {leg.name} failed: {event.error}")
             continue
-        confidence = event.answer.confidence  # type: ignore[union-attr]  # a leg that ran is Done or Failed
-        steps.append(f"=> {explain.answered(made, leg, confidence, 0.0)}")
-        if acceptable(leg, confidence):
+        prediction: Prediction = event.answer  # type: ignore[union-attr]  # a leg that ran is Done or Failed
+        limit = own_threshold(leg, prediction) if leg.thresholds else None
+        steps.append(f"=> {explain.answered(made, leg, prediction.confidence, 0.0, limit)}")
+        if acceptable(leg, prediction):
             break
     return Decision(made, tuple(steps), tuple(sends))
 

@@ -201,6 +201,13 @@ class Guard:
             now = monotonic()
             return "" if self.breaker.allows(now) else self.breaker.why(now)
 
+    def spare(self) -> bool:
+        """Whether it bears what is not urgent: it is well, and half of its calls, a second and at a time, are free."""
+        with self._lock:
+            now = monotonic()
+            free = self._rate.spare(now) and 2 * self._busy < self.terms.max_concurrent
+            return self.breaker.state == "closed" and self.breaker.allows(now) and free
+
     def _due(self, now: float) -> bool:
         due = self.breaker.probe_due(now)
         if due:

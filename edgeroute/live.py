@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
@@ -15,11 +15,15 @@ from edgeroute.core.policy import INF, MODES, OFFLINE, Mode, Policy, Target
 from edgeroute.edge.load import load
 from edgeroute.egress import Egress
 from edgeroute.errors import ModelMissing, PolicyError
+from edgeroute.promises import Promise, standing
 from edgeroute.runners import CloudRunner, EdgeRunner, Function, FunctionRunner, HttpRunner, Runner
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.guard import Guard
+
+DAY_S = 86400.0
+Uncalibrated = Literal["tell", "error"]
 
 
 class Live(NamedTuple):
@@ -35,6 +39,8 @@ class Live(NamedTuple):
     """Those made so far, by the mode, deadline and data class of the call."""
     prefixes: dict[tuple[Mode, str | None], bytes]
     """What the cache's keys begin with, by mode and data class."""
+    promises: tuple[Promise | None, ...]
+    """Of each target, if its threshold comes from a certificate."""
 
     @property
     def clouds(self) -> list[CloudRunner]:
@@ -52,6 +58,8 @@ def make(
     hedge_after: float | str | None = None,
     first_token: float | None = None,
     egress: Egress | None = None,
+    uncalibrated: Uncalibrated = "tell",
+    certificate_max_age: float | None = None,
     guard: Callable[[CloudRunner], Guard],
     old: Live | None = None,
     **rest: Any,
@@ -73,7 +81,7 @@ def make(
         **rest,
     )
     edges, clouds = _listed(edge), _listed(cloud)
-    _check(policy, edges, clouds)
+    _check(policy, edges, clouds, uncalibrated)
     thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
     known = dict(zip(old.recipes, old.runners, strict=True)) if old is not None else {}
     targets: list[Target] = []
@@ -86,7 +94,7 @@ def make(
         targets.append(target)
         runners.append(known.get(recipe) or runner)
 
-    promised: list[tuple[int, Certificate]] = []
+    promised: dict[int, Certificate] = {}
     for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
         model = load(given)
         path = getattr(model, "path", None)
@@ -95,7 +103,7 @@ def make(
         name = _name("edge", model.name, i, len(edges), targets)
         value = limit
         if not isinstance(value, float | None):
-            promised.append((len(targets), value))
+            promised[len(targets)] = value
             value = value.threshold
         add(("edge", name, given, score), Target(name, "edge", value), EdgeRunner(name, model, score))
         labels = model.labels or labels
@@ -106,31 +114,52 @@ def make(
         runner = kind(name, endpoint, score, labels)
         runner.guard = guard(runner)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), runner)
-    for i, certificate in promised:
-        targets[i] = targets[i]._replace(label=_label(certificate, policy, fingerprints(runners, i, score)))
-    return Live(policy, tuple(targets), tuple(runners), tuple(recipes), egress, {}, {})
+    promises = [_promise(promised.get(i), policy, runners, i, score, egress, certificate_max_age) for i in range(len(targets))]
+    if uncalibrated == "error":
+        _all_hold(targets, promises)
+    live = Live(policy, tuple(targets), tuple(runners), tuple(recipes), egress, {}, {}, tuple(promises))
+    return live if not promised else live._replace(targets=tuple(map(standing, targets, promises)))
 
 
-def fingerprints(runners: Sequence[Runner], i: int, score: str | Score) -> dict[str, str]:
-    """What a certificate for the edge model number `i` is bound to: that, what is behind it, and the score."""
+def fingerprints(runners: Sequence[Runner], i: int, score: str | Score, egress: Egress) -> dict[str, str]:
+    """What a certificate for the edge model number `i` is bound to: that, the score, what is behind it and how that is asked."""
     from edgeroute.cache import fingerprint
 
-    clouds = [r.fingerprint(fingerprint) for r in runners if r.side == "cloud"]
-    return {
+    clouds = [cast("CloudRunner", r) for r in runners if r.side == "cloud"]
+    found = {
         "edge": runners[i].fingerprint(fingerprint),
         "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
-        **({"cloud": " ".join(clouds)} if clouds else {}),
     }
+    if clouds:
+        redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
+        found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
+        found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+    return found
 
 
-def _label(certificate: Certificate, policy: Policy, used: dict[str, str]) -> str:
-    """What the reason says of a threshold with a certificate: its promise, or why that does not hold here."""
-    if certificate.thresholds:
-        raise PolicyError("a certificate with a threshold for each class cannot be used by a router yet")
+def _promise(
+    certificate: Certificate | None,
+    policy: Policy,
+    runners: Sequence[Runner],
+    i: int,
+    score: str | Score,
+    egress: Egress,
+    max_age_s: float | None,
+) -> Promise | None:
+    if certificate is None:
+        return None
     if policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
-    differs = certificate.matches(edge=used["edge"], cloud=used.get("cloud"), score=used["score"])
-    return certificate.label if differs is None else f"uncalibrated: {differs}"
+    return Promise(certificate, fingerprints(runners, i, score, egress), INF if max_age_s is None else max_age_s / DAY_S)
+
+
+def _all_hold(targets: Sequence[Target], promises: Sequence[Promise | None]) -> None:
+    for target, promise in zip(targets, promises, strict=True):
+        if target.threshold is None:
+            continue
+        broken = "it is a plain number" if promise is None else promise.broken()
+        if broken is not None:
+            raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
 
 
 def nearest(word: Any, valid: Sequence[str]) -> str:
@@ -139,8 +168,9 @@ def nearest(word: Any, valid: Sequence[str]) -> str:
     return (f"did you mean {near[0]!r}? " if near else "") + f"expected one of {', '.join(valid)}"
 
 
-def _check(policy: Policy, edges: list[Any], clouds: list[Any]) -> None:
+def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
     for name, value, valid in (
+        ("uncalibrated", uncalibrated, ("tell", "error")),
         ("mode", policy.mode, MODES),
         ("no_confidence", policy.no_confidence, ("defer", "accept")),
         ("offline", policy.offline, OFFLINE),

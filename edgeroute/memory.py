@@ -30,12 +30,12 @@ class Memory:
     """
 
     def __init__(self, path: Path, counts: Counts, purse: Purse) -> None:
-        self._kept, self._counts, self._purse = Kept(path), counts, purse
+        self.kept, self._counts, self._purse = Kept(path), counts, purse
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudRunner]) -> None:
         """Takes up what earlier runs knew."""
-        now, kept = clock.now(), self._kept
+        now, kept = clock.now(), self.kept
         kept.forget("spending:", SPENT_S)
         for name, dumped in (kept.get("latency") or {}).items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -58,17 +58,17 @@ class Memory:
 
     def spent(self, router: str) -> None:
         """Notes what that router, which has a name of its own in each process, has spent."""
-        self._kept.put(f"spending:{router}", self._purse.dump())
+        self.kept.put(f"spending:{router}", self._purse.dump())
 
     def _note(self, router: str, clouds: Iterable[CloudRunner]) -> None:
-        self._kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        self.kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         self.spent(router)
         for runner in clouds:
             known = getattr(getattr(runner, "endpoint", None), "known", None)
             if known is not None:
-                self._kept.put(f"endpoint:{runner.where}", known)
+                self.kept.put(f"endpoint:{runner.where}", known)
 
     def close(self, router: str, clouds: Iterable[CloudRunner]) -> None:
         """Notes it all, and waits until it is written."""
         self._note(router, clouds)
-        self._kept.close()
+        self.kept.close()

@@ -44,7 +44,7 @@ class Router(Routing):
             than 90 % of its runs; "auto": as late as the deadline allows, from the latencies measured. None: never. Not on a
             metered link, with an endpoint away, or with half of a limit spent.
         first_token: in streams, a target that has not begun after so many seconds counts as failed. None: no limit.
-        score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs.
+        score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
         no_confidence: what an answer without a confidence, or with NaN, means: "defer" or "accept".
         offline: when the cloud was needed and did not answer: "edge" gives the edge's answer, marked degraded; "queue" does,
             and sends the request later; "stale" gives what the cache has past its time; "raise" raises NoAnswer.
@@ -52,6 +52,10 @@ class Router(Routing):
         egress: an `Egress`: which data classes may leave, consent, redaction.
         limits: a `Limits`: what may be spent in a day, an hour, a minute.
         metered: whether bytes cost money now, or a function that tells.
+        audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
+        uncalibrated: a threshold without a certificate that holds for these models, this score and this age: "tell" has the
+            reasons and `check` say so; "error" is for those who want no such router.
+        certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one anyway.
         state: a folder for what outlives the process: latencies, what was spent, the egress ledger, the outbox.

@@ -24,7 +24,8 @@ from edgeroute.egress import Egress
 from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.fork import renew_after_fork
 from edgeroute.guard import Guard, Purse
-from edgeroute.live import Live, fingerprints, make, nearest
+from edgeroute.live import Live, Uncalibrated, fingerprints, make, nearest
+from edgeroute.promises import standing
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
 from edgeroute.runners import CloudRunner, EdgeRunner
@@ -36,6 +37,7 @@ from edgeroute.workers import Workers
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgeroute.audit import Auditor
     from edgeroute.cache import Cache
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.journal import Journal
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
     from edgeroute.outbox import Outbox
     from edgeroute.postponed import Postponed
     from edgeroute.recall import Recall
+    from edgeroute.watch import Audit
 
+AGES_S = 60.0
+"""So often, at most, it is looked whether a certificate has become too old."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Late = TypeVar("Late", bound=Callable[..., object])
@@ -72,6 +77,9 @@ class Routing:
         metered: bool | Callable[[], bool] = False,
         cache: Cache | None = None,
         outbox: Outbox | None = None,
+        audit: Audit | None = None,
+        uncalibrated: Uncalibrated = "tell",
+        certificate_max_age: float | None = None,
         state: str | Path | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
     ) -> None:
@@ -83,7 +91,8 @@ class Routing:
         self._ledger: Journal | None = None
         self._live = make(
             edge, cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after, first_token=first_token,
-            score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress, guard=self._guard,
+            score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, guard=self._guard,
         )  # fmt: skip
         self._recall = _recall(cache, offline)
         self._postponed = self._late_answers(outbox, offline)
@@ -99,11 +108,15 @@ class Routing:
         """Whether a request needs more than to be walked."""
         if self._memory is not None:
             self._memory.recall(self._live.clouds)
+        self._standing = threading.Lock()
+        self._stands_until = -INF if any(self._live.promises) else INF
+        self._auditor = None if audit is None else self._audits(audit)
+        self._stand()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """The child's requests have names of their own: to an endpoint a name is the idempotency key."""
-        self._router = os.urandom(6).hex()
+        self._router, self._standing = os.urandom(6).hex(), threading.Lock()
 
     @classmethod
     def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
@@ -139,10 +152,15 @@ class Routing:
         old = self._live
         told = _read(self._policy_file, self._more)
         limits, metered = told.pop("limits", None), told.pop("metered", False)
-        for key in ("cache", "outbox", "state", "trace"):
+        for key in ("audit", "cache", "outbox", "state", "trace"):
             told.pop(key, None)
         self._needs(told.get("offline", "edge"))
-        self._live = make(**told, guard=self._guard, old=old)
+        with self._standing:
+            self._live = make(**told, guard=self._guard, old=old)
+            if self._auditor is not None:
+                self._auditor.adopt(self._live, self._prints())
+            self._stands_until = -INF if any(self._live.promises) else INF
+        self._stand()
         self._purse.spending.limits, self._metered = limits or Limits(), metered
         models = [r.model for r in self._live.runners if isinstance(r, EdgeRunner)]
         for runner in old.runners:
@@ -173,7 +191,7 @@ class Routing:
         for r in self._live.runners:
             guard = guards.get(r.name)
             seen.append(Seen(r.name, r.side, *r.traffic, guard.state if guard else "", guard.held if guard else 0))
-        return self._counts.snapshot(seen, self._purse.spent().usd)
+        return self._counts.snapshot(seen, self._purse.spent().usd, () if self._auditor is None else self._auditor.stats())
 
     def _begin(
         self, inputs: Any, mode: Mode | None, deadline: float | None, data_class: str | None, many: bool = False
@@ -224,6 +242,8 @@ class Routing:
         """Record, and answer. row: of the route's batch; number: what that row is called; shown: the provisional answer."""
         if self._counts.record(made, outcome, row is not None):
             self._observe()
+        if self._auditor is not None:
+            self._auditor.passed(made, outcome, route, row)
         if route.visits is not None and self._memory is not None:
             self._memory.spent(self._router)
         name = number or route.number
@@ -361,8 +381,45 @@ class Routing:
         if facts != self._facts:
             self._facts = facts
             live.plans.clear()
+        if self._auditor is not None:
+            self._auditor.observe()
+        if monotonic() >= self._stands_until:
+            self._stand()
         if self._memory is not None:
             self._memory.note(self._router, live.clouds)
+
+    def _stand(self) -> None:
+        """Renews the thresholds and labels: an alarm, what audits found, or a certificate's age may have changed them."""
+        with self._standing:
+            live, auditor = self._live, self._auditor
+            targets = []
+            for target, promise in zip(live.targets, live.promises, strict=True):
+                watch = None if auditor is None else auditor.watch(target.name)
+                targets.append(standing(target, promise) if watch is None else watch.target(target))
+            if tuple(targets) != live.targets:
+                self._live = live._replace(targets=tuple(targets), plans={})
+            if self._stands_until < INF:
+                self._stands_until = monotonic() + AGES_S
+
+    def _audits(self, audit: Audit) -> Auditor:
+        from edgeroute.audit import Auditor
+
+        journal = None
+        if self._state is not None:
+            from edgeroute.journal import Journal
+
+            journal = Journal(self._state / "audit.jsonl")
+        kept = None if self._memory is None else self._memory.kept
+        auditor = Auditor(
+            audit, self._workers, self._counts,
+            held_back=self._no_hedge, changed=self._stand, journal=journal, kept=kept,
+        )  # fmt: skip
+        auditor.adopt(self._live, self._prints())
+        return auditor
+
+    def _prints(self) -> dict[str, dict[str, str]]:
+        edges = [t.name for t in self._live.targets if t.side == "edge"]
+        return {name: self.fingerprints(i) for i, name in enumerate(edges)}
 
     def _no_hedge(self, live: Live) -> str:
         """Why nothing is to be asked only to be quicker."""
@@ -427,7 +484,7 @@ class Routing:
             edge: which of the edge models, counted from 0.
         """
         i = [i for i, t in enumerate(self._live.targets) if t.side == "edge"][edge]
-        return fingerprints(self._live.runners, i, self._live.recipes[i][3])
+        return fingerprints(self._live.runners, i, self._live.recipes[i][3], self._live.egress)
 
     def _decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         made, route, _ = self._begin(x, mode, deadline, data_class)
@@ -445,6 +502,8 @@ class Routing:
         self._workers.close()
         for runner in self._live.runners:
             runner.close()
+        if self._auditor is not None:
+            self._auditor.close()
         if self._memory is not None:
             self._memory.close(self._router, self._live.clouds)
         if self._recall is not None:

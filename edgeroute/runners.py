@@ -84,6 +84,9 @@ class CloudRunner(Runner, Protocol):
     def health(self) -> Callable[[float, Visit], object] | None:
         """Tries whether it is well, with no user data; None: that cannot be tried."""
 
+    def codec(self, of: Callable[[Any], str]) -> str:
+        """How an input is made into what is sent; `of` as in `fingerprint`."""
+
     def encode(self, x: Any) -> Call | None:
         """One input as the call that would be sent for it; None: not to be told yet, or ever."""
 
@@ -217,6 +220,11 @@ class HttpRunner:
         """Where it is and how it is read."""
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 
+    def codec(self, of: Callable[[Any], str]) -> str:
+        """The protocol, and the card with the preprocessing, if there is one."""
+        card = getattr(getattr(self.endpoint, "card", None), "path", None)
+        return type(self.endpoint).__name__ + ("" if card is None else f":{of(card)}")
+
     def close(self) -> None:
         """Closes the connections, those in use as soon as they are not."""
         self._closed = True
@@ -320,6 +328,10 @@ class FunctionRunner:
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """The function's code."""
         return of(self.function)
+
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function is given the input itself
+        """There is none."""
+        return "as it is"
 
     def close(self) -> None:
         """Holds nothing."""

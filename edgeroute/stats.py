@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from edgeroute.core.flow import Mark, Outcome
+from edgeroute.core.flow import Mark, Outcome, judged
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.fork import renew_after_fork
+
+if TYPE_CHECKING:
+    from edgeroute.watch import AuditStats
 
 TOGETHER = 64
 """So many requests are added up at a time, and any that was not simply accepted at once."""
@@ -58,6 +61,8 @@ class Stats(NamedTuple):
     usd_today: float
     """What calls have cost over the last 24 hours, by the endpoints' terms."""
     legs: tuple[LegStats, ...]
+    audits: tuple[AuditStats, ...]
+    """Of each edge model with a threshold, where there is an `Audit`."""
 
 
 class Seen(NamedTuple):
@@ -72,10 +77,11 @@ class Seen(NamedTuple):
 
 
 class _Leg:
-    __slots__ = ("accepted", "answered", "cancelled", "failed", "latency", "since", "started")
+    __slots__ = ("accepted", "answered", "below", "cancelled", "failed", "judged", "latency", "since", "started")
 
     def __init__(self) -> None:
         self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
+        self.judged = self.below = 0
         self.since = 0.0
         self.latency = Latency()
 
@@ -86,6 +92,8 @@ class Counts:
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
         self.cached = self.queued = self.late = 0
+        self._added = 0
+        """Since `record` last said so."""
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
         self.after_fork()
@@ -100,17 +108,19 @@ class Counts:
 
         A batch's latencies are left out: they say nothing about one input.
         """
-        leg, _, accepted, log, _, _ = outcome
+        leg, _, accepted, log, _, _, _ = outcome
         fresh = self._fresh
         fresh.append((plan.legs, leg, accepted, log, batch))
-        if len(fresh) < TOGETHER and accepted:
+        if len(fresh) + self._added < TOGETHER and accepted:
             return False
         with self._lock:
             self._add_up()
+            self._added = 0
         return True
 
     def _add_up(self) -> None:
         known = self._legs
+        self._added += len(self._fresh)
         while self._fresh:
             legs, answered_by, accepted, log, batch = self._fresh.popleft()
             self.requests += 1
@@ -125,9 +135,12 @@ class Counts:
                     leg.failed += 1
                 elif what in {"cancelled", "timeout"}:
                     leg.cancelled += 1
-                else:
+                elif what != "limit":
                     leg.answered += 1
                     leg.accepted += what == "accepted"
+                    if judged(legs[i]):
+                        leg.judged += 1
+                        leg.below += what == "below"
                     if not batch:
                         leg.latency.add(at - leg.since)
             self.deferred += deferred
@@ -162,7 +175,13 @@ class Counts:
         """The share of requests for which the cloud was asked, so far."""
         return self.deferred / max(1, self.requests)
 
-    def snapshot(self, targets: Iterable[Seen], usd_today: float) -> Stats:
+    def judged(self, name: str) -> tuple[int, int]:
+        """How many of an edge's answers were held against its threshold, and how many of those failed it."""
+        with self._lock:
+            leg = self._legs.get(name)
+            return (0, 0) if leg is None else (leg.judged, leg.below)
+
+    def snapshot(self, targets: Iterable[Seen], usd_today: float, audits: tuple[AuditStats, ...] = ()) -> Stats:
         """Everything now."""
         with self._lock:
             self._add_up()
@@ -175,5 +194,5 @@ class Counts:
             return Stats(
                 self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
                 self.cached, self.queued, self.late,
-                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today, tuple(legs),
+                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today, tuple(legs), audits,
             )  # fmt: skip

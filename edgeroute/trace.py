@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeroute import clock
 from edgeroute.errors import PolicyError
 from edgeroute.types import Answer
 
@@ -52,7 +53,7 @@ class Trace:
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
         try:
-            told = answer.trace
+            told: Mapping[str, Any] = {"at": round(clock.now(), 3), **answer.trace}
             if self.inputs:
                 told = {**told, "input": _encoded(x)}
             self._write(told)

@@ -117,7 +117,7 @@ class Answer:
     def __init__(
         self, plan: Plan, outcome: Outcome, router: str, number: int | str, visits: Mapping[int, Visit] | None = None
     ) -> None:
-        i, prediction, accepted, _, begun, ended = outcome
+        i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
         self._plan: Plan | None = plan
         self._outcome: Outcome | None = outcome

@@ -575,10 +575,10 @@ def test_what_is_no_certificate(tmp_path, monkeypatch):
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(PolicyError, match="is not a certificate"):
         Certificate.load(path)
-    monkeypatch.setattr("edgeroute.confidence.certificate.VERSION", 2)
+    monkeypatch.setattr("edgeroute.confidence.certificate.VERSION", 9)
     a_certificate().save(path)
     monkeypatch.undo()
-    with pytest.raises(PolicyError, match="is of version 2, and this edgeroute knows version 1"):
+    with pytest.raises(PolicyError, match="is of version 9, and this edgeroute knows version 2"):
         Certificate.load(path)
 
 

@@ -1,10 +1,14 @@
 """A router whose threshold comes with a promise: what it says, and when it says that the promise does not hold here."""
 
+import json
+import time
+
 import numpy as np
 import pytest
 
-from edgeroute import PolicyError, Router
+from edgeroute import Egress, OpenInference, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
+from edgeroute.stats import TOGETHER
 
 
 def edge(x):
@@ -60,11 +64,9 @@ def test_one_that_is_bound_to_nothing_promises_nothing():
 
 
 def test_what_a_certificate_cannot_promise_is_refused(certificate):
-    """Answers without a confidence, thresholds for each class, and what is no certificate."""
+    """Answers without a confidence, and what is no certificate."""
     with pytest.raises(PolicyError, match="no_confidence has to be 'defer'"):
         Router(edge, cloud, threshold=certificate, no_confidence="accept")
-    with pytest.raises(PolicyError, match="for each class cannot be used"):
-        Router(edge, cloud, threshold=certificate._replace(thresholds={"a": 0.5}))
     with pytest.raises(PolicyError, match="a threshold is a number or a certificate"):
         Router(edge, cloud, threshold="high")
 
@@ -84,3 +86,97 @@ def test_a_learned_score_is_known_by_its_fingerprint():
     for used, known in ((twin, True), (foreign, False)):
         with Router(model, cloud, threshold=made, score=used) as router:
             assert ("uncalibrated" in router._live.targets[0].label) != known
+
+
+# Thresholds of each class
+
+
+def typed(x):
+    return x
+
+
+@pytest.fixture(scope="module")
+def each():
+    """`cat` is accepted from about .7 on, `dog` never: its examples do not suffice."""
+    label = np.where(RNG.uniform(size=3000) < 0.99, "cat", "dog")
+    score = RNG.uniform(size=3000)
+    right = RNG.uniform(size=3000) < np.minimum(1, 0.6 + score / 2)
+    with Router(typed, cloud, threshold=0.5) as router:
+        prints = router.fingerprints()
+    with pytest.warns(UserWarning, match="dog"):
+        return calibrate(score, right, max_error=0.05, per_class=label, fingerprints=prints)
+
+
+def test_each_answer_has_the_threshold_of_its_class(each):
+    """One with a class of too few examples, or of none, goes to the cloud however sure the edge is."""
+    own = each.threshold_for("cat")
+    with Router(typed, cloud, threshold=each) as router:
+        sure, unsure = router.infer(("cat", 1.0)), router.infer(("cat", own - 0.01))
+        assert sure.reason == f"edge 1.00 >= {own:.2f} (error <= 5 % in each class, 95 % sure)"
+        assert unsure.reason.startswith(f"edge {own - 0.01:.2f} < {own:.2f} (error <= 5 % in each class, 95 % sure); cloud")
+        for label in ("dog", "cow"):
+            asked = router.infer((label, 1.0))
+            assert asked.source == "cloud"
+            assert asked.reason.startswith("edge 1.00 < inf (")
+        assert router.infer(("cat", own)).source == "edge"
+        assert router.infer(("dog", float("inf"))).source == "cloud", "nothing is sure enough"
+        assert [a.source for a in router.infer_many([("cat", 1.0), ("dog", 1.0)])] == ["edge", "cloud"]
+        assert router.infer(("dog", 1.0), mode="only_edge").reason.startswith("edge 1.00 < inf (error <= 5 % in each class")
+        with router.stream(("dog", 1.0)) as stream:
+            list(stream)
+            assert stream.answer.source == "cloud"
+        assert router.decide(("dog", 1.0)).sends_to
+        assert not router.decide(("cat", 1.0)).sends_to
+
+
+def test_the_trace_tells_the_threshold_of_the_answer(each):
+    """As an event of its own, and what is infinite in words: JSON knows no infinity."""
+    with Router(typed, cloud, threshold=each) as router:
+        told = router.infer(("dog", 1.0)).trace
+        assert [(e["what"], e.get("threshold")) for e in told["events"]][:3] == [("start", None), ("limit", "inf"), ("below", None)]
+        assert told["plan"][0]["threshold"] == "inf"
+        json.dumps(told, allow_nan=False)
+        assert router.stats().legs[0].answered == 1
+
+
+# What the owner asks for
+
+
+def test_one_that_does_not_hold_can_be_refused(certificate):
+    """So is a plain number; the one that holds is not."""
+    Router(edge, cloud, threshold=certificate, uncalibrated="error").close()
+    Router(edge, threshold=None, mode="only_edge", uncalibrated="error").close()
+    for wrong, why in ((0.5, "plain number"), (certificate, "made for cloud model")):
+        with pytest.raises(PolicyError, match=rf"the threshold of edge promises nothing here .*{why}"):
+            Router(edge, other, threshold=wrong, uncalibrated="error")
+    with pytest.raises(PolicyError, match="there is no uncalibrated 'maybe'"):
+        Router(edge, cloud, threshold=certificate, uncalibrated="maybe")
+
+
+def test_it_ages_while_it_is_used(certificate, monkeypatch):
+    """The reason says so a minute later at most, without a restart."""
+    day = 86400.0
+    with Router(edge, cloud, threshold=certificate, certificate_max_age=30 * day) as router:
+        assert "95 % sure" in router.infer(1.0).reason
+        then = time.time() + 40 * day
+        monkeypatch.setattr("edgeroute.confidence.certificate.now", lambda: then)
+        router._stands_until = -1.0  # the minute is over
+        for _ in range(TOGETHER):
+            router.infer(1.0)
+        assert "(uncalibrated: it is 40 days old, and may be 30)" in router.infer(1.0).reason
+
+
+def test_what_is_sent_is_part_of_it(certificate):
+    """Another redaction, and the cloud sees something else."""
+    with Router(edge, cloud, threshold=certificate, egress=Egress(redact=lambda x, _: x)) as router:
+        assert "made for payload codec" in router.infer(1.0).reason
+
+
+def test_a_card_of_the_endpoint_is_part_of_it(tmp_path):
+    """It says what becomes of the input before it is sent."""
+    url, card = "http://127.0.0.1:1/v2/models/m", tmp_path / "card.json"
+    card.write_text("{}")
+    with Router(edge, OpenInference(url, card=card), threshold=0.5) as one, Router(edge, url, threshold=0.5) as two:
+        assert one.fingerprints()["codec"] != two.fingerprints()["codec"]
+    with Router(edge, PlainJson("http://127.0.0.1:1"), threshold=0.5) as three:
+        assert three.fingerprints()["codec"] == "PlainJson"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from edgeroute.cache import Cache
 from edgeroute.cloud.base import Address
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
-from edgeroute.confidence.scores import SCORES
+from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Limits
 from edgeroute.edge.onnx import OnnxModel
@@ -31,6 +32,7 @@ from edgeroute.outbox.store import Drop
 from edgeroute.router import Router
 from edgeroute.settings import keys, singles, sources, targets, units
 from edgeroute.trace import Trace
+from edgeroute.watch import Audit
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"
@@ -109,12 +111,12 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
     """Durations come as seconds, the folder from the policy's; the names are Router's."""
     given = policy(
         'deadline = "300ms"\nhedge_after = "0s"\nfirst_token = "150ms"\nscore = "margin"\nno_confidence = "accept"\noffline = "raise"\n'
-        'order = "fastest"\nmetered = true\nstate = "sub/../kept"\n' + BOTH
+        'order = "fastest"\nmetered = true\nstate = "sub/../kept"\nuncalibrated = "error"\ncertificate_max_age = "90d"\n' + BOTH
     )
     assert {k: v for k, v in given.items() if k not in {"edge", "cloud"}} == {
         "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "first_token": 0.15, "score": "margin", "no_confidence": "accept",
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
-        "limits": None, "egress": None, "cache": None, "outbox": None,
+        "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "uncalibrated": "error", "certificate_max_age": 7776000.0,
     }  # fmt: skip
     assert set(given) == set(inspect.signature(Router).parameters) - {"trace"}
 
@@ -298,6 +300,7 @@ def test_the_defaults_are_those_of_the_classes():
         (targets.JsonCloud, PlainJson, {"url": URL, "protocol": "json"}),
         (singles.Limits, Limits, {}),
         (singles.Egress, Egress, {}),
+        (singles.Audit, Audit, {}),
         (singles.Cache, Cache, {}),
         (singles.Outbox, Outbox, {}),
         (singles.Trace, Trace, {}),
@@ -308,8 +311,35 @@ def test_the_defaults_are_those_of_the_classes():
                 default = theirs[mine.get(key, key)].default
                 default = None if default == INF else default  # a file says nothing where there is no limit
                 assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)
-    assert get_args(keys.Score) == SCORES
     assert get_args(singles.Outbox.model_fields["drop"].annotation) == get_args(Drop)
+
+
+def test_a_threshold_may_be_the_path_of_a_certificate(policy, tmp_path):
+    """From the policy's folder; one of several; and one that is not there is said to be missing, not its key."""
+    certificate = calibrate(np.linspace(0, 1, 1000), np.arange(1000) > 300, max_error=0.05)
+    certificate.save(tmp_path / "c.json")
+    assert policy(BOTH.replace("0.85", '"c.json"'))["threshold"] == certificate
+    two = BOTH.replace("0.85", '["c.json", 0.5]').replace("[edge]", "[[edge]]") + '[[edge]]\npath = "second.onnx"\n'
+    assert policy(two)["threshold"] == [certificate, 0.5]
+    with pytest.raises(PolicyError, match=r"there is no certificate at .*d\.json"):
+        policy(BOTH.replace("0.85", '"d.json"'))
+
+
+def test_a_score_may_be_the_path_of_a_fitted_one(policy, tmp_path):
+    """It is the same object, and so are the models that are read with it, until the file changes."""
+    rng = np.random.default_rng(0)
+    fit(rng.normal(size=(400, 3)), rng.uniform(size=400) < 0.7, rng.uniform(size=400) < 0.9).save(tmp_path / "s.json")
+    text = 'score = "s.json"\n' + BOTH
+    first, second = policy(text), policy('deadline = "1s"\n' + text)
+    assert isinstance(first["score"], Learned)
+    assert first["score"] is second["score"]
+    assert first["edge"] is second["edge"]
+    (tmp_path / "s.json").write_text((tmp_path / "s.json").read_text() + " ")
+    third = policy(text)
+    assert third["score"] is not first["score"]
+    assert third["edge"] is not first["edge"]
+    with pytest.raises(ModelMissing, match=r"t\.json"):
+        policy('score = "t.json"\n' + BOTH)
 
 
 @pytest.mark.parametrize("more", ["", '[limits]\n[egress]\nmay_leave = ["a"]\n[cache]\ndisk = true\n[outbox]\n[trace]'])
@@ -481,7 +511,7 @@ def test_variables_that_are_not_the_policys_are_left_alone(policy, monkeypatch):
     [
         ("EDGEROUTE_MODE", "only_egde", 'found "only_egde": did you mean "only_edge"?'),
         ("EDGEROUTE_MODE", "", "is empty: give it a value, or unset it"),
-        ("EDGEROUTE_THRESHOLD", "high", 'expected a number, or a list with one number for each edge model, found "high"'),
+        ("EDGEROUTE_THRESHOLD", "high", 'expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found "high"'),
         ("EDGEROUTE_DEADLINE", "300", 'expected a duration such as "300ms", "2s" or "12h", found "300"; did you mean "300ms" or "300s"?'),
         ("EDGEROUTE_EDGE__PROVIDERS", '["A"', """expected JSON, such as ["a", "b"], found an error at line 1, column 5: Expecting ',' delimiter"""),
         ("EDGEROUTE_CLOUD__RETRIES", "1.5", "expected a whole number, 0 or more, found 1.5"),
@@ -511,7 +541,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, cache, outbox, trace"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, audit, cache, outbox, trace"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -532,9 +562,9 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (BOTH + "max_reply = 5", 'cloud.max_reply: expected a size such as "512KB" or "16MiB", found 5; did you mean "5KB" or "5MB"?'),
         (BOTH + 'max_reply = "5 mib"', 'cloud.max_reply: expected a size such as "512KB" or "16MiB", found "5 mib"; did you mean "5MiB"?'),
         (BOTH + 'max_reply = "0B"', 'cloud.max_reply: expected a size of a byte or more, found "0B"'),
-        (BOTH.replace("0.85", '"0.85"'), 'threshold: expected a number, or a list with one number for each edge model, found "0.85"'),
-        (BOTH.replace("0.85", "nan"), "threshold: expected a number, or a list with one number for each edge model, found nan"),
-        (BOTH.replace("0.85", "true"), "threshold: expected a number, or a list with one number for each edge model, found true"),
+        (BOTH.replace("0.85", '"0.85"'), 'threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found "0.85"'),
+        (BOTH.replace("0.85", "nan"), "threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found nan"),
+        (BOTH.replace("0.85", "true"), "threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found true"),
         (BOTH.replace("0.85", "[1, 2]"), "threshold: expected one number, or a list with one for each edge model (1), found a list of 2"),
         (BOTH.replace("threshold = 0.85", ""), "threshold: is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"),
         (BOTH.replace("edge.onnx", "edge.tflite"), 'edge.path: expected a file that ends in .onnx, found "edge.tflite"'),
@@ -555,7 +585,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, cache, outbox, trace"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, audit, cache, outbox, trace"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),

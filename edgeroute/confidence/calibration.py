@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeroute.clock import now
 from edgeroute.confidence.certificate import BOUND_TO, INF, Certificate, Kind, NotEnough
-from edgeroute.confidence.exact import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
+from edgeroute.confidence.exact import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed, upper
 from edgeroute.errors import PolicyError
 
 Bools = NDArray[np.bool_]
@@ -30,6 +30,8 @@ MANY = 4000
 """The likelihood ratio is used for up to so many examples; for more, the difference loses nothing and is quicker."""
 TIED = 0.1
 """A block of equal scores is told about from this share on."""
+BINS = 32
+"""Of the scores' quantiles, which an online threshold counts by."""
 START = 0.2
 """The error among the accepted is first tested where this share is accepted: fewer prove little, and may end the walk."""
 
@@ -44,6 +46,7 @@ def calibrate(
     max_defer: float | None = None,
     sure: float | None = 0.95,
     per_class: Sequence[object] | NDArray[Any] | None = None,
+    agree: ArrayLike | None = None,
     name: str = "score",
     parameters: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
@@ -72,6 +75,8 @@ def calibrate(
         per_class: [n], the class that the edge predicts for each example. Every class then has a threshold and a promise
             of its own, each at risk (1 - sure) / classes, so that all hold at once. A class that has too few examples is
             always deferred, with a warning.
+        agree: [n], whether edge and cloud say the same, bool or 0 and 1: an audit in use compares with it. Not needed where
+            `edge_correct` means just that.
         name: of the score.
         parameters: of the score: what JSON can hold.
         fingerprints: of the edge model, cloud model, score and payload codec ("edge", "cloud", "score", "codec") that the
@@ -86,6 +91,9 @@ def calibrate(
     n = len(scores)
     edge = _zero_one("edge_correct", edge_correct, n)
     cloud = _zero_one("cloud_correct", cloud_correct, n)
+    same = _zero_one("agree", agree, n)
+    if same is None and kind == "max_loss" and cloud is None:
+        same = edge
     if edge is None and kind != "max_defer":
         raise PolicyError(f"{kind} needs edge_correct")
     if not set(fingerprints or {}) <= set(BOUND_TO):
@@ -142,6 +150,8 @@ def calibrate(
         score=name,
         parameters=parameters or {},
         fingerprints=dict(fingerprints or {}),
+        quantiles=_quantiles(scores),
+        disagreement=None if same is None else _at_most(np.count_nonzero(accepted & ~same), np.count_nonzero(accepted)),
     )
 
 
@@ -253,6 +263,16 @@ def _passed(ok: Bools) -> int:
 def _rounded(count: int) -> int:
     """Up to a power of two, so that tables are shared."""
     return 1 << count.bit_length()
+
+
+def _quantiles(scores: Floats) -> tuple[float, ...]:
+    known = scores[~np.isnan(scores)]
+    return tuple(np.quantile(known, np.arange(BINS + 1) / BINS).tolist()) if known.size else ()
+
+
+def _at_most(k: int | np.integer[Any], m: int | np.integer[Any]) -> float | None:
+    """The share of which k of m leave 95 % confidence that it is not larger (Clopper and Pearson, 1934)."""
+    return upper(int(k), int(m), 0.05) if m else None
 
 
 def _between(s: Floats, ends: Ints, blocks: int) -> float:

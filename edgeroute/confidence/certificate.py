@@ -16,7 +16,7 @@ from edgeroute.errors import PolicyError
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 INF = float("inf")
-VERSION = 1
+VERSION = 2
 BOUND_TO = {"edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec"}
 """What a certificate can be bound to -> in words."""
 
@@ -73,6 +73,10 @@ class Certificate(NamedTuple):
     """Of the score: what JSON can hold."""
     fingerprints: Mapping[str, str]
     """Of what is named in `BOUND_TO`; not all need be there."""
+    quantiles: tuple[float, ...] = ()
+    """The 0/32, 1/32 ... 32/32 quantiles of the examples' scores; empty: none had one."""
+    disagreement: float | None = None
+    """The share of accepted answers that differ from the cloud's is at most this, with 95 % confidence; None: not known."""
 
     @property
     def label(self) -> str:
@@ -142,19 +146,30 @@ class Certificate(NamedTuple):
             differ.append(f"it is {age} days old, and may be {max_age_days:g}")
         return "; ".join(differ) or None
 
+    @property
+    def checksum(self) -> str:
+        """Names it: of all that it says."""
+        return _checksum(self._data())
+
     def save(self, path: str | PathLike[str]) -> None:
         """Writes it as JSON. A file that is there is replaced at once or not at all.
 
         Raises:
             OSError: it cannot be written.
         """
-        data: dict[str, Any] = {"version": VERSION} | self._asdict() | {"guarantee": self.guarantee}
-        data["threshold"] = _plain(self.threshold)
-        data["thresholds"] = {label: _plain(t) for label, t in self.thresholds.items()}
-        path = Path(path)
+        data, path = self._data(), Path(path)
         new = path.with_name(path.name + ".new")
         new.write_text(json.dumps(data | {"checksum": _checksum(data)}, indent=2) + "\n", encoding="utf-8")
         new.replace(path)
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            **self._asdict(),
+            "threshold": _plain(self.threshold),
+            "thresholds": {label: _plain(t) for label, t in self.thresholds.items()},
+            "guarantee": self.guarantee,
+        }
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Certificate:
@@ -182,6 +197,7 @@ class Certificate(NamedTuple):
             "threshold": float(data["threshold"]),
             "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
             "deferral_interval": (low, high),
+            "quantiles": tuple(data["quantiles"]),
         }
         return cls(**{name: data[name] for name in cls._fields})
 

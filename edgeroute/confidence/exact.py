@@ -19,6 +19,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 GAMMA = 1 / 50
 """The share of delta that is spent on the bound for q."""
+RATE = 1e-9
+"""How exactly the bound of a share is found."""
 WIDE = 8
 """Standard deviations, and as many counts, beyond which a tail is taken for nothing: it is less than 1e-14."""
 
@@ -36,6 +38,17 @@ def most(n: int, rate: float, delta: float) -> int:
     known = _log_factorials(n)
     chances = np.exp(known[n] - known[k] - known[n - k] + k * log(rate) + (n - k) * log1p(-rate))
     return low - 1 + int(np.searchsorted(np.cumsum(chances), delta, "right"))
+
+
+def upper(k: int, m: int, delta: float) -> float:
+    """The share that k of m leave confidence 1 - delta not to be exceeded (Clopper and Pearson, 1934)."""
+    if k >= m:
+        return 1.0
+    low, high = k / m, 1.0
+    while high - low > RATE:
+        middle = (low + high) / 2
+        low, high = (low, middle) if most(m, middle, delta) >= k else (middle, high)
+    return high
 
 
 @lru_cache(maxsize=32)

@@ -61,3 +61,7 @@ class Rate:
             return False
         self._left -= 1
         return True
+
+    def spare(self, now: float) -> bool:
+        """Whether at least half of the burst is there, so that what is not urgent may take one."""
+        return self._left + max(0.0, now - self._at) * self._per_s >= self._burst / 2 if self._per_s < INF else True

@@ -16,13 +16,16 @@ VERSION = 1
 def reason(plan: Plan, outcome: Outcome) -> str:
     """Such as `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
+    limits: dict[int, float] = {}
     parts = []
     for what, i, at, detail in outcome.log:
         leg = plan.legs[i]
         if what == "start":
             started[i] = at
+        elif what == "limit":
+            limits[i] = detail
         elif what in {"accepted", "below", "kept"}:
-            parts.append(answered(plan, leg, detail, at - started[i]))
+            parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif what == "failed":
             parts.append(str(detail) if getattr(detail, "held", False) else f"{leg.name} failed: {detail}")
         elif what == "timeout":
@@ -32,8 +35,8 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     return "; ".join(parts)
 
 
-def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float) -> str:
-    """The part of a reason that is about one leg's answer."""
+def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
+    """The part of a reason that is about one leg's answer. threshold: the answer's own; None: it has the leg's."""
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
     sure = f"{confidence:.2f}" if known else "without confidence"
     if leg.side == "cloud" and (leg.threshold is None or leg.final):
@@ -45,9 +48,10 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float) -> s
     if confidence is None or not known:
         rule = "accepted" if leg.accept_unsure else "deferred"
         return f"{leg.name} {sure}" + ("" if leg.final else f", {rule} by policy")
-    sign, limit = ">=" if confidence >= leg.threshold else "<", f"{leg.threshold:.2f}"
+    threshold = leg.threshold if threshold is None else threshold
+    sign, limit = ">=" if confidence >= threshold != INF else "<", f"{threshold:.2f}"
     if sign == "<" and sure == limit:  # 0.71 < 0.71 would explain nothing
-        sure, limit = f"{confidence:.6g}", f"{leg.threshold:.6g}"
+        sure, limit = f"{confidence:.6g}", f"{threshold:.6g}"
     text = f"{leg.name} {sure} {sign} {limit} ({leg.label})"
     if leg.final and sign == "<":
         text += f", {plan.stays}" if plan.stays else ", and there is nothing else to ask"
@@ -78,7 +82,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
             {
                 "leg": leg.name,
                 "side": leg.side,
-                "threshold": leg.threshold,
+                "threshold": _finite(leg.threshold),
                 "label": leg.label,
                 "hedge_after_s": None if leg.hedge_after_s == INF else leg.hedge_after_s,
                 "rule": None if leg.permit is None else leg.permit.rule,
@@ -87,7 +91,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
         ],
         "events": [
             {"at_s": round(at - outcome.begun, 6), "leg": plan.legs[i].name, "what": what}
-            | ({} if detail is None else {"error" if what == "failed" else "confidence": _plain(detail)})
+            | ({} if detail is None else {_DETAILS.get(what, "confidence"): _plain(detail)})
             | ({} if what == "start" or costs is None else costs.get(i, {}))
             for what, i, at, detail in outcome.log
         ],
@@ -100,4 +104,17 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 def _plain(detail: object) -> object:
     if isinstance(detail, BaseException):
         return f"{type(detail).__name__}: {detail}"
-    return detail if detail == detail else None  # noqa: PLR0124 - NaN is not JSON
+    if isinstance(detail, float):
+        return _finite(detail)
+    return detail if detail == detail else None  # noqa: PLR0124 - NaN, of whatever type
+
+
+def _finite(value: float | None) -> float | str | None:
+    """JSON has neither NaN, which is no confidence, nor infinities, which are written out."""
+    if value is None or value != value:  # noqa: PLR0124 - NaN, without an import
+        return None
+    return str(value) if value in {INF, -INF} else value
+
+
+_DETAILS = {"failed": "error", "limit": "threshold"}
+"""What the detail of an event is called; else it is a confidence."""

@@ -12,7 +12,7 @@ and degradation is this one function.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, final
 
 from edgeroute.core.plan import Leg, Plan
@@ -106,8 +106,9 @@ class Emit(NamedTuple):
 Mark: TypeAlias = tuple[str, int, float, Any]
 """One line of a route's log: what, to which leg, when, and the detail.
 
-what: start | accepted | below | kept | failed | cancelled | timeout. detail: the confidence of an answer (accepted,
-below, kept), the exception of a failure. A plain tuple, since every call makes some.
+what: start | limit | accepted | below | kept | failed | cancelled | timeout. detail: the confidence of an answer (accepted,
+below, kept), the threshold that this very answer has, where that depends on it (limit, which comes before accepted and
+below), the exception of a failure. A plain tuple, since every call makes some.
 """
 
 Effect: TypeAlias = Start | Wait | Cancel | Leave | Emit
@@ -125,6 +126,8 @@ class Outcome(NamedTuple):
     log: Sequence[Mark]
     begun: float
     ended: float
+    held: Mapping[int, Prediction] = {}
+    """Leg -> what it answered and was not accepted."""
 
 
 Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
@@ -135,14 +138,28 @@ new = tuple.__new__
 """Makes a NamedTuple of its fields without the Python function in between: for what every call makes."""
 
 
-def acceptable(leg: Leg, confidence: float | None) -> bool:
-    """Whether an answer of this confidence may stand; at the threshold itself it does."""
+def acceptable(leg: Leg, prediction: Prediction) -> bool:
+    """Whether an answer may stand; at the threshold itself it does."""
     threshold = leg.threshold
     if leg.final or threshold is None:
         return True
+    confidence = prediction.confidence
     if confidence is None or confidence != confidence:  # noqa: PLR0124 - NaN, without an import
         return leg.accept_unsure
-    return confidence >= threshold
+    if leg.thresholds:
+        threshold = own_threshold(leg, prediction)
+    return confidence >= threshold != INF
+
+
+def judged(leg: Leg) -> bool:
+    """Whether an edge's answer is held against a threshold, with another leg to ask where it fails."""
+    return leg.permit is None and leg.threshold is not None and not leg.final and not leg.standby
+
+
+def own_threshold(leg: Leg, prediction: Prediction) -> float:
+    """The threshold of this very answer."""
+    assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
+    return leg.thresholds.get(str(prediction.value), leg.threshold)
 
 
 def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False) -> Walk:
@@ -194,11 +211,13 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
             i, prediction = event.leg, event.answer
             running.remove(i)
             leg = legs[i]
-            if not leg.standby and acceptable(leg, prediction.confidence):
+            if leg.thresholds:
+                log.append(("limit", i, now, own_threshold(leg, prediction)))
+            if not leg.standby and acceptable(leg, prediction):
                 log.append(("accepted", i, now, prediction.confidence))
                 if running:
                     yield from _cancel(running, now, log)
-                return new(Outcome, (i, prediction, True, log, begun, now))
+                return new(Outcome, (i, prediction, True, log, begun, now, held))
             log.append(("kept" if leg.standby else "below", i, now, prediction.confidence))
             fresh = provisional and all(legs[i].target > legs[j].target for j in held)
             held[i] = prediction
@@ -217,7 +236,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
     if not held:
         return Outcome(None, None, False, log, begun, now)
     best = max(held, key=lambda i: legs[i].target)
-    return Outcome(best, held[best], False, log, begun, now)
+    return Outcome(best, held[best], False, log, begun, now, held)
 
 
 def _at_once(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from edgeroute.core import hedge
@@ -20,7 +20,7 @@ class Leg(NamedTuple):
     target: int
     """Position in the list of targets; a higher one is more capable, so its answer is the better one to fall back on."""
     threshold: float | None
-    """Accept from this confidence on; None: accept any."""
+    """Accept from this confidence on; None: accept any; inf: accept none."""
     final: bool
     """There is nothing after it to ask: its answer is accepted whatever its confidence."""
     accept_unsure: bool
@@ -32,6 +32,8 @@ class Leg(NamedTuple):
     start_by_s: float
     """A standby starts no later than this after the beginning; inf: only once every other leg has ended."""
     label: str
+    thresholds: Mapping[str, float]
+    """Answers with a threshold of their own, as `str` writes them -> that."""
 
     @property
     def side(self) -> Side:
@@ -134,6 +136,7 @@ def plan(
             standby=standby,
             start_by_s=_start_by_s(hedge_s, facts, deadline_s) if first_standby else INF,
             label=target.label,
+            thresholds=target.thresholds,
         )
         steps.append(_step(leg, legs[-1] if legs else None))
         legs.append(leg)
@@ -191,6 +194,8 @@ def _step(leg: Leg, before: Leg | None) -> str:
         accept = "kept in case the cloud fails"
     elif leg.final or leg.threshold is None:
         accept = "its answer is accepted"
+    elif leg.thresholds:
+        accept = f"accepted from the confidence on that its answer asks for ({leg.label})"
     else:
         accept = f"accepted from confidence {leg.threshold:.2f} on ({leg.label})"
     return f"{leg.name} {when}; {accept}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
 from edgeroute.core.egress import Rules
@@ -28,6 +29,8 @@ class Target(NamedTuple):
     """Confidence from which this target's answer is accepted; None: its answer is always accepted."""
     label: str = "uncalibrated"
     """Where the threshold comes from, in the words that the reason quotes."""
+    thresholds: Mapping[str, float] = {}
+    """Answers that have a threshold of their own, as `str` writes them -> that; empty: one for all."""
 
 
 class Policy(NamedTuple):

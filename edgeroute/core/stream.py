@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from edgeroute.core.flow import Cancel, Delta, Done, Emit, Failed, Mark, Outcome, Prediction, Start, Wait, Walk, acceptable
+from edgeroute.core.flow import (
+    Cancel,
+    Delta,
+    Done,
+    Emit,
+    Failed,
+    Mark,
+    Outcome,
+    Prediction,
+    Start,
+    Wait,
+    Walk,
+    acceptable,
+    own_threshold,
+)
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 
@@ -49,7 +63,9 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF) -> Walk:
                     now = shown.at  # type: ignore[union-attr]
             elif type(event) is Done:
                 prediction: Prediction = event.answer
-                if last or acceptable(leg, prediction.confidence):
+                if leg.thresholds:
+                    log.append(("limit", i, now, own_threshold(leg, prediction)))
+                if last or acceptable(leg, prediction):
                     log.append(("accepted", i, now, prediction.confidence))
                     for piece in () if open_at_once else pieces:
                         yield Emit(i, Prediction(piece, None, None), ())

@@ -9,23 +9,23 @@ from weakref import WeakValueDictionary
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline
 from edgeroute.egress import Consent, Redact
 from edgeroute.settings import values
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.section import Section, at
-from edgeroute.settings.singles import Cache, Egress, Limits, Outbox, Trace
+from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
 from edgeroute.settings.units import Duration
 from edgeroute.settings.values import Flag, Text
-
-Score = Literal["msp", "margin", "entropy", "energy", "quantile"]
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
     "cloud": tuple(CLOUDS.values()),
     "limits": (Limits,),
     "egress": (Egress,),
+    "audit": (Audit,),
     "cache": (Cache,),
     "outbox": (Outbox,),
     "trace": (Trace,),
@@ -46,8 +46,9 @@ class Settings(BaseSettings):
     mode: Mode = Field("prefer_edge", description="Which side is asked first, and whether the other is asked at all.")
     threshold: values.Thresholds | None = Field(
         None,
-        description="Confidence from which an edge answer is accepted and nothing is sent; one, or one for each edge model. "
-        "Required with both sides and mode prefer_edge.",
+        description="Confidence from which an edge answer is accepted and nothing is sent: a number, or the path of a "
+        "certificate, which `edgeroute calibrate` writes; one, or one for each edge model. Required with both sides and mode "
+        "prefer_edge.",
     )
     deadline: Duration | None = Field(
         None, description="From call to answer; then the best there is stands. Without it: no limit."
@@ -61,7 +62,17 @@ class Settings(BaseSettings):
         None,
         description="In streams: a target that has not begun to answer after this long counts as failed. Without it: no limit.",
     )
-    score: Score = Field("msp", description="How the confidence is taken from a model's outputs.")
+    score: values.Score = Field(
+        "msp", description="How the confidence is taken from a model's outputs, or the path of a score that was fitted and saved."
+    )
+    uncalibrated: Literal["tell", "error"] = Field(
+        "tell",
+        description="A threshold without a certificate that holds here, for these models, this score and this age: reasons and "
+        "`check` say so, or the policy is refused.",
+    )
+    certificate_max_age: Duration | None = Field(
+        None, description='How old a certificate may be, as `"90d"`. Without it: no limit.'
+    )
     no_confidence: NoConfidence = Field("defer", description="An answer without a confidence: ask the next target, or accept it.")
     offline: Offline = Field(
         "edge",
@@ -91,6 +102,9 @@ class Settings(BaseSettings):
         None,
         description="Which data may leave the device: a call names its class, as in `infer(x, data_class=...)`. Without this "
         "section all of it.",
+    )
+    audit: Audit | None = Field(
+        None, description="Compares a sample of answers with the cloud's, and tells when the promise of a certificate fails."
     )
     cache: Cache | None = Field(None, description="Keeps answers for inputs that come again. Without this section: none.")
     outbox: Outbox | None = Field(
@@ -136,19 +150,24 @@ class Settings(BaseSettings):
             redact: likewise.
 
         Raises:
-            ModelMissing: a card that the policy names is not there.
-            ModelError: a card is not one.
+            ModelMissing: a card or score that the policy names is not there.
+            ModelError: a card or score is not one.
+            PolicyError: a certificate is not there, or is not one.
         """
-        edges, clouds = ([_kept(section, folder, self.score) for section in sections] for sections in (self.edge, self.cloud))
+        score, key = _score(self.score, folder)
+        edges, clouds = ([_kept(section, folder, key) for section in sections] for sections in (self.edge, self.cloud))
         state = at(folder, self.state or "")  # no section asks for it where there is none: that would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
         return {
             **self.model_dump(exclude={*SECTIONS}),
+            "threshold": _certified(self.threshold, folder),
+            "score": score,
             "state": state if self.state else None,
             "edge": edges[0] if len(edges) == 1 else edges or None,
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "limits": self.limits.make() if self.limits else None,
             "egress": rules.make(consent, redact) if rules else None,
+            "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
@@ -158,7 +177,30 @@ class Settings(BaseSettings):
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
-def _kept(section: Target, folder: Path, score: str) -> Any:
+def _certified(threshold: Any, folder: Path) -> Any:
+    """The same, with certificates for their paths."""
+    if isinstance(threshold, list):
+        return [_certified(one, folder) for one in threshold]
+    if not isinstance(threshold, str):
+        return threshold
+    from edgeroute.confidence.certificate import Certificate
+
+    return Certificate.load(at(folder, threshold))
+
+
+def _score(score: str, folder: Path) -> tuple[Any, Any]:
+    """The score, and what tells it from another; the same object while its file stays as it is."""
+    if score in SCORES:
+        return score, score
+    from edgeroute.confidence.learned import Learned
+
+    path = at(folder, score)
+    key = (path, _stamp(path))
+    made = _made.get(key)
+    return (_made.setdefault(key, Learned.load(path)) if made is None else made), key
+
+
+def _kept(section: Target, folder: Path, score: Any) -> Any:
     """What an equal section of an equal policy was made into, while a router has it.
 
     A reload keeps the runners whose model or endpoint is the same object. "Equal" takes in the files that the section

@@ -78,11 +78,11 @@ def _table(section: Mapping[str, Any], keys: set[str]) -> str:
 
 
 def _type(value: Mapping[str, Any]) -> str:
-    if "anyOf" in value:
+    if "anyOf" in value and "title" not in value:
         return " or ".join(_type(one) for one in value["anyOf"])
     if "enum" in value or "const" in value:
         return ", ".join(map(_code, value.get("enum") or [value["const"]]))
-    if value["type"] == "array":
+    if value.get("type") == "array":
         return f"list of {_type(value['items'])}s"
     return str(value.get("title") or _WORDS.get(value["type"], value["type"]))
 

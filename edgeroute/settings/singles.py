@@ -16,7 +16,7 @@ from edgeroute.settings.units import Delay, Duration, Share, Size
 from edgeroute.settings.values import Flag, Text, Texts
 
 if TYPE_CHECKING:
-    from edgeroute import cache, outbox, trace
+    from edgeroute import cache, outbox, trace, watch
 
 
 class Limits(Section):
@@ -47,6 +47,35 @@ class Egress(Section):
     def make(self, consent: egress.Consent | None, redact: egress.Redact | None) -> egress.Egress:
         """The rules, with the functions that a file cannot hold."""
         return egress.Egress(**self.model_dump(exclude_none=True), consent=consent, redact=redact)
+
+
+class Audit(Section):
+    """Watches whether what a certificate promises still holds."""
+
+    share: Share = Field(
+        "0.5%",
+        validate_default=True,
+        description="The share of requests that are audited: of those that the edge answers the cloud is asked later, "
+        "where data class, limits and link allow it; of the others the comparison is free. 0: only deferral rates are watched.",
+    )
+    on_alarm: Literal["tell", "raise", "defer"] = Field(
+        "tell",
+        description='When the promise fails: `"tell"`: log, reasons and `edgeroute status` say so; `"raise"`: and half of what '
+        'was accepted is deferred from then on, at each alarm; `"defer"`: and all of it.',
+    )
+    budget: Share | None = Field(
+        None,
+        description="The share of requests that may be deferred: the threshold then follows what audits find, and is never below "
+        "the certified one. Without it: it stays.",
+    )
+    wrong_cost: values.Rate = Field(10.0, description="With a budget: what a wrong answer costs, in the unit of `call_cost`.")
+    call_cost: values.Rate = Field(1.0, description="With a budget: what asking the cloud costs.")
+
+    def make(self) -> watch.Audit:
+        """The rules."""
+        from edgeroute.watch import Audit
+
+        return Audit(**self.model_dump())
 
 
 class Cache(Section):

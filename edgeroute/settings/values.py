@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret
+from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.load import RUNTIMES
+from edgeroute.settings.problems import found, nearest
 from edgeroute.settings.units import DURATION, duration, expected, text
 
 
@@ -59,6 +62,7 @@ def _url(url: str) -> str:
     return url
 
 
+_JSON = r".+\.json"
 _HEDGE = "p[1-9][0-9]|auto"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _SECRET_HEADER = re.compile(
@@ -75,6 +79,25 @@ def _secret(value: Any) -> Secret:
     return Secret(env=value["env"])
 
 
+def _score(value: Any) -> str:
+    if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
+        return value
+    raise refused(f"found {found(value)}: {nearest(str(value), SCORES)} A path of a saved score ends in .json")
+
+
+def _thresholds(value: Any) -> Any:
+    if isinstance(value, list) and value and not any(isinstance(one, list) for one in value):
+        return [_thresholds(one) for one in value]
+    if isinstance(value, str) and re.fullmatch(_JSON, value):
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return float(value) if number else _no_threshold()
+
+
+def _no_threshold() -> NoReturn:
+    raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
+
+
 def _headers(value: Any) -> dict[str, str | Secret]:
     if not isinstance(value, dict):
         raise refused('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
@@ -89,6 +112,7 @@ def _headers(value: Any) -> dict[str, str | Secret]:
     return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
 
 
+_THRESHOLD = [{"type": "number"}, text("path of a certificate", _JSON, "certificate.json")]
 _REFERENCE: dict[str, Any] = {
     "type": "object",
     "title": '`{ env = "NAME" }`',
@@ -101,7 +125,21 @@ _Text = Annotated[str, Field(min_length=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[_Text, said("text in quotes")]
 Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in ["a", "b"]')]
-Thresholds = Annotated[_Number | list[_Number], said("a number, or a list with one number for each edge model")]
+Thresholds = Annotated[
+    float | str | list[float | str],
+    PlainValidator(_thresholds),
+    WithJsonSchema(
+        {
+            "anyOf": [*_THRESHOLD, {"type": "array", "items": {"anyOf": _THRESHOLD}, "minItems": 1}],
+            "title": "number, path of a certificate, or list of them",
+        }
+    ),
+]
+Score = Annotated[
+    str,
+    PlainValidator(_score),
+    WithJsonSchema({"anyOf": [{"enum": [*SCORES]}, text("path of a saved score", _JSON, "edge.score.json")]}),
+]
 Threads = Annotated[int, Field(ge=1, le=1024), said("a whole number, 1 or more")]
 Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
 Flag = Annotated[bool, said("true or false")]

@@ -92,11 +92,11 @@ def test_random_walks(case):
     fine = sorted(
         at
         for i, (what, at, detail) in ends.items()
-        if what == "done" and not legs[i].standby and acceptable(legs[i], detail) and at <= limit
+        if what == "done" and not legs[i].standby and acceptable(legs[i], Prediction("", detail, None)) and at <= limit
     )
     if outcome.accepted:
         assert outcome.ended == fine[0], "the first acceptable answer ends it"
-        assert acceptable(legs[outcome.leg], outcome.prediction.confidence)
+        assert acceptable(legs[outcome.leg], outcome.prediction)
     elif answered:
         assert outcome.leg == max(answered, key=lambda i: legs[i].target), "of what there is, the most capable target's"
         assert not [at for at in fine if at < outcome.ended]

@@ -1,0 +1,116 @@
+"""Tells when a mean has come to exceed what was promised, with few false alarms, however the values depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, inf, log
+from typing import Any, Final
+
+ALARM: Final = 1e4
+"""While the promise holds, so many values come before a false alarm, on average, or more."""
+_RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
+_LOG_MOST: Final = 230.0
+_MOST: Final = exp(_LOG_MOST)
+"""A wealth grows no further, long before a float overflows."""
+
+
+class Drift:
+    """Alarm for values 0..1 whose mean, given all that came before, must not exceed a level (e-detector, Shin et al., 2022).
+
+    At each value a new bet of 1 is made that the mean is higher, and all bets are won or lost by `x - level`. While it is not
+    higher, a bet is worth no more than 1 on average. So wealth less the number of values so far does not rise on average
+    (it is a supermartingale), and when wealth reaches `alarm`, the values so far are as many on average, or more.
+
+    Not synchronised: whoever shares it between threads holds a lock.
+
+    Args:
+        level: what the mean must not exceed, more than 0 and less than 1.
+        alarm: the evidence at which it goes off, more than 0.
+
+    Attributes:
+        level: as given.
+        count: how many values there were.
+        ones: their sum; of zeros and ones, how many ones.
+        alarmed: whether the evidence has ever reached `alarm`. What comes later does not take it back.
+
+    Raises:
+        ValueError: `level` or `alarm` is not in its range.
+    """
+
+    __slots__ = ("_alarm", "_logs", "_wealth", "alarmed", "count", "level", "ones")
+
+    def __init__(self, level: float, *, alarm: float = ALARM) -> None:
+        if not (0 < level < 1 and 0 < alarm <= _MOST):
+            raise ValueError(f"level {level} is not between 0 and 1, or alarm {alarm} not between 0 and {_MOST:.0e}")
+        self.level: Final = level
+        self.count = 0
+        self.ones = 0.0
+        self.alarmed = False
+        self._alarm: Final = alarm
+        self._wealth = [0.0] * len(_RATES)
+        self._logs: Final = [(log(level + rate * (1 - level)) - log(level), log(1 - rate)) for rate in _RATES]
+
+    @property
+    def evidence(self) -> float:
+        """The wealth of all bets, the mean over their rates: 0 or more."""
+        return sum(self._wealth) / len(_RATES)
+
+    def add(self, x: float) -> None:
+        """Takes one value.
+
+        Raises:
+            ValueError: it is NaN or not in 0..1. An alarm that skipped what it cannot read would be silent and blind.
+        """
+        if not 0 <= x <= 1:
+            raise ValueError(f"{x} is not in 0..1")
+        odds = x / self.level - 1
+        self._take([min(_MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)], x, 1)
+
+    def add_many(self, ones: int, n: int) -> None:
+        """Takes `n` values at once, `ones` of them 1 and the others 0, in an order that nobody knows.
+
+        It is less quick than one at a time, by up to `n` values for a strong drift and by half as much again for a slight one.
+
+        Raises:
+            ValueError: that cannot be.
+        """
+        if not 0 <= ones <= n:
+            raise ValueError(f"{ones} of {n} values cannot be 1")
+        if n:
+            # All n new bets are made before the first value. Each of them, and what there was, is multiplied by a product that
+            # has a mean of 1 at most, given what came before: wealth still rises by n at most on average, and the alarm, which
+            # looks at the ends of batches only, still comes after `alarm` values or more.
+            zeros, wealth = n - ones, self._wealth
+            grown = [log(had + n) + ones * up + zeros * down for had, (up, down) in zip(wealth, self._logs, strict=True)]
+            self._take([exp(min(_LOG_MOST, g)) for g in grown], ones, n)
+
+    def _take(self, wealth: list[float], ones: float, n: int) -> None:
+        self._wealth = wealth
+        self.count += n
+        self.ones += ones
+        self.alarmed = self.alarmed or self.evidence >= self._alarm
+
+    def dump(self) -> dict[str, object]:
+        """What is known, ready for JSON."""
+        return {"level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:]}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any], level: float, *, alarm: float = ALARM) -> Drift:
+        """The one that was dumped; or a new one, if that was for another level: what it knew is of another promise.
+
+        Raises:
+            ValueError: that is no dump, or `level` or `alarm` is not in its range.
+        """
+        drift = cls(level, alarm=alarm)
+        try:
+            made, count, ones, alarmed = dumped["level"], dumped["count"], dumped["ones"] + 0.0, dumped["alarmed"]
+            wealth = [had + 0.0 for had in dumped["wealth"]]
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= _MOST for had in wealth) and 0 < made < 1
+            if not (fits and type(count) is int and 0 <= ones <= count < inf and type(alarmed) is bool):
+                raise ValueError(f"{ones} of {count}, {wealth}")  # noqa: TRY301 - one message for all that may be wrong
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
+            raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
+        if made == level:
+            drift._take(wealth, ones, count)
+            drift.alarmed = drift.alarmed or alarmed
+        return drift

@@ -1,0 +1,404 @@
+"""Audits: what is compared with the cloud in the background, what is never asked, and what an alarm does."""
+
+import contextlib
+import json
+import logging
+import threading
+import time
+
+import numpy as np
+import pytest
+from both import LONG, Tasks, Threads, nothing_left
+
+from edgeroute import Audit, Egress, Function, Limits, PolicyError, Router
+from edgeroute.clock import now
+from edgeroute.confidence import calibrate
+from edgeroute.journal import read
+from edgeroute.stats import TOGETHER
+from edgeroute.testing import FakeCloud
+from edgeroute.watch import Watch, limit
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, **policy}))
+
+
+def until(condition):
+    """Returns once it holds."""
+    end = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < end
+        threading.Event().wait(0.001)
+
+
+def edge(x):
+    """It says `a`, as surely as it is told."""
+    return "a", x
+
+
+def right(_):
+    return "a"
+
+
+def wrong(_):
+    return "b"
+
+
+SCORE = np.random.default_rng(0).uniform(size=4000)
+
+
+@pytest.fixture(scope="module")
+def certificate():
+    """Below .25 one in two differs, above none does."""
+    agree = (SCORE > 0.25) | (np.arange(4000) % 2 == 0)
+    return calibrate(SCORE, agree, max_loss=0.05)
+
+
+def idle(router):
+    """No audit is under way."""
+    until(lambda: not router._auditor._busy)
+
+
+# ------------------------------------------------------------------------------------------------------ what is asked
+def test_an_accepted_answer_is_compared_in_the_background(make, tmp_path):
+    """The caller has the edge's; the cloud's is a line of the audit, with the confidence, and nothing that was in the input."""
+    cloud = FakeCloud(lambda _: "b")
+    router = make(edge, cloud, audit=Audit(share=1), state=tmp_path)
+    answer = router.infer(0.9)
+    assert (answer.value, answer.source) == ("a", "edge")
+    until(lambda: router.stats().audits[0].audited)
+    (line,) = read(tmp_path / "audit.jsonl")
+    assert abs(line.pop("at") - now()) < LONG
+    assert len(line.pop("fingerprints")) == 32
+    assert line == {"id": answer.id, "target": "edge", "edge_confidence": 0.9, "agrees": False, "audited": "shadow"}
+    told = router.stats().audits[0]
+    assert (told.target, told.audited, told.disagreed, told.limit, told.alarm) == ("edge", 1, 1, None, "")
+    assert cloud.runs == 1
+
+
+def test_a_deferred_answer_is_compared_for_free(make, tmp_path):
+    """The cloud is asked once, for the answer, and the line says that it was deferred."""
+    cloud = FakeCloud(lambda _: "b")
+    router = make(edge, cloud, audit=Audit(share=1), state=tmp_path)
+    assert router.infer(0.1).value == "b"
+    (line,) = read(tmp_path / "audit.jsonl")
+    assert (line["audited"], line["agrees"], line["edge_confidence"]) == ("deferred", False, 0.1)
+    assert cloud.runs == 1
+    assert router.stats().audits[0].audited == 0, "of what the edge answered"
+
+
+def test_a_coroutine_function_is_asked_too():
+    """As the cloud of an AsyncRouter, and from a thread."""
+
+    async def cloud(_):
+        return "b"
+
+    with Tasks(edge, cloud, threshold=0.5, audit=Audit(share=1)) as router:
+        router.infer(0.9)
+        until(lambda: router.stats().audits[0].disagreed)
+
+
+def test_of_a_batch_each_row_may_be_audited(make, tmp_path):
+    """By the name that its answer has."""
+    router = make(edge, right, audit=Audit(share=1), state=tmp_path)
+    answers = router.infer_many([0.1, 0.9])
+    until(lambda: len(list(read(tmp_path / "audit.jsonl"))) == 2)
+    found = {line["id"]: (line["audited"], line["agrees"]) for line in read(tmp_path / "audit.jsonl")}
+    assert found == {answers[0].id: ("deferred", True), answers[1].id: ("shadow", True)}
+
+
+def test_the_sample_is_uniform(monkeypatch, tmp_path):
+    """Of 4,000 requests 5 % are compared, accepted or not, and no pattern in the requests meets a pattern in the sample."""
+    monkeypatch.setattr("edgeroute.audit.TOGETHER", 1 << 30)
+    with Router(edge, right, threshold=0.5, audit=Audit(share=0.05), state=tmp_path) as router:
+        for i in range(4000):
+            router.infer(0.1 if i % 2 else 0.9)
+        idle(router)
+    lines = list(read(tmp_path / "audit.jsonl"))
+    assert 140 < len(lines) < 260  # 4.5 standard deviations
+    shadows = sum(line["audited"] == "shadow" for line in lines)
+    assert abs(shadows - len(lines) / 2) < 4.5 * len(lines) ** 0.5 / 2
+
+
+def test_the_input_may_be_overwritten_at_once():
+    """As a camera's buffer is: what the cloud is asked about is what the edge saw."""
+    seen, go = [], threading.Event()
+
+    def cloud(x):
+        go.wait(LONG)
+        seen.append(np.array(x))
+        return "a"
+
+    with Router(lambda x: ("a", 0.9), cloud, threshold=0.5, audit=Audit(share=1)) as router:
+        frame = np.zeros(3)
+        router.infer(frame)
+        frame[:] = 7
+        go.set()
+        until(lambda: router.stats().audits[0].audited)
+    assert seen[0].tolist() == [0, 0, 0]
+
+
+# -------------------------------------------------------------------------------------------------- what is not asked
+@pytest.mark.parametrize(
+    ("policy", "ask"),
+    [
+        ({"egress": Egress(never_leave=["private"], unknown_class="allow")}, {"data_class": "private"}),
+        ({"egress": Egress(consent=lambda where, data_class: False)}, {}),
+        ({"metered": True}, {}),
+        ({"mode": "only_edge"}, {}),
+        ({"limits": Limits(calls_per_minute=1)}, {}),
+    ],
+    ids=["class", "consent", "metered", "mode", "limits"],
+)
+def test_an_audit_asks_nothing_that_the_policy_does_not_allow(policy, ask):
+    """Not for a class that stays, without consent, over a metered link, on a call that stays, or with the half of a limit spent."""
+    cloud = FakeCloud(lambda _: "a")
+    with Router(edge, cloud, threshold=0.5, audit=Audit(share=1), **policy) as router:
+        if "limits" in policy:
+            assert router.infer(0.1).source == "cloud"  # it spends what there is
+        before = cloud.runs
+        for _ in range(5):
+            assert router.infer(0.9, **ask).source == "edge"
+        idle(router)
+        assert cloud.runs == before
+
+
+def test_an_endpoint_that_does_not_answer_is_left_alone():
+    """With its breaker open no audit is tried, and the edge's answers are what they were."""
+
+    def broken(_):
+        raise ConnectionError("away")
+
+    cloud = FakeCloud([ConnectionError("away")])
+    with Router(edge, cloud, threshold=0.5, audit=Audit(share=1)) as router:
+        for _ in range(5):
+            router.infer(0.1)
+        assert router.stats().legs[1].breaker == "open"
+        runs = cloud.runs
+        assert router.infer(0.9).source == "edge"
+        idle(router)
+        assert cloud.runs == runs
+
+
+def test_audits_take_no_more_than_half_of_what_an_endpoint_bears():
+    """With one call a second there is none to spare once it was used; a request that needs it gets it."""
+    cloud = FakeCloud(lambda _: "a")
+    with Router(edge, Function(cloud, calls_per_s=0.001), threshold=0.5, audit=Audit(share=1)) as router:
+        router.infer(0.9)
+        idle(router)
+        router.infer(0.9)
+        idle(router)
+        assert cloud.runs == 1
+
+
+def test_no_more_than_two_at_a_time():
+    """A slow cloud holds up neither answers nor memory: what falls due meanwhile is left out."""
+    gate = threading.Event()
+    cloud = FakeCloud(lambda _: "a", gate=gate)
+    with Router(edge, cloud, threshold=0.5, audit=Audit(share=1)) as router:
+        for _ in range(50):
+            assert router.infer(0.9).source == "edge"
+        until(lambda: cloud.runs == 2)
+        assert router._auditor._busy == 2
+        gate.set()
+        idle(router)
+        assert cloud.runs == 2
+        assert router.stats().audits[0].audited == 2
+
+
+@pytest.mark.parametrize("trouble", ["cloud", "agrees", "disk"])
+def test_whatever_goes_wrong_touches_no_answer(trouble, tmp_path, caplog):
+    """A cloud that raises, a comparison that does, a disk that is none: the edge's answer stands, and the next audit is tried."""
+
+    def agrees(_, __):
+        raise ValueError("these cannot be compared")
+
+    cloud = FakeCloud([RuntimeError("oops")] if trouble == "cloud" else lambda _: "a")
+    audit = Audit(share=1, agrees=agrees if trouble == "agrees" else None)
+    with caplog.at_level(logging.CRITICAL), Router(edge, cloud, threshold=0.5, audit=audit, state=tmp_path / "s") as router:
+        if trouble == "disk":
+            (tmp_path / "s" / "audit.jsonl").mkdir()
+        for _ in range(2):
+            answer = router.infer(0.9)
+            assert (answer.value, answer.degraded) == ("a", False)
+            idle(router)
+        assert cloud.runs == 2
+        assert router.stats().audits[0].audited == (2 if trouble == "disk" else 0)
+        assert router.infer(0.1).value == "a"
+
+
+# ------------------------------------------------------------------------------------------------------------ alarms
+def drifted(router, n=400):
+    """Audits, one after the other, of a cloud that says something else."""
+    for i in range(n):
+        router.infer(0.3 + 0.7 * (i % 50) / 50)
+        idle(router)
+        if router.stats().audits[0].alarm:
+            return
+    raise AssertionError("no alarm")
+
+
+def test_no_alarm_while_nothing_changes(certificate):
+    """The cloud disagrees as often as at the calibration."""
+    rng = np.random.default_rng(1)
+    cloud = FakeCloud(lambda x: "a" if x > 0.25 or rng.uniform() < 0.5 else "b")
+    with Router(edge, cloud, threshold=certificate, audit=Audit(share=1)) as router:
+        for x in rng.uniform(size=1000).tolist():
+            router.infer(x)
+            idle(router)
+        told = router.stats().audits[0]
+        assert told.audited > 500
+        assert not told.alarm
+
+
+def test_an_alarm_is_told(certificate, caplog):
+    """In the log, in the reasons, in check and in stats; the threshold stays."""
+    with Router(edge, wrong, threshold=certificate, audit=Audit(share=1)) as router:
+        drifted(router)
+        told = router.stats().audits[0]
+        assert told.evidence >= 1e4
+        assert "differ from the cloud's, and at most" in told.alarm
+        reason = router.infer(0.9).reason
+        assert reason.startswith(f"edge 0.90 >= {certificate.threshold:.2f} (uncalibrated: drift alarm of 20")
+        assert any("drift alarm" in line for line in router.check().lines)
+    (line,) = [r.getMessage() for r in caplog.records if "drift alarm" in r.getMessage()]
+    assert line.endswith("calibrate again")
+
+
+def test_an_alarm_may_raise_the_threshold(certificate, caplog):
+    """Half of what was accepted is deferred, and it goes on watching: the next alarm raises it again."""
+    caplog.set_level(logging.CRITICAL)
+    with Router(edge, wrong, threshold=certificate, audit=Audit(share=1, on_alarm="raise")) as router:
+        drifted(router)
+        first = router._live.targets[0].threshold
+        assert certificate.threshold < first < 1
+        until(lambda: router.infer(1.0) and idle(router) is None and router._live.targets[0].threshold > first)
+        assert router.infer(first).source == "cloud"
+
+
+def test_an_alarm_may_defer_all_and_a_later_run_knows(certificate, tmp_path, caplog):
+    """Until there is another certificate: that begins anew."""
+    caplog.set_level(logging.CRITICAL)
+    policy = {"audit": Audit(share=1, on_alarm="defer"), "state": tmp_path}
+    with Router(edge, wrong, threshold=certificate, **policy) as router:
+        drifted(router)
+        assert router.infer(1.0).source == "cloud"
+    with Router(edge, wrong, threshold=certificate, **policy) as router:
+        answer = router.infer(1.0)
+        assert answer.source == "cloud"
+        assert answer.reason.startswith("edge 1.00 < inf (uncalibrated: drift alarm of")
+    with Router(edge, right, threshold=certificate._replace(n=4001), **policy) as router:
+        assert router.infer(1.0).source == "edge"
+        assert not router.stats().audits[0].alarm
+
+
+def test_deferral_rates_are_watched_without_any_audit(certificate, caplog):
+    """Inputs of which all are unsure are not those of the calibration, nor are those of which none is."""
+    caplog.set_level(logging.CRITICAL)
+    for x, what in ((0.0, "more inputs than usual are deferred, 100.0%"), (1.0, "fewer inputs than usual are deferred, 0.0%")):
+        cloud = FakeCloud(lambda _: "a")
+        with Router(edge, cloud, threshold=certificate, audit=Audit(share=0)) as router:
+            until(lambda: router.infer(x) and router.stats().audits[0].alarm)  # noqa: B023 - it is called here
+            assert what in router.stats().audits[0].alarm
+            assert cloud.runs == (0 if x else router.stats().requests)
+
+
+def test_a_budget_lets_the_threshold_follow(certificate):
+    """A cloud that disagrees with what is sure costs more than calls do: more is deferred, and never less than certified."""
+    rng = np.random.default_rng(2)
+    cloud = FakeCloud(lambda x: "b" if x < 0.6 else "a")
+    with Router(edge, cloud, threshold=certificate, audit=Audit(share=1, budget=0.9)) as router:
+        for x in rng.uniform(size=1500).tolist():
+            router.infer(x)
+            idle(router)
+        assert 0.5 < router._live.targets[0].threshold < 0.75
+        assert router._live.targets[0].label.startswith(("loss", "uncalibrated: drift"))
+
+
+def test_a_reload_keeps_what_is_known_of_the_same_certificate(certificate, tmp_path, caplog):
+    """With another threshold it begins anew."""
+    caplog.set_level(logging.CRITICAL)
+    certificate.save(tmp_path / "c.json")
+    policy = tmp_path / "policy.toml"
+    text = 'threshold = "c.json"\nstate = "s"\n[audit]\nshare = "100%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    policy.write_text(text)
+    with Router.from_policy(policy, edge=edge, cloud=wrong) as router:
+        drifted(router)
+        policy.write_text('deadline = "10s"\n' + text)
+        router.reload()
+        assert "drift alarm" in router.infer(0.9).reason
+        policy.write_text(text.replace('"c.json"', "0.5"))
+        router.reload()
+        assert router.infer(0.9).reason == "edge 0.90 >= 0.50 (uncalibrated)"
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("audit", "says"),
+    [
+        (Audit(share=1.5), "share is 0 to 1"),
+        (Audit(share=float("nan")), "share is 0 to 1"),
+        (Audit(on_alarm="panic"), "on_alarm is 'tell', 'raise' or 'defer'"),
+        (Audit(budget=0), "budget is a share"),
+        (Audit(budget=0.5, wrong_cost=0), "wrong_cost and call_cost are more than 0"),
+        (Audit(budget=0.5), "there is no certificate"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(audit, says):
+    """Before anything is asked."""
+    with pytest.raises(PolicyError, match=says):
+        Router(edge, right, threshold=0.5, audit=audit)
+
+
+def test_a_budget_needs_a_threshold_that_may_be_raised(certificate):
+    """A promise of few deferrals does not allow it, and one for each class has no one threshold."""
+    for wrong_kind in (certificate._replace(kind="max_defer"), certificate._replace(thresholds={"a": 0.5})):
+        with pytest.raises(PolicyError, match="with a budget the threshold is raised"):
+            Router(edge, right, threshold=wrong_kind, audit=Audit(budget=0.5))
+
+
+# ----------------------------------------------------------------------------------------------------- by themselves
+def a_watch(certificate, **audit):
+    from edgeroute.promises import Promise
+
+    return Watch(Promise(certificate, {}, 1e9), Audit(**audit))
+
+
+def test_the_limit_is_what_calibration_saw_and_what_the_promise_allows(certificate):
+    """Without a comparison at calibration there is none, nor where nothing was accepted."""
+    from edgeroute.promises import Promise
+
+    def of(**changed):
+        return limit(Promise(certificate._replace(**changed), {}, 1e9))
+
+    assert of(disagreement=0.2) == 0.2
+    assert of(disagreement=0.001, value=0.01, deferral_rate=0.5) == 0.02
+    assert of(disagreement=0.001, value=0.05, kind="max_error") == 0.001
+    assert of(disagreement=None) is None
+    assert of(deferral_rate=1.0) is None
+
+
+def test_what_is_dumped_is_taken_up(certificate):
+    """By a watch of the same certificate alone; and of garbage nothing."""
+    watch = a_watch(certificate, budget=0.5)
+    for i in range(300):
+        watch.compared(0.3 + i / 1000, agrees=i % 100 > 0, accepted=True)
+    watch.counted(640, 200)
+    dumped = json.loads(json.dumps(watch.dump()))
+    again = a_watch(certificate, budget=0.5)
+    again.load(dumped)
+    assert {**json.loads(json.dumps(again.dump())), "judged": 640, "deferred": 200} == dumped
+    other = a_watch(certificate._replace(n=1), budget=0.5)
+    other.load(dumped)
+    assert other.audited == 0
+    for broken in ({}, {"certificate": certificate.checksum}, {**dumped, "drift": 3, "online": 4, "alarm": 5, "audited": None}):
+        a_watch(certificate, budget=0.5).load(broken)
