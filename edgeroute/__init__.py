@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
+    from edgeroute.edge.ensemble import Ensemble
     from edgeroute.edge.onnx import OnnxModel
     from edgeroute.egress import Egress
     from edgeroute.errors import (
@@ -52,6 +53,7 @@ _HOMES = {
     "OpenInference": "cloud.openinference",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
+    "Ensemble": "edge.ensemble",
     "Egress": "egress",
     "Function": "runners",
     "Limits": "core.spending",
@@ -94,6 +96,7 @@ __all__ = [
     "EdgeModel",
     "EdgerouteError",
     "Egress",
+    "Ensemble",
     "Function",
     "Held",
     "Late",

@@ -134,16 +134,23 @@ class EdgeRunner:
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """The model's file, or whatever else the model is."""
-        path = getattr(self.model, "path", None)
-        if path is None:
-            return of(getattr(self.model, "function", self.model))
-        card = Path(path).with_suffix(".json")
-        return of(Path(path)) + (of(card) if card.exists() else "")
+        several = getattr(self.model, "models", None)
+        if several is None:
+            return _fingerprint(self.model, of)
+        return " ".join([f"votes={self.model.votes}", *(_fingerprint(model, of) for model in several)])  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Frees the model."""
         if hasattr(self.model, "close"):
             self.model.close()
+
+
+def _fingerprint(model: EdgeModel, of: Callable[[Any], str]) -> str:
+    path = getattr(model, "path", None)
+    if path is None:
+        return of(getattr(model, "function", model))
+    card = Path(path).with_suffix(".json")
+    return of(Path(path)) + (of(card) if card.exists() else "")
 
 
 class HttpRunner:

@@ -133,7 +133,11 @@ def test_the_trace_tells_the_threshold_of_the_answer(each):
     """As an event of its own, and what is infinite in words: JSON knows no infinity."""
     with Router(typed, cloud, threshold=each) as router:
         told = router.infer(("dog", 1.0)).trace
-        assert [(e["what"], e.get("threshold")) for e in told["events"]][:3] == [("start", None), ("limit", "inf"), ("below", None)]
+        assert [(e["what"], e.get("threshold")) for e in told["events"]][:3] == [
+            ("start", None),
+            ("limit", "inf"),
+            ("below", None),
+        ]
         assert told["plan"][0]["threshold"] == "inf"
         json.dumps(told, allow_nan=False)
         assert router.stats().legs[0].answered == 1

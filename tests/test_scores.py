@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute import BadReply, PolicyError
-from edgeroute.confidence import SCORES, Reader, energy, entropy, margin, msp, quantile
+from edgeroute import BadReply, CallableModel, Ensemble, PolicyError, Router
+from edgeroute.confidence import SCORES, Reader, energy, entropy, fit, margin, msp, quantile
 from edgeroute.confidence.scores import ARRAYS, ROWS
 
 logits = st.lists(st.floats(-30, 30), min_size=2, max_size=100)
@@ -159,3 +159,68 @@ def test_outputs_that_are_not_this_models():
         Reader(labels=["a", "b"]).one(np.zeros((1, 3)))
     with pytest.raises(BadReply, match="2 inputs gave 1 outputs"):
         Reader().many(np.zeros((1, 3)), 2)
+
+
+# A fitted score, and several models
+
+
+def test_a_fitted_score_reads_probabilities_as_logits():
+    """Of a model that gives a softmax, it says what it says of that model's logits, few classes or many."""
+    for classes in (3, 100):
+        rng = np.random.default_rng(0)
+        logits = rng.normal(size=(400, classes)) * 3
+        score = fit(logits, rng.uniform(size=400) < 0.7, rng.uniform(size=400) < 0.9)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        said = [a.confidence for a in Reader(score, kind="probabilities").many(p, 400)]
+        np.testing.assert_allclose(said, score.many(logits), rtol=1e-9)
+        raw = Reader(lambda row: float(row[0]), kind="probabilities").many(p, 400)
+        assert raw[5].confidence == p[5, 0], "a function of one's own has what the model gives"
+
+
+def test_several_models_agree_or_do_not():
+    """The answer is that of their mean softmax; votes look at nothing but the classes."""
+    one, two = CallableModel(lambda x: x, labels=("a", "b"), name="one"), CallableModel(lambda x: x[::-1])
+    with Router(Ensemble([one, one]), lambda _: "cloud", threshold=0.9) as router:
+        answer = router.infer(np.array([5.0, 0.0]))
+        assert (answer.value, answer.source) == ("a", "edge")
+        assert answer.confidence == pytest.approx(1 / (1 + np.exp(-5)))
+    with Router(Ensemble([one, two, one]), lambda _: "cloud", threshold=0.9) as router:
+        assert router.infer(np.array([5.0, 0.0])).value == "cloud"
+        assert router.decide(np.array([5.0, 0.0])).sends_to
+    sure, split = (
+        Ensemble([one, one], votes=True).run([np.array([0.1, 0.0])]),
+        Ensemble([one, two], votes=True).run([np.array([5.0, 0.0])]),
+    )
+    assert (sure[0], split[0][1]) == (("a", 1.0), 0.0)
+    softmax = CallableModel(lambda x: np.exp(x) / np.exp(x).sum(), kind="probabilities", name="softmax")
+    assert Ensemble([softmax, one]).run([np.array([5.0, 0.0])])[0] == (pytest.approx("a"), pytest.approx(1 / (1 + np.exp(-5))))
+
+
+def test_an_ensemble_is_several_classifiers():
+    """Of the same classes, which give logits."""
+    a, b = CallableModel(lambda x: x, labels=("a", "b")), CallableModel(lambda x: x, labels=("b", "a"))
+    text = CallableModel(lambda x: x, kind="logprobs", name="text")
+    for models, says in (
+        ([a], "two models or more, not 1"),
+        ([a, b], "the same labels"),
+        ([a, text], "text gives something else"),
+    ):
+        with pytest.raises(PolicyError, match=says):
+            Ensemble(models)
+    with pytest.raises(BadReply, match=r"outputs .* and "):
+        Ensemble([a, CallableModel(lambda x: x[:1])]).run([np.zeros(2)])
+    with pytest.raises(BadReply, match="not a row of numbers"):
+        Ensemble([a, CallableModel(lambda x: 1.0)]).run([np.zeros(2)])
+
+
+def test_an_ensemble_is_bound_to_all_its_models(tmp_path):
+    """Another one of them, another order, or votes: another fingerprint."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.onnx").write_bytes(name.encode())
+    a, b = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    prints = set()
+    for models, votes in (([a, b], False), ([b, a], False), ([a, b], True), ([a, a], False)):
+        with Router(Ensemble(models, votes=votes), lambda _: "cloud", threshold=0.9) as router:
+            prints.add(router.fingerprints()["edge"])
+    assert len(prints) == 4

@@ -120,6 +120,8 @@ class Reader:
         name = score if isinstance(score, str) and score in ROWS else "msp"
         self._row, self._array = ROWS[name], ARRAYS[name]
         self._custom: Score | None = score if callable(score) else None
+        self._logits = kind == "probabilities" and getattr(score, "of_logits", False)
+        """Whether the function wants logits, and the model gives something else: the logarithms of probabilities are such."""
         self._simple = len(labels) if labels and kind == "logits" and isinstance(score, str) and 1 < len(labels) <= SMALL else 0
 
     def one(self, outputs: Any) -> Prediction:
@@ -147,7 +149,10 @@ class Reader:
         if self.kind == "probabilities":
             z = [log(p) if p > 0 else -745.0 if p == 0 else NAN for p in z]  # log of the smallest float
         top = max(z)
-        confidence = self._custom(row) if self._custom is not None else self._row(z, top) if len(z) > 1 else NAN
+        if self._custom is not None:
+            confidence = self._custom(z if self._logits else row)
+        else:
+            confidence = self._row(z, top) if len(z) > 1 else NAN
         return Prediction(self._label(z.index(top), len(z)), confidence, row)
 
     def _large(self, row: Any, first: Any) -> Prediction:
@@ -157,11 +162,11 @@ class Reader:
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is what the model gives, and only the user's score can judge it
             return Prediction(row, self._custom(row) if self._custom is not None else None, row)
-        if self._custom is not None:
+        if self._custom is not None and not self._logits:
             confidence = self._custom(row)
         else:
             with np.errstate(all="ignore"):
-                confidence = float(self._array(np.log(array) if self.kind == "probabilities" else array))
+                confidence = float((self._custom or self._array)(np.log(array) if self.kind == "probabilities" else array))
         return Prediction(self._label(int(array.argmax()), array.size), confidence, row)
 
     def _pair(self, row: tuple[Any, ...]) -> Prediction:

@@ -96,3 +96,15 @@ def test_any_stretch_of_time_has_its_share(per_s, burst, steps):
     for i, first in enumerate(taken):
         for j, last in enumerate(taken[i:], 1):
             assert j <= burst + (last - first) * per_s + 1e-6
+
+
+def test_what_is_not_urgent_leaves_half():
+    """At first it may have one, and with half of the burst gone none, until time has filled it up; without a limit always."""
+    rate = Rate(2.0, burst=4.0)
+    assert rate.spare(0.0)
+    assert [rate.take(0.0), rate.take(0.0), rate.spare(0.0)] == [True, True, True]
+    assert rate.take(0.0)
+    assert not rate.spare(0.0)
+    assert not rate.spare(-1.0), "an earlier instant adds nothing"
+    assert rate.spare(0.5)
+    assert Rate(INF).spare(0.0)
