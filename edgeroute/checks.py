@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
-from edgeroute.core.flow import Failed, Prediction, Start, acceptable, own_threshold
+from edgeroute.core.flow import Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.core.plan import Plan
 from edgeroute.live import Live
 from edgeroute.route import Route
@@ -38,8 +38,8 @@ class Check(NamedTuple):
         return "\n".join(self.lines)
 
 
-def decide(made: Plan, route: Route) -> Decision:
-    """Runs the edges that the plan begins with, and nothing else."""
+def decide(made: Plan, route: Route, audited: float = 0.0) -> Decision:
+    """Runs the edges that the plan begins with, and nothing else. audited: the share of answers that the cloud sees afterwards."""
     steps, sends = list(made.steps), []
     for i, leg in enumerate(made.legs):
         start = Start(i)
@@ -64,12 +64,14 @@ def decide(made: Plan, route: Route) -> Decision:
         limit = own_threshold(leg, prediction) if leg.thresholds else None
         steps.append(f"=> {explain.answered(made, leg, prediction.confidence, 0.0, limit)}")
         if acceptable(leg, prediction):
+            if audited and judged(leg):
+                steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
             break
     return Decision(made, tuple(steps), tuple(sends))
 
 
-def check(live: Live, timeout: float) -> Check:
-    """Loads the models and pings the endpoints, each for `timeout` seconds at most."""
+def check(live: Live, timeout: float, audited: float = 0.0) -> Check:
+    """Loads the models and pings the endpoints, each for `timeout` seconds at most. audited: as for `decide`."""
     problems = [(runner, _problem(runner, timeout)) for runner in live.runners]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
     places = ", ".join(r.where for r in live.runners if r.side == "cloud")
@@ -80,6 +82,8 @@ def check(live: Live, timeout: float) -> Check:
     else:
         lines.append(f"inputs may leave this device, to {places}")
         lines.extend(_egress_lines(live.policy.rules))
+        if audited:
+            lines.append(f"{100 * audited:g} % of what the edge answers is sent there afterwards, to compare (audit)")
     edges = [t for t in live.targets if t.side == "edge"]
     if not edges:
         lines.append("there is no edge model: without the cloud there is no answer")

@@ -488,10 +488,10 @@ class Routing:
 
     def _decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         made, route, _ = self._begin(x, mode, deadline, data_class)
-        return decide(made, route)
+        return decide(made, route, 0.0 if self._auditor is None else self._auditor.audit.share)
 
     def _check(self, timeout: float) -> Check:
-        return check(self._live, timeout)
+        return check(self._live, timeout, 0.0 if self._auditor is None else self._auditor.audit.share)
 
     def _shut(self) -> None:
         self._closed = True

@@ -147,6 +147,16 @@ def test_the_input_may_be_overwritten_at_once():
     assert seen[0].tolist() == [0, 0, 0]
 
 
+def test_it_is_said_before():
+    """`check` and `decide` tell what an audit sends: else they would promise that it stays."""
+    with Router(edge, right, threshold=0.5, audit=Audit(share=0.01)) as router:
+        assert "1 % of what the edge answers is sent there afterwards, to compare (audit)" in router.check().lines
+        assert router.decide(0.9).steps[-1] == "=> one in 100 such inputs is sent to the cloud afterwards, to compare (audit)"
+        assert not any("audit" in step for step in (*router.decide(0.1).steps, *router.decide(0.9, mode="only_edge").steps))
+    with Router(edge, right, threshold=0.5) as router:
+        assert not any("audit" in line for line in (*router.check().lines, *router.decide(0.9).steps))
+
+
 # -------------------------------------------------------------------------------------------------- what is not asked
 @pytest.mark.parametrize(
     ("policy", "ask"),
