@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
+    from edgeroute.core.policy import Saver
     from edgeroute.core.spending import Limits
+    from edgeroute.device import Reading
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
     from edgeroute.edge.onnx import OnnxModel
@@ -57,6 +59,8 @@ _HOMES = {
     "Egress": "egress",
     "Function": "runners",
     "Limits": "core.spending",
+    "Reading": "device",
+    "Saver": "core.policy",
     "OnnxModel": "edge.onnx",
     "Router": "router",
     "Trace": "trace",
@@ -112,9 +116,11 @@ __all__ = [
     "PlainJson",
     "PolicyError",
     "Prediction",
+    "Reading",
     "Refused",
     "Router",
     "RuntimeMissing",
+    "Saver",
     "Secret",
     "Semantic",
     "Stats",

@@ -39,7 +39,7 @@ class Check(NamedTuple):
 
 
 def decide(made: Plan, route: Route, audited: float = 0.0) -> Decision:
-    """Runs the edges that the plan begins with, and nothing else. audited: the share of answers that the cloud sees afterwards."""
+    """Runs the edges that the plan begins with, and nothing else. audited: the share of answers that the cloud sees later."""
     steps, sends = list(made.steps), []
     for i, leg in enumerate(made.legs):
         start = Start(i)

@@ -171,7 +171,6 @@ def nearest(word: Any, valid: Sequence[str]) -> str:
 def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
     for name, value, valid in (
         ("uncalibrated", uncalibrated, ("tell", "error")),
-        ("mode", policy.mode, MODES),
         ("no_confidence", policy.no_confidence, ("defer", "accept")),
         ("offline", policy.offline, OFFLINE),
         ("order", policy.order, ("listed", "fastest")),
@@ -185,10 +184,13 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: st
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
-    if policy.mode in {"only_cloud", "prefer_cloud"} and not clouds:
-        raise PolicyError(f"mode {policy.mode!r} needs cloud=, and there is none")
-    if policy.mode == "only_edge" and not edges:
-        raise PolicyError("mode 'only_edge' needs edge=, and there is none")
+    for mode in (policy.mode, *([policy.saver.mode] if policy.saver else [])):
+        if mode not in MODES:
+            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
+        if mode in {"only_cloud", "prefer_cloud"} and not clouds:
+            raise PolicyError(f"mode {mode!r} needs cloud=, and there is none")
+        if mode == "only_edge" and not edges:
+            raise PolicyError("mode 'only_edge' needs edge=, and there is none")
 
 
 def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:

@@ -58,6 +58,9 @@ class Router(Routing):
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one anyway.
+        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode goes before it.
+        sensors: a function that gives a `Reading` of battery and temperature, called in the background every 10 seconds at most,
+            while requests come; None: what Linux says.
         state: a folder for what outlives the process: latencies, what was spent, the egress ledger, the outbox.
         trace: where each answer's trace goes: a function, the path of a file of JSON lines, or a `Trace`.
 

@@ -18,8 +18,9 @@ from edgeroute.core import explain
 from edgeroute.core.facts import Facts
 from edgeroute.core.flow import Done, Emit, Outcome
 from edgeroute.core.plan import Plan, Refusal, plan
-from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline
+from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline, Saver
 from edgeroute.core.spending import Limits, Spending
+from edgeroute.device import Reading, Sensors, read
 from edgeroute.egress import Egress
 from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.fork import renew_after_fork
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from edgeroute.recall import Recall
     from edgeroute.watch import Audit
 
+READS_S = 10.0
+"""So often, at most, the device's sensors are read."""
 AGES_S = 60.0
 """So often, at most, it is looked whether a certificate has become too old."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
@@ -78,6 +81,8 @@ class Routing:
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
+        saver: Saver | None = None,
+        sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
@@ -92,7 +97,7 @@ class Routing:
         self._live = make(
             edge, cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after, first_token=first_token,
             score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, guard=self._guard,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, saver=saver, guard=self._guard,
         )  # fmt: skip
         self._recall = _recall(cache, offline)
         self._postponed = self._late_answers(outbox, offline)
@@ -100,6 +105,9 @@ class Routing:
         self._trace = trace if trace is None or isinstance(trace, Trace) else Trace(trace)
         self._router, self._numbers = os.urandom(6).hex(), count(1)
         self._facts = Facts()
+        self._sensors, self._reading, self._reads_at = sensors, Reading(), INF if saver is None else -INF
+        if saver is not None:
+            self._read()
         self._closed = False
         self._policy_file: Path | None = None
         self._more: dict[str, Any] = {}
@@ -152,7 +160,7 @@ class Routing:
         old = self._live
         told = _read(self._policy_file, self._more)
         limits, metered = told.pop("limits", None), told.pop("metered", False)
-        for key in ("audit", "cache", "outbox", "state", "trace"):
+        for key in ("audit", "cache", "outbox", "sensors", "state", "trace"):
             told.pop(key, None)
         self._needs(told.get("offline", "edge"))
         with self._standing:
@@ -160,6 +168,7 @@ class Routing:
             if self._auditor is not None:
                 self._auditor.adopt(self._live, self._prints())
             self._stands_until = -INF if any(self._live.promises) else INF
+        self._reads_at = INF if self._live.policy.saver is None else -INF
         self._stand()
         self._purse.spending.limits, self._metered = limits or Limits(), metered
         models = [r.model for r in self._live.runners if isinstance(r, EdgeRunner)]
@@ -202,6 +211,9 @@ class Routing:
         live = self._live
         made = live.plans.get((mode, deadline, data_class)) or self._plan(live, mode, deadline, data_class)
         begun = monotonic()
+        if begun >= self._reads_at:
+            self._reads_at = INF  # until it was read
+            self._workers.submit(self._read)
         route = Route(made, live, inputs, self._workers, begun + made.deadline_s, many, self._router, next(self._numbers))
         return made, route, begun
 
@@ -378,6 +390,8 @@ class Routing:
         facts = Facts(busy, edge_s, self._no_hedge(live) if policy.hedge_after != INF else "")
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
+        if policy.saver is not None:
+            facts = facts._replace(**self._reading._asdict())
         if facts != self._facts:
             self._facts = facts
             live.plans.clear()
@@ -387,6 +401,18 @@ class Routing:
             self._stand()
         if self._memory is not None:
             self._memory.note(self._router, live.clouds)
+
+    def _read(self) -> None:
+        """Looks at the device's sensors."""
+        self._reads_at = monotonic() + READS_S
+        try:
+            reading = (self._sensors or read)()
+        except Exception:
+            log.exception("the device's sensors could not be read; what they said before counts")
+            return
+        if reading != self._reading:
+            self._reading, self._facts = reading, self._facts._replace(**reading._asdict())
+            self._live.plans.clear()
 
     def _stand(self) -> None:
         """Renews the thresholds and labels: an alarm, what audits found, or a certificate's age may have changed them."""

@@ -77,6 +77,8 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
             "edge_p99_s": round(facts.edge_s, 6),
             "no_hedge": facts.no_hedge,
             "deferral_rate": round(facts.deferral_rate, 4),
+            "battery": facts.battery,
+            "temperature_c": facts.temperature_c,
         },
         "plan": [
             {

@@ -21,3 +21,7 @@ class Facts(NamedTuple):
     """The share of requests for which the cloud was needed, 0..1."""
     latencies: Mapping[str, Latency] = {}
     """What is known of each target's latency; only where the policy looks at it."""
+    battery: float | None = None
+    """What the battery has, 0..1; None: it is being charged, there is none, or the policy does not ask."""
+    temperature_c: float | None = None
+    """Of the hottest part, degrees Celsius; None: not known, or the policy does not ask."""

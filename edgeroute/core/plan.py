@@ -8,7 +8,7 @@ from typing import NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.policy import INF, Mode, Offline, Policy, Side, Target
+from edgeroute.core.policy import INF, Mode, Offline, Policy, Saver, Side, Target
 
 
 class Leg(NamedTuple):
@@ -78,10 +78,13 @@ def plan(
     data_class: str | None = None,
 ) -> Plan | Refusal:
     """The plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
-    mode = mode or policy.mode
+    saving = "" if mode else _saving(policy.saver, facts)
+    mode = mode or (policy.saver.mode if policy.saver and saving else policy.mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
+    if saving:
+        steps.append(f"{saving}: this mode instead of {policy.mode}")
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
     if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
@@ -91,7 +94,7 @@ def plan(
     allowed: Permit | None = None
     stays = ""
     if mode == "only_edge":
-        stays = "only_edge"
+        stays = f"only_edge, {saving}" if saving else "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
         verdict = permit(policy.rules, data_class)
@@ -145,6 +148,17 @@ def plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
         stays, data_class, facts,
     )  # fmt: skip
+
+
+def _saving(saver: Saver | None, facts: Facts) -> str:
+    """Why the device has to be spared; empty: it has not."""
+    if saver is None:
+        return ""
+    if facts.battery is not None and facts.battery < saver.battery_below:
+        return f"battery at {facts.battery:.0%}, below {saver.battery_below:.0%}"
+    if facts.temperature_c is not None and facts.temperature_c > saver.hotter_than_c:
+        return f"{facts.temperature_c:.0f} C, above {saver.hotter_than_c:.0f} C"
+    return ""
 
 
 def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:

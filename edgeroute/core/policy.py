@@ -33,6 +33,16 @@ class Target(NamedTuple):
     """Answers that have a threshold of their own, as `str` writes them -> that; empty: one for all."""
 
 
+class Saver(NamedTuple):
+    """Another mode for when the device runs short of energy, or hot. Which mode that is depends on what costs more there."""
+
+    mode: Mode = "only_edge"
+    battery_below: float = 0.0
+    """The share of a full battery, 0..1, below which it holds while the device is not charged."""
+    hotter_than_c: float = INF
+    """Degrees Celsius above which it holds."""
+
+
 class Policy(NamedTuple):
     """How to route among targets. Durations in seconds."""
 
@@ -51,6 +61,7 @@ class Policy(NamedTuple):
     """Which of several clouds is asked first: as they are listed, or the one that has been fastest."""
     rules: Rules = Rules()
     """What may leave."""
+    saver: Saver | None = None
 
 
 class Terms(NamedTuple):

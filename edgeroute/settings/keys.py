@@ -15,7 +15,7 @@ from edgeroute.egress import Consent, Redact
 from edgeroute.settings import values
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.section import Section, at
-from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Trace
+from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
 from edgeroute.settings.units import Duration
 from edgeroute.settings.values import Flag, Text
@@ -28,6 +28,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "audit": (Audit,),
     "cache": (Cache,),
     "outbox": (Outbox,),
+    "saver": (Saver,),
     "trace": (Trace,),
 }
 """What a section can be; where it can be several things, its key `protocol` says which."""
@@ -112,6 +113,9 @@ class Settings(BaseSettings):
         description='Requests that the cloud did not answer wait in `outbox.db` in the `state` folder; `offline = "queue"` puts '
         "them there, and needs this section only for other values than these.",
     )
+    saver: Saver | None = Field(
+        None, description="Another mode while the battery is low or the device is hot. Linux is asked for both."
+    )
     trace: Trace | None = Field(
         None, description="Writes how each answer came about, a line of JSON each. Without this section: nothing is written."
     )
@@ -169,6 +173,7 @@ class Settings(BaseSettings):
             "egress": rules.make(consent, redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
+            "saver": self.saver.make() if self.saver else None,
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
         }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from edgeroute import egress
-from edgeroute.core import spending
+from edgeroute.core import policy, spending
 from edgeroute.core.egress import Unknown
+from edgeroute.core.policy import INF, Mode
 from edgeroute.settings import values
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
@@ -137,6 +138,23 @@ class Outbox(Section):
             parallel=self.parallel,
             rate_per_s=self.rate,
         )
+
+
+class Saver(Section):
+    """Another mode for when the device runs short of energy, or hot."""
+
+    mode: Mode = Field("only_edge", description="The mode then, in place of the policy's; a call's own mode goes before it.")
+    battery_below: Share | None = Field(
+        None, description="The share of a full battery below which it holds, while the device is not charged. Without it: never."
+    )
+    hotter_than: values.Amount | None = Field(
+        None, description="Degrees Celsius of the hottest part of the device above which it holds. Without it: never."
+    )
+
+    def make(self) -> policy.Saver:
+        """The rule."""
+        hot = INF if self.hotter_than is None else self.hotter_than
+        return policy.Saver(self.mode, self.battery_below or 0.0, hot)
 
 
 class Trace(Section):

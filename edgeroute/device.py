@@ -1,0 +1,54 @@
+"""What the device says of itself: how full its battery is, and how hot it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SYSTEM = Path("/sys/class")
+
+
+class Reading(NamedTuple):
+    """What was read; None: it is not known."""
+
+    battery: float | None = None
+    """0..1; None, too, while it is charged, since it need not be spared then."""
+    temperature_c: float | None = None
+    """Of the hottest part."""
+
+
+Sensors = Callable[[], Reading]
+
+
+def read() -> Reading:
+    """What Linux knows, of the first battery and of all thermal zones. Takes a few hundred microseconds; never raises."""
+    return Reading(_battery(SYSTEM / "power_supply"), max(_temperatures(SYSTEM / "thermal"), default=None))
+
+
+def _battery(supplies: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError):
+        for supply in sorted(supplies.iterdir()):
+            with contextlib.suppress(OSError, ValueError):
+                # a mouse has a battery, too, whose scope is Device
+                if _text(supply / "type") == "Battery" and (supply / "capacity").exists() and not _of_a_peripheral(supply):
+                    charging = _text(supply / "status") in {"Charging", "Full", "Not charging"}
+                    return None if charging else int(_text(supply / "capacity")) / 100
+    return None
+
+
+def _of_a_peripheral(supply: Path) -> bool:
+    scope = supply / "scope"
+    return scope.exists() and _text(scope) == "Device"
+
+
+def _temperatures(zones: Path) -> Iterator[float]:
+    with contextlib.suppress(OSError):
+        for zone in zones.glob("thermal_zone*"):
+            with contextlib.suppress(OSError, ValueError):  # a zone that is switched off cannot be read
+                yield int(_text(zone / "temp")) / 1000
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="ascii").strip()

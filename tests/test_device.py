@@ -1,0 +1,177 @@
+"""A device that is low on energy, or hot, has another mode."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+from both import LONG, Tasks, Threads, nothing_left, sure, unsure
+
+from edgeroute import PolicyError, Reading, Router, Saver
+from edgeroute import device as sensors
+from edgeroute.device import read
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, **policy}))
+
+
+def cloud(_):
+    return "cloud"
+
+
+class Device:
+    """Its sensors say what they are told to."""
+
+    def __init__(self, **says):
+        self.says, self.reads = Reading(**says), 0
+        self.read = threading.Event()
+
+    def __call__(self):
+        """What they say."""
+        self.reads += 1
+        self.read.set()
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+
+def now_it_reads(router, device):
+    """The next request has them read, in the background; what they say holds from then on."""
+    device.read.clear()
+    inner = getattr(router, "router", router)
+    inner._reads_at = time.monotonic()  # ten seconds have gone by
+    router.infer(1)
+    assert device.read.wait(LONG)
+    end = time.monotonic() + LONG
+    while inner._reads_at == float("inf"):
+        assert time.monotonic() < end
+        threading.Event().wait(0.001)
+
+
+def test_below_that_charge_the_mode_is_the_savers(make):
+    """And the policy's again when there is more, or it is charged. The reason says it."""
+    device = Device(battery=0.5)
+    router = make(unsure, cloud, saver=Saver(battery_below=0.2), sensors=device)
+    assert router.infer(1).source == "cloud"
+    device.says = Reading(battery=0.19)
+    now_it_reads(router, device)
+    low = router.infer(1)
+    assert (low.source, low.degraded) == ("edge", False)
+    assert low.reason == "edge 0.10 < 0.50 (uncalibrated), only_edge, battery at 19%, below 20%"
+    assert low.trace["facts"]["battery"] == 0.19
+    assert router.infer(1, mode="prefer_edge").source == "cloud", "a call's own mode goes before it"
+    if isinstance(router, Router):
+        assert any("battery at 19%, below 20%: this mode instead of prefer_edge" in step for step in router.decide(1).steps)
+    for says in (Reading(battery=0.2), Reading()):
+        device.says = says
+        now_it_reads(router, device)
+        assert router.infer(1).source == "cloud"
+
+
+def test_a_hot_device_may_leave_the_work_to_the_cloud(make):
+    """From the first request on, since the sensors are read before it."""
+    router = make(sure, cloud, saver=Saver("prefer_cloud", hotter_than_c=80), sensors=Device(temperature_c=81.4))
+    assert router.infer(1).source == "cloud"
+    if isinstance(router, Router):
+        assert router.decide(1).steps[:2] == ("mode prefer_cloud", "81 C, above 80 C: this mode instead of prefer_edge")
+
+
+def test_sensors_are_not_read_for_each_request():
+    """In a thousand requests within ten seconds they are read once."""
+    device = Device(battery=0.1)
+    with Router(unsure, cloud, threshold=0.5, saver=Saver(battery_below=0.2), sensors=device) as router:
+        for _ in range(1000):
+            assert router.infer(1).source == "edge"
+        assert device.reads == 1
+
+
+def test_sensors_that_fail_change_nothing(make):
+    """What they said before counts, and they are asked again."""
+    device = Device(battery=0.1)
+    router = make(unsure, cloud, saver=Saver(battery_below=0.2), sensors=device)
+    device.says = OSError("gone")
+    now_it_reads(router, device)
+    assert router.infer(1).source == "edge"
+    device.says = Reading(battery=0.9)
+    now_it_reads(router, device)
+    assert router.infer(1).source == "cloud"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"saver": Saver("fast")}, "there is no mode 'fast'"),
+        ({"saver": Saver("only_cloud"), "cloud": None}, "mode 'only_cloud' needs cloud="),
+        ({"saver": Saver(), "edge": None}, "mode 'only_edge' needs edge="),
+    ],
+)
+def test_a_savers_mode_has_to_be_possible(given, says):
+    """As the policy's own."""
+    with pytest.raises(PolicyError, match=says):
+        Router(**{"edge": sure, "cloud": cloud, "threshold": 0.5, **given})
+
+
+def test_a_policy_file_has_it(tmp_path):
+    """A reload changes it."""
+    policy = tmp_path / "policy.toml"
+    text = 'threshold = 0.5\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    policy.write_text(text + '[saver]\nbattery_below = "20%"\nhotter_than = 80\n')
+    with Router.from_policy(policy, edge=unsure, cloud=cloud, sensors=Device(battery=0.1)) as router:
+        assert router._live.policy.saver == Saver("only_edge", 0.2, 80.0)
+        assert router.infer(1).source == "edge"
+        policy.write_text(text)
+        router.reload()
+        assert router.infer(1).source == "cloud"
+
+
+# --------------------------------------------------------------------------------------------------- what Linux says
+def a_system(tmp_path, **files):
+    for name, text in files.items():
+        path = tmp_path / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def battery(name="BAT0", capacity="42", status="Discharging", **more):
+    return {
+        f"power_supply__{name}__{key}": value
+        for key, value in {"type": "Battery", "capacity": capacity, "status": status, **more}.items()
+    }
+
+
+def test_linux_knows_the_battery_and_the_heat(tmp_path, monkeypatch):
+    """The hottest zone counts; one that cannot be read does not."""
+    monkeypatch.setattr(sensors, "SYSTEM", tmp_path)
+    assert read() == Reading(None, None), "there is no such folder"
+    a_system(tmp_path, power_supply__AC__type="Mains", **battery())
+    zones = {f"thermal__thermal_zone{i}__temp": text for i, text in enumerate(("41000", "67500", "off"))}
+    a_system(tmp_path, **zones)
+    a_system(tmp_path, thermal__cooling_device0__temp="99000")
+    assert read() == Reading(0.42, 67.5)
+
+
+def test_a_battery_that_is_charged_or_a_mouses_is_none(tmp_path, monkeypatch):
+    """It need not be spared; and one that says nonsense is not there."""
+    monkeypatch.setattr(sensors, "SYSTEM", tmp_path)
+    a_system(tmp_path, **battery("A", scope="Device"), **battery("B", capacity="full"))
+    assert read().battery is None
+    a_system(tmp_path, **battery("C", status="Charging"))
+    assert read().battery is None
+    a_system(tmp_path, **battery("C", capacity="7"))
+    assert read().battery == 0.07
+
+
+def test_this_machine_says_something_or_nothing():
+    """Whatever it has, reading it does not fail."""
+    found = read()
+    assert found.battery is None or 0 <= found.battery <= 1
