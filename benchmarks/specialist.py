@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from figures import MODELS, medians
 
+from edgeroute import OnnxModel
+from edgeroute.cli.demo.data import DEBIAN, read_idx
 from edgeroute.confidence import Reader, msp
 from edgeroute.confidence.learned import auto, deferral_curve, fit
 
 CLASSES, TEST = 10, 8_000
+LOSS = 0.002
+"""The most that `auto` may lose on msp, on average over splits."""
 UNSEEN = [2, 6, 7]
 """Pullover, shirt and sneaker: what a recorded specialist was never shown."""
 
@@ -63,6 +68,55 @@ def recorded(rng: np.random.Generator, *, edge_lacks: bool = False, cloud_lacks:
     if noisy:
         swap = np.isin(pair.labels, (0, 2, 4, 6)) & (rng.random(len(pair.labels)) < 0.25)
         pair.labels[swap] = np.array([2, 0, 4, 0, 6, 0, 4])[pair.labels[swap]]
+    return shuffled(pair, rng)
+
+
+@cache
+def images() -> dict[str, np.ndarray]:
+    """Fashion-MNIST, as Debian's dataset-fashion-mnist has it; the shipped models were trained on the first part, too."""
+    names = {"x": "train-images-idx3", "y": "train-labels-idx1", "test_x": "t10k-images-idx3", "test_y": "t10k-labels-idx1"}
+    return {name: read_idx(DEBIAN / f"{file}-ubyte.gz") for name, file in names.items()}
+
+
+@cache
+def taught(lacks: tuple[int, ...]) -> Pair:
+    """An edge trained on the classes but these, and the shipped cloud, on the 10,000 test images. Takes 10 s."""
+    data = images()
+    model = OnnxModel(MODELS / "cloud.onnx")
+    session, name = model.load(), model.inputs[0].name
+    cloud = np.concatenate([session.run(None, {name: x})[0] for x in np.split(data["test_x"], 20)])
+    known = ~np.isin(data["y"], lacks)
+    weights = train(data["x"][known].reshape(-1, 784), data["y"][known])
+    return Pair(_logits(weights, data["test_x"].reshape(-1, 784)), cloud.astype(float), data["test_y"].astype(int))
+
+
+def train(x: np.ndarray, y: np.ndarray, *, hidden: int = 64, epochs: int = 6) -> list[np.ndarray]:
+    """A network with one hidden layer, by stochastic gradient descent with momentum. x: uint8 [n, pixels]."""
+    rng = np.random.default_rng(0)
+    shapes = (x.shape[1], hidden), (1, hidden), (hidden, CLASSES), (1, CLASSES)
+    weights = [rng.normal(size=shape).astype("f4") * (0.05 if shape[0] > 1 else 0) for shape in shapes]
+    moving = [np.zeros_like(w) for w in weights]
+    for _ in range(epochs):
+        for rows in np.array_split(rng.permutation(len(x)), len(x) // 128):
+            inputs = x[rows].astype("f4") / 255
+            inner = np.maximum(inputs @ weights[0] + weights[1], 0)
+            z = inner @ weights[2] + weights[3]
+            p = np.exp(z - z.max(1, keepdims=True))
+            error = (p / p.sum(1, keepdims=True) - np.eye(CLASSES, dtype="f4")[y[rows]]) / len(rows)
+            back = error @ weights[2].T * (inner > 0)
+            slopes = inputs.T @ back, back.sum(0), inner.T @ error, error.sum(0)
+            moving = [0.9 * m - 0.05 * slope for m, slope in zip(moving, slopes, strict=True)]
+            weights = [w + m for w, m in zip(weights, moving, strict=True)]
+    return weights
+
+
+def _logits(weights: list[np.ndarray], x: np.ndarray) -> np.ndarray:
+    inner = np.maximum(x.astype("f4") / 255 @ weights[0] + weights[1], 0)
+    return (inner @ weights[2] + weights[3]).astype(float)
+
+
+def shuffled(pair: Pair, rng: np.random.Generator) -> Pair:
+    """The same in another order."""
     order = rng.permutation(len(pair.labels))
     return Pair(*(part[order] for part in pair))
 
@@ -82,7 +136,10 @@ CASES: dict[str, Callable[[np.random.Generator, int], Pair]] = {
     "recorded, edge lacks 3 classes": lambda rng, _: recorded(rng, edge_lacks=True),
     "recorded, cloud lacks 3 classes": lambda rng, _: recorded(rng, cloud_lacks=True),
     "recorded, label noise": lambda rng, _: recorded(rng, noisy=True),
+    "trained on 7 classes, not on pullovers, shirts, sneakers": lambda rng, _: shuffled(taught((2, 6, 7)), rng),
+    "trained on 7 classes, not on sneakers, bags, boots": lambda rng, _: shuffled(taught((7, 8, 9)), rng),
 }
+"""The last two need Debian's dataset-fashion-mnist."""
 
 
 def areas(case: str, n: int, seed: int) -> tuple[float, float, float, bool]:
@@ -90,27 +147,32 @@ def areas(case: str, n: int, seed: int) -> tuple[float, float, float, bool]:
     pair = CASES[case](np.random.default_rng(seed), n + TEST)
     edge, cloud = (logits.argmax(1) == pair.labels for logits in pair[:2])
     given = pair.edge[:n], edge[:n], cloud[:n]
-    learned, chosen = fit(*given), auto(*given)
+    chosen = auto(*given)
+    learned = chosen if chosen.name == "learned" else fit(*given)
     scores = msp(pair.edge[n:]), learned.many(pair.edge[n:]), chosen.many(pair.edge[n:])
     a, b, c = (deferral_curve(score, edge[n:], cloud[n:]).area for score in scores)
     return a, b, c, chosen.name == "learned"
 
 
 def table(splits: int, sizes: list[int], seed: int) -> str:
-    """One line a case and size: means over the splits, auto's against the larger of the other two, and its worst split."""
+    """One line a case and size: means over the splits, what auto gains on msp and on the better of both, and its worst split."""
     lines = [
-        "| case | n | msp | learned | auto | auto is learned | auto - better | auto - msp, worst split |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| case | n | msp | learned | auto | auto is learned | auto - msp | auto - better | auto - msp, worst split |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    least = 0.0
     for case in CASES:
         for n in sizes:
             found = np.array([areas(case, n, seed + i) for i in range(splits)])
             a, b, c, share = found.mean(0)
             worst = (found[:, 2] - found[:, 0]).min()
-            lines.append(
-                f"| {case} | {n} | {a:.3f} | {b:.3f} | {c:.3f} | {share:.0%} | {c - max(a, b) + 0.0:+.4f} | {worst:+.3f} |"
-            )
-    return "\n".join(lines)
+            least = min(least, c - a)
+            gains = f"{c - a + 0.0:+.4f} | {c - max(a, b) + 0.0:+.4f} | {worst:+.3f}"
+            lines.append(f"| {case} | {n} | {a:.3f} | {b:.3f} | {c:.3f} | {share:.0%} | {gains} |")
+    kept = "kept" if -least <= LOSS else "MISSED"
+    return "\n".join(
+        [*lines, "", f"The most that auto loses on msp, on average over {splits} splits: {-least:.4f}, limit {LOSS}: {kept}."]
+    )
 
 
 def times() -> str:

@@ -147,25 +147,25 @@ class Auditor:
         leg = None if outcome.leg is None else made.legs[outcome.leg]
         if leg is None or outcome.prediction is None or not outcome.accepted:
             return
+        found = next((i for i, leg in enumerate(made.legs) if leg.permit is not None), None)
+        if found is None or not self._room(route.live, cast("CloudRunner", route.live.runners[made.legs[found].target])):
+            return
         answers = {i: p for i, p in outcome.held.items() if judged(made.legs[i])}
         identity = route.identity if row is None else f"{route.identity}.{row}"
         if leg.permit is not None:
             for i, edge in answers.items():
                 self._compare(route, made.legs[i], edge, outcome.prediction, identity, "deferred")
         elif judged(leg):
-            self._ask(made, leg, outcome.prediction, route, row, identity)
+            self._ask(made, found, leg, outcome.prediction, route, row, identity)
 
-    def _ask(self, made: Plan, edge_leg: Leg, edge: Prediction, route: Route, row: int | None, identity: str) -> None:
-        """Asks the cloud in the background, if it has room."""
-        found = next((i for i, leg in enumerate(made.legs) if leg.permit is not None), None)
-        if found is None or self._held_back(route.live):
-            return
+    def _room(self, live: Live, runner: CloudRunner) -> bool:
+        """Whether there is room for an audit. If not, what was deferred is left out, too: it is to be no larger a share."""
+        return self._busy < TOGETHER and not self._held_back(live) and runner.guard.spare()
+
+    def _ask(self, made: Plan, found: int, edge_leg: Leg, edge: Prediction, route: Route, row: int | None, identity: str) -> None:
+        """Asks the cloud in the background."""
         runner = cast("CloudRunner", route.live.runners[made.legs[found].target])
-        if not runner.guard.spare():
-            return
         with self._lock:
-            if self._busy >= TOGETHER:
-                return
             self._busy += 1
         # the caller may go on to write the next frame into the same array
         x = copied(route.inputs if row is None else route.inputs[row])

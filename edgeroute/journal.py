@@ -188,10 +188,17 @@ def _earlier(at: Any, since: float) -> bool:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = _loads(line)
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _loads(line: bytes) -> Any:
+    if orjson is not None:
+        with contextlib.suppress(ValueError):  # Python's own takes NaN, too, which others may have written
+            return orjson.loads(line)
+    return json.loads(line)
 
 
 def _dumps(record: Mapping[str, Any]) -> bytes:

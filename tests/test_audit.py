@@ -225,6 +225,20 @@ def test_no_more_than_two_at_a_time():
         assert router.stats().audits[0].audited == 2
 
 
+def test_without_room_what_is_deferred_is_left_out_too(tmp_path):
+    """Else the log of a busy hour would have more of it than there was."""
+    gate = threading.Event()
+    cloud = FakeCloud(lambda x: "a" if x < 0.5 or gate.wait(LONG) else "")
+    with Router(edge, cloud, threshold=0.5, audit=Audit(share=1), state=tmp_path) as router:
+        router.infer_many([0.9, 0.9])
+        until(lambda: cloud.runs == 2)
+        assert router.infer(0.1).source == "cloud"
+        gate.set()
+        idle(router)
+        assert router.infer(0.1).source == "cloud"
+    assert [line["audited"] for line in read(tmp_path / "audit.jsonl")] == ["shadow", "shadow", "deferred"]
+
+
 @pytest.mark.parametrize("trouble", ["cloud", "agrees", "disk"])
 def test_whatever_goes_wrong_touches_no_answer(trouble, tmp_path, caplog):
     """A cloud that raises, a comparison that does, a disk that is none: the edge's answer stands, and the next audit is tried."""

@@ -281,6 +281,12 @@ def test_auto_loses_nothing(case):
     assert by_auto >= max(by_msp, by_learned) - 0.002
 
 
+def test_auto_is_seldom_misled():
+    """With nothing to learn it takes what it learned in at most 5 % of draws, and three standard errors of that share."""
+    misled = [auto(*plain(300, seed)).name == "learned" for seed in range(100)]
+    assert np.mean(misled) <= 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5
+
+
 def test_auto_says_why():
     """It is the learned score where that is clearly better, else msp, and the figures are told either way."""
     assert auto(*specialist(1_000)).data == fit(*specialist(1_000)).data
@@ -289,7 +295,7 @@ def test_auto_says_why():
     assert kept.chosen_because.startswith("msp, since what can be learned is not clearly better: area 0.")
 
 
-@pytest.mark.parametrize(("seed", "better"), [(49, "area"), (19, "likelihood")])
+@pytest.mark.parametrize(("seed", "better"), [(73, "area"), (367, "likelihood")])
 def test_auto_wants_both(seed, better):
     """Of 150 examples with nothing to learn some look better by the area, some by the likelihood, and either is not enough."""
     given_ = _examples(*plain(150, seed), ood=False)

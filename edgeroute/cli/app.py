@@ -7,15 +7,20 @@ from typing import Annotated
 import typer
 
 from edgeroute import __version__
+from edgeroute.cli.calibrate import calibrate
 from edgeroute.cli.check import check
 from edgeroute.cli.decide import decide
 from edgeroute.cli.demo.command import demo
 from edgeroute.cli.egress import egress
+from edgeroute.cli.evaluate import evaluate
 from edgeroute.cli.exits import exits
 from edgeroute.cli.infer import infer
 from edgeroute.cli.outbox import outbox
+from edgeroute.cli.replay import replay
 from edgeroute.cli.schema import schema
 from edgeroute.cli.serve import serve
+from edgeroute.cli.simulate import simulate
+from edgeroute.cli.status import status
 
 CODES = (
     "Exit codes: 0 fine; 1 an input or a check failed; 2 wrong usage, policy or model; "
@@ -41,6 +46,7 @@ def root(
     """Runs a model on the edge, and asks the cloud only where the edge is not sure."""
 
 
-for command in (check, decide, infer, serve, egress, schema, demo):
+for command in (check, decide, infer, calibrate, evaluate, replay, status, egress, serve, schema, demo):
     app.command()(exits(command))
 app.add_typer(outbox)
+app.add_typer(simulate)

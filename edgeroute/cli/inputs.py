@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,16 @@ def files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+class Recorded(NamedTuple):
+    """What models said of n inputs that the file does not hold."""
+
+    edge: Any
+    """[n, classes], the edge model's outputs."""
+    cloud: Any | None
+    """[n, classes]; None: it has none."""
+    labels: list[int | str] | None
+
+
 def read(path: Path) -> list[Item]:
     """A .npy file or an image is one input; each row of an .npz file's `images`, or else of its first array, is one.
 
@@ -44,12 +55,38 @@ def read(path: Path) -> list[Item]:
     suffix = path.suffix.lower()
     if path.is_dir() or suffix not in SUFFIXES:
         raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
-    try:
+    with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _pixels(path))]
         with path.open("rb") as file:  # numpy, given a path, does not close it after every error
             found = np.load(file, allow_pickle=False)
             return [Item(str(path), found)] if isinstance(found, np.ndarray) else _rows(path, found)
+
+
+def recorded(path: Path) -> Recorded | None:
+    """The outputs in an .npz file that has `edge_logits` and no `images`; None: it is no such file.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    if path.suffix.lower() != ".npz" or path.is_dir():
+        return None
+    with _reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        if isinstance(archive, np.ndarray) or "edge_logits" not in archive.files or "images" in archive.files:
+            return None
+        edge, cloud = archive["edge_logits"], archive["cloud_logits"] if "cloud_logits" in archive.files else None
+        labels = _labels(archive)
+    for name, there in {"cloud_logits": cloud, "labels": labels}.items():
+        if there is not None and (not edge.ndim or len(there) != len(edge)):
+            raise BadInput(f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(there)} {name}")
+    return Recorded(edge, cloud, labels)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What reading a file may raise, as BadInput."""
+    try:
+        yield
     except FileNotFoundError as e:
         raise BadInput(f"{path}: there is no such file") from e
     except (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error) as e:  # Pillow has the SyntaxError
@@ -62,7 +99,7 @@ def _rows(path: Path, archive: Any) -> list[Item]:
         if not names:
             raise ValueError("it holds no array of inputs")
         rows = archive["images" if "images" in names else names[0]]
-        labels = archive["labels"].ravel().tolist() if "labels" in archive.files else None
+        labels = _labels(archive)
     if not rows.ndim:
         raise ValueError("its array is one number, not rows")
     if labels is None:
@@ -70,6 +107,10 @@ def _rows(path: Path, archive: Any) -> list[Item]:
     elif len(labels) != len(rows):
         raise ValueError(f"it holds {len(rows)} inputs and {len(labels)} labels")
     return [Item(f"{path}[{i}]", row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
+
+
+def _labels(archive: Any) -> list[Any] | None:
+    return archive["labels"].ravel().tolist() if "labels" in archive.files else None
 
 
 def _pixels(path: Path) -> Any:

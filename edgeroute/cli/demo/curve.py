@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import io
-import re
 from typing import Any
 
 import numpy as np
 
 from edgeroute.cli.demo.report import Report
 from edgeroute.cli.demo.threshold import sweep
+from edgeroute.report.drawing import CLOUD, EDGE, INK, element, frame
 
 POINTS = 400
 """More would only make the files larger."""
-INK = "#010203"
-"""Stands for the page's own colour of text in the SVG."""
-CURVE, CHOSEN = "#2f7ed8", "#e8590c"
 
 
 def points(report: Report) -> tuple[list[float], list[float]]:
@@ -52,26 +49,17 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
     """The curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        RuntimeMissing: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure
-
     x, y = points(report)
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = frame((7.5, 4.5), ink=ink)
     axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
-    axes.plot(x, y, color=CURVE, linewidth=2, label="deferring what the edge is least sure of")
+    axes.plot(x, y, color=EDGE, linewidth=2, label="deferring what the edge is least sure of")
     at = report.cascade.deferral * 100, report.cascade.accuracy * 100
-    axes.plot(*at, "o", color=CHOSEN, markersize=9, label=f"the threshold in use: {at[0]:.1f}% deferred, {at[1]:.2f}% accurate")
-    axes.set_xlabel("images sent to the cloud, %", color=ink)
-    axes.set_ylabel("accuracy, %", color=ink)
+    axes.plot(*at, "o", color=CLOUD, markersize=9, label=f"the threshold in use: {at[0]:.1f}% deferred, {at[1]:.2f}% accurate")
+    axes.set_xlabel("images sent to the cloud, %")
+    axes.set_ylabel("accuracy, %")
     axes.set_xlim(-1, 101)
-    axes.grid(color=ink, alpha=0.12)
-    axes.tick_params(colors=ink)
-    axes.patch.set_alpha(0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in {"left", "bottom"})
-        spine.set_color(ink)
     axes.legend(loc="lower right", frameon=False, labelcolor=ink)
     return figure
 
@@ -85,10 +73,4 @@ def png(report: Report) -> bytes:
 
 def svg(report: Report) -> str:
     """An element for an HTML page, in whatever colour the page's text has."""
-    from matplotlib import rc_context
-
-    out = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeroute", "font.family": "sans-serif"}):
-        drawing(report).savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    element = out.getvalue()[out.getvalue().index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    return element(drawing(report), "curve")

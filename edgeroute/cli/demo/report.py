@@ -7,6 +7,7 @@ from typing import NamedTuple
 from edgeroute.cli.demo.data import Images
 from edgeroute.cli.demo.measure import BATCH, Run
 from edgeroute.cli.demo.threshold import Choice
+from edgeroute.report.words import size
 
 SLACK = 0.005
 """How far the accuracy may fall short of the cloud's, 0..1, on the validation images."""
@@ -97,8 +98,3 @@ def notes(report: Report) -> list[str]:
     if report.cascade.degraded:
         lines.append(f"{report.cascade.degraded:,} answers of the cascade are degraded: the cloud was asked, and failed")
     return lines
-
-
-def size(count: int) -> str:
-    """Bytes, in a unit that suits them."""
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"  # noqa: PLR2004 - a megabyte

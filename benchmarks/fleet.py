@@ -1,0 +1,48 @@
+"""A million devices over a simulated hour: the time that it takes, and what an outage of 10 s does with and without safety."""
+
+from __future__ import annotations
+
+import os
+from time import perf_counter
+
+from figures import Figure
+
+from edgeroute.simulation.fleet import simulate
+from edgeroute.simulation.scenario import CLIENTS, EDGEROUTE, Scenario
+
+SILENT = Scenario(silent=True)
+"""A million devices, each asking once a minute, of which the cloud has a tenth to answer; an hour; nothing comes back for 10 s."""
+SHORT_S = 180.0
+"""The table's runs are shorter: what does not recover costs the most to simulate."""
+
+
+def figures() -> list[Figure]:
+    """One core does it: the wall time of one run."""
+    begun = perf_counter()
+    result = simulate(SILENT)
+    took_s = perf_counter() - begun
+    assert not result.lost, "every request had an answer"
+    back = "never" if result.cloud_back_s is None else f"{result.cloud_back_s:g} s"
+    what = f"a million devices over an hour, simulated (cloud back after {back})"
+    return [Figure(what, f"{took_s:.1f} s", "3600 s", took_s, "s", 60)]
+
+
+def comparison() -> str:
+    """Recovery from the same outage, by what the devices have to spare the cloud; two kinds of fleet, two kinds of outage."""
+    busy = SILENT._replace(devices=1000, per_minute=1000.0)
+    fleets = {"a million quiet devices": SILENT, "1,000 busy devices": busy, "the same, outboxes": busy._replace(offline="queue")}
+    lines = ["| fleet | devices | cloud back | peak | degraded | in vain |", "|---|---|---:|---:|---:|---:|"]
+    for name, scenario in fleets.items():
+        for client in CLIENTS:
+            result = simulate(scenario._replace(length_s=SHORT_S), client)
+            back = "never" if result.cloud_back_s is None else f"{result.cloud_back_s:g} s"
+            share = result.degraded / int(result.asked.sum())
+            lines.append(f"| {name} | {client.name} | {back} | {result.peak:.1f}x | {share:.1%} | {result.wasted_share:.0%} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from figures import table
+
+    print(f"load average {os.getloadavg()[0]:.1f}, {EDGEROUTE.name} first")
+    print(table(figures()), "", comparison(), sep="\n")

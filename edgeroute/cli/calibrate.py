@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from edgeroute.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, examples, given, plain
+from edgeroute.cli.exits import FAILED, OK, line
+from edgeroute.cli.options import Json, Policy, share
+from edgeroute.errors import PolicyError, StoreError
+
+if TYPE_CHECKING:
+    from edgeroute.confidence.certificate import Kind
+    from edgeroute.evaluation.certified import Certified, Fit
+    from edgeroute.evaluation.examples import Examples
+
+Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
+
+
+def calibrate(
+    *,
+    policy: Policy,
+    data: DataOrNone = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(parser=share, metavar="SHARE", help="Accuracy lost against the cloud, as in 1%.", show_default=False),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            parser=share, metavar="SHARE", help="Wrong answers among those that the edge keeps, as in 5%.", show_default=False
+        ),
+    ] = None,
+    max_defer: Annotated[
+        float | None, typer.Option(parser=share, metavar="SHARE", help="Inputs that are deferred, as in 20%.", show_default=False)
+    ] = None,
+    sure: Annotated[
+        str, typer.Option(metavar="SHARE", help="How sure the promise is. With --max-defer also `average`: it holds on average.")
+    ] = "95%",
+    per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all promises at once.")] = False,
+    score: Annotated[
+        Score | None,
+        typer.Option(
+            help="`learned` fits one to the examples, `auto` does if it is clearly better.", show_default="the policy's"
+        ),
+    ] = None,
+    score_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where a fitted score goes.", show_default="MODEL.score.json beside the model"),
+    ] = None,
+    audited: Annotated[
+        bool, typer.Option("--audited", help="Instead of data the audit log in the policy's state folder: no labels needed.")
+    ] = False,
+    every: Every = 1,
+    edge: EdgeNumber = 0,
+    data_class: DataClass = None,
+    batch: Annotated[int, typer.Option(min=1, help="Inputs in one request to the cloud.")] = 32,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the certificate goes.", show_default="certificate.json beside the policy"),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Finds the lowest threshold for which a promise can be made, and writes it as a certificate.
+
+    Exactly one of --max-loss, --max-error and --max-defer says what is promised.
+
+    --max-loss asks the cloud about every example; without labels it promises agreement with the cloud.
+
+    --max-error needs labels. --max-defer needs neither labels nor the cloud.
+    """
+    kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
+    if bool(data) == audited:
+        raise typer.BadParameter("one of the two is needed", param_hint="--data or --audited")
+    if audited and (score or per_class or kind == "max_error"):
+        text = "the log has no labels, no classes and one score: use it with --max-loss or --max-defer and the policy's score"
+        raise typer.BadParameter(text, param_hint="--audited")
+    if per_class and kind == "max_defer":
+        raise typer.BadParameter("--max-defer has one threshold for all classes", param_hint="--per-class")
+    odds = _sure(sure, kind)
+
+    from edgeroute.confidence import NotEnough
+    from edgeroute.evaluation.certified import certified
+    from edgeroute.evaluation.collect import edge_runner
+
+    fit: Fit | None = score if score == "auto" or score == "learned" else None  # noqa: PLR1714 - so that mypy can follow
+    with _instead(threshold="0", score="msp" if fit else score), plain(policy) as router:
+        runner = edge_runner(router, edge)
+        if audited:
+            made, notes = _from_audit(policy, router.fingerprints(edge), runner.name, every)
+        else:
+            found = given(data or [], every)
+            ask_cloud = kind == "max_loss" or (fit is not None and kind == "max_defer")
+            if ask_cloud and not found.recorded and not router._live.clouds:  # noqa: SLF001 - there is no other way to know
+                raise PolicyError(f"{policy}: there is no [cloud] in it, and {kind} is measured against one")
+            made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
+        fingerprints, used = router.fingerprints(edge), runner.reader.score
+        model = Path(getattr(runner.model, "path", "model"))
+    name = used if isinstance(used, str) else getattr(used, "name", "function")
+    if not isinstance(used, str):
+        notes.append(f"the policy's score, {name}, was fitted: the promise holds if that was to other examples than these")
+    try:
+        result = certified(made, kind, value, odds, per_class=per_class, fit=fit, score=name, fingerprints=fingerprints)
+    except NotEnough as e:
+        missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
+        print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
+        return FAILED
+    notes += result.notes
+    path = out or policy.parent / "certificate.json"
+    lines = {"threshold": _from(policy, path)}
+    if result.fitted is not None and result.fitted.learned is not None:
+        saved = score_out or model.with_suffix(".score.json")
+        result.fitted.learned.save(saved)
+        lines["score"] = _from(policy, saved)
+    elif score is not None:
+        lines["score"] = name
+    try:
+        result.certificate.save(path)
+    except OSError as e:
+        raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
+    if as_json:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        print(json.dumps({"certificate": told, "path": str(path), "policy": lines, "notes": notes}))
+        return OK
+    for note in notes:
+        print(note, file=sys.stderr)
+    _show(result, path, lines, edge)
+    return OK
+
+
+def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
+    named = [(kind, value) for kind, value in targets.items() if value is not None]
+    if len(named) != 1:
+        raise typer.BadParameter("exactly one is needed", param_hint="--max-loss, --max-error or --max-defer")
+    ((kind, value),) = named
+    return kind, _some(value, f"--{kind.replace('_', '-')}")
+
+
+def _some(value: float, option: str) -> float:
+    if not 0 < value < 1:
+        raise typer.BadParameter("the share is more than 0% and less than 100%", param_hint=option)
+    return value
+
+
+def _sure(text: str, kind: Kind) -> float | None:
+    if text != "average":
+        return _some(share(text), "--sure")
+    if kind != "max_defer":
+        why = "only --max-defer can hold on average: the others are promised with a probability"
+        raise typer.BadParameter(why, param_hint="--sure")
+    return None
+
+
+@contextmanager
+def _instead(**keys: str | None) -> Iterator[None]:
+    """Has these in place of what the policy says of them, which need not be there yet, as EDGEROUTE_ variables have it."""
+    new = {f"EDGEROUTE_{key.upper()}": value for key, value in keys.items() if value is not None}
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _from_audit(policy: Path, fingerprints: dict[str, str], target: str, every: int) -> tuple[Examples, list[str]]:
+    from edgeroute.cli.outbox import folder
+    from edgeroute.evaluation.audited import audited
+
+    found = audited(folder(policy, None) / "audit.jsonl", target, fingerprints, every=every)
+    return found.examples, found.notes
+
+
+def _from(policy: Path, path: Path) -> str:
+    """The path as the policy may name it: from its folder, unless the two have nothing in common."""
+    folder, there = policy.parent.resolve(), path.resolve()
+    return str(there) if os.path.commonpath([folder, there]) == folder.anchor else os.path.relpath(there, folder)
+
+
+def _show(result: Certified, path: Path, lines: dict[str, str], edge: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    certificate, fitted = result.certificate, result.fitted
+    console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)
+    console.print(certificate.guarantee, markup=False)
+    table = Table(show_header=False)
+    low, high = certificate.deferral_interval
+    table.add_row("promise", certificate.label)
+    table.add_row("method", f"{certificate.method or 'none'}, {certificate.n:,} examples")
+    table.add_row("score", certificate.score if fitted is None else fitted.why)
+    if not certificate.thresholds:
+        table.add_row("threshold", _threshold(certificate.threshold))
+    table.add_row("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}")
+    for side, accuracy in certificate.accuracy.items():
+        agreement = "as the cloud says" if certificate.agreement else "right"
+        table.add_row(_SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples")
+    if certificate.unscored:
+        table.add_row("without a score", f"{certificate.unscored:.1%} of the examples: deferred")
+    console.print(table)
+    if certificate.thresholds:
+        from edgeroute.cli.outbox import show
+
+        show(("class", "threshold"), [(label, _threshold(t)) for label, t in certificate.thresholds.items()])
+    print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
+    for key, value in lines.items():
+        print(f"    {key} = {json.dumps(value)}")
+
+
+_SIDES = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "both together", "accepted": "edge, where kept"}
+
+
+def _threshold(value: float) -> str:
+    return "none: always deferred" if value == inf else f"{value:.6g}"

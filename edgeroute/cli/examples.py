@@ -1,0 +1,124 @@
+"""What `calibrate` and `evaluate` work on: inputs that edge and cloud are asked about, or outputs that were recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from edgeroute.errors import BadInput
+
+if TYPE_CHECKING:
+    from edgeroute.evaluation.examples import Examples
+    from edgeroute.router import Router
+
+DATA = ".npz, .npy, .png and .jpg files and folders of them; or .npz files with edge_logits, cloud_logits and labels, recorded."
+Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
+DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
+Every = Annotated[int, typer.Option(min=1, help="Take each N-th alone: the frames of a film are too alike to count each.")]
+EdgeNumber = Annotated[int, typer.Option("--edge", min=0, help="Which of several edge models, counted from 0.")]
+DataClass = Annotated[str | None, typer.Option("--class", metavar="NAME", help="The inputs' data class.", show_default=False)]
+TRUST = "taken on trust: the outputs are recorded ones, and whether they are of the policy's models cannot be seen from them"
+
+
+class Given(NamedTuple):
+    """What the files hold: one of the first two is empty."""
+
+    inputs: list[Any]
+    edge: Any
+    """Recorded outputs [n, classes]."""
+    cloud: Any
+    labels: list[Any] | None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether nothing need be run."""
+        return not self.inputs
+
+
+def given(paths: Sequence[Path], every: int) -> Given:
+    """Reads the files, and takes each `every`-th example.
+
+    Raises:
+        BadInput: a file cannot be read, or they do not go together.
+        RuntimeMissing: there is an image, and Pillow is not installed.
+    """
+    import numpy as np
+
+    from edgeroute.cli.inputs import Item, Recorded, files, read, recorded
+
+    known, items = list[Recorded](), list[Item]()
+    for path in files(paths):
+        found = recorded(path)
+        if found is None:
+            items += read(path)
+        else:
+            known.append(found)
+    if known and items:
+        raise BadInput("some of the files hold inputs, and others recorded outputs: give one kind at a time")
+    if not known and not items:
+        raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
+    if not known:
+        return Given([item.x for item in items[::every]], [], None, _whole([item.label for item in items])[::every] or None)
+    if len({outputs.edge.shape[1:] for outputs in known}) > 1 or len({outputs.cloud is None for outputs in known}) > 1:
+        raise BadInput("the recorded outputs differ in their classes, or some are of the cloud too and others are not")
+    edge = np.concatenate([outputs.edge for outputs in known])[::every]
+    clouds = [outputs.cloud for outputs in known if outputs.cloud is not None]
+    none: list[Any] = [None]
+    labels = _whole([label for o in known for label in o.labels or none * len(o.edge)])
+    return Given([], edge, np.concatenate(clouds)[::every] if clouds else None, labels[::every] or None)
+
+
+def _whole(labels: list[Any]) -> list[Any]:
+    """All of them, or none."""
+    missing = labels.count(None)
+    if missing == len(labels):
+        return []
+    if missing:
+        raise BadInput(f"{missing:,} of {len(labels):,} inputs have no label: give one for all of them, or for none")
+    return labels
+
+
+@contextmanager
+def plain(policy: Path, **more: Any) -> Iterator[Router]:
+    """The policy's router, as the cloud's own answers are had from it: no cache, no outbox, no audit, no hedge, no deadline.
+
+    Args:
+        policy: the file.
+        more: further arguments, which overrule the file's.
+    """
+    from edgeroute.router import Router
+
+    none = dict.fromkeys(("cache", "outbox", "trace", "audit", "hedge_after", "deadline"))
+    arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
+    with Router.from_policy(policy, **arguments) as router:
+        yield router
+
+
+def examples(
+    router: Router, found: Given, *, edge: int, ask_cloud: bool, data_class: str | None, batch: int
+) -> tuple[Examples, list[str]]:
+    """Has them answered, or reads what was recorded. -> the examples, and what there is to tell of them, a line each."""
+    from edgeroute.cli.progress import bar
+    from edgeroute.evaluation.collect import collect, recorded
+
+    if found.recorded:
+        return recorded(router, found.edge, found.cloud, found.labels, edge=edge), [TRUST]
+    total = len(found.inputs)
+    with bar() as progress:
+        task = progress.add_task("asking edge and cloud" if ask_cloud else "asking the edge", total=total * (1 + ask_cloud))
+        made = collect(
+            router,
+            found.inputs,
+            found.labels,
+            edge=edge,
+            ask_cloud=ask_cloud,
+            data_class=data_class,
+            batch=batch,
+            advance=lambda count: progress.advance(task, count),
+        )
+    left_out = total - len(made.edge)
+    return made, [f"{left_out:,} of {total:,} inputs are left out: the cloud did not answer them"] if left_out else []

@@ -1,0 +1,48 @@
+"""Reads a router's state.db, which another process may be writing, and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from edgeroute.errors import BadInput, StoreError
+
+BUSY_S = 5.0
+
+
+class Value(NamedTuple):
+    """One of those that routers keep there."""
+
+    value: Any
+    updated: float
+    """When it was last written, seconds since 1970."""
+
+
+def read(folder: Path) -> dict[str, Value]:
+    """All that is kept in that state folder, by name; what cannot be read as JSON is left out.
+
+    Raises:
+        BadInput: there is nothing.
+        StoreError: it cannot be read.
+    """
+    path = folder / "state.db"
+    if not path.exists():
+        raise BadInput(f"{path}: there is no state: no router with this state folder has run, or it was removed")
+    # without a journal beside it nobody has it open: read so, no journal is made either
+    alone = "" if path.with_name("state.db-wal").exists() else "&immutable=1"
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro{alone}", uri=True, timeout=BUSY_S)
+        ) as connection:
+            rows = connection.execute("SELECT name, value, updated FROM kept").fetchall()
+    except sqlite3.Error as e:
+        raise StoreError(f"{path} cannot be read: {e}") from e
+    found = {}
+    for name, text, updated in rows:
+        with contextlib.suppress(ValueError, TypeError):
+            found[str(name)] = Value(json.loads(text), float(updated))
+    return found

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeroute.cli.exits import OK
+from edgeroute.cli.options import Json, Policy, seconds, share
+
+
+def replay(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="A trace of a router, with the files it has filled.", show_default=False)
+    ],
+    *,
+    policy: Policy,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="wifi, 4g, 3g, edge, satellite, offline or flapping, with typical figures. Without it: as recorded.",
+        ),
+    ] = None,
+    server_time: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            show_default=False,
+            help="With a network, what an endpoint needs for an answer. Without it: as its fastest recorded one.",
+        ),
+    ] = None,
+    battery: Annotated[
+        float | None,
+        typer.Option(
+            parser=share, metavar="SHARE", help="What the battery has at the first request, as 20%.", show_default=False
+        ),
+    ] = None,
+    battery_wh: Annotated[float, typer.Option(min=0, help="Watt hours of a full battery.")] = 10.0,
+    idle_watts: Annotated[float, typer.Option(min=0, help="What the device takes whatever it does.")] = 0.0,
+    edge_joules: Annotated[float, typer.Option(min=0, help="What a run of the edge model takes.")] = 0.0,
+    thermal: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time."),
+    ] = None,
+    keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep the mode that each request was recorded with.")] = False,
+    keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's deadline.")] = False,
+    seed: Annotated[int, typer.Option(help="Of what is left to chance.")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Says what would have become of recorded requests under another policy or network. Runs no model; sends nothing."""
+    from edgeroute.replay import Battery
+    from edgeroute.replay import replay as run
+
+    found = run(
+        trace, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
+        battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
+        keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
+    )  # fmt: skip
+    print(json.dumps(found.as_dict()) if as_json else found)
+    return OK

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping
+from datetime import date, datetime, timezone
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeroute import clock
+from edgeroute.cli.exits import OK
+from edgeroute.cli.options import Json
+from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
+
+if TYPE_CHECKING:
+    from edgeroute.cli.kept import Value
+    from edgeroute.core.policy import Target
+    from edgeroute.core.spending import Limits
+    from edgeroute.promises import Promise
+    from edgeroute.watch import Audit
+
+EDGE = "audit:"
+"""What begins the names under which a router keeps what it knows of an edge model's promise."""
+
+
+class Edge(NamedTuple):
+    """One edge model with a threshold. None: not known."""
+
+    target: str
+    threshold: float | str | None
+    """In force; `inf`: every input is deferred; for a threshold per class the least that any other class needs."""
+    promise: str
+    """The certificate's, or why there is none. Empty: not known."""
+    made: str | None
+    """The certificate's date."""
+    age_days: int | None
+    audited: int
+    """Accepted answers of which the cloud's is known, too."""
+    disagreed: int
+    limit: float | None
+    """The share of them that may differ."""
+    evidence: float
+    """That more do; at 10,000 there is an alarm."""
+    alarm: Mapping[str, Any] | None
+    """When (seconds since 1970), what, and what was done."""
+    judged: int
+    """Answers that were held against the threshold, since the certificate was first used; without one, in the last run."""
+    deferred: int
+    usual: tuple[float, float] | None
+    """The certificate's interval for the share that is deferred."""
+
+
+def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = False) -> int:
+    """Shows what routers with a state folder have found so far: whether promises hold, latencies, spending, the outbox.
+
+    Changes nothing.
+
+    With --state alone, what only the policy says is left out: limits, and whether a certificate fits the models.
+    """
+    from edgeroute.cli.kept import read
+
+    home = folder(policy, state)
+    kept = read(home)
+    edges, limits, notes = _edges(policy, kept)
+    latencies = _latencies(kept)
+    spent = _spent(kept, limits)
+    box = _outbox(home / "outbox.db")
+    written = max((value.updated for value in kept.values()), default=None)
+    if as_json:
+        told = {"edges": [e._asdict() for e in edges], "latency": latencies, "spent": spent, "outbox": box, "written_at": written}
+        print(json.dumps({**told, "notes": notes}, allow_nan=False))
+        return OK
+    for note in notes:
+        print(note, file=sys.stderr)
+    for edge in edges:
+        _show(edge)
+    if not edges:
+        print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
+    if latencies:
+        rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
+        show(("leg", "answers", "p50", "p99"), rows)
+    show(("spent", "so far", "limit"), [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()])
+    if box is not None:
+        print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
+    if written is not None:
+        print(f"last written at {when(written)}")
+    return OK
+
+
+def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], Limits | None, list[str]]:
+    """The edge models, the policy's limits, and what there is to tell, a line each."""
+    dumps = {name.removeprefix(EDGE): value.value for name, value in kept.items() if name.startswith(EDGE)}
+    dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
+    if policy is None:
+        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, []
+    from edgeroute.errors import ModelMissing
+    from edgeroute.router import Router
+
+    none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace"))
+    try:
+        with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
+            live, auditor = router._live, router._auditor  # noqa: SLF001 - what the policy has come to
+            limits = router._purse.spending.limits  # noqa: SLF001
+    except ModelMissing as e:
+        text = f"{e}: whether a certificate fits the models is not known, and the policy is left out of what follows"
+        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [text]
+    audit = None if auditor is None else auditor.audit
+    return (
+        [
+            _of_policy(target, promise, audit, dumps.get(target.name))
+            for target, promise in zip(live.targets, live.promises, strict=True)
+            if target.side == "edge" and target.threshold is not None
+        ],
+        limits,
+        [],
+    )
+
+
+def _of_policy(target: Target, promise: Promise | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
+    """As a router with this policy has it that starts now."""
+    from edgeroute.watch import Watch
+
+    certificate = None if promise is None else promise.certificate
+    fits = dumped is not None and certificate is not None and dumped.get("certificate") == certificate.checksum
+    if audit is not None and dumped is not None:
+        watch = Watch(promise, audit)
+        watch.load(dumped)
+        target = watch.target(target)
+    found = _of_dump(target.name, dumped if dumped is not None and (fits or certificate is None) else {})
+    found = found._replace(threshold=_plain(target.threshold), promise=target.label)
+    if certificate is None:
+        return found
+    return found._replace(made=certificate.date, age_days=_age_days(certificate.date), usual=certificate.deferral_interval)
+
+
+def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
+    """What the last run knew."""
+    drifts = dumped.get("drift") or {}
+    rates = drifts.get("deferral_up") or {}
+    alarm, threshold, usual = dumped.get("alarm"), dumped.get("threshold"), dumped.get("deferral_interval")
+    return Edge(
+        target=name,
+        threshold=None if threshold is None else _plain(float(threshold)),
+        promise=str(dumped.get("label", "")),
+        made=dumped.get("date"),
+        age_days=None if dumped.get("date") is None else _age_days(dumped["date"]),
+        audited=_count(dumped.get("audited")),
+        disagreed=_count(dumped.get("disagreed")),
+        limit=dumped.get("limit"),
+        evidence=_evidence(drifts.get("disagreement")),
+        alarm=alarm if isinstance(alarm, dict) else None,
+        judged=_count(rates.get("count", dumped.get("judged"))),
+        deferred=_count(rates.get("ones", dumped.get("deferred"))),
+        usual=None if usual is None else (usual[0], usual[1]),
+    )
+
+
+def _evidence(drift: Any) -> float:
+    from edgeroute.core.drift import Drift
+
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return Drift.load(drift, drift["level"]).evidence
+    return 0.0
+
+
+def _latencies(kept: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
+    """Of each leg, edges and endpoints: how many answers, and the seconds that half and 99 % of them took at most."""
+    from edgeroute.core.latency import Latency
+
+    found = {}
+    for name, dumped in dict(kept["latency"].value if "latency" in kept else {}).items():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            known = Latency.load(dumped)
+            found[name] = {"count": known.count, "p50_s": known.quantile(0.5), "p99_s": known.quantile(0.99)}
+    return found
+
+
+def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:
+    """Of each limit: what all routers with this folder have spent over its window, and the limit; None: there is none."""
+    from edgeroute.core.spending import Limits, Spending
+
+    now, purse = clock.now(), Spending(limits or Limits())
+    for name, dumped in kept.items():
+        if name.startswith("spending:"):
+            with contextlib.suppress(ValueError):
+                purse.load(dumped.value, now)
+    return {
+        name: {"spent": spent, "limit": None if limit == inf else limit}
+        for name, spent, limit in zip(Limits._fields, purse.spent(now), purse.limits, strict=True)
+    }
+
+
+def _outbox(path: Path) -> dict[str, int] | None:
+    if not path.exists():  # opening it would make one
+        return None
+    from edgeroute.outbox import Outbox
+
+    box = Outbox(path, ttl_s=inf)
+    try:
+        return box.counts()
+    finally:
+        box.close()
+
+
+def _show(edge: Edge) -> None:
+    threshold = "not known" if edge.threshold is None else "none" if edge.threshold == "inf" else f"{float(edge.threshold):.6g}"
+    print(f"{edge.target}: threshold {threshold}" + (f" ({edge.promise})" if edge.promise else ""))
+    if edge.made is not None:
+        print(f"  certificate of {edge.made}, {edge.age_days} days old")
+    if edge.alarm is not None:
+        print(f"  ALARM at {when(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}")
+    if edge.audited:
+        most = "" if edge.limit is None else f", and at most {edge.limit:.2%} should"
+        rate = edge.disagreed / edge.audited
+        print(f"  audited {edge.audited:,}: {edge.disagreed:,} ({rate:.2%}) differ from the cloud{most}")
+        print(f"  evidence that the promise fails: {edge.evidence:,.3g}, with an alarm at 10,000")
+    if edge.judged:
+        usual = "" if edge.usual is None else f", where {edge.usual[0]:.1%} to {edge.usual[1]:.1%} is usual"
+        print(f"  deferred {edge.deferred:,} of {edge.judged:,} ({edge.deferred / edge.judged:.1%}){usual}")
+
+
+def _age_days(made: str) -> int:
+    return (datetime.fromtimestamp(clock.now(), timezone.utc).date() - date.fromisoformat(made)).days
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and 0 <= value < inf else 0
+
+
+def _plain(threshold: float | None) -> float | str | None:
+    """JSON has no infinity."""
+    return str(threshold) if threshold in {inf, -inf} else threshold
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:,.2f} ms"
+
+
+def _limit(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"

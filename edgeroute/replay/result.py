@@ -1,0 +1,147 @@
+"""What a replay found, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from edgeroute.replay.numbers import Numbers
+
+
+class Change(NamedTuple):
+    """A request that would have gone another way."""
+
+    id: str
+    recorded: str
+    replayed: str
+    """Why its answer is what it is."""
+
+
+class Gated(NamedTuple):
+    """What stood before one endpoint."""
+
+    asked: int
+    held: int
+    probes: int
+    opened: int
+    """How often the breaker opened."""
+
+
+class Energy(NamedTuple):
+    """What became of the battery."""
+
+    spent_joules: float
+    left: float
+    """0..1 of a full one."""
+    empty_after_s: float | None
+    """From the first request; None: it lasted."""
+
+
+class Values(NamedTuple):
+    """What is known of the answers themselves. A trace has none of them; it says who gave one."""
+
+    same: int
+    """The target that answered when this was recorded answers again."""
+    seen: int
+    """Another does, which had answered then too, and was not followed."""
+    unknown: int
+    """Another does, which was not asked then, or did not answer."""
+
+
+class Replay(NamedTuple):
+    """A trace, as it was and as it would have been. Says nothing of accuracy: a trace does not know what is right."""
+
+    recorded: Numbers
+    replayed: Numbers
+    unknown: Mapping[str, int]
+    """Why it is not known how a request would have gone -> how many; they are in `recorded` alone."""
+    refused: Mapping[str, int]
+    """Why the policy has no plan for a request -> how many."""
+    unserved: int
+    """Requests that came when the battery was empty."""
+    changed: int
+    """Requests that another target would have answered, or with another standing."""
+    examples: tuple[Change, ...]
+    """The first of those."""
+    values: Values
+    estimated: Mapping[str, int]
+    """What was not recorded, and taken from calls like it or from the network -> how often."""
+    gates: Mapping[str, Gated]
+    energy: Energy | None
+    span_s: float
+    """From the first request to the last."""
+    skipped: int
+    """Lines of the trace that were no whole record."""
+    untimed: int
+    """Records without a time, which were left out."""
+    notes: tuple[str, ...]
+    """What was taken for granted."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, ready for `json.dumps`."""
+        told = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
+        told["recorded"]["deferral_rate"] = self.recorded.deferral_rate
+        told["replayed"]["deferral_rate"] = self.replayed.deferral_rate
+        told["examples"] = [change._asdict() for change in self.examples]
+        told["gates"] = {name: gated._asdict() for name, gated in self.gates.items()}
+        return told
+
+    def __str__(self) -> str:
+        return "\n".join([*_table(self.recorded, self.replayed), "", *self._lines()])
+
+    def _lines(self) -> list[str]:
+        of, values = self.replayed.requests, self.values
+        lines = [f"{self.changed:,} of {of:,} requests would have gone another way"]
+        for change in self.examples:
+            lines += [f"  {change.id}", f"    recorded: {change.recorded}", f"    replayed: {change.replayed}"]
+        lines.append(
+            f"answers: {values.same:,} by the same target, {values.seen:,} by one that had answered then too, "
+            f"{values.unknown:,} by one that was not asked then or did not answer: what it would have said is not known"
+        )
+        lines += [f"cannot be known, {n:,} requests: {why}" for why, n in self.unknown.items()]
+        lines += [f"no plan, {n:,} requests: {why}" for why, n in self.refused.items()]
+        for name, g in self.gates.items():
+            lines.append(f"{name}: asked {g.asked:,} times, held {g.held:,}, breaker opened {g.opened:,}, probes {g.probes:,}")
+        if self.energy is not None:
+            spent, left, after = self.energy
+            end = f"{left:.1%} left" if after is None else f"EMPTY after {after:,.0f} s: {self.unserved:,} requests not served"
+            lines.append(f"battery: {spent:,.1f} J spent over {self.span_s:,.0f} s, {end}")
+        lines += [f"estimated, {n:,} times: {what}" for what, n in self.estimated.items()]
+        if self.skipped:
+            lines.append(f"left out: {self.skipped:,} lines that are no whole record, as after a power cut")
+        if self.untimed:
+            lines.append(f"left out: {self.untimed:,} records without a time (at)")
+        return [*lines, "taken for granted:", *(f"  {note}" for note in self.notes)]
+
+
+def _table(recorded: Numbers, replayed: Numbers) -> list[str]:
+    def milliseconds(value: float | None) -> str:
+        return "-" if value is None else f"{value * 1000:,.2f}"
+
+    rows: list[tuple[str, ...]] = [("", "recorded", "replayed")]
+    for label, name in _COUNTS:
+        rows.append((label, *(f"{getattr(n, name):,.0f}" for n in (recorded, replayed))))
+    rows.append(("needed the cloud", *(f"{n.deferral_rate:.1%}" for n in (recorded, replayed))))
+    rows.extend(
+        (f"latency {q}, ms", *(milliseconds(getattr(n, f"{q}_s")) for n in (recorded, replayed))) for q in ("p50", "p90", "p99")
+    )
+    rows.append(("dollars", *(f"{n.usd:,.6g}" for n in (recorded, replayed))))
+    rows.append(("joules", *(f"{n.joules:,.6g}" for n in (recorded, replayed))))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+
+
+_COUNTS = (
+    ("requests", "requests"),
+    ("answered by the edge", "edge"),
+    ("answered by the cloud", "cloud"),
+    ("answered by the cache", "cache"),
+    ("not answered", "unanswered"),
+    ("degraded", "degraded"),
+    ("queued", "queued"),
+    ("calls of the cloud", "calls"),
+    ("not asked (breaker, limits)", "held"),
+    ("deadline misses", "deadline_misses"),
+    ("bytes sent", "sent_bytes"),
+    ("bytes received", "received_bytes"),
+)

@@ -1,0 +1,299 @@
+"""Replays a trace: each request is planned and walked by the same core as a live one, in virtual time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from edgeroute.core import explain
+from edgeroute.core.facts import Facts
+from edgeroute.core.flow import Outcome, walk
+from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.policy import INF, Mode
+from edgeroute.core.spending import Spending
+from edgeroute.errors import PolicyError
+from edgeroute.live import nearest
+from edgeroute.replay.device import THERMAL, Battery, heat
+from edgeroute.replay.drive import alone, drive
+from edgeroute.replay.gate import SERVER_S, Gate
+from edgeroute.replay.network import NETWORKS, Link
+from edgeroute.replay.numbers import Tally
+from edgeroute.replay.records import ANSWERED, Past, Recording, Request, read
+from edgeroute.replay.result import Change, Energy, Gated, Replay, Values
+from edgeroute.replay.script import Script, Unknown
+from edgeroute.replay.setup import Port, Setup
+from edgeroute.routing import READS_S
+from edgeroute.stats import Counts
+
+EXAMPLES: Final = 5
+PLANS: Final = 1000
+STARTED_AND_ACCEPTED: Final = 2
+NO_CACHE = "the cache answered, and this policy has none: what the edge would have said is not known"
+NOTES: Final = (
+    "confidences are those of the recorded model and score: another of either cannot be replayed",
+    "the trace is whole: in a sample of one, limits and rates see only the sample; a request that raised is in no trace",
+    "what the cache answered it answers again; it answers nothing else",
+    "a stream and a refinement are replayed as plain requests; audits, and thresholds that they would change, are not replayed",
+    "a call fails with all its retries at once; a hold that an endpoint asks for (Retry-After) is not in a trace",
+    "consent is given and redaction works where the trace does not say otherwise",
+    "battery and heat change the mode only where the policy has a saver; with an empty battery nothing is served",
+)
+
+
+def replay(
+    trace: Recording | str | Path,
+    policy: Setup | str | Path,
+    *,
+    network: str | None = None,
+    server_s: float | None = None,
+    battery: Battery | None = None,
+    edge_joules: float = 0.0,
+    thermal: str | None = None,
+    keep_mode: bool = False,
+    keep_deadline: bool = False,
+    seed: int = 0,
+) -> Replay:
+    """What would have become of the requests of a trace under another policy. Opens no model and no connection.
+
+    Args:
+        trace: as `read` gives it, or its path.
+        policy: as `Setup.read` gives it, or its path.
+        network: one of `NETWORKS`; None: calls take as long as they were recorded to.
+        server_s: with a network, what the endpoint needs for an answer; None: as its fastest recorded one, else `SERVER_S`.
+        battery: what there is of it; None: enough.
+        edge_joules: what a run of the edge takes.
+        thermal: one of `THERMAL`; None: the edge takes as long as it was recorded to.
+        keep_mode: each request keeps the mode that it was recorded with.
+        keep_deadline: likewise its deadline.
+        seed: of all that is left to chance; the same seed gives the same result.
+
+    Raises:
+        BadInput: that is no trace.
+        PolicyError: the policy cannot be used, or there is no such network or thermal course.
+    """
+    for what, name, valid in (("network", network, NETWORKS), ("thermal course", thermal, THERMAL)):
+        if name is not None and name not in valid:
+            raise PolicyError(f"there is no {what} {name!r}: {nearest(name, [*valid])}")
+    trace = trace if isinstance(trace, Recording) else read(trace)
+    setup = policy if isinstance(policy, Setup) else Setup.read(policy)
+    random = Random(seed)  # noqa: S311 - chances, not secrets
+    return _Run(trace, setup, network, server_s, random, thermal, battery, edge_joules).all(keep_mode, keep_deadline)
+
+
+class _Run:
+    """One replay."""
+
+    def __init__(
+        self,
+        trace: Recording,
+        setup: Setup,
+        network: str | None,
+        server_s: float | None,
+        random: Random,
+        thermal: str | None,
+        battery: Battery | None,
+        edge_joules: float,
+    ) -> None:
+        self.trace, self.setup, self.battery, self.edge_joules = trace, setup, battery, edge_joules
+        self.notes = [*NOTES]
+        if network is not None:
+            self.notes.append(f"network {network}: typical figures, an open connection, and nobody but a probe finds it back")
+        if thermal is not None:
+            self.notes.append(f"thermal course {thermal}: typical figures, counted from the first request")
+        self.gates = {}
+        link = None if network is None else Link(NETWORKS[network], random)
+        for target in setup.targets:
+            if target.side == "cloud":
+                past, port = trace.endpoints.get(target.name) or Past(), setup.ports.get(target.name) or Port()
+                needs_s = server_s
+                if needs_s is None:
+                    needs_s = past.latencies[0] if past.latencies else SERVER_S
+                if link is not None:
+                    self.notes.append(f"{target.name} needs {needs_s * 1000:.3g} ms for an answer, beside the network")
+                self.gates[target.name] = Gate(target.name, port, past, link, needs_s, random)
+        self.spending = Spending(setup.limits)
+        self.course = () if thermal is None else THERMAL[thermal]
+        self.script = Script(self.gates, self.spending, self.course, random)
+        self.counts, self.facts, self.tally = Counts(), Facts(), Tally()
+        self.plans: dict[tuple[Mode | None, float | None, str | None], tuple[Plan | Refusal, bool]] = {}
+        """Those made so far, and whether one leg runs at a time."""
+        self.changed = self.unserved = self.same = self.seen = self.unseen = 0
+        self.examples: list[Change] = []
+        self.unknown, self.refused = Counter[str](), Counter[str]()
+
+    def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
+        """Every request, in the order in which they began."""
+        tally, battery, empty = self.tally, self.battery, None
+        script, plans = self.script, self.plans
+        policy = self.setup.policy
+        looks = keep_mode or policy.mode == "prefer_cloud" or policy.hedge_after != INF or policy.order != "listed"
+        reads_at = INF if policy.saver is None else -INF
+        for request in self.trace.requests:
+            begun = request.begun
+            if battery is not None:
+                empty = battery.empty_at(self._spent(), begun) if empty is None else empty
+                if empty is not None:
+                    self.unserved += 1
+                    continue
+            if begun >= reads_at:
+                reads_at = begun + READS_S
+                self._know(self._read(self.facts, begun))
+            if request.mode is None:
+                self._cached(request)
+                continue
+            key = request.mode if keep_mode else None, request.deadline_s if keep_deadline else None, request.data_class
+            made, one = plans.get(key) or self._plan(key)
+            if isinstance(made, Refusal):
+                self.refused[made.reason] += 1
+                tally.requests += 1
+                tally.unanswered += 1
+                continue
+            script.begin(request, made)
+            try:
+                outcome = drive(walk(made, begun), script, begun, begun + made.deadline_s, one=one)
+                script.end(outcome, tally)
+            except Unknown as e:
+                self.unknown[str(e)] += 1
+                continue
+            self._ended(request, made, outcome)
+            if looks and self.counts.record(made, outcome, bool(request.batch)):
+                self._observe(outcome.ended)
+        return self._result(empty)
+
+    def _plan(self, key: tuple[Mode | None, float | None, str | None]) -> tuple[Plan | Refusal, bool]:
+        mode, deadline_s, data_class = key
+        policy, targets = self.setup.policy, self.setup.targets
+        made = plan(policy, targets, self.facts, mode=mode, deadline_s=deadline_s, data_class=data_class)
+        found = made, isinstance(made, Plan) and alone(made)
+        if len(self.plans) < PLANS:
+            self.plans[key] = found
+        return found
+
+    def _cached(self, request: Request) -> None:
+        if not self.setup.cached:
+            self.unknown[NO_CACHE] += 1
+            return
+        self.tally.requests += 1
+        self.tally.cache += 1
+        self.tally.latencies.append(request.latency_s)
+        self.same += 1
+
+    def _ended(self, request: Request, made: Plan, outcome: Outcome) -> None:
+        """Counts one that was walked to its end."""
+        tally, legs = self.tally, made.legs
+        leg, accepted = outcome.leg, outcome.accepted
+        tally.requests += 1
+        tally.latencies.append(outcome.ended - outcome.begun)
+        if len(outcome.log) == STARTED_AND_ACCEPTED and leg is not None and accepted and legs[leg].permit is None:
+            tally.edge += 1
+            tally.edge_runs += 1
+        else:
+            self._count(made, outcome)
+        name = None if leg is None or (not accepted and made.offline == "raise") else legs[leg].name
+        if name is not None:
+            if name == request.by:
+                self.same += 1
+            elif (seen := request.legs.get(name)) is not None and seen.what in ANSWERED:
+                self.seen += 1
+            else:
+                self.unseen += 1
+        if name != request.by or accepted != request.accepted:
+            self.changed += 1
+            if len(self.examples) < EXAMPLES:
+                why = explain.reason(made, outcome) + ("" if name is not None else "; no answer")
+                self.examples.append(Change(request.id, _told(request), why))
+
+    def _count(self, made: Plan, outcome: Outcome) -> None:
+        tally, legs = self.tally, made.legs
+        away = late = fatal = False
+        for what, i, _, detail in outcome.log:
+            if what == "start":
+                if legs[i].permit is None:
+                    tally.edge_runs += 1
+                else:
+                    away = True
+            elif what == "failed":
+                tally.held += getattr(detail, "held", False)
+                fatal = fatal or getattr(detail, "told", "").startswith("BadInput: ")
+            elif what == "timeout":
+                late = True
+        tally.deferred += away
+        tally.deadline_misses += late
+        queued = not outcome.accepted and made.offline == "queue" and any(leg.permit is not None for leg in legs)
+        tally.queued += queued and not (fatal and outcome.leg is None)
+        if outcome.leg is None or (not outcome.accepted and made.offline == "raise"):
+            tally.unanswered += 1
+            return
+        tally.degraded += not outcome.accepted
+        if legs[outcome.leg].permit is None:
+            tally.edge += 1
+        else:
+            tally.cloud += 1
+
+    def _observe(self, now: float) -> None:
+        """Renews the facts as a live router does, and with them the plans."""
+        policy, counts = self.setup.policy, self.counts
+        edges = [t.name for t in self.setup.targets if t.side == "edge"]
+        edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
+        facts = Facts(edge_s=edge_s, no_hedge=self._no_hedge(now) if policy.hedge_after != INF else "")
+        if isinstance(policy.hedge_after, str) or policy.order != "listed":
+            facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
+        self._know(facts._replace(battery=self.facts.battery, temperature_c=self.facts.temperature_c))
+
+    def _read(self, facts: Facts, now: float) -> Facts:
+        """What the device's sensors would say."""
+        battery, course = self.battery, self.course
+        return facts._replace(
+            battery=None if battery is None else round(battery.left(self._spent(), now), 2),
+            temperature_c=heat(course, now).celsius if course else None,
+        )
+
+    def _know(self, facts: Facts) -> None:
+        if facts != self.facts:
+            self.facts = facts
+            self.plans.clear()
+
+    def _spent(self) -> float:
+        """Joules, on requests."""
+        return self.tally.joules + self.tally.edge_runs * self.edge_joules
+
+    def _no_hedge(self, now: float) -> str:
+        if self.setup.metered:
+            return "the link is metered"
+        limits, spent = self.spending.limits, self.spending.spent(now)
+        if any(used > limit / 2 for used, limit in zip(spent, limits, strict=True) if limit < INF):
+            return "half of what may be spent is spent"
+        away = [name for name, gate in self.gates.items() if gate.breaker.state != "closed"]
+        return f"{', '.join(away)} does not answer" if away else ""
+
+    def _result(self, empty: float | None) -> Replay:
+        trace, tally = self.trace, self.tally
+        last = trace.requests[-1]
+        span_s = last.begun + last.latency_s
+        replayed = tally.numbers(self.edge_joules)
+        energy = None
+        if self.battery is not None:
+            until = span_s if empty is None else empty
+            empty = self.battery.empty_at(replayed.joules, span_s) if empty is None else empty
+            spent = min(self.battery.joules, replayed.joules + self.battery.idle_w * until)
+            energy = Energy(spent, self.battery.left(replayed.joules, until), empty)
+        return Replay(
+            trace.recorded.numbers(self.edge_joules), replayed, dict(self.unknown), dict(self.refused), self.unserved,
+            self.changed, tuple(self.examples), Values(self.same, self.seen, self.unseen), dict(self.script.estimated),
+            {name: Gated(g.asked, g.held, g.probes, g.opened) for name, g in self.gates.items()},
+            energy, span_s, trace.skipped, trace.untimed, tuple(self.notes),
+        )  # fmt: skip
+
+
+def _told(request: Request) -> str:
+    """What a record says, in one line."""
+    parts = []
+    for name, seen in request.legs.items():
+        if seen.what == "failed":
+            parts.append(f"{name} failed: {seen.error}")
+        else:
+            sure = "" if seen.confidence is None else f" {seen.confidence:.2f}"
+            parts.append(f"{name}{sure} {seen.what}" + (f", {seen.took_s * 1000:.0f} ms" if seen.away else ""))
+    return "; ".join(parts)

@@ -1,0 +1,245 @@
+"""What each leg of a replayed request comes to: as it was recorded, or as the network says, or as calls like it have been."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from random import Random
+from typing import Final
+
+from edgeroute.core.flow import Done, Event, Failed, Outcome, Prediction, Start, new
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.policy import INF
+from edgeroute.core.spending import Cost, Spending
+from edgeroute.errors import EdgerouteError, Held
+from edgeroute.replay.device import Heat, heat
+from edgeroute.replay.gate import Gate
+from edgeroute.replay.numbers import Tally
+from edgeroute.replay.records import ANSWERED, Request, Seen, of_the_input, was_held
+
+MB: Final = 1e6
+SLACK_S: Final = 1e-5
+"""A record's times are rounded: what had not ended at such an instant had not ended a little later either."""
+TIMEOUT = "TimedOut: no reply in {:g} s"
+NO_NETWORK = "Unreachable: there is no network"
+NOT_RUN = "{} did not run when this was recorded, so its confidence is not known"
+NOT_ENDED = "{} had not ended when the recorded request did, so its confidence is not known"
+NO_CLASS = "the trace does not say which class {} answered, and the threshold depends on it"
+NEVER_ASKED = "the trace has no answer of {}, so how long it takes is not known: give a network"
+LONGER = "{} was given up when this was recorded, and no recorded answer took longer"
+
+
+class Unknown(Exception):
+    """How this request would have gone on is not known: why."""
+
+
+class Call:
+    """One request to an endpoint that went."""
+
+    __slots__ = ("begun", "cost", "gate", "received", "rest", "sent", "shared")
+
+    def __init__(self, gate: Gate, begun: float, sent: float, received: float, cost: Cost, rest: Cost, *, shared: bool) -> None:
+        self.gate, self.begun, self.sent, self.received, self.cost, self.rest = gate, begun, sent, received, cost, rest
+        self.shared = shared
+
+
+class Script:
+    """Answers the walk of one request after the other.
+
+    Args:
+        gates: by the name of the cloud.
+        spending: what all of them pay from.
+        course: one of `device.THERMAL`.
+        random: chances.
+
+    Attributes:
+        estimated: what -> how often it was not recorded, and taken from calls like it.
+    """
+
+    def __init__(self, gates: Mapping[str, Gate], spending: Spending, course: tuple[Heat, ...], random: Random) -> None:
+        self.estimated: Counter[str] = Counter()
+        self._gates, self._spending, self._course, self._random = gates, spending, course, random
+        self._calls: dict[int, Call] = {}
+        self._batches: dict[tuple[str, str], str] = {}
+        self._open = ""
+        self._legs: tuple[Leg, ...] = ()
+        self._request: Request
+
+    def begin(self, request: Request, plan: Plan) -> None:
+        """The request whose walk begins now."""
+        self._request, self._legs, self._open = request, plan.legs, ""
+        if self._calls:
+            self._calls.clear()
+
+    def __call__(self, start: Start, now: float) -> Event:
+        """What comes of a leg that is started now.
+
+        Raises:
+            Unknown: that cannot be told.
+        """
+        i = start.leg
+        leg = self._legs[i]
+        seen = self._request.legs.get(leg.name)
+        return self._edge(i, leg, seen, now) if leg.permit is None else self._cloud(i, leg, seen, now)
+
+    def _edge(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
+        if seen is None or seen.away:
+            raise Unknown(NOT_RUN.format(leg.name))
+        at = now + (seen.took_s * heat(self._course, now).times if self._course else seen.took_s)
+        if seen.what in ANSWERED:
+            value = self._value(leg, seen) if leg.thresholds else None
+            return new(Done, (i, new(Prediction, (value, seen.confidence, None)), at))
+        if seen.what == "failed":
+            return Failed(i, Told(seen.error), at, fatal=seen.error.startswith("BadInput: "))
+        self._open = NOT_ENDED.format(leg.name)
+        return Failed(i, _OPEN, at + SLACK_S)
+
+    def _value(self, leg: Leg, seen: Seen) -> str | None:
+        """An answer with the threshold that the recorded one has here; None: one without a threshold of its own."""
+        own = seen.own
+        if own is not None and own[1] == leg.label:
+            if own[0] == leg.threshold:
+                return None
+            for value, threshold in leg.thresholds.items():
+                if threshold == own[0]:
+                    return value
+        assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
+        every = (leg.threshold, *leg.thresholds.values())
+        sure = seen.confidence
+        if sure is not None and not leg.final and not leg.standby and min(every) <= sure and (sure < max(every) or INF in every):
+            raise Unknown(NO_CLASS.format(leg.name))
+        return None
+
+    def _cloud(self, i: int, leg: Leg, seen: Seen | None, now: float) -> Event:
+        gate = self._gates[leg.name]
+        if seen is not None and not seen.away:
+            seen = None
+        if seen is not None and seen.held and ("consent" in seen.error or "redaction" in seen.error):
+            gate.held += 1
+            return Failed(i, Told(seen.error), now)
+        known = None if seen is None or seen.held else seen
+        sent, received = (
+            (gate.past.sent_bytes, gate.past.received_bytes) if known is None else (known.sent_bytes, known.received_bytes)
+        )
+        why = self._enter(i, gate, now, sent, received)
+        if why:
+            gate.held += 1
+            return Failed(i, Held(why), now)
+        event = self._answer(i, gate, known, now, sent, received)
+        if event.at - now > gate.port.patience_s:
+            return Failed(i, Told(TIMEOUT.format(gate.port.patience_s)), now + gate.port.patience_s)
+        return event
+
+    def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> str:
+        """Books the call; or says why it may not be made. The rows of a batch are one call."""
+        terms, key = gate.port.terms, (self._request.batch, gate.name)
+        shared = bool(key[0]) and key in self._batches
+        mb, rest = sent / MB, received / MB
+        cost = Cost(mb * terms.usd_per_mb, mb, mb * terms.joules_per_mb)
+        if shared:
+            why = self._batches[key]
+            if not why:
+                self._spending.add(cost, now)
+        else:
+            cost = Cost(cost.usd + terms.usd_per_call, mb, cost.joules + terms.joules_per_call, 1)
+            why = gate.enter(now) or self._spending.reserve(cost, now) or ""
+            why = why and f"{gate.name} was not asked: {why}"
+            if key[0]:
+                self._batches[key] = why
+        if not why:
+            gate.asked += not shared
+            later = Cost(rest * terms.usd_per_mb, rest, rest * terms.joules_per_mb)
+            self._calls[i] = Call(gate, now, sent, received, cost, later, shared=shared)
+        return why
+
+    def _answer(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
+        """What comes of a call that goes."""
+        if known is None and (sent or received):
+            self.estimated["bytes of calls"] += 1
+        if gate.link is not None:
+            return self._over(i, gate, known, now, sent, received)
+        if known is not None and known.what in ANSWERED:
+            return Done(i, Prediction(None, known.confidence, None), now + known.took_s)
+        if known is not None and known.what == "failed":
+            return Failed(i, Told(known.error), now + known.took_s)
+        error = gate.past.away(now) if known is None else ""
+        if error:
+            self.estimated["failures of calls, as those around them failed"] += 1
+            return Failed(i, Told(error), now + gate.past.failure_s)
+        took_s = gate.past.longer(known.took_s + SLACK_S if known is not None else 0.0, self._random.random())
+        if took_s is not None:
+            self.estimated["latencies of calls, as one that is recorded"] += 1
+            return Done(i, Prediction(None, None, None), now + took_s)
+        if known is None:
+            raise Unknown(NEVER_ASKED.format(gate.name))
+        self._open = LONGER.format(gate.name)
+        return Failed(i, _OPEN, now + known.took_s + SLACK_S)
+
+    def _over(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
+        """What comes of it over the network that is asked about."""
+        assert gate.link is not None, "there is one"
+        left_s = gate.link.left_s(now)
+        if not left_s:
+            return Failed(i, Told(NO_NETWORK), now)
+        self.estimated["latencies of calls, by the network"] += 1
+        took_s = gate.link.exchange_s(sent, received, gate.server_s)
+        if took_s > left_s:
+            took_s = gate.port.patience_s  # nothing comes back, and nothing says so
+            return Failed(i, Told(TIMEOUT.format(took_s)), now + took_s)
+        if known is not None and of_the_input(known.error):
+            return Failed(i, Told(known.error), now + took_s)
+        return Done(i, Prediction(None, None, None), now + took_s)
+
+    def end(self, outcome: Outcome, tally: Tally) -> None:
+        """The walk has ended: tells the gates, books what it cost.
+
+        Raises:
+            Unknown: it had to wait for what had not ended in the record.
+        """
+        if self._open and any(detail is _OPEN for _, _, _, detail in outcome.log):
+            for given_up in self._calls.values():
+                given_up.gate.dropped(outcome.ended)
+            raise Unknown(self._open)
+        if self._calls:
+            for what, i, at, detail in outcome.log:
+                if (call := self._calls.get(i)) is not None and what not in {"start", "limit"}:
+                    self._settle(call, what, at, detail, tally)
+
+    def _settle(self, call: Call, what: str, at: float, detail: object, tally: Tally) -> None:
+        usd, joules = call.cost.usd, call.cost.joules
+        tally.sent_bytes += call.sent
+        if what in ANSWERED:
+            tally.received_bytes += call.received
+            usd, joules = usd + call.rest.usd, joules + call.rest.joules
+            self._spending.add(call.rest, at)
+        tally.usd += usd
+        tally.joules += joules
+        if call.shared:
+            return
+        tally.calls += 1
+        took_s = at - call.begun
+        if what in ANSWERED:
+            call.gate.answered(at, took_s)
+        elif what == "failed":
+            call.gate.failed(at, getattr(detail, "told", ""))
+        elif what == "timeout":
+            call.gate.overdue(at, took_s)
+        else:
+            call.gate.dropped(at)
+
+
+class Told(EdgerouteError):
+    """An error that a record tells of.
+
+    Attributes:
+        told: its kind and message.
+        held: the endpoint was not asked.
+    """
+
+    def __init__(self, told: str) -> None:
+        kind, _, text = told.partition(": ")
+        super().__init__(text or kind)
+        self.told, self.held = told, was_held(told)
+
+
+_OPEN = Told("it had not ended")

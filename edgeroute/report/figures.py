@@ -1,0 +1,155 @@
+"""The figures, each an SVG element; None where the examples do not have what it shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeroute.evaluation.evaluation import Evaluation
+from edgeroute.evaluation.share import Bin, Share
+from edgeroute.report.drawing import CLOUD, EDGE, INK, SIZE, element, frame
+from edgeroute.report.words import LEGS
+
+HISTOGRAM_BINS = 30
+SHORT = 100
+"""An axis that does not span such a ratio has room for more than the powers of ten."""
+MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecolor": CLOUD, "elinewidth": 1.5, "capsize": 3}
+
+
+def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
+    """The curve of the score, with an oracle's and a random choice's, and the threshold in use with its intervals."""
+    curve, oracle, accuracy = evaluation.curve(), evaluation.oracle(), evaluation.accuracy()
+    if curve is None:
+        return None
+    figure, axes = frame((SIZE[0], 4.0))
+    if oracle is not None:
+        x, y = oracle
+        axes.plot(x * 100, y * 100, ":", color=INK, linewidth=1.5, label="an oracle")
+    axes.plot(*(100 * values for values in curve), color=EDGE, linewidth=2, label="by the score")
+    if oracle is not None:
+        axes.plot([0, 100], [y[0] * 100, y[-1] * 100], "--", color=INK, alpha=0.6, linewidth=1, label="at random")
+    at = accuracy.get("accepted" if oracle is None else "cascade")
+    if at is not None:
+        deferral = evaluation.deferral
+        axes.errorbar(
+            deferral.value * 100,
+            at.value * 100,
+            xerr=_arms(deferral),
+            yerr=_arms(at),
+            **MARKED,
+            label="threshold in use, with 95 % intervals",
+        )
+    certificate = evaluation.certificate
+    if certificate is not None and not evaluation.uncalibrated:
+        low, high = certificate.deferral_interval
+        axes.axvspan(low * 100, high * 100, color=EDGE, alpha=0.25, linewidth=0, label="deferral that the certificate expects")
+        if certificate.kind == "max_loss" and "cloud" in accuracy:
+            least = (accuracy["cloud"].value - certificate.value) * 100
+            axes.axhline(least, color=CLOUD, linewidth=1, linestyle="-.", label="the least that is promised")
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel("deferred, %")
+    axes.set_ylabel("accuracy, %" if evaluation.labelled else "as the cloud says, %")
+    _legend(figure)
+    return element(figure, "curve")
+
+
+def latency(evaluation: Evaluation) -> str | None:
+    """How many inputs were answered within a time, for each leg and both together."""
+    seconds = evaluation.seconds()
+    if not seconds:
+        return None
+    figure, axes = frame()
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    styles = {"cascade": (INK, "-", 5, 0.4), "edge": (EDGE, "-", 1.5, 1), "cloud": (CLOUD, "--", 1.5, 1)}
+    for leg, (color, dashes, width, alpha) in styles.items():
+        times = seconds.get(leg)
+        if times is None:
+            continue
+        share = np.arange(times.size + 1) / times.size * 100
+        axes.plot(
+            np.append(times[:1], times) * 1000,
+            share,
+            dashes,
+            color=color,
+            linewidth=width,
+            alpha=alpha,
+            label=LEGS[leg],
+            drawstyle="steps-post",
+        )
+    least, most = (end(times[i] for times in seconds.values()) for end, i in ((min, 0), (max, -1)))
+    if least > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < SHORT * least else (1,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("milliseconds")
+    axes.set_ylabel("answered by then, %")
+    _legend(figure)
+    return element(figure, "latency")
+
+
+def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
+    """The share of right answers over the score, of examples of similar score.
+
+    Args:
+        found: the examples.
+        diagonal: whether the score is meant to be that share.
+        right: what the share is called.
+    """
+    figure, axes = frame()
+    if diagonal:
+        axes.plot([0, 1], [0, 100], "--", color=INK, alpha=0.6, linewidth=1, label="as sure as it is right")
+    axes.errorbar(
+        [one.score for one in found],
+        [one.right.value * 100 for one in found],
+        yerr=np.hstack([_arms(one.right) for one in found]),
+        **(MARKED | {"color": EDGE, "ecolor": EDGE, "marker": "o", "markersize": 4}),
+        label="examples of similar score, with 95 % intervals",
+    )
+    if diagonal:
+        least = min(*(one.score for one in found), *(one.right.low for one in found))
+        axes.set_xlim(least - 0.02, 1.02)
+        axes.set_ylim(least * 100 - 2, 102)
+    axes.set_xlabel("score")
+    axes.set_ylabel(right)
+    _legend(figure)
+    return element(figure, "reliability")
+
+
+def histograms(evaluation: Evaluation) -> str | None:
+    """The scores of right answers above those of wrong ones; of all, where it is not known which are right."""
+    score, right = evaluation.examples.score, evaluation.edge_right
+    known = np.isfinite(score)
+    if not known.any():
+        return None
+    edges = np.histogram_bin_edges(score[known], HISTOGRAM_BINS)
+    if right is None:
+        groups = [("all", known, EDGE, "")]
+    else:
+        yes, no = ("right", "wrong") if evaluation.labelled else ("as the cloud says", "otherwise")
+        groups = [(yes, known & right, EDGE, ""), (no, known & ~right, CLOUD, "////")]
+    figure, panels = frame(rows=len(groups))
+    from matplotlib.ticker import MaxNLocator
+
+    for axes, (name, rows, color, hatch) in zip(np.atleast_1d(panels), groups, strict=True):
+        counts, _ = np.histogram(score[rows], edges)
+        axes.stairs(
+            counts, edges, fill=True, facecolor=color, edgecolor=INK if hatch else color, hatch=hatch, alpha=0.8, linewidth=0
+        )
+        axes.set_ylabel(name, color=INK)
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        if not evaluation.thresholds and edges[0] <= evaluation.threshold <= edges[-1]:
+            axes.axvline(evaluation.threshold, color=INK, linewidth=1.5, linestyle="--")
+    axes.set_xlabel("score")
+    return element(figure, "histograms")
+
+
+def _arms(share: Share) -> list[list[float]]:
+    """As matplotlib has it; not below 0, where rounding might be."""
+    return [[max(0.0, share.value - share.low) * 100], [max(0.0, share.high - share.value) * 100]]
+
+
+def _legend(figure: Any) -> None:
+    figure.legend(loc="outside upper left", frameon=False, labelcolor=INK, fontsize="medium", borderpad=0, labelspacing=0.3)

@@ -1,0 +1,239 @@
+"""The parts of the page; empty where the examples have nothing to show there."""
+
+from __future__ import annotations
+
+from math import isinf
+
+import numpy as np
+
+from edgeroute.confidence.scores import SCORES
+from edgeroute.evaluation.evaluation import QUANTILES, Class, Evaluation
+from edgeroute.evaluation.promise import verdicts
+from edgeroute.evaluation.share import bins, calibration_error
+from edgeroute.report import figures, html
+from edgeroute.report.words import (
+    LEGS,
+    NONE,
+    amount,
+    counted,
+    counted_classes,
+    duration,
+    interval,
+    level,
+    limit,
+    percent,
+    size,
+    verdict,
+)
+
+WORST = 20
+"""So many classes are shown."""
+NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}
+"""Scores that are not meant as the probability of being right."""
+
+
+def promise(evaluation: Evaluation) -> str:
+    """The certificate in words, and whether it held."""
+    certificate = evaluation.certificate
+    short, long = verdict(evaluation, verdicts(evaluation))
+    said = f'<p class="verdict"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
+    rows = [("threshold", _threshold(evaluation))]
+    if certificate is None:
+        return html.section("The promise", said, html.facts(rows))
+    odds = "on average" if certificate.sure is None else f"{limit(certificate.sure)} sure"
+    low, high = certificate.deferral_interval
+    expected = f"{percent(certificate.deferral_rate)} expected ({percent(low)} to {percent(high)})"
+    method = f", by {certificate.method}" if certificate.method else ""
+    rows += [
+        ("made", f"{certificate.date}, from {counted(certificate.n, 'example')}{method}, {odds}"),
+        ("deferral", f"{expected}; {percent(evaluation.deferral.value)} here"),
+        ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
+        ("checksum", certificate.checksum[:16]),
+    ]
+    return html.section("The promise", html.paragraph(certificate.guarantee), said, html.facts(rows))
+
+
+def _threshold(evaluation: Evaluation) -> str:
+    own = evaluation.thresholds
+    if not own:
+        return level(evaluation.threshold)
+    finite = [t for t in own.values() if not isinf(t)]
+    reach = f", {level(min(finite))} to {level(max(finite))}" if finite else ""
+    all_deferred = f"; {counted_classes(len(own) - len(finite))} always deferred" if len(finite) < len(own) else ""
+    return f"{counted_classes(len(own))}, each with its own{reach}{all_deferred}"
+
+
+def numbers(evaluation: Evaluation) -> str:
+    """What matters most in boxes, and edge, cloud and both in a table."""
+    accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
+    examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
+    boxes = []
+    if "cascade" in accuracy:
+        boxes.append((f"{right}, both together", percent(accuracy["cascade"].value), interval(accuracy["cascade"])))
+    elif "accepted" in accuracy:
+        boxes.append((f"{right} of what the edge keeps", percent(accuracy["accepted"].value), interval(accuracy["accepted"])))
+    boxes.append(("deferred", percent(deferral.value), interval(deferral)))
+    if {"cascade", "cloud"} <= set(latency):
+        alone = f"{duration(latency['cloud'][0])} by the cloud alone"
+        boxes.append(("median latency", duration(latency["cascade"][0]), alone))
+    elif "edge" in latency:
+        boxes.append(("median latency, edge", duration(latency["edge"][0]), f"{duration(latency['edge'][-1])} at 99 %"))
+    if examples.cloud is not None:
+        sent, usd = examples.sent_bytes, examples.usd
+        if sent:
+            boxes.append(("sent", size(sent * deferral.value), f"{size(sent)} by the cloud alone"))
+        if usd:
+            boxes.append(("spent on the cloud", f"{usd * deferral.value:.4g} $", f"{usd:.4g} $ by the cloud alone"))
+
+    asked = {"edge": 0.0, "cloud": 1.0, "cascade": deferral.value} if examples.cloud is not None else {"edge": 0.0}
+    rows = []
+    for leg, part in asked.items():
+        known, times = accuracy.get(leg), latency.get(leg)
+        cells = [percent(known.value), interval(known)] if known else [NONE] * 2
+        if latency:
+            cells += [duration(time) for time in times] if times else [NONE] * len(QUANTILES)
+        cells.append(percent(part))
+        if examples.sent_bytes:
+            cells += [size(examples.sent_bytes * part), size(examples.received_bytes * part)]
+        rows.append([LEGS[leg], *cells])
+    quantiles = [f"p{q * 100:g}" for q in QUANTILES] if latency else []
+    head = ["", right, "95 % interval", *quantiles, "deferred", *(["sent", "received"] if examples.sent_bytes else [])]
+    return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and both together"))
+
+
+def accuracy_over_deferral(evaluation: Evaluation) -> str:
+    """The curve, and the point that is in use."""
+    drawn = figures.accuracy_over_deferral(evaluation)
+    if drawn is None:
+        return ""
+    if evaluation.examples.cloud is None:
+        title = "Accuracy of what the edge keeps"
+        caption = "The cloud was not asked: the accuracy is that of the answers that are not deferred."
+    else:
+        title = "Accuracy over deferral" if evaluation.labelled else "Agreement with the cloud over deferral"
+        caption = (
+            "Each point of the solid line is a threshold. At the left end the edge answers alone, at the right end the cloud."
+        )
+    if evaluation.thresholds:
+        caption += " The line has one threshold for all classes; in use is one for each, so the point may lie beside the line."
+    return html.section(title, html.figure(drawn, title, caption))
+
+
+def latency(evaluation: Evaluation) -> str:
+    """The distribution of each leg's."""
+    drawn = figures.latency(evaluation)
+    if drawn is None:
+        return ""
+    caption = "The share of inputs that are answered within a time."
+    if "cascade" in evaluation.seconds():
+        caption += " Both together: the edge, and then the cloud where it is asked."
+    return html.section("Latency", html.figure(drawn, "The share of inputs answered over time, for each leg", caption))
+
+
+def cost(evaluation: Evaluation) -> str:
+    """What an input costs on each side, and up to which deferral both together are cheaper than the cloud."""
+    found, deferral = evaluation.costs(), evaluation.deferral.value
+    if not found:
+        return ""
+    rows = []
+    called = {"seconds": "time (medians)", "usd": "dollars", "joules": "energy"}
+    for one in found:
+        even = one.break_even
+        cells = [amount(one.what, value) for value in (one.edge, one.cloud, one.together(deferral))]
+        rows.append([called[one.what], *cells, "none" if even is not None and even <= 0 else percent(even), percent(deferral)])
+    text = (
+        "The edge is always paid, and the cloud where it is asked. So both together cost less than the cloud alone while the "
+        "deferral is below the break-even, 1 - edge / cloud."
+    )
+    head = ["an input", "edge", "cloud", "both together", "break-even", "deferral here"]
+    return html.section("Cost", html.paragraph(text), html.table(head, rows, "Cost of an input"))
+
+
+def reliability(evaluation: Evaluation) -> str:
+    """How often the edge is right at which score."""
+    right, score = evaluation.edge_right, evaluation.examples.score
+    known = score[np.isfinite(score)]
+    if right is None or not known.size:
+        return ""
+    right_said = "right, %" if evaluation.labelled else "as the cloud says, %"
+    found = bins(np.where(np.isfinite(score), score, np.nan), right)
+    said = f"{counted(known.size, 'answer')} in {counted(len(found), 'bin')} of about the same size."
+    meant = evaluation.names.score not in NO_PROBABILITY and known.min() >= 0 and known.max() <= 1
+    if meant:
+        error = calibration_error(found) * 100
+        said += (
+            f" The expected calibration error is {error:.2f} percentage points. A threshold does not need it to be small: it "
+            "looks at the order of the scores alone."
+        )
+    else:
+        said += " The score is not meant as a probability: what counts is that the share rises with it."
+    drawn = figures.reliability(found, diagonal=bool(meant), right=right_said)
+    return html.section("Reliability", html.figure(drawn, "The share of right answers over the score", said))
+
+
+def scores(evaluation: Evaluation) -> str:
+    """Where right and wrong answers lie."""
+    drawn = figures.histograms(evaluation)
+    if drawn is None:
+        return ""
+    said = "How many answers of the edge have which score"
+    said += "." if evaluation.edge_right is None else "; the two scales differ."
+    if not evaluation.thresholds:
+        said += " The dashed line is the threshold, where it is within the scores."
+    return html.section("Scores", html.figure(drawn, "Histograms of the score", said))
+
+
+def classes(evaluation: Evaluation) -> str:
+    """A row for each class, or for the worst."""
+    found = evaluation.classes()
+    if len(found) > WORST and 2 * len(found) > evaluation.n:
+        text = f"There are {len(found):,} different answers to {counted(evaluation.n, 'input')}: too many to tell of each."
+        return html.section("Classes", html.paragraph(text))
+    said = "By the right answer." if evaluation.labelled and not evaluation.thresholds else "By what the edge says."
+    if evaluation.edge_right is not None:
+        said += " Shares of right answers." if evaluation.labelled else " Shares of answers that are the cloud's."
+    if len(found) > WORST:
+        said += f" The worst {WORST} of {len(found):,}."
+        found = sorted(found, key=_worse)[:WORST]
+    columns = [leg for leg in LEGS if getattr(found[0], leg) is not None]
+    head = ["class", "inputs", *(LEGS[leg] for leg in columns), "deferred"]
+    rows = [[one.name, f"{one.n:,}", *(percent(getattr(one, leg)) for leg in columns), percent(one.deferral)] for one in found]
+    if evaluation.thresholds:
+        head.append("threshold")
+        for row in rows:
+            own = evaluation.thresholds.get(row[0], evaluation.threshold)
+            row.append("none" if isinf(own) else level(own))
+    return html.section("Classes", html.paragraph(said), html.table(head, rows, "Classes"))
+
+
+def _worse(one: Class) -> float:
+    """The lower, the worse."""
+    right = one.edge if one.cascade is None else one.cascade
+    return -one.deferral if right is None else right
+
+
+def notes(evaluation: Evaluation) -> str:
+    """What the words and numbers mean."""
+    asked = evaluation.examples.cloud is not None
+    said = [
+        "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked."
+    ]
+    if evaluation.labelled:
+        said.append("Accuracy is the share of answers that are the label.")
+    elif asked:
+        said.append("There are no labels. An answer counts as right where it is the cloud's, so the cloud has 100 %.")
+    else:
+        said.append("There are neither labels nor answers of the cloud, so nothing is said about what is right.")
+    said.append("Intervals are of 95 %, exact (Clopper-Pearson), for inputs that are drawn like these and independent.")
+    if asked:
+        said.append("The oracle knows which side is right, and defers first what gains by it. No score does better.")
+    if "cascade" in evaluation.seconds():
+        said.append("The latency of both together is the sum of the two where the cloud is asked, with no hedging.")
+    if evaluation.examples.sent_bytes or evaluation.examples.usd:
+        said.append("The cloud was asked for all inputs; what both together send, in bodies, and spend is scaled from that.")
+    unscored = int(np.isnan(evaluation.examples.score).sum())
+    if unscored:
+        does = "accepted" if evaluation.accept_unsure else "deferred"
+        said.append(f"{counted(unscored, 'answer')} without a score: {does}, and in no bin or histogram.")
+    listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in said)
+    return html.section("What is what", f"<ul>\n{listed}\n</ul>")

@@ -1,0 +1,39 @@
+"""How pages look: the reader's own font, light or dark; on a phone only tables are wider than the screen, and they scroll."""
+
+STYLE = """
+:root { color-scheme: light dark; --back: #fff; --ink: #1b1b1f; --faint: #d9d9e0; --dim: #5a5a66; }
+@media (prefers-color-scheme: dark) { :root { --back: #16171a; --ink: #e6e6ea; --faint: #3a3b42; --dim: #a5a6b0; } }
+body { margin: 2rem auto; max-width: 46rem; padding: 0 1rem; background: var(--back); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.4rem; }
+figure { margin: 1.5rem 0; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: system-ui, sans-serif !important; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
+th:first-child { text-align: left; }
+th { font-weight: 400; }
+li { font-size: .9rem; }
+"""
+"""For every page."""
+EVALUATION = """
+body { max-width: 66rem; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+p, ul, dl { max-width: 46rem; margin: .5rem 0; }
+.dim, figcaption, dt { color: var(--dim); font-size: .9rem; }
+.verdict { border-left: .3rem solid var(--ink); padding: .2rem .8rem; margin: 1rem 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; max-width: none;
+  margin: 1rem 0; }
+.tiles div { border: 1px solid var(--faint); border-radius: .4rem; padding: .5rem .8rem; }
+.tiles dd { margin: 0; }
+.tiles dd:first-of-type { font-size: 1.4rem; line-height: 1.3; }
+.tiles dd + dd { color: var(--dim); font-size: .9rem; }
+.row { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 2.5rem; }
+figure { margin: 1rem 0; max-width: 34rem; }
+table { width: auto; min-width: min(100%, 30rem); font-variant-numeric: tabular-nums; margin: .5rem 0; }
+thead th { color: var(--dim); font-size: .9rem; }
+.facts { min-width: 0; }
+.facts td { text-align: left; white-space: normal; }
+"""
+"""For the page of an evaluation, after `STYLE`."""

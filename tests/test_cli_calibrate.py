@@ -1,0 +1,725 @@
+"""`edgeroute calibrate`, `evaluate` and `status` as they are run: on real models, a real server and the files that they leave."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+from edgeroute import Router, clock
+from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
+from edgeroute.confidence import calibrate as certify
+from edgeroute.egress import Egress
+from edgeroute.errors import BadInput, CloudError, MayNotLeave, ModelError, NoAnswer, PolicyError
+from edgeroute.evaluation.audited import audited
+from edgeroute.evaluation.collect import collect, recorded, said
+from edgeroute.evaluation.fitted import fitted
+from edgeroute.journal import Journal
+from edgeroute.outbox import Outbox, Waiting
+from edgeroute.promises import digest
+from edgeroute.runners import Function
+from edgeroute.state import Kept
+
+PYTHON = [sys.executable, "-m", "edgeroute"]
+LABELS = ["a", "b", "c"]
+EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
+CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
+NOWHERE = "http://127.0.0.1:9/v2/models/none"
+
+
+def cli(*args, **options):
+    """Runs a command to its end -> exit code, stdout, stderr."""
+    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=200, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+def drawn(n, seed):
+    """Inputs [n, 4], of which the first three numbers say which class is right, and the labels."""
+    x = np.random.default_rng(seed).normal(size=(n, 4)).astype(np.float32)
+    return x, x[:, :3].argmax(1)
+
+
+def logits(x):
+    """What the edge model says."""
+    return x @ np.array(EDGE, np.float32)
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    """`edgeroute serve` with a model that is always right. -> its URL."""
+    model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=CLOUD, card={"name": "right"})
+    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
+        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder with an edge model that the fourth number misleads, 1,200 labelled examples, and the same without labels."""
+    tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
+    x, y = drawn(1200, 0)
+    np.savez(tmp_path / "val.npz", images=x, labels=y)
+    np.savez(tmp_path / "bare.npz", images=x)
+    return tmp_path
+
+
+@pytest.fixture
+def policy(home):
+    """Writes a policy of that model and a cloud at `url`, with whatever comes first in it."""
+
+    def write(url=NOWHERE, first="", more="", name="policy.toml"):
+        path = home / name
+        path.write_text(f'{first}\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{url}"\nretries = 0\n{more}\n')
+        return path
+
+    return write
+
+
+def made(*args):
+    """Calibrates -> the certificate as JSON has it, and all that was said."""
+    code, out, err = cli("calibrate", *args, "--json")
+    assert (code, err) == (0, ""), err
+    told = json.loads(out)
+    return Certificate.load(told["path"]), told
+
+
+# ------------------------------------------------------------------------------------------------ calibrate
+def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
+    """The certificate is the one that `calibrate` makes of what the models say; a policy takes it, and `evaluate` tests it."""
+    path = policy(cloud)
+    code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--sure", "90%")
+    assert (code, err) == (0, "")
+    assert "With 90 % confidence, on inputs drawn like the 1,200 examples" in out
+    assert out.endswith('in the policy:\n    threshold = "certificate.json"\n')
+    x, y = drawn(1200, 0)
+    found, right = Certificate.load(home / "certificate.json"), logits(x).argmax(1) == y
+    with Router.from_policy(policy(cloud, "threshold = 0.5")) as router:
+        prints = router.fingerprints()
+    wanted = certify(
+        msp(logits(x)), right, np.ones(1200, bool), agree=right, max_loss=0.05, sure=0.9, name="msp", fingerprints=prints
+    )
+    assert found.threshold == pytest.approx(wanted.threshold, abs=1e-6)
+    assert found._replace(threshold=0, quantiles=()) == wanted._replace(threshold=0, quantiles=())
+    assert found.disagreement is not None
+
+    path = policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
+    new, labels = drawn(400, 1)
+    np.savez(home / "test.npz", images=new, labels=labels)
+    code, out, err = cli("infer", "-p", path, home / "test.npz", "--json")
+    assert (code, err) == (0, "")
+    reasons = [json.loads(text)["reason"] for text in out.splitlines()]
+    assert all("(loss <= 5 %, 90 % sure)" in reason for reason in reasons)
+
+    code, out, err = cli("evaluate", "-p", path, "-d", home / "test.npz", "--report", home / "report.html")
+    assert (code, err) == (0, "")
+    assert "It held on these inputs." in out
+    assert "<html" in (home / "report.html").read_text()
+
+
+@pytest.mark.parametrize("data", ["bare.npz", "val.npz"])
+def test_without_labels_agreement_is_promised(home, policy, cloud, data):
+    """The cloud is right by definition: more is deferred than with labels, never less; and with this cloud they are the same."""
+    found, _ = made("-p", policy(cloud), "-d", home / data, "--max-loss", "5%")
+    assert found.agreement == (data == "bare.npz")
+    assert ("another answer than the cloud's" in found.guarantee) == found.agreement
+    assert 0 < found.deferral_rate < 1
+
+
+def test_the_error_of_what_is_kept_needs_labels_and_no_cloud(home, policy):
+    """Nothing listens where the cloud should be."""
+    found, _ = made("-p", policy(), "-d", home / "val.npz", "--max-error", "10%")
+    assert (found.kind, found.accuracy.keys()) == ("max_error", {"edge", "accepted"})
+    code, out, err = cli("calibrate", "-p", policy(), "-d", home / "bare.npz", "--max-error", "10%")
+    assert (code, out) == (2, "")
+    assert "max_error needs labels" in err
+
+
+def test_a_budget_needs_neither_labels_nor_the_cloud(home, policy):
+    """With a probability, or on average; the second is a little more generous."""
+    sure, _ = made("-p", policy(), "-d", home / "bare.npz", "--max-defer", "20%")
+    average, _ = made("-p", policy(), "-d", home / "bare.npz", "--max-defer", "20%", "--sure", "average")
+    assert (sure.sure, average.sure) == (0.95, None)
+    assert sure.deferral_rate < average.deferral_rate <= 0.2
+
+
+def test_a_threshold_for_each_class(home, policy, cloud):
+    """Each class has its own in the certificate, and in the reasons; `evaluate` looks at each."""
+    found, told = made("-p", policy(cloud), "-d", home / "val.npz", "--max-error", "15%", "--per-class")
+    assert {*found.thresholds} == {*LABELS}
+    assert min(found.thresholds.values()) < np.inf
+    assert told["policy"] == {"threshold": "certificate.json"}
+    path = policy(cloud, 'threshold = "certificate.json"')
+    with Router.from_policy(path) as router:
+        for x in drawn(60, 2)[0]:
+            answer = router.infer(x)
+            said = LABELS[int(logits(x).argmax())]
+            assert (answer.source == "edge") == (msp(logits(x)) >= found.thresholds[said])
+            assert "error <= 15 % in each class" in answer.reason
+    code, out, err = cli("evaluate", "-p", path, "-d", home / "val.npz", "--json")
+    assert (code, err) == (0, "")
+    assert {one["where"] for one in json.loads(out)["held"]} == {label for label, t in found.thresholds.items() if t < np.inf}
+    code, out, _ = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-error", "15%", "--per-class")
+    assert code == 0
+    assert f"│ a     │ {found.thresholds['a']:.6g}" in out
+
+
+def test_a_learned_score(home, policy, cloud):
+    """It is saved beside the model, the certificate is bound to it, and its threshold was found with scores cross-fitted."""
+    found, told = made("-p", policy(cloud), "-d", home / "val.npz", "--max-loss", "5%", "--score", "learned")
+    assert (found.score, told["policy"]) == ("learned", {"threshold": "certificate.json", "score": "edge.score.json"})
+    x, y = drawn(1200, 0)
+    z, right, sure = logits(x), logits(x).argmax(1) == y, np.ones(1200, bool)
+    learned = Learned.load(home / "edge.score.json")
+    assert found.fingerprints["score"] == learned.fingerprint
+    scores = crossfit(lambda train: lambda out: fit(z[train], right[train], sure[train]).many(z[out]), 1200)
+    assert found.threshold == pytest.approx(certify(scores, right, sure, max_loss=0.05).threshold, abs=1e-6)
+    path = policy(cloud, 'threshold = "certificate.json"\nscore = "edge.score.json"\nuncalibrated = "error"')
+    with Router.from_policy(path) as router:
+        assert router.infer(x[0]).reason.startswith(f"edge {learned(z[0]):.2f}")
+        assert "(loss <= 5 %, 95 % sure)" in router.infer(x[0]).reason
+    with Router.from_policy(policy(cloud, 'threshold = "certificate.json"')) as router:
+        assert "uncalibrated: it was made for score" in router.infer(x[0]).reason
+
+
+def test_auto_takes_msp_where_nothing_more_can_be_learned(home, policy, cloud):
+    """No score is saved then, and the policy is to name msp."""
+    few = home / "few.npz"
+    x, y = drawn(45, 0)
+    np.savez(few, images=x, labels=y)
+    found, told = made("-p", policy(cloud), "-d", few, "--max-defer", "50%", "--score", "auto")
+    assert (found.score, told["policy"]["score"]) == ("msp", "msp")
+    assert "fewer than 50" in found.parameters["chosen_because"]
+    assert not (home / "edge.score.json").exists()
+
+
+def test_another_score_of_the_outputs(home, policy):
+    """Its name is in the certificate, and in what the policy has to say."""
+    found, told = made("-p", policy(), "-d", home / "val.npz", "--max-error", "10%", "--score", "margin")
+    assert (found.score, found.fingerprints["score"], told["policy"]["score"]) == ("margin", "margin", "margin")
+
+
+def test_what_the_policy_names_need_not_be_there_yet(home, policy, cloud):
+    """Neither the certificate nor the score: they are what is being made. The environment is as before afterwards."""
+    path = policy(cloud, 'threshold = "certificate.json"\nscore = "edge.score.json"\nuncalibrated = "error"')
+    code, _, err = cli("infer", "-p", path, home / "val.npz")
+    assert code == 2
+    assert "edge.score.json" in err
+    made("-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--score", "learned")
+    made("-p", path, "-d", home / "val.npz", "--max-loss", "5%")
+    assert cli("decide", "-p", path, home / "val.npz")[0] == 0
+
+
+def test_a_certificate_that_was_edited_is_refused(home, policy, cloud):
+    """Whoever uses it says so; calibrating again replaces it."""
+    path = policy(cloud, 'threshold = "certificate.json"')
+    made("-p", path, "-d", home / "val.npz", "--max-loss", "5%")
+    file = home / "certificate.json"
+    text = json.loads(file.read_text())
+    file.write_text(json.dumps({**text, "threshold": 0.1}))
+    for command in ("infer", "evaluate"):
+        code, _, err = cli(command, "-p", path, *(["-d"] if command == "evaluate" else []), home / "val.npz")
+        assert code == 2
+        assert "was changed after it was made" in err
+    made("-p", path, "-d", home / "val.npz", "--max-loss", "5%")
+    assert cli("decide", "-p", path, home / "val.npz")[0] == 0
+
+
+def test_too_few_examples_say_how_many_more(home, policy):
+    """Nothing is written then."""
+    args = ["calibrate", "-p", policy(), "-d", home / "val.npz", "--max-error", "1%", "--every", "10"]
+    code, out, err = cli(*args)
+    assert (code, out) == (1, "")
+    assert err == "error: max_error=0.01 with sure=0.95 needs at least 299 examples, and there are 120: 179 are missing\n"
+    code, out, err = cli(*args, "--json")
+    assert (code, out) == (1, "")
+    assert {k: json.loads(err)[k] for k in ("kind", "needed", "missing")} == {"kind": "NotEnough", "needed": 299, "missing": 179}
+    assert not (home / "certificate.json").exists()
+
+
+def test_where_no_threshold_keeps_the_promise_all_is_deferred(home, policy):
+    """That is an answer: the exit code is 0, and the words are plain."""
+    x, _ = drawn(400, 0)
+    np.savez(home / "wrong.npz", images=x, labels=(logits(x).argmax(1) + 1) % 3)
+    code, out, err = cli("calibrate", "-p", policy(), "-d", home / "wrong.npz", "--max-error", "5%")
+    assert (code, err) == (0, "")
+    assert "no threshold keeps the promise with these examples" in out
+    assert "none: always deferred" in out
+
+
+def test_ties_and_missing_scores_are_told(home, policy):
+    """On stderr, a line; a score that is the same for all is refused."""
+    z = np.repeat(logits(drawn(600, 0)[0]), 2, axis=0)
+    z[:300] = z[0]
+    np.savez(home / "tied.npz", edge_logits=z)
+    code, _, err = cli("calibrate", "-p", policy(), "-d", home / "tied.npz", "--max-defer", "60%")
+    assert code == 0
+    assert "25% of the examples share the score" in err
+    z[400:430] = np.nan
+    np.savez(home / "nan.npz", edge_logits=z)
+    code, out, _ = cli("calibrate", "-p", policy(), "-d", home / "nan.npz", "--max-defer", "60%")
+    assert code == 0
+    assert "2.5% of the examples: deferred" in out
+    z[:] = z[0]
+    np.savez(home / "same.npz", edge_logits=z)
+    code, _, err = cli("calibrate", "-p", policy(), "-d", home / "same.npz", "--max-defer", "60%")
+    assert code == 2
+    assert "for every example" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ([], "exactly one is needed"),
+        (["--max-loss", "1%", "--max-error", "1%"], "exactly one is needed"),
+        (["--max-loss", "2"], "a share is 0% to 100%"),
+        (["--max-loss", "1%", "--sure", "average"], "only --max-defer can hold on average"),
+        (["--max-loss", "1%", "--sure", "95"], "a share is 0% to 100%"),
+        (["--max-defer", "1%", "--per-class"], "one threshold for all classes"),
+        (["--max-loss", "1%", "--audited"], "one of the two is needed"),
+        (["--max-loss", "0%"], "more than 0% and less than 100%"),
+        (["--max-loss", "1%", "--sure", "100%"], "more than 0% and less than 100%"),
+        (["--max-loss", "1%", "--score", "best"], "is not one of"),
+        (["--max-loss", "1%", "--edge", "1"], "there is no edge model number 1"),
+    ],
+)
+def test_wrong_usage(home, policy, args, why):
+    """Before anything is run, as far as that can be known."""
+    code, out, err = cli("calibrate", "-p", policy(), "-d", home / "val.npz", *args, env={"COLUMNS": "400", "TERM": "dumb"})
+    assert (code, out) == (2, "")
+    assert why in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["--max-error", "1%"], ["--max-loss", "1%", "--per-class"], ["--max-loss", "1%", "--score", "msp"]]
+)
+def test_what_the_audit_log_cannot_give(policy, args):
+    """It has no labels, no classes, and one score."""
+    assert cli("calibrate", "-p", policy(), "--audited", *args)[0] == 2
+
+
+def test_without_a_cloud_there_is_nothing_to_measure_against(home):
+    """The policy has no cloud, or the file no outputs of it."""
+    path = home / "alone.toml"
+    path.write_text('[edge]\npath = "edge.onnx"\n')
+    code, _, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%")
+    assert code == 2
+    assert "there is no [cloud] in it" in err
+    np.savez(home / "edge.npz", edge_logits=logits(drawn(400, 0)[0]))
+    code, _, err = cli("calibrate", "-p", path, "-d", home / "edge.npz", "--max-loss", "5%")
+    assert code == 2
+    assert "record cloud_logits too" in err
+    code, _, err = cli("calibrate", "-p", path, "-d", home / "edge.npz", "--max-defer", "50%", "--score", "learned")
+    assert code == 2
+    assert "labels or the cloud's answers" in err
+
+
+def test_a_cloud_that_is_away(home, policy):
+    """The reason is that of the first call, not that it was not asked again; the exit code is that of no answer."""
+    path = policy()
+    path.write_text(path.read_text().replace("retries = 0", "retries = 2"))  # by which the first request opens the breaker
+    code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%")
+    assert (code, out) == (3, "")
+    assert "did not answer 1 of the 1 inputs" in err
+    assert "refused" in err
+
+
+def test_data_that_may_not_leave(home, policy, cloud):
+    """The rules hold for examples, too, and what leaves is in the ledger."""
+    path = policy(cloud, 'state = "state"', '[egress]\nnever_leave = ["medical"]\nmay_leave = ["product"]')
+    args = ["-p", path, "-d", home / "val.npz", "--max-loss", "5%"]
+    code, _, err = cli("calibrate", *args, "--class", "medical")
+    assert code == 3
+    assert "may not leave the device: no answer is possible: data class 'medical' never leaves" in err
+    made(*args, "--class", "product")
+    sent = json.loads(cli("egress", "--state", home / "state", "--json")[1])["sent"]
+    assert sum(line["bytes"] > 16 * 16 for line in sent if line["data_class"] == "product") == 38  # 1,200 in batches of 32
+
+
+def test_the_shipped_pair(fashion, fashion_server, tmp_path):
+    """Recorded outputs give what their models give, which is said to be taken on trust; and the pair itself is asked."""
+    path = tmp_path / "policy.toml"
+    path.write_text(f'[edge]\npath = "{fashion / "edge.int8.onnx"}"\n[cloud]\nurl = "{fashion_server}/v2/models/fashion-large"\n')
+    code, out, err = cli("calibrate", "-p", path, "-d", fashion / "validation.npz", "--max-loss", "1%")
+    assert (code, err.startswith("taken on trust")) == (0, True)
+    with np.load(fashion / "validation.npz") as kept:
+        edge, cloud, labels = (kept[name] for name in ("edge_logits", "cloud_logits", "labels"))
+    wanted = certify(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels, max_loss=0.01)
+    found = Certificate.load(tmp_path / "certificate.json")
+    assert found.threshold == pytest.approx(wanted.threshold, abs=1e-6)
+    assert found.deferral_rate == wanted.deferral_rate
+    assert f"{wanted.accuracy['cascade']:.2%}" in out
+    path.write_text(path.read_text().replace("[edge]", 'threshold = "certificate.json"\nuncalibrated = "error"\n[edge]'))
+    code, out, err = cli("evaluate", "-p", path, "-d", fashion / "sample.npz", "--batch", "50", "--json")
+    told = json.loads(out)
+    assert (code, err, told["n"], told["promise"]) == (0, "", 1000, "loss <= 1 %, 95 % sure")
+    assert told["accuracy"]["edge"]["value"] > 0.9
+    assert told["accuracy"]["cloud"]["value"] > 0.92
+    assert told["sent_bytes"] > 1000 * 784
+    assert [one["broken"] for one in told["held"]] == [False]
+    assert [*told["latency_s"]] == ["edge"]
+
+
+# ------------------------------------------------------------------------------------------------- evaluate
+def test_the_numbers_of_an_evaluation(home, policy, cloud):
+    """Accuracy, deferral and cost are those of the two models at the policy's threshold, whatever else is in it."""
+    more = 'usd_per_call = 0.01\n[cache]\nttl = "1h"\n[trace]\nfile = "trace.jsonl"\n[outbox]\nttl = "1d"'
+    first = 'threshold = 0.7\nstate = "state"\nhedge_after = "0s"\noffline = "stale"\ndeadline = "5s"'
+    x, y = drawn(300, 3)
+    np.savez(home / "test.npz", images=np.concatenate([x, x]), labels=np.concatenate([y, y]))
+    code, out, err = cli("evaluate", "-p", policy(cloud, first, more), "-d", home / "test.npz", "--json")
+    assert (code, err) == (0, "")
+    told, right, accepted = json.loads(out), logits(x).argmax(1) == y, msp(logits(x)) >= 0.7
+    assert told["accuracy"]["edge"]["value"] == pytest.approx(right.mean())
+    assert told["accuracy"]["cloud"]["value"] == 1
+    assert told["accuracy"]["cascade"]["value"] == pytest.approx(np.where(accepted, right, True).mean())
+    assert told["deferral"]["value"] == pytest.approx((~accepted).mean())
+    assert told["usd"] == pytest.approx(6)  # the second half is not taken from the cache
+    assert told["latency_s"].keys() == {"edge", "cloud", "cascade"}
+    assert (told["promise"], told["held"]) == (None, [])
+    assert not (home / "trace.jsonl").exists()
+    assert not (home / "state" / "outbox.db").exists()
+
+
+def test_an_evaluation_without_the_cloud(home, policy):
+    """Nothing leaves the device; recorded answers of the cloud are left out likewise."""
+    x, y = drawn(300, 3)
+    np.savez(home / "kept.npz", edge_logits=logits(x), cloud_logits=x[:, :3], labels=y)
+    path = policy(first="threshold = 0.7")
+    code, out, err = cli("evaluate", "-p", path, "-d", home / "val.npz", "--no-cloud")
+    assert (code, err) == (0, "")
+    assert "both together" not in out
+    code, out, _ = cli("evaluate", "-p", path, "-d", home / "kept.npz", "--no-cloud", "--json")
+    assert (code, [*json.loads(out)["accuracy"]]) == (0, ["edge", "accepted"])
+    code, out, _ = cli("evaluate", "-p", path, "-d", home / "kept.npz", "--json")
+    assert (code, [*json.loads(out)["accuracy"]]) == (0, ["edge", "cloud", "cascade", "accepted"])
+
+
+def test_what_cannot_be_evaluated(home, policy):
+    """No threshold, no folder for the report, no such file, two kinds of data: each is said before the cloud is asked."""
+    np.savez(home / "kept.npz", edge_logits=logits(drawn(300, 3)[0]))
+    path = policy(first='mode = "prefer_cloud"')
+    code, _, err = cli("evaluate", "-p", path, "-d", home / "kept.npz")
+    assert code == 2
+    assert "no threshold" in err
+    path = policy(first="threshold = 0.7")
+    assert cli("evaluate", "-p", path, "-d", home / "kept.npz", "--report", home / "none" / "x.html")[0] == 2
+    code, _, err = cli("evaluate", "-p", path, "-d", home / "none.npz")
+    assert (code, err) == (1, f"error: {home / 'none.npz'}: there is no such file\n")
+    code, _, err = cli("evaluate", "-p", path, "-d", home / "kept.npz", "-d", home / "val.npz")
+    assert code == 1
+    assert "one kind at a time" in err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"edge_logits": np.zeros((3, 2))}, "2 outputs, but 3 labels"),
+        ({"edge_logits": np.zeros(3)}, r"expected numbers \[n, classes\]"),
+        ({"edge_logits": np.zeros((3, 3)), "labels": [0, 1]}, "3 edge_logits and 2 labels"),
+        ({"edge_logits": np.zeros((3, 3)), "cloud_logits": np.zeros((2, 3))}, "3 edge_logits and 2 cloud_logits"),
+        ({"edge_logits": np.zeros((3, 3)), "labels": [0, 1, 3]}, "label 2 is 3"),
+        ({"edge_logits": np.zeros((3, 3)), "labels": ["a", "b", "d"]}, "label 2 is 'd'"),
+        ({"edge_logits": np.full((3, 3), 1 / 3)}, "these are probabilities"),
+        ({"images": np.zeros((3, 5), np.float32)}, r"input 0: .*expected \[4\]"),
+        ({"images": np.zeros((0, 4), np.float32)}, "no inputs"),
+        ({"images": np.zeros((2, 4), np.float32), "labels": [0]}, "2 inputs and 1 labels"),
+    ],
+)
+def test_data_that_do_not_fit(home, policy, arrays, why):
+    """An error in one line, with exit code 1: it is the data's fault."""
+    np.savez(home / "wrong.npz", **arrays)
+    code, _, err = cli("evaluate", "-p", policy(first="threshold = 0.7"), "-d", home / "wrong.npz")
+    assert code == 1
+    assert re.search(why, err)
+
+
+def test_labels_for_some_of_the_inputs_alone(home, policy):
+    """They are all there, or none."""
+    np.save(home / "one.npy", drawn(1, 0)[0][0])
+    path = policy(first="threshold = 0.7")
+    code, _, err = cli("evaluate", "-p", path, "-d", home / "val.npz", "-d", home / "one.npy", "--no-cloud")
+    assert code == 1
+    assert "1 of 1,201 inputs have no label" in err
+
+
+# -------------------------------------------------------------------------------------------------- collect
+def edge_of(x):
+    """An edge for `Router` that knows its own score."""
+    return int(x), 0.5 + int(x) / 20
+
+
+X = np.arange(100) % 10
+
+
+def test_collecting_asks_for_each_once(home, cloud):
+    """Singly or in batches, edge and cloud say what they say to `infer`; all is counted."""
+    x, y = drawn(50, 4)
+    for batch in (1, 7, 64):
+        counted = []
+        with Router(home / "edge.onnx", cloud, threshold=0.5) as router:
+            found = collect(router, x, y, batch=batch, advance=counted.append)
+            assert found.edge == [router.infer(one, mode="only_edge").value for one in x]
+            assert found.score == pytest.approx([router.infer(one, mode="only_edge").confidence for one in x])
+        assert found.cloud == found.labels == [LABELS[label] for label in y]
+        assert found.outputs == pytest.approx(logits(x), abs=1e-5)
+        assert sum(counted) == 100
+        assert found.edge_s.min() > 0
+        assert np.isnan(found.cloud_s).all() == (batch > 1)
+        assert found.sent_bytes > 50 * 16
+
+
+def test_inputs_that_the_cloud_does_not_answer_are_left_out(home):
+    """One in a hundred at most: with more it would be another sample. In a batch, only those that fail are."""
+
+    def cloud(x):
+        if x == bad:
+            raise CloudError("not that one")
+        return int(x)
+
+    x = np.arange(200) % 150
+    for batch in (1, 8):
+        with Router(edge_of, cloud, threshold=0.5) as router:
+            bad = 149
+            found = collect(router, x, x, batch=batch)
+            assert found.edge == found.cloud == found.labels == [one for one in x if one != bad]
+            assert len(found.score) == len(found.edge_s) == len(found.cloud_s) == 199
+    with Router(edge_of, cloud, threshold=0.5) as router:
+        bad = 5
+        with pytest.raises(NoAnswer, match=r"did not answer 3 of the .* at most 2 may be left out: not that one"):
+            collect(router, np.arange(200) % 20)
+
+
+def test_the_first_failure_is_enough_where_nothing_was_answered():
+    """A cloud that is away is not asked hundreds of times."""
+    calls = []
+
+    def cloud(x):
+        calls.append(x)
+        raise CloudError("away")
+
+    with Router(edge_of, cloud, threshold=0.5) as router, pytest.raises(NoAnswer, match=r"1 of the 1 inputs.*away"):
+        collect(router, np.arange(1000))
+    assert len(calls) == 1
+
+
+def test_no_faster_than_the_endpoint_bears():
+    """Its calls a second are kept to, where `infer` would be held back."""
+    with Router(edge_of, Function(int, calls_per_s=400), threshold=0.5) as router:
+        assert collect(router, np.arange(700)).cloud == [*range(700)]
+
+
+def test_what_may_not_leave_is_not_collected():
+    """The edge alone can be, still."""
+    egress = Egress(never_leave=["medical"], may_leave=["product"])
+    with Router(edge_of, int, threshold=0.5, egress=egress) as router:
+        with pytest.raises(MayNotLeave, match="asked about every example"):
+            collect(router, X, data_class="medical")
+        assert collect(router, X, data_class="medical", ask_cloud=False).cloud is None
+        assert collect(router, X, data_class="product").cloud == X.tolist()
+
+
+def test_answers_without_a_confidence_or_with_other_outputs():
+    """They count as NaN, and there is no array of outputs."""
+    with Router(lambda x: (int(x), None), int, threshold=0.5) as router:
+        found = collect(router, X)
+    assert np.isnan(found.score).all()
+    assert found.outputs is None
+    with pytest.raises(PolicyError, match="two logits or more"):
+        fitted(found.outputs, found.score, found.agree, found.agree, choose=True)
+
+
+def test_probabilities_that_a_card_calls_logits(home):
+    """Their scores would be of no use; nothing but the card knows."""
+
+    def model(x):
+        z = np.exp(logits(x))
+        return z / z.sum()
+
+    x, _ = drawn(20, 5)
+    with Router(model, int, threshold=0.5) as router, pytest.raises(ModelError, match="gives probabilities"):
+        collect(router, x, ask_cloud=False)
+
+
+def test_which_edge(home):
+    """By its number, whatever the thresholds; there is no other."""
+    with Router([edge_of, lambda x: (int(x) + 1, 0.9)], int, threshold=0.5) as router:
+        assert collect(router, X, edge=1, ask_cloud=False).edge == (X + 1).tolist()
+        for number in (2, -1):
+            with pytest.raises(PolicyError, match="there is no edge model number"):
+                collect(router, X, edge=number)
+        with pytest.raises(BadInput, match="edge_logits: expected numbers"):
+            recorded(router, np.array([["a"]]), None, None)
+
+
+def test_labels_as_the_model_says_them():
+    """Numbers are places in its list of names; without one, labels are taken as they are."""
+    assert said([0, 2.0, "b", np.uint8(1)], LABELS, 4) == ["a", "c", "b", "b"]
+    assert said([0, 2.0, "x"], None, 3) == [0, 2, "x"]
+    for wrong in (3, -1, 0.5, "d", None):
+        with pytest.raises(BadInput, match="label 0 is"):
+            said([wrong], LABELS, 1)
+
+
+def test_a_score_that_a_fifth_fewer_examples_cannot_bear():
+    """All are msp's then: scores of two kinds do not compare."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 3)) * 3
+    right = np.ones(60, bool)
+    right[:22] = False  # enough harms to learn from, and not with a fifth left out
+    found = fitted(z, msp(z), right, np.ones(60, bool), choose=False)
+    assert found.learned is None
+    assert (found.scores == msp(z)).all()
+    assert "a fifth left out" in found.why
+
+
+# -------------------------------------------------------------------------------------------------- audited
+def log_of(home, prints, rows, name="audit.jsonl"):
+    """Writes an audit log of (score, agrees)."""
+    journal = Journal(home / name)
+    for i, (score, agrees) in enumerate(rows):
+        journal.append({
+            "at": 1.7e9 + i, "id": f"r-{i}", "target": "edge", "edge_confidence": score, "agrees": agrees, "audited": "shadow",
+            "fingerprints": digest(prints),
+        })  # fmt: skip
+    journal.close()
+    return home / name
+
+
+def test_the_audit_log_as_examples(tmp_path):
+    """Those of what is in use alone; the rest is counted, by why it is left out."""
+    prints = {"edge": "1", "score": "msp"}
+    path = log_of(tmp_path, prints, [(0.5, True), (None, False), (0.75, False), (0.25, True)])
+    log_of(tmp_path, {"edge": "2"}, [(0.1, True)] * 3)
+    journal = Journal(path)
+    journal.append({"target": "other", "edge_confidence": 0.1, "agrees": True, "fingerprints": digest(prints)})
+    journal.append({"target": "edge", "edge_confidence": "high", "agrees": True, "fingerprints": digest(prints)})
+    journal.close()
+    with path.open("a") as file:
+        file.write('{"at": 17')
+    found = audited(path, "edge", prints)
+    assert found.examples.score == pytest.approx([0.5, np.nan, 0.75, 0.25], nan_ok=True)
+    assert found.examples.agree.tolist() == [True, False, False, True]
+    assert found.examples.labels is None
+    assert sorted(note.split(":")[0] for note in found.notes) == [
+        "1 lines of the audit log are left out",
+        "2 lines of the audit log are left out",
+        "3 lines of the audit log are left out",
+    ]
+    assert audited(path, "edge", prints, every=2).examples.score.tolist() == [0.5, 0.75]
+    with pytest.raises(BadInput, match=r"no audit of edge in it; .* another endpoint"):
+        audited(path, "edge", {"edge": "3"})
+    with pytest.raises(BadInput, match="no audit log"):
+        audited(tmp_path / "none.jsonl", "edge", prints)
+
+
+def test_from_audits_to_a_new_certificate(home, policy, cloud):
+    """A router audits all it answers; of its log a certificate is made without labels, and the router takes it."""
+    path = policy(cloud, 'state = "state"\nthreshold = 0.5', '[audit]\nshare = "100%"')
+    with Router.from_policy(path) as router:
+        for x in drawn(600, 6)[0]:
+            router.infer(x)
+    count = len((home / "state" / "audit.jsonl").read_text().splitlines())
+    assert count > 20
+    found, told = made("-p", path, "--audited", "--max-loss", "20%")
+    assert (found.n, found.agreement, told["notes"]) == (count, True, [])
+    with Router.from_policy(policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')) as router:
+        assert "(loss <= 20 %, 95 % sure)" in router.infer(drawn(1, 0)[0][0]).reason
+
+
+# --------------------------------------------------------------------------------------------------- status
+def listing(folder):
+    """Every file with its content."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def used(home, policy, cloud):
+    """A policy with a certificate, limits and audits, whose router has answered 400 inputs. -> its path."""
+    made("-p", policy(cloud), "-d", home / "val.npz", "--max-loss", "5%")
+    first = 'threshold = "certificate.json"\nstate = "state"'
+    more = 'usd_per_call = 0.01\n[limits]\nusd_per_day = 100\n[audit]\nshare = "100%"'
+    path = policy(cloud, first, more)
+    with Router.from_policy(path) as router:
+        for x in drawn(400, 7)[0]:
+            router.infer(x)
+    return path
+
+
+def test_status_says_what_routers_found(home, used):
+    """Of thresholds, audits, latencies and money; nothing in the folder changes, and nothing is added."""
+    before = listing(home / "state")
+    code, out, err = cli("status", "-p", used)
+    assert (code, err) == (0, "")
+    for words in ("(loss <= 5 %, 95 % sure)", "0 days old", "audited ", "is usual", "usd_per_day", "last written at"):
+        assert words in out
+    told = json.loads(cli("status", "-p", used, "--json")[1])
+    (edge,) = told["edges"]
+    certificate = Certificate.load(home / "certificate.json")
+    assert (edge["target"], edge["threshold"], edge["promise"]) == ("edge", certificate.threshold, certificate.label)
+    assert edge["audited"] > 0
+    assert 0 < edge["deferred"] < edge["judged"] <= 400
+    assert told["latency"].keys() == {"edge", "cloud"}
+    assert told["spent"]["usd_per_day"]["limit"] == 100
+    assert told["spent"]["usd_per_day"]["spent"] > 0
+    assert told["outbox"] is None
+    alone = json.loads(cli("status", "--state", home / "state", "--json")[1])
+    assert alone["edges"] == told["edges"]
+    assert alone["spent"]["usd_per_day"]["limit"] is None
+    assert listing(home / "state") == before
+
+
+def test_status_while_a_router_is_at_work(home, used):
+    """It reads beside it."""
+    with Router.from_policy(used) as router:
+        router.infer(drawn(1, 0)[0][0])
+        assert cli("status", "-p", used, "--json")[0] == 0
+
+
+def test_status_tells_of_an_alarm(home, used):
+    """When, what, and what was done; the label has it too. One of another certificate is none of this one's."""
+    with sqlite3.connect(home / "state" / "state.db") as c:
+        (text,) = c.execute("SELECT value FROM kept WHERE name = 'audit:edge'").fetchone()
+    c.close()
+    alarm = {"at": clock.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
+    for dumped, alarmed in (({"raised": "inf"}, True), ({"raised": "inf", "certificate": "another"}, False)):
+        kept = Kept(home / "state" / "state.db")
+        kept.put("audit:edge", {**json.loads(text), "alarm": alarm, **dumped})
+        kept.close()
+        code, out, _ = cli("status", "-p", used)
+        assert (code, "ALARM at " in out, "threshold none (uncalibrated: drift alarm" in out) == (0, alarmed, alarmed)
+    assert "ALARM at " in cli("status", "--state", home / "state")[1]
+
+
+def test_status_of_an_outbox_and_without_the_models(home, used):
+    """What waits is counted; where the model is not, what the last run knew is shown, and said to be that."""
+    box = Outbox(home / "state" / "outbox.db")
+    box.put(Waiting("w-1", "cloud", "call", b""))
+    box.close()
+    (home / "edge.onnx").unlink()
+    code, out, err = cli("status", "-p", used)
+    assert code == 0
+    assert "1 waiting" in out
+    assert "audited " in out
+    assert "there is no model at" in err
+
+
+def test_status_of_nothing_and_of_what_is_broken(home, policy):
+    """Neither makes a file, nor touches one."""
+    code, _, err = cli("status", "--state", home / "none")
+    assert (code, "there is no state" in err) == (1, True)
+    assert not (home / "none").exists()
+    (home / "bad").mkdir()
+    (home / "bad" / "state.db").write_bytes(b"garbage" * 1000)
+    code, _, err = cli("status", "--state", home / "bad")
+    assert (code, "cannot be read" in err) == (2, True)
+    assert listing(home / "bad") == {"state.db": b"garbage" * 1000}
+    assert cli("status")[0] == 2
+    assert cli("status", "-p", policy(first="threshold = 0.5"))[0] == 2
