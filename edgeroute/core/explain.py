@@ -106,12 +106,10 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 def _plain(detail: object) -> object:
     if isinstance(detail, BaseException):
         return f"{type(detail).__name__}: {detail}"
-    if isinstance(detail, float):
-        return _finite(detail)
-    return detail if detail == detail else None  # noqa: PLR0124 - NaN, of whatever type
+    return _finite(detail)
 
 
-def _finite(value: float | None) -> float | str | None:
+def _finite(value: Any) -> Any:
     """JSON has neither NaN, which is no confidence, nor infinities, which are written out."""
     if value is None or value != value:  # noqa: PLR0124 - NaN, without an import
         return None

@@ -168,7 +168,7 @@ def read(path: str | Path) -> Recording:
     path = Path(path)
     if not any(path.parent.glob(f"{path.name}*")):
         raise BadInput(f"{path}: there is no such file")
-    reading = journal.read(path)
+    reading = journal.read(path, exact=False)
     trace = collect(reading, str(path), lambda: reading.skipped)
     return trace._replace(skipped=reading.skipped)
 
