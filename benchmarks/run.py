@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 
+import calibration
 import cloud
 import faults
+import fleet
 import guard
 import overhead
+import replay
 import startup
 import stores
 from figures import Figure, table
@@ -35,6 +38,7 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures()]
-    print(table([*first, *stores.figures(), *faults.figures(), *demo()]), flush=True)
+    later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
+    print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)
     print("", faults.comparison(), sep="\n")

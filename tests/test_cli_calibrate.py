@@ -170,15 +170,18 @@ def test_a_threshold_for_each_class(home, policy, cloud):
     assert f"│ a     │ {found.thresholds['a']:.6g}" in out
 
 
-def test_a_learned_score(home, policy, cloud):
+@pytest.mark.parametrize("ood", [False, True], ids=["plain", "ood"])
+def test_a_learned_score(home, policy, cloud, ood):
     """It is saved beside the model, the certificate is bound to it, and its threshold was found with scores cross-fitted."""
-    found, told = made("-p", policy(cloud), "-d", home / "val.npz", "--max-loss", "5%", "--score", "learned")
+    more = ["--ood"] if ood else []
+    found, told = made("-p", policy(cloud), "-d", home / "val.npz", "--max-loss", "5%", "--score", "learned", *more)
     assert (found.score, told["policy"]) == ("learned", {"threshold": "certificate.json", "score": "edge.score.json"})
     x, y = drawn(1200, 0)
     z, right, sure = logits(x), logits(x).argmax(1) == y, np.ones(1200, bool)
     learned = Learned.load(home / "edge.score.json")
     assert found.fingerprints["score"] == learned.fingerprint
-    scores = crossfit(lambda train: lambda out: fit(z[train], right[train], sure[train]).many(z[out]), 1200)
+    assert ("distance" in str(learned.data["features"])) == ood
+    scores = crossfit(lambda train: lambda out: fit(z[train], right[train], sure[train], ood=ood).many(z[out]), 1200)
     assert found.threshold == pytest.approx(certify(scores, right, sure, max_loss=0.05).threshold, abs=1e-6)
     path = policy(cloud, 'threshold = "certificate.json"\nscore = "edge.score.json"\nuncalibrated = "error"')
     with Router.from_policy(path) as router:
@@ -533,7 +536,7 @@ def test_answers_without_a_confidence_or_with_other_outputs():
     assert np.isnan(found.score).all()
     assert found.outputs is None
     with pytest.raises(PolicyError, match="two logits or more"):
-        fitted(found.outputs, found.score, found.agree, found.agree, choose=True)
+        fitted(found.outputs, found.score, found.agree, found.agree, choose=True, ood=False)
 
 
 def test_probabilities_that_a_card_calls_logits(home):
@@ -574,7 +577,7 @@ def test_a_score_that_a_fifth_fewer_examples_cannot_bear():
     z = rng.normal(size=(60, 3)) * 3
     right = np.ones(60, bool)
     right[:22] = False  # enough harms to learn from, and not with a fifth left out
-    found = fitted(z, msp(z), right, np.ones(60, bool), choose=False)
+    found = fitted(z, msp(z), right, np.ones(60, bool), choose=False, ood=False)
     assert found.learned is None
     assert (found.scores == msp(z)).all()
     assert "a fifth left out" in found.why

@@ -51,6 +51,7 @@ def calibrate(
             help="`learned` fits one to the examples, `auto` does if it is clearly better.", show_default="the policy's"
         ),
     ] = None,
+    ood: Annotated[bool, typer.Option("--ood", help="A fitted score also looks at how foreign an input is.")] = False,
     score_out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where a fitted score goes.", show_default="MODEL.score.json beside the model"),
@@ -84,6 +85,8 @@ def calibrate(
         raise typer.BadParameter(text, param_hint="--audited")
     if per_class and kind == "max_defer":
         raise typer.BadParameter("--max-defer has one threshold for all classes", param_hint="--per-class")
+    if ood and score not in {"auto", "learned"}:
+        raise typer.BadParameter("it is for a score that is fitted: --score learned or auto", param_hint="--ood")
     odds = _sure(sure, kind)
 
     from edgeroute.confidence import NotEnough
@@ -107,7 +110,9 @@ def calibrate(
     if not isinstance(used, str):
         notes.append(f"the policy's score, {name}, was fitted: the promise holds if that was to other examples than these")
     try:
-        result = certified(made, kind, value, odds, per_class=per_class, fit=fit, score=name, fingerprints=fingerprints)
+        result = certified(
+            made, kind, value, odds, per_class=per_class, fit=fit, ood=ood, score=name, fingerprints=fingerprints
+        )
     except NotEnough as e:
         missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
         print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)

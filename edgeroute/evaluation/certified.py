@@ -35,6 +35,7 @@ def certified(
     *,
     per_class: bool,
     fit: Fit | None,
+    ood: bool,
     score: str,
     fingerprints: Mapping[str, str],
 ) -> Certified:
@@ -47,6 +48,7 @@ def certified(
         sure: how likely that is to hold; None: on average.
         per_class: a threshold for each class that the edge predicts.
         fit: fit a score to the examples: in any case, or where it is clearly better than msp.
+        ood: a fitted score also looks at how foreign an input is.
         score: the score's name, unless one is fitted.
         fingerprints: as `Router.fingerprints` gives them.
 
@@ -55,7 +57,7 @@ def certified(
         PolicyError: what the promise needs is not in them, or `calibrate` refuses them.
     """
     edge, cloud = _right(made, kind)
-    found = None if fit is None else _fitted(made, kind, edge, cloud, fit)
+    found = None if fit is None else _fitted(made, kind, edge, cloud, fit, ood)
     learned = None if found is None else found.learned
     bound = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
     target: dict[str, Any] = {kind: value}
@@ -87,11 +89,11 @@ def _right(made: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
     return made.edge_correct, made.cloud_correct
 
 
-def _fitted(made: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, fit: Fit) -> Fitted:
+def _fitted(made: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, fit: Fit, ood: bool) -> Fitted:
     if edge is None:
         edge = made.agree
     if edge is None:
         raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")
     if cloud is None or kind == "max_error":  # there, only the edge's own errors count
         cloud = np.ones(len(edge), bool)
-    return fitted(made.outputs, made.score, edge, cloud, choose=fit == "auto")
+    return fitted(made.outputs, made.score, edge, cloud, choose=fit == "auto", ood=ood)

@@ -25,7 +25,7 @@ class Fitted(NamedTuple):
     """Why this score."""
 
 
-def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_correct: Bools, *, choose: bool) -> Fitted:
+def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_correct: Bools, *, choose: bool, ood: bool) -> Fitted:
     """Fits one for use to all examples, and five to all but a fifth each: these score the fifth that they have not seen.
 
     So the threshold is chosen by other fits than the one in use. That costs no more than their difference, where scores of the
@@ -36,6 +36,7 @@ def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_corre
         msp: [n], the score where nothing is learned.
         edge_correct: [n].
         cloud_correct: [n].
+        ood: look at how foreign an input is, too.
         choose: take what was learned only where it is clearly better, as `auto` does.
 
     Raises:
@@ -43,13 +44,13 @@ def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_corre
     """
     if outputs is None or outputs.shape[1] < 2:  # noqa: PLR2004 - nothing to tell apart
         raise PolicyError("a score is learned from two logits or more for each input, as many each time: this model gives others")
-    made = (auto if choose else fit)(outputs, edge_correct, cloud_correct)
+    made = (auto if choose else fit)(outputs, edge_correct, cloud_correct, ood=ood)
     if made.name != "learned":
         return Fitted(None, msp, made.chosen_because)
     fell_back: list[str] = []
 
     def without(train: Ints) -> Callable[[Ints], Floats]:
-        part = fit(outputs[train], edge_correct[train], cloud_correct[train])
+        part = fit(outputs[train], edge_correct[train], cloud_correct[train], ood=ood)
         if part.name != "learned":
             fell_back.append(part.chosen_because)
         return lambda left_out: part.many(outputs[left_out])
