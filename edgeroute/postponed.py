@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeroute import clock
 from edgeroute.cloud.base import Call
 from edgeroute.core.egress import Denied, permit
-from edgeroute.core.flow import Done, Event, Outcome, Prediction
+from edgeroute.core.flow import Done, Event, Failed, Outcome, Prediction
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.errors import CloudError, MayNotLeave, PolicyError, Unreachable
+from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.outbox import Callbacks, Delivery, Late, Outbox, Waiting
 from edgeroute.outbox.inputs import decode_input, encode_input
+from edgeroute.recovery import Recovery
 from edgeroute.route import Route
 from edgeroute.runners import CloudRunner
 from edgeroute.workers import Workers
 
 if TYPE_CHECKING:
+    from edgeroute.guard import Visit
     from edgeroute.live import Live
 
 log = logging.getLogger("edgeroute")
@@ -118,16 +120,21 @@ class Postponed:
         found = _who_might(route.plan, outcome)
         if found is None:
             return None
-        leg, in_flight = found[0], found[1] and route.late is not None  # else it was cut at the deadline
+        leg, error = found
+        in_flight = error is None and route.late is not None  # else it was cut at the deadline
         runner = cast("CloudRunner", route.live.runners[route.plan.legs[leg].target])
         try:
-            waiting = self._waiting(route, leg, runner, x, identity, outcome.prediction, in_flight)
+            waiting = self._waiting(route, leg, runner, x, identity, outcome.prediction)
         except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
             return f"not queued: {e}"
-        return waiting or "not queued: an input of this kind cannot be stored"
+        if waiting is None:
+            return "not queued: an input of this kind cannot be stored"
+        if in_flight:
+            return waiting._replace(ready_at=clock.now() + runner.patience_s)
+        return waiting._replace(error="it did not answer in time" if error is None else error)
 
     def _waiting(
-        self, route: Route, leg: int, runner: CloudRunner, x: Any, identity: str, edge: Prediction | None, in_flight: bool
+        self, route: Route, leg: int, runner: CloudRunner, x: Any, identity: str, edge: Prediction | None
     ) -> Waiting | None:
         allowed = route.plan.legs[leg].permit
         assert allowed is not None, "only a leg that may leave is queued"
@@ -149,7 +156,6 @@ class Postponed:
             rule=allowed.rule,
             importance=route.importance,
             provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
-            ready_at=clock.now() + runner.patience_s if in_flight else None,
             **form,
         )
 
@@ -162,20 +168,14 @@ class Postponed:
         allowed = permit(live.policy.rules, entry.data_class)
         if isinstance(allowed, Denied):
             raise MayNotLeave(allowed.why)
-        with runner.guard.enter(allowed, entry.id) as visit:
-            if entry.kind == "call":
-                call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
-                return runner.resend(call, INF, visit)
-            x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
-            try:
-                if runner.alone_async:
-                    predictions: list[Prediction] = asyncio.run(runner.run_async([x], INF, visit))  # type: ignore[misc,arg-type]
-                    return predictions[0]
-                return runner.run([x], INF, None, visit)[0]
-            except OSError as e:  # a function's own: it is away, which is no reason to give up
-                if isinstance(e, CloudError):
-                    raise
-                raise Unreachable(str(e)) from e
+        try:
+            with runner.guard.enter(allowed, entry.id) as visit:
+                return _asked(runner, entry, visit)
+        except Held as e:
+            if runner.guard.why():  # it is the cloud, and no limit on this side
+                assert self.outbox is not None, "that is where the entry is from"
+                e.retry_after_s = self.outbox.part_s()
+            raise
 
     def late(self, route: Route, event: Event) -> None:
         """Takes what a leg says that was left to run on past its request's deadline. From any thread."""
@@ -188,7 +188,7 @@ class Postponed:
             stored = queued is not None and queued.result() == QUEUED
             if type(event) is not Done:
                 if stored and self.outbox is not None:
-                    self.outbox.ready(route.identity)
+                    self.outbox.ready(route.identity, _text(event.error) if type(event) is Failed else "")
                 return
             self._note("late")
             prediction: Prediction = event.answer
@@ -212,9 +212,9 @@ class Postponed:
             log.exception("a late answer could not be handed on")
 
     def wake(self) -> None:
-        """An endpoint is back."""
+        """An endpoint is back, or the device's link."""
         if self._delivery is not None:
-            self._delivery.wake()
+            self._delivery.wake(now=Recovery.own())
 
     def close(self) -> None:
         """Ends delivery; what is not delivered yet stays in the file."""
@@ -224,13 +224,38 @@ class Postponed:
                 part.close()
 
 
-def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, bool] | None:
-    """The first cloud that may still answer if it is asked again, and whether it is being asked right now."""
+def _asked(runner: CloudRunner, entry: Waiting, visit: Visit) -> Prediction:
+    """What the cloud says to one of the outbox."""
+    if entry.kind == "call":
+        call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
+        return runner.resend(call, INF, visit)
+    x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
+    try:
+        if runner.alone_async:
+            predictions: list[Prediction] = asyncio.run(runner.run_async([x], INF, visit))  # type: ignore[misc,arg-type]
+            return predictions[0]
+        return runner.run([x], INF, None, visit)[0]
+    except OSError as e:  # a function's own: it is away, which is no reason to give up
+        if isinstance(e, CloudError):
+            raise
+        raise Unreachable(str(e)) from e
+
+
+def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
+    """The first cloud that may still answer if it is asked again, and how it failed. Empty: it did not; None: it is too late."""
     ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
     for i, leg in enumerate(plan.legs):
         if leg.permit is None:
             continue
         what, detail = ended.get(i, ("never begun", None))
-        if what != "failed" or not isinstance(detail, CloudError) or detail.retriable or detail.held:
-            return i, what == "timeout"
+        if what != "failed":
+            return i, None if what == "timeout" else ""
+        if not isinstance(detail, CloudError) or detail.retriable:
+            return i, _text(detail)
+        if detail.held:
+            return i, ""
     return None
+
+
+def _text(error: object) -> str:
+    return str(error) or repr(error)

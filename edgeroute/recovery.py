@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING, ClassVar
 
 from edgeroute.fork import renew_after_fork
 from edgeroute.workers import Workers
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from edgeroute.link import LinkWatch
 
 log = logging.getLogger("edgeroute")
+NEWS_S = 30.0
+"""An endpoint that is back within so many seconds after the device's link was away because of that."""
 
 
 class Recovery:
@@ -25,6 +29,9 @@ class Recovery:
         guards: gives the guards there are.
         back: called when an endpoint has answered again.
     """
+
+    linked_at: ClassVar[float] = -inf
+    """When this device's link came up last, on the monotonic clock, as far as a router of the process heard: they share it."""
 
     def __init__(self, workers: Workers, guards: Callable[[], Iterable[Guard]], back: Callable[[], object]) -> None:
         self._workers, self._guards, self._back = workers, guards, back
@@ -60,9 +67,15 @@ class Recovery:
 
     def link_up(self) -> None:
         """The network has come up: whoever waits need not wait any longer."""
+        Recovery.linked_at = monotonic()
         for guard in self._guards():
             guard.link_up()
         self._back()
+
+    @classmethod
+    def own(cls) -> bool:
+        """Whether what is back now was not away: this device was."""
+        return monotonic() < cls.linked_at + NEWS_S
 
     def close(self) -> None:
         """Ends the watch."""

@@ -29,7 +29,7 @@ class Device:
     def __init__(self, of):
         self.breaker, self.budget = Breaker(), RetryBudget()
         self.rate = Rate(of.drain_per_s, 1)
-        self.box, self.paused, self.next_at = [], -inf, inf
+        self.box, self.paused, self.next_at, self.hurry_at = [], -inf, inf, inf
 
 
 class Exact:
@@ -50,6 +50,10 @@ class Exact:
     def jitter(self):
         """0..1."""
         return self.random.random() if self.client.jitter else 1.0
+
+    def part_s(self):
+        """Of the outbox's spread."""
+        return self.client.spread_s * self.jitter()
 
     def run(self):
         """Until every request has ended."""
@@ -75,7 +79,7 @@ class Exact:
         if self.enter(device, now):
             self.send(device, None, now, now + self.of.timeout_s, 0, now)
         else:
-            self.degraded(device, now)
+            self.degraded(device, now, True)
 
     def enter(self, device, now):
         """Whether the device may send; else a probe goes, if one is due."""
@@ -159,31 +163,39 @@ class Exact:
     def given_up(self, device, entry, now, held):
         """A call ends without an answer."""
         if entry is None:
-            self.degraded(device, now)
+            self.degraded(device, now, held)
             return
         entry.flying = False
         if held:
-            device.paused = now + POLL_S
+            device.paused = now + POLL_S + self.part_s()
         else:
             entry.attempts += 1
-            wait_s = min(delivery.MOST_S, 2.0 ** (entry.attempts - 1)) * self.jitter()
+            wait_s = delivery.longest(entry.attempts, self.client.spread_s) * self.jitter()
             entry.ready_at = now + max(wait_s, self.of.retry_after_s)
         self.step(device, now)
 
-    def degraded(self, device, now):
+    def degraded(self, device, now, held):
         """The edge's answer stands."""
         self.result.degraded += 1
         if self.of.offline == "queue":
             self.result.queued += 1
-            device.box.append(Entry(now))
+            device.box.append(Entry(now if held else now + self.part_s()))
             self.step(device, now)
 
     def wake(self, device, now):
-        """Everything in the outbox is due."""
-        device.paused = -inf
-        for entry in device.box:
-            entry.ready_at = min(entry.ready_at, now)
-        self.step(device, now)
+        """The endpoint is back: the outbox need not wait much longer."""
+        at = now + self.part_s()
+        if at < device.hurry_at:
+            device.hurry_at = at
+            self.at(at, self.hurry, device)
+
+    def hurry(self, device, now):
+        """Everything in the outbox is due, unless it was so before."""
+        if now == device.hurry_at:
+            device.paused, device.hurry_at = -inf, inf
+            for entry in device.box:
+                entry.ready_at = min(entry.ready_at, now)
+            self.step(device, now)
 
     def look(self, device, now):
         """Unless it was planned anew."""
@@ -210,4 +222,4 @@ class Exact:
                 entry.flying = True
                 self.send(device, entry, now, now + self.of.timeout_s, 0, now)
             else:
-                device.paused = now + POLL_S
+                device.paused = now + POLL_S + self.part_s()

@@ -290,6 +290,7 @@ def test_ties_and_missing_scores_are_told(home, policy):
         (["--max-loss", "1%", "--sure", "100%"], "more than 0% and less than 100%"),
         (["--max-loss", "1%", "--score", "best"], "is not one of"),
         (["--max-loss", "1%", "--edge", "1"], "there is no edge model number 1"),
+        (["--max-loss", "1%", "--score", "msp", "--ood"], "for a score that is fitted"),
     ],
 )
 def test_wrong_usage(home, policy, args, why):

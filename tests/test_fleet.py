@@ -98,7 +98,7 @@ def test_a_device_of_the_array_is_one_of_the_cores(happenings):
         assert (STATES[int(devices.state[0])], float(devices.due[0])) == (breaker.state, breaker._due)
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=120), st.sampled_from([0.3003, 5.0, inf]), st.booleans())
+@given(st.lists(st.integers(0, 40), min_size=60, max_size=120), st.sampled_from([0.3003, 5.0, inf]), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_the_queue_is_served_in_turn(gaps_ms, timeout_s, silent):
     """Each is begun when it is there and the one before it is done; one that is given up has cost as much; an outage empties it."""

@@ -48,7 +48,7 @@ def make(kind):
 @pytest.fixture
 def box(tmp_path):
     """An outbox that delivers without rest."""
-    return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6)
+    return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=0.0)
 
 
 def listen(router):
@@ -475,6 +475,8 @@ threshold = 0.5
 offline = "queue"
 state = "state"
 {}
+[outbox]
+spread = "0s"
 """
 CLOUD = '[[cloud]]\nurl = "{}"\nprotocol = "json"\nretries = 0\nname = "{}"\n'
 
@@ -498,7 +500,7 @@ def policy(kind, tmp_path):
 @pytest.fixture
 def no_hurry(monkeypatch):
     """What failed is tried again only when somebody says so."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda _: 2 * LONG)
+    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda *_: 2 * LONG)
 
 
 @pytest.mark.usefixtures("no_hurry")
@@ -869,7 +871,7 @@ from edgeroute.outbox import Outbox
 url, folder, effect, count, dies = sys.argv[1:]
 edgeroute.core.breaker.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
 edgeroute.outbox.delivery.HURRY_S = 0.0
-box = Outbox(folder + "/outbox.db", rate_per_s=1e6)
+box = Outbox(folder + "/outbox.db", rate_per_s=1e6, spread_s=0.0)
 
 def note(name, text):
     fd = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

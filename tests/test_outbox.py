@@ -60,7 +60,7 @@ def make(tmp_path, clock):
     with contextlib.ExitStack() as stack:
 
         def make(path=tmp_path / "box" / "outbox.db", **kwargs):
-            outbox = Outbox(path, **{"clock": clock, **kwargs})
+            outbox = Outbox(path, **{"clock": clock, "spread_s": 0.0, **kwargs})
             stack.callback(outbox.close)
             return outbox
 
@@ -103,7 +103,7 @@ def call():
 @pytest.fixture
 def no_wait(monkeypatch):
     """Retries come at once."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda _: 0.0)
+    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda *_: 0.0)
     monkeypatch.setattr("edgeroute.outbox.late.backoff", lambda _: 0.0)
 
 
@@ -803,7 +803,7 @@ def test_ordered_the_head_blocks(outbox, deliver):
 
 def test_wake_cuts_waits_short(outbox, deliver, monkeypatch):
     """Once the link is back, what failed before is tried at once; what is not due for another reason is not."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda _: 1000.0)
+    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda *_: 1000.0)
     monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
     away, tried = threading.Event(), Queue()
     away.set()

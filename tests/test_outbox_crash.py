@@ -64,7 +64,7 @@ def empty(outbox):
         return not outbox.list()
 
 import edgeroute.outbox.delivery
-edgeroute.outbox.delivery.backoff = lambda n: 0.01
+edgeroute.outbox.delivery.backoff = lambda *_: 0.01
 outbox = Outbox(path)
 callbacks = Callbacks(outbox, ordered=ordered, poll_s=0.05)
 callbacks.register(within_one if within else told)

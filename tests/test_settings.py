@@ -235,11 +235,11 @@ def test_a_cache_is_made_with_its_options(policy, calls, tmp_path):
 
 def test_an_outbox_is_made_with_its_options(policy, calls, tmp_path):
     """Its file is in the folder for what outlives the process."""
-    text = '[outbox]\nmax_size = "1MB"\nttl = "12h"\ndrop = "least_important"\nordered = true\nparallel = 3\nrate = 0.5\n'
+    text = '[outbox]\nmax_size = "1MB"\nttl = "12h"\ndrop = "least_important"\nordered = true\nparallel = 3\nrate = 0.5\nspread = "0s"\n'
     assert policy('state = "kept"\n' + text + edge())["outbox"] == "outbox"
     assert calls["outbox"] == {
         "path": tmp_path.resolve() / "kept/outbox.db", "max_bytes": 10**6, "ttl_s": 43200.0, "drop": "least_important",
-        "ordered": True, "parallel": 3, "rate_per_s": 0.5,
+        "ordered": True, "parallel": 3, "rate_per_s": 0.5, "spread_s": 0.0,
     }  # fmt: skip
 
 
@@ -290,7 +290,7 @@ def test_the_defaults_are_those_of_the_classes():
     """What the reference says of a key that is not given is what the class does."""
     address = {**inspect.signature(Address).parameters, **inspect.signature(Terms).parameters}
     mine = {
-        "timeout": "timeout_s", "max_reply": "max_reply_bytes", "max_size": "max_bytes", "ttl": "ttl_s", "rate": "rate_per_s",
+        "timeout": "timeout_s", "max_reply": "max_reply_bytes", "max_size": "max_bytes", "ttl": "ttl_s", "rate": "rate_per_s", "spread": "spread_s",
         "disk_max": "disk_max_bytes", "stale_while_revalidate": "stale_while_revalidate_s", "negative_ttl": "negative_ttl_s",
         "stale_if_offline": "stale_if_offline_s", "hotter_than": "hotter_than_c",
     }  # fmt: skip
@@ -433,6 +433,7 @@ def test_a_variable_sets_a_key_of_a_section_that_there_is_one_of(policy, calls, 
     assert given["cloud"].address.terms == Terms(usd_per_call=0.25, max_concurrent=2)
     assert (calls["cache"]["ttl_s"], calls["cache"]["disk"]) == (604800.0, given["state"] / "cache.db")
     assert (calls["outbox"]["rate_per_s"], calls["outbox"]["drop"], calls["trace"]["sample"]) == (0.5, "newest", 0.01)
+    assert calls["outbox"]["spread_s"] == 60.0
     monkeypatch.setenv("EDGEROUTE_TRACE__SAMPLE", "0.5")
     policy(BOTH)
     assert calls["trace"]["sample"] == 0.5

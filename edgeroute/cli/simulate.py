@@ -3,9 +3,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -81,9 +79,13 @@ def fleet(
 ) -> int:
     """Lets a fleet meet an outage of its cloud, with and without each of what keeps devices from making it longer.
 
-    The cloud serves one queue, and works on what it took even if the device has given up. Every device is simulated, as
-    elements of arrays, in steps of 0.1 s; the capacity needed is found with a sample of 20,000.
+    The cloud serves one queue, and works on what it took even if the device has given up.
+
+    Every device is simulated, as elements of arrays, in steps of 0.1 s. The capacity needed is found with a sample of 20,000.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     from edgeroute.simulation.scenario import AGAIN_S, CLIENTS, Scenario
 
     given = {
@@ -166,7 +168,7 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     ours, others = rows[0], rows[1:]
     slow = [row["name"] for row in others if row["cloud_back_s"] is None or row["cloud_back_s"] > within_s]
     lines = [
-        f"cloud back: seconds after the outage until {GOOD:.0%} of attempts were answered for {AGAIN_S:g} s",
+        f"cloud back: time after the outage from which {GOOD:.0%} of attempts were answered in any {AGAIN_S:g} s",
         "fleet back: the same of requests, those that a breaker held back among them",
         "degraded: the share of the requests that have the edge's answer, though it was not sure",
         "peak: the busiest second after the outage, as a multiple of the usual load",

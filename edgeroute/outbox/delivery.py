@@ -19,9 +19,11 @@ from edgeroute.workers import Workers
 
 log = logging.getLogger("edgeroute")
 MOST_S = 60.0
-"""The longest wait after a failure, unless the endpoint itself asks for more ..."""
+"""The longest wait after a failure, unless the outbox spreads over longer or the endpoint itself asks for more ..."""
 ASKED_MOST_S = 3600.0
 """... and the most that it may ask for."""
+SPREADS = 10
+"""The longest wait after a failure, in `spread_s` of the outbox."""
 HURRY_S = 1.0
 """`wake()` cuts waits short at most so often."""
 Send: TypeAlias = Callable[[Waiting], Answering]
@@ -29,9 +31,15 @@ _OURS = (StoreError, Closed, MemoryError)
 """What says nothing about the request."""
 
 
-def backoff(attempts: int) -> float:
+def longest(attempts: int, spread_s: float = 0.0) -> float:
+    """The most seconds to wait after so many failures: 1 or `spread_s`, and twice as many each time."""
+    growth = 2.0 ** min(attempts - 1, 30)
+    return max(min(MOST_S, growth), spread_s * min(SPREADS, growth))
+
+
+def backoff(attempts: int, spread_s: float = 0.0) -> float:
     """Seconds to wait after so many failures: full jitter, so that devices which lost the same link do not return as one."""
-    return random.uniform(0, min(MOST_S, 2.0 ** min(attempts - 1, 30)))  # noqa: S311 - a jitter, not a secret
+    return random.uniform(0, longest(attempts, spread_s))  # noqa: S311 - a jitter, not a secret
 
 
 class Delivery:
@@ -42,7 +50,7 @@ class Delivery:
     Args:
         outbox: what is to be delivered.
         send: sends one request. A CloudError that is `held` leaves it waiting and does not count, a `retriable` one leaves it
-            waiting for a while; whatever else it raises makes the entry dead.
+            waiting for a while; either for `retry_after_s` at least. Whatever else it raises makes the entry dead.
         ordered: whether requests to a target go one at a time, in the order in which they were put. One that has to wait then
             holds up those behind it; a dead one does not.
         parallel: requests under way at once.
@@ -76,16 +84,21 @@ class Delivery:
         """target and data class -> until when they are held, and the last entry that was."""
         self._soon_s = inf
         self._next = self._hurried = -inf
-        self._hurry = True  # what an earlier process waited for need not hold any more
+        self._hurry_at = -inf
+        """When waits are cut short; at first at once: what an earlier process waited for need not hold any more."""
         self._stop = threading.Event()
 
     def start(self) -> None:
         """Begins to deliver."""
         self._loop.start()
 
-    def wake(self) -> None:
-        """Has everything tried now: the link is back. After a put there is no need to."""
-        self._hurry = True
+    def wake(self, *, now: bool = False) -> None:
+        """Has everything tried that waits because something failed. After a put there is no need to.
+
+        Args:
+            now: it was this device that was away. Else the cloud was, for others too: then within `spread_s` of the outbox.
+        """
+        self._hurry_at = min(self._hurry_at, monotonic() + (0.0 if now else self._outbox.part_s()))
         self._loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
@@ -97,8 +110,8 @@ class Delivery:
     def _step(self) -> float:
         """Begins one request, if one is due and may go. -> seconds until there may be another."""
         at = monotonic()
-        if self._hurry and at >= self._hurried + HURRY_S:
-            self._hurry, self._hurried, self._paused = False, at, {}
+        if at >= max(self._hurry_at, self._hurried + HURRY_S):
+            self._hurry_at, self._hurried, self._paused = inf, at, {}
             self._outbox.hurry()
         if len(self._flying) >= self._parallel:
             return inf  # the end of one nudges
@@ -107,7 +120,7 @@ class Delivery:
         chosen = self._outbox.pick(self._choose, "waiting")
         waiting = None if chosen is None else self._outbox.waiting(chosen.id)
         if chosen is None or waiting is None:
-            return min(self._soon_s, self._hurried + HURRY_S - at if self._hurry else inf)
+            return min(self._soon_s, max(self._hurry_at, self._hurried + HURRY_S) - at)
         self._next = max(self._next, at) + self._spacing_s
         self._flying.add(chosen.id)
         self._workers.submit(lambda: self._deliver(chosen, waiting))
@@ -142,9 +155,10 @@ class Delivery:
         except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's, and kept with it
             failure = str(e) or repr(e)
             if isinstance(e, _OURS) or getattr(e, "held", False) or not threading.main_thread().is_alive():
-                self._paused[row.target, row.data_class] = monotonic() + self._poll_s, row.seq
+                pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
+                self._paused[row.target, row.data_class] = monotonic() + pause_s, row.seq
             elif isinstance(e, CloudError) and e.retriable:
-                wait_s = max(backoff(row.attempts + 1), min(e.retry_after_s or 0.0, ASKED_MOST_S))
+                wait_s = max(backoff(row.attempts + 1, self._outbox.spread_s), min(e.retry_after_s or 0.0, ASKED_MOST_S))
                 self._keep(lambda: self._outbox.failed(name, failure, self._outbox.clock() + wait_s))
             else:
                 log.warning("%s cannot be delivered to %s: %s", name, row.target, failure)

@@ -36,6 +36,9 @@ class Waiting(NamedTuple):
     """None: now."""
     attempts: int = 0
     """How often it was sent without success."""
+    error: str = ""
+    """Why it was not answered when it was first asked: it then waits a part of `spread_s`, unless `ready_at` says how long.
+    Empty: nothing failed yet."""
 
 
 class Put(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import random
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ class Outbox:
         ordered: for a router: whether requests to an endpoint go one at a time, in their order; see `Delivery`.
         parallel: for a router: how many are under way at once.
         rate_per_s: for a router: how many are begun in a second, at most.
+        spread_s: after the cloud has failed, what waits is sent after a random part of so many seconds, so that many devices do
+            not return as one. 0: as soon as it may be.
         clock: gives the time, seconds since 1970.
     """
 
@@ -87,12 +90,13 @@ class Outbox:
         ordered: bool = False,
         parallel: int = 2,
         rate_per_s: float = 10.0,
+        spread_s: float = 60.0,
         clock: Callable[[], float] = now,
     ) -> None:
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
-        self.ordered, self.parallel, self.rate_per_s = ordered, parallel, rate_per_s
+        self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
         self._database = Database(self.path, _SCHEMA, durable=True)
         self._listeners: list[Callable[[], object]] = []
 
@@ -100,11 +104,16 @@ class Outbox:
         """Has `f` called when there is something new to deliver or to tell, by this process."""
         self._listeners.append(f)
 
+    def part_s(self) -> float:
+        """A random part of `spread_s`."""
+        return random.uniform(0, self.spread_s)  # noqa: S311 - a jitter, not a secret
+
     def put(self, waiting: Waiting) -> Put:
         """Stores a request. Once this has returned it will be delivered, unless it is dropped, and that is counted."""
         at = self.clock()
         queued_at = at if waiting.queued_at is None else waiting.queued_at
-        ready_at = queued_at if waiting.ready_at is None else waiting.ready_at
+        soon_at = queued_at + self.part_s() if waiting.error else queued_at
+        ready_at = soon_at if waiting.ready_at is None else waiting.ready_at
         headers, provisional = json.dumps(waiting.headers), json.dumps(plain(waiting.provisional))
         size = ROW_BYTES + len(waiting.body) + len(headers) + len(provisional)
         with self._transaction(at) as c:
@@ -123,10 +132,11 @@ class Outbox:
             _count(c, "dropped_full", len(room))
             _count(c, "stored")
             seq = c.execute(
-                "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, ?)",
+                "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     waiting.id, waiting.target, waiting.kind, waiting.data_class, waiting.rule, waiting.importance, queued_at,
-                    ready_at, waiting.attempts, size, queued_at, waiting.method, waiting.path, headers, provisional,
+                    ready_at, waiting.attempts, size, _text(waiting.error), queued_at, waiting.method, waiting.path, headers,
+                    provisional,
                 ),
             ).lastrowid  # fmt: skip
             c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
@@ -170,17 +180,17 @@ class Outbox:
         change = "state = 'dead', attempts = attempts + 1, error = ?, since = ?"
         self._change(change, (_text(error), self.clock()), name, count="dead")
 
-    def ready(self, name: str) -> None:
-        """Makes a request due now."""
-        self._change("ready_at = ?", (self.clock(),), name)
+    def ready(self, name: str, error: str = "") -> None:
+        """Makes a request due now; or within `spread_s`, if what it waited for has ended with an error."""
+        self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
         self._tell()
 
     def hurry(self) -> None:
-        """Makes those due now that wait only because an attempt failed."""
+        """Makes those due now that wait only because an attempt failed, their first one too."""
         with self._transaction() as c:
             at = self.clock()
             c.execute(
-                "UPDATE outbox_entries SET ready_at = :at WHERE state = 'waiting' AND attempts > 0 AND ready_at > :at", {"at": at}
+                "UPDATE outbox_entries SET ready_at = :at WHERE state = 'waiting' AND error != '' AND ready_at > :at", {"at": at}
             )
 
     def withdraw(self, name: str) -> bool:

@@ -124,6 +124,12 @@ class Outbox(Section):
     ordered: Flag = Field(False, description="Send what waits for an endpoint one by one, in the order in which it came.")
     parallel: values.Count = Field(2, description="Requests under way at a time.")
     rate: values.Rate = Field(10, description="Requests that are sent in a second, at most.")
+    spread: Delay = Field(
+        "60s",
+        validate_default=True,
+        description="After the cloud has failed, what waits is sent after a random part of this, so that many devices do not "
+        'return as one; `"0s"`: as soon as it may be.',
+    )
 
     def make(self, state: Path) -> outbox.Outbox:
         """The outbox; `state` is the folder for what outlives the process."""
@@ -137,6 +143,7 @@ class Outbox(Section):
             ordered=self.ordered,
             parallel=self.parallel,
             rate_per_s=self.rate,
+            spread_s=self.spread,
         )
 
 

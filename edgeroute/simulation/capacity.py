@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from edgeroute.simulation.fleet import simulate
-from edgeroute.simulation.scenario import AGAIN_S, Client, Scenario
+from edgeroute.simulation.scenario import Client, Scenario
 
 SAMPLE: Final = 20_000
 """Devices, at most: what is sought is a multiple of the load, which does not depend on how many there are."""
-WARM_S: Final = 3.0
+WARM_S, AFTER_S = 3.0, 20.0
+"""What is simulated before the outage, and after the time in which the cloud is to be back."""
+SPREADS = 3
+"""With outboxes, so many times their spread is simulated as well: what they send comes so late."""
 STEP: Final = 0.1
 MOST: Final = 5.0
 """Margins that are tried: multiples of the usual load."""
@@ -20,7 +23,9 @@ def needed(scenario: Scenario, client: Client, within_s: float) -> float | None:
 
     It is found by halving, in short runs of a sample of the fleet: as though more capacity never made it slower.
     """
-    until_s = WARM_S + scenario.outage_s + within_s + AGAIN_S + 1
+    until_s = WARM_S + scenario.outage_s + within_s + AFTER_S
+    if scenario.offline == "queue":
+        until_s += SPREADS * client.spread_s
     short = scenario._replace(devices=min(scenario.devices, SAMPLE), outage_at_s=WARM_S, length_s=until_s)
 
     def enough(steps: int) -> bool:

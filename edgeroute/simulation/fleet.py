@@ -25,7 +25,7 @@ from edgeroute.simulation.scenario import EDGEROUTE, Client, Scenario
 
 STEP_S: Final = 0.1
 POLL_S: Final = 5.0
-"""How long an outbox whose request was held waits before the next try."""
+"""How long an outbox whose request was held waits before the next try, and a part of its spread."""
 PARALLEL: Final = 2
 """Requests of one outbox under way at once."""
 REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
@@ -74,7 +74,9 @@ class Fleet:
         self._random = np.random.default_rng(scenario.seed)
         self._devices = Devices(scenario.devices, client, self._random)
         self._cloud = Cloud(scenario)
-        self._begins, self._ends, self._stored = Later(), Later(), Later()
+        self._begins, self._ends, self._stored, self._hurries = Later(), Later(), Later(), Later()
+        self._hurry_at = np.full(scenario.devices, np.inf)
+        """When what waits in a device's outbox is made due, since its endpoint is back."""
         self._boxed = np.zeros(scenario.devices, np.int32)
         self._flying = np.zeros(scenario.devices, np.int8)
         self._failed = np.zeros(scenario.devices, np.int8)
@@ -96,6 +98,9 @@ class Fleet:
             ended = self._ends.take(step)
             if ended is not None:
                 self._end(ended)
+            hurries = self._hurries.take(step)
+            if hurries is not None:
+                self._hurry(hurries)
             stored = self._stored.take(step)
             if stored is not None:
                 self._deliver(stored, (step + 1) * STEP_S)
@@ -124,7 +129,7 @@ class Fleet:
         self._tally.asked += _seconds(when, self._tally)
         may = self._allowed(who, when)
         self._new(who[may], when[may], REQUEST)
-        self._degraded(who[~may], when[~may])
+        self._degraded(who[~may], when[~may], failed=False)
 
     def _allowed(self, who: Ints, at: Floats) -> Some:
         """Who may ask; of the others some send a probe."""
@@ -217,31 +222,46 @@ class Fleet:
             return
         who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
         live = rows[:, KIND] == REQUEST
-        self._degraded(who[live], at[live])
+        self._degraded(who[live], at[live], failed=not held)
         who, at, failed = who[~live], at[~live], rows[~live, FAILED]
         if not len(who):
             return
         np.subtract.at(self._flying, who, 1)
         if held:
-            self._paused[who] = at + POLL_S
+            self._paused[who] = at + POLL_S + self._part_s(len(who))
             self._store(who, at, failed)
         else:
-            wait_s = self._devices.wait_s(np.minimum(delivery.MOST_S, 2.0**failed))
+            wait_s = self._devices.wait_s(longest_s(failed, self._client.spread_s))
             self._failed[who] = np.minimum(failed + 1, 30)
             self._store(who, at + np.maximum(wait_s, self._of.retry_after_s), np.minimum(failed + 1, 30))
 
-    def _degraded(self, who: Ints, at: Floats) -> None:
-        """The edge's answer stands, and the outbox has the request."""
+    def _part_s(self, count: int) -> Floats:
+        """So many parts of the outboxes' spread."""
+        return self._devices.wait_s(np.full(count, self._client.spread_s))
+
+    def _degraded(self, who: Ints, at: Floats, *, failed: bool) -> None:
+        """The edge's answer stands, and the outbox has the request; one that failed waits before it is sent again."""
         self._tally.degraded += len(who)
         if self._of.offline == "queue" and len(who):
             self._tally.queued += len(who)
-            self._store(who, at, np.zeros(len(who)))
+            self._store(who, at + self._part_s(len(who)) if failed else at, np.zeros(len(who)))
 
     def _wake(self, who: Ints, at: Floats) -> None:
-        """The breakers of these have closed: their outboxes need not wait."""
-        who, first = np.unique(who, return_index=True)
+        """The breakers of these have closed: their outboxes wait no longer than a part of the spread."""
+        if self._of.offline == "queue" and len(who):
+            at = at + self._part_s(len(who))
+            np.minimum.at(self._hurry_at, who, at)
+            self._hurries.put(np.column_stack((who, at)), at)
+
+    def _hurry(self, rows: Floats) -> None:
+        """What waits in the outboxes of these is due."""
+        who, at = rows[:, 0].astype(np.int64), rows[:, 1]
+        planned = at == self._hurry_at[who]
+        who, first = np.unique(who[planned], return_index=True)
+        at = at[planned][first]
+        self._hurry_at[who] = np.inf
         some = self._boxed[who] > 0
-        who, at = who[some], at[first][some]
+        who, at = who[some], at[some]
         if len(who):
             counts = self._boxed[who]
             self._woken[who] += 1
@@ -267,7 +287,7 @@ class Fleet:
         _, first, which = np.unique(who, return_index=True, return_inverse=True)
         asking = first[at[first] >= self._paused[who[first]]]
         may = self._allowed(who[asking], at[asking])
-        self._paused[who[asking[~may]]] = at[asking[~may]] + POLL_S
+        self._paused[who[asking[~may]]] = at[asking[~may]] + POLL_S + self._part_s(int((~may).sum()))
         rank = np.arange(len(who)) - first[which]
         until = self._paused[who]
         due = np.where(until > at, until, np.maximum(at, self._next_at[who]) + rank / self._of.drain_per_s)
@@ -279,6 +299,12 @@ class Fleet:
         self._next_at[who] = at + 1 / self._of.drain_per_s  # of several the last, which is the latest
         np.add.at(self._flying, who, 1)
         self._new(who, at, DELIVERY, failed)
+
+
+def longest_s(failed: Floats, spread_s: float) -> Floats:
+    """The most that an outbox waits after so many deliveries had failed before this one: `delivery.longest`, of many."""
+    growth = 2.0**failed
+    return np.maximum(np.minimum(delivery.MOST_S, growth), spread_s * np.minimum(delivery.SPREADS, growth))
 
 
 def _seconds(at: Floats, tally: Result) -> Ints:

@@ -49,7 +49,7 @@ class Result:
 
     @property
     def cloud_back_s(self) -> float | None:
-        """Seconds from the outage's end until the cloud answered what it was asked; None: not in this run."""
+        """Seconds from the outage's end until the cloud answered what it was asked, to the end of the run; None: it did not."""
         return self._back_s(self.good, self.attempts)
 
     @property
@@ -74,8 +74,9 @@ class Result:
     def _back_s(self, good: Ints, of: Ints) -> float | None:
         whole = slice(self._back, int(self.scenario.length_s))
         well, asked = _windows(good[whole]), _windows(of[whole])
-        back = np.flatnonzero((asked > 0) & (well >= GOOD * asked))
-        return float(back[0]) if len(back) else None
+        bad = np.flatnonzero(well < GOOD * asked)
+        back = int(bad[-1]) + 1 if len(bad) else 0
+        return float(back) if back < len(asked) else None
 
 
 def _windows(counts: Ints) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Literal, NamedTuple
 
 AGAIN_S: Final = 10.0
-"""The cloud is back once it has answered `GOOD` of what it was asked for so long."""
+"""The cloud is back once it answers `GOOD` of what it is asked in any so many seconds."""
 GOOD: Final = 0.99
 
 
@@ -71,10 +71,13 @@ class Client(NamedTuple):
     """After three faults in a row it is not asked, but by probes without user data."""
     whole: bool = True
     """The timeout is that of a request with its retries; else each attempt has it anew, and one that timed out is repeated."""
+    spread_s: float = 60.0
+    """Of its outbox: what waits is sent after a random part of so many seconds; 0: as soon as it may be."""
 
 
 EDGEROUTE: Final = Client("edgeroute")
-_PLAIN: Final = Client("plain retries", retries=3, budget=False, jitter=False, breaker=False, whole=False)
+_PLAIN: Final = Client("plain retries", retries=3, budget=False, jitter=False, breaker=False, whole=False, spread_s=0.0)
+_NO_SPREAD: Final = EDGEROUTE._replace(name="no spread", spread_s=0.0)
 CLIENTS: Final = (
     EDGEROUTE,
     EDGEROUTE._replace(name="no retry budget", budget=False),
@@ -85,3 +88,8 @@ CLIENTS: Final = (
     _PLAIN._replace(name="plain, with budget", budget=True),
     _PLAIN._replace(name="plain, with breaker", breaker=True),
 )
+
+
+def clients(scenario: Scenario) -> tuple[Client, ...]:
+    """Those that are compared; without a spread only where there are outboxes."""
+    return (*CLIENTS[:1], _NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
