@@ -198,7 +198,7 @@ class AsyncRouter(Routing):
         runner: Any = route.runner(start)
         permit = route.plan.legs[start.leg].permit
         if permit is None or runner.run_async is None:
-            quick = permit is None and 0 < self._facts.edge_s < QUICK_S
+            quick = permit is None and 0 < self._observer.facts.edge_s < QUICK_S
             return route.run(start) if quick and route.sequential else route.begin(start, send)
         send = route.mail(start, send)
 

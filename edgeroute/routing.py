@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeroute.checks import Check, Decision, check, decide
 from edgeroute.confidence.scores import Score
 from edgeroute.core import explain
-from edgeroute.core.facts import Facts
 from edgeroute.core.flow import Done, Emit, Outcome
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline, Saver
 from edgeroute.core.spending import Limits, Spending
-from edgeroute.device import Reading, Sensors, read
+from edgeroute.device import Sensors
 from edgeroute.egress import Egress
 from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.fork import renew_after_fork
 from edgeroute.guard import Guard, Purse
 from edgeroute.live import Live, Uncalibrated, fingerprints, make, nearest
+from edgeroute.observer import Observer
 from edgeroute.promises import standing
 from edgeroute.recovery import Recovery
 from edgeroute.route import Route
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from edgeroute.recall import Recall
     from edgeroute.watch import Audit
 
-READS_S = 10.0
-"""So often, at most, the device's sensors are read."""
 AGES_S = 60.0
 """So often, at most, it is looked whether a certificate has become too old."""
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
@@ -101,13 +99,11 @@ class Routing:
         )  # fmt: skip
         self._recall = _recall(cache, offline)
         self._postponed = self._late_answers(outbox, offline)
-        self._metered = metered
         self._trace = trace if trace is None or isinstance(trace, Trace) else Trace(trace)
         self._router, self._numbers = os.urandom(6).hex(), count(1)
-        self._facts = Facts()
-        self._sensors, self._reading, self._reads_at = sensors, Reading(), INF if saver is None else -INF
+        self._observer = Observer(self._counts, self._purse, metered, sensors)
         if saver is not None:
-            self._read()
+            self._observer.read()
         self._closed = False
         self._policy_file: Path | None = None
         self._more: dict[str, Any] = {}
@@ -125,6 +121,7 @@ class Routing:
     def after_fork(self) -> None:
         """The child's requests have names of their own: to an endpoint a name is the idempotency key."""
         self._router, self._standing = os.urandom(6).hex(), threading.Lock()
+        self._observer.reads_at = INF if self._live.policy.saver is None else -INF
 
     @classmethod
     def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
@@ -168,9 +165,9 @@ class Routing:
             if self._auditor is not None:
                 self._auditor.adopt(self._live, self._prints())
             self._stands_until = -INF if any(self._live.promises) else INF
-        self._reads_at = INF if self._live.policy.saver is None else -INF
+        self._observer.reads_at = INF if self._live.policy.saver is None else -INF
         self._stand()
-        self._purse.spending.limits, self._metered = limits or Limits(), metered
+        self._purse.spending.limits, self._observer.metered = limits or Limits(), metered
         models = [r.model for r in self._live.runners if isinstance(r, EdgeRunner)]
         for runner in old.runners:
             if runner not in self._live.runners and not (isinstance(runner, EdgeRunner) and runner.model in models):
@@ -211,8 +208,8 @@ class Routing:
         live = self._live
         made = live.plans.get((mode, deadline, data_class)) or self._plan(live, mode, deadline, data_class)
         begun = monotonic()
-        if begun >= self._reads_at:
-            self._reads_at = INF  # until it was read
+        if begun >= self._observer.reads_at:
+            self._observer.reads_at = INF  # until they were read
             self._workers.submit(self._read)
         route = Route(made, live, inputs, self._workers, begun + made.deadline_s, many, self._router, next(self._numbers))
         return made, route, begun
@@ -225,13 +222,13 @@ class Routing:
             raise PolicyError(f"deadline is seconds from now, more than 0, not {deadline!r}")
         if data_class is not None and not (isinstance(data_class, str) and data_class):
             raise PolicyError(f"data_class is a name, not {data_class!r}")
-        facts = self._facts
+        facts = self._observer.facts
         made = plan(live.policy, live.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
         if isinstance(made, Refusal):
             raise (MayNotLeave if made.denied else PolicyError)(made.reason)
         if len(live.plans) < 1000:  # noqa: PLR2004 - a caller may pass what is left of its own deadline, new every time
             live.plans[mode, deadline, data_class] = made
-            if facts is not self._facts:  # they changed meanwhile
+            if facts is not self._observer.facts:  # they changed meanwhile
                 live.plans.clear()
         return made
 
@@ -318,7 +315,7 @@ class Routing:
 
     def _patience_s(self, route: Route, begun: float) -> float:
         """How long to wait for an equal request, so that the edge can still be asked after it."""
-        whole_s, edge_s = route.plan.deadline_s, self._facts.edge_s
+        whole_s, edge_s = route.plan.deadline_s, self._observer.facts.edge_s
         return whole_s if whole_s == INF else max(0.0, whole_s - (2 * edge_s or whole_s / 2) - (monotonic() - begun))
 
     def _keep(self, route: Route, answer: Answer | None) -> None:
@@ -383,17 +380,8 @@ class Routing:
 
     def _observe(self) -> None:
         """Renews the facts, and with them the plans."""
-        live, counts = self._live, self._counts
-        busy = frozenset(r.name for r in live.runners if r.stuck >= r.parallel)
-        edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in live.targets if t.side == "edge"), default=0.0)
-        policy = live.policy
-        facts = Facts(busy, edge_s, self._no_hedge(live) if policy.hedge_after != INF else "")
-        if isinstance(policy.hedge_after, str) or policy.order != "listed":
-            facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
-        if policy.saver is not None:
-            facts = facts._replace(**self._reading._asdict())
-        if facts != self._facts:
-            self._facts = facts
+        live = self._live
+        if self._observer.observe(live):
             live.plans.clear()
         if self._auditor is not None:
             self._auditor.observe()
@@ -403,15 +391,8 @@ class Routing:
             self._memory.note(self._router, live.clouds)
 
     def _read(self) -> None:
-        """Looks at the device's sensors."""
-        self._reads_at = monotonic() + READS_S
-        try:
-            reading = (self._sensors or read)()
-        except Exception:
-            log.exception("the device's sensors could not be read; what they said before counts")
-            return
-        if reading != self._reading:
-            self._reading, self._facts = reading, self._facts._replace(**reading._asdict())
+        """Reads the device's sensors."""
+        if self._observer.read():
             self._live.plans.clear()
 
     def _stand(self) -> None:
@@ -438,7 +419,7 @@ class Routing:
         kept = None if self._memory is None else self._memory.kept
         auditor = Auditor(
             audit, self._workers, self._counts,
-            held_back=self._no_hedge, changed=self._stand, journal=journal, kept=kept,
+            held_back=self._observer.no_hedge, changed=self._stand, journal=journal, kept=kept,
         )  # fmt: skip
         auditor.adopt(self._live, self._prints())
         return auditor
@@ -446,15 +427,6 @@ class Routing:
     def _prints(self) -> dict[str, dict[str, str]]:
         edges = [t.name for t in self._live.targets if t.side == "edge"]
         return {name: self.fingerprints(i) for i, name in enumerate(edges)}
-
-    def _no_hedge(self, live: Live) -> str:
-        """Why nothing is to be asked only to be quicker."""
-        if self._metered is True or (callable(self._metered) and self._metered()):
-            return "the link is metered"
-        if self._purse.scarce():
-            return "half of what may be spent is spent"
-        away = [r.name for r in live.clouds if r.guard.state != "closed"]
-        return f"{', '.join(away)} does not answer" if away else ""
 
     def _guard(self, runner: CloudRunner) -> Guard:
         """What stands before a cloud of this router."""

@@ -48,12 +48,12 @@ class Device:
 def now_it_reads(router, device):
     """The next request has them read, in the background; what they say holds from then on."""
     device.read.clear()
-    inner = getattr(router, "router", router)
-    inner._reads_at = time.monotonic()  # ten seconds have gone by
+    observer = getattr(router, "router", router)._observer
+    observer.reads_at = time.monotonic()  # ten seconds have gone by
     router.infer(1)
     assert device.read.wait(LONG)
     end = time.monotonic() + LONG
-    while inner._reads_at == float("inf"):
+    while observer.reads_at == float("inf"):
         assert time.monotonic() < end
         threading.Event().wait(0.001)
 

@@ -586,11 +586,11 @@ def test_a_quick_model_runs_on_the_loop():
             edge=lambda x: (where.append(threading.current_thread()), 1.0), cloud=cloud, threshold=0.5
         ) as router:
             await router.infer(0)
-            router._facts = Facts(edge_s=0.0001)
+            router._observer.facts = Facts(edge_s=0.0001)
             await router.infer(0)
             await router.infer(0, deadline=30)
             await router.infer_many([0])
-            router._facts = Facts(edge_s=0.1)
+            router._observer.facts = Facts(edge_s=0.1)
             await router.infer(0)
 
     asyncio.run(main())

@@ -110,9 +110,7 @@ def calibrate(
     if not isinstance(used, str):
         notes.append(f"the policy's score, {name}, was fitted: the promise holds if that was to other examples than these")
     try:
-        result = certified(
-            made, kind, value, odds, per_class=per_class, fit=fit, ood=ood, score=name, fingerprints=fingerprints
-        )
+        result = certified(made, kind, value, odds, per_class=per_class, fit=fit, ood=ood, score=name, fingerprints=fingerprints)
     except NotEnough as e:
         missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
         print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)

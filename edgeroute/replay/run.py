@@ -15,6 +15,7 @@ from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Spending
 from edgeroute.errors import PolicyError
 from edgeroute.live import nearest
+from edgeroute.observer import READS_S
 from edgeroute.replay.device import THERMAL, Battery, heat
 from edgeroute.replay.drive import alone, drive
 from edgeroute.replay.gate import SERVER_S, Gate
@@ -24,7 +25,6 @@ from edgeroute.replay.records import ANSWERED, Past, Recording, Request, read
 from edgeroute.replay.result import Change, Energy, Gated, Replay, Values
 from edgeroute.replay.script import Script, Unknown
 from edgeroute.replay.setup import Port, Setup
-from edgeroute.routing import READS_S
 from edgeroute.stats import Counts
 
 EXAMPLES: Final = 5
