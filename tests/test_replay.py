@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -798,3 +799,19 @@ def test_the_command(tmp_path):
         found, out, err = cli(*arguments)
         assert (found, out) == (code, ""), err
         assert message in err
+
+
+def test_garbage_is_looked_for_again(tmp_path):
+    """After a trace was read, and after one that cannot be."""
+    for text in ("", "{}\n"):
+        (tmp_path / "t.jsonl").write_text(text)
+        with pytest.raises(BadInput):
+            read(tmp_path / "t.jsonl")
+        assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(BadInput):
+            read(tmp_path / "t.jsonl")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -21,7 +21,7 @@ from edgeroute.replay.drive import alone, drive
 from edgeroute.replay.gate import SERVER_S, Gate
 from edgeroute.replay.network import NETWORKS, Link
 from edgeroute.replay.numbers import Tally
-from edgeroute.replay.records import ANSWERED, Past, Recording, Request, read
+from edgeroute.replay.records import ANSWERED, Past, Recording, Request, read, uncollected
 from edgeroute.replay.result import Change, Energy, Gated, Replay, Values
 from edgeroute.replay.script import Script, Unknown
 from edgeroute.replay.setup import Port, Setup
@@ -79,7 +79,8 @@ def replay(
     trace = trace if isinstance(trace, Recording) else read(trace)
     setup = policy if isinstance(policy, Setup) else Setup.read(policy)
     random = Random(seed)  # noqa: S311 - chances, not secrets
-    return _Run(trace, setup, network, server_s, random, thermal, battery, edge_joules).all(keep_mode, keep_deadline)
+    with uncollected():
+        return _Run(trace, setup, network, server_s, random, thermal, battery, edge_joules).all(keep_mode, keep_deadline)
 
 
 class _Run:
