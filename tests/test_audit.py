@@ -388,6 +388,8 @@ def test_a_budget_needs_a_threshold_that_may_be_raised(certificate):
     for wrong_kind in (certificate._replace(kind="max_defer"), certificate._replace(thresholds={"a": 0.5})):
         with pytest.raises(PolicyError, match="with a budget the threshold is raised"):
             Router(edge, right, threshold=wrong_kind, audit=Audit(budget=0.5))
+    with pytest.raises(PolicyError, match="none had one"):
+        Router(edge, right, threshold=certificate._replace(quantiles=()), audit=Audit(budget=0.5))
 
 
 # ----------------------------------------------------------------------------------------------------- by themselves
