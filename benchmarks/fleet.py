@@ -8,7 +8,7 @@ from time import perf_counter
 from figures import Figure
 
 from edgeroute.simulation.fleet import simulate
-from edgeroute.simulation.scenario import CLIENTS, EDGEROUTE, Scenario
+from edgeroute.simulation.scenario import EDGEROUTE, Scenario, clients
 
 SILENT = Scenario(silent=True)
 """A million devices, each asking once a minute, of which the cloud has a tenth to answer; an hour; nothing comes back for 10 s."""
@@ -33,13 +33,15 @@ def comparison() -> str:
     fleets = {
         "a million quiet devices": SILENT,
         "100,000 quiet devices, outboxes": quiet,
+        "the same, 1.2 times the usual load": quiet._replace(margin=1.2),
+        "the same, connections refused": quiet._replace(silent=False),
         "the same, nobody waits over 1 s in the cloud": quiet._replace(queue_s=1.0),
         "1,000 busy devices": busy,
         "the same, outboxes": busy._replace(offline="queue"),
     }
     lines = ["| fleet | devices | cloud back | peak | degraded | in vain |", "|---|---|---:|---:|---:|---:|"]
     for name, scenario in fleets.items():
-        for client in CLIENTS:
+        for client in clients(scenario):
             result = simulate(scenario._replace(length_s=SHORT_S), client)
             back = "never" if result.cloud_back_s is None else f"{result.cloud_back_s:g} s"
             share = result.degraded / int(result.asked.sum())

@@ -251,7 +251,7 @@ def _online(promise: Promise | None, audit: Audit, budget: float, dumped: Any = 
             "with a budget the threshold is raised: not that of max_defer, which promises few deferrals, nor one for each class"
         )
     if not certificate.quantiles:
-        raise PolicyError("with a budget the threshold is raised along the scores of the certificate's examples, and none had one")
+        raise PolicyError("with a budget the threshold is raised along the scores of the certificate's examples: none had one")
     costs = {"budget": budget, "wrong_cost": audit.wrong_cost, "call_cost": audit.call_cost}
     with contextlib.suppress(ValueError):
         if isinstance(dumped, dict):

@@ -14,24 +14,28 @@ from exact import Exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.cli.simulate import show
+from edgeroute.cli.simulate import notes, show
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import RetryBudget
+from edgeroute.outbox.delivery import longest
 from edgeroute.simulation.capacity import needed
 from edgeroute.simulation.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
 from edgeroute.simulation.devices import CLOSED, HALF_OPEN, OPEN, Devices
-from edgeroute.simulation.fleet import simulate
-from edgeroute.simulation.scenario import CLIENTS, EDGEROUTE, Client, Scenario
+from edgeroute.simulation.fleet import longest_s, simulate
+from edgeroute.simulation.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
+from edgeroute.simulation.scenario import clients as compared
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 SILENT = Scenario(devices=4000, per_minute=10.0, length_s=300.0, silent=True)
 """67 requests a second to the cloud; their timeout is 2 s, and the cloud lets them wait for 10 s."""
 BUSY_DEVICES = Scenario(devices=500, per_minute=60.0, defer=0.5, outage_at_s=20.0, length_s=120.0)
-QUEUE = BUSY_DEVICES._replace(devices=2000, per_minute=10.0, offline="queue", queue_s=1.0)
+QUEUE = BUSY_DEVICES._replace(devices=2000, per_minute=10.0, offline="queue", queue_s=1.0, length_s=300.0)
 WHO = np.array([0])
 STATES = {CLOSED: "closed", OPEN: "open", HALF_OPEN: "half-open"}
 
-clients = st.tuples(st.just("any"), st.integers(0, 4), *[st.booleans()] * 4).map(lambda fields: Client(*fields))
+clients = st.tuples(st.just("any"), st.integers(0, 4), *[st.booleans()] * 4, st.sampled_from([0.0, 20.0])).map(
+    lambda fields: Client(*fields)
+)
 scenarios = st.fixed_dictionaries(
     {
         "devices": st.sampled_from([1, 30, 1000]),
@@ -148,7 +152,7 @@ def test_what_would_wait_too_long_is_refused():
     ],
     ids=["refused", "silent", "retry-after", "queue", "queue-together"],
 )
-@pytest.mark.parametrize("client", [EDGEROUTE, CLIENTS[3], PLAIN], ids=lambda client: client.name)
+@pytest.mark.parametrize("client", [EDGEROUTE, NO_SPREAD, CLIENTS[3], PLAIN], ids=lambda client: client.name)
 def test_it_agrees_with_the_core_one_event_at_a_time(scenario, client):
     """Recovery to 3 s and a fifth, peak to a quarter, counts to a tenth, of what breakers, budgets and outboxes one by one do."""
     seeds = [scenario._replace(seed=seed) for seed in range(2)]
@@ -202,6 +206,26 @@ def test_a_retry_budget_alone_brings_busy_devices_back():
     assert simulate(busy, PLAIN).cloud_back_s is None
     assert simulate(busy, budget).cloud_back_s is not None
     assert simulate(SILENT._replace(devices=40_000, per_minute=1.0), budget).cloud_back_s is None
+
+
+def test_outboxes_of_quiet_devices_bring_it_down_again():
+    """What timed out is sent again at once, and that is enough to keep the cloud busy in vain; spread over a minute it is not."""
+    quiet = Scenario(
+        devices=6000, per_minute=1.0, defer=0.5, margin=1.2, silent=True, offline="queue", outage_at_s=20.0, length_s=200.0
+    )
+    for run in (simulate, lambda scenario, client: Exact(scenario, client).run()):
+        ours, without = run(quiet, EDGEROUTE), run(quiet, NO_SPREAD)
+        assert (ours.cloud_back_s, ours.waiting, ours.lost) == (0, 0, 0)
+        assert ours.peak < 2.2, "so few devices are uneven by themselves"
+        assert (without.cloud_back_s, without.lost) == (None, 0)
+        assert without.peak > 4
+        assert without.waiting > quiet.devices / 4
+
+
+@given(st.integers(0, 40), st.sampled_from([0.0, 0.5, 60.0]))
+def test_the_array_waits_as_long_as_delivery_does(failed, spread_s):
+    """Its longest waits are those of the outbox."""
+    assert longest_s(np.array([float(failed)]), spread_s)[0] == longest(failed + 1, spread_s)
 
 
 def test_jitter_spreads_what_comes_back_together():
@@ -258,8 +282,31 @@ def test_the_command_tells_of_each_client(capsys):
     assert "With edgeroute the cloud was back 0 s after the outage of 10 s." in out
     assert "It became a long one: plain retries" in out
     assert "Every request had an answer, the cloud's or the edge's." in out
+    assert "A device asks the cloud 4 times a minute, too seldom to empty its retry budget" in out
     show(scenario, [plain])
     assert "did not come back" in capsys.readouterr().out
+
+
+def test_what_is_said_of_outboxes_and_of_quiet_devices():
+    """The spread is compared only where there are outboxes; of quiet devices is said what the table shows, and nothing of busy ones."""
+    names = [client.name for client in compared(QUEUE)]
+    assert [client.name for client in compared(SILENT)] == [name for name in names if name != "no spread"]
+    rows = [{"name": name, "cloud_back_s": 0.0, "capacity_needed": 1.2, "lost": 0} for name in names]
+    worse = [{**row, "capacity_needed": None} if row["name"] == "timeout per attempt" else row for row in rows]
+    busy = SILENT._replace(per_minute=1000.0)
+    spread, seldom, whole = (
+        "no spread: the outboxes send",
+        "too seldom to empty its retry budget",
+        "without both (timeout per attempt)",
+    )
+    for scenario, told, expected in (
+        (QUEUE, worse, [True, True, True]),
+        (SILENT, worse, [False, True, True]),
+        (SILENT, rows, [False, True, False]),
+        (busy, worse, [False, False, False]),
+    ):
+        text = "\n".join(notes(scenario, told))
+        assert [part in text for part in (spread, seldom, whole)] == expected
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import sqlite3
@@ -12,6 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 from queue import Queue
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -20,9 +22,11 @@ from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, OpenInference, PlainJson, PolicyError, Router
 from edgeroute.clock import now
+from edgeroute.core.spending import Limits
 from edgeroute.egress import Egress
-from edgeroute.errors import NoAnswer
+from edgeroute.errors import Held, NoAnswer
 from edgeroute.outbox import Outbox
+from edgeroute.recovery import Recovery
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 
@@ -742,6 +746,144 @@ def test_a_late_reply_waits_for_a_slow_disk(make, box):
         gate.set()
         assert_told_once(told, answer, router)
     assert len(server.requests) == 1
+
+
+# -------------------------------------------------------------------------------------------------------- the spread
+
+
+AGES = 1e6
+"""Seconds that no test takes."""
+
+
+@pytest.fixture
+def wide(tmp_path, monkeypatch):
+    """An outbox whose random waits are as long as they can be; no link has come up yet."""
+    monkeypatch.setattr("edgeroute.outbox.store.random.uniform", lambda _, most: most)
+    monkeypatch.setattr(Recovery, "linked_at", -math.inf)
+    return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=AGES)
+
+
+def only(box):
+    """Its one entry: how long it waits, and why."""
+    (entry,) = box.list()
+    return entry.ready_at - now(), entry.error
+
+
+def test_a_failure_is_not_sent_again_at_once(make, wide):
+    """The cloud has just failed at it."""
+    with CannedServer(DOWN) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), offline="queue", outbox=wide)
+        assert_queued(router.infer(1))
+        wait_s, error = only(wide)
+        assert wait_s > AGES / 2
+        assert "503" in error
+        router.close()
+    assert len(posts(server)) == 1
+
+
+def test_a_batch_that_was_late_is_not_sent_again_at_once(make, wide):
+    """It is given up at its deadline: that is a failure, too."""
+    gate = threading.Event()
+    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), deadline=0.2, offline="queue", outbox=wide)
+    stored = after(wide, "put")
+    (answer,) = router.infer_many([1])
+    assert_queued(answer)
+    assert stored.wait(LONG)
+    gate.set()
+    wait_s, error = only(wide)
+    assert wait_s > AGES / 2
+    assert error == "it did not answer in time"
+
+
+def test_a_late_failure_is_not_sent_again_at_once(make, wide):
+    """It waits for its reply at first, and from that on a part of the spread."""
+    with GatedServer(DOWN) as server:
+        router = make(unsure, PlainJson(server.url, retries=0, timeout_s=100), deadline=0.2, offline="queue", outbox=wide)
+        stored, failed = after(wide, "put"), after(wide, "ready")
+        assert_queued(router.infer(1))
+        assert stored.wait(LONG)
+        wait_s, error = only(wide)
+        assert wait_s <= 100
+        assert error == ""
+        server.open()
+        assert failed.wait(LONG)
+        wait_s, error = only(wide)
+        assert wait_s > AGES / 2
+        assert "503" in error
+        router.close()
+    assert len(posts(server)) == 1
+
+
+def test_what_was_held_waits_for_the_spread(wide):
+    """Where the breaker holds it, the cloud is away, and delivery says so; a limit on this side is none of its business."""
+    with (
+        link() as (_, relay),
+        Router(
+            unsure,
+            PlainJson(relay.url, retries=0),
+            threshold=0.5,
+            offline="queue",
+            outbox=wide,
+            limits=Limits(calls_per_minute=3),
+        ) as router,
+    ):
+        assert router.infer(0).source == "cloud"
+        relay.down()
+        router.infer(1)
+        (entry,) = (wide.waiting(e.id) for e in wide.list())
+        router.infer(2)
+        with pytest.raises(Held, match="calls_per_minute") as limited:
+            router._postponed._send(entry)
+        assert limited.value.retry_after_s is None
+        guard = router._live.clouds[0].guard
+        while guard.state == "closed":
+            guard.fault()
+        with pytest.raises(Held, match="breaker") as held:
+            router._postponed._send(entry)
+        assert held.value.retry_after_s == AGES
+
+
+def test_what_is_held_is_looked_at_at_once(make, wide):
+    """It did not fail: should the breaker have closed meanwhile, it goes like any other request."""
+    with link() as (_, relay):
+        router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
+        relay.down()
+        guard = router._live.clouds[0].guard
+        while guard.state == "closed":
+            guard.fault()
+        looked = after(router._postponed._delivery, "_deliver")
+        answer = router.infer(1)
+        assert_queued(answer)
+        assert "breaker" in answer.reason
+        wait_s, error = only(wide)
+        assert wait_s <= 0
+        assert error == ""
+        assert looked.wait(LONG)
+        router.close()
+
+
+def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatch):
+    """After a probe alone what waits goes within the spread; with the device's own link, and for a while after that, at once."""
+    clock = [0.0]
+    monkeypatch.setattr("edgeroute.recovery.monotonic", lambda: clock[0])
+    with link() as (_, relay):
+        router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
+        told, delivery = listen(router), router._postponed._delivery
+        relay.down()
+        answer = router.infer(1)
+        assert_queued(answer)
+        relay.refuse = False
+        guard = router._live.clouds[0].guard
+        guard.probe()
+        assert delivery._hurry_at > monotonic() + AGES / 2
+        assert only(wide)[0] > AGES / 2
+        router._recovery.link_up()
+        assert_told_once(told, answer, router)
+        wakes = []
+        delivery.wake = lambda *, now: wakes.append(now)
+        for clock[0] in (29.0, 31.0):
+            router._postponed.wake()
+        assert wakes == [True, False]
 
 
 # ------------------------------------------------------------------------------------------------- functions as clouds

@@ -28,6 +28,7 @@ from edgeroute.clock import now
 from edgeroute.core.flow import Prediction
 from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
 from edgeroute.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
+from edgeroute.outbox.delivery import backoff, longest
 from edgeroute.outbox.inputs import plain
 from edgeroute.outbox.store import COUNTED, ROW_BYTES, TRUSTED_S
 
@@ -823,6 +824,143 @@ def test_wake_cuts_waits_short(outbox, deliver, monkeypatch):
     delivery.wake()
     until(lambda: ids(outbox, "answered") == ["a"])
     assert ids(outbox, "waiting") == ["later"]
+
+
+@pytest.fixture
+def whole(monkeypatch):
+    """Random waits are as long as they can be."""
+    monkeypatch.setattr("random.uniform", lambda _, most: most)
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """What delivery takes for the time is by so many seconds more than it is: its one element."""
+    from edgeroute.outbox import delivery
+
+    real, by_s = delivery.monotonic, [0.0]
+    monkeypatch.setattr(delivery, "monotonic", lambda: real() + by_s[0])
+    return by_s
+
+
+AGES = 1e6
+"""Seconds that no test takes."""
+
+
+def looks(outbox, monkeypatch):
+    """Waits until delivery has looked into the outbox twice more."""
+    seen, real = [], outbox.pick
+    monkeypatch.setattr(outbox, "pick", lambda *args: (seen.append(1), real(*args))[1])
+    until(lambda: len(seen) > 2)  # the first may have begun before
+
+
+@pytest.mark.usefixtures("whole")
+def test_what_failed_waits_a_part_of_the_spread(make):
+    """When it is put, and when its late reply turns out to be an error; what did not fail is due now, or when it says."""
+    outbox = make(spread_s=60.0)
+    outbox.put(request("failed", error="away"))
+    outbox.put(request("new"))
+    outbox.put(request("under way", ready_at=T0 + 10))
+    outbox.put(request("asked to", ready_at=T0 + 5, error="busy"))
+    assert [(e.ready_at - T0, e.error) for e in outbox.list()] == [(60, "away"), (0, ""), (10, ""), (5, "busy")]
+    assert outbox.waiting("failed").error == "away"
+    outbox.ready("under way", "reset")
+    outbox.ready("asked to")
+    assert [(e.ready_at - T0, e.error) for e in outbox.list()] == [(60, "away"), (0, ""), (60, "reset"), (0, "")]
+
+
+@pytest.mark.usefixtures("whole")
+def test_hurry_takes_what_failed(make):
+    """And not what waits for a reply that may still come."""
+    outbox = make(spread_s=60.0)
+    outbox.put(request("failed", error="away"))
+    outbox.put(request("under way", ready_at=T0 + 10))
+    outbox.hurry()
+    assert [e.ready_at - T0 for e in outbox.list()] == [0, 10]
+
+
+@given(st.integers(1, 2000), st.sampled_from([0.0, 0.5, 60.0]))
+def test_waits_grow(attempts, spread_s):
+    """From a second to a minute, or from the spread to ten times that where it is longer; by chance, from nothing on."""
+    usual, spread = min(60.0, 2.0 ** min(attempts - 1, 6)), spread_s * min(10.0, 2.0 ** min(attempts - 1, 6))
+    assert longest(attempts, spread_s) == max(usual, spread)
+    assert 0 <= backoff(attempts, spread_s) <= longest(attempts, spread_s)
+    assert longest(attempts) == usual
+
+
+@pytest.mark.usefixtures("whole")
+def test_deliveries_that_fail_wait_for_the_spread(make, deliver):
+    """The first time as long as it, then twice as long."""
+    outbox = make(spread_s=60.0)
+
+    def send(waiting):
+        raise Unreachable("away")
+
+    outbox.put(request("a"))
+    outbox.put(request("b", attempts=1))
+    deliver(outbox, send)
+    until(lambda: [e.attempts for e in outbox.list()] == [1, 2])
+    assert [e.ready_at for e in outbox.list()] == [T0 + 60, T0 + 120]
+
+
+def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
+    """An endpoint that is back is not asked by all at the same time; one that only this device could not reach is, at once."""
+    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    outbox, tried = make(spread_s=AGES), Queue()
+
+    def send(waiting):
+        tried.put(waiting.id)
+        if tried.qsize() < 3:
+            raise Unreachable("away")
+        return sure()
+
+    outbox.put(request("a"))
+    delivery = deliver(outbox, send)
+    until(lambda: outbox.list()[0].attempts == 1)
+    delivery.wake()
+    looks(outbox, monkeypatch)
+    assert tried.qsize() == 1
+    ahead[0] += AGES
+    until(lambda: outbox.list()[0].attempts == 2)
+    delivery.wake()
+    looks(outbox, monkeypatch)
+    assert tried.qsize() == 2
+    delivery.wake(now=True)
+    until(lambda: ids(outbox, "answered") == ["a"])
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_new_run_does_not_wait(make, deliver):
+    """What an earlier one put off is sent at once."""
+    outbox = make(spread_s=AGES)
+    outbox.put(request("a", error="away"))
+    deliver(outbox, lambda w: sure())
+    until(lambda: ids(outbox, "answered") == ["a"])
+
+
+def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, ahead):
+    """Beside the pause that any has; a wake cuts both short."""
+    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    outbox, tried = make(), Queue()
+
+    def send(waiting):
+        tried.put(waiting.id)
+        if tried.qsize() < 4:
+            held = Held("breaker")
+            held.retry_after_s = AGES if tried.qsize() > 1 else None
+            raise held
+        return sure()
+
+    outbox.put(request("a"))
+    delivery = deliver(outbox, send)
+    until(lambda: tried.qsize() == 2)
+    looks(outbox, monkeypatch)
+    assert tried.qsize() == 2
+    ahead[0] += AGES
+    until(lambda: tried.qsize() == 3)
+    looks(outbox, monkeypatch)
+    assert tried.qsize() == 3
+    delivery.wake()
+    until(lambda: ids(outbox, "answered") == ["a"])
 
 
 def test_a_server_says_when_to_come_back(outbox, deliver, no_wait):

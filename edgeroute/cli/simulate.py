@@ -86,7 +86,7 @@ def fleet(
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from edgeroute.simulation.scenario import AGAIN_S, CLIENTS, Scenario
+    from edgeroute.simulation.scenario import AGAIN_S, Scenario, clients
 
     given = {
         "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
@@ -101,7 +101,7 @@ def fleet(
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
         raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
-        rows = list(processes.map(partial(_row, scenario), CLIENTS))
+        rows = list(processes.map(partial(_row, scenario), clients(scenario)))
     if as_json:
         print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
         return OK
@@ -162,11 +162,12 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     """What the table means, in sentences that hold however the numbers turn out."""
-    from edgeroute.simulation.scenario import AGAIN_S, GOOD
+    from edgeroute.simulation.devices import CAP, RETRY
+    from edgeroute.simulation.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
     within_s = WITHIN * scenario.outage_s
     ours, others = rows[0], rows[1:]
-    slow = [row["name"] for row in others if row["cloud_back_s"] is None or row["cloud_back_s"] > within_s]
+    slow = [row["name"] for row in others if _more(row["cloud_back_s"], within_s)]
     lines = [
         f"cloud back: time after the outage from which {GOOD:.0%} of attempts were answered in any {AGAIN_S:g} s",
         "fleet back: the same of requests, those that a breaker held back among them",
@@ -175,6 +176,22 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
         "in vain: the share of the cloud's work that was for devices which had given up",
         f"needs: the capacity to have the cloud back within {within_s:g} s",
     ]
+    if scenario.offline == "queue":
+        lines.append(
+            "no spread: the outboxes send what waits as soon as they may, and not after a random part of "
+            f"{EDGEROUTE.spread_s:g} s, or more after each failure"
+        )
+    a_minute = scenario.per_minute * scenario.defer
+    if EDGEROUTE.retries * a_minute / 60 * (scenario.outage_s + scenario.timeout_s) < CAP / RETRY:
+        lines.append(
+            f"A device asks the cloud {a_minute:g} times a minute, too seldom to empty its retry budget: that shows only where "
+            "devices are busy."
+        )
+        if any(row["name"] == PER_ATTEMPT.name and _more(row["capacity_needed"], ours["capacity_needed"]) for row in others):
+            lines.append(
+                "What spares the cloud from quiet devices is that the timeout is that of the whole call, and that a timeout is "
+                f"never retried: without both ({PER_ATTEMPT.name}) it needs more."
+            )
     if ours["cloud_back_s"] is None:
         lines.append(
             f"With {ours['name']} the cloud did not come back at {scenario.margin:g}x: it needs more, or a shorter queue."
@@ -188,6 +205,11 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     lost = sum(row["lost"] for row in rows)
     lines.append(f"{lost:,} requests had no answer." if lost else "Every request had an answer, the cloud's or the edge's.")
     return lines
+
+
+def _more(a: float | None, b: float | None) -> bool:
+    """None is the most there is."""
+    return b is not None and (a is None or a > b)
 
 
 def _time(back_s: float | None) -> str:

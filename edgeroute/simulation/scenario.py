@@ -77,13 +77,14 @@ class Client(NamedTuple):
 
 EDGEROUTE: Final = Client("edgeroute")
 _PLAIN: Final = Client("plain retries", retries=3, budget=False, jitter=False, breaker=False, whole=False, spread_s=0.0)
-_NO_SPREAD: Final = EDGEROUTE._replace(name="no spread", spread_s=0.0)
+NO_SPREAD: Final = EDGEROUTE._replace(name="no spread", spread_s=0.0)
+PER_ATTEMPT: Final = EDGEROUTE._replace(name="timeout per attempt", whole=False)
 CLIENTS: Final = (
     EDGEROUTE,
     EDGEROUTE._replace(name="no retry budget", budget=False),
     EDGEROUTE._replace(name="no jitter", jitter=False),
     EDGEROUTE._replace(name="no breaker", breaker=False),
-    EDGEROUTE._replace(name="timeout per attempt", whole=False),
+    PER_ATTEMPT,
     _PLAIN,
     _PLAIN._replace(name="plain, with budget", budget=True),
     _PLAIN._replace(name="plain, with breaker", breaker=True),
@@ -92,4 +93,4 @@ CLIENTS: Final = (
 
 def clients(scenario: Scenario) -> tuple[Client, ...]:
     """Those that are compared; without a spread only where there are outboxes."""
-    return (*CLIENTS[:1], _NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
+    return (*CLIENTS[:1], NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
