@@ -14,7 +14,6 @@ from edgeroute import Audit, Egress, Function, Limits, PolicyError, Router
 from edgeroute.clock import now
 from edgeroute.confidence import calibrate
 from edgeroute.journal import read
-from edgeroute.stats import TOGETHER
 from edgeroute.testing import FakeCloud
 from edgeroute.watch import Watch, limit
 
