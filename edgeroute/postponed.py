@@ -174,7 +174,7 @@ class Postponed:
         except Held as e:
             if runner.guard.why():  # it is the cloud, and no limit on this side
                 assert self.outbox is not None, "that is where the entry is from"
-                e.retry_after_s = self.outbox.part_s()
+                e.retry_after_s = self.outbox.part_s(entry.queued_at)
             raise
 
     def late(self, route: Route, event: Event) -> None:

@@ -12,6 +12,7 @@ from edgeroute.cloud.leg import FIRST_S, MOST_S
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import Rate, RetryBudget
 from edgeroute.outbox import delivery
+from edgeroute.outbox.spread import spread_for
 from edgeroute.simulation.fleet import PARALLEL, POLL_S, PROBE_S
 from edgeroute.simulation.result import Result
 
@@ -19,8 +20,8 @@ from edgeroute.simulation.result import Result
 class Entry:
     """A request in an outbox."""
 
-    def __init__(self, at):
-        self.ready_at, self.attempts, self.flying = at, 0, False
+    def __init__(self, at, queued_at):
+        self.ready_at, self.queued_at, self.attempts, self.flying = at, queued_at, 0, False
 
 
 class Device:
@@ -51,9 +52,9 @@ class Exact:
         """0..1."""
         return self.random.random() if self.client.jitter else 1.0
 
-    def part_s(self):
-        """Of the outbox's spread."""
-        return self.client.spread_s * self.jitter()
+    def part_s(self, age_s=0):
+        """Of what is spread that has waited so long."""
+        return spread_for(self.client.spread_s, age_s) * self.jitter()
 
     def run(self):
         """Until every request has ended."""
@@ -167,10 +168,11 @@ class Exact:
             return
         entry.flying = False
         if held:
-            device.paused = now + POLL_S + self.part_s()
+            device.paused = now + POLL_S + self.part_s(now - entry.queued_at)
         else:
             entry.attempts += 1
-            wait_s = delivery.longest(entry.attempts, self.client.spread_s) * self.jitter()
+            spread_s = spread_for(self.client.spread_s, now - entry.queued_at)
+            wait_s = delivery.longest(entry.attempts, spread_s) * self.jitter()
             entry.ready_at = now + max(wait_s, self.of.retry_after_s)
         self.step(device, now)
 
@@ -179,12 +181,12 @@ class Exact:
         self.result.degraded += 1
         if self.of.offline == "queue":
             self.result.queued += 1
-            device.box.append(Entry(now if held else now + self.part_s()))
+            device.box.append(Entry(now if held else now + self.part_s(), now))
             self.step(device, now)
 
     def wake(self, device, now):
         """The endpoint is back: the outbox need not wait much longer."""
-        at = now + self.part_s()
+        at = now + self.part_s(max((now - entry.queued_at for entry in device.box), default=0))
         if at < device.hurry_at:
             device.hurry_at = at
             self.at(at, self.hurry, device)
@@ -222,4 +224,4 @@ class Exact:
                 entry.flying = True
                 self.send(device, entry, now, now + self.of.timeout_s, 0, now)
             else:
-                device.paused = now + POLL_S + self.part_s()
+                device.paused = now + POLL_S + self.part_s(now - entry.queued_at)

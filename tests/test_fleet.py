@@ -18,14 +18,19 @@ from edgeroute.cli.simulate import notes, show
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import RetryBudget
 from edgeroute.outbox.delivery import longest
+from edgeroute.outbox.spread import spread_for
 from edgeroute.simulation.capacity import needed
 from edgeroute.simulation.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
 from edgeroute.simulation.devices import CLOSED, HALF_OPEN, OPEN, Devices
-from edgeroute.simulation.fleet import longest_s, simulate
+from edgeroute.simulation.fleet import longest_s, simulate, spreads_s
 from edgeroute.simulation.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
 from edgeroute.simulation.scenario import clients as compared
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
+MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))
+"""Their outboxes spread what waits over so long."""
+SECONDS = EDGEROUTE._replace(spread_s=5.0)
+"""What waits in its outboxes is soon spread over longer."""
 SILENT = Scenario(devices=4000, per_minute=10.0, length_s=300.0, silent=True)
 """67 requests a second to the cloud; their timeout is 2 s, and the cloud lets them wait for 10 s."""
 BUSY_DEVICES = Scenario(devices=500, per_minute=60.0, defer=0.5, outage_at_s=20.0, length_s=120.0)
@@ -152,7 +157,9 @@ def test_what_would_wait_too_long_is_refused():
     ],
     ids=["refused", "silent", "retry-after", "queue", "queue-together"],
 )
-@pytest.mark.parametrize("client", [EDGEROUTE, NO_SPREAD, CLIENTS[3], PLAIN], ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "client", [SECONDS, NO_SPREAD, CLIENTS[3]._replace(spread_s=60.0), PLAIN], ids=lambda client: client.name
+)
 def test_it_agrees_with_the_core_one_event_at_a_time(scenario, client):
     """Recovery to 3 s and a fifth, peak to a quarter, counts to a tenth, of what breakers, budgets and outboxes one by one do."""
     seeds = [scenario._replace(seed=seed) for seed in range(2)]
@@ -214,7 +221,7 @@ def test_outboxes_of_quiet_devices_bring_it_down_again():
         devices=6000, per_minute=1.0, defer=0.5, margin=1.2, silent=True, offline="queue", outage_at_s=20.0, length_s=200.0
     )
     for run in (simulate, lambda scenario, client: Exact(scenario, client).run()):
-        ours, without = run(quiet, EDGEROUTE), run(quiet, NO_SPREAD)
+        ours, without = run(quiet, MINUTE), run(quiet, NO_SPREAD)
         assert (ours.cloud_back_s, ours.waiting, ours.lost) == (0, 0, 0)
         assert ours.peak < 2.2, "so few devices are uneven by themselves"
         assert (without.cloud_back_s, without.lost) == (None, 0)
@@ -222,15 +229,25 @@ def test_outboxes_of_quiet_devices_bring_it_down_again():
         assert without.waiting > quiet.devices / 4
 
 
-@given(st.integers(0, 40), st.sampled_from([0.0, 0.5, 60.0]))
-def test_the_array_waits_as_long_as_delivery_does(failed, spread_s):
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_spread_of_ten_minutes_is_enough_for_an_outage_of_one(silent):
+    """A fifth more than the usual load takes what was queued in it; spread over a minute, it would not."""
+    quiet = Scenario(devices=20_000, margin=1.2, silent=silent, offline="queue", outage_at_s=20.0, outage_s=60.0, length_s=250.0)
+    assert simulate(quiet, TEN).cloud_back_s == 0
+    assert simulate(quiet, MINUTE).cloud_back_s is None
+
+
+@given(st.integers(0, 40), st.sampled_from([0.0, 0.5, 60.0, 7200.0]), st.floats(0, 1e5))
+def test_the_array_waits_as_long_as_delivery_does(failed, spread_s, age_s):
     """Its longest waits are those of the outbox."""
-    assert longest_s(np.array([float(failed)]), spread_s)[0] == longest(failed + 1, spread_s)
+    age = np.array([age_s])
+    assert spreads_s(spread_s, age)[0] == spread_for(spread_s, age_s)
+    assert longest_s(np.array([float(failed)]), spread_s, age)[0] == longest(failed + 1, spread_for(spread_s, age_s))
 
 
 def test_jitter_spreads_what_comes_back_together():
     """Outboxes of devices that lost the cloud at the same instant come back over seconds, not as one."""
-    lone = Client("", retries=0, breaker=False)
+    lone = Client("", retries=0, breaker=False, spread_s=60.0)
     together = SILENT._replace(offline="queue", together=0.5, per_minute=1.0, silent=False, queue_s=1.0)
     assert simulate(together, lone).peak < 0.75 * simulate(together, lone._replace(jitter=False)).peak
 
@@ -240,7 +257,10 @@ def test_more_capacity_is_never_slower(client):
     """Over three seeds, the cloud is back no later with more capacity."""
     times = []
     for margin in (1.2, 1.6, 2.5, 4.0):
-        runs = [simulate(QUEUE._replace(margin=margin, silent=True, seed=seed), client).cloud_back_s for seed in range(3)]
+        runs = [
+            simulate(QUEUE._replace(margin=margin, silent=True, length_s=200.0, seed=seed), client).cloud_back_s
+            for seed in range(3)
+        ]
         times.append(np.mean([120.0 if back_s is None else back_s for back_s in runs]))
     assert all(more <= less + 2 for less, more in pairwise(times))
     assert times[-1] < 5
@@ -290,8 +310,10 @@ def test_the_command_tells_of_each_client(capsys):
 def test_what_is_said_of_outboxes_and_of_quiet_devices():
     """The spread is compared only where there are outboxes; of quiet devices is said what the table shows, and nothing of busy ones."""
     names = [client.name for client in compared(QUEUE)]
+    spreads = {client.name: client.spread_s for client in compared(QUEUE, 90.0)}
+    assert spreads == {name: 0.0 if name == "no spread" or name.startswith("plain") else 90.0 for name in names}
     assert [client.name for client in compared(SILENT)] == [name for name in names if name != "no spread"]
-    rows = [{"name": name, "cloud_back_s": 0.0, "capacity_needed": 1.2, "lost": 0} for name in names]
+    rows = [{"name": name, "cloud_back_s": 0.0, "capacity_needed": 1.2, "lost": 0, "spread_s": 90.0} for name in names]
     worse = [{**row, "capacity_needed": None} if row["name"] == "timeout per attempt" else row for row in rows]
     busy = SILENT._replace(per_minute=1000.0)
     spread, seldom, whole = (
@@ -307,6 +329,7 @@ def test_what_is_said_of_outboxes_and_of_quiet_devices():
     ):
         text = "\n".join(notes(scenario, told))
         assert [part in text for part in (spread, seldom, whole)] == expected
+        assert ("a random part of 90 s" in text) == expected[0]
 
 
 @pytest.mark.parametrize(

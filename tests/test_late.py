@@ -26,6 +26,7 @@ from edgeroute.core.spending import Limits
 from edgeroute.egress import Egress
 from edgeroute.errors import Held, NoAnswer
 from edgeroute.outbox import Outbox
+from edgeroute.outbox.spread import LONGEST_S, TIMES
 from edgeroute.recovery import Recovery
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
@@ -841,6 +842,10 @@ def test_what_was_held_waits_for_the_spread(wide):
         with pytest.raises(Held, match="breaker") as held:
             router._postponed._send(entry)
         assert held.value.retry_after_s == AGES
+        wide.spread_s = 60.0
+        with pytest.raises(Held, match="breaker") as held:
+            router._postponed._send(entry._replace(queued_at=now() - 100))
+        assert 100 * TIMES <= held.value.retry_after_s <= LONGEST_S
 
 
 def test_what_is_held_is_looked_at_at_once(make, wide):

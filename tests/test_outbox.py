@@ -17,6 +17,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from queue import Queue
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refu
 from edgeroute.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
 from edgeroute.outbox.delivery import backoff, longest
 from edgeroute.outbox.inputs import plain
+from edgeroute.outbox.spread import LONGEST_S, TIMES, spread_for
 from edgeroute.outbox.store import COUNTED, ROW_BYTES, TRUSTED_S
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
@@ -878,28 +880,38 @@ def test_hurry_takes_what_failed(make):
     assert [e.ready_at - T0 for e in outbox.list()] == [0, 10]
 
 
-@given(st.integers(1, 2000), st.sampled_from([0.0, 0.5, 60.0]))
+@given(st.floats(0, 2 * LONGEST_S), st.floats(0, 1e9), st.floats(0, 1e9))
+def test_what_has_waited_long_is_spread_over_longer(spread_s, one_s, other_s):
+    """Never over less than the spread, nor over more than an hour unless that is more, and over no less after longer."""
+    less, more = (spread_for(spread_s, age_s) for age_s in sorted((one_s, other_s)))
+    assert spread_s <= less <= more <= max(LONGEST_S, spread_s)
+    assert spread_for(spread_s, 0) == spread_s
+    assert spread_for(0, one_s) == 0
+    assert spread_for(1, 100) == TIMES * 100
+
+
+@given(st.integers(1, 2000), st.sampled_from([0.0, 0.5, 60.0, 600.0]))
 def test_waits_grow(attempts, spread_s):
-    """From a second to a minute, or from the spread to ten times that where it is longer; by chance, from nothing on."""
-    usual, spread = min(60.0, 2.0 ** min(attempts - 1, 6)), spread_s * min(10.0, 2.0 ** min(attempts - 1, 6))
-    assert longest(attempts, spread_s) == max(usual, spread)
+    """From a second to a minute, or as long as what it is spread over where that is longer; by chance, from nothing on."""
+    usual = min(60.0, 2.0 ** min(attempts - 1, 6))
+    assert longest(attempts, spread_s) == max(usual, spread_s)
     assert 0 <= backoff(attempts, spread_s) <= longest(attempts, spread_s)
     assert longest(attempts) == usual
 
 
 @pytest.mark.usefixtures("whole")
 def test_deliveries_that_fail_wait_for_the_spread(make, deliver):
-    """The first time as long as it, then twice as long."""
+    """As long as it; or some times as long as they have waited, up to an hour."""
     outbox = make(spread_s=60.0)
 
     def send(waiting):
         raise Unreachable("away")
 
-    outbox.put(request("a"))
-    outbox.put(request("b", attempts=1))
+    for name, age_s in (("a", 0), ("b", 100), ("c", 86400)):
+        outbox.put(request(name, queued_at=T0 - age_s))
     deliver(outbox, send)
-    until(lambda: [e.attempts for e in outbox.list()] == [1, 2])
-    assert [e.ready_at for e in outbox.list()] == [T0 + 60, T0 + 120]
+    until(lambda: [e.attempts for e in outbox.list()] == [1, 1, 1])
+    assert [e.ready_at - T0 for e in outbox.list()] == [60, 100 * TIMES, LONGEST_S]
 
 
 def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
@@ -926,6 +938,35 @@ def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
     assert tried.qsize() == 2
     delivery.wake(now=True)
     until(lambda: ids(outbox, "answered") == ["a"])
+
+
+def test_a_wake_goes_by_the_oldest(make, deliver, monkeypatch, ahead, whole):
+    """What waits is sent after some times as long as the oldest of it has waited; what is gone does not count."""
+    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    outbox, tried = make(spread_s=60.0), Queue()
+
+    def send(waiting):
+        tried.put(waiting.id)
+        if tried.qsize() < 3:
+            raise Unreachable("away")
+        return sure()
+
+    outbox.put(request("a", queued_at=T0 - 100))
+    outbox.put(request("b"))
+    delivery = deliver(outbox, send)
+    until(lambda: [e.attempts for e in outbox.list()] == [1, 1])
+    looks(outbox, monkeypatch)
+    delivery.wake()
+    ahead[0] += 100 * TIMES - 60  # less the seconds that this test itself may take
+    looks(outbox, monkeypatch)
+    assert tried.qsize() == 2
+    ahead[0] += 60
+    until(lambda: len(ids(outbox, "answered")) == 2)
+    looks(outbox, monkeypatch)
+    outbox.put(request("c", ready_at=T0 + 1))
+    looks(outbox, monkeypatch)
+    delivery.wake()
+    assert delivery._hurry_at < monotonic() + ahead[0] + 100
 
 
 @pytest.mark.usefixtures("whole")

@@ -63,6 +63,9 @@ def fleet(
         float | None, typer.Option(parser=seconds, metavar="TIME", help="The cloud's, in the devices' policy.", show_default="2s")
     ] = None,
     offline: Annotated[Literal["edge", "queue"], typer.Option(help="The devices' policy; queue: they have an outbox.")] = "edge",
+    spread: Annotated[
+        float | None, typer.Option(parser=seconds, metavar="TIME", help="Of their outboxes.", show_default="60s")
+    ] = None,
     queue: Annotated[
         float | None,
         typer.Option(parser=seconds, metavar="TIME", help="The cloud refuses what would wait longer (503).", show_default="10s"),
@@ -86,7 +89,7 @@ def fleet(
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from edgeroute.simulation.scenario import AGAIN_S, Scenario, clients
+    from edgeroute.simulation.scenario import AGAIN_S, EDGEROUTE, Scenario, clients
 
     given = {
         "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
@@ -101,7 +104,8 @@ def fleet(
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
         raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
-        rows = list(processes.map(partial(_row, scenario), clients(scenario)))
+        compared = clients(scenario, EDGEROUTE.spread_s if spread is None else spread)
+        rows = list(processes.map(partial(_row, scenario), compared))
     if as_json:
         print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
         return OK
@@ -179,7 +183,7 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     if scenario.offline == "queue":
         lines.append(
             "no spread: the outboxes send what waits as soon as they may, and not after a random part of "
-            f"{EDGEROUTE.spread_s:g} s, or more after each failure"
+            f"{ours['spread_s']:g} s, or more once they have waited long"
         )
     a_minute = scenario.per_minute * scenario.defer
     if EDGEROUTE.retries * a_minute / 60 * (scenario.outage_s + scenario.timeout_s) < CAP / RETRY:
@@ -194,7 +198,8 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
             )
     if ours["cloud_back_s"] is None:
         lines.append(
-            f"With {ours['name']} the cloud did not come back at {scenario.margin:g}x: it needs more, or a shorter queue."
+            f"With {ours['name']} the cloud did not come back at {scenario.margin:g}x: it needs more, or a shorter queue"
+            f"{', or the outboxes a longer spread' if scenario.offline == 'queue' else ''}."
         )
     else:
         lines.append(

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from math import inf
 from time import monotonic
 from typing import TypeAlias
@@ -19,11 +20,9 @@ from edgeroute.workers import Workers
 
 log = logging.getLogger("edgeroute")
 MOST_S = 60.0
-"""The longest wait after a failure, unless the outbox spreads over longer or the endpoint itself asks for more ..."""
+"""The longest wait after a failure, unless the outbox spreads it over longer or the endpoint itself asks for more ..."""
 ASKED_MOST_S = 3600.0
 """... and the most that it may ask for."""
-SPREADS = 10
-"""The longest wait after a failure, in `spread_s` of the outbox."""
 HURRY_S = 1.0
 """`wake()` cuts waits short at most so often."""
 Send: TypeAlias = Callable[[Waiting], Answering]
@@ -32,9 +31,8 @@ _OURS = (StoreError, Closed, MemoryError)
 
 
 def longest(attempts: int, spread_s: float = 0.0) -> float:
-    """The most seconds to wait after so many failures: 1 or `spread_s`, and twice as many each time."""
-    growth = 2.0 ** min(attempts - 1, 30)
-    return max(min(MOST_S, growth), spread_s * min(SPREADS, growth))
+    """The most seconds to wait after so many failures: 1, and twice as many each time, or what it is spread over."""
+    return max(min(MOST_S, 2.0 ** min(attempts - 1, 30)), spread_s)
 
 
 def backoff(attempts: int, spread_s: float = 0.0) -> float:
@@ -83,6 +81,8 @@ class Delivery:
         self._paused: dict[tuple[str, str | None], tuple[float, int]] = {}
         """target and data class -> until when they are held, and the last entry that was."""
         self._soon_s = inf
+        self._since: float | None = None
+        """When the oldest was queued that waited at the last look."""
         self._next = self._hurried = -inf
         self._hurry_at = -inf
         """When waits are cut short; at first at once: what an earlier process waited for need not hold any more."""
@@ -96,9 +96,10 @@ class Delivery:
         """Has everything tried that waits because something failed. After a put there is no need to.
 
         Args:
-            now: it was this device that was away. Else the cloud was, for others too: then within `spread_s` of the outbox.
+            now: it was this device that was away. Else the cloud was, for others too: then after a part of what the oldest
+                is spread over.
         """
-        self._hurry_at = min(self._hurry_at, monotonic() + (0.0 if now else self._outbox.part_s()))
+        self._hurry_at = min(self._hurry_at, monotonic() + (0.0 if now else self._outbox.part_s(self._since)))
         self._loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
@@ -129,8 +130,9 @@ class Delivery:
     def _choose(self, rows: Iterator[Listed]) -> Listed | None:
         """The first that is due; those that were held last time come after the others of their kind."""
         now, at, seen, held = self._outbox.clock(), monotonic(), set[str](), None
-        self._soon_s = inf
-        for row in rows:
+        self._soon_s, first = inf, next(rows, None)
+        self._since = None if first is None else first.queued_at
+        for row in () if first is None else chain((first,), rows):
             if self._ordered:
                 if row.target in seen:
                     continue
@@ -158,7 +160,8 @@ class Delivery:
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
                 self._paused[row.target, row.data_class] = monotonic() + pause_s, row.seq
             elif isinstance(e, CloudError) and e.retriable:
-                wait_s = max(backoff(row.attempts + 1, self._outbox.spread_s), min(e.retry_after_s or 0.0, ASKED_MOST_S))
+                spread_s = self._outbox.spread_for(row.queued_at)
+                wait_s = max(backoff(row.attempts + 1, spread_s), min(e.retry_after_s or 0.0, ASKED_MOST_S))
                 self._keep(lambda: self._outbox.failed(name, failure, self._outbox.clock() + wait_s))
             else:
                 log.warning("%s cannot be delivered to %s: %s", name, row.target, failure)

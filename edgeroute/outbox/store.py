@@ -16,6 +16,7 @@ from edgeroute.database import Database
 from edgeroute.errors import PolicyError
 from edgeroute.outbox.entries import Answering, Late, Listed, Put, State, Waiting
 from edgeroute.outbox.inputs import decode_input, encode_input, plain
+from edgeroute.outbox.spread import spread_for
 
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
 ROW_BYTES = 512
@@ -75,8 +76,8 @@ class Outbox:
         ordered: for a router: whether requests to an endpoint go one at a time, in their order; see `Delivery`.
         parallel: for a router: how many are under way at once.
         rate_per_s: for a router: how many are begun in a second, at most.
-        spread_s: after the cloud has failed, what waits is sent after a random part of so many seconds, so that many devices do
-            not return as one. 0: as soon as it may be.
+        spread_s: after the cloud has failed, what waits is sent after a random part of so many seconds, or of more once it has
+            waited long (`edgeroute.outbox.spread`), so that many devices do not return as one. 0: as soon as it may be.
         clock: gives the time, seconds since 1970.
     """
 
@@ -104,9 +105,13 @@ class Outbox:
         """Has `f` called when there is something new to deliver or to tell, by this process."""
         self._listeners.append(f)
 
-    def part_s(self) -> float:
-        """A random part of `spread_s`."""
-        return random.uniform(0, self.spread_s)  # noqa: S311 - a jitter, not a secret
+    def spread_for(self, since: float | None) -> float:
+        """Over how many seconds that is spread which has waited since then; None: it has only just failed."""
+        return spread_for(self.spread_s, 0.0 if since is None else max(0.0, self.clock() - since))
+
+    def part_s(self, since: float | None = None) -> float:
+        """A random part of that."""
+        return random.uniform(0, self.spread_for(since))  # noqa: S311 - a jitter, not a secret
 
     def put(self, waiting: Waiting) -> Put:
         """Stores a request. Once this has returned it will be delivered, unless it is dropped, and that is counted."""

@@ -93,7 +93,7 @@ class Cache(Section):
         "1d", validate_default=True, description='How long after its time `offline = "stale"` may still give an answer.'
     )
     negative_ttl: Delay = Field(
-        "1m", validate_default=True, description="How long it is remembered that the endpoint refused an input."
+        "60s", validate_default=True, description="How long it is remembered that the endpoint refused an input."
     )
     never: Texts | None = Field(None, description="Data classes whose answers are not kept.")
 
@@ -127,8 +127,8 @@ class Outbox(Section):
     spread: Delay = Field(
         "60s",
         validate_default=True,
-        description="After the cloud has failed, what waits is sent after a random part of this, so that many devices do not "
-        'return as one; `"0s"`: as soon as it may be.',
+        description="After the cloud has failed, what waits is sent after a random part of this, or of more once it has waited "
+        'long, so that many devices do not return as one; `"0s"`: as soon as it may be.',
     )
 
     def make(self, state: Path) -> outbox.Outbox:

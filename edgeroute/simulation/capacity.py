@@ -11,8 +11,8 @@ SAMPLE: Final = 20_000
 """Devices, at most: what is sought is a multiple of the load, which does not depend on how many there are."""
 WARM_S, AFTER_S = 3.0, 20.0
 """What is simulated before the outage, and after the time in which the cloud is to be back."""
-SPREADS = 3
-"""With outboxes, so many times their spread is simulated as well: what they send comes so late."""
+SPREADS = 1
+"""With outboxes, so many times their spread is simulated as well: the most comes within it."""
 STEP: Final = 0.1
 MOST: Final = 5.0
 """Margins that are tried: multiples of the usual load."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeroute.cloud.leg import FIRST_S, MOST_S
 from edgeroute.guard import PROBE_S
-from edgeroute.outbox import delivery
+from edgeroute.outbox import delivery, spread
 from edgeroute.simulation.cloud import ANSWERED, BUSY, Cloud, Floats, Ints, Some
 from edgeroute.simulation.devices import Devices
 from edgeroute.simulation.result import Result
@@ -30,8 +30,8 @@ PARALLEL: Final = 2
 """Requests of one outbox under way at once."""
 REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
 WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED = range(8)
-"""The columns of an attempt: its device, when it begins or ends, when it is given up, when the request was made, attempts
-of this call before it, for what, what became of it, and deliveries before it that failed."""
+"""The columns of an attempt: its device, when it begins or ends, when it is given up, when the request was made (of a delivery:
+queued), attempts of this call before it, for what, what became of it, and deliveries before it that failed."""
 FULL_S: Final = 0.25
 """An outbox with as many under way as there may be is looked at again so soon."""
 
@@ -78,6 +78,8 @@ class Fleet:
         self._hurry_at = np.full(scenario.devices, np.inf)
         """When what waits in a device's outbox is made due, since its endpoint is back."""
         self._boxed = np.zeros(scenario.devices, np.int32)
+        self._since = np.full(scenario.devices, np.inf)
+        """When the first was queued in a device's outbox since it was empty: that it may be gone already is not seen."""
         self._flying = np.zeros(scenario.devices, np.int8)
         self._failed = np.zeros(scenario.devices, np.int8)
         """How often the last delivery failed that did."""
@@ -140,11 +142,12 @@ class Fleet:
             self._new(held[probing], when[probing], PROBE)
         return may
 
-    def _new(self, who: Ints, at: Floats, kind: float, failed: Floats | float = 0.0) -> None:
+    def _new(self, who: Ints, at: Floats, kind: float, asked: Floats | None = None, failed: Floats | float = 0.0) -> None:
         """First attempts."""
         if len(who):
             rows = np.zeros((len(who), 8))
-            rows[:, WHO], rows[:, AT], rows[:, ASKED], rows[:, KIND], rows[:, FAILED] = who, at, at, kind, failed
+            rows[:, WHO], rows[:, AT], rows[:, KIND], rows[:, FAILED] = who, at, kind, failed
+            rows[:, ASKED] = at if asked is None else asked
             rows[:, UNTIL] = at + (PROBE_S if kind == PROBE else self._of.timeout_s)
             self._begun.append(rows)
 
@@ -215,6 +218,7 @@ class Fleet:
             self._tally.delivered += len(sent)
             np.subtract.at(self._flying, sent, 1)
             self._failed[sent] = 0
+            self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
 
     def _given_up(self, rows: Floats, *, held: bool) -> None:
         """Calls that end without an answer."""
@@ -223,33 +227,34 @@ class Fleet:
         who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
         live = rows[:, KIND] == REQUEST
         self._degraded(who[live], at[live], failed=not held)
-        who, at, failed = who[~live], at[~live], rows[~live, FAILED]
+        who, at, queued_at, failed = who[~live], at[~live], rows[~live, ASKED], rows[~live, FAILED]
         if not len(who):
             return
         np.subtract.at(self._flying, who, 1)
         if held:
-            self._paused[who] = at + POLL_S + self._part_s(len(who))
-            self._store(who, at, failed)
+            self._paused[who] = at + POLL_S + self._part_s(at - queued_at)
+            self._store(who, at, queued_at, failed)
         else:
-            wait_s = self._devices.wait_s(longest_s(failed, self._client.spread_s))
+            wait_s = self._devices.wait_s(longest_s(failed, self._client.spread_s, at - queued_at))
             self._failed[who] = np.minimum(failed + 1, 30)
-            self._store(who, at + np.maximum(wait_s, self._of.retry_after_s), np.minimum(failed + 1, 30))
+            self._store(who, at + np.maximum(wait_s, self._of.retry_after_s), queued_at, np.minimum(failed + 1, 30))
 
-    def _part_s(self, count: int) -> Floats:
-        """So many parts of the outboxes' spread."""
-        return self._devices.wait_s(np.full(count, self._client.spread_s))
+    def _part_s(self, age_s: Floats) -> Floats:
+        """Parts of the outboxes' spread, by how long each has waited."""
+        return self._devices.wait_s(spreads_s(self._client.spread_s, age_s))
 
     def _degraded(self, who: Ints, at: Floats, *, failed: bool) -> None:
         """The edge's answer stands, and the outbox has the request; one that failed waits before it is sent again."""
         self._tally.degraded += len(who)
         if self._of.offline == "queue" and len(who):
             self._tally.queued += len(who)
-            self._store(who, at + self._part_s(len(who)) if failed else at, np.zeros(len(who)))
+            none = np.zeros(len(who))
+            self._store(who, at + self._part_s(none) if failed else at, at, none)
 
     def _wake(self, who: Ints, at: Floats) -> None:
         """The breakers of these have closed: their outboxes wait no longer than a part of the spread."""
         if self._of.offline == "queue" and len(who):
-            at = at + self._part_s(len(who))
+            at = at + self._part_s(np.maximum(at - self._since[who], 0.0))
             np.minimum.at(self._hurry_at, who, at)
             self._hurries.put(np.column_stack((who, at)), at)
 
@@ -267,12 +272,13 @@ class Fleet:
             self._woken[who] += 1
             self._paused[who], self._boxed[who] = -np.inf, 0
             who, at = np.repeat(who, counts), np.repeat(at, counts)
-            self._store(who, at, self._failed[who].astype(np.float64))
+            self._store(who, at, self._since[who], self._failed[who].astype(np.float64))
 
-    def _store(self, who: Ints, due: Floats, failed: Floats) -> None:
+    def _store(self, who: Ints, due: Floats, queued_at: Floats, failed: Floats) -> None:
         """These requests wait in the outboxes."""
         np.add.at(self._boxed, who, 1)
-        self._stored.put(np.column_stack((who, due, failed, self._woken[who])), due)
+        np.minimum.at(self._since, who, queued_at)
+        self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
 
     def _deliver(self, rows: Floats, end: float) -> None:
         """Sends what is due, as far as the breakers, the rate and the number under way allow."""
@@ -283,28 +289,36 @@ class Fleet:
         if not len(who):
             return
         np.subtract.at(self._boxed, who, 1)
-        at, failed = rows[:, 1], rows[:, 2]
+        at, failed, queued_at = rows[:, 1], rows[:, 2], rows[:, 4]
         _, first, which = np.unique(who, return_index=True, return_inverse=True)
         asking = first[at[first] >= self._paused[who[first]]]
         may = self._allowed(who[asking], at[asking])
-        self._paused[who[asking[~may]]] = at[asking[~may]] + POLL_S + self._part_s(int((~may).sum()))
+        refused = asking[~may]
+        self._paused[who[refused]] = at[refused] + POLL_S + self._part_s(np.maximum(at - queued_at, 0.0)[refused])
         rank = np.arange(len(who)) - first[which]
         until = self._paused[who]
         due = np.where(until > at, until, np.maximum(at, self._next_at[who]) + rank / self._of.drain_per_s)
         full = (rank >= PARALLEL - self._flying[who]) & (until <= at)
         due[full] = np.maximum(due[full], at[full] + FULL_S)
         now = (due < end) & (until <= at) & ~full
-        self._store(who[~now], due[~now], failed[~now])
-        who, at, failed = who[now], due[now], failed[now]
+        self._store(who[~now], due[~now], queued_at[~now], failed[~now])
+        who, at, queued_at, failed = who[now], due[now], queued_at[now], failed[now]
         self._next_at[who] = at + 1 / self._of.drain_per_s  # of several the last, which is the latest
         np.add.at(self._flying, who, 1)
-        self._new(who, at, DELIVERY, failed)
+        self._new(who, at, DELIVERY, queued_at, failed)
 
 
-def longest_s(failed: Floats, spread_s: float) -> Floats:
-    """The most that an outbox waits after so many deliveries had failed before this one: `delivery.longest`, of many."""
+def spreads_s(spread_s: float, age_s: Floats) -> Floats:
+    """`spread.spread_for`, of many."""
+    if not spread_s:
+        return np.zeros(len(age_s))
+    return np.minimum(max(spread.LONGEST_S, spread_s), np.maximum(spread_s, spread.TIMES * age_s))
+
+
+def longest_s(failed: Floats, spread_s: float, age_s: Floats) -> Floats:
+    """The most that outboxes wait after so many deliveries had failed before this one: `delivery.longest`, of many."""
     growth = 2.0**failed
-    return np.maximum(np.minimum(delivery.MOST_S, growth), spread_s * np.minimum(delivery.SPREADS, growth))
+    return np.maximum(np.minimum(delivery.MOST_S, growth), spreads_s(spread_s, age_s))
 
 
 def _seconds(at: Floats, tally: Result) -> Ints:

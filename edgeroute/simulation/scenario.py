@@ -72,7 +72,7 @@ class Client(NamedTuple):
     whole: bool = True
     """The timeout is that of a request with its retries; else each attempt has it anew, and one that timed out is repeated."""
     spread_s: float = 60.0
-    """Of its outbox: what waits is sent after a random part of so many seconds; 0: as soon as it may be."""
+    """Of its outbox: what waits is sent after a random part of so many seconds, of more after long; 0: as soon as it may be."""
 
 
 EDGEROUTE: Final = Client("edgeroute")
@@ -91,6 +91,7 @@ CLIENTS: Final = (
 )
 
 
-def clients(scenario: Scenario) -> tuple[Client, ...]:
-    """Those that are compared; without a spread only where there are outboxes."""
-    return (*CLIENTS[:1], NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
+def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[Client, ...]:
+    """Those that are compared, with this spread where they have one; without it only where there are outboxes."""
+    every = (*CLIENTS[:1], NO_SPREAD, *CLIENTS[1:]) if scenario.offline == "queue" else CLIENTS
+    return tuple(client._replace(spread_s=spread_s) if client.spread_s else client for client in every)
