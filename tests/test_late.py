@@ -47,13 +47,28 @@ def kind(request):
 def make(kind):
     """Makes routers of either kind, and closes them."""
     with contextlib.ExitStack() as stack:
-        yield lambda edge, cloud, **policy: stack.enter_context(kind(edge, cloud, **{"threshold": 0.5, **policy}))
+
+        def made(edge, cloud, **policy):
+            router = stack.enter_context(kind(edge, cloud, **{"threshold": 0.5, **policy}))
+            if getattr(policy.get("outbox"), "spread_s", 0):
+                begun(router)
+            return router
+
+        yield made
 
 
 @pytest.fixture
 def box(tmp_path):
     """An outbox that delivers without rest."""
     return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=0.0)
+
+
+def begun(router):
+    """Delivery has begun, and with that has had everything tried: what is queued from now on waits."""
+    end = monotonic() + LONG
+    while router._postponed._delivery._hurry_at == -math.inf:
+        assert monotonic() < end
+        threading.Event().wait(0.001)
 
 
 def listen(router):
@@ -828,6 +843,7 @@ def test_what_was_held_waits_for_the_spread(wide):
             limits=Limits(calls_per_minute=3),
         ) as router,
     ):
+        begun(router)
         assert router.infer(0).source == "cloud"
         relay.down()
         router.infer(1)
