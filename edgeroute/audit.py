@@ -91,6 +91,7 @@ class Auditor:
             dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
             if isinstance(dumped, dict):
                 watch.load(dumped)
+            watch.since(*self._counts.judged(target.name))
             watches[target.name] = watch
         with self._lock:
             self._watches, self._prints = watches, {name: digest(used) for name, used in prints.items()}

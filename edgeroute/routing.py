@@ -161,9 +161,10 @@ class Routing:
             told.pop(key, None)
         self._needs(told.get("offline", "edge"))
         with self._standing:
-            self._live = make(**told, guard=self._guard, old=old)
+            live = make(**told, guard=self._guard, old=old)
             if self._auditor is not None:
-                self._auditor.adopt(self._live, self._prints())
+                self._auditor.adopt(live, _prints(live))
+            self._live = live
             self._stands_until = -INF if any(self._live.promises) else INF
         self._observer.reads_at = INF if self._live.policy.saver is None else -INF
         self._stand()
@@ -421,12 +422,8 @@ class Routing:
             audit, self._workers, self._counts,
             held_back=self._observer.no_hedge, changed=self._stand, journal=journal, kept=kept,
         )  # fmt: skip
-        auditor.adopt(self._live, self._prints())
+        auditor.adopt(self._live, _prints(self._live))
         return auditor
-
-    def _prints(self) -> dict[str, dict[str, str]]:
-        edges = [t.name for t in self._live.targets if t.side == "edge"]
-        return {name: self.fingerprints(i) for i, name in enumerate(edges)}
 
     def _guard(self, runner: CloudRunner) -> Guard:
         """What stands before a cloud of this router."""
@@ -535,6 +532,12 @@ def _memory(path: Path, counts: Counts, purse: Purse) -> Memory:
     from edgeroute.memory import Memory  # SQLite is imported where there is something to keep
 
     return Memory(path, counts, purse)
+
+
+def _prints(live: Live) -> dict[str, dict[str, str]]:
+    """The fingerprints of each edge, by its name."""
+    edges = [(i, t.name) for i, t in enumerate(live.targets) if t.side == "edge"]
+    return {name: fingerprints(live.runners, i, live.recipes[i][3], live.egress) for i, name in edges}
 
 
 def _recall(cache: Cache | None, offline: str) -> Recall | None:

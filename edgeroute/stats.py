@@ -178,6 +178,7 @@ class Counts:
     def judged(self, name: str) -> tuple[int, int]:
         """How many of an edge's answers were held against its threshold, and how many of those failed it."""
         with self._lock:
+            self._add_up()
             leg = self._legs.get(name)
             return (0, 0) if leg is None else (leg.judged, leg.below)
 

@@ -133,6 +133,10 @@ class Watch:
             f"and at most {self._differs.level:.2%} should"
         )
 
+    def since(self, judged: int, below: int) -> None:
+        """Counts from here on: what was held against a threshold before says nothing of this one, or has been counted."""
+        self._seen = judged, below
+
     def counted(self, judged: int, below: int) -> bool:
         """How many answers were held against the threshold so far, and how many failed it. -> as `compared`."""
         n, ones = judged - self._seen[0], below - self._seen[1]

@@ -14,6 +14,7 @@ from edgeroute import Audit, Egress, Function, Limits, PolicyError, Router
 from edgeroute.clock import now
 from edgeroute.confidence import calibrate
 from edgeroute.journal import read
+from edgeroute.stats import TOGETHER
 from edgeroute.testing import FakeCloud
 from edgeroute.watch import Watch, limit
 
@@ -362,6 +363,40 @@ def test_a_reload_keeps_what_is_known_of_the_same_certificate(certificate, tmp_p
         policy.write_text(text.replace('"c.json"', "0.5"))
         router.reload()
         assert router.infer(0.9).reason == "edge 0.90 >= 0.50 (uncalibrated)"
+
+
+def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(certificate, tmp_path):
+    """Nor is it counted once more for the same: a reload is no reason for an alarm."""
+    certificate.save(tmp_path / "c.json")
+    certificate._replace(n=4001).save(tmp_path / "d.json")
+    policy = tmp_path / "policy.toml"
+    text = 'threshold = 1.5\n[audit]\nshare = 0\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    policy.write_text(text)
+    rng = np.random.default_rng(3)
+    with Router.from_policy(policy, edge=edge, cloud=right) as router:
+        for _ in range(10 * TOGETHER + 5):
+            router.infer(0.1)  # all of them are deferred: the threshold is above every confidence
+        for name in ("c", "d", "d"):
+            policy.write_text(text.replace("1.5", f'"{name}.json"'))
+            router.reload()
+            for x in rng.uniform(size=5 * TOGETHER).tolist():
+                router.infer(x)
+            router.stats()
+            assert not router.stats().audits[0].alarm
+
+
+def test_a_reload_whose_threshold_cannot_follow_the_budget_changes_nothing(certificate, tmp_path):
+    """The policy in force stays, whole."""
+    certificate.save(tmp_path / "c.json")
+    policy = tmp_path / "policy.toml"
+    text = 'threshold = "c.json"\n[audit]\nbudget = "50%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    policy.write_text(text)
+    with Router.from_policy(policy, edge=edge, cloud=right) as router:
+        before = router._live
+        policy.write_text(text.replace('"c.json"', "0.9"))
+        with pytest.raises(PolicyError, match="there is no certificate"):
+            router.reload()
+        assert router._live is before
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
