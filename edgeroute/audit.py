@@ -218,11 +218,10 @@ class Auditor:
                 self._kept.put(f"audit:{name}", watch.dump())
 
     def _tell(self, name: str, watch: Watch) -> None:
-        what = {
-            "tell": "nothing else was changed (on_alarm is tell)",
-            "raise": "half of what was accepted is deferred from now on",
-            "defer": "all inputs are deferred from now on",
-        }[self.audit.on_alarm]
+        if self.audit.on_alarm == "tell":
+            what = "nothing else was changed (on_alarm is tell)"
+        else:
+            what = f"{'all' if watch.at_least == INF else 'half of what was accepted'} is deferred from now on"
         log.warning("%s: %s; %s; calibrate again", name, "" if watch.alarm is None else watch.alarm.what, what)
 
 

@@ -21,7 +21,6 @@ from edgeroute.core.policy import INF
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.outbox import Callbacks, Delivery, Late, Outbox, Waiting
 from edgeroute.outbox.inputs import decode_input, encode_input
-from edgeroute.recovery import Recovery
 from edgeroute.route import Route
 from edgeroute.runners import CloudRunner
 from edgeroute.workers import Workers
@@ -211,10 +210,10 @@ class Postponed:
         except Exception:
             log.exception("a late answer could not be handed on")
 
-    def wake(self) -> None:
-        """An endpoint is back, or the device's link."""
+    def wake(self, *, now: bool) -> None:
+        """An endpoint is back. now: it was this device that was away."""
         if self._delivery is not None:
-            self._delivery.wake(now=Recovery.own())
+            self._delivery.wake(now=now)
 
     def close(self) -> None:
         """Ends delivery; what is not delivered yet stays in the file."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from edgeroute.fork import renew_after_fork
 from edgeroute.workers import Workers
@@ -30,12 +30,11 @@ class Recovery:
         back: called when an endpoint has answered again.
     """
 
-    linked_at: ClassVar[float] = -inf
-    """When this device's link came up last, on the monotonic clock, as far as a router of the process heard: they share it."""
-
     def __init__(self, workers: Workers, guards: Callable[[], Iterable[Guard]], back: Callable[[], object]) -> None:
         self._workers, self._guards, self._back = workers, guards, back
         self._closed = False
+        self._linked_at = -inf
+        """When this device's link came up last, as far as this has heard."""
         self.after_fork()
         renew_after_fork(self)
 
@@ -67,15 +66,14 @@ class Recovery:
 
     def link_up(self) -> None:
         """The network has come up: whoever waits need not wait any longer."""
-        Recovery.linked_at = monotonic()
+        self._linked_at = monotonic()
         for guard in self._guards():
             guard.link_up()
         self._back()
 
-    @classmethod
-    def own(cls) -> bool:
+    def own(self) -> bool:
         """Whether what is back now was not away: this device was."""
-        return monotonic() < cls.linked_at + NEWS_S
+        return monotonic() < self._linked_at + NEWS_S
 
     def close(self) -> None:
         """Ends the watch."""

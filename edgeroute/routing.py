@@ -439,7 +439,7 @@ class Routing:
     def _back(self) -> None:
         """An endpoint answers again."""
         if self._postponed is not None:
-            self._postponed.wake()
+            self._postponed.wake(now=self._recovery.own())
 
     def _needs(self, offline: str) -> None:
         if offline == "queue" and (self._postponed is None or self._postponed.outbox is None):

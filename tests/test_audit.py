@@ -336,6 +336,15 @@ def test_deferral_rates_are_watched_without_any_audit(certificate, caplog):
             assert cloud.runs == (0 if x else router.stats().requests)
 
 
+def test_without_an_audit_to_tell_where_half_is_all_is_deferred(certificate, caplog):
+    """And the log says so."""
+    cloud = FakeCloud(lambda _: "a")
+    with Router(edge, cloud, threshold=certificate, audit=Audit(share=0, on_alarm="raise")) as router:
+        until(lambda: router.infer(1.0) and router.stats().audits[0].alarm)
+        assert router.infer(1.0).reason.startswith("edge 1.00 < inf (uncalibrated: drift alarm of")
+    assert any("all is deferred from now on; calibrate again" in r.getMessage() for r in caplog.records)
+
+
 def test_a_budget_lets_the_threshold_follow(certificate):
     """A cloud that disagrees with what is sure costs more than calls do: more is deferred, and never less than certified."""
     rng = np.random.default_rng(2)

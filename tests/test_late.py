@@ -27,7 +27,6 @@ from edgeroute.egress import Egress
 from edgeroute.errors import Held, NoAnswer
 from edgeroute.outbox import Outbox
 from edgeroute.outbox.spread import LONGEST_S, TIMES
-from edgeroute.recovery import Recovery
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 
@@ -773,9 +772,8 @@ AGES = 1e6
 
 @pytest.fixture
 def wide(tmp_path, monkeypatch):
-    """An outbox whose random waits are as long as they can be; no link has come up yet."""
+    """An outbox whose random waits are as long as they can be."""
     monkeypatch.setattr("edgeroute.outbox.store.random.uniform", lambda _, most: most)
-    monkeypatch.setattr(Recovery, "linked_at", -math.inf)
     return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=AGES)
 
 
@@ -903,7 +901,7 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
         wakes = []
         delivery.wake = lambda *, now: wakes.append(now)
         for clock[0] in (29.0, 31.0):
-            router._postponed.wake()
+            router._back()
         assert wakes == [True, False]
 
 
