@@ -7,8 +7,8 @@ from time import perf_counter
 
 from figures import Figure
 
-from edgeroute.simulation.fleet import simulate
-from edgeroute.simulation.scenario import EDGEROUTE, Scenario, clients
+from edgeroute.replay.fleet.run import simulate
+from edgeroute.replay.fleet.scenario import EDGEROUTE, Scenario, clients
 
 SILENT = Scenario(silent=True)
 """A million devices, each asking once a minute, of which the cloud has a tenth to answer; an hour; nothing comes back for 10 s."""
@@ -28,7 +28,7 @@ def figures() -> list[Figure]:
 
 
 def comparison() -> str:
-    """Recovery from the same outage, by what the devices have to spare the cloud; quiet and busy fleets."""
+    """EndpointHealth from the same outage, by what the devices have to spare the cloud; quiet and busy fleets."""
     quiet, busy = SILENT._replace(offline="queue", devices=100_000), SILENT._replace(devices=1000, per_minute=1000.0)
     fleets = {
         "a million quiet devices": SILENT,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from figures import Figure, medians
 
-from edgeroute import clock
+from edgeroute import system
+from edgeroute.cloud.guard import Guard, SharedSpending
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import RetryBudget
 from edgeroute.core.egress import Permit, Rules, permit
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost, Limits, Spending
-from edgeroute.guard import Guard, Purse
 
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)
 """Each is kept account of, and none is ever reached."""
@@ -28,10 +28,10 @@ class Nobody:
 
 
 def microseconds() -> dict[str, float]:
-    """The time of one call: of the three pure parts, of a whole visit, and of nothing, which is in both."""
-    now, cost = clock.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
+    """The time of one call: of the three pure parts, of a whole exchange, and of nothing, which is in both."""
+    now, cost = system.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
     breaker, retries, spending = Breaker(), RetryBudget(), Spending(LIMITS)
-    guard = Guard("cloud", "http://cloud", TERMS, Purse(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)
+    guard = Guard("cloud", "http://cloud", TERMS, SharedSpending(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)
     may = permit(Rules(may_leave=frozenset({"photo"})), "photo")
     assert isinstance(may, Permit)
 
@@ -40,20 +40,20 @@ def microseconds() -> dict[str, float]:
         retries.success()
         spending.reserve(cost, now)
 
-    def visit(_: int) -> None:
-        with guard.enter(may, "a-1") as visit:
-            visit.leaving(SENT_BYTES, now)
-            visit.came(CAME_BYTES)
+    def exchange(_: int) -> None:
+        with guard.enter(may, "a-1") as exchange:
+            exchange.before_attempt(SENT_BYTES, now)
+            exchange.after_attempt(CAME_BYTES)
 
-    times = medians({"nothing": lambda _: None, "parts": parts, "visit": visit}, range(1000), blocks=5)
-    assert all(guard.purse.spent()), "all four limits were kept account of"
+    times = medians({"nothing": lambda _: None, "parts": parts, "exchange": exchange}, range(1000), blocks=5)
+    assert all(guard.spending.spent()), "all four limits were kept account of"
     return {name: value * 1e6 for name, value in times.items()}
 
 
 def figures() -> list[Figure]:
-    """The parts have a limit; the visit around them, with its locks and clocks, is told beside them."""
+    """The parts have a limit; the exchange around them, with its locks and clocks, is told beside them."""
     us = microseconds()
-    what = f"breaker, budget and limits (a whole visit: {us['visit']:.1f} us)"
+    what = f"breaker, budget and limits (a whole exchange: {us['exchange']:.1f} us)"
     return [Figure(what, f"{us['parts']:.2f} us", f"{us['nothing']:.2f} us", us["parts"], "us", 5)]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from figures import Figure
 
 from edgeroute import Limits, Router
-from edgeroute.journal import Journal
-from edgeroute.journal import read as records_of
+from edgeroute.cloud.backend import Function
 from edgeroute.replay import Recording, Setup, read, replay
-from edgeroute.runners import Function
+from edgeroute.stores.journal import Journal
+from edgeroute.stores.journal import read as records_of
 
 RECORDED, TIMES, EVERY_S = 2_000, 100, 0.05
 """So many requests of a real router, written down so many times, each this long after the one before."""

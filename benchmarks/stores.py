@@ -20,8 +20,8 @@ import numpy as np
 from figures import ROOT, Figure, medians
 
 from edgeroute import Cache, Outbox, Router
-from edgeroute.cache import digest
-from edgeroute.outbox import Waiting
+from edgeroute.stores.cache import digest
+from edgeroute.stores.outbox import Waiting
 
 DISK = "/var/tmp"
 """Not in memory, as /tmp may be: what is durable has to be on a disk."""

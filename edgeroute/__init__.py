@@ -6,19 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeroute.aio import AsyncRouter
-    from edgeroute.cache import Cache, Semantic
-    from edgeroute.checks import Check, Decision
+    from edgeroute.cloud.backend import Function
     from edgeroute.cloud.base import Secret
+    from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.policy import Saver
     from edgeroute.core.spending import Limits
-    from edgeroute.device import Reading
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
     from edgeroute.edge.onnx import OnnxModel
-    from edgeroute.egress import Egress
     from edgeroute.errors import (
         BadInput,
         BadReply,
@@ -38,39 +35,42 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
-    from edgeroute.outbox import Late, Outbox
-    from edgeroute.router import Router
-    from edgeroute.runners import Function
-    from edgeroute.stats import LegStats, Stats
-    from edgeroute.streams import AsyncStream, Stream
-    from edgeroute.trace import Trace
-    from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, TensorSpec
-    from edgeroute.watch import Audit, AuditStats
+    from edgeroute.observe.sensors import Reading
+    from edgeroute.observe.stats import LegStats, Stats
+    from edgeroute.record.drift_monitor import Audit, AuditStats
+    from edgeroute.record.trace import Trace
+    from edgeroute.router.aio import AsyncRouter
+    from edgeroute.router.preflight import Check, Decision
+    from edgeroute.router.router import Router
+    from edgeroute.router.streams import AsyncStream, Stream
+    from edgeroute.stores.cache import Cache, Semantic
+    from edgeroute.stores.outbox import Late, Outbox
+    from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, StopToken, TensorSpec
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AsyncRouter": "aio",
+    "AsyncRouter": "router.aio",
     "Secret": "cloud.base",
     "OpenInference": "cloud.openinference",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
     "Ensemble": "edge.ensemble",
-    "Egress": "egress",
-    "Function": "runners",
+    "Egress": "cloud.egress",
+    "Function": "cloud.backend",
     "Limits": "core.spending",
-    "Reading": "device",
+    "Reading": "observe.sensors",
     "Saver": "core.policy",
     "OnnxModel": "edge.onnx",
-    "Router": "router",
-    "Trace": "trace",
-    **dict.fromkeys(("AsyncStream", "Stream"), "streams"),
-    **dict.fromkeys(("Audit", "AuditStats"), "watch"),
-    **dict.fromkeys(("Cache", "Semantic"), "cache"),
-    **dict.fromkeys(("Late", "Outbox"), "outbox"),
-    **dict.fromkeys(("Check", "Decision"), "checks"),
-    **dict.fromkeys(("LegStats", "Stats"), "stats"),
-    **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "TensorSpec"), "types"),
+    "Router": "router.router",
+    "Trace": "record.trace",
+    **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
+    **dict.fromkeys(("Audit", "AuditStats"), "record.drift_monitor"),
+    **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
+    **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
+    **dict.fromkeys(("Check", "Decision"), "router.preflight"),
+    **dict.fromkeys(("LegStats", "Stats"), "observe.stats"),
+    **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
         (
             "BadInput", "BadReply", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError", "Held", "MayNotLeave",
@@ -124,6 +124,7 @@ __all__ = [
     "Secret",
     "Semantic",
     "Stats",
+    "StopToken",
     "StoreError",
     "Stream",
     "TensorSpec",

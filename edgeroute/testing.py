@@ -18,7 +18,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from edgeroute.types import Cancel
+from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,7 +86,7 @@ class FakeModel(FakeCloud):
         super().__init__(answers, gate=gate)
         self.name, self.cancelled = name, threading.Event()
 
-    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> list[Any]:
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
         """A pair for each input."""
         if cancel is not None:
             cancel.on_ask(self.cancelled.set)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
-from edgeroute.core.flow import Outcome, Prediction
 from edgeroute.core.plan import Plan
+from edgeroute.core.walk import Outcome, Prediction
 
 if TYPE_CHECKING:
-    from edgeroute.cache import Entry
-    from edgeroute.guard import Visit
+    from edgeroute.cloud.guard import Exchange
+    from edgeroute.stores.cache import Entry
 
-__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "TensorSpec"]
+__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "StopToken", "TensorSpec"]
 
 
 Source = Literal["edge", "cloud", "cache", "stale"]
@@ -30,7 +30,7 @@ class TensorSpec(NamedTuple):
     """-1 for a size that is open."""
 
 
-class Cancel:
+class StopToken:
     """A leg's request to stop, passed to the one who can. Calling it asks; it may be too late.
 
     `on_ask(f)` has `f` called once when, or if already, it is asked; from the asker's thread.
@@ -69,6 +69,10 @@ class Cancel:
             hook()
 
 
+Cancel = StopToken
+"""Its earlier name."""
+
+
 class EdgeModel(Protocol):
     """What a model on the device must do. Any object that has these serves; calls come from several threads."""
 
@@ -78,7 +82,7 @@ class EdgeModel(Protocol):
     kind: str
     """What the outputs are: logits, probabilities, logprobs (of tokens) or answers, (value, confidence) pairs."""
 
-    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> Any:
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
         """Several inputs at once -> outputs, an array (or name -> array) whose first axis is the inputs'.
 
         Raises:
@@ -110,18 +114,30 @@ class Answer:
     """
 
     __slots__ = (
-        "_identity", "_note", "_outcome", "_plan", "_router", "_visits",
-        "confidence", "degraded", "final", "latency_s", "leg", "outputs", "source", "value",
+        "_exchanges",
+        "_identity",
+        "_note",
+        "_outcome",
+        "_plan",
+        "_router",
+        "confidence",
+        "degraded",
+        "final",
+        "latency_s",
+        "leg",
+        "outputs",
+        "source",
+        "value",
     )  # fmt: skip
 
     def __init__(
-        self, plan: Plan, outcome: Outcome, router: str, number: int | str, visits: Mapping[int, Visit] | None = None
+        self, plan: Plan, outcome: Outcome, router: str, number: int | str, exchanges: Mapping[int, Exchange] | None = None
     ) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
         self._plan: Plan | None = plan
         self._outcome: Outcome | None = outcome
-        self._router, self._identity, self._visits = router, number, visits
+        self._router, self._identity, self._exchanges = router, number, exchanges
         self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
         self.source: Source = "edge" if leg.permit is None else "cloud"
         self.leg = leg.name
@@ -133,7 +149,7 @@ class Answer:
     def recalled(cls, entry: Entry, source: Source, note: str, identity: tuple[str, int | str], latency_s: float) -> Answer:
         """An answer that was given before."""
         self = cls.__new__(cls)
-        self._plan = self._outcome = self._visits = None
+        self._plan = self._outcome = self._exchanges = None
         self._router, self._identity = identity
         self.value, self.confidence, self.outputs, self.leg = entry.value, entry.confidence, entry.outputs, entry.leg
         self.source, self.degraded, self.final, self.latency_s, self._note = source, False, True, latency_s, note
@@ -165,7 +181,7 @@ class Answer:
                 "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,
                 "latency_s": round(self.latency_s, 6),
             }  # fmt: skip
-        costs = {leg: visit.spent._asdict() for leg, visit in (self._visits or {}).items()}
+        costs = {leg: exchange.spent._asdict() for leg, exchange in (self._exchanges or {}).items()}
         told = explain.trace(self._plan, self._outcome, self.id, costs)
         if self._note:
             told["note"] = self._note

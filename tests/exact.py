@@ -1,4 +1,4 @@
-"""The fleet of `edgeroute.simulation`, one event after the other, with the breakers, budgets and rates that routers have."""
+"""The fleet of `edgeroute.replay.fleet`, one event after the other, with the breakers, budgets and rates that routers have."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
-from edgeroute.cloud.leg import FIRST_S, MOST_S
+from edgeroute.cloud.http import FIRST_S, MOST_S
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import Rate, RetryBudget
-from edgeroute.outbox import delivery
-from edgeroute.outbox.spread import spread_for
-from edgeroute.simulation.fleet import PARALLEL, POLL_S, PROBE_S
-from edgeroute.simulation.result import Result
+from edgeroute.replay.fleet.result import Result
+from edgeroute.replay.fleet.run import PARALLEL, POLL_S, PROBE_S
+from edgeroute.stores.outbox import delivery
+from edgeroute.stores.outbox.spread import spread_for
 
 
 class Entry:

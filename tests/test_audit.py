@@ -11,12 +11,12 @@ import pytest
 from both import LONG, Tasks, Threads, nothing_left
 
 from edgeroute import Audit, Egress, Function, Limits, PolicyError, Router
-from edgeroute.clock import now
 from edgeroute.confidence import calibrate
-from edgeroute.journal import read
-from edgeroute.stats import TOGETHER
+from edgeroute.observe.stats import TOGETHER
+from edgeroute.record.drift_monitor import DriftMonitor, limit
+from edgeroute.stores.journal import read
+from edgeroute.system import now
 from edgeroute.testing import FakeCloud
-from edgeroute.watch import Watch, limit
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +118,7 @@ def test_of_a_batch_each_row_may_be_audited(make, tmp_path):
 
 def test_the_sample_is_uniform(monkeypatch, tmp_path):
     """Of 4,000 requests 5 % are compared, accepted or not, and no pattern in the requests meets a pattern in the sample."""
-    monkeypatch.setattr("edgeroute.audit.TOGETHER", 1 << 30)
+    monkeypatch.setattr("edgeroute.record.audit.TOGETHER", 1 << 30)
     with Router(edge, right, threshold=0.5, audit=Audit(share=0.05), state=tmp_path) as router:
         for i in range(4000):
             router.infer(0.1 if i % 2 else 0.9)
@@ -437,17 +437,17 @@ def test_a_budget_needs_a_threshold_that_may_be_raised(certificate):
 
 # ----------------------------------------------------------------------------------------------------- by themselves
 def a_watch(certificate, **audit):
-    from edgeroute.promises import Promise
+    from edgeroute.confidence.binding import BoundCertificate
 
-    return Watch(Promise(certificate, {}, 1e9), Audit(**audit))
+    return DriftMonitor(BoundCertificate(certificate, {}, 1e9), Audit(**audit))
 
 
 def test_the_limit_is_what_calibration_saw_and_what_the_promise_allows(certificate):
     """Without a comparison at calibration there is none, nor where nothing was accepted."""
-    from edgeroute.promises import Promise
+    from edgeroute.confidence.binding import BoundCertificate
 
     def of(**changed):
-        return limit(Promise(certificate._replace(**changed), {}, 1e9))
+        return limit(BoundCertificate(certificate._replace(**changed), {}, 1e9))
 
     assert of(disagreement=0.2) == 0.2
     assert of(disagreement=0.001, value=0.01, deferral_rate=0.5) == 0.02

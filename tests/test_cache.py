@@ -28,11 +28,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgeroute.cache import Cache, Entry, Flights, Semantic, digest, fingerprint
-from edgeroute.cache import disk as disk_module
-from edgeroute.cache.entry import keep
-from edgeroute.cache.key import encoded
 from edgeroute.errors import BadInput
+from edgeroute.stores.cache import Cache, Entry, Flights, Semantic, digest, fingerprint
+from edgeroute.stores.cache import disk as disk_module
+from edgeroute.stores.cache.entry import keep
+from edgeroute.stores.cache.key import encoded
 
 LONG = 60.0
 """Seconds after which a test that waits for something has failed."""
@@ -252,7 +252,7 @@ FUNCTIONS = """
 import math, sys
 from math import exp
 from pathlib import Path
-from edgeroute.cache import fingerprint
+from edgeroute.stores.cache import fingerprint
 LIMIT, BOTH = 0.5, (1, "a")
 def shared(x): return x + LIMIT
 def f(x, y=2, *, z="z"):
@@ -570,8 +570,8 @@ WRITER = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from edgeroute.cache import Cache, Entry
-from edgeroute.clock import now
+from edgeroute.stores.cache import Cache, Entry
+from edgeroute.system import now
 cache = Cache(disk=Path(sys.argv[1]))
 first, count = int(sys.argv[2]), int(sys.argv[3])
 for i in range(first, first + count):
@@ -897,8 +897,8 @@ FORK = """
 import os, signal, sys, threading
 from pathlib import Path
 import numpy as np
-from edgeroute.cache import Cache, Entry, Flights, Semantic
-from edgeroute.clock import now
+from edgeroute.stores.cache import Cache, Entry, Flights, Semantic
+from edgeroute.system import now
 def entry(value): return Entry(value, 1.0, None, "cloud", "cloud", "because", now())
 semantic = Semantic(lambda text: np.ones(3))
 cache, flights = Cache(disk=Path(sys.argv[1]), semantic=semantic), Flights()

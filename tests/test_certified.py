@@ -8,7 +8,7 @@ import pytest
 
 from edgeroute import Egress, OpenInference, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
-from edgeroute.stats import TOGETHER
+from edgeroute.observe.stats import TOGETHER
 
 
 def edge(x):

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import tiny
 
-from edgeroute import Router, clock
+from edgeroute import Router, system
+from edgeroute.cloud.backend import Function
+from edgeroute.cloud.egress import Egress
 from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
-from edgeroute.egress import Egress
+from edgeroute.confidence.binding import digest
 from edgeroute.errors import BadInput, CloudError, MayNotLeave, ModelError, NoAnswer, PolicyError
-from edgeroute.evaluation.audited import audited
-from edgeroute.evaluation.collect import collect, recorded, said
-from edgeroute.evaluation.fitted import fitted
-from edgeroute.journal import Journal
-from edgeroute.outbox import Outbox, Waiting
-from edgeroute.promises import digest
-from edgeroute.runners import Function
-from edgeroute.state import Kept
+from edgeroute.report.evaluation.audited import audited
+from edgeroute.report.evaluation.collect import collect, recorded, said
+from edgeroute.report.evaluation.fitted import fitted
+from edgeroute.stores.journal import Journal
+from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.stores.outbox import Outbox, Waiting
 
 PYTHON = [sys.executable, "-m", "edgeroute"]
 LABELS = ["a", "b", "c"]
@@ -692,9 +692,9 @@ def test_status_tells_of_an_alarm(home, used):
     with sqlite3.connect(home / "state" / "state.db") as c:
         (text,) = c.execute("SELECT value FROM kept WHERE name = 'audit:edge'").fetchone()
     c.close()
-    alarm = {"at": clock.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
+    alarm = {"at": system.now(), "what": "drift alarm of 2026-11-24: too many differ", "action": "defer"}
     for dumped, alarmed in (({"raised": "inf"}, True), ({"raised": "inf", "certificate": "another"}, False)):
-        kept = Kept(home / "state" / "state.db")
+        kept = KeyValueStore(home / "state" / "state.db")
         kept.put("audit:edge", {**json.loads(text), "alarm": alarm, **dumped})
         kept.close()
         code, out, _ = cli("status", "-p", used)

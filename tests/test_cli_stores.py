@@ -15,12 +15,12 @@ from datetime import datetime
 import pytest
 import typer
 
-from edgeroute import Router, Unreachable, clock
+from edgeroute import Router, Unreachable, system
 from edgeroute.cli.egress import instant
-from edgeroute.egress import Egress
+from edgeroute.cloud.egress import Egress
 from edgeroute.errors import PolicyError
-from edgeroute.journal import Journal
-from edgeroute.outbox import Outbox, Waiting
+from edgeroute.stores.journal import Journal
+from edgeroute.stores.outbox import Outbox, Waiting
 from edgeroute.testing import CannedServer, FakeCloud
 from edgeroute.types import Prediction
 
@@ -61,7 +61,7 @@ def rows(text):
 def state(tmp_path):
     """A folder with an outbox of three: one waits, one is answered, one is dead, of a server that tries to steer terminals."""
     box = Outbox(tmp_path / "outbox.db", ttl_s=365 * DAY_S)
-    now = clock.now()
+    now = system.now()
     box.put(
         Waiting(
             "w-1", "cloud", "call", b"\x00body", "POST", "/x", [("A", "b")], "photo", queued_at=now - 30 * DAY_S, ready_at=now
@@ -103,7 +103,7 @@ def test_list_in_a_table(state):
     assert answered[:4] == ["a-2", "answered", "cloud", "-"]
     assert dead[:4] == ["d-3", "dead", "other", "-"]
     assert [row[5] for row in (waiting, answered, dead)] == ["0", "1", "1"]
-    assert at(waiting[4]) == pytest.approx(clock.now() - 30 * DAY_S, abs=120)
+    assert at(waiting[4]) == pytest.approx(system.now() - 30 * DAY_S, abs=120)
     assert dead[7] == "other answered 400: \ufffd[31m[bold]no"
     assert "since the file was made: 3 stored, 1 delivered, 0 called, 1 dead" in out
     assert "now: 1 waiting, " in out
@@ -125,7 +125,7 @@ def test_looking_drops_nothing(state):
     """What is older than any time to live is shown: when it is too old is a matter of the policy that a router has."""
     for _ in range(2):
         found, counts = entries(state)
-        assert found["w-1"]["queued_at"] < clock.now() - 29 * DAY_S
+        assert found["w-1"]["queued_at"] < system.now() - 29 * DAY_S
         assert counts["dropped_expired"] == 0
 
 
@@ -401,8 +401,8 @@ def test_a_routers_ledger(tmp_path):
 )
 def test_times_ago(text, ago_s):
     """Seconds before now, in any unit."""
-    first = clock.now()
-    assert first - ago_s <= instant(text) <= clock.now() - ago_s
+    first = system.now()
+    assert first - ago_s <= instant(text) <= system.now() - ago_s
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])

@@ -31,7 +31,7 @@ from edgeroute import (
 )
 from edgeroute.cloud import base
 from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
-from edgeroute.cloud.leg import FIRST_S, MOST_S, HttpLeg, _wait
+from edgeroute.cloud.http import FIRST_S, MOST_S, HttpClient, _wait
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
@@ -641,11 +641,11 @@ def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
 
 
 class Free:
-    """A visit that forbids nothing."""
+    """An exchange that forbids nothing."""
 
     identity = ""
 
-    leaving = came = lambda *_, **__: None
+    before_attempt = after_attempt = lambda *_, **__: None
     may_retry = lambda _: True  # noqa: E731 - three answers, not three methods
 
 
@@ -653,7 +653,7 @@ def leg(replies, **settings_):
     """(a leg, its server) where the server gives these replies in turn."""
     replies = iter(replies)
     server = CannedServer(lambda _: next(replies))
-    return HttpLeg(PlainJson(server.url, **settings_)), server
+    return HttpClient(PlainJson(server.url, **settings_)), server
 
 
 def test_a_short_retry_after_over_a_socket():

@@ -8,8 +8,8 @@ import pytest
 from both import LONG, Tasks, Threads, nothing_left, sure, unsure
 
 from edgeroute import PolicyError, Reading, Router, Saver
-from edgeroute import device as sensors
-from edgeroute.device import read
+from edgeroute.observe import sensors
+from edgeroute.observe.sensors import read
 
 
 @pytest.fixture(autouse=True)

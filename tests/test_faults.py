@@ -34,7 +34,7 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.cloud.base import Address, Call
-from edgeroute.cloud.channels import Channels
+from edgeroute.cloud.connections import Connections
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
 LONG = 30.0
@@ -316,7 +316,7 @@ def test_a_kept_connection_that_ends_as_it_is_used(ask):
 def test_a_kept_connection_is_blamed_only_where_there_was_one():
     """An error on the first exchange of a connection is no reason to try again at once."""
     with CannedServer(in_turn(GOOD, ConnectionAbortedError, ConnectionAbortedError)) as server:
-        channels, stale = Channels(Address(server.url)), []
+        channels, stale = Connections(Address(server.url)), []
         channels.send(Call("POST", "/"), monotonic() + LONG)
         for _ in range(2):
             with pytest.raises(Unreachable) as caught:
@@ -556,7 +556,7 @@ def test_a_request_that_is_not_needed_any_more_while_it_connects_is_not_sent(mon
 
     monkeypatch.setattr(socket, "create_connection", connecting)
     with CannedServer(GOOD) as server:
-        channels = Channels(Address(server.url))
+        channels = Connections(Address(server.url))
         with pytest.raises(CloudError):
             channels.send(Call("POST", "/", body=b"1"), monotonic() + LONG, cancel)
         with pytest.raises(Unreachable, match="not needed any more"):

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from edgeroute.cli.simulate import notes, show
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import RetryBudget
-from edgeroute.outbox.delivery import longest
-from edgeroute.outbox.spread import spread_for
-from edgeroute.simulation.capacity import needed
-from edgeroute.simulation.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
-from edgeroute.simulation.devices import CLOSED, HALF_OPEN, OPEN, Devices
-from edgeroute.simulation.fleet import longest_s, simulate, spreads_s
-from edgeroute.simulation.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
-from edgeroute.simulation.scenario import clients as compared
+from edgeroute.replay.fleet.capacity import needed
+from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
+from edgeroute.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices
+from edgeroute.replay.fleet.run import longest_s, simulate, spreads_s
+from edgeroute.replay.fleet.scenario import CLIENTS, EDGEROUTE, NO_SPREAD, Client, Scenario
+from edgeroute.replay.fleet.scenario import clients as compared
+from edgeroute.stores.outbox.delivery import longest
+from edgeroute.stores.outbox.spread import spread_for
 
 PLAIN = next(client for client in CLIENTS if client.name == "plain retries")
 MINUTE, TEN = (EDGEROUTE._replace(spread_s=60.0 * minutes) for minutes in (1, 10))
@@ -161,7 +161,7 @@ def test_what_would_wait_too_long_is_refused():
     "client", [SECONDS, NO_SPREAD, CLIENTS[3]._replace(spread_s=60.0), PLAIN], ids=lambda client: client.name
 )
 def test_it_agrees_with_the_core_one_event_at_a_time(scenario, client):
-    """Recovery to 3 s and a fifth, peak to a quarter, counts to a tenth, of what breakers, budgets and outboxes one by one do."""
+    """EndpointHealth to 3 s and a fifth, peak to a quarter, counts to a tenth, of what breakers, budgets and outboxes one by one do."""
     seeds = [scenario._replace(seed=seed) for seed in range(2)]
     fast, slow = [simulate(s, client) for s in seeds], [Exact(s, client).run() for s in seeds]
     for back in (lambda r: r.cloud_back_s, lambda r: r.fleet_back_s):

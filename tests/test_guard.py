@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute import Limits, OpenInference, PlainJson, Router
+from edgeroute.cloud.guard import Guard, SharedSpending
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Spending
 from edgeroute.errors import BadReply, Held, Refused, StoreError, TimedOut, Unreachable
-from edgeroute.guard import Guard, Purse
 from edgeroute.testing import CannedServer, http_reply
 
 LONG = 30.0
@@ -78,15 +78,15 @@ class Ledger:
 def guarded(*, terms=None, limits=None, health=None, journal=None):
     """A guard, and what it tells."""
     news = News()
-    purse = Purse(Spending(limits or Limits()))
-    return Guard("cloud", "http://cloud", terms or Terms(), purse, health=health, watcher=news, journal=journal), news
+    spending = SharedSpending(Spending(limits or Limits()))
+    return Guard("cloud", "http://cloud", terms or Terms(), spending, health=health, watcher=news, journal=journal), news
 
 
 def ask(guard, error=None, *, size=100, reply=100, reads=True):
     """One request with one attempt, from its beginning to its end."""
-    with guard.enter(PERMIT, "id") as visit:
-        visit.leaving(size, math.inf)
-        visit.came(0 if error is not None else reply, error)
+    with guard.enter(PERMIT, "id") as exchange:
+        exchange.before_attempt(size, math.inf)
+        exchange.after_attempt(0 if error is not None else reply, error)
         if error is not None:
             raise error
         if not reads:
@@ -121,12 +121,12 @@ def test_three_in_a_row_open_it(error):
     assert (guard.state, news.heard, guard._busy) == ("open", ["opened"], 0)
     with pytest.raises(Held, match=r"cloud was not asked: breaker open for another .* after 3 faults"):
         ask(guard)
-    assert (guard.held, news.probes, guard.purse.spent().calls) == (1, 0, FAULTS)
+    assert (guard.held, news.probes, guard.spending.spent().calls) == (1, 0, FAULTS)
     assert not guard.retry()
 
 
 def test_a_reply_that_cannot_be_read_is_a_fault_and_no_success():
-    """The bytes came in good order, and then whoever reads them raises: once for each visit."""
+    """The bytes came in good order, and then whoever reads them raises: once for each exchange."""
     guard, news = guarded()
     for _ in range(FAULTS):
         with pytest.raises(BadReply):
@@ -152,19 +152,19 @@ def test_a_success_between_forgets():
 
 
 def visiting(guard, until=math.inf):
-    visit = guard.enter(PERMIT, "id")
-    visit.leaving(1, until)
-    return visit
+    exchange = guard.enter(PERMIT, "id")
+    exchange.before_attempt(1, until)
+    return exchange
 
 
 def test_cut_before_its_time_is_no_fault():
     """By an answer that was quicker: in a thread it comes with an error, and under asyncio with none."""
     guard, _ = guarded()
     for _ in range(2 * FAULTS):
-        with visiting(guard) as visit:
-            visit.came(0, stale(), cut=True)
-        with visiting(guard) as visit:
-            visit.came(0, AWAY, cut=True)
+        with visiting(guard) as exchange:
+            exchange.after_attempt(0, stale(), cut=True)
+        with visiting(guard) as exchange:
+            exchange.after_attempt(0, AWAY, cut=True)
         with visiting(guard):
             pass
     assert (guard.breaker._faults, guard._busy) == (0, 0)
@@ -174,8 +174,8 @@ def test_cut_before_its_time_is_no_fault():
 def test_cut_by_the_deadline_is_a_fault(error):
     """On a kept connection too: it is our own end of it that was shut."""
     guard, _ = guarded()
-    with visiting(guard, monotonic()) as visit:
-        visit.came(0, error, cut=True)
+    with visiting(guard, monotonic()) as exchange:
+        exchange.after_attempt(0, error, cut=True)
     assert guard.breaker._faults == 1
     with visiting(guard, monotonic()):
         pass  # an asyncio task that is cancelled says nothing
@@ -183,23 +183,23 @@ def test_cut_by_the_deadline_is_a_fault(error):
 
 
 def test_late_is_one_fault_however_often_it_is_seen():
-    """By the request that goes on without it, by the leg that is cut, and as the visit ends."""
+    """By the request that goes on without it, by the leg that is cut, and as the exchange ends."""
     guard, _ = guarded()
-    with visiting(guard, monotonic()) as visit:
-        visit.overdue()
-        visit.overdue()
-        visit.came(0, AWAY, cut=True)
-        visit.overdue()
-        assert not visit.may_retry()
+    with visiting(guard, monotonic()) as exchange:
+        exchange.overdue()
+        exchange.overdue()
+        exchange.after_attempt(0, AWAY, cut=True)
+        exchange.overdue()
+        assert not exchange.may_retry()
     assert guard.breaker._faults == 1
 
 
 def test_late_but_answered_is_well():
     """What comes after the deadline shows that the endpoint is there."""
     guard, _ = guarded()
-    with visiting(guard, monotonic()) as visit:
-        visit.overdue()
-        visit.came(1)
+    with visiting(guard, monotonic()) as exchange:
+        exchange.overdue()
+        exchange.after_attempt(1)
     assert guard.breaker._faults == 0
 
 
@@ -207,14 +207,14 @@ def test_less_time_than_usual_is_no_fault():
     """The usual is what nine in ten answers keep to."""
     guard, _ = guarded()
     for _ in range(19):
-        guard.alive(0.001)
-    guard.alive(LONG)
+        guard.succeeded(0.001)
+    guard.succeeded(LONG)
     assert guard.usual_s() < 1
     for _ in range(10):
-        guard.alive(LONG)
+        guard.succeeded(LONG)
     for _ in range(FAULTS):
-        with visiting(guard, monotonic()) as visit:
-            visit.overdue()
+        with visiting(guard, monotonic()) as exchange:
+            exchange.overdue()
     assert (guard.state, guard.breaker._faults) == ("closed", 0)
 
 
@@ -229,8 +229,8 @@ def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
         return usual_s()
 
     monkeypatch.setattr(guard, "usual_s", usual)
-    with visiting(guard, monotonic()) as visit, ThreadPoolExecutor(2) as pool:
-        for call in [pool.submit(visit._overdue) for _ in range(2)]:
+    with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(2) as pool:
+        for call in [pool.submit(exchange._overdue) for _ in range(2)]:
             call.result(LONG)
     assert guard.breaker._faults == 1
 
@@ -242,7 +242,7 @@ def test_a_probe_when_it_is_time():
     """The first that is held after the opening time has one sent, and it alone; `look` does as well."""
     tried = []
     guard, news = guarded(
-        health=lambda until, visit: tried.append((until - monotonic(), visit.rule, visit.data_class, visit.identity))
+        health=lambda until, exchange: tried.append((until - monotonic(), exchange.rule, exchange.data_class, exchange.identity))
     )
     fails(guard, times=FAULTS)
     look(guard)
@@ -255,7 +255,7 @@ def test_a_probe_when_it_is_time():
         guard.link_up()
     assert (news.probes, guard.state) == (1, "half-open")
     assert guard.why() == "breaker half-open after 3 faults, a probe is under way"
-    guard.probe()
+    guard.check_health()
     assert (guard.state, news.heard, guard._busy) == ("closed", ["opened", "closed"], 0)
     ((left_s, *rest),) = tried
     assert 0 < left_s <= 5
@@ -268,7 +268,7 @@ def test_on_trial_one_fault_is_enough():
     fails(guard, times=FAULTS)
     pass_time(guard, 10)
     look(guard)
-    guard.probe()
+    guard.check_health()
     assert guard.why() == ""
     fails(guard)
     assert (guard.state, news.heard) == ("open", ["opened", "closed", "opened"])
@@ -277,13 +277,13 @@ def test_on_trial_one_fault_is_enough():
 def test_a_probe_that_is_told_to_wait():
     """Even the network's return does not send one before."""
 
-    def health(until, visit):
+    def health(until, exchange):
         raise busy_server(100.0)
 
     guard, news = guarded(health=health)
     fails(guard, times=FAULTS)
     guard.link_up()
-    guard.probe()
+    guard.check_health()
     assert (guard.state, guard._busy) == ("open", 0)
     guard.link_up()
     assert news.probes == 1
@@ -295,29 +295,29 @@ def test_a_probe_that_is_told_to_wait():
 def test_a_probe_counts_neither_as_a_fault_nor_as_a_success():
     """Its attempts are its own: what comes of it is told when it ends."""
 
-    def health(until, visit):
-        visit.leaving(0, until)
-        visit.came(0, AWAY)
-        assert not visit.may_retry()
+    def health(until, exchange):
+        exchange.before_attempt(0, until)
+        exchange.after_attempt(0, AWAY)
+        assert not exchange.may_retry()
         raise AWAY
 
     guard, news = guarded(health=health)
     fails(guard, times=FAULTS)
     pass_time(guard, 10)
     look(guard)
-    guard.probe()
+    guard.check_health()
     assert (guard.state, news.heard, guard._usual.count) == ("open", ["opened"], 0)
 
 
 def test_an_answer_to_an_old_request_closes_it():
     """It has answered, so the probe does not matter any more."""
     guard, news = guarded()
-    visit = visiting(guard)
+    exchange = visiting(guard)
     fails(guard, times=FAULTS)
     pass_time(guard, 10)
     look(guard)
-    with visit:
-        visit.came(1)
+    with exchange:
+        exchange.after_attempt(1)
     assert (guard.state, news.heard) == ("closed", ["opened", "closed"])
     guard.breaker.probe_ended(monotonic(), False, 0.5)
     assert not guard.why()
@@ -340,11 +340,11 @@ def test_a_hold_is_for_retries_too():
     """Also for those of requests that have been waiting since before it."""
     guard, _ = guarded()
     with visiting(guard) as waiting:
-        waiting.came(0, AWAY)
+        waiting.after_attempt(0, AWAY)
         assert waiting.may_retry()
         fails(guard, busy_server(100.0))
         with pytest.raises(Held, match="asked to wait"):
-            waiting.leaving(1, math.inf)
+            waiting.before_attempt(1, math.inf)
 
 
 def test_a_retry_when_the_breaker_has_opened_meanwhile():
@@ -352,24 +352,24 @@ def test_a_retry_when_the_breaker_has_opened_meanwhile():
     journal = Ledger()
     guard, _ = guarded(journal=journal)
     with visiting(guard) as waiting:
-        waiting.came(0, AWAY)
+        waiting.after_attempt(0, AWAY)
         assert waiting.may_retry()
         fails(guard, times=FAULTS - 1)
         with pytest.raises(Held, match="breaker open"):
-            waiting.leaving(1, math.inf)
+            waiting.before_attempt(1, math.inf)
         assert not waiting.may_retry()
     assert len(journal.lines) == FAULTS
 
 
 def test_knocking_is_let_through_always():
-    """`check` asks more than once in one visit, and does so to find out whether the endpoint is there, breaker or not."""
+    """`check` asks more than once in one exchange, and does so to find out whether the endpoint is there, breaker or not."""
     guard, _ = guarded(terms=Terms(max_concurrent=1, calls_per_s=0.001))
     for _ in range(FAULTS):
-        guard.fault()
-    with guard.knock() as visit:
+        guard.failed()
+    with guard.probe() as exchange:
         for _ in range(3):
-            visit.leaving(0, math.inf)
-            visit.came(0)
+            exchange.before_attempt(0, math.inf)
+            exchange.after_attempt(0)
     assert guard.state == "closed", "it has answered"
 
 
@@ -385,7 +385,7 @@ def test_check_asks_though_the_breaker_is_open():
     ):
         guard = router._live.clouds[0].guard
         for _ in range(FAULTS):
-            guard.fault()
+            guard.failed()
         checked = router.check()
         assert checked.ok, str(checked)
 
@@ -395,9 +395,9 @@ def test_ten_retries():
     guard, _ = guarded()
     assert [guard.retry() for _ in range(12)] == [True] * 10 + [False] * 2
     for _ in range(9):
-        guard.alive(0.1)
+        guard.succeeded(0.1)
     assert not guard.retry()
-    guard.alive(0.1)
+    guard.succeeded(0.1)
     assert [guard.retry(), guard.retry()] == [True, False]
 
 
@@ -410,9 +410,9 @@ def test_what_is_held_is_not_paid():
     guard, _ = guarded(terms=terms, limits=Limits(mb_per_day=1.0))
     with pytest.raises(Held, match="mb_per_day"):
         ask(guard, size=2_000_000)
-    assert guard.purse.spent() == (0, 0, 0, 0)
+    assert guard.spending.spent() == (0, 0, 0, 0)
     ask(guard, size=400_000, reply=100_000)
-    assert tuple(guard.purse.spent()) == pytest.approx((1.5, 0.5, 1.0, 1))
+    assert tuple(guard.spending.spent()) == pytest.approx((1.5, 0.5, 1.0, 1))
     assert (guard.held, guard._busy, guard.state) == (1, 0, "closed")
 
 
@@ -424,20 +424,20 @@ def test_what_the_ledger_does_not_take_is_not_paid():
     with pytest.raises(Held, match="ledger"):
         ask(guard, size=100_000)
     assert (guard.held, guard._busy, guard.state, journal.lines) == (1, 0, "closed", [])
-    assert tuple(guard.purse.spent()) == pytest.approx((0, 0, 0, 0))
+    assert tuple(guard.spending.spent()) == pytest.approx((0, 0, 0, 0))
 
 
 def test_a_visit_knows_what_it_has_cost():
     """All attempts, and not the one that was not made."""
     guard, _ = guarded(terms=Terms(usd_per_call=1.0, usd_per_mb=2.0), limits=Limits(mb_per_day=3.0))
-    with visiting(guard) as visit:
-        visit.came(0, AWAY)
-        visit.leaving(1_000_000, math.inf)
-        visit.came(500_000, None)
-        assert visit.spent[:3] == (1_000_001, 500_000, pytest.approx(1.0 + 2 * 1.500001))
+    with visiting(guard) as exchange:
+        exchange.after_attempt(0, AWAY)
+        exchange.before_attempt(1_000_000, math.inf)
+        exchange.after_attempt(500_000, None)
+        assert exchange.spent[:3] == (1_000_001, 500_000, pytest.approx(1.0 + 2 * 1.500001))
         with pytest.raises(Held, match="mb_per_day"):
-            visit.leaving(5_000_000, math.inf)
-        assert visit.spent[:3] == (1_000_001, 500_000, pytest.approx(1.0 + 2 * 1.500001))
+            exchange.before_attempt(5_000_000, math.inf)
+        assert exchange.spent[:3] == (1_000_001, 500_000, pytest.approx(1.0 + 2 * 1.500001))
 
 
 def test_half_spent_is_scarce():
@@ -445,20 +445,20 @@ def test_half_spent_is_scarce():
     guard, _ = guarded(terms=Terms(usd_per_call=1.0), limits=Limits(usd_per_day=4.0))
     for scarce in (False, False, True):
         ask(guard)
-        assert guard.purse.scarce() is scarce
-    guard.purse.spending.limits = Limits()
-    assert not guard.purse.scarce()
+        assert guard.spending.scarce() is scarce
+    guard.spending.limits = Limits()
+    assert not guard.spending.scarce()
 
 
 def test_a_forked_child_has_no_call_under_way():
     """Its parent's calls are its parent's."""
     guard, _ = guarded()
-    visit = visiting(guard)
+    exchange = visiting(guard)
     guard.after_fork()
     assert guard._busy == 0
     ask(guard)
     assert guard._busy == 0
-    del visit
+    del exchange
 
 
 # any order
@@ -469,9 +469,9 @@ SIZES = st.sampled_from([0, 100_000, 400_000])
 
 
 class Guarded(RuleBasedStateMachine):
-    """One guard under many visits, which begin, fail, are retried, cut, and end in any order."""
+    """One guard under many exchanges, which begin, fail, are retried, cut, and end in any order."""
 
-    visits = Bundle("visits")
+    exchanges = Bundle("exchanges")
 
     @initialize(
         max_concurrent=st.integers(1, 4),
@@ -489,58 +489,58 @@ class Guarded(RuleBasedStateMachine):
         self.most, self.under_way = max_concurrent, 0
         self.received_mb = 0.0
 
-    def health(self, until, visit):
+    def health(self, until, exchange):
         """As things are."""
-        visit.leaving(0, until)
-        visit.came(0, None if self.well else AWAY)
+        exchange.before_attempt(0, until)
+        exchange.after_attempt(0, None if self.well else AWAY)
         if not self.well:
             raise AWAY
 
-    @rule(target=visits)
+    @rule(target=exchanges)
     def enter(self):
         """A request; let through only where all allow it, and else nothing is booked."""
         guard = self.guard
-        why, busy, spent = guard.why(), guard._busy, guard.purse.spent()
-        visit, held = None, ""
+        why, busy, spent = guard.why(), guard._busy, guard.spending.spent()
+        exchange, held = None, ""
         try:
-            visit = guard.enter(PERMIT, "id")
+            exchange = guard.enter(PERMIT, "id")
         except Held as e:
             held = str(e)
-        if visit is None:
-            assert (guard.purse.spent(), guard._busy) == (spent, busy)
+        if exchange is None:
+            assert (guard.spending.spent(), guard._busy) == (spent, busy)
             assert why or busy >= self.most or "is spent" in held
             return None
         assert not why
         assert busy < self.most
-        assert guard.purse.spent().calls <= self.limits.calls_per_minute
+        assert guard.spending.spent().calls <= self.limits.calls_per_minute
         self.under_way += 1
-        return {"visit": visit, "attempts": 0, "open": False, "over": False, "error": None, "took": False}
+        return {"exchange": exchange, "attempts": 0, "open": False, "over": False, "error": None, "took": False}
 
-    def alive(self, visit):
+    def alive(self, exchange):
         """Whether it is there and has not ended."""
-        return visit is not None and not visit["over"]
+        return exchange is not None and not exchange["over"]
 
-    @rule(one=visits, size=SIZES, late=st.booleans())
+    @rule(one=exchanges, size=SIZES, late=st.booleans())
     def leaves(self, one, size, late):
         """An attempt; noted if it is made, and what is held is neither noted nor paid."""
         if not self.alive(one) or one["open"]:
             return
         guard, lines = self.guard, len(self.journal.lines)
-        spent = guard.purse.spent()
+        spent = guard.spending.spent()
         try:
-            one["visit"].leaving(size, monotonic() if late else math.inf)
+            one["exchange"].before_attempt(size, monotonic() if late else math.inf)
         except Held:
-            now = guard.purse.spent()
+            now = guard.spending.spent()
             assert all(a <= b + 1e-9 for a, b in zip(now, spent, strict=True)), "what is held costs nothing"
             assert len(self.journal.lines) == lines
             one["error"] = Held("held")
             return
         assert not (one["attempts"] and guard.state != "closed"), "a retry that leaves while it is open"
         assert len(self.journal.lines) == lines + 1
-        assert guard.purse.spent().mb - self.received_mb <= self.limits.mb_per_day * (1 + 1e-6)
+        assert guard.spending.spent().mb - self.received_mb <= self.limits.mb_per_day * (1 + 1e-6)
         one["open"], one["attempts"], one["error"], one["took"] = True, one["attempts"] + 1, None, False
 
-    @rule(one=visits, kind=KINDS, size=SIZES, cut=st.booleans())
+    @rule(one=exchanges, kind=KINDS, size=SIZES, cut=st.booleans())
     def comes(self, one, kind, size, cut):
         """What comes of it is one fault at most."""
         if not self.alive(one) or not one["open"]:
@@ -556,7 +556,7 @@ class Guarded(RuleBasedStateMachine):
             "late": lambda: TimedOut("late"),
             "input": lambda: Refused("yours", status=422),
         }[kind]()
-        one["visit"].came(0 if error is not None else size, error, cut=cut and error is not None)
+        one["exchange"].after_attempt(0 if error is not None else size, error, cut=cut and error is not None)
         self.received_mb += 0 if error is not None else size / 1e6
         one["open"], one["error"], one["took"] = False, error, error is None
         after = self.guard.breaker._faults
@@ -569,21 +569,21 @@ class Guarded(RuleBasedStateMachine):
         if kind == "hold":
             assert self.guard.why()
 
-    @rule(one=visits)
+    @rule(one=exchanges)
     def may_retry(self, one):
         """Only while all is well."""
-        if self.alive(one) and not one["open"] and one["visit"].may_retry():
+        if self.alive(one) and not one["open"] and one["exchange"].may_retry():
             assert self.guard.state == "closed"
 
-    @rule(one=visits)
+    @rule(one=exchanges)
     def is_overdue(self, one):
         """Its deadline has passed."""
         if self.alive(one):
             before = self.guard.breaker._faults
-            one["visit"].overdue()
+            one["exchange"].overdue()
             assert self.guard.breaker._faults <= before + one["open"]
 
-    @rule(one=visits, reads=st.booleans())
+    @rule(one=exchanges, reads=st.booleans())
     def ends(self, one, reads):
         """A request ends, well, failed or cut off."""
         if not self.alive(one):
@@ -593,7 +593,7 @@ class Guarded(RuleBasedStateMachine):
         error = one["error"] or (None if reads or not one["took"] else BadReply("HTML"))
         if one["open"]:
             error = GeneratorExit()  # cut off
-        one["visit"].__exit__(None if error is None else type(error), error, None)
+        one["exchange"].__exit__(None if error is None else type(error), error, None)
         if error is None and one["took"]:
             assert self.guard.state == "closed"
 
@@ -628,7 +628,7 @@ class Guarded(RuleBasedStateMachine):
         """A probe that was asked for ends: it decides, if it is the one under way."""
         self.told += 1
         before, usual = self.guard.state, self.guard._usual.count
-        self.guard.probe()
+        self.guard.check_health()
         assert self.guard._usual.count == usual
         if before == "half-open":
             assert self.guard.state == ("closed" if self.well and not self.journal.full else "open")
@@ -647,7 +647,7 @@ class Guarded(RuleBasedStateMachine):
         assert guard.breaker.opened == self.news.heard.count("opened")
         if guard.state == "half-open":
             assert self.news.probes > self.told, "a probe is under way"
-        spent = guard.purse.spent()
+        spent = guard.spending.spent()
         assert spent.calls <= self.limits.calls_per_minute
         assert spent.mb <= self.limits.mb_per_day * (1 + 1e-6) + self.received_mb
 
@@ -662,7 +662,7 @@ TestAnyOrder = Guarded.TestCase
 
 
 def test_many_threads_lose_no_count():
-    """As one after the other: a thousand visits of every kind, and none is under way in the end."""
+    """As one after the other: a thousand exchanges of every kind, and none is under way in the end."""
     guard, _ = guarded(terms=Terms(max_concurrent=4), limits=Limits(calls_per_minute=500))
     kinds = [None, AWAY, busy_server(), Refused("yours", status=422), stale()]
 
@@ -679,7 +679,7 @@ def test_many_threads_lose_no_count():
         said = list(pool.map(work, range(1000)))
     assert guard._busy == 0
     assert guard.held == said.count("held")
-    assert guard.purse.spent().calls == 1000 - guard.held <= 500
+    assert guard.spending.spent().calls == 1000 - guard.held <= 500
 
 
 def test_the_endpoint_is_what_the_reason_names():

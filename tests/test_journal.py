@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import journal
 from edgeroute.errors import StoreError
-from edgeroute.journal import Journal, read
+from edgeroute.stores import journal
+from edgeroute.stores.journal import Journal, read
 
 WRITER = """
 import sys
-from edgeroute.journal import Journal
+from edgeroute.stores.journal import Journal
 
 path, who, count, max_bytes, keep = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 journal = Journal(path, max_bytes=max_bytes, keep=keep)

@@ -21,18 +21,18 @@ from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, no
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, OpenInference, PlainJson, PolicyError, Router
-from edgeroute.clock import now
+from edgeroute.cloud.egress import Egress
 from edgeroute.core.spending import Limits
-from edgeroute.egress import Egress
 from edgeroute.errors import Held, NoAnswer
-from edgeroute.outbox import Outbox
-from edgeroute.outbox.spread import LONGEST_S, TIMES
+from edgeroute.stores.outbox import Outbox
+from edgeroute.stores.outbox.spread import LONGEST_S, TIMES
+from edgeroute.system import now
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(monkeypatch):
-    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
     with nothing_left(monkeypatch):
         yield
 
@@ -519,7 +519,7 @@ def policy(kind, tmp_path):
 @pytest.fixture
 def no_hurry(monkeypatch):
     """What failed is tried again only when somebody says so."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda *_: 2 * LONG)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 2 * LONG)
 
 
 @pytest.mark.usefixtures("no_hurry")
@@ -773,7 +773,7 @@ AGES = 1e6
 @pytest.fixture
 def wide(tmp_path, monkeypatch):
     """An outbox whose random waits are as long as they can be."""
-    monkeypatch.setattr("edgeroute.outbox.store.random.uniform", lambda _, most: most)
+    monkeypatch.setattr("edgeroute.stores.outbox.store.random.uniform", lambda _, most: most)
     return Outbox(tmp_path / "state" / "outbox.db", rate_per_s=1e6, spread_s=AGES)
 
 
@@ -852,7 +852,7 @@ def test_what_was_held_waits_for_the_spread(wide):
         assert limited.value.retry_after_s is None
         guard = router._live.clouds[0].guard
         while guard.state == "closed":
-            guard.fault()
+            guard.failed()
         with pytest.raises(Held, match="breaker") as held:
             router._postponed._send(entry)
         assert held.value.retry_after_s == AGES
@@ -869,7 +869,7 @@ def test_what_is_held_is_looked_at_at_once(make, wide):
         relay.down()
         guard = router._live.clouds[0].guard
         while guard.state == "closed":
-            guard.fault()
+            guard.failed()
         looked = after(router._postponed._delivery, "_deliver")
         answer = router.infer(1)
         assert_queued(answer)
@@ -884,7 +884,7 @@ def test_what_is_held_is_looked_at_at_once(make, wide):
 def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatch):
     """After a probe alone what waits goes within the spread; with the device's own link, and for a while after that, at once."""
     clock = [0.0]
-    monkeypatch.setattr("edgeroute.recovery.monotonic", lambda: clock[0])
+    monkeypatch.setattr("edgeroute.observe.health.monotonic", lambda: clock[0])
     with link() as (_, relay):
         router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
         told, delivery = listen(router), router._postponed._delivery
@@ -893,7 +893,7 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
         assert_queued(answer)
         relay.refuse = False
         guard = router._live.clouds[0].guard
-        guard.probe()
+        guard.check_health()
         assert delivery._hurry_at > monotonic() + AGES / 2
         assert only(wide)[0] > AGES / 2
         router._recovery.link_up()
@@ -1027,11 +1027,11 @@ PROGRAM = """
 import os, signal, sys
 import edgeroute.core.breaker
 from edgeroute import PlainJson, Router
-from edgeroute.outbox import Outbox
+from edgeroute.stores.outbox import Outbox
 
 url, folder, effect, count, dies = sys.argv[1:]
 edgeroute.core.breaker.FAULTS = 10**9  # it is the outbox that is tested, not when it is asked again
-edgeroute.outbox.delivery.HURRY_S = 0.0
+edgeroute.stores.outbox.delivery.HURRY_S = 0.0
 box = Outbox(folder + "/outbox.db", rate_per_s=1e6, spread_s=0.0)
 
 def note(name, text):

@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 from netns import LONG, Namespace, needs_namespaces
 
-from edgeroute import link
-from edgeroute.link import LinkWatch
+from edgeroute.observe import network as link
+from edgeroute.observe.network import NetworkMonitor
 
 WATCH = """
 import sys, threading
-from edgeroute.link import LinkWatch
+from edgeroute.observe.network import NetworkMonitor
 
 calls = []
 def on_up():
     calls.append(1)
     print("up", flush=True)
 
-watch = LinkWatch(on_up)
+watch = NetworkMonitor(on_up)
 watch.start()
 print(watch.works, flush=True)
 for line in sys.stdin:
@@ -135,7 +135,7 @@ def started(monkeypatch, on_up):
     """A watch that hears what is sent to the other end."""
     there, here = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     monkeypatch.setattr(link, "_listen", lambda: Fed(fileno=here.detach()))
-    watch = LinkWatch(on_up)
+    watch = NetworkMonitor(on_up)
     watch.start()
     return watch, there
 
@@ -175,7 +175,7 @@ def test_close_from_the_callback(monkeypatch):
 
 def test_start_and_close_again():
     """Each may be called twice, and the whole again; a thread is there only in between."""
-    watch = LinkWatch(lambda: None)
+    watch = NetworkMonitor(lambda: None)
     watch.close()
     for _ in range(3):
         watch.start()
@@ -196,7 +196,7 @@ def test_where_the_kernel_does_not_tell(monkeypatch, step):
         raise PermissionError(13, "no")
 
     monkeypatch.setattr(socket, "socket", type("Forbidden", (socket.socket,), {step: refuse}))
-    watch = LinkWatch(lambda: None)
+    watch = NetworkMonitor(lambda: None)
     watch.start()
     assert not watch.works
     watch.close()
@@ -209,7 +209,7 @@ def test_no_thread_to_be_had(monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    watch, before = LinkWatch(lambda: None), sockets()
+    watch, before = NetworkMonitor(lambda: None), sockets()
     watch.start()
     assert not watch.works
     watch.close()
@@ -234,7 +234,7 @@ def sockets():
 def test_fork():
     """A child has none, and none of its sockets, until it starts its own; it does not disturb its parent's."""
     gc.collect()  # nobody else's are to vanish meanwhile
-    before, watch = sockets(), LinkWatch(lambda: None)
+    before, watch = sockets(), NetworkMonitor(lambda: None)
     watch.start()
     (read, write), (hold, let_go) = os.pipe(), os.pipe()
     child = os.fork()
@@ -258,7 +258,7 @@ def test_fork():
 
 def test_a_descriptor_that_is_held_elsewhere():
     """Another program that has inherited the sockets does not keep the thread from ending."""
-    watch = LinkWatch(lambda: None)
+    watch = NetworkMonitor(lambda: None)
     watch.start()
     thread = watch._thread
     with subprocess.Popen(["cat"], stdin=-1, pass_fds=[s.fileno() for s in watch._sockets]):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
-from edgeroute import BadInput, Cancel, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing
+from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute.edge import onnx as edge_onnx
 from edgeroute.edge.load import load
 
@@ -276,7 +276,7 @@ def test_a_run_in_progress_is_stopped(tmp_path):
     """Cancelling ends a run that would otherwise never end."""
     model = OnnxModel(tiny.endless(tmp_path / "endless.onnx"))
     model.load()
-    cancel, ended = Cancel(), []
+    cancel, ended = StopToken(), []
 
     def run():
         try:
@@ -305,7 +305,7 @@ def test_the_deadline_stops_the_edge_too(tmp_path):
     for thread in threading.enumerate():
         if thread.name == "edgeroute":
             thread.join(30)
-    assert runner.stuck == 0
+    assert runner.abandoned == 0
 
 
 def test_close_frees_and_a_later_run_loads_again(model):

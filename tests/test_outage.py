@@ -18,9 +18,9 @@ from time import monotonic
 
 import pytest
 
-from edgeroute import AsyncRouter, Cancel, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router
+from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router, StopToken
 from edgeroute.core.breaker import FAULTS
-from edgeroute.journal import read
+from edgeroute.stores.journal import read
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, Relay, http_reply
 
 LONG = 30.0
@@ -353,7 +353,7 @@ def test_a_probe_that_goes_well_and_a_model_that_does_not(make):
 @pytest.mark.parametrize("bad", [DOWN, http_reply(status=503, headers=[("Retry-After", "250")]), None])
 def test_a_probe_that_fails(make, bad, monkeypatch):
     """It is sent once, not repeated, and the breaker stays open for longer, or as long as the server asks."""
-    monkeypatch.setattr("edgeroute.guard.PROBE_S", 0.1)
+    monkeypatch.setattr("edgeroute.cloud.guard.PROBE_S", 0.1)
     with CannedServer(lambda request: bad if is_probe(request) else DOWN) as server:
         client = make(unsure, PlainJson(server.url, ping_path="/health"))
         client.infer()
@@ -455,7 +455,7 @@ def test_the_loser_of_a_race_is_no_fault(make, deadline):
             server.wait_for(lambda i=i: server.hung_up == i)
             client.idle()
         assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
-        assert client.router._purse.spent().calls == 5
+        assert client.router._spending.spent().calls == 5
         assert client.router.stats().usd_today == 2.5
         (lost,) = [e for e in answer.trace["events"] if e["leg"] == "cloud" and e["what"] == "cancelled"]
         assert (lost["usd"], lost["sent_bytes"] > 0) == (0.5, True)
@@ -493,8 +493,8 @@ def test_an_input_that_is_refused_is_no_fault(make, status):
     """It is this input's own, is not sent again, and shows that the endpoint is there."""
     with CannedServer(http_reply(status=status)) as server:
         client = make(unsure, PlainJson(server.url))
-        client.guard.fault()
-        client.guard.fault()
+        client.guard.failed()
+        client.guard.failed()
         for i in range(5):
             assert_stands(client.infer(i), f"answered {status}")
         assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
@@ -534,8 +534,8 @@ def test_a_retry_that_waits_is_not_sent_once_the_breaker_is_open(make):
         asking = client.begin("infer", DATUM)
         server.wait_for(lambda: len(server.requests) == 1)
         wait_for(lambda: client.guard.breaker._faults == 1)
-        client.guard.fault()
-        client.guard.fault()
+        client.guard.failed()
+        client.guard.failed()
         assert_stands(asking.result(LONG), "cloud")
     assert len(server.requests) == 1
 
@@ -771,13 +771,13 @@ def test_the_ledger_has_a_line_for_each_attempt(make, tmp_path):
 
 def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path, monkeypatch):
     """A retry that was waiting for its time as its answer was not needed any more."""
-    gate, wait = threading.Event(), Cancel.wait
+    gate, wait = threading.Event(), StopToken.wait
 
     def waiting(cancel, seconds):
         gate.set()
         return wait(cancel, seconds)
 
-    monkeypatch.setattr(Cancel, "wait", waiting)
+    monkeypatch.setattr(StopToken, "wait", waiting)
     edge = FakeModel([("edge", 0.9)], gate=gate)
     with CannedServer(http_reply(status=503, headers=[("Retry-After", "60")])) as server:
         with Router(edge, PlainJson(server.url, timeout_s=NEVER_S), threshold=0.5, hedge_after=0, state=tmp_path) as router:
@@ -902,7 +902,7 @@ async def cancel_everywhere(router, x):
 
 @pytest.mark.parametrize("case", CASES)
 def test_cancelling_at_every_point(case):
-    """Wherever a request is when its task is cancelled: no visit is under way afterwards, no task is left, and the next works."""
+    """Wherever a request is when its task is cancelled: no exchange is under way afterwards, no task is left, and the next works."""
     edge, said, policy = CASES[case]
 
     async def main(server):

@@ -25,14 +25,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgeroute.clock import now
-from edgeroute.core.flow import Prediction
+from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
-from edgeroute.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
-from edgeroute.outbox.delivery import backoff, longest
-from edgeroute.outbox.inputs import plain
-from edgeroute.outbox.spread import LONGEST_S, TIMES, spread_for
-from edgeroute.outbox.store import COUNTED, ROW_BYTES, TRUSTED_S
+from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
+from edgeroute.stores.outbox.delivery import backoff, longest
+from edgeroute.stores.outbox.inputs import plain
+from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
+from edgeroute.stores.outbox.store import COUNTED, ROW_BYTES, TRUSTED_S
+from edgeroute.system import now
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
 T0 = 1_800_000_000.0
@@ -106,8 +106,8 @@ def call():
 @pytest.fixture
 def no_wait(monkeypatch):
     """Retries come at once."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda *_: 0.0)
-    monkeypatch.setattr("edgeroute.outbox.late.backoff", lambda _: 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.late.backoff", lambda _: 0.0)
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def test_the_same_id_twice_is_one_request(outbox):
 
 def test_so_many_ids_are_remembered(outbox, monkeypatch):
     """Of the ids that are done the last ones are not stored again."""
-    monkeypatch.setattr("edgeroute.outbox.store.REMEMBERED", 2)
+    monkeypatch.setattr("edgeroute.stores.outbox.store.REMEMBERED", 2)
     for name in "abc":
         outbox.put(request(name))
         outbox.answer(name, sure())
@@ -806,8 +806,8 @@ def test_ordered_the_head_blocks(outbox, deliver):
 
 def test_wake_cuts_waits_short(outbox, deliver, monkeypatch):
     """Once the link is back, what failed before is tried at once; what is not due for another reason is not."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.backoff", lambda *_: 1000.0)
-    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 1000.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
     away, tried = threading.Event(), Queue()
     away.set()
 
@@ -837,7 +837,7 @@ def whole(monkeypatch):
 @pytest.fixture
 def ahead(monkeypatch):
     """What delivery takes for the time is by so many seconds more than it is: its one element."""
-    from edgeroute.outbox import delivery
+    from edgeroute.stores.outbox import delivery
 
     real, by_s = delivery.monotonic, [0.0]
     monkeypatch.setattr(delivery, "monotonic", lambda: real() + by_s[0])
@@ -916,7 +916,7 @@ def test_deliveries_that_fail_wait_for_the_spread(make, deliver):
 
 def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
     """An endpoint that is back is not asked by all at the same time; one that only this device could not reach is, at once."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
     outbox, tried = make(spread_s=AGES), Queue()
 
     def send(waiting):
@@ -942,7 +942,7 @@ def test_a_wake_is_spread(make, deliver, monkeypatch, ahead, whole):
 
 def test_a_wake_goes_by_the_oldest(make, deliver, monkeypatch, ahead, whole):
     """What waits is sent after some times as long as the oldest of it has waited; what is gone does not count."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
     outbox, tried = make(spread_s=60.0), Queue()
 
     def send(waiting):
@@ -980,7 +980,7 @@ def test_a_new_run_does_not_wait(make, deliver):
 
 def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, ahead):
     """Beside the pause that any has; a wake cuts both short."""
-    monkeypatch.setattr("edgeroute.outbox.delivery.HURRY_S", 0.0)
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)
     outbox, tried = make(), Queue()
 
     def send(waiting):
@@ -1018,7 +1018,7 @@ def test_a_server_says_when_to_come_back(outbox, deliver, no_wait):
 
 def test_the_rate_is_bounded(outbox, deliver, monkeypatch):
     """After a reconnect not more are begun than the rate allows: by the clock that delivery itself reads, none too early."""
-    from edgeroute.outbox import delivery as module
+    from edgeroute.stores.outbox import delivery as module
 
     began, real = [], module.monotonic
     for n in range(5):
@@ -1117,7 +1117,7 @@ def test_effects_and_the_mark_are_one(outbox, call, no_wait):
 )  # fmt: skip
 def test_what_a_callback_may_not_do(outbox, sql):
     """Ending the transaction, other files and the outbox's own tables are refused, also by way of a trigger."""
-    from edgeroute.outbox.tx import Tx
+    from edgeroute.stores.outbox.tx import Tx
 
     answered(outbox, "a")
 
@@ -1187,7 +1187,7 @@ def test_a_callback_may_put(outbox, call, no_wait):
 @pytest.mark.parametrize(("ordered", "order"), [(False, ["b", "c", "a"]), (True, ["c", "a", "b"])])
 def test_a_callback_that_raises_is_called_again(outbox, call, monkeypatch, caplog, ordered, order):
     """It is logged and repeated with a pause; other answers go on, of the same target only if order was not asked for."""
-    monkeypatch.setattr("edgeroute.outbox.late.backoff", lambda _: 0.3)
+    monkeypatch.setattr("edgeroute.stores.outbox.late.backoff", lambda _: 0.3)
     told, failed = [], []
 
     def f(late):
@@ -1255,7 +1255,7 @@ class Method:
 )  # fmt: skip
 def test_a_signature_decides(f, takes_tx):
     """A second parameter that is required, or called tx, is given the transaction."""
-    from edgeroute.outbox.late import _takes_tx
+    from edgeroute.stores.outbox.late import _takes_tx
 
     assert _takes_tx(f) == takes_tx
 
@@ -1290,8 +1290,8 @@ def test_a_coroutine_in_disguise(outbox, call, caplog):
 
 PROCESS = """
 import os, sys, threading
-from edgeroute.core.flow import Prediction
-from edgeroute.outbox import *
+from edgeroute.core.walk import Prediction
+from edgeroute.stores.outbox import *
 outbox = Outbox(sys.argv[1])
 def send(waiting):
     print(waiting.id, flush=True)

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from edgeroute.outbox import Outbox
+from edgeroute.stores.outbox import Outbox
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 REQUESTS = int(os.environ.get("EDGEROUTE_OUTBOX_REQUESTS", "300"))
@@ -27,9 +27,9 @@ PARALLEL = 2
 
 PROGRAM = """
 import contextlib, http.client, sys, threading
-from edgeroute.core.flow import Prediction
+from edgeroute.core.walk import Prediction
 from edgeroute.errors import StoreError, Unreachable
-from edgeroute.outbox import Callbacks, Delivery, Outbox, Waiting
+from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
 
 path, port, name, first, last, how = sys.argv[1:]
 ordered, within = "ordered" in how, "within" in how
@@ -63,8 +63,8 @@ def empty(outbox):
     with contextlib.suppress(StoreError):
         return not outbox.list()
 
-import edgeroute.outbox.delivery
-edgeroute.outbox.delivery.backoff = lambda *_: 0.01
+import edgeroute.stores.outbox.delivery
+edgeroute.stores.outbox.delivery.backoff = lambda *_: 0.01
 outbox = Outbox(path)
 callbacks = Callbacks(outbox, ordered=ordered, poll_s=0.05)
 callbacks.register(within_one if within else told)

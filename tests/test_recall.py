@@ -11,9 +11,9 @@ from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, nothing_le
 from tiny import linear
 
 from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Refused, Router
-from edgeroute.cache import Cache, Semantic
-from edgeroute.egress import Egress
-from edgeroute.outbox import Outbox, Put
+from edgeroute.cloud.egress import Egress
+from edgeroute.stores.cache import Cache, Semantic
+from edgeroute.stores.outbox import Outbox, Put
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 T0 = 1_800_000_000.0
@@ -56,7 +56,7 @@ class Clock:
 def clock(monkeypatch):
     """The time of day, for the router as for its cache."""
     clock = Clock()
-    monkeypatch.setattr("edgeroute.clock.now", clock)
+    monkeypatch.setattr("edgeroute.system.now", clock)
     return clock
 
 

@@ -11,8 +11,8 @@ from both import DOWN, GOOD, LONG, GatedServer, Tasks, Threads, nothing_left, su
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, NoAnswer, PlainJson, Router
-from edgeroute.cache import Cache
-from edgeroute.egress import Egress
+from edgeroute.cloud.egress import Egress
+from edgeroute.stores.cache import Cache
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 LATE = "in time|cloud not there by the deadline"

@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import BadReply, Egress, Limits, NoAnswer, PlainJson, PolicyError, Refused, Router, Saver, Unreachable
-from edgeroute.cache import Cache
+from edgeroute.cloud.backend import Function
 from edgeroute.core.breaker import FAULTS
 from edgeroute.errors import BadInput
-from edgeroute.journal import Journal
-from edgeroute.outbox import Outbox
+from edgeroute.record.trace import Trace
 from edgeroute.replay import NETWORKS, THERMAL, Battery, Setup, collect, read, replay, run
 from edgeroute.replay.network import RETRANSMIT_S, Link, Network
 from edgeroute.replay.setup import Port
-from edgeroute.runners import Function
+from edgeroute.stores.cache import Cache
+from edgeroute.stores.journal import Journal
+from edgeroute.stores.outbox import Outbox
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.trace import Trace
 
 LONG = 30.0
 SURES = st.one_of(st.floats(0, 1), st.sampled_from([None, float("nan"), 0.5]))
@@ -145,7 +145,7 @@ def test_an_outage_that_ends():
                 guard = router._live.clouds[0].guard
                 guard.breaker.link_up(monotonic())  # the network came back, and a probe was answered
                 assert guard._due(monotonic())
-                guard.probe()
+                guard.check_health()
             router.infer(x)
     whats = [record["events"][-1].get("error", "ok").partition(":")[0] for record in records]
     assert whats == ["ok"] * 5 + ["Unreachable"] * 3 + ["Held"] * 5 + ["ok"] * 5

@@ -21,12 +21,12 @@ from edgeroute.confidence import calibrate, msp
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.core.policy import Terms
 from edgeroute.errors import RuntimeMissing
-from edgeroute.evaluation.evaluation import Cost, Evaluation, Names
-from edgeroute.evaluation.examples import Examples
-from edgeroute.evaluation.promise import Verdict, verdicts
-from edgeroute.evaluation.share import bins, calibration_error, share
 from edgeroute.report import page, write
 from edgeroute.report.drawing import INK
+from edgeroute.report.evaluation.evaluation import Cost, Evaluation, Names
+from edgeroute.report.evaluation.examples import Examples
+from edgeroute.report.evaluation.promise import Verdict, verdicts
+from edgeroute.report.evaluation.share import bins, calibration_error, share
 from edgeroute.report.style import STYLE
 from edgeroute.report.words import duration, level, size, verdict
 
@@ -400,7 +400,7 @@ def read(evaluation):
 
 
 def test_the_page_says_what_was_found(real):
-    """Promise, numbers, figures, cost, classes and notes, with the evaluation's own numbers."""
+    """BoundCertificate, numbers, figures, cost, classes and notes, with the evaluation's own numbers."""
     text = read(real)
     order = [
         "The promise",

@@ -17,22 +17,22 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from edgeroute import settings
-from edgeroute.cache import Cache
 from edgeroute.cloud.base import Address
+from edgeroute.cloud.egress import Egress
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.policy import INF, Saver, Terms
 from edgeroute.core.spending import Limits
 from edgeroute.edge.onnx import OnnxModel
-from edgeroute.egress import Egress
 from edgeroute.errors import ModelMissing, PolicyError, RuntimeMissing
-from edgeroute.outbox import Outbox
-from edgeroute.outbox.store import Drop
-from edgeroute.router import Router
+from edgeroute.record.drift_monitor import Audit
+from edgeroute.record.trace import Trace
+from edgeroute.router.router import Router
 from edgeroute.settings import keys, singles, sources, targets, units
-from edgeroute.trace import Trace
-from edgeroute.watch import Audit
+from edgeroute.stores.cache import Cache
+from edgeroute.stores.outbox import Outbox
+from edgeroute.stores.outbox.store import Drop
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"
@@ -73,7 +73,8 @@ def calls(monkeypatch):
     """What Cache, Outbox and Trace are made with: name -> arguments, checked against the signature. None of them is made."""
     calls = {}
     for home, name in (("cache", "Cache"), ("outbox", "Outbox"), ("trace", "Trace")):
-        module = importlib.import_module(f"edgeroute.{home}")
+        room = "record" if home == "trace" else "stores"
+        module = importlib.import_module(f"edgeroute.{room}.{home}")
         signature = inspect.signature(getattr(module, name))
 
         def record(*args, _name=home, _signature=signature, **kwargs):

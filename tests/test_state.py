@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from edgeroute import state
-from edgeroute.state import Kept
+from edgeroute.stores import keyvalue as state
+from edgeroute.stores.keyvalue import KeyValueStore
 
 LONG = 30.0
 
@@ -32,7 +32,7 @@ def make(path):
     made = []
 
     def make(where=path):
-        made.append(Kept(where))
+        made.append(KeyValueStore(where))
         return made[-1]
 
     yield make
@@ -175,7 +175,7 @@ def test_forget(make, monkeypatch):
 
 def test_in_memory():
     """Without a path all of it works until the end, and no thread or file is there."""
-    kept = Kept(None)
+    kept = KeyValueStore(None)
     kept.put("a", 1)
     kept.put("ab", 2)
     assert threads() == []
@@ -280,10 +280,10 @@ def test_fork(path, make):
 KILLED = """
 import sys
 from pathlib import Path
-from edgeroute import state
+from edgeroute.stores import keyvalue as state
 
 state.DELAY_S = 0.001
-kept, i = state.Kept(Path(sys.argv[1])), 0
+kept, i = state.KeyValueStore(Path(sys.argv[1])), 0
 while True:
     kept.put("i", i)
     if i % 50 == 0:
@@ -314,7 +314,7 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name, "state.db")
-        self.kept, self.truth = Kept(self.path), {}
+        self.kept, self.truth = KeyValueStore(self.path), {}
 
     @rule(key=st.sampled_from(KEYS), value=st.none() | st.integers() | st.lists(st.text(max_size=3), max_size=3))
     def put(self, key, value):
@@ -331,7 +331,7 @@ class Model(RuleBasedStateMachine):
     def restart(self):
         """Changes nothing either."""
         self.kept.close()
-        self.kept = Kept(self.path)
+        self.kept = KeyValueStore(self.path)
 
     @rule(prefix=st.sampled_from(["", "a", "a:", "b", "%"]))
     def forget(self, prefix):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, nothing_left, sure, unsure
 
-from edgeroute import PlainJson, PolicyError, Secret, clock
-from edgeroute.cache import Cache
-from edgeroute.egress import Egress
-from edgeroute.journal import read
-from edgeroute.outbox import Outbox, decode_input
+from edgeroute import PlainJson, PolicyError, Secret, system
+from edgeroute.cloud.egress import Egress
+from edgeroute.record.trace import Trace
+from edgeroute.stores.cache import Cache
+from edgeroute.stores.journal import read
+from edgeroute.stores.outbox import Outbox, decode_input
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
-from edgeroute.trace import Trace
 
 KEY = "sk-a-very-secret-key-2718281828"
 
@@ -51,7 +51,7 @@ def test_an_answer_is_a_line(make, tmp_path):
         router = make(unsure, cloud, deadline=LONG, trace=path, egress=Egress(may_leave=["product"]))
         answer = router.infer([1, 2, 3], data_class="product")
         (told,) = lines(path)
-        assert abs(told["at"] - clock.now()) < LONG
+        assert abs(told["at"] - system.now()) < LONG
         assert {"at": told["at"]} | json.loads(json.dumps(answer.trace)) == told
         sent = len(server.requests[0].partition(b"\r\n\r\n")[2])
     assert (told["id"], told["mode"], told["deadline_s"], told["data_class"]) == (answer.id, "prefer_edge", LONG, "product")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from edgeroute.workers import MOST, Workers
+from edgeroute.system import MOST, Workers
 
 
 def test_threads_are_used_again():

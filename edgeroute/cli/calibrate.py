@@ -18,8 +18,8 @@ from edgeroute.errors import PolicyError, StoreError
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Kind
-    from edgeroute.evaluation.certified import Certified, Fit
-    from edgeroute.evaluation.examples import Examples
+    from edgeroute.report.evaluation.certified import Certified, Fit
+    from edgeroute.report.evaluation.examples import Examples
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
 
@@ -90,8 +90,8 @@ def calibrate(
     odds = _sure(sure, kind)
 
     from edgeroute.confidence import NotEnough
-    from edgeroute.evaluation.certified import certified
-    from edgeroute.evaluation.collect import edge_runner
+    from edgeroute.report.evaluation.certified import certified
+    from edgeroute.report.evaluation.collect import edge_runner
 
     fit: Fit | None = score if score == "auto" or score == "learned" else None  # noqa: PLR1714 - so that mypy can follow
     with _instead(threshold="0", score="msp" if fit else score), plain(policy) as router:
@@ -179,7 +179,7 @@ def _instead(**keys: str | None) -> Iterator[None]:
 
 def _from_audit(policy: Path, fingerprints: dict[str, str], target: str, every: int) -> tuple[Examples, list[str]]:
     from edgeroute.cli.outbox import folder
-    from edgeroute.evaluation.audited import audited
+    from edgeroute.report.evaluation.audited import audited
 
     found = audited(folder(policy, None) / "audit.jsonl", target, fingerprints, every=every)
     return found.examples, found.notes

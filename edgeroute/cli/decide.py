@@ -19,7 +19,7 @@ def decide(
 ) -> int:
     """Says which route an input would take, and why. Runs the edge model; sends nothing."""
     from edgeroute.cli.inputs import read
-    from edgeroute.router import Router
+    from edgeroute.router.router import Router
 
     items = read(given)
     if index >= len(items):

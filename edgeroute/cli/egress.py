@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from edgeroute import clock
+from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, seconds
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
@@ -30,7 +30,7 @@ class Sent(NamedTuple):
 def instant(text: str) -> float:
     """`90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) by this machine's clock -> seconds since 1970."""
     try:
-        return clock.now() - seconds(text)
+        return system.now() - seconds(text)
     except typer.BadParameter:
         pass
     try:
@@ -55,7 +55,7 @@ def egress(
     as_json: Json = False,
 ) -> int:
     """Shows the egress ledger: each attempt to send, when, where to, how many bytes, of which class, and by which rule."""
-    from edgeroute.journal import read
+    from edgeroute.stores.journal import read
 
     path = folder(policy, state) / "egress.jsonl"
     if not any(path.parent.glob(f"{path.name}*")):

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute import clock
+from edgeroute import system
 from edgeroute.cli.examples import Data, DataClass, EdgeNumber, Every, examples, given, plain
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
 from edgeroute.errors import PolicyError, RuntimeMissing, StoreError
 
 if TYPE_CHECKING:
-    from edgeroute.evaluation.evaluation import Evaluation
-    from edgeroute.evaluation.examples import Examples
-    from edgeroute.evaluation.share import Share
-    from edgeroute.router import Router
+    from edgeroute.report.evaluation.evaluation import Evaluation
+    from edgeroute.report.evaluation.examples import Examples
+    from edgeroute.report.evaluation.share import Share
+    from edgeroute.router.router import Router
 
 
 def evaluate(
@@ -89,8 +89,8 @@ def _may_write(report: Path) -> None:
 
 
 def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: list[Path]) -> Evaluation:
-    from edgeroute.evaluation.collect import edge_runner
-    from edgeroute.evaluation.evaluation import Evaluation, Names
+    from edgeroute.report.evaluation.collect import edge_runner
+    from edgeroute.report.evaluation.evaluation import Evaluation, Names
 
     runner, live = edge_runner(router, edge), router._live  # noqa: SLF001 - what the policy has come to
     i = live.runners.index(runner)
@@ -104,7 +104,7 @@ def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: l
         score=score if isinstance(score, str) else getattr(score, "name", "function"),
         policy=policy.name,
         data=", ".join(file.name for file in data),
-        date=strftime("%Y-%m-%d", gmtime(clock.now())),
+        date=strftime("%Y-%m-%d", gmtime(system.now())),
         edge_bytes=path.stat().st_size if path.is_file() else None,
     )
     found = Evaluation(
@@ -121,8 +121,8 @@ def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: l
 
 def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
     """For programs. Shares 0..1, with the ends of their 95 % intervals; times in seconds."""
-    from edgeroute.evaluation.evaluation import QUANTILES
-    from edgeroute.evaluation.promise import verdicts
+    from edgeroute.report.evaluation.evaluation import QUANTILES
+    from edgeroute.report.evaluation.promise import verdicts
 
     made, certificate = evaluation.examples, evaluation.certificate
     return {
@@ -150,7 +150,7 @@ def _show(evaluation: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from edgeroute.evaluation.promise import verdicts
+    from edgeroute.report.evaluation.promise import verdicts
     from edgeroute.report.words import duration, level, size, verdict
 
     console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)

@@ -12,8 +12,8 @@ import typer
 from edgeroute.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgeroute.evaluation.examples import Examples
-    from edgeroute.router import Router
+    from edgeroute.report.evaluation.examples import Examples
+    from edgeroute.router.router import Router
 
 DATA = ".npz, .npy, .png and .jpg files and folders of them; or .npz files with edge_logits, cloud_logits and labels, recorded."
 Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
@@ -90,7 +90,7 @@ def plain(policy: Path, **more: Any) -> Iterator[Router]:
         policy: the file.
         more: further arguments, which overrule the file's.
     """
-    from edgeroute.router import Router
+    from edgeroute.router.router import Router
 
     none = dict.fromkeys(("cache", "outbox", "trace", "audit", "hedge_after", "deadline"))
     arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
@@ -103,7 +103,7 @@ def examples(
 ) -> tuple[Examples, list[str]]:
     """Has them answered, or reads what was recorded. -> the examples, and what there is to tell of them, a line each."""
     from edgeroute.cli.progress import bar
-    from edgeroute.evaluation.collect import collect, recorded
+    from edgeroute.report.evaluation.collect import collect, recorded
 
     if found.recorded:
         return recorded(router, found.edge, found.cloud, found.labels, edge=edge), [TRUST]

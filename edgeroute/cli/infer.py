@@ -13,7 +13,7 @@ from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeM
 
 if TYPE_CHECKING:
     from edgeroute.cli.inputs import Item
-    from edgeroute.router import Router
+    from edgeroute.router.router import Router
     from edgeroute.types import Answer
 
 
@@ -39,7 +39,7 @@ def infer(
     from edgeroute.cli.inputs import files, read
     from edgeroute.cli.progress import bar
     from edgeroute.cli.tally import Tally
-    from edgeroute.router import Router
+    from edgeroute.router.router import Router
 
     tally, failures = Tally(), list[EdgerouteError]()
     paths = files(given)

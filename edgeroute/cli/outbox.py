@@ -17,7 +17,7 @@ from edgeroute.cli.options import Json
 from edgeroute.errors import BadInput, PolicyError, StoreError
 
 if TYPE_CHECKING:
-    from edgeroute.outbox import Outbox
+    from edgeroute.stores.outbox import Outbox
 
 MOST_ROWS = 1000
 """So many rows of a table are shown, the latest."""
@@ -180,7 +180,7 @@ def _shown(cell: object) -> str:
 
 
 def _dumps(value: Any) -> str:
-    from edgeroute.outbox.inputs import plain
+    from edgeroute.stores.outbox.inputs import plain
 
     return json.dumps(plain(value))
 
@@ -190,7 +190,7 @@ def _opened(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
     path = folder(policy, state) / "outbox.db"
     if not os.access(path, os.R_OK):  # opening it would make one
         raise BadInput(f"{path}: there is no outbox, or it cannot be read")
-    from edgeroute.outbox import Outbox
+    from edgeroute.stores.outbox import Outbox
 
     box = Outbox(path, ttl_s=inf)  # what is too old the router drops, whose policy says when that is
     try:

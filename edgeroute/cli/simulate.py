@@ -12,8 +12,8 @@ from edgeroute.cli.exits import OK, exits
 from edgeroute.cli.options import Json, seconds, share
 
 if TYPE_CHECKING:
-    from edgeroute.simulation.result import Result
-    from edgeroute.simulation.scenario import Client, Scenario
+    from edgeroute.replay.fleet.result import Result
+    from edgeroute.replay.fleet.scenario import Client, Scenario
 
 LENGTH_S = 900.0
 WITHIN = 2
@@ -89,7 +89,7 @@ def fleet(
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from edgeroute.simulation.scenario import AGAIN_S, EDGEROUTE, Scenario, clients
+    from edgeroute.replay.fleet.scenario import AGAIN_S, EDGEROUTE, Scenario, clients
 
     given = {
         "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
@@ -115,8 +115,8 @@ def fleet(
 
 def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
     """Runs it, in a process of its own, for programs. Times in seconds, shares 0..1."""
-    from edgeroute.simulation.capacity import needed
-    from edgeroute.simulation.fleet import simulate as run
+    from edgeroute.replay.fleet.capacity import needed
+    from edgeroute.replay.fleet.run import simulate as run
 
     result: Result = run(scenario, client)
     asked = int(result.asked.sum())
@@ -143,7 +143,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from edgeroute.simulation.capacity import MOST
+    from edgeroute.replay.fleet.capacity import MOST
 
     console, table = Console(width=None if sys.stdout.isatty() else 1 << 16), Table()
     for name in ("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"):
@@ -166,8 +166,8 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     """What the table means, in sentences that hold however the numbers turn out."""
-    from edgeroute.simulation.devices import CAP, RETRY
-    from edgeroute.simulation.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
+    from edgeroute.replay.fleet.devices import CAP, RETRY
+    from edgeroute.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
     within_s = WITHIN * scenario.outage_s
     ours, others = rows[0], rows[1:]

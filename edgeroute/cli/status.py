@@ -9,17 +9,17 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute import clock
+from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
 
 if TYPE_CHECKING:
     from edgeroute.cli.kept import Value
+    from edgeroute.confidence.binding import BoundCertificate
     from edgeroute.core.policy import Target
     from edgeroute.core.spending import Limits
-    from edgeroute.promises import Promise
-    from edgeroute.watch import Audit
+    from edgeroute.record.drift_monitor import Audit
 
 EDGE = "audit:"
 """What begins the names under which a router keeps what it knows of an edge model's promise."""
@@ -96,13 +96,13 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
     if policy is None:
         return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, []
     from edgeroute.errors import ModelMissing
-    from edgeroute.router import Router
+    from edgeroute.router.router import Router
 
     none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace"))
     try:
         with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
             live, auditor = router._live, router._auditor  # noqa: SLF001 - what the policy has come to
-            limits = router._purse.spending.limits  # noqa: SLF001
+            limits = router._spending.limits  # noqa: SLF001
     except ModelMissing as e:
         text = f"{e}: whether a certificate fits the models is not known, and the policy is left out of what follows"
         return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [text]
@@ -118,14 +118,14 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
     )
 
 
-def _of_policy(target: Target, promise: Promise | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
+def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
     """As a router with this policy has it that starts now."""
-    from edgeroute.watch import Watch
+    from edgeroute.record.drift_monitor import DriftMonitor
 
     certificate = None if promise is None else promise.certificate
     fits = dumped is not None and certificate is not None and dumped.get("certificate") == certificate.checksum
     if audit is not None and dumped is not None:
-        watch = Watch(promise, audit)
+        watch = DriftMonitor(promise, audit)
         watch.load(dumped)
         target = watch.target(target)
     found = _of_dump(target.name, dumped if dumped is not None and (fits or certificate is None) else {})
@@ -181,21 +181,21 @@ def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[s
     """Of each limit: what all routers with this folder have spent over its window, and the limit; None: there is none."""
     from edgeroute.core.spending import Limits, Spending
 
-    now, purse = clock.now(), Spending(limits or Limits())
+    now, spending = system.now(), Spending(limits or Limits())
     for name, dumped in kept.items():
         if name.startswith("spending:"):
             with contextlib.suppress(ValueError):
-                purse.load(dumped.value, now)
+                spending.load(dumped.value, now)
     return {
         name: {"spent": spent, "limit": None if limit == inf else limit}
-        for name, spent, limit in zip(Limits._fields, purse.spent(now), purse.limits, strict=True)
+        for name, spent, limit in zip(Limits._fields, spending.spent(now), spending.limits, strict=True)
     }
 
 
 def _outbox(path: Path) -> dict[str, int] | None:
     if not path.exists():  # opening it would make one
         return None
-    from edgeroute.outbox import Outbox
+    from edgeroute.stores.outbox import Outbox
 
     box = Outbox(path, ttl_s=inf)
     try:
@@ -222,7 +222,7 @@ def _show(edge: Edge) -> None:
 
 
 def _age_days(made: str) -> int:
-    return (datetime.fromtimestamp(clock.now(), timezone.utc).date() - date.fromisoformat(made)).days
+    return (datetime.fromtimestamp(system.now(), timezone.utc).date() - date.fromisoformat(made)).days
 
 
 def _count(value: Any) -> int:

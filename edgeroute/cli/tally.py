@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeroute.cli.inputs import Item
-from edgeroute.stats import Stats
+from edgeroute.observe.stats import Stats
 from edgeroute.types import Answer
 
 FIRST = 10

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgeroute.clock import now
 from edgeroute.confidence.certificate import BOUND_TO, INF, Certificate, Kind, NotEnough
 from edgeroute.confidence.exact import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed, upper
 from edgeroute.errors import PolicyError
+from edgeroute.system import now
 
 Bools = NDArray[np.bool_]
 FEW = 1.5

@@ -11,8 +11,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edgeroute.clock import now
 from edgeroute.errors import PolicyError
+from edgeroute.system import now
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 INF = float("inf")

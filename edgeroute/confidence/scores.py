@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.core.flow import Prediction, new
+from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, PolicyError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -138,6 +138,10 @@ class Reader:
         if _length(outputs) != count:
             raise BadReply(f"{count} inputs gave {_length(outputs)} outputs")
         return [self._read(_row(outputs, i)) for i in range(count)]
+
+    def answer(self, result: Any) -> Prediction:
+        """result: what a callable gave for one input."""
+        return self._read(result)
 
     def _read(self, row: Any) -> Prediction:
         if type(row) is tuple:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TypeAlias
 
-from edgeroute.core.flow import Cancel, Done, Effect, Event, Outcome, Start, Wait, Walk, walk
 from edgeroute.core.plan import Plan
+from edgeroute.core.walk import Cancel, Done, Effect, Event, Outcome, Start, Wait, Walk, walk
 
 BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeroute.core.flow import Outcome
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
+from edgeroute.core.walk import Outcome
 
 VERSION = 1
 """Of a trace's layout."""

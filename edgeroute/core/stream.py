@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from edgeroute.core.flow import (
+from collections.abc import Callable, Generator
+from typing import Any, TypeAlias
+
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import (
     Cancel,
     Delta,
     Done,
@@ -17,8 +22,9 @@ from edgeroute.core.flow import (
     acceptable,
     own_threshold,
 )
-from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF
+
+Pieces: TypeAlias = Generator[Any, None, Prediction]
+"""Yields the pieces of an answer, and returns the whole."""
 
 
 class FirstTokenLate(TimeoutError):
@@ -102,6 +108,37 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF) -> Walk:
 def whole(pieces: list[object]) -> object:
     """The pieces as one value: text if all are text, else the list of them."""
     return "".join(map(str, pieces)) if all(isinstance(piece, str) for piece in pieces) else pieces
+
+
+def joined(result: Any) -> Any:
+    """What a callable gave: a generator's pieces as one value, with what it returned as the confidence; else as it is."""
+    if not isinstance(result, Generator):
+        return result
+    pieces: list[object] = []
+    try:
+        while True:
+            pieces.append(next(result))
+    except StopIteration as end:
+        return whole(pieces), end.value
+
+
+def single(prediction: Prediction) -> Pieces:
+    """An answer that comes in one piece."""
+    yield prediction.value
+    return prediction
+
+
+def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction]) -> Pieces:
+    """What a generator yields. `read` takes (the whole, what it returned): a confidence, or log-probabilities of its tokens."""
+    pieces: list[object] = []
+    try:
+        while True:
+            pieces.append(next(result))
+            yield pieces[-1]
+    except StopIteration as end:
+        return read((whole(pieces), end.value))
+    finally:
+        result.close()
 
 
 def _part(pieces: list[object]) -> Prediction:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgeroute.streams import joined
-from edgeroute.types import Cancel
+from edgeroute.core.stream import joined
+from edgeroute.types import StopToken
 
 
 class CallableModel:
@@ -31,6 +31,6 @@ class CallableModel:
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.labels, self.kind = labels, kind
 
-    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> list[Any]:  # noqa: ARG002 - cannot be stopped
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - cannot be stopped
         """One result an input."""
         return [joined(self.function(x)) for x in inputs]

@@ -10,7 +10,7 @@ import numpy as np
 from edgeroute.confidence.learned import agreement
 from edgeroute.edge.load import load
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.types import Cancel, EdgeModel
+from edgeroute.types import EdgeModel, StopToken
 
 
 class Ensemble:
@@ -41,7 +41,7 @@ class Ensemble:
         self.name, self.votes = name, votes
         self.labels = next(iter(known), None)
 
-    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> list[Any]:
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
         """(value, agreement) of each input.
 
         Raises:

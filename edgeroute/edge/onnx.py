@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from edgeroute.edge.card import Array, Card, sha256_of, stack
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.fork import renew_after_fork
-from edgeroute.types import Cancel, TensorSpec
+from edgeroute.system import renew_after_fork
+from edgeroute.types import StopToken, TensorSpec
 
 _DTYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
@@ -132,13 +132,13 @@ class OnnxModel:
         if card.output and card.output not in names:
             raise ModelError(f"{self.path}: its card names the output {card.output!r}, the file has {names}")
 
-    def run(self, inputs: list[Any], cancel: Cancel | None = None) -> Array | dict[str, Array]:
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""
         if self._session is None:
             self.load()  # what it takes is known only then
         return self.run_feed(self.feed(inputs), cancel)
 
-    def run_one(self, x: Any, cancel: Cancel | None = None) -> Array | dict[str, Array]:
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """The same for one input."""
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or cancel is not None or type(x) is dict:
@@ -162,7 +162,7 @@ class OnnxModel:
             raise BadInput(f"{self.name} has {len(self.inputs)} inputs: pass a mapping with {[s.name for s in self.inputs]}")
         return {spec.name: stack([_named(x, spec.name) for x in inputs], spec) for spec in self.inputs}
 
-    def run_feed(self, feed: dict[str, Array], cancel: Cancel | None = None) -> Array | dict[str, Array]:
+    def run_feed(self, feed: dict[str, Array], cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Runs tensors that are already the model's."""
         session = self._session or self.load()
         try:

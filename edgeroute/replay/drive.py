@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgeroute.core.flow import Elapsed, Event, Outcome, Start, Wait, Walk
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.drivers import virtual
+from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk
+from edgeroute.router.drivers import virtual
 
 Answer = Callable[[Start, float], Event]
 """(what is started, now) -> what comes of it, not before now."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
-from edgeroute import journal
 from edgeroute.core.explain import VERSION
-from edgeroute.core.flow import new
 from edgeroute.core.policy import INF, Mode
+from edgeroute.core.walk import new
 from edgeroute.errors import INPUTS_OWN, BadInput
 from edgeroute.replay.numbers import Tally
+from edgeroute.stores import journal
 
 ANSWERED: Final = frozenset({"accepted", "below", "kept"})
 ROUNDED_S: Final = 2e-3

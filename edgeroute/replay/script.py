@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from random import Random
 from typing import Final
 
-from edgeroute.core.flow import Done, Event, Failed, Outcome, Prediction, Start, new
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Spending
+from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction, Start, new
 from edgeroute.errors import EdgerouteError, Held
 from edgeroute.replay.device import Heat, heat
 from edgeroute.replay.gate import Gate

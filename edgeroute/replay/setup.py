@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from edgeroute.core.policy import Policy, Target, Terms
 from edgeroute.core.spending import Limits
 from edgeroute.errors import ModelMissing
-from edgeroute.live import Live, make
+from edgeroute.router.snapshot import Snapshot, make
 
 if TYPE_CHECKING:
     from edgeroute.settings.targets import Edge
@@ -63,7 +63,7 @@ class Setup(NamedTuple):
         return cls.of(live, limits or Limits(), metered=metered, cached=given.cache is not None)
 
     @classmethod
-    def of(cls, live: Live, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
+    def of(cls, live: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
         """That of targets that are ready to run."""
         ports = {}
         for runner in live.clouds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from edgeroute.evaluation.evaluation import Evaluation
+from edgeroute.report.evaluation.evaluation import Evaluation
 from edgeroute.report.page import page
 
 __all__ = ["page", "write"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgeroute.evaluation.evaluation import Evaluation
 from edgeroute.report import sections
+from edgeroute.report.evaluation.evaluation import Evaluation
 from edgeroute.report.html import beside, escape
 from edgeroute.report.style import EVALUATION, STYLE
 from edgeroute.report.words import counted, size

@@ -7,10 +7,10 @@ from math import isinf
 import numpy as np
 
 from edgeroute.confidence.scores import SCORES
-from edgeroute.evaluation.evaluation import QUANTILES, Class, Evaluation
-from edgeroute.evaluation.promise import verdicts
-from edgeroute.evaluation.share import bins, calibration_error
 from edgeroute.report import figures, html
+from edgeroute.report.evaluation.evaluation import QUANTILES, Class, Evaluation
+from edgeroute.report.evaluation.promise import verdicts
+from edgeroute.report.evaluation.share import bins, calibration_error
 from edgeroute.report.words import (
     LEGS,
     NONE,

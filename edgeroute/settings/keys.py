@@ -9,9 +9,9 @@ from weakref import WeakValueDictionary
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline
-from edgeroute.egress import Consent, Redact
 from edgeroute.settings import values
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.section import Section, at

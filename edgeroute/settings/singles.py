@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from edgeroute import egress
+from edgeroute.cloud import egress
 from edgeroute.core import policy, spending
 from edgeroute.core.egress import Unknown
 from edgeroute.core.policy import INF, Mode
@@ -17,7 +17,8 @@ from edgeroute.settings.units import Delay, Duration, Share, Size
 from edgeroute.settings.values import Flag, Text, Texts
 
 if TYPE_CHECKING:
-    from edgeroute import cache, outbox, trace, watch
+    from edgeroute.record import drift_monitor, trace
+    from edgeroute.stores import cache, outbox
 
 
 class Limits(Section):
@@ -72,9 +73,9 @@ class Audit(Section):
     wrong_cost: values.Rate = Field(10.0, description="With a budget: what a wrong answer costs, in the unit of `call_cost`.")
     call_cost: values.Rate = Field(1.0, description="With a budget: what asking the cloud costs.")
 
-    def make(self) -> watch.Audit:
+    def make(self) -> drift_monitor.Audit:
         """The rules."""
-        from edgeroute.watch import Audit
+        from edgeroute.record.drift_monitor import Audit
 
         return Audit(**self.model_dump())
 
@@ -99,7 +100,7 @@ class Cache(Section):
 
     def make(self, state: Path) -> cache.Cache:
         """The cache; `state` is the folder for what outlives the process."""
-        from edgeroute.cache import Cache
+        from edgeroute.stores.cache import Cache
 
         return Cache(
             max_bytes=self.max_size,
@@ -133,7 +134,7 @@ class Outbox(Section):
 
     def make(self, state: Path) -> outbox.Outbox:
         """The outbox; `state` is the folder for what outlives the process."""
-        from edgeroute.outbox import Outbox
+        from edgeroute.stores.outbox import Outbox
 
         return Outbox(
             state / "outbox.db",
@@ -175,7 +176,7 @@ class Trace(Section):
 
     def make(self, folder: Path, state: Path) -> trace.Trace:
         """The trace; a relative path starts from `folder`."""
-        from edgeroute.trace import Trace
+        from edgeroute.record.trace import Trace
 
         file = at(folder, self.file) if self.file else state / "trace.jsonl"
         return Trace(file, sample=self.sample, inputs=self.inputs, max_bytes=self.max_size, keep=self.keep)

@@ -11,10 +11,10 @@ import pytest
 from edgeroute.core.batch import walk_many
 from edgeroute.core.explain import reason, trace
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Prediction, Start, Wait, walk
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.drivers import blocking, inline, tasks, virtual
+from edgeroute.core.walk import STARTS, Cancel, Done, Elapsed, Emit, Failed, Leave, Outcome, Prediction, Start, Wait, walk
+from edgeroute.router.drivers import blocking, inline, tasks, virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 PAIR = (EDGE, CLOUD)

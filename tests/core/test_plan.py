@@ -9,11 +9,11 @@ from time import monotonic
 import pytest
 
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import Done, Prediction, walk
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.drivers import blocking, tasks, virtual
+from edgeroute.core.walk import Done, Prediction, walk
+from edgeroute.router.drivers import blocking, tasks, virtual
 
 EDGE, A, B = Target("edge", "edge", 0.85), Target("a", "cloud"), Target("b", "cloud")
 

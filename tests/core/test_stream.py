@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from edgeroute.core.explain import reason
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import Delta, Done, Emit, Failed, Prediction
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.stream import FirstTokenLate, walk_stream
-from edgeroute.drivers import virtual
+from edgeroute.core.walk import Delta, Done, Emit, Failed, Prediction
+from edgeroute.router.drivers import virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from edgeroute.core.batch import walk_many
 from edgeroute.core.facts import Facts
-from edgeroute.core.flow import Done, Failed, Prediction, acceptable, walk
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
-from edgeroute.drivers import virtual
+from edgeroute.core.walk import Done, Failed, Prediction, acceptable, walk
+from edgeroute.router.drivers import virtual
 
 BEGUN = 100.0
 WALKS = int(os.environ.get("TEST_WALKS", "3000"))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.errors import NoAnswer
-from edgeroute.router import Router
+from edgeroute.router.router import Router
 from edgeroute.types import Answer
 
 Array = np.ndarray[Any, np.dtype[Any]]

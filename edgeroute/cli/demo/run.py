@@ -16,7 +16,7 @@ from edgeroute.cli.demo.report import SLACK, Report
 from edgeroute.cli.demo.server import serving
 from edgeroute.cli.demo.threshold import choose, sweep
 from edgeroute.cli.progress import bar
-from edgeroute.router import Router
+from edgeroute.router.router import Router
 
 MANY, SINGLY = 2_000, 1_000
 """From more images than the first on, the cloud alone is sent so many singly, and the rest in batches."""

@@ -1,0 +1,213 @@
+"""Carries an endpoint's talk over HTTP, with the one retry layer there is."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from itertools import count
+from time import monotonic, sleep
+from typing import Any, Protocol
+
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
+
+from edgeroute.cloud.aio_connections import AsyncConnections
+from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
+from edgeroute.cloud.connections import Connections
+from edgeroute.errors import CloudError, Unreachable
+from edgeroute.system import renew_after_fork
+from edgeroute.types import StopToken
+
+FIRST_S, MOST_S = 0.1, 2.0
+"""Back-off before the first retry, at most; and before any."""
+
+
+class Exchange(Protocol):
+    """Who is asked before each attempt, and told after it; see `edgeroute.cloud.guard.Exchange`."""
+
+    identity: str
+    """The idempotency key: the same for every attempt at one request."""
+
+    def before_attempt(self, size: int, until: float) -> None:
+        """So many bytes are about to be sent. Raises what forbids it."""
+
+    def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
+        """So many bytes came back, or an error did."""
+
+    def may_retry(self) -> bool:
+        """Whether there may be another attempt."""
+
+
+class HttpClient:
+    """One endpoint, for threads and for asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
+
+    def __init__(self, endpoint: HttpEndpoint) -> None:
+        self.endpoint = endpoint
+        self.sent = self.received = 0
+        self._channels = Connections(endpoint.address)
+        self._async = AsyncConnections(endpoint.address)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock of its own for the child."""
+        self._lock = threading.Lock()
+
+    def run(self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Any:
+        """The talk's outputs, by the instant `until` or the endpoint's own timeout, whichever is sooner.
+
+        Raises:
+            CloudError: there are none.
+        """
+        until, reply, posts = self._until(until), None, count()
+        try:
+            while True:
+                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
+                reply = self._exchange(call, until, exchange, cancel)
+        except StopIteration as end:
+            return end.value
+        finally:
+            talk.close()
+
+    async def run_async(self, talk: Talk, until: float, exchange: Exchange) -> Any:
+        """As `run`; cancelling the task ends it."""
+        until, reply, posts = self._until(until), None, count()
+        try:
+            while True:
+                call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
+                reply = await self._exchange_async(call, until, exchange)
+        except StopIteration as end:
+            return end.value
+        finally:
+            talk.close()
+
+    def _until(self, until: float) -> float:
+        return min(until, monotonic() + self.endpoint.address.timeout_s)
+
+    def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
+        def once() -> Reply:
+            if cancel is not None and cancel.asked:
+                raise Unreachable(f"{self.endpoint.where} was not asked: its answer is not needed any more")
+            self._leaving(call, until, exchange)
+            try:
+                reply = self._channels.send(call, until, cancel)
+            except CloudError as e:
+                exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
+                raise
+            return self._taken(call, reply, exchange)
+
+        if call.probe:
+            try:
+                return once()
+            except CloudError as e:
+                return Reply(0, {}, str(e).encode())
+        try:
+            return once()
+        except CloudError as e:
+            pause: Any = sleep if cancel is None else cancel.wait
+            return Retrying(sleep=pause, **self._rules(until, exchange, cancel))(_after(e, once))
+
+    async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
+        async def once() -> Reply:
+            self._leaving(call, until, exchange)
+            try:
+                reply = await self._async.send(call, until)
+            except CloudError as e:
+                exchange.after_attempt(0, e)
+                raise
+            return self._taken(call, reply, exchange)
+
+        if call.probe:
+            try:
+                return await once()
+            except CloudError as e:
+                return Reply(0, {}, str(e).encode())
+        try:
+            return await once()
+        except CloudError as e:
+            failures = iter([e])
+
+            async def again() -> Reply:
+                for failure in failures:
+                    raise failure
+                return await once()
+
+            return await AsyncRetrying(**self._rules(until, exchange, None))(again)
+
+    def _leaving(self, call: Call, until: float, exchange: Exchange) -> None:
+        size = len(call.body)
+        exchange.before_attempt(size, until)
+        with self._lock:
+            self.sent += size
+
+    def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
+        size = len(reply.body)
+        with self._lock:
+            self.received += size
+        try:
+            good = checked(reply, self.endpoint.where, self.endpoint.address.hide)
+        except CloudError as e:
+            exchange.after_attempt(size, e)
+            if call.probe:
+                return reply
+            raise
+        exchange.after_attempt(size)
+        return good
+
+    def _rules(self, until: float, exchange: Exchange, cancel: StopToken | None) -> dict[str, Any]:
+        most = self.endpoint.address.retries
+
+        def stop(state: RetryCallState) -> bool:
+            return (
+                state.attempt_number > most
+                or monotonic() + state.upcoming_sleep >= until
+                or (cancel is not None and cancel.asked)
+                or not exchange.may_retry()
+            )
+
+        return {"retry": _RETRIABLE, "wait": _wait, "stop": stop, "reraise": True}
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._channels.close()
+        self._async.abandon()
+
+    async def aclose(self) -> None:
+        """The same on the event loop, and waits for it."""
+        await self._async.close()
+        self.close()
+
+
+def _keyed(call: Call, exchange: Exchange, posts: count[int]) -> Call:
+    """The call with its idempotency key: a server that has seen it need not do the work again."""
+    if call.method != "POST" or call.probe or not exchange.identity:
+        return call
+    n = next(posts)
+    key = f"{exchange.identity}/{n}" if n else exchange.identity
+    return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
+
+
+def _after(first: CloudError, once: Callable[[], Reply]) -> Callable[[], Reply]:
+    """What is retried once it has failed: its first attempt is the failure itself, so that a success costs no machinery."""
+    failures = iter([first])
+
+    def again() -> Reply:
+        for failure in failures:
+            raise failure
+        return once()
+
+    return again
+
+
+_RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds: what the server asks for, else full jitter (Brooker, 2015); none where a kept connection had just gone."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    if isinstance(error, CloudError):
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        if error.stale and state.attempt_number == 1:
+            return 0.0
+    return random.uniform(0, min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1)))  # noqa: S311 - jitter, not a secret

@@ -1,0 +1,82 @@
+"""Finds out that an endpoint is back: by probes, and at once when the network comes up again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from edgeroute.system import Workers, renew_after_fork
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.guard import Guard
+    from edgeroute.observe.network import NetworkMonitor
+
+log = logging.getLogger("edgeroute")
+NEWS_S = 30.0
+"""An endpoint that is back within so many seconds after the device's link was away because of that."""
+
+
+class EndpointHealth:
+    """What the guards of a router tell their news to.
+
+    Args:
+        workers: threads for probes.
+        guards: gives the guards there are.
+        back: called when an endpoint has answered again.
+    """
+
+    def __init__(self, workers: Workers, guards: Callable[[], Iterable[Guard]], back: Callable[[], object]) -> None:
+        self._workers, self._guards, self._back = workers, guards, back
+        self._closed = False
+        self._linked_at = -inf
+        """When this device's link came up last, as far as this has heard."""
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The child watches for itself, once it has a reason to."""
+        self._lock = threading.Lock()
+        self._watch: NetworkMonitor | None = None
+
+    def opened(self, guard: Guard) -> None:
+        """Says so, and begins to watch the network."""
+        log.info("%s is not asked for a while: %s", guard.name, guard.why())
+        with self._lock:
+            if self._watch is not None or self._closed:
+                return
+            from edgeroute.observe.network import NetworkMonitor
+
+            self._watch = NetworkMonitor(self.link_up)
+        self._watch.start()
+
+    def probe(self, guard: Guard) -> None:
+        """Probes in the background."""
+        if not self._closed:
+            self._workers.submit(guard.check_health)
+
+    def closed(self, guard: Guard) -> None:
+        """Says so, and lets whatever waited go on."""
+        log.info("%s is asked again", guard.name)
+        self._back()
+
+    def link_up(self) -> None:
+        """The network has come up: whoever waits need not wait any longer."""
+        self._linked_at = monotonic()
+        for guard in self._guards():
+            guard.link_up()
+        self._back()
+
+    def own(self) -> bool:
+        """Whether what is back now was not away: this device was."""
+        return monotonic() < self._linked_at + NEWS_S
+
+    def close(self) -> None:
+        """Ends the watch."""
+        with self._lock:
+            self._closed, watch, self._watch = True, self._watch, None
+        if watch is not None:
+            watch.close()

@@ -1,0 +1,153 @@
+"""Hears from the kernel that the network is up again. No polling, and nothing is sent anywhere."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+
+from edgeroute.system import renew_after_fork
+
+log = logging.getLogger("edgeroute")
+QUIET_S = 0.05
+"""Changes come in bursts: one call, once there was none for so long ..."""
+MOST_S = 1.0
+"""... and in any case so long after the first."""
+
+# the numbers of rtnetlink, which Python does not name
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
+_HEADER, _LINK = struct.Struct("=LHHLL"), struct.Struct("=BxHiII")
+_NEW_LINK, _DEL_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 17, 18, 20, 24
+_DUMP = 0x301  # a request, answered with all there are
+_LOOPBACK, _LOWER_UP = 0x8, 0x10000
+_SCOPE_LINK, _UNICAST, _TABLE_LOCAL = 253, 1, 255
+
+
+class NetworkMonitor:
+    """Calls `on_up()`, in a thread of its own, when a link, an address or a route comes up; not for what was up before.
+
+    A cable or an association counts at once, without waiting for the address: then the address makes another call, and
+    so may one that is only renewed.
+    Loopback, addresses that reach no further than their link, and whatever goes down do not count.
+
+    Args:
+        on_up: what it raises is logged.
+
+    Attributes:
+        works: whether changes are heard of: not before `start()`, and never where the kernel does not tell (other systems
+            than Linux, some sandboxes) or no thread can be had.
+    """
+
+    def __init__(self, on_up: Callable[[], None]) -> None:
+        self._on_up = on_up
+        self._sockets: tuple[socket.socket, ...] = ()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The thread is the parent's; a child starts its own."""
+        for inherited in self._sockets:
+            inherited.close()
+        self.works, self._sockets = False, ()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begins to listen, if it does not yet."""
+        with self._lock:
+            if self.works or (netlink := _listen()) is None:
+                return
+            stop, stopped = socket.socketpair()
+            thread = threading.Thread(target=_watch, args=(netlink, stopped, self._on_up), name="edgeroute-link", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter ends
+                for unused in (stop, stopped, netlink):
+                    unused.close()
+            else:
+                self.works, self._sockets, self._thread = True, (stop, stopped, netlink), thread
+
+    def close(self) -> None:
+        """Ends the thread at once, and waits for `on_up()` if that is under way; `start()` may come again."""
+        with self._lock:
+            if self._thread is None:
+                return
+            stop, thread = self._sockets[0], self._thread
+            self.works, self._sockets, self._thread = False, (), None
+            with stop:
+                stop.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while a forked child has it open, too
+        if thread is not threading.current_thread():
+            thread.join()
+
+
+def _listen() -> socket.socket | None:
+    """The kernel's news, beginning with all links as they are."""
+    if sys.platform != "linux":
+        return None
+    try:
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    except OSError:
+        return None
+    try:
+        netlink.bind((0, _GROUPS))
+        netlink.send(_HEADER.pack(_HEADER.size + _LINK.size, _GET_LINK, _DUMP, 0, 0) + _LINK.pack(0, 0, 0, 0, 0))
+    except OSError:
+        netlink.close()
+        return None
+    return netlink
+
+
+def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], None]) -> None:
+    with netlink, stopped:
+        poll = select.poll()
+        poll.register(netlink, select.POLLIN)
+        poll.register(stopped, select.POLLIN)
+        me, up = netlink.getsockname()[0], set[int]()
+        first = due = inf
+        while True:
+            ready = poll.poll(None if due == inf else max(0.0, due - monotonic()) * 1000)
+            if any(fd == stopped.fileno() for fd, _ in ready):
+                return
+            at = monotonic()
+            if ready and _comes_up(netlink, me, up):
+                first = min(first, at)
+                due = min(at + QUIET_S, first + MOST_S)
+            if at >= due:
+                first = due = inf
+                try:
+                    on_up()
+                except Exception:
+                    log.exception("the network is up, but what was to follow failed")
+
+
+def _comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:
+    """Reads some news; `up` has the links that are up. What answers this socket, `me`, is how things were."""
+    try:
+        data = netlink.recv(1 << 16)
+    except OSError as e:
+        return e.errno == errno.ENOBUFS  # there was more than the kernel keeps, so perhaps that
+    came, at = False, 0
+    while at + _HEADER.size <= len(data):
+        size, kind, _, _, port = _HEADER.unpack_from(data, at)
+        body = at + _HEADER.size
+        if kind in {_NEW_LINK, _DEL_LINK}:
+            family, _, index, flags, _ = _LINK.unpack_from(data, body)
+            if family == socket.AF_UNSPEC:  # others are a bridge's notes on its ports
+                if kind == _NEW_LINK and flags & _LOWER_UP and not flags & _LOOPBACK:
+                    came |= index not in up and port != me
+                    up.add(index)
+                else:
+                    up.discard(index)
+        elif kind == _NEW_ADDRESS:
+            came |= data[body + 3] < _SCOPE_LINK
+        elif kind == _NEW_ROUTE:
+            came |= data[body + 7] == _UNICAST and data[body + 4] != _TABLE_LOCAL
+        at += max(size + 3 & ~3, _HEADER.size)
+    return came

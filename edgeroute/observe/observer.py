@@ -1,0 +1,76 @@
+"""What is true right now, as far as planning cares: gathered off the path of most calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+
+from edgeroute.cloud.guard import SharedSpending
+from edgeroute.core.facts import Facts
+from edgeroute.core.policy import INF
+from edgeroute.observe.sensors import Reading, Sensors, read
+from edgeroute.observe.stats import Counts
+from edgeroute.router.snapshot import Snapshot
+
+READS_S = 10.0
+"""So often, at most, the device's sensors are read."""
+log = logging.getLogger("edgeroute")
+
+
+class Observer:
+    """Keeps the facts of one router.
+
+    Args:
+        counts: know latencies and deferrals.
+        spending: knows what was spent.
+        metered: whether bytes cost money now, or a function that tells.
+        sensors: reads the device's; None: what Linux says.
+
+    Attributes:
+        facts: as they are known now; another object once they have changed.
+        reads_at: the instant from which on the sensors are due; inf: they are not, or are being read.
+    """
+
+    def __init__(
+        self, counts: Counts, spending: SharedSpending, metered: bool | Callable[[], bool], sensors: Sensors | None
+    ) -> None:
+        self._counts, self._spending, self.metered, self._sensors = counts, spending, metered, sensors or read
+        self._reading = Reading()
+        self.facts = Facts()
+        self.reads_at = INF
+
+    def observe(self, live: Snapshot) -> bool:
+        """Renews the facts, but for the sensors. -> whether they changed."""
+        policy, counts = live.policy, self._counts
+        busy = frozenset(r.name for r in live.runners if r.abandoned >= r.max_abandoned)
+        edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in live.targets if t.side == "edge"), default=0.0)
+        facts = Facts(busy, edge_s, self.no_hedge(live) if policy.hedge_after != INF else "")
+        if isinstance(policy.hedge_after, str) or policy.order != "listed":
+            facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
+        if policy.saver is not None:
+            facts = facts._replace(**self._reading._asdict())
+        changed, self.facts = facts != self.facts, facts
+        return changed
+
+    def read(self) -> bool:
+        """Reads the sensors. -> whether what they say changed."""
+        self.reads_at = monotonic() + READS_S
+        try:
+            reading = self._sensors()
+        except Exception:
+            log.exception("the device's sensors could not be read; what they said before counts")
+            return False
+        changed, self._reading = reading != self._reading, reading
+        if changed:
+            self.facts = self.facts._replace(**reading._asdict())
+        return changed
+
+    def no_hedge(self, live: Snapshot) -> str:
+        """Why nothing is to be asked only to be quicker, or to compare; empty: it may."""
+        if self.metered is True or (callable(self.metered) and self.metered()):
+            return "the link is metered"
+        if self._spending.scarce():
+            return "half of what may be spent is spent"
+        away = [r.name for r in live.clouds if r.guard.state != "closed"]
+        return f"{', '.join(away)} does not answer" if away else ""

@@ -1,0 +1,199 @@
+"""Counts what happened, per leg and in all."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from edgeroute.core.latency import Latency
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.walk import Mark, Outcome, judged
+from edgeroute.system import renew_after_fork
+
+if TYPE_CHECKING:
+    from edgeroute.record.drift_monitor import AuditStats
+
+TOGETHER = 64
+"""So many requests are added up at a time, and any that was not simply accepted at once."""
+
+
+class LegStats(NamedTuple):
+    """One target, so far. Latencies in seconds, None before the first; bytes of bodies, retries included."""
+
+    name: str
+    side: str
+    started: int
+    answered: int
+    accepted: int
+    failed: int
+    cancelled: int
+    p50_s: float | None
+    p90_s: float | None
+    p99_s: float | None
+    bytes_sent: int
+    bytes_received: int
+    breaker: str
+    """closed, open or half-open; empty for an edge."""
+    held: int
+    """How often it was not asked, for a reason on this side: breaker, limits, consent."""
+
+
+class Stats(NamedTuple):
+    """The router, so far."""
+
+    requests: int
+    deferred: int
+    """Requests for which the cloud was asked."""
+    degraded: int
+    unanswered: int
+    deferral_rate: float
+    """deferred / requests; 0 before the first."""
+    cached: int
+    """Answers that the cache gave."""
+    queued: int
+    """Requests that went to the outbox."""
+    late: int
+    """Replies of the cloud that came after their request's deadline."""
+    bytes_sent: int
+    bytes_received: int
+    usd_today: float
+    """What calls have cost over the last 24 hours, by the endpoints' terms."""
+    legs: tuple[LegStats, ...]
+    audits: tuple[AuditStats, ...]
+    """Of each edge model with a threshold, where there is an `Audit`."""
+
+
+class Seen(NamedTuple):
+    """What the counters do not see of a target."""
+
+    name: str
+    side: str
+    sent: int
+    received: int
+    breaker: str
+    held: int
+
+
+class _Leg:
+    __slots__ = ("accepted", "answered", "below", "cancelled", "failed", "judged", "latency", "since", "started")
+
+    def __init__(self) -> None:
+        self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
+        self.judged = self.below = 0
+        self.since = 0.0
+        self.latency = Latency()
+
+
+class Counts:
+    """The counters behind `Stats`, shared between threads."""
+
+    def __init__(self) -> None:
+        self.requests = self.deferred = self.degraded = self.unanswered = 0
+        self.cached = self.queued = self.late = 0
+        self._added = 0
+        """Since `record` last said so."""
+        self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
+        self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock of its own for the child."""
+        self._lock = threading.Lock()
+
+    def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
+        """Notes one request's end; adding up comes later, many at a time. -> whether it has just come.
+
+        A batch's latencies are left out: they say nothing about one input.
+        """
+        leg, _, accepted, log, _, _, _ = outcome
+        fresh = self._fresh
+        fresh.append((plan.legs, leg, accepted, log, batch))
+        if len(fresh) + self._added < TOGETHER and accepted:
+            return False
+        with self._lock:
+            self._add_up()
+            self._added = 0
+        return True
+
+    def _add_up(self) -> None:
+        known = self._legs
+        self._added += len(self._fresh)
+        while self._fresh:
+            legs, answered_by, accepted, log, batch = self._fresh.popleft()
+            self.requests += 1
+            deferred = False
+            for what, i, at, _ in log:
+                leg = known[legs[i].name]
+                if what == "start":
+                    leg.started += 1
+                    leg.since = at
+                    deferred = deferred or legs[i].permit is not None
+                elif what == "failed":
+                    leg.failed += 1
+                elif what in {"cancelled", "timeout"}:
+                    leg.cancelled += 1
+                elif what != "limit":
+                    leg.answered += 1
+                    leg.accepted += what == "accepted"
+                    if judged(legs[i]):
+                        leg.judged += 1
+                        leg.below += what == "below"
+                    if not batch:
+                        leg.latency.add(at - leg.since)
+            self.deferred += deferred
+            self.unanswered += answered_by is None
+            self.degraded += answered_by is not None and not accepted
+
+    def note(self, what: str) -> None:
+        """Counts one of `cached`, `queued` and `late`."""
+        with self._lock:
+            setattr(self, what, getattr(self, what) + 1)
+
+    def quantile(self, name: str, q: float) -> float | None:
+        """A quantile of one leg's latencies, seconds."""
+        with self._lock:
+            self._add_up()
+            leg = self._legs.get(name)
+            return None if leg is None else leg.latency.quantile(q)
+
+    def latencies(self) -> dict[str, Latency]:
+        """A copy of what is known of each leg."""
+        with self._lock:
+            self._add_up()
+            return {name: leg.latency.copy() for name, leg in self._legs.items()}
+
+    def remember(self, name: str, latency: Latency) -> None:
+        """Takes up what an earlier run knew of a leg."""
+        with self._lock:
+            self._legs[name].latency = latency
+
+    @property
+    def deferral_rate(self) -> float:
+        """The share of requests for which the cloud was asked, so far."""
+        return self.deferred / max(1, self.requests)
+
+    def judged(self, name: str) -> tuple[int, int]:
+        """How many of an edge's answers were held against its threshold, and how many of those failed it."""
+        with self._lock:
+            self._add_up()
+            leg = self._legs.get(name)
+            return (0, 0) if leg is None else (leg.judged, leg.below)
+
+    def snapshot(self, targets: Iterable[Seen], usd_today: float, audits: tuple[AuditStats, ...] = ()) -> Stats:
+        """Everything now."""
+        with self._lock:
+            self._add_up()
+            legs = []
+            for name, side, sent, received, breaker, held in targets:
+                leg = self._legs.get(name, _Leg())
+                p50, p90, p99 = (leg.latency.quantile(q) for q in (0.5, 0.9, 0.99))
+                counts = leg.started, leg.answered, leg.accepted, leg.failed, leg.cancelled
+                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received, breaker, held))
+            return Stats(
+                self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
+                self.cached, self.queued, self.late,
+                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today, tuple(legs), audits,
+            )  # fmt: skip

@@ -1,0 +1,73 @@
+"""What the runs of a program tell each other: latencies, what was spent, what endpoints said of themselves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic
+
+from edgeroute.cloud.backend import CloudBackend
+from edgeroute.cloud.guard import SharedSpending
+from edgeroute.core.latency import Latency
+from edgeroute.observe.stats import Counts
+from edgeroute.stores.keyvalue import KeyValueStore
+
+EVERY_S = 1.0
+"""What a later run should know is noted no more often than this."""
+SPENT_S = 25 * 3600.0
+"""An hour more than the longest window."""
+
+
+class Checkpoint:
+    """A router's, in a file.
+
+    Args:
+        path: of the file.
+        counts: knows the latencies.
+        spending: knows what was spent.
+    """
+
+    def __init__(self, path: Path, counts: Counts, spending: SharedSpending) -> None:
+        self.kept, self._counts, self._spending = KeyValueStore(path), counts, spending
+        self._due = 0.0
+
+    def recall(self, clouds: Iterable[CloudBackend]) -> None:
+        """Takes up what earlier runs knew."""
+        kept = self.kept
+        kept.forget("spending:", SPENT_S)
+        for name, dumped in (kept.get("latency") or {}).items():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                self._counts.remember(name, Latency.load(dumped))
+        for dumped in kept.others("spending:", ""):
+            with contextlib.suppress(ValueError):
+                self._spending.load(dumped)
+        for runner in clouds:
+            endpoint = getattr(runner, "endpoint", None)
+            known = kept.get(f"endpoint:{runner.where}")
+            if known is not None and endpoint is not None and hasattr(endpoint, "recall"):
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    endpoint.recall(known)
+
+    def note(self, router: str, clouds: Iterable[CloudBackend]) -> None:
+        """Notes what a later run should know, if that was not done just now. A thread writes it, soon."""
+        if monotonic() >= self._due:
+            self._due = monotonic() + EVERY_S
+            self._note(router, clouds)
+
+    def spent(self, router: str) -> None:
+        """Notes what that router, which has a name of its own in each process, has spent."""
+        self.kept.put(f"spending:{router}", self._spending.dump())
+
+    def _note(self, router: str, clouds: Iterable[CloudBackend]) -> None:
+        self.kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        self.spent(router)
+        for runner in clouds:
+            known = getattr(getattr(runner, "endpoint", None), "known", None)
+            if known is not None:
+                self.kept.put(f"endpoint:{runner.where}", known)
+
+    def close(self, router: str, clouds: Iterable[CloudBackend]) -> None:
+        """Notes it all, and waits until it is written."""
+        self._note(router, clouds)
+        self.kept.close()

@@ -1,0 +1,263 @@
+"""What audits and deferral rates say of one edge model's promise, and the threshold that follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import gmtime, strftime
+from typing import Any, Literal, NamedTuple
+
+from edgeroute import system
+from edgeroute.confidence.binding import BoundCertificate, effective_target
+from edgeroute.core.drift import Drift
+from edgeroute.core.online import Online
+from edgeroute.core.policy import INF, Target
+from edgeroute.errors import PolicyError
+
+SHOWN = 50
+"""An alarm tells of so many audits."""
+OnAlarm = Literal["tell", "raise", "defer"]
+RECENT = 256
+"""So many confidences of audited accepted answers are remembered: the threshold is raised to their median."""
+
+
+class Audit(NamedTuple):
+    """What is audited, and what an alarm does."""
+
+    share: float = 0.005
+    """Of all requests, 0..1. Of those that the edge answers, the cloud is asked in the background, where the data class, the
+    limits and the link allow it; of those that went to the cloud the comparison is free. 0: only deferral rates are watched."""
+    on_alarm: OnAlarm = "tell"
+    """`tell`: the log, the reasons and `stats` say so; `raise`: and half of what was accepted is deferred from then on, at
+    each alarm; `defer`: and all of it."""
+    budget: float | None = None
+    """The share of requests that may be deferred, 0..1: the threshold then follows what audits find, and is never below the
+    certified one. None: it stays."""
+    wrong_cost: float = 10.0
+    """With a budget: what a wrong answer costs, in the unit of `call_cost`."""
+    call_cost: float = 1.0
+    """With a budget: what it costs to ask the cloud."""
+    agrees: Callable[[Any, Any], bool] | None = None
+    """`f(edge's value, cloud's value)`, whether they are the same; None: they are equal."""
+
+
+class Alarm(NamedTuple):
+    """A promise that is not trusted any more."""
+
+    at: float
+    """Seconds since 1970."""
+    what: str
+    action: OnAlarm
+
+
+class AuditStats(NamedTuple):
+    """The audits of one edge model, since its certificate was first used with this `state`."""
+
+    target: str
+    audited: int
+    """Accepted answers of which the cloud's is known, too."""
+    disagreed: int
+    """Those of them where the two differ."""
+    limit: float | None
+    """The share of them that the certificate allows; None: it says nothing of that."""
+    evidence: float
+    """Against that: at 10,000 there is an alarm. It takes that many audits on the average where nothing has changed."""
+    alarm: str
+    """Empty: none."""
+
+
+class DriftMonitor:
+    """One edge model with a threshold. Not synchronised: whoever shares it between threads holds a lock.
+
+    Args:
+        promise: what its threshold comes from; None: a plain number, about which there is nothing to be alarmed.
+        audit: the rules.
+
+    Raises:
+        PolicyError: its threshold cannot follow a budget.
+    """
+
+    def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
+        self.promise, self._audit = promise, audit
+        self.audited = self.disagreed = 0
+        self.alarm: Alarm | None = None
+        self.limit: float | None = None
+        self._stands: Target | None = None
+        self._raised = self._learned = -INF
+        self._accepted: deque[float] = deque(maxlen=RECENT)
+        self._wrong: deque[bool] = deque(maxlen=SHOWN)
+        self._seen = (0, 0)
+        self._differs: Drift | None = None
+        self._more: Drift | None = None
+        self._fewer: Drift | None = None
+        self._online: Online | None = None
+        if audit.budget is not None:
+            self._online = _online(promise, audit, audit.budget)
+        if promise is not None:
+            low, high = promise.certificate.deferral_interval
+            self.limit = limit(promise)
+            self._differs = None if self.limit is None else Drift(self.limit)
+            self._more = Drift(high) if 0 < high < 1 else None
+            self._fewer = Drift(1 - low) if 0 < low < 1 else None
+
+    def target(self, target: Target) -> Target:
+        """The target as it stands now."""
+        self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
+        return self._stands
+
+    @property
+    def at_least(self) -> float:
+        """The threshold is this or higher, -inf for as certified: an alarm or what audits found has raised it."""
+        return max(self._raised, self._learned)
+
+    def compared(self, confidence: float | None, *, agrees: bool, accepted: bool) -> bool:
+        """One answer of the edge with the cloud's. -> whether there is an alarm that was not there before."""
+        if self._online is not None and confidence is not None:
+            self._online.judged(confidence, not agrees)
+        if not accepted:
+            return False
+        self.audited += 1
+        self.disagreed += not agrees
+        self._wrong.append(not agrees)
+        if confidence is not None:
+            self._accepted.append(float(confidence))
+        if self._differs is None:
+            return False
+        self._differs.add(float(not agrees))
+        if not self._differs.alarmed:
+            return False
+        return self._alarmed(
+            f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
+            f"and at most {self._differs.level:.2%} should"
+        )
+
+    def since(self, judged: int, below: int) -> None:
+        """Counts from here on: what was held against a threshold before says nothing of this one, or has been counted."""
+        self._seen = judged, below
+
+    def counted(self, judged: int, below: int) -> bool:
+        """How many answers were held against the threshold so far, and how many failed it. -> as `compared`."""
+        n, ones = judged - self._seen[0], below - self._seen[1]
+        self._seen = judged, below
+        if n <= 0:
+            return False
+        if self._online is not None and self.promise is not None:
+            self._online.routed(ones, n)
+            self._learned = self._online.threshold(self.promise.certificate.threshold)
+        if self.at_least > (-INF if self.promise is None else self.promise.certificate.threshold):
+            return False  # not the certified threshold: its rate says nothing of that one's
+        for drift, seen, what in ((self._more, ones, "more"), (self._fewer, n - ones, "fewer")):
+            if drift is not None and not drift.alarmed:
+                drift.add_many(seen, n)
+                if drift.alarmed:
+                    rate = drift.ones / drift.count
+                    share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
+                    return self._alarmed(
+                        f"{what} inputs than usual are deferred, {share:.1%} of the last {drift.count:,}, where it was "
+                        f"{'at most' if what == 'more' else 'at least'} {usual:.1%}"
+                    )
+        return False
+
+    def stats(self, name: str) -> AuditStats:
+        """So far."""
+        evidence = 0.0 if self._differs is None else self._differs.evidence
+        said = "" if self.alarm is None else self.alarm.what
+        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said)
+
+    def _alarmed(self, what: str) -> bool:
+        """-> whether that is news."""
+        action = self._audit.on_alarm
+        if self.alarm is not None and action != "raise":
+            return False
+        now = system.now()
+        self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
+        if action == "defer":
+            self._raised = INF
+        elif action == "raise":
+            higher = [c for c in self._accepted if c > self._raised]
+            self._raised = median(higher) if len(higher) > 1 else INF
+            self._accepted.clear()
+            self._differs = None if self.limit is None else Drift(self.limit)
+            self._more = self._fewer = None
+        return True
+
+    def dump(self) -> dict[str, Any]:
+        """What a later run should know, ready for JSON."""
+        drifts = {"disagreement": self._differs, "deferral_up": self._more, "deferral_down": self._fewer}
+        return {
+            "certificate": None if self.promise is None else self.promise.certificate.checksum,
+            "date": None if self.promise is None else self.promise.certificate.date,
+            "label": "" if self._stands is None else self._stands.label,
+            "threshold": None if self._stands is None else str(self._stands.threshold),
+            "floor": None if self.promise is None else str(self.promise.certificate.threshold),
+            "deferral_interval": None if self.promise is None else self.promise.certificate.deferral_interval,
+            "audited": self.audited,
+            "disagreed": self.disagreed,
+            "limit": self.limit,
+            "alarm": None if self.alarm is None else self.alarm._asdict(),
+            "raised": None if self._raised == -INF else str(self._raised),
+            "accepted": list(self._accepted),
+            "drift": {name: drift.dump() for name, drift in drifts.items() if drift is not None},
+            "online": None if self._online is None else self._online.dump(),
+            "judged": self._seen[0],
+            "deferred": self._seen[1],
+        }
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Takes up what an earlier run knew, if that was about the same certificate. What cannot be read is left out."""
+        if self.promise is None or dumped.get("certificate") != self.promise.certificate.checksum:
+            return
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
+            self.audited, self.disagreed = int(dumped["audited"]), int(dumped["disagreed"])
+            self._accepted.extend(map(float, dumped["accepted"]))
+            alarm = dumped["alarm"]
+            self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
+            self._raised = -INF if dumped["raised"] is None else float(dumped["raised"])
+        self._differs, self._more, self._fewer = (
+            drift and _drift(dumped, name, drift.level)
+            for name, drift in (("disagreement", self._differs), ("deferral_up", self._more), ("deferral_down", self._fewer))
+        )
+        if self._online is not None and self._audit.budget is not None:
+            self._online = _online(self.promise, self._audit, self._audit.budget, dumped.get("online"))
+
+
+def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
+    try:
+        return Drift.load(dumped["drift"][name], level)
+    except (KeyError, TypeError, ValueError):
+        return Drift(level)
+
+
+def limit(promise: BoundCertificate) -> float | None:
+    """The share of accepted answers that may differ from the cloud's: what calibration saw, and what the promise allows.
+
+    With labels, some of the answers that differ are the edge's right ones, so that share alone says nothing of the loss; but
+    more of it than calibration saw does. None: calibration did not see it.
+    """
+    certificate = promise.certificate
+    seen = certificate.disagreement
+    if seen is None or not 0 <= certificate.deferral_rate < 1:
+        return None
+    allowed = certificate.value / (1 - certificate.deferral_rate) if certificate.kind == "max_loss" else 0.0
+    most = max(seen, allowed)
+    return most if 0 < most < 1 else None
+
+
+def _online(promise: BoundCertificate | None, audit: Audit, budget: float, dumped: Any = None) -> Online:
+    """dumped: what an earlier one knew; None: nothing."""
+    if promise is None:
+        raise PolicyError("a budget lets the threshold follow what audits find, from a certified one on: there is no certificate")
+    certificate = promise.certificate
+    if certificate.kind == "max_defer" or certificate.thresholds:
+        raise PolicyError(
+            "with a budget the threshold is raised: not that of max_defer, which promises few deferrals, nor one for each class"
+        )
+    if not certificate.quantiles:
+        raise PolicyError("with a budget the threshold is raised along the scores of the certificate's examples: none had one")
+    costs = {"budget": budget, "wrong_cost": audit.wrong_cost, "call_cost": audit.call_cost}
+    with contextlib.suppress(ValueError):
+        if isinstance(dumped, dict):
+            return Online.load(dumped, certificate.quantiles, **costs)
+    return Online(certificate.quantiles, **costs)

@@ -1,0 +1,73 @@
+"""Each answer's decision as one line of JSON: sampled, bounded, and without inputs unless asked for."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeroute import system
+from edgeroute.errors import PolicyError
+from edgeroute.types import Answer
+
+log = logging.getLogger("edgeroute")
+
+
+class Trace:
+    """Where traces go.
+
+    Args:
+        to: a function, called with each trace, a mapping ready for JSON; or the path of a file of JSON lines.
+        sample: the share of answers that are traced, 0..1.
+        inputs: whether the input is in the trace, base64 of the form in which the outbox would store it.
+        max_bytes: size at which the file is rotated.
+        keep: how many rotated files are kept; so all of them never take more than (keep + 1) * max_bytes.
+    """
+
+    def __init__(
+        self,
+        to: str | Path | Callable[[Mapping[str, Any]], object],
+        *,
+        sample: float = 1.0,
+        inputs: bool = False,
+        max_bytes: int = 4 << 20,
+        keep: int = 4,
+    ) -> None:
+        if not 0 <= sample <= 1:
+            raise PolicyError(f"sample is a share, 0 to 1, not {sample!r}")
+        self.sample, self.inputs = sample, inputs
+        self._close: Callable[[], object] | None = None
+        if callable(to):
+            self._write: Callable[[Mapping[str, Any]], object] = to
+        else:
+            from edgeroute.stores.journal import Journal
+
+            journal = Journal(Path(to), max_bytes=max_bytes, keep=keep)
+            self._write, self._close = journal.append, journal.close
+
+    def take(self, answer: Answer, x: Any) -> None:
+        """Traces this answer, if the sample falls on it. Whatever goes wrong is logged: no answer is touched by it."""
+        if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
+            return
+        try:
+            told: Mapping[str, Any] = {"at": round(system.now(), 3), **answer.trace}
+            if self.inputs:
+                told = {**told, "input": _encoded(x)}
+            self._write(told)
+        except Exception:
+            log.exception("the trace could not be written; the answer is not touched by it")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._close is not None:
+            self._close()
+
+
+def _encoded(x: Any) -> dict[str, str] | None:
+    from edgeroute.stores.outbox.inputs import encode_input
+
+    found = encode_input(x)
+    return None if found is None else {"type": found[0], "base64": base64.b64encode(found[1]).decode()}

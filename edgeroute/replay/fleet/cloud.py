@@ -1,0 +1,80 @@
+"""A cloud of finite capacity, for many requests at a time."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeroute.replay.fleet.scenario import Scenario
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+Some: TypeAlias = NDArray[np.bool_]
+ANSWERED, REFUSED, BUSY, LATE = 0.0, 1.0, 2.0, 3.0
+"""What becomes of an attempt. Floats, as all that is noted of one."""
+
+
+class Cloud:
+    """Serves in the order of arrival, each for 1/capacity seconds: exact, but for which of a step's requests are refused.
+
+    Attributes:
+        wasted: how many were served after their device had given up.
+        served: how many were served.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.served = self.wasted = 0
+        self._each_s: Final = 1 / scenario.capacity_per_s
+        self._of: Final = scenario
+        self._free_at = 0.0
+        self._emptied = False
+
+    def ask(self, at: Floats, until: Floats, probe: Some) -> tuple[Floats, Floats]:
+        """Attempts that arrive `at`, in order, and are given up `until` -> when each has ended, and with what.
+
+        Probes ask the health route, which does not run the model: they do not queue.
+        """
+        of = self._of
+        ends, verdicts = at + of.latency_s, np.full(len(at), ANSWERED)
+        away = (at >= of.outage_at_s) & (at < of.back_at_s)
+        up = np.flatnonzero(~away & ~probe)
+        if away.any():
+            ends[away] = np.inf if of.silent else ends[away]
+            verdicts[away] = REFUSED
+        if len(up):
+            done_at = self._serve(at[up])
+            busy = np.isinf(done_at)
+            ends[up] = np.where(busy, ends[up], done_at + of.latency_s)
+            verdicts[up[busy]] = BUSY
+            self.served += len(up) - int(busy.sum())
+            cut = (at < of.outage_at_s) & (ends > of.outage_at_s)
+            if cut.any():
+                ends[cut], verdicts[cut] = of.outage_at_s, REFUSED
+        late = ends > until
+        self.wasted += int((verdicts[late] == ANSWERED).sum())
+        verdicts[late] = LATE
+        return np.minimum(ends, until), verdicts
+
+    def _serve(self, at: Floats) -> Floats:
+        """When each has been served; inf: it is refused, since too many wait."""
+        if not self._emptied and at[0] >= self._of.back_at_s:
+            self._free_at, self._emptied = self._of.back_at_s, True
+        done_at = self._in_turn(at)
+        if (done_at - at).max() - self._each_s > self._of.queue_s:
+            room = (at[-1] + self._of.queue_s - max(self._free_at, at[0])) / self._each_s
+            count = int(min(max(room, 0), len(at)))
+            taken = np.arange(count) * len(at) // max(count, 1)  # places come free evenly
+            done_at = np.full(len(at), np.inf)
+            at = at[taken]
+            done_at[taken] = self._in_turn(at)
+        if len(at):
+            self._free_at = float(done_at[np.isfinite(done_at)][-1])
+        return done_at
+
+    def _in_turn(self, at: Floats) -> Floats:
+        """Each begins when it is there and the one before it is done."""
+        turn = np.arange(len(at)) * self._each_s
+        begun: Any = np.maximum.accumulate(np.maximum(at, self._free_at) - turn)
+        return np.asarray(begun + turn + self._each_s, np.float64)

@@ -1,0 +1,327 @@
+"""A fleet of devices against one cloud: what an outage does to them, and they to the cloud.
+
+Vectorised, not sampled: every device has its own breaker, retry budget and outbox, as elements of arrays. Time goes in
+steps of `STEP_S`; what happens in a step is one array operation, with the exact instant of each event kept: what a step
+rounds is the order of what happens within it. Answers that the edge gives by itself are not simulated: they ask nothing of
+the cloud. Nor is the network's coming back (the outage is the cloud's), nor that a probe could meet a crowd: it asks the health
+route, which does not queue.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from edgeroute.cloud.guard import PROBE_S
+from edgeroute.cloud.http import FIRST_S, MOST_S
+from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, Cloud, Floats, Ints, Some
+from edgeroute.replay.fleet.devices import Devices
+from edgeroute.replay.fleet.result import Result
+from edgeroute.replay.fleet.scenario import EDGEROUTE, Client, Scenario
+from edgeroute.stores.outbox import delivery, spread
+
+STEP_S: Final = 0.1
+POLL_S: Final = 5.0
+"""How long an outbox whose request was held waits before the next try, and a part of its spread."""
+PARALLEL: Final = 2
+"""Requests of one outbox under way at once."""
+REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
+WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED = range(8)
+"""The columns of an attempt: its device, when it begins or ends, when it is given up, when the request was made (of a delivery:
+queued), attempts of this call before it, for what, what became of it, and deliveries before it that failed."""
+FULL_S: Final = 0.25
+"""An outbox with as many under way as there may be is looked at again so soon."""
+
+
+def simulate(scenario: Scenario, client: Client = EDGEROUTE) -> Result:
+    """Lets the devices ask and the cloud answer, for `length_s` seconds and until the last request has an answer."""
+    return Fleet(scenario, client).run()
+
+
+class Later:
+    """What happens in a later step: rows, by step."""
+
+    def __init__(self) -> None:
+        self._rows: defaultdict[int, list[Floats]] = defaultdict(list)
+        self._step = 0
+
+    def put(self, rows: Floats, at: Floats) -> None:
+        """Rows that are due at these instants; in the next step at the earliest."""
+        if not len(rows):
+            return
+        steps = np.maximum((at / STEP_S).astype(np.int64), self._step + 1)
+        order = np.argsort(steps, kind="stable")
+        steps, rows = steps[order], rows[order]
+        cuts = [0, *(np.flatnonzero(np.diff(steps)) + 1), len(steps)]
+        for begin, end in pairwise(cuts):
+            self._rows[int(steps[begin])].append(rows[begin:end])
+
+    def take(self, step: int) -> Floats | None:
+        """Those of this step."""
+        self._step = step
+        found = self._rows.pop(step, None)
+        return None if found is None else found[0] if len(found) == 1 else np.concatenate(found)
+
+
+class Fleet:
+    """One run."""
+
+    def __init__(self, scenario: Scenario, client: Client) -> None:
+        self._of, self._client = scenario, client
+        self._random = np.random.default_rng(scenario.seed)
+        self._devices = Devices(scenario.devices, client, self._random)
+        self._cloud = Cloud(scenario)
+        self._begins, self._ends, self._stored, self._hurries = Later(), Later(), Later(), Later()
+        self._hurry_at = np.full(scenario.devices, np.inf)
+        """When what waits in a device's outbox is made due, since its endpoint is back."""
+        self._boxed = np.zeros(scenario.devices, np.int32)
+        self._since = np.full(scenario.devices, np.inf)
+        """When the first was queued in a device's outbox since it was empty: that it may be gone already is not seen."""
+        self._flying = np.zeros(scenario.devices, np.int8)
+        self._failed = np.zeros(scenario.devices, np.int8)
+        """How often the last delivery failed that did."""
+        self._paused = np.full(scenario.devices, -np.inf)
+        self._next_at = np.full(scenario.devices, -np.inf)
+        """When a device may deliver the next, by its rate."""
+        self._woken = np.zeros(scenario.devices, np.int32)
+        """How often all that waits in its outbox was made due at once: what was planned before that does not count."""
+        attempts_s = scenario.timeout_s + max(MOST_S, scenario.retry_after_s)
+        seconds = int(scenario.length_s + attempts_s * (client.retries + 1)) + 2
+        self._tally = Result.empty(scenario, client, seconds)
+        self._begun: list[Floats] = []
+
+    def run(self) -> Result:
+        """All its steps."""
+        for step in range(int(len(self._tally.asked) / STEP_S)):
+            self._begun.clear()
+            ended = self._ends.take(step)
+            if ended is not None:
+                self._end(ended)
+            hurries = self._hurries.take(step)
+            if hurries is not None:
+                self._hurry(hurries)
+            stored = self._stored.take(step)
+            if stored is not None:
+                self._deliver(stored, (step + 1) * STEP_S)
+            again = self._begins.take(step)
+            if again is not None:
+                self._again(again)
+            at = step * STEP_S
+            if at < self._of.length_s:
+                self._ask(at)
+            if self._begun:
+                self._begin(np.concatenate(self._begun))
+        tally = self._tally
+        tally.waiting = int(self._boxed.sum() + self._flying.sum())
+        tally.served, tally.wasted = self._cloud.served, self._cloud.wasted
+        return tally
+
+    def _ask(self, at: float) -> None:
+        """New requests that the edge is not sure of."""
+        of = self._of
+        crowd = of.together * of.devices if of.outage_at_s <= at < of.outage_at_s + 1 else 0.0
+        count = int(self._random.poisson((of.normal_per_s + crowd) * STEP_S))
+        if not count:
+            return
+        who = self._random.integers(0, of.devices, count)
+        when = at + STEP_S * self._random.random(count)
+        self._tally.asked += _seconds(when, self._tally)
+        may = self._allowed(who, when)
+        self._new(who[may], when[may], REQUEST)
+        self._degraded(who[~may], when[~may], failed=False)
+
+    def _allowed(self, who: Ints, at: Floats) -> Some:
+        """Who may ask; of the others some send a probe."""
+        may = self._devices.allows(who, at)
+        if not may.all():
+            held, when = who[~may], at[~may]
+            probing = self._devices.probes(held, when)
+            self._new(held[probing], when[probing], PROBE)
+        return may
+
+    def _new(self, who: Ints, at: Floats, kind: float, asked: Floats | None = None, failed: Floats | float = 0.0) -> None:
+        """First attempts."""
+        if len(who):
+            rows = np.zeros((len(who), 8))
+            rows[:, WHO], rows[:, AT], rows[:, KIND], rows[:, FAILED] = who, at, kind, failed
+            rows[:, ASKED] = at if asked is None else asked
+            rows[:, UNTIL] = at + (PROBE_S if kind == PROBE else self._of.timeout_s)
+            self._begun.append(rows)
+
+    def _begin(self, rows: Floats) -> None:
+        """These attempts reach the cloud, all of a step."""
+        rows = rows[np.argsort(rows[:, AT], kind="stable")]
+        at, tally = rows[:, AT], self._tally
+        probe = rows[:, KIND] == PROBE
+        ends, verdicts = self._cloud.ask(at, rows[:, UNTIL], probe)
+        tally.attempts += _seconds(at[~probe], tally)
+        tally.good += _seconds(at[~probe & (verdicts == ANSWERED)], tally)
+        tally.probes += int(probe.sum())
+        rows[:, AT], rows[:, VERDICT] = ends, verdicts
+        self._ends.put(rows, ends)
+
+    def _again(self, rows: Floats) -> None:
+        """Retries whose wait is over; the breaker may have opened meanwhile."""
+        who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
+        may = self._devices.allows(who, at)
+        self._begun.append(rows[may])
+        self._given_up(rows[~may], held=True)
+
+    def _end(self, rows: Floats) -> None:
+        """Attempts have ended, and the devices know it."""
+        rows = rows[np.argsort(rows[:, AT], kind="stable")]
+        who, at, kind, verdict = rows[:, WHO].astype(np.int64), rows[:, AT], rows[:, KIND], rows[:, VERDICT]
+        good, probe = verdict == ANSWERED, kind == PROBE
+        devices, of = self._devices, self._of
+        if of.retry_after_s and (busy := verdict == BUSY).any():
+            devices.hold(who[busy], at[busy], of.retry_after_s)
+        if probe.any():
+            tried, when = who[probe], at[probe]
+            back = devices.probed(tried, when, good[probe])
+            self._wake(tried[back], when[back])
+        well = good & ~probe
+        if well.any():
+            self._succeed(who[well], rows[well])
+        bad = ~good & ~probe
+        if not bad.any():
+            return
+        who, at, rows = who[bad], at[bad], rows[bad]
+        devices.fault(who, at)
+        tries = rows[:, TRIES]
+        wait_s = devices.wait_s(np.minimum(MOST_S, FIRST_S * 2**tries))
+        if of.retry_after_s:
+            wait_s[rows[:, VERDICT] == BUSY] = of.retry_after_s
+        may = tries < self._client.retries
+        if self._client.whole:
+            may &= at + wait_s < rows[:, UNTIL]  # never so after a timeout: it was that of the whole call
+        may[may] = devices.retry(who[may])
+        again = rows[may]
+        again[:, TRIES] += 1
+        again[:, AT] += wait_s[may]
+        if not self._client.whole:
+            again[:, UNTIL] = again[:, AT] + of.timeout_s
+        self._begins.put(again, again[:, AT])
+        self._given_up(rows[~may], held=False)
+
+    def _succeed(self, who: Ints, rows: Floats) -> None:
+        """Those with an answer."""
+        at = rows[:, AT]
+        opened = self._devices.success(who)
+        self._wake(who[opened], at[opened])
+        live = rows[:, KIND] == REQUEST
+        self._tally.answered += _seconds(rows[live, ASKED], self._tally)
+        if not live.all():
+            sent = who[~live]
+            self._tally.delivered += len(sent)
+            np.subtract.at(self._flying, sent, 1)
+            self._failed[sent] = 0
+            self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
+
+    def _given_up(self, rows: Floats, *, held: bool) -> None:
+        """Calls that end without an answer."""
+        if not len(rows):
+            return
+        who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
+        live = rows[:, KIND] == REQUEST
+        self._degraded(who[live], at[live], failed=not held)
+        who, at, queued_at, failed = who[~live], at[~live], rows[~live, ASKED], rows[~live, FAILED]
+        if not len(who):
+            return
+        np.subtract.at(self._flying, who, 1)
+        if held:
+            self._paused[who] = at + POLL_S + self._part_s(at - queued_at)
+            self._store(who, at, queued_at, failed)
+        else:
+            wait_s = self._devices.wait_s(longest_s(failed, self._client.spread_s, at - queued_at))
+            self._failed[who] = np.minimum(failed + 1, 30)
+            self._store(who, at + np.maximum(wait_s, self._of.retry_after_s), queued_at, np.minimum(failed + 1, 30))
+
+    def _part_s(self, age_s: Floats) -> Floats:
+        """Parts of the outboxes' spread, by how long each has waited."""
+        return self._devices.wait_s(spreads_s(self._client.spread_s, age_s))
+
+    def _degraded(self, who: Ints, at: Floats, *, failed: bool) -> None:
+        """The edge's answer stands, and the outbox has the request; one that failed waits before it is sent again."""
+        self._tally.degraded += len(who)
+        if self._of.offline == "queue" and len(who):
+            self._tally.queued += len(who)
+            none = np.zeros(len(who))
+            self._store(who, at + self._part_s(none) if failed else at, at, none)
+
+    def _wake(self, who: Ints, at: Floats) -> None:
+        """The breakers of these have closed: their outboxes wait no longer than a part of the spread."""
+        if self._of.offline == "queue" and len(who):
+            at = at + self._part_s(np.maximum(at - self._since[who], 0.0))
+            np.minimum.at(self._hurry_at, who, at)
+            self._hurries.put(np.column_stack((who, at)), at)
+
+    def _hurry(self, rows: Floats) -> None:
+        """What waits in the outboxes of these is due."""
+        who, at = rows[:, 0].astype(np.int64), rows[:, 1]
+        planned = at == self._hurry_at[who]
+        who, first = np.unique(who[planned], return_index=True)
+        at = at[planned][first]
+        self._hurry_at[who] = np.inf
+        some = self._boxed[who] > 0
+        who, at = who[some], at[some]
+        if len(who):
+            counts = self._boxed[who]
+            self._woken[who] += 1
+            self._paused[who], self._boxed[who] = -np.inf, 0
+            who, at = np.repeat(who, counts), np.repeat(at, counts)
+            self._store(who, at, self._since[who], self._failed[who].astype(np.float64))
+
+    def _store(self, who: Ints, due: Floats, queued_at: Floats, failed: Floats) -> None:
+        """These requests wait in the outboxes."""
+        np.add.at(self._boxed, who, 1)
+        np.minimum.at(self._since, who, queued_at)
+        self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
+
+    def _deliver(self, rows: Floats, end: float) -> None:
+        """Sends what is due, as far as the breakers, the rate and the number under way allow."""
+        who = rows[:, 0].astype(np.int64)
+        planned = rows[:, 3] == self._woken[who]
+        order = np.lexsort((rows[planned, 1], who[planned]))
+        rows, who = rows[planned][order], who[planned][order]
+        if not len(who):
+            return
+        np.subtract.at(self._boxed, who, 1)
+        at, failed, queued_at = rows[:, 1], rows[:, 2], rows[:, 4]
+        _, first, which = np.unique(who, return_index=True, return_inverse=True)
+        asking = first[at[first] >= self._paused[who[first]]]
+        may = self._allowed(who[asking], at[asking])
+        refused = asking[~may]
+        self._paused[who[refused]] = at[refused] + POLL_S + self._part_s(np.maximum(at - queued_at, 0.0)[refused])
+        rank = np.arange(len(who)) - first[which]
+        until = self._paused[who]
+        due = np.where(until > at, until, np.maximum(at, self._next_at[who]) + rank / self._of.drain_per_s)
+        full = (rank >= PARALLEL - self._flying[who]) & (until <= at)
+        due[full] = np.maximum(due[full], at[full] + FULL_S)
+        now = (due < end) & (until <= at) & ~full
+        self._store(who[~now], due[~now], queued_at[~now], failed[~now])
+        who, at, queued_at, failed = who[now], due[now], queued_at[now], failed[now]
+        self._next_at[who] = at + 1 / self._of.drain_per_s  # of several the last, which is the latest
+        np.add.at(self._flying, who, 1)
+        self._new(who, at, DELIVERY, queued_at, failed)
+
+
+def spreads_s(spread_s: float, age_s: Floats) -> Floats:
+    """`spread.spread_for`, of many."""
+    if not spread_s:
+        return np.zeros(len(age_s))
+    return np.minimum(max(spread.LONGEST_S, spread_s), np.maximum(spread_s, spread.TIMES * age_s))
+
+
+def longest_s(failed: Floats, spread_s: float, age_s: Floats) -> Floats:
+    """The most that outboxes wait after so many deliveries had failed before this one: `delivery.longest`, of many."""
+    growth = 2.0**failed
+    return np.maximum(np.minimum(delivery.MOST_S, growth), spreads_s(spread_s, age_s))
+
+
+def _seconds(at: Floats, tally: Result) -> Ints:
+    """How many of these instants are in each second."""
+    last = len(tally.asked)
+    return np.bincount(np.minimum(at.astype(np.int64), last - 1), minlength=last)

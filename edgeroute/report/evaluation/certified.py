@@ -1,0 +1,99 @@
+"""From examples to a certificate: what "right" means for each promise, and a score fitted on the way if that is asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.calibration import calibrate
+from edgeroute.confidence.certificate import Certificate, Kind
+from edgeroute.errors import PolicyError
+from edgeroute.report.evaluation.examples import Bools, Examples
+from edgeroute.report.evaluation.fitted import Fitted, fitted
+
+Fit = Literal["auto", "learned"]
+
+
+class Certified(NamedTuple):
+    """What came of it."""
+
+    certificate: Certificate
+    fitted: Fitted | None
+    """None: no score was to be fitted."""
+    notes: list[str]
+    """What there is to tell, a line each."""
+
+
+def certified(
+    made: Examples,
+    kind: Kind,
+    value: float,
+    sure: float | None,
+    *,
+    per_class: bool,
+    fit: Fit | None,
+    ood: bool,
+    score: str,
+    fingerprints: Mapping[str, str],
+) -> Certified:
+    """The certificate of these examples; see `edgeroute.confidence.calibrate`.
+
+    Args:
+        made: the examples, with their scores by the policy's score, or by msp where one is to be fitted.
+        kind: what is promised.
+        value: the most of it, 0..1.
+        sure: how likely that is to hold; None: on average.
+        per_class: a threshold for each class that the edge predicts.
+        fit: fit a score to the examples: in any case, or where it is clearly better than msp.
+        ood: a fitted score also looks at how foreign an input is.
+        score: the score's name, unless one is fitted.
+        fingerprints: as `Router.fingerprints` gives them.
+
+    Raises:
+        NotEnough: there are too few.
+        PolicyError: what the promise needs is not in them, or `calibrate` refuses them.
+    """
+    edge, cloud = _right(made, kind)
+    found = None if fit is None else _fitted(made, kind, edge, cloud, fit, ood)
+    learned = None if found is None else found.learned
+    bound = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
+    target: dict[str, Any] = {kind: value}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        certificate = calibrate(
+            made.score if found is None else found.scores,
+            edge,
+            cloud,
+            **target,
+            sure=sure,
+            per_class=made.edge if per_class else None,
+            agree=made.agree,
+            name=score if learned is None else "learned",
+            parameters={} if found is None else {"chosen_because": found.why},
+            fingerprints=bound,
+        )
+    return Certified(certificate, found, [str(one.message) for one in told])
+
+
+def _right(made: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
+    """Whether edge and cloud are right, as `calibrate` takes it."""
+    if kind == "max_error" and made.labels is None:
+        raise PolicyError("max_error needs labels: an array `labels` beside the inputs in the .npz file")
+    if kind == "max_loss" and made.cloud is None:
+        raise PolicyError("max_loss is measured against the cloud: record cloud_logits too, or give the inputs themselves")
+    if made.labels is None:
+        return (made.agree, None) if kind == "max_loss" else (None, None)
+    return made.edge_correct, made.cloud_correct
+
+
+def _fitted(made: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None, fit: Fit, ood: bool) -> Fitted:
+    if edge is None:
+        edge = made.agree
+    if edge is None:
+        raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")
+    if cloud is None or kind == "max_error":  # there, only the edge's own errors count
+        cloud = np.ones(len(edge), bool)
+    return fitted(made.outputs, made.score, edge, cloud, choose=fit == "auto", ood=ood)

@@ -1,0 +1,78 @@
+"""Whether a certificate's promise held on examples that it was not made from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.report.evaluation.evaluation import Evaluation
+from edgeroute.report.evaluation.examples import Bools
+from edgeroute.report.evaluation.share import RISK, share
+
+ROUNDED = 1e-12
+
+
+class Verdict(NamedTuple):
+    """What was promised, beside what was measured."""
+
+    where: str
+    """The class that the edge predicts; empty: all inputs."""
+    n: int
+    """Examples that it was measured on."""
+    measured: float
+    low: float
+    """The truth lies in low..high with 95 % confidence, in all classes at once."""
+    high: float
+    limit: float
+    """The most that is promised."""
+
+    @property
+    def held(self) -> bool:
+        """On these examples it did."""
+        return self.measured <= self.limit + ROUNDED
+
+    @property
+    def broken(self) -> bool:
+        """More than chance explains."""
+        return self.low > self.limit + ROUNDED
+
+
+def verdicts(evaluation: Evaluation) -> list[Verdict]:
+    """The worst first; empty: it cannot be known from these examples, or nothing is promised. One for each class promised to."""
+    certificate = evaluation.certificate
+    if certificate is None:
+        return []
+    if not certificate.thresholds:
+        found = [_verdict(evaluation, certificate, "", np.ones(evaluation.n, bool), RISK)]
+    else:
+        said = np.array([str(value) for value in evaluation.examples.edge])
+        names = np.unique(said).tolist()
+        found = [_verdict(evaluation, certificate, name, said == name, RISK / len(names)) for name in names]
+    return sorted((one for one in found if one is not None), key=lambda one: (not one.broken, one.held, -one.measured, one.where))
+
+
+def _verdict(evaluation: Evaluation, certificate: Certificate, where: str, rows: Bools, risk: float) -> Verdict | None:
+    accepted = evaluation.accepted
+    edge, agree = evaluation.edge_right, evaluation.examples.agree
+    if certificate.kind == "max_defer":
+        found = share(~accepted[rows], risk)
+    elif certificate.kind == "max_error":
+        if edge is None or not evaluation.labelled:
+            return None
+        found = share(~edge[rows & accepted], risk)
+    elif certificate.agreement:
+        if agree is None:
+            return None
+        found = share((accepted & ~agree)[rows], risk)
+    else:
+        cloud = evaluation.cloud_right
+        if edge is None or cloud is None or not evaluation.labelled:
+            return None
+        # the difference of two shares, each with half of the risk: exact, and a little wide
+        harm, win = share((accepted & cloud & ~edge)[rows], risk / 2), share((accepted & edge & ~cloud)[rows], risk / 2)
+        return Verdict(
+            where, harm.of, (harm.found - win.found) / harm.of, harm.low - win.high, harm.high - win.low, certificate.value
+        )
+    return Verdict(where, found.of, found.value, found.low, found.high, certificate.value) if found.of else None

@@ -1,0 +1,71 @@
+"""Drives a walk in the caller's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from queue import Empty, SimpleQueue
+from threading import TIMEOUT_MAX
+from time import monotonic
+from typing import TypeVar
+
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
+from edgeroute.router.drivers import Begin, Stop
+
+T = TypeVar("T")
+
+
+def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
+    """What the walk returns. Whatever ends this early (Ctrl-C too) stops every leg that is under way."""
+    steps = stream(walk, begin)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[Emit, None, T]:
+    """Yields what the walk emits, and returns what it returns. Closing this early stops every leg that is under way."""
+    mail: SimpleQueue[Event] = SimpleQueue()
+    send = mail.put
+    stops: dict[int, Stop] = {}
+    reply: Event | None = None
+    try:
+        while True:
+            effect = walk.send(reply)
+            reply = None
+            if type(effect) is Start:
+                begun = begin(effect, send)
+                if isinstance(begun, tuple):
+                    reply = begun
+                else:
+                    stops[effect.leg] = begun
+            elif type(effect) is Wait:
+                reply = _receive(mail, effect.until)
+                if type(reply) is Done or type(reply) is Failed:
+                    stops.pop(reply.leg, None)
+            elif type(effect) is Emit:
+                yield effect
+                reply = Elapsed(monotonic())
+            else:
+                stop = stops.pop(effect.leg)
+                if type(effect) is Cancel:
+                    stop()
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        for stop in stops.values():
+            stop()
+
+
+def _receive(mail: SimpleQueue[Event], until: float) -> Event:
+    """The next event; mail that is there comes before a deadline that has passed."""
+    try:
+        return mail.get_nowait()
+    except Empty:
+        pass
+    try:
+        return mail.get(timeout=None if until == INF else min(max(0.0, until - monotonic()), TIMEOUT_MAX))
+    except Empty:
+        return Elapsed(monotonic())

@@ -1,0 +1,25 @@
+"""Drives a walk of which only one leg runs at a time, and nothing can interrupt it: each leg runs where it is started.
+
+No mailbox and no thread: handing over to another costs more than a small model takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from edgeroute.core.walk import Effect, Event, Start
+
+T = TypeVar("T")
+
+
+def drive(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event]) -> T:
+    """What the walk returns. `run` takes a leg to its end; what it raises ends the walk."""
+    reply: Event | None = None
+    try:
+        while True:
+            effect = walk.send(reply)
+            assert type(effect) is Start, "a sequential plan neither waits nor cancels"
+            reply = run(effect)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]

@@ -1,0 +1,71 @@
+"""Drives a walk in an asyncio task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator
+from time import monotonic
+from typing import TypeVar
+
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
+from edgeroute.router.drivers import Begin, Stop
+
+T = TypeVar("T")
+
+
+async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None) -> T:
+    """What the walk returns; `show` is called with what it emits. Cancelling the task stops every leg that is under way."""
+    loop = asyncio.get_running_loop()
+    mail: deque[Event] = deque()
+    waiting: asyncio.Future[None] | None = None
+    stops: dict[int, Stop] = {}
+    reply: Event | None = None
+
+    def wake() -> None:
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def send(event: Event) -> None:
+        mail.append(event)
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:
+            mail.clear()  # the loop is closed: nobody reads late mail
+
+    try:
+        while True:
+            effect = walk.send(reply)
+            reply = None
+            if type(effect) is Start:
+                begun = begin(effect, send)
+                if isinstance(begun, tuple):
+                    reply = begun
+                else:
+                    stops[effect.leg] = begun
+            elif type(effect) is Wait:
+                while not mail and (left_s := effect.until - monotonic()) > 0:
+                    waiting = loop.create_future()
+                    alarm = None if left_s == INF else loop.call_later(left_s, wake)
+                    try:
+                        await waiting  # may be woken by mail that was read already: hence the loop
+                    finally:
+                        if alarm is not None:
+                            alarm.cancel()
+                reply = mail.popleft() if mail else Elapsed(monotonic())
+                if type(reply) is Done or type(reply) is Failed:
+                    stops.pop(reply.leg, None)
+            elif type(effect) is Emit:
+                if show is not None:
+                    show(effect)
+                reply = Elapsed(monotonic())
+            else:
+                stop = stops.pop(effect.leg)
+                if type(effect) is Cancel:
+                    stop()
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        for stop in stops.values():
+            stop()

@@ -1,0 +1,50 @@
+"""Drives a walk in virtual time: for tests, for replay and for simulation. Nothing sleeps, nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from heapq import heappop, heappush
+from itertools import count
+from typing import TypeVar
+
+from edgeroute.core.walk import Effect, Elapsed, Emit, Event, Start, Wait
+
+T = TypeVar("T")
+
+Script = Callable[[Start, float], Iterable[Event]]
+"""(what is started, now) -> the events that come of it, none before now; no event: the leg never answers."""
+
+
+def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:
+    """What the walk returns, and the instant at which it did.
+
+    Raises:
+        RuntimeError: the walk waits for ever.
+    """
+    now, order = begun, count()
+    mail: list[tuple[float, int, Event]] = []
+    cancelled: set[int] = set()
+    reply: Event | None = None
+    try:
+        while True:
+            effect = walk.send(reply)
+            reply = None
+            if type(effect) is Start:
+                for event in script(effect, now):
+                    heappush(mail, (event.at, next(order), event))
+            elif type(effect) is Wait:
+                while mail and getattr(mail[0][2], "leg", None) in cancelled:
+                    heappop(mail)
+                if mail and mail[0][0] <= effect.until:
+                    now, _, reply = heappop(mail)
+                elif effect.until < float("inf"):
+                    now = max(now, effect.until)
+                    reply = Elapsed(now)
+                else:
+                    raise RuntimeError("the walk waits for a leg that never answers, and has no deadline")
+            elif type(effect) is Emit:
+                reply = Elapsed(now)
+            else:
+                cancelled.add(effect.leg)
+    except StopIteration as end:
+        return end.value, now

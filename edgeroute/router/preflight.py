@@ -1,0 +1,117 @@
+"""What can be known before anything is sent: the route that an input would take, and what works."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any, NamedTuple
+
+from edgeroute.cloud.backend import Backend
+from edgeroute.core import explain
+from edgeroute.core.egress import Rules
+from edgeroute.core.plan import Plan
+from edgeroute.core.walk import Failed, Prediction, Start, acceptable, judged, own_threshold
+from edgeroute.router.request import Route
+from edgeroute.router.snapshot import Snapshot
+
+
+class Decision(NamedTuple):
+    """What `decide` found: the route this input would take. Nothing was sent."""
+
+    plan: Plan
+    steps: tuple[str, ...]
+    """The plan and then what the edge says to this input, a line each."""
+    sends_to: tuple[str, ...]
+    """Where this input would go, in order of trying; empty: it would stay on the device."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.steps)
+
+
+class Check(NamedTuple):
+    """What `check` found."""
+
+    ok: bool
+    lines: tuple[str, ...]
+    """What works, what may leave and where to, and what is missing, a line each; a problem begins with `!`."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def decide(made: Plan, route: Route, audited: float = 0.0) -> Decision:
+    """Runs the edges that the plan begins with, and nothing else. audited: the share of answers that the cloud sees later."""
+    steps, sends = list(made.steps), []
+    for i, leg in enumerate(made.legs):
+        start = Start(i)
+        if leg.permit is not None:
+            cloud: Any = route.runner(start)
+            why = cloud.guard.why()
+            if why:
+                steps.append(f"=> {leg.name}: would not be asked now: {why}")
+            else:
+                sends.append(cloud.where)
+                steps.append(f"=> {leg.name}: would send this input to {sends[-1]}")
+            continue
+        if sends:
+            break
+        event = route.run(start)
+        if type(event) is Failed:
+            if event.fatal:
+                raise event.error
+            steps.append(f"=> {leg.name} failed: {event.error}")
+            continue
+        prediction: Prediction = event.answer  # type: ignore[union-attr]  # a leg that ran is Done or Failed
+        limit = own_threshold(leg, prediction) if leg.thresholds else None
+        steps.append(f"=> {explain.answered(made, leg, prediction.confidence, 0.0, limit)}")
+        if acceptable(leg, prediction):
+            if audited and judged(leg):
+                steps.append(f"=> one in {1 / audited:,.0f} such inputs is sent to the cloud afterwards, to compare (audit)")
+            break
+    return Decision(made, tuple(steps), tuple(sends))
+
+
+def check(live: Snapshot, timeout: float, audited: float = 0.0) -> Check:
+    """Loads the models and pings the endpoints, each for `timeout` seconds at most. audited: as for `decide`."""
+    problems = [(runner, _problem(runner, timeout)) for runner in live.runners]
+    lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
+    places = ", ".join(r.where for r in live.runners if r.side == "cloud")
+    if not places:
+        lines.append("nothing can leave this device: there is no cloud")
+    elif live.policy.mode == "only_edge":
+        lines.append(f"nothing leaves this device unless a call asks for another mode than only_edge; then to {places}")
+    else:
+        lines.append(f"inputs may leave this device, to {places}")
+        lines.extend(_egress_lines(live.policy.rules))
+        if audited:
+            lines.append(f"{100 * audited:g} % of what the edge answers is sent there afterwards, to compare (audit)")
+    edges = [t for t in live.targets if t.side == "edge"]
+    if not edges:
+        lines.append("there is no edge model: without the cloud there is no answer")
+    elif places and live.policy.mode == "prefer_edge":
+        lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges)
+    return Check(all(problem is None for _, problem in problems), tuple(lines))
+
+
+def _promise(label: str) -> str:
+    if label == "uncalibrated":
+        return "uncalibrated, picked by hand, with no promise about errors"
+    return label if label.startswith("uncalibrated") else f"certified, {label}"
+
+
+def _egress_lines(rules: Rules) -> list[str]:
+    if not rules.never_leave and not rules.may_leave:
+        return []
+    unknown = "may leave" if rules.unknown_class == "allow" else "stays"
+    lines = [f"data class {name}: never leaves" for name in sorted(rules.never_leave)]
+    lines += [f"data class {name}: may leave" for name in sorted(rules.may_leave)]
+    default = "" if rules.default_class is None else f"; a call that names none is {rules.default_class}"
+    return [*lines, f"any other data class {unknown}{default}"]
+
+
+def _problem(runner: Backend, timeout: float) -> str | None:
+    """What is wrong with a target, if anything. Loads models and opens connections; sends no user data."""
+    try:
+        runner.ready(monotonic() + timeout)
+    except Exception as e:  # noqa: BLE001 - every kind of trouble is what is asked for here
+        return str(e) or type(e).__name__
+    return None

@@ -1,0 +1,236 @@
+"""A policy with all that serves it, made from what the user gives."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+from edgeroute.cloud.backend import Backend, CloudBackend, Function, FunctionBackend, HttpBackend
+from edgeroute.cloud.egress import Egress
+from edgeroute.confidence.binding import BoundCertificate, effective_target
+from edgeroute.confidence.scores import Score
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF, MODES, OFFLINE, Mode, Policy, Target
+from edgeroute.edge.backend import EdgeBackend
+from edgeroute.edge.load import load
+from edgeroute.errors import ModelMissing, PolicyError
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.guard import Guard
+    from edgeroute.confidence.certificate import Certificate
+
+DAY_S = 86400.0
+Uncalibrated = Literal["tell", "error"]
+
+
+class Snapshot(NamedTuple):
+    """Replaced whole by a reload, so a request sees one policy from its start to its end."""
+
+    policy: Policy
+    targets: tuple[Target, ...]
+    runners: tuple[Backend, ...]
+    recipes: tuple[tuple[Any, ...], ...]
+    """What each runner was made from: a reload keeps those of which it is the same."""
+    egress: Egress
+    plans: dict[tuple[Mode | None, float | None, str | None], Plan]
+    """Those made so far, by the mode, deadline and data class of the call."""
+    prefixes: dict[tuple[Mode, str | None], bytes]
+    """What the cache's keys begin with, by mode and data class."""
+    promises: tuple[BoundCertificate | None, ...]
+    """Of each target, if its threshold comes from a certificate."""
+
+    @property
+    def clouds(self) -> list[CloudBackend]:
+        """Those of the runners that leave the device."""
+        return [cast("CloudBackend", r) for r in self.runners if r.side == "cloud"]
+
+
+def make(
+    edge: Any = None,
+    cloud: Any = None,
+    *,
+    threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+    score: str | Score = "msp",
+    deadline: float | None = None,
+    hedge_after: float | str | None = None,
+    first_token: float | None = None,
+    egress: Egress | None = None,
+    uncalibrated: Uncalibrated = "tell",
+    certificate_max_age: float | None = None,
+    guard: Callable[[CloudBackend], Guard],
+    old: Snapshot | None = None,
+    **rest: Any,
+) -> Snapshot:
+    """See `Router` for the arguments; `rest` are fields of `Policy`. Runners of `old` are kept where nothing changed.
+
+    guard: makes what stands before a cloud.
+
+    Raises:
+        PolicyError: they do not go together.
+        ModelMissing: there is no file at a model's path.
+    """
+    egress = egress or Egress()
+    policy = Policy(
+        deadline_s=INF if deadline is None else deadline,
+        hedge_after=INF if hedge_after is None else hedge_after,
+        first_token_s=INF if first_token is None else first_token,
+        rules=egress.rules,
+        **rest,
+    )
+    edges, clouds = _listed(edge), _listed(cloud)
+    _check(policy, edges, clouds, uncalibrated)
+    thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
+    known = dict(zip(old.recipes, old.runners, strict=True)) if old is not None else {}
+    targets: list[Target] = []
+    runners: list[Backend] = []
+    recipes: list[tuple[Any, ...]] = []
+    labels: tuple[str, ...] | None = None
+
+    def add(recipe: tuple[Any, ...], target: Target, runner: Any) -> None:
+        recipes.append(recipe)
+        targets.append(target)
+        runners.append(known.get(recipe) or runner)
+
+    promised: dict[int, Certificate] = {}
+    for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
+        model = load(given)
+        path = getattr(model, "path", None)
+        if path is not None and not Path(path).exists():
+            raise ModelMissing(f"there is no model at {path}")
+        name = _name("edge", model.name, i, len(edges), targets)
+        value = limit
+        if not isinstance(value, float | None):
+            promised[len(targets)] = value
+            value = value.threshold
+        add(("edge", name, given, score), Target(name, "edge", value), EdgeBackend(name, model, score))
+        labels = model.labels or labels
+    for i, given in enumerate(clouds):
+        endpoint = _endpoint(given)
+        name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
+        kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
+        runner = kind(name, endpoint, score, labels)
+        runner.guard = guard(runner)
+        add(("cloud", name, given, score, labels), Target(name, "cloud"), runner)
+    promises = [_promise(promised.get(i), policy, runners, i, score, egress, certificate_max_age) for i in range(len(targets))]
+    if uncalibrated == "error":
+        _all_hold(targets, promises)
+    live = Snapshot(policy, tuple(targets), tuple(runners), tuple(recipes), egress, {}, {}, tuple(promises))
+    return live if not promised else live._replace(targets=tuple(map(effective_target, targets, promises)))
+
+
+def fingerprints(runners: Sequence[Backend], i: int, score: str | Score, egress: Egress) -> dict[str, str]:
+    """What a certificate for the edge model number `i` is bound to: that, the score, what is behind it and how that is asked."""
+    from edgeroute.stores.cache import fingerprint
+
+    clouds = [cast("CloudBackend", r) for r in runners if r.side == "cloud"]
+    found = {
+        "edge": runners[i].fingerprint(fingerprint),
+        "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
+    }
+    if clouds:
+        redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
+        found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
+        found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+    return found
+
+
+def _promise(
+    certificate: Certificate | None,
+    policy: Policy,
+    runners: Sequence[Backend],
+    i: int,
+    score: str | Score,
+    egress: Egress,
+    max_age_s: float | None,
+) -> BoundCertificate | None:
+    if certificate is None:
+        return None
+    if policy.no_confidence != "defer":
+        raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
+    return BoundCertificate(certificate, fingerprints(runners, i, score, egress), INF if max_age_s is None else max_age_s / DAY_S)
+
+
+def _all_hold(targets: Sequence[Target], promises: Sequence[BoundCertificate | None]) -> None:
+    for target, promise in zip(targets, promises, strict=True):
+        if target.threshold is None:
+            continue
+        broken = "it is a plain number" if promise is None else promise.broken()
+        if broken is not None:
+            raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+
+
+def nearest(word: Any, valid: Sequence[str]) -> str:
+    """What to say of a word that is none of the valid ones."""
+    near = difflib.get_close_matches(str(word), valid, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"expected one of {', '.join(valid)}"
+
+
+def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
+    for name, value, valid in (
+        ("uncalibrated", uncalibrated, ("tell", "error")),
+        ("no_confidence", policy.no_confidence, ("defer", "accept")),
+        ("offline", policy.offline, OFFLINE),
+        ("order", policy.order, ("listed", "fastest")),
+    ):
+        if value not in valid:
+            raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
+    if not policy.deadline_s > 0 or not policy.first_token_s > 0:
+        raise PolicyError("deadline and first_token are more than 0 seconds")
+    hedge = policy.hedge_after
+    if not (hedge == "auto" or re.fullmatch("p[1-9][0-9]", hedge) if isinstance(hedge, str) else hedge >= 0):
+        raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
+    if not edges and not clouds:
+        raise PolicyError("a router needs edge=, cloud= or both")
+    for mode in (policy.mode, *([policy.saver.mode] if policy.saver else [])):
+        if mode not in MODES:
+            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
+        if mode in {"only_cloud", "prefer_cloud"} and not clouds:
+            raise PolicyError(f"mode {mode!r} needs cloud=, and there is none")
+        if mode == "only_edge" and not edges:
+            raise PolicyError("mode 'only_edge' needs edge=, and there is none")
+
+
+def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
+    if given is None:
+        if needed and count:
+            raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
+        return [None] * count
+    several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
+    values = list(given) if several else [given] * count
+    if len(values) != count:
+        raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
+    for value in values:
+        if hasattr(value, "guarantee"):  # a certificate
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
+    return [value if hasattr(value, "guarantee") else float(value) for value in values]
+
+
+def _listed(given: Any) -> list[Any]:
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
+    """`edge` and `cloud` where there is one of them, else the target's own name, made unique."""
+    if of == 1:
+        return side
+    name = own if own and own != side else f"{side}-{i + 1}"
+    return name if name not in {t.name for t in taken} else f"{name}-{i + 1}"
+
+
+def _endpoint(given: Any) -> Any:
+    if isinstance(given, str):
+        from edgeroute.cloud.base import bare
+        from edgeroute.cloud.openinference import OpenInference
+
+        if "/v2/models/" not in given:
+            raise PolicyError(f"what does {bare(given)!r} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+        return OpenInference(given)
+    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
+        return given
+    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")

@@ -1,0 +1,215 @@
+"""The entries that outlive the process, in a file that several processes share."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from edgeroute.errors import StoreError
+from edgeroute.stores.cache.entry import CachedEntry, Entry
+from edgeroute.stores.sqlite import Database
+from edgeroute.system import Workers, renew_after_fork
+
+log = logging.getLogger("edgeroute")
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key BLOB PRIMARY KEY, at REAL NOT NULL, crc INTEGER NOT NULL, entry TEXT NOT NULL, outputs BLOB
+);
+CREATE INDEX IF NOT EXISTS answers_at ON answers (at)
+"""
+_FIND = "SELECT at, crc, CAST(entry AS TEXT), CAST(outputs AS BLOB) FROM answers WHERE key = ?"
+"""In a damaged file a column may have another type."""
+_FAULTS = (StoreError, UnicodeDecodeError)
+"""The second comes from Python's sqlite3, where SQLite quotes a damaged schema in its message."""
+WAITING_BYTES = 4 << 20
+"""So much may wait to be written; what comes when it does is kept in memory alone."""
+TOGETHER = 64
+"""So many are written in one transaction: a reader may have to wait for one."""
+BUSY_MS = 100
+"""How long another process may keep the file to itself before this one goes on without it."""
+PAUSES_S = (0.001, 0.01, 0.1)
+"""After each try to write: another process that opens the file at the same moment does not wait, nor let wait."""
+REST_S = 30.0
+"""After the second failure on end the disk is left alone for so long."""
+
+
+class _Row(NamedTuple):
+    entry: str
+    outputs: bytes | None
+
+
+class _Resting:
+    """Whether to try: yes after one failure, for a corrupt file has been replaced; after more only now and then."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._failures, self._until, self._said = what, 0, 0.0, ""
+
+    @property
+    def now(self) -> bool:
+        return self._failures > 1 and monotonic() < self._until
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def failed(self, error: Exception) -> None:
+        self._failures, self._until = self._failures + 1, monotonic() + REST_S
+        if str(error) != self._said:
+            self._said = str(error)
+            log.warning("the cache cannot %s its disk, and goes on in memory: %s", self._what, error)
+
+
+class Disk:
+    """Writes in a thread of its own, many at a time: a put costs its caller no I/O; a crash loses what was not written yet.
+
+    Args:
+        path: of the SQLite file.
+        max_bytes: of that file, beside which SQLite has a journal of usually up to 4 MB; the oldest entries make room.
+        keep_s: entries older than this are deleted.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
+        self._database = Database(path, SCHEMA, durable=False, busy_s=BUSY_MS / 1000)
+        self._max_bytes, self._keep_s, self._clock = max_bytes, keep_s, clock
+        self._workers = Workers("edgeroute-cache", idle_s=5.0)
+        self._reading, self._writing = _Resting("read from"), _Resting("write to")
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """What waits is for the parent to write."""
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._waiting: deque[tuple[bytes, CachedEntry]] = deque()
+        self._waiting_bytes, self._begun = 0, False
+
+    def get(self, key: bytes) -> Entry | None:
+        """What is there, of whatever age; None too where the disk fails or an entry is not as it was written."""
+        if self._reading.now:
+            return None
+        try:
+            with self._database.transaction() as connection:
+                row = connection.execute(_FIND, (key,)).fetchone()
+        except _FAULTS as e:
+            self._reading.failed(e)
+            return None
+        self._reading.succeeded()
+        if row is None or row[1] != _crc(key, row[0], *row[2:]):
+            return None
+        return _unpacked(row[0], *row[2:])
+
+    def put(self, key: bytes, kept: CachedEntry) -> None:
+        """Has it written soon, in place of what was there for the key."""
+        with self._lock:
+            if self._waiting_bytes > WAITING_BYTES:
+                return
+            self._waiting.append((key, kept))
+            self._waiting_bytes += kept.bytes
+            begun, self._begun = self._begun, True
+        if not begun:
+            self._workers.submit(self._write)
+
+    def close(self) -> None:
+        """Writes what waits, and closes the file; a later call opens it again."""
+        self._write()
+        self._workers.close()
+        self._database.close()
+
+    def _write(self) -> None:
+        with self._turn:
+            while batch := self._next():
+                if not self._writing.now:
+                    self._store(batch)
+
+    def _next(self) -> list[tuple[bytes, CachedEntry]]:
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
+            self._waiting_bytes -= sum(kept.bytes for _, kept in batch)
+            self._begun = bool(batch)
+            return batch
+
+    def _store(self, batch: list[tuple[bytes, CachedEntry]]) -> None:
+        rows = [(key, float(kept.entry.at), _packed(kept.entry)) for key, kept in batch]
+        for pause_s in PAUSES_S:
+            try:
+                self._insert(rows)
+            except _FAULTS as e:  # noqa: PERF203 - there are three tries
+                fault: Exception = e
+                sleep(pause_s)
+            else:
+                self._writing.succeeded()
+                return
+        self._writing.failed(fault)
+
+    def _insert(self, rows: list[tuple[bytes, float, _Row | None]]) -> None:
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM answers WHERE at < ?", (self._clock() - self._keep_s,))
+            for key, at, row in rows:
+                connection.execute("DELETE FROM answers WHERE key = ?", (key,))
+                if row is not None and self._make_room(connection, len(row.entry) + len(row.outputs or b"")):
+                    connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, at, _crc(key, at, *row), *row))
+
+    def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
+        """Deletes the oldest until `size` bytes more fit; whether they do."""
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        needed, count = size + 4 * page, 1  # the row and its two places in indices may each begin a page
+        if needed > self._max_bytes:
+            return False
+        while True:
+            (pages,), (free,) = (connection.execute(f"PRAGMA {what}").fetchone() for what in ("page_count", "freelist_count"))
+            if (pages - free) * page + needed <= self._max_bytes:
+                return True
+            oldest = "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers ORDER BY at LIMIT ?)"
+            if not connection.execute(oldest, (count,)).rowcount:
+                return False
+            count *= 2
+
+
+def _crc(key: bytes, at: float, entry: str, outputs: bytes | None) -> int:
+    """SQLite notices a broken structure, but not a value that a worn-out card has changed."""
+    return crc32(outputs or b"", crc32(f"{at!r} {entry}".encode(), crc32(key)))
+
+
+def _packed(entry: Entry) -> _Row | None:
+    """Text and arrays; None: it would not come back as it is."""
+    value, confidence, outputs, *rest, _ = entry
+    names: Any = None
+    arrays: list[Any] = []
+    if type(outputs) is np.ndarray:
+        names, arrays, outputs = "", [outputs], None
+    elif type(outputs) is dict and outputs and all(type(array) is np.ndarray for array in outputs.values()):
+        names, arrays, outputs = [*outputs], [*outputs.values()], None
+    kind = "tuple" if type(outputs) is tuple else ""  # as a callable gives them: (value, confidence)
+    plain = [value, list(outputs) if kind else outputs, None if names is None else names]
+    try:
+        text = json.dumps([*plain, kind, None if confidence is None else float(confidence), *rest])
+        if json.loads(text)[: len(plain)] != plain or any(a.dtype.isbuiltin != 1 or a.dtype.hasobject for a in arrays):
+            return None
+    except Exception:  # noqa: BLE001 - what a value does when it is written or compared is its own affair
+        return None
+    file = io.BytesIO()
+    for array in arrays:
+        np.save(file, array, allow_pickle=False)
+    return _Row(text, file.getvalue() if arrays else None)
+
+
+def _unpacked(at: float, entry: str, blob: bytes | None) -> Entry:
+    value, outputs, names, kind, confidence, leg, side, reason = json.loads(entry)
+    if kind == "tuple":
+        outputs = tuple(outputs)
+    if blob is not None:
+        file = io.BytesIO(blob)
+        arrays = [np.load(file, allow_pickle=False) for _ in names or [""]]
+        outputs = dict(zip(names, arrays, strict=True)) if names else arrays[0]
+    return Entry(value, confidence, outputs, leg, side, reason, at)

@@ -1,0 +1,105 @@
+"""What stands for a model in the keys, so that another model's answers are not taken for its own."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import sha256
+from os import PathLike
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+from uuid import uuid4
+
+from edgeroute.stores.cache.key import digest
+
+_CHUNK_BYTES = 1 << 20
+_SIMPLE = (type(None), bool, int, float, complex, str, bytes)
+
+
+class _UnknownError(Exception):
+    """The function depends on something of which two runs cannot be told apart."""
+
+
+def fingerprint(thing: object) -> str:
+    """The same text for the same model, in every process, as far as that can be known.
+
+    A path (str or PathLike) stands for the file's content; it is read again when its time of change or its size is
+    another. A function stands for its code and for what that refers to: functions in the same way; constants; modules,
+    classes and builtin functions by their names alone. Anything else, and a function that refers to anything else (a
+    model object, a list), gets a text of its own **at every call**: ask once, and keep it. Answers for it are then found
+    again only while this process lives, and none of an earlier one is taken for its own.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if isinstance(thing, str | PathLike):
+        path = Path(thing).absolute()
+        found = path.stat()
+        return _content(path, found.st_mtime_ns, found.st_size)
+    if isinstance(thing, FunctionType):
+        try:
+            said = digest(b"", _function(thing, set()))
+        except _UnknownError:
+            said = None
+        if said is not None:
+            return f"{thing.__module__}.{thing.__qualname__} {said.hex()}"
+    return f"{getattr(thing, '__qualname__', type(thing).__qualname__)} {uuid4().hex}"
+
+
+@lru_cache(maxsize=64)
+def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - they are the cache's key
+    h = sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            h.update(chunk)
+    return h.hexdigest()
+
+
+def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
+    said: list[Any] = [f.__module__, f.__qualname__]
+    if f in seen:  # it calls itself
+        return said
+    seen.add(f)
+    try:
+        cells = [cell.cell_contents for cell in f.__closure__ or ()]
+    except ValueError:  # a name that has no value yet
+        raise _UnknownError from None
+    names = sorted(name for name in _names(f.__code__) if name in f.__globals__)
+    keywords = f.__kwdefaults__ or {}
+    values = [*cells, *(f.__defaults__ or ()), *keywords.values(), *(f.__globals__[name] for name in names)]
+    return [*said, _code(f.__code__), [*keywords], names, [_value(v, seen) for v in values]]
+
+
+def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
+    if isinstance(v, FunctionType):
+        return _function(v, seen)
+    if isinstance(v, ModuleType):
+        return ["module", v.__name__]
+    if isinstance(v, type) or (isinstance(v, BuiltinFunctionType) and isinstance(v.__self__, ModuleType)):
+        return ["named", v.__module__, v.__qualname__]
+    if type(v) is tuple:
+        return ["tuple", [_value(item, seen) for item in v]]
+    if type(v) in _SIMPLE:
+        return _constant(v)
+    raise _UnknownError
+
+
+def _names(code: CodeType) -> set[str]:
+    """The globals that it may use, and the attributes, which share a table with them."""
+    return {*code.co_names}.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+
+def _code(code: CodeType) -> list[Any]:
+    ranges = getattr(code, "co_exceptiontable", b"")  # from Python 3.11 on, what a `try` covers is beside the code
+    return [code.co_code, ranges, [*code.co_names], [_constant(c) for c in code.co_consts]]
+
+
+def _constant(c: Any) -> list[Any]:
+    """Without the addresses that a code object's repr has, and the order of a set, which differs in every process."""
+    if isinstance(c, CodeType):
+        return _code(c)
+    if isinstance(c, tuple):
+        return ["tuple", [_constant(item) for item in c]]
+    if isinstance(c, frozenset):
+        return ["frozenset", sorted((_constant(item) for item in c), key=repr)]
+    return [type(c).__name__, repr(c)]

@@ -1,0 +1,132 @@
+"""Finds the answer to a text that means the same: its embedding points the same way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from cachetools import LRUCache
+
+from edgeroute.errors import BadInput
+from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
+from edgeroute.system import now, renew_after_fork
+
+log = logging.getLogger("edgeroute")
+Vector = np.ndarray[Any, np.dtype[Any]]
+EMBEDDED = 64
+"""So many texts' vectors are remembered, so that a text that was not found is not embedded again to be added."""
+
+
+class Semantic:
+    """The latest `max_entries` texts of all prefixes, in memory. Texts alone; what `embed` raises is logged and costs the hit.
+
+    Args:
+        embed: text -> vector [d]; it need not be of length 1.
+        threshold: cosine similarity, up to 1, from which two texts mean the same.
+        max_entries: how many are kept; one more replaces the text that came first.
+        ttl_s: how long an answer is fresh; a `Cache` sets its own.
+        clock: seconds since 1970; a `Cache` sets its own.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[str], Any],
+        threshold: float = 0.95,
+        max_entries: int = 10_000,
+        *,
+        ttl_s: float = 3600.0,
+        clock: Callable[[], float] = now,
+    ) -> None:
+        self.threshold, self.ttl_s, self.clock = threshold, ttl_s, clock
+        self._embed, self._max_entries = embed, max_entries
+        self._off, self._length = False, 0
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Begins anew: another thread of the parent may have been in the middle of a change."""
+        self._lock = threading.Lock()
+        self._vectors: Vector | None = None
+        self._owners = np.zeros(self._max_entries, np.int64)
+        self._at = np.full(self._max_entries, -np.inf)
+        self._kept: list[tuple[bytes, str, CachedEntry]] = []
+        self._rows: dict[tuple[bytes, str], int] = {}
+        self._next = 0
+        self._embedded: LRUCache[str, Vector] = LRUCache(EMBEDDED)
+
+    def find(self, prefix: bytes, text: str) -> tuple[Entry, float] | None:
+        """The fresh answer of the most similar text after the same prefix, and their similarity, at least `threshold`.
+
+        Raises:
+            BadInput: the embedding is not as long as the first was; said once, and from then on nothing is found or added.
+        """
+        vector = self._unit(text)
+        if vector is None:
+            return None
+        at = self.clock()
+        with self._lock:
+            count = len(self._kept)
+            if self._vectors is None or not count:
+                return None
+            when = np.minimum(self._at[:count], at, out=self._at[:count])  # from the future: the clock was set back
+            mine = (self._owners[:count] == hash(prefix)) & (at - when < self.ttl_s)
+            similar = np.where(mine, self._vectors[:count] @ vector, -np.inf)
+            best = int(similar.argmax())
+            similarity = min(1.0, float(similar[best]))
+            prefix_of_best, _, kept = self._kept[best]
+        return (kept.given(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
+
+    def add(self, prefix: bytes, text: str, entry: Entry) -> None:
+        """Keeps a copy of the entry for that text, in place of one it had.
+
+        Raises:
+            BadInput: as `find`.
+        """
+        vector, kept = self._unit(text), keep(entry)
+        if vector is None or kept is None:
+            return
+        with self._lock:
+            if self._vectors is None:
+                self._vectors = np.zeros(
+                    (self._max_entries, vector.size), np.float32
+                )  # the system gives the memory as it is filled
+            row = self._rows.get((prefix, text))
+            if row is None:
+                row = self._rows[prefix, text] = self._next
+                self._next = (row + 1) % self._max_entries
+                if row < len(self._kept):
+                    del self._rows[self._kept[row][:2]]
+            self._vectors[row], self._owners[row], self._at[row] = vector, hash(prefix), min(entry.at, self.clock())
+            self._kept[row : row + 1] = [(prefix, text, kept)]
+
+    def _unit(self, text: str) -> Vector | None:
+        """The text's vector of length 1; None: there is none."""
+        if self._off or type(text) is not str:
+            return None
+        with self._lock:
+            vector = self._embedded.get(text)
+        if vector is not None:
+            return vector
+        try:
+            raw = np.asarray(self._embed(text), np.float64)
+        except Exception as e:  # noqa: BLE001 - a user's function may raise anything, and costs no more than the hit
+            log.warning("the text is not looked for by meaning, since embed raised %s: %s", type(e).__name__, e)
+            return None
+        with self._lock:
+            if self._off:
+                return None
+            self._length = self._length or raw.size
+            if raw.ndim != 1 or raw.size != self._length:
+                self._off = True
+                raise BadInput(
+                    f"embed gave {raw.shape} after [{self._length}]: the semantic cache needs one size, and is now off"
+                )
+            largest = float(np.abs(raw).max(initial=0.0))
+            if not 0 < largest < np.inf:
+                return None
+            scaled = raw / largest  # so that no square overflows
+            unit = self._embedded[text] = (scaled / np.linalg.norm(scaled)).astype(np.float32)
+        return unit

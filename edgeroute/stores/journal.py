@@ -1,0 +1,216 @@
+"""Lines of JSON that are only ever added, in files of a bounded size: what left the device, and how requests went."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from edgeroute.errors import StoreError
+from edgeroute.system import renew_after_fork
+
+try:
+    import orjson
+except ImportError:  # pragma: no cover - one of the two is there
+    orjson = None  # type: ignore[assignment]
+
+
+class Journal:
+    """One file that threads and processes share, opened at the first line; full, it becomes `path.1`, that one `path.2`, ...
+
+    A line that was appended survives the end of the process; a power cut may cost the last ones.
+
+    Args:
+        path: of the file; its folder is made. Only the owner may read it.
+        max_bytes: of a file, unless a single line is longer. While one process renames the files, others go on in the full one.
+        keep: full files that are kept, 1 or more; the oldest is removed.
+    """
+
+    def __init__(self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4) -> None:
+        self.path = Path(path)
+        self._text = str(path)
+        """For what every line does: a Path would cost a quarter of it."""
+        self._max_bytes, self._keep = max_bytes, keep
+        self._fd: int | None = None
+        self._file = (0, 0)
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A child goes on with the parent's descriptor: appending needs no position of its own."""
+        self._lock = threading.Lock()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line, by one write, so that lines of several processes never mix. NaN and infinities become null.
+
+        Raises:
+            StoreError: the disk is full, read-only or broken, and the line is not there as a whole. The next call tries again.
+        """
+        line = _dumps(record) + b"\n"
+        with self._lock:
+            try:
+                fd, size = self._current(len(line))
+                if size and os.pread(fd, 1, size - 1) != b"\n":
+                    # the last one was cut off, by whomever, and costs no other; or it is just being written: an empty line
+                    line = b"\n" + line
+                if os.write(fd, line) < len(line):
+                    raise OSError(errno.ENOSPC, "no room for a whole line")  # noqa: TRY301 - what any other failure is, too
+            except OSError as e:
+                self._drop()
+                raise StoreError(f"{self.path}: {e.strerror or e}") from e
+
+    def close(self) -> None:
+        """Closes the file; the next line opens it again."""
+        with self._lock:
+            self._drop()
+
+    def _current(self, more: int) -> tuple[int, int]:
+        """The file for a line of so many bytes, and its size; another process may have begun a new one meanwhile."""
+        try:
+            found = os.stat(self._text)  # noqa: PTH116 - see there
+        except FileNotFoundError:
+            found = None
+        if self._fd is None or found is None or _which(found) != self._file:
+            found = self._open()
+        if found.st_size and found.st_size + more > self._max_bytes:
+            self._rotate()
+            found = self._open()
+        assert self._fd is not None
+        return self._fd, found.st_size
+
+    def _open(self) -> os.stat_result:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._drop()
+        self._fd, found = fd, os.fstat(fd)
+        self._file = _which(found)
+        return found
+
+    def _rotate(self) -> None:
+        """Renames the files, unless another process does so or has just done it: then this one waits for nothing."""
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            full = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)  # not the one at hand: a forked child would share its lock
+            try:
+                fcntl.flock(full, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _which(self.path.stat()) == _which(os.fstat(full)) == self._file:
+                    for n in range(self._keep - 1, 0, -1):
+                        with contextlib.suppress(FileNotFoundError):
+                            _numbered(self.path, n).replace(_numbered(self.path, n + 1))
+                    self.path.replace(_numbered(self.path, 1))
+            finally:
+                os.close(full)
+
+    def _drop(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+class Reading:
+    """The records of a journal, oldest file first; another process may go on writing it, and none is read twice.
+
+    Attributes:
+        skipped: lines that were not a whole record, so far: cut off by a power cut or a full disk.
+    """
+
+    def __init__(self, path: str | Path, since: float | None, parse: Callable[[bytes], Any]) -> None:
+        self._path, self._since, self._parse = Path(path), since, parse
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Reads from the start.
+
+        Raises:
+            StoreError: the files cannot be opened; none there is no error.
+        """
+        self.skipped = 0
+        with contextlib.ExitStack() as stack:
+            for file in self._open(stack):
+                for line in file:
+                    record = _record(line, self._parse)
+                    if record is None:
+                        self.skipped += not line.isspace()
+                    elif self._since is None or not _earlier(record.get("at"), self._since):
+                        yield record
+
+    def _open(self, stack: contextlib.ExitStack) -> list[BinaryIO]:
+        """All files, oldest first."""
+        files, seen = list[BinaryIO](), set[tuple[int, int]]()
+        try:
+            there = [p.name for p in self._path.parent.iterdir()] if self._path.parent.is_dir() else []
+            numbers = {
+                int(end)
+                for start, _, end in (name.rpartition(".") for name in there)
+                if start == self._path.name and end.isdecimal()
+            }
+            numbers |= {1, *(n + 1 for n in numbers)}
+            # newest first: a file that is renamed meanwhile comes up again, and none is missed
+            for path in [self._path, *(_numbered(self._path, n) for n in sorted(numbers))]:
+                with contextlib.suppress(FileNotFoundError):
+                    file = stack.enter_context(path.open("rb"))
+                    if (which := _which(os.fstat(file.fileno()))) not in seen:
+                        seen.add(which)
+                        files.insert(0, file)
+        except OSError as e:
+            raise StoreError(f"{self._path}: {e.strerror or e}") from e
+        return files
+
+
+def read(path: str | Path, *, since: float | None = None, exact: bool = True) -> Reading:
+    """Reads a journal, with the files it has filled.
+
+    Args:
+        path: as its `Journal` has it.
+        since: seconds since 1970; records whose `at` is earlier are left out.
+        exact: integers beyond 64 bits stay integers; without that it may be twice as quick.
+    """
+    return Reading(path, since, json.loads if exact or orjson is None else orjson.loads)
+
+
+def _which(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _numbered(path: Path, n: int) -> Path:
+    return path.with_name(f"{path.name}.{n}")
+
+
+def _earlier(at: Any, since: float) -> bool:
+    return isinstance(at, int | float) and at < since
+
+
+def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None:
+    try:
+        record = parse(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _dumps(record: Mapping[str, Any]) -> bytes:
+    if orjson is not None:
+        # a TypeError: an integer beyond 64 bits, half a surrogate pair, a key that is no text; Python's own takes them
+        with contextlib.suppress(TypeError):
+            return orjson.dumps(record, default=_plain)
+    return json.dumps(_plain(record), separators=(",", ":")).encode()
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; what has no counterpart there becomes text."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)  # numpy's, without importing it

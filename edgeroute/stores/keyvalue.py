@@ -1,0 +1,141 @@
+"""What is good to know after a restart: small values by name, written in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+from edgeroute.errors import StoreError
+from edgeroute.stores.sqlite import Database
+from edgeroute.system import now, renew_after_fork
+
+log = logging.getLogger("edgeroute")
+DELAY_S = 1.0
+"""Values wait so long for company; what kills the process meanwhile costs them."""
+_SCHEMA = "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL) WITHOUT ROWID"
+_MATCH = "substr(name, 1, ?) = ?"
+
+
+class KeyValueStore:
+    """Values that JSON can hold, by name, in a file that processes share. The last one to write a name wins.
+
+    Nothing here raises for the disk's sake: each new trouble is logged once, and the values are kept in memory meanwhile.
+
+    Args:
+        path: of the file; None: in memory only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._database = None if path is None else Database(path, _SCHEMA, durable=False)
+        self._fresh: dict[str, tuple[str, float]] = {}
+        """name -> JSON and time: not in the file yet."""
+        self._said: set[str] = set()
+        self._closed = False
+        self._renew()
+        renew_after_fork(self)
+
+    def _renew(self) -> None:
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def after_fork(self) -> None:
+        """Leaves it to the parent to write what the parent was given."""
+        self._renew()
+        if self._database is not None:
+            self._fresh = {}
+
+    def get(self, name: str) -> Any | None:
+        """The value, or None if there is none or it cannot be read."""
+        with self._lock:
+            fresh = self._fresh.get(name)
+        if fresh is not None:
+            return json.loads(fresh[0])
+        rows = self._rows("SELECT value FROM kept WHERE name = ?", (name,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def others(self, prefix: str, mine: str) -> list[Any]:
+        """The values of all names that begin with `prefix`, but for `mine`."""
+        with self._lock:
+            fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
+        found = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
+        return [json.loads(text) for name, text in (found | fresh).items() if name != mine]
+
+    def put(self, name: str, value: Any) -> None:
+        """Remembers the value as it is now; it is in the file a second later."""
+        text = json.dumps(value, separators=(",", ":"))
+        with self._lock:
+            self._fresh[name] = text, now()
+            if self._database is not None and self._thread is None and not self._closed:
+                thread = threading.Thread(target=self._write, name="edgeroute-state", daemon=True)
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # no more threads, or the interpreter ends: a later put or close writes it
+                    thread.start()
+                    self._thread = thread
+
+    def forget(self, prefix: str, older_than_s: float) -> None:
+        """Removes what begins with `prefix` and was last put longer ago."""
+        before = now() - older_than_s
+        with self._lock:
+            for name in [n for n, (_, updated) in self._fresh.items() if n.startswith(prefix) and updated < before]:
+                del self._fresh[name]
+        self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
+
+    def flush(self) -> bool:
+        """Writes what is not in the file yet. -> whether all of it is there now."""
+        if self._database is None or not self._fresh:
+            return self._database is not None
+        try:
+            with self._database.transaction() as connection:
+                with self._lock:  # only now: whoever writes later has what is newer
+                    batch = dict(self._fresh)
+                connection.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", [(n, *v) for n, v in batch.items()])
+        except StoreError as e:
+            self._say(e)
+            return False
+        with self._lock:
+            for name, written in batch.items():
+                if self._fresh.get(name) is written:
+                    del self._fresh[name]
+        return True
+
+    def close(self) -> None:
+        """Writes what is not in the file yet; from now on values are in memory only."""
+        with self._lock:
+            self._closed, thread = True, self._thread
+        self._closing.set()
+        if thread is not None:
+            thread.join()
+        self.flush()
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _write(self) -> None:
+        """Ends when there is nothing to write, and when nothing can be written: the next put tries again."""
+        while True:
+            self._closing.wait(DELAY_S)
+            well = self.flush()
+            with self._lock:
+                if not (well and self._fresh) or self._closed:
+                    self._thread = None
+                    return
+
+    def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
+        if self._database is None:
+            return []
+        try:
+            with self._database.transaction() as connection:
+                return connection.execute(statement, values).fetchall()
+        except StoreError as e:
+            self._say(e)
+            return []
+
+    def _say(self, error: StoreError) -> None:
+        if (what := str(error)) not in self._said:
+            self._said.add(what)
+            log.warning("what should survive a restart may not: %s", what)

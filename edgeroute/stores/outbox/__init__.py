@@ -1,0 +1,12 @@
+"""Requests that could not be sent: kept on disk, delivered later, their answers given to the app."""
+
+from __future__ import annotations
+
+from edgeroute.stores.outbox.delivery import Delivery
+from edgeroute.stores.outbox.entries import Late, Listed, Put, Waiting
+from edgeroute.stores.outbox.inputs import decode_input, encode_input
+from edgeroute.stores.outbox.late import Callbacks
+from edgeroute.stores.outbox.store import Outbox
+from edgeroute.stores.outbox.tx import Tx
+
+__all__ = ["Callbacks", "Delivery", "Late", "Listed", "Outbox", "Put", "Tx", "Waiting", "decode_input", "encode_input"]

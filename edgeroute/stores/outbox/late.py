@@ -1,0 +1,157 @@
+"""Gives late answers to the app."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from math import inf
+from time import monotonic
+from typing import Any
+
+from edgeroute.errors import PolicyError, StoreError
+from edgeroute.stores.outbox.delivery import backoff
+from edgeroute.stores.outbox.entries import Late, Listed
+from edgeroute.stores.outbox.loop import Loop
+from edgeroute.stores.outbox.store import Outbox
+from edgeroute.stores.outbox.tx import Tx
+from edgeroute.system import renew_after_fork
+
+log = logging.getLogger("edgeroute")
+
+
+class _CallbackError(Exception):
+    """A callback failed, whatever it raised: not the store's trouble."""
+
+
+class Callbacks:
+    """Calls the app's function with each late answer, from a thread of one process, whichever has `path.callback` locked.
+
+    Args:
+        outbox: where the answers are.
+        ordered: whether the answers of a target are given in the order of its requests, each only when those before it are
+            given or dead. Otherwise one at which the function fails does not hold up others.
+        poll_s: seconds between two looks when nothing happens in this process.
+    """
+
+    def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
+        self._outbox, self._ordered = outbox, ordered
+        self._f: Callable[..., object] | None = None
+        self._takes_tx = False
+        self.after_fork()
+        renew_after_fork(self)
+        place = outbox.path.with_name(outbox.path.name + ".callback")
+        self._loop = Loop("edgeroute-late", place, self._step, poll_s=poll_s)
+        outbox.listen(self._loop.nudge)
+
+    def after_fork(self) -> None:
+        """What failed, failed in the parent."""
+        self._failures: dict[str, tuple[int, float]] = {}
+        """id -> how often, and until when it waits."""
+        self._called: set[str] = set()
+        """Ids for which the function was called, and only the mark is missing."""
+        self._soon_s = inf
+
+    def register(self, f: Callable[..., object]) -> None:
+        """Has `f` called with each late answer, in place of any function before.
+
+        `f(late)` is called at least once: again if the process was killed before that could be noted, or if it raised.
+        `f(late, tx)`, where the second parameter is required or is called tx, has exactly one effect, as far as it is written
+        with `tx.execute(sql, values)`: that and the note are one transaction. It should be brief, since other writers of the
+        file wait for it. An exception undoes it.
+
+        Raises:
+            PolicyError: it cannot be called so, or is a coroutine function: a thread calls it, and no loop runs there.
+        """
+        if inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None)):  # noqa: B004 - what a call would run
+            raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
+        self._f, self._takes_tx = f, _takes_tx(f)
+        self._loop.start()
+
+    def wake(self) -> None:
+        """Has it look now. What this process puts into the outbox it sees anyway."""
+        self._loop.nudge()
+
+    def close(self, wait_s: float = 1.0) -> None:
+        """Calls no more; waits for a call under way, up to `wait_s` seconds."""
+        self._loop.close(wait_s)
+
+    def _step(self) -> float:
+        """Gives one answer, if there is one -> seconds until there may be another."""
+        states: tuple[Any, ...] = ("waiting", "answered") if self._ordered else ("answered",)
+        row = self._outbox.pick(self._choose, *states)
+        if row is None:
+            return self._soon_s
+        try:
+            if self._takes_tx:
+                self._outbox.settle(row.id, self._call_within)
+            else:
+                self._call(row.id)
+        except _CallbackError as e:
+            n = self._failures.get(row.id, (0, 0.0))[0] + 1
+            self._failures[row.id] = n, monotonic() + backoff(n)
+            log.error(  # noqa: TRY400 - the cause is what the app's author wants to see
+                "the callback for late answers failed at %s, and will be called again", row.id, exc_info=e.__cause__
+            )
+        else:
+            self._failures.pop(row.id, None)
+        return 0.0
+
+    def _choose(self, rows: Iterator[Listed]) -> Listed | None:
+        at, seen = monotonic(), set[str]()
+        self._soon_s = inf
+        for row in rows:
+            if self._ordered:
+                if row.target in seen:
+                    continue
+                seen.add(row.target)
+            if row.state == "answered":
+                wait_s = self._failures.get(row.id, (0, -inf))[1] - at
+                if wait_s <= 0:
+                    return row
+                self._soon_s = min(self._soon_s, wait_s)
+        return None
+
+    def _call(self, name: str) -> None:
+        """Calls, then notes it. If the note fails, only that is tried again."""
+        if name not in self._called:
+            late = self._outbox.late(name)
+            if late is not None:
+                self._run(late)
+            self._called.add(name)
+        self._outbox.settle(name)
+        self._called.discard(name)
+
+    def _call_within(self, late: Late, connection: sqlite3.Connection) -> None:
+        tx = Tx(connection)
+        try:
+            self._run(late, tx)
+        finally:
+            tx.end()
+        if not connection.in_transaction:
+            raise StoreError("an error in the callback's transaction has undone it")
+
+    def _run(self, *args: object) -> None:
+        assert self._f is not None, "the loop begins with a function"
+        try:
+            result = self._f(*args)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise PolicyError("it returned a coroutine, and nothing runs that here")  # noqa: TRY301 - like any other failure
+        except BaseException as e:
+            raise _CallbackError from e
+
+
+def _takes_tx(f: Callable[..., object]) -> bool:
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except ValueError:
+        return False  # a builtin that does not tell
+    places = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+    wants = len(places) > 1 and (places[1].default is places[1].empty or places[1].name == "tx")
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if (not places and not takes_any) or set(map(id, needed)) - set(map(id, places[: 1 + wants])):
+        raise PolicyError("a callback for late answers takes one argument, the late answer, or two, that and a transaction")
+    return wants
