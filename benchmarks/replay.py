@@ -40,7 +40,7 @@ def trace(path: Path) -> Setup:
         journal.append({**record, "id": f"{record['id']}-{i}", "at": 1.7e9 + i * EVERY_S})
     journal.close()
     with Router(lambda x: ("edge", x), asked, threshold=AFTER, **policy) as router:
-        return Setup.of(router._live, LIMITS)
+        return Setup.of(router.engine.snapshot, LIMITS)
 
 
 def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:

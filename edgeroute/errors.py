@@ -94,6 +94,10 @@ class Held(CloudError):
 
     held = True
 
+    def __init__(self, message: str, *, code: str = "other") -> None:
+        super().__init__(message)
+        self.code = code
+
 
 class NoAnswer(EdgerouteError):
     """No leg of the route gave an answer.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -9,6 +11,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 from weakref import WeakSet
+
+log = logging.getLogger("edgeroute")
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
@@ -49,61 +53,128 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-Job = Callable[[], None]
-MOST = 32
-"""Threads at once; further jobs wait for one."""
+class AbandonedRuns:
+    """Counts the runs of a target that go on after they were told to stop. Lock-free: adding and discarding are single steps.
+
+    Args:
+        most: how many of them make the target busy.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.stopping: set[object] = set()
+        self.max_abandoned = most
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A child has none of its parent's runs."""
+        self.stopping = set()
+
+    @property
+    def abandoned(self) -> int:
+        """How many there are now."""
+        return len(self.stopping)
 
 
-class Workers:
-    """A pool that grows with need, and shrinks by threads that had nothing to do for `idle_s` seconds. A job must not raise."""
+Job = Callable[[], object]
 
-    def __init__(self, name: str = "edgeroute", idle_s: float = 60.0) -> None:
-        self._name, self._idle_s = name, idle_s
+
+class ThreadPool:
+    """Daemon threads, up to a limit, for what must not hold up the caller.
+
+    A job goes to a thread that is idle, or to a new one. It is never queued behind another, so no job can wait for one that
+    waits for it: where no thread is to be had, `submit` says so. No lock is taken, so a signal handler may submit, and an
+    exception out of one costs no thread for good. An executor's threads would be joined at exit; these are not.
+
+    Args:
+        name: of the threads.
+        most: threads at once.
+        idle_s: seconds without a job after which a thread ends.
+    """
+
+    def __init__(self, name: str, most: int, idle_s: float = 60.0) -> None:
+        self._name, self._most, self._idle_s = name, most, idle_s
+        self._closed = False
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """Starts anew: a child has none of its parent's threads."""
-        self._lock = threading.Lock()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._idle = 0
+        self._idle: dict[SimpleQueue[Job | None], None] = {}
+        """The mailboxes of idle threads; a dict, since taking the last and removing one are single steps."""
         self._threads: set[threading.Thread] = set()
 
-    def submit(self, job: Job) -> None:
-        """Runs the job in a thread, soon."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-            elif len(self._threads) < MOST:
-                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._threads.add(thread)
-                thread.start()
-        self._jobs.put(job)
+    def __len__(self) -> int:
+        """How many threads there are."""
+        return len(self._threads)
 
-    def _work(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get(timeout=self._idle_s)
-            except Empty:
-                with self._lock:
-                    if not self._idle:
+    @property
+    def idle(self) -> int:
+        """How many of them have nothing to do."""
+        return len(self._idle)
+
+    def submit(self, job: Job) -> bool:
+        """Runs the job in a thread, at once. -> False: it does not run, since no thread is free and no other can be had."""
+        if self._closed:
+            return False
+        try:
+            box, _ = self._idle.popitem()
+        except KeyError:
+            return self._start(job)
+        box.put(job)
+        return True
+
+    def _start(self, job: Job) -> bool:
+        threads = self._threads
+        if len(threads) >= self._most:
+            for thread in [t for t in threads.copy() if not t.is_alive()]:  # one whose start was interrupted
+                threads.discard(thread)
+            if len(threads) >= self._most:
+                return False
+        box: SimpleQueue[Job | None] = SimpleQueue()
+        box.put(job)
+        thread = threading.Thread(target=self._work, args=(box,), name=self._name, daemon=True)
+        threads.add(thread)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):  # the system has no more threads, or the interpreter ends
+            threads.discard(thread)
+            return False
+        return True
+
+    def _work(self, box: SimpleQueue[Job | None]) -> None:
+        idle, missed = self._idle, 0
+        try:
+            while True:
+                try:
+                    job = box.get(timeout=self._idle_s)
+                except Empty:
+                    missed += 1
+                    if idle.pop(box, self) is self and missed == 1:
                         continue  # a job was promised to this thread just now
-                    self._idle -= 1
-                    self._threads.discard(threading.current_thread())
                     return
-            if job is None:
-                return
-            job()
-            del job  # not kept alive while idle
-            with self._lock:
-                self._idle += 1
+                if job is None:
+                    return
+                missed = 0
+                try:
+                    job()
+                except BaseException:
+                    log.exception("a job of %s failed", self._name)
+                del job  # not kept alive while idle
+                idle[box] = None
+                if self._closed and idle.pop(box, self) is not self:
+                    return
+        finally:
+            self._threads.discard(threading.current_thread())
 
     def close(self, wait_s: float = 1.0) -> None:
         """Ends the threads; those still in a job end after it. Waits for the others, up to `wait_s` seconds in all."""
-        with self._lock:
-            threads, self._threads, self._idle = self._threads, set(), 0
-        for _ in threads:
-            self._jobs.put(None)
+        self._closed = True
+        threads = list(self._threads)
+        with contextlib.suppress(KeyError):
+            while True:
+                self._idle.popitem()[0].put(None)
+        until = time.monotonic() + wait_s
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join(wait_s / len(threads))
+                with contextlib.suppress(RuntimeError):  # not started yet
+                    thread.join(max(0.0, until - time.monotonic()))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
+from edgeroute.core.policy import Side
 from edgeroute.core.walk import Outcome, Prediction
-
-if TYPE_CHECKING:
-    from edgeroute.cloud.guard import Exchange
-    from edgeroute.stores.cache import Entry
 
 __all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "StopToken", "TensorSpec"]
 
@@ -90,12 +87,103 @@ class EdgeModel(Protocol):
         """
 
 
+class Backend(Protocol):
+    """One target, ready to run: a model on the device, or an endpoint in the cloud."""
+
+    name: str
+    side: Side
+    stopping: set[object]
+    """Runs that were told to stop and have not."""
+    max_abandoned: int
+    """How many of those make the target busy."""
+
+    @property
+    def abandoned(self) -> int:
+        """How many runs were told to stop and have not."""
+
+    @property
+    def where(self) -> str:
+        """What answers: a file, an address, a function."""
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes sent and received so far, bodies alone."""
+
+    def ready(self, until: float) -> None:
+        """Raises what stands in the way of running, if anything. Sends no user data."""
+
+    def describe(self) -> str:
+        """What there is to know of a target that is ready."""
+
+    def fingerprint(self, of: Callable[[Any], str]) -> str:
+        """What its answers depend on, in short; `of` takes the fingerprint of a file or a callable."""
+
+    def close(self) -> None:
+        """Lets go of what it holds; a later run takes it up again."""
+
+
+def own_copy(x: Any) -> Any:
+    """The input as a copy that its owner cannot change any more.
+
+    Arrays, buffers and what else has `dtype` and `copy`, `clone` (tensors) or Pillow's `copy` are copied, and containers with
+    what is in them. Any other object is taken as it is.
+    """
+    kind = type(x)
+    if kind in _IMMUTABLE:
+        return x
+    if isinstance(x, Mapping):
+        parts = {name: own_copy(part) for name, part in x.items()}
+        return parts if kind is dict else _rebuilt(x, parts)
+    if isinstance(x, tuple):
+        items = [own_copy(part) for part in x]
+        return kind(*items) if hasattr(x, "_fields") else tuple(items)
+    if isinstance(x, list):
+        return [own_copy(part) for part in x]
+    if isinstance(x, bytearray):
+        return x[:]
+    if isinstance(x, memoryview):
+        return memoryview(x.tobytes())
+    copy = getattr(x, "clone", None) or getattr(x, "copy", None)
+    if copy is not None and (hasattr(x, "dtype") or hasattr(x, "getpixel")):
+        return copy()
+    return x
+
+
+def _rebuilt(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:
+    try:
+        return type(x)(parts)  # type: ignore[call-arg]  # as mappings are made; if not, a dict has the same in it
+    except Exception:  # noqa: BLE001
+        return parts
+
+
+_IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
 class Endpoint(Protocol):
     """What a cloud must do; see `edgeroute.cloud.base` for the one way in which HTTP endpoints do it."""
 
     name: str
     labels: tuple[str, ...] | None
     kind: str
+
+
+class Entry(Protocol):
+    """An answer that was given before, as a cache has it."""
+
+    @property
+    def value(self) -> Any: ...
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def outputs(self) -> Any: ...
+    @property
+    def leg(self) -> str: ...
+
+
+class Cost(Protocol):
+    """What a leg's exchange with the cloud has cost: a NamedTuple of numbers."""
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 class Answer:
@@ -114,30 +202,16 @@ class Answer:
     """
 
     __slots__ = (
-        "_exchanges",
-        "_identity",
-        "_note",
-        "_outcome",
-        "_plan",
-        "_router",
-        "confidence",
-        "degraded",
-        "final",
-        "latency_s",
-        "leg",
-        "outputs",
-        "source",
-        "value",
+        "_costs", "_note", "_outcome", "_plan",
+        "confidence", "degraded", "final", "id", "latency_s", "leg", "outputs", "source", "value",
     )  # fmt: skip
 
-    def __init__(
-        self, plan: Plan, outcome: Outcome, router: str, number: int | str, exchanges: Mapping[int, Exchange] | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, Cost] | None = None) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
         self._plan: Plan | None = plan
         self._outcome: Outcome | None = outcome
-        self._router, self._identity, self._exchanges = router, number, exchanges
+        self.id, self._costs = identity, costs
         self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
         self.source: Source = "edge" if leg.permit is None else "cloud"
         self.leg = leg.name
@@ -146,11 +220,11 @@ class Answer:
         self._note = ""
 
     @classmethod
-    def recalled(cls, entry: Entry, source: Source, note: str, identity: tuple[str, int | str], latency_s: float) -> Answer:
+    def recalled(cls, entry: Entry, source: Source, note: str, identity: str, latency_s: float) -> Answer:
         """An answer that was given before."""
         self = cls.__new__(cls)
-        self._plan = self._outcome = self._exchanges = None
-        self._router, self._identity = identity
+        self._plan = self._outcome = self._costs = None
+        self.id = identity
         self.value, self.confidence, self.outputs, self.leg = entry.value, entry.confidence, entry.outputs, entry.leg
         self.source, self.degraded, self.final, self.latency_s, self._note = source, False, True, latency_s, note
         return self
@@ -159,11 +233,6 @@ class Answer:
         """This answer, with what else there is to say of it."""
         self._note, self.final = note, final
         return self
-
-    @property
-    def id(self) -> str:
-        """Unique among the answers of every router."""
-        return f"{self._router}-{self._identity}"
 
     @property
     def reason(self) -> str:
@@ -181,7 +250,7 @@ class Answer:
                 "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,
                 "latency_s": round(self.latency_s, 6),
             }  # fmt: skip
-        costs = {leg: exchange.spent._asdict() for leg, exchange in (self._exchanges or {}).items()}
+        costs = {leg: cost._asdict() for leg, cost in (self._costs or {}).items()}
         told = explain.trace(self._plan, self._outcome, self.id, costs)
         if self._note:
             told["note"] = self._note

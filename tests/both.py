@@ -151,7 +151,7 @@ class Link(Relay):
     def up(self, router):
         """Up again, and the router hears of it."""
         self.refuse = False
-        router._recovery.link_up()
+        router.engine.health.link_up()
 
     async def _cut(self):
         await turns()  # a task that is cancelled before its first one leaves its connection open

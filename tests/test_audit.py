@@ -65,7 +65,7 @@ def certificate():
 
 def idle(router):
     """No audit is under way."""
-    until(lambda: not router._auditor._busy)
+    until(lambda: not router.engine.auditor.busy)
 
 
 # ------------------------------------------------------------------------------------------------------ what is asked
@@ -218,7 +218,7 @@ def test_no_more_than_two_at_a_time():
         for _ in range(50):
             assert router.infer(0.9).source == "edge"
         until(lambda: cloud.runs == 2)
-        assert router._auditor._busy == 2
+        assert router.engine.auditor.busy == 2
         gate.set()
         idle(router)
         assert cloud.runs == 2
@@ -303,9 +303,9 @@ def test_an_alarm_may_raise_the_threshold(certificate, caplog):
     caplog.set_level(logging.CRITICAL)
     with Router(edge, wrong, threshold=certificate, audit=Audit(share=1, on_alarm="raise")) as router:
         drifted(router)
-        first = router._live.targets[0].threshold
+        first = router.engine.snapshot.targets[0].threshold
         assert certificate.threshold < first < 1
-        until(lambda: router.infer(1.0) and idle(router) is None and router._live.targets[0].threshold > first)
+        until(lambda: router.infer(1.0) and idle(router) is None and router.engine.snapshot.targets[0].threshold > first)
         assert router.infer(first).source == "cloud"
 
 
@@ -353,8 +353,8 @@ def test_a_budget_lets_the_threshold_follow(certificate):
         for x in rng.uniform(size=1500).tolist():
             router.infer(x)
             idle(router)
-        assert 0.5 < router._live.targets[0].threshold < 0.75
-        assert router._live.targets[0].label.startswith(("loss", "uncalibrated: drift"))
+        assert 0.5 < router.engine.snapshot.targets[0].threshold < 0.75
+        assert router.engine.snapshot.targets[0].label.startswith(("loss", "uncalibrated: drift"))
 
 
 def test_a_reload_keeps_what_is_known_of_the_same_certificate(certificate, tmp_path, caplog):
@@ -401,11 +401,11 @@ def test_a_reload_whose_threshold_cannot_follow_the_budget_changes_nothing(certi
     text = 'threshold = "c.json"\n[audit]\nbudget = "50%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
     policy.write_text(text)
     with Router.from_policy(policy, edge=edge, cloud=right) as router:
-        before = router._live
+        before = router.engine.snapshot
         policy.write_text(text.replace('"c.json"', "0.9"))
         with pytest.raises(PolicyError, match="there is no certificate"):
             router.reload()
-        assert router._live is before
+        assert router.engine.snapshot is before
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused

@@ -85,7 +85,7 @@ def test_a_learned_score_is_known_by_its_fingerprint():
         made = calibrate(score.many(logits), right, better, max_loss=0.1, fingerprints=router.fingerprints())
     for used, known in ((twin, True), (foreign, False)):
         with Router(model, cloud, threshold=made, score=used) as router:
-            assert ("uncalibrated" in router._live.targets[0].label) != known
+            assert ("uncalibrated" in router.engine.snapshot.targets[0].label) != known
 
 
 # Thresholds of each class

@@ -127,7 +127,7 @@ def test_a_policy_file_has_it(tmp_path):
     text = 'threshold = 0.5\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
     policy.write_text(text + '[saver]\nbattery_below = "20%"\nhotter_than = 80\n')
     with Router.from_policy(policy, edge=unsure, cloud=cloud, sensors=Device(battery=0.1)) as router:
-        assert router._live.policy.saver == Saver("only_edge", 0.2, 80.0)
+        assert router.engine.snapshot.policy.saver == Saver("only_edge", 0.2, 80.0)
         assert router.infer(1).source == "edge"
         policy.write_text(text)
         router.reload()

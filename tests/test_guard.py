@@ -383,7 +383,7 @@ def test_check_asks_though_the_breaker_is_open():
         CannedServer(reply) as server,
         Router(lambda x: ("edge", 0.1), OpenInference(server.url, model="m"), threshold=0.5) as router,
     ):
-        guard = router._live.clouds[0].guard
+        guard = router.engine.snapshot.clouds[0].guard
         for _ in range(FAULTS):
             guard.failed()
         checked = router.check()

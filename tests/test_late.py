@@ -65,7 +65,7 @@ def box(tmp_path):
 def begun(router):
     """Delivery has begun, and with that has had everything tried: what is queued from now on waits."""
     end = monotonic() + LONG
-    while router._postponed._delivery._hurry_at == -math.inf:
+    while router.engine.queue.delivery._hurry_at == -math.inf:
         assert monotonic() < end
         threading.Event().wait(0.001)
 
@@ -218,7 +218,7 @@ def test_a_late_failure_is_not_told(make):
     """Without an outbox nothing comes of it."""
     with GatedServer(DOWN) as server:
         router = make(unsure, PlainJson(server.url, retries=0), deadline=0.2)
-        told, heard = listen(router), after(router._postponed, "_late")
+        told, heard = listen(router), after(router.engine.late, "_hand_on")
         assert router.infer(1).degraded
         server.open()
         assert heard.wait(LONG)
@@ -244,7 +244,7 @@ def test_a_listener_that_fails_is_logged(make, box, queue, caplog):
         router.on_late(fails)
         if not queue:
             router.on_late(lambda late: told.put(late))  # noqa: PLW0108 - its one parameter is what counts
-        heard = after(router._postponed, "_late")
+        heard = after(router.engine.late, "_hand_on")
         answer = router.infer(1)
         server.open()
         assert heard.wait(LONG)
@@ -272,7 +272,7 @@ def test_a_router_that_is_closed_while_a_reply_is_late(box):
     with GatedServer(GOOD) as server:
         before = set(threading.enumerate())
         with Router(unsure, PlainJson(server.url), threshold=0.5, deadline=0.2, offline="queue", outbox=box) as router:
-            heard, stored = after(router._postponed, "_late"), after(box, "put")
+            heard, stored = after(router.engine.late, "_hand_on"), after(box, "put")
             answer = router.infer(1)
             assert_queued(answer)
             assert stored.wait(LONG)
@@ -364,7 +364,7 @@ def test_a_reply_between_the_deadline_and_the_outbox(make, box):
             return x
 
         router = make(unsure, PlainJson(server.url, encode=encode, timeout_s=1.0), deadline=0.2, offline="queue", outbox=box)
-        told, heard = listen(router), after(router._postponed, "_late")
+        told, heard = listen(router), after(router.engine.late, "_hand_on")
         answer = router.infer(1)
         assert_queued(answer)
         assert_told_once(told, answer, router)
@@ -529,15 +529,15 @@ def test_rules_that_have_become_stricter(policy):
         cloud, rules = CLOUD.format(relay.url, "cloud"), "[egress]\n{} = ['product']\n"
         relay.down()
         router = policy(rules.format("may_leave") + cloud)
-        failed = after(router._postponed.outbox, "failed")
+        failed = after(router.engine.queue.outbox, "failed")
         answer = router.infer(1, data_class="product")
         assert_queued(answer)
         assert failed.wait(LONG)
-        buried = after(router._postponed.outbox, "bury")
+        buried = after(router.engine.queue.outbox, "bury")
         policy(rules.format("never_leave") + cloud, router)
         relay.up(router)
         assert buried.wait(LONG)
-        (entry,) = router._postponed.outbox.list()
+        (entry,) = router.engine.queue.outbox.list()
         assert (entry.id, entry.state) == (answer.id, "dead")
         assert "data class 'product' never leaves" in entry.error
     assert posts(server) == []
@@ -550,15 +550,15 @@ def test_a_cloud_that_is_gone_from_the_policy(policy):
         relay.down()
         other = CLOUD.format(relay.url, "near")
         router = policy(CLOUD.format(relay.url + "/far", "far") + other)
-        failed = after(router._postponed.outbox, "failed")
+        failed = after(router.engine.queue.outbox, "failed")
         answer = router.infer(1)
         assert_queued(answer)
         assert failed.wait(LONG)
-        buried = after(router._postponed.outbox, "bury")
+        buried = after(router.engine.queue.outbox, "bury")
         policy(other, router)
         relay.up(router)
         assert buried.wait(LONG)
-        (entry,) = router._postponed.outbox.list()
+        (entry,) = router.engine.queue.outbox.list()
         assert (entry.id, entry.state, entry.target) == (answer.id, "dead", "far")
         assert "no cloud 'far' any more" in entry.error
     assert posts(server) == []
@@ -575,7 +575,7 @@ def test_a_reload_while_a_request_is_under_way(policy):
         second.open()
         answer = pending.result(LONG)
         assert_queued(answer)
-        (entry,) = router._postponed.outbox.list()
+        (entry,) = router.engine.queue.outbox.list()
         assert (entry.id, entry.target) == (answer.id, "near")
         router.close()
 
@@ -585,7 +585,7 @@ def test_a_reload_that_drops_the_clouds_of_a_request_under_way(policy, kind):
     with GatedServer(DOWN) as server:
         cloud = CLOUD.format(server.url, "cloud")
         router = policy(cloud + cloud.replace('"cloud"', '"other"'))
-        dropped = router._live.clouds
+        dropped = router.engine.snapshot.clouds
         pending = router.start(1)
         server.wait_for(lambda: server.requests)
         policy(cloud, router)
@@ -752,7 +752,7 @@ def test_a_late_reply_waits_for_a_slow_disk(make, box):
     box.put = lambda waiting: (begun.set(), gate.wait(LONG), put(waiting))[2]
     with GatedServer(GOOD) as server:
         router = make(unsure, PlainJson(server.url), deadline=0.2, offline="queue", outbox=box)
-        told, handed_over = listen(router), after(router._postponed, "late")
+        told, handed_over = listen(router), after(router.engine.late, "take")
         answer = router.infer(1)
         assert_queued(answer)
         assert begun.wait(LONG)
@@ -848,17 +848,17 @@ def test_what_was_held_waits_for_the_spread(wide):
         (entry,) = (wide.waiting(e.id) for e in wide.list())
         router.infer(2)
         with pytest.raises(Held, match="calls_per_minute") as limited:
-            router._postponed._send(entry)
+            router.engine.queue.send(entry)
         assert limited.value.retry_after_s is None
-        guard = router._live.clouds[0].guard
+        guard = router.engine.snapshot.clouds[0].guard
         while guard.state == "closed":
             guard.failed()
         with pytest.raises(Held, match="breaker") as held:
-            router._postponed._send(entry)
+            router.engine.queue.send(entry)
         assert held.value.retry_after_s == AGES
         wide.spread_s = 60.0
         with pytest.raises(Held, match="breaker") as held:
-            router._postponed._send(entry._replace(queued_at=now() - 100))
+            router.engine.queue.send(entry._replace(queued_at=now() - 100))
         assert 100 * TIMES <= held.value.retry_after_s <= LONGEST_S
 
 
@@ -867,10 +867,10 @@ def test_what_is_held_is_looked_at_at_once(make, wide):
     with link() as (_, relay):
         router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
         relay.down()
-        guard = router._live.clouds[0].guard
+        guard = router.engine.snapshot.clouds[0].guard
         while guard.state == "closed":
             guard.failed()
-        looked = after(router._postponed._delivery, "_deliver")
+        looked = after(router.engine.queue.delivery, "_deliver")
         answer = router.infer(1)
         assert_queued(answer)
         assert "breaker" in answer.reason
@@ -887,16 +887,16 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
     monkeypatch.setattr("edgeroute.observe.health.monotonic", lambda: clock[0])
     with link() as (_, relay):
         router = make(unsure, PlainJson(relay.url, retries=0), offline="queue", outbox=wide)
-        told, delivery = listen(router), router._postponed._delivery
+        told, delivery = listen(router), router.engine.queue.delivery
         relay.down()
         answer = router.infer(1)
         assert_queued(answer)
         relay.refuse = False
-        guard = router._live.clouds[0].guard
+        guard = router.engine.snapshot.clouds[0].guard
         guard.check_health()
         assert delivery._hurry_at > monotonic() + AGES / 2
         assert only(wide)[0] > AGES / 2
-        router._recovery.link_up()
+        router.engine.health.link_up()
         assert_told_once(told, answer, router)
         wakes = []
         delivery.wake = lambda *, now: wakes.append(now)
@@ -958,7 +958,7 @@ def test_a_reply_from_before_a_restart(kind, tmp_path):
     policy = {"threshold": 0.5, "offline": "queue", "state": tmp_path / "state"}
     with GatedServer(GOOD) as server:
         with kind(unsure, PlainJson(server.url), deadline=0.2, **policy) as router:
-            answered = after(router._postponed.outbox, "answer")
+            answered = after(router.engine.queue.outbox, "answer")
             answer = router.infer(1)
             server.open()
             assert answered.wait(LONG)
@@ -996,7 +996,7 @@ def test_what_an_endpoint_has_told_outlives_the_run(kind, tmp_path):
             told = listen(router)
             answer = router.infer(x)
             assert_queued(answer)
-            (entry,) = router._postponed.outbox.list()
+            (entry,) = router.engine.queue.outbox.list()
             assert entry.kind == "call"
             relay.up(router)
             assert told.get(timeout=LONG).id == answer.id
@@ -1014,7 +1014,7 @@ def test_an_endpoint_that_was_never_met(kind, tmp_path):
             told = listen(router)
             answer = router.infer(x)
             assert_queued(answer)
-            assert router._postponed.outbox.list()[0].kind == "input"
+            assert router.engine.queue.outbox.list()[0].kind == "input"
             relay.up(router)
             late = told.get(timeout=LONG)
             assert (late.id, late.value) == (answer.id, 1)
@@ -1060,7 +1060,7 @@ def perhaps_die(calls=[]):
 
 with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, offline="queue", outbox=box) as router:
     say("ready", "")
-    router._postponed._callbacks._loop._poll_s = router._postponed._delivery._loop._poll_s = 0.05
+    router.engine.queue.callbacks._loop._poll_s = router.engine.queue.delivery._loop._poll_s = 0.05
     router.on_late(once if effect == "once" else again)
     for n in range(int(count)):
         answer = router.infer(n)

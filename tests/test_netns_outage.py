@@ -22,7 +22,7 @@ kind, policy = json.loads(sys.argv[1])
 cloud = PlainJson("http://{peer}:{port}/answer", timeout_s=600, retries=0, ping_path="/health")
 
 def main(infer, router):
-    guard = router._live.clouds[0].guard
+    guard = router.engine.snapshot.clouds[0].guard
     if policy.get("offline") == "queue":
         @router.on_late
         def late(answer):

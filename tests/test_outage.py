@@ -98,7 +98,7 @@ class Client:
     @property
     def guards(self):
         """What stands before each cloud."""
-        return [runner.guard for runner in self.router._live.clouds]
+        return [runner.guard for runner in self.router.engine.snapshot.clouds]
 
     @property
     def guard(self):
@@ -323,8 +323,8 @@ def test_the_network_is_back_so_nothing_waits(make):
             client.infer()
         pass_time(client.guard, -1000)
         cloud.mends("503")
-        client.router._recovery.link_up()
-        client.router._recovery.link_up()
+        client.router.engine.health.link_up()
+        client.router.engine.health.link_up()
         wait_for(lambda: client.guard.state == "closed")
         assert sum(map(is_probe, cloud.server.requests)) == 1
         assert_cloud(client.infer())
@@ -404,7 +404,7 @@ def test_the_second_endpoint_takes_over(make, fault):
         assert len(asked(other.server)) == 6
         assert [client.leg(name).breaker for name in ("cloud-1", "cloud-2")] == ["open", "closed"]
         one.mends(fault)
-        client.router._recovery.link_up()
+        client.router.engine.health.link_up()
         wait_for(lambda: client.guards[0].state == "closed")
         assert_cloud(client.infer(), "cloud-1")
 
@@ -428,7 +428,7 @@ def test_the_fastest_is_asked_first(make):
         for answers in ("cloud-1", "cloud-2", "cloud-2"):
             for _ in range(3):
                 assert_cloud(client.infer(), answers)
-            client.router._observe()
+            client.router.engine.observe()
         quick.breaks("503")
         for _ in range(3):
             assert_cloud(client.infer(), "cloud-1")
@@ -455,7 +455,7 @@ def test_the_loser_of_a_race_is_no_fault(make, deadline):
             server.wait_for(lambda i=i: server.hung_up == i)
             client.idle()
         assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
-        assert client.router._spending.spent().calls == 5
+        assert client.router.engine.spending.spent().calls == 5
         assert client.router.stats().usd_today == 2.5
         (lost,) = [e for e in answer.trace["events"] if e["leg"] == "cloud" and e["what"] == "cancelled"]
         assert (lost["usd"], lost["sent_bytes"] > 0) == (0.5, True)
@@ -782,7 +782,7 @@ def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path, monkeypatch
     with CannedServer(http_reply(status=503, headers=[("Retry-After", "60")])) as server:
         with Router(edge, PlainJson(server.url, timeout_s=NEVER_S), threshold=0.5, hedge_after=0, state=tmp_path) as router:
             assert router.infer(DATUM).source == "edge"
-            (guard,) = (runner.guard for runner in router._live.clouds)
+            (guard,) = (runner.guard for runner in router.engine.snapshot.clouds)
             wait_for(lambda: not guard._busy)
         assert len(server.requests) == 1
     assert len(sent(tmp_path)) == 1
@@ -867,7 +867,7 @@ CASES = {
 async def cancel_everywhere(router, x):
     """Asks again and again, and cancels each time one point later, until a request ends first. -> how often that was so."""
     loop = asyncio.get_running_loop()
-    (guard,) = (runner.guard for runner in router._live.clouds)
+    (guard,) = (runner.guard for runner in router.engine.snapshot.clouds)
     await router.infer(x)
     at = cancelled = 0
     while True:
@@ -935,7 +935,7 @@ def test_two_hundred_threads_through_an_outage():
         cloud = PlainJson(server.url, ping_path="/health", max_concurrent=most)
         phase = threading.Barrier(threads + 1)
         with Router(unsure, cloud, threshold=0.5) as router, ThreadPoolExecutor(threads) as pool:
-            (guard,) = (runner.guard for runner in router._live.clouds)
+            (guard,) = (runner.guard for runner in router.engine.snapshot.clouds)
 
             def ask(i):
                 found = []
@@ -964,7 +964,7 @@ def test_two_hundred_threads_through_an_outage():
             assert len(server.requests) - before == in_outage
             assert in_outage <= most + FAULTS
             says[0] = GOOD
-            router._recovery.link_up()
+            router.engine.health.link_up()
             wait_for(lambda: guard.state == "closed")
             run()
             answers = [call.result(LONG) for call in asking]

@@ -247,7 +247,7 @@ def test_a_renewal_that_fails(make, clock):
         clock.at += 90
         assert_cached(router.infer(1), first, "stale")
         server.wait_for(lambda: len(server.requests) == 2)
-        while len(router._recall._flights):  # it is under way until its failure was noted
+        while len(router.engine.caching.flights):  # it is under way until its failure was noted
             assert_cached(router.infer(1), first, "stale")
         clock.at += 60
         answer = router.infer(1)
@@ -405,8 +405,8 @@ class Counter:
 
 def flights(router):
     """Counts those who have joined a flight."""
-    joined, join = Counter(), router._recall._flights.join
-    router._recall._flights.join = lambda key: (join(key), joined.add())[0]
+    joined, join = Counter(), router.engine.caching.flights.join
+    router.engine.caching.flights.join = lambda key: (join(key), joined.add())[0]
     return joined
 
 

@@ -58,7 +58,7 @@ def asked(inputs, *, data_classes=(), **policy):
                 answers.append((answer.leg, not answer.degraded))
             except NoAnswer:  # noqa: PERF203 - one that raises does not end the rest
                 answers.append((None, False))
-        setup = Setup.of(router._live, limits, cached="cache" in policy)
+        setup = Setup.of(router.engine.snapshot, limits, cached="cache" in policy)
     return records, answers, setup
 
 
@@ -139,10 +139,10 @@ def test_an_outage_that_ends():
     inputs = [(0.1, None)] * 5 + [(0.1, Unreachable("gone"))] * 8 + [(0.1, None)] * 5
     records = []
     with Router(edge, Function(cloud, **TERMS), threshold=0.5, trace=records.append) as router:
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
         for i, x in enumerate(inputs):
             if i == 13:
-                guard = router._live.clouds[0].guard
+                guard = router.engine.snapshot.clouds[0].guard
                 guard.breaker.link_up(monotonic())  # the network came back, and a probe was answered
                 assert guard._due(monotonic())
                 guard.check_health()
@@ -216,7 +216,7 @@ def test_retries_open_the_breaker():
         with Router(edge, endpoint, threshold=0.5, trace=records.append) as router:
             for _ in range(8):
                 router.infer([0.1, 0])
-            setup = Setup.of(router._live)
+            setup = Setup.of(router.engine.snapshot)
     assert setup.ports["cloud"].retries == 2
     found = replay(collect(records), setup)
     assert found.recorded.held == 4
@@ -252,7 +252,7 @@ def test_what_an_endpoint_says_of_an_input_is_no_fault():
     ):
         for _ in range(6):
             r.infer([0.1, 0])
-        setup = Setup.of(r._live)
+        setup = Setup.of(r.engine.snapshot)
     for network in (None, "wifi"):
         found = replay(collect(records), setup, network=network)
         assert (found.replayed.degraded, found.replayed.held, found.gates["cloud"].asked) == (6, 0, 6)
@@ -274,7 +274,7 @@ def test_a_deadline_that_passed():
         router.infer((0.1, False))
         router.infer((0.1, True))
         gate.set()
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     found = replay(collect(records), setup)
     assert found.recorded.deadline_misses == found.replayed.deadline_misses == 1
     assert (found.changed, found.replayed.degraded) == (0, 1)
@@ -308,7 +308,7 @@ def test_a_race():
             router.infer((0.9, None))
         gate.set()
         router.infer((0.1, None))
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     found = replay(collect(records), setup)
     assert found.changed == 0
     assert counts(found.replayed, ("edge", "cloud", "deferred")) == counts(found.recorded, ("edge", "cloud", "deferred"))
@@ -348,7 +348,7 @@ def test_batches():
     with Router(edge, Function(cloud, **TERMS), threshold=0.5, trace=records.append) as router:
         router.infer_many([(0.1, None), (0.9, None), (0.2, None), (0.6, None)])
         router.infer_many([(0.2, None), (0.1, None)])
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     found = replay(collect(records), setup)
     assert (found.recorded.calls, found.recorded.cloud) == (2, 4)
     assert counts(found.replayed) == counts(found.recorded)
@@ -361,7 +361,7 @@ def test_batches():
         Router(edge, PlainJson(server.url, usd_per_mb=9.0), threshold=0.5, trace=records.append) as router,
     ):
         router.infer_many([[0.1, 0], [0.2, 0]])
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     found = replay(collect(records), setup)
     assert found.recorded.sent_bytes > 0
     assert counts(found.replayed) == counts(found.recorded)
@@ -383,7 +383,7 @@ def test_the_edge_had_not_ended():
     with Router(lambda x: (gate.wait(LONG), x)[1], cloud, mode="prefer_cloud", hedge_after=0.0, trace=records.append) as router:
         router.infer((0.1, None))
         gate.set()
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     assert [e["what"] for e in records[0]["events"]].count("cancelled") == 1
     assert replay(collect(records), but(setup, 0.5, mode="prefer_edge")).replayed.cloud == 1  # it answers first again
     assert "had not ended" in next(
@@ -527,7 +527,7 @@ def test_what_was_queued(tmp_path):
         endpoint = PlainJson(server.url, retries=0)
         with Router(edge, endpoint, threshold=0.5, offline="queue", outbox=box, trace=records.append) as router:
             router.infer([0.1, 0])
-            setup = Setup.of(router._live)
+            setup = Setup.of(router.engine.snapshot)
     found = replay(collect(records), setup)
     assert (found.recorded.queued, found.replayed.queued) == (1, 1)
 
@@ -560,7 +560,7 @@ def test_an_input_that_the_edge_cannot_take():
     records = []
     with Router(picky, cloud, mode="prefer_cloud", trace=records.append) as router:
         router.infer((0.1, None))
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     found = replay(collect([_with_edge_failure(records[0])]), but(setup, 0.5, mode="prefer_edge"))
     assert (found.replayed.unanswered, found.replayed.cloud) == (1, 0)
 
@@ -578,11 +578,11 @@ def test_thresholds_by_class():
     records = []
     with Router(lambda x: x, lambda x: ("cloud", 0.9), threshold=0.5, trace=records.append) as router:
         own = {"cat": 0.3, "dog": 0.8}
-        targets = tuple(t._replace(thresholds=own, label="by class") if t.side == "edge" else t for t in router._live.targets)
-        router._live = router._live._replace(targets=targets)
+        targets = tuple(t._replace(thresholds=own, label="by class") if t.side == "edge" else t for t in router.engine.snapshot.targets)
+        router.engine.snapshot = router.engine.snapshot._replace(targets=targets)
         inputs = [("cat", 0.4), ("cat", 0.2), ("dog", 0.7), ("dog", 0.9), ("cow", 0.45), ("cow", 0.6)]
         legs = [router.infer(x).leg for x in inputs]
-        setup = Setup.of(router._live)
+        setup = Setup.of(router.engine.snapshot)
     assert legs == ["edge", "cloud", "cloud", "edge", "cloud", "edge"]
     same = replay(collect(records), setup)
     assert (same.changed, same.unknown) == (0, {})
@@ -615,7 +615,7 @@ def recorded(path, inputs=20, **trace):
     with Router(edge, cloud, threshold=0.5, trace=Trace(path, **trace)) as router:
         for i in range(inputs):
             router.infer((i % 10 / 10, None))
-        return Setup.of(router._live)
+        return Setup.of(router.engine.snapshot)
 
 
 def test_files(tmp_path):
@@ -760,7 +760,7 @@ def test_a_policy_file_says_what_it_says_to_a_router(tmp_path, monkeypatch):
     path.write_text(two.format(model="a.onnx").replace("threshold = 0.7", "threshold = [0.7, 0.8]"))
     setup = Setup.read(path)
     with Router.from_policy(path) as router:
-        assert (setup.policy, setup.targets) == (router._live.policy, router._live.targets)
+        assert (setup.policy, setup.targets) == (router.engine.snapshot.policy, router.engine.snapshot.targets)
     (tmp_path / "b.onnx").unlink()
     assert Setup.read(path).targets == setup.targets
 

@@ -504,7 +504,7 @@ def test_ever_new_deadlines_do_not_pile_up_plans():
     with Router(**PAIR) as router:
         for i in range(1100):
             router.infer(1, deadline=30 + i / 1000)
-        assert len(router._live.plans) <= 1000
+        assert len(router.engine.snapshot.plans) <= 1000
 
 
 # -------------------------------------------------------------------------------------------------------------- asyncio
@@ -586,11 +586,11 @@ def test_a_quick_model_runs_on_the_loop():
             edge=lambda x: (where.append(threading.current_thread()), 1.0), cloud=cloud, threshold=0.5
         ) as router:
             await router.infer(0)
-            router._observer.facts = Facts(edge_s=0.0001)
+            router.engine.observer.facts = Facts(edge_s=0.0001)
             await router.infer(0)
             await router.infer(0, deadline=30)
             await router.infer_many([0])
-            router._observer.facts = Facts(edge_s=0.1)
+            router.engine.observer.facts = Facts(edge_s=0.1)
             await router.infer(0)
 
     asyncio.run(main())
@@ -625,11 +625,11 @@ def test_reload_keeps_what_stays_the_same(policy):
     """A new threshold takes effect at once; the loaded model and the connections are kept."""
     with Router.from_policy(policy) as router:
         router.infer(X)
-        runners = router._live.runners
+        runners = router.engine.snapshot.backends
         policy.write_text(policy.read_text().replace("0.5", "0.9999999"))
         router.reload()
-        assert all(a is b for a, b in zip(router._live.runners, runners, strict=True))
-        assert "0.9999999" in str(router._live.targets)
+        assert all(a is b for a, b in zip(router.engine.snapshot.backends, runners, strict=True))
+        assert "0.9999999" in str(router.engine.snapshot.targets)
         assert "< 1.00" in router.decide(np.float32([0, 1, 0, 0])).steps[-2]
 
 
@@ -697,7 +697,7 @@ def test_watch_reloads(policy, caplog):
         policy.write_text('threshold = 0.25\n[edge]\npath = "m.onnx"\n')
         os.utime(policy, (1, 1))
         assert changed.wait(30)
-        assert router._live.targets[0].threshold == 0.25
+        assert router.engine.snapshot.targets[0].threshold == 0.25
         changed.clear()
         policy.write_text("nonsense")
         assert changed.wait(30)

@@ -272,7 +272,7 @@ def test_a_secret_is_nowhere(make, tmp_path, caplog):
         assert sum(KEY.encode() in request for request in server.requests) >= 3
         for path in sorted(state.rglob("*")):  # the write-ahead logs, too
             assert KEY.encode() not in path.read_bytes(), path
-        assert router._postponed.outbox.list()
+        assert router.engine.queue.outbox.list()
     names = {path.name for path in state.rglob("*")}
     assert {"outbox.db", "egress.jsonl", "trace.jsonl"} <= names
     for path in state.rglob("*"):

@@ -101,7 +101,7 @@ def calibrate(
         else:
             found = given(data or [], every)
             ask_cloud = kind == "max_loss" or (fit is not None and kind == "max_defer")
-            if ask_cloud and not found.recorded and not router._live.clouds:  # noqa: SLF001 - there is no other way to know
+            if ask_cloud and not found.recorded and not router.engine.snapshot.clouds:
                 raise PolicyError(f"{policy}: there is no [cloud] in it, and {kind} is measured against one")
             made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
         fingerprints, used = router.fingerprints(edge), runner.reader.score

@@ -55,7 +55,7 @@ def evaluate(
     if no_cloud:
         found = found._replace(cloud=None)
     with plain(policy) as router:
-        ask_cloud = not no_cloud and bool(router._live.clouds)  # noqa: SLF001 - there is no other way to know
+        ask_cloud = not no_cloud and bool(router.engine.snapshot.clouds)
         made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
         evaluation = _evaluation(router, made, edge, policy, data)._replace(edge_usd=edge_usd, edge_joules=edge_joules)
     if report is not None:
@@ -92,15 +92,15 @@ def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: l
     from edgeroute.report.evaluation.collect import edge_runner
     from edgeroute.report.evaluation.evaluation import Evaluation, Names
 
-    runner, live = edge_runner(router, edge), router._live  # noqa: SLF001 - what the policy has come to
-    i = live.runners.index(runner)
-    target, promise = live.targets[i], live.promises[i]
-    if target.threshold is None and live.clouds:
+    runner, snapshot = edge_runner(router, edge), router.engine.snapshot
+    i = snapshot.backends.index(runner)
+    target, promise = snapshot.targets[i], snapshot.certificates[i]
+    if target.threshold is None and snapshot.clouds:
         raise PolicyError(f"{policy}: there is no threshold in it to evaluate: `edgeroute calibrate` finds one")
     path, score = Path(getattr(runner.model, "path", "")), runner.reader.score
     names = Names(
         edge=runner.model.name,
-        cloud=", ".join(cloud.where for cloud in live.clouds),
+        cloud=", ".join(cloud.where for cloud in snapshot.clouds),
         score=score if isinstance(score, str) else getattr(score, "name", "function"),
         policy=policy.name,
         data=", ".join(file.name for file in data),
@@ -114,9 +114,9 @@ def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: l
         None if promise is None else promise.certificate,
         "" if promise is None else promise.broken() or "",
         names,
-        accept_unsure=live.policy.no_confidence == "accept",
+        accept_unsure=snapshot.policy.no_confidence == "accept",
     )
-    return found._replace(terms=live.clouds[0].terms) if live.clouds else found
+    return found._replace(terms=snapshot.clouds[0].terms) if snapshot.clouds else found
 
 
 def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:

@@ -101,8 +101,7 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
     none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace"))
     try:
         with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
-            live, auditor = router._live, router._auditor  # noqa: SLF001 - what the policy has come to
-            limits = router._spending.limits  # noqa: SLF001
+            snapshot, auditor, limits = router.engine.snapshot, router.engine.auditor, router.engine.spending.limits
     except ModelMissing as e:
         text = f"{e}: whether a certificate fits the models is not known, and the policy is left out of what follows"
         return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [text]
@@ -110,7 +109,7 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
     return (
         [
             _of_policy(target, promise, audit, dumps.get(target.name))
-            for target, promise in zip(live.targets, live.promises, strict=True)
+            for target, promise in zip(snapshot.targets, snapshot.certificates, strict=True)
             if target.side == "edge" and target.threshold is not None
         ],
         limits,

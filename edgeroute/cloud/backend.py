@@ -1,4 +1,4 @@
-"""What runs a leg: an input goes in, a prediction comes out. The router sees no more of edges and clouds than this."""
+"""Asks an endpoint in the cloud: inputs go in, predictions come out."""
 
 from __future__ import annotations
 
@@ -11,49 +11,20 @@ from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import PolicyError
-from edgeroute.types import StopToken
+from edgeroute.system import AbandonedRuns
+from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.base import Call, Talk
     from edgeroute.cloud.guard import Exchange, Guard
     from edgeroute.cloud.http import HttpClient
 
-MANY = 1 << 30
-
-
-class Backend(Protocol):
-    """One target, ready to run."""
-
-    name: str
-    side: Side
-    abandoned: int
-    """Runs that were told to stop and have not."""
-    max_abandoned: int
-    """How many of those make the target busy."""
-
-    @property
-    def where(self) -> str:
-        """What answers: a file, an address, a function."""
-
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received so far, bodies alone."""
-
-    def ready(self, until: float) -> None:
-        """Raises what stands in the way of running, if anything. Sends no user data."""
-
-    def describe(self) -> str:
-        """What there is to know of a target that is ready."""
-
-    def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """What its answers depend on, in short; `of` takes the fingerprint of a file or a callable."""
-
-    def close(self) -> None:
-        """Lets go of what it holds; a later run takes it up again."""
+MAX_ABANDONED = 16
+"""So many runs may be told to stop and go on all the same, before the planner leaves the endpoint alone."""
 
 
 class CloudBackend(Backend, Protocol):
-    """A target off the device: it runs within a exchange, which its guard lets through for a permit."""
+    """A target off the device: it runs within an exchange, which its guard lets through for a permit."""
 
     guard: Guard
 
@@ -90,7 +61,7 @@ class CloudBackend(Backend, Protocol):
         """Sends such a call."""
 
 
-class HttpBackend:
+class HttpBackend(AbandonedRuns):
     """An endpoint over HTTP. The client is imported and made at the first call."""
 
     side: Side = "cloud"
@@ -102,7 +73,7 @@ class HttpBackend:
         self.terms: Terms = endpoint.address.terms
         self.patience_s: float = endpoint.address.timeout_s
         self.reader = Reader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
-        self.abandoned, self.max_abandoned = 0, MANY
+        super().__init__(MAX_ABANDONED)
         self._leg: HttpClient | None = None
         self._closed = False
 
@@ -181,7 +152,7 @@ class HttpBackend:
             await self._leg.aclose()
 
 
-class FunctionBackend:
+class FunctionBackend(AbandonedRuns):
     """Any callable as the cloud: `f(x)` gives a value, `(value, confidence)` or logits; it may be a coroutine function."""
 
     side: Side = "cloud"
@@ -194,7 +165,7 @@ class FunctionBackend:
         self.name, self.function, self.terms = name, given.function, given.terms
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.reader = Reader(score, labels=labels)
-        self.abandoned, self.max_abandoned = 0, MANY
+        super().__init__(MAX_ABANDONED)
         self.health = None if given.health is None else _without_arguments(given.health)
         call = getattr(self.function, "__call__", None)  # noqa: B004 - an object's own, which may be a coroutine function
         self._speaks = inspect.isasyncgenfunction(self.function)

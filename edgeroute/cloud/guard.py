@@ -195,10 +195,17 @@ class Guard:
             wait_s = getattr(e, "retry_after_s", None)
             if wait_s:
                 self._hold(wait_s)
+        if not ok:
+            self.probe_failed()
+            return
         with self._lock:
             self.breaker.probe_ended(monotonic(), ok, random.random())  # noqa: S311 - jitter, not a secret
-        if ok:
-            self._watcher.closed(self)
+        self._watcher.closed(self)
+
+    def probe_failed(self) -> None:
+        """The probe under way was not answered, or could not be sent."""
+        with self._lock:
+            self.breaker.probe_ended(monotonic(), False, random.random())  # noqa: S311
 
     def link_up(self) -> None:
         """The network is back: a breaker that is open need not wait any longer."""

@@ -6,19 +6,19 @@ from collections.abc import Generator
 from typing import TypeAlias
 
 from edgeroute.core.plan import Plan
-from edgeroute.core.walk import Cancel, Done, Effect, Event, Outcome, Start, Wait, Walk, walk
+from edgeroute.core.walk import Cancel, Done, Effect, Emit, Event, Leave, Outcome, Start, Wait, Walk, walk
 
 BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
 
 
-def walk_many(plan: Plan, count: int, begun: float) -> BatchWalk:
+def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> BatchWalk:
     """Routes `count` inputs together; the outcomes come back in their order.
 
     Rows that are still under way have all seen the same events, since a row either ends or goes on with the others. So
     they ask for the same legs at the same time, and one `Start` with their numbers serves them all. A leg is cancelled
-    when no row is left that could use it.
+    when no row is left that could use it. At the deadline clouds that are still at it are cancelled, or with `keep_late` left.
     """
-    live: dict[int, Walk] = {row: walk(plan, begun) for row in range(count)}
+    live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
     outcomes: list[Outcome | None] = [None] * count
     asked: dict[int, tuple[int, ...]] = {}
     events: list[Event | None] = [None]
@@ -26,7 +26,7 @@ def walk_many(plan: Plan, count: int, begun: float) -> BatchWalk:
     while True:
         event = events.pop(0)
         starts: dict[int, list[int]] = {}
-        cancels: dict[int, None] = {}
+        ends: dict[int, Cancel | Leave] = {}
         until = begun
         for row, one in list(live.items()):
             reply = _for_row(event, row, asked)
@@ -36,7 +36,8 @@ def walk_many(plan: Plan, count: int, begun: float) -> BatchWalk:
                     if type(effect) is Start:
                         starts.setdefault(effect.leg, []).append(row)
                     else:
-                        cancels[effect.leg] = None
+                        assert type(effect) is not Emit, "a batch shows nothing"
+                        ends[effect.leg] = effect
                 until = effect.until
             except StopIteration as end:
                 outcomes[row] = end.value
@@ -47,8 +48,7 @@ def walk_many(plan: Plan, count: int, begun: float) -> BatchWalk:
             if at_once is not None:
                 events.append(at_once)
         if not live:
-            for leg in cancels:
-                yield Cancel(leg)
+            yield from ends.values()
             return [outcome for outcome in outcomes if outcome is not None]
         if not events:
             events.append((yield Wait(until)))

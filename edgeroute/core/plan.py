@@ -114,10 +114,12 @@ def plan(
         needs = "and there is no edge" if mode != "only_cloud" else "and mode 'only_cloud' asks nothing else"
         return Refusal(f"no answer is possible: {stays}, {needs}", denied=True)
 
+    spare: list[int] = []
     free = [i for i in order if targets[i].name not in facts.busy]
     if free and len(free) < len(order):
         steps.extend(f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free)
-        order = free
+        spare = [i for i in order if i not in free and targets[i].side == "edge"]  # better than no answer
+        order = [*free, *spare]
 
     hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
     if hedge_s < INF and facts.no_hedge and len(order) > 1 and allowed is not None:
@@ -126,7 +128,7 @@ def plan(
     legs: list[Leg] = []
     for position, i in enumerate(order):
         target = targets[i]
-        standby = first_away and target.side == "edge"
+        standby = i in spare or (first_away and target.side == "edge")
         first_standby = standby and not any(leg.standby for leg in legs)
         leg = Leg(
             name=target.name,

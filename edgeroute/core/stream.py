@@ -13,6 +13,7 @@ from edgeroute.core.walk import (
     Done,
     Emit,
     Failed,
+    Leave,
     Mark,
     Outcome,
     Prediction,
@@ -31,7 +32,7 @@ class FirstTokenLate(TimeoutError):
     """A leg had not begun to speak in the time for that."""
 
 
-def walk_stream(plan: Plan, begun: float, first_s: float = INF) -> Walk:
+def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False) -> Walk:
     """Routes one input along the plan, one leg after the other, and emits the pieces of the one that is accepted.
 
     A leg that has a threshold is judged by its whole answer, so its pieces are held back until that is accepted. Any other
@@ -41,6 +42,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF) -> Walk:
         plan: the plan. Its hedges are not used: two legs that speak at once would be paid for what nobody hears.
         begun: the instant at which it begins.
         first_s: a leg that has not given its first piece within so many seconds counts as failed.
+        keep_late: at the deadline, leave a cloud that is still at it, rather than cancel it.
     """
     legs, deadline = plan.legs, begun + plan.deadline_s
     log: list[Mark] = []
@@ -87,7 +89,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF) -> Walk:
                     return Outcome(None, None, False, log, begun, now)
                 break
             else:
-                yield Cancel(i)
+                yield Leave(i) if keep_late and now >= deadline and leg.permit is not None else Cancel(i)
                 if now >= deadline:
                     log.append(("timeout", i, now, None))
                     if spoken and open_at_once:

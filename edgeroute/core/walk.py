@@ -162,6 +162,23 @@ def own_threshold(leg: Leg, prediction: Prediction) -> float:
     return leg.thresholds.get(str(prediction.value), leg.threshold)
 
 
+def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outcome | None:
+    """What `walk` returns if the first leg answered so at the instant `at`, and that is the end of it; None: it is not.
+
+    For plans that are sequential and begin on the device: the short way of most calls, without a generator.
+    """
+    leg = plan.legs[0]
+    if leg.standby or not acceptable(leg, prediction):
+        return None
+    log: list[Mark] = [("start", 0, begun, None), ("accepted", 0, at, prediction.confidence)]
+    if leg.thresholds:
+        log.insert(1, ("limit", 0, at, own_threshold(leg, prediction)))
+    return new(Outcome, (0, prediction, True, log, begun, at, _NONE))
+
+
+_NONE: Mapping[int, Prediction] = {}
+
+
 def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = False) -> Walk:
     """Routes one input along the plan, beginning at the instant `begun`.
 

@@ -11,13 +11,14 @@ from edgeroute.confidence.scores import Reader, Score
 from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
+from edgeroute.system import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
 
-PARALLEL = 4
+MAX_ABANDONED = 4
 """So many runs of one model may be told to stop and go on all the same, before the planner leaves it alone."""
 
 
-class EdgeBackend:
+class EdgeBackend(AbandonedRuns):
     """A model on the device."""
 
     side: Side = "edge"
@@ -27,7 +28,7 @@ class EdgeBackend:
         self.name, self.model = name, model
         self.where = str(getattr(model, "path", model.name))
         self.reader = Reader(score, labels=model.labels, kind=model.kind)
-        self.abandoned, self.max_abandoned = 0, getattr(model, "parallel", PARALLEL)
+        super().__init__(getattr(model, "max_abandoned", MAX_ABANDONED))
         self._one = getattr(model, "run_one", None) or (lambda x, cancel: model.run([x], cancel))
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:

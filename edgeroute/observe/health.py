@@ -1,4 +1,4 @@
-"""Finds out that an endpoint is back: by probes, and at once when the network comes up again."""
+"""Watches endpoints that failed: starts probes, and has them tried at once when the network comes up again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from edgeroute.system import Workers, renew_after_fork
+from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.cloud.guard import Guard
@@ -21,16 +21,23 @@ NEWS_S = 30.0
 
 
 class EndpointHealth:
-    """What the guards of a router tell their news to.
+    """Hears from the guards of a router when a breaker opens or closes, and when a probe is due.
 
     Args:
-        workers: threads for probes.
+        submit: runs a probe in a thread, if there is one.
         guards: gives the guards there are.
         back: called when an endpoint has answered again.
+        changed: called with the name and the state of a breaker that has changed; None: nobody wants to know.
     """
 
-    def __init__(self, workers: Workers, guards: Callable[[], Iterable[Guard]], back: Callable[[], object]) -> None:
-        self._workers, self._guards, self._back = workers, guards, back
+    def __init__(
+        self,
+        submit: Callable[[Callable[[], object]], bool],
+        guards: Callable[[], Iterable[Guard]],
+        back: Callable[[], object],
+        changed: Callable[[str, str], object] | None = None,
+    ) -> None:
+        self._submit, self._guards, self._back, self._changed = submit, guards, back, changed
         self._closed = False
         self._linked_at = -inf
         """When this device's link came up last, as far as this has heard."""
@@ -43,8 +50,10 @@ class EndpointHealth:
         self._watch: NetworkMonitor | None = None
 
     def opened(self, guard: Guard) -> None:
-        """Says so, and begins to watch the network."""
+        """Reports it, and begins to watch the network."""
         log.info("%s is not asked for a while: %s", guard.name, guard.why())
+        if self._changed is not None:
+            self._changed(guard.name, "open")
         with self._lock:
             if self._watch is not None or self._closed:
                 return
@@ -54,13 +63,17 @@ class EndpointHealth:
         self._watch.start()
 
     def probe(self, guard: Guard) -> None:
-        """Probes in the background."""
-        if not self._closed:
-            self._workers.submit(guard.check_health)
+        """Probes in the background; without a thread the probe has failed, and the next one is due later."""
+        if self._changed is not None:
+            self._changed(guard.name, "half-open")
+        if not self._closed and not self._submit(guard.check_health):
+            guard.probe_failed()
 
     def closed(self, guard: Guard) -> None:
-        """Says so, and lets whatever waited go on."""
+        """Reports it, and lets whatever waited go on."""
         log.info("%s is asked again", guard.name)
+        if self._changed is not None:
+            self._changed(guard.name, "closed")
         self._back()
 
     def link_up(self) -> None:

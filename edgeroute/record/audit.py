@@ -1,33 +1,27 @@
-"""Asks the cloud about a small share of what the edge answered, in the background, and acts when a promise fails."""
+"""Audits: compares a small share of the edge's answers with the cloud's, in the background, and raises drift alarms."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from math import log1p
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute import system
-from edgeroute.cloud.backend import CloudBackend
-from edgeroute.confidence.binding import digest
+from edgeroute.confidence.binding import BoundCertificate, digest
 from edgeroute.core.plan import Leg, Plan
-from edgeroute.core.policy import INF
-from edgeroute.core.walk import Done, Outcome, Prediction, Start, judged
+from edgeroute.core.policy import INF, Target
+from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.record.drift_monitor import Audit, AuditStats, DriftMonitor
-from edgeroute.router.request import Route
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats import Counts
-    from edgeroute.router.snapshot import Snapshot
     from edgeroute.stores.journal import Journal
     from edgeroute.stores.keyvalue import KeyValueStore
-    from edgeroute.system import Workers
 
 __all__ = ["Audit", "AuditStats", "Auditor"]
 TOGETHER = 2
@@ -35,17 +29,39 @@ TOGETHER = 2
 log = logging.getLogger("edgeroute")
 
 
+class Audited(Protocol):
+    """A request that has ended."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def inputs(self) -> Any: ...
+    @property
+    def plan(self) -> Plan: ...
+
+
+class Asks(Protocol):
+    """How an audit asks the cloud."""
+
+    def room(self, request: Audited, leg: int) -> bool:
+        """Whether that leg's endpoint bears what is not urgent, now."""
+
+    def prepare(self, request: Audited, leg: int) -> Callable[[], Event]:
+        """What asks it, with the input as it is now, when it is called; it blocks."""
+
+
 class Auditor:
-    """A router's audits.
+    """Compares a sample of a router's answers with the cloud's, in the background.
 
     Args:
         audit: the rules.
-        workers: threads.
         counts: know how many answers were held against a threshold.
-        held_back: says why nothing is to be asked that is not needed; empty: it may.
+        submit: runs a job in a thread, if there is one.
+        asks: asks the cloud for an audit.
         changed: called when thresholds or labels are to be looked at again.
+        alarm: called with an edge model's name and what the alarm says.
         journal: gets a line for each comparison; None: nobody does.
-        kept: what outlives the process; None: nothing does.
+        store: what outlives the process; None: nothing does.
 
     Raises:
         PolicyError: the rules cannot be meant.
@@ -54,17 +70,18 @@ class Auditor:
     def __init__(
         self,
         audit: Audit,
-        workers: Workers,
         counts: Counts,
         *,
-        held_back: Callable[[Snapshot], str],
+        submit: Callable[[Callable[[], object]], bool],
+        asks: Asks,
         changed: Callable[[], None],
+        alarm: Callable[[str, str], object],
         journal: Journal | None,
-        kept: KeyValueStore | None,
+        store: KeyValueStore | None,
     ) -> None:
         _check(audit)
-        self.audit, self._workers, self._counts = audit, workers, counts
-        self._held_back, self._changed, self._journal, self._kept = held_back, changed, journal, kept
+        self.audit, self._submit, self._counts, self._asks = audit, submit, counts, asks
+        self._changed, self._alarm, self._journal, self._kept = changed, alarm, journal, store
         self._watches: dict[str, DriftMonitor] = {}
         self._prints: dict[str, str] = {}
         self._wait = self._gap()
@@ -74,17 +91,23 @@ class Auditor:
 
     def after_fork(self) -> None:
         """A lock of its own for the child, in which no audit is under way."""
-        self._lock, self._busy = threading.Lock(), 0
+        self._lock, self.busy = threading.Lock(), 0
 
-    def adopt(self, live: Snapshot, prints: Mapping[str, Mapping[str, str]]) -> None:
-        """Watches the thresholds of this policy; what is known of a certificate that stays is kept.
+    def adopt(
+        self,
+        targets: Sequence[Target],
+        certificates: Sequence[BoundCertificate | None],
+        prints: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Watches the thresholds of these targets; what is known of a certificate that stays is kept.
 
         Args:
-            live: the policy.
+            targets: of the policy.
+            certificates: of each target, if its threshold comes from one.
             prints: of each edge model, by name, what its answers and the cloud's depend on.
         """
         watches = {}
-        for target, promise in zip(live.targets, live.promises, strict=True):
+        for target, promise in zip(targets, certificates, strict=True):
             if target.side != "edge" or target.threshold is None:
                 continue
             watch, known = DriftMonitor(promise, self.audit), self._watches.get(target.name)
@@ -105,14 +128,14 @@ class Auditor:
         with self._lock:
             return tuple(watch.stats(name) for name, watch in self._watches.items())
 
-    def passed(self, made: Plan, outcome: Outcome, route: Route, row: int | None) -> None:
+    def passed(self, request: Audited, outcome: Outcome) -> None:
         """A request has ended; the sample falls on each with the same chance."""
         self._wait -= 1
         if self._wait > 0:
             return
         self._wait = self._gap()
         try:
-            self._take(made, outcome, route, row)
+            self._take(request, outcome)
         except Exception as e:
             log.exception("an audit failed: %s; the answer is not touched by it", type(e).__name__)
 
@@ -124,7 +147,7 @@ class Auditor:
                 before = watch.at_least
                 alarm = watch.counted(*self._counts.judged(name))
                 if alarm:
-                    self._tell(name, watch)
+                    self._report(name, watch)
                 news = news or alarm or watch.at_least != before
             self._note()
         if news:
@@ -144,58 +167,53 @@ class Auditor:
             return INF
         return 1 if share >= 1 else 1 + int(log1p(-random.random()) / log1p(-share))  # noqa: S311 - a sample, not a secret
 
-    def _take(self, made: Plan, outcome: Outcome, route: Route, row: int | None) -> None:
-        leg = None if outcome.leg is None else made.legs[outcome.leg]
+    def _take(self, request: Audited, outcome: Outcome) -> None:
+        legs = request.plan.legs
+        leg = None if outcome.leg is None else legs[outcome.leg]
         if leg is None or outcome.prediction is None or not outcome.accepted:
             return
-        found = next((i for i, leg in enumerate(made.legs) if leg.permit is not None), None)
-        if found is None or not self._room(route.live, cast("CloudBackend", route.live.runners[made.legs[found].target])):
+        cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
+        # without room, what was deferred is left out, too: it is to be no larger a share
+        if cloud is None or self.busy >= TOGETHER or not self._asks.room(request, cloud):
             return
-        answers = {i: p for i, p in outcome.held.items() if judged(made.legs[i])}
-        identity = route.identity if row is None else f"{route.identity}.{row}"
         if leg.permit is not None:
-            for i, edge in answers.items():
-                self._compare(route, made.legs[i], edge, outcome.prediction, identity, "deferred")
+            for i, edge in outcome.held.items():
+                if judged(legs[i]):
+                    self._compare(request.id, legs[i], edge, outcome.prediction, "deferred")
         elif judged(leg):
-            self._ask(made, found, leg, outcome.prediction, route, row, identity)
+            self._shadow(request, cloud, leg, outcome.prediction)
 
-    def _room(self, live: Snapshot, runner: CloudBackend) -> bool:
-        """Whether there is room for an audit. If not, what was deferred is left out, too: it is to be no larger a share."""
-        return self._busy < TOGETHER and not self._held_back(live) and runner.guard.has_headroom()
+    def _shadow(self, request: Audited, cloud: int, leg: Leg, edge: Prediction) -> None:
+        """Asks the cloud in the background, and compares."""
+        ask = self._asks.prepare(request, cloud)  # now: the caller may go on to write the next frame into the same array
 
-    def _ask(self, made: Plan, found: int, edge_leg: Leg, edge: Prediction, route: Route, row: int | None, identity: str) -> None:
-        """Asks the cloud in the background."""
-        runner = cast("CloudBackend", route.live.runners[made.legs[found].target])
+        def shadow() -> None:
+            try:
+                event = ask()
+                if type(event) is Done:
+                    self._compare(request.id, leg, edge, event.answer, "shadow")
+            except Exception:
+                log.exception("an audit failed; no answer is touched by it")
+            finally:
+                with self._lock:
+                    self.busy -= 1
+
         with self._lock:
-            self._busy += 1
-        # the caller may go on to write the next frame into the same array
-        x = copied(route.inputs if row is None else route.inputs[row])
-        shadow = Route(made, route.live, x, self._workers, INF, False, identity, "audit")
-        self._workers.submit(partial(self._shadow, shadow, found, runner, edge_leg, edge, identity))
-
-    def _shadow(self, shadow: Route, i: int, runner: CloudBackend, edge_leg: Leg, edge: Prediction, identity: str) -> None:
-        try:
-            start, permit = Start(i), shadow.plan.legs[i].permit
-            assert permit is not None, "it was looked for"
-            event = asyncio.run(shadow.run_async(start, permit, runner)) if runner.alone_async else shadow.run(start)
-            if type(event) is Done:
-                self._compare(shadow, edge_leg, edge, event.answer, identity, "shadow")
-        except Exception:
-            log.exception("an audit failed; no answer is touched by it")
-        finally:
+            self.busy += 1
+        if not self._submit(shadow):
             with self._lock:
-                self._busy -= 1
+                self.busy -= 1
 
-    def _compare(self, route: Route, leg: Leg, edge: Prediction, cloud: Prediction, identity: str, how: str) -> None:
+    def _compare(self, identity: str, leg: Leg, edge: Prediction, cloud: Prediction, how: str) -> None:
         agrees = bool((self.audit.agrees or same)(edge.value, cloud.value))
         confidence = edge.confidence
         known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
-        name = route.live.targets[leg.target].name
+        name = leg.name
         with self._lock:
             watch = self._watches.get(name)
             alarm = watch is not None and watch.compared(confidence if known else None, agrees=agrees, accepted=how == "shadow")
             if alarm and watch is not None:
-                self._tell(name, watch)
+                self._report(name, watch)
                 self._note()
         if self._journal is not None:
             record = {
@@ -217,27 +235,20 @@ class Auditor:
             for name, watch in self._watches.items():
                 self._kept.put(f"audit:{name}", watch.dump())
 
-    def _tell(self, name: str, watch: DriftMonitor) -> None:
+    def _report(self, name: str, watch: DriftMonitor) -> None:
         if self.audit.on_alarm == "tell":
             what = "nothing else was changed (on_alarm is tell)"
         else:
             what = f"{'all' if watch.at_least == INF else 'half of what was accepted'} is deferred from now on"
-        log.warning("%s: %s; %s; calibrate again", name, "" if watch.alarm is None else watch.alarm.what, what)
+        said = "" if watch.alarm is None else watch.alarm.what
+        log.warning("%s: %s; %s; calibrate again", name, said, what)
+        self._alarm(name, said)
 
 
 def same(edge: Any, cloud: Any) -> bool:
     """Whether two values are equal; arrays: all of them."""
     equal = edge == cloud
     return bool(equal.all()) if hasattr(equal, "all") else bool(equal)
-
-
-def copied(x: Any) -> Any:
-    """The input, so that the caller may overwrite its own."""
-    if isinstance(x, Mapping):
-        return {name: copied(part) for name, part in x.items()}
-    if isinstance(x, bytearray | list):
-        return x[:]
-    return x.copy() if hasattr(x, "dtype") and hasattr(x, "copy") else x
 
 
 def _check(audit: Audit) -> None:

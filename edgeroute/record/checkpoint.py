@@ -1,4 +1,4 @@
-"""What the runs of a program tell each other: latencies, what was spent, what endpoints said of themselves."""
+"""Carries latencies, spending and what endpoints reported of themselves over to the next run of a program."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPENT_S = 25 * 3600.0
 
 
 class Checkpoint:
-    """A router's, in a file.
+    """What a router writes to its state file, and reads from it when it starts.
 
     Args:
         path: of the file.
@@ -29,22 +29,22 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, counts: Counts, spending: SharedSpending) -> None:
-        self.kept, self._counts, self._spending = KeyValueStore(path), counts, spending
+        self.store, self._counts, self._spending = KeyValueStore(path), counts, spending
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
         """Takes up what earlier runs knew."""
-        kept = self.kept
-        kept.forget("spending:", SPENT_S)
-        for name, dumped in (kept.get("latency") or {}).items():
+        store = self.store
+        store.forget("spending:", SPENT_S)
+        for name, dumped in (store.get("latency") or {}).items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._counts.remember(name, Latency.load(dumped))
-        for dumped in kept.others("spending:", ""):
+        for dumped in store.others("spending:", ""):
             with contextlib.suppress(ValueError):
                 self._spending.load(dumped)
-        for runner in clouds:
-            endpoint = getattr(runner, "endpoint", None)
-            known = kept.get(f"endpoint:{runner.where}")
+        for backend in clouds:
+            endpoint = getattr(backend, "endpoint", None)
+            known = store.get(f"endpoint:{backend.where}")
             if known is not None and endpoint is not None and hasattr(endpoint, "recall"):
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     endpoint.recall(known)
@@ -57,17 +57,17 @@ class Checkpoint:
 
     def spent(self, router: str) -> None:
         """Notes what that router, which has a name of its own in each process, has spent."""
-        self.kept.put(f"spending:{router}", self._spending.dump())
+        self.store.put(f"spending:{router}", self._spending.dump())
 
     def _note(self, router: str, clouds: Iterable[CloudBackend]) -> None:
-        self.kept.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         self.spent(router)
-        for runner in clouds:
-            known = getattr(getattr(runner, "endpoint", None), "known", None)
+        for backend in clouds:
+            known = getattr(getattr(backend, "endpoint", None), "known", None)
             if known is not None:
-                self.kept.put(f"endpoint:{runner.where}", known)
+                self.store.put(f"endpoint:{backend.where}", known)
 
     def close(self, router: str, clouds: Iterable[CloudBackend]) -> None:
         """Notes it all, and waits until it is written."""
         self._note(router, clouds)
-        self.kept.close()
+        self.store.close()

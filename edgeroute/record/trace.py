@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 
 from edgeroute import system
 from edgeroute.errors import PolicyError
-from edgeroute.types import Answer
-
-log = logging.getLogger("edgeroute")
+from edgeroute.record.instruments import Instrument, RequestEnded
 
 
-class Trace:
-    """Where traces go.
+class Trace(Instrument):
+    """Writes each answer's decision to a function or a file of JSON lines.
 
     Args:
         to: a function, called with each trace, a mapping ready for JSON; or the path of a file of JSON lines.
@@ -48,17 +45,17 @@ class Trace:
             journal = Journal(Path(to), max_bytes=max_bytes, keep=keep)
             self._write, self._close = journal.append, journal.close
 
-    def take(self, answer: Answer, x: Any) -> None:
-        """Traces this answer, if the sample falls on it. Whatever goes wrong is logged: no answer is touched by it."""
+    def request_ended(self, ended: RequestEnded) -> None:
+        """Traces the answer, if there is one and the sample falls on it."""
+        answer = ended.answer
+        if answer is None:
+            return
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
-        try:
-            told: Mapping[str, Any] = {"at": round(system.now(), 3), **answer.trace}
-            if self.inputs:
-                told = {**told, "input": _encoded(x)}
-            self._write(told)
-        except Exception:
-            log.exception("the trace could not be written; the answer is not touched by it")
+        line: Mapping[str, Any] = {"at": round(system.now(), 3), **answer.trace}
+        if self.inputs:
+            line = {**line, "input": _encoded(ended.inputs)}
+        self._write(line)
 
     def close(self) -> None:
         """Closes the file."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from edgeroute.core.policy import Policy, Target, Terms
 from edgeroute.core.spending import Limits
 from edgeroute.errors import ModelMissing
-from edgeroute.router.snapshot import Snapshot, make
+from edgeroute.router.snapshot import Snapshot, build
 
 if TYPE_CHECKING:
     from edgeroute.settings.targets import Edge
@@ -59,17 +59,17 @@ class Setup(NamedTuple):
             told.pop(name, None)
         limits, metered = told.pop("limits"), told.pop("metered")
         told |= {"edge": [_edge(section, path.parent) for section in given.edge], "uncalibrated": "tell"}
-        live = make(**told, guard=_unguarded)
-        return cls.of(live, limits or Limits(), metered=metered, cached=given.cache is not None)
+        snapshot = build(**told, guard=_unguarded)
+        return cls.of(snapshot, limits or Limits(), metered=metered, cached=given.cache is not None)
 
     @classmethod
-    def of(cls, live: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
+    def of(cls, snapshot: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
         """That of targets that are ready to run."""
         ports = {}
-        for runner in live.clouds:
+        for runner in snapshot.clouds:
             address = getattr(getattr(runner, "endpoint", None), "address", None)
             ports[runner.name] = Port(runner.terms, getattr(address, "retries", 0), runner.patience_s, runner.health is not None)
-        return cls(live.policy, live.targets, ports, limits or Limits(), metered, cached)
+        return cls(snapshot.policy, snapshot.targets, ports, limits or Limits(), metered, cached)
 
 
 class _Absent:

@@ -3,42 +3,90 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from pathlib import Path
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.cloud.backend import FunctionBackend
-from edgeroute.core.batch import walk_many
-from edgeroute.core.plan import Plan
-from edgeroute.core.policy import Mode
-from edgeroute.core.stream import walk_stream
-from edgeroute.core.walk import Emit, Event, Outcome, Start, walk
-from edgeroute.errors import EdgerouteError
+from edgeroute.confidence.scores import Score
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver
+from edgeroute.core.spending import Limits
+from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
+from edgeroute.errors import Unreachable
+from edgeroute.router.assemble import assemble
+from edgeroute.router.calls import Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
-from edgeroute.router.engine import Routing
+from edgeroute.router.engine import Engine
+from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import Route
+from edgeroute.router.request import LegExecutor, Request, run_first
 from edgeroute.router.streams import AsyncStream, last
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-log = logging.getLogger("edgeroute")
+    from edgeroute.cloud.egress import Egress
+    from edgeroute.confidence.certificate import Certificate
+    from edgeroute.observe.sensors import Sensors
+    from edgeroute.record.drift_monitor import Audit
+    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.trace import Trace
+    from edgeroute.router.snapshot import Uncalibrated
+    from edgeroute.stores.cache import Cache
+    from edgeroute.stores.outbox import Outbox
+
+T = TypeVar("T")
 QUICK_S = 0.001
 """A model whose 99 % quantile is below this runs on the event loop itself: a thread and back costs up to 0.2 ms, twice
 what a small model takes. With a deadline or a hedge, and for a batch, it gets a thread all the same."""
 
 
-class AsyncRouter(Routing):
-    """`Router`, awaited. Models run in threads, endpoints on the event loop; one router serves one loop at a time."""
+class AsyncRouter(EngineOwner):
+    """`Router`, awaited. Models run in threads, endpoints on the event loop; one router serves one loop at a time.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._tasks: set[asyncio.Task[None]] = set()
+    The arguments are those of `Router`.
+    """
+
+    def __init__(
+        self,
+        edge: Any = None,
+        cloud: Any = None,
+        *,
+        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+        mode: Mode = "prefer_edge",
+        deadline: float | None = None,
+        hedge_after: float | str | None = None,
+        first_token: float | None = None,
+        score: str | Score = "msp",
+        no_confidence: NoConfidence = "defer",
+        offline: Offline = "edge",
+        order: CloudOrder = "listed",
+        egress: Egress | None = None,
+        limits: Limits | None = None,
+        metered: bool | Callable[[], bool] = False,
+        cache: Cache | None = None,
+        outbox: Outbox | None = None,
+        audit: Audit | None = None,
+        saver: Saver | None = None,
+        sensors: Sensors | None = None,
+        uncalibrated: Uncalibrated = "tell",
+        certificate_max_age: float | None = None,
+        state: str | Path | None = None,
+        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
+        instruments: Sequence[Instrument] = (),
+    ) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.engine = assemble(
+            lambda engine, steps: self._spawn(engine, steps),  # noqa: PLW0108 - not bound before it is needed
+            edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
+            first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
+        )  # fmt: skip
 
     async def infer(
         self,
@@ -50,77 +98,35 @@ class AsyncRouter(Routing):
         importance: float = 0.0,
     ) -> Answer:
         """As `Router.infer`. Cancelling it stops every leg that is under way."""
-        plan, route, begun = self._begin(x, mode, deadline, data_class)
-        if self._special or importance:
-            self._prepare(route, importance)
-            if self._recall is not None:
-                return await self._cached(plan, route, begun)
-        return await self._walk(plan, route, begun)
+        engine = self.engine
+        request = engine.request(x, mode, deadline, data_class, importance)
+        if engine.plain:
+            result = await self._plain(request)
+            if engine.tell is not None:
+                engine.tell(request, result)
+        else:
+            (result,) = await self._pump(engine.steps([request]))
+        return answer_of(result)
 
-    async def _walk(self, plan: Plan, route: Route, begun: float) -> Answer:
-        outcome = await drive(walk(plan, begun, False, route.late is not None), partial(self._leg, route))
-        return await self._ended(plan, outcome, route)
-
-    async def _ended(self, plan: Plan, outcome: Outcome, route: Route, shown: Answer | None = None) -> Answer:
-        if outcome.accepted or plan.offline != "queue":
-            return self._end(plan, outcome, route, shown=shown)
-        return await asyncio.to_thread(self._end, plan, outcome, route)  # the outbox waits for the disk
-
-    async def _cached(self, plan: Plan, route: Route, begun: float) -> Answer:
-        answer = self._known(route, begun)
-        if answer is not None:
-            return answer
-        flight = route.flight
-        if flight is not None and not flight.leads:
-            leader = await flight.wait_async(self._patience_s(route, begun))
-            if leader is not None:
-                return self._shared(leader, route, begun)
-        answer = None
-        try:
-            answer = await self._walk(plan, route, begun)
-        finally:
-            self._keep(route, answer)
-        return answer
-
-    def _renew(self, stale: Route) -> None:
-        async def again() -> None:
-            answer = None
-            try:
-                plan, route, begun = self._again(stale)
-                answer = await self._walk(plan, route, begun)
-            except EdgerouteError as e:
-                log.info("what the cache has past its time could not be renewed: %s", e)
-            finally:
-                self._keep(stale, answer)
-
-        self._task(again())
+    async def _plain(self, request: Request) -> Result:
+        """The result where nothing but the walk takes part."""
+        engine = self.engine
+        first = run_first(request) if 0 < request.plan.facts.edge_s < QUICK_S else None
+        if type(first) is Outcome:
+            engine.record(request, first, None)
+            return Answer(request.plan, first, request.id)
+        legs = engine.legs([request])
+        known: Any = first
+        begin = partial(self._begin, legs, False, known)
+        return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs)
 
     async def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> AsyncGenerator[Answer, None]:
         """As `Router.refine`."""
-        plan, route, begun = self._begin(x, mode, deadline, data_class)
-        if self._special:
-            self._prepare(route, 0.0)
-            if self._recall is not None and (known := self._known(route, begun)) is not None:
-                yield known
-                return
-        answer = provisional = None
-        mail: asyncio.Queue[Emit | None] = asyncio.Queue()
-        steps = drive(walk(plan, begun, True, route.late is not None), partial(self._leg, route), mail.put_nowait)
-        task = asyncio.ensure_future(steps)
-        task.add_done_callback(lambda _: mail.put_nowait(None))
-        try:
-            while (shown := await mail.get()) is not None:
-                provisional = self._provisional(plan, shown, route, begun)
-                yield provisional
-            answer = await self._ended(plan, await task, route, provisional)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            if self._recall is not None:
-                self._keep(route, answer)
-        yield answer
+        request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
+        async for shown in self._shown(request):
+            yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
     def stream(
         self,
@@ -137,29 +143,28 @@ class AsyncRouter(Routing):
     async def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
     ) -> AsyncGenerator[Any, None]:
-        plan, route, begun = self._begin(x, mode, deadline, data_class)
-        mail: asyncio.Queue[Emit | None] = asyncio.Queue()
-        steps = drive(walk_stream(plan, begun, self._first_s(first_token)), partial(self._speak, route), mail.put_nowait)
-        task = asyncio.ensure_future(steps)
-        task.add_done_callback(lambda _: mail.put_nowait(None))
+        request = self.engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
+        async for shown in self._shown(request):
+            if not isinstance(shown, _End):
+                yield shown
+                continue
+            answer = answer_of(shown[0])
+            if answer.source in {"cache", "stale"}:
+                yield answer.value
+            yield last(answer)
+
+    async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
+        """What the caller is shown, and in the end an `_End` with the results."""
+        mail: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.ensure_future(self._pump(self.engine.steps([request]), mail.put_nowait))
+        task.add_done_callback(lambda _: mail.put_nowait(_END))
         try:
-            while (shown := await mail.get()) is not None:
-                yield shown.prediction.value
-            answer = await self._ended(plan, await task, route)
+            while (shown := await mail.get()) is not _END:
+                yield shown
+            yield _End(await task)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        yield last(answer)
-
-    def _speak(self, route: Route, start: Start, send: Send) -> Stop:
-        runner, permit = route.runner(start), route.plan.legs[start.leg].permit
-        if permit is None or not isinstance(runner, FunctionBackend) or not runner.alone_async:
-            return route.begin_stream(start, send)
-
-        async def run() -> None:
-            send(await route.run_stream_async(start, permit, runner, send))
-
-        return self._task(run()).cancel  # type: ignore[return-value]  # likewise
 
     async def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
@@ -167,54 +172,135 @@ class AsyncRouter(Routing):
         """As `Router.infer_many`."""
         if not len(batch):
             return []
-        plan, route, begun = self._begin(batch, mode, deadline, data_class, True)
-        found, rows = self._known_rows(route, begun)
-        if rows:
-            outcomes = await drive(walk_many(plan, len(rows), begun), partial(self._leg, route))
-            await asyncio.to_thread(self._end_rows, plan, outcomes, route, rows, found)
-        return found
+        results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
+        return [answer_of(result) for result in results]
 
     async def decide(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
         """As `Router.decide`."""
-        return await asyncio.to_thread(self._decide, x, mode, deadline, data_class)
+        return await self._in_thread(partial(self.engine.decide, x, mode, deadline, data_class))
 
     async def check(self, *, timeout: float = 5.0) -> Check:
         """As `Router.check`."""
-        return await asyncio.to_thread(self._check, timeout)
+        return await self._in_thread(partial(self.engine.check, timeout))
 
     async def close(self) -> None:
-        """Ends threads, tasks and connections."""
+        """Ends threads, tasks and connections. Calls under way end with what they have; never raises."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for runner in self._live.runners:
-            if hasattr(runner, "aclose"):
-                await runner.aclose()
-        await asyncio.to_thread(self._shut)
+        for backend in self.engine.snapshot.backends:
+            if hasattr(backend, "aclose"):
+                await backend.aclose()
+        await self._in_thread(self._close)
 
-    def _leg(self, route: Route, start: Start, send: Send) -> Stop | Event:
-        runner: Any = route.runner(start)
-        permit = route.plan.legs[start.leg].permit
-        if permit is None or runner.run_async is None:
-            quick = permit is None and 0 < self._observer.facts.edge_s < QUICK_S
-            return route.run(start) if quick and route.sequential else route.begin(start, send)
-        send = route.mail(start, send)
+    async def _pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
+        """Takes the steps of a call on the event loop; `show` is called with what the caller is shown."""
+        value: Any = None
+        move: Callable[[Any], Step] = steps.send
+        try:
+            while True:
+                step = move(value)
+                try:
+                    value, move = await self._take(step, show), steps.send
+                except BaseException as e:  # noqa: BLE001 - the stages have it, and most let it through
+                    value, move = e, steps.throw
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
-        async def run() -> None:
-            send(await route.run_async(start, permit, runner))
+    async def _take(self, step: Step, show: Callable[[Any], object] | None) -> Any:
+        if type(step) is Walk:
+            to = None if step.show is None or show is None else partial(_show, step.show, show)
+            return await drive(step.walk, partial(self._begin, step.legs, step.streams, None), to)
+        if type(step) is Join:
+            return await step.flight.wait_async(step.timeout_s)
+        return await self._in_thread(step.call, step.until, step.late)  # type: ignore[union-attr]  # a Block
 
-        return self._task(run()).cancel  # type: ignore[return-value]  # whether it was in time interests nobody
+    def _begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event:
+        """Begins a leg: on the event loop what can, and the rest in threads. first: the event of a first leg that ran."""
+        if first is not None and start.leg == 0:
+            return first
+        backend: Any = legs.backend(start)
+        permit = legs.plan.legs[start.leg].permit
+        if permit is None or backend.run_async is None or (streams and not backend.alone_async):
+            if streams:
+                return legs.begin_stream(start, send)
+            quick = permit is None and legs.sequential and 0 < legs.plan.facts.edge_s < QUICK_S
+            return legs.run(start) if quick else legs.begin(start, send)
+        if not legs.sequential or streams:
+            legs.detach(start)  # it may outlive the call
+        to = legs.mail(start, send, own_thread=False)
+        leg = legs.run_stream_async(start, permit, backend, send) if streams else legs.run_async(start, permit, backend)
+        return self._leg(leg, start, to)
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, send: Send) -> Stop:
+        """Runs it as a task, which sends an event however it ends."""
+
+        def ended(task: asyncio.Task[Event]) -> None:
+            error = Unreachable("it was cancelled") if task.cancelled() else task.exception()
+            send(task.result() if error is None else Failed(start.leg, error, monotonic()))
+
+        task = self._task(leg)
+        task.add_done_callback(ended)
+        return task.cancel  # type: ignore[return-value]  # whether it was in time interests nobody
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _spawn(self, engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG002 - there is one
+        """Takes steps in the background."""
+        self._task(self._pump(steps))
+        return True
+
+    async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None) -> T:
+        """What `call` returns, from a thread; `late` if that is not there by the instant `until`. Here where no thread is free.
+
+        Not in asyncio's own executor, which is everybody's: name look-ups that hang may fill it.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            try:
+                result, error = call(), None
+            except BaseException as e:  # noqa: BLE001 - its caller has it
+                result, error = None, e
+            try:
+                loop.call_soon_threadsafe(_set, done, result, error)
+            except RuntimeError:
+                return  # the loop is closed: nobody waits
+
+        if not self.engine.local_threads.submit(job):
+            return call()
+        await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
+        return done.result() if done.done() else late
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+
+class _End(list[Result]):
+    """The results of a call that has ended."""
+
+
+_END = object()
+
+
+def _show(shown: Callable[[Any], Any], show: Callable[[Any], object], emit: Any) -> None:
+    show(shown(emit))
+
+
+def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if done.done():
+        return  # who waited was cancelled
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)

@@ -1,17 +1,21 @@
-"""Answers that were given before: looked up, kept, and shared between equal requests that come at the same time."""
+"""The stage that answers from the cache, and lets equal requests that are under way share one answer (singleflight)."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute import system
-from edgeroute.errors import BadInput
-from edgeroute.router.request import Route
-from edgeroute.stores.cache import Cache, Entry, Flights, Semantic, digest, fingerprint
-from edgeroute.types import Answer
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import Done, Outcome
+from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.router.calls import Join, Proceed, Result, Steps
+from edgeroute.router.request import Request
+from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest, fingerprint
+from edgeroute.types import Answer, own_copy
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
@@ -21,97 +25,193 @@ log = logging.getLogger("edgeroute")
 
 
 class Caching:
-    """A cache, as a router uses it."""
+    """A cache, as a router uses it.
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache, self._flights = cache, Flights()
+    Args:
+        cache: of answers.
+        edge_s: gives the time in seconds that the edge usually needs; 0 while unknown.
+        note: counts `cached`.
+        again: makes a request that is equal to one that was answered from the cache, for its renewal.
+        spawn: takes the steps of a renewal in the background. -> False: there is no thread for them.
+    """
 
-    def known(self, route: Route, live: Snapshot, begun: float) -> tuple[Answer | None, bool]:
-        """The answer that the cache has, and whether it is past its time and should be renewed.
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        edge_s: Callable[[], float],
+        note: Callable[[str], object],
+        again: Callable[[Request], Request],
+        spawn: Callable[[Steps[None]], bool],
+    ) -> None:
+        self.cache, self.flights = cache, Flights()
+        self._edge_s, self._note, self._again, self._spawn = edge_s, note, again, spawn
 
-        Where it has none, the route is given its key, and the flight of all requests that are equal to it.
+    def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
+        """Answers what it can; of the rest, those that lead their flight go on, and the others wait for an equal request.
+
+        Who is shown something before the answer is there (`refine`, `stream`) leads, and waits for nobody.
         """
-        plan = route.plan
+        results: list[Result | None] = [None] * len(requests)
+        leads: list[tuple[int, Request, Flight | None]] = []
+        follows: list[tuple[int, Request, Flight]] = []
+        try:
+            for i, given in enumerate(requests):
+                answer, request, flight = self._look_up(given, proceed)
+                if answer is not None:
+                    results[i] = answer
+                elif flight is not None and not flight.leads and not request.shows:
+                    follows.append((i, request, flight))
+                else:
+                    leads.append((i, request, flight))
+            yield from self._walked(leads, results, proceed)
+            alone = []
+            for i, request, flight in follows:
+                leader = yield Join(flight, self._patience_s(request))
+                if leader is None:
+                    alone.append((i, request, None))
+                else:
+                    results[i] = self._shared(leader, request)
+            yield from self._walked(alone, results, proceed)
+        finally:
+            for _, _, flight in leads:
+                if flight is not None:
+                    flight.failed()  # without effect where it has ended
+        return [result for result in results if result is not None]
+
+    def _walked(
+        self, leads: Sequence[tuple[int, Request, Flight | None]], results: list[Result | None], proceed: Proceed
+    ) -> Steps[None]:
+        if not leads:
+            return
+        found = yield from proceed([request for _, request, _ in leads])
+        for (i, request, flight), result in zip(leads, found, strict=True):
+            results[i] = result
+            self._ended(request, flight, result)
+
+    def _ended(self, request: Request, flight: Flight | None, result: Result) -> None:
+        """Stores an answer, and gives it to the equal requests that wait for it."""
+        good = isinstance(result, Answer) and not result.degraded and result.final
+        if isinstance(result, Answer) and request.key is not None:
+            self.store(request, result)
+        if flight is not None:
+            if good:
+                flight.done(result)
+            else:
+                flight.failed()  # the others may have more time, and names of their own
+
+    def _look_up(self, request: Request, proceed: Proceed) -> tuple[Answer | None, Request, Flight | None]:
+        """The cache's answer; where it has none the request with its key, and its place in the flight of its equals."""
+        plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never:
-            return None, False
-        prefix = live.prefixes.get((plan.mode, plan.data_class)) or _prefix(live, plan)
-        key = digest(prefix, route.inputs)
+            return None, request, None
+        prefix = snapshot.prefixes.get((plan.mode, plan.data_class)) or _prefix(snapshot, plan)
+        key = digest(prefix, request.inputs)
         if key is None:
-            return None, False
+            return None, request, None
         entry, age = self.cache.lookup(key)
         if entry is not None and age == "fresh":
-            return _answer(entry, "cache", route, begun, ""), False
-        route.cache, route.key = self.cache, key
+            return self._recalled(entry, "cache", request, ""), request, None
+        request = request._replace(key=key)
         if entry is not None and age == "revalidate":
-            route.flight = self._flights.join(key)
-            return _answer(entry, "stale", route, begun, " and past its time, being renewed"), route.flight.leads
+            flight = self.flights.join(key)
+            if flight.leads and not self._spawn(self._revalidation(request, flight, proceed)):
+                flight.failed()
+            return self._recalled(entry, "stale", request, " and past its time, being renewed"), request, None
         semantic = self.cache.semantic
-        if semantic is not None and isinstance(route.inputs, str):
-            near = self._near(semantic, prefix, route.inputs)
+        if semantic is not None and isinstance(request.inputs, str):
+            near = self._near(semantic, prefix, request.inputs)
             if near is not None:
                 entry, similarity = near
                 note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
-                return _answer(entry, "cache", route, begun, note), False
-        route.flight = self._flights.join(key)
-        return None, False
+                return self._recalled(entry, "cache", request, note), request, None
+        return None, request, self.flights.join(key)
 
     def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         try:
             return semantic.find(prefix, text)
-        except BadInput as e:  # the embedding's fault, said once; no request is to fail for it
+        except BadInput as e:  # the embedding's fault, logged once; no request is to fail for it
             log.error("%s", e)  # noqa: TRY400
             return None
 
-    def row(self, batch: Route, row: int, begun: float) -> tuple[Answer | None, Route, bool]:
-        """The same for one row of a batch, as a route of its own."""
-        workers: Any = None  # it is not run
-        one = Route(batch.plan, batch.live, batch.inputs[row], workers, batch.until, False, batch.router, f"{batch.number}.{row}")
-        answer, renew = self.known(one, batch.live, begun)
-        if answer is None and one.flight is not None:
-            one.flight.failed()  # a batch neither waits for others nor lets them wait
-        return answer, one, renew
+    def _recalled(self, entry: Entry, source: Any, request: Request, note: str) -> Answer:
+        self._note("cached")
+        return _answer(entry, source, request, note)
 
-    def keep(self, key: bytes, answer: Answer, live: Snapshot, plan: Plan, x: Any) -> None:
-        """Stores an answer, if it is one that the policy accepted."""
-        if answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
-            return
-        side: Any = answer.source
-        entry = Entry(answer.value, answer.confidence, answer.outputs, answer.leg, side, answer.reason, system.now())
-        self.cache.put(key, entry)
-        prefix = live.prefixes.get((plan.mode, plan.data_class))
-        if self.cache.semantic is not None and isinstance(x, str) and prefix is not None:  # None: the policy is another by now
-            with contextlib.suppress(BadInput):  # said when it was looked for
-                self.cache.semantic.add(prefix, x, entry)
+    def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
+        """Asks again, in the background, for what the cache has past its time. The caller may write to its input meanwhile."""
+        request = stale._replace(inputs=own_copy(stale.inputs))
 
-    def stale(self, route: Route, key: bytes | None, begun: float) -> Answer | None:
-        """What the cache has from before, past its time, for when there is nothing better."""
-        if key is None:
-            return None
-        entry, _ = self.cache.lookup(key)
-        return None if entry is None else _answer(entry, "stale", route, begun, ", the cloud is away")
+        def steps() -> Steps[None]:
+            try:
+                again = self._again(request)
+                (result,) = yield from proceed([again])
+                self._ended(again, flight, result)
+                if isinstance(result, EdgerouteError):
+                    log.info("what the cache has past its time could not be renewed: %s", result)
+                elif isinstance(result, BaseException):
+                    log.error("what the cache has past its time could not be renewed", exc_info=result)
+            finally:
+                flight.failed()
 
-    def shared(self, leader: Answer, route: Route, begun: float) -> Answer:
+        return steps()
+
+    def _patience_s(self, request: Request) -> float:
+        """How long to wait for an equal request, so that the edge can still be asked after it, seconds."""
+        whole_s, edge_s = request.plan.deadline_s, self._edge_s()
+        return whole_s if whole_s == INF else max(0.0, whole_s - (2 * edge_s or whole_s / 2) - (monotonic() - request.begun))
+
+    def _shared(self, leader: Answer, request: Request) -> Answer:
         """The answer of an equal request that was under way, as this one's."""
+        self._note("cached")
         side: Any = leader.source
         entry = Entry(leader.value, leader.confidence, leader.outputs, leader.leg, side, leader.reason, system.now())
-        answer = Answer.recalled(
-            entry, "cache", f"shared with {leader.id}: {leader.reason}", (route.router, route.number), monotonic() - begun
-        )
+        note = f"shared with {leader.id}: {leader.reason}"
+        answer = Answer.recalled(entry, "cache", note, request.id, monotonic() - request.begun)
         answer.degraded, answer.final = leader.degraded, leader.final
         return answer
 
+    def store(self, request: Request, answer: Answer) -> None:
+        """Stores an answer, if it is one that the policy accepted."""
+        if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
+            return
+        side: Any = answer.source
+        entry = Entry(answer.value, answer.confidence, answer.outputs, answer.leg, side, answer.reason, system.now())
+        self.cache.put(request.key, entry)
+        plan, x = request.plan, request.inputs
+        prefix = request.snapshot.prefixes.get((plan.mode, plan.data_class))
+        if self.cache.semantic is not None and isinstance(x, str) and prefix is not None:  # None: the policy is another by now
+            with contextlib.suppress(BadInput):  # logged when it was looked for
+                self.cache.semantic.add(prefix, x, entry)
 
-def _answer(entry: Entry, source: Any, route: Route, begun: float, note: str) -> Answer:
+    def store_late(self, request: Request, event: Done) -> None:
+        """Stores a late answer: it is as good as any for the next equal request."""
+        now = monotonic()
+        outcome = Outcome(event.leg, event.answer, True, (("start", event.leg, request.until, None),), now, now)
+        self.store(request, Answer(request.plan, outcome, request.id).noted("it came after its request's deadline", final=True))
+
+    def stale(self, request: Request) -> Answer | None:
+        """What the cache has from before, past its time, for when there is nothing better."""
+        if request.key is None:
+            return None
+        entry, _ = self.cache.lookup(request.key)
+        return None if entry is None else self._recalled(entry, "stale", request, ", the cloud is away")
+
+
+def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
     age_s = max(0.0, system.now() - entry.at)
-    told = f"cache, {age_s:.0f} s old{note}: {entry.reason}"
-    return Answer.recalled(entry, source, told, (route.router, route.number), monotonic() - begun)
+    return Answer.recalled(
+        entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun
+    )
 
 
-def _prefix(live: Snapshot, plan: Plan) -> bytes:
+def _prefix(snapshot: Snapshot, plan: Plan) -> bytes:
     """What an answer depends on beside the input: the targets, their thresholds, the score, the mode and the data class."""
-    parts: list[object] = [plan.mode, plan.data_class, plan.stays, live.policy.no_confidence]
+    parts: list[object] = [plan.mode, plan.data_class, plan.stays, snapshot.policy.no_confidence]
     for leg in plan.legs:
-        recipe, runner = live.recipes[leg.target], live.runners[leg.target]
-        score = recipe[3] if isinstance(recipe[3], str) else fingerprint(recipe[3])
-        parts += [leg.name, leg.threshold, runner.fingerprint(fingerprint), score]
-    return live.prefixes.setdefault((plan.mode, plan.data_class), repr(parts).encode())  # two threads may be first, and differ
+        spec, backend = snapshot.specs[leg.target], snapshot.backends[leg.target]
+        score = spec[3] if isinstance(spec[3], str) else fingerprint(spec[3])
+        parts += [leg.name, leg.threshold, backend.fingerprint(fingerprint), score]
+    return snapshot.prefixes.setdefault(
+        (plan.mode, plan.data_class), repr(parts).encode()
+    )  # two threads may be first, and differ

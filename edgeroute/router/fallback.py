@@ -1,259 +1,286 @@
-"""What the cloud did not answer in time: sent later from the outbox, or come late, and told to the app either way."""
+"""The stage for requests whose cloud did not answer: offline rules, the outbox, and replies that come late."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError  # its own class before Python 3.11
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Protocol
 
 from edgeroute import system
-from edgeroute.cloud.backend import CloudBackend
-from edgeroute.cloud.base import Call
-from edgeroute.core.egress import Denied, permit
+from edgeroute.core import explain
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF
+from edgeroute.core.policy import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
-from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
-from edgeroute.router.request import Route
-from edgeroute.stores.outbox import Callbacks, Delivery, Late, Outbox, Waiting
-from edgeroute.stores.outbox.inputs import decode_input, encode_input
-from edgeroute.system import Workers
+from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
+from edgeroute.router.calls import Block, Result, Steps
+from edgeroute.router.request import Request, Walked
+from edgeroute.types import Answer
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.guard import Exchange
-    from edgeroute.router.snapshot import Snapshot
+    from edgeroute.router.caching import Caching
+    from edgeroute.router.offline_queue import OfflineQueue
+    from edgeroute.stores.outbox import Late
 
 log = logging.getLogger("edgeroute")
 QUEUED = "queued"
+NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
+NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
+Submit = Callable[[Callable[[], object]], bool]
 
 
-class Postponed:
-    """The outbox of a router, and the functions that are told of late answers.
+class Parts(Protocol):
+    """What an offline rule may need."""
+
+    caching: Caching | None
+    queue: OfflineQueue | None
+
+
+class OfflineRule(Protocol):
+    """What becomes of a request whose cloud was needed and did not answer."""
+
+    def check(self, parts: Parts) -> None:
+        """Raises PolicyError where a part is missing that this rule needs."""
+
+    def expect(self, walked: Walked, parts: Parts) -> None:
+        """`answer` will be called for it; from now on what its legs report late may come."""
+
+    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
+        """The result that the caller gets."""
+
+
+class EdgeStands:
+    """`edge`: the edge's answer, marked degraded."""
+
+    def check(self, parts: Parts) -> None:
+        """Needs nothing."""
+
+    def expect(self, walked: Walked, parts: Parts) -> None:
+        """Nothing."""
+
+    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
+        """The best there is."""
+        return best(walked)
+        yield
+
+
+class Raises(EdgeStands):
+    """`raise`: NoAnswer."""
+
+    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
+        """What is raised."""
+        return no_answer(walked.request.plan, walked.outcome, "")
+        yield
+
+
+class Stale(EdgeStands):
+    """`stale`: what the cache has past its time, else as `edge`."""
+
+    def check(self, parts: Parts) -> None:
+        """Needs a cache."""
+        if parts.caching is None:
+            raise PolicyError(NO_CACHE)
+
+    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
+        """From the cache, unless the caller was shown a part of another answer."""
+        caching = parts.caching
+        if caching is not None and not walked.spoken:
+            stale = yield Block(partial(caching.stale, walked.request), walked.request.until)
+            if stale is not None:
+                return stale  # type: ignore[no-any-return]
+        return best(walked)
+
+
+class Queue(EdgeStands):
+    """`queue`: the edge's answer, and the request is sent later."""
+
+    def check(self, parts: Parts) -> None:
+        """Needs an outbox."""
+        if parts.queue is None:
+            raise PolicyError(NO_OUTBOX)
+
+    def expect(self, walked: Walked, parts: Parts) -> None:
+        """A late answer waits until the request is stored."""
+        if parts.queue is not None:
+            parts.queue.expect(walked.request.id)
+
+    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
+        """Stores it, within the deadline."""
+        job = None if parts.queue is None else parts.queue.store(walked)
+        note = "" if job is None else (yield Block(job, walked.request.until, QUEUED))  # a disk may be slow: nobody waits for it
+        return best(walked, note, final=note != QUEUED)
+
+
+RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
+
+
+class Fallback:
+    """Makes an answer of each walk: the accepted one, or what the policy's offline rule says.
 
     Args:
-        outbox: None: late replies are told of, but nothing is sent later.
-        live: gives the policy in force.
-        workers: threads.
-        note: counts `queued` and `late`.
-        keep: takes late answers into the cache; None: there is none.
+        parts: what the rules may need, as it is when a request ends.
     """
 
-    def __init__(
-        self,
-        outbox: Outbox | None,
-        live: Callable[[], Snapshot],
-        workers: Workers,
-        note: Callable[[str], object],
-        keep: Callable[[Route, Done], object] | None,
-    ) -> None:
-        self.outbox, self._live, self._workers, self._note, self._remember = outbox, live, workers, note, keep
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def answers(self, walks: Sequence[Walked]) -> Steps[list[Result]]:
+        """The results of these walks."""
+        rules = [self._rule(walked) for walked in walks]
+        for walked, rule in zip(walks, rules, strict=True):
+            if rule is not None:
+                rule.expect(walked, self._parts)
+        legs = walks[0].legs
+        if legs is not None and any(rule is not None for rule in rules):
+            legs.finish([walked.outcome for walked in walks])
+        results: list[Result] = []
+        for walked, rule in zip(walks, rules, strict=True):
+            result = accepted(walked) if rule is None else (yield from rule.answer(walked, self._parts))
+            results.append(result)
+        return results
+
+    def _rule(self, walked: Walked) -> OfflineRule | None:
+        """The rule that applies; None: the answer was accepted."""
+        plan, outcome = walked.request.plan, walked.outcome
+        if outcome.accepted:
+            return None
+        away = any(leg.permit is not None for leg in plan.legs) and not _is_fatal(outcome)
+        return RULES[plan.offline] if away or plan.offline == "raise" else RULES["edge"]
+
+
+def accepted(walked: Walked) -> Answer:
+    """The accepted answer, with what it says of the provisional one."""
+    answer = Answer(walked.request.plan, walked.outcome, walked.request.id, walked.costs)
+    return answer if walked.shown is None else _compared(answer, walked.shown)
+
+
+def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
+    """The best answer there is, marked degraded; where there is none, what is raised."""
+    plan, outcome = walked.request.plan, walked.outcome
+    if outcome.leg is None:
+        return no_answer(plan, outcome, note)
+    answer = Answer(plan, outcome, walked.request.id, walked.costs)
+    if walked.shown is not None and not note:
+        return _compared(answer, walked.shown)
+    return answer.noted(note, final=final)
+
+
+def _compared(answer: Answer, shown: Answer) -> Answer:
+    """With a note whether it agrees with the provisional answer, where the cloud gave it."""
+    if answer.source == "cloud":
+        try:  # a value may be anything, even something that cannot be compared
+            agrees = bool(answer.value == shown.value)
+        except Exception:  # noqa: BLE001
+            return answer
+        answer.noted("it agrees with the provisional answer" if agrees else "it corrects that", final=True)
+    return answer
+
+
+def _is_fatal(outcome: Outcome) -> bool:
+    """The input itself was wrong: nobody is to be asked about it later either."""
+    return any(what == "failed" and isinstance(detail, BadInput) for what, _, _, detail in outcome.log) and outcome.leg is None
+
+
+def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
+    """What is raised where there is no answer that may stand."""
+    errors: dict[str, BaseException] = {plan.legs[i].name: detail for what, i, _, detail in outcome.log if what == "failed"}
+    late = any(what == "timeout" for what, *_ in outcome.log)
+    if errors and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed: there is one error, and it says it all
+        return next(iter(errors.values()))
+    why = "; ".join(filter(None, (explain.reason(plan, outcome), note)))
+    if outcome.leg is not None:
+        return NoAnswer(f"no answer was accepted: {why}", errors)
+    error = (DeadlineExceeded if late else NoAnswer)(f"no answer: {why or 'no time was left'}", errors)
+    error.__cause__ = next(iter(errors.values()), None)
+    return error
+
+
+class LateReplies:
+    """Takes what the cloud answers after the deadline: for the cache, the outbox, and functions that want to know.
+
+    Args:
+        parts: the cache and the outbox, if there are any.
+        submit: runs a job in a thread that no cloud can take, if there is one.
+        note: counts `late`.
+    """
+
+    def __init__(self, parts: Parts, submit: Submit, note: Callable[[str, str], object]) -> None:
+        self._parts, self._submit, self._note = parts, submit, note
+        self._functions: list[Callable[[Late], object]] = []
         self._closed = False
-        self._direct: list[Callable[[Late], object]] = []
-        self._delivery: Delivery | None = None
-        self._callbacks: Callbacks | None = None
-        if outbox is not None:
-            self._callbacks = Callbacks(outbox, ordered=outbox.ordered)
-            self._delivery = Delivery(
-                outbox, self._send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
-            )
-        if self._delivery is not None:
-            self._delivery.start()
 
     @property
-    def listening(self) -> bool:
+    def wanted(self) -> bool:
         """Whether anybody wants to know of what is late."""
-        return self.outbox is not None or self._remember is not None or bool(self._direct)
+        return self._parts.queue is not None or self._parts.caching is not None or bool(self._functions)
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Has it called with each late answer."""
-        if self._callbacks is not None:
-            self._callbacks.register(function)
+        """Has it called with each late answer.
+
+        Raises:
+            PolicyError: it cannot be called so.
+        """
+        if self._parts.queue is not None:
+            self._parts.queue.callbacks.register(function)
             return
         if inspect.iscoroutinefunction(function):
             raise PolicyError("on_late is called in a thread: a coroutine function cannot be")
         if len(inspect.signature(function).parameters) != 1:
             raise PolicyError("on_late takes f(late); f(late, tx) needs an outbox, whose transaction tx is")
-        self._direct.append(function)
+        self._functions.append(function)
 
-    def expect(self, route: Route) -> None:
-        """`queue` will be called for it: from now on its late answer waits for what comes of that."""
-        route.queued = Future()
+    def take(self, request: Request, event: Event, here: bool) -> None:
+        """One leg has ended that was left to run past its request's deadline. here: nobody waits for this thread."""
+        if self._closed:
+            return  # the outbox still has the request, and the next run asks again
+        if here:
+            self._handle(request, event)
+        elif not self._submit(partial(self._handle, request, event)):
+            log.error("the late answer to %s could not be handed on: no thread was free", request.id)
 
-    def queue(self, route: Route, outcome: Outcome, x: Any, identity: str) -> str | None:
-        """Stores the request to be sent later. -> what the reason says of it; None: sending it again would not help."""
-        stored: Future[str] = route.queued or Future()
-        waiting = self._wanted(route, outcome, x, identity)
-        if not isinstance(waiting, Waiting):
-            stored.set_result("")
-            return waiting
-        left_s = route.until - monotonic()
-        if left_s == INF:
-            stored.set_result(self._put(waiting))
+    def _handle(self, request: Request, event: Event) -> None:
+        queue = self._parts.queue
+        if queue is None:
+            self._hand_on(request, event)
         else:
-            self._workers.submit(lambda: stored.set_result(self._put(waiting)))
+            queue.once_stored(request.id, partial(self._hand_on, request, event))
+
+    def _hand_on(self, request: Request, event: Event) -> None:
         try:
-            return stored.result(None if left_s == INF else max(0.0, left_s))
-        except FutureTimeoutError:
-            return QUEUED  # a disk may be slow, and the deadline is not to wait for it
-
-    def _put(self, waiting: Waiting) -> str:
-        assert self.outbox is not None, "offline is queue"
-        try:
-            put = self.outbox.put(waiting)
-        except Exception as e:  # noqa: BLE001 - a full disk, mostly; somebody may be waiting for the answer to this
-            log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error says it all
-            return f"not queued: {e}"
-        if not put.stored:
-            return f"not queued: {put.reason}"
-        self._note("queued")
-        return QUEUED
-
-    def _wanted(self, route: Route, outcome: Outcome, x: Any, identity: str) -> Waiting | str | None:
-        """What is to be stored; or why it is not."""
-        found = _who_might(route.plan, outcome)
-        if found is None:
-            return None
-        leg, error = found
-        in_flight = error is None and route.late is not None  # else it was cut at the deadline
-        runner = cast("CloudBackend", route.live.runners[route.plan.legs[leg].target])
-        try:
-            waiting = self._waiting(route, leg, runner, x, identity, outcome.prediction)
-        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
-            return f"not queued: {e}"
-        if waiting is None:
-            return "not queued: an input of this kind cannot be stored"
-        if in_flight:
-            return waiting._replace(ready_at=system.now() + runner.patience_s)
-        return waiting._replace(error="it did not answer in time" if error is None else error)
-
-    def _waiting(
-        self, route: Route, leg: int, runner: CloudBackend, x: Any, identity: str, edge: Prediction | None
-    ) -> Waiting | None:
-        allowed = route.plan.legs[leg].permit
-        assert allowed is not None, "only a leg that may leave is queued"
-        (x,) = route.live.egress.prepared([x], allowed, runner.where)
-        call = runner.encode(x)
-        if call is not None:
-            form: dict[str, Any] = {
-                "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
-            }  # fmt: skip
-        else:
-            encoded = encode_input(x)
-            if encoded is None:
-                return None
-            form = {"kind": "input", "headers": [("Content-Type", encoded[0])], "body": encoded[1]}
-        return Waiting(
-            id=identity,
-            target=runner.name,
-            data_class=allowed.data_class,
-            rule=allowed.rule,
-            importance=route.importance,
-            provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
-            **form,
-        )
-
-    def _send(self, entry: Waiting) -> Prediction:
-        """Sends one of the outbox, as the rules are now."""
-        live = self._live()
-        runner = next((r for r in live.clouds if r.name == entry.target), None)
-        if runner is None:
-            raise PolicyError(f"the policy has no cloud {entry.target!r} any more")
-        allowed = permit(live.policy.rules, entry.data_class)
-        if isinstance(allowed, Denied):
-            raise MayNotLeave(allowed.why)
-        try:
-            with runner.guard.enter(allowed, entry.id) as exchange:
-                return _asked(runner, entry, exchange)
-        except Held as e:
-            if runner.guard.why():  # it is the cloud, and no limit on this side
-                assert self.outbox is not None, "that is where the entry is from"
-                e.retry_after_s = self.outbox.part_s(entry.queued_at)
-            raise
-
-    def late(self, route: Route, event: Event) -> None:
-        """Takes what a leg says that was left to run on past its request's deadline. From any thread."""
-        if not self._closed:  # afterwards the outbox still has the request, and the next run asks again
-            self._workers.submit(partial(self._late, route, event))
-
-    def _late(self, route: Route, event: Event) -> None:
-        try:
-            queued = route.queued
-            stored = queued is not None and queued.result() == QUEUED
+            queue, caching = self._parts.queue, self._parts.caching
             if type(event) is not Done:
-                if stored and self.outbox is not None:
-                    self.outbox.ready(route.identity, _text(event.error) if type(event) is Failed else "")
+                if queue is not None:
+                    queue.outbox.ready(request.id, _text(event.error) if type(event) is Failed else "")
                 return
-            self._note("late")
-            prediction: Prediction = event.answer
-            if self._remember is not None:
-                self._remember(route, event)
-            if self.outbox is not None:
-                if stored:
-                    self.outbox.answer(route.identity, prediction)
+            self._note("late", request.id)
+            if caching is not None:
+                caching.store_late(request, event)
+            if queue is not None:
+                queue.outbox.answer(request.id, event.answer)
                 return
-            told = Late(
-                id=route.identity, value=prediction.value, confidence=prediction.confidence, outputs=prediction.outputs,
-                provisional=None, data_class=route.plan.data_class, target=route.plan.legs[event.leg].name,
-                queued_at=system.now() - (event.at - route.until), answered_at=system.now(),
-            )  # fmt: skip
-            for function in self._direct:
-                try:
-                    function(told)
-                except Exception:  # noqa: PERF203 - each on its own
-                    log.exception("a callback for late answers failed at %s", told.id)
+            self._call(request, event)
         except Exception:
             log.exception("a late answer could not be handed on")
 
-    def wake(self, *, now: bool) -> None:
-        """An endpoint is back. now: it was this device that was away."""
-        if self._delivery is not None:
-            self._delivery.wake(now=now)
+    def _call(self, request: Request, event: Done) -> None:
+        from edgeroute.stores.outbox import Late
+
+        prediction: Prediction = event.answer
+        late = Late(
+            id=request.id, value=prediction.value, confidence=prediction.confidence, outputs=prediction.outputs,
+            provisional=None, data_class=request.plan.data_class, target=request.plan.legs[event.leg].name,
+            queued_at=system.now() - (event.at - request.until), answered_at=system.now(),
+        )  # fmt: skip
+        for function in self._functions:
+            try:
+                function(late)
+            except BaseException:  # noqa: PERF203 - each on its own, SystemExit too
+                log.exception("a callback for late answers failed at %s", late.id)
 
     def close(self) -> None:
-        """Ends delivery; what is not delivered yet stays in the file."""
+        """Takes no more."""
         self._closed = True
-        for part in (self._delivery, self._callbacks, self.outbox):
-            if part is not None:
-                part.close()
-
-
-def _asked(runner: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
-    """What the cloud says to one of the outbox."""
-    if entry.kind == "call":
-        call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
-        return runner.resend(call, INF, exchange)
-    x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
-    try:
-        if runner.alone_async:
-            predictions: list[Prediction] = asyncio.run(runner.run_async([x], INF, exchange))  # type: ignore[misc,arg-type]
-            return predictions[0]
-        return runner.run([x], INF, None, exchange)[0]
-    except OSError as e:  # a function's own: it is away, which is no reason to give up
-        if isinstance(e, CloudError):
-            raise
-        raise Unreachable(str(e)) from e
-
-
-def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
-    """The first cloud that may still answer if it is asked again, and how it failed. Empty: it did not; None: it is too late."""
-    ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
-    for i, leg in enumerate(plan.legs):
-        if leg.permit is None:
-            continue
-        what, detail = ended.get(i, ("never begun", None))
-        if what != "failed":
-            return i, None if what == "timeout" else ""
-        if not isinstance(detail, CloudError) or detail.retriable:
-            return i, _text(detail)
-        if detail.held:
-            return i, ""
-    return None
 
 
 def _text(error: object) -> str:

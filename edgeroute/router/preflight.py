@@ -5,13 +5,13 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any, NamedTuple
 
-from edgeroute.cloud.backend import Backend
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.router.request import Route
+from edgeroute.router.request import LegExecutor
 from edgeroute.router.snapshot import Snapshot
+from edgeroute.types import Backend
 
 
 class Decision(NamedTuple):
@@ -38,13 +38,13 @@ class Check(NamedTuple):
         return "\n".join(self.lines)
 
 
-def decide(made: Plan, route: Route, audited: float = 0.0) -> Decision:
+def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
     """Runs the edges that the plan begins with, and nothing else. audited: the share of answers that the cloud sees later."""
     steps, sends = list(made.steps), []
     for i, leg in enumerate(made.legs):
         start = Start(i)
         if leg.permit is not None:
-            cloud: Any = route.runner(start)
+            cloud: Any = legs.backend(start)
             why = cloud.guard.why()
             if why:
                 steps.append(f"=> {leg.name}: would not be asked now: {why}")
@@ -54,7 +54,7 @@ def decide(made: Plan, route: Route, audited: float = 0.0) -> Decision:
             continue
         if sends:
             break
-        event = route.run(start)
+        event = legs.run(start)
         if type(event) is Failed:
             if event.fatal:
                 raise event.error
@@ -70,24 +70,24 @@ def decide(made: Plan, route: Route, audited: float = 0.0) -> Decision:
     return Decision(made, tuple(steps), tuple(sends))
 
 
-def check(live: Snapshot, timeout: float, audited: float = 0.0) -> Check:
+def check(snapshot: Snapshot, timeout: float, audited: float = 0.0) -> Check:
     """Loads the models and pings the endpoints, each for `timeout` seconds at most. audited: as for `decide`."""
-    problems = [(runner, _problem(runner, timeout)) for runner in live.runners]
+    problems = [(backend, _problem(backend, timeout)) for backend in snapshot.backends]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
-    places = ", ".join(r.where for r in live.runners if r.side == "cloud")
+    places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
     if not places:
         lines.append("nothing can leave this device: there is no cloud")
-    elif live.policy.mode == "only_edge":
+    elif snapshot.policy.mode == "only_edge":
         lines.append(f"nothing leaves this device unless a call asks for another mode than only_edge; then to {places}")
     else:
         lines.append(f"inputs may leave this device, to {places}")
-        lines.extend(_egress_lines(live.policy.rules))
+        lines.extend(_egress_lines(snapshot.policy.rules))
         if audited:
             lines.append(f"{100 * audited:g} % of what the edge answers is sent there afterwards, to compare (audit)")
-    edges = [t for t in live.targets if t.side == "edge"]
+    edges = [t for t in snapshot.targets if t.side == "edge"]
     if not edges:
         lines.append("there is no edge model: without the cloud there is no answer")
-    elif places and live.policy.mode == "prefer_edge":
+    elif places and snapshot.policy.mode == "prefer_edge":
         lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
 
@@ -108,10 +108,10 @@ def _egress_lines(rules: Rules) -> list[str]:
     return [*lines, f"any other data class {unknown}{default}"]
 
 
-def _problem(runner: Backend, timeout: float) -> str | None:
+def _problem(backend: Backend, timeout: float) -> str | None:
     """What is wrong with a target, if anything. Loads models and opens connections; sends no user data."""
     try:
-        runner.ready(monotonic() + timeout)
+        backend.ready(monotonic() + timeout)
     except Exception as e:  # noqa: BLE001 - every kind of trouble is what is asked for here
         return str(e) or type(e).__name__
     return None

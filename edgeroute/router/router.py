@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import TIMEOUT_MAX
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.core.batch import walk_many
-from edgeroute.core.plan import Plan
-from edgeroute.core.policy import Mode
-from edgeroute.core.stream import walk_stream
-from edgeroute.core.walk import walk
-from edgeroute.errors import EdgerouteError
+from edgeroute.confidence.scores import Score
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver
+from edgeroute.core.spending import Limits
+from edgeroute.core.walk import Outcome, walk
+from edgeroute.router.assemble import assemble
+from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import blocking, inline
-from edgeroute.router.engine import Routing
+from edgeroute.router.engine import Engine
+from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import Route
+from edgeroute.router.request import Request, run_first
 from edgeroute.router.streams import Stream
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-log = logging.getLogger("edgeroute")
+    from edgeroute.cloud.egress import Egress
+    from edgeroute.confidence.certificate import Certificate
+    from edgeroute.observe.sensors import Sensors
+    from edgeroute.record.drift_monitor import Audit
+    from edgeroute.record.instruments import Instrument
+    from edgeroute.record.trace import Trace
+    from edgeroute.router.snapshot import Uncalibrated
+    from edgeroute.stores.cache import Cache
+    from edgeroute.stores.outbox import Outbox
+
+T = TypeVar("T")
 
 
-class Router(Routing):
+class Router(EngineOwner):
     """Runs a model on the edge, and asks the cloud where the edge is not sure enough.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -62,12 +76,49 @@ class Router(Routing):
         sensors: a function that gives a `Reading` of battery and temperature, called in the background every 10 seconds at most,
             while requests come; None: what Linux says.
         state: a folder for what outlives the process: latencies, what was spent, the egress ledger, the outbox.
+        instruments: what else is told how requests, attempts, breakers and the outbox fare; see `Instrument`.
         trace: where each answer's trace goes: a function, the path of a file of JSON lines, or a `Trace`.
 
     Raises:
         PolicyError: these do not go together.
         ModelMissing: there is no file at the edge's path.
     """
+
+    def __init__(
+        self,
+        edge: Any = None,
+        cloud: Any = None,
+        *,
+        threshold: float | Certificate | Sequence[float | Certificate] | None = None,
+        mode: Mode = "prefer_edge",
+        deadline: float | None = None,
+        hedge_after: float | str | None = None,
+        first_token: float | None = None,
+        score: str | Score = "msp",
+        no_confidence: NoConfidence = "defer",
+        offline: Offline = "edge",
+        order: CloudOrder = "listed",
+        egress: Egress | None = None,
+        limits: Limits | None = None,
+        metered: bool | Callable[[], bool] = False,
+        cache: Cache | None = None,
+        outbox: Outbox | None = None,
+        audit: Audit | None = None,
+        saver: Saver | None = None,
+        sensors: Sensors | None = None,
+        uncalibrated: Uncalibrated = "tell",
+        certificate_max_age: float | None = None,
+        state: str | Path | None = None,
+        trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
+        instruments: Sequence[Instrument] = (),
+    ) -> None:
+        self.engine = assemble(
+            _spawn,
+            edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
+            first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
+        )  # fmt: skip
 
     def infer(
         self,
@@ -91,46 +142,17 @@ class Router(Routing):
             BadInput: the edge model cannot take it.
             NoAnswer: no leg answered, or the cloud was needed and away, and the policy says raise.
         """
-        plan, route, begun = self._begin(x, mode, deadline, data_class)
-        if self._special or importance:
-            self._prepare(route, importance)
-            if self._recall is not None:
-                return self._cached(plan, route, begun)
-        return self._walk(plan, route, begun)
-
-    def _walk(self, plan: Plan, route: Route, begun: float) -> Answer:
-        if plan.sequential:
-            return self._end(plan, inline.drive(walk(plan, begun), route.run), route)
-        return self._end(plan, blocking.drive(walk(plan, begun, False, route.late is not None), route.begin), route)
-
-    def _cached(self, plan: Plan, route: Route, begun: float) -> Answer:
-        answer = self._known(route, begun)
-        if answer is not None:
-            return answer
-        flight = route.flight
-        if flight is not None and not flight.leads:
-            leader = flight.wait(self._patience_s(route, begun))
-            if leader is not None:
-                return self._shared(leader, route, begun)
-        answer = None
-        try:
-            answer = self._walk(plan, route, begun)
-        finally:
-            self._keep(route, answer)
-        return answer
-
-    def _renew(self, stale: Route) -> None:
-        def again() -> None:
-            answer = None
-            try:
-                plan, route, begun = self._again(stale)
-                answer = self._walk(plan, route, begun)
-            except EdgerouteError as e:
-                log.info("what the cache has past its time could not be renewed: %s", e)
-            finally:
-                self._keep(stale, answer)
-
-        self._workers.submit(again)
+        engine = self.engine
+        request = engine.request(x, mode, deadline, data_class, importance)
+        if engine.plain:
+            result = _plain(engine, request)
+            if engine.tell is not None:
+                engine.tell(request, result)
+        else:
+            (result,) = _whole(pump(engine.steps([request]), engine))
+        if type(result) is Answer:
+            return result
+        return answer_of(result)
 
     def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
@@ -145,25 +167,10 @@ class Router(Routing):
             BadInput: the edge model cannot take it.
             NoAnswer: as `infer`.
         """
-        plan, route, begun = self._begin(x, mode, deadline, data_class)
-        if self._special:
-            self._prepare(route, 0.0)
-            if self._recall is not None and (answer := self._known(route, begun)) is not None:
-                yield answer
-                return
-        answer = shown = None
-        steps = blocking.stream(walk(plan, begun, True, route.late is not None), route.begin)
-        try:
-            while True:
-                shown = self._provisional(plan, next(steps), route, begun)
-                yield shown
-        except StopIteration as end:
-            answer = self._end(plan, end.value, route, shown=shown)
-        finally:
-            steps.close()
-            if self._recall is not None:
-                self._keep(route, answer)
-        yield answer
+        engine = self.engine
+        request = engine.request(x, mode, deadline, data_class, shows="provisional")
+        (result,) = yield from pump(engine.steps([request]), engine)
+        yield answer_of(result)
 
     def stream(
         self,
@@ -192,15 +199,13 @@ class Router(Routing):
     def _pieces(
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
     ) -> Generator[Any, None, Answer]:
-        plan, route, begun = self._begin(x, mode, deadline, data_class)
-        steps = blocking.stream(walk_stream(plan, begun, self._first_s(first_token)), route.begin_stream)
-        try:
-            while True:
-                yield next(steps).prediction.value
-        except StopIteration as end:
-            return self._end(plan, end.value, route)
-        finally:
-            steps.close()
+        engine = self.engine
+        request = engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
+        (result,) = yield from pump(engine.steps([request]), engine)
+        answer = answer_of(result)
+        if answer.source in {"cache", "stale"}:
+            yield answer.value
+        return answer
 
     def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
@@ -211,17 +216,12 @@ class Router(Routing):
 
         Raises:
             BadInput: the edge model cannot take one of them.
-            NoAnswer: as `infer`, for the first input that has none.
+            NoAnswer: as `infer`, for the first input that has none; the others were answered and recorded all the same.
         """
         if not len(batch):
             return []
-        plan, route, begun = self._begin(batch, mode, deadline, data_class, True)
-        found, rows = self._known_rows(route, begun)
-        if rows:
-            steps = walk_many(plan, len(rows), begun)
-            outcomes = inline.drive(steps, route.run) if plan.sequential else blocking.drive(steps, route.begin)
-            self._end_rows(plan, outcomes, route, rows, found)
-        return found
+        engine = self.engine
+        return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
 
     def decide(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
@@ -231,7 +231,7 @@ class Router(Routing):
         Raises:
             BadInput: the edge model cannot take it.
         """
-        return self._decide(x, mode, deadline, data_class)
+        return self.engine.decide(x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:
         """Loads the models, pings the endpoints, and says what may leave, where to, and what is missing.
@@ -239,14 +239,85 @@ class Router(Routing):
         Args:
             timeout: seconds for each endpoint.
         """
-        return self._check(timeout)
+        return self.engine.check(timeout)
 
     def close(self) -> None:
-        """Ends threads and connections."""
-        self._shut()
+        """Ends threads and connections. Never raises."""
+        self._close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _plain(engine: Engine, request: Request) -> Result:
+    """The result where nothing but the walk takes part."""
+    first: Any = run_first(request)
+    if type(first) is Outcome:
+        engine.record(request, first, None)
+        return Answer(request.plan, first, request.id)
+    legs, steps = engine.legs([request]), walk(request.plan, request.begun)
+    outcome = inline.drive(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, legs.begin)
+    return engine.finish(request, outcome, legs)
+
+
+def pump(steps: Steps[T], engine: Engine) -> Generator[Any, None, T]:
+    """Takes the steps of a call in the caller's thread; yields what the caller is shown, and returns what they return."""
+    value: Any = None
+    move: Callable[[Any], Step] = steps.send
+    try:
+        while True:
+            step = move(value)
+            try:
+                value, move = (yield from _taken(step, engine)), steps.send
+            except BaseException as e:  # noqa: BLE001 - the stages have it, and most let it through
+                value, move = e, steps.throw
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
+    if type(step) is Walk:
+        legs = step.legs
+        if step.show is None and legs.plan.sequential:
+            return inline.drive(step.walk, legs.run)
+        shown = blocking.stream(step.walk, legs.begin_stream if step.streams else legs.begin)
+        try:
+            while True:
+                emit = next(shown)
+                yield None if step.show is None else step.show(emit)
+        except StopIteration as end:
+            return end.value
+        finally:
+            shown.close()
+    if type(step) is Join:
+        return step.flight.wait(step.timeout_s)
+    assert type(step) is Block, "there is no other step"
+    return _blocked(step, engine)
+
+
+def _blocked(step: Block, engine: Engine) -> Any:
+    """Calls it, in another thread if there is a deadline; here where none is to be had."""
+    done: SimpleQueue[Any] = SimpleQueue()
+    if step.until == INF or not engine.local_threads.submit(lambda: done.put(step.call())):
+        return step.call()
+    try:
+        return done.get(timeout=min(max(0.0, step.until - monotonic()), TIMEOUT_MAX))
+    except Empty:
+        return step.late
+
+
+def _whole(shown: Generator[Any, None, T]) -> T:
+    """What a pump returns that shows nothing."""
+    try:
+        while True:
+            next(shown)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+def _spawn(engine: Engine, steps: Steps[None]) -> bool:
+    """Takes steps in the background; they may hang on a cloud."""
+    return engine.cloud_threads.submit(lambda: _whole(pump(steps, engine)))

@@ -1,4 +1,4 @@
-"""A policy with all that serves it, made from what the user gives."""
+"""The policy in force with its targets, and how it is built from what the user gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from edgeroute.cloud.backend import Backend, CloudBackend, Function, FunctionBackend, HttpBackend
+from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend, HttpBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.confidence.scores import Score
@@ -18,6 +18,7 @@ from edgeroute.core.policy import INF, MODES, OFFLINE, Mode, Policy, Target
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
 from edgeroute.errors import ModelMissing, PolicyError
+from edgeroute.types import Backend
 
 if TYPE_CHECKING:
     from edgeroute.cloud.guard import Guard
@@ -28,28 +29,28 @@ Uncalibrated = Literal["tell", "error"]
 
 
 class Snapshot(NamedTuple):
-    """Replaced whole by a reload, so a request sees one policy from its start to its end."""
+    """A policy with its targets and what runs them; a reload replaces it whole, so a request sees one from start to end."""
 
     policy: Policy
     targets: tuple[Target, ...]
-    runners: tuple[Backend, ...]
-    recipes: tuple[tuple[Any, ...], ...]
-    """What each runner was made from: a reload keeps those of which it is the same."""
+    backends: tuple[Backend, ...]
+    specs: tuple[tuple[Any, ...], ...]
+    """What each backend was made from: a reload keeps those of which it is the same."""
     egress: Egress
     plans: dict[tuple[Mode | None, float | None, str | None], Plan]
     """Those made so far, by the mode, deadline and data class of the call."""
     prefixes: dict[tuple[Mode, str | None], bytes]
     """What the cache's keys begin with, by mode and data class."""
-    promises: tuple[BoundCertificate | None, ...]
+    certificates: tuple[BoundCertificate | None, ...]
     """Of each target, if its threshold comes from a certificate."""
 
     @property
     def clouds(self) -> list[CloudBackend]:
-        """Those of the runners that leave the device."""
-        return [cast("CloudBackend", r) for r in self.runners if r.side == "cloud"]
+        """Those of the backends that leave the device."""
+        return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
 
 
-def make(
+def build(
     edge: Any = None,
     cloud: Any = None,
     *,
@@ -84,16 +85,16 @@ def make(
     edges, clouds = _listed(edge), _listed(cloud)
     _check(policy, edges, clouds, uncalibrated)
     thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
-    known = dict(zip(old.recipes, old.runners, strict=True)) if old is not None else {}
+    known = dict(zip(old.specs, old.backends, strict=True)) if old is not None else {}
     targets: list[Target] = []
-    runners: list[Backend] = []
-    recipes: list[tuple[Any, ...]] = []
+    backends: list[Backend] = []
+    specs: list[tuple[Any, ...]] = []
     labels: tuple[str, ...] | None = None
 
-    def add(recipe: tuple[Any, ...], target: Target, runner: Any) -> None:
-        recipes.append(recipe)
+    def add(spec: tuple[Any, ...], target: Target, backend: Any) -> None:
+        specs.append(spec)
         targets.append(target)
-        runners.append(known.get(recipe) or runner)
+        backends.append(known.get(spec) or backend)
 
     promised: dict[int, Certificate] = {}
     for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
@@ -112,23 +113,25 @@ def make(
         endpoint = _endpoint(given)
         name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
         kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
-        runner = kind(name, endpoint, score, labels)
-        runner.guard = guard(runner)
-        add(("cloud", name, given, score, labels), Target(name, "cloud"), runner)
-    promises = [_promise(promised.get(i), policy, runners, i, score, egress, certificate_max_age) for i in range(len(targets))]
+        backend = kind(name, endpoint, score, labels)
+        backend.guard = guard(backend)
+        add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
+    certificates = [
+        _promise(promised.get(i), policy, backends, i, score, egress, certificate_max_age) for i in range(len(targets))
+    ]
     if uncalibrated == "error":
-        _all_hold(targets, promises)
-    live = Snapshot(policy, tuple(targets), tuple(runners), tuple(recipes), egress, {}, {}, tuple(promises))
-    return live if not promised else live._replace(targets=tuple(map(effective_target, targets, promises)))
+        _all_hold(targets, certificates)
+    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, {}, tuple(certificates))
+    return snapshot if not promised else snapshot._replace(targets=tuple(map(effective_target, targets, certificates)))
 
 
-def fingerprints(runners: Sequence[Backend], i: int, score: str | Score, egress: Egress) -> dict[str, str]:
+def fingerprints(backends: Sequence[Backend], i: int, score: str | Score, egress: Egress) -> dict[str, str]:
     """What a certificate for the edge model number `i` is bound to: that, the score, what is behind it and how that is asked."""
     from edgeroute.stores.cache import fingerprint
 
-    clouds = [cast("CloudBackend", r) for r in runners if r.side == "cloud"]
+    clouds = [cast("CloudBackend", r) for r in backends if r.side == "cloud"]
     found = {
-        "edge": runners[i].fingerprint(fingerprint),
+        "edge": backends[i].fingerprint(fingerprint),
         "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
     }
     if clouds:
@@ -141,7 +144,7 @@ def fingerprints(runners: Sequence[Backend], i: int, score: str | Score, egress:
 def _promise(
     certificate: Certificate | None,
     policy: Policy,
-    runners: Sequence[Backend],
+    backends: Sequence[Backend],
     i: int,
     score: str | Score,
     egress: Egress,
@@ -151,11 +154,13 @@ def _promise(
         return None
     if policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
-    return BoundCertificate(certificate, fingerprints(runners, i, score, egress), INF if max_age_s is None else max_age_s / DAY_S)
+    return BoundCertificate(
+        certificate, fingerprints(backends, i, score, egress), INF if max_age_s is None else max_age_s / DAY_S
+    )
 
 
-def _all_hold(targets: Sequence[Target], promises: Sequence[BoundCertificate | None]) -> None:
-    for target, promise in zip(targets, promises, strict=True):
+def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:
+    for target, promise in zip(targets, certificates, strict=True):
         if target.threshold is None:
             continue
         broken = "it is a plain number" if promise is None else promise.broken()

@@ -105,7 +105,7 @@ def recorded(
     n = len(predictions)
     clouds = None
     if cloud_outputs is not None:
-        away = next((r for r in router._live.clouds), None)  # noqa: SLF001 - how a leg's outputs are read is its own business
+        away = next((r for r in router.engine.snapshot.clouds), None)
         reader = getattr(away, "reader", None) or Reader(labels=runner.reader.labels)
         clouds = _read("cloud_logits", cloud_outputs, reader)
         if len(clouds) != n:
@@ -130,7 +130,7 @@ def edge_runner(router: Router, edge: int) -> EdgeBackend:
     Raises:
         PolicyError: there is none.
     """
-    edges: list[Any] = [r for r in router._live.runners if r.side == "edge"]  # noqa: SLF001 - no mode runs a later one alone
+    edges: list[Any] = [r for r in router.engine.snapshot.backends if r.side == "edge"]
     if not 0 <= edge < len(edges):
         raise PolicyError(f"there is no edge model number {edge}: the policy has {len(edges)}, counted from 0")
     return edges[edge]  # type: ignore[no-any-return]
@@ -178,7 +178,7 @@ def _ask(
     router: Router, inputs: Sequence[Any], data_class: str | None, batch: int, advance: Callable[[int], object]
 ) -> list[Answer | None]:
     """The cloud's answer to each input; None: it gave none."""
-    pause_s = max((1 / r.terms.calls_per_s for r in router._live.clouds), default=0.0)  # noqa: SLF001 - as the guard has them
+    pause_s = max((1 / r.terms.calls_per_s for r in router.engine.snapshot.clouds), default=0.0)
     may_fail = int(MAY_FAIL * len(inputs))
     answers: list[Answer | None] = []
     why: EdgerouteError | None = None

@@ -30,6 +30,8 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put
     stops: dict[int, Stop] = {}
+    stopped: set[int] = set()
+    """Legs that were told to stop, or left: what they still say is nothing to the walk."""
     reply: Event | None = None
     try:
         while True:
@@ -43,6 +45,8 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
                     stops[effect.leg] = begun
             elif type(effect) is Wait:
                 reply = _receive(mail, effect.until)
+                while stopped and getattr(reply, "leg", None) in stopped:
+                    reply = _receive(mail, effect.until)
                 if type(reply) is Done or type(reply) is Failed:
                     stops.pop(reply.leg, None)
             elif type(effect) is Emit:
@@ -50,6 +54,7 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
                 reply = Elapsed(monotonic())
             else:
                 stop = stops.pop(effect.leg)
+                stopped.add(effect.leg)
                 if type(effect) is Cancel:
                     stop()
     except StopIteration as end:

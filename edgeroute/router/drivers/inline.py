@@ -13,13 +13,16 @@ from edgeroute.core.walk import Effect, Event, Start
 T = TypeVar("T")
 
 
-def drive(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event]) -> T:
-    """What the walk returns. `run` takes a leg to its end; what it raises ends the walk."""
+def drive(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event], first: Event | None = None) -> T:
+    """What the walk returns. `run` takes a leg to its end; what it raises ends the walk.
+
+    first: the event of the first leg, if that has run already.
+    """
     reply: Event | None = None
     try:
         while True:
             effect = walk.send(reply)
             assert type(effect) is Start, "a sequential plan neither waits nor cancels"
-            reply = run(effect)
+            reply, first = (run(effect), None) if first is None else (first, None)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]

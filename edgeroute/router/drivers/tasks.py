@@ -21,6 +21,8 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
     stops: dict[int, Stop] = {}
+    stopped: set[int] = set()
+    """Legs that were told to stop, or left: what they still say is nothing to the walk."""
     reply: Event | None = None
 
     def wake() -> None:
@@ -45,7 +47,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
                 else:
                     stops[effect.leg] = begun
             elif type(effect) is Wait:
-                while not mail and (left_s := effect.until - monotonic()) > 0:
+                while not _next(mail, stopped) and (left_s := effect.until - monotonic()) > 0:
                     waiting = loop.create_future()
                     alarm = None if left_s == INF else loop.call_later(left_s, wake)
                     try:
@@ -62,6 +64,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
                 reply = Elapsed(monotonic())
             else:
                 stop = stops.pop(effect.leg)
+                stopped.add(effect.leg)
                 if type(effect) is Cancel:
                     stop()
     except StopIteration as end:
@@ -69,3 +72,10 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
     finally:
         for stop in stops.values():
             stop()
+
+
+def _next(mail: deque[Event], stopped: set[int]) -> bool:
+    """Drops what stopped legs have sent from the front. -> whether there is other mail."""
+    while mail and getattr(mail[0], "leg", None) in stopped:
+        mail.popleft()
+    return bool(mail)

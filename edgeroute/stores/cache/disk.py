@@ -19,7 +19,7 @@ import numpy as np
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache.entry import CachedEntry, Entry
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import Workers, renew_after_fork
+from edgeroute.system import ThreadPool, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 
@@ -70,6 +70,10 @@ class _Resting:
             log.warning("the cache cannot %s its disk, and goes on in memory: %s", self._what, error)
 
 
+def _writer() -> ThreadPool:
+    return ThreadPool("edgeroute-cache", 1, idle_s=5.0)
+
+
 class Disk:
     """Writes in a thread of its own, many at a time: a put costs its caller no I/O; a crash loses what was not written yet.
 
@@ -83,7 +87,7 @@ class Disk:
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
         self._database = Database(path, SCHEMA, durable=False, busy_s=BUSY_MS / 1000)
         self._max_bytes, self._keep_s, self._clock = max_bytes, keep_s, clock
-        self._workers = Workers("edgeroute-cache", idle_s=5.0)
+        self._writer = _writer()
         self._reading, self._writing = _Resting("read from"), _Resting("write to")
         self.after_fork()
         renew_after_fork(self)
@@ -117,13 +121,14 @@ class Disk:
             self._waiting.append((key, kept))
             self._waiting_bytes += kept.bytes
             begun, self._begun = self._begun, True
-        if not begun:
-            self._workers.submit(self._write)
+        if not begun and not self._writer.submit(self._write):
+            self._begun = False  # no thread is to be had: the next put tries again, and close writes what waits
 
     def close(self) -> None:
         """Writes what waits, and closes the file; a later call opens it again."""
         self._write()
-        self._workers.close()
+        self._writer.close()
+        self._writer = _writer()
         self._database.close()
 
     def _write(self) -> None:

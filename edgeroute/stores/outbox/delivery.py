@@ -15,7 +15,7 @@ from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
 from edgeroute.stores.outbox.loop import Loop
 from edgeroute.stores.outbox.store import Outbox
-from edgeroute.system import Workers, renew_after_fork
+from edgeroute.system import ThreadPool, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 MOST_S = 60.0
@@ -67,7 +67,7 @@ class Delivery:
     ) -> None:
         self._outbox, self._send, self._ordered, self._parallel = outbox, send, ordered, parallel
         self._spacing_s, self._poll_s = 1.0 / rate_per_s, poll_s
-        self._workers = Workers("edgeroute-delivery")
+        self._workers = ThreadPool("edgeroute-delivery", parallel)
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".deliver")
@@ -123,7 +123,9 @@ class Delivery:
             return min(self._soon_s, max(self._hurry_at, self._hurried + HURRY_S) - at)
         self._next = max(self._next, at) + self._spacing_s
         self._flying.add(chosen.id)
-        self._workers.submit(lambda: self._deliver(chosen, waiting))
+        if not self._workers.submit(lambda: self._deliver(chosen, waiting)):
+            self._flying.discard(chosen.id)
+            return self._poll_s
         return 0.0
 
     def _choose(self, rows: Iterator[Listed]) -> Listed | None:

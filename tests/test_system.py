@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from edgeroute.system import MOST, Workers
+from edgeroute.system import ThreadPool
 
 
 def test_threads_are_used_again():

@@ -1,0 +1,198 @@
+"""The composition root: makes an engine of the arguments that a router is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.cloud.guard import Guard, SharedSpending
+from edgeroute.core.policy import INF
+from edgeroute.core.spending import Limits, Spending
+from edgeroute.core.walk import Event, Start
+from edgeroute.errors import PolicyError
+from edgeroute.observe.health import EndpointHealth
+from edgeroute.observe.observer import Observer
+from edgeroute.observe.stats import Counts
+from edgeroute.record.instruments import Instrument, Instruments
+from edgeroute.record.trace import Trace
+from edgeroute.router.calls import Answered, Stage, Steps, compose
+from edgeroute.router.engine import Engine, prints
+from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
+from edgeroute.router.request import LegExecutor
+from edgeroute.router.snapshot import build
+from edgeroute.system import ThreadPool
+from edgeroute.types import own_copy
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.backend import CloudBackend
+    from edgeroute.record.audit import Auditor
+    from edgeroute.record.drift_monitor import Audit
+    from edgeroute.stores.cache import Cache
+    from edgeroute.stores.outbox import Outbox
+
+EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
+"""Threads at once: for legs on the device; for whatever asks a cloud, and may hang; for disks, sensors and late replies."""
+
+
+def assemble(
+    spawn: Callable[[Engine, Steps[None]], bool],
+    *,
+    offline: str = "edge",
+    limits: Limits | None = None,
+    metered: bool | Callable[[], bool] = False,
+    cache: Cache | None = None,
+    outbox: Outbox | None = None,
+    audit: Audit | None = None,
+    sensors: Any = None,
+    state: str | Path | None = None,
+    trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
+    instruments: Sequence[Instrument] = (),
+    **policy: Any,
+) -> Engine:
+    """The parts of a router, put together. `Router` explains the arguments; `policy` has those that `snapshot.build` takes.
+
+    `spawn` takes steps in the background, or returns False: it cannot.
+
+    Raises:
+        PolicyError, ModelMissing: they do not go together.
+    """
+    folder = None if state is None else Path(state)
+    engine = Engine(folder)
+    engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST)
+    engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
+    engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
+    counts = engine.counts = Counts()
+    spending = engine.spending = SharedSpending(Spending(limits or Limits()))
+    sinks = [*([] if trace is None else [trace if isinstance(trace, Trace) else Trace(trace)]), *instruments]
+    engine.instruments = Instruments(sinks)
+    if folder is not None:
+        from edgeroute.record.checkpoint import Checkpoint  # SQLite is imported where there is something to store
+        from edgeroute.stores.journal import Journal
+
+        engine.checkpoint = Checkpoint(folder / "state.db", counts, spending)
+        engine.ledger = Journal(folder / "egress.jsonl")
+    engine.health = EndpointHealth(
+        engine.cloud_threads.submit,
+        lambda: (b.guard for b in engine.snapshot.clouds),
+        lambda: _wake(engine),
+        engine.instruments.breaker_changed if sinks else None,
+    )
+    engine.snapshot = build(guard=lambda backend: guard(engine, backend), offline=offline, **policy)
+    observer = engine.observer = Observer(counts, spending, metered, sensors)
+    _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
+    RULES[engine.snapshot.policy.offline].check(engine)
+    if engine.snapshot.policy.saver is not None:
+        observer.read()
+    if engine.checkpoint is not None:
+        engine.checkpoint.recall(engine.snapshot.clouds)
+    if audit is not None:
+        engine.auditor, engine.audited = _auditor(engine, audit), audit.share
+    engine.refresh_thresholds()
+    return engine
+
+
+def guard(engine: Engine, backend: CloudBackend) -> Guard:
+    """What stands before a cloud of this router."""
+    return Guard(
+        backend.name, backend.where, backend.terms, engine.spending,
+        health=backend.health, watcher=engine.health, journal=engine.ledger,
+    )  # fmt: skip
+
+
+def _stages(
+    engine: Engine,
+    cache: Cache | None,
+    outbox: Outbox | None,
+    spawn: Callable[[Engine, Steps[None]], bool],
+    sinks: Sequence[Instrument],
+) -> None:
+    def note(what: str, identity: str) -> None:
+        engine.counts.note(what)
+        if sinks:
+            engine.instruments.outbox_changed(identity, what)
+
+    stages: list[Stage] = []
+    if sinks:
+        answered = Answered(engine.instruments)
+        engine.tell = answered.tell
+        stages.append(answered)
+    if cache is not None:
+        from edgeroute.router.caching import Caching
+
+        engine.caching = Caching(
+            cache,
+            edge_s=lambda: engine.observer.facts.edge_s,
+            note=engine.counts.note,
+            again=engine.again,
+            spawn=lambda steps: spawn(engine, steps),
+        )
+        stages.append(engine.caching)
+    if outbox is not None:
+        from edgeroute.router.offline_queue import OfflineQueue
+
+        engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note)
+    engine.late = LateReplies(engine, engine.local_threads.submit, note)
+    engine.fallback = Fallback(engine)
+    engine.plain = cache is None and outbox is None
+    engine.steps = compose(stages, engine.walk)
+
+
+def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox | None:
+    if outbox is not None or offline != "queue":
+        return outbox
+    if folder is None:
+        raise PolicyError(NO_OUTBOX)
+    from edgeroute.stores.outbox import Outbox as Made
+
+    return Made(folder / "outbox.db")
+
+
+def _wake(engine: Engine) -> None:
+    """An endpoint answers again."""
+    if engine.queue is not None:
+        engine.queue.delivery.wake(now=engine.health.own())
+
+
+class _Asks:
+    """How this router's audits ask a cloud."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def room(self, request: Any, leg: int) -> bool:
+        """Whether that leg's endpoint bears what is not urgent, now."""
+        backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
+        return not self._engine.observer.no_hedge(request.snapshot.backends) and backend.guard.has_headroom()
+
+    def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
+        """What asks it, with the input as it is now."""
+        shadow = request._replace(id=f"{request.id}-audit", inputs=own_copy(request.inputs), until=INF, batch="", key=None)
+        legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
+        backend: Any = legs.backend(start)
+        permit = request.plan.legs[leg].permit
+        assert permit is not None, "it was looked for"
+        if backend.alone_async:
+            import asyncio
+
+            return lambda: asyncio.run(legs.run_async(start, permit, backend))
+        return lambda: legs.run(start)
+
+
+def _auditor(engine: Engine, audit: Audit) -> Auditor:
+    from edgeroute.record.audit import Auditor
+
+    journal = None
+    if engine.state is not None:
+        from edgeroute.stores.journal import Journal
+
+        journal = Journal(engine.state / "audit.jsonl")
+    auditor = Auditor(
+        audit, engine.counts,
+        submit=engine.cloud_threads.submit, asks=_Asks(engine), changed=engine.refresh_thresholds,
+        alarm=engine.instruments.alarm, journal=journal,
+        store=None if engine.checkpoint is None else engine.checkpoint.store,
+    )  # fmt: skip
+    snapshot = engine.snapshot
+    auditor.adopt(snapshot.targets, snapshot.certificates, prints(snapshot))
+    return auditor

@@ -1,0 +1,126 @@
+"""How a call goes: the steps that a router's pump takes, and the stages around the walk.
+
+A stage takes requests (one, or the rows of a batch) and what comes after it, and is a generator: it yields what needs the
+world (a walk with its legs, an equal request to wait for, a disk), is sent what came of that, and returns a result for each
+request. `compose` makes one function of several stages. So threads and asyncio share everything but the pump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from edgeroute.core.batch import walk_many
+from edgeroute.core.stream import walk_stream
+from edgeroute.core.walk import Emit, Outcome, walk
+from edgeroute.record.instruments import Instruments, RequestEnded
+from edgeroute.router.request import LegExecutor, Request, Walked
+from edgeroute.types import Answer
+
+if TYPE_CHECKING:
+    from edgeroute.stores.cache import Flight
+
+T = TypeVar("T")
+
+
+class Walk(NamedTuple):
+    """Drive this walk. -> what it returns."""
+
+    walk: Generator[Any, Any, Any]
+    legs: LegExecutor
+    show: Callable[[Emit], Any] | None = None
+    """What the walk emits, as the caller is shown it; None: it emits nothing."""
+    streams: bool = False
+    """Legs begin as streams."""
+
+
+class Join(NamedTuple):
+    """Wait for an equal request that is under way. -> its answer; None: there is none in time."""
+
+    flight: Flight
+    timeout_s: float
+
+
+class Block(NamedTuple):
+    """Call this, which may wait for a disk or a lock. -> what it returns; `late` if that is not there by the instant `until`."""
+
+    call: Callable[[], Any]
+    until: float
+    late: Any = None
+
+
+Step: TypeAlias = Walk | Join | Block
+Steps: TypeAlias = Generator[Step, Any, T]
+Result: TypeAlias = Answer | BaseException
+"""What the caller gets for one request: an answer, or what is raised in its place."""
+Proceed: TypeAlias = Callable[[Sequence[Request]], Steps[list[Result]]]
+
+
+class Stage(Protocol):
+    """Something that is done around the walk of each request."""
+
+    def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
+        """The results of these requests, in their order; `proceed` is all that comes after this stage."""
+
+
+def answer_of(result: Result) -> Answer:
+    """The answer; or raises what there is in its place."""
+    if isinstance(result, Answer):
+        return result
+    raise result
+
+
+def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
+    """One function of several stages, the outermost first, around the innermost step."""
+    for stage in reversed(stages):
+        inner = partial(stage.around, proceed=inner)
+    return inner
+
+
+def walked(requests: Sequence[Request], legs: LegExecutor) -> Steps[list[Walked]]:
+    """The innermost step: walks the plan that the requests have in common."""
+    first, late, shown = requests[0], legs.late is not None, list[Any]()
+
+    def show(emit: Emit) -> Any:
+        shown.append(emit.prediction.value if first.shows == "pieces" else provisional(first, emit))
+        return shown[-1]
+
+    if first.batch:
+        outcomes = yield Walk(walk_many(first.plan, len(requests), first.begun, late), legs)
+    elif first.shows == "pieces":
+        outcomes = [(yield Walk(walk_stream(first.plan, first.begun, first.first_token_s, late), legs, show, streams=True))]
+    elif first.shows:
+        outcomes = [(yield Walk(walk(first.plan, first.begun, True, late), legs, show))]
+    else:
+        outcomes = [(yield Walk(walk(first.plan, first.begun, False, late), legs))]
+    costs, spoken = legs.costs(), first.shows == "pieces" and bool(shown)
+    last = shown[-1] if shown and not spoken else None
+    return [Walked(request, outcome, costs, last, spoken, legs) for request, outcome in zip(requests, outcomes, strict=True)]
+
+
+def provisional(request: Request, emit: Emit) -> Answer:
+    """What the edge says, for now."""
+    outcome = Outcome(emit.leg, emit.prediction, True, emit.log, request.begun, request.begun)
+    answer = Answer(request.plan, outcome, request.id).noted("provisional", final=False)
+    answer.latency_s = emit.log[-1][2] - request.begun
+    return answer
+
+
+class Answered:
+    """The outermost stage: tells the instruments how each request ended."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+
+    def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
+        """As a stage does."""
+        results = yield from proceed(requests)
+        for request, result in zip(requests, results, strict=True):
+            self.tell(request, result)
+        return results
+
+    def tell(self, request: Request, result: Result) -> None:
+        """One request has ended."""
+        answer, error = (result, None) if isinstance(result, Answer) else (None, result)
+        self._instruments.request_ended(RequestEnded(request.id, request.inputs, answer, error))

@@ -1,0 +1,195 @@
+"""The outbox as a router uses it: requests that the cloud did not answer are stored, and sent when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from edgeroute import system
+from edgeroute.cloud.backend import CloudBackend
+from edgeroute.cloud.base import Call
+from edgeroute.core.egress import Denied, permit
+from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import Outcome, Prediction
+from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
+from edgeroute.router.fallback import QUEUED
+from edgeroute.router.request import Request, Walked
+from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
+from edgeroute.stores.outbox.inputs import decode_input, encode_input
+from edgeroute.types import own_copy
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.guard import Exchange
+    from edgeroute.router.snapshot import Snapshot
+
+log = logging.getLogger("edgeroute")
+
+
+class OfflineQueue:
+    """A router's outbox: requests are stored in it, and delivered when the cloud is back.
+
+    Args:
+        outbox: the file.
+        snapshot: gives the policy in force.
+        note: counts `queued`.
+    """
+
+    def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
+        self.outbox, self._snapshot, self._note = outbox, snapshot, note
+        self._storing: dict[str, Future[None]] = {}
+        """By the id of a request that is being stored: done once it is."""
+        self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
+        self.delivery = Delivery(
+            outbox, self.send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
+        )
+        self.delivery.start()
+
+    def expect(self, identity: str) -> None:
+        """`store` will be called for it."""
+        self._storing[identity] = Future()
+
+    def once_stored(self, identity: str, job: Callable[[], object]) -> None:
+        """Does the job once that request is stored: now, or in the thread that is storing it."""
+        storing = self._storing.get(identity)
+        if storing is None:
+            job()
+        else:
+            storing.add_done_callback(lambda _: job())
+
+    def store(self, walked: Walked) -> Callable[[], str] | None:
+        """What stores a request to be sent later, and says of it what the reason does. None: sending it again would not help."""
+        request = walked.request
+        found = _who_might(request.plan, walked.outcome)
+        if found is None:
+            self._stored(request.id)
+            return None
+        x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
+        return partial(self._store, walked, x, *found)
+
+    def _store(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
+        try:
+            return self._put(walked, x, leg, error)
+        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
+            return f"not queued: {_text(e)}"
+        finally:
+            self._stored(walked.request.id)
+
+    def _stored(self, identity: str) -> None:
+        """What is late for it may go on."""
+        storing = self._storing.get(identity)
+        if storing is not None:
+            storing.set_result(None)
+            del self._storing[identity]
+
+    def _put(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
+        request, late = walked.request, walked.legs is not None and walked.legs.late is not None
+        backend = cast("CloudBackend", request.snapshot.backends[request.plan.legs[leg].target])
+        waiting = self._waiting(request, leg, backend, x, walked.outcome.prediction)
+        if waiting is None:
+            return "not queued: an input of this kind cannot be stored"
+        if error is None and late:  # it is in flight still; else it was cut at the deadline
+            waiting = waiting._replace(ready_at=system.now() + backend.patience_s)
+        else:
+            waiting = waiting._replace(error="it did not answer in time" if error is None else error)
+        try:
+            put = self.outbox.put(waiting)
+        except Exception as e:  # noqa: BLE001 - a full disk, mostly; somebody may be waiting for the answer to this
+            log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error says it all
+            return f"not queued: {e}"
+        if not put.stored:
+            return f"not queued: {put.reason}"
+        self._note("queued", request.id)
+        return QUEUED
+
+    def _waiting(self, request: Request, leg: int, backend: CloudBackend, x: Any, edge: Prediction | None) -> Waiting | None:
+        allowed = request.plan.legs[leg].permit
+        assert allowed is not None, "only a leg that may leave is queued"
+        (x,) = request.snapshot.egress.prepared([x], allowed, backend.where)
+        call = backend.encode(x)
+        if call is not None:
+            form: dict[str, Any] = {
+                "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
+            }  # fmt: skip
+        else:
+            encoded = encode_input(x)
+            if encoded is None:
+                return None
+            form = {"kind": "input", "headers": [("Content-Type", encoded[0])], "body": encoded[1]}
+        return Waiting(
+            id=request.id,
+            target=backend.name,
+            data_class=allowed.data_class,
+            rule=allowed.rule,
+            importance=request.importance,
+            provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
+            **form,
+        )
+
+    def send(self, entry: Waiting) -> Prediction:
+        """Sends one of the outbox, as the rules are now.
+
+        Raises:
+            PolicyError, MayNotLeave: it cannot be sent at all.
+            CloudError: it was not answered.
+        """
+        snapshot = self._snapshot()
+        backend = next((b for b in snapshot.clouds if b.name == entry.target), None)
+        if backend is None:
+            raise PolicyError(f"the policy has no cloud {entry.target!r} any more")
+        allowed = permit(snapshot.policy.rules, entry.data_class)
+        if isinstance(allowed, Denied):
+            raise MayNotLeave(allowed.why)
+        try:
+            with backend.guard.enter(allowed, entry.id) as exchange:
+                return _asked(backend, entry, exchange)
+        except Held as e:
+            if backend.guard.why():  # it is the cloud, and no limit on this side
+                e.retry_after_s = self.outbox.part_s(entry.queued_at)
+            raise
+
+    def close(self) -> None:
+        """Ends delivery; what is not delivered yet stays in the file."""
+        for part in (self.delivery, self.callbacks, self.outbox):
+            part.close()
+
+
+def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
+    """What the cloud says to one of the outbox."""
+    if entry.kind == "call":
+        call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
+        return backend.resend(call, INF, exchange)
+    x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
+    try:
+        if backend.alone_async:
+            predictions: list[Prediction] = asyncio.run(backend.run_async([x], INF, exchange))  # type: ignore[misc,arg-type]
+            return predictions[0]
+        return backend.run([x], INF, None, exchange)[0]
+    except OSError as e:  # a function's own: it is away, which is no reason to give up
+        if isinstance(e, CloudError):
+            raise
+        raise Unreachable(str(e)) from e
+
+
+def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
+    """The first cloud that may still answer if it is asked again, and how it failed. Empty: it did not; None: it is too late."""
+    ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
+    for i, leg in enumerate(plan.legs):
+        if leg.permit is None:
+            continue
+        what, detail = ended.get(i, ("never begun", None))
+        if what != "failed":
+            return i, None if what == "timeout" else ""
+        if not isinstance(detail, CloudError) or detail.retriable:
+            return i, _text(detail)
+        if detail.held:
+            return i, ""
+    return None
+
+
+def _text(error: object) -> str:
+    return str(error) or repr(error)
