@@ -54,7 +54,7 @@ class Cost(NamedTuple):
     what: str
     """seconds, usd or joules."""
     edge: float | None
-    """None: not known."""
+    """None: unknown."""
     cloud: float
 
     @property
@@ -98,12 +98,12 @@ class Evaluation(NamedTuple):
 
     @property
     def labelled(self) -> bool:
-        """Whether "right" is meant by the labels. If not, it means "as the cloud says"."""
+        """Whether there are labels. If not, correct means: agrees with the cloud."""
         return self.examples.labels is not None
 
     @property
     def accepted(self) -> Bools:
-        """[n], whether the edge's answer stands."""
+        """[n], whether the edge's answer is accepted."""
         score = self.examples.score
         least: Any = self.threshold
         if self.thresholds:
@@ -112,17 +112,17 @@ class Evaluation(NamedTuple):
 
     @property
     def deferral(self) -> Share:
-        """The share for which the cloud is asked."""
+        """Deferral rate with its confidence interval."""
         return share(~self.accepted)
 
     @property
     def edge_right(self) -> Bools | None:
-        """[n]; None: neither labels nor the cloud's answers are there."""
+        """[n], correctness of the edge; None: neither labels nor cloud answers."""
         return self.examples.edge_correct if self.labelled else self.examples.agree
 
     @property
     def cloud_right(self) -> Bools | None:
-        """[n]; None: the cloud was not asked."""
+        """[n], correctness of the cloud; None: no cloud answers."""
         if self.examples.cloud is None:
             return None
         return self.examples.cloud_correct if self.labelled else np.ones(self.n, bool)
