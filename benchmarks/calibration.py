@@ -1,4 +1,4 @@
-"""What a certified threshold costs on recorded logits, and how long it takes: `python benchmarks/calibration.py [splits]`."""
+"""Deferral cost of certified thresholds on recorded logits, and run time of `calibrate`: `python benchmarks/calibration.py [splits]`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from edgeroute.confidence import Reader, fit, msp
 from edgeroute.confidence.calibration import calibrate
 
 SIZES = (500, 1000, 2000, 2500)
-"""Of 5,000; the last is half of them."""
+"""Calibration set sizes, of 5,000 images; the last is half."""
 Array = np.ndarray[Any, np.dtype[Any]]
 Choice = Callable[[Array], float]
-"""Numbers of examples -> a threshold."""
+"""Example indices -> a threshold."""
 
 
 WHAT = """\
@@ -42,30 +42,30 @@ class Recorded:
         self.n = len(labels)
 
     def measure(self, threshold: float, rows: Array) -> tuple[float, float]:
-        """Deferral rate and loss against the cloud on these examples."""
+        """Deferral rate, and accuracy loss against the cloud, on these examples."""
         kept = self.score[rows] >= threshold
         return 1 - float(kept.mean()), float((kept * (self.cloud[rows] * 1.0 - self.edge[rows])).mean())
 
     def walked(self, name: str, rows: Array) -> float:
-        """One of validity.py's."""
+        """The threshold by one of the methods of validity.py."""
         return walk(name, self.score[rows], self.edge[rows], self.cloud[rows])
 
     def certified(self, rows: Array) -> float:
-        """`calibrate`'s."""
+        """The threshold of `calibrate`."""
         return calibrate(self.score[rows], self.edge[rows], self.cloud[rows], max_loss=EPS).threshold
 
     def unlabelled(self, rows: Array) -> float:
-        """`calibrate`'s, which is told only whether edge and cloud agree."""
+        """The threshold of `calibrate` without labels, from agreement with the cloud."""
         return calibrate(self.score[rows], self.agree[rows], max_loss=EPS).threshold
 
     def ways(self) -> dict[str, Choice]:
-        """Every way of choosing a threshold from examples."""
+        """Name -> method of choosing a threshold."""
         walks = {name: partial(self.walked, name) for name in WALKS if name in {"plug-in", "z-test", "Hoeffding-Bentkus"}}
         return {**walks, "edgeroute": self.certified, "edgeroute, without labels": self.unlabelled}
 
 
 def deferral(splits: int) -> str:
-    """Loss of at most one point against the cloud, over random splits of the recorded images."""
+    """Compares the methods at max_loss = 1 %, over random splits of the recorded images."""
     recorded = Recorded()
     everything = np.arange(recorded.n)
     lost = recorded.measure(0.0, everything)[1]
@@ -116,11 +116,11 @@ for _ in range(2):
 """
 TARGETS = {"max_loss": 0.01, "max_loss without labels": 0.01, "max_error": 0.03, "max_defer": 0.3}
 LIMITS_S = {1_000: 0.2, 4_000: 2.0, 10_000: 2.0}
-"""At 4,000 the likelihood ratio, the slowest test, is used for the last time."""
+"""Calibration set sizes to time; 4,000 is the largest for the likelihood ratio, the slowest test."""
 
 
 def figures(runs: int = 5) -> list[Figure]:
-    """A calibration for each target, the first of its process with the import, and the next; and one call of a score."""
+    """Times `calibrate` per target, the first call of a process (with its imports) and the next; and one score call."""
     found = []
     for n, limit in LIMITS_S.items():
         for target, value in list(TARGETS.items())[: 1 if n == 4_000 else None]:

@@ -1,4 +1,4 @@
-"""The cloud leg against Triton's own client, on the same server: 150 KB of uint8 as a binary tensor, over loopback."""
+"""Client cost of the cloud leg against tritonclient.http, same server, 150 KB of uint8 as a binary tensor over loopback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZE = 150_528  # 224 x 224 x 3
 
 
 def model(path: Path) -> None:
-    """x uint8 [n, SIZE] -> logits float32 [n, 10], by looking at ten of its values: the transport is what is timed."""
+    """x uint8 [n, SIZE] -> logits float32 [n, 10], from ten of its values: a trivial model, so that transport is timed."""
     nodes = [
         helper.make_node("Slice", ["x", "from", "to", "axis"], ["ten"]),
         helper.make_node("Cast", ["ten"], ["logits"], to=TensorProto.FLOAT),
@@ -41,7 +41,7 @@ def model(path: Path) -> None:
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """`edgeroute serve` in a process of its own. -> its URL."""
+    """Starts `edgeroute serve` in its own process -> its URL."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ten.onnx")
         model(path)
@@ -56,7 +56,7 @@ def server() -> Iterator[str]:
 
 
 def measure(subjects: dict[str, Callable[[], object]], *, runs: int = 31, calls: int = 60) -> dict[str, tuple[float, float]]:
-    """In turn. -> name -> median over the runs of (p50 seconds, client CPU seconds per call)."""
+    """Times the subjects alternately -> name -> median over runs of (p50 seconds, client CPU seconds per call)."""
     collected: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
     for subject in subjects.values():
         for _ in range(50):
@@ -73,7 +73,7 @@ def measure(subjects: dict[str, Callable[[], object]], *, runs: int = 31, calls:
 
 
 def compare(url: str, name: str = "ten") -> dict[str, tuple[float, float]]:
-    """The router's cloud leg and Triton's client, on the server at that URL."""
+    """Builds the two subjects, the router's cloud leg and Triton's client, and times them."""
     import tritonclient.http as triton
 
     x = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
@@ -90,7 +90,7 @@ def compare(url: str, name: str = "ten") -> dict[str, tuple[float, float]]:
 
 
 def figures() -> list[Figure]:
-    """p50 and client CPU, each as a ratio."""
+    """Figures: p50 and client CPU, as ratios."""
     with server() as url:
         found = compare(url)
     (p50, cpu), (their_p50, their_cpu) = found["ours"], found["theirs"]

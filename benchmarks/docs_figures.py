@@ -1,4 +1,4 @@
-"""The figures of docs/, from recorded logits and simulations: `python benchmarks/docs_figures.py docs/figures`."""
+"""Draws the figures of docs/ from recorded logits and simulations: `python benchmarks/docs_figures.py docs/figures`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from edgeroute.confidence.learned import fit
 STYLE = {"svg.hashsalt": "edgeroute", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "path.simplify": True}
 OURS, OTHER, ORACLE, GREY = "#2f7ed8", "#e8590c", "#2b8a3e", "#868e96"
 Found = tuple[Figure, str]
-"""A figure, and its numbers as a Markdown table."""
+"""A figure, and its data as a Markdown table."""
 
 
 def threshold_meaning(draws: int = 300, n: int = 1000) -> Found:
-    """Where thresholds land that are chosen on n images drawn with replacement from 5,000, which are all there is then."""
+    """Distribution of thresholds calibrated on n images, drawn with replacement from a known population of 5,000."""
     recorded = Recorded()
     everything = np.arange(recorded.n)
     curve = deferral_curve(recorded.score, recorded.edge, recorded.cloud)
@@ -69,7 +69,7 @@ def threshold_meaning(draws: int = 300, n: int = 1000) -> Found:
 
 
 def how_many_examples(draws: int = 100) -> Found:
-    """Certified deferral over n, for several losses, at two kinds of edge."""
+    """Certified deferral rate over n, for several max_loss and two simulated edge models."""
     sizes = (100, 200, 300, 500, 1000, 2000, 5000, 10_000)
     losses = {0.005: "#862e9c", 0.01: OURS, 0.02: ORACLE, 0.05: OTHER}
     told = scenarios()
@@ -106,7 +106,7 @@ def how_many_examples(draws: int = 100) -> Found:
 
 
 def confidence_fails(splits: int = 20, n: int = 2500) -> Found:
-    """Accuracy over deferral, mean over splits: the shipped pair, and an edge that was never shown three of the ten classes."""
+    """Accuracy over deferral, mean over splits: the shipped pair, and an edge never trained on three of the ten classes."""
     figure = _figure(7.2, 3.4)
     lines = ["| edge | alone | cloud | msp | learned | learned, `ood` |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
     titles = {"recorded": "it works: the shipped edge", list(CASES)[-1]: "it fails: 3 classes never seen", list(CASES)[-2]: ""}
@@ -157,12 +157,12 @@ FIGURES = {"threshold-meaning": threshold_meaning, "how-many-examples": how_many
 
 
 def main() -> None:
-    """Writes all, or those that are named after the folder, and prints their tables."""
+    """Writes all figures, or those named on the command line, and prints their tables."""
     folder, names = Path(sys.argv[1]), sys.argv[2:] or list(FIGURES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         with rc_context(STYLE), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tied scores are told about, and it is known that they are there
+            warnings.simplefilter("ignore")  # warnings of tied scores, which are expected here
             figure, table = FIGURES[name]()
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
             print(f"{name}\n\n{table}\n", flush=True)

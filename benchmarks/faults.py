@@ -1,4 +1,4 @@
-"""What a cloud that fails costs: the way to an open breaker, the calls after it, and LiteLLM's Router on the same faults."""
+"""Cost of a failing cloud: calls with an open breaker, connects until it opens, and LiteLLM's Router on the same faults."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ FAULTS: dict[str, tuple[str, Any]] = {
     "5 s stall": ("delay_s", 1.25),  # there and back, twice: a new connection costs a round trip more
     "reset in the body": ("reset_after", 200),
 }
-"""Each as an attribute of the relay that leads to the endpoint."""
+"""Fault -> attribute of the relay in front of the endpoint."""
 NONE = "none"
 TIMEOUT_S = 1.0
-"""What each router is told to give the endpoint; all but the last of the comparison are told nothing else."""
+"""Endpoint timeout of every router; only the last LiteLLM variant has further options."""
 CALLS = 20
 RUNS, PASSES = 7, 20
 MESSAGE = {"role": "assistant", "content": "cloud"}
 CHAT = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [{"index": 0, "message": MESSAGE}]}
 REPLY = http_reply(json.dumps({"value": "cloud", **CHAT}).encode())
-"""An answer in both protocols, and longer than what the reset lets through."""
+"""A reply valid in both protocols, longer than what passes before the reset."""
 Ask: TypeAlias = Callable[[int], str]
-"""Asks about the image of that number. -> who answered: "edge" or "cloud"."""
+"""Image index -> who answered: "edge" or "cloud"."""
 Subject: TypeAlias = Callable[[str], contextlib.AbstractContextManager[Ask]]
-"""Makes a router whose cloud is at that URL."""
+"""URL of the cloud -> a router."""
 
 
 def figures() -> list[Figure]:
-    """For each fault, p99 with the breaker open against p99 of the edge alone; and the connects of an outage."""
+    """Per fault: p99 with the breaker open against p99 of the edge alone; and connects during an outage."""
     found, images = [], _images()
     most = probes = 0
     for fault in FAULTS:
@@ -61,13 +61,13 @@ def figures() -> list[Figure]:
 
 
 def comparison(calls: int = CALLS) -> str:
-    """A table: every router under every fault, each time a new one, so many calls one after another. Takes ten minutes."""
+    """Table of every router under every fault: a new router each, sequential calls. Takes ten minutes."""
     subjects: dict[str, Subject] = {"edgeroute": _ours}
     try:
         subjects |= _theirs()
     except ImportError as e:
         print(f"LiteLLM cannot be run here: {e}", file=sys.stderr)
-    for fault in (NONE, "dead endpoint"):  # what is imported at the first call, and at the first failure, is not to be timed
+    for fault in (NONE, "dead endpoint"):  # warm-up: imports at the first call and first failure
         for subject in subjects.values():
             _tried(fault, subject, 1)
     lines = [
@@ -92,7 +92,7 @@ def _edge() -> OnnxModel:
 
 
 def _router(url: str) -> Router:
-    """Its edge is never sure enough, so the cloud is needed each time."""
+    """A router whose edge is never confident enough, so that every call needs the cloud."""
     return Router(_edge(), PlainJson(url, timeout_s=TIMEOUT_S), threshold=2.0)
 
 
@@ -106,7 +106,7 @@ def _faulty(fault: str) -> Iterator[Relay]:
 
 @cache
 def _connects() -> Counter[int]:
-    """The connects that this process tries from now on, by port: those too that nobody takes, which no server can count."""
+    """Counts this process's connection attempts by port, including unanswered ones, which no server sees."""
     found: Counter[int] = Counter()
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -122,7 +122,7 @@ def _breaker(router: Router) -> str:
 
 
 def _open(router: Router, images: list[np.ndarray]) -> tuple[float, float]:
-    """Seconds: the medians over the runs of each run's p99, of a call that needs the cloud and of the edge alone, in turns."""
+    """Median over runs of p99 latency, seconds: a call that needs the cloud, and the edge alone, alternately."""
     subjects = (router.infer, partial(router.infer, mode="only_edge"))
     found: tuple[list[float], list[float]] = [], []
     for _ in range(RUNS):
@@ -139,12 +139,12 @@ def _open(router: Router, images: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _p99(times: list[float]) -> float:
-    """By nearest rank; of less than a hundred the longest."""
+    """99 % quantile by nearest rank; the maximum of fewer than 100."""
     return sorted(times)[math.ceil(len(times) * 0.99) - 1]
 
 
 def _tried(fault: str, subject: Subject, calls: int) -> list[str]:
-    """Who answered, how long it took, and how often a connect was tried."""
+    """Who answered, latencies, and number of connects."""
     by: Counter[str] = Counter()
     times = []
     with _faulty(fault) as relay, subject(relay.url) as ask:
@@ -169,7 +169,7 @@ def _ours(url: str) -> Iterator[Ask]:
 
 
 def _theirs() -> dict[str, Subject]:
-    """LiteLLM with a timeout alone, and with what it can be told so that an endpoint that fails is left alone.
+    """LiteLLM routers: with a timeout only, and with no retries and a cooldown for failing endpoints.
 
     Raises:
         ImportError: it is not installed.
@@ -181,10 +181,10 @@ def _theirs() -> dict[str, Subject]:
     images, model = _images(), _edge()
 
     class Edge(litellm.CustomLLM):
-        """The same edge model, as a provider."""
+        """The same edge model as a custom LiteLLM provider."""
 
         def completion(self, *_: Any, messages: list[Any], **__: Any) -> Any:
-            """The class of the image whose number is the message."""
+            """Classifies the image whose index is the message."""
             said = str(np.argmax(model.run_one(images[int(messages[0]["content"])])))
             return litellm.ModelResponse(choices=[{"message": {"role": "assistant", "content": said}}])
 

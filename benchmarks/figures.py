@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing in turns, and one table of ratios."""
+"""Shared by all benchmarks: interleaved timing, and the table of figures with limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS = next(f for home in (PACKAGE, PACKAGE.parent) if (f := home / "models" /
 
 
 class Figure(NamedTuple):
-    """One line of the table: what, ours, the baseline's, what is compared, and the limit it has to keep."""
+    """One row of the table: name, our value, the baseline's, the compared quantity and its limit."""
 
     name: str
     ours: str
@@ -32,7 +32,7 @@ class Figure(NamedTuple):
 def medians(
     subjects: dict[str, Callable[[Any], object]], inputs: Iterable[Any], *, runs: int = 7, blocks: int = 10
 ) -> dict[str, float]:
-    """The subjects in turn, block by block, so that a drift of the machine hits all alike.
+    """Times the subjects interleaved, block by block, so that machine drift affects all alike.
 
     Returns: name -> median over the runs of each run's median time of one call, seconds.
     """
@@ -56,13 +56,13 @@ def medians(
 
 
 def python(code: str, *arguments: object) -> str:
-    """What a fresh interpreter prints."""
+    """Output of code run in a fresh interpreter."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def seconds(code: str, *arguments: object, runs: int = 9) -> float:
-    """Median wall time of a whole process, seconds."""
+    """Median wall time of a whole Python process, seconds."""
     times = []
     for _ in range(runs + 1):
         begun = time.perf_counter()
@@ -72,7 +72,7 @@ def seconds(code: str, *arguments: object, runs: int = 9) -> float:
 
 
 def table(figures: list[Figure]) -> str:
-    """Markdown, with the machine and the date."""
+    """The figures as Markdown, with machine and date."""
     lines = ["| figure | ours | baseline | compared | limit | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
     for f in figures:
         kept = "kept" if f.compared <= f.limit else "MISSED"

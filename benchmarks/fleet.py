@@ -1,4 +1,4 @@
-"""A million devices over a simulated hour: the time that it takes, and what an outage of 10 s does with and without safety."""
+"""Fleet simulation: run time for a million devices over an hour, and recovery from an outage with and without safeguards."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgeroute.replay.fleet.run import simulate
 from edgeroute.replay.fleet.scenario import EDGEROUTE, Scenario, clients
 
 SILENT = Scenario(silent=True)
-"""A million devices, each asking once a minute, of which the cloud has a tenth to answer; an hour; nothing comes back for 10 s."""
+"""A million devices, one request a minute each, a tenth deferred; one hour with a 10 s outage in which nothing is answered."""
 SHORT_S = 180.0
-"""The table's runs are shorter: what does not recover costs the most to simulate."""
+"""Shorter runs for the table: fleets that do not recover are the slowest to simulate."""
 
 
 def figures() -> list[Figure]:
-    """One core does it: the wall time of one run."""
+    """Figure: wall time of one run on one core."""
     begun = perf_counter()
     result = simulate(SILENT)
     took_s = perf_counter() - begun
@@ -28,7 +28,7 @@ def figures() -> list[Figure]:
 
 
 def comparison() -> str:
-    """EndpointHealth from the same outage, by what the devices have to spare the cloud; quiet and busy fleets."""
+    """Table of recovery from the same outage by client safeguards, for quiet and busy fleets."""
     quiet, busy = SILENT._replace(offline="queue", devices=100_000), SILENT._replace(devices=1000, per_minute=1000.0)
     fleets = {
         "a million quiet devices": SILENT,

@@ -1,4 +1,4 @@
-"""What the breaker, the retry budget and the limits cost a request that goes to the cloud; an accepted edge answer meets none."""
+"""Overhead of breaker, retry budget and limits on a cloud request (an accepted edge answer does not pass them)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost, Limits, Spending
 
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)
-"""Each is kept account of, and none is ever reached."""
+"""Every limit is accounted for; none is reached."""
 TERMS = Terms(usd_per_call=1e-3, usd_per_mb=1e-3, joules_per_call=1e-3, joules_per_mb=1e-3, calls_per_s=1e9)
 SENT_BYTES, CAME_BYTES = 3072, 100
 
 
 class Nobody:
-    """Is told of nothing here: the endpoint is always well."""
+    """Stub observer of recovery: the endpoint is always healthy here."""
 
     def opened(self, guard: Guard) -> None:
         """Never called."""
@@ -28,7 +28,7 @@ class Nobody:
 
 
 def microseconds() -> dict[str, float]:
-    """The time of one call: of the three pure parts, of a whole exchange, and of nothing, which is in both."""
+    """Time per call, microseconds: the three pure parts, a whole exchange, and an empty call, included in both."""
     now, cost = system.now(), Cost(usd=1e-3, mb=3e-3, joules=1e-3, calls=1)
     breaker, retries, spending = Breaker(), RetryBudget(), Spending(LIMITS)
     guard = Guard("cloud", "http://cloud", TERMS, SharedSpending(Spending(LIMITS)), health=None, watcher=Nobody(), journal=None)
@@ -51,7 +51,7 @@ def microseconds() -> dict[str, float]:
 
 
 def figures() -> list[Figure]:
-    """The parts have a limit; the exchange around them, with its locks and clocks, is told beside them."""
+    """Figure: the parts have a limit; the whole exchange, with locks and clocks, is reported beside them."""
     us = microseconds()
     what = f"breaker, budget and limits (a whole exchange: {us['exchange']:.1f} us)"
     return [Figure(what, f"{us['parts']:.2f} us", f"{us['nothing']:.2f} us", us["parts"], "us", 5)]

@@ -1,4 +1,4 @@
-"""What a routed call costs over a bare run of the same model with the same preprocessing."""
+"""Overhead of a routed call over a bare run of the same model with the same preprocessing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeroute import AsyncRouter, Egress, Function, Limits, OnnxModel, Router
 
 
 def figures() -> list[Figure]:
-    """Blocking, with every limit set, with the trace on, and on asyncio; every input is accepted on the edge."""
+    """Figures: blocking, with all limits, with tracing, and asyncio; every input is accepted on the edge."""
     path = MODELS / "edge.int8.onnx"
     images = list(np.load(MODELS / "sample.npz")["images"][:200])
     model = OnnxModel(path)
@@ -55,7 +55,7 @@ def figures() -> list[Figure]:
 
 
 def _asyncio(path, images, bare, never) -> dict[str, float]:  # noqa: ANN001
-    """Within one running loop: the times of an awaited infer, and of the bare run beside it."""
+    """Times of an awaited infer and of a bare run, in one event loop."""
     import statistics
     import time
 

@@ -1,4 +1,4 @@
-"""How fast a trace is replayed under another policy: 200,000 records, on one core."""
+"""Throughput of trace replay under another policy: 200,000 records, one core."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from edgeroute.stores.journal import Journal
 from edgeroute.stores.journal import read as records_of
 
 RECORDED, TIMES, EVERY_S = 2_000, 100, 0.05
-"""So many requests of a real router, written down so many times, each this long after the one before."""
+"""Requests traced from a real router, how often they are repeated, and the seconds between requests."""
 BEFORE, AFTER = 0.2, 0.3
-"""The share of requests that needs the cloud when it is recorded, and when it is replayed."""
+"""Deferral rates when recorded and when replayed."""
 DEADLINE_S = 2.0
 LIMITS = Limits(usd_per_day=1e9, mb_per_day=1e9, joules_per_hour=1e9, calls_per_minute=1e9)
 
 
 def trace(path: Path) -> Setup:
-    """Writes one -> the policy that it is to be replayed under."""
+    """Writes the trace -> the policy to replay it under."""
     rng, told = random.Random(0), list[dict[str, Any]]()
     asked = Function(lambda _: ("cloud", 0.9), usd_per_call=1e-4, joules_per_call=0.1)
     policy: dict[str, Any] = {"deadline": DEADLINE_S, "limits": LIMITS}
@@ -44,7 +44,7 @@ def trace(path: Path) -> Setup:
 
 
 def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of CPU, and what came of it; the best of three, since others may be at work on the machine."""
+    """CPU seconds, best of three, and the result."""
     best, found = float("inf"), None
     for _ in range(3):
         begun = time.process_time()
@@ -54,7 +54,7 @@ def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def figures() -> list[Figure]:
-    """A decision, beside the JSON of its record; and both together."""
+    """Figure: time per decision beside parsing its JSON record, and both together."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         path = Path(folder) / "trace.jsonl"
         setup = trace(path)

@@ -1,4 +1,4 @@
-"""Every figure, each beside a baseline measured in one run: `make bench`. Then two tables that take longer."""
+"""Measures all figures, each beside its baseline: `make bench`. Then two slower tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from figures import Figure, table
 
 
 def demo() -> list[Figure]:
-    """The main job: how much of the cloud's accuracy the cascade keeps, and how much it defers."""
+    """Figures of the demo: accuracy loss of the cascade against the cloud, and deferral rate."""
     command = [sys.executable, "-m", "edgeroute", "demo", "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     lost = (told["cloud_accuracy"] - told["cascade_accuracy"]) * 100

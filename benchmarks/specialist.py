@@ -1,4 +1,4 @@
-"""How much a learned score is worth: area under the deferral curve, 0 random and 1 oracle, over repeated splits."""
+"""Benefit of a learned score: area under the deferral curve (0 random, 1 oracle), over repeated splits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgeroute.confidence.learned import auto, deferral_curve, fit
 
 CLASSES, TEST = 10, 8_000
 LOSS = 0.002
-"""The most that `auto` may lose on msp, on average over splits."""
+"""Maximum mean loss of `auto` against msp, over splits."""
 UNSEEN = [2, 6, 7]
-"""Pullover, shirt and sneaker: what a recorded specialist was never shown."""
+"""Pullover, shirt and sneaker: classes unknown to the recorded specialist."""
 
 
 class Pair(NamedTuple):
@@ -31,9 +31,9 @@ class Pair(NamedTuple):
 
 
 def synthetic(rng: np.random.Generator, n: int, edge: np.ndarray, cloud: np.ndarray, *, noisy: bool = False) -> Pair:
-    """Each model's own noise and one that both share, with the true class raised by its strength there, [C].
+    """Simulated logits: independent and shared noise, with the true class raised by the model's strength in it, [C].
 
-    Noisy: four classes are faint, and 40 % of their labels are another of the four.
+    noisy: four classes are faint, and 40 % of their labels are another of the four.
     """
     y = rng.integers(0, CLASSES, n)
     rows, shared = np.arange(n), rng.normal(size=(n, CLASSES))
@@ -50,7 +50,7 @@ def synthetic(rng: np.random.Generator, n: int, edge: np.ndarray, cloud: np.ndar
 
 
 def unseen(rng: np.random.Generator, n: int) -> Pair:
-    """The edge takes three classes it was never shown for three that it knows, and is as sure of them."""
+    """Simulated edge that confuses three unknown classes with three known ones, with equal confidence."""
     pair = synthetic(rng, n, np.zeros(CLASSES), np.full(CLASSES, 4.6))
     seems = np.where(pair.labels >= 7, pair.labels - 7, pair.labels)
     pair.edge[np.arange(n), seems] += 1.6 * 4
@@ -61,7 +61,7 @@ def unseen(rng: np.random.Generator, n: int) -> Pair:
 def recorded(
     rng: np.random.Generator, *, test: bool = False, edge_lacks: bool = False, cloud_lacks: bool = False, noisy: bool = False
 ) -> Pair:
-    """The shipped pair on its validation, or test images; who lacks classes never names them. Noisy: a quarter of four classes' labels."""
+    """The shipped pair on validation or test images. Lacking classes are never predicted; noisy: a quarter of four classes' labels."""
     pair = Pair(*(part.copy() for part in (tested() if test else validated())))
     for lacks, logits in ((edge_lacks, pair.edge), (cloud_lacks, pair.cloud)):
         if lacks:
@@ -81,7 +81,7 @@ def validated() -> Pair:
 
 @cache
 def images() -> dict[str, np.ndarray]:
-    """Fashion-MNIST, as Debian's dataset-fashion-mnist has it; the shipped models were trained on the first part, too."""
+    """Fashion-MNIST from Debian's dataset-fashion-mnist: train (on which the shipped models were trained) and test."""
     names = {"x": "train-images-idx3", "y": "train-labels-idx1", "test_x": "t10k-images-idx3", "test_y": "t10k-labels-idx1"}
     return {name: read_idx(DEBIAN / f"{file}-ubyte.gz") for name, file in names.items()}
 
@@ -101,7 +101,7 @@ def tested() -> Pair:
 
 @cache
 def taught(lacks: tuple[int, ...]) -> Pair:
-    """An edge trained on the classes but these, and the shipped cloud, on the 10,000 test images. Takes 10 s."""
+    """An edge trained without these classes, and the shipped cloud, on the 10,000 test images. Takes 10 s."""
     data = images()
     known = ~np.isin(data["y"], lacks)
     weights = train(data["x"][known].reshape(-1, 784), data["y"][known])
@@ -109,7 +109,7 @@ def taught(lacks: tuple[int, ...]) -> Pair:
 
 
 def train(x: np.ndarray, y: np.ndarray, *, hidden: int = 64, epochs: int = 6) -> list[np.ndarray]:
-    """A network with one hidden layer, by stochastic gradient descent with momentum. x: uint8 [n, pixels]."""
+    """Trains a network with one hidden layer by SGD with momentum. x: uint8 [n, pixels]."""
     rng = np.random.default_rng(0)
     shapes = (x.shape[1], hidden), (1, hidden), (hidden, CLASSES), (1, CLASSES)
     weights = [rng.normal(size=shape).astype("f4") * (0.05 if shape[0] > 1 else 0) for shape in shapes]
@@ -134,13 +134,13 @@ def _logits(weights: list[np.ndarray], x: np.ndarray) -> np.ndarray:
 
 
 def shuffled(pair: Pair, rng: np.random.Generator) -> Pair:
-    """The same in another order."""
+    """The case in a random order."""
     order = rng.permutation(len(pair.labels))
     return Pair(*(part[order] for part in pair))
 
 
 def half(strong: float, weak: float) -> np.ndarray:
-    """A strength for each class: good at the first five."""
+    """Strength per class: good at the first five."""
     return np.where(np.arange(CLASSES) < 5, strong, weak)
 
 
@@ -159,11 +159,11 @@ CASES: dict[str, Callable[[np.random.Generator, int], Pair]] = {
     "trained on 7 classes, not on pullovers, shirts, sneakers": lambda rng, _: shuffled(taught((2, 6, 7)), rng),
     "trained on 7 classes, not on sneakers, bags, boots": lambda rng, _: shuffled(taught((7, 8, 9)), rng),
 }
-"""The last four need Debian's dataset-fashion-mnist."""
+"""Name -> generator of a case. The last four need Debian's dataset-fashion-mnist."""
 
 
 def areas(case: str, n: int, seed: int) -> tuple[float, float, float, bool]:
-    """One split, fitted to n examples. -> areas of msp, learned and auto on the others, and whether auto is the learned one."""
+    """One split, fitted to n examples -> areas of msp, learned and auto on the rest, and whether auto chose learned."""
     pair = CASES[case](np.random.default_rng(seed), n + TEST)
     edge, cloud = (logits.argmax(1) == pair.labels for logits in pair[:2])
     given = pair.edge[:n], edge[:n], cloud[:n]
@@ -175,7 +175,7 @@ def areas(case: str, n: int, seed: int) -> tuple[float, float, float, bool]:
 
 
 def table(splits: int, sizes: list[int], seed: int, cases: list[str]) -> str:
-    """One line a case and size: means over the splits, what auto gains on msp and on the better of both, and its worst split."""
+    """One row per case and size: mean areas, gain of auto over msp and over the better of both, and its worst split."""
     lines = [
         "| case | n | msp | learned | auto | auto is learned | auto - msp | auto - better | auto - msp, worst split |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

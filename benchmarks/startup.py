@@ -1,4 +1,4 @@
-"""What it costs to be there: import, first answer, memory."""
+"""Start-up cost: import time, first answer, memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 
 def figures() -> list[Figure]:
-    """Each against the bare thing, as whole processes."""
+    """Figures of whole processes, each against its baseline without edgeroute."""
     path = MODELS / "edge.int8.onnx"
     python("import edgeroute, onnxruntime, numpy", path)  # bytecode and page cache are warm for both
     bare, ours = seconds("pass", runs=15), seconds("import edgeroute", runs=15)

@@ -1,4 +1,4 @@
-"""What is kept: answers in the cache, requests in the outbox."""
+"""Latency of cache hits and durable outbox puts, and the outbox crash tests at scale."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from edgeroute.stores.cache import digest
 from edgeroute.stores.outbox import Waiting
 
 DISK = "/var/tmp"
-"""Not in memory, as /tmp may be: what is durable has to be on a disk."""
+"""A folder on disk: /tmp may be in memory, and durability needs a disk."""
 INPUTS, IN_MEMORY_BYTES = 200, 50_000
-"""More inputs, taken in turn, than this much memory has room for: each hit comes from the disk."""
+"""Memory limit below the size of the inputs used in rotation, so that each hit comes from disk."""
 BODY = os.urandom(3072)
 LOGITS = np.arange(10, dtype=np.float32)
 CRASHES = {
@@ -34,11 +34,11 @@ CRASHES = {
     "test_kill_9_at_any_moment[within ordered]": ["r"],
     "test_two_processes_one_outbox": ["a", "b"],
 }
-"""The tests that leave a table of effects -> what their requests' ids begin with."""
+"""Tests that record effects -> prefix of their request ids."""
 
 
 def figures() -> list[Figure]:
-    """Hits and the hash beside SHA-256 of the same bytes, and for the disk a bare SELECT; puts beside a bare INSERT."""
+    """Figures: hits and hash against SHA-256 of the same bytes (disk: and a bare SELECT); puts against a bare INSERT."""
     with tempfile.TemporaryDirectory(dir=DISK) as folder:
         return [*_hits(Path(folder)), _hash(), _puts(Path(folder))]
 
@@ -55,7 +55,7 @@ def _hits(folder: Path) -> Iterator[Figure]:
         for x in inputs:
             quick.infer(x)
             durable.infer(x)
-        disk.close()  # writes what waits, and so is not part of what is timed
+        disk.close()  # flushes pending writes before timing
         with closing(sqlite3.connect(folder / "cache.db", isolation_level=None)) as plain:
             keys = dict(zip(known, plain.execute("SELECT key FROM answers").fetchall(), strict=True))
 
@@ -92,7 +92,7 @@ def _hash() -> Figure:
 
 
 def _puts(folder: Path, *, runs: int = 7, puts: int = 300) -> Figure:
-    """Means, not medians: what the disk does now and then is part of so many a second."""
+    """Mean seconds, not medians: occasional slow fsyncs are part of the throughput."""
     names = count()
     with (
         closing(Outbox(folder / "outbox.db")) as outbox,
@@ -119,7 +119,7 @@ def _puts(folder: Path, *, runs: int = 7, puts: int = 300) -> Figure:
 
 
 def crashes(*, requests: int = 10_000, kills: int = 20) -> str:
-    """The tests of the outbox's crashes, larger; what came of each is counted here once more, in what it left behind."""
+    """Runs the outbox crash tests at scale, and counts lost, duplicated, wrong and reordered effects from their files."""
     columns = ["outbox, killed", "requests", "kills", "lost", "twice", "wrong answer", "out of order", "the test"]
     lines = [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * 6} --- |"]
     environment = {**os.environ, "EDGEROUTE_OUTBOX_REQUESTS": str(requests), "EDGEROUTE_OUTBOX_KILLS": str(kills)}
@@ -150,14 +150,14 @@ def crashes(*, requests: int = 10_000, kills: int = 20) -> str:
 
 
 def _effects(path: Path) -> list[tuple[str, str]]:
-    """The ids and the answers; the server answers each request with its id."""
+    """Ids and answers of the effects; the server answers each request with its id."""
     with closing(sqlite3.connect(path)) as connection, contextlib.suppress(sqlite3.OperationalError):  # no effect: no table
         return connection.execute("SELECT id, value FROM effects ORDER BY n").fetchall()
     return []
 
 
 def _misplaced(ids: list[str]) -> int:
-    """Effects that came before an earlier one of their target; requests go to the two of them in turn."""
+    """Effects out of order per target; requests alternate between two targets."""
     lanes = [[name for name in ids if int(name[1:]) % 2 == odd] for odd in (0, 1)]
     return sum(after < before for lane in lanes for before, after in pairwise(lane))
 

@@ -1,7 +1,7 @@
-"""Whether thresholds keep their promise, and what that costs: `python benchmarks/validity.py [draws]`.
+"""Coverage of the guarantees by simulation, and their deferral cost: `python benchmarks/validity.py [draws]`.
 
-A scenario says how likely an input of each rank is a harm (the cloud alone is right), a win (the edge alone) or wrong on
-both sides, so the truth about any threshold is known. A promise is broken where that truth is beyond the target.
+A scenario gives the probabilities of harm (only the cloud is right), win (only the edge is right) and both wrong by score
+rank, so the true risk of any threshold is known. A guarantee is violated if the true risk exceeds the target.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from edgeroute.confidence.exact import most
 EPS, ALPHA, BUDGET, DELTA = 0.01, 0.03, 0.3, 0.05
 SIZES = (500, 1000, 2000, 10000)
 LR_BB = {"A": (0.71, 0.66, 0.62, 0.59), "C": (0.41, 0.30, 0.23, 0.16)}
-"""Deferral rates to be within .02 of, at the sizes."""
+"""Expected deferral rates per size, tolerance .02."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Scenario(NamedTuple):
-    """Inputs in bins of equal probability, from the surest on."""
+    """A scenario: equal-probability bins of inputs, from the most confident."""
 
     name: str
     harm: Array
     win: Array
     both: Array
-    """[bins]: probabilities."""
+    """[bins], probabilities."""
     score: Array | None = None
-    """[bins], not increasing; None: every input has a score of its own."""
+    """[bins], non-increasing; None: no ties."""
 
     def draw(self, rng: np.random.Generator, n: int) -> tuple[Array, Array, Array]:
-        """Examples: score, edge_correct, cloud_correct."""
+        """Draws n examples: score, edge_correct, cloud_correct."""
         place = rng.random(n) * len(self.harm)
         i = place.astype(int)
         u = rng.random(n)
@@ -56,7 +56,7 @@ class Scenario(NamedTuple):
         return score, ~(harm | both), ~(win | both)
 
     def truth(self, threshold: float) -> tuple[float, float, float]:
-        """Of the whole distribution: loss, error among the accepted, deferral."""
+        """True loss, selective error and deferral rate at a threshold."""
         bins = len(self.harm)
         accepted = min(max(1 - threshold, 0.0), 1.0) if self.score is None else float((self.score >= threshold).mean())
 
@@ -68,11 +68,11 @@ class Scenario(NamedTuple):
 
 
 def scenarios() -> dict[str, Scenario]:
-    """A and C have the oracle's deferral of .56 and .11, and the other columns that are aimed at, at eps = 1 %."""
+    """The scenarios; A and C have an oracle deferral of .56 and .11 at eps = 1 %."""
     x = (np.arange(2000) + 0.5) / 2000
 
     def power(oracle: float, p: float, r: float, won: float) -> tuple[Array, Array]:
-        """Up to rank a, harms are in proportion to a^p, wins to a^r; at the oracle's rank they are eps + won, and won."""
+        """Cumulative harms grow as a^p and wins as a^r up to rank a; at the oracle's rank they are eps + won, and won."""
         return (EPS + won) * p * x ** (p - 1) / oracle**p, won * r * x ** (r - 1) / oracle**r
 
     both = 0.01 + 0.04 * x
@@ -109,19 +109,19 @@ def scenarios() -> dict[str, Scenario]:
 
 
 def plug_in(h: Array, w: Array, n: int) -> int:
-    """The lowest threshold at which the loss on the examples is at most eps."""
+    """Plug-in: the lowest threshold with an empirical loss of at most eps."""
     kept = np.flatnonzero(h - w <= EPS * n)
     return int(kept[-1]) + 1 if len(kept) else 0
 
 
 def z_test(h: Array, w: Array, n: int) -> int:
-    """By the normal approximation."""
+    """z-test: normal approximation."""
     d = (h - w) / n
     return _passed(d + 1.6449 * np.sqrt(((h + w) / n - d * d) / n) <= EPS)
 
 
 def hoeffding_bentkus(h: Array, w: Array, n: int) -> int:
-    """The loss of one input, -1..1, moved to 0..1."""
+    """Hoeffding-Bentkus on the loss per input, rescaled from -1..1 to 0..1."""
     mean, target = (1 + (h - w) / n) / 2, (1 + EPS) / 2
     kl = mean * np.log(mean / target) + (1 - mean) * np.log((1 - mean) / (1 - target))
     bentkus = np.ceil(n * mean) <= most(n, target, DELTA / e)
@@ -159,16 +159,16 @@ def walk(name: str, score: Array, edge: Array, cloud: Array) -> float:
 
 
 class Result(NamedTuple):
-    """Over draws."""
+    """Results over draws."""
 
     deferral: float
     """Mean true deferral rate."""
     broken: float
-    """The share of draws whose promise is broken; of an average, 1 or 0."""
+    """Share of draws that violate the guarantee; for an average, 1 or 0."""
 
 
 def run(scenario: Scenario, n: int, draws: int, seed: int = 0) -> dict[str, Result]:
-    """Each way of choosing a threshold, on the same draws."""
+    """Runs each method on the same draws."""
     rng = np.random.default_rng([seed, n])
     truths: dict[str, list[tuple[float, float, float]]] = {name: [] for name in (*WALKS, *TARGETS)}
     for _ in range(draws):
@@ -176,7 +176,7 @@ def run(scenario: Scenario, n: int, draws: int, seed: int = 0) -> dict[str, Resu
         for name in WALKS:
             truths[name].append(scenario.truth(walk(name, *examples)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that scores are tied is the point of one scenario
+            warnings.simplefilter("ignore")  # ties are intended in one scenario
             for name, target in TARGETS.items():
                 truths[name].append(scenario.truth(calibrate(*examples, **target).threshold))
     results = {}
@@ -193,7 +193,7 @@ def run(scenario: Scenario, n: int, draws: int, seed: int = 0) -> dict[str, Resu
 
 
 def allowed(draws: int) -> float:
-    """The share of broken promises that delta and three standard errors allow."""
+    """Allowed share of violations: delta plus three standard errors."""
     return DELTA + 3 * sqrt(DELTA * (1 - DELTA) / draws)
 
 
@@ -224,7 +224,7 @@ def _validity(draws: int) -> None:
 
 
 def _splits(count: int = 200) -> None:
-    """Half of the recorded images to calibrate, the other half to look."""
+    """Half of the recorded images for calibration, the other half for evaluation."""
     data = np.load(MODELS / "validation.npz")
     score = msp(data["edge_logits"])
     edge, cloud = (data[k].argmax(1) == data["labels"] for k in ("edge_logits", "cloud_logits"))

@@ -1,4 +1,4 @@
-"""edgeroute: run a model on the edge, ask the cloud where it is not sure, and never do worse than the edge alone."""
+"""edgeroute: hybrid edge-cloud inference routing. A small model runs on the device and defers uncertain inputs to the cloud."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for, and nothing before."""
+    """Imports public names lazily, on first access."""
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeroute' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"edgeroute.{_HOMES[name]}"), name)

@@ -1,6 +1,6 @@
-"""For tests of your own routing: scripted models and clouds, a server that says exactly what it is told to, a bad link.
+"""Test doubles for routing: scripted models and clouds, an HTTP server with canned replies, and a faulty TCP relay.
 
-Everything listens on 127.0.0.1 alone, in a thread that ends with its `with`.
+Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ __all__ = ["Answers", "CannedServer", "FakeCloud", "FakeModel", "Relay", "http_r
 
 T = TypeVar("T")
 Answers: TypeAlias = Sequence[Any] | Callable[[Any], Any]
-"""What is answered: `(value, confidence)` pairs, one a run, of which the last one stays; or a function of the input.
-An exception in the place of a pair is raised."""
+"""Scripted answers: `(value, confidence)` pairs, one per run, the last one repeated; or a function of the input.
+An exception in place of a pair is raised."""
 
 PIECE = 1 << 16
 QUEUE = 256
-"""Pieces under way in one direction of a relay, before the sender is held up."""
+"""Pieces in transit per direction of a relay before the sender is blocked."""
 
 
 class FakeCloud:
-    """A cloud, or an edge, that answers as told: a callable of one input. Its counts may be read from any thread.
+    """A scripted cloud, or edge: a callable of one input. Its attributes may be read from any thread.
 
     Args:
-        answers: as `Answers` says.
-        gate: if given, each run waits for this before it answers.
+        answers: see `Answers`.
+        gate: if given, each run waits for this event before it answers.
 
     Attributes:
-        runs: how many inputs it was given.
-        begun: set when the first run has begun.
+        runs: number of inputs received.
+        begun: set when the first run has started.
     """
 
     def __init__(self, answers: Answers, *, gate: threading.Event | None = None) -> None:
@@ -66,17 +66,17 @@ class FakeCloud:
 
 
 class FakeModel(FakeCloud):
-    """An `EdgeModel` that answers as told. Like most models it cannot be stopped; it notes that it should have been.
+    """A scripted `EdgeModel`. Like most models it cannot be stopped; it records that a stop was requested.
 
     Args:
-        answers: as `Answers` says.
-        gate: if given, each run waits for this before it answers.
-        name: what it is called where there are several.
+        answers: see `Answers`.
+        gate: if given, each run waits for this event before it answers.
+        name: of the model, where there are several.
 
     Attributes:
-        runs: how many inputs it was given.
-        begun: set when the first run has begun.
-        cancelled: set when a run was asked to stop.
+        runs: number of inputs received.
+        begun: set when the first run has started.
+        cancelled: set when a run was requested to stop.
     """
 
     labels: tuple[str, ...] | None = None
@@ -87,14 +87,14 @@ class FakeModel(FakeCloud):
         self.name, self.cancelled = name, threading.Event()
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
-        """A pair for each input."""
+        """One answer per input."""
         if cancel is not None:
             cancel.on_ask(self.cancelled.set)
         return [self(x) for x in inputs]
 
 
 class _Listener(ABC):
-    """A TCP server on 127.0.0.1 and a free port, with an event loop and a thread of its own, from the start."""
+    """A TCP server on a free port of 127.0.0.1, with its own event loop and thread, started on construction."""
 
     def __init__(self, tls: ssl.SSLContext | None) -> None:
         self.port = self.connections = 0
@@ -114,7 +114,7 @@ class _Listener(ABC):
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Ends every connection, the listener and the thread."""
+        """Closes all connections, the listener and the thread."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join()
@@ -151,17 +151,17 @@ class _Listener(ABC):
         try:
             await self._serve(reader, writer)
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # the other end went away, or close() was called: either is this connection's end and nothing more
+            pass  # the peer disconnected, or close() was called: this connection ends
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
 
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its beginning to its end."""
+        """Handles one connection until it ends."""
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of work on the loop, for another thread."""
+        """Runs a coroutine on the loop from another thread -> its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def __enter__(self) -> Self:
@@ -172,19 +172,19 @@ class _Listener(ABC):
 
 
 class CannedServer(_Listener):
-    """An HTTP server that answers every request with exactly these bytes, whatever they are.
+    """An HTTP server that answers every request with exactly these bytes.
 
     Args:
-        reply: status line, headers and body, as `http_reply` makes them, or a function of the request that gives them; None:
-            no answer ever comes. The function runs on the event loop, so it must not block; an OSError that it raises
-            ends the connection.
-        close: whether the connection is ended after each reply, or kept for the next request.
-        tls: with it the server speaks https.
+        reply: status line, headers and body, as from `http_reply`, or a function of the request that returns them; None:
+            never answers. The function runs on the event loop, so it must not block; an OSError that it raises closes the
+            connection.
+        close: close the connection after each reply, or keep it alive.
+        tls: serve https with this context.
 
     Attributes:
-        requests: what came in, head and body.
-        connections: how many were made, with their TLS.
-        hung_up: connections that the client ended.
+        requests: received requests, head and body.
+        connections: number of connections accepted (after the TLS handshake).
+        hung_up: number of connections closed by the client.
     """
 
     def __init__(
@@ -197,10 +197,10 @@ class CannedServer(_Listener):
         super().__init__(tls)
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-        """Returns once `condition()`, about this server's attributes, is true.
+        """Blocks until `condition()`, over this server's attributes, is true.
 
         Raises:
-            TimeoutError: that never was so.
+            TimeoutError: not within `timeout_s` seconds.
         """
         with self._changed:
             if not self._changed.wait_for(condition, timeout_s):
@@ -235,20 +235,20 @@ class CannedServer(_Listener):
 
 
 class Relay(_Listener):
-    """A TCP relay to a server, and everything that can be wrong with a link. Faults are attributes, set at any time.
+    """A TCP relay to a server with injected link faults. Faults are attributes, set at any time.
 
     Args:
         host: of the server.
         port: of the server.
 
     Attributes:
-        delay_s: seconds each way. Bytes are held, not spaced out; a new connection costs one round trip more.
-        throttle: bytes a second, in each direction of each connection; None: as fast as it goes.
-        truncate_after: bytes of a connection's replies, after which it is ended in good order.
-        reset_after: bytes of a connection's replies, after which it is reset.
-        black_hole: connections are accepted, and whatever is sent through them is lost.
-        refuse: nothing listens at the port; connections that exist go on.
-        connections: how many were accepted.
+        delay_s: one-way latency, seconds. Bandwidth is not affected; a new connection takes one round trip more.
+        throttle: bandwidth in bytes per second, per direction and connection; None: unlimited.
+        truncate_after: bytes of a connection's replies after which it is closed (FIN).
+        reset_after: bytes of a connection's replies after which it is reset (RST).
+        black_hole: connections are accepted, and all data is dropped.
+        refuse: the port is closed; existing connections continue.
+        connections: number of connections accepted.
         bytes_up: bytes forwarded to the server.
         bytes_down: bytes forwarded from the server.
     """
@@ -265,7 +265,7 @@ class Relay(_Listener):
 
     @property
     def refuse(self) -> bool:
-        """Whether nothing listens."""
+        """Whether the port is closed."""
         return self._server is None
 
     @refuse.setter
@@ -292,13 +292,13 @@ class Relay(_Listener):
         try:
             await asyncio.gather(*ways)
         finally:
-            far_writer.transport.abort()  # before anything is awaited, since close() may cancel that
+            far_writer.transport.abort()  # before any await, which close() may cancel
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connected: float, *, down: bool) -> None:
-        """One direction, as a pipeline: what comes in meanwhile does not wait for what is held."""
+        """One direction, pipelined: reading continues while earlier data is delayed."""
         under_way: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(QUEUE)
         writer.transport.set_write_buffer_limits(0)  # drained means sent
 
@@ -328,8 +328,8 @@ class Relay(_Listener):
             taking.cancel()
 
     async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, *, down: bool) -> int:
-        """Sends on what the faults let through -> its bytes."""
-        reset_after = self.reset_after  # once: it may be changed at any moment, from any thread
+        """Forwards the data that the faults let through -> bytes consumed."""
+        reset_after = self.reset_after  # read once: another thread may change it at any time
         ends = [n for n in (self.truncate_after, reset_after) if down and n is not None]
         allowed = data if not ends else data[: max(0, min(ends) - passed)]
         step = PIECE if self.throttle is None else max(1, int(self.throttle / 50))
@@ -355,7 +355,7 @@ class Relay(_Listener):
 def http_reply(
     body: bytes = b"", *, status: int = 200, headers: Sequence[tuple[str, str]] = (), length: int | None = None
 ) -> bytes:
-    """An HTTP reply. `length`: what Content-Length says; None: the body's own length."""
+    """Builds an HTTP reply as bytes. `length`: the Content-Length header; None: the body's length."""
     said = [("Content-Length", str(len(body) if length is None else length)), *headers]
     head = "".join(f"{name}: {value}\r\n" for name, value in said)
     return f"HTTP/1.1 {status} -\r\n{head}\r\n".encode("latin-1") + body
@@ -370,14 +370,14 @@ def _length(head: bytes) -> int:
 
 
 async def _finish(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection in good order, everything sent."""
+    """Flushes and closes a connection (FIN)."""
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection so that the other end sees a reset."""
+    """Closes a connection with a reset (RST)."""
     with contextlib.suppress(OSError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""What goes in and what comes out."""
+"""Public types: answers, tensor specifications, cancellation, and the model and endpoint protocols."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Source = Literal["edge", "cloud", "cache", "stale"]
 
 
 class TensorSpec(NamedTuple):
-    """One input or output of a model."""
+    """Name, dtype and shape of a model's input or output."""
 
     name: str
     dtype: str
-    """numpy's name: float32, uint8, ..."""
+    """numpy dtype name: float32, uint8, ..."""
     shape: tuple[int, ...]
-    """-1 for a size that is open."""
+    """-1 for a dynamic axis."""
 
 
 class StopToken:
-    """A leg's request to stop, passed to the one who can. Calling it asks; it may be too late.
+    """Cancellation token of a leg, passed to the model. Calling it requests a stop; the run may complete all the same.
 
-    `on_ask(f)` has `f` called once when, or if already, it is asked; from the asker's thread.
+    `on_ask(f)` registers a function called once on the request, from the requesting thread, or at once if it came before.
     """
 
     __slots__ = ("_event", "_hook", "_lock")
@@ -41,7 +41,7 @@ class StopToken:
         self._hook: Callable[[], object] | None = None
 
     def __call__(self) -> None:
-        """Asks."""
+        """Requests the stop."""
         with self._lock:
             self._event.set()
             hook = self._hook
@@ -50,15 +50,15 @@ class StopToken:
 
     @property
     def asked(self) -> bool:
-        """Whether the leg was asked to stop."""
+        """Whether a stop was requested."""
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleeps up to `seconds`, less if asked to stop; whether that was so."""
+        """Waits up to `seconds` for a stop request -> whether there was one."""
         return self._event.wait(seconds)
 
     def on_ask(self, hook: Callable[[], object] | None) -> None:
-        """Sets what a request to stop does; None: nothing."""
+        """Sets the function that a stop request calls; None: none."""
         with self._lock:
             self._hook = hook
             asked = self._event.is_set()
@@ -67,23 +67,23 @@ class StopToken:
 
 
 Cancel = StopToken
-"""Its earlier name."""
+"""Former name of `StopToken`."""
 
 
 class EdgeModel(Protocol):
-    """What a model on the device must do. Any object that has these serves; calls come from several threads."""
+    """Interface of an edge model (structural). It must be thread-safe."""
 
     name: str
     labels: tuple[str, ...] | None
     """Class index -> value; None: the value is the index."""
     kind: str
-    """What the outputs are: logits, probabilities, logprobs (of tokens) or answers, (value, confidence) pairs."""
+    """Kind of outputs: logits, probabilities, or answers ((value, confidence) pairs)."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
-        """Several inputs at once -> outputs, an array (or name -> array) whose first axis is the inputs'.
+        """Runs a batch -> outputs, an array (or name -> array) whose first axis is that of the inputs.
 
         Raises:
-            BadInput: an input does not fit.
+            BadInput: an input does not fit the model.
         """
 
 
@@ -160,7 +160,7 @@ _IMMUTABLE = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class Endpoint(Protocol):
-    """What a cloud must do; see `edgeroute.cloud.base` for the one way in which HTTP endpoints do it."""
+    """Interface of a cloud endpoint; for HTTP see `edgeroute.cloud.base.HttpEndpoint`."""
 
     name: str
     labels: tuple[str, ...] | None
@@ -187,18 +187,18 @@ class Cost(Protocol):
 
 
 class Answer:
-    """What the router says.
+    """The router's answer to one request.
 
     Attributes:
-        value: the label, or whatever the model or endpoint gives.
-        source: "edge", "cloud", "cache", or "stale" where the cache gave an answer past its time.
-        leg: the name of the target that answered.
-        confidence: by the policy's score, higher is surer; None: there is none.
+        value: the label, or whatever the model or endpoint returns.
+        source: "edge", "cloud", "cache", or "stale" for an expired cache entry.
+        leg: name of the target that answered.
+        confidence: by the policy's score, higher is more confident; None: none.
         outputs: the raw outputs, without the batch axis.
-        degraded: not what the policy asked for, only the best of what there was.
-        final: no better answer will follow. False: `refine` goes on, or the outbox has the request.
+        degraded: a fallback: the best answer available, not the one the policy requires.
+        final: no better answer will follow. False: provisional: `refine` continues, or the outbox has the request.
         latency_s: from the call to the answer, seconds.
-        id: names this request in traces, ledgers and the outbox; to endpoints it is the idempotency key.
+        id: the request's id in traces, the egress ledger and the outbox, and its idempotency key at endpoints.
     """
 
     __slots__ = (
@@ -230,13 +230,13 @@ class Answer:
         return self
 
     def noted(self, note: str, *, final: bool) -> Answer:
-        """This answer, with what else there is to say of it."""
+        """This answer with a note appended to its reason, and its `final` flag set."""
         self._note, self.final = note, final
         return self
 
     @property
     def reason(self) -> str:
-        """Why this answer, in one line."""
+        """Why this answer was given, in one line."""
         if self._plan is None or self._outcome is None:
             return self._note
         told = explain.reason(self._plan, self._outcome)
@@ -244,7 +244,7 @@ class Answer:
 
     @property
     def trace(self) -> Mapping[str, Any]:
-        """Every step with its time, its bytes and its cost, ready for `json.dumps`."""
+        """Every step with its time, bytes and cost, JSON-serialisable."""
         if self._plan is None or self._outcome is None:
             return {
                 "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,

@@ -1,7 +1,7 @@
-"""What an HTTP endpoint is: an address with its secrets, and a talk.
+"""HTTP endpoint interface: address, credentials, and the protocol as a sans-I/O generator (`Talk`).
 
-A talk is a generator: it yields calls, is sent the replies, and returns the outputs. It does no I/O and knows no retry
-and no time, so the same one serves threads and asyncio.
+A talk yields calls, is sent the replies, and returns the outputs. It does no I/O and has no retries and no clock, so the
+same one serves threads and asyncio.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Call(NamedTuple):
     headers: Sequence[tuple[str, str]] = ()
     body: bytes = b""
     probe: bool = False
-    """Sent once, and any reply will do: whatever its status it comes back, as status 0 with the error where there is none.
-    A call that is no probe is repeated as `Address.retries` says, and only a success comes back."""
+    """Sent once, and a reply of any status is returned; without a reply, status 0 with the error as the body.
+    Other calls are retried up to `Address.retries` times, and only a success is returned."""
 
 
 class Reply(NamedTuple):
-    """What came back."""
+    """The HTTP reply to a call."""
 
     status: int
     headers: Mapping[str, str]
-    """Names in lower case."""
+    """Names are lower case."""
     body: bytes
 
 
@@ -48,33 +48,33 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 
 
 class HttpEndpoint(Protocol):
-    """A protocol over HTTP."""
+    """An inference protocol over HTTP."""
 
     name: str
     where: str
-    """Its address, as messages quote it."""
+    """Its address, as quoted in messages."""
     labels: tuple[str, ...] | None
     kind: str
     address: Address
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """Inputs, without the batch axis -> their outputs, as `confidence.Reader` takes them."""
+        """Inputs without the batch axis -> their outputs, as decoded by `confidence.Reader`."""
 
     def encode(self, inputs: list[Any]) -> Call | None:
-        """The one call that asks for them all; None: not to be told before the endpoint has been met, or more than one."""
+        """The single call for these inputs; None: the endpoint's metadata is not known yet, or it takes several calls."""
 
     def decode(self, reply: Reply, count: int) -> Any:
-        """What the reply to such a call holds for so many inputs, as a talk returns it."""
+        """The outputs in the reply to such a call for `count` inputs, as a talk returns them."""
 
     def ping(self) -> Talk:
-        """Whether it is there and ready, and all there is to know of it; no user data. Raises like a talk where it is not."""
+        """Checks readiness and fetches metadata, without user data. Raises like a talk if the endpoint is not ready."""
 
     def health(self) -> Talk:
-        """Whether it is there and ready: one call, no user data."""
+        """Readiness check: one call, without user data."""
 
 
 class Secret:
-    """A value that no repr, log or message shows. `env` names the environment variable that holds it, read when used."""
+    """A credential that no repr, log or message shows. `env`: the environment variable that holds it, read at each use."""
 
     __slots__ = ("_env", "_value")
 
@@ -105,21 +105,21 @@ class Secret:
 
 
 class Address:
-    """Where an endpoint is and how it is reached.
+    """URL, credentials, TLS settings, timeout and retries of an endpoint.
 
     Args:
         url: http or https, without user or password.
         api_key: sent as `Authorization: Bearer ...`; a string, or a `Secret`.
         headers: sent with each request; values are strings or `Secret`s.
-        verify: True: by the system's and certifi's authorities; a path: by this file's alone; False: not at all.
-        cert: paths of the client's certificate and key, for mutual TLS.
-        timeout_s: for one request with all its retries, where the deadline does not say less.
-        retries: how often a request that failed is sent again.
-        max_reply_bytes: a longer reply is refused before it is read.
-        terms: what `Terms` takes: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
+        verify: TLS verification. True: the system's and certifi's CAs; a path: only the CAs in this file; False: none.
+        cert: paths of the client certificate and key, for mutual TLS.
+        timeout_s: for one request with all its retries; a deadline may be shorter.
+        retries: maximum retries of a failed request.
+        max_reply_bytes: a longer reply is rejected without being read in full.
+        terms: fields of `Terms`: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
-        PolicyError: the URL is none, or carries a password.
+        PolicyError: invalid URL, or one with a user, password, query or fragment.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Address:
         try:
             parts = urlsplit(url)
             port = parts.port
-        except ValueError:  # its text quotes what may be half a password
+        except ValueError:  # its message may quote part of a password
             raise PolicyError("the cloud's address is not a URL: its host or port cannot be read") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise PolicyError(f"{bare(url)!r} is not an http:// or https:// URL")
@@ -163,19 +163,19 @@ class Address:
             self._headers["Authorization"] = ("Bearer ", _secret(api_key))
 
     def headers(self) -> list[tuple[str, str]]:
-        """The headers with their secrets, for the wire alone.
+        """The headers with resolved secrets, for sending only.
 
         Raises:
-            PolicyError: a value cannot be sent.
+            PolicyError: a secret's variable is not set, or a value contains characters not allowed in a header.
         """
         found = [(name, before + secret.read()) for name, (before, secret) in self._headers.items()]
         for name, value in found:
-            if not _SENDABLE.fullmatch(value):  # checked here, since the library below would quote the value
+            if not _SENDABLE.fullmatch(value):  # checked here: httpcore's error would quote the value
                 raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
         return found
 
     def hide(self, text: str) -> str:
-        """The text without the secrets that a server may have quoted in it."""
+        """Masks this address's secrets in a text that a server may have quoted them in."""
         for _, secret in self._headers.values():
             for word in secret.read().split():
                 if len(word) >= _SECRET_LENGTH:
@@ -192,7 +192,7 @@ def _secret(value: str | Secret) -> Secret:
 
 _SENDABLE = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
 _SECRET_LENGTH = 8
-"""A shorter word of a header's value is no secret, and hiding it would garble messages."""
+"""Shorter words of a header's value are not masked: masking them would garble messages."""
 
 
 def bare(url: str) -> str:
@@ -202,15 +202,15 @@ def bare(url: str) -> str:
 
 
 def dumps(data: Any) -> bytes:
-    """JSON without spaces."""
+    """Compact JSON."""
     return orjson.dumps(data) if orjson is not None else json.dumps(data, separators=(",", ":")).encode()
 
 
 def loads(body: bytes | memoryview, where: str) -> Any:
-    """The JSON in a reply's body.
+    """Parses a reply's body as JSON.
 
     Raises:
-        BadReply: it is not JSON; the message says what it looks like instead.
+        BadReply: not JSON; the message says what it looks like instead.
     """
     try:
         return orjson.loads(body) if orjson is not None else json.loads(bytes(body))
@@ -219,7 +219,7 @@ def loads(body: bytes | memoryview, where: str) -> Any:
 
 
 def looks_like(body: bytes) -> str:
-    """What a body that should be JSON seems to be, without quoting it."""
+    """Describes a non-JSON body without quoting it."""
     start = body.lstrip()[:15].lower()
     if not start:
         return "an empty body"
@@ -233,10 +233,10 @@ def looks_like(body: bytes) -> str:
 
 
 def checked(reply: Reply, where: str, hide: Callable[[str], str] = str) -> Reply:
-    """The reply, if it is a success. `hide` takes secrets out of what the server says.
+    """Returns a successful reply. `hide` masks secrets in the server's error message.
 
     Raises:
-        Refused: its status says otherwise.
+        Refused: the status is not 2xx.
     """
     if 200 <= reply.status < 300:  # noqa: PLR2004 - HTTP's own numbers
         return reply
@@ -267,4 +267,4 @@ def _retry_after_s(value: str | None) -> float | None:
     try:
         return max(0.0, float(value))
     except ValueError:
-        return None  # a date: clocks differ, so the jitter decides
+        return None  # an HTTP date: not used, since clocks differ; the back-off applies

@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 (KServe, Triton, MLServer, `edgeroute serve`), JSON or with binary tensors."""
+"""Open Inference Protocol v2 (KServe, Triton, MLServer, `edgeroute serve`), JSON or binary tensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DTYPES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
-"""The protocol's names of numbers -> numpy's."""
+"""The protocol's datatypes -> numpy dtypes."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2
-"""A server that does not answer a binary input so many times does not take them."""
+"""Unanswered binary probes after which the server counts as JSON-only."""
 MOST_PROBED = 1 << 24
-"""A model that says to take more numbers than this is not tried with zeros before there is an input."""
+"""Largest input, in elements, that `ping` probes with zeros before there is a real input."""
 LENGTH = "Inference-Header-Content-Length"
 OCTETS = ("Content-Type", "application/octet-stream")
 JSON = ("Content-Type", "application/json")
@@ -34,14 +34,18 @@ class OpenInference:
     """A model behind the Open Inference Protocol.
 
     Args:
-        url: of the server, or of the model itself, as in http://host:8000/v2/models/fashion-large.
-        model: its name, where the URL does not say.
-        binary: "auto" asks the server once, with a made-up input of zeros, whether it takes binary tensors.
-        labels: class index -> value; None: the edge model's.
-        kind: what the outputs are: logits or probabilities.
-        output: the output that is read; None: the first.
-        card: path of a card whose preprocessing the caller's input needs first.
-        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, and its `terms`.
+        url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large.
+        model: its name, if not in the URL.
+        name: of the endpoint in answers, traces and messages.
+        binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
+        labels: class index -> value; None: the card's, else the edge model's.
+        kind: of the outputs: logits or probabilities.
+        output: name of the output to read; None: the first.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
+
+    Raises:
+        PolicyError: no model name, or as `Address`.
     """
 
     def __init__(
@@ -71,18 +75,23 @@ class OpenInference:
         self._tries = 0
 
     def health(self) -> Talk:
-        """Asks whether the model is ready."""
+        """Model readiness, `GET .../ready`."""
         yield Call("GET", f"{self.path}/ready")
 
     def ping(self) -> Talk:
-        """Asks whether the model is ready, then for what it takes and how."""
+        """Model readiness, then its metadata, and whether it accepts binary tensors."""
         yield from self.health()
         yield from self._meet()
         if self.binary is None and self.inputs and all(_probed(s.shape[1:]) for s in self.inputs):
             yield from self._try_binary({s.name: np.zeros((1, *s.shape[1:]), s.dtype) for s in self.inputs})
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """Inputs, without the batch axis -> output [n, ...]."""
+        """Inputs without the batch axis -> output [n, ...].
+
+        Raises:
+            BadInput: an input does not fit the model.
+            BadReply: a reply violates the protocol.
+        """
         if self.inputs is None:
             yield from self._meet()
         feed = self._feed(inputs)
@@ -92,22 +101,22 @@ class OpenInference:
         return self.decode(reply, len(inputs))
 
     def encode(self, inputs: list[Any]) -> Call | None:
-        """The call that asks for them; None while what the model takes is not known."""
+        """The call for these inputs; None while the model's metadata is unknown."""
         return None if self.inputs is None else self._infer(self._feed(inputs), binary=bool(self.binary))
 
     @property
     def known(self) -> dict[str, Any] | None:
-        """What the endpoint has told about itself, ready for JSON; None: nothing yet."""
+        """Cached metadata (inputs, binary support), JSON-serialisable; None: not fetched yet."""
         return None if self.inputs is None else {"inputs": [list(spec) for spec in self.inputs], "binary": self.binary}
 
     def recall(self, known: dict[str, Any]) -> None:
-        """Takes up what it told before."""
+        """Restores metadata saved from `known`."""
         if self.inputs is None:
             self.inputs = tuple(TensorSpec(str(name), str(dtype), tuple(shape)) for name, dtype, shape in known["inputs"])
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _meet(self) -> Talk:
-        """Reads the model's metadata."""
+        """Fetches the model's metadata."""
         said = loads((yield Call("GET", self.path)).body, self.where)
         try:
             self.inputs = tuple(
@@ -119,8 +128,8 @@ class OpenInference:
             ) from e
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """A reply that decodes settles it, and so does a refusal; silence only the second time, since links fail too."""
-        if self._tries == TRIES:  # the last one was cancelled while it waited, which is silence too
+        """Probes for binary tensors: a valid reply means yes, an error means no; no reply means no only the second time."""
+        if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
             self.binary = False
             return
         self._tries += 1
@@ -173,7 +182,11 @@ class OpenInference:
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], b"".join([text, *parts]))
 
     def decode(self, reply: Reply, count: int) -> Array:
-        """The output [n, ...] in a reply; every size is checked before it is believed."""
+        """Decodes the output [n, ...] of a reply; every size is validated before use.
+
+        Raises:
+            BadReply: the reply violates the protocol, or lacks the output.
+        """
         body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise BadReply(f"{self.where}: {LENGTH} is {length!r}, and the body has {len(body)} bytes")
@@ -198,7 +211,7 @@ class OpenInference:
             raise BadReply(f"{self.where}: {count} inputs gave an output of shape {list(shape)}")
         size = prod(shape)
         if raw is None:
-            with np.errstate(over="ignore"):  # what is too large becomes infinity, and is seen below
+            with np.errstate(over="ignore"):  # overflow becomes infinity, rejected below
                 array = np.array(output["data"], dtype).reshape(-1)
         elif len(raw) != size * dtype.itemsize:
             raise BadReply(f"{self.where}: the output should have {size * dtype.itemsize} bytes, {len(raw)} came")
@@ -206,7 +219,7 @@ class OpenInference:
             array = np.frombuffer(raw, dtype)
         if array.size != size:
             raise BadReply(f"{self.where}: the output should have {size} numbers, {array.size} came")
-        if dtype.kind == "f" and not (array < np.inf).all():  # NaN is no less either; minus infinity is a logit
+        if dtype.kind == "f" and not (array < np.inf).all():  # false for NaN too; minus infinity is a valid logit
             raise BadReply(f"{self.where}: the output holds NaN or infinity")
         return array.reshape(shape)
 

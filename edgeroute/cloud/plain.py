@@ -1,4 +1,4 @@
-"""Any server that takes JSON and gives JSON."""
+"""Plain JSON over HTTP: one POST per input to any server."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from edgeroute.errors import BadReply, Unreachable
 
 
 class PlainJson:
-    """POSTs one input as JSON, and picks the answer out of the reply.
+    """POSTs one input as JSON, and extracts the answer from the reply by path.
 
     Args:
-        url: where to post to.
-        encode: input -> what is sent as JSON; None: `{"input": input}`, arrays as nested lists.
-        value: where the value is in the reply, keys and indices with dots between: `result.0.label`.
-        confidence: likewise; None: the answer has no confidence.
-        logits: where an array [classes] is, instead of `value`.
-        ping_path: a path that answers 200 when the server is well; None: only the connection is tried, with OPTIONS.
-        address: what `Address` takes: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, and its `terms`.
+        url: to post to.
+        name: of the endpoint in answers, traces and messages.
+        encode: input -> JSON-serialisable body; None: `{"input": input}`, arrays as nested lists.
+        value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
+        confidence: path of the confidence; None: none. A reply without it has no confidence.
+        logits: path of an array [classes], used instead of `value` and `confidence`.
+        labels: class index -> value, for `logits`; None: the edge model's.
+        ping_path: health-check path that answers 2xx; None: only the connection is tested, with OPTIONS.
+        address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class PlainJson:
         return self.ping()
 
     def talk(self, inputs: list[Any]) -> Talk:
-        """One request an input: there is no batch in a protocol that this knows nothing of."""
+        """One request per input: an unknown protocol has no batches."""
         answers = []
         for x in inputs:
             reply = yield self._call(x)
@@ -66,11 +68,15 @@ class PlainJson:
         return answers
 
     def encode(self, inputs: list[Any]) -> Call | None:
-        """The call for one input."""
+        """The call for one input; None for several."""
         return self._call(inputs[0]) if len(inputs) == 1 else None
 
-    def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - it is always one
-        """The one answer in a reply."""
+    def decode(self, reply: Reply, count: int) -> list[Any]:  # noqa: ARG002 - always one
+        """The answer in a reply: one (value, confidence), or logits [classes].
+
+        Raises:
+            BadReply: a path is missing, or a value has the wrong type.
+        """
         said = loads(reply.body, self.where)
         if self.logits is not None:
             return [self._numbers(said, self.logits)]

@@ -1,7 +1,7 @@
-"""An address made ready for HTTP: what threads and asyncio share. Requests out, replies checked, errors translated.
+"""HTTP wire layer on httpcore, shared by the threaded and asyncio clients: builds requests, checks replies, maps errors.
 
-httpcore is what httpx stands on. Used directly it costs about a third less than httpx's transport around it, and
-inference needs nothing of what is left out: no cookies, no redirects, no decoding.
+httpcore is the engine of httpx; used directly it costs about a third less, and inference needs neither cookies, redirects
+nor content decoding.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 
 KEEP_S = 300.0
-"""How long an idle connection is kept; whether the server closed it meanwhile is seen before it is used."""
+"""Keep-alive of an idle connection; whether the server has closed it is checked before reuse."""
 
 
 class Wire:
-    """What both kinds share: an address made ready for calls."""
+    """Request building, TLS context and error mapping for one address."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -34,7 +34,7 @@ class Wire:
         """Whether the server has ever replied."""
 
     def options(self) -> dict[str, Any]:
-        """What a connection pool is made with."""
+        """Keyword arguments of an httpcore connection pool."""
         proxy = _proxy(self.address)
         return {
             "ssl_context": self._context(),
@@ -58,7 +58,11 @@ class Wire:
         return self._tls
 
     def request(self, call: Call, left_s: float) -> httpcore.Request:
-        """The call as httpcore takes it."""
+        """The call as an httpcore request with `left_s` as its timeouts.
+
+        Raises:
+            TimedOut: no time is left.
+        """
         if left_s <= 0:
             raise TimedOut(f"{self.address.origin} was not asked: no time was left")
         url = self._urls.get(call.path)
@@ -74,7 +78,11 @@ class Wire:
         return httpcore.Request(call.method, url, headers=headers, content=call.body, extensions=extensions)
 
     def heard(self, response: httpcore.Response) -> dict[str, str]:
-        """The headers of a reply, names in lower case; refused by them, if at all, before the body is read."""
+        """The headers of a reply, names in lower case, checked before the body is read.
+
+        Raises:
+            BadReply: a content encoding, or a Content-Length above the limit.
+        """
         self.met = True
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         encoding = headers.get("content-encoding", "identity")
@@ -86,12 +94,16 @@ class Wire:
         return headers
 
     def check_size(self, size: int) -> None:
-        """Refuses a reply that is longer than allowed."""
+        """Rejects a reply longer than `max_reply_bytes`.
+
+        Raises:
+            BadReply: it is longer.
+        """
         if size > self.address.max_reply_bytes:
             raise BadReply(f"{self.address.origin} answered more than {self.address.max_reply_bytes} bytes: not read further")
 
     def error(self, e: Exception, *, stale: bool) -> CloudError:
-        """An error of httpcore as ours."""
+        """Maps an httpcore error to a CloudError, with its `retriable` and `stale` flags."""
         origin = self.address.origin
         if isinstance(e, httpcore.TimeoutException):
             return TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time")
@@ -116,7 +128,7 @@ _DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout:
 
 
 def _proxy(address: Address) -> str | None:
-    """The proxy that the environment names for this address (HTTP_PROXY and its kin), if any."""
+    """The proxy for this address from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), or None."""
     if urllib.request.proxy_bypass(address.host):
         return None
     return urllib.request.getproxies().get("https" if address.https else "http")

@@ -1,4 +1,4 @@
-"""How sure a model is of its answer, and from which sureness on that may be trusted."""
+"""Confidence scores, learned scores, and calibration of a deferral threshold with a guarantee (a certificate)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is for calibration when it is first asked for: a router does without."""
+    """Imports the calibration modules lazily: a router does not need them."""
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeroute.confidence' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"edgeroute.confidence.{_HOMES[name]}"), name)

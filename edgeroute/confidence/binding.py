@@ -1,4 +1,4 @@
-"""What the threshold of a target promises as it is used here, and why that may not hold, or not any more."""
+"""A certificate bound to the models, score and codec in use, and the threshold and label that follow from it."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 
 class BoundCertificate(NamedTuple):
-    """A certificate in use."""
+    """A certificate, and what it is used with."""
 
     certificate: Certificate
     used: Mapping[str, str]
-    """Fingerprints of what it is used with."""
+    """Fingerprints of the edge model, cloud, score and codec in use, by the names of `BOUND_TO`."""
     max_age_days: float
 
     def broken(self) -> str | None:
-        """In words, why it promises nothing here and now; None: it holds."""
+        """Why the certificate is not valid for this setup or at this time, in words; None: it is valid."""
         return self.certificate.matches(**self.used, max_age_days=self.max_age_days)
 
 
 def digest(used: Mapping[str, str]) -> str:
-    """Those fingerprints as one."""
+    """One hash over several fingerprints: 32 hex digits of SHA-256."""
     return sha256(json.dumps(dict(used), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def effective_target(target: Target, promise: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:
-    """The target with the threshold and the label that hold now.
+    """The target with the threshold and label currently in force.
 
     Args:
         target: with any threshold and label.
-        promise: what its threshold comes from; None: a plain number, which is left as it is.
-        alarm: why the certificate is not trusted any more; empty: it is.
-        at_least: the threshold, of every class, is this or higher.
+        promise: the certificate that the threshold comes from; None: a plain number, left unchanged.
+        alarm: why a drift alarm invalidates the certificate; empty: no alarm.
+        at_least: lower bound of the threshold, and of every per-class threshold.
     """
     if promise is None:
         return target

@@ -1,9 +1,10 @@
-"""From examples to a threshold with a promise, by fixed-sequence testing; the tests themselves are in exact.py.
+"""Calibrates a deferral threshold with a statistical guarantee, by fixed-sequence testing (risk control; tests in exact.py).
 
-The threshold walks from the highest score down, one block of equal scores at a time. At each, the hypothesis that the
-promise is broken there is tested, and the walk ends at the first that is not rejected: so no test pays for the others.
-No step is left out. A walk past the first threshold t* at which the promise breaks would then have had to reject it on
-the very examples that t* accepts, of which t* was not chosen by the data; so the risk is that of the one test.
+Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis
+"the guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no
+correction for multiple testing is needed. No candidate is skipped: to pass the first threshold t* that violates the
+guarantee, the sequence would have to reject the null at t* itself, which does not depend on the data; so the total risk is
+that of one test.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from edgeroute.system import now
 
 Bools = NDArray[np.bool_]
 FEW = 1.5
-"""Harms alone are tested while n * eps is below so many log(1 / delta); 4.5 at 95 %. Wins are too rare then to be of use."""
+"""Below n * eps = FEW * log(1 / delta) (4.5 at 95 %) only harms are tested: wins are too rare to help."""
 MANY = 4000
-"""The likelihood ratio is used for up to so many examples; for more, the difference loses nothing and is quicker."""
+"""Most examples for the likelihood-ratio test; beyond, the difference test is as powerful and faster."""
 TIED = 0.1
-"""A block of equal scores is told about from this share on."""
+"""Share of examples with one tied score above which a warning is given."""
 BINS = 32
-"""Of the scores' quantiles, which an online threshold counts by."""
+"""Quantile bins of the scores, stored in the certificate."""
 START = 0.2
-"""The error among the accepted is first tested where this share is accepted: fewer prove little, and may end the walk."""
+"""Selective error is first tested at this acceptance rate: fewer examples prove little and may end the sequence early."""
 
 
 def calibrate(
@@ -51,40 +52,40 @@ def calibrate(
     parameters: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Certificate:
-    """The lowest threshold that these examples, drawn like the inputs to come and independent, let one promise.
+    """The lowest threshold whose guarantee these examples certify. They must be i.i.d. and drawn like future inputs.
 
-    Exactly one target is given, 0..1, and the promise holds with probability `sure` over draws of the examples:
+    Exactly one target is given, 0..1. Its guarantee holds with probability `sure` over draws of the examples:
 
-        max_loss    accuracy of edge and cloud together >= that of the cloud - max_loss. Without `cloud_correct`,
-                    `edge_correct` means "the edge says what the cloud says": no labels are needed, and it costs deferrals
-        max_error   share of wrong answers among those accepted on the edge <= max_error
-        max_defer   share of deferred inputs <= max_defer; needs no labels. With `sure=None` it holds on average over
-                    draws, and not with a probability in each: that defers a little more
+        max_loss    accuracy of the cascade (edge and cloud together) >= accuracy of the cloud - max_loss. Without
+                    `cloud_correct`, `edge_correct` means "edge and cloud agree": no labels needed, more deferrals
+        max_error   error rate among the answers accepted on the edge (selective risk) <= max_error
+        max_defer   deferral rate <= max_defer; needs no labels. With `sure=None` it holds on average over draws instead of
+                    with a probability in each, which defers a little more
 
-    Where no threshold keeps the promise, it is inf: every input is deferred. Examples whose score is NaN count as
+    If no threshold can be certified, the threshold is inf: every input is deferred. Examples with a NaN score count as
     deferred.
 
     Args:
-        score: [n], higher for surer. If it was fitted on these examples, take it from `crossfit`.
-        edge_correct: [n], bool or 0 and 1.
-        cloud_correct: [n], likewise.
+        score: [n], higher for more confident. If it was fitted on these examples, take it from `crossfit`.
+        edge_correct: [n], bool or 0/1.
+        cloud_correct: [n], bool or 0/1.
         max_loss: see above.
         max_error: see above.
         max_defer: see above.
         sure: see above, between 0 and 1.
-        per_class: [n], the class that the edge predicts for each example. Every class then has a threshold and a promise
-            of its own, each at risk (1 - sure) / classes, so that all hold at once. A class that has too few examples is
+        per_class: [n], the class that the edge predicts for each example. Each class then gets its own threshold and
+            guarantee at risk (1 - sure) / classes, so that all hold simultaneously. A class with too few examples is
             always deferred, with a warning.
-        agree: [n], whether edge and cloud say the same, bool or 0 and 1: an audit in use compares with it. Not needed where
-            `edge_correct` means just that.
+        agree: [n], whether edge and cloud agree, bool or 0/1: gives the limit for drift audits. Not needed where
+            `edge_correct` already means agreement.
         name: of the score.
-        parameters: of the score: what JSON can hold.
+        parameters: of the score, JSON-serialisable.
         fingerprints: of the edge model, cloud model, score and payload codec ("edge", "cloud", "score", "codec") that the
             examples come from.
 
     Raises:
-        NotEnough: not even examples without a fault would prove it.
-        PolicyError: what is given is not what it should be, or the score is the same for all examples.
+        NotEnough: even n error-free examples would not prove it.
+        PolicyError: an argument is invalid, or the score is the same for all examples.
     """
     kind, value, delta = _target(max_loss, max_error, max_defer, sure)
     scores = _scores(score)
@@ -156,15 +157,15 @@ def calibrate(
 
 
 def crossfit(fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, folds: int = 5, seed: int = 0) -> Floats:
-    """Scores [n] of n examples, each by a score that was fitted without that example.
+    """Out-of-fold scores [n] of n examples, by k-fold cross-fitting: each example is scored by a fit without it.
 
-    Calibrated on the examples that it was fitted on, a score flatters itself, and the promise breaks more often than it says.
+    Scores of examples that were fitted on are biased, and the guarantee would be violated more often than stated.
 
     Args:
-        fit: takes the numbers of the examples to fit on, and gives what takes numbers of examples and gives their scores.
-        n: how many examples there are.
-        folds: in how many parts they are left out in turn.
-        seed: of the division into parts.
+        fit: takes indices of training examples; returns a function from indices to scores.
+        n: number of examples.
+        folds: number of folds.
+        seed: of the random split.
 
     Raises:
         PolicyError: there are not as many examples as folds, or fewer than two folds.
@@ -180,14 +181,14 @@ def crossfit(fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, fold
 
 
 class _Step(NamedTuple):
-    """Where a walk ended."""
+    """The threshold at which a test sequence stopped, and the test used."""
 
     threshold: float
     method: str
 
 
 def _walk(kind: Kind, value: float, delta: float | None, scores: Floats, edge: Bools | None, cloud: Bools | None) -> _Step:
-    """Examples of one class, or all. At least so many of them that the walk can begin."""
+    """Tests the thresholds of one class, or of all examples; there are enough of them for the first test."""
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN comes last
     s = scores[order]
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True)[: len(s)])  # the last of each block of equal scores
@@ -211,21 +212,21 @@ def _walk(kind: Kind, value: float, delta: float | None, scores: Floats, edge: B
 
 
 def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:
-    """The test for n examples, of which nothing else may be known. wins: where the cloud is wrong is known."""
+    """The test for max_loss, chosen before any outcome is seen. wins: whether cloud errors are observed."""
     if not wins or n * eps < FEW * log(1 / delta):
         return "CP-harm"
     return "LR-BB" if n <= MANY else "D-BB"
 
 
 def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: float) -> int:
-    """How many blocks may be accepted, where h harms and w wins [blocks] are counted from the first to each."""
+    """Number of leading blocks that pass the max_loss test. h, w: cumulative harms and wins [blocks]."""
     if method == "CP-harm":
         return _passed(h <= most(n, eps, delta))
     if method == "D-BB":
         limits = d_limits(n, eps, delta, min(n, _rounded(int(h[-1] + w[-1])))) if len(h) else h
         return _passed(h - w <= limits[h + w])
     wins = 16
-    while True:  # most walks end long before the wins do, and the table grows as their square
+    while True:  # most sequences stop at few wins, and the table grows with their square
         limits = lr_limits(n, eps, delta, wins)
         blocks = _passed((w <= wins) & (h <= limits[np.minimum(w, wins)]))
         if blocks == len(w) or w[blocks] <= wins:
@@ -234,9 +235,9 @@ def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: fl
 
 
 def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -> int:
-    """How many blocks may be accepted, where wrong of m [blocks] are counted from the first to each.
+    """Number of leading blocks that pass the max_error test. wrong, m: cumulative errors and examples [blocks].
 
-    Where the walk begins is a rank and no fixed score, so it is exact but for the one example that has this rank.
+    The first tested block is chosen by rank, not by a fixed score, so the test is exact except for the example at that rank.
     """
     first = int(np.searchsorted(m, max(needed(alpha, delta), ceil(START * n))))
     passed = _passed(wrong[first:] <= most_of_each(n, alpha, delta)[m[first:]])
@@ -244,7 +245,7 @@ def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -
 
 
 def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: Ints) -> tuple[int, str]:
-    """How many blocks are to be accepted. below [blocks]: how many examples are ranked below all of each and those before.
+    """Number of leading blocks to accept for max_defer. below: examples ranked below each block [blocks].
 
     P(score < the k-th lowest) is Beta(k, n - k + 1), of which the mean is k / (n + 1); NaN is ranked lowest.
     """
@@ -256,12 +257,12 @@ def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: I
 
 
 def _passed(ok: Bools) -> int:
-    """How many come before the first that is False."""
+    """Number of leading True values."""
     return len(ok) if ok.all() else int(ok.argmin())
 
 
 def _rounded(count: int) -> int:
-    """Up to a power of two, so that tables are shared."""
+    """Rounds up to a power of two, so that cached tables are shared."""
     return 1 << count.bit_length()
 
 
@@ -271,12 +272,12 @@ def _quantiles(scores: Floats) -> tuple[float, ...]:
 
 
 def _at_most(k: int | np.integer[Any], m: int | np.integer[Any]) -> float | None:
-    """The share of which k of m leave 95 % confidence that it is not larger (Clopper and Pearson, 1934)."""
+    """Upper 95 % confidence bound of a proportion, k of m (Clopper and Pearson, 1934)."""
     return upper(int(k), int(m), 0.05) if m else None
 
 
 def _between(s: Floats, ends: Ints, blocks: int) -> float:
-    """The threshold that accepts so many blocks: in the middle of the gap, so that rounding elsewhere moves none across."""
+    """The threshold that accepts so many blocks: mid-gap, so that rounding elsewhere moves no score across."""
     if not blocks:
         return INF
     lowest = float(s[ends[blocks - 1]])
@@ -330,7 +331,7 @@ def _zero_one(what: str, values: ArrayLike | None, n: int) -> Bools | None:
 
 
 def _classes(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: int) -> dict[str, Ints]:
-    """Class -> its examples."""
+    """Class -> indices of its examples."""
     if per_class is None:
         return {"": np.arange(n)}
     if kind == "max_defer":
@@ -342,7 +343,7 @@ def _classes(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: i
 
 
 def _look(scores: Floats) -> None:
-    """Refuses a score that says nothing, warns of one that says little."""
+    """Rejects a constant score, warns of a heavily tied one."""
     levels, counts = np.unique(scores[~np.isnan(scores)], return_counts=True)
     if len(levels) < 2:  # noqa: PLR2004 - nothing to tell apart
         raise PolicyError("no example has a score" if not len(levels) else f"the score is {levels[0]:g} for every example")

@@ -1,4 +1,4 @@
-"""What a calibration promises, of which models, and from how many examples; as a file, one that was edited is refused."""
+"""Certificate: a calibrated threshold, its guarantee, and what it is bound to; a JSON file with a checksum."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Kind = Literal["max_loss", "max_error", "max_defer"]
 INF = float("inf")
 VERSION = 2
 BOUND_TO = {"edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec"}
-"""What a certificate can be bound to -> in words."""
+"""What a certificate can be bound to -> its name in messages."""
 
 
 class NotEnough(PolicyError):
-    """There are too few examples for the promise.
+    """There are too few examples for the requested guarantee.
 
     Attributes:
-        needed: how many it takes at least.
-        missing: how many more than there are.
+        needed: minimum number of examples.
+        missing: how many are missing.
     """
 
     def __init__(self, message: str, *, needed: int, missing: int) -> None:
@@ -35,52 +35,52 @@ class NotEnough(PolicyError):
 
 
 class Certificate(NamedTuple):
-    """A threshold, and the promise that comes with it. An answer is accepted on the edge where its score is at least that.
+    """A threshold and its statistical guarantee. An edge answer is accepted if its score is at least the threshold.
 
-    An answer without a score (NaN) has to be deferred, or the promise does not hold.
+    An answer without a score (NaN) has to be deferred, or the guarantee does not hold.
     """
 
     kind: Kind
-    """The target: loss against the cloud, error among the accepted, share of the deferred."""
+    """The controlled quantity: accuracy loss against the cloud, error rate among accepted answers, or deferral rate."""
     value: float
-    """The most that is promised, 0..1."""
+    """Its guaranteed upper limit, 0..1."""
     sure: float | None
-    """How likely the promise holds, over calibrations; None: it holds on average over them."""
+    """Confidence level of the guarantee over calibrations; None: it holds on average over them."""
     method: str
-    """CP-harm, LR-BB, D-BB, CP-error, Beta or rank."""
+    """The test used: CP-harm, LR-BB, D-BB, CP-error, Beta or rank."""
     agreement: bool
-    """It was made without labels: right meant "as the cloud says"."""
+    """Calibrated without labels: correct meant "agrees with the cloud"."""
     n: int
     date: str
-    """On which it was made, YYYY-MM-DD (UTC)."""
+    """Of the calibration, YYYY-MM-DD (UTC)."""
     threshold: float
-    """inf: every input is deferred. With a threshold per class: that of classes that have none of their own."""
+    """inf: every input is deferred. With per-class thresholds: for classes without one."""
     thresholds: Mapping[str, float]
-    """Class that the edge predicts, as `str()` writes it -> its threshold; empty: there is one for all."""
+    """Predicted class (its `str()`) -> its threshold; empty: one threshold for all."""
     deferral_rate: float
-    """The share of the examples that is deferred."""
+    """On the examples, 0..1."""
     deferral_interval: tuple[float, float]
-    """Where the rate of all inputs lies, with probability `sure` (95 % where that is None), whatever the labels chose."""
+    """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None), uniform over thresholds."""
     accuracy: Mapping[str, float]
     """On the examples, of: edge, cloud, cascade (both together), accepted (the edge's own answers); those that are known.
 
-    The threshold was chosen on the same examples, so the last two flatter; the promise is about what was not seen.
+    The threshold was chosen on the same examples, so the last two are optimistic; the guarantee is about new inputs.
     """
     unscored: float
-    """The share of the examples that had no score, and is deferred."""
+    """Share of the examples without a score, which are deferred."""
     score: str
     parameters: Mapping[str, Any]
-    """Of the score: what JSON can hold."""
+    """Of the score, JSON-serialisable."""
     fingerprints: Mapping[str, str]
-    """Of what is named in `BOUND_TO`; not all need be there."""
+    """Keys of `BOUND_TO` -> fingerprint; not all need be there."""
     quantiles: tuple[float, ...] = ()
     """The 0/32, 1/32 ... 32/32 quantiles of the examples' scores; empty: none had one."""
     disagreement: float | None = None
-    """The share of accepted answers that differ from the cloud's is at most this, with 95 % confidence; None: not known."""
+    """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's; None: unknown."""
 
     @property
     def label(self) -> str:
-        """The promise as the reason quotes it."""
+        """The guarantee in short, as quoted in an answer's reason."""
         what = {"max_loss": "loss", "max_error": "error", "max_defer": "deferral"}[self.kind]
         each = " in each class" if self.thresholds else ""
         return f"{what} <= {_percent(self.value)}{each}, " + (
@@ -89,7 +89,7 @@ class Certificate(NamedTuple):
 
     @property
     def guarantee(self) -> str:
-        """The promise in a sentence."""
+        """The guarantee in one sentence."""
         share = _percent(self.value)
         if self.kind == "max_defer":
             text = f"at most {share} of the inputs are deferred to the cloud"
@@ -110,7 +110,7 @@ class Certificate(NamedTuple):
         return f"{odds}, on inputs drawn like the {self.n:,} examples of {self.date}: {text}."
 
     def threshold_for(self, label: object) -> float:
-        """The threshold for an answer of the edge that says `label`."""
+        """The threshold for an edge answer with this label."""
         return self.thresholds.get(str(label), self.threshold)
 
     def matches(
@@ -122,14 +122,14 @@ class Certificate(NamedTuple):
         codec: str | None = None,
         max_age_days: float = INF,
     ) -> str | None:
-        """In words, why this certificate says nothing about what is in use; None: it does not differ.
+        """Why this certificate does not apply to the setup in use, in words; None: it applies.
 
         Args:
-            edge: the fingerprint of the edge model in use; None, here and below: not compared.
-            cloud: that of the cloud model.
-            score: that of the score.
-            codec: that of the payload codec.
-            max_age_days: how long ago it may have been made.
+            edge: fingerprint of the edge model in use; None, here and below: not compared.
+            cloud: fingerprint of the cloud model.
+            score: fingerprint of the score.
+            codec: fingerprint of the payload codec.
+            max_age_days: maximum age of the calibration.
         """
         differ = []
         for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec}.items():
@@ -148,11 +148,11 @@ class Certificate(NamedTuple):
 
     @property
     def checksum(self) -> str:
-        """Names it: of all that it says."""
+        """SHA-256 of its contents, hex: identifies the certificate."""
         return _checksum(self._data())
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes it as JSON. A file that is there is replaced at once or not at all.
+        """Writes it as JSON, replacing an existing file atomically.
 
         Raises:
             OSError: it cannot be written.
@@ -173,10 +173,10 @@ class Certificate(NamedTuple):
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Certificate:
-        """The certificate in that file. Its checksum finds edits and damage; it is no signature.
+        """Reads a certificate file. The checksum detects edits and damage; it is not a signature.
 
         Raises:
-            PolicyError: there is none, or it is not as it was written.
+            PolicyError: the file is missing, unreadable, of another version, or was modified.
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -216,5 +216,5 @@ def _percent(share: float) -> str:
 
 
 def _end(fingerprint: str) -> str:
-    """The part that differs, of a text that may begin with a name."""
+    """A fingerprint shortened to its end; it may begin with a name."""
     return fingerprint if len(fingerprint) <= 16 else f"...{fingerprint[-12:]}"  # noqa: PLR2004 - short enough to read

@@ -1,8 +1,8 @@
-"""Exact tests, as limits: what may be seen in n examples so that "the promise is broken" is still rejected at risk `delta`.
+"""Exact binomial tests as critical values: the largest counts in n examples that reject "guarantee violated" at level `delta`.
 
-A limit is a largest count; -1 says that no count is small enough. Nothing here looks at data, so limits are kept and shared.
-The tests of harm less win follow Berger and Boos (1994): the share q = P(harm) + P(win), which the promise does not speak of,
-lies below its upper confidence bound but for the risk `gamma`, and the p-value is gamma plus the largest over such q.
+A limit of -1 means that no count rejects. Limits do not depend on the data, so they are cached. The tests of harms minus wins
+follow Berger and Boos (1994): the nuisance parameter q = P(harm) + P(win) is below its upper confidence bound except with
+probability `gamma`, and the p-value is gamma plus the maximum over such q.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 GAMMA = 1 / 50
-"""The share of delta that is spent on the bound for q."""
+"""Share of delta spent on the confidence bound of q."""
 RATE = 1e-9
-"""How exactly the bound of a share is found."""
+"""Tolerance of the bisection for a proportion's bound."""
 WIDE = 8
-"""Standard deviations, and as many counts, beyond which a tail is taken for nothing: it is less than 1e-14."""
+"""Standard deviations, plus as many counts, beyond which a tail is neglected: it is less than 1e-14."""
 
 
 def needed(rate: float, delta: float) -> int:
-    """How many examples it takes until none at all among them rejects a share of `rate`."""
+    """The smallest n at which zero events in n reject a rate of `rate` at level `delta`: ceil(log delta / log(1 - rate))."""
     return ceil(log(delta) / log1p(-rate))
 
 
@@ -41,7 +41,7 @@ def most(n: int, rate: float, delta: float) -> int:
 
 
 def upper(k: int, m: int, delta: float) -> float:
-    """The share that k of m leave confidence 1 - delta not to be exceeded (Clopper and Pearson, 1934)."""
+    """Upper 1 - delta confidence bound of a proportion, k of m (Clopper and Pearson, 1934)."""
     if k >= m:
         return 1.0
     low, high = k / m, 1.0
@@ -53,7 +53,7 @@ def upper(k: int, m: int, delta: float) -> float:
 
 @lru_cache(maxsize=32)
 def most_of_each(n: int, rate: float, delta: float) -> Ints:
-    """[n + 1], for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta."""
+    """[n + 1]: for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta."""
     limits = np.empty(n + 1, np.int64)
     k, below, here, above = -1, 0.0, 0.0, 1.0  # P(Bin <= k), P(Bin = k), P(Bin = k + 1), at m
     for m in range(n + 1):
@@ -69,20 +69,20 @@ def most_of_each(n: int, rate: float, delta: float) -> Ints:
 
 @lru_cache(maxsize=64)
 def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
-    """[wins + 1], for each count of wins the largest count of harms, by likelihood ratio (LR-BB)."""
+    """[wins + 1]: for each number of wins the critical number of harms, by likelihood ratio (LR-BB)."""
     gamma = delta * GAMMA
     grid = list(_grid(n, eps, gamma, 2 * wins + ceil(n * eps)))
     top = grid[-1][0]
     spread = WIDE * sqrt(n * top) + WIDE
     w_top, h_top = (min(n, int(n * (top + sign * eps) / 2 + spread)) for sign in (-1, 1))
     w, h = np.arange(max(wins, w_top) + 1)[:, None], np.arange(h_top + 1)
-    # those with more harms are never let pass; those with far fewer never happen while the promise is broken
+    # outcomes with more harms never reject; those with far fewer have negligible probability under the null
     w, h = np.nonzero((h - w < n * eps) & (h - w > n * eps - spread) & (h + w <= n))
-    order = np.argsort(-_ratio(n, eps, h, w), kind="stable")  # from what speaks most against a broken promise
+    order = np.argsort(-_ratio(n, eps, h, w), kind="stable")  # from the strongest evidence against the null
     w, h = w[order], h[order]
     events, known = h + w, _log_factorials(n)
     ways = known[n] - known[h] - known[w] - known[n - events]
-    rank, ranks = len(order), []  # as many, from the first, are let pass
+    rank, ranks = len(order), []  # the rejection region is the first so many
     for q, _ in grid:
         rest = log1p(-q)
         near = np.flatnonzero(np.abs(events[:rank] - n * q) < WIDE * sqrt(n * q) + WIDE)
@@ -100,7 +100,7 @@ def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
 
 
 def _ratio(n: int, eps: float, h: Ints, w: Ints) -> Floats:
-    """The log-likelihood of h, w and the rest, less the largest where P(harm) - P(win) = eps."""
+    """Log-likelihood ratio: unrestricted maximum minus the maximum under P(harm) - P(win) = eps."""
     b = (h + w) * (1 + eps) + 2 * eps * (n - w)
     harm = (b + np.sqrt(np.maximum(b * b - 8 * n * h * eps * (1 + eps), 0))) / (4 * n)
     win = np.maximum(harm - eps, 0)
@@ -115,7 +115,7 @@ def _xlogy(x: Ints, y: Floats) -> Floats:
 
 @lru_cache(maxsize=64)
 def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
-    """[events + 1], for each count of harms and wins together the largest harms - wins (D-BB)."""
+    """[events + 1]: for each number of harms plus wins the critical value of harms - wins (D-BB)."""
     gamma = delta * GAMMA
     reaches, limits = [], []
     for q, reach in _grid(n, eps, gamma, events):
@@ -134,10 +134,10 @@ def d_limits(n: int, eps: float, delta: float, events: int) -> Ints:
 
 
 def _grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float, int]]:
-    """Values of q from eps on, and for each up to how many events leave it above their confidence bound.
+    """Grid of the nuisance parameter q, from eps up; with each the largest event count whose confidence bound is below q.
 
-    The last is the first to reach `events`. They are a quarter of a standard deviation of the count apart, or 8 % where that
-    is more, and a bound between two is moved up to the next. No limit that was looked at changes with a finer grid.
+    The last is the first to reach `events`. Steps are a quarter of a standard deviation of the count, or 8 % if that is more;
+    a bound between two is rounded up. A finer grid changed none of the limits that were checked.
     """
     root = sqrt(eps)
     while root < 1:

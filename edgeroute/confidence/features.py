@@ -1,19 +1,19 @@
-"""What a learned score looks at.
+"""Features of a learned score, from logits or token log-probabilities.
 
-With z the logits less their largest, p = softmax(z), u = z less its mean, and C classes:
+With z the logits minus their maximum, p = softmax(z), u = z minus its mean, and C classes:
 
     logit msp      log msp / (1 - msp)             exact where msp itself rounds to 1
     closeness      log(1 + exp(-margin))           margin: between the two largest logits
     entropy        H(p) / log C
-    log p2         of the second class
-    height         the largest of u
-    norm           of u
+    log p2         of the second most likely class
+    height         max u
+    norm           Euclidean norm of u
     predicted, p   one-hot, and p itself; up to 128 classes, since more are not learned from a few thousand examples
 
-A constant added to all logits changes none of them. Two more, if asked, tell foreign inputs, and the first of them changes:
+All are invariant to a constant added to the logits. Two optional ones detect out-of-distribution inputs; energy is not invariant:
 
     energy         log sum exp of the logits
-    distance       of u from the nearest class's mean (Mahalanobis), as the right answers of the edge were
+    distance       Mahalanobis distance of u to the nearest class mean of correctly answered examples (after Lee et al., 2018)
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 FLOOR = -80.0
-"""Lower logits and log-probabilities, -inf among them, count as this: what cannot be is not told from what hardly can."""
+"""Lower bound of z and of log-probabilities, -inf included."""
 PER_CLASS = 128
 LOGITS = ("logit msp", "closeness", "entropy", "log p2", "height", "norm")
 FOREIGN = ("energy", "distance")
 TEXT = ("log quantile 0.1", "log quantile 0.25", "log quantile 0.5", "mean", "min", "first", "log length")
 SHRINKAGE = 0.1
-"""Share of the covariance that is replaced by a sphere of the same size, so that it can be inverted."""
+"""Shrinkage of the covariance towards a scaled identity, so that it can be inverted."""
 
 
 class Foreign(NamedTuple):
-    """Where the logits of right answers lie."""
+    """Whitened class means of correctly answered logits, for the Mahalanobis distance."""
 
     whiten: Array
-    """[C, C]: makes the covariance of u within the classes a unit sphere."""
+    """[C, C]: whitens the within-class covariance of u."""
     means: Array
     """[classes that had examples, C], whitened."""
 
@@ -56,7 +56,7 @@ class Foreign(NamedTuple):
 
     @classmethod
     def fit(cls, logits: Array, right: Array) -> Foreign:
-        """logits: [n, C], finite or -inf; right: [n], whose predictions stand for their classes."""
+        """logits: [n, C], finite or -inf; right: [n], bool: only these are used, with their predictions as class labels."""
         z, u = _centred(logits)
         predicted, keep = z.argmax(1), right if right.any() else np.ones(len(z), bool)
         u, predicted = u[keep], predicted[keep]
@@ -71,7 +71,7 @@ class Foreign(NamedTuple):
 
 
 def names(classes: int, foreign: bool) -> list[str]:
-    """What the columns of `of_logits` are."""
+    """Column names of `of_logits`."""
     each = range(classes if classes <= PER_CLASS else 0)
     return [*LOGITS, *(FOREIGN if foreign else ()), *[f"p {k}" for k in each], *[f"predicted {k}" for k in each]]
 
@@ -105,7 +105,7 @@ def of_logits(logits: Array, foreign: Foreign | None = None) -> Array:
 
 
 def of_row(x: list[float], foreign: Foreign | None = None) -> tuple[list[float], int]:
-    """One row [C] in plain Python, C <= 128. -> the features but for the one-hot ones, and the class predicted."""
+    """One row [C] in plain Python, C <= 128 -> the features without the one-hot ones, and the predicted class."""
     top = max(x)
     k = x.index(top)
     z = [FLOOR if v - top < FLOOR else v - top for v in x]  # noqa: FURB136 - max() would be a call for each class
@@ -129,7 +129,7 @@ def of_row(x: list[float], foreign: Foreign | None = None) -> tuple[list[float],
 
 
 def text_features(token_logprobs: Sequence[float]) -> list[float]:
-    """token_logprobs: natural logarithms, in order -> the `TEXT` features; NaN for no tokens, and if any is NaN."""
+    """token_logprobs: natural logarithms, in order -> the `TEXT` features; all NaN if there are no tokens or any is NaN."""
     given = token_logprobs.tolist() if isinstance(token_logprobs, np.ndarray) else list(token_logprobs)
     if not given or any(v != v for v in given):  # noqa: PLR0124 - NaN, without a call for each token
         return [nan] * len(TEXT)
@@ -140,7 +140,7 @@ def text_features(token_logprobs: Sequence[float]) -> list[float]:
 
 
 def _quantile(ordered: list[float], q: float) -> float:
-    """Linear between neighbours, as numpy has it."""
+    """Linear interpolation, as numpy's default."""
     at = q * (len(ordered) - 1)
     i = int(at)
     low, high = ordered[i], ordered[min(i + 1, len(ordered) - 1)]

@@ -1,9 +1,9 @@
-"""How sure a model is, from its raw outputs. Each score is higher for surer; formulas over the last axis.
+"""Confidence scores from raw model outputs: higher means more confident. Formulas are over the last axis.
 
     msp       max p                        maximum softmax probability (Hendrycks and Gimpel, 2017)
-    margin    p1 - p2                      between the two likeliest classes
+    margin    p1 - p2                      difference of the two largest probabilities
     entropy   1 - H(p) / log C             one minus the normalised entropy
-    energy    log sum exp z                (Liu et al., 2020); finds foreign inputs rather than mistakes; not 0..1
+    energy    log sum exp z                (Liu et al., 2020); detects out-of-distribution inputs rather than errors; not 0..1
     quantile  exp of the 10 % quantile of the token log-probabilities of a text (Gupta et al., 2024)
 
 where z are logits and p = softmax(z).
@@ -23,7 +23,7 @@ from edgeroute.errors import BadReply, PolicyError
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
 SMALL = 64
-"""Up to so many classes a row is scored in plain Python, several times faster than by numpy calls."""
+"""Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
 
 
 def _softmax(logits: Array) -> Array:
@@ -58,7 +58,7 @@ def energy(logits: Array) -> Array:
 
 
 def quantile(logprobs: Array, q: float = 0.1) -> float:
-    """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or a mean would favour short texts."""
+    """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or mean would favour short texts."""
     values = np.asarray(logprobs, np.float64)
     return float(np.exp(np.quantile(values, q))) if values.size else float("nan")
 
@@ -97,7 +97,7 @@ NAN = float("nan")
 
 
 class Reader:
-    """Reads (value, confidence) out of a leg's outputs.
+    """Decodes model outputs to predictions: (value, confidence, outputs).
 
     Args:
         score: a name from `SCORES`, or any `f(outputs of one input) -> float`.
@@ -106,7 +106,7 @@ class Reader:
             them: `(value, confidence)`, `(text, token log-probabilities)`, or a row of either of the first two.
 
     Raises:
-        PolicyError: there is no such score, or it cannot be taken from that kind.
+        PolicyError: unknown score or kind, or the score cannot be computed from that kind.
     """
 
     def __init__(self, score: str | Score = "msp", *, labels: Sequence[str] | None = None, kind: str = "logits") -> None:
@@ -121,11 +121,11 @@ class Reader:
         self._row, self._array = ROWS[name], ARRAYS[name]
         self._custom: Score | None = score if callable(score) else None
         self._logits = kind == "probabilities" and getattr(score, "of_logits", False)
-        """Whether the function wants logits, and the model gives something else: the logarithms of probabilities are such."""
+        """Whether the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
         self._simple = len(labels) if labels and kind == "logits" and isinstance(score, str) and 1 < len(labels) <= SMALL else 0
 
     def one(self, outputs: Any) -> Prediction:
-        """outputs: for one input, with the batch axis of 1 that the model gave."""
+        """outputs: for one input, with its batch axis of length 1."""
         if self._simple and type(outputs) is np.ndarray and outputs.shape == (1, self._simple):  # the usual case
             row = outputs[0]
             z = row.tolist()
@@ -134,13 +134,17 @@ class Reader:
         return self._read(_row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
-        """outputs: for `count` inputs, as their first axis."""
+        """outputs: for `count` inputs along the first axis.
+
+        Raises:
+            BadReply: the number of outputs differs.
+        """
         if _length(outputs) != count:
             raise BadReply(f"{count} inputs gave {_length(outputs)} outputs")
         return [self._read(_row(outputs, i)) for i in range(count)]
 
     def answer(self, result: Any) -> Prediction:
-        """result: what a callable gave for one input."""
+        """result: what a callable returned for one input."""
         return self._read(result)
 
     def _read(self, row: Any) -> Prediction:
@@ -164,7 +168,7 @@ class Reader:
         if not array.size and self.labels is not None:
             raise BadReply(f"0 outputs, but {len(self.labels)} labels: these outputs are not this model's")
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
-            # not a classifier's outputs: the value is what the model gives, and only the user's score can judge it
+            # not a classifier's outputs: the value is the raw output, and only a custom score applies
             return Prediction(row, self._custom(row) if self._custom is not None else None, row)
         if self._custom is not None and not self._logits:
             confidence = self._custom(row)

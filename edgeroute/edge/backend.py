@@ -1,4 +1,4 @@
-"""Runs a model on the device: an input goes in, a prediction comes out."""
+"""Edge backend: runs a model on the device and decodes its outputs to predictions."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class EdgeBackend(AbandonedRuns):
         self._one = getattr(model, "run_one", None) or (lambda x, cancel: model.run([x], cancel))
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
-        """Runs them as one batch."""
+        """Runs the inputs as one batch."""
         return self.reader.many(self.model.run(inputs, cancel), len(inputs))
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
-        """Runs one, by the model's own short way if it has one."""
+        """Runs one input, by the model's `run_one` if it has one."""
         return self.reader.one(self._one(x, cancel))
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
-        """Runs one, and yields its answer in pieces if the model is a generator function."""
+        """Runs one input; yields the answer in pieces if the model is a generator function."""
         function = getattr(self.model, "function", None)
         if not inspect.isgeneratorfunction(function):
             return single(self.run_one(x, cancel))
@@ -52,12 +52,12 @@ class EdgeBackend(AbandonedRuns):
             self.model.load()
 
     def describe(self) -> str:
-        """Where it runs, and whether that is what was asked for."""
+        """Status line for `check`: the model, and a downgrade of the execution provider."""
         downgraded = getattr(self.model, "downgraded", None)
         return f"{self.where} is ready" + (f" ({downgraded})" if downgraded else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """The model's file, or whatever else the model is."""
+        """Fingerprint of the model file and card (for each model of an ensemble), or of the function; by `of`."""
         several = getattr(self.model, "models", None)
         if several is None:
             return _fingerprint(self.model, of)

@@ -1,4 +1,4 @@
-"""Any function as a model."""
+"""Adapter: a Python function as an edge model."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from edgeroute.types import StopToken
 
 
 class CallableModel:
-    """`f(x)` for one input, giving `(value, confidence)` or logits, an array [classes].
+    """`f(x)` for one input, returning `(value, confidence)` or logits, an array [classes].
 
-    A generator function gives its value in pieces, and returns the confidence.
+    A generator function yields its value in pieces and returns the confidence.
 
     Args:
-        function: called from several threads at once where several requests are under way.
-        kind: what an array that it gives is: logits, probabilities, logprobs.
+        function: must be thread-safe: concurrent requests call it concurrently.
+        name: in answers; None: the function's own.
+        labels: class index -> value; None: the value is the index.
+        kind: of a returned array: logits or probabilities.
     """
 
     def __init__(
@@ -32,5 +34,5 @@ class CallableModel:
         self.labels, self.kind = labels, kind
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - cannot be stopped
-        """One result an input."""
+        """Calls the function once per input."""
         return [joined(self.function(x)) for x in inputs]

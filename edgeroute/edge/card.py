@@ -1,4 +1,4 @@
-"""The model card beside a model file: what it takes, what it gives, and which file it describes."""
+"""Model card: input and output specification, preprocessing, labels and SHA-256 of a model file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Card:
-    """Read from `NAME.json` beside `NAME.onnx`; every part of it is optional.
+    """The card in `NAME.json` beside `NAME.onnx`; every key is optional.
 
-    `input`: name, dtype and shape of the model's tensor; `preprocess`: dtype and shape of what the caller has, then
-    `(x * scale - mean) / std`, where mean and std are numbers or one number a channel (the tensor's second axis).
+    `input`: name, dtype and shape of the model's tensor; `preprocess`: dtype and shape of the caller's input, then
+    `(x * scale - mean) / std`, where mean and std are scalars or one number per channel (the tensor's second axis).
+
+    Raises:
+        ModelError: the data is not a model card.
     """
 
     def __init__(self, data: dict[str, Any] | None = None, *, path: Path | None = None) -> None:
@@ -38,13 +41,18 @@ class Card:
 
     @classmethod
     def beside(cls, model: Path) -> Card:
-        """The card of a model file; an empty one where there is none."""
+        """The card of a model file; an empty card if there is none."""
         path = model.with_suffix(".json")
         return cls.read(path) if path.exists() else cls()
 
     @classmethod
     def read(cls, path: Path) -> Card:
-        """The card in that file."""
+        """Reads a card file.
+
+        Raises:
+            ModelMissing: there is no such file.
+            ModelError: it is not a model card.
+        """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as e:
@@ -55,7 +63,11 @@ class Card:
 
 
 class Preprocess:
-    """What the caller has -> the model's tensor."""
+    """Preprocessing: the caller's input -> the model's tensor, scaled and normalised.
+
+    Raises:
+        ValueError: the model's input dtype is not a float.
+    """
 
     def __init__(self, accepts: TensorSpec, gives: TensorSpec, scale: float, mean: Any, std: Any) -> None:
         self.accepts, self.gives = accepts, gives
@@ -63,7 +75,7 @@ class Preprocess:
             raise ValueError(f"preprocessing gives floats, the input is {gives.dtype}")
         rank = len(gives.shape)
 
-        def spread(value: Any) -> Array:  # a number, or one a channel, against [n, channels, ...]
+        def spread(value: Any) -> Array:  # a scalar, or one per channel, broadcast to [n, channels, ...]
             array = np.asarray(value, np.float64)
             return array.reshape((-1,) + (1,) * (rank - 2)) if array.ndim else array
 
@@ -73,17 +85,21 @@ class Preprocess:
         self._usual = (np.dtype(accepts.dtype), accepts.shape[1:], (1, *gives.shape[1:]))
 
     def one(self, x: Any) -> Array:
-        """One array, as `__call__` takes them -> [1, ...]."""
+        """One array -> [1, ...]; a fast path for `__call__`."""
         dtype, shape, tensor = self._usual
         if type(x) is not np.ndarray or x.dtype is not dtype or x.shape != shape or dtype.kind == "f" or -1 in tensor:
             return self([x])
-        out: Array = x.astype(self._dtype).reshape(tensor)  # the usual case, by the short way
+        out: Array = x.astype(self._dtype).reshape(tensor)  # the fast path
         out *= self._factor
         out += self._offset
         return out
 
     def __call__(self, inputs: list[Any]) -> Array:
-        """Several arrays -> [n, ...] in the model's dtype."""
+        """Arrays -> one tensor [n, ...] of the model's dtype.
+
+        Raises:
+            BadInput: as `stack`.
+        """
         x = stack(inputs, self.accepts)
         shape = (len(x), *self.gives.shape[1:]) if -1 not in self.gives.shape[1:] else x.shape
         out: Array = x.reshape(shape).astype(self._dtype)
@@ -93,15 +109,15 @@ class Preprocess:
 
 
 def stack(inputs: list[Any], spec: TensorSpec) -> Array:
-    """Several arrays that each fit `spec` without its first axis (or with a first axis of 1) -> one array [n, ...].
+    """Stacks n arrays of shape `spec.shape[1:]` (or with a leading axis of 1) to [n, ...], casting within the same kind.
 
     Raises:
-        BadInput: a shape or dtype that does not fit, NaN or infinity.
+        BadInput: wrong shape or dtype, NaN or infinity, or an empty batch.
     """
     rows: list[Array] = []
     try:
         for x in inputs:
-            rows.append(_row(x, spec))  # noqa: PERF401 - how many there are says which one is wrong
+            rows.append(_row(x, spec))  # noqa: PERF401 - their number identifies the bad one
     except BadInput as e:
         if len(inputs) == 1:
             raise
@@ -149,7 +165,12 @@ def _preprocess(data: dict[str, Any]) -> Preprocess | None:
 
 
 def sha256_of(path: Path) -> str:
-    """The fingerprint of a file, hex."""
+    """SHA-256 of a file, hex.
+
+    Raises:
+        ModelMissing: there is no such file.
+        ModelError: it cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

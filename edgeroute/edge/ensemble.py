@@ -1,4 +1,4 @@
-"""Several small models as one: how far they agree is the confidence."""
+"""Ensemble of edge models, with their agreement as the confidence."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from edgeroute.types import EdgeModel, StopToken
 
 
 class Ensemble:
-    """Asks each model, and answers with the class that their mean softmax finds the likeliest.
+    """Runs each model and predicts the class with the largest mean softmax probability.
 
-    Models that were trained apart err apart, so their agreement tells right from wrong where each of them is sure of itself.
+    Independently trained models make different errors, so their agreement separates right from wrong answers even where each
+    model is overconfident (deep ensembles: Lakshminarayanan et al., 2017).
 
     Args:
-        models: two or more classifiers of the same classes: paths, models or callables, which give logits or probabilities.
-        votes: the confidence is by their predicted classes alone, one minus the entropy of the votes. Else it is the largest
-            mean softmax.
-        name: what answers call it.
+        models: two or more classifiers with the same classes: paths, models or callables, giving logits or probabilities.
+        votes: use the predicted classes only: confidence is one minus the normalised entropy of the votes. Else it is the
+            largest mean softmax probability.
+        name: in answers.
 
     Raises:
-        PolicyError: there are not two, they name their classes differently, or one gives no logits.
+        PolicyError: fewer than two models, differing labels, or outputs that are neither logits nor probabilities.
     """
 
     kind = "answers"
 
     def __init__(self, models: Sequence[Any], *, votes: bool = False, name: str = "ensemble") -> None:
         self.models: list[EdgeModel] = [load(model) for model in models]
-        if len(self.models) < 2:  # noqa: PLR2004 - who should it agree with?
+        if len(self.models) < 2:  # noqa: PLR2004 - agreement needs two
             raise PolicyError(f"an ensemble has two models or more, not {len(self.models)}")
         if len(known := {m.labels for m in self.models if m.labels}) > 1:
             raise PolicyError("the models of an ensemble have the same labels in the same order, and these have not")
@@ -42,10 +43,10 @@ class Ensemble:
         self.labels = next(iter(known), None)
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
-        """(value, agreement) of each input.
+        """(value, confidence) for each input.
 
         Raises:
-            BadReply: the models give different numbers of classes.
+            BadReply: the models' outputs differ in shape, or are not [n, classes].
         """
         outputs = [_logits(model, model.run(inputs, cancel)) for model in self.models]
         if len({array.shape for array in outputs}) > 1:
@@ -57,20 +58,20 @@ class Ensemble:
         return [(int(i) if self.labels is None else self.labels[i], float(c)) for i, c in zip(best, sure, strict=True)]
 
     def load(self) -> None:
-        """Loads each of them."""
+        """Loads all models."""
         for model in self.models:
             if hasattr(model, "load"):
                 model.load()
 
     def close(self) -> None:
-        """Frees each of them."""
+        """Closes all models."""
         for model in self.models:
             if hasattr(model, "close"):
                 model.close()
 
 
 def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """Of shape [n, classes]."""
+    """The outputs as logits [n, classes]; logarithms of probabilities."""
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")

@@ -1,4 +1,4 @@
-"""From what the user gives to a model: a path, a model, a callable."""
+"""Resolves the `edge=` argument (a path, a model or a callable) to an edge model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edgeroute.errors import PolicyError
 from edgeroute.types import EdgeModel
 
 RUNTIMES = {".onnx": ("edgeroute.edge.onnx", "OnnxModel")}
-"""File suffix -> module and class, imported when the first such model is asked for."""
+"""File suffix -> module and class of its runtime, imported lazily."""
 
 
 def load(edge: Any, **options: Any) -> EdgeModel:
-    """The model for a path (options go to its class), for a callable, or for an object that is a model already.
+    """The model for a path (options are passed to its runtime class), a callable, or an object that is already a model.
 
     Raises:
-        PolicyError: no runtime takes that suffix, or it is none of the three.
+        PolicyError: no runtime for the suffix, or an unsupported type.
     """
     if isinstance(edge, str | Path):
         suffix = Path(edge).suffix

@@ -1,4 +1,4 @@
-"""Hears from the kernel that the network is up again. No polling, and nothing is sent anywhere."""
+"""Network monitor: notified by the Linux kernel (rtnetlink) when a link, address or route comes up. No polling, no traffic."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from edgeroute.system import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 QUIET_S = 0.05
-"""Changes come in bursts: one call, once there was none for so long ..."""
+"""Debounce: changes come in bursts; one call after so long without another ..."""
 MOST_S = 1.0
-"""... and in any case so long after the first."""
+"""... and at the latest so long after the first."""
 
-# the numbers of rtnetlink, which Python does not name
+# rtnetlink constants, which Python does not define
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; addresses and routes of IPv4 and of IPv6
 _HEADER, _LINK = struct.Struct("=LHHLL"), struct.Struct("=BxHiII")
 _NEW_LINK, _DEL_LINK, _GET_LINK, _NEW_ADDRESS, _NEW_ROUTE = 16, 17, 18, 20, 24
-_DUMP = 0x301  # a request, answered with all there are
+_DUMP = 0x301  # request a dump of all links
 _LOOPBACK, _LOWER_UP = 0x8, 0x10000
 _SCOPE_LINK, _UNICAST, _TABLE_LOCAL = 253, 1, 255
 
 
 class NetworkMonitor:
-    """Calls `on_up()`, in a thread of its own, when a link, an address or a route comes up; not for what was up before.
+    """Calls `on_up()` from its own thread when a link, an address or a route comes up; not for those already up.
 
-    A cable or an association counts at once, without waiting for the address: then the address makes another call, and
-    so may one that is only renewed.
-    Loopback, addresses that reach no further than their link, and whatever goes down do not count.
+    A carrier (cable plugged in, Wi-Fi associated) counts at once; its address then causes another call, and so may a renewed
+    address. Loopback, link-local addresses and anything going down are ignored.
 
     Args:
-        on_up: what it raises is logged.
+        on_up: exceptions are logged.
 
     Attributes:
-        works: whether changes are heard of: not before `start()`, and never where the kernel does not tell (other systems
-            than Linux, some sandboxes) or no thread can be had.
+        works: whether changes are received: only after `start()`, and never without rtnetlink (other systems than Linux, some
+            sandboxes) or without a thread.
     """
 
     def __init__(self, on_up: Callable[[], None]) -> None:
@@ -52,7 +51,7 @@ class NetworkMonitor:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The thread is the parent's; a child starts its own."""
+        """Closes inherited sockets: the thread is the parent's; a child starts its own."""
         for inherited in self._sockets:
             inherited.close()
         self.works, self._sockets = False, ()
@@ -60,7 +59,7 @@ class NetworkMonitor:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins to listen, if it does not yet."""
+        """Starts listening, if not started."""
         with self._lock:
             if self.works or (netlink := _listen()) is None:
                 return
@@ -75,20 +74,20 @@ class NetworkMonitor:
                 self.works, self._sockets, self._thread = True, (stop, stopped, netlink), thread
 
     def close(self) -> None:
-        """Ends the thread at once, and waits for `on_up()` if that is under way; `start()` may come again."""
+        """Stops the thread, waiting for a running `on_up()`; `start()` may be called again."""
         with self._lock:
             if self._thread is None:
                 return
             stop, thread = self._sockets[0], self._thread
             self.works, self._sockets, self._thread = False, (), None
             with stop:
-                stop.shutdown(socket.SHUT_RDWR)  # closing alone says nothing while a forked child has it open, too
+                stop.shutdown(socket.SHUT_RDWR)  # close() alone does not wake the thread while a forked child holds the socket
         if thread is not threading.current_thread():
             thread.join()
 
 
 def _listen() -> socket.socket | None:
-    """The kernel's news, beginning with all links as they are."""
+    """A netlink socket subscribed to changes, with a dump of all current links requested; None: unavailable."""
     if sys.platform != "linux":
         return None
     try:
@@ -128,18 +127,21 @@ def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], N
 
 
 def _comes_up(netlink: socket.socket, me: int, up: set[int]) -> bool:
-    """Reads some news; `up` has the links that are up. What answers this socket, `me`, is how things were."""
+    """Reads one message batch -> whether something came up. `up`: indices of links that are up, updated here.
+
+    Messages addressed to this socket's port, `me`, are the initial dump and do not count.
+    """
     try:
         data = netlink.recv(1 << 16)
     except OSError as e:
-        return e.errno == errno.ENOBUFS  # there was more than the kernel keeps, so perhaps that
+        return e.errno == errno.ENOBUFS  # the receive buffer overflowed: a change may have been lost
     came, at = False, 0
     while at + _HEADER.size <= len(data):
         size, kind, _, _, port = _HEADER.unpack_from(data, at)
         body = at + _HEADER.size
         if kind in {_NEW_LINK, _DEL_LINK}:
             family, _, index, flags, _ = _LINK.unpack_from(data, body)
-            if family == socket.AF_UNSPEC:  # others are a bridge's notes on its ports
+            if family == socket.AF_UNSPEC:  # other families: bridge port events
                 if kind == _NEW_LINK and flags & _LOWER_UP and not flags & _LOOPBACK:
                     came |= index not in up and port != me
                     up.add(index)

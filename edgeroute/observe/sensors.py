@@ -1,4 +1,4 @@
-"""What the device says of itself: how full its battery is, and how hot it runs."""
+"""Device sensors: battery level and temperature, from Linux sysfs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SYSTEM = Path("/sys/class")
 
 
 class Reading(NamedTuple):
-    """What was read; None: it is not known."""
+    """One reading; None: unknown."""
 
     battery: float | None = None
-    """0..1; None, too, while it is charged, since it need not be spared then."""
+    """State of charge, 0..1; None also while on external power, when it need not be spared."""
     temperature_c: float | None = None
-    """Of the hottest part."""
+    """Of the hottest thermal zone, degrees Celsius."""
 
 
 Sensors = Callable[[], Reading]
 
 
 def read() -> Reading:
-    """What Linux knows, of the first battery and of all thermal zones. Takes a few hundred microseconds; never raises."""
+    """Reads the first battery and all thermal zones from sysfs. Takes a few hundred microseconds; never raises."""
     return Reading(_battery(SYSTEM / "power_supply"), max(_temperatures(SYSTEM / "thermal"), default=None))
 
 
@@ -31,7 +31,7 @@ def _battery(supplies: Path) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         for supply in sorted(supplies.iterdir()):
             with contextlib.suppress(OSError, ValueError):
-                # a mouse has a battery, too, whose scope is Device
+                # a mouse has a battery too, with scope Device
                 if _text(supply / "type") == "Battery" and (supply / "capacity").exists() and not _of_a_peripheral(supply):
                     charging = _text(supply / "status") in {"Charging", "Full", "Not charging"}
                     return None if charging else int(_text(supply / "capacity")) / 100
@@ -46,7 +46,7 @@ def _of_a_peripheral(supply: Path) -> bool:
 def _temperatures(zones: Path) -> Iterator[float]:
     with contextlib.suppress(OSError):
         for zone in zones.glob("thermal_zone*"):
-            with contextlib.suppress(OSError, ValueError):  # a zone that is switched off cannot be read
+            with contextlib.suppress(OSError, ValueError):  # a disabled zone cannot be read
                 yield int(_text(zone / "temp")) / 1000
 
 

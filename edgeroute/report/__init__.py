@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file: nothing is fetched, no script runs, light and dark as the reader has it."""
+"""Evaluation report as one self-contained HTML file: no external resources, no scripts, light and dark mode."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["page", "write"]
 
 
 def write(evaluation: Evaluation, path: str | PathLike[str]) -> None:
-    """Writes the page. A file that is there is replaced at once or not at all.
+    """Writes the report, replacing an existing file atomically.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path = Path(path)
     new = path.with_name(path.name + ".new")

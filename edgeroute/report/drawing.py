@@ -1,4 +1,4 @@
-"""What all figures share: their colours, their frame, and how they become part of a page."""
+"""Shared matplotlib style of the figures, and their conversion to inline SVG."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from edgeroute.errors import RuntimeMissing
 
 INK = "#010203"
-"""Stands for the page's own colour of text in an SVG."""
+"""Placeholder for the page's text colour in an SVG."""
 EDGE, CLOUD = "#2f7ed8", "#e8590c"
-"""To be told apart on white and on black, and whatever colours one sees; lines differ in their dashes as well."""
+"""Distinguishable on white and black, and colour-blind safe; lines also differ in dashes."""
 SIZE = (4.2, 3.2)
-"""Inches. On a phone 340 pixels wide that is a text of 10 pixels and more."""
+"""Inches; on a phone 340 pixels wide the text is at least 10 pixels."""
 
 
 def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) -> tuple[Any, Any]:
-    """A figure without a background, and its axes, of which left and bottom are drawn; with more rows, an array of them.
+    """A transparent figure and its axes, with left and bottom spines only; with several rows, an array of axes.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
@@ -42,7 +42,7 @@ def frame(size: tuple[float, float] = SIZE, rows: int = 1, *, ink: str = INK) ->
 
 
 def element(figure: Any, name: str) -> str:
-    """The SVG for an HTML page, in whatever colour the page's text has; `name` tells its ids from other figures'."""
+    """The figure as inline SVG in the page's text colour; `name` prefixes its ids to keep them unique."""
     from matplotlib import rc_context
 
     out = io.StringIO()

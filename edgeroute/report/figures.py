@@ -1,4 +1,4 @@
-"""The figures, each an SVG element; None where the examples do not have what it shows."""
+"""The report's figures as SVG elements; None where the examples lack the data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgeroute.report.words import LEGS
 
 HISTOGRAM_BINS = 30
 SHORT = 100
-"""An axis that does not span such a ratio has room for more than the powers of ten."""
+"""A log axis spanning less than this ratio gets ticks between the powers of ten."""
 MARKED = {"linestyle": "", "marker": "D", "markersize": 6, "color": CLOUD, "ecolor": CLOUD, "elinewidth": 1.5, "capsize": 3}
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
-    """The curve of the score, with an oracle's and a random choice's, and the threshold in use with its intervals."""
+    """Accuracy over deferral rate: the score, an oracle and random deferral, and the threshold in use with its intervals."""
     curve, oracle, accuracy = evaluation.curve(), evaluation.oracle(), evaluation.accuracy()
     if curve is None:
         return None
@@ -55,7 +55,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str | None:
 
 
 def latency(evaluation: Evaluation) -> str | None:
-    """How many inputs were answered within a time, for each leg and both together."""
+    """Empirical CDF of latency, for edge, cloud and cascade."""
     seconds = evaluation.seconds()
     if not seconds:
         return None
@@ -91,12 +91,12 @@ def latency(evaluation: Evaluation) -> str | None:
 
 
 def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
-    """The share of right answers over the score, of examples of similar score.
+    """Reliability diagram: share of correct answers over the score, by bin.
 
     Args:
-        found: the examples.
-        diagonal: whether the score is meant to be that share.
-        right: what the share is called.
+        found: the bins.
+        diagonal: whether the score is a probability, so that the diagonal is drawn.
+        right: label of the y axis.
     """
     figure, axes = frame()
     if diagonal:
@@ -119,7 +119,7 @@ def reliability(found: list[Bin], *, diagonal: bool, right: str) -> str:
 
 
 def histograms(evaluation: Evaluation) -> str | None:
-    """The scores of right answers above those of wrong ones; of all, where it is not known which are right."""
+    """Histograms of the scores of correct and wrong answers, or of all where correctness is unknown."""
     score, right = evaluation.examples.score, evaluation.edge_right
     known = np.isfinite(score)
     if not known.any():
@@ -147,7 +147,7 @@ def histograms(evaluation: Evaluation) -> str | None:
 
 
 def _arms(share: Share) -> list[list[float]]:
-    """As matplotlib has it; not below 0, where rounding might be."""
+    """Error bars for matplotlib, percent; clipped at 0 against rounding."""
     return [[max(0.0, share.value - share.low) * 100], [max(0.0, share.high - share.value) * 100]]
 
 

@@ -1,4 +1,4 @@
-"""Pieces of HTML. What is given is text, and is escaped here."""
+"""HTML building blocks; text arguments are escaped here."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from collections.abc import Iterable, Sequence
 
 
 def escape(text: str) -> str:
-    """Text for the page; a number and its percent sign stay on one line."""
+    """Escapes text, with a non-breaking space before percent signs."""
     return html.escape(text).replace(" %", "&nbsp;%")
 
 
 def section(title: str, *parts: str) -> str:
-    """parts: of HTML, the empty ones left out."""
+    """A section with a heading. parts: HTML; empty ones are skipped."""
     return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *filter(None, parts), "</section>"])
 
 
 def beside(*sections: str) -> str:
-    """Side by side where the screen is wide enough; the empty ones left out."""
+    """Sections side by side on wide screens; empty ones are skipped."""
     return "\n".join(['<div class="row">', *filter(None, sections), "</div>"]) if any(sections) else ""
 
 
 def paragraph(text: str) -> str:
-    """Plain text."""
+    """A paragraph of plain text."""
     return f"<p>{escape(text)}</p>"
 
 
 def figure(svg: str, label: str, caption: str) -> str:
-    """svg: an element. label: what it shows, for those who do not see it."""
+    """A figure. svg: an element. label: alternative text for screen readers."""
     image = f'<div role="img" aria-label="{escape(label)}">{svg}</div>'
     return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str:
-    """It scrolls where it is wider than the screen; the first cell of each row names it. label: what it shows."""
+    """A horizontally scrolling table; the first cell of each row is its header. label: for screen readers."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{_body(rows)}\n</tbody>\n</table>"
     return f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">\n{whole}\n</div>'
 
 
 def facts(rows: Iterable[Sequence[str]]) -> str:
-    """Names and what there is to say of each."""
+    """A two-column table of names and values."""
     return f'<table class="facts">\n<tbody>\n{_body(rows)}\n</tbody>\n</table>'
 
 
 def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
-    """What, how much, and a remark, each."""
+    """Tiles of (name, value, remark)."""
     each = "\n".join(
         f"<div><dt>{escape(what)}</dt><dd>{escape(much)}</dd><dd>{escape(remark)}</dd></div>" for what, much, remark in shown
     )

@@ -1,4 +1,4 @@
-"""The page, from top to bottom."""
+"""Assembles the evaluation page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeroute.report.words import counted, size
 
 
 def page(evaluation: Evaluation) -> str:
-    """The whole file: one page that needs no other. The same evaluation gives the same page.
+    """The complete HTML page; deterministic for the same evaluation.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The parts of the page; empty where the examples have nothing to show there."""
+"""Sections of the evaluation page; empty strings where the examples lack the data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from edgeroute.report.words import (
 )
 
 WORST = 20
-"""So many classes are shown."""
+"""Maximum number of classes shown."""
 NO_PROBABILITY = {*SCORES, "learned"} - {"msp"}
-"""Scores that are not meant as the probability of being right."""
+"""Scores that are not probabilities of being correct."""
 
 
 def promise(evaluation: Evaluation) -> str:
-    """The certificate in words, and whether it held."""
+    """The certificate's guarantee, and whether it held on these examples."""
     certificate = evaluation.certificate
     short, long = verdict(evaluation, verdicts(evaluation))
     said = f'<p class="verdict"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
@@ -64,7 +64,7 @@ def _threshold(evaluation: Evaluation) -> str:
 
 
 def numbers(evaluation: Evaluation) -> str:
-    """What matters most in boxes, and edge, cloud and both in a table."""
+    """Key figures as tiles, and a table of edge, cloud and cascade."""
     accuracy, latency, deferral = evaluation.accuracy(), evaluation.latency(), evaluation.deferral
     examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
     boxes = []
@@ -102,7 +102,7 @@ def numbers(evaluation: Evaluation) -> str:
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str:
-    """The curve, and the point that is in use."""
+    """The accuracy-deferral curve with the threshold in use."""
     drawn = figures.accuracy_over_deferral(evaluation)
     if drawn is None:
         return ""
@@ -120,7 +120,7 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str:
 
 
 def latency(evaluation: Evaluation) -> str:
-    """The distribution of each leg's."""
+    """Latency distributions."""
     drawn = figures.latency(evaluation)
     if drawn is None:
         return ""
@@ -131,7 +131,7 @@ def latency(evaluation: Evaluation) -> str:
 
 
 def cost(evaluation: Evaluation) -> str:
-    """What an input costs on each side, and up to which deferral both together are cheaper than the cloud."""
+    """Cost per input on each side, and the break-even deferral rate."""
     found, deferral = evaluation.costs(), evaluation.deferral.value
     if not found:
         return ""
@@ -150,7 +150,7 @@ def cost(evaluation: Evaluation) -> str:
 
 
 def reliability(evaluation: Evaluation) -> str:
-    """How often the edge is right at which score."""
+    """Reliability diagram and expected calibration error of the edge."""
     right, score = evaluation.edge_right, evaluation.examples.score
     known = score[np.isfinite(score)]
     if right is None or not known.size:
@@ -172,7 +172,7 @@ def reliability(evaluation: Evaluation) -> str:
 
 
 def scores(evaluation: Evaluation) -> str:
-    """Where right and wrong answers lie."""
+    """Score histograms of correct and wrong answers."""
     drawn = figures.histograms(evaluation)
     if drawn is None:
         return ""
@@ -184,7 +184,7 @@ def scores(evaluation: Evaluation) -> str:
 
 
 def classes(evaluation: Evaluation) -> str:
-    """A row for each class, or for the worst."""
+    """Per-class results; the worst `WORST` if there are more."""
     found = evaluation.classes()
     if len(found) > WORST and 2 * len(found) > evaluation.n:
         text = f"There are {len(found):,} different answers to {counted(evaluation.n, 'input')}: too many to tell of each."
@@ -207,13 +207,13 @@ def classes(evaluation: Evaluation) -> str:
 
 
 def _worse(one: Class) -> float:
-    """The lower, the worse."""
+    """Sort key, worst class first."""
     right = one.edge if one.cascade is None else one.cascade
     return -one.deferral if right is None else right
 
 
 def notes(evaluation: Evaluation) -> str:
-    """What the words and numbers mean."""
+    """Definitions and caveats of the numbers shown."""
     asked = evaluation.examples.cloud is not None
     said = [
         "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked."

@@ -1,4 +1,4 @@
-"""How pages look: the reader's own font, light or dark; on a phone only tables are wider than the screen, and they scroll."""
+"""CSS of the pages: system font, light and dark mode; on a phone only tables exceed the screen width, and they scroll."""
 
 STYLE = """
 :root { color-scheme: light dark; --back: #fff; --ink: #1b1b1f; --faint: #d9d9e0; --dim: #5a5a66; }
@@ -16,7 +16,7 @@ th:first-child { text-align: left; }
 th { font-weight: 400; }
 li { font-size: .9rem; }
 """
-"""For every page."""
+"""Base style."""
 EVALUATION = """
 body { max-width: 66rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
@@ -36,4 +36,4 @@ thead th { color: var(--dim); font-size: .9rem; }
 .facts { min-width: 0; }
 .facts td { text-align: left; white-space: normal; }
 """
-"""For the page of an evaluation, after `STYLE`."""
+"""Evaluation page, appended to `STYLE`."""

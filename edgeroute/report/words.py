@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words."""
+"""Formats numbers, and states in words whether a guarantee held."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ def percent(share: float | None) -> str:
 
 
 def limit(share: float) -> str:
-    """0.01 -> 1 %: as the promise has it."""
+    """0.01 -> 1 %: as in the guarantee."""
     return f"{share * 100:g} %"
 
 
 def interval(share: Share) -> str:
-    """Its two ends, in percent."""
+    """The interval's ends, in percent."""
     return f"{share.low * 100:.2f} to {share.high * 100:.2f} %"
 
 
 def duration(seconds: float) -> str:
-    """In milliseconds, in seconds from one on."""
+    """Milliseconds below one second, else seconds."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
 def size(count: float) -> str:
-    """Bytes, in a unit that suits them."""
+    """Bytes, as KB or MB (powers of 1000)."""
     return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} KB"  # noqa: PLR2004 - a megabyte
 
 
 def amount(what: str, value: float | None) -> str:
-    """Of seconds, usd or joules."""
+    """A value with its unit. what: seconds, usd or joules."""
     if value is None:
         return NONE
     return duration(value) if what == "seconds" else f"{value:.4g} {'$' if what == 'usd' else 'J'}"
 
 
 def level(threshold: float) -> str:
-    """A threshold."""
+    """A threshold, infinities in words."""
     if threshold == -INF:
         return "none: every answer of the edge is accepted"
     return "none: every input is deferred" if threshold == INF else f"{threshold:.4g}"
@@ -63,7 +63,7 @@ def counted_classes(n: int) -> str:
 
 
 def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
-    """Whether the promise held on these inputs: in a few words, and in a sentence or two. found: by `verdicts`."""
+    """Whether the guarantee held on these inputs: (headline, explanation). found: from `verdicts`."""
     certificate = evaluation.certificate
     if certificate is None:
         return (

@@ -1,4 +1,4 @@
-"""Lines of JSON that are only ever added, in files of a bounded size: what left the device, and how requests went."""
+"""Append-only JSON Lines journal with size-based rotation, shared by threads and processes (egress ledger, trace, audit log)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ except ImportError:  # pragma: no cover - one of the two is there
 
 
 class Journal:
-    """One file that threads and processes share, opened at the first line; full, it becomes `path.1`, that one `path.2`, ...
+    """Appends records to one file, opened at the first line; when full it is rotated to `path.1`, that one to `path.2`, ...
 
-    A line that was appended survives the end of the process; a power cut may cost the last ones.
+    An appended line survives the end of the process. There is no fsync: a power cut may lose the last lines.
 
     Args:
-        path: of the file; its folder is made. Only the owner may read it.
-        max_bytes: of a file, unless a single line is longer. While one process renames the files, others go on in the full one.
-        keep: full files that are kept, 1 or more; the oldest is removed.
+        path: of the file; its folder is created. Mode 0600: readable by its owner only.
+        max_bytes: of a file, unless a single line is longer. While one process rotates, others may still append to the full file.
+        keep: number of rotated files retained, 1 or more; older ones are deleted.
     """
 
     def __init__(self, path: str | Path, *, max_bytes: int = 4 << 20, keep: int = 4) -> None:
         self.path = Path(path)
         self._text = str(path)
-        """For what every line does: a Path would cost a quarter of it."""
+        """A str for the stat at each append: a Path would take a quarter of the append's time."""
         self._max_bytes, self._keep = max_bytes, keep
         self._fd: int | None = None
         self._file = (0, 0)
@@ -44,21 +44,21 @@ class Journal:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A child goes on with the parent's descriptor: appending needs no position of its own."""
+        """Keeps the inherited descriptor: O_APPEND needs no position of its own. Only the lock is replaced."""
         self._lock = threading.Lock()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a line, by one write, so that lines of several processes never mix. NaN and infinities become null.
+        """Appends a line with one write, so that lines of several processes never interleave. NaN and infinities become null.
 
         Raises:
-            StoreError: the disk is full, read-only or broken, and the line is not there as a whole. The next call tries again.
+            StoreError: the disk is full, read-only or broken; the line was not written completely. The next call tries again.
         """
         line = _dumps(record) + b"\n"
         with self._lock:
             try:
                 fd, size = self._current(len(line))
                 if size and os.pread(fd, 1, size - 1) != b"\n":
-                    # the last one was cut off, by whomever, and costs no other; or it is just being written: an empty line
+                    # the last line was truncated: start a new one; or it is just being written: then this adds an empty line
                     line = b"\n" + line
                 if os.write(fd, line) < len(line):
                     raise OSError(errno.ENOSPC, "no room for a whole line")  # noqa: TRY301 - what any other failure is, too
@@ -72,7 +72,7 @@ class Journal:
             self._drop()
 
     def _current(self, more: int) -> tuple[int, int]:
-        """The file for a line of so many bytes, and its size; another process may have begun a new one meanwhile."""
+        """The descriptor for a line of so many bytes, and the file's size; reopens after another process has rotated."""
         try:
             found = os.stat(self._text)  # noqa: PTH116 - see there
         except FileNotFoundError:
@@ -94,9 +94,9 @@ class Journal:
         return found
 
     def _rotate(self) -> None:
-        """Renames the files, unless another process does so or has just done it: then this one waits for nothing."""
+        """Rotates the files, unless another process is rotating or has just done so; never blocks."""
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            full = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)  # not the one at hand: a forked child would share its lock
+            full = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)  # a new one: a forked child would share the lock of `_fd`
             try:
                 fcntl.flock(full, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _which(self.path.stat()) == _which(os.fstat(full)) == self._file:
@@ -115,10 +115,10 @@ class Journal:
 
 
 class Reading:
-    """The records of a journal, oldest file first; another process may go on writing it, and none is read twice.
+    """Iterates over a journal's records, oldest file first, while other processes may append or rotate; none is read twice.
 
     Attributes:
-        skipped: lines that were not a whole record, so far: cut off by a power cut or a full disk.
+        skipped: incomplete lines so far, truncated by a power cut or a full disk.
     """
 
     def __init__(self, path: str | Path, since: float | None, parse: Callable[[bytes], Any]) -> None:
@@ -129,7 +129,7 @@ class Reading:
         """Reads from the start.
 
         Raises:
-            StoreError: the files cannot be opened; none there is no error.
+            StoreError: a file cannot be opened. If there is none, there are no records.
         """
         self.skipped = 0
         with contextlib.ExitStack() as stack:
@@ -152,7 +152,7 @@ class Reading:
                 if start == self._path.name and end.isdecimal()
             }
             numbers |= {1, *(n + 1 for n in numbers)}
-            # newest first: a file that is renamed meanwhile comes up again, and none is missed
+            # newest first: a file that is rotated meanwhile is met again under its new name, so none is missed
             for path in [self._path, *(_numbered(self._path, n) for n in sorted(numbers))]:
                 with contextlib.suppress(FileNotFoundError):
                     file = stack.enter_context(path.open("rb"))
@@ -165,12 +165,12 @@ class Reading:
 
 
 def read(path: str | Path, *, since: float | None = None, exact: bool = True) -> Reading:
-    """Reads a journal, with the files it has filled.
+    """Reads a journal, rotated files included.
 
     Args:
-        path: as its `Journal` has it.
-        since: seconds since 1970; records whose `at` is earlier are left out.
-        exact: integers beyond 64 bits stay integers; without that it may be twice as quick.
+        path: as given to `Journal`.
+        since: Unix time, seconds; records with an earlier `at` are skipped.
+        exact: integers beyond 64 bits stay integers; False may be twice as fast.
     """
     return Reading(path, since, json.loads if exact or orjson is None else orjson.loads)
 
@@ -204,7 +204,7 @@ def _dumps(record: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's own types; what has no counterpart there becomes text."""
+    """Converts a value to JSON types; anything without a counterpart becomes text."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):

@@ -1,4 +1,4 @@
-"""What is good to know after a restart: small values by name, written in the background."""
+"""Persistent key-value store for small JSON values, with write-behind to SQLite."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from edgeroute.system import now, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 DELAY_S = 1.0
-"""Values wait so long for company; what kills the process meanwhile costs them."""
+"""Write-behind delay, seconds; values put within it are lost if the process is killed."""
 _SCHEMA = "CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value TEXT NOT NULL, updated REAL NOT NULL) WITHOUT ROWID"
 _MATCH = "substr(name, 1, ?) = ?"
 
 
 class KeyValueStore:
-    """Values that JSON can hold, by name, in a file that processes share. The last one to write a name wins.
+    """JSON values by name, in a file shared by processes. The last writer of a name wins.
 
-    Nothing here raises for the disk's sake: each new trouble is logged once, and the values are kept in memory meanwhile.
+    Disk errors are never raised: each distinct error is logged once, and values stay in memory meanwhile.
 
     Args:
         path: of the file; None: in memory only.
@@ -32,7 +32,7 @@ class KeyValueStore:
     def __init__(self, path: Path | None) -> None:
         self._database = None if path is None else Database(path, _SCHEMA, durable=False)
         self._fresh: dict[str, tuple[str, float]] = {}
-        """name -> JSON and time: not in the file yet."""
+        """name -> JSON and time put; not yet written to the file."""
         self._said: set[str] = set()
         self._closed = False
         self._renew()
@@ -43,7 +43,7 @@ class KeyValueStore:
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
-        """Leaves it to the parent to write what the parent was given."""
+        """Drops unwritten values: the parent writes them."""
         self._renew()
         if self._database is not None:
             self._fresh = {}
@@ -58,14 +58,14 @@ class KeyValueStore:
         return json.loads(rows[0][0]) if rows else None
 
     def others(self, prefix: str, mine: str) -> list[Any]:
-        """The values of all names that begin with `prefix`, but for `mine`."""
+        """The values of all names that begin with `prefix`, except `mine`."""
         with self._lock:
             fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
         found = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
         return [json.loads(text) for name, text in (found | fresh).items() if name != mine]
 
     def put(self, name: str, value: Any) -> None:
-        """Remembers the value as it is now; it is in the file a second later."""
+        """Stores a snapshot of the value; it is written to the file about a second later."""
         text = json.dumps(value, separators=(",", ":"))
         with self._lock:
             self._fresh[name] = text, now()
@@ -78,7 +78,7 @@ class KeyValueStore:
                     self._thread = thread
 
     def forget(self, prefix: str, older_than_s: float) -> None:
-        """Removes what begins with `prefix` and was last put longer ago."""
+        """Deletes names that begin with `prefix` and were last put more than `older_than_s` seconds ago."""
         before = now() - older_than_s
         with self._lock:
             for name in [n for n, (_, updated) in self._fresh.items() if n.startswith(prefix) and updated < before]:
@@ -86,12 +86,12 @@ class KeyValueStore:
         self._rows(f"DELETE FROM kept WHERE {_MATCH} AND updated < ?", (len(prefix), prefix, before))  # noqa: S608 - constants
 
     def flush(self) -> bool:
-        """Writes what is not in the file yet. -> whether all of it is there now."""
+        """Writes pending values to the file -> whether all were written."""
         if self._database is None or not self._fresh:
             return self._database is not None
         try:
             with self._database.transaction() as connection:
-                with self._lock:  # only now: whoever writes later has what is newer
+                with self._lock:  # only now: a later writer then has newer values
                     batch = dict(self._fresh)
                 connection.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", [(n, *v) for n, v in batch.items()])
         except StoreError as e:
@@ -104,7 +104,7 @@ class KeyValueStore:
         return True
 
     def close(self) -> None:
-        """Writes what is not in the file yet; from now on values are in memory only."""
+        """Writes pending values and closes the file; later values stay in memory."""
         with self._lock:
             self._closed, thread = True, self._thread
         self._closing.set()
@@ -116,7 +116,7 @@ class KeyValueStore:
             self._database = None
 
     def _write(self) -> None:
-        """Ends when there is nothing to write, and when nothing can be written: the next put tries again."""
+        """Ends when nothing is pending or a write fails; the next put starts it again."""
         while True:
             self._closing.wait(DELAY_S)
             well = self.flush()

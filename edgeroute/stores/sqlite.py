@@ -1,4 +1,4 @@
-"""A SQLite file that several threads and processes share: a corrupt one is set aside, a fork opens its own."""
+"""SQLite file shared by threads and processes: fork-safe, and a corrupt file is quarantined and replaced."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from edgeroute.system import renew_after_fork
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
 CHECKPOINT_PAGES = 256
-"""So much, of 4 KB each, the journal beside the file holds before it is emptied: a megabyte, for disks that are small."""
+"""WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks."""
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
 _parents: list[sqlite3.Connection | None] = []
-"""Connections of a parent process that were open as it forked: SQLite forbids a child even to close them."""
+"""Connections inherited through fork, kept referenced: SQLite forbids a child even to close them."""
 
 
 class Database:
     """One file, opened at the first transaction.
 
     Args:
-        path: of the file; its folder is made.
-        schema: statements that make what is not there (CREATE TABLE IF NOT EXISTS ...).
-        version: of the schema; a file with another is refused.
-        busy_s: how long to wait for another process to finish its transaction.
-        durable: whether a transaction that has ended survives a power cut; every process crash it survives anyway.
+        path: of the file; its folder is created. Mode 0600.
+        schema: idempotent statements (CREATE TABLE IF NOT EXISTS ...).
+        version: of the schema (`user_version`); a file with another is refused.
+        busy_s: how long to wait for another process's transaction, seconds.
+        durable: whether a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
     """
 
     def __init__(self, path: Path, schema: str, *, version: int = 1, durable: bool, busy_s: float = BUSY_S) -> None:
@@ -47,9 +47,10 @@ class Database:
         _databases.add(self)
 
     def before_fork(self) -> bool:
-        """Closes the file, and keeps it closed if so: SQLite notes in memory which locks the process has, and a child has none.
+        """Takes the lock and closes the connection: SQLite tracks the process's file locks in memory, and a child inherits none.
 
-        With such notes it waited for ever for a transaction of the parent's, or wrote to what the parent was about to remove.
+        With inherited lock state a child waited for ever for a transaction of the parent, or wrote to a file about to be removed.
+        -> whether the lock was taken.
         """
         if not self._lock.acquire(timeout=BUSY_S):
             return False
@@ -58,25 +59,25 @@ class Database:
         return True
 
     def after_fork_in_parent(self) -> None:
-        """Goes on."""
+        """Releases the lock taken before the fork."""
         self._lock.release()
 
     def after_fork(self) -> None:
-        """Leaves the parent's connection alone; the child opens its own."""
+        """Abandons the parent's connection unclosed; the child opens its own."""
         _parents.append(self._connection)
         self._connection, self._lock = None, threading.RLock()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything in the `with`, or nothing. One at a time; other processes wait. Within another, it is a part of that.
+        """Runs the `with` block atomically (BEGIN IMMEDIATE). One at a time across processes; nested calls join the outer one.
 
         Raises:
-            StoreError: the disk is full, read-only or broken. A corrupt file has been set aside, and the next try begins anew.
+            StoreError: the disk is full, read-only or broken. A corrupt file has been quarantined; the next call starts anew.
         """
         with self._lock:
             try:
                 connection = self._open()
-                if connection.in_transaction:  # this thread's own, or the lock would not have let it in
+                if connection.in_transaction:  # of this thread, since it holds the lock
                     yield connection
                     return
                 self._patiently(connection.execute, "BEGIN IMMEDIATE")
@@ -96,11 +97,11 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and not self._connection.in_transaction and _which(self.path) != self._file:
-            self._drop()  # another process has set it aside: what is written there now would be lost
+            self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
             self._file = _which(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # inputs may be in it: they are its owner's alone
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # it may hold user inputs: readable by the owner only
             connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
                 self._patiently(connection.execute, "PRAGMA journal_mode=WAL")
@@ -108,7 +109,7 @@ class Database:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 (found,) = self._patiently(connection.execute, "PRAGMA user_version").fetchone()
                 if found not in {0, self._version}:
-                    raise StoreError(  # noqa: TRY301 - what is open has to be closed, like after any other error
+                    raise StoreError(  # noqa: TRY301 - the connection is closed below, as after any other error
                         f"{self.path} is of version {found}, and this edgeroute knows version {self._version}"
                     )
                 if not found:
@@ -121,7 +122,7 @@ class Database:
         return self._connection
 
     def _patiently(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
-        """Runs it as soon as no other process is in its way. SQLite's own waiting sleeps ever longer, and so comes too late."""
+        """Runs a statement, retrying while the file is locked. SQLite's own busy handler backs off for too long and starves."""
         until = monotonic() + self._busy_s
         while True:
             try:
@@ -129,10 +130,10 @@ class Database:
             except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
                 if "locked" not in str(e) or monotonic() >= until:
                     raise
-                sleep(0.001 + 0.002 * random.random())  # noqa: S311 - so that two do not always meet
+                sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
     def _failed(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreError:
-        """The error in our words; a corrupt file is renamed, so that nothing in it is lost and nothing goes on failing."""
+        """Translates to StoreError; a corrupt file is renamed, so that its contents are kept and later calls succeed."""
         self._drop()
         if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == self._file:
             aside = self._set_aside()
@@ -160,7 +161,7 @@ class Database:
 
 
 def _which(path: Path) -> tuple[int, int] | None:
-    """The file that is there now."""
+    """Device and inode of the file now at this path."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -169,7 +170,7 @@ def _which(path: Path) -> tuple[int, int] | None:
 
 
 def _guess(error: sqlite3.Error | UnicodeDecodeError) -> str:
-    """Python 3.10 does not tell SQLite's own code; a damaged schema may have none."""
+    """SQLite's error name from the message: Python 3.10 has no `sqlite_errorname`, and a damaged schema may give none."""
     text = str(error)
     known = "malformed" in text or "not a database" in text or isinstance(error, UnicodeDecodeError)
     return "SQLITE_CORRUPT" if known else ""

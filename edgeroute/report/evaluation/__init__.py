@@ -1,1 +1,1 @@
-"""What edge and cloud say of labelled inputs, what a threshold makes of it, and the page that shows it."""
+"""Evaluation of a threshold on examples: collecting answers of edge and cloud, calibration, and statistics."""

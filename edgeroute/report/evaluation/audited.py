@@ -1,4 +1,4 @@
-"""The audit log as examples: how sure the edge was, and whether the cloud said the same. There are no labels in it."""
+"""Reads the audit log as unlabelled calibration examples: edge confidence, and agreement with the cloud."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from edgeroute.stores.journal import read
 
 
 class Audited(NamedTuple):
-    """What the log gives."""
+    """Examples from the audit log."""
 
     examples: Examples
-    """Whose `cloud` is True for each, and whose `edge` is whether it said the same."""
+    """`cloud` is True for each; `edge` is whether the edge agreed."""
     notes: list[str]
-    """What there is to tell of them, a line each."""
+    """Messages about skipped lines."""
 
 
 def audited(path: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1) -> Audited:
-    """The audits of one edge model, as long as that, the cloud and the score were those that are in use now.
+    """The audits of one edge model made with the model, cloud and score currently in use.
 
-    Each request was as likely to be audited as any other, whether the edge or the cloud answered it, so they are a sample of all.
-    Where audits were held back (a limit, a metered link, a data class), that is true only of what is like the rest.
+    Requests are sampled uniformly, whether edge or cloud answered, so the audits represent all traffic; except for what is
+    withheld systematically (by a limit, a metered link or a data class).
 
     Args:
         path: of the log.
         target: the edge model's name in answers.
-        fingerprints: of what is in use now, as `Router.fingerprints` gives them.
-        every: take each `every`-th alone.
+        fingerprints: currently in use, from `Router.fingerprints`.
+        every: use only each `every`-th audit.
 
     Raises:
-        BadInput: there is no log, or nothing in it is of this model.
-        StoreError: it cannot be read.
+        BadInput: there is no log, or it has no audits of this model.
+        StoreError: the log cannot be read.
     """
     if not any(path.parent.glob(f"{path.name}*")):
         raise BadInput(f"{path}: there is no audit log: no router with this state folder has audited anything, or it was removed")

@@ -1,4 +1,4 @@
-"""From examples to a certificate: what "right" means for each promise, and a score fitted on the way if that is asked for."""
+"""Calibrates a certificate from collected examples, optionally fitting a score first."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Fit = Literal["auto", "learned"]
 
 
 class Certified(NamedTuple):
-    """What came of it."""
+    """Result of `certified`."""
 
     certificate: Certificate
     fitted: Fitted | None
-    """None: no score was to be fitted."""
+    """None: no score was requested to be fitted."""
     notes: list[str]
-    """What there is to tell, a line each."""
+    """Warnings of the calibration."""
 
 
 def certified(
@@ -42,19 +42,19 @@ def certified(
     """The certificate of these examples; see `edgeroute.confidence.calibrate`.
 
     Args:
-        made: the examples, with their scores by the policy's score, or by msp where one is to be fitted.
-        kind: what is promised.
-        value: the most of it, 0..1.
-        sure: how likely that is to hold; None: on average.
-        per_class: a threshold for each class that the edge predicts.
-        fit: fit a score to the examples: in any case, or where it is clearly better than msp.
-        ood: a fitted score also looks at how foreign an input is.
+        made: the examples, scored by the policy's score, or by msp if one is to be fitted.
+        kind: the guarantee.
+        value: its limit, 0..1.
+        sure: its confidence level; None: on average.
+        per_class: a threshold per predicted class.
+        fit: fit a score: "learned": always; "auto": if it is significantly better than msp. None: do not fit.
+        ood: add out-of-distribution features to a fitted score.
         score: the score's name, unless one is fitted.
-        fingerprints: as `Router.fingerprints` gives them.
+        fingerprints: from `Router.fingerprints`.
 
     Raises:
-        NotEnough: there are too few.
-        PolicyError: what the promise needs is not in them, or `calibrate` refuses them.
+        NotEnough: there are too few examples.
+        PolicyError: the examples lack what the guarantee needs, or `calibrate` rejects them.
     """
     edge, cloud = _right(made, kind)
     found = None if fit is None else _fitted(made, kind, edge, cloud, fit, ood)
@@ -79,7 +79,7 @@ def certified(
 
 
 def _right(made: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
-    """Whether edge and cloud are right, as `calibrate` takes it."""
+    """Correctness of edge and cloud, as arguments of `calibrate`."""
     if kind == "max_error" and made.labels is None:
         raise PolicyError("max_error needs labels: an array `labels` beside the inputs in the .npz file")
     if kind == "max_loss" and made.cloud is None:

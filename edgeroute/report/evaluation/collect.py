@@ -1,4 +1,4 @@
-"""Asks edge and cloud about examples: what each says, how sure the edge is, what it takes and costs."""
+"""Collects answers, confidence, latency and cost of edge and cloud on a set of inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeroute.types import Answer
 
 MAY_FAIL = 0.01
-"""Of the inputs, so many may go without the cloud's answer and be left out; with more, what is left is another sample."""
+"""Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
 
 
 def collect(
@@ -34,28 +34,27 @@ def collect(
     batch: int = 1,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Examples:
-    """Runs the edge model and asks the cloud for each input, whatever the threshold.
+    """Runs the edge model and the cloud on each input, regardless of the threshold.
 
-    The edge runs them one by one. The cloud is asked as for any request with mode `only_cloud`: rules, consent, limits and
-    ledger hold, and no faster than the `calls_per_s` of the endpoints. An input that it does not answer is left out; so there
-    may be fewer examples than inputs, but no more than `MAY_FAIL` of them.
+    The edge runs inputs one by one. The cloud is called with mode `only_cloud`: egress rules, consent, limits and ledger
+    apply, at most at the `calls_per_s` of the endpoints. Inputs without a cloud answer are dropped, at most `MAY_FAIL` of them.
 
     Args:
-        router: with neither cache nor outbox, whose answers would not be the cloud's.
-        inputs: as `infer` takes them, at least one.
-        labels: the right answers, one an input: as the edge says them, or as class numbers.
-        edge: which of the edge models, counted from 0.
-        ask_cloud: False: only the edge is run.
-        data_class: what kind of data the inputs are.
-        batch: inputs in one request to the cloud. With more than one the cloud's latencies are not measured, and money is that
-            of fewer, larger requests.
-        advance: called with the number of inputs that were just answered, by edge or cloud.
+        router: without cache and outbox, whose answers would not be the cloud's.
+        inputs: as for `infer`, at least one.
+        labels: ground truth, one per input: values as the edge returns them, or class indices.
+        edge: index of the edge model.
+        ask_cloud: False: run the edge only.
+        data_class: of the inputs.
+        batch: inputs per cloud request. With more than one, cloud latency is not measured, and cost is that of fewer, larger
+            requests.
+        advance: called with the number of inputs just answered, by edge or cloud.
 
     Raises:
-        BadInput: an input does not fit the edge model, or a label is none of its classes.
-        MayNotLeave: the data's class stays on the device.
-        NoAnswer: the cloud did not answer too many of them.
-        ModelError: the edge model cannot be used, or gives probabilities where its card says logits.
+        BadInput: an input does not fit the edge model, or a label is not one of its classes.
+        MayNotLeave: the data class forbids sending.
+        NoAnswer: the cloud failed on more than `MAY_FAIL` of the inputs.
+        ModelError: the edge model cannot be used, or returns probabilities where its card says logits.
     """
     if not len(inputs):
         raise BadInput("there are no inputs")
@@ -86,19 +85,19 @@ def collect(
         cloud_s=np.array([answer.latency_s if batch == 1 else np.nan for answer in asked], float) if ask_cloud else None,
         sent_bytes=after.bytes_sent - before.bytes_sent,
         received_bytes=after.bytes_received - before.bytes_received,
-        usd=max(0.0, after.usd_today - before.usd_today),  # less than 0 where older costs have left their window meanwhile
+        usd=max(0.0, after.usd_today - before.usd_today),  # negative if older costs left the rolling window meanwhile
     )
 
 
 def recorded(
     router: Router, edge_outputs: Floats, cloud_outputs: Floats | None, labels: Sequence[Any] | None, *, edge: int = 0
 ) -> Examples:
-    """Examples from outputs [n, classes] that were recorded, read as the router reads those of its models. Runs nothing.
+    """Examples from recorded outputs [n, classes], decoded as the router would. Runs no model.
 
-    That they are outputs of these models is taken on trust.
+    It is not checked that they come from these models.
 
     Raises:
-        BadInput: they are not of this form, or a label is none of the edge's classes.
+        BadInput: wrong shape or dtype, or a label that is not one of the edge's classes.
     """
     runner = edge_runner(router, edge)
     predictions = _read("edge_logits", edge_outputs, runner.reader)
@@ -125,10 +124,10 @@ def recorded(
 
 
 def edge_runner(router: Router, edge: int) -> EdgeBackend:
-    """The edge model of that number, counted from 0.
+    """The backend of the edge model with this index, from 0.
 
     Raises:
-        PolicyError: there is none.
+        PolicyError: index out of range.
     """
     edges: list[Any] = [r for r in router.engine.snapshot.backends if r.side == "edge"]
     if not 0 <= edge < len(edges):
@@ -137,10 +136,10 @@ def edge_runner(router: Router, edge: int) -> EdgeBackend:
 
 
 def said(labels: Sequence[Any], names: Sequence[str] | None, n: int) -> list[Any]:
-    """The labels as a model with classes of these names says them; a number is a class's place in that list.
+    """Converts n labels to the values a model with these class names returns; a number is a class index.
 
     Raises:
-        BadInput: there are not n, or one is none of the classes.
+        BadInput: not n labels, or one is not a class.
     """
     if len(labels) != n:
         raise BadInput(f"there are {n} inputs and {len(labels)} labels")
@@ -164,7 +163,7 @@ def _run(runner: EdgeBackend, inputs: Sequence[Any], advance: Callable[[int], ob
     for i, x in enumerate(inputs):
         try:
             if not i:
-                runner.run_one(x, None)  # the first run takes longer than any after it
+                runner.run_one(x, None)  # warm-up
             begun = perf_counter()
             predictions.append(runner.run_one(x, None))
             took_s[i] = perf_counter() - begun
@@ -191,14 +190,14 @@ def _ask(
                 answers.extend(router.infer_many(rows, mode="only_cloud", data_class=data_class))
             else:
                 answers.append(router.infer(rows[0], mode="only_cloud", data_class=data_class))
-        except PolicyError:  # it would be the same for each of them
+        except PolicyError:  # the same for every input
             raise
         except MayNotLeave as e:
             raise MayNotLeave(f"the cloud is to be asked about every example, and that may not leave the device: {e}") from e
         except EdgerouteError as e:
-            if why is None or not getattr(e, "held", False):  # that it is not asked any more has a reason, too
+            if why is None or not getattr(e, "held", False):  # prefer the cause to a later breaker or limit
                 why = e
-            if len(rows) > 1:  # one input fails them all: find out which
+            if len(rows) > 1:  # one bad input fails the whole batch: retry one by one
                 for row in rows:
                     ask([row])
                 return
@@ -234,7 +233,7 @@ def _scores(predictions: Sequence[Prediction]) -> Floats:
 
 
 def _stacked(outputs: Sequence[Any]) -> Floats | None:
-    """[n, classes], where each is an array of numbers of that length."""
+    """Stacks to [n, classes]; None if the outputs are not numeric rows of equal length."""
     if all(isinstance(o, np.ndarray) and o.ndim == 1 and o.dtype.kind in "fiu" for o in outputs):
         lengths = {len(o) for o in outputs}
         return np.array(outputs, float) if len(lengths) == 1 else None
@@ -242,5 +241,5 @@ def _stacked(outputs: Sequence[Any]) -> Floats | None:
 
 
 def _probabilities(outputs: Floats) -> bool:
-    """Whether they have been through a softmax. Logits that all happen to be 0 or more, and to add up to 1, there are not."""
+    """Whether these are softmax outputs: all rows non-negative with sum 1, which logits practically never are."""
     return bool(outputs.shape[-1] > 1 and (outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))

@@ -1,4 +1,4 @@
-"""What a threshold makes of examples: the numbers that the command prints and the page shows. Shares are 0..1."""
+"""Evaluation of a threshold on examples: accuracy, deferral, latency and cost. Shares are 0..1."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgeroute.report.evaluation.examples import Bools, Examples, Floats
 from edgeroute.report.evaluation.share import Share, share
 
 Line = tuple[Floats, Floats]
-"""Deferral [k], rising, and accuracy [k]."""
+"""Deferral rate [k], ascending, and accuracy [k]."""
 QUANTILES = (0.5, 0.9, 0.99)
 
 
 class Names(NamedTuple):
-    """What was evaluated. Empty, or None: not known."""
+    """Names of what was evaluated. Empty or None: unknown."""
 
     edge: str = ""
     """The edge model."""
@@ -27,83 +27,83 @@ class Names(NamedTuple):
     """The endpoint."""
     score: str = ""
     policy: str = ""
-    """The policy's file."""
+    """Policy file."""
     data: str = ""
-    """The examples' file."""
+    """Examples file."""
     date: str = ""
-    """On which it was measured, YYYY-MM-DD."""
+    """Of the measurement, YYYY-MM-DD."""
     edge_bytes: int | None = None
-    """The size of the model's file."""
+    """Size of the model file."""
 
 
 class Class(NamedTuple):
-    """One class. Shares are None where the answers are not known."""
+    """Results of one class. None: unknown."""
 
     name: str
     n: int
     edge: float | None
-    """The share that the edge alone has right; without labels, here and below: as the cloud says."""
+    """Accuracy of the edge alone; without labels, here and below: agreement with the cloud."""
     cloud: float | None
     cascade: float | None
     deferral: float
 
 
 class Cost(NamedTuple):
-    """Of one input, on each side."""
+    """Cost of one input on each side."""
 
     what: str
     """seconds, usd or joules."""
     edge: float | None
-    """None: not known."""
+    """None: unknown."""
     cloud: float
 
     @property
     def break_even(self) -> float | None:
-        """With a smaller share deferred, edge and cloud together cost less than the cloud alone; below 0: they never do.
+        """Deferral rate below which the cascade costs less than the cloud alone; 0 or less: never.
 
-        The edge is always paid and the cloud where it is asked, so it is 1 - edge / cloud.
+        The edge is always paid, the cloud only when deferred: 1 - edge / cloud.
         """
         return None if self.edge is None or self.cloud <= 0 else 1 - self.edge / self.cloud
 
     def together(self, deferral: float) -> float | None:
-        """Of one input on average, where this share is deferred."""
+        """Mean cost of one input of the cascade at this deferral rate."""
         return None if self.edge is None else self.edge + deferral * self.cloud
 
 
 class Evaluation(NamedTuple):
-    """Examples, and the policy's threshold for them."""
+    """Examples evaluated with a threshold."""
 
     examples: Examples
     threshold: float
-    """Answers of at least this score are accepted on the edge; inf: every input is deferred."""
+    """Edge answers with at least this score are accepted; inf: every input is deferred."""
     thresholds: Mapping[str, float] = {}
-    """Class that the edge predicts -> its own threshold."""
+    """Predicted class -> its own threshold; empty: one for all."""
     certificate: Certificate | None = None
-    """From which the thresholds are; None: there is none."""
+    """Source of the thresholds; None: none."""
     uncalibrated: str = ""
-    """Why the certificate says nothing about what is in use; empty: it holds."""
+    """Why the certificate does not apply to this setup; empty: it applies."""
     names: Names = Names()
     terms: Terms = Terms()
-    """What asking the cloud costs."""
+    """Prices of the cloud."""
     edge_usd: float | None = None
-    """What an input costs on the edge; None: not known."""
+    """Cost of an input on the edge, dollars; None: unknown."""
     edge_joules: float | None = None
     accept_unsure: bool = False
     """Whether an answer without a score is accepted."""
 
     @property
     def n(self) -> int:
-        """How many examples there are, at least one."""
+        """Number of examples, at least one."""
         return len(self.examples.edge)
 
     @property
     def labelled(self) -> bool:
-        """Whether "right" is meant by the labels. If not, it means "as the cloud says"."""
+        """Whether there are labels. If not, correct means: agrees with the cloud."""
         return self.examples.labels is not None
 
     @property
     def accepted(self) -> Bools:
-        """[n], whether the edge's answer stands."""
+        """[n], whether the edge's answer is accepted."""
         score = self.examples.score
         least: Any = self.threshold
         if self.thresholds:
@@ -112,29 +112,29 @@ class Evaluation(NamedTuple):
 
     @property
     def deferral(self) -> Share:
-        """The share for which the cloud is asked."""
+        """Deferral rate with its confidence interval."""
         return share(~self.accepted)
 
     @property
     def edge_right(self) -> Bools | None:
-        """[n]; None: neither labels nor the cloud's answers are there."""
+        """[n], correctness of the edge; None: neither labels nor cloud answers."""
         return self.examples.edge_correct if self.labelled else self.examples.agree
 
     @property
     def cloud_right(self) -> Bools | None:
-        """[n]; None: the cloud was not asked."""
+        """[n], correctness of the cloud; None: no cloud answers."""
         if self.examples.cloud is None:
             return None
         return self.examples.cloud_correct if self.labelled else np.ones(self.n, bool)
 
     @property
     def cascade_right(self) -> Bools | None:
-        """[n], of both together."""
+        """[n], of the cascade; None: unknown."""
         edge, cloud = self.edge_right, self.cloud_right
         return None if edge is None or cloud is None else np.where(self.accepted, edge, cloud)
 
     def accuracy(self) -> dict[str, Share]:
-        """Of edge, cloud, cascade (both together) and accepted (the edge's answers that stand); those that are known."""
+        """Accuracy of edge, cloud, cascade (both together) and accepted (edge answers kept); those that are known."""
         edge, accepted = self.edge_right, self.accepted
         found = {
             "edge": edge,
@@ -145,9 +145,9 @@ class Evaluation(NamedTuple):
         return {name: share(right) for name, right in found.items() if right is not None and right.size}
 
     def curve(self) -> Line | None:
-        """Accuracy over deferral, for every threshold that is one for all classes; None: nothing is known to be right.
+        """Accuracy over deferral rate for every global threshold; None: correctness is unknown.
 
-        Without the cloud it is the accuracy of what is not deferred.
+        Without the cloud: accuracy of the answers not deferred (selective accuracy).
         """
         edge, cloud, score = self.edge_right, self.cloud_right, self.examples.score
         if edge is None:
@@ -162,7 +162,7 @@ class Evaluation(NamedTuple):
         return first / self.n, edge[order][::-1].cumsum()[accepted - 1] / accepted
 
     def oracle(self) -> Line | None:
-        """The same for whoever knows which side is right, and defers first what gains by it; None: the cloud was not asked."""
+        """`curve` of an oracle that knows which side is correct and defers the gains first; None: no cloud answers."""
         edge, cloud = self.edge_right, self.cloud_right
         if edge is None or cloud is None:
             return None
@@ -171,7 +171,7 @@ class Evaluation(NamedTuple):
         return np.array([0, gained, self.n - lost, self.n]) / self.n, np.array([edge.mean(), best, best, cloud.mean()])
 
     def classes(self) -> list[Class]:
-        """By name. By the right answer; without labels, or with a threshold for each class, by what the edge says."""
+        """Results per class, by label; without labels, or with per-class thresholds, by predicted class."""
         labels = self.examples.labels if self.examples.labels is not None and not self.thresholds else self.examples.edge
         names, at = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
         counts = np.bincount(at)
@@ -184,9 +184,9 @@ class Evaluation(NamedTuple):
         return [Class(*row) for row in zip(*columns, strict=True)]
 
     def seconds(self) -> dict[str, Floats]:
-        """What an input takes: edge, cloud, and cascade (one after the other, where it is deferred). Rising; those measured.
+        """Latencies per input, sorted: edge, cloud, and cascade (the sum where deferred); those measured.
 
-        The cascade's are of inputs for which both were measured, accepted or not: else it would look faster than it is.
+        The cascade uses only inputs with both measured, accepted or not: else it would be biased towards fast ones.
         """
         edge, cloud = self.examples.edge_s, self.examples.cloud_s
         found = {"edge": edge}
@@ -196,11 +196,11 @@ class Evaluation(NamedTuple):
         return {leg: times for leg, times in known.items() if times.size}
 
     def latency(self) -> dict[str, tuple[float, ...]]:
-        """Leg -> its seconds at `QUANTILES`."""
+        """Leg -> its latency in seconds at `QUANTILES`."""
         return {leg: tuple(np.quantile(times, QUANTILES).tolist()) for leg, times in self.seconds().items()}
 
     def costs(self) -> list[Cost]:
-        """Median seconds; and usd and joules, if the cloud's are more than nothing."""
+        """Costs per input: median seconds, mean usd and joules; those where the cloud's is above 0."""
         if self.examples.cloud is None:
             return []
         times, terms = self.latency(), self.terms

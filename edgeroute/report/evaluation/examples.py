@@ -1,4 +1,4 @@
-"""What edge and cloud said of the same inputs."""
+"""Answers of edge and cloud to the same inputs."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ Bools = NDArray[np.bool_]
 
 
 class Examples(NamedTuple):
-    """Of n inputs, in their order."""
+    """Answers, labels, latency and cost of n inputs, in order."""
 
     score: Floats
-    """[n], the edge's confidence by the policy's score; NaN: it gave none."""
+    """[n], the edge's confidence by the policy's score; NaN: none."""
     edge: list[Any]
-    """The edge's answers: labels, or class numbers where the model names none."""
+    """The edge's answers: labels, or class indices if the model has no labels."""
     cloud: list[Any] | None
-    """The cloud's; None: it was not asked."""
+    """The cloud's answers; None: not called."""
     labels: list[Any] | None
-    """The right answers, as `edge` and `cloud` would say them; None: they are not known."""
+    """Ground truth, in the same form; None: unknown."""
     outputs: Floats | None
-    """[n, classes], the edge's raw outputs, where they are an array of the same length for each input."""
+    """[n, classes], the edge's raw outputs; None: not rows of equal length."""
     edge_s: Floats
-    """[n], seconds that the edge took; NaN: not measured."""
+    """[n], edge latency, seconds; NaN: not measured."""
     cloud_s: Floats | None
-    """[n], likewise; None: it was not asked."""
+    """[n], cloud latency, seconds; NaN: not measured. None: not called."""
     sent_bytes: int
-    """To the cloud, in all, bodies alone."""
+    """Total bytes of request bodies to the cloud."""
     received_bytes: int
     usd: float
-    """What asking the cloud for all of them has cost, by the endpoint's terms."""
+    """Total cost of the cloud calls by the endpoint's terms, dollars."""
 
     @property
     def edge_correct(self) -> Bools | None:
-        """[n], by the labels; None: they are not known."""
+        """[n], by the labels; None: no labels."""
         return None if self.labels is None else _same(self.edge, self.labels)
 
     @property
     def cloud_correct(self) -> Bools | None:
-        """[n], by the labels; None: they are not known, or the cloud was not asked."""
+        """[n], by the labels; None: no labels, or no cloud answers."""
         return None if self.labels is None or self.cloud is None else _same(self.cloud, self.labels)
 
     @property
     def agree(self) -> Bools | None:
-        """[n], whether edge and cloud say the same; None: the cloud was not asked."""
+        """[n], whether edge and cloud agree; None: no cloud answers."""
         return None if self.cloud is None else _same(self.edge, self.cloud)
 
 
@@ -56,4 +56,4 @@ def _same(one: list[Any], other: list[Any]) -> Bools:
 
 
 _PLAIN = (str, int, bool)
-"""Of which `==` is a bool. Anything else may be an array, for which this takes ten times as long."""
+"""Types whose `==` is a bool. Anything else may be an array, and takes ten times as long."""

@@ -1,4 +1,4 @@
-"""A score fitted to examples, and scores of the same examples that may be calibrated with."""
+"""Fits a learned score, with cross-fitted scores of the same examples for calibration."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from edgeroute.report.evaluation.examples import Bools, Floats
 
 
 class Fitted(NamedTuple):
-    """What came of it."""
+    """Result of `fitted`."""
 
     learned: Learned | None
-    """Fitted to all examples, for use; None: msp is the better score, or the only one."""
+    """Fitted to all examples, for deployment; None: msp is used instead."""
     scores: Floats
-    """[n], for `calibrate`: each example's by a score that was fitted without it, or its msp."""
+    """[n], for `calibrate`: out-of-fold scores, or msp."""
     why: str
     """Why this score."""
 
 
 def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_correct: Bools, *, choose: bool, ood: bool) -> Fitted:
-    """Fits one for use to all examples, and five to all but a fifth each: these score the fifth that they have not seen.
+    """Fits a score to all examples for deployment, and scores the examples by 5-fold cross-fitting for calibration.
 
-    So the threshold is chosen by other fits than the one in use. That costs no more than their difference, where scores of the
-    examples that a fit has seen would flatter it.
+    The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample
+    scores would be biased.
 
     Args:
-        outputs: [n, classes], the edge's.
-        msp: [n], the score where nothing is learned.
-        edge_correct: [n].
-        cloud_correct: [n].
-        ood: look at how foreign an input is, too.
-        choose: take what was learned only where it is clearly better, as `auto` does.
+        outputs: [n, classes], the edge's logits.
+        msp: [n], used if nothing is learned.
+        edge_correct: [n], bool.
+        cloud_correct: [n], bool.
+        ood: add out-of-distribution features.
+        choose: use the learned score only if significantly better than msp, as `auto`.
 
     Raises:
         PolicyError: the outputs are not an array of logits.
@@ -56,6 +56,6 @@ def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_corre
         return lambda left_out: part.many(outputs[left_out])
 
     scores = crossfit(without, len(outputs))
-    if fell_back:  # a fifth fewer are too few: its scores would be of another kind than the others'
+    if fell_back:  # too few examples in a fold: its scores would be of another kind than the others'
         return Fitted(None, msp, f"{fell_back[0]}, with a fifth left out")
     return Fitted(made, np.asarray(scores), made.chosen_because)

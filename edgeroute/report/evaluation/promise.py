@@ -1,4 +1,4 @@
-"""Whether a certificate's promise held on examples that it was not made from."""
+"""Tests whether a certificate's guarantee held on held-out examples."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ ROUNDED = 1e-12
 
 
 class Verdict(NamedTuple):
-    """What was promised, beside what was measured."""
+    """A guaranteed limit beside its measured value."""
 
     where: str
-    """The class that the edge predicts; empty: all inputs."""
+    """Predicted class; empty: all inputs."""
     n: int
-    """Examples that it was measured on."""
+    """Number of examples measured."""
     measured: float
     low: float
-    """The truth lies in low..high with 95 % confidence, in all classes at once."""
+    """low..high: 95 % confidence interval, simultaneous over classes."""
     high: float
     limit: float
-    """The most that is promised."""
+    """The guaranteed limit."""
 
     @property
     def held(self) -> bool:
-        """On these examples it did."""
+        """The measured value is within the limit."""
         return self.measured <= self.limit + ROUNDED
 
     @property
     def broken(self) -> bool:
-        """More than chance explains."""
+        """The violation is statistically significant: the whole interval is above the limit."""
         return self.low > self.limit + ROUNDED
 
 
 def verdicts(evaluation: Evaluation) -> list[Verdict]:
-    """The worst first; empty: it cannot be known from these examples, or nothing is promised. One for each class promised to."""
+    """Verdicts, worst first, one per class with a guarantee; empty: no guarantee, or not measurable on these examples."""
     certificate = evaluation.certificate
     if certificate is None:
         return []

@@ -1,4 +1,4 @@
-"""How many of how many, and what that says of all inputs."""
+"""Proportions with exact confidence intervals, score bins, and expected calibration error."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgeroute.confidence.exact import upper
 from edgeroute.report.evaluation.examples import Bools, Floats
 
 RISK = 0.05
-"""Of an interval's missing the truth."""
+"""Probability that a confidence interval misses the truth."""
 
 
 class Share(NamedTuple):
-    """`found` of `of`; the share of all inputs that are drawn alike lies in low..high with 95 % confidence (Clopper-Pearson)."""
+    """A proportion, `found` of `of`, with its 95 % confidence interval low..high (Clopper and Pearson, 1934)."""
 
     found: int
     of: int
@@ -29,21 +29,21 @@ class Share(NamedTuple):
 
 
 def share(found: Bools, risk: float = RISK) -> Share:
-    """How many of `found` are true; the interval errs with probability `risk`, half of it on each side."""
+    """Proportion of true values; two-sided interval at level 1 - risk."""
     count, of = int(np.count_nonzero(found)), found.size
     return Share(count, of, 1 - upper(of - count, of, risk / 2), upper(count, of, risk / 2))
 
 
 class Bin(NamedTuple):
-    """Examples of similar score."""
+    """A bin of examples with similar scores."""
 
     score: float
-    """Their mean."""
+    """Mean score."""
     right: Share
 
 
 def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
-    """Up to `most` bins with about as many examples each, by rising score. Equal scores are in one bin; NaN in none."""
+    """Up to `most` equal-mass bins, by ascending score. Tied scores share a bin; NaN is excluded."""
     known = ~np.isnan(score)
     score, right = score[known], right[known]
     order = np.argsort(score, kind="stable")
@@ -54,6 +54,6 @@ def bins(score: Floats, right: Bools, most: int = 15) -> list[Bin]:
 
 
 def calibration_error(found: list[Bin]) -> float:
-    """The expected calibration error (ECE): how far a bin's score is from its share of right answers, on average; NaN of none."""
+    """Expected calibration error (ECE): size-weighted mean of abs(score - accuracy) over bins; NaN without bins."""
     n = sum(one.right.of for one in found)
     return sum(one.right.of * abs(one.score - one.right.value) for one in found) / n if n else float("nan")

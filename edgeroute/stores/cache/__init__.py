@@ -1,4 +1,4 @@
-"""Answers kept for inputs that come again: in memory, on disk, and by meaning; and one asker for many that ask at once."""
+"""Answer cache: exact (memory, disk) and semantic, with stale-while-revalidate, negative caching and singleflight."""
 
 from edgeroute.stores.cache.entry import Entry
 from edgeroute.stores.cache.fingerprint import fingerprint

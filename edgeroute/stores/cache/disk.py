@@ -1,4 +1,4 @@
-"""The entries that outlive the process, in a file that several processes share."""
+"""Second cache tier: entries in a SQLite file shared by processes, written behind."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE INDEX IF NOT EXISTS answers_at ON answers (at)
 """
 _FIND = "SELECT at, crc, CAST(entry AS TEXT), CAST(outputs AS BLOB) FROM answers WHERE key = ?"
-"""In a damaged file a column may have another type."""
+"""The casts matter in a damaged file, where a column may have another type."""
 _FAULTS = (StoreError, UnicodeDecodeError)
-"""The second comes from Python's sqlite3, where SQLite quotes a damaged schema in its message."""
+"""UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message."""
 WAITING_BYTES = 4 << 20
-"""So much may wait to be written; what comes when it does is kept in memory alone."""
+"""Write-behind buffer limit; beyond it, new entries stay in memory only."""
 TOGETHER = 64
-"""So many are written in one transaction: a reader may have to wait for one."""
+"""Entries per transaction: a reader may have to wait for one."""
 BUSY_MS = 100
-"""How long another process may keep the file to itself before this one goes on without it."""
+"""How long to wait for another process's lock before going on without the disk."""
 PAUSES_S = (0.001, 0.01, 0.1)
-"""After each try to write: another process that opens the file at the same moment does not wait, nor let wait."""
+"""Back-off after each failed write: while another process opens the file, SQLite fails at once instead of waiting."""
 REST_S = 30.0
-"""After the second failure on end the disk is left alone for so long."""
+"""After the second consecutive failure the disk is not used for so long."""
 
 
 class _Row(NamedTuple):
@@ -51,7 +51,7 @@ class _Row(NamedTuple):
 
 
 class _Resting:
-    """Whether to try: yes after one failure, for a corrupt file has been replaced; after more only now and then."""
+    """Back-off for the disk: one failure is retried at once (a corrupt file was replaced), later ones after `REST_S`."""
 
     def __init__(self, what: str) -> None:
         self._what, self._failures, self._until, self._said = what, 0, 0.0, ""
@@ -75,13 +75,13 @@ def _writer() -> ThreadPool:
 
 
 class Disk:
-    """Writes in a thread of its own, many at a time: a put costs its caller no I/O; a crash loses what was not written yet.
+    """Writes in batches from its own thread: a put does no I/O in the caller; a crash loses entries not yet written.
 
     Args:
         path: of the SQLite file.
-        max_bytes: of that file, beside which SQLite has a journal of usually up to 4 MB; the oldest entries make room.
-        keep_s: entries older than this are deleted.
-        clock: seconds since 1970.
+        max_bytes: of that file, without SQLite's WAL of usually up to 4 MB; the oldest entries are evicted.
+        keep_s: entries older than this are deleted, seconds.
+        clock: Unix time, seconds.
     """
 
     def __init__(self, path: Path, max_bytes: int, keep_s: float, clock: Callable[[], float]) -> None:
@@ -93,13 +93,13 @@ class Disk:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """What waits is for the parent to write."""
+        """Drops pending entries: the parent writes them."""
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._waiting: deque[tuple[bytes, CachedEntry]] = deque()
         self._waiting_bytes, self._begun = 0, False
 
     def get(self, key: bytes) -> Entry | None:
-        """What is there, of whatever age; None too where the disk fails or an entry is not as it was written."""
+        """The entry, of any age; None also where the disk fails or the entry's checksum does not match."""
         if self._reading.now:
             return None
         try:
@@ -114,7 +114,7 @@ class Disk:
         return _unpacked(row[0], *row[2:])
 
     def put(self, key: bytes, kept: CachedEntry) -> None:
-        """Has it written soon, in place of what was there for the key."""
+        """Queues the entry for writing, replacing an earlier one of the key."""
         with self._lock:
             if self._waiting_bytes > WAITING_BYTES:
                 return
@@ -125,7 +125,7 @@ class Disk:
             self._begun = False  # no thread is to be had: the next put tries again, and close writes what waits
 
     def close(self) -> None:
-        """Writes what waits, and closes the file; a later call opens it again."""
+        """Writes pending entries and closes the file; a later call opens it again."""
         self._write()
         self._writer.close()
         self._writer = _writer()
@@ -166,7 +166,7 @@ class Disk:
                     connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (key, at, _crc(key, at, *row), *row))
 
     def _make_room(self, connection: sqlite3.Connection, size: int) -> bool:
-        """Deletes the oldest until `size` bytes more fit; whether they do."""
+        """Evicts the oldest entries until `size` more bytes fit -> whether they do."""
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         needed, count = size + 4 * page, 1  # the row and its two places in indices may each begin a page
         if needed > self._max_bytes:
@@ -182,12 +182,12 @@ class Disk:
 
 
 def _crc(key: bytes, at: float, entry: str, outputs: bytes | None) -> int:
-    """SQLite notices a broken structure, but not a value that a worn-out card has changed."""
+    """Checksum of a row: SQLite detects a broken structure, but not a value changed by worn-out flash."""
     return crc32(outputs or b"", crc32(f"{at!r} {entry}".encode(), crc32(key)))
 
 
 def _packed(entry: Entry) -> _Row | None:
-    """Text and arrays; None: it would not come back as it is."""
+    """Serialises to JSON and .npy; None: it would not be restored unchanged."""
     value, confidence, outputs, *rest, _ = entry
     names: Any = None
     arrays: list[Any] = []
@@ -195,13 +195,13 @@ def _packed(entry: Entry) -> _Row | None:
         names, arrays, outputs = "", [outputs], None
     elif type(outputs) is dict and outputs and all(type(array) is np.ndarray for array in outputs.values()):
         names, arrays, outputs = [*outputs], [*outputs.values()], None
-    kind = "tuple" if type(outputs) is tuple else ""  # as a callable gives them: (value, confidence)
+    kind = "tuple" if type(outputs) is tuple else ""  # as a callable returns: (value, confidence)
     plain = [value, list(outputs) if kind else outputs, None if names is None else names]
     try:
         text = json.dumps([*plain, kind, None if confidence is None else float(confidence), *rest])
         if json.loads(text)[: len(plain)] != plain or any(a.dtype.isbuiltin != 1 or a.dtype.hasobject for a in arrays):
             return None
-    except Exception:  # noqa: BLE001 - what a value does when it is written or compared is its own affair
+    except Exception:  # noqa: BLE001 - serialising or comparing a user's value may raise anything
         return None
     file = io.BytesIO()
     for array in arrays:

@@ -1,4 +1,4 @@
-"""An answer as it is kept: nobody who put it or was given it can change it."""
+"""Cache entries: private copies, isolated from later mutation by the caller."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OVERHEAD_BYTES = 500
-"""What an entry takes beside its contents: the key, the tuples, the numbers, and its places in the store's tables."""
+"""Memory per entry besides its contents: key, tuples, numbers, and slots in the store's tables."""
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes})
 _ELSEWHERE = (type, ModuleType, FunctionType)
-"""What an object refers to and does not own."""
+"""Types that an object refers to but does not own."""
 
 
 class Entry(NamedTuple):
-    """One answer."""
+    """One cached answer."""
 
     value: Any
     confidence: float | None
@@ -27,25 +27,25 @@ class Entry(NamedTuple):
     side: str
     reason: str
     at: float
-    """When it was given, seconds since 1970."""
+    """When it was given, Unix time, seconds."""
 
 
 class CachedEntry(NamedTuple):
-    """An entry as the store has it."""
+    """An entry with its size, as held by the store."""
 
     entry: Entry
     bytes: int
     fixed: bool
-    """It cannot be changed, so everyone may be given the same."""
+    """Immutable, so callers may share one object."""
 
     def given(self) -> Entry:
-        """The entry for one taker. Arrays are read-only, and of what can be changed it is the taker's own copy."""
+        """The entry for one caller: arrays are read-only, mutable values are copied."""
         entry = self.entry
         return entry if self.fixed else entry._replace(value=deepcopy(entry.value), outputs=deepcopy(entry.outputs))
 
 
 def keep(entry: Entry) -> CachedEntry | None:
-    """A copy that the caller cannot change any more; None: it cannot be copied."""
+    """A private copy of the entry; None: it cannot be copied."""
     try:
         outputs, size, fixed = _copy(entry.outputs)
         if entry.value is entry.outputs:
@@ -59,7 +59,7 @@ def keep(entry: Entry) -> CachedEntry | None:
 
 
 def _copy(x: Any) -> tuple[Any, int, bool]:
-    """-> the copy, its bytes, whether it is fixed."""
+    """-> the copy, its size in bytes, whether it is immutable."""
     kind = type(x)
     if kind in _ATOMS:
         return x, getsizeof(x), True
@@ -75,7 +75,7 @@ def _copy(x: Any) -> tuple[Any, int, bool]:
 
 
 def _size(x: Any) -> int:
-    """Bytes of an object and of all that it owns."""
+    """Size in bytes of an object and all it owns."""
     total, seen, rest = 0, set[int](), [x]
     while rest:
         x = rest.pop()

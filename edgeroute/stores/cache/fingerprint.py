@@ -1,4 +1,4 @@
-"""What stands for a model in the keys, so that another model's answers are not taken for its own."""
+"""Fingerprints of models, functions and files, for cache keys and certificates."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 
 
 class _UnknownError(Exception):
-    """The function depends on something of which two runs cannot be told apart."""
+    """The function depends on an object without a stable identity across processes."""
 
 
 def fingerprint(thing: object) -> str:
-    """The same text for the same model, in every process, as far as that can be known.
+    """A text that identifies a model, stable across processes where possible.
 
-    A path (str or PathLike) stands for the file's content; it is read again when its time of change or its size is
-    another. A function stands for its code and for what that refers to: functions in the same way; constants; modules,
-    classes and builtin functions by their names alone. Anything else, and a function that refers to anything else (a
-    model object, a list), gets a text of its own **at every call**: ask once, and keep it. Answers for it are then found
-    again only while this process lives, and none of an earlier one is taken for its own.
+    A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes. A function: its code
+    and what that refers to: functions likewise; constants; modules, classes and builtin functions by name only. Anything
+    else, and a function that refers to anything else (a model object, a list), gets a new unique text **at every call**:
+    call once and store the result. Cache entries for it then hit only within this process, and never match those of
+    another.
 
     Raises:
         OSError: the file cannot be read.
@@ -62,7 +62,7 @@ def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
     seen.add(f)
     try:
         cells = [cell.cell_contents for cell in f.__closure__ or ()]
-    except ValueError:  # a name that has no value yet
+    except ValueError:  # an unbound closure cell
         raise _UnknownError from None
     names = sorted(name for name in _names(f.__code__) if name in f.__globals__)
     keywords = f.__kwdefaults__ or {}
@@ -85,7 +85,7 @@ def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The globals that it may use, and the attributes, which share a table with them."""
+    """Names of globals it may use, and of attributes, which share `co_names` with them."""
     return {*code.co_names}.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
@@ -95,7 +95,7 @@ def _code(code: CodeType) -> list[Any]:
 
 
 def _constant(c: Any) -> list[Any]:
-    """Without the addresses that a code object's repr has, and the order of a set, which differs in every process."""
+    """A stable form: without the address in a code object's repr, or the per-process order of a set."""
     if isinstance(c, CodeType):
         return _code(c)
     if isinstance(c, tuple):

@@ -1,4 +1,4 @@
-"""An input's key: SHA-256 over an encoding in which no two inputs look alike."""
+"""Cache key of an input: SHA-256 over an injective encoding."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _ARRAYS = frozenset({np.ndarray, np.memmap})  # other subclasses may hold more t
 
 
 def digest(prefix: bytes, x: Any) -> bytes | None:
-    """32 bytes that stand for the input after the prefix; None: it is of a kind that cannot be told apart safely.
+    """SHA-256 (32 bytes) of the prefix and the input; None: the input's type has no injective encoding.
 
-    Taken are numpy arrays and scalars without Python objects in them, str, bytes, None, bool, int, float, and lists,
-    tuples and dicts (with str keys, in any order) of these. Equal numbers of different types differ, as do 0.0 and -0.0.
-    What happens to the input after the call does not matter.
+    Supported: numpy arrays and scalars without Python objects, str, bytes, None, bool, int, float, and lists, tuples and
+    dicts (with str keys, in any order) of these. Equal numbers of different types differ, as do 0.0 and -0.0. The input may
+    be mutated after the call.
     """
     try:
         parts = encoded(prefix, x)
-    except (TypeError, RecursionError):  # RecursionError: it is nested too deeply, or contains itself
+    except (TypeError, RecursionError):  # RecursionError: nested too deeply, or self-referential
         return None
     h = sha256()
     for part in parts:
@@ -31,10 +31,10 @@ def digest(prefix: bytes, x: Any) -> bytes | None:
 
 
 def encoded(prefix: bytes, x: Any) -> list[Any]:
-    """The encoding as buffers, of which the large ones are views of the input.
+    """The encoding as buffers; large ones are views of the input.
 
     Raises:
-        TypeError: the input is of another kind.
+        TypeError: the input is of an unsupported type.
     """
     parts: list[Any] = [b"%d:" % len(prefix), prefix]
     _add(x, parts)
@@ -42,7 +42,7 @@ def encoded(prefix: bytes, x: Any) -> list[Any]:
 
 
 def _add(x: Any, parts: list[Any]) -> None:
-    """A tag for the type, then a length or an end mark wherever the tag does not fix the length."""
+    """Appends a type tag, then a length or end mark where the tag does not fix the length."""
     kind = type(x)
     if kind in _ARRAYS:
         _add_array(b"a", x, parts)
@@ -85,9 +85,9 @@ def _add_array(tag: bytes, x: Any, parts: list[Any]) -> None:
     parts += (tag + kind + repr(x.shape).encode(), flat)
 
 
-@lru_cache(maxsize=256)  # to write a dtype out takes longer than to hash a small image
+@lru_cache(maxsize=256)  # formatting a dtype takes longer than hashing a small image
 def _dtype(dtype: np.dtype[Any]) -> bytes:
     if dtype.hasobject:
         raise TypeError
-    text = f"{dtype.str} {dtype!r}".encode()  # `str` alone takes a bfloat16 for any two bytes
+    text = f"{dtype.str} {dtype!r}".encode()  # `str` alone does not distinguish bfloat16 from any two bytes
     return b"%d:%b" % (len(text), text)

@@ -1,4 +1,4 @@
-"""Finds the answer to a text that means the same: its embedding points the same way."""
+"""Semantic cache: finds the answer to a similar text by cosine similarity of embeddings."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from edgeroute.system import now, renew_after_fork
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
 EMBEDDED = 64
-"""So many texts' vectors are remembered, so that a text that was not found is not embedded again to be added."""
+"""Embeddings cached between a miss and the `add` that follows it."""
 
 
 class Semantic:
-    """The latest `max_entries` texts of all prefixes, in memory. Texts alone; what `embed` raises is logged and costs the hit.
+    """The latest `max_entries` texts of all prefixes, in memory. Text inputs only; an error in `embed` is logged as a miss.
 
     Args:
-        embed: text -> vector [d]; it need not be of length 1.
-        threshold: cosine similarity, up to 1, from which two texts mean the same.
-        max_entries: how many are kept; one more replaces the text that came first.
-        ttl_s: how long an answer is fresh; a `Cache` sets its own.
-        clock: seconds since 1970; a `Cache` sets its own.
+        embed: text -> vector [d]; need not be normalised.
+        threshold: minimum cosine similarity, up to 1, for a hit.
+        max_entries: capacity; the oldest text is replaced first.
+        ttl_s: how long an answer is fresh, seconds; a `Cache` sets its own.
+        clock: Unix time, seconds; a `Cache` sets its own.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Semantic:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begins anew: another thread of the parent may have been in the middle of a change."""
+        """Starts empty: another thread of the parent may have been in the middle of a change."""
         self._lock = threading.Lock()
         self._vectors: Vector | None = None
         self._owners = np.zeros(self._max_entries, np.int64)
@@ -58,10 +58,10 @@ class Semantic:
         self._embedded: LRUCache[str, Vector] = LRUCache(EMBEDDED)
 
     def find(self, prefix: bytes, text: str) -> tuple[Entry, float] | None:
-        """The fresh answer of the most similar text after the same prefix, and their similarity, at least `threshold`.
+        """The fresh answer to the most similar text with the same prefix, and the similarity; None: none reaches `threshold`.
 
         Raises:
-            BadInput: the embedding is not as long as the first was; said once, and from then on nothing is found or added.
+            BadInput: the embedding's length differs from the first one's; raised once, then the semantic cache is off.
         """
         vector = self._unit(text)
         if vector is None:
@@ -71,7 +71,7 @@ class Semantic:
             count = len(self._kept)
             if self._vectors is None or not count:
                 return None
-            when = np.minimum(self._at[:count], at, out=self._at[:count])  # from the future: the clock was set back
+            when = np.minimum(self._at[:count], at, out=self._at[:count])  # a time in the future: the clock was set back
             mine = (self._owners[:count] == hash(prefix)) & (at - when < self.ttl_s)
             similar = np.where(mine, self._vectors[:count] @ vector, -np.inf)
             best = int(similar.argmax())
@@ -80,7 +80,7 @@ class Semantic:
         return (kept.given(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
 
     def add(self, prefix: bytes, text: str, entry: Entry) -> None:
-        """Keeps a copy of the entry for that text, in place of one it had.
+        """Stores a copy of the entry for this text, replacing an earlier one.
 
         Raises:
             BadInput: as `find`.
@@ -92,7 +92,7 @@ class Semantic:
             if self._vectors is None:
                 self._vectors = np.zeros(
                     (self._max_entries, vector.size), np.float32
-                )  # the system gives the memory as it is filled
+                )  # the system allocates pages as they are filled
             row = self._rows.get((prefix, text))
             if row is None:
                 row = self._rows[prefix, text] = self._next
@@ -103,7 +103,7 @@ class Semantic:
             self._kept[row : row + 1] = [(prefix, text, kept)]
 
     def _unit(self, text: str) -> Vector | None:
-        """The text's vector of length 1; None: there is none."""
+        """The text's normalised embedding; None: there is none."""
         if self._off or type(text) is not str:
             return None
         with self._lock:
@@ -112,7 +112,7 @@ class Semantic:
             return vector
         try:
             raw = np.asarray(self._embed(text), np.float64)
-        except Exception as e:  # noqa: BLE001 - a user's function may raise anything, and costs no more than the hit
+        except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
             log.warning("the text is not looked for by meaning, since embed raised %s: %s", type(e).__name__, e)
             return None
         with self._lock:

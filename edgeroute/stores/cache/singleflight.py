@@ -1,4 +1,4 @@
-"""Of many who ask the same at the same time one asks, and the others wait for its answer."""
+"""Singleflight: of equal concurrent requests one (the leader) runs, and the others (followers) wait for its result."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edgeroute.system import renew_after_fork
 
 
 class _Shared:
-    """What the leader and the followers of one flight have in common."""
+    """State shared by the leader and followers of one flight."""
 
     __slots__ = ("future",)
 
     def __init__(self) -> None:
-        self.future: concurrent.futures.Future[Any] | None = None  # made for the first follower: most have none
+        self.future: concurrent.futures.Future[Any] | None = None  # created for the first follower: most flights have none
 
 
 class Flight:
-    """One caller's place in it. The leader calls `done`, and in any case at last `failed`, which then does nothing."""
+    """One caller's part in a flight. The leader calls `done`, and always finally `failed`, which is a no-op after `done`."""
 
     __slots__ = ("_flights", "_key", "_shared", "leads")
 
@@ -28,15 +28,15 @@ class Flight:
         self._flights, self._key, self._shared, self.leads = flights, key, shared, leads
 
     def done(self, result: Any) -> None:
-        """Gives the result to all who wait. Of a follower, and after the end, it does nothing."""
+        """Passes the result to all followers. A no-op for a follower, or once the flight has ended."""
         self._end(result)
 
     def failed(self) -> None:
-        """Sends all who wait on their own ways. Of a follower, and after the end, it does nothing."""
+        """Releases all followers without a result. A no-op for a follower, or once the flight has ended."""
         self._end(None)
 
     def wait(self, timeout_s: float) -> Any:
-        """The leader's result; None: it failed, or there was none within the time. For a follower in a thread."""
+        """Blocks a follower for the leader's result, up to `timeout_s` seconds; None: it failed or timed out."""
         assert self._shared.future is not None, "the leader has nobody to wait for"
         try:
             return self._shared.future.result(min(timeout_s, threading.TIMEOUT_MAX))
@@ -44,10 +44,10 @@ class Flight:
             return None
 
     async def wait_async(self, timeout_s: float) -> Any:
-        """The same on an event loop. To cancel it is this follower's matter alone."""
+        """`wait` on an event loop. Cancelling it affects this follower only."""
         assert self._shared.future is not None, "the leader has nobody to wait for"
         own = asyncio.wrap_future(self._shared.future)
-        await asyncio.wait([own], timeout=timeout_s)  # it leaves `own` alone when it is cancelled, and so the other followers
+        await asyncio.wait([own], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
         return own.result() if own.done() else None
 
     def _end(self, result: Any) -> None:
@@ -59,22 +59,22 @@ class Flight:
 
 
 class Flights:
-    """Those under way. One that ended, however it did, leaves nothing behind."""
+    """The flights in progress, by key. An ended one is removed, however it ended."""
 
     def __init__(self) -> None:
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forgets the parent's: a child has not the threads that lead them."""
-        self._lock = threading.RLock()  # a forgotten leader may be collected, and so ended, in the middle of a `join`
+        """Starts empty: a child does not have the threads that lead the parent's flights."""
+        self._lock = threading.RLock()  # an abandoned leader may be collected, and so ended, during a `join`
         self._open: dict[bytes, _Shared] = {}
 
     def __len__(self) -> int:
         return len(self._open)
 
     def join(self, key: bytes) -> Flight:
-        """Leads a new flight, or follows the one that is under way."""
+        """Starts a flight as its leader, or follows the one in progress."""
         with self._lock:
             shared = self._open.get(key)
             if shared is None:
@@ -83,12 +83,12 @@ class Flights:
             if shared.future is None:
                 future: concurrent.futures.Future[Any] = concurrent.futures.Future()
                 shared.future = future
-                if self._open.get(key) is not shared and not future.done():  # its leader was collected since the first line
+                if self._open.get(key) is not shared and not future.done():  # its leader was collected meanwhile
                     future.set_result(None)
             return Flight(self, key, shared, False)
 
     def end(self, key: bytes, shared: _Shared, result: Any) -> None:
-        """Ends that flight, if it is still under way here."""
+        """Ends this flight, if it is still in progress."""
         with self._lock:
             if self._open.get(key) is not shared:
                 return

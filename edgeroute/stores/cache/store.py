@@ -1,4 +1,4 @@
-"""The answer cache: in memory, least recently used first to go, and if wanted on disk behind it."""
+"""Answer cache: LRU in memory with an optional disk tier, stale-while-revalidate, stale-if-error and negative caching."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from edgeroute.system import now, renew_after_fork
 
 State = Literal["fresh", "revalidate", "stale"]
 REFUSALS = 4096
-"""So many refusals are remembered, the latest."""
+"""Capacity of the negative cache; least recently used refusals are evicted."""
 
 
 class CacheStats(NamedTuple):
-    """The cache, so far."""
+    """Counters of the cache since it was created."""
 
     hits: int
-    """Fresh entries given from memory."""
+    """Fresh entries served from memory."""
     disk_hits: int
-    """Fresh entries given from the disk."""
+    """Fresh entries served from disk."""
     misses: int
     stale: int
-    """Entries that `lookup` gave past their time."""
+    """Expired entries served by `lookup`."""
     stored: int
     evicted: int
-    """Entries that made room in memory for others."""
+    """Entries evicted from memory."""
     bytes: int
-    """In memory now."""
+    """Current size in memory."""
 
 
 class Cache:
-    """Answers by key. Any thread may use it; a forked child begins with an empty memory and the same disk.
+    """Answers by key. Thread-safe; a forked child starts with an empty memory and the same disk file.
 
-    An entry's age counts from its `at`. One from the future, since the clock was set back, counts from when it is first seen.
+    An entry's age counts from its `at`. A time in the future (the clock was set back) counts from the first lookup.
 
     Args:
         max_bytes: of memory, contents and overhead.
-        ttl_s: how long an entry is fresh.
-        stale_while_revalidate_s: how long after that it may be given while it is renewed.
-        stale_if_offline_s: how long after that it may be given if the cloud cannot be reached.
-        negative_ttl_s: how long a refusal is remembered.
-        disk: the file for entries that outlive the process; None: they do not.
+        ttl_s: how long an entry is fresh, seconds.
+        stale_while_revalidate_s: how long after `ttl_s` it may be served while it is revalidated.
+        stale_if_offline_s: how long after `ttl_s` it may be served if the cloud is unavailable.
+        negative_ttl_s: how long a refusal is cached.
+        disk: file of the disk tier; None: memory only.
         disk_max_bytes: of that file.
         never: data classes that are not cached.
-        semantic: finds the answer to a text that means the same; it takes on this cache's `ttl_s` and `clock`.
-        clock: seconds since 1970.
+        semantic: semantic cache for text inputs; it takes this cache's `ttl_s` and `clock`.
+        clock: Unix time, seconds.
     """
 
     def __init__(
@@ -79,25 +79,25 @@ class Cache:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Begins anew: another thread of the parent may have been in the middle of a change."""
+        """Starts empty: another thread of the parent may have been in the middle of a change."""
         self._lock = threading.Lock()
         self._recent: LRUCache[bytes, CachedEntry] = LRUCache(self._max_bytes, getsizeof=_bytes)
         self._refusals: LRUCache[bytes, tuple[str, int, float]] = LRUCache(REFUSALS)
         self._hits = self._disk_hits = self._misses = self._stale = self._stored = self._evicted = 0
 
     def get(self, key: bytes) -> Entry | None:
-        """The entry, if it is fresh. Its arrays are read-only."""
+        """The entry if it is fresh, else None. Its arrays are read-only."""
         return self._find(key, False)[0]
 
     def lookup(self, key: bytes) -> tuple[Entry | None, State | None]:
-        """The entry, and whether it is fresh, may be given while it is renewed, or only if the cloud cannot be reached."""
+        """The entry and its state: fresh, revalidate (serve and refresh), or stale (serve only if the cloud is unavailable)."""
         return self._find(key, True)
 
     def put(self, key: bytes, entry: Entry, data_class: str | None = None) -> None:
-        """Keeps a copy in memory, and has it written to the disk soon, by a thread.
+        """Stores a copy in memory, and queues it for the disk.
 
-        Not kept is what is of a class in `never`, cannot be copied, or alone is larger than the memory allowed. On disk is
-        only what comes back as it was: a value of JSON's kinds, outputs that are arrays, or of JSON's kinds too.
+        Not stored: entries of a class in `never`, that cannot be copied, or that alone exceed `max_bytes`. On disk only what
+        is restored unchanged: JSON values, with outputs that are arrays or JSON values.
         """
         kept = None if data_class in self.never else keep(entry._replace(at=min(entry.at, self._clock())))
         if kept is not None:
@@ -108,25 +108,25 @@ class Cache:
                 self._disk.put(key, kept)
 
     def refuse(self, key: bytes, text: str, status: int) -> None:
-        """Notes that the endpoint refused this input, with what it said and its HTTP status."""
+        """Caches that the endpoint refused this input, with its message and HTTP status."""
         with self._lock:
             self._refusals[key] = text, status, self._clock()
 
     def refused(self, key: bytes) -> tuple[str, int] | None:
-        """What was noted by `refuse` within the last `negative_ttl_s`."""
+        """Message and status of a refusal within the last `negative_ttl_s`, else None."""
         at = self._clock()
         with self._lock:
             text, status, since = self._refusals.get(key, ("", 0, -float("inf")))
         return (text, status) if 0 <= at - since < self._negative_ttl_s else None
 
     def stats(self) -> CacheStats:
-        """Everything so far."""
+        """The counters so far."""
         with self._lock:
             counts = self._hits, self._disk_hits, self._misses, self._stale, self._stored, self._evicted
             return CacheStats(*counts, int(self._recent.currsize))
 
     def close(self) -> None:
-        """Writes what waits for the disk, and closes it; a later call opens it again."""
+        """Writes pending entries to disk and closes it; a later call opens it again."""
         if self._disk is not None:
             self._disk.close()
 
@@ -142,10 +142,10 @@ class Cache:
         if kept is not None and kept.entry.at > at:
             kept = kept._replace(entry=kept.entry._replace(at=at))
             if self._disk is not None:
-                self._disk.put(key, kept)  # else it would be young again each time it comes from there
+                self._disk.put(key, kept)  # else it would be fresh again each time it is read from there
         state = None if kept is None else self._state(at - kept.entry.at)
         with self._lock:
-            if self._recent.get(key) is seen:  # nobody has put another meanwhile
+            if self._recent.get(key) is seen:  # no newer entry was put meanwhile
                 if kept is None or state is None:
                     self._recent.pop(key, None)
                 elif kept is not seen:
@@ -162,7 +162,7 @@ class Cache:
         return kept.given(), state
 
     def _newer(self, key: bytes, seen: CachedEntry | None) -> CachedEntry | None:
-        """What the disk has, if it is newer: another process may have renewed it."""
+        """The disk's entry if it is newer (another process may have refreshed it), else `seen`."""
         entry = None if self._disk is None else self._disk.get(key)
         return keep(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 

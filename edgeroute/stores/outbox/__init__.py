@@ -1,4 +1,4 @@
-"""Requests that could not be sent: kept on disk, delivered later, their answers given to the app."""
+"""Outbox (store-and-forward): unsent requests on disk, delivered later, with late answers passed to callbacks."""
 
 from __future__ import annotations
 

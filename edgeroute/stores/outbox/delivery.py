@@ -1,4 +1,4 @@
-"""Sends what waits in the outbox, once its endpoint can be asked again."""
+"""Delivers queued requests of the outbox when their endpoint is available, with retries, jitter and a rate limit."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from edgeroute.system import ThreadPool, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 MOST_S = 60.0
-"""The longest wait after a failure, unless the outbox spreads it over longer or the endpoint itself asks for more ..."""
+"""Maximum back-off after a failure, unless `spread_s` or the endpoint's Retry-After is longer ..."""
 ASKED_MOST_S = 3600.0
-"""... and the most that it may ask for."""
+"""... which is honoured up to this."""
 HURRY_S = 1.0
-"""`wake()` cuts waits short at most so often."""
+"""Minimum interval between two `wake()` that cut waits short, seconds."""
 Send: TypeAlias = Callable[[Waiting], Answering]
 _OURS = (StoreError, Closed, MemoryError)
-"""What says nothing about the request."""
+"""Errors that are not about the request."""
 
 
 def longest(attempts: int, spread_s: float = 0.0) -> float:
-    """The most seconds to wait after so many failures: 1, and twice as many each time, or what it is spread over."""
+    """Upper end of the back-off after so many failures, seconds: 1, doubled each time up to `MOST_S`, or `spread_s` if longer."""
     return max(min(MOST_S, 2.0 ** min(attempts - 1, 30)), spread_s)
 
 
 def backoff(attempts: int, spread_s: float = 0.0) -> float:
-    """Seconds to wait after so many failures: full jitter, so that devices which lost the same link do not return as one."""
+    """Back-off after so many failures, seconds, with full jitter: devices that lost the same link do not return at once."""
     return random.uniform(0, longest(attempts, spread_s))  # noqa: S311 - a jitter, not a secret
 
 
 class Delivery:
-    """Delivers from one process at a time, whichever has `path.deliver` locked; the others try to take over now and then.
+    """Delivers from one process at a time, the holder of the lock `path.deliver`; others poll to take over.
 
-    A request that was sent, and whose answer could not be kept before a crash, is sent again with the same id.
+    A request whose answer could not be stored before a crash is sent again with the same id (at-least-once delivery).
 
     Args:
-        outbox: what is to be delivered.
-        send: sends one request. A CloudError that is `held` leaves it waiting and does not count, a `retriable` one leaves it
-            waiting for a while; either for `retry_after_s` at least. Whatever else it raises makes the entry dead.
-        ordered: whether requests to a target go one at a time, in the order in which they were put. One that has to wait then
-            holds up those behind it; a dead one does not.
-        parallel: requests under way at once.
-        rate_per_s: how many are begun in a second, at most.
-        poll_s: seconds between two looks when nothing happens, and before a held request is tried again.
+        outbox: to deliver from.
+        send: sends one request. A CloudError with `held` leaves it waiting without counting an attempt; a `retriable` one
+            counts and backs off; both for at least `retry_after_s`. Any other exception makes the entry dead.
+        ordered: deliver the requests of a target one at a time, in the order of puts. A waiting one blocks those behind it
+            (head-of-line); a dead one does not.
+        parallel: maximum concurrent requests.
+        rate_per_s: maximum requests started per second.
+        poll_s: seconds between polls when idle, and before a held request is retried.
     """
 
     def __init__(
@@ -75,46 +75,46 @@ class Delivery:
         outbox.listen(self._loop.nudge)
 
     def after_fork(self) -> None:
-        """What is under way is the parent's."""
+        """Resets delivery state: requests in flight are the parent's."""
         self._flying: set[str] = set()
         self._paused: dict[tuple[str, str | None], tuple[float, int]] = {}
-        """target and data class -> until when they are held, and the last entry that was."""
+        """(target, data class) -> paused until (monotonic), and the last held entry's seq."""
         self._soon_s = inf
         self._since: float | None = None
-        """When the oldest was queued that waited at the last look."""
+        """When the oldest waiting entry was queued, as of the last scan."""
         self._next = self._hurried = -inf
         self._hurry_at = -inf
-        """When waits are cut short; at first at once: what an earlier process waited for need not hold any more."""
+        """When to cut waits short; initially at once: the reason an earlier process waited for may have passed."""
         self._stop = threading.Event()
 
     def start(self) -> None:
-        """Begins to deliver."""
+        """Starts delivering."""
         self._loop.start()
 
     def wake(self, *, now: bool = False) -> None:
-        """Has everything tried that waits because something failed. After a put there is no need to.
+        """Cuts short the waits of entries that failed. Not needed after a put.
 
         Args:
-            now: it was this device that was away. Else the cloud was, for others too: then after a part of what the oldest
-                is spread over.
+            now: this device was offline: retry at once. Else the cloud was down, for other devices too: retry after a random
+                part of the oldest entry's spread.
         """
         self._hurry_at = min(self._hurry_at, monotonic() + (0.0 if now else self._outbox.part_s(self._since)))
         self._loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Begins no more; waits for what is under way, up to `wait_s` seconds. What takes longer ends by itself."""
+        """Starts no more requests; waits for those in flight, up to `wait_s` seconds. Slower ones end by themselves."""
         self._stop.set()
         self._loop.close(wait_s)
         self._workers.close(wait_s)
 
     def _step(self) -> float:
-        """Begins one request, if one is due and may go. -> seconds until there may be another."""
+        """Starts one request, if one is due -> seconds until the next may be due."""
         at = monotonic()
         if at >= max(self._hurry_at, self._hurried + HURRY_S):
             self._hurry_at, self._hurried, self._paused = inf, at, {}
             self._outbox.hurry()
         if len(self._flying) >= self._parallel:
-            return inf  # the end of one nudges
+            return inf  # a finished request nudges
         if at < self._next:
             return self._next - at
         chosen = self._outbox.pick(self._choose, "waiting")
@@ -129,7 +129,7 @@ class Delivery:
         return 0.0
 
     def _choose(self, rows: Iterator[Listed]) -> Listed | None:
-        """The first that is due; those that were held last time come after the others of their kind."""
+        """The first due entry; entries held last time come after others of the same target and data class."""
         now, at, seen, held = self._outbox.clock(), monotonic(), set[str](), None
         self._soon_s, first = inf, next(rows, None)
         self._since = None if first is None else first.queued_at
@@ -155,7 +155,7 @@ class Delivery:
         try:
             answer = self._send(waiting)
             self._keep(lambda: self._outbox.answer(name, answer, attempts=1))
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is this request's, and kept with it
+        except Exception as e:  # noqa: BLE001 - any failure is recorded with its entry
             failure = str(e) or repr(e)
             if isinstance(e, _OURS) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
@@ -172,7 +172,7 @@ class Delivery:
             self._loop.nudge()
 
     def _keep(self, write: Callable[[], object]) -> None:
-        """Writes what came of it. While the disk is full nothing else is sent in its place."""
+        """Stores the outcome, retrying while the disk fails; meanwhile its slot is not reused."""
         while True:
             try:
                 write()

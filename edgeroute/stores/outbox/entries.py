@@ -1,4 +1,4 @@
-"""What the outbox is given, and what it gives back."""
+"""Data types of the outbox: requests, results of a put, listings and late answers."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 State: TypeAlias = Literal["waiting", "answered", "dead"]
-"""waiting: to be sent. answered: the app was not told yet. dead: refused for good, until someone retries or drops it."""
+"""waiting: to be sent. answered: the callback is still due. dead: failed permanently (dead letter), until retried or dropped."""
 
 
 class Waiting(NamedTuple):
-    """A request. All times are seconds since 1970."""
+    """A queued request. All times are Unix time, seconds."""
 
     id: str
-    """The idempotency key: the outbox has each once."""
+    """The idempotency key; unique in the outbox."""
     target: str
     """The endpoint's name."""
     kind: Literal["call", "input"]
-    """call: an HTTP exchange, ready to be sent. input: what the model is given, encoded for the endpoint when it is sent."""
+    """call: an encoded HTTP request. input: a model input, encoded for the endpoint when it is sent."""
     body: bytes
-    """Of the call; or the input, as `encode_input` gives it."""
+    """Of the call; or the input as encoded by `encode_input`."""
     method: str = ""
     path: str = ""
     headers: Sequence[tuple[str, str]] = ()
-    """Of a call, and never secrets: what authorises a request is added when it is sent. Of an input its Content-Type."""
+    """Of a call, never secrets: credentials are added when it is sent. Of an input: its Content-Type."""
     data_class: str | None = None
     rule: str = ""
-    """The rule of egress that let it go."""
+    """The egress rule that permitted it."""
     importance: float = 0.0
     provisional: Any = None
-    """What the app was told meanwhile, as JSON can hold it."""
+    """The provisional answer that the app was given, JSON-serialisable."""
     ready_at: float | None = None
-    """It is not sent earlier. None: now."""
+    """Not sent before this time; None: now."""
     queued_at: float | None = None
     """None: now."""
     attempts: int = 0
-    """How often it was sent without success."""
+    """Failed attempts so far."""
     error: str = ""
-    """Why it was not answered when it was first asked: it then waits a part of `spread_s`, unless `ready_at` says how long.
+    """Why the live request failed: the entry then waits a random part of `spread_s`, unless `ready_at` is given.
     Empty: nothing failed yet."""
 
 
 class Put(NamedTuple):
-    """What came of a put."""
+    """Result of a put."""
 
     stored: bool
-    """The outbox has the request, or has had it and it is done."""
+    """The request is in the outbox, or was and is done."""
     dropped: tuple[str, ...] = ()
-    """The ids that made room for it."""
+    """Ids of entries dropped to make room for it."""
     reason: str = ""
     """Why it was not stored."""
 
@@ -56,7 +56,7 @@ class Listed(NamedTuple):
     """An entry without its contents."""
 
     seq: int
-    """Its place in the order of puts."""
+    """Sequence number, in the order of puts."""
     id: str
     state: State
     target: str
@@ -68,13 +68,13 @@ class Listed(NamedTuple):
     ready_at: float
     attempts: int
     bytes: int
-    """What it counts towards `max_bytes`."""
+    """Its size as counted towards `max_bytes`."""
     error: str
-    """How the last attempt failed."""
+    """Error of the last attempt."""
 
 
 class Answering(Protocol):
-    """What an endpoint answered; `Prediction` and `Answer` are such."""
+    """An endpoint's answer, as `Prediction` and `Answer`."""
 
     @property
     def value(self) -> Any: ...  # noqa: D102 - as in Prediction
@@ -85,15 +85,15 @@ class Answering(Protocol):
 
 
 class Late(NamedTuple):
-    """An answer that came after the app had been told to go on without it."""
+    """An answer that arrived after the caller was given a provisional one."""
 
     id: str
-    """The request's. Where a callback may be called twice, it tells that this was seen before."""
+    """The request's id: lets a callback that may be called twice detect duplicates."""
     value: Any
-    """As JSON holds it."""
+    """As JSON represents it."""
     confidence: float | None
     outputs: Any
-    """An array, or name -> array, or as JSON holds it; None where it could not be stored."""
+    """An array, name -> array, or JSON; None where it could not be stored."""
     provisional: Any
     data_class: str | None
     target: str

@@ -1,4 +1,4 @@
-"""The forms in which inputs, values and outputs lie on the disk. Nothing is ever pickled."""
+"""Serialisation of inputs, values and outputs to disk: .npy, .npz, raw bytes or JSON. Never pickle."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgeroute.errors import BadInput
 
 NPY, NPZ, RAW, JSON = "application/x-npy", "application/x-npz", "application/octet-stream", "application/json"
 _KINDS = "?biufcSUmM"
-"""numpy's kinds that a .npy file gives back as they were; those of objects and of foreign types it does not."""
+"""numpy kinds that a .npy file restores unchanged; objects and foreign types it does not."""
 
 
 def encode_input(x: Any) -> tuple[str, bytes] | None:
-    """The content type and the bytes; None: it cannot be stored.
+    """Content type and bytes of an input; None: it cannot be stored.
 
-    An array, name -> array and bytes come back as they were, and so does what JSON can hold, but for tuples: they become lists.
+    Arrays, name -> array, bytes and JSON values are restored unchanged, except that tuples become lists.
     """
     if isinstance(x, bytes):
         return RAW, x
@@ -36,17 +36,17 @@ def encode_input(x: Any) -> tuple[str, bytes] | None:
             return NPZ, _npz(x)
         if _is_json(x):
             return JSON, json.dumps(x, separators=(",", ":")).encode()
-    except (ValueError, RecursionError):  # half a surrogate pair as a name; a list that holds itself
+    except (ValueError, RecursionError):  # a lone surrogate in a name; a self-referential list
         pass
     return None
 
 
 def decode_input(content_type: str, body: bytes) -> Any:
-    """What `encode_input` was given.
+    """Inverse of `encode_input`.
 
     Raises:
-        BadInput: it is not of a type that `encode_input` gives.
-        ValueError: the bytes are not what they should be.
+        BadInput: unknown content type.
+        ValueError: malformed bytes.
     """
     if content_type == NPY:
         return np.load(io.BytesIO(body), allow_pickle=False)
@@ -61,7 +61,7 @@ def decode_input(content_type: str, body: bytes) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it: numpy's become Python's, NaN and infinities None, and what has no counterpart text."""
+    """Converts a value to JSON types: numpy values to Python's, NaN and infinities to None, anything else to text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -92,7 +92,7 @@ def _npy(x: Any) -> bytes:
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:
-    """As `numpy.savez` does it, but for any name ("file" is one that it refuses), and the same bytes each time."""
+    """Like `numpy.savez`, but for any name (it refuses "file"), and with reproducible bytes."""
     to = io.BytesIO()
     with zipfile.ZipFile(to, "w") as z:
         for name, x in arrays.items():

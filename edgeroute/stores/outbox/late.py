@@ -1,4 +1,4 @@
-"""Gives late answers to the app."""
+"""Passes late answers to the app's callback."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ log = logging.getLogger("edgeroute")
 
 
 class _CallbackError(Exception):
-    """A callback failed, whatever it raised: not the store's trouble."""
+    """The callback raised (as opposed to the store)."""
 
 
 class Callbacks:
-    """Calls the app's function with each late answer, from a thread of one process, whichever has `path.callback` locked.
+    """Calls the app's function with each late answer, in the one process that holds the lock `path.callback`.
 
     Args:
-        outbox: where the answers are.
-        ordered: whether the answers of a target are given in the order of its requests, each only when those before it are
-            given or dead. Otherwise one at which the function fails does not hold up others.
-        poll_s: seconds between two looks when nothing happens in this process.
+        outbox: that holds the answers.
+        ordered: deliver the answers of a target in the order of its requests, each only after all earlier ones are handed
+            over or dead. Otherwise an answer whose callback fails does not block others.
+        poll_s: seconds between polls for other processes' answers.
     """
 
     def __init__(self, outbox: Outbox, *, ordered: bool = False, poll_s: float = 5.0) -> None:
@@ -46,23 +46,23 @@ class Callbacks:
         outbox.listen(self._loop.nudge)
 
     def after_fork(self) -> None:
-        """What failed, failed in the parent."""
+        """Resets failure state: it was the parent's."""
         self._failures: dict[str, tuple[int, float]] = {}
-        """id -> how often, and until when it waits."""
+        """id -> number of failures, and when to retry (monotonic)."""
         self._called: set[str] = set()
-        """Ids for which the function was called, and only the mark is missing."""
+        """Ids whose callback returned, but which are not yet marked as handed over."""
         self._soon_s = inf
 
     def register(self, f: Callable[..., object]) -> None:
-        """Has `f` called with each late answer, in place of any function before.
+        """Registers the callback for late answers, replacing an earlier one.
 
-        `f(late)` is called at least once: again if the process was killed before that could be noted, or if it raised.
-        `f(late, tx)`, where the second parameter is required or is called tx, has exactly one effect, as far as it is written
-        with `tx.execute(sql, values)`: that and the note are one transaction. It should be brief, since other writers of the
-        file wait for it. An exception undoes it.
+        `f(late)` is called at least once: again if the process was killed before the call was recorded, or if it raised.
+        `f(late, tx)`, chosen if the second parameter is required or is named tx, takes effect exactly once as far as it writes
+        with `tx.execute(sql, values)`: those writes and the record of the call are one transaction. It should be brief, since
+        other writers of the file wait for it. An exception rolls it back.
 
         Raises:
-            PolicyError: it cannot be called so, or is a coroutine function: a thread calls it, and no loop runs there.
+            PolicyError: wrong signature, or a coroutine function: it is called from a thread without an event loop.
         """
         if inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None)):  # noqa: B004 - what a call would run
             raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
@@ -70,15 +70,15 @@ class Callbacks:
         self._loop.start()
 
     def wake(self) -> None:
-        """Has it look now. What this process puts into the outbox it sees anyway."""
+        """Polls now. Not needed after a put by this process."""
         self._loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Calls no more; waits for a call under way, up to `wait_s` seconds."""
+        """Stops calling; waits for a call in progress, up to `wait_s` seconds."""
         self._loop.close(wait_s)
 
     def _step(self) -> float:
-        """Gives one answer, if there is one -> seconds until there may be another."""
+        """Hands over one answer, if there is one -> seconds until the next may be due."""
         states: tuple[Any, ...] = ("waiting", "answered") if self._ordered else ("answered",)
         row = self._outbox.pick(self._choose, *states)
         if row is None:
@@ -114,7 +114,7 @@ class Callbacks:
         return None
 
     def _call(self, name: str) -> None:
-        """Calls, then notes it. If the note fails, only that is tried again."""
+        """Calls, then records the call. If recording fails, only that is retried."""
         if name not in self._called:
             late = self._outbox.late(name)
             if late is not None:
@@ -147,7 +147,7 @@ def _takes_tx(f: Callable[..., object]) -> bool:
     try:
         parameters = list(inspect.signature(f).parameters.values())
     except ValueError:
-        return False  # a builtin that does not tell
+        return False  # a builtin without a signature
     places = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
     needed = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     wants = len(places) > 1 and (places[1].default is places[1].empty or places[1].name == "tx")

@@ -1,4 +1,4 @@
-"""A thread that works while its process has the place, which the system gives to one process at a time."""
+"""Background thread with leader election: it works while its process holds an `flock`, which one process has at a time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger("edgeroute")
 
 
 class Loop:
-    """Calls `step()` again and again, each time after as many seconds as the last one said, or at once when nudged.
+    """Calls `step()` repeatedly, after as many seconds as the last call returned, or at once when nudged.
 
     Args:
         name: of the thread.
-        place: a file; whoever has it locked has the place. `kill -9` gives it up like any other end of the process.
-        step: what it raises is logged.
-        poll_s: seconds after which it looks in any case: for what other processes did, and for the place.
-        busy: whether the place must not be given up yet, though this was closed.
+        place: lock file. The kernel releases the lock when the process ends, `kill -9` included.
+        step: returns seconds until the next call; exceptions are logged.
+        poll_s: maximum seconds between calls, to notice other processes' writes and to take over the lock.
+        busy: whether the lock must still be held after `close()`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Loop:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The place is the parent's: its descriptor is closed here, and locked as long as the parent has it."""
+        """Closes the inherited descriptor: the lock stays with the parent."""
         self._leave()
         self._changed = threading.Condition()
         self._nudged, self._said = False, ""
@@ -48,12 +48,12 @@ class Loop:
         return self._closed
 
     def start(self) -> None:
-        """Begins, if it has not."""
+        """Starts the thread, if not started."""
         self._begun = True
         self.nudge()
 
     def nudge(self) -> None:
-        """Has it look now. In a child of the process that began it, this begins it there."""
+        """Runs the next step at once. In a forked child, starts the thread there."""
         with self._changed:
             self._nudged = True
             self._changed.notify_all()
@@ -64,7 +64,7 @@ class Loop:
                     self._thread = thread
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Ends it, after the step under way and once it is not busy; waits for that, up to `wait_s` seconds."""
+        """Ends the thread after the current step, once not busy; waits up to `wait_s` seconds."""
         with self._changed:
             self._closed, thread = True, self._thread
             self._changed.notify_all()
@@ -85,7 +85,7 @@ class Loop:
                     pause = min(pause, self._step())
                 self._said = ""
             except Exception as e:
-                if (said := str(e)) != self._said:  # a disk that stays full is news once
+                if (said := str(e)) != self._said:  # log a lasting error, such as a full disk, once
                     self._said = said
                     log.warning("the outbox waits: %s", said, exc_info=not isinstance(e, OSError))
         with self._changed:

@@ -1,18 +1,18 @@
-"""Over how long what waits is spread, so that the devices which lost a cloud together do not return as one."""
+"""Retry spreading: how long queued requests are randomised over, so that devices that lost a cloud do not return at once."""
 
 from __future__ import annotations
 
 TIMES = 4.0
-"""What has waited long is spread over so many times as long: more devices may have as much to send ..."""
+"""Requests are spread over this multiple of their age: after a longer outage more devices have a backlog ..."""
 LONGEST_S = 3600.0
-"""... but over no more than this."""
+"""... but over at most this (or `spread_s`, if that is longer)."""
 
 
 def spread_for(spread_s: float, age_s: float) -> float:
-    """Seconds of which a wait is a random part.
+    """Upper end of the uniformly random wait, seconds.
 
     Args:
-        spread_s: the least; 0: nothing is spread.
-        age_s: how long it has waited since it was queued.
+        spread_s: its minimum; 0: no spreading.
+        age_s: seconds since the request was queued.
     """
     return min(max(LONGEST_S, spread_s), max(spread_s, TIMES * age_s)) if spread_s else 0.0

@@ -1,4 +1,4 @@
-"""The outbox on disk. No threads, no network: what waits, what was answered, and what became of the rest."""
+"""The outbox on disk: a SQLite queue of requests, late answers, dead letters and counts. No threads, no network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from edgeroute.system import now
 
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
 ROW_BYTES = 512
-"""What an entry counts towards `max_bytes` beside its contents."""
+"""Overhead per entry counted towards `max_bytes`."""
 REMEMBERED = 50_000
-"""Ids that are done and are not stored again; of more, the oldest are forgotten."""
+"""Number of completed ids stored for deduplication; older ones are deleted."""
 TRUSTED_S = 1_577_836_800.0
-"""2020. A clock that shows less was never set: by it nothing is too old, and what it stamped counts from when that is seen."""
+"""2020-01-01. An earlier clock was never set: it expires nothing, and its timestamps are replaced once the clock is set."""
 MOST_TEXT = 1000
-"""Characters of an error that are kept."""
+"""Characters of an error that are stored."""
 COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
 
 _SCHEMA = """
@@ -62,23 +62,26 @@ _LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, 
 
 
 class Outbox:
-    """One file, which threads and processes share. What is in it survives `kill -9` and a power cut.
+    """Durable queue in one file, shared by threads and processes. Entries survive `kill -9` and a power cut.
 
-    Everything here raises StoreError where the disk is full, read-only or broken. A corrupt file has then been set aside, and
-    the next call begins a new one.
+    Every method raises StoreError if the disk is full, read-only or broken. A corrupt file has then been quarantined, and the
+    next call starts a new one.
 
     Args:
-        path: of the file; its folder is made. Beside it lie `path.deliver` and `path.callback`, which are only locked.
+        path: of the file; its folder is created. `path.deliver` and `path.callback` beside it are lock files.
         max_bytes: of all entries, their contents and `ROW_BYTES` each.
-        ttl_s: seconds for which an entry waits for delivery, an answer for its callback, or a dead entry for someone to look.
-        drop: what makes room. oldest: the oldest go. least_important: the least important go, of those the oldest, but none
-            that is more important than the new one. newest: the new one is refused. Answers that nobody took go last.
-        ordered: for a router: whether requests to an endpoint go one at a time, in their order; see `Delivery`.
-        parallel: for a router: how many are under way at once.
-        rate_per_s: for a router: how many are begun in a second, at most.
-        spread_s: after the cloud has failed, what waits is sent after a random part of so many seconds, or of more once it has
-            waited long (`edgeroute.stores.outbox.spread`), so that many devices do not return as one. 0: as soon as it may be.
-        clock: gives the time, seconds since 1970.
+        ttl_s: time to live, seconds: of a waiting entry, of an answer without a callback, and of a dead letter.
+        drop: eviction when full. oldest: oldest first. least_important: least important first, of those the oldest, but none
+            more important than the new one. newest: the new one is rejected. Answers not handed over yet are evicted last.
+        ordered: for a router: requests to an endpoint go one at a time, in order; see `Delivery`.
+        parallel: for a router: maximum concurrent requests.
+        rate_per_s: for a router: maximum requests started per second.
+        spread_s: after a failure of the cloud, entries are sent after a random part of so many seconds, more for old entries
+            (`edgeroute.stores.outbox.spread`), so that many devices do not return at once. 0: no spreading.
+        clock: Unix time, seconds.
+
+    Raises:
+        PolicyError: unknown `drop`.
     """
 
     def __init__(
@@ -102,19 +105,19 @@ class Outbox:
         self._listeners: list[Callable[[], object]] = []
 
     def listen(self, f: Callable[[], object]) -> None:
-        """Has `f` called when there is something new to deliver or to tell, by this process."""
+        """Registers a function called when this process adds something to deliver or to hand over."""
         self._listeners.append(f)
 
     def spread_for(self, since: float | None) -> float:
-        """Over how many seconds that is spread which has waited since then; None: it has only just failed."""
+        """Spread in seconds for an entry queued at `since`; None: queued now."""
         return spread_for(self.spread_s, 0.0 if since is None else max(0.0, self.clock() - since))
 
     def part_s(self, since: float | None = None) -> float:
-        """A random part of that."""
+        """A uniformly random part of `spread_for(since)`, seconds."""
         return random.uniform(0, self.spread_for(since))  # noqa: S311 - a jitter, not a secret
 
     def put(self, waiting: Waiting) -> Put:
-        """Stores a request. Once this has returned it will be delivered, unless it is dropped, and that is counted."""
+        """Stores a request durably. It will be delivered unless it is dropped, which is counted."""
         at = self.clock()
         queued_at = at if waiting.queued_at is None else waiting.queued_at
         soon_at = queued_at + self.part_s() if waiting.error else queued_at
@@ -149,12 +152,12 @@ class Outbox:
         return Put(stored=True, dropped=tuple(name for _, name in room))
 
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
-        """Keeps the answer of the request with this id, for the app. -> False: it has one, or is not there any more.
+        """Stores the answer to the request with this id, for the callback -> False: already answered, or gone.
 
         Args:
             name: the id.
-            answer: its value is kept as JSON can hold it, its outputs where they can be stored.
-            attempts: how many times it was sent for this, beside those that failed.
+            answer: its value is stored as JSON, its outputs if they can be serialised.
+            attempts: added to the entry's attempts.
         """
         value = json.dumps(plain(answer.value))
         outputs = (None if answer.outputs is None else encode_input(answer.outputs)) or (None, b"")
@@ -177,21 +180,21 @@ class Outbox:
         return True
 
     def failed(self, name: str, error: str, ready_at: float) -> None:
-        """Notes an attempt that did not succeed; the next one is not before `ready_at`."""
+        """Records a failed attempt; the next is not before `ready_at` (Unix time)."""
         self._change("attempts = attempts + 1, error = ?, ready_at = ?", (_text(error), ready_at), name)
 
     def bury(self, name: str, error: str) -> None:
-        """Notes that no further attempt would succeed."""
+        """Makes a waiting entry a dead letter."""
         change = "state = 'dead', attempts = attempts + 1, error = ?, since = ?"
         self._change(change, (_text(error), self.clock()), name, count="dead")
 
     def ready(self, name: str, error: str = "") -> None:
-        """Makes a request due now; or within `spread_s`, if what it waited for has ended with an error."""
+        """Makes a request due now, or after a random part of `spread_s` if the attempt it waited for ended with an error."""
         self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
         self._tell()
 
     def hurry(self) -> None:
-        """Makes those due now that wait only because an attempt failed, their first one too."""
+        """Makes due now all entries that wait because an attempt failed, the live request included."""
         with self._transaction() as c:
             at = self.clock()
             c.execute(
@@ -199,14 +202,14 @@ class Outbox:
             )
 
     def withdraw(self, name: str) -> bool:
-        """Takes a request back: its answer came in time. -> False: it was answered, so the app will be told, or is not there."""
+        """Removes a request whose answer came in time -> False: it is answered, so the callback will be called, or it is gone."""
         with self._transaction() as c:
             there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
             _count(c, "withdrawn", there)
         return there > 0
 
     def retry(self, names: Collection[str] | None = None) -> int:
-        """Makes dead entries wait for delivery again, with a new time to live. -> how many.
+        """Requeues dead letters with a new time to live -> how many.
 
         Args:
             names: their ids; None: all dead ones.
@@ -222,7 +225,7 @@ class Outbox:
         return n
 
     def drop(self, names: Iterable[str]) -> int:
-        """Removes the entries with these ids, whatever their state. -> how many there were."""
+        """Deletes the entries with these ids, in any state -> how many there were."""
         with self._transaction() as c:
             n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
             _count(c, "dropped_by_hand", n)
@@ -238,7 +241,7 @@ class Outbox:
             return [Listed(*row) for row in rows]
 
     def counts(self) -> dict[str, int]:
-        """What became of the requests since the file was made (`COUNTED`), and now: how many wait, and the bytes of all."""
+        """Counters since the file was created (`COUNTED`), and current: `waiting` entries and total `bytes`."""
         with self._transaction() as c:
             (waiting,) = c.execute("SELECT count(*) FROM outbox_entries WHERE state = 'waiting'").fetchone()
             return {**dict.fromkeys(COUNTED, 0), **dict(c.execute("SELECT name, n FROM outbox_counts")), "waiting": waiting}
@@ -265,7 +268,7 @@ class Outbox:
             yield told
 
     def pick(self, choose: Callable[[Iterator[Listed]], Listed | None], *states: State) -> Listed | None:
-        """What `choose` chooses among the entries in these states, which it is given in the order of puts."""
+        """The entry that `choose` selects from those in these states, in the order of puts."""
         with self._transaction() as c:
             marks = ", ".join("?" * len(states))
             rows = c.execute(
@@ -275,7 +278,7 @@ class Outbox:
             return choose(Listed(*row) for row in rows)
 
     def waiting(self, name: str) -> Waiting | None:
-        """The request with this id, if it still waits."""
+        """The request with this id if it is waiting, else None."""
         with self._transaction() as c:
             row = c.execute(
                 f"SELECT {_WAITING} FROM outbox_entries JOIN outbox_bodies USING (seq)"  # noqa: S608 - a constant
@@ -289,7 +292,7 @@ class Outbox:
         return read._replace(headers=headers, provisional=json.loads(read.provisional))
 
     def late(self, name: str) -> Late | None:
-        """The answer to the request with this id, if the app still has to be told."""
+        """The answer to the request with this id if its callback is still due, else None."""
         with self._transaction() as c:
             row = c.execute(
                 f"SELECT {_LATE} FROM outbox_entries JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
@@ -303,9 +306,9 @@ class Outbox:
         return Late(name, json.loads(value), confidence, read, json.loads(provisional), *rest)
 
     def settle(self, name: str, effect: Callable[[Late, sqlite3.Connection], object] | None = None) -> bool:
-        """Marks an answer as given to the app, all in one transaction with what `effect` does. -> False: it is so already.
+        """Marks an answer as handed over, in one transaction with `effect` -> False: it was already.
 
-        What `effect` raises undoes both.
+        An exception from `effect` rolls back both.
         """
         with self._transaction() as c:
             late = self.late(name)
@@ -325,7 +328,7 @@ class Outbox:
 
     @contextlib.contextmanager
     def _transaction(self, at: float | None = None) -> Iterator[sqlite3.Connection]:
-        """A transaction that sees nothing whose time is over."""
+        """A transaction that first deletes expired entries."""
         with self._database.transaction() as c:
             _tidy(c, self.clock() if at is None else at, self.ttl_s)
             yield c
@@ -338,7 +341,7 @@ class Outbox:
                 _count(c, count, n)
 
     def _room(self, c: sqlite3.Connection, size: int, importance: float) -> Sequence[tuple[int, str]] | None:
-        """The seq and id of those that must go for so many bytes more; None: these are not to be stored."""
+        """(seq, id) of the entries to evict for `size` more bytes; None: the new entry is rejected."""
         (total,) = c.execute("SELECT n FROM outbox_counts WHERE name = 'bytes'").fetchone()
         over, gone = total + size - self.max_bytes, list[tuple[int, str]]()
         if over <= 0:
@@ -366,12 +369,12 @@ class Outbox:
 
 
 def _text(error: str) -> str:
-    """As much of it as one reads, in characters that can be stored."""
+    """The error truncated, and without lone surrogates, which cannot be stored."""
     return error[:MOST_TEXT].encode(errors="replace").decode()
 
 
 def _tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
-    """Stamps anew what a clock that was wrong has stamped, and drops what is too old."""
+    """Replaces timestamps of a wrong clock (before 2020, or in the future), and deletes expired entries."""
     if at < TRUSTED_S:
         return
     c.execute(

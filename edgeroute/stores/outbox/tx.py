@@ -1,4 +1,4 @@
-"""A transaction as a callback sees it: its own tables are its own business, those of the outbox and the end are not."""
+"""The transaction handle of a callback: it may use its own tables, but not the outbox's, and cannot commit or roll back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTROL = {
 
 
 class Tx:
-    """Writes to the outbox's file, which happen if and only if the late answer is marked as given. Until the callback returns."""
+    """Writes to the outbox's file that commit atomically with the record of the callback. Valid until it returns."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection: sqlite3.Connection | None = connection
@@ -27,22 +27,22 @@ class Tx:
         Raises:
             PolicyError: it would begin or end a transaction, open another file, or change the outbox itself.
             StoreError: the transaction is over, because the callback has returned or an error ended it.
-            sqlite3.Error: what SQLite says about the statement.
+            sqlite3.Error: the statement failed.
         """
         rows: list[Any] = self._run(lambda c: c.execute(sql, values).fetchall())
         return rows
 
     def executemany(self, sql: str, values: Iterable[Values]) -> None:
-        """Runs a statement with each of the values; raises as `execute` does."""
+        """Runs a statement once for each of the values; raises as `execute` does."""
         self._run(lambda c: c.executemany(sql, values))
 
     def end(self) -> None:
-        """Nothing more is possible."""
+        """Invalidates the handle."""
         self._connection = None
 
     def _run(self, work: Any) -> Any:
         c = self._connection
-        if c is None or not c.in_transaction:  # some errors, a full disk's for one, roll everything back
+        if c is None or not c.in_transaction:  # some errors, such as a full disk, roll everything back
             raise StoreError("the transaction is over: what is written now would not be part of it")
         self._refused = False
         c.set_authorizer(self._authorize)
