@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Outcome, Prediction
 
-if TYPE_CHECKING:
-    from edgeroute.cloud.guard import Exchange
-    from edgeroute.stores.cache import Entry
-
-__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "StopToken", "TensorSpec"]
+__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Metered", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
 
 Source = Literal["edge", "cloud", "cache", "stale"]
@@ -98,6 +94,43 @@ class Endpoint(Protocol):
     kind: str
 
 
+class Spent(NamedTuple):
+    """What one exchange with an endpoint has cost so far."""
+
+    sent_bytes: int
+    received_bytes: int
+    usd: float
+    joules: float
+
+
+class Metered(Protocol):
+    """An exchange with an endpoint, of which an answer's trace reports the cost."""
+
+    @property
+    def spent(self) -> Spent:
+        """What it has cost so far."""
+
+
+class Recorded(Protocol):
+    """An earlier answer, as the cache has it."""
+
+    @property
+    def value(self) -> Any:
+        """The answer."""
+
+    @property
+    def confidence(self) -> float | None:
+        """By the policy's score; None: there was none."""
+
+    @property
+    def outputs(self) -> Any:
+        """The raw outputs."""
+
+    @property
+    def leg(self) -> str:
+        """The name of the target that gave it."""
+
+
 class Answer:
     """The router's answer to one request.
 
@@ -131,7 +164,7 @@ class Answer:
     )  # fmt: skip
 
     def __init__(
-        self, plan: Plan, outcome: Outcome, router: str, number: int | str, exchanges: Mapping[int, Exchange] | None = None
+        self, plan: Plan, outcome: Outcome, router: str, number: int | str, exchanges: Mapping[int, Metered] | None = None
     ) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
@@ -146,7 +179,7 @@ class Answer:
         self._note = ""
 
     @classmethod
-    def recalled(cls, entry: Entry, source: Source, note: str, identity: tuple[str, int | str], latency_s: float) -> Answer:
+    def recalled(cls, entry: Recorded, source: Source, note: str, identity: tuple[str, int | str], latency_s: float) -> Answer:
         """An answer from the cache."""
         self = cls.__new__(cls)
         self._plan = self._outcome = self._exchanges = None
