@@ -1,7 +1,7 @@
-"""Fits a learned score to examples of who was right, by cross-validated ridge; `auto` keeps msp unless the fit is clearly better.
+"""Fits a learned score by ridge logistic regression with cross-validation; `auto` keeps msp unless the fit is clearly better.
 
-The first feature, the log odds of msp, has no ridge to speak of and all others have, so the less there is to learn, the
-nearer the order comes to that of msp (Chow, 1970). For texts the 10 % quantile has its place.
+The first feature, the log odds of msp, is almost unpenalised and all others are penalised, so the less there is to learn, the
+closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from edgeroute.errors import PolicyError
 
 RIDGE = (3.0, 30.0, 300.0)
 FEW = 50
-"""With fewer examples nothing is learned."""
+"""Fewest examples to learn from."""
 RARE = 20
-"""With fewer harms, or wins, their share is taken to be the same everywhere; with fewer of both nothing is learned."""
+"""With fewer harms (or wins) their rate is a constant, without features; with fewer of both nothing is learned."""
 CLEARLY = 1.645
-"""So many standard errors `auto` wants what it learned to be better, by the area and by the likelihood: one-sided tests at 5 %.
+"""Standard errors by which `auto` requires the fit to be better, in area and in likelihood: one-sided tests at 5 %.
 
-With one standard error it took in 3 to 10 % of draws what was worse, by .05 and more of area where harms and wins are few.
+With one standard error a worse score was chosen in 3 to 10 % of draws, by .05 and more of area where harms and wins are few.
 """
 FREE = 0.01
-"""The ridge of what has none to speak of: it keeps finite what separable examples would let grow for ever."""
+"""Ridge of the intercept and the first feature: keeps the weights finite on separable examples."""
 NO_SLOPES = 1e9
-"""The ridge at which only the first feature is left."""
+"""Ridge at which only the first feature is left."""
 
 
 def fit(
@@ -44,20 +44,20 @@ def fit(
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """Fits the score to examples; where there is nothing to learn from, it is msp, and says why.
+    """Fits a learned score; falls back to msp where there is too little to learn from, and says why.
 
     Args:
-        logits: of the edge model, [n, classes]; rows with NaN or inf are left out.
+        logits: of the edge model, [n, classes]; rows with NaN or inf are excluded.
         edge_correct: [n], 0 or 1.
         cloud_correct: [n], 0 or 1.
-        ridge: of these the one is taken under which examples that were left out are likeliest.
-        folds: so many times a share of the examples is left out.
-        seed: of the division into folds; the same seed gives the same score.
-        ood: also look at energy and distance, which tell foreign inputs. It takes longer, and a constant that is
-            added to all logits then matters.
+        ridge: candidates; the one with the best held-out likelihood is used.
+        folds: number of cross-validation folds.
+        seed: of the random split; the same seed gives the same score.
+        ood: also use energy and distance, which detect out-of-distribution inputs. Slower, and no longer invariant to a
+            constant added to all logits.
 
     Raises:
-        PolicyError: an argument is not of that form.
+        PolicyError: an argument is invalid.
     """
     return _fit(_examples(logits, edge_correct, cloud_correct, ood), ridge, folds, seed, choose=False)
 
@@ -72,10 +72,10 @@ def auto(
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """As `fit`, but msp unless what was learned is clearly better on the examples left out.
+    """As `fit`, but keeps msp unless the fit is clearly better on held-out examples.
 
-    Clearly: by a test at 5 % each, the area under the deferral curve is larger, and harms and wins are likelier than under
-    msp alone. Few examples differ between edge and cloud, so either by itself is easily mistaken.
+    Clearly: by one-sided tests at 5 % each, both the area under the deferral curve and the likelihood of harms and wins are
+    larger than with msp alone. Few examples differ between edge and cloud, so either test alone is easily misled.
     """
     return _fit(_examples(logits, edge_correct, cloud_correct, ood), ridge, folds, seed, choose=True)
 
@@ -89,7 +89,7 @@ def fit_text(
     folds: int = 5,
     seed: int = 0,
 ) -> Learned:
-    """As `fit`, from texts' token log-probabilities; what it falls back to is their 10 % quantile."""
+    """As `fit`, from the token log-probabilities of texts; falls back to their 10 % quantile."""
     table = np.array([text_features(one) for one in token_logprobs], np.float64).reshape(-1, len(TEXT))
     edge, gain = outcomes(edge_correct, cloud_correct, len(table))
     return _fit(_usable(_Examples(0, None, table, edge, gain), table), ridge, folds, seed, choose=False)
@@ -99,7 +99,7 @@ class _Examples(NamedTuple):
     classes: int
     """0: of texts."""
     logits: Array | None
-    """None: the features are `table`, whichever examples are trained on."""
+    """For out-of-distribution features, which depend on the training fold; None: the features are `table`."""
     table: Array
     """The features, [n, k]."""
     edge: Array
@@ -108,7 +108,7 @@ class _Examples(NamedTuple):
     left_out: int = 0
 
     def fold(self, train: Array) -> tuple[Array, Foreign | None]:
-        """The features of all, as `train` has it that logits lie."""
+        """Features of all examples, with the class means of the training examples. train: [n], bool."""
         if self.logits is None:
             return self.table, None
         foreign = Foreign.fit(self.logits[train], self.edge[train])
@@ -173,7 +173,7 @@ def _fit(given: _Examples, ridge: Sequence[float], folds: int, seed: int, *, cho
 
 
 def _crossvalidate(given: _Examples, ridge: Sequence[float], folds: int, seed: int) -> tuple[Array, Array]:
-    """Each example while it was left out: its part of the area, its negative log-likelihood; [1 + ridges, n], msp first."""
+    """Held-out area parts and negative log-likelihoods of each example, [1 + ridges, n] each; msp alone first."""
     n = len(given.gain)
     fold = np.empty(n, np.int64)
     fold[np.lexsort((np.random.default_rng(seed).permutation(n), given.gain))] = np.arange(n) % folds  # alike in harms and wins
@@ -194,7 +194,7 @@ def _clearly(gains: Array) -> bool:
 
 
 def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
-    """The weights of harm and of win, [2, 1 + features], for features as they are."""
+    """Weights of harm and win for unscaled features, [2, 1 + features]. train: [n], bool."""
     x = table[train]
     mean, scale = x.mean(0), x.std(0)
     scale[(scale < 1e-9) | (np.abs(x - mean).max(0) <= 0)] = 1  # noqa: PLR2004 - a constant, but for rounding

@@ -28,18 +28,18 @@ VERSION = 1
 class Learned:
     """A fitted score: outputs of one input -> how sure to leave it to the edge. What `fit`, `fit_text` and `auto` return.
 
-    Its `name` is `learned`, 0..1, or that of the score it fell back to, `msp` or `quantile`; `chosen_because` has the reason.
-    Outputs with NaN have the score NaN. The threshold is `calibrate`'s to find, on examples that this was not fitted to.
+    `name` is `learned` (0..1) or the fallback score, `msp` or `quantile`; `chosen_because` has the reason. Outputs with NaN
+    score NaN. Calibrate its threshold on examples that it was not fitted to.
 
     Args:
         data: as `save` writes it.
 
     Raises:
-        ModelError: it is broken, or of another version.
+        ModelError: the data is broken, or of another version.
     """
 
     of_logits = True
-    """A model that gives probabilities is read as if it gave their logarithms."""
+    """Takes logits: of a model that gives probabilities, their logarithms."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         try:
@@ -84,7 +84,7 @@ class Learned:
         """outputs: logits [classes], or a text's token log-probabilities, alone or as `(text, log-probabilities)`.
 
         Raises:
-            BadReply: there are not as many classes as when it was fitted.
+            BadReply: the number of classes differs from that of the fit.
         """
         if self._text:
             logprobs = outputs[1] if type(outputs) is tuple else outputs
@@ -107,7 +107,7 @@ class Learned:
         """outputs: logits [n, classes], or n texts' token log-probabilities -> [n].
 
         Raises:
-            BadReply: there are not as many classes as when it was fitted.
+            BadReply: the number of classes differs from that of the fit.
         """
         if self._text:
             return np.array([self(one) for one in outputs], np.float64)
@@ -122,14 +122,14 @@ class Learned:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that `save` writes: sha256, hex."""
+        """SHA-256 of what `save` writes, hex."""
         return hashlib.sha256(_json(self.data).encode()).hexdigest()
 
     def save(self, path: Path | str) -> None:
-        """Writes JSON, whole or not at all.
+        """Writes JSON atomically.
 
         Raises:
-            StoreError: it cannot be written.
+            StoreError: the file cannot be written.
         """
         path = Path(path)
         part = path.with_name(path.name + ".part")
@@ -141,11 +141,11 @@ class Learned:
 
     @classmethod
     def load(cls, path: Path | str) -> Learned:
-        """What `save` wrote.
+        """Reads what `save` wrote.
 
         Raises:
             ModelMissing: there is no such file.
-            ModelError: it cannot be read, is broken, or is of another version.
+            ModelError: the file cannot be read, is broken, or is of another version.
         """
         try:
             return cls(json.loads(Path(path).read_text(encoding="utf-8")))
