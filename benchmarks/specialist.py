@@ -12,8 +12,7 @@ from figures import MODELS, medians
 
 from edgeroute import OnnxModel
 from edgeroute.cli.demo.data import DEBIAN, read_idx
-from edgeroute.confidence import Reader, msp
-from edgeroute.confidence.learned import auto, deferral_curve, fit
+from edgeroute.confidence import Reader, auto, deferral_curve, fit, msp
 
 CLASSES, TEST = 10, 8_000
 LOSS = 0.002

@@ -18,8 +18,9 @@ import numpy as np
 from figures import MODELS
 
 from edgeroute.confidence import msp
-from edgeroute.confidence.calibration import _between, _passed, accept_relative, calibrate
+from edgeroute.confidence.calibration import calibrate
 from edgeroute.confidence.exact import most
+from edgeroute.confidence.fixed_sequence import accept_relative, between, passed
 
 EPS, ALPHA, BUDGET, DELTA = 0.01, 0.03, 0.3, 0.05
 SIZES = (500, 1000, 2000, 10000)
@@ -117,7 +118,7 @@ def plug_in(h: Array, w: Array, n: int) -> int:
 def z_test(h: Array, w: Array, n: int) -> int:
     """z-test: normal approximation."""
     d = (h - w) / n
-    return _passed(d + 1.6449 * np.sqrt(((h + w) / n - d * d) / n) <= EPS)
+    return passed(d + 1.6449 * np.sqrt(((h + w) / n - d * d) / n) <= EPS)
 
 
 def hoeffding_bentkus(h: Array, w: Array, n: int) -> int:
@@ -125,7 +126,7 @@ def hoeffding_bentkus(h: Array, w: Array, n: int) -> int:
     mean, target = (1 + (h - w) / n) / 2, (1 + EPS) / 2
     kl = mean * np.log(mean / target) + (1 - mean) * np.log((1 - mean) / (1 - target))
     bentkus = np.ceil(n * mean) <= most(n, target, DELTA / e)
-    return _passed((mean < target) & ((n * kl >= log(1 / DELTA)) | bentkus))
+    return passed((mean < target) & ((n * kl >= log(1 / DELTA)) | bentkus))
 
 
 def _exact(method: str) -> Callable[[Array, Array, int], int]:
@@ -155,7 +156,7 @@ def walk(name: str, score: Array, edge: Array, cloud: Array) -> float:
     s = score[order]
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True))
     h, w = (np.cumsum(found[order], dtype=np.int64)[ends] for found in (cloud & ~edge, edge & ~cloud))
-    return _between(s, ends, WALKS[name](h, w, len(s)))
+    return between(s, ends, WALKS[name](h, w, len(s)))
 
 
 class Result(NamedTuple):

@@ -11,7 +11,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
 from edgeroute.core.walk import Outcome, Prediction
 
-__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "StopToken", "TensorSpec"]
+__all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
 
 Source = Literal["edge", "cloud", "cache", "stale"]
@@ -167,23 +167,33 @@ class Endpoint(Protocol):
     kind: str
 
 
-class Entry(Protocol):
-    """An answer that was given before, as a cache has it."""
+class Spent(NamedTuple):
+    """What one exchange with an endpoint has cost so far."""
 
-    @property
-    def value(self) -> Any: ...
-    @property
-    def confidence(self) -> float | None: ...
-    @property
-    def outputs(self) -> Any: ...
-    @property
-    def leg(self) -> str: ...
+    sent_bytes: int
+    received_bytes: int
+    usd: float
+    joules: float
 
 
-class Cost(Protocol):
-    """What a leg's exchange with the cloud has cost: a NamedTuple of numbers."""
+class Recorded(Protocol):
+    """An earlier answer, as the cache has it."""
 
-    def _asdict(self) -> dict[str, Any]: ...
+    @property
+    def value(self) -> Any:
+        """The answer."""
+
+    @property
+    def confidence(self) -> float | None:
+        """By the policy's score; None: there was none."""
+
+    @property
+    def outputs(self) -> Any:
+        """The raw outputs."""
+
+    @property
+    def leg(self) -> str:
+        """The name of the target that gave it."""
 
 
 class Answer:
@@ -206,7 +216,7 @@ class Answer:
         "confidence", "degraded", "final", "id", "latency_s", "leg", "outputs", "source", "value",
     )  # fmt: skip
 
-    def __init__(self, plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, Cost] | None = None) -> None:
+    def __init__(self, plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, Spent] | None = None) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
         self._plan: Plan | None = plan
@@ -220,7 +230,7 @@ class Answer:
         self._note = ""
 
     @classmethod
-    def recalled(cls, entry: Entry, source: Source, note: str, identity: str, latency_s: float) -> Answer:
+    def recalled(cls, entry: Recorded, source: Source, note: str, identity: str, latency_s: float) -> Answer:
         """An answer that was given before."""
         self = cls.__new__(cls)
         self._plan = self._outcome = self._costs = None

@@ -10,7 +10,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from edgeroute import AsyncRouter, Router
-from edgeroute.testing import CannedServer, Relay, _length, http_reply
+from edgeroute.testing import CannedServer, Relay, http_reply
+from edgeroute.testing.server import _length
 
 LONG = 30.0
 """Seconds after which a test that waits for something has failed."""

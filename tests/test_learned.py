@@ -11,20 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import BadReply, ModelError, ModelMissing, PolicyError
-from edgeroute.confidence import Reader, energy, entropy, msp, quantile
-from edgeroute.confidence import features as f
-from edgeroute.confidence.learned import (
+from edgeroute.confidence import (
     Learned,
-    _clearly,
-    _crossvalidate,
-    _examples,
+    Reader,
     agreement,
     auto,
     deferral_curve,
+    energy,
+    entropy,
     fit,
     fit_text,
-    irls,
+    msp,
+    quantile,
 )
+from edgeroute.confidence import features as f
+from edgeroute.confidence.fitting import _clearly, _crossvalidate, _examples
+from edgeroute.confidence.logistic import irls
 from edgeroute.errors import StoreError
 
 finite = st.integers(-3200, 3200).map(lambda v: v / 64)  # sums of these are exact, so that what ties goes on to

@@ -31,7 +31,8 @@ from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, decode
 from edgeroute.stores.outbox.delivery import backoff, longest
 from edgeroute.stores.outbox.inputs import plain
 from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
-from edgeroute.stores.outbox.store import COUNTED, ROW_BYTES, TRUSTED_S
+from edgeroute.stores.outbox.store import COUNTED, ROW_BYTES
+from edgeroute.stores.outbox.tables import TRUSTED_S
 from edgeroute.system import now
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested

@@ -578,7 +578,9 @@ def test_thresholds_by_class():
     records = []
     with Router(lambda x: x, lambda x: ("cloud", 0.9), threshold=0.5, trace=records.append) as router:
         own = {"cat": 0.3, "dog": 0.8}
-        targets = tuple(t._replace(thresholds=own, label="by class") if t.side == "edge" else t for t in router.engine.snapshot.targets)
+        targets = tuple(
+            t._replace(thresholds=own, label="by class") if t.side == "edge" else t for t in router.engine.snapshot.targets
+        )
         router.engine.snapshot = router.engine.snapshot._replace(targets=targets)
         inputs = [("cat", 0.4), ("cat", 0.2), ("dog", 0.7), ("dog", 0.9), ("cow", 0.45), ("cow", 0.6)]
         legs = [router.infer(x).leg for x in inputs]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 
-from edgeroute.system import ThreadPool
-
 
 def test_threads_are_used_again():
     """One after the other needs one thread, however many jobs there are."""

@@ -59,7 +59,7 @@ def evaluate(
         made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
         evaluation = _evaluation(router, made, edge, policy, data)._replace(edge_usd=edge_usd, edge_joules=edge_joules)
     if report is not None:
-        from edgeroute.report import write
+        from edgeroute.report.page import write
 
         try:
             write(evaluation, report)

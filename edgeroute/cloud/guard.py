@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute import system
 from edgeroute.core.breaker import Breaker
@@ -18,6 +18,7 @@ from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost, Limits, Spending
 from edgeroute.errors import INPUTS_OWN, BadReply, Held, Refused, StoreError
 from edgeroute.system import renew_after_fork
+from edgeroute.types import Spent
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,15 +103,6 @@ class Watcher(Protocol):
 
     def closed(self, guard: Guard) -> None:
         """The endpoint is back."""
-
-
-class Spent(NamedTuple):
-    """What one talk has cost so far."""
-
-    sent_bytes: int
-    received_bytes: int
-    usd: float
-    joules: float
 
 
 class Guard:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.confidence.scores import SCORES, Reader, energy, entropy, margin, msp, quantile
+from edgeroute.confidence.scores import SCORES, Reader, agreement, energy, entropy, margin, msp, quantile
 
 if TYPE_CHECKING:
     from edgeroute.confidence.calibration import calibrate, crossfit
     from edgeroute.confidence.certificate import Certificate, NotEnough
+    from edgeroute.confidence.curve import deferral_curve
     from edgeroute.confidence.features import text_features
-    from edgeroute.confidence.learned import Learned, agreement, auto, deferral_curve, fit, fit_text
+    from edgeroute.confidence.fitting import auto, fit, fit_text
+    from edgeroute.confidence.learned import Learned
 
 _HOMES = {
     **dict.fromkeys(("calibrate", "crossfit"), "calibration"),
     **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
+    "deferral_curve": "curve",
     "text_features": "features",
-    **dict.fromkeys(("Learned", "agreement", "auto", "deferral_curve", "fit", "fit_text"), "learned"),
+    **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
+    "Learned": "learned",
 }
 
 __all__ = [

@@ -71,7 +71,9 @@ class Foreign(NamedTuple):
 
 
 def names(classes: int, foreign: bool) -> list[str]:
-    """Column names of `of_logits`."""
+    """Column names of `of_logits`; with no classes, those of `text_features`."""
+    if not classes:
+        return list(TEXT)
     each = range(classes if classes <= PER_CLASS else 0)
     return [*LOGITS, *(FOREIGN if foreign else ()), *[f"p {k}" for k in each], *[f"predicted {k}" for k in each]]
 

@@ -22,6 +22,7 @@ from edgeroute.errors import BadReply, PolicyError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
+NAN = float("nan")
 SMALL = 64
 """Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
 
@@ -60,7 +61,26 @@ def energy(logits: Array) -> Array:
 def quantile(logprobs: Array, q: float = 0.1) -> float:
     """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or mean would favour short texts."""
     values = np.asarray(logprobs, np.float64)
-    return float(np.exp(np.quantile(values, q))) if values.size else float("nan")
+    return float(np.exp(np.quantile(values, q))) if values.size else NAN
+
+
+def agreement(logits: Array, *, votes: bool = False) -> Array:
+    """How far several edge models agree, 0..1; NaN if any logit is. Logits: [models, ..., classes] -> [...].
+
+    Args:
+        logits: of at least one model.
+        votes: one minus the entropy of the predicted classes, as a share of the most it can be: ties are many, since it
+            looks at nothing else. Else the largest of the models' mean softmax, which falls with disagreement and with doubt.
+    """
+    z = np.asarray(logits, np.float64)
+    with np.errstate(invalid="ignore"):
+        p = _softmax(z)
+    if not votes:
+        return p.mean(0).max(-1)  # type: ignore[no-any-return]
+    share = np.eye(z.shape[-1])[z.argmax(-1)].mean(0)
+    most = log(max(2, min(len(z), z.shape[-1])))
+    disagreement = -(share * np.log(np.where(share == 0, 1.0, share))).sum(-1) / most
+    return np.where(np.isnan(p).any((0, -1)), NAN, 1 - disagreement)
 
 
 def _msp_row(z: list[float], top: float) -> float:
@@ -93,7 +113,6 @@ ROWS: dict[str, Callable[[list[float], float], float]] = {
 """One row [classes], as a list, and its largest value -> the score."""
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
 SCORES = (*ROWS, "quantile")
-NAN = float("nan")
 
 
 class Reader:

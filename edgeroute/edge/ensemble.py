@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.learned import agreement
+from edgeroute.confidence.scores import agreement
 from edgeroute.edge.load import load
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.types import EdgeModel, StopToken

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from os import PathLike
+from pathlib import Path
+
 from edgeroute.report import sections
 from edgeroute.report.evaluation.evaluation import Evaluation
 from edgeroute.report.html import beside, escape
@@ -48,3 +51,16 @@ def page(evaluation: Evaluation) -> str:
 </body>
 </html>
 """
+
+
+def write(evaluation: Evaluation, path: str | PathLike[str]) -> None:
+    """Writes the report, replacing an existing file atomically.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    new = path.with_name(path.name + ".new")
+    new.write_text(page(evaluation), encoding="utf-8")
+    new.replace(path)

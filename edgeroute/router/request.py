@@ -17,11 +17,11 @@ from edgeroute.core.stream import Pieces, whole
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
-from edgeroute.types import Answer, Backend, StopToken, own_copy
+from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend, FunctionBackend
-    from edgeroute.cloud.guard import Exchange, Spent
+    from edgeroute.cloud.guard import Exchange
     from edgeroute.router.snapshot import Snapshot
     from edgeroute.stores.cache import Cache
     from edgeroute.system import ThreadPool

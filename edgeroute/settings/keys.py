@@ -12,13 +12,12 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline
-from edgeroute.settings import values
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
 from edgeroute.settings.units import Duration
-from edgeroute.settings.values import Flag, Text
+from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
@@ -45,7 +44,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
 
     mode: Mode = Field("prefer_edge", description="Which side is asked first, and whether the other is asked at all.")
-    threshold: values.Thresholds | None = Field(
+    threshold: Thresholds | None = Field(
         None,
         description="Confidence from which an edge answer is accepted and nothing is sent: a number, or the path of a "
         "certificate, which `edgeroute calibrate` writes; one, or one for each edge model. Required with both sides and mode "
@@ -54,7 +53,7 @@ class Settings(BaseSettings):
     deadline: Duration | None = Field(
         None, description="From call to answer; then the best there is stands. Without it: no limit."
     )
-    hedge_after: values.Hedge | None = Field(
+    hedge_after: Hedge | None = Field(
         None,
         description='Ask the next target too after this long without an answer; `"0s"` is a race; `"p90"`: once the edge takes '
         'longer than 90 % of its runs; `"auto"`: as late as the deadline allows, from the latencies measured. Without it: never.',
@@ -63,7 +62,7 @@ class Settings(BaseSettings):
         None,
         description="In streams: a target that has not begun to answer after this long counts as failed. Without it: no limit.",
     )
-    score: values.Score = Field(
+    score: Score = Field(
         "msp", description="How the confidence is taken from a model's outputs, or the path of a score that was fitted and saved."
     )
     uncalibrated: Literal["tell", "error"] = Field(

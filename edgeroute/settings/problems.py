@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from edgeroute.settings import units
+from edgeroute.settings.units import duration
 
 Key = tuple[str | int, ...]
 SHOWN = 60
@@ -124,6 +124,6 @@ def found(value: Any) -> str:
 
 def _seconds(value: Any) -> float | None:
     try:
-        return units.duration(value)
+        return duration(value)
     except PydanticCustomError:
         return None

@@ -11,10 +11,9 @@ from edgeroute.cloud import egress
 from edgeroute.core import policy, spending
 from edgeroute.core.egress import Unknown
 from edgeroute.core.policy import INF, Mode
-from edgeroute.settings import values
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
-from edgeroute.settings.values import Flag, Text, Texts
+from edgeroute.settings.values import Amount, Count, Flag, Rate, Text, Texts
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
 class Limits(Section):
     """What asking the cloud may cost, by the prices in its sections."""
 
-    usd_per_day: values.Amount | None = Field(None, description="Dollars in any 24 hours. Without it: no limit.")
-    mb_per_day: values.Amount | None = Field(
+    usd_per_day: Amount | None = Field(None, description="Dollars in any 24 hours. Without it: no limit.")
+    mb_per_day: Amount | None = Field(
         None, description="Millions of bytes, sent and received, in any 24 hours. Without it: no limit."
     )
-    joules_per_hour: values.Amount | None = Field(None, description="The device's energy in any hour. Without it: no limit.")
-    calls_per_minute: values.Amount | None = Field(None, description="Requests in any minute. Without it: no limit.")
+    joules_per_hour: Amount | None = Field(None, description="The device's energy in any hour. Without it: no limit.")
+    calls_per_minute: Amount | None = Field(None, description="Requests in any minute. Without it: no limit.")
 
     def make(self) -> spending.Limits:
         """The limits."""
@@ -70,8 +69,8 @@ class Audit(Section):
         description="The share of requests that may be deferred: the threshold then follows what audits find, and is never below "
         "the certified one. Without it: it stays.",
     )
-    wrong_cost: values.Rate = Field(10.0, description="With a budget: what a wrong answer costs, in the unit of `call_cost`.")
-    call_cost: values.Rate = Field(1.0, description="With a budget: what asking the cloud costs.")
+    wrong_cost: Rate = Field(10.0, description="With a budget: what a wrong answer costs, in the unit of `call_cost`.")
+    call_cost: Rate = Field(1.0, description="With a budget: what asking the cloud costs.")
 
     def make(self) -> drift_monitor.Audit:
         """The rules."""
@@ -123,8 +122,8 @@ class Outbox(Section):
         "oldest", description="What makes room when it is full; with newest the new request is refused."
     )
     ordered: Flag = Field(False, description="Send what waits for an endpoint one by one, in the order in which it came.")
-    parallel: values.Count = Field(2, description="Requests under way at a time.")
-    rate: values.Rate = Field(10, description="Requests that are sent in a second, at most.")
+    parallel: Count = Field(2, description="Requests under way at a time.")
+    rate: Rate = Field(10, description="Requests that are sent in a second, at most.")
     spread: Delay = Field(
         "60s",
         validate_default=True,
@@ -155,7 +154,7 @@ class Saver(Section):
     battery_below: Share | None = Field(
         None, description="The share of a full battery below which it holds, while the device is not charged. Without it: never."
     )
-    hotter_than: values.Amount | None = Field(
+    hotter_than: Amount | None = Field(
         None, description="Degrees Celsius of the hottest part of the device above which it holds. Without it: never."
     )
 
@@ -172,7 +171,7 @@ class Trace(Section):
     sample: Share = Field("100%", validate_default=True, description='The share of answers that are traced, as `"1%"` or 0.01.')
     inputs: Flag = Field(False, description="Have the inputs in it: it holds user data then.")
     max_size: Size = Field("4MiB", validate_default=True, description="The size at which a file is full, and the next is begun.")
-    keep: values.Count = Field(4, description="Full files that are kept.")
+    keep: Count = Field(4, description="Full files that are kept.")
 
     def make(self, folder: Path, state: Path) -> trace.Trace:
         """The trace; a relative path starts from `folder`."""

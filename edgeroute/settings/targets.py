@@ -12,10 +12,27 @@ from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
-from edgeroute.settings import values
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Duration, Size
-from edgeroute.settings.values import Text, Texts
+from edgeroute.settings.values import (
+    Amount,
+    Binary,
+    Cert,
+    Count,
+    Headers,
+    ModelPath,
+    PingPath,
+    Rate,
+    Retries,
+    SecretReference,
+    Sha256,
+    Text,
+    Texts,
+    Threads,
+    Url,
+    Verify,
+    refused,
+)
 
 
 class Target(Section, ABC):
@@ -33,13 +50,13 @@ class Target(Section, ABC):
 class Edge(Target):
     """A model on the device."""
 
-    path: values.ModelPath = Field(description="The model file; its suffix picks the runtime.")
+    path: ModelPath = Field(description="The model file; its suffix picks the runtime.")
     providers: Texts = Field(["CPUExecutionProvider"], description="Execution providers, best first.")
-    threads: values.Threads = Field(1, description="Threads for one run; more than one slows a busy device down.")
+    threads: Threads = Field(1, description="Threads for one run; more than one slows a busy device down.")
     on_downgrade: Literal["error", "record"] = Field(
         "error", description="When the first provider asked for is not there: fail, or run on another and record it."
     )
-    sha256: values.Sha256 | None = Field(None, description="SHA-256 of the model file; without it the card's, if that has one.")
+    sha256: Sha256 | None = Field(None, description="SHA-256 of the model file; without it the card's, if that has one.")
     card: Text | None = Field(None, description="The model's card, where it is not beside the model.")
 
     def files(self) -> list[str]:
@@ -55,30 +72,30 @@ class Edge(Target):
 class Cloud(Target):
     """An endpoint over HTTP."""
 
-    url: values.Url = Field(description="Where it is, without user, password or query.")
+    url: Url = Field(description="Where it is, without user, password or query.")
     name: Text = Field("cloud", description="What answers, traces and messages call it.")
     labels: Texts | None = Field(None, description="The classes' names in order; without them the edge model's.")
-    api_key: values.SecretReference | None = Field(None, description="Sent as `Authorization: Bearer ...`.")
-    headers: values.Headers = Field(
+    api_key: SecretReference | None = Field(None, description="Sent as `Authorization: Bearer ...`.")
+    headers: Headers = Field(
         {}, description='Sent with each request. A value is text, or `{ env = "NAME" }`, which a secret has to be.'
     )
-    verify: values.Verify = Field(
+    verify: Verify = Field(
         True, description="Check the server's certificate: true, by the authorities in this file alone, or false for not at all."
     )
-    cert: values.Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
+    cert: Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
     timeout: Duration = Field(
         "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
     )
-    retries: values.Retries = Field(2, description="How often a request that failed is sent again.")
+    retries: Retries = Field(2, description="How often a request that failed is sent again.")
     max_reply: Size = Field("16MiB", validate_default=True, description="A longer reply is refused before it is read.")
-    usd_per_call: values.Amount = Field(0, description="Dollars that a request costs.")
-    usd_per_mb: values.Amount = Field(0, description="Dollars for a million bytes, sent or received.")
-    joules_per_call: values.Amount = Field(0, description="The device's energy for a request, whatever its size.")
-    joules_per_mb: values.Amount = Field(0, description="The device's energy for a million bytes, sent or received.")
-    calls_per_s: values.Rate | None = Field(
+    usd_per_call: Amount = Field(0, description="Dollars that a request costs.")
+    usd_per_mb: Amount = Field(0, description="Dollars for a million bytes, sent or received.")
+    joules_per_call: Amount = Field(0, description="The device's energy for a request, whatever its size.")
+    joules_per_mb: Amount = Field(0, description="The device's energy for a million bytes, sent or received.")
+    calls_per_s: Rate | None = Field(
         None, description="More requests a second are not sent, as if the endpoint were away. Without it: no limit."
     )
-    max_concurrent: values.Count = Field(64, description="More requests at a time are not sent, as if the endpoint were away.")
+    max_concurrent: Count = Field(64, description="More requests at a time are not sent, as if the endpoint were away.")
 
     def files(self) -> list[str]:
         """The certificates."""
@@ -103,7 +120,7 @@ class OpenInferenceCloud(Cloud):
 
     protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
     model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
-    binary: values.Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
+    binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
     kind: Literal["logits", "probabilities"] = Field("logits", description="What the outputs are.")
     output: Text | None = Field(None, description="The output that is read; without it the first.")
     card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
@@ -111,7 +128,7 @@ class OpenInferenceCloud(Cloud):
     @model_validator(mode="after")
     def _which(self) -> OpenInferenceCloud:
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
-            raise values.refused("which model? Give model, or a url that ends in /v2/models/NAME")
+            raise refused("which model? Give model, or a url that ends in /v2/models/NAME")
         return self
 
     def files(self) -> list[str]:
@@ -131,7 +148,7 @@ class JsonCloud(Cloud):
     value: Text = Field("value", description="Where the value is in the reply, as in `result.0.label`.")
     confidence: Text = Field("confidence", description="Where the confidence is, if the reply has one.")
     logits: Text | None = Field(None, description="Where an array with a number for each class is, instead of `value`.")
-    ping_path: values.PingPath | None = Field(
+    ping_path: PingPath | None = Field(
         None, description="A path that answers 200 when the server is well; without it only the connection is tried."
     )
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.confidence.learned import deferral_curve
+from edgeroute.confidence.curve import deferral_curve
 from edgeroute.core.policy import Terms
 from edgeroute.report.evaluation.examples import Bools, Examples, Floats
 from edgeroute.report.evaluation.share import Share, share

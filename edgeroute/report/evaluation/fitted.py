@@ -9,7 +9,8 @@ import numpy as np
 
 from edgeroute.confidence.calibration import crossfit
 from edgeroute.confidence.exact import Ints
-from edgeroute.confidence.learned import Learned, auto, fit
+from edgeroute.confidence.fitting import auto, fit
+from edgeroute.confidence.learned import Learned
 from edgeroute.errors import PolicyError
 from edgeroute.report.evaluation.examples import Bools, Floats
 

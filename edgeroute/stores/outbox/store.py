@@ -7,7 +7,7 @@ import contextlib
 import json
 import random
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -15,6 +15,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input, plain
 from edgeroute.stores.outbox.spread import spread_for
+from edgeroute.stores.outbox.tables import SCHEMA, add_count, evictions, tidy
 from edgeroute.stores.sqlite import Database
 from edgeroute.system import now
 
@@ -23,39 +24,10 @@ ROW_BYTES = 512
 """Overhead per entry counted towards `max_bytes`."""
 REMEMBERED = 50_000
 """Number of completed ids stored for deduplication; older ones are deleted."""
-TRUSTED_S = 1_577_836_800.0
-"""2020-01-01. An earlier clock was never set: it expires nothing, and its timestamps are replaced once the clock is set."""
 MOST_TEXT = 1000
 """Characters of an error that are stored."""
 COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS outbox_entries (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, target TEXT NOT NULL, kind TEXT NOT NULL,
-    data_class TEXT, rule TEXT NOT NULL, importance REAL NOT NULL, queued_at REAL NOT NULL, ready_at REAL NOT NULL,
-    attempts INTEGER NOT NULL, bytes INTEGER NOT NULL, error TEXT NOT NULL,
-    since REAL NOT NULL,  -- when it came into its state, from which its time to live counts
-    method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, provisional TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS outbox_since ON outbox_entries (since);
-CREATE INDEX IF NOT EXISTS outbox_importance ON outbox_entries (importance);
-CREATE TABLE IF NOT EXISTS outbox_bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);  -- apart, so that a scan stays short
-CREATE TABLE IF NOT EXISTS outbox_answers (
-    seq INTEGER PRIMARY KEY, value TEXT NOT NULL, confidence REAL, outputs_type TEXT, outputs BLOB);
-CREATE TABLE IF NOT EXISTS outbox_done (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS outbox_counts (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
-INSERT OR IGNORE INTO outbox_counts VALUES ('bytes', 0);
-CREATE TRIGGER IF NOT EXISTS outbox_in AFTER INSERT ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n + new.bytes WHERE name = 'bytes';
-END;
-CREATE TRIGGER IF NOT EXISTS outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n + new.bytes - old.bytes WHERE name = 'bytes';
-END;
-CREATE TRIGGER IF NOT EXISTS outbox_out AFTER DELETE ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n - old.bytes WHERE name = 'bytes';
-    DELETE FROM outbox_bodies WHERE seq = old.seq;
-    DELETE FROM outbox_answers WHERE seq = old.seq;
-END
-"""
 _LISTED = ", ".join(Listed._fields)
 _WAITING = ", ".join(Waiting._fields)
 _LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
@@ -101,7 +73,7 @@ class Outbox:
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
-        self._database = Database(self.path, _SCHEMA, durable=True)
+        self._database = Database(self.path, SCHEMA, durable=True)
         self._listeners: list[Callable[[], object]] = []
 
     def listen(self, f: Callable[[], object]) -> None:
@@ -132,13 +104,13 @@ class Outbox:
             ).fetchone()
             if known is not None:
                 return Put(stored=False, reason=f"refused for good: {known[1]}") if known[0] == "dead" else Put(stored=True)
-            room = self._room(c, size, waiting.importance)
-            if room is None:
-                _count(c, "dropped_full")
+            gone = evictions(c, size, waiting.importance, max_bytes=self.max_bytes, drop=self.drop_policy)
+            if gone is None:
+                add_count(c, "dropped_full")
                 return Put(stored=False, reason=f"the outbox is full: {size} bytes more would make it exceed {self.max_bytes}")
-            c.executemany("DELETE FROM outbox_entries WHERE seq = ?", [(seq,) for seq, _ in room])
-            _count(c, "dropped_full", len(room))
-            _count(c, "stored")
+            c.executemany("DELETE FROM outbox_entries WHERE seq = ?", [(seq,) for seq, _ in gone])
+            add_count(c, "dropped_full", len(gone))
+            add_count(c, "stored")
             seq = c.execute(
                 "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -149,7 +121,7 @@ class Outbox:
             ).lastrowid  # fmt: skip
             c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
         self._tell()
-        return Put(stored=True, dropped=tuple(name for _, name in room))
+        return Put(stored=True, dropped=tuple(name for _, name in gone))
 
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
         """Stores the answer to the request with this id, for the callback -> False: already answered, or gone.
@@ -175,7 +147,7 @@ class Outbox:
             )
             c.execute("DELETE FROM outbox_bodies WHERE seq = ?", row[:1])
             c.execute("INSERT INTO outbox_answers VALUES (?, ?, ?, ?, ?)", (row[0], value, confidence, *outputs))
-            _count(c, "delivered")
+            add_count(c, "delivered")
         self._tell()
         return True
 
@@ -205,7 +177,7 @@ class Outbox:
         """Removes a request whose answer came in time -> False: it is answered, so the callback will be called, or it is gone."""
         with self._transaction() as c:
             there = c.execute("DELETE FROM outbox_entries WHERE id = ? AND state != 'answered'", (name,)).rowcount
-            _count(c, "withdrawn", there)
+            add_count(c, "withdrawn", there)
         return there > 0
 
     def retry(self, names: Collection[str] | None = None) -> int:
@@ -228,7 +200,7 @@ class Outbox:
         """Deletes the entries with these ids, in any state -> how many there were."""
         with self._transaction() as c:
             n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
-            _count(c, "dropped_by_hand", n)
+            add_count(c, "dropped_by_hand", n)
         return n
 
     def list(self, state: State | None = None) -> list[Listed]:
@@ -319,7 +291,7 @@ class Outbox:
             c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,))
             c.execute("INSERT OR REPLACE INTO outbox_done (id) VALUES (?)", (name,))
             c.execute("DELETE FROM outbox_done WHERE seq <= (SELECT max(seq) FROM outbox_done) - ?", (REMEMBERED,))
-            _count(c, "called")
+            add_count(c, "called")
         return True
 
     def close(self) -> None:
@@ -330,7 +302,7 @@ class Outbox:
     def _transaction(self, at: float | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction that first deletes expired entries."""
         with self._database.transaction() as c:
-            _tidy(c, self.clock() if at is None else at, self.ttl_s)
+            tidy(c, self.clock() if at is None else at, self.ttl_s)
             yield c
 
     def _change(self, change: str, values: tuple[Any, ...], name: str, *, count: str | None = None) -> None:
@@ -338,30 +310,7 @@ class Outbox:
             statement = f"UPDATE outbox_entries SET {change} WHERE id = ? AND state = 'waiting'"  # noqa: S608 - constants
             n = c.execute(statement, (*values, name)).rowcount
             if count is not None:
-                _count(c, count, n)
-
-    def _room(self, c: sqlite3.Connection, size: int, importance: float) -> Sequence[tuple[int, str]] | None:
-        """(seq, id) of the entries to evict for `size` more bytes; None: the new entry is rejected."""
-        (total,) = c.execute("SELECT n FROM outbox_counts WHERE name = 'bytes'").fetchone()
-        over, gone = total + size - self.max_bytes, list[tuple[int, str]]()
-        if over <= 0:
-            return gone
-        if self.drop_policy == "newest" or size > self.max_bytes:
-            return None
-        by = "seq" if self.drop_policy == "oldest" else "importance, seq"
-        most = importance if self.drop_policy == "least_important" else float("inf")
-        for which in ("!=", "="):
-            rows = c.execute(
-                f"SELECT seq, id, bytes FROM outbox_entries WHERE state {which} 'answered' AND importance <= ?"  # noqa: S608 - constants
-                f" ORDER BY {by}",
-                (most,),
-            )
-            for seq, name, freed in rows:
-                gone.append((seq, name))
-                over -= freed
-                if over <= 0:
-                    return gone
-        return None
+                add_count(c, count, n)
 
     def _tell(self) -> None:
         for f in self._listeners:
@@ -371,21 +320,3 @@ class Outbox:
 def _text(error: str) -> str:
     """The error truncated, and without lone surrogates, which cannot be stored."""
     return error[:MOST_TEXT].encode(errors="replace").decode()
-
-
-def _tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
-    """Replaces timestamps of a wrong clock (before 2020, or in the future), and deletes expired entries."""
-    if at < TRUSTED_S:
-        return
-    c.execute(
-        "UPDATE outbox_entries SET ready_at = CASE WHEN attempts THEN :at ELSE :at + max(0, ready_at - since) END, since = :at,"
-        " queued_at = CASE WHEN queued_at > :at OR queued_at < :trusted THEN :at ELSE queued_at END"
-        " WHERE since > :at OR since < :trusted",
-        {"at": at, "trusted": TRUSTED_S},
-    )
-    _count(c, "dropped_expired", c.execute("DELETE FROM outbox_entries WHERE since < ?", (at - ttl_s,)).rowcount)
-
-
-def _count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
-    if n:
-        c.execute("INSERT INTO outbox_counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n", (name, n))

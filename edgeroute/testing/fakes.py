@@ -1,0 +1,71 @@
+"""Scripted edge models and clouds, in process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from edgeroute.types import StopToken
+
+Answers: TypeAlias = Sequence[Any] | Callable[[Any], Any]
+"""Scripted answers: `(value, confidence)` pairs, one per run, the last one repeated; or a function of the input.
+An exception in place of a pair is raised."""
+
+
+class FakeCloud:
+    """A scripted cloud, or edge: a callable of one input. Its attributes may be read from any thread.
+
+    Args:
+        answers: see `Answers`.
+        gate: if given, each run waits for this event before it answers.
+
+    Attributes:
+        runs: number of inputs received.
+        begun: set when the first run has started.
+    """
+
+    def __init__(self, answers: Answers, *, gate: threading.Event | None = None) -> None:
+        self.runs, self.begun = 0, threading.Event()
+        self._answers, self._gate, self._lock = answers, gate, threading.Lock()
+
+    def __call__(self, x: Any) -> Any:
+        """The next answer."""
+        with self._lock:
+            run, self.runs = self.runs, self.runs + 1
+        self.begun.set()
+        if self._gate is not None:
+            self._gate.wait()
+        answers = self._answers
+        answer = answers(x) if callable(answers) else answers[min(run, len(answers) - 1)]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class FakeModel(FakeCloud):
+    """A scripted `EdgeModel`. Like most models it cannot be stopped; it records that a stop was requested.
+
+    Args:
+        answers: see `Answers`.
+        gate: if given, each run waits for this event before it answers.
+        name: of the model, where there are several.
+
+    Attributes:
+        runs: number of inputs received.
+        begun: set when the first run has started.
+        cancelled: set when a run was requested to stop.
+    """
+
+    labels: tuple[str, ...] | None = None
+    kind = "answers"
+
+    def __init__(self, answers: Answers, *, gate: threading.Event | None = None, name: str = "fake") -> None:
+        super().__init__(answers, gate=gate)
+        self.name, self.cancelled = name, threading.Event()
+
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
+        """One answer per input."""
+        if cancel is not None:
+            cancel.on_ask(self.cancelled.set)
+        return [self(x) for x in inputs]

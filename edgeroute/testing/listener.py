@@ -1,0 +1,103 @@
+"""A TCP server on 127.0.0.1 with an event loop and thread of its own: the base of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+
+class Listener(ABC):
+    """A TCP server on a free port of 127.0.0.1, with its own event loop and thread, started on construction."""
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        self.port = self.connections = 0
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._lock = threading.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ended = asyncio.Event()
+        ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main(ready)), name="edgeroute-testing", daemon=True)
+        self._thread.start()
+        self._loop = ready.result()
+
+    @property
+    def url(self) -> str:
+        """http://127.0.0.1:PORT, or https."""
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        """Closes all connections, the listener and the thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+
+    async def _main(self, ready: Future[asyncio.AbstractEventLoop]) -> None:
+        try:
+            await self._listen()
+        except BaseException as e:
+            ready.set_exception(e)
+            raise
+        ready.set_result(asyncio.get_running_loop())
+        await self._ended.wait()
+        self._deafen()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def _deafen(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "asyncio runs this in a task"
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            await self._serve(reader, writer)
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # the peer disconnected, or close() was called: this connection ends
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    @abstractmethod
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Handles one connection until it ends."""
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the loop from another thread -> its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+async def finish(writer: asyncio.StreamWriter) -> None:
+    """Flushes and closes a connection (FIN)."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -1,0 +1,91 @@
+"""An HTTP server that sends given bytes as its reply, valid or not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+
+from edgeroute.testing.listener import Listener, finish
+
+
+class CannedServer(Listener):
+    """An HTTP server that answers every request with exactly these bytes.
+
+    Args:
+        reply: status line, headers and body, as from `http_reply`, or a function of the request that returns them; None:
+            never answers. The function runs on the event loop, so it must not block; an OSError that it raises closes the
+            connection.
+        close: close the connection after each reply, or keep it alive.
+        tls: serve https with this context.
+
+    Attributes:
+        requests: received requests, head and body.
+        connections: number of connections accepted (after the TLS handshake).
+        hung_up: number of connections closed by the client.
+    """
+
+    def __init__(
+        self, reply: bytes | Callable[[bytes], bytes | None] | None, *, close: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.requests: list[bytes] = []
+        self.hung_up = 0
+        self._reply, self._close = reply, close
+        self._changed = threading.Condition()
+        super().__init__(tls)
+
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+        """Blocks until `condition()`, over this server's attributes, is true.
+
+        Raises:
+            TimeoutError: not within `timeout_s` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, timeout_s):
+                raise TimeoutError(f"after {timeout_s} s: {len(self.requests)} requests, {self.hung_up} connections hung up")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+                request = head + await reader.readexactly(_length(head))
+            except (OSError, asyncio.IncompleteReadError):
+                self._note(hung_up=1)
+                return
+            self._note(request)
+            reply = self._reply(request) if callable(self._reply) else self._reply
+            if reply is None:
+                with contextlib.suppress(OSError):
+                    await reader.read()
+                self._note(hung_up=1)
+                return
+            writer.write(reply)
+            await writer.drain()
+            if self._close:
+                await finish(writer)
+                return
+
+    def _note(self, *requests: bytes, hung_up: int = 0) -> None:
+        with self._changed:
+            self.requests += requests
+            self.hung_up += hung_up
+            self._changed.notify_all()
+
+
+def http_reply(
+    body: bytes = b"", *, status: int = 200, headers: Sequence[tuple[str, str]] = (), length: int | None = None
+) -> bytes:
+    """Builds an HTTP reply as bytes. `length`: the Content-Length header; None: the body's length."""
+    said = [("Content-Length", str(len(body) if length is None else length)), *headers]
+    head = "".join(f"{name}: {value}\r\n" for name, value in said)
+    return f"HTTP/1.1 {status} -\r\n{head}\r\n".encode("latin-1") + body
+
+
+def _length(head: bytes) -> int:
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.lower() == b"content-length":
+            return int(value)
+    return 0

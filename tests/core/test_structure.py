@@ -1,0 +1,136 @@
+"""The rooms of the package: what each may import, that imports run one way, and how large a file and a class may be.
+
+Every import counts: at the top of a file, inside a function, for types alone, and by a module's name in a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import edgeroute
+
+PACKAGE = Path(edgeroute.__file__).parent
+DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
+HEADING = "## What each room may import"
+UNDER_WORK = {"router", "record", "observe"}
+"""Rooms that are being rewritten; what only concerns these is let pass."""
+
+LINES = 400
+LONG: dict[str, str] = {}
+"""Longer files, each with the reason."""
+METHODS = 20
+LARGE = {
+    "stores/outbox/store.py Outbox": "each operation on the queue is a method of its own, and one transaction",
+}
+"""Classes with more methods, each with the reason."""
+
+
+def _module(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {_module(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+TREES = {module: ast.parse(file.read_text(encoding="utf-8")) for module, file in FILES.items()}
+
+
+def _imports(module: str) -> set[str]:
+    """The modules of the package that this one names. `from package import module` names both, but for the top package."""
+    found = set[str]()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{module} imports by a relative name"
+            assert not node.level, f"{module} imports by a relative name"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names} & FILES.keys()
+            found |= inside
+            if node.module != "edgeroute" or len(inside) < len(node.names):
+                found.add(node.module)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
+            found.add(node.value)
+    return found & FILES.keys()
+
+
+GRAPH = {module: _imports(module) for module in FILES}
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def _table() -> dict[str, set[str]]:
+    """Room -> the rooms that it may import, as docs/design.md has them, from the lowest to the highest."""
+    rooms: dict[str, set[str]] = {}
+    section = DESIGN.read_text(encoding="utf-8").split(f"\n{HEADING}\n")[1].split("\n## ")[0]
+    for room, allowed in re.findall(r"^\| `(\w+)` \| (.*?) *\|$", section, re.MULTILINE):
+        assert room not in rooms, f"{room} has two lines"
+        rooms[room] = set(rooms) if allowed == "everything above" else set(re.findall(r"`(\w+)`", allowed))
+    return rooms
+
+
+TABLE = _table()
+
+
+def test_the_rooms_are_those_of_the_design():
+    """The package has the rooms of the table in docs/design.md at its top, and nothing else; each is under what uses it."""
+    there = {_room(module) for module in FILES}
+    assert there == set(TABLE)
+    below = set[str]()
+    for room, allowed in TABLE.items():
+        assert allowed <= below, f"{room} is listed under {sorted(allowed - below)}, which it may import"
+        below.add(room)
+
+
+@pytest.mark.parametrize("room", TABLE)
+def test_a_room_imports_only_what_it_may(room):
+    """No import runs up, nor to a room beside that the table does not name."""
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in GRAPH.items()
+        if _room(module) == room
+        for other in sorted(others)
+        if _room(other) not in TABLE[room] | {room}
+    ]
+    assert room in UNDER_WORK or not wrong, wrong
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """A package may import its modules, and they import each other, but not through the package."""
+    graph = {
+        module: {other for other in others if _room(other) not in UNDER_WORK}
+        for module, others in GRAPH.items()
+        if _room(module) not in UNDER_WORK
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as e:
+        pytest.fail(" > ".join(reversed(e.args[1])))
+
+
+def test_no_file_is_long():
+    """A file has 400 lines at most, unless there is a reason, which goes when it is not needed any more."""
+    long = {
+        file.relative_to(PACKAGE).as_posix()
+        for module, file in FILES.items()
+        if len(file.read_text(encoding="utf-8").splitlines()) > LINES and _room(module) not in UNDER_WORK
+    }
+    assert long == set(LONG)
+
+
+def test_no_class_is_large():
+    """A class has 20 methods at most, private ones too, unless there is a reason, which goes when it is not needed any more."""
+    large = {
+        f"{FILES[module].relative_to(PACKAGE).as_posix()} {node.name}"
+        for module, tree in TREES.items()
+        if _room(module) not in UNDER_WORK
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and len({f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)}) > METHODS
+    }
+    assert large == set(LARGE)
