@@ -30,8 +30,6 @@ MANY = 4000
 """The likelihood ratio is used for up to so many examples; for more, the difference loses nothing and is quicker."""
 TIED = 0.1
 """A block of equal scores is told about from this share on."""
-BINS = 32
-"""Of the scores' quantiles, which an online threshold counts by."""
 START = 0.2
 """The error among the accepted is first tested where this share is accepted: fewer prove little, and may end the walk."""
 
@@ -150,7 +148,6 @@ def calibrate(
         score=name,
         parameters=parameters or {},
         fingerprints=dict(fingerprints or {}),
-        quantiles=_quantiles(scores),
         disagreement=None if same is None else _at_most(np.count_nonzero(accepted & ~same), np.count_nonzero(accepted)),
     )
 
@@ -263,11 +260,6 @@ def _passed(ok: Bools) -> int:
 def _rounded(count: int) -> int:
     """Up to a power of two, so that tables are shared."""
     return 1 << count.bit_length()
-
-
-def _quantiles(scores: Floats) -> tuple[float, ...]:
-    known = scores[~np.isnan(scores)]
-    return tuple(np.quantile(known, np.arange(BINS + 1) / BINS).tolist()) if known.size else ()
 
 
 def _at_most(k: int | np.integer[Any], m: int | np.integer[Any]) -> float | None:

@@ -73,8 +73,6 @@ class Certificate(NamedTuple):
     """Of the score: what JSON can hold."""
     fingerprints: Mapping[str, str]
     """Of what is named in `BOUND_TO`; not all need be there."""
-    quantiles: tuple[float, ...] = ()
-    """The 0/32, 1/32 ... 32/32 quantiles of the examples' scores; empty: none had one."""
     disagreement: float | None = None
     """The share of accepted answers that differ from the cloud's is at most this, with 95 % confidence; None: not known."""
 
@@ -197,7 +195,6 @@ class Certificate(NamedTuple):
             "threshold": float(data["threshold"]),
             "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
             "deferral_interval": (low, high),
-            "quantiles": tuple(data["quantiles"]),
         }
         return cls(**{name: data[name] for name in cls._fields})
 

@@ -65,13 +65,6 @@ class Audit(Section):
         description='When the promise fails: `"tell"`: log, reasons and `edgeroute status` say so; `"raise"`: and half of what '
         'was accepted is deferred from then on, at each alarm; `"defer"`: and all of it.',
     )
-    budget: Share | None = Field(
-        None,
-        description="The share of requests that may be deferred: the threshold then follows what audits find, and is never below "
-        "the certified one. Without it: it stays.",
-    )
-    wrong_cost: values.Rate = Field(10.0, description="With a budget: what a wrong answer costs, in the unit of `call_cost`.")
-    call_cost: values.Rate = Field(1.0, description="With a budget: what asking the cloud costs.")
 
     def make(self) -> drift_monitor.Audit:
         """The rules."""
