@@ -7,16 +7,15 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
 from time import gmtime, strftime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.core.drift import Drift
-from edgeroute.core.policy import INF, Target
+from edgeroute.core.policy import INF, OnAlarm, Target
 
 SHOWN = 50
 """An alarm tells of so many audits."""
-OnAlarm = Literal["tell", "raise", "defer"]
 RECENT = 256
 """So many confidences of audited accepted answers are remembered: the threshold is raised to their median."""
 

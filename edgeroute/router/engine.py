@@ -19,11 +19,11 @@ from edgeroute.confidence.binding import effective_target
 from edgeroute.confidence.scores import Score
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan, Refusal, plan
-from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline, Saver
+from edgeroute.core.policy import INF, MODES, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.core.walk import Done, Emit, Outcome
 from edgeroute.edge.backend import EdgeBackend
-from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError
+from edgeroute.errors import BadInput, Closed, DeadlineExceeded, MayNotLeave, NoAnswer, PolicyError, nearest
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.sensors import Sensors
@@ -31,8 +31,8 @@ from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.record.trace import Trace
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import Route
-from edgeroute.router.snapshot import Snapshot, Uncalibrated, fingerprints, make, nearest
-from edgeroute.system import Workers, renew_after_fork
+from edgeroute.router.snapshot import Snapshot, fingerprints, make
+from edgeroute.system import Workers, file_stamp, renew_after_fork
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Routing:
             PolicyError: one message with everything that is wrong, and the nearest valid name.
         """
         path = Path(path)
-        seen = _stamp(path)  # before it is read: a change from now on is noticed
+        seen = file_stamp(path)  # before it is read: a change from now on is noticed
         router = cls(**_read(path, more))
         router._policy_file, router._more = path, more
         if watch:
@@ -510,7 +510,7 @@ class Routing:
     def _watch(self, path: Path, seen: tuple[int, int] | None) -> None:
         """Reloads when the file has changed, once a second at most, until the router is closed."""
         while not self._unwatch.wait(1.0):
-            now = _stamp(path)
+            now = file_stamp(path)
             if now is not None and now != seen:
                 seen = now
                 try:
@@ -553,14 +553,6 @@ def _recall(cache: Cache | None, offline: str) -> Caching | None:
 def _is_fatal(outcome: Outcome) -> bool:
     """The input itself was wrong: nobody is to be asked about it later either."""
     return any(what == "failed" and isinstance(detail, BadInput) for what, _, _, detail in outcome.log) and outcome.leg is None
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
 
 
 def _no_answer(made: Plan, outcome: Outcome, note: str) -> BaseException:
