@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system import now
 
@@ -164,8 +165,8 @@ class Certificate(NamedTuple):
         return {
             "version": VERSION,
             **self._asdict(),
-            "threshold": _plain(self.threshold),
-            "thresholds": {label: _plain(t) for label, t in self.thresholds.items()},
+            "threshold": finite(self.threshold),
+            "thresholds": {label: finite(t) for label, t in self.thresholds.items()},
             "guarantee": self.guarantee,
         }
 
@@ -201,11 +202,6 @@ class Certificate(NamedTuple):
 
 def _checksum(data: Mapping[str, Any]) -> str:
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _plain(threshold: float) -> float | str:
-    """JSON has no infinity."""
-    return str(threshold) if threshold in {INF, -INF} else threshold
 
 
 def _percent(share: float) -> str:
