@@ -39,7 +39,7 @@ def finite(value):
 
 @given(values)
 @example(2**70 + 1)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_was_written_is_read(value):
     """To the last bit of a number; what JSON has no words for is null, and never a word of Python's."""
     text = json_dumps(value)
