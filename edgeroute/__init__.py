@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         Unreachable,
     )
     from edgeroute.observe.sensors import Reading
-    from edgeroute.observe.stats import LegStats, Stats
-    from edgeroute.record.drift_monitor import Audit, AuditStats
+    from edgeroute.observe.stats import AuditStats, LegStats, Stats
+    from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.trace import Trace
     from edgeroute.router.aio import AsyncRouter
     from edgeroute.router.preflight import Check, Decision
@@ -65,11 +65,11 @@ _HOMES = {
     "Router": "router.router",
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
-    **dict.fromkeys(("Audit", "AuditStats"), "record.drift_monitor"),
+    "Audit": "record.drift_monitor",
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
     **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
     **dict.fromkeys(("Check", "Decision"), "router.preflight"),
-    **dict.fromkeys(("LegStats", "Stats"), "observe.stats"),
+    **dict.fromkeys(("AuditStats", "LegStats", "Stats"), "observe.stats"),
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
         (

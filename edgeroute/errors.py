@@ -22,7 +22,7 @@ EdgerouteError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 INPUTS_OWN = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
 """Statuses that say something about this very input, and not about the endpoint."""
@@ -125,3 +125,12 @@ class StoreError(EdgerouteError, OSError):
 
 class Closed(EdgerouteError, RuntimeError):
     """The router was closed."""
+
+
+def nearest(word: object, valid: Iterable[str]) -> str:
+    """What a message says after a word that is not valid: the valid one that is close to it, or else all of them."""
+    from difflib import get_close_matches
+
+    text, words = str(word), list(valid)
+    near = get_close_matches(text, words, 1) or get_close_matches(text.lower().replace("-", "_"), words, 1)
+    return f'did you mean "{near[0]}"?' if near else f"expected one of {', '.join(words)}"

@@ -1,18 +1,25 @@
-"""What touches the machine: the time of day, threads, and what a forked child must not inherit."""
+"""What touches the machine: time of day, files, threads, what a forked child must not inherit; JSON by what is installed."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import isfinite
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 from weakref import WeakSet
 
 log = logging.getLogger("edgeroute")
+try:
+    import orjson
+except ImportError:  # pragma: no cover - one of the two is there
+    orjson = None  # type: ignore[assignment]
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
@@ -30,6 +37,74 @@ def now() -> float:
     A clock that is set while the process runs, by hand or by a time server, ends no day, no hour and no time to live.
     """
     return _elapsed() + _OFFSET
+
+
+def file_stamp(path: Path) -> tuple[int, int] | None:
+    """The file's time of change and its size, which differ once it was written anew; None: there is none to be read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays: bool = False) -> bytes:
+    """Compact JSON, with either library: NaN and infinities, for which it has no words, become null.
+
+    Args:
+        data: integers of more than 64 bits and halves of surrogate pairs may be in it.
+        default: what it makes of a value of another type is written instead.
+        arrays: flat numpy arrays are written as they are, as lists, where the library can, and else go to `default`.
+
+    Raises:
+        TypeError: a value is of no type that JSON has.
+    """
+    if orjson is not None:
+        try:
+            return orjson.dumps(data, default, orjson.OPT_SERIALIZE_NUMPY if arrays else None)
+        except TypeError:  # what it does not take, Python's own may; `suppress` would double the time
+            pass
+    try:
+        return json.dumps(data, default=default, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:
+        return json.dumps(plain(data), separators=(",", ":")).encode()
+
+
+def json_loads(text: bytes | memoryview, *, exact: bool = False) -> Any:
+    """What a JSON text in UTF-8 says.
+
+    Args:
+        text: of Python's own words, NaN and Infinity, none is taken for a number, with either library.
+        exact: integers of more than 64 bits stay integers, halves of surrogate pairs what they are; it may take twice as long.
+
+    Raises:
+        ValueError: that is no JSON.
+        RecursionError: it is too deep.
+    """
+    if orjson is None or exact:
+        return _DECODER.decode(str(text, "utf-8"))
+    return orjson.loads(text)
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number there")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number)
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's own types: numpy's become Python's, NaN and infinities None, and what has no counterpart text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    listed = value.tolist() if hasattr(value, "tolist") else value  # numpy's, without importing it
+    return str(value) if type(listed) is type(value) else plain(listed)
 
 
 class _Forkable(Protocol):

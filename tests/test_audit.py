@@ -345,18 +345,6 @@ def test_without_an_audit_to_tell_where_half_is_all_is_deferred(certificate, cap
     assert any("all is deferred from now on; calibrate again" in r.getMessage() for r in caplog.records)
 
 
-def test_a_budget_lets_the_threshold_follow(certificate):
-    """A cloud that disagrees with what is sure costs more than calls do: more is deferred, and never less than certified."""
-    rng = np.random.default_rng(2)
-    cloud = FakeCloud(lambda x: "b" if x < 0.6 else "a")
-    with Router(edge, cloud, threshold=certificate, audit=Audit(share=1, budget=0.9)) as router:
-        for x in rng.uniform(size=1500).tolist():
-            router.infer(x)
-            idle(router)
-        assert 0.5 < router.engine.snapshot.targets[0].threshold < 0.75
-        assert router.engine.snapshot.targets[0].label.startswith(("loss", "uncalibrated: drift"))
-
-
 def test_a_reload_keeps_what_is_known_of_the_same_certificate(certificate, tmp_path, caplog):
     """With another threshold it begins anew."""
     caplog.set_level(logging.CRITICAL)
@@ -394,20 +382,6 @@ def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(c
             assert not router.stats().audits[0].alarm
 
 
-def test_a_reload_whose_threshold_cannot_follow_the_budget_changes_nothing(certificate, tmp_path):
-    """The policy in force stays, whole."""
-    certificate.save(tmp_path / "c.json")
-    policy = tmp_path / "policy.toml"
-    text = 'threshold = "c.json"\n[audit]\nbudget = "50%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
-    policy.write_text(text)
-    with Router.from_policy(policy, edge=edge, cloud=right) as router:
-        before = router.engine.snapshot
-        policy.write_text(text.replace('"c.json"', "0.9"))
-        with pytest.raises(PolicyError, match="there is no certificate"):
-            router.reload()
-        assert router.engine.snapshot is before
-
-
 # ----------------------------------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("audit", "says"),
@@ -415,9 +389,6 @@ def test_a_reload_whose_threshold_cannot_follow_the_budget_changes_nothing(certi
         (Audit(share=1.5), "share is 0 to 1"),
         (Audit(share=float("nan")), "share is 0 to 1"),
         (Audit(on_alarm="panic"), "on_alarm is 'tell', 'raise' or 'defer'"),
-        (Audit(budget=0), "budget is a share"),
-        (Audit(budget=0.5, wrong_cost=0), "wrong_cost and call_cost are more than 0"),
-        (Audit(budget=0.5), "there is no certificate"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(audit, says):
@@ -426,20 +397,11 @@ def test_rules_that_cannot_be_meant_are_refused(audit, says):
         Router(edge, right, threshold=0.5, audit=audit)
 
 
-def test_a_budget_needs_a_threshold_that_may_be_raised(certificate):
-    """A promise of few deferrals does not allow it, and one for each class has no one threshold."""
-    for wrong_kind in (certificate._replace(kind="max_defer"), certificate._replace(thresholds={"a": 0.5})):
-        with pytest.raises(PolicyError, match="with a budget the threshold is raised"):
-            Router(edge, right, threshold=wrong_kind, audit=Audit(budget=0.5))
-    with pytest.raises(PolicyError, match="none had one"):
-        Router(edge, right, threshold=certificate._replace(quantiles=()), audit=Audit(budget=0.5))
-
-
 # ----------------------------------------------------------------------------------------------------- by themselves
-def a_watch(certificate, **audit):
+def a_watch(certificate):
     from edgeroute.confidence.binding import BoundCertificate
 
-    return DriftMonitor(BoundCertificate(certificate, {}, 1e9), Audit(**audit))
+    return DriftMonitor(BoundCertificate(certificate, {}, 1e9), Audit())
 
 
 def test_the_limit_is_what_calibration_saw_and_what_the_promise_allows(certificate):
@@ -458,16 +420,16 @@ def test_the_limit_is_what_calibration_saw_and_what_the_promise_allows(certifica
 
 def test_what_is_dumped_is_taken_up(certificate):
     """By a watch of the same certificate alone; and of garbage nothing."""
-    watch = a_watch(certificate, budget=0.5)
+    watch = a_watch(certificate)
     for i in range(300):
         watch.compared(0.3 + i / 1000, agrees=i % 100 > 0, accepted=True)
     watch.counted(640, 200)
     dumped = json.loads(json.dumps(watch.dump()))
-    again = a_watch(certificate, budget=0.5)
+    again = a_watch(certificate)
     again.load(dumped)
     assert {**json.loads(json.dumps(again.dump())), "judged": 640, "deferred": 200} == dumped
-    other = a_watch(certificate._replace(n=1), budget=0.5)
+    other = a_watch(certificate._replace(n=1))
     other.load(dumped)
     assert other.audited == 0
-    for broken in ({}, {"certificate": certificate.checksum}, {**dumped, "drift": 3, "online": 4, "alarm": 5, "audited": None}):
-        a_watch(certificate, budget=0.5).load(broken)
+    for broken in ({}, {"certificate": certificate.checksum}, {**dumped, "drift": 3, "alarm": 5, "audited": None}):
+        a_watch(certificate).load(broken)

@@ -28,8 +28,8 @@ from edgeroute import (
     TensorSpec,
     TimedOut,
     Unreachable,
+    system,
 )
-from edgeroute.cloud import base
 from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
 from edgeroute.cloud.http import FIRST_S, MOST_S, HttpClient, _wait
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
@@ -224,7 +224,7 @@ REPLIES = {
 @pytest.mark.parametrize("json_by", ["orjson", "json"])
 def test_a_bad_reply_says_what_is_wrong_with_it(case, json_by, monkeypatch):
     """With either JSON library."""
-    monkeypatch.setattr(base, "orjson", orjson if json_by == "orjson" else None)
+    monkeypatch.setattr(system, "orjson", orjson if json_by == "orjson" else None)
     body, message = REPLIES[case]
     with pytest.raises(BadReply, match=message if case != "infinite shape" else "broken JSON|OverflowError"):
         run(endpoint(output="y").talk([X]), said(body))
@@ -260,7 +260,7 @@ def test_a_damaged_reply_is_a_bad_reply_or_an_array(binary, json_by, data):
         tree["outputs"] = data.draw(st.just(tree["outputs"]) | jsons)
         body, headers = json.dumps(tree).encode(), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "orjson", orjson if json_by == "orjson" else None)
+        patch.setattr(system, "orjson", orjson if json_by == "orjson" else None)
         try:
             _, out = run(endpoint(binary=binary, output="y").talk([X]), Reply(200, headers, bytes(body)))
         except BadReply:

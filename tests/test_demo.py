@@ -17,16 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeroute import OnnxModel
-from edgeroute.cli.demo import curve
+from edgeroute.cli.demo.command import serving
 from edgeroute.cli.demo.data import IMAGES, LABELS, Images, read_idx, shipped, test_images, validation
-from edgeroute.cli.demo.measure import Run
-from edgeroute.cli.demo.page import page
-from edgeroute.cli.demo.report import Report, gained, notes, numbers, size
-from edgeroute.cli.demo.server import serving
-from edgeroute.cli.demo.show import show
-from edgeroute.cli.demo.threshold import Choice, choose, sweep
+from edgeroute.cli.demo.measure import Choice, Run, choose, sweep
+from edgeroute.cli.demo.report import Report, gained, in_terminal, notes, numbers, page, points, show, size
 from edgeroute.confidence.scores import msp
 from edgeroute.errors import BadInput, Unreachable
+from edgeroute.report.drawing import INK
 
 test_images.__test__ = False  # a function of the demo, not a test
 
@@ -222,14 +219,14 @@ def test_words(report):
 
 
 def test_the_curve_goes_through_what_was_measured(report):
-    x, y = curve.points(report)
+    x, y = points(report)
     assert (x[0], y[0], x[-1], y[-1]) == pytest.approx((0, 90, 100, 100))
     assert dict(zip(np.round(x), y, strict=True))[5] == pytest.approx(95)
 
 
 @pytest.mark.parametrize("width", [60, 80])
 def test_the_curve_fits_the_terminal(report, width):
-    drawn = curve.in_terminal(report, width=width)
+    drawn = in_terminal(report, width=width)
     assert max(map(len, drawn.splitlines())) == width
     assert "●" in drawn
     assert "\x1b" not in drawn
@@ -244,7 +241,7 @@ def test_files(report, tmp_path, capsys):
     assert "made &lt;up&gt;" in text
     assert "prefers-color-scheme: dark" in text
     assert "currentColor" in text
-    assert curve.INK not in text
+    assert INK not in text
     assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
     assert not re.search(r"(?:src|href)=\"(?!#)", text), "nothing is fetched"
 

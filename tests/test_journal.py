@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeroute import system
 from edgeroute.errors import StoreError
 from edgeroute.stores import journal
 from edgeroute.stores.journal import Journal, read
@@ -79,7 +80,7 @@ def make(path):
 def either(request, monkeypatch):
     """With the fast encoder and without."""
     if request.param == "json":
-        monkeypatch.setattr(journal, "orjson", None)
+        monkeypatch.setattr(system, "orjson", None)
 
 
 def test_lines(path, make):

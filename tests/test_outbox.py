@@ -29,11 +29,10 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
 from edgeroute.stores.outbox.delivery import backoff, longest
-from edgeroute.stores.outbox.inputs import plain
 from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
 from edgeroute.stores.outbox.store import COUNTED, ROW_BYTES
 from edgeroute.stores.outbox.tables import TRUSTED_S
-from edgeroute.system import now
+from edgeroute.system import now, plain
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # that it is safe beside threads is what is tested
 T0 = 1_800_000_000.0
@@ -563,7 +562,7 @@ def test_a_stored_input_cannot_run_code(tmp_path):
 def test_values_become_plain():
     """A value of numpy's, or of a kind that JSON lacks, is kept as what comes nearest."""
     x = {1: np.float32(0.5), "a": (np.arange(2), np.str_("s")), "n": float("nan"), "o": np.array([{1}], object), "s": {1}}
-    assert plain(x) == {"1": 0.5, "a": [[0, 1], "s"], "n": None, "o": "[{1}]", "s": "{1}"}
+    assert plain(x) == {"1": 0.5, "a": [[0, 1], "s"], "n": None, "o": ["{1}"], "s": "{1}"}
 
 
 # ----------------------------------------------------------------------------------------------------------------- disk

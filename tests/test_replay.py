@@ -698,9 +698,9 @@ def test_files_that_are_no_trace(tmp_path):
 def test_names_that_are_unknown():
     """The nearest right one is told."""
     records, _, setup = asked([(0.9, None)])
-    with pytest.raises(PolicyError, match="did you mean 'wifi'"):
+    with pytest.raises(PolicyError, match='did you mean "wifi"'):
         replay(collect(records), setup, network="wify")
-    with pytest.raises(PolicyError, match="did you mean 'hot'"):
+    with pytest.raises(PolicyError, match='did you mean "hot"'):
         replay(collect(records), setup, thermal="hott")
 
 
@@ -795,7 +795,7 @@ def test_the_command(tmp_path):
         ((tmp_path / "nowhere", "-p", policy), 1, "there is no such file"),
         ((policy, "-p", policy), 1, "lines that are no record"),
         ((trace, "-p", tmp_path / "none.toml"), 2, "no such file"),
-        ((trace, "-p", policy, "--network", "wify"), 2, "did you mean 'wifi'?"),
+        ((trace, "-p", policy, "--network", "wify"), 2, 'did you mean "wifi"?'),
         ((trace, "-p", policy, "--battery", "120%"), 2, "share"),
     ):
         found, out, err = cli(*arguments)

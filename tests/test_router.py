@@ -443,9 +443,9 @@ def test_a_failing_trace_function(caplog):
         ({"edge": edge, "mode": "only_cloud"}, "'only_cloud' needs cloud="),
         ({"edge": edge, "mode": "prefer_cloud"}, "'prefer_cloud' needs cloud="),
         ({"cloud": cloud, "mode": "only_edge"}, "'only_edge' needs edge="),
-        ({"edge": edge, "mode": "prefer_egde"}, "did you mean 'prefer_edge'"),
+        ({"edge": edge, "mode": "prefer_egde"}, 'did you mean "prefer_edge"'),
         ({"edge": edge, "no_confidence": "reject"}, "expected one of defer, accept"),
-        ({"edge": edge, "offline": "rais"}, "did you mean 'raise'"),
+        ({"edge": edge, "offline": "rais"}, 'did you mean "raise"'),
         ({"edge": edge, "deadline": 0}, "deadline and first_token are more than 0"),
         ({"edge": edge, "hedge_after": -1}, "hedge_after is seconds, 0 or more"),
         ({"edge": edge, "threshold": "high"}, "a threshold is a number or a certificate, not 'high'"),
@@ -470,7 +470,7 @@ def test_a_policy_that_does_not_fit_is_refused(given, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"mode": "only_egde"}, "did you mean 'only_edge'"),
+        ({"mode": "only_egde"}, 'did you mean "only_edge"'),
         ({"mode": "only_cloud"}, "needs cloud="),
         ({"deadline": -1}, "more than 0"),
     ],

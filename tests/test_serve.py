@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeroute import system
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.edge.card import Card
 from edgeroute.edge.onnx import OnnxModel
@@ -245,7 +246,7 @@ BAD = {
 def test_bad_request(client, monkeypatch, what, fast):
     """Each is a 400 that says so, with either JSON library."""
     if not fast:
-        monkeypatch.setattr(protocol, "orjson", None)
+        monkeypatch.setattr(system, "orjson", None)
     body = BAD[what] if isinstance(BAD[what], bytes) else json.dumps(BAD[what]).encode()
     reply = client.post(INFER, content=body)
     assert reply.status_code == 400, reply.text
@@ -370,7 +371,7 @@ def test_too_large_is_seen_while_reading():
 def test_no_number(monkeypatch, fast, dtype):
     """NaN and infinity become null, with either JSON library; numbers, integers and booleans keep their values."""
     if not fast:
-        monkeypatch.setattr(protocol, "orjson", None)
+        monkeypatch.setattr(system, "orjson", None)
     results = {
         "y": np.array([[np.nan, np.inf, -np.inf, 0.5]], dtype),
         "i": np.array([[2**63, 1]], np.uint64)[:, ::-1],

@@ -1,59 +1,83 @@
-"""The pool of threads."""
+"""JSON by either library, and what a file's stamp tells."""
 
 from __future__ import annotations
 
-import threading
+import json
+import os
+from math import inf, isfinite, nan
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from edgeroute import system
+from edgeroute.system import file_stamp, json_dumps, json_loads, plain
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
-def test_threads_are_used_again():
-    """One after the other needs one thread, however many jobs there are."""
-    workers, seen = Workers(), set()
-    for _ in range(20):
-        done, idle = threading.Event(), threading.Event()
-        workers.submit(lambda done=done: (seen.add(threading.current_thread()), done.set()))
-        assert done.wait(30)
-        while not workers._idle:  # the thread notes that it is free just after the job
-            idle.wait(0.001)
-    assert len(seen) == 1
-    workers.close()
+@pytest.fixture(params=["orjson", "json"], autouse=True)
+def library(request, monkeypatch):
+    """With the fast library and without."""
+    if request.param == "json":
+        monkeypatch.setattr(system, "orjson", None)
 
 
-def test_the_pool_has_a_limit():
-    """More jobs at once than there may be threads wait their turn, and all run."""
-    workers, gate, ran, lock = Workers(), threading.Event(), [], threading.Lock()
-    everything = threading.Event()
-
-    def job():
-        gate.wait(30)
-        with lock:
-            ran.append(1)
-            if len(ran) == MOST + 8:
-                everything.set()
-
-    for _ in range(MOST + 8):
-        workers.submit(job)
-    assert len(workers._threads) == MOST
-    gate.set()
-    assert everything.wait(30)
-    workers.close()
+def finite(value):
+    """The value as JSON has it."""
+    if isinstance(value, list):
+        return [finite(part) for part in value]
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def test_idle_threads_end():
-    """A thread without work for a while ends, and a later job gets a new one."""
-    workers = Workers(idle_s=0.01)
-    for _ in range(2):
-        threads = []
-        done = threading.Event()
-        workers.submit(lambda threads=threads, done=done: (threads.append(threading.current_thread()), done.set()))
-        assert done.wait(30)
-        threads[0].join(30)
-        assert not threads[0].is_alive()
-        assert workers._threads == set()
-    workers.close()
+@given(values)
+@example(2**70 + 1)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_was_written_is_read(value):
+    """To the last bit of a number; what JSON has no words for is null, and never a word of Python's."""
+    text = json_dumps(value)
+    assert json_loads(text, exact=True) == finite(value)
+    assert json.loads(text) == finite(value)
 
 
-def test_close_from_a_job():
-    """A job may close the pool that runs it."""
-    workers, closed = Workers(), threading.Event()
-    workers.submit(lambda: (workers.close(), closed.set()))
-    assert closed.wait(30)
+@pytest.mark.parametrize("word", ["NaN", "-Infinity", "Infinity"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_pythons_own_words_are_no_json(word, exact):
+    """A text is taken or refused whichever library is installed."""
+    with pytest.raises(ValueError, match=r"no number there|line 1 column"):
+        json_loads(f'{{"a": {word}}}'.encode(), exact=exact)
+
+
+def test_what_json_has_no_type_for_goes_to_default():
+    """Or is an error; arrays are written as they are where that is asked for, whatever numbers are in them."""
+    assert json_dumps({"a": {1}}, sorted) == b'{"a":[1]}'
+    with pytest.raises(TypeError):
+        json_dumps({"a": {1}})
+    array = np.array([0.5, nan])
+    assert json_dumps([array], plain, arrays=True) == b"[[0.5,null]]"
+    assert json_dumps([inf, array[::-1]], plain) == b"[null,[null,0.5]]"
+
+
+def test_a_value_whose_list_is_itself_becomes_text():
+    """Extended precision has no counterpart among Python's numbers."""
+    assert plain([np.longdouble(0.5), np.float64(0.5), np.bool_(True)]) == ["0.5", 0.5, True]
+
+
+def test_a_file_that_was_written_anew_has_another_stamp(tmp_path):
+    """By its time or its size; where there is none to be read there is no stamp."""
+    path = tmp_path / "p"
+    assert file_stamp(path) is None
+    path.write_bytes(b"1")
+    first = file_stamp(path)
+    assert first == file_stamp(path)
+    os.utime(path, ns=(0, 0))
+    second = file_stamp(path)
+    path.write_bytes(b"12")
+    assert len({first, second, file_stamp(path)}) == 3

@@ -14,6 +14,7 @@ from edgeroute import system
 from edgeroute.cli.examples import Data, DataClass, EdgeNumber, Every, examples, given, plain
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
+from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError, RuntimeMissing, StoreError
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
     return {
         "n": evaluation.n,
         "labelled": evaluation.labelled,
-        "threshold": _plain(evaluation.threshold),
-        "thresholds": {label: _plain(t) for label, t in evaluation.thresholds.items()},
+        "threshold": finite(evaluation.threshold),
+        "thresholds": {label: finite(t) for label, t in evaluation.thresholds.items()},
         "accuracy": {side: _share(found) for side, found in evaluation.accuracy().items()},
         "deferral": _share(evaluation.deferral),
         "latency_s": {
@@ -186,8 +187,3 @@ def _interval(found: Share) -> str:
 
 def _share(found: Share) -> dict[str, Any]:
     return {**found._asdict(), "value": found.value if found.of else None}
-
-
-def _plain(threshold: float) -> float | str:
-    """JSON has no infinity."""
-    return str(threshold) if threshold in {inf, -inf} else threshold

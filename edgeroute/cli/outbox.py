@@ -180,7 +180,7 @@ def _shown(cell: object) -> str:
 
 
 def _dumps(value: Any) -> str:
-    from edgeroute.stores.outbox.inputs import plain
+    from edgeroute.system import plain
 
     return json.dumps(plain(value))
 

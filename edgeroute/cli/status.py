@@ -13,6 +13,7 @@ from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
+from edgeroute.core.explain import finite
 
 if TYPE_CHECKING:
     from edgeroute.cli.kept import Value
@@ -128,7 +129,7 @@ def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | 
         watch.load(dumped)
         target = watch.target(target)
     found = _of_dump(target.name, dumped if dumped is not None and (fits or certificate is None) else {})
-    found = found._replace(threshold=_plain(target.threshold), promise=target.label)
+    found = found._replace(threshold=finite(target.threshold), promise=target.label)
     if certificate is None:
         return found
     return found._replace(made=certificate.date, age_days=_age_days(certificate.date), usual=certificate.deferral_interval)
@@ -141,7 +142,7 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
     alarm, threshold, usual = dumped.get("alarm"), dumped.get("threshold"), dumped.get("deferral_interval")
     return Edge(
         target=name,
-        threshold=None if threshold is None else _plain(float(threshold)),
+        threshold=None if threshold is None else finite(float(threshold)),
         promise=str(dumped.get("label", "")),
         made=dumped.get("date"),
         age_days=None if dumped.get("date") is None else _age_days(dumped["date"]),
@@ -226,11 +227,6 @@ def _age_days(made: str) -> int:
 
 def _count(value: Any) -> int:
     return int(value) if isinstance(value, int | float) and 0 <= value < inf else 0
-
-
-def _plain(threshold: float | None) -> float | str | None:
-    """JSON has no infinity."""
-    return str(threshold) if threshold in {inf, -inf} else threshold
 
 
 def _ms(seconds: float | None) -> str:

@@ -6,7 +6,6 @@ same one serves threads and asyncio.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,11 +15,7 @@ from urllib.parse import urlsplit
 
 from edgeroute.core.policy import Terms
 from edgeroute.errors import BadReply, PolicyError, Refused
-
-try:
-    import orjson
-except ImportError:  # pragma: no cover - one of the two is there
-    orjson = None  # type: ignore[assignment]
+from edgeroute.system import json_loads
 
 
 class Call(NamedTuple):
@@ -201,11 +196,6 @@ def bare(url: str) -> str:
     return scheme + mark + re.split(r"[?#]", rest.rpartition("@")[2])[0]
 
 
-def dumps(data: Any) -> bytes:
-    """Compact JSON."""
-    return orjson.dumps(data) if orjson is not None else json.dumps(data, separators=(",", ":")).encode()
-
-
 def loads(body: bytes | memoryview, where: str) -> Any:
     """Parses a reply's body as JSON.
 
@@ -213,7 +203,7 @@ def loads(body: bytes | memoryview, where: str) -> Any:
         BadReply: not JSON; the message says what it looks like instead.
     """
     try:
-        return orjson.loads(body) if orjson is not None else json.loads(bytes(body))
+        return json_loads(body)
     except (ValueError, RecursionError) as e:
         raise BadReply(f"{where} answered {looks_like(bytes(body[:200]))}, not JSON") from e
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.base import Address, Call, Reply, Talk, checked, dumps, loads, looks_like
+from edgeroute.cloud.base import Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.edge.card import Array, Card, stack
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
+from edgeroute.system import json_dumps
 from edgeroute.types import TensorSpec
 
 DTYPES = {
@@ -176,7 +177,7 @@ class OpenInference:
             head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
         elif binary:
             head["parameters"] = {"binary_data_output": True}
-        text = dumps(head)
+        text = json_dumps(head)
         if not binary:
             return Call("POST", f"{self.path}/infer", [JSON], text)
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], b"".join([text, *parts]))

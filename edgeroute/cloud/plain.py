@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.base import Address, Call, Reply, Talk, dumps, loads
+from edgeroute.cloud.base import Address, Call, Reply, Talk, loads
 from edgeroute.errors import BadReply, Unreachable
+from edgeroute.system import json_dumps
 
 
 class PlainJson:
@@ -86,7 +87,7 @@ class PlainJson:
         return [(self._pick(said, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
-        return Call("POST", self.address.path or "/", [("Content-Type", "application/json")], dumps(self._encode(x)))
+        return Call("POST", self.address.path or "/", [("Content-Type", "application/json")], json_dumps(self._encode(x)))
 
     def _numbers(self, said: Any, path: str) -> Any:
         try:

@@ -20,8 +20,6 @@ from edgeroute.system import now
 
 TIED = 0.1
 """Share of examples with one tied score above which a warning is given."""
-BINS = 32
-"""Quantile bins of the scores, stored in the certificate."""
 
 
 def calibrate(
@@ -140,7 +138,6 @@ def calibrate(
         score=name,
         parameters=parameters or {},
         fingerprints=dict(fingerprints or {}),
-        quantiles=_quantiles(scores),
         disagreement=None if same is None else _at_most(np.count_nonzero(accepted & ~same), np.count_nonzero(accepted)),
     )
 
@@ -167,11 +164,6 @@ def crossfit(fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, fold
         out = np.flatnonzero(fold == i)
         scores[out] = fit(np.flatnonzero(fold != i))(out)
     return scores
-
-
-def _quantiles(scores: Floats) -> tuple[float, ...]:
-    known = scores[~np.isnan(scores)]
-    return tuple(np.quantile(known, np.arange(BINS + 1) / BINS).tolist()) if known.size else ()
 
 
 def _at_most(k: int | np.integer[Any], m: int | np.integer[Any]) -> float | None:

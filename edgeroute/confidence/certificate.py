@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system import now
 
@@ -73,8 +74,6 @@ class Certificate(NamedTuple):
     """Of the score, JSON-serialisable."""
     fingerprints: Mapping[str, str]
     """Keys of `BOUND_TO` -> fingerprint; not all need be there."""
-    quantiles: tuple[float, ...] = ()
-    """The 0/32, 1/32 ... 32/32 quantiles of the examples' scores; empty: none had one."""
     disagreement: float | None = None
     """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's; None: unknown."""
 
@@ -166,8 +165,8 @@ class Certificate(NamedTuple):
         return {
             "version": VERSION,
             **self._asdict(),
-            "threshold": _plain(self.threshold),
-            "thresholds": {label: _plain(t) for label, t in self.thresholds.items()},
+            "threshold": finite(self.threshold),
+            "thresholds": {label: finite(t) for label, t in self.thresholds.items()},
             "guarantee": self.guarantee,
         }
 
@@ -197,18 +196,12 @@ class Certificate(NamedTuple):
             "threshold": float(data["threshold"]),
             "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
             "deferral_interval": (low, high),
-            "quantiles": tuple(data["quantiles"]),
         }
         return cls(**{name: data[name] for name in cls._fields})
 
 
 def _checksum(data: Mapping[str, Any]) -> str:
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _plain(threshold: float) -> float | str:
-    """JSON has no infinity."""
-    return str(threshold) if threshold in {INF, -INF} else threshold
 
 
 def _percent(share: float) -> str:

@@ -84,7 +84,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
             {
                 "leg": leg.name,
                 "side": leg.side,
-                "threshold": _finite(leg.threshold),
+                "threshold": finite(leg.threshold),
                 "label": leg.label,
                 "hedge_after_s": None if leg.hedge_after_s == INF else leg.hedge_after_s,
                 "rule": None if leg.permit is None else leg.permit.rule,
@@ -106,10 +106,10 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 def _plain(detail: object) -> object:
     if isinstance(detail, BaseException):
         return f"{type(detail).__name__}: {detail}"
-    return _finite(detail)
+    return finite(detail)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has neither NaN, which is no confidence, nor infinities, which are written out."""
     if value is None or value != value:  # noqa: PLR0124 - NaN, without an import
         return None

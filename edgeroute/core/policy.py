@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.egress import Rules
 
@@ -12,11 +12,16 @@ Side = Literal["edge", "cloud"]
 Offline = Literal["edge", "queue", "stale", "raise"]
 NoConfidence = Literal["defer", "accept"]
 CloudOrder = Literal["listed", "fastest"]
+Uncalibrated = Literal["tell", "error"]
+OnAlarm = Literal["tell", "raise", "defer"]
 Hedge = float | str
 """Seconds, a quantile of the edge's own latency such as "p90", or "auto"."""
 
-MODES: Final[tuple[Mode, ...]] = ("prefer_edge", "only_edge", "prefer_cloud", "only_cloud")
-OFFLINE: Final[tuple[Offline, ...]] = ("edge", "queue", "stale", "raise")
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
+NEEDS: Final[Mapping[str, Side]] = {"only_edge": "edge", "prefer_cloud": "cloud", "only_cloud": "cloud"}
+"""Mode -> the side without which it is refused."""
+HEDGE: Final = "p[1-9][0-9]|auto"
+"""Regular expression of a `Hedge` that is text."""
 INF: Final = float("inf")
 
 

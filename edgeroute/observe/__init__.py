@@ -1,0 +1,1 @@
+"""What is observed: latencies and counts, sensors, the network, the health of endpoints."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.walk import Mark, Outcome, judged
 from edgeroute.system import renew_after_fork
-
-if TYPE_CHECKING:
-    from edgeroute.record.drift_monitor import AuditStats
 
 TOGETHER = 64
 """So many requests are added up at a time, and any that was not simply accepted at once."""
@@ -38,6 +35,22 @@ class LegStats(NamedTuple):
     """closed, open or half-open; empty for an edge."""
     held: int
     """How often it was not asked, for a reason on this side: breaker, limits, consent."""
+
+
+class AuditStats(NamedTuple):
+    """The audits of one edge model, since its certificate was first used with this `state`."""
+
+    target: str
+    audited: int
+    """Accepted answers of which the cloud's is known, too."""
+    disagreed: int
+    """Those of them where the two differ."""
+    limit: float | None
+    """The share of them that the certificate allows; None: it says nothing of that."""
+    evidence: float
+    """Against that: at 10,000 there is an alarm. It takes that many audits on the average where nothing has changed."""
+    alarm: str
+    """Empty: none."""
 
 
 class Stats(NamedTuple):

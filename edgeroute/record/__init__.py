@@ -1,0 +1,1 @@
+"""What is recorded of each request: traces, instruments, audits, drift, checkpoints."""

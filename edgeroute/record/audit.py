@@ -15,7 +15,8 @@ from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF, Target
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
-from edgeroute.record.drift_monitor import Audit, AuditStats, DriftMonitor
+from edgeroute.observe.stats import AuditStats
+from edgeroute.record.drift_monitor import Audit, DriftMonitor
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
@@ -144,11 +145,9 @@ class Auditor:
         news = False
         with self._lock:
             for name, watch in self._watches.items():
-                before = watch.at_least
-                alarm = watch.counted(*self._counts.judged(name))
-                if alarm:
+                if watch.counted(*self._counts.judged(name)):
                     self._report(name, watch)
-                news = news or alarm or watch.at_least != before
+                    news = True
             self._note()
         if news:
             self._changed()
@@ -256,7 +255,3 @@ def _check(audit: Audit) -> None:
         raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
     if audit.on_alarm not in {"tell", "raise", "defer"}:
         raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")
-    if audit.budget is not None and not 0 < audit.budget <= 1:
-        raise PolicyError(f"audit: budget is a share of more than 0, up to 1, not {audit.budget!r}")
-    if not (audit.wrong_cost > 0 and audit.call_cost > 0):
-        raise PolicyError("audit: wrong_cost and call_cost are more than 0")

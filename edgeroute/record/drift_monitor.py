@@ -7,18 +7,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
 from time import gmtime, strftime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.core.drift import Drift
-from edgeroute.core.online import Online
-from edgeroute.core.policy import INF, Target
-from edgeroute.errors import PolicyError
+from edgeroute.core.policy import INF, OnAlarm, Target
+from edgeroute.observe.stats import AuditStats
 
 SHOWN = 50
 """An alarm tells of so many audits."""
-OnAlarm = Literal["tell", "raise", "defer"]
 RECENT = 256
 """So many confidences of audited accepted answers are remembered: the threshold is raised to their median."""
 
@@ -32,13 +30,6 @@ class Audit(NamedTuple):
     on_alarm: OnAlarm = "tell"
     """`tell`: the log, the reasons and `stats` say so; `raise`: and half of what was accepted is deferred from then on, at
     each alarm; `defer`: and all of it."""
-    budget: float | None = None
-    """The share of requests that may be deferred, 0..1: the threshold then follows what audits find, and is never below the
-    certified one. None: it stays."""
-    wrong_cost: float = 10.0
-    """With a budget: what a wrong answer costs, in the unit of `call_cost`."""
-    call_cost: float = 1.0
-    """With a budget: what it costs to ask the cloud."""
     agrees: Callable[[Any, Any], bool] | None = None
     """`f(edge's value, cloud's value)`, whether they are the same; None: they are equal."""
 
@@ -52,22 +43,6 @@ class Alarm(NamedTuple):
     action: OnAlarm
 
 
-class AuditStats(NamedTuple):
-    """The audits of one edge model, since its certificate was first used with this `state`."""
-
-    target: str
-    audited: int
-    """Accepted answers of which the cloud's is known, too."""
-    disagreed: int
-    """Those of them where the two differ."""
-    limit: float | None
-    """The share of them that the certificate allows; None: it says nothing of that."""
-    evidence: float
-    """Against that: at 10,000 there is an alarm. It takes that many audits on the average where nothing has changed."""
-    alarm: str
-    """Empty: none."""
-
-
 class DriftMonitor:
     """One edge model with a threshold. Not synchronised: whoever shares it between threads holds a lock.
 
@@ -75,8 +50,8 @@ class DriftMonitor:
         promise: what its threshold comes from; None: a plain number, about which there is nothing to be alarmed.
         audit: the rules.
 
-    Raises:
-        PolicyError: its threshold cannot follow a budget.
+    Attributes:
+        at_least: the threshold is this or higher, -inf for as certified: an alarm has raised it.
     """
 
     def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
@@ -85,16 +60,13 @@ class DriftMonitor:
         self.alarm: Alarm | None = None
         self.limit: float | None = None
         self._stands: Target | None = None
-        self._raised = self._learned = -INF
+        self.at_least = -INF
         self._accepted: deque[float] = deque(maxlen=RECENT)
         self._wrong: deque[bool] = deque(maxlen=SHOWN)
         self._seen = (0, 0)
         self._differs: Drift | None = None
         self._more: Drift | None = None
         self._fewer: Drift | None = None
-        self._online: Online | None = None
-        if audit.budget is not None:
-            self._online = _online(promise, audit, audit.budget)
         if promise is not None:
             low, high = promise.certificate.deferral_interval
             self.limit = limit(promise)
@@ -107,15 +79,8 @@ class DriftMonitor:
         self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
 
-    @property
-    def at_least(self) -> float:
-        """The threshold is this or higher, -inf for as certified: an alarm or what audits found has raised it."""
-        return max(self._raised, self._learned)
-
     def compared(self, confidence: float | None, *, agrees: bool, accepted: bool) -> bool:
         """One answer of the edge with the cloud's. -> whether there is an alarm that was not there before."""
-        if self._online is not None and confidence is not None:
-            self._online.judged(confidence, not agrees)
         if not accepted:
             return False
         self.audited += 1
@@ -143,9 +108,6 @@ class DriftMonitor:
         self._seen = judged, below
         if n <= 0:
             return False
-        if self._online is not None and self.promise is not None:
-            self._online.routed(ones, n)
-            self._learned = self._online.threshold(self.promise.certificate.threshold)
         if self.at_least > (-INF if self.promise is None else self.promise.certificate.threshold):
             return False  # not the certified threshold: its rate says nothing of that one's
         for drift, seen, what in ((self._more, ones, "more"), (self._fewer, n - ones, "fewer")):
@@ -174,10 +136,10 @@ class DriftMonitor:
         now = system.now()
         self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
         if action == "defer":
-            self._raised = INF
+            self.at_least = INF
         elif action == "raise":
-            higher = [c for c in self._accepted if c > self._raised]
-            self._raised = median(higher) if len(higher) > 1 else INF
+            higher = [c for c in self._accepted if c > self.at_least]
+            self.at_least = median(higher) if len(higher) > 1 else INF
             self._accepted.clear()
             self._differs = None if self.limit is None else Drift(self.limit)
             self._more = self._fewer = None
@@ -191,16 +153,14 @@ class DriftMonitor:
             "date": None if self.promise is None else self.promise.certificate.date,
             "label": "" if self._stands is None else self._stands.label,
             "threshold": None if self._stands is None else str(self._stands.threshold),
-            "floor": None if self.promise is None else str(self.promise.certificate.threshold),
             "deferral_interval": None if self.promise is None else self.promise.certificate.deferral_interval,
             "audited": self.audited,
             "disagreed": self.disagreed,
             "limit": self.limit,
             "alarm": None if self.alarm is None else self.alarm._asdict(),
-            "raised": None if self._raised == -INF else str(self._raised),
+            "raised": None if self.at_least == -INF else str(self.at_least),
             "accepted": list(self._accepted),
             "drift": {name: drift.dump() for name, drift in drifts.items() if drift is not None},
-            "online": None if self._online is None else self._online.dump(),
             "judged": self._seen[0],
             "deferred": self._seen[1],
         }
@@ -214,13 +174,11 @@ class DriftMonitor:
             self._accepted.extend(map(float, dumped["accepted"]))
             alarm = dumped["alarm"]
             self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
-            self._raised = -INF if dumped["raised"] is None else float(dumped["raised"])
+            self.at_least = -INF if dumped["raised"] is None else float(dumped["raised"])
         self._differs, self._more, self._fewer = (
             drift and _drift(dumped, name, drift.level)
             for name, drift in (("disagreement", self._differs), ("deferral_up", self._more), ("deferral_down", self._fewer))
         )
-        if self._online is not None and self._audit.budget is not None:
-            self._online = _online(self.promise, self._audit, self._audit.budget, dumped.get("online"))
 
 
 def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
@@ -243,21 +201,3 @@ def limit(promise: BoundCertificate) -> float | None:
     allowed = certificate.value / (1 - certificate.deferral_rate) if certificate.kind == "max_loss" else 0.0
     most = max(seen, allowed)
     return most if 0 < most < 1 else None
-
-
-def _online(promise: BoundCertificate | None, audit: Audit, budget: float, dumped: Any = None) -> Online:
-    """dumped: what an earlier one knew; None: nothing."""
-    if promise is None:
-        raise PolicyError("a budget lets the threshold follow what audits find, from a certified one on: there is no certificate")
-    certificate = promise.certificate
-    if certificate.kind == "max_defer" or certificate.thresholds:
-        raise PolicyError(
-            "with a budget the threshold is raised: not that of max_defer, which promises few deferrals, nor one for each class"
-        )
-    if not certificate.quantiles:
-        raise PolicyError("with a budget the threshold is raised along the scores of the certificate's examples: none had one")
-    costs = {"budget": budget, "wrong_cost": audit.wrong_cost, "call_cost": audit.call_cost}
-    with contextlib.suppress(ValueError):
-        if isinstance(dumped, dict):
-            return Online.load(dumped, certificate.quantiles, **costs)
-    return Online(certificate.quantiles, **costs)

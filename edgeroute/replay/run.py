@@ -13,7 +13,7 @@ from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Spending
 from edgeroute.core.walk import Outcome, walk
-from edgeroute.errors import PolicyError
+from edgeroute.errors import PolicyError, nearest
 from edgeroute.observe.observer import READS_S
 from edgeroute.observe.stats import Counts
 from edgeroute.replay.device import THERMAL, Battery, heat
@@ -25,7 +25,6 @@ from edgeroute.replay.records import ANSWERED, Past, Recording, Request, read, u
 from edgeroute.replay.result import Change, Energy, Gated, Replay, Values
 from edgeroute.replay.script import Script, Unknown
 from edgeroute.replay.setup import Port, Setup
-from edgeroute.router.snapshot import nearest
 
 EXAMPLES: Final = 5
 PLANS: Final = 1000

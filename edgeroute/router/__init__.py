@@ -1,0 +1,1 @@
+"""The routers: an engine of parts, and stages around the walk of each request."""

@@ -16,7 +16,7 @@ from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
-from edgeroute.errors import Closed, MayNotLeave, PolicyError
+from edgeroute.errors import Closed, MayNotLeave, PolicyError, nearest
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
@@ -24,7 +24,7 @@ from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import LegExecutor, Request, Shows, Walked
-from edgeroute.router.snapshot import Snapshot, fingerprints, nearest
+from edgeroute.router.snapshot import Snapshot, fingerprints
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer
 

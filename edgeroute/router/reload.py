@@ -13,6 +13,7 @@ from edgeroute.core.spending import Limits
 from edgeroute.router.assemble import guard
 from edgeroute.router.engine import Engine
 from edgeroute.router.snapshot import Snapshot, build
+from edgeroute.system import file_stamp
 
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
@@ -31,7 +32,7 @@ class PolicyFile:
 
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
         self.path, self._more = path, more
-        self._seen = _stamp(path)  # before it is read: a change from now on is noticed
+        self._seen = file_stamp(path)  # before it is read: a change from now on is noticed
         self._stop = threading.Event()
 
     def arguments(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class PolicyFile:
 
     def _watch(self, reload: Callable[[], object]) -> None:
         while not self._stop.wait(LOOKS_S):
-            now = _stamp(self.path)
+            now = file_stamp(self.path)
             if now is not None and now != self._seen:
                 self._seen = now
                 try:
@@ -79,11 +80,3 @@ class PolicyFile:
     def close(self) -> None:
         """Looks no more."""
         self._stop.set()
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size

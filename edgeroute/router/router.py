@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, walk
 from edgeroute.router.assemble import assemble
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
-    from edgeroute.router.snapshot import Uncalibrated
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend, HttpBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, MODES, OFFLINE, Mode, Policy, Target
+from edgeroute.core.policy import (
+    HEDGE,
+    INF,
+    MODES,
+    NEEDS,
+    CloudOrder,
+    Mode,
+    NoConfidence,
+    Offline,
+    Policy,
+    Target,
+    Uncalibrated,
+)
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
-from edgeroute.errors import ModelMissing, PolicyError
+from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
@@ -25,7 +36,6 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
 
 DAY_S = 86400.0
-Uncalibrated = Literal["tell", "error"]
 
 
 class Snapshot(NamedTuple):
@@ -168,35 +178,28 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
             raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
 
 
-def nearest(word: Any, valid: Sequence[str]) -> str:
-    """What to say of a word that is none of the valid ones."""
-    near = difflib.get_close_matches(str(word), valid, 1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"expected one of {', '.join(valid)}"
-
-
 def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
-    for name, value, valid in (
-        ("uncalibrated", uncalibrated, ("tell", "error")),
-        ("no_confidence", policy.no_confidence, ("defer", "accept")),
-        ("offline", policy.offline, OFFLINE),
-        ("order", policy.order, ("listed", "fastest")),
+    for name, value, kind in (
+        ("uncalibrated", uncalibrated, Uncalibrated),
+        ("no_confidence", policy.no_confidence, NoConfidence),
+        ("offline", policy.offline, Offline),
+        ("order", policy.order, CloudOrder),
     ):
-        if value not in valid:
+        if value not in (valid := get_args(kind)):
             raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
     if not policy.deadline_s > 0 or not policy.first_token_s > 0:
         raise PolicyError("deadline and first_token are more than 0 seconds")
     hedge = policy.hedge_after
-    if not (hedge == "auto" or re.fullmatch("p[1-9][0-9]", hedge) if isinstance(hedge, str) else hedge >= 0):
+    if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
     for mode in (policy.mode, *([policy.saver.mode] if policy.saver else [])):
         if mode not in MODES:
             raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-        if mode in {"only_cloud", "prefer_cloud"} and not clouds:
-            raise PolicyError(f"mode {mode!r} needs cloud=, and there is none")
-        if mode == "only_edge" and not edges:
-            raise PolicyError("mode 'only_edge' needs edge=, and there is none")
+        side = NEEDS.get(mode)
+        if side is not None and not (edges if side == "edge" else clouds):
+            raise PolicyError(f"mode {mode!r} needs {side}=, and there is none")
 
 
 def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeroute.cloud.openinference import LENGTH, NAMES
 from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
+from edgeroute.system import json_dumps, json_loads
 from edgeroute.types import TensorSpec
-
-try:
-    import orjson
-except ImportError:  # pragma: no cover - one of the two is there
-    orjson = None  # type: ignore[assignment]
 
 VERSION = "1"
 """The one version of every model."""
@@ -53,9 +48,7 @@ def describe(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSp
 
 def dumps(data: Any) -> bytes:
     """Valid JSON: NaN and infinity, which it has no words for, become null. Arrays must be flat."""
-    if orjson is not None:
-        return orjson.dumps(data, _plain, orjson.OPT_SERIALIZE_NUMPY)
-    return json.dumps(data, default=_plain, allow_nan=False, separators=(",", ":")).encode()
+    return json_dumps(data, _plain, arrays=True)
 
 
 def _plain(array: Array) -> Any:
@@ -147,16 +140,12 @@ def _length(length: str, size: int) -> int:
 
 def _json(text: bytes) -> dict[str, Any]:
     try:
-        head = orjson.loads(text) if orjson is not None else json.loads(text, parse_constant=_no_number)
+        head = json_loads(text)
     except (ValueError, RecursionError) as e:
         raise BadInput(f"not JSON: {e}. Binary data goes after the JSON, with the header {LENGTH}") from e
     if not isinstance(head, dict):
         raise BadInput(f"the JSON is a {type(head).__name__}: send an object with inputs")
     return head
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number there")
 
 
 def _list(head: dict[str, Any], key: str) -> list[dict[str, Any]]:

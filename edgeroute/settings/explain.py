@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edgeroute.errors import nearest
 from edgeroute.settings.keys import SECTIONS, Settings
-from edgeroute.settings.problems import Key, Problem, found, nearest
+from edgeroute.settings.problems import Key, Problem, found
 from edgeroute.settings.section import Section
 from edgeroute.settings.targets import CLOUDS, Cloud
 
@@ -26,10 +27,10 @@ def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Proble
     if kind == "missing":
         return Problem(key, f"is missing. {model.model_fields[str(key[-1])].description}")
     if kind == "union_tag_invalid":
-        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(str(value['protocol']), CLOUDS)}")
+        return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], CLOUDS)}")
     if kind == "literal_error":
         words = re.findall(r"'(\w+)'", said["expected"])
-        return Problem(key, f"found {found(value)}: {nearest(str(value), words)}")
+        return Problem(key, f"found {found(value)}: {nearest(value, words)}")
     if kind == "expected":
         return Problem(key, f"expected {said['words']}, found {found(value)}" + (f"; {said['hint']}" if said["hint"] else ""))
     if kind == "policy":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from weakref import WeakValueDictionary
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -11,13 +11,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline
+from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline, Uncalibrated
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
 from edgeroute.settings.units import Duration
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
+from edgeroute.system import file_stamp
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
     score: Score = Field(
         "msp", description="How the confidence is taken from a model's outputs, or the path of a score that was fitted and saved."
     )
-    uncalibrated: Literal["tell", "error"] = Field(
+    uncalibrated: Uncalibrated = Field(
         "tell",
         description="A threshold without a certificate that holds here, for these models, this score and this age: reasons and "
         "`check` say so, or the policy is refused.",
@@ -199,7 +200,7 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
     from edgeroute.confidence.learned import Learned
 
     path = at(folder, score)
-    key = (path, _stamp(path))
+    key = (path, file_stamp(path))
     made = _made.get(key)
     return (_made.setdefault(key, Learned.load(path)) if made is None else made), key
 
@@ -213,14 +214,6 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     any more is gone.
     """
     paths = [at(folder, path) for path in section.files()]
-    key = (repr(section), score, folder.resolve(), *((path, _stamp(path)) for path in paths))
+    key = (repr(section), score, folder.resolve(), *((path, file_stamp(path)) for path in paths))
     made = _made.get(key)
     return _made.setdefault(key, section.make(folder)) if made is None else made
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from edgeroute.core.policy import NEEDS
 from edgeroute.settings.units import duration
 
 Key = tuple[str | int, ...]
@@ -47,10 +47,9 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
     """What is to be asked, and is not there."""
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
-    if mode in ("only_cloud", "prefer_cloud") and not clouds:
-        yield Problem(("mode",), f'"{mode}" needs a [cloud] section, and there is none')
-    if mode == "only_edge" and not edges:
-        yield Problem(("mode",), '"only_edge" needs an [edge] section, and there is none')
+    side = NEEDS.get(mode) if isinstance(mode, str) else None
+    if side is not None and not data.get(side):
+        yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
     threshold = data.get("threshold")
     if threshold is None and edges and clouds and mode == "prefer_edge":
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
@@ -98,13 +97,6 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
     never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
     for name in [name for name in may if isinstance(name, str) and name in never]:
         yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """The valid word that is meant, perhaps; all of them otherwise."""
-    words = list(valid)
-    near = difflib.get_close_matches(word, words, 1) or difflib.get_close_matches(word.lower().replace("-", "_"), words, 1)
-    return f'did you mean "{near[0]}"?' if near else f"expected one of {', '.join(words)}"
 
 
 def found(value: Any) -> str:

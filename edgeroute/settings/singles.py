@@ -10,7 +10,7 @@ from pydantic import Field
 from edgeroute.cloud import egress
 from edgeroute.core import policy, spending
 from edgeroute.core.egress import Unknown
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.policy import INF, Mode, OnAlarm
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
 from edgeroute.settings.values import Amount, Count, Flag, Rate, Text, Texts
@@ -59,18 +59,11 @@ class Audit(Section):
         description="The share of requests that are audited: of those that the edge answers the cloud is asked later, "
         "where data class, limits and link allow it; of the others the comparison is free. 0: only deferral rates are watched.",
     )
-    on_alarm: Literal["tell", "raise", "defer"] = Field(
+    on_alarm: OnAlarm = Field(
         "tell",
         description='When the promise fails: `"tell"`: log, reasons and `edgeroute status` say so; `"raise"`: and half of what '
         'was accepted is deferred from then on, at each alarm; `"defer"`: and all of it.',
     )
-    budget: Share | None = Field(
-        None,
-        description="The share of requests that may be deferred: the threshold then follows what audits find, and is never below "
-        "the certified one. Without it: it stays.",
-    )
-    wrong_cost: Rate = Field(10.0, description="With a budget: what a wrong answer costs, in the unit of `call_cost`.")
-    call_cost: Rate = Field(1.0, description="With a budget: what asking the cloud costs.")
 
     def make(self) -> drift_monitor.Audit:
         """The rules."""

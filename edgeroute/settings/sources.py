@@ -13,9 +13,9 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.settings.keys import LISTS, SECTIONS
-from edgeroute.settings.problems import Key, Problem, nearest
+from edgeroute.settings.problems import Key, Problem
 from edgeroute.settings.schema import sections
 
 if sys.version_info >= (3, 11):

@@ -13,8 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret
 from edgeroute.confidence.scores import SCORES
+from edgeroute.core.policy import HEDGE
 from edgeroute.edge.load import RUNTIMES
-from edgeroute.settings.problems import found, nearest
+from edgeroute.errors import nearest
+from edgeroute.settings.problems import found
 from edgeroute.settings.units import DURATION, duration, expected, text
 
 
@@ -42,7 +44,7 @@ def _model(path: str) -> str:
 
 
 def _hedge(value: Any) -> float | str:
-    if isinstance(value, str) and re.fullmatch(_HEDGE, value):
+    if isinstance(value, str) and re.fullmatch(HEDGE, value):
         return value
     return duration(value, words='a duration such as "300ms", a quantile from "p10" to "p99", or "auto"')
 
@@ -63,7 +65,6 @@ def _url(url: str) -> str:
 
 
 _JSON = r".+\.json"
-_HEDGE = "p[1-9][0-9]|auto"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _SECRET_HEADER = re.compile(
     r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
@@ -82,7 +83,7 @@ def _secret(value: Any) -> Secret:
 def _score(value: Any) -> str:
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
         return value
-    raise refused(f"found {found(value)}: {nearest(str(value), SCORES)} A path of a saved score ends in .json")
+    raise refused(f"found {found(value)}: {nearest(value, SCORES)} A path of a saved score ends in .json")
 
 
 def _thresholds(value: Any) -> Any:
@@ -149,7 +150,7 @@ Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
 Hedge = Annotated[
     float | str,
     PlainValidator(_hedge),
-    WithJsonSchema(text('duration, `"p10"` to `"p99"` or `"auto"`', f"{DURATION}|{_HEDGE}", "p90")),
+    WithJsonSchema(text('duration, `"p10"` to `"p99"` or `"auto"`', f"{DURATION}|{HEDGE}", "p90")),
 ]
 Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
 Verify = Annotated[bool | _Text, said("true, false, or the path of a file with authorities in quotes")]

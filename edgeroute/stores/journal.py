@@ -5,21 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from math import isfinite
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
-from edgeroute.system import renew_after_fork
-
-try:
-    import orjson
-except ImportError:  # pragma: no cover - one of the two is there
-    orjson = None  # type: ignore[assignment]
+from edgeroute.system import json_dumps, json_loads, plain, renew_after_fork
 
 
 class Journal:
@@ -172,7 +166,7 @@ def read(path: str | Path, *, since: float | None = None, exact: bool = True) ->
         since: Unix time, seconds; records with an earlier `at` are skipped.
         exact: integers beyond 64 bits stay integers; False may be twice as fast.
     """
-    return Reading(path, since, json.loads if exact or orjson is None else orjson.loads)
+    return Reading(path, since, partial(json_loads, exact=exact))
 
 
 def _which(found: os.stat_result) -> tuple[int, int]:
@@ -196,21 +190,7 @@ def _record(line: bytes, parse: Callable[[bytes], Any]) -> dict[str, Any] | None
 
 
 def _dumps(record: Mapping[str, Any]) -> bytes:
-    if orjson is not None:
-        # a TypeError: an integer beyond 64 bits, half a surrogate pair, a key that is no text; Python's own takes them
-        with contextlib.suppress(TypeError):
-            return orjson.dumps(record, default=_plain)
-    return json.dumps(_plain(record), separators=(",", ":")).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Converts a value to JSON types; anything without a counterpart becomes text."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)  # numpy's, without importing it
+    try:
+        return json_dumps(record, plain)
+    except TypeError:  # a key that is no text
+        return json_dumps(plain(record))

@@ -1,12 +1,33 @@
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import IO, TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, seconds, share
+
+if TYPE_CHECKING:
+    from edgeroute.cli.demo.report import Report
+    from edgeroute.router.router import Router
+
+MANY, SINGLY = 2_000, 1_000
+"""From more images than the first on, the cloud alone is sent so many singly, and the rest in batches."""
+WITH_RTT = 500
+"""Images where a round trip takes long, unless another number is asked for."""
+START_S, END_S = 60.0, 10.0
+LAST = 5
+"""So many lines of what the server said are shown when it does not start."""
 
 
 def demo(
@@ -32,8 +53,7 @@ def demo(
     as_json: Json = False,
 ) -> int:
     """Starts a cloud on this machine, routes images through it, and shows what was gained."""
-    from edgeroute.cli.demo.run import run
-    from edgeroute.cli.demo.show import show
+    from edgeroute.cli.demo.report import show
 
     folder = out or (None if as_json else Path("edgeroute-demo"))
     if folder is not None:
@@ -43,3 +63,111 @@ def demo(
             raise typer.BadParameter(f"{folder}: {e.strerror}", param_hint="--out") from e
     show(run(n=n, rtt=rtt or 0.0, data=data, most=max_defer), folder, as_json=as_json)
     return OK
+
+
+def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
+    """Starts a server, measures, ends it.
+
+    Args:
+        n: images; None: all, or 500 with an `rtt`. More than there are: all.
+        rtt: seconds to add to each round trip.
+        data: the folder with the test images; None: where they usually are.
+        most: the share, 0..1, that the threshold may defer on the validation images.
+
+    Raises:
+        ModelMissing, BadInput: a file is missing or is not what it should be.
+        Unreachable, NoAnswer, CloudError: the server cannot be started or asked.
+    """
+    from edgeroute.cli.demo.data import shipped, test_images, validation
+    from edgeroute.cli.demo.measure import Run, choose, measure, sweep
+    from edgeroute.cli.demo.report import SLACK, Report
+    from edgeroute.cli.progress import bar
+    from edgeroute.router.router import Router
+
+    folder = shipped()
+    test = test_images(folder, data)
+    n = min(n or (WITH_RTT if rtt else len(test.images)), len(test.images))
+    test = test._replace(images=test.images[:n], labels=test.labels[:n])
+    known = validation(folder)
+    choice = choose(sweep(*known), goal=float(known.cloud_right.mean()) - SLACK, most=most)
+    edge_file = folder / "edge.int8.onnx"
+    singly = n if n <= MANY else SINGLY
+    with _ended_by_sigterm(), serving(folder / "cloud.onnx") as (url, name), _link(url, rtt) as base, bar() as progress:
+        model = f"{base}/v2/models/{name}"
+
+        def over(what: str, router: Router, singly: int = n) -> Run:
+            task = progress.add_task(what, total=n)
+            return measure(router, test.images, test.labels, singly=singly, advance=lambda count: progress.advance(task, count))
+
+        edge = over("edge alone", Router(edge_file, mode="only_edge"))
+        cloud = over("cloud alone", Router(cloud=model, mode="only_cloud"), singly)
+        cascade = over("cascade", Router(edge_file, model, threshold=choice.threshold))
+    return Report(test, edge, cloud, cascade, choice, len(known.confidence), most, singly, rtt)
+
+
+@contextmanager
+def _link(url: str, rtt: float) -> Iterator[str]:
+    """A URL that leads to the server at `url`, by a way that takes `rtt` seconds there and back."""
+    if not rtt:
+        yield url
+        return
+    from edgeroute.testing import Relay
+
+    to = urlsplit(url)
+    with Relay(str(to.hostname), to.port or 80) as relay:
+        relay.delay_s = rtt / 2
+        yield relay.url
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds what is inside; by default it would leave the server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[tuple[str, str]]:
+    """Serves a model on a free port -> its URL and the model's name. Leaves no process behind, whatever happens inside.
+
+    Raises:
+        Unreachable: it did not start; with its last words.
+    """
+    command = [sys.executable, "-m", "edgeroute", "serve", str(model), "--port", "0", "--json"]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True) as process,  # noqa: S603 - this Python
+    ):
+        try:
+            said = json.loads(_first_line(process, log))
+            yield said["ready"], said["models"][0]
+        finally:
+            process.terminate()
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
+    from edgeroute.errors import Unreachable
+
+    assert process.stdout is not None, "it is a pipe"
+    timer = threading.Timer(START_S, process.kill)  # a read has no time limit of its own
+    timer.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        timer.cancel()
+    if not line:
+        code = process.wait()
+        log.seek(0)
+        words = "".join(f"\n  {text}" for text in log.read().splitlines()[-LAST:])
+        raise Unreachable(f"the server did not start, and ended with exit code {code}{words and '; its last lines:'}{words}")
+    return line

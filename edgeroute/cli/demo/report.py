@@ -1,16 +1,31 @@
-"""What the demo found, in words and numbers."""
+"""What the demo found: in words and numbers, as a curve, as an HTML page, on the terminal and in files."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from edgeroute.cli.demo.data import Images
-from edgeroute.cli.demo.measure import BATCH, Run
-from edgeroute.cli.demo.threshold import Choice
+from edgeroute.cli.demo.measure import BATCH, Choice, Run, sweep
+from edgeroute.report.drawing import CLOUD, EDGE, INK, element, frame
+from edgeroute.report.style import STYLE
 from edgeroute.report.words import size
 
 SLACK = 0.005
 """How far the accuracy may fall short of the cloud's, 0..1, on the validation images."""
+HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
+LAST = "tbody tr:last-child > * { font-weight: 600; }"
+POINTS = 400
+"""Of the curve; more would only make the files larger."""
+EXTRA = "pip install 'edgeroute[demo]'"
 
 
 class Report(NamedTuple):
@@ -51,9 +66,6 @@ def numbers(report: Report) -> dict[str, float]:
         "bytes_sent": cascade.bytes_sent,
         "threshold": report.choice.threshold,
     }
-
-
-HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -98,3 +110,138 @@ def notes(report: Report) -> list[str]:
     if report.cascade.degraded:
         lines.append(f"{report.cascade.degraded:,} answers of the cascade are degraded: the cloud was asked, and failed")
     return lines
+
+
+def points(report: Report) -> tuple[list[float], list[float]]:
+    """Deferral and accuracy of every threshold on the test images, in percent, thinned out."""
+    found = sweep(report.edge.confidence, report.edge.right, report.cloud.right)
+    keep = np.unique(np.linspace(0, len(found.deferral) - 1, POINTS).astype(int))
+    return (found.deferral[keep] * 100).tolist(), (found.accuracy[keep] * 100).tolist()
+
+
+def in_terminal(report: Report, *, width: int) -> str:
+    """The curve in characters, `width` wide, in the terminal's own colours: a theme would paint its background.
+
+    Raises:
+        ImportError: plotext is not installed.
+    """
+    import plotext
+
+    x, y = points(report)
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(width, 18)
+    figure.title("accuracy in % over images sent to the cloud in %")
+    figure.ruler("x").lim(0, 100)
+    figure.ruler("x").ticks(list(range(0, 101, 20)))
+    line = figure.signal(x, y, marker="braille")
+    line.lines(active=True)
+    figure.draw(line)
+    at = report.cascade.deferral * 100, report.cascade.accuracy * 100
+    figure.draw(figure.signal([at[0]], [at[1]], marker="●"))
+    return str(plotext.uncolorize(figure.build().string())).rstrip("\n")
+
+
+def drawing(report: Report, *, ink: str = INK) -> Any:
+    """The curve as a matplotlib figure without a background; `ink` is the colour of text and axes.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+    """
+    x, y = points(report)
+    figure, axes = frame((7.5, 4.5), ink=ink)
+    axes.plot([0, 100], [y[0], y[-1]], "--", color=ink, alpha=0.5, linewidth=1, label="deferring at random")
+    axes.plot(x, y, color=EDGE, linewidth=2, label="deferring what the edge is least sure of")
+    at = report.cascade.deferral * 100, report.cascade.accuracy * 100
+    axes.plot(*at, "o", color=CLOUD, markersize=9, label=f"the threshold in use: {at[0]:.1f}% deferred, {at[1]:.2f}% accurate")
+    axes.set_xlabel("images sent to the cloud, %")
+    axes.set_ylabel("accuracy, %")
+    axes.set_xlim(-1, 101)
+    axes.legend(loc="lower right", frameon=False, labelcolor=ink)
+    return figure
+
+
+def png(report: Report) -> bytes:
+    """Black on white."""
+    out = io.BytesIO()
+    drawing(report, ink="#1b1b1f").savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
+def svg(report: Report) -> str:
+    """An element for an HTML page, in whatever colour the page's text has."""
+    return element(drawing(report), "curve")
+
+
+def page(report: Report) -> str:
+    """The whole file.
+
+    Raises:
+        RuntimeMissing: matplotlib is not installed.
+    """
+    head = "".join(f'<th scope="col">{name}</th>' for name in HEAD)
+    body = "\n".join(
+        f'<tr><th scope="row">{way}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for way, *cells in rows(report)
+    )
+    listed = "\n".join(f"<li>{escape(note)}</li>" for note in notes(report))
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>edgeroute demo</title>
+<style>{STYLE}{LAST}</style>
+<h1>edgeroute demo: {report.n:,} images on the edge, in the cloud, and routed</h1>
+<p>{escape(gained(report))}</p>
+<div class="wide"><table>
+<thead><tr>{head}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div>
+<figure role="img" aria-label="Accuracy over the share of images sent to the cloud">{svg(report)}</figure>
+<ul>
+{listed}
+</ul>
+</html>
+"""
+
+
+def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
+    """Prints the report, for programs or for people, and writes its files into `folder`, if there is one."""
+    console = Console(stderr=as_json, highlight=False)
+    if as_json:
+        print(json.dumps(numbers(report)))
+    else:
+        _print(report, console)
+    if folder is not None:
+        try:
+            picture, text = png(report), page(report)
+        except ImportError:
+            console.print(f"No picture and no page: matplotlib is not installed ({EXTRA})", markup=False)
+            return
+        (folder / "curve.png").write_bytes(picture)
+        (folder / "report.html").write_text(text, encoding="utf-8")
+        console.print(f"Written: {folder / 'curve.png'}, {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _print(report: Report, console: Console) -> None:
+    table = Table()
+    for i, name in enumerate(HEAD):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for cells in rows(report):
+        table.add_row(*cells, style="bold" if cells[0] == "cascade" else None)
+    console.print(table)
+    console.print(gained(report), markup=False)
+    console.print()
+    try:
+        drawn = in_terminal(report, width=min(console.width, 100))
+    except ImportError:
+        console.print(f"No curve: plotext is not installed ({EXTRA})", markup=False)
+    else:
+        print(drawn)
+        console.print("● the threshold in use")
+    console.print()
+    listed = Table.grid(padding=(0, 1))
+    for note in notes(report):
+        listed.add_row("-", Text(note))
+    console.print(listed)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -58,19 +56,6 @@ def decode_input(content_type: str, body: bytes) -> Any:
     if content_type == JSON:
         return json.loads(body)
     raise BadInput(f"an input is not stored as {content_type!r}")
-
-
-def plain(value: Any) -> Any:
-    """Converts a value to JSON types: numpy values to Python's, NaN and infinities to None, anything else to text."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return float(value) if isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    return plain(value.tolist()) if isinstance(value, np.ndarray | np.generic) and value.dtype != object else str(value)
 
 
 def _is_array(x: Any) -> bool:

@@ -13,11 +13,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from edgeroute.errors import PolicyError
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
-from edgeroute.stores.outbox.inputs import decode_input, encode_input, plain
+from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.stores.outbox.spread import spread_for
 from edgeroute.stores.outbox.tables import SCHEMA, add_count, evictions, tidy
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import now
+from edgeroute.system import now, plain
 
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
 ROW_BYTES = 512

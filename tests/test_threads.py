@@ -1,0 +1,176 @@
+"""The pool of threads: no job waits for another, and none costs its slot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from edgeroute.system import ThreadPool
+
+LONG = 30.0
+
+
+def until_idle(pool, count=1):
+    """Waits until so many of the pool's threads have nothing to do."""
+    pause = threading.Event()
+    for _ in range(int(LONG / 0.001)):
+        if pool.idle >= count:
+            return
+        pause.wait(0.001)
+    raise AssertionError("its threads stay busy")
+
+
+def test_threads_are_used_again():
+    """One after the other needs one thread, however many jobs there are."""
+    pool, seen = ThreadPool("test", 4), set()
+    for _ in range(20):
+        done = threading.Event()
+        assert pool.submit(lambda done=done: (seen.add(threading.current_thread()), done.set()))
+        assert done.wait(LONG)
+        until_idle(pool)
+    assert len(seen) == 1
+    pool.close()
+
+
+def test_a_pool_that_is_busy_says_so():
+    """More jobs at once than there may be threads are refused, not queued; once a thread is free there is room again."""
+    pool, gate, ran = ThreadPool("test", 3), threading.Event(), []
+    assert all(pool.submit(lambda: (gate.wait(LONG), ran.append(1))) for _ in range(3))
+    assert not pool.submit(lambda: ran.append("never"))
+    gate.set()
+    until_idle(pool, 3)
+    done = threading.Event()
+    assert pool.submit(done.set)
+    assert done.wait(LONG)
+    assert ran == [1, 1, 1]
+    pool.close()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_job_that_raises_costs_no_thread(error, caplog):
+    """Whatever it raises is logged, and its thread takes the next job."""
+
+    def job():
+        raise error("a job's own")
+
+    pool = ThreadPool("test", 1)
+    for _ in range(3):
+        assert pool.submit(job)
+        until_idle(pool)
+    assert caplog.text.count("a job of test failed") == 3
+    pool.close()
+
+
+def test_a_job_may_submit_to_a_full_pool():
+    """It is refused at once: nothing in the pool waits for the pool."""
+    pool, told = ThreadPool("test", 1), []
+    assert pool.submit(lambda: told.append(pool.submit(lambda: None)))
+    until_idle(pool)
+    assert told == [False]
+    pool.close()
+
+
+def test_where_the_system_has_no_more_threads(monkeypatch):
+    """The job is refused, and the slot is there once there are threads again."""
+    pool, done = ThreadPool("test", 1), threading.Event()
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert not pool.submit(done.set)
+    assert pool.submit(done.set)
+    assert done.wait(LONG)
+    pool.close()
+
+
+def test_idle_threads_end():
+    """A thread without work for a while ends, and a later job gets a new one."""
+    pool = ThreadPool("test", 4, idle_s=0.01)
+    for _ in range(2):
+        threads, done = [], threading.Event()
+        pool.submit(lambda threads=threads, done=done: (threads.append(threading.current_thread()), done.set()))
+        assert done.wait(LONG)
+        threads[0].join(LONG)
+        assert not threads[0].is_alive()
+        assert len(pool) == 0
+    pool.close()
+
+
+def test_a_thread_that_was_promised_a_job_which_never_comes_ends():
+    """Whoever took its mailbox may have been interrupted: the slot comes back all the same."""
+    pool, done = ThreadPool("test", 1, idle_s=0.01), threading.Event()
+    pool._idle_s = LONG  # the thread that waits now has this; the next waits are short
+    pool.submit(done.set)
+    until_idle(pool)
+    (box,) = pool._idle
+    pool._idle_s = 0.01
+    assert pool._idle.popitem()[0] is box
+    box.put(lambda: None)  # one more job, after which it is idle again, and taken once more
+    until_idle(pool)
+    pool._idle.popitem()
+    (thread,) = pool._threads
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert pool.submit(done.set)
+    pool.close()
+
+
+def test_exceptions_out_of_a_signal_handler_cost_no_slot():
+    """Wherever in `submit` they strike, as many jobs as there may be threads run at once afterwards."""
+
+    class Stop(Exception):
+        pass
+
+    def strike(*_):
+        if armed:
+            armed.clear()
+            raise Stop
+
+    pool, armed = ThreadPool("test", 4, idle_s=0.05), []
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        for i in range(400):
+            armed.append(1)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + i % 60))
+                pool.submit(lambda: None)
+                armed.clear()
+            except Stop:
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for thread in list(pool._threads):
+        if thread.ident is not None:
+            thread.join(LONG)
+    gate, begun = threading.Event(), threading.Semaphore(0)
+    assert all(pool.submit(lambda: (begun.release(), gate.wait(LONG))) for _ in range(4))
+    assert all(begun.acquire(timeout=LONG) for _ in range(4))
+    gate.set()
+    pool.close()
+
+
+def test_close_from_a_job():
+    """A job may close the pool that runs it; a closed pool takes no more."""
+    pool, closed = ThreadPool("test", 2), threading.Event()
+    pool.submit(lambda: (pool.close(), closed.set()))
+    assert closed.wait(LONG)
+    assert not pool.submit(closed.set)
+
+
+def test_a_child_has_a_pool_of_its_own():
+    """However busy the parent's was."""
+    pool, gate = ThreadPool("test", 1), threading.Event()
+    pool.submit(lambda: gate.wait(LONG))
+    pid = os.fork()
+    if not pid:
+        done = threading.Event()
+        os._exit(0 if pool.submit(done.set) and done.wait(LONG) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    gate.set()
+    pool.close()
