@@ -164,7 +164,7 @@ def test_it_ages_while_it_is_used(certificate, monkeypatch):
         assert "95 % sure" in router.infer(1.0).reason
         then = time.time() + 40 * day
         monkeypatch.setattr("edgeroute.confidence.certificate.now", lambda: then)
-        router._stands_until = -1.0  # the minute is over
+        router.engine.refresh_at = -1.0  # the minute is over
         for _ in range(TOGETHER):
             router.infer(1.0)
         assert "(uncalibrated: it is 40 days old, and may be 30)" in router.infer(1.0).reason

@@ -48,7 +48,7 @@ class Device:
 def now_it_reads(router, device):
     """The next request has them read, in the background; what they say holds from then on."""
     device.read.clear()
-    observer = getattr(router, "router", router)._observer
+    observer = getattr(router, "router", router).engine.observer
     observer.reads_at = time.monotonic()  # ten seconds have gone by
     router.infer(1)
     assert device.read.wait(LONG)

@@ -21,6 +21,7 @@ from both import DOWN, GOOD, LONG, GatedServer, Link, Tasks, Threads, header, no
 from tiny import linear
 
 from edgeroute import AsyncRouter, BadInput, OpenInference, PlainJson, PolicyError, Router
+from edgeroute.cloud.backend import FunctionBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.core.spending import Limits
 from edgeroute.errors import Held, NoAnswer
@@ -283,10 +284,9 @@ def test_a_router_that_is_closed_while_a_reply_is_late(box):
             thread.join(1.0)
         try:
             assert not [name for name in open_files() if "outbox" in name]
-            assert not {thread for thread in set(threading.enumerate()) - before if thread.name == "edgeroute"}
+            assert not {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("edgeroute-")}
             assert [entry.id for entry in box.list()] == [answer.id]
         finally:
-            router._workers.close()
             box.close()
 
 
@@ -796,17 +796,17 @@ def test_a_failure_is_not_sent_again_at_once(make, wide):
 
 
 def test_a_batch_that_was_late_is_not_sent_again_at_once(make, wide):
-    """It is given up at its deadline: that is a failure, too."""
+    """Its reply may still come: as that of one input."""
     gate = threading.Event()
     router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), deadline=0.2, offline="queue", outbox=wide)
     stored = after(wide, "put")
     (answer,) = router.infer_many([1])
     assert_queued(answer)
     assert stored.wait(LONG)
-    gate.set()
     wait_s, error = only(wide)
-    assert wait_s > AGES / 2
-    assert error == "it did not answer in time"
+    assert 0 < wait_s <= FunctionBackend.patience_s
+    assert error == ""
+    gate.set()
 
 
 def test_a_late_failure_is_not_sent_again_at_once(make, wide):
@@ -901,7 +901,7 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
         wakes = []
         delivery.wake = lambda *, now: wakes.append(now)
         for clock[0] in (29.0, 31.0):
-            router._back()
+            router.engine.endpoint_back()
         assert wakes == [True, False]
 
 

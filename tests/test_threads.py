@@ -123,7 +123,7 @@ def test_a_thread_that_was_promised_a_job_which_never_comes_ends():
 def test_exceptions_out_of_a_signal_handler_cost_no_slot():
     """Wherever in `submit` they strike, as many jobs as there may be threads run at once afterwards."""
 
-    class Stop(Exception):
+    class Stop(BaseException):  # as KeyboardInterrupt is: any other may end a thread that starts just then
         pass
 
     def strike(*_):

@@ -75,7 +75,7 @@ def assemble(
     engine.health = EndpointHealth(
         engine.cloud_threads.submit,
         lambda: (b.guard for b in engine.snapshot.clouds),
-        lambda: _wake(engine),
+        engine.endpoint_back,
         engine.instruments.breaker_changed if sinks else None,
     )
     engine.snapshot = build(guard=lambda backend: guard(engine, backend), offline=offline, **policy)
@@ -146,12 +146,6 @@ def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox 
     from edgeroute.stores.outbox import Outbox as Made
 
     return Made(folder / "outbox.db")
-
-
-def _wake(engine: Engine) -> None:
-    """An endpoint answers again."""
-    if engine.queue is not None:
-        engine.queue.delivery.wake(now=engine.health.own())
 
 
 class _Asks:

@@ -12,7 +12,7 @@ from edgeroute import system
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Outcome
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.router.calls import Join, Proceed, Result, Steps
+from edgeroute.router.calls import Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.request import Request
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest, fingerprint
 from edgeroute.types import Answer, own_copy
@@ -147,10 +147,11 @@ class Caching:
                 again = self._again(request)
                 (result,) = yield from proceed([again])
                 self._ended(again, flight, result)
-                if isinstance(result, EdgerouteError):
-                    log.info("what the cache has past its time could not be renewed: %s", result)
-                elif isinstance(result, BaseException):
-                    log.error("what the cache has past its time could not be renewed", exc_info=result)
+                answer_of(result)
+            except EdgerouteError as e:
+                log.info("what the cache has past its time could not be renewed: %s", e)
+            except Exception:
+                log.exception("what the cache has past its time could not be renewed")
             finally:
                 flight.failed()
 

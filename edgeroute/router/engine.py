@@ -87,7 +87,8 @@ class Engine:
         """The share of answers that are audited, 0..1."""
         self.name, self._numbers = os.urandom(6).hex(), count(1)
         self._refreshing = threading.RLock()
-        self._refresh_at = INF
+        self.refresh_at = INF
+        """The instant from which on certificates are looked at again, whether they have become too old."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -186,10 +187,15 @@ class Engine:
             snapshot.plans.clear()
         if self.auditor is not None:
             self.auditor.observe()
-        if monotonic() >= self._refresh_at:
+        if monotonic() >= self.refresh_at:
             self.refresh_thresholds()
         if self.checkpoint is not None:
             self.checkpoint.note(self.name, snapshot.clouds)
+
+    def endpoint_back(self) -> None:
+        """An endpoint answers again: what waits for it is sent."""
+        if self.queue is not None:
+            self.queue.delivery.wake(now=self.health.own())
 
     def _read(self) -> None:
         """Reads the device's sensors."""
@@ -206,7 +212,7 @@ class Engine:
                 targets.append(effective_target(target, certificate) if monitor is None else monitor.target(target))
             if tuple(targets) != snapshot.targets:
                 self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
-            self._refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
+            self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
     def replace(self, build: Callable[[Snapshot], Snapshot], limits: Limits, metered: bool | Callable[[], bool]) -> None:
         """Puts another policy in force. `build` makes its snapshot of the old one, whose models and connections it may keep.

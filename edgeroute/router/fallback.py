@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Late
 
 log = logging.getLogger("edgeroute")
-QUEUED = "queued"
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
 Submit = Callable[[Callable[[], object]], bool]
@@ -107,9 +106,12 @@ class Queue(EdgeStands):
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
         """Stores it, within the deadline."""
-        job = None if parts.queue is None else parts.queue.store(walked)
-        note = "" if job is None else (yield Block(job, walked.request.until, QUEUED))  # a disk may be slow: nobody waits for it
-        return best(walked, note, final=note != QUEUED)
+        queue = parts.queue
+        job = None if queue is None else queue.store(walked)
+        if queue is None or job is None:
+            return best(walked)
+        note = yield Block(job, walked.request.until, queue.QUEUED)  # a disk may be slow: the deadline does not wait for it
+        return best(walked, note, final=note != queue.QUEUED)
 
 
 RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), "stale": Stale(), "raise": Raises()}

@@ -17,7 +17,6 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
-from edgeroute.router.fallback import QUEUED
 from edgeroute.router.request import Request, Walked
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
@@ -38,6 +37,9 @@ class OfflineQueue:
         snapshot: gives the policy in force.
         note: counts `queued`.
     """
+
+    QUEUED = "queued"
+    """What is said of a request that is stored."""
 
     def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
         self.outbox, self._snapshot, self._note = outbox, snapshot, note
@@ -104,7 +106,7 @@ class OfflineQueue:
         if not put.stored:
             return f"not queued: {put.reason}"
         self._note("queued", request.id)
-        return QUEUED
+        return self.QUEUED
 
     def _waiting(self, request: Request, leg: int, backend: CloudBackend, x: Any, edge: Prediction | None) -> Waiting | None:
         allowed = request.plan.legs[leg].permit

@@ -290,9 +290,10 @@ def test_a_plan_that_is_not_possible_is_refused(mode, targets, missing):
 
 
 def test_a_busy_edge_is_left_alone_unless_there_is_nothing_else():
-    """A target still held by an earlier run is skipped, with a reason, where another can answer."""
+    """A target still held by an earlier run is skipped, with a reason, where another can answer; an edge stands by for the worst."""
     busy = made(facts=Facts(busy=frozenset({"edge"})))
-    assert [leg.name for leg in busy.legs] == ["cloud"]
+    assert [(leg.name, leg.standby) for leg in busy.legs] == [("cloud", False), ("edge", True)]
+    assert [leg.name for leg in made(facts=Facts(busy=frozenset({"cloud"}))).legs] == ["edge"]
     assert busy.steps[1] == "skip edge: an earlier run has not stopped yet"
     assert [leg.name for leg in made(facts=Facts(busy=frozenset({"edge", "cloud"}))).legs] == ["edge", "cloud"]
 
