@@ -92,6 +92,18 @@ class Tasks:
         finally:
             self.wait(steps.aclose())
 
+    @contextlib.contextmanager
+    def stream(self, *args, **kwargs):
+        """As the router's; all pieces are there before the first is seen."""
+        stream = self.router.stream(*args, **kwargs)
+
+        async def pieces():
+            async with stream:
+                return [piece async for piece in stream]
+
+        seen = self.wait(pieces())
+        yield type("Seen", (), {"__iter__": lambda _: iter(seen), "answer": stream.answer})()
+
     def close(self):
         """Ends the router and the loop."""
         if self.loop.is_closed():
@@ -161,6 +173,24 @@ class Link(Relay):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await turns()
+
+
+CALLS = ("infer", "refine", "stream", "infer_many")
+
+
+def ask(router, call, x, **options):
+    """The answer to `x` by that way of asking, the final one."""
+    if call == "infer":
+        return router.infer(x, **options)
+    if call == "refine":
+        return list(router.refine(x, **options))[-1]
+    if call == "infer_many":
+        (answer,) = router.infer_many([x], **options)
+        return answer
+    with router.stream(x, **options) as stream:
+        pieces = list(stream)
+    assert pieces, "what is answered is shown"
+    return stream.answer
 
 
 async def turns():

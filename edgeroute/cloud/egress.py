@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeroute.core.egress import Permit, Rules, Unknown
 from edgeroute.errors import Held, PolicyError
+from edgeroute.types import own_copy
 
 Consent = Callable[[str, str | None], bool]
 Redact = Callable[[Any, str | None], Any]
@@ -50,6 +51,11 @@ class Egress:
         self.rules = Rules(frozenset(never_leave), frozenset(may_leave), unknown_class, default_class)
         self.consent, self.redact = consent, redact
 
+    @property
+    def asks(self) -> bool:
+        """Whether `prepared` calls functions of the app's, which may take their time."""
+        return self.consent is not None or self.redact is not None
+
     def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
         """The inputs as they may be sent there.
 
@@ -66,6 +72,6 @@ class Egress:
         if self.redact is None:
             return inputs
         try:
-            return [self.redact(x, permit.data_class) for x in inputs]
+            return [self.redact(own_copy(x), permit.data_class) for x in inputs]  # it may work in place
         except Exception as e:
             raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent") from e

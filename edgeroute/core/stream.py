@@ -36,7 +36,8 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     """Routes one input along the plan, one leg after the other, and emits the pieces of the one that is accepted.
 
     A leg that has a threshold is judged by its whole answer, so its pieces are held back until that is accepted. Any other
-    is committed to with its first piece: if it fails after that, what there is stands, and no other leg continues it.
+    is committed to with its first piece: if it fails after that, what there is stands, and no other leg continues it. What stands
+    though it was not accepted is emitted in the end, unless the plan's offline rule may put something in its place.
 
     Args:
         plan: the plan. Its hedges are not used: two legs that speak at once would be paid for what nobody hears.
@@ -102,7 +103,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     if best is None:
         return Outcome(None, None, False, log, begun, now)
     i, prediction, pieces = best
-    for piece in pieces:
+    for piece in pieces if plan.offline in {"edge", "queue"} else ():  # else another answer, or none, takes its place
         yield Emit(i, Prediction(piece, None, None), ())
     return Outcome(i, prediction, False, log, begun, now)
 

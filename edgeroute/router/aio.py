@@ -24,6 +24,7 @@ from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import LegExecutor, Request, run_first
 from edgeroute.router.streams import AsyncStream, last
+from edgeroute.system import ThreadPool
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -143,12 +144,14 @@ class AsyncRouter(EngineOwner):
         self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
     ) -> AsyncGenerator[Any, None]:
         request = self.engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
+        spoken = False
         async for shown in self._shown(request):
             if not isinstance(shown, _End):
+                spoken = True
                 yield shown
                 continue
             answer = answer_of(shown[0])
-            if answer.source in {"cache", "stale"}:
+            if not spoken:  # it came from the cache, or stands in for the cloud's
                 yield answer.value
             yield last(answer)
 
@@ -227,11 +230,13 @@ class AsyncRouter(EngineOwner):
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and 0 < legs.plan.facts.edge_s < QUICK_S
             return legs.run(start) if quick else legs.begin(start, send)
-        if not legs.sequential or streams:
+        if not legs.sequential or streams or legs.asks:
             legs.detach(start)  # it may outlive the call
         to = legs.mail(start, send, own_thread=False)
-        leg = legs.run_stream_async(start, permit, backend, send) if streams else legs.run_async(start, permit, backend)
-        return self._leg(leg, start, to)
+        off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may hang as a cloud does
+        if streams:
+            return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, to)
+        return self._leg(legs.run_async(start, permit, backend, off_loop), start, to)
 
     def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, send: Send) -> Stop:
         """Runs it as a task, which sends an event however it ends."""
@@ -255,7 +260,9 @@ class AsyncRouter(EngineOwner):
         self._task(self._pump(steps))
         return True
 
-    async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None) -> T:
+    async def _in_thread(
+        self, call: Callable[[], T], until: float = INF, late: Any = None, threads: ThreadPool | None = None
+    ) -> T:
         """What `call` returns, from a thread; `late` if that is not there by the instant `until`. Here where no thread is free.
 
         Not in asyncio's own executor, which is everybody's: name look-ups that hang may fill it.
@@ -273,7 +280,7 @@ class AsyncRouter(EngineOwner):
             except RuntimeError:
                 return  # the loop is closed: nobody waits
 
-        if not self.engine.local_threads.submit(job):
+        if not (threads or self.engine.local_threads).submit(job):
             return call()
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
         return done.result() if done.done() else late

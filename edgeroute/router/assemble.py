@@ -169,7 +169,10 @@ class _Asks:
         if backend.alone_async:
             import asyncio
 
-            return lambda: asyncio.run(legs.run_async(start, permit, backend))
+            async def here(call: Callable[[], Any]) -> Any:  # it has a loop and a thread of its own
+                return call()
+
+            return lambda: asyncio.run(legs.run_async(start, permit, backend, here))
         return lambda: legs.run(start)
 
 

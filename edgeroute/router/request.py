@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgeroute.system import ThreadPool
 
 Shows = Literal["", "provisional", "pieces"]
+OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Calls something that blocks, without holding up the event loop."""
 STUCK_MOST = 32
 """So many runs of an edge model may go on past their stop before one more, for which no thread is free, is refused."""
 
@@ -118,6 +120,11 @@ class LegExecutor:
         """Whether this is one input, of which one leg runs at a time, and nothing can interrupt it."""
         return self.plan.sequential and not self._many
 
+    @property
+    def asks(self) -> bool:
+        """Whether consent or redaction is asked before an input leaves."""
+        return self._egress.asks
+
     def backend(self, start: Start) -> Backend:
         """What runs that leg."""
         return self.backends[self.plan.legs[start.leg].target]
@@ -128,7 +135,8 @@ class LegExecutor:
         backend: Any = self.backends[leg.target]
         try:
             if leg.permit is not None:
-                with self._exchange(start, leg.permit, backend) as (inputs, until, exchange):
+                inputs = self._prepared(start, leg.permit, backend)
+                with self._exchange(start, leg.permit, backend) as (until, exchange):
                     answers = backend.run(inputs, until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
@@ -139,30 +147,40 @@ class LegExecutor:
             return failed(start.leg, backend, e)
         return new(Done, (start.leg, answer, monotonic()))
 
-    async def run_async(self, start: Start, permit: Permit, backend: CloudBackend) -> Event:
+    async def run_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> Event:
         """The same on an event loop, for a backend that can."""
         try:
-            with self._exchange(start, permit, backend) as (inputs, until, exchange):
+            inputs = await self._prepared_async(start, permit, backend, off_loop)
+            with self._exchange(start, permit, backend) as (until, exchange):
                 answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
         return Done(start.leg, answers if self._many else answers[0], monotonic())
 
-    @contextmanager
-    def _exchange(self, start: Start, permit: Permit, backend: CloudBackend) -> Iterator[tuple[list[Any], float, Exchange]]:
-        """All that a leg off the device needs: the inputs as they may leave, until when, and the guard's leave to go."""
+    def _prepared(self, start: Start, permit: Permit, backend: CloudBackend) -> list[Any]:
+        """The inputs as they may leave."""
         try:
-            inputs = self._egress.prepared(self._input_rows(start), permit, backend.where)
+            return self._egress.prepared(self._input_rows(start), permit, backend.where)
         except Held:
             backend.guard.count_rejected()
             raise
+
+    async def _prepared_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> list[Any]:
+        """The same; consent and redaction, which may take their time, do not hold up the event loop."""
+        if not self._egress.asks:
+            return self._prepared(start, permit, backend)
+        return await off_loop(partial(self._prepared, start, permit, backend))  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _exchange(self, start: Start, permit: Permit, backend: CloudBackend) -> Iterator[tuple[float, Exchange]]:
+        """The guard's leave to go, and until when; unless the endpoint is known to refuse this input."""
         cache, key = self._cache, None if self._key is None else self._key + backend.name.encode()
         if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
         with backend.guard.enter(permit, self._id) as exchange:
             self.exchanges[start.leg] = exchange
             try:
-                yield inputs, INF if self.late is not None else self._until, exchange
+                yield INF if self.late is not None else self._until, exchange
             except Refused as e:
                 if cache is not None and key is not None and e.status in INPUTS_OWN:
                     cache.refuse(key, str(e), e.status)
@@ -211,7 +229,8 @@ class LegExecutor:
             if leg.permit is None:
                 answer = self._forward(start, backend.stream(self._inputs[0], stop), send, stop)
             else:
-                with self._exchange(start, leg.permit, backend) as (inputs, until, exchange):
+                inputs = self._prepared(start, leg.permit, backend)
+                with self._exchange(start, leg.permit, backend) as (until, exchange):
                     answer = self._forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
@@ -228,10 +247,13 @@ class LegExecutor:
         finally:
             pieces.close()
 
-    async def run_stream_async(self, start: Start, permit: Permit, backend: FunctionBackend, send: Send) -> Event:
+    async def run_stream_async(
+        self, start: Start, permit: Permit, backend: FunctionBackend, send: Send, off_loop: OffLoop
+    ) -> Event:
         """The same on an event loop, for an asynchronous generator function."""
         try:
-            with self._exchange(start, permit, backend) as (inputs, until, exchange):
+            inputs = await self._prepared_async(start, permit, backend, off_loop)
+            with self._exchange(start, permit, backend) as (until, exchange):
                 pieces: list[Any] = []
                 async for piece in backend.stream_async(inputs[0], until, exchange):
                     pieces.append(piece)

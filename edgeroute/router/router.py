@@ -200,9 +200,17 @@ class Router(EngineOwner):
     ) -> Generator[Any, None, Answer]:
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
-        (result,) = yield from pump(engine.steps([request]), engine)
-        answer = answer_of(result)
-        if answer.source in {"cache", "stale"}:
+        spoken, pieces = False, pump(engine.steps([request]), engine)
+        try:
+            while True:
+                piece = next(pieces)
+                spoken = True
+                yield piece
+        except StopIteration as end:
+            answer = answer_of(end.value[0])
+        finally:
+            pieces.close()
+        if not spoken:  # it came from the cache, or stands in for the cloud's
             yield answer.value
         return answer
 

@@ -73,6 +73,12 @@ class Flights:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def followed(self) -> int:
+        """How many of them have followers."""
+        with self._lock:
+            return sum(shared.future is not None for shared in self._open.values())
+
     def join(self, key: bytes) -> Flight:
         """Starts a flight as its leader, or follows the one in progress."""
         with self._lock:

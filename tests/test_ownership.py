@@ -1,0 +1,233 @@
+"""What a leg reads after its call has returned is its own: the caller may write the next input into the same buffer."""
+
+import contextlib
+import json
+import threading
+from queue import Queue
+
+import numpy as np
+import pytest
+from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left
+
+from edgeroute import Audit, Cache, Egress, OpenInference, Outbox, PlainJson
+from edgeroute.testing import CannedServer, http_reply
+from edgeroute.types import own_copy
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+
+
+def total(x):
+    """What an answer depends on."""
+    return float(np.sum(x["a"] if isinstance(x, dict) else x))
+
+
+def unsure(x):
+    return ("edge", total(x)), 0.1
+
+
+class Slow:
+    """A cloud that looks at its input only once it may."""
+
+    def __init__(self):
+        self.may, self.saw, self.begun = threading.Event(), Queue(), threading.Event()
+
+    def __call__(self, x):
+        """Whatever is there by then."""
+        self.begun.set()
+        self.may.wait(LONG)
+        self.saw.put(total(x))
+        return ("cloud", total(x)), 0.9
+
+
+INPUTS = {"array": lambda: np.zeros(4), "mapping": lambda: {"a": np.zeros(4)}, "list": lambda: [0.0, 0.0]}
+
+
+def overwrite(x):
+    """The next frame."""
+    if isinstance(x, dict):
+        x["a"][:] = 7
+    else:
+        x[:] = [7.0] * len(x)
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_leg_that_is_left_past_the_deadline(make, call, kind):
+    """A function that looks late sees the input that it was asked about."""
+    slow, x = Slow(), INPUTS[kind]()
+    router = make(unsure, slow, deadline=0.1)
+    router.on_late(lambda _: None)
+    assert ask(router, call, x).source == "edge"
+    overwrite(x)
+    slow.may.set()
+    assert slow.saw.get(timeout=LONG) == 0
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_leg_that_cannot_be_stopped(make, call):
+    """Nor does one that lost a race, or was told to stop."""
+    slow, x = Slow(), np.zeros(4)
+    router = make(
+        lambda x: (slow.begun.wait(0 if call == "stream" else LONG), ("edge", 0.9))[1], slow, hedge_after=0, deadline=0.3
+    )
+    ask(router, call, x)
+    overwrite(x)
+    slow.may.set()
+    if slow.begun.is_set():  # a stream has no race
+        assert slow.saw.get(timeout=LONG) == 0
+
+
+@pytest.mark.parametrize("asks", ["consent", "redact"])
+@pytest.mark.parametrize("call", CALLS)
+def test_consent_and_redaction_that_take_their_time(make, call, asks):
+    """What is sent after the call has returned is what the call was about."""
+    may, x = threading.Event(), np.zeros(4)
+
+    def consent(*_):
+        return may.wait(LONG)
+
+    def redact(x, _):
+        may.wait(LONG)
+        return x
+
+    egress = Egress(**{asks: consent if asks == "consent" else redact})
+    with CannedServer(http_reply(b'{"value": "cloud", "confidence": 0.9}')) as server:
+        router = make(unsure, PlainJson(server.url), deadline=0.1, egress=egress)
+        router.on_late(lambda _: None)
+        assert ask(router, call, x).source == "edge"
+        overwrite(x)
+        may.set()
+        server.wait_for(lambda: server.requests)
+        body = json.loads(server.requests[0].partition(b"\r\n\r\n")[2])
+        assert body["input"] == [0.0] * 4
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_endpoint_that_asks_for_metadata_first(make, call):
+    """It encodes only after that: what it encodes is the call's input, and what is stored is that input's answer."""
+
+    def said(request):
+        if request.startswith(b"GET"):
+            return http_reply(json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]}).encode())
+        (data,) = json.loads(request.partition(b"\r\n\r\n")[2])["inputs"]
+        outputs = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [sum(data["data"]), 5.0]}
+        return http_reply(json.dumps({"outputs": [outputs]}).encode())
+
+    with GatedServer(said) as server:
+        x = np.zeros(4, np.float32)
+        router = make(
+            unsure, OpenInference(server.url, model="m", binary=False, labels=("holds", "empty")), deadline=0.1, cache=Cache()
+        )
+        ask(router, call, x)
+        overwrite(x)
+        server.open()
+        while router.stats().late < 1:
+            threading.Event().wait(0.001)
+        answer = router.infer(np.zeros(4, np.float32), deadline=LONG)
+        assert (answer.source, answer.value) == ("cache", "empty")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_queued_at_the_deadline(make, call, tmp_path):
+    """Whatever it is written from is not the caller's buffer any more."""
+    may, stored, x = threading.Event(), threading.Event(), np.zeros(4)
+    first = []
+
+    def redact(x, _):
+        if first:  # the second time is for the outbox, and the deadline passes meanwhile
+            may.wait(LONG)
+        first.append(1)
+        return x
+
+    box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
+    put = box.put
+    box.put = lambda waiting: (put(waiting), stored.set())[0]
+    with CannedServer(http_reply(status=503)) as server:
+        router = make(
+            unsure, PlainJson(server.url, retries=0), deadline=0.3, offline="queue", outbox=box, egress=Egress(redact=redact)
+        )
+        ask(router, call, x)
+        overwrite(x)
+        may.set()
+        assert stored.wait(LONG)
+        (entry,) = box.list()
+        assert json.loads(box.waiting(entry.id).body)["input"] == [0.0] * 4
+        router.close()
+
+
+def test_what_is_audited(make):
+    """It is asked after the answer was given."""
+    slow, x = Slow(), np.zeros(4)
+    router = make(lambda x: (total(x), 0.9), slow, audit=Audit(share=1))
+    router.infer(x)
+    overwrite(x)
+    slow.may.set()
+    assert slow.saw.get(timeout=LONG) == 0
+
+
+def test_what_is_renewed(make):
+    """Stale while it is revalidated: it is asked about after the answer was given."""
+    may, saw, x = threading.Event(), Queue(), np.zeros(4)
+
+    def cloud(x):
+        if not saw.empty():
+            may.wait(LONG)
+        saw.put(total(x))
+        return total(x), 0.9
+
+    router = make(unsure, cloud, cache=Cache(ttl_s=0, stale_while_revalidate_s=1e6))
+    router.infer(x)
+    assert router.infer(x).source == "stale"
+    overwrite(x)
+    may.set()
+    assert [saw.get(timeout=LONG) for _ in range(2)] == [0, 0]
+
+
+def test_a_later_edge_of_a_refined_answer(make):
+    """While the caller has the provisional answer, it may have the next frame in its buffer, too."""
+    slow, x = Slow(), np.zeros(4)
+    router = make([unsure, slow], None, threshold=[0.5, 0.5], deadline=LONG)
+    answers = router.refine(x)
+    assert next(answers).value == ("edge", 0.0)
+    overwrite(x)
+    slow.may.set()
+    assert next(answers).value == ("cloud", 0.0)
+    answers.close()
+
+
+def test_a_redaction_that_works_in_place(make):
+    """The caller's own stays as it is."""
+
+    def redact(x, _):
+        x[:] = 1
+        return x
+
+    x = np.zeros(4)
+    assert make(unsure, lambda x: (total(x), 0.9), egress=Egress(redact=redact)).infer(x).value == 4
+    assert x.tolist() == [0.0] * 4
+
+
+def test_own_copies():
+    """Of what there is to change; the rest is as it was."""
+    array = np.zeros(2)
+    held = {"a": [array, bytearray(b"x"), memoryview(b"abc"), ("t", array)], "b": "text"}
+    own = own_copy(held)
+    array[:] = 7
+    held["a"][1][0] = 0
+    assert own["a"][0].tolist() == [0, 0]
+    assert own["a"][1:3] == [b"x", b"abc"]
+    assert own["a"][3][1].tolist() == [0, 0]
+    assert own["b"] is held["b"]
+    thing = object()
+    assert own_copy(thing) is thing
