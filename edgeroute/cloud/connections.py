@@ -53,17 +53,17 @@ class Connections:
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
         channel = self._take()
-        good = False
+        kept = False
         try:
             reply = channel.send(call, until, cancel)
-            good = True
-            return reply
-        finally:
             if cancel is not None:
                 cancel.on_ask(None)
-            if good and not (cancel is not None and cancel.asked):
+            if cancel is None or not cancel.asked:
                 self._give(channel)
-            else:
+                kept = True
+            return reply
+        finally:
+            if not kept:
                 channel.close()
 
     def _take(self) -> _Connection:

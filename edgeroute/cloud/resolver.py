@@ -101,14 +101,11 @@ class Resolver:
             if full:
                 raise httpcore.ConnectError(f"{host} was not looked up: {len(running)} other look-ups hang")
             lookup = Lookup(host, port)
-            running.append(lookup)
             try:
                 threading.Thread(target=lookup.run, name="edgeroute-lookup", daemon=True).start()
-            except BaseException as e:
+            except RuntimeError as e:  # there can be no more threads
                 lookup.end([], e)
-                if isinstance(e, RuntimeError):  # there can be no more threads
-                    return lookup
-                raise
+            running.append(lookup)  # after its start: what interrupts that leaves none to be waited for in vain
             return lookup
 
 

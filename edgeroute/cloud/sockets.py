@@ -35,8 +35,7 @@ class Sockets:
 
     def open(self, family: int) -> socket.socket:
         """A new one, not blocking."""
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        self._sockets.append(sock)
+        self._sockets.append(sock := socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
