@@ -411,7 +411,10 @@ class Proxy(CannedServer):
                     await sink.drain()
             sink.close()
 
-        await asyncio.gather(forward(reader, to), forward(there, writer))
+        try:
+            await asyncio.gather(forward(reader, to), forward(there, writer))
+        finally:
+            to.close()
 
 
 @pytest.mark.parametrize("secure", [False, True])
