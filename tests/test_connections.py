@@ -14,6 +14,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import tiny
 import trustme
 
 from edgeroute import StopToken, TimedOut, Unreachable
@@ -648,8 +649,6 @@ def child():
 
 def forks(tmp_path, body):
     """What a program with that body says; in it `child()` answers once, ends, and is killed if it waits."""
-    import tiny
-
     path = tiny.linear(tmp_path / "m.onnx")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)])}
     with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
@@ -696,6 +695,49 @@ for name, lock in sorted(locks.items()):
     names, *said = forks(tmp_path, body)
     assert {"HttpClient._lock", "OnnxModel._lock", "Resolver._lock"} <= set(names.split())
     assert said == [line for name in names.split() for line in ("child cloud", f"{name} 0")]
+
+
+IMPORTING = """
+import os, signal, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import numpy as np
+from edgeroute import OnnxModel, PlainJson, Router
+slow, path, port = sys.argv[1:]
+router = Router(OnnxModel(path), PlainJson(f"http://127.0.0.1:{port}"), threshold=1.0)
+inside, gate = threading.Event(), threading.Event()
+
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == slow:
+            inside.set()
+            gate.wait()
+
+sys.meta_path.insert(0, Finder)
+os.register_at_fork(before=gate.set)
+x = np.array([0, 2, 1, 5], np.float32)
+thread = threading.Thread(target=router.infer, args=[x])
+thread.start()
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    print(router.infer(x).value, flush=True)
+    os._exit(0)
+print(os.waitpid(pid, 0)[1], flush=True)
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("module", ["edgeroute.cloud.http", "onnxruntime"])
+def test_a_fork_while_a_leg_imports(tmp_path, module):
+    """The first call imports what it needs: a fork waits for that, so that the child need not, in vain."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
+        command = [sys.executable, "-c", IMPORTING, module, str(tiny.linear(tmp_path / "m.onnx")), str(server.port)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=2 * LONG)
+    assert (done.stdout.split(), done.returncode) == (["cloud", "0"], 0), done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

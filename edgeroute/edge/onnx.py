@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edgeroute.edge.card import Array, Card, sha256_of, stack
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system import renew_after_fork
+from edgeroute.system import importing, renew_after_fork
 from edgeroute.types import StopToken, TensorSpec
 
 _DTYPES = {
@@ -194,7 +194,8 @@ class OnnxModel:
 def _runtime() -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
     try:
-        import onnxruntime
+        with importing:
+            import onnxruntime
     except ImportError as e:
         raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
     return onnxruntime
