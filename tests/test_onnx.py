@@ -320,6 +320,7 @@ CLOSING = """
 import sys, threading, numpy as np
 from pathlib import Path
 from edgeroute import Ensemble, OnnxModel, StopToken
+sys.setswitchinterval(1e-6)
 path = Path(sys.argv[1])
 alone, members = OnnxModel(path), [OnnxModel(path), OnnxModel(path)]
 together, x = Ensemble(members), np.array([0, 2, 1, 5], np.float32)
