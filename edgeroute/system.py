@@ -124,7 +124,43 @@ def _in_child() -> None:
         thing.after_fork()
 
 
+class _Importing:
+    """Held around an import that is made late, in a leg: a fork waits for it.
+
+    A child would wait for ever for a module that a thread of its parent's was importing: Python renews no module's lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def before_fork(self) -> None:
+        """Waits, though not for an import that hangs."""
+        self._lock.acquire(timeout=10.0)
+
+    def in_parent(self) -> None:
+        """Goes on."""
+        with contextlib.suppress(RuntimeError):  # it was not waited for
+            self._lock.release()
+
+    def in_child(self) -> None:
+        """Goes on."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            self._lock = threading.RLock()
+
+
+importing = _Importing()
+
 if hasattr(os, "register_at_fork"):
+    # what is registered last comes first before a fork: `logging` takes its lock there, which an import may need
+    os.register_at_fork(before=importing.before_fork, after_in_parent=importing.in_parent, after_in_child=importing.in_child)
     os.register_at_fork(after_in_child=_in_child)
 
 

@@ -316,6 +316,67 @@ def test_close_frees_and_a_later_run_loads_again(model):
     assert repr(model).startswith("OnnxModel(")
 
 
+CLOSING = """
+import sys, threading, numpy as np
+from pathlib import Path
+from edgeroute import Ensemble, OnnxModel, StopToken
+sys.setswitchinterval(1e-6)
+path = Path(sys.argv[1])
+alone, members = OnnxModel(path), [OnnxModel(path), OnnxModel(path)]
+together, x = Ensemble(members), np.array([0, 2, 1, 5], np.float32)
+runs = [
+    lambda: alone.run_one(x).tolist() == [[0, 2, 1]],
+    lambda: alone.run_one(x, StopToken()).tolist() == [[0, 2, 1]],
+    lambda: alone.run([x, x + 1]).tolist() == [[0, 2, 1], [1, 3, 2]],
+    lambda: together.run([x])[0][0] == 1,
+]
+wrong, over = [], threading.Event()
+
+def run(once):
+    try:
+        wrong.extend(None for _ in range(300) if not once())
+    except BaseException as e:
+        wrong.append(e)
+
+def close(model):
+    while not over.is_set():
+        model.close()
+
+running = [threading.Thread(target=run, args=[once]) for once in runs * 2]
+closing = [threading.Thread(target=close, args=[model]) for model in (alone, together)]
+for thread in running + closing:
+    thread.start()
+for thread in running:
+    thread.join()
+over.set()
+for thread in closing:
+    thread.join()
+print(wrong)
+"""
+
+
+def test_a_model_is_never_closed_under_a_run(tmp_path):
+    """Many threads run it while others close it again and again: the answers are right, and the process ends well."""
+    command = [sys.executable, "-c", CLOSING, str(tiny.linear(tmp_path / "m.onnx"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def test_a_signal_handler_may_run_a_model_that_is_loading(model, monkeypatch):
+    """In the same thread: it does not wait for itself."""
+    load_file, nested = model._load, []
+
+    def interrupted():
+        if not nested:
+            nested.append(None)
+            nested.append(model.run_one(X).tolist())
+        return load_file()
+
+    monkeypatch.setattr(model, "_load", interrupted)
+    assert model.run_one(X).tolist() == [[0, 2, 1]]
+    assert nested[1] == [[0, 2, 1]]
+
+
 # -------------------------------------------------------------------------------------------------------------- loading
 def test_the_suffix_picks_the_runtime(tmp_path):
     """A path goes by its suffix; another suffix, or another thing, is refused with what is possible."""

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import weakref
+from collections import deque
+from collections.abc import Iterable
 from time import monotonic
+from typing import Any, TypeVar
 
 import httpcore
 
 from edgeroute.cloud.base import Address, Call, Reply
+from edgeroute.cloud.resolver import RESOLVER, SocketAddress
+from edgeroute.cloud.sockets import STAGGER_S, Sockets, readable
+from edgeroute.cloud.tls import RECORD, Steps, Tls
 from edgeroute.cloud.wire import ERRORS, Wire
 from edgeroute.core.policy import INF
 from edgeroute.errors import CloudError, TimedOut
+from edgeroute.system import renew_after_fork
+
+T = TypeVar("T")
 
 
 class AsyncConnections:
@@ -22,18 +36,27 @@ class AsyncConnections:
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
         self._idle: list[_Connection] = []
+        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """As `Connections`; the loop is the parent's, too."""
+        self._idle, self._loop = [], None
+        for channel in list(self._all):
+            channel.sockets.abandon()
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Connections.send`; cancelling the task ends it."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._loop, self._idle = loop, []  # what another loop opened is of no use here
+            self._close_idle()  # what another loop opened is of no use here
+            self._loop, self._idle = loop, []
         idle = self._idle
         left_s = until - monotonic()
         request = self._wire.request(call, min(left_s, 0.0) or INF)  # wait_for alone keeps the time: two clocks race
-        channel = idle.pop() if idle else _Connection(self._wire)
+        channel = idle.pop() if idle else self._new(loop)
         good = False
         try:
             reply = await asyncio.wait_for(channel.send(request), None if left_s == INF else left_s)
@@ -43,32 +66,41 @@ class AsyncConnections:
         except CloudError:
             raise
         except (asyncio.TimeoutError, TimeoutError) as e:
-            raise TimedOut(f"{self._wire.address.origin} did not answer in time") from e
+            raise TimedOut(f"{self._wire.address.origin} did not {channel.sockets.doing} in time") from e
         finally:
             if good and not self._closed:
                 idle.append(channel)
             else:
-                await channel.close()
+                channel.sockets.close()
         return reply
+
+    def _new(self, loop: asyncio.AbstractEventLoop) -> _Connection:
+        channel = _Connection(self._wire, loop)
+        self._all.add(channel)
+        return channel
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().sockets.close()
 
     async def close(self) -> None:
         """Closes what is idle now, and what is in use as soon as it is not."""
         self._closed = True
-        while self._idle:
-            await self._idle.pop().close()
+        self._close_idle()
 
     def abandon(self) -> None:
         """The same from outside the loop, or from a thread."""
         self._closed = True
         if self._idle and self._loop is not None and self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.close(), self._loop)
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                self._loop.call_soon_threadsafe(self._close_idle)
 
 
 class _Connection:
     """One connection, made again when the server has closed it."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
+        self._wire, self.sockets = wire, AsyncSockets(wire.address.origin, loop)
         self.kept = False
         """Whether it has served a call before: then the server may just have closed it."""
         self._connection = self._new()
@@ -77,7 +109,7 @@ class _Connection:
         wire = self._wire
         old = self._connection
         if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
-            await old.aclose()
+            self.sockets.close()
             self._connection, self.kept = self._new(), False
         response = await self._connection.handle_async_request(request)
         try:
@@ -93,11 +125,198 @@ class _Connection:
         return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
-        options = self._wire.options()
+        options, backend = self._wire.options(), _Backend(self.sockets)
         if options["proxy"] is not None:  # only a pool knows how to go through one
-            return httpcore.AsyncConnectionPool(**options, max_connections=1)
+            return httpcore.AsyncConnectionPool(**options, max_connections=1, network_backend=backend)
         del options["proxy"]
-        return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options)
+        return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options, network_backend=backend)
 
-    async def close(self) -> None:
-        await self._connection.aclose()
+
+class AsyncSockets(Sockets):
+    """For one event loop. Closing them takes no `await`, so that nothing can interrupt it."""
+
+    def __init__(self, origin: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(origin)
+        self.loop = loop
+        self.doing = "answer"
+
+    def drop(self, sock: socket.socket) -> None:
+        """Closes that one. Whoever waits for it waits no longer: the number may be another socket's at once."""
+        with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
+            self.loop.remove_reader(sock)
+            self.loop.remove_writer(sock)
+        super().drop(sock)
+
+    def abandon(self) -> None:
+        """Closes all in a forked child, whose copies of the loop's own files are still the parent's."""
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    async def connect(self, host: str, port: int) -> socket.socket:
+        """Connects to the first address that accepts. The next one is tried as soon as one fails, or `STAGGER_S` later."""
+        waiting = deque(await self._look_up(host, port))
+        errors: list[BaseException] = []
+        tasks: set[asyncio.Task[socket.socket]] = set()
+        try:
+            if len(waiting) == 1:
+                return await self._connect(waiting.popleft())
+            while waiting or tasks:
+                if waiting:
+                    tasks.add(self.loop.create_task(self._connect(waiting.popleft())))
+                limit_s = STAGGER_S if waiting else None
+                done, tasks = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    error = task.exception()
+                    if error is None:
+                        self.keep_only(task.result())
+                        return task.result()
+                    errors.append(error)
+        finally:
+            for task in tasks:
+                if not task.cancel() and not task.cancelled():
+                    task.exception()  # looked at, though of no interest
+        raise errors[0] if errors else OSError(f"{host} has no address")
+
+    async def _connect(self, there: SocketAddress) -> socket.socket:
+        sock = self.open(there.family)
+        try:
+            await self.loop.sock_connect(sock, there.address)
+        except OSError as e:
+            self.drop(sock)
+            raise OSError(e.errno, os.strerror(e.errno or 0)) from e
+        return sock
+
+    async def _look_up(self, host: str, port: int) -> list[SocketAddress]:
+        lookup = RESOLVER.find(host, port)
+        if lookup.done:
+            return lookup.addresses()
+        over: asyncio.Future[None] = self.loop.create_future()
+
+        def settle() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(settle)
+
+        lookup.add(wake)
+        self.doing = "have its name looked up"
+        try:
+            await over
+        finally:
+            lookup.discard(wake)
+        self.doing = "answer"
+        return lookup.addresses()
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    """Connects for httpcore: never by the loop's default executor, which others may have filled."""
+
+    def __init__(self, sockets: AsyncSockets) -> None:
+        self._sockets = sockets
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002 - who waits for the whole keeps the time
+        local_address: str | None = None,  # noqa: ARG002 - never given
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - likewise
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            return _Stream(await self._sockets.connect(host, port), self._sockets)
+        except OSError as e:
+            raise httpcore.ConnectError(str(e)) from e
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """One socket."""
+
+    def __init__(self, sock: socket.socket, sockets: AsyncSockets) -> None:
+        self._sock, self._sockets = sock, sockets
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+        try:
+            return await self._sockets.loop.sock_recv(self._sock, max_bytes)
+        except OSError as e:
+            raise httpcore.ReadError(str(e)) from e
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
+        try:
+            await self._sockets.loop.sock_sendall(self._sock, buffer)
+        except OSError as e:
+            raise httpcore.WriteError(str(e)) from e
+
+    async def aclose(self) -> None:
+        self._sockets.drop(self._sock)
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - as above
+    ) -> httpcore.AsyncNetworkStream:
+        return await _secured(self, ssl_context, server_hostname)
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return readable(self._sock)
+        return self._sock if info == "socket" else None
+
+
+class _TlsStream(httpcore.AsyncNetworkStream):
+    """TLS on top of another stream."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream, tls: Tls) -> None:
+        self._inner, self._tls = inner, tls
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+        try:
+            return await _pump(self._inner, self._tls.read(max_bytes))
+        except ssl.SSLError as e:
+            raise httpcore.ReadError(str(e)) from e
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
+        try:
+            await _pump(self._inner, self._tls.write(buffer))
+        except ssl.SSLError as e:
+            raise httpcore.WriteError(str(e)) from e
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - as above
+    ) -> httpcore.AsyncNetworkStream:
+        return await _secured(self, ssl_context, server_hostname)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
+
+
+async def _secured(inner: httpcore.AsyncNetworkStream, context: ssl.SSLContext, hostname: str | None) -> _TlsStream:
+    tls = Tls(context, hostname)
+    try:
+        await _pump(inner, tls.handshake())
+    except (OSError, httpcore.NetworkError) as e:
+        raise httpcore.ConnectError(str(e)) from e
+    return _TlsStream(inner, tls)
+
+
+async def _pump(inner: httpcore.AsyncNetworkStream, steps: Steps[T]) -> T:
+    received = b""
+    try:
+        to_send = next(steps)
+        while True:
+            if to_send is None:
+                received = await inner.read(RECORD)
+            else:
+                await inner.write(to_send)
+            to_send = steps.send(received)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]

@@ -5,40 +5,44 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import threading
 import weakref
 from collections.abc import Iterable
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 
 from edgeroute.cloud.base import Address, Call, Reply
+from edgeroute.cloud.sockets import BlockingSockets, readable
+from edgeroute.cloud.tls import RECORD, Steps, Tls
 from edgeroute.cloud.wire import ERRORS, Wire
-from edgeroute.core.policy import INF
 from edgeroute.errors import TimedOut, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
+
+T = TypeVar("T")
 
 
 class Connections:
     """Kept-alive connections to one address, for threads.
 
-    Each is a pool of its own: a call can then be cut off, by shutting its socket down, without touching others.
+    Each is a pool of its own: a call can then be cut off, by shutting its socket down, without touching others. There is
+    no lock: a list's own `append` and `pop` are whole, in threads, in signal handlers and across a fork.
     """
 
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
         self._idle: list[_Connection] = []
-        self._lock = threading.Lock()
+        self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._closed = False
         weakref.finalize(self, _close_all, self._idle)  # a router that is dropped unclosed leaves no socket behind
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """The connections are the parent's: closing the child's copies sends nothing, and leaves the parent's open."""
-        self._lock = threading.Lock()
-        _close_all(self._idle)
+        self._idle.clear()
+        for channel in list(self._all):
+            channel.close()
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
         """The reply, if it is there by the instant `until`.
@@ -49,36 +53,35 @@ class Connections:
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
         channel = self._take()
-        good = False
+        kept = False
         try:
             reply = channel.send(call, until, cancel)
-            good = True
-            return reply
-        finally:
             if cancel is not None:
                 cancel.on_ask(None)
-            if good and not (cancel is not None and cancel.asked):
+            if cancel is None or not cancel.asked:
                 self._give(channel)
-            else:
+                kept = True
+            return reply
+        finally:
+            if not kept:
                 channel.close()
 
     def _take(self) -> _Connection:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Connection(self._wire)
+        try:
+            return self._idle.pop()
+        except IndexError:
+            channel = _Connection(self._wire)
+            self._all.add(channel)
+            return channel
 
     def _give(self, channel: _Connection) -> None:
-        with self._lock:
-            if not self._closed:
-                self._idle.append(channel)
-                return
-        channel.close()
+        self._idle.append(channel)
+        if self._closed:
+            _close_all(self._idle)
 
     def close(self) -> None:
         """Closes what is idle now, and what is in use as soon as it is not."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
         _close_all(self._idle)
 
 
@@ -92,23 +95,18 @@ class _Connection:
     """One connection, made again when the server has closed it."""
 
     def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._connection: httpcore.HTTPConnection | httpcore.ConnectionPool = self._new()
-        self._socket: socket.socket | None = None
+        self._wire, self._sockets = wire, BlockingSockets(wire.address.origin)
+        self._connection = self._new()
         self._kept = False
-        self._until = INF
-        self._cancel: StopToken | None = None
 
     def send(self, call: Call, until: float, cancel: StopToken | None) -> Reply:
         wire = self._wire
-        self._until, self._cancel = until, cancel
-        if cancel is not None:
-            cancel.on_ask(self.cut)
+        self._sockets.begin(until, cancel)
         try:
             request = wire.request(call, until - monotonic())
             old = self._connection
             if isinstance(old, httpcore.HTTPConnection) and (old.is_closed() or old.has_expired()):
-                old.close()
+                self._sockets.close()
                 self._connection, self._kept = self._new(), False
             response = self._connection.handle_request(request)
             try:
@@ -126,82 +124,135 @@ class _Connection:
         return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
-        options = self._wire.options()
+        options, backend = self._wire.options(), _Backend(self._sockets)
         if options["proxy"] is not None:  # only a pool knows how to go through one
-            return httpcore.ConnectionPool(**options, max_connections=1, network_backend=_Backend(self))
+            return httpcore.ConnectionPool(**options, max_connections=1, network_backend=backend)
         del options["proxy"]
-        return httpcore.HTTPConnection(self._wire.root.origin, **options, network_backend=_Backend(self))
-
-    def left_s(self) -> float | None:
-        """Seconds for the next step; None: as many as it takes."""
-        if self._until == INF:
-            return None
-        left_s = self._until - monotonic()
-        if left_s <= 0:
-            raise TimedOut(f"{self._wire.address.origin} did not finish its answer in time")
-        return left_s
-
-    def connected(self, sock: socket.socket) -> None:
-        """Notes which socket to cut, and cuts it if that was asked for while there was none."""
-        self._socket = sock
-        if self._cancel is not None:
-            self._cancel.on_ask(self.cut)
-
-    def cut(self) -> None:
-        """Ends the call in progress, from another thread."""
-        if self._socket is not None:
-            with contextlib.suppress(OSError):  # not ssl's own shutdown: from then on it would send in the clear
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        return httpcore.HTTPConnection(self._wire.root.origin, **options, network_backend=backend)
 
     def close(self) -> None:
-        self._socket = None
-        self._connection.close()
+        """Closes the sockets, in whatever state httpcore is: it may not even know of them yet."""
+        self._sockets.close()
 
 
-class _Backend(httpcore.SyncBackend):
-    """Connects as httpcore does, and lets the channel see the sockets and keep the time."""
+class _Backend(httpcore.NetworkBackend):
+    """Connects for httpcore, with sockets that can be cut off and keep the time."""
 
-    def __init__(self, channel: _Connection) -> None:
-        self._channel = weakref.proxy(channel)
+    def __init__(self, sockets: BlockingSockets) -> None:
+        self._sockets = sockets
 
     def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - the sockets keep the time
+        local_address: str | None = None,  # noqa: ARG002 - never given
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - likewise
     ) -> httpcore.NetworkStream:
-        return _Stream(super().connect_tcp(host, port, timeout, local_address, socket_options), self._channel)
+        try:
+            return _Stream(self._sockets.connect(host, port), self._sockets)
+        except TimedOut:
+            raise
+        except OSError as e:
+            raise httpcore.ConnectError(str(e)) from e
 
 
 class _Stream(httpcore.NetworkStream):
-    """A stream whose every step has the time that is left: a limit per step would begin anew with each byte that trickles."""
+    """One socket, with TLS or without."""
 
-    def __init__(self, inner: httpcore.NetworkStream, channel: _Connection) -> None:
-        self._inner, self._channel = inner, channel
-        channel.connected(inner.get_extra_info("socket"))
+    def __init__(self, sock: socket.socket, sockets: BlockingSockets) -> None:
+        self._sock, self._sockets = sock, sockets
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, timeout and self._channel.left_s())
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        sock: socket.socket = self._inner.get_extra_info("socket")
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets keep the time
+        left_s = self._sockets.left_s()
         try:
-            sock.settimeout(timeout and self._channel.left_s())
-            sock.sendall(buffer)  # httpcore's own would copy what is left after each part that the kernel takes
+            self._sock.settimeout(left_s)
+            return self._sock.recv(max_bytes)
+        except TimeoutError as e:
+            raise httpcore.ReadTimeout(str(e)) from e
+        except OSError as e:
+            raise httpcore.ReadError(str(e)) from e
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - likewise
+        left_s = self._sockets.left_s()
+        try:
+            self._sock.settimeout(left_s)
+            self._sock.sendall(buffer)  # a `send` of what is left after each part that the kernel takes would copy it
         except TimeoutError as e:
             raise httpcore.WriteTimeout(str(e)) from e
         except OSError as e:
             raise httpcore.WriteError(str(e)) from e
 
     def close(self) -> None:
-        self._inner.close()
+        self._sockets.drop(self._sock)
 
     def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - likewise
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, timeout), self._channel)
+        if isinstance(self._sock, ssl.SSLSocket):
+            return _Tunnel(self, ssl_context, server_hostname)
+        left_s = self._sockets.left_s("accept a connection")
+        try:
+            sock = ssl_context.wrap_socket(self._sock, server_hostname=server_hostname, do_handshake_on_connect=False)
+            self._sockets.adopt(sock)
+            self._sockets.keep_only(sock)
+            self._sockets.check()
+            sock.settimeout(left_s)
+            sock.do_handshake()
+        except TimeoutError as e:
+            raise httpcore.ConnectTimeout(str(e)) from e
+        except OSError as e:
+            raise httpcore.ConnectError(str(e)) from e
+        return _Stream(sock, self._sockets)
 
     def get_extra_info(self, info: str) -> Any:
-        return self._inner.get_extra_info(info)
+        if info == "ssl_object":
+            return self._sock if isinstance(self._sock, ssl.SSLSocket) else None
+        if info == "is_readable":
+            return readable(self._sock)
+        return self._sock if info == "socket" else None
+
+
+class _Tunnel(httpcore.NetworkStream):
+    """TLS to the endpoint, through TLS to a proxy."""
+
+    def __init__(self, inner: _Stream, ssl_context: ssl.SSLContext, hostname: str | None) -> None:
+        self._inner, self._tls = inner, Tls(ssl_context, hostname)
+        try:
+            self._pump(self._tls.handshake())
+        except (OSError, httpcore.NetworkError) as e:
+            raise httpcore.ConnectError(str(e)) from e
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets keep the time
+        try:
+            return self._pump(self._tls.read(max_bytes))
+        except ssl.SSLError as e:
+            raise httpcore.ReadError(str(e)) from e
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - likewise
+        try:
+            self._pump(self._tls.write(buffer))
+        except ssl.SSLError as e:
+            raise httpcore.WriteError(str(e)) from e
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
+
+    def _pump(self, steps: Steps[T]) -> T:
+        received = b""
+        try:
+            to_send = next(steps)
+            while True:
+                if to_send is None:
+                    received = self._inner.read(RECORD)
+                else:
+                    self._inner.write(to_send)
+                to_send = steps.send(received)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

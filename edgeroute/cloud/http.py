@@ -51,7 +51,7 @@ class HttpClient:
 
     def after_fork(self) -> None:
         """A lock of its own for the child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call the router, too
 
     def run(self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Any:
         """The talk's outputs, by the instant `until` or the endpoint's own timeout, whichever is sooner.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edgeroute.edge.card import Array, Card, sha256_of, stack
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system import renew_after_fork
+from edgeroute.system import importing, renew_after_fork
 from edgeroute.types import StopToken, TensorSpec
 
 _DTYPES = {
@@ -57,7 +57,7 @@ class OnnxModel:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._expected = sha256 or self.card.sha256
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may run the model while it loads
         self._session: Any = None
         self._run_options: Any = None
         self._names: list[str] = []
@@ -67,7 +67,7 @@ class OnnxModel:
 
     def after_fork(self) -> None:
         """The parent's session has threads that the child lacks: it is set aside, unused and never freed."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._session is not None:
             _SET_ASIDE.append(self._session)
             self._session = None
@@ -180,7 +180,10 @@ class OnnxModel:
         return ModelError(f"{self.name} failed to run: {_first_line(error)}")
 
     def close(self) -> None:
-        """Frees the model; a later run loads it again."""
+        """Frees the model, once the runs that are under way have ended; a later run loads it again.
+
+        Each run holds the session by a reference of its own, and the last one to let go of it frees it: nothing else may.
+        """
         with self._lock:
             self._session = None
 
@@ -191,7 +194,8 @@ class OnnxModel:
 def _runtime() -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
     try:
-        import onnxruntime
+        with importing:
+            import onnxruntime
     except ImportError as e:
         raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
     return onnxruntime

@@ -1,0 +1,141 @@
+"""Name look-ups in daemon threads of their own: few, shared by equal names, and abandoned by whoever has no time left."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from itertools import zip_longest
+from time import monotonic
+from typing import Any, NamedTuple
+
+import httpcore
+
+from edgeroute.system import renew_after_fork
+
+MOST = 16
+"""Look-ups under way in this process; with so many under way, one of another name fails at once."""
+MOST_EACH = 4
+FRESH_S = 5.0
+"""A look-up of the same name that began longer ago than this may ask a server that is gone: another is begun beside it,
+up to `MOST_EACH`."""
+
+
+class SocketAddress(NamedTuple):
+    """What a socket is made for and connected to."""
+
+    family: int
+    address: Any
+
+
+class Lookup:
+    """One look-up, under way or done."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port, self.begun = host, port, monotonic()
+        self.done = False
+        self._found: list[SocketAddress] = []
+        self._error: BaseException | None = None
+        self._wakes: list[Callable[[], object]] = []
+
+    def run(self) -> None:
+        """Looks the name up, in this thread."""
+        try:
+            self.end(_alternating(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)))
+        except BaseException as e:  # noqa: BLE001 - whoever waits must hear of it
+            self.end([], e)
+
+    def end(self, found: list[SocketAddress], error: BaseException | None = None) -> None:
+        """Sets what came of it, and wakes all who wait."""
+        self._found, self._error, self.done = found, error, True
+        for wake in list(self._wakes):
+            wake()
+
+    def addresses(self) -> list[SocketAddress]:
+        """What was found, in the order in which to try it."""
+        if self._error is not None:
+            raise httpcore.ConnectError(str(self._error)) from self._error
+        return self._found
+
+    def add(self, wake: Callable[[], object]) -> None:
+        """Has `wake()` called once it is done, or now; from another thread, and perhaps twice."""
+        self._wakes.append(wake)
+        if self.done:
+            wake()
+
+    def discard(self, wake: Callable[[], object]) -> None:
+        """Waits no longer."""
+        with contextlib.suppress(ValueError):
+            self._wakes.remove(wake)
+
+
+class Resolver:
+    """Begins look-ups, or finds those that are under way."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Starts anew: a child has none of its parent's threads."""
+        self._lock = threading.RLock()  # a signal handler may call the router, too
+        self._running: list[Lookup] = []
+
+    def find(self, host: str, port: int) -> Lookup:
+        """The look-up of that name, to be waited for; of a numeric address it is done.
+
+        Raises:
+            httpcore.ConnectError: there are as many under way as there may be.
+        """
+        numeric = _numeric(host, port)
+        if numeric is not None:
+            return numeric
+        with self._lock:
+            running = self._running = [lookup for lookup in self._running if not lookup.done]
+            same = [lookup for lookup in running if (lookup.host, lookup.port) == (host, port)]
+            full = len(running) >= MOST
+            if same and (full or len(same) >= MOST_EACH or monotonic() - same[-1].begun < FRESH_S):
+                return same[-1]
+            if full:
+                raise httpcore.ConnectError(f"{host} was not looked up: {len(running)} other look-ups hang")
+            lookup = Lookup(host, port)
+            try:
+                threading.Thread(target=lookup.run, name="edgeroute-lookup", daemon=True).start()
+            except RuntimeError as e:  # there can be no more threads
+                lookup.end([], e)
+            running.append(lookup)  # after its start: what interrupts that leaves none to be waited for in vain
+            return lookup
+
+
+RESOLVER = Resolver()
+
+
+def _numeric(host: str, port: int) -> Lookup | None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    lookup = Lookup(host, port)
+    if address.version == 4:  # noqa: PLR2004
+        lookup.end([SocketAddress(socket.AF_INET, (host, port))])
+    elif "%" not in host:
+        lookup.end([SocketAddress(socket.AF_INET6, (host, port, 0, 0))])
+    else:  # the interface has a number
+        with contextlib.suppress(OSError):
+            scope = host.partition("%")[2]
+            index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+            lookup.end([SocketAddress(socket.AF_INET6, (host.partition("%")[0], port, 0, index))])
+        if not lookup.done:
+            lookup.end([], OSError(f"this device has no interface {scope!r}"))
+    return lookup
+
+
+def _alternating(found: Iterable[tuple[Any, ...]]) -> list[SocketAddress]:
+    """The families in turn, beginning with the one that the system prefers (RFC 8305), each in the system's order."""
+    families: dict[int, list[SocketAddress]] = {}
+    for family, _, _, _, address in found:
+        if family in {socket.AF_INET, socket.AF_INET6}:
+            families.setdefault(family, []).append(SocketAddress(family, address))
+    return [one for turn in zip_longest(*families.values()) for one in turn if one is not None]

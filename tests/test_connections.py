@@ -1,0 +1,798 @@
+"""Connections from the inside: names that hang, connects that never end, ends in the middle, forks; and nothing is left open."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import tiny
+import trustme
+
+from edgeroute import StopToken, TimedOut, Unreachable
+from edgeroute.cloud import resolver, sockets
+from edgeroute.cloud.aio_connections import AsyncConnections
+from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.connections import Connections
+from edgeroute.testing import CannedServer, http_reply
+
+LONG = 30.0
+"""Seconds after which a test that waits for something has failed."""
+NEVER = 3600.0
+
+
+def echo(request):
+    return http_reply(request.partition(b"\r\n\r\n")[2])
+
+
+def call(body):
+    return Call("POST", "/", body=body)
+
+
+def open_sockets():
+    """Their numbers, in this process."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(link.name)).st_mode):
+                found.add(int(link.name))
+    return found
+
+
+def connected_to(port):
+    """How many sockets of this process are connected to that port."""
+    found = 0
+    for number in open_sockets():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+            found += copy.family == socket.AF_INET and copy.getpeername()[1] == port
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open(monkeypatch):
+    """Every test ends with as many sockets as it began with; no proxy is between unless a test says so."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    before = open_sockets()
+    yield
+    assert not open_sockets() - before
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def ask(request):
+    """One call over new connections to that URL, of either kind: its reply's body."""
+
+    def ask(url, *, left_s=LONG, **address):
+        if request.param == "threads":
+            connections = Connections(Address(url, **address))
+            try:
+                return connections.send(call(b"hello"), monotonic() + left_s).body
+            finally:
+                connections.close()
+
+        async def main():
+            connections = AsyncConnections(Address(url, **address))
+            try:
+                return (await connections.send(call(b"hello"), monotonic() + left_s)).body
+            finally:
+                await connections.close()
+                assert asyncio.get_running_loop()._default_executor is None
+
+        return asyncio.run(main())
+
+    return ask
+
+
+class Names:
+    """Looks names up as told: a list of addresses, or an event to wait for first; counts how often."""
+
+    def __init__(self, monkeypatch):
+        self.known, self.looked_up, self.threads = {}, [], []
+        self._real, self._changed = socket.getaddrinfo, threading.Condition()
+        monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
+
+    def _look_up(self, host, port, *args, **more):
+        if host not in self.known:
+            return self._real(host, port, *args, **more)
+        with self._changed:
+            self.looked_up.append(host)
+            self.threads.append(threading.current_thread())
+            self._changed.notify_all()
+        said = self.known[host]
+        if isinstance(said, threading.Event):
+            said.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        return [entry for address in said for entry in self._real(address, port, *args, **more)]
+
+    def wait_for(self, count):
+        """Until so many look-ups have begun."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.looked_up) >= count, LONG)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    made = Names(monkeypatch)
+    yield made
+    for said in made.known.values():
+        if isinstance(said, threading.Event):
+            said.set()
+    for thread in made.threads:
+        thread.join(LONG)
+
+
+@contextlib.contextmanager
+def black_hole(address):
+    """A port there where a connection is neither accepted nor refused: its queue is full."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family))
+        listener.bind((address, 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket(family))
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def in_thread(run):
+    """Runs it in a thread -> (the thread, a list that gets what it returns or raises)."""
+    came = []
+
+    def keep():
+        try:
+            came.append(run())
+        except Exception as e:  # noqa: BLE001 - what it raises is looked at
+            came.append(e)
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    return thread, came
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+def test_a_name_is_looked_up_in_a_thread_of_ours(ask, names):
+    """A daemon thread, so that a look-up that hangs holds up no exit, and asyncio's default executor is not needed."""
+    names.known["cloud.test"] = ["127.0.0.1"]
+    with CannedServer(echo) as server:
+        assert ask(f"http://cloud.test:{server.port}") == b"hello"
+    (thread,) = names.threads
+    assert thread.daemon
+    assert thread.name.startswith("edgeroute-")
+
+
+def test_a_numeric_address_needs_no_thread(ask, monkeypatch):
+    """Of either family."""
+
+    def start(thread):
+        raise AssertionError(thread)
+
+    with CannedServer(echo) as server:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert ask(server.url) == b"hello"
+    assert resolver.RESOLVER.find("::1", 80).addresses() == [(socket.AF_INET6, ("::1", 80, 0, 0))]
+    assert resolver.RESOLVER.find("fe80::1%1", 80).addresses() == [(socket.AF_INET6, ("fe80::1", 80, 0, 1))]
+    with pytest.raises(Exception, match="no interface"):
+        resolver.RESOLVER.find("fe80::1%none", 80).addresses()
+
+
+def test_a_name_that_does_not_exist(ask):
+    """The system's own words."""
+    with pytest.raises(Unreachable, match=r"name\.invalid:1: .*[Nn]ame"):
+        ask("http://name.invalid:1")
+
+
+def test_a_name_without_an_address(ask, names):
+    """Is unreachable, too."""
+    names.known["cloud.test"] = []
+    with pytest.raises(Unreachable, match="has no address"):
+        ask("http://cloud.test:1")
+
+
+def test_a_look_up_that_hangs_ends_with_the_time_that_there_is(ask, names):
+    """The caller goes on; the thread is abandoned."""
+    names.known["hangs.test"] = threading.Event()
+    with pytest.raises(TimedOut, match="name looked up in time"):
+        ask("http://hangs.test:1", left_s=0.1)
+    assert names.threads[0].is_alive()
+
+
+def test_a_look_up_that_hangs_ends_with_a_request_to_stop(names):
+    """The leg's thread is free at once."""
+    names.known["hangs.test"] = threading.Event()
+    connections, stop = Connections(Address("http://hangs.test:1")), StopToken()
+    thread, came = in_thread(lambda: connections.send(call(b"1"), monotonic() + NEVER, stop))
+    names.wait_for(1)
+    stop()
+    thread.join(LONG)
+    assert isinstance(came[0], Unreachable)
+    assert "not needed any more" in str(came[0])
+
+
+def test_a_look_up_that_hangs_ends_with_its_task(names):
+    """Cancelled in the middle."""
+    names.known["hangs.test"] = threading.Event()
+
+    async def main():
+        connections = AsyncConnections(Address("http://hangs.test:1"))
+        task = asyncio.create_task(connections.send(call(b"1"), monotonic() + NEVER))
+        await asyncio.to_thread(names.wait_for, 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert names.threads[0].is_alive()
+    (lookup,) = [each for each in resolver.RESOLVER._running if not each.done]
+    assert lookup._wakes == [], "nobody waits for it"
+
+
+def test_equal_names_share_a_look_up(names):
+    """Threads and tasks alike, and what comes of it comes to all."""
+    gate = names.known["hangs.test"] = threading.Event()
+    others = [
+        in_thread(lambda: Connections(Address("http://hangs.test:1")).send(call(b"1"), monotonic() + NEVER)) for _ in range(3)
+    ]
+
+    async def main():
+        connections = AsyncConnections(Address("http://hangs.test:1"))
+        tasks = [asyncio.create_task(connections.send(call(b"1"), monotonic() + NEVER)) for _ in range(3)]
+        names.wait_for(1)
+        while len([wake for each in resolver.RESOLVER._running for wake in each._wakes]) < 6:  # noqa: ASYNC110 - no event of ours
+            await asyncio.sleep(0)
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    came = asyncio.run(main())
+    for thread, _ in others:
+        thread.join(LONG)
+    came += [each[0] for _, each in others]
+    assert [type(error) for error in came] == [Unreachable] * 6
+    assert all("try again" in str(error) for error in came)
+    assert len(names.looked_up) == 1
+
+
+def test_an_old_look_up_is_not_waited_for(names, monkeypatch):
+    """The network may be another by now, and its server with it. A few may hang for one name, and then the last is shared."""
+    names.known["hangs.test"] = threading.Event()
+    monkeypatch.setattr(resolver, "FRESH_S", 0.0)
+    found = [resolver.RESOLVER.find("hangs.test", 1) for _ in range(6)]
+    assert len(set(map(id, found))) == resolver.MOST_EACH
+    assert found[-1] is found[-2] is found[-3]
+
+
+def test_when_all_hang_a_further_name_fails_at_once(ask, names):
+    """It does not queue; a name that is under way is waited for, and a numeric address is not in the way."""
+    for n in range(resolver.MOST):
+        names.known[f"hangs{n}.test"] = threading.Event()
+        resolver.RESOLVER.find(f"hangs{n}.test", 1)
+    with pytest.raises(Unreachable, match=r"further\.test was not looked up: 16 other look-ups hang"):
+        ask("http://further.test:1", left_s=NEVER)
+    with pytest.raises(TimedOut):
+        ask("http://hangs3.test:1", left_s=0.1)
+    with CannedServer(echo) as server:
+        assert ask(server.url) == b"hello"
+
+
+def test_no_more_threads(ask, names, monkeypatch):
+    """Is an error like any other, and the next look-up is not in its way."""
+    names.known["cloud.test"] = ["127.0.0.1"]
+    start = threading.Thread.start
+    with CannedServer(echo) as server:
+
+        def fail(thread):
+            monkeypatch.setattr(threading.Thread, "start", start)
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(Unreachable, match="can't start new thread"):
+            ask(f"http://cloud.test:{server.port}")
+        assert ask(f"http://cloud.test:{server.port}") == b"hello"
+
+
+def test_families_take_turns():
+    """As RFC 8305 has it; other families are of no use."""
+    v6, v4 = socket.AF_INET6, socket.AF_INET
+    found = [(v6, 0, 0, "", "a"), (v6, 0, 0, "", "b"), (v4, 0, 0, "", "c"), (socket.AF_UNIX, 0, 0, "", "d")]
+    assert resolver._alternating(found) == [(v6, "a"), (v4, "c"), (v6, "b")]
+
+
+# ---------------------------------------------------------------------------------------------------------- connecting
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+def test_a_connect_that_never_completes_ends_with_its_stop(address):
+    """At once, and not at a limit."""
+    with black_hole(address) as port:
+        host = f"[{address}]" if ":" in address else address
+        connections, stop, seen = Connections(Address(f"http://{host}:{port}")), StopToken(), threading.Event()
+        select = sockets._Selector.select
+
+        class Selector(sockets._Selector):
+            def select(self, timeout=None):
+                seen.set()
+                return select(self, timeout)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sockets, "_Selector", Selector)
+            thread, came = in_thread(lambda: connections.send(call(b"1"), monotonic() + NEVER, stop))
+            assert seen.wait(LONG)
+            stop()
+            thread.join(LONG)
+        assert isinstance(came[0], Unreachable)
+        assert "not needed any more" in str(came[0])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
+def test_a_connect_that_never_completes_keeps_the_time(ask, address):
+    """That of the call."""
+    with black_hole(address) as port, pytest.raises(TimedOut, match="in time"):
+        ask(f"http://{f'[{address}]' if ':' in address else address}:{port}", left_s=0.2)
+
+
+def test_the_next_address_is_tried_beside_one_that_does_not_answer(ask, names):
+    """A name often has an address that leads nowhere from here."""
+    names.known["cloud.test"] = ["127.0.0.2", "127.0.0.1"]
+    with black_hole("127.0.0.2") as port, socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        served, _ = in_thread(lambda: answer(listener))
+        assert ask(f"http://cloud.test:{port}") == b"hello"
+        served.join(LONG)
+
+
+def answer(listener):
+    connection = listener.accept()[0]
+    with connection:
+        received = b""
+        while not received.endswith(b"hello"):
+            received += connection.recv(1 << 16)
+        connection.sendall(http_reply(b"hello"))
+
+
+def test_the_next_address_is_tried_after_one_that_refuses(ask, names):
+    """At once."""
+    names.known["cloud.test"] = ["127.0.0.3", "127.0.0.1"]
+    with CannedServer(echo) as server:
+        assert ask(f"http://cloud.test:{server.port}") == b"hello"
+
+
+def test_the_first_address_says_why_where_none_accepts(ask, names):
+    """In the system's words."""
+    names.known["cloud.test"] = ["127.0.0.3", "127.0.0.1", "::1"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(Unreachable, match="Connection refused"):
+            ask(f"http://cloud.test:{taken.getsockname()[1]}")
+
+
+def test_an_address_that_cannot_be_tried(ask):
+    """No route, or no such thing: said, and not raised as it is."""
+    with pytest.raises(Unreachable, match=r"255\.255\.255\.255"):
+        ask("http://255.255.255.255:1")
+
+
+# ----------------------------------------------------------------------------------------------------------------- TLS
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    """(its file, makes a server's side)."""
+    made, path = trustme.CA(), tmp_path_factory.mktemp("authority") / "authority.pem"
+    made.cert_pem.write_to_path(str(path))
+
+    def server():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        made.issue_cert("127.0.0.1").configure_cert(context)
+        return context
+
+    return path, server
+
+
+class Proxy(CannedServer):
+    """Connects through to wherever it is told to."""
+
+    async def _serve(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.requests.append(head)
+        host, _, port = head.split()[1].decode().partition(":")
+        there, to = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 -\r\n\r\n")
+
+        async def forward(source, sink):
+            with contextlib.suppress(OSError):
+                while data := await source.read(1 << 16):
+                    sink.write(data)
+                    await sink.drain()
+            sink.close()
+
+        try:
+            await asyncio.gather(forward(reader, to), forward(there, writer))
+        finally:
+            to.close()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_tls_through_a_proxy(ask, authority, secure, monkeypatch, tmp_path):
+    """Which may itself be spoken to over TLS; a large body, too."""
+    path, context = authority
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    with CannedServer(echo, tls=context()) as server, Proxy(None, tls=context() if secure else None) as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        assert ask(server.url, verify=path) == b"hello"
+        assert proxy.requests[0].startswith(b"CONNECT 127.0.0.1:")
+        trustme.CA().cert_pem.write_to_path(str(tmp_path / "stranger.pem"))
+        with pytest.raises(Unreachable, match="certificate"):
+            ask(server.url, verify=tmp_path / "stranger.pem")
+
+
+def test_a_large_body_over_tls(authority):
+    """Both ways, whole."""
+    path, context = authority
+    body = os.urandom(1 << 20)
+
+    async def main(url):
+        connections = AsyncConnections(Address(url, verify=path))
+        reply = await connections.send(call(body), monotonic() + LONG)
+        await connections.close()
+        return reply.body
+
+    with CannedServer(echo, tls=context()) as server:
+        assert asyncio.run(main(server.url)) == body
+
+
+# ---------------------------------------------------------------------------------------------------- ends in the middle
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+def interrupted_at(n, run):
+    """Runs it, and raises at the n-th instruction of our code or line of httpcore's -> whether it came so far."""
+    count, reached = 0, False
+
+    def trace(frame, event, argument):
+        nonlocal count, reached
+        name = frame.f_code.co_filename
+        if "edgeroute/cloud" not in name and "httpcore" not in name:
+            return None
+        frame.f_trace_opcodes = "edgeroute" in name
+        if event == ("opcode" if "edgeroute" in name else "line"):
+            count += 1
+            if count == n:
+                reached = True
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    except Interrupted:
+        pass
+    finally:
+        sys.settrace(before)
+    return reached
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.skipif(sys.gettrace() is not None, reason="something traces already")
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("name", ["127.0.0.1", "cloud.test"])
+def test_an_exception_anywhere_leaves_nothing(kept, name, names):
+    """What a signal handler raises at any point of a call: no socket stays open, and no half-read one is used again."""
+    names.known["cloud.test"] = ["127.0.0.1"]
+    with CannedServer(echo) as server:
+        n, reached = 0, True
+        while reached:
+            n += 1
+            connections = Connections(Address(f"http://{name}:{server.port}"))
+            if kept:
+                assert connections.send(call(b"first"), monotonic() + LONG).body == b"first"
+            reached = interrupted_at(n, lambda c=connections: c.send(call(b"interrupted"), monotonic() + LONG, StopToken()))
+            assert len(connections._idle) <= 1
+            assert connections.send(call(b"next"), monotonic() + LONG, StopToken()).body == b"next"
+            assert len(connections._idle) == 1
+            connections.close()
+            gone = [channel for channel in connections._all if channel._sockets._sockets]
+            assert not gone
+            assert connected_to(server.port) == 0, n
+    assert n > 1000, "it was traced"
+
+
+class Counted:
+    """A coroutine that counts how often it is resumed."""
+
+    def __init__(self, inner, count):
+        self._inner, self._count = inner, count
+
+    def send(self, value):
+        """Runs on."""
+        self._count()
+        return self._inner.send(value)
+
+    def throw(self, *error):
+        """Runs on, with an error."""
+        self._count()
+        return self._inner.throw(*error)
+
+    def close(self):
+        """Ends it."""
+        self._inner.close()
+
+    def __await__(self):
+        raise NotImplementedError
+
+
+async def cancelled_at(n, coroutine):
+    """Runs it as a task, and cancels that when it is resumed for the n-th time -> whether it came so far."""
+    loop, steps, tasks = asyncio.get_running_loop(), 0, []
+
+    def count():
+        nonlocal steps
+        steps += 1
+        if steps == n:
+            loop.call_soon(tasks[0].cancel)
+
+    loop.set_task_factory(lambda loop, inner, **more: asyncio.Task(Counted(inner, count), loop=loop, **more))
+    tasks.append(loop.create_task(coroutine))
+    loop.set_task_factory(lambda loop, inner, **more: asyncio.Task(Counted(inner, count), loop=loop, **more))
+    await asyncio.wait(tasks, timeout=LONG)
+    loop.set_task_factory(None)
+    assert tasks[0].done()
+    if not tasks[0].cancelled():
+        tasks[0].result()
+    return steps >= n
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_cancelling_anywhere_leaves_nothing(kept, secure, authority, names):
+    """At any step of a call: no socket stays open, and no half-read one is used again."""
+    path, context = authority
+    names.known["cloud.test"] = ["127.0.0.3", "127.0.0.1"]
+
+    async def main(server):
+        n, reached = 0, True
+        while reached:
+            n += 1
+            connections = AsyncConnections(Address(f"{server.url[: -len(str(server.port))]}{server.port}", verify=path))
+            if not secure:
+                connections = AsyncConnections(Address(f"http://cloud.test:{server.port}"))
+            if kept:
+                assert (await connections.send(call(b"first"), monotonic() + LONG)).body == b"first"
+            reached = await cancelled_at(n, connections.send(call(b"cancelled"), monotonic() + LONG))
+            assert len(connections._idle) <= 1
+            assert (await connections.send(call(b"next"), monotonic() + LONG)).body == b"next"
+            assert len(connections._idle) == 1
+            await connections.close()
+            assert not [channel for channel in connections._all if channel.sockets._sockets]
+            assert connected_to(server.port) == 0, n
+        return n
+
+    with CannedServer(echo, tls=context() if secure else None) as server:
+        assert asyncio.run(main(server)) > 3
+
+
+def test_another_event_loop_has_connections_of_its_own():
+    """Those of a loop that has ended are closed."""
+    connections = None
+
+    async def main(url):
+        nonlocal connections
+        connections = connections or AsyncConnections(Address(url))
+        return (await connections.send(call(b"1"), monotonic() + LONG)).body
+
+    with CannedServer(echo) as server:
+        assert [asyncio.run(main(server.url)) for _ in range(2)] == [b"1", b"1"]
+        server.wait_for(lambda: server.hung_up == 1)
+        asyncio.run(connections.close())
+        server.wait_for(lambda: server.hung_up == 2)
+
+
+def test_connections_that_are_dropped_are_closed():
+    """Without a word from whoever had them."""
+    with CannedServer(echo) as server:
+        connections = Connections(Address(server.url))
+        connections.send(call(b"1"), monotonic() + LONG)
+        del connections
+        gc.collect()
+        server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_closing_closes_what_is_given_back_later():
+    """A call that is under way ends well, and its connection after it."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def late(request):
+        begun.set()
+        gate.wait(LONG)
+        return echo(request)
+
+    with CannedServer(late) as server:
+        connections = Connections(Address(server.url))
+        thread, came = in_thread(lambda: connections.send(call(b"1"), monotonic() + LONG).body)
+        begun.wait(LONG)
+        connections.close()
+        gate.set()
+        thread.join(LONG)
+        assert came == [b"1"]
+        server.wait_for(lambda: server.hung_up == 1)
+
+
+# --------------------------------------------------------------------------------------------------------------- forks
+PRELUDE = """
+import gc, os, signal, socket, sys, threading, warnings
+import tiny, numpy as np
+from edgeroute import OnnxModel, PlainJson, Router
+warnings.simplefilter("ignore", DeprecationWarning)  # some Pythons warn of any fork with threads
+path, port = sys.argv[1:]
+router = Router(OnnxModel(path), PlainJson(f"http://localhost:{port}"), threshold=1.0)
+x = np.array([0, 2, 1, 5], np.float32)
+assert router.infer(x).value == "cloud"
+
+def child():
+    signal.alarm(30)
+    try:
+        answer = router.infer(x).value
+    except BaseException as e:
+        answer = repr(e)
+    print("child", answer, flush=True)
+    os._exit(0)
+"""
+
+
+def forks(tmp_path, body):
+    """What a program with that body says; in it `child()` answers once, ends, and is killed if it waits."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)])}
+    with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
+        command = [sys.executable, "-c", PRELUDE + body, str(path), str(server.port)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=4 * LONG)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_a_lock_is_held(tmp_path):
+    """Every lock that an object of ours has: held by one thread while another forks, and the child answers all the same."""
+    body = """
+Lock, RLock = type(threading.Lock()), type(threading.RLock())
+mine = "edgeroute.cloud", "edgeroute.edge"
+locks = {}
+for thing in gc.get_objects():
+    if type(thing).__module__.startswith(mine) and hasattr(thing, "__dict__"):
+        for name, value in vars(thing).items():
+            if isinstance(value, (Lock, RLock)):
+                locks[f"{type(thing).__name__}.{name}"] = value
+for name in [n for n in sys.modules if n.startswith(mine)]:
+    for key, value in vars(sys.modules[name]).items():
+        if isinstance(value, (Lock, RLock)):
+            locks[f"{name}.{key}"] = value
+print(*sorted(locks), flush=True)
+for name, lock in sorted(locks.items()):
+    held, over = threading.Event(), threading.Event()
+    def hold():
+        with lock:
+            held.set()
+            over.wait()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if pid == 0:
+        child()
+    _, status = os.waitpid(pid, 0)
+    over.set()
+    thread.join()
+    print(name, status, flush=True)
+"""
+    names, *said = forks(tmp_path, body)
+    assert {"HttpClient._lock", "OnnxModel._lock", "Resolver._lock"} <= set(names.split())
+    assert said == [line for name in names.split() for line in ("child cloud", f"{name} 0")]
+
+
+IMPORTING = """
+import os, signal, sys, threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+import numpy as np
+from edgeroute import OnnxModel, PlainJson, Router
+slow, path, port = sys.argv[1:]
+router = Router(OnnxModel(path), PlainJson(f"http://127.0.0.1:{port}"), threshold=1.0)
+inside, gate = threading.Event(), threading.Event()
+
+class Finder:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == slow:
+            inside.set()
+            gate.wait()
+
+sys.meta_path.insert(0, Finder)
+os.register_at_fork(before=gate.set)
+x = np.array([0, 2, 1, 5], np.float32)
+thread = threading.Thread(target=router.infer, args=[x])
+thread.start()
+inside.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    print(router.infer(x).value, flush=True)
+    os._exit(0)
+print(os.waitpid(pid, 0)[1], flush=True)
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("module", ["edgeroute.cloud.http", "onnxruntime"])
+def test_a_fork_while_a_leg_imports(tmp_path, module):
+    """The first call imports what it needs: a fork waits for that, so that the child need not, in vain."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
+        command = [sys.executable, "-c", IMPORTING, module, str(tiny.linear(tmp_path / "m.onnx")), str(server.port)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=2 * LONG)
+    assert (done.stdout.split(), done.returncode) == (["cloud", "0"], 0), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forks_under_traffic(tmp_path):
+    """Four threads ask and connect anew, a model is loaded again and again, names are looked up; each child answers."""
+    body = """
+stop = threading.Event()
+def traffic():
+    while not stop.is_set():
+        router.infer(x)
+def connecting():
+    while not stop.is_set():
+        with Router(OnnxModel(path), PlainJson(f"http://localhost:{port}"), threshold=1.0) as other:
+            other.infer(x)
+threads = [threading.Thread(target=run) for run in (traffic, traffic, connecting, connecting)]
+[thread.start() for thread in threads]
+for _ in range(30):
+    pid = os.fork()
+    if pid == 0:
+        child()
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+[thread.join() for thread in threads]
+"""
+    assert forks(tmp_path, body) == ["child cloud"] * 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_holds_no_socket_of_its_parent(tmp_path):
+    """Not one that waits, and not one in the middle of a call in another thread: its end would not be seen while the child is."""
+    body = """
+import asyncio, glob
+from time import monotonic
+from edgeroute.cloud.aio_connections import AsyncConnections
+from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.connections import Connections
+silent = socket.socket()
+silent.bind(("127.0.0.1", 0))
+silent.listen()
+url = "http://127.0.0.1:%d" % silent.getsockname()[1]
+busy = Connections(Address(url))
+threading.Thread(target=lambda: busy.send(Call("GET", "/"), monotonic() + 3600), daemon=True).start()
+busy_async = AsyncConnections(Address(url))
+threading.Thread(target=lambda: asyncio.run(busy_async.send(Call("GET", "/"), monotonic() + 3600)), daemon=True).start()
+accepted = [silent.accept()[0] for _ in range(2)]
+[each.recv(1) for each in accepted]
+ports = {each.getpeername()[1] for each in accepted}
+pid = os.fork()
+if pid == 0:
+    from test_connections import open_sockets
+    left = [socket.socket(fileno=number).getsockname() for number in open_sockets()]
+    print(len(ports & {name[1] for name in left if isinstance(name, tuple)}), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+sys.stdout.flush()
+os._exit(0)
+"""
+    assert forks(tmp_path, body) == ["0"]
