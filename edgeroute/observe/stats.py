@@ -138,22 +138,22 @@ class Counts:
             legs, answered_by, accepted, log, batch = self._fresh.popleft()
             self.requests += 1
             deferred = False
-            for what, i, at, _ in log:
+            for kind, i, at, _ in log:
                 leg = known[legs[i].name]
-                if what == "start":
+                if kind == "start":
                     leg.started += 1
                     leg.since = at
                     deferred = deferred or legs[i].permit is not None
-                elif what == "failed":
+                elif kind == "failed":
                     leg.failed += 1
-                elif what in {"cancelled", "timeout"}:
+                elif kind in {"cancelled", "timeout"}:
                     leg.cancelled += 1
-                elif what != "limit":
+                elif kind != "limit":
                     leg.answered += 1
-                    leg.accepted += what == "accepted"
+                    leg.accepted += kind == "accepted"
                     if judged(legs[i]):
                         leg.judged += 1
-                        leg.below += what == "below"
+                        leg.below += kind == "below"
                     if not batch:
                         leg.latency.add(at - leg.since)
             self.deferred += deferred
