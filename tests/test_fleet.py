@@ -73,7 +73,11 @@ class Chance:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["fault", "success", "ask", "probed", "failed", "hold", "retry"]), st.integers(0, 400)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["fault", "success", "ask", "probed", "failed", "hold", "retry", "outage"]), st.integers(0, 400)
+        )
+    )
 )
 @settings(max_examples=300, deadline=None)
 def test_a_device_of_the_array_is_one_of_the_cores(happenings):
@@ -82,9 +86,10 @@ def test_a_device_of_the_array_is_one_of_the_cores(happenings):
     for what, wait_s in happenings:
         now += wait_s
         at = np.array([now])
-        if what == "fault":
-            devices.fault(WHO, at)
-            rules.failed(now, 0.25)
+        if what in {"fault", "outage"}:
+            for _ in range(1 if what == "fault" else 3):
+                devices.fault(WHO, at)
+                rules.failed(now, 0.25)
         elif what == "success":
             assert devices.success(WHO)[0] == rules.succeeded(now)
         elif what == "ask":

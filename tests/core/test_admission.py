@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import FAULTS
@@ -162,13 +162,12 @@ def test_headroom_is_half_of_everything():
 
 JITTERS = st.sampled_from([0.0, 0.25, 1.0])
 SIZES = st.sampled_from([0.0, 0.1, 0.4])
+PICKS = st.integers(0, 2)
 WAITS = st.sampled_from([0.0, 2.0, 50.0, 1e6])
 
 
 class Against(RuleBasedStateMachine):
     """Requests, probes and news in any order. The model is a record of what happened, from which all that holds is computed anew."""
-
-    calls = Bundle("calls")
 
     @initialize(
         most=st.integers(1, 3),
@@ -183,7 +182,7 @@ class Against(RuleBasedStateMachine):
         self.limits = Limits(usd_per_day=usd, mb_per_day=mb)
         self.rules, self.terms = Admission(terms, Spending(self.limits)), terms
         self.now, self.numbers = 1000.0, count()
-        self.here: set[int] = set()
+        self.here: dict[int, dict[str, object]] = {}
         self.rejected = 0
         self.state, self.trips = "closed", 0
         self.faults = self.growth = 0
@@ -254,7 +253,7 @@ class Against(RuleBasedStateMachine):
     def time_passes(self, dt):
         self.now += dt
 
-    @rule(target=calls)
+    @rule()
     def request(self):
         slot, expected = next(self.numbers), self.code()
         if expected is None and len(self.here) >= self.terms.max_concurrent:
@@ -272,36 +271,41 @@ class Against(RuleBasedStateMachine):
         if rejection is not None:
             self.rejected += 1
             self.probing(self.rules.take_probe(self.now))
-            return None
-        self.here.add(slot)
-        return {"slot": slot, "attempts": 0, "begun": None}
-
-    @rule(call=calls, mb=SIZES)
-    def attempt(self, call, mb):
-        if call is None or call["slot"] not in self.here or call["begun"] is not None:
-            return
-        again = call["attempts"] > 0
-        expected = again and not self.allowed()
-        expected = expected or not self.pay(mb, not again)
-        rejection = self.rules.attempt(self.rules.cost(mb, first=not again), self.now, DAY, again=again)
-        assert (rejection is not None) == expected
-        if rejection is not None:
-            self.rejected += not again
-            assert rejection.code in {self.code(), "usd_per_day", "mb_per_day"}
         else:
-            call["begun"], call["attempts"] = self.now, call["attempts"] + 1
+            self.here[slot] = {"attempts": 0, "begun": None}
 
+    def idle(self):
+        return [call for call in self.here.values() if call["begun"] is None]
+
+    def asking(self):
+        return [call for call in self.here.values() if call["begun"] is not None]
+
+    @precondition(lambda self: self.idle())
+    @rule(which=PICKS, mb=SIZES)
+    def attempt(self, which, mb):
+        call = self.idle()[which % len(self.idle())]
+        again = call["attempts"] > 0
+        expected = self.code() if again else None
+        expected = expected or (None if self.pay(mb, not again) else "limit")
+        rejection = self.rules.attempt(self.rules.cost(mb, first=not again), self.now, DAY, again=again)
+        if rejection is None:
+            assert expected is None
+            call["begun"], call["attempts"] = self.now, call["attempts"] + 1
+        else:
+            self.rejected += not again
+            assert ("limit" if rejection.code in {"usd_per_day", "mb_per_day"} else rejection.code) == expected
+
+    @precondition(lambda self: self.asking())
     @rule(
-        call=calls,
+        which=PICKS,
         failure=st.sampled_from(["away", "busy", "slow", "yours", "unread"]),
         cut=st.booleans(),
         in_time=st.booleans(),
         jitter=JITTERS,
         wait_s=WAITS,
     )
-    def fails(self, call, failure, cut, in_time, jitter, wait_s):
-        if call is None or call["begun"] is None:
-            return
+    def fails(self, which, failure, cut, in_time, jitter, wait_s):
+        call = self.asking()[which % len(self.asking())]
         had_s, call["begun"] = self.now - call["begun"], None
         kind = {
             "away": Failure("unreachable"), "busy": Failure("refused", 503), "slow": Failure("timeout"),
@@ -317,35 +321,51 @@ class Against(RuleBasedStateMachine):
             self.rules.hold(wait_s, self.now)
         fault = failure != "unread" and not (cut and in_time)
         if fault and (cut or failure == "slow"):
+            assert verdict == "late"
             fault = self.late(had_s)
-            assert (verdict, self.rules.too_late(had_s)) == ("late", fault)
         else:
             assert verdict == ("fault" if fault else "nothing")
         if fault:
             self.fault(jitter)
 
-    @rule(call=calls, mb=SIZES)
-    def answers(self, call, mb):
-        if call is None or call["begun"] is None:
-            return
+    @rule(times=st.integers(1, 4), jitter=JITTERS)
+    def requests_fail(self, times, jitter):
+        for _ in range(times):
+            self.fault(jitter)
+
+    @precondition(lambda self: self.asking())
+    @rule(which=PICKS, mb=SIZES)
+    def answers(self, which, mb):
+        call = self.asking()[which % len(self.asking())]
         took_s, call["begun"] = self.now - call["begun"], None
         self.rules.spending.add(self.rules.cost(mb, first=False), DAY)
         self.usd, self.mb, self.joules = self.usd + mb, self.mb + mb, self.joules + 3 * mb
         self.answer(took_s)
 
-    @rule(call=calls)
-    def retry(self, call):
-        if call is None or not call["attempts"] or call["begun"] is not None:
-            return
-        may = self.state == "closed" and self.budget >= 10
-        self.budget -= 10 * may
-        assert self.rules.retry() == may
+    @rule(times=st.integers(1, 12), took_s=st.sampled_from([0.1, 1.0, 30.0]))
+    def requests_are_answered(self, times, took_s):
+        for _ in range(times):
+            self.answer(took_s)
 
-    @rule(call=calls)
-    def ends(self, call):
-        if call is not None:
-            self.here.discard(call["slot"])
-            self.rules.leave(call["slot"])
+    @precondition(lambda self: self.took)
+    @rule(had_s=st.sampled_from([0.05, 0.5, 10.0]))
+    def an_answer_is_missed(self, had_s):
+        self.late(had_s)
+
+    @rule(times=st.integers(1, 12))
+    def retries(self, times):
+        for _ in range(times):
+            may = self.state == "closed" and self.budget >= 10
+            self.budget -= 10 * may
+            assert self.rules.retry() == may
+
+    @precondition(lambda self: self.here)
+    @rule(which=PICKS, times=st.integers(1, 2))
+    def ends(self, which, times):
+        slot = [*self.here][which % len(self.here)]
+        del self.here[slot]
+        for _ in range(times):
+            self.rules.leave(slot)
 
     @rule(jitter=JITTERS, ok=st.booleans(), wait_s=st.none() | WAITS)
     def a_probe_ends(self, jitter, ok, wait_s):
@@ -383,7 +403,7 @@ class Against(RuleBasedStateMachine):
         why = rules.why(self.now)
         assert (None if why is None else why.code) == self.code()
         assert (rules.state, rules.breaker.opened, rules.rejected) == (self.state, self.trips, self.rejected)
-        assert rules.under_way == self.here
+        assert rules.under_way == self.here.keys()
         assert len(self.here) <= self.terms.max_concurrent
         usd, mb, joules, _ = rules.spending.spent(DAY)
         assert (usd, mb, joules) == pytest.approx((self.usd, self.mb, self.joules))
