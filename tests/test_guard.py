@@ -1,9 +1,12 @@
 """The guard by itself: whatever is asked and answered in whatever order, it keeps to its limits and loses no count."""
 
 import contextlib
+import gc
 import math
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -11,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import edgeroute
 from edgeroute import Limits, OpenInference, PlainJson, Router
 from edgeroute.cloud.guard import Guard, SharedSpending
 from edgeroute.core.breaker import FAULTS
@@ -23,6 +27,7 @@ from edgeroute.testing import CannedServer, http_reply
 LONG = 30.0
 PERMIT = permit(Rules(), None)
 AWAY = Unreachable("away")
+PACKAGE = str(Path(edgeroute.__file__).parent)
 
 
 def look(guard):
@@ -458,6 +463,109 @@ def test_a_forked_child_has_no_call_under_way():
     ask(guard)
     assert guard.under_way == 0
     del exchange
+
+
+# slots
+
+
+class Stop(BaseException):
+    """What a signal handler may raise."""
+
+
+def interrupted(function, at):
+    """Whether the function ended before its opcode number `at` (of edgeroute's, in all it calls), where a `Stop` breaks in."""
+    left = at
+
+    def local(frame, event, arg):
+        nonlocal left
+        left -= event == "opcode"
+        if left == 0 and event == "opcode":
+            raise Stop
+        return local
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(PACKAGE) or left <= 0:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return local
+
+    sys.settrace(trace)
+    try:
+        function()
+    except Stop:
+        return False
+    finally:
+        sys.settrace(None)
+    return True
+
+
+@pytest.mark.parametrize("kind", [None, Unreachable, BadReply])
+def test_whatever_breaks_in_the_slot_is_given_back(kind):
+    """At each opcode between the first of `enter` and the last of the end; once nobody keeps what was raised."""
+    guard, _ = guarded(terms=Terms(max_concurrent=2, usd_per_call=0.1), limits=Limits(usd_per_day=1e9))
+
+    def one():
+        with contextlib.suppress(Unreachable, BadReply, Held):
+            ask(guard, None if kind is None else kind("no"))
+
+    at, over = 0, False
+    while not over:
+        at += 1
+        over = interrupted(one, at)
+        if guard.under_way:
+            gc.collect()  # where it breaks into the handling of an error, they keep each other
+        assert guard.under_way == 0, at
+        guard.succeeded(None)
+    assert at > 100
+
+
+def test_a_slot_that_nobody_took_over_is_given_back():
+    """It never came to `with`; and one that did is not given back twice."""
+    guard, _ = guarded(terms=Terms(max_concurrent=1))
+    for _ in range(3):
+        exchange = guard.enter(PERMIT, "id")
+        assert guard.under_way == 1
+        del exchange
+    with guard.enter(PERMIT, "id") as exchange:
+        pass
+    with guard.enter(PERMIT, "id"):
+        del exchange
+        assert guard.under_way == 1
+    assert guard.under_way == 0
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, Stop])
+def test_a_job_that_raises_anything_gives_its_slot_back(raised):
+    """In the caller's thread and in one of its own; a probe of its health, too."""
+
+    def cloud(x):
+        raise raised
+
+    for deadline in (None, LONG):
+        with Router(lambda x: ("edge", 0.1), cloud, threshold=0.5, deadline=deadline) as router:
+            with contextlib.suppress(raised):
+                router.infer(1)
+            assert router._live.clouds[0].guard.under_way == 0
+
+    def health(until, exchange):
+        raise raised
+
+    guard, _ = guarded(health=health)
+    fails(guard, times=FAULTS)
+    pass_time(guard, 10)
+    look(guard)
+    with pytest.raises(raised) if not issubclass(raised, Exception) else contextlib.nullcontext():
+        guard.check_health()
+    assert (guard.under_way, guard.state) == (0, "open")
+
+
+def test_a_signal_handler_may_ask_while_the_lock_is_held():
+    """It runs in the thread that holds it."""
+    guard, _ = guarded(limits=Limits(usd_per_day=1.0))
+    with guard._lock, guard.spending._lock:
+        ask(guard)
+        fails(guard)
+    assert guard.under_way == 0
 
 
 # any order

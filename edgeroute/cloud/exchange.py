@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING
+from weakref import ref
 
 from edgeroute import system
 from edgeroute.core.codes import Failure, HeldCode
@@ -23,6 +23,17 @@ MB = 1e6
 NO_DATA = "no user data"
 
 
+class _Slot(ref["Exchange"]):
+    """A reference to an exchange that calls back as that is collected.
+
+    Why not `__del__`: what a signal handler raises in there is lost. Nothing of Python runs between the collection and a
+    callback that is written in C.
+    """
+
+    __slots__ = ()
+    __eq__, __hash__ = object.__eq__, object.__hash__  # those of the exchange are no more once it is
+
+
 class Exchange:
     """One talk with an endpoint. The leg says before each attempt what it is about to send, and after it what came of it.
 
@@ -30,12 +41,27 @@ class Exchange:
     """
 
     __slots__ = (
-        "_attempts", "_begun", "_guard", "_open", "_took_s", "_until",
-        "counts", "data_class", "identity", "late", "received", "rule", "sent", "slot", "usd",
+        "__weakref__",
+        "_attempts",
+        "_begun",
+        "_guard",
+        "_open",
+        "_took_s",
+        "_until",
+        "counts",
+        "data_class",
+        "identity",
+        "late",
+        "received",
+        "rule",
+        "sent",
+        "slot",
+        "usd",
     )  # fmt: skip
 
-    def __init__(self, guard: Guard, slot: int, identity: str, data_class: str | None, rule: str) -> None:
-        self._guard, self.slot, self.identity, self.data_class, self.rule = guard, slot, identity, data_class, rule
+    def __init__(self, guard: Guard, identity: str, data_class: str | None, rule: str) -> None:
+        self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
+        self.slot = _Slot(self, guard.rules.under_way.discard)
         self.sent = self.received = 0
         self.usd = 0.0
         self.counts = True
@@ -58,10 +84,6 @@ class Exchange:
             self._open = False
             if monotonic() >= self._until:
                 self._overdue()
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # it was not made to its end
-            self._guard.leave(self)
 
     @property
     def spent(self) -> Spent:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Mapping
-from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -135,7 +134,6 @@ class Guard:
         self.name, self.where, self.spending = name, where, spending
         self.journal, self._health, self._watcher = journal, health, watcher
         self.rules = Admission(terms, spending)
-        self._slots = count()
         self.after_fork()
         renew_after_fork(self)
 
@@ -152,7 +150,7 @@ class Guard:
         """
         now, rules = monotonic(), self.rules
         # there before its slot is: if anything breaks in from here on, even a signal, the slot is given back as it is collected
-        exchange = Exchange(self, next(self._slots), identity, permit.data_class, permit.rule)
+        exchange = Exchange(self, identity, permit.data_class, permit.rule)
         with self._lock:
             rejection = rules.enter(exchange.slot, now)
             due = rejection is not None and rules.take_probe(now)
@@ -164,7 +162,7 @@ class Guard:
 
     def probe(self) -> Exchange:
         """An exchange without user data: for what `check` and probes ask. It costs bytes, and is let through always."""
-        exchange = Exchange(self, next(self._slots), "", None, NO_DATA)
+        exchange = Exchange(self, "", None, NO_DATA)
         self.rules.under_way.add(exchange.slot)
         return exchange
 
@@ -281,5 +279,5 @@ class Guard:
             return self.rules.retry()
 
     def leave(self, exchange: Exchange) -> None:
-        """The exchange is over. Takes no lock: it may be collected while its own thread holds this one."""
+        """The exchange is over."""
         self.rules.leave(exchange.slot)
