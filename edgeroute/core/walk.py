@@ -196,7 +196,8 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
         keep_late: at the deadline, leave clouds that are still at it, rather than cancel them.
     """
     legs, deadline = _at_once(plan.legs) if provisional else plan.legs, begun + plan.deadline_s
-    pending, running = [*plan.order], list[int]()
+    pending = [*plan.order]
+    running: list[int] = []  # `list[int]()` costs 0.1 us
     held: dict[int, Prediction] = {}
     log: list[Mark] = []
     now = started = begun
