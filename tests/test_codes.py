@@ -59,7 +59,7 @@ def asked(server, tmp_path, inputs, **more):
             except NoAnswer as e:  # noqa: PERF203 - each on its own
                 decided.append((now[0], {leg: type(error).__name__ for leg, error in e.errors.items()}))
         stats = router.stats()
-        setup = Setup.of(router._live, more.get("limits"))
+        setup = Setup.of(router.engine.snapshot, more.get("limits"))
         waiting = [(entry.target, entry.state, bool(entry.error)) for entry in box.list()]
     legs = [(leg.name, *leg[2:7], leg.breaker, leg.held) for leg in stats.legs]
     counted = (stats.requests, stats.deferred, stats.degraded, stats.unanswered, stats.queued, legs)

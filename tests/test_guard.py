@@ -16,7 +16,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 import edgeroute
 from edgeroute import Limits, OpenInference, PlainJson, Router
-from edgeroute.cloud.guard import Guard, SharedSpending
+from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
@@ -225,17 +226,17 @@ def test_less_time_than_usual_is_no_fault():
 def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
     """The caller, who goes on without it, and the leg's own thread."""
     guard, _ = guarded()
-    both, too_late = threading.Barrier(2), guard.too_late
+    both, mark_late = threading.Barrier(2), guard.mark_late
 
-    def late(had_s):
-        with contextlib.suppress(threading.BrokenBarrierError):
-            both.wait(1.0)  # lets both be between the look and the note, where that can be
-        return too_late(had_s)
+    def mark(exchange):
+        both.wait(LONG)
+        return mark_late(exchange)
 
-    monkeypatch.setattr(guard, "too_late", late)
+    monkeypatch.setattr(guard, "mark_late", mark)
     with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(2) as pool:
         for call in [pool.submit(exchange._overdue) for _ in range(2)]:
             call.result(LONG)
+        monkeypatch.undo()
     assert guard.rules.breaker._faults == 1
 
 
@@ -545,7 +546,7 @@ def test_a_job_that_raises_anything_gives_its_slot_back(raised):
         with Router(lambda x: ("edge", 0.1), cloud, threshold=0.5, deadline=deadline) as router:
             with contextlib.suppress(raised):
                 router.infer(1)
-            assert router._live.clouds[0].guard.under_way == 0
+            assert router.engine.snapshot.clouds[0].guard.under_way == 0
 
     def health(until, exchange):
         raise raised

@@ -4,89 +4,33 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+from weakref import ref
 
 from edgeroute import system
-from edgeroute.cloud.exchange import NO_DATA, Exchange
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import State
-from edgeroute.core.codes import Rejection
+from edgeroute.core.codes import Failure, HeldCode, Rejection
 from edgeroute.core.egress import Permit
-from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Cost, Limits, Spending
-from edgeroute.errors import Held
+from edgeroute.core.policy import INF, Terms
+from edgeroute.core.spending import Cost
+from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.system import renew_after_fork
+from edgeroute.types import Spent
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from edgeroute.stores.journal import Journal
 
-__all__ = ["Exchange", "Guard", "SharedSpending", "Watcher"]
-
+MB = 1e6
 PROBE_S = 5.0
 """How long a probe may take."""
-
-
-class SharedSpending:
-    """What all clouds of a router spend together: a `Spending` behind a lock, which a signal handler may take again."""
-
-    def __init__(self, spending: Spending) -> None:
-        self._spending = spending
-        self.after_fork()
-        renew_after_fork(self)
-
-    @property
-    def limits(self) -> Limits:
-        """What may be spent; may be set."""
-        return self._spending.limits
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self._spending.limits = limits
-
-    def load(self, dumped: Mapping[str, Any]) -> None:
-        """Adds what an earlier run has spent.
-
-        Raises:
-            ValueError: it cannot be read.
-        """
-        with self._lock:
-            self._spending.load(dumped, system.now())
-
-    def after_fork(self) -> None:
-        """A lock of its own for the child."""
-        self._lock = threading.RLock()
-
-    def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Books it, or says why not."""
-        with self._lock:
-            return self._spending.reserve(cost, now)
-
-    def add(self, cost: Cost, now: float) -> None:
-        """Books what has happened anyway."""
-        with self._lock:
-            self._spending.add(cost, now)
-
-    def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects what was booked to what it came to."""
-        with self._lock:
-            self._spending.settle(reserved, actual, now)
-
-    def spent(self) -> Cost:
-        """What counts now."""
-        with self._lock:
-            return self._spending.spent(system.now())
-
-    def dump(self) -> dict[str, object]:
-        """What was spent, ready for JSON."""
-        with self._lock:
-            return self._spending.dump()
-
-    def scarce(self) -> bool:
-        """Whether half of any limit is gone: from then on nothing is asked only to be quicker."""
-        with self._lock:
-            return self._spending.scarce(system.now())
+NO_DATA = "no user data"
 
 
 class Watcher(Protocol):
@@ -131,7 +75,7 @@ class Guard:
         watcher: Watcher,
         journal: Journal | None,
     ) -> None:
-        self.name, self.where, self.spending = name, where, spending
+        self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self._health, self._watcher = journal, health, watcher
         self.rules = Admission(terms, spending)
         self.after_fork()
@@ -203,11 +147,6 @@ class Guard:
         return self.rules.state
 
     @property
-    def terms(self) -> Terms:
-        """What it costs and bears."""
-        return self.rules.terms
-
-    @property
     def held(self) -> int:
         """How often it was not asked, for a reason on this side."""
         return self.rules.rejected
@@ -252,21 +191,20 @@ class Guard:
         with self._lock:
             return self.rules.usual_s()
 
-    def too_late(self, had_s: float) -> bool:
-        """Whether having no answer after so long is a fault: with less time than usual it is nobody's."""
-        with self._lock:
-            return self.rules.too_late(had_s)
-
     def count_rejected(self) -> None:
         """Counts one that was not asked, for a reason that is not the guard's."""
         with self._lock:
             self.rules.rejected += 1
 
     def mark_late(self, exchange: Exchange) -> bool:
-        """Notes that the exchange is late -> whether that is news: the caller and the leg's own thread may both see it."""
+        """Notes that an exchange is late -> whether that is a fault: it had as long as usual, and it was not noted before.
+
+        The caller and the leg's own thread may both see it.
+        """
         with self._lock:
-            news, exchange.late = not exchange.late, True
-        return news
+            fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
+            exchange.late = exchange.late or fault
+        return fault
 
     def attempt(self, cost: Cost, *, again: bool, probe: bool) -> Rejection | None:
         """Books an attempt that is about to be made, or says why it may not be."""
@@ -278,6 +216,129 @@ class Guard:
         with self._lock:
             return self.rules.retry()
 
-    def leave(self, exchange: Exchange) -> None:
-        """The exchange is over."""
-        self.rules.leave(exchange.slot)
+
+class _Slot(ref["Exchange"]):
+    """A reference to an exchange that calls back as that is collected.
+
+    Why not `__del__`: what a signal handler raises in there is lost. Nothing of Python runs between the collection and a
+    callback that is written in C.
+    """
+
+    __slots__ = ()
+    __eq__, __hash__ = object.__eq__, object.__hash__  # those of the exchange are no more once it is
+
+
+class Exchange:
+    """One talk with an endpoint. The leg says before each attempt what it is about to send, and after it what came of it.
+
+    Its slot is given back as `with` ends; if it never came to that, as it is collected.
+    """
+
+    __slots__ = (
+        "__weakref__", "_attempts", "_guard", "_open", "_took_s", "_until",
+        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "slot", "usd",
+    )  # fmt: skip
+
+    def __init__(self, guard: Guard, identity: str, data_class: str | None, rule: str) -> None:
+        self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
+        self.slot = _Slot(self, guard.rules.under_way.discard)
+        self.sent = self.received = 0
+        self.usd = 0.0
+        self.counts = True
+        """Whether the breaker hears of it."""
+        self._open = self.late = False
+        self._attempts = 0
+        self.begun, self._until = 0.0, INF
+        self._took_s: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._guard.rules.leave(self.slot)
+        if error is None and self._took_s is not None and self.counts:
+            self._guard.succeeded(self._took_s)
+        elif isinstance(error, BadReply) and self.counts:  # it replied, but with what nobody can read
+            self._guard.failed()
+        if self._open:  # it was cut off in the middle: by the deadline, or by an answer that was quicker
+            self._open = False
+            if monotonic() >= self._until:
+                self._overdue()
+
+    @property
+    def spent(self) -> Spent:
+        """What it has cost so far."""
+        terms, mb = self._guard.terms, (self.sent + self.received) / MB
+        return Spent(self.sent, self.received, self.usd, terms.joules_per_call + mb * terms.joules_per_mb)
+
+    def before_attempt(self, size: int, until: float) -> None:
+        """Before an attempt that sends `size` bytes and has until that instant.
+
+        Raises:
+            Held: a limit does not allow it, or the egress ledger cannot be written. Nothing may be sent then.
+        """
+        guard, again, probe = self._guard, self._attempts > 0, self.rule == NO_DATA
+        cost = guard.rules.cost(size / MB, first=not (again or probe))
+        rejection = guard.attempt(cost, again=again, probe=probe)
+        if rejection is not None:
+            raise self._held(rejection.code, rejection.text)
+        if guard.journal is not None:
+            record = {
+                "at": round(system.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
+                "rule": self.rule, "request": self.identity,
+            }  # fmt: skip
+            try:
+                guard.journal.append(record)
+            except StoreError as e:
+                guard.spending.settle(cost, Cost(), system.now())
+                if not (again or probe):
+                    guard.count_rejected()
+                raise self._held("ledger", f"what is not in the egress ledger does not leave ({e})") from e
+        self._attempts += 1
+        self.usd += cost.usd
+        self.sent += size
+        self._open, self.begun, self._until = True, monotonic(), until
+
+    def _held(self, code: HeldCode, text: str) -> Held:
+        again = self._attempts > 0
+        return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again)
+
+    def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
+        """After it: so many bytes came back, or this error did. `cut`: because the answer is not needed any more."""
+        guard = self._guard
+        self._open = False
+        self.received += size
+        if size:
+            cost = guard.rules.cost(size / MB, first=False)
+            self.usd += cost.usd
+            guard.spending.add(cost, system.now())
+        if not self.counts:
+            return
+        if error is None:
+            self._took_s = monotonic() - self.begun  # whether the reply is one will be seen when it is read
+            return
+        stale, in_time = getattr(error, "stale", False), monotonic() < self._until
+        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=stale)
+        wait_s = getattr(error, "retry_after_s", None)
+        if wait_s and verdict != "answered":
+            guard.hold(wait_s)
+        if verdict == "answered":
+            guard.succeeded(None)
+        elif verdict == "late":
+            self._overdue()
+        elif verdict == "fault" and not self.late:
+            guard.failed()
+
+    def overdue(self) -> None:
+        """The deadline has passed, and the leg is left to run on: that is a fault already."""
+        if self._open:
+            self._overdue()
+
+    def _overdue(self) -> None:
+        """Too late, unless it had less time than it usually takes: that is nobody's fault."""
+        if self.counts and self._guard.mark_late(self):
+            self._guard.failed()
+
+    def may_retry(self) -> bool:
+        """Whether the retry budget and the breaker have room for one more attempt."""
+        return self.counts and not self.late and self._guard.retry()

@@ -179,7 +179,7 @@ def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outc
         return None
     log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, at, prediction.confidence))]
     if leg.thresholds:
-        log.insert(1, ("limit", 0, at, own_threshold(leg, prediction)))
+        log.insert(1, Mark("limit", 0, at, own_threshold(leg, prediction)))
     return new(Outcome, (0, prediction, True, log, begun, at, _NONE))
 
 
