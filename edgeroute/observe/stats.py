@@ -15,6 +15,9 @@ from edgeroute.system import renew_after_fork
 TOGETHER = 64
 """So many requests are added up at a time, and any that was not simply accepted at once."""
 
+ALONE = 2
+"""Marks of a request of which one leg was started, and its answer accepted."""
+
 
 class LegStats(NamedTuple):
     """One target, so far. Latencies in seconds, None before the first; bytes of bodies, retries included."""
@@ -137,6 +140,15 @@ class Counts:
         while self._fresh:
             legs, answered_by, accepted, log, batch = self._fresh.popleft()
             self.requests += 1
+            if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
+                leg, (started, ended) = known[legs[answered_by].name], log
+                leg.started += 1
+                leg.answered += 1
+                leg.accepted += 1
+                leg.judged += judged(legs[answered_by])
+                if not batch:
+                    leg.latency.add(ended.at - started.at)
+                continue
             deferred = False
             for kind, i, at, _ in log:
                 leg = known[legs[i].name]
