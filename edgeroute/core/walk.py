@@ -174,11 +174,13 @@ def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outc
 
     For plans that are sequential and begin on the device: the short way of most calls, without a generator.
     """
-    leg = plan.legs[0]
-    if leg.standby or not acceptable(leg, prediction):
+    leg, confidence = plan.legs[0], prediction.confidence
+    own, threshold = leg.thresholds, leg.threshold
+    clear = not own and confidence is not None and threshold is not None and confidence >= threshold != INF  # most: saves a call
+    if leg.standby or not (clear or acceptable(leg, prediction)):
         return None
-    log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, at, prediction.confidence))]
-    if leg.thresholds:
+    log = [new(Mark, ("start", 0, begun, None)), new(Mark, ("accepted", 0, at, confidence))]
+    if own:
         log.insert(1, Mark("limit", 0, at, own_threshold(leg, prediction)))
     return new(Outcome, (0, prediction, True, log, begun, at, _NONE))
 

@@ -124,10 +124,9 @@ class Counts:
 
         A batch's latencies are left out: they say nothing about one input.
         """
-        leg, _, accepted, log, _, _, _ = outcome
         fresh = self._fresh
-        fresh.append((plan.legs, leg, accepted, log, batch))
-        if len(fresh) + self._added < TOGETHER and accepted:
+        fresh.append((plan.legs, outcome.leg, outcome.accepted, outcome.log, batch))
+        if len(fresh) + self._added < TOGETHER and outcome.accepted:
             return False
         with self._lock:
             self._add_up()
