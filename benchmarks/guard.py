@@ -5,7 +5,8 @@ from __future__ import annotations
 from figures import Figure, medians
 
 from edgeroute import system
-from edgeroute.cloud.guard import Guard, SharedSpending
+from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.breaker import Breaker
 from edgeroute.core.budget import RetryBudget
 from edgeroute.core.egress import Permit, Rules, permit

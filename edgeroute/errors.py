@@ -24,11 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-INPUTS_OWN = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
-"""Statuses that say something about this very input, and not about the endpoint."""
+from edgeroute.core import codes
+from edgeroute.core.codes import Coded, ErrorCode, HeldCode, passing
+
+INPUTS_OWN = codes.INPUTS_OWN
 
 
-class EdgerouteError(Exception):
+class EdgerouteError(Coded, Exception):
     """The root of everything edgeroute raises on purpose."""
 
 
@@ -38,6 +40,8 @@ class PolicyError(EdgerouteError, ValueError):
 
 class BadInput(EdgerouteError, ValueError):
     """The caller's input does not fit the model."""
+
+    code = "bad_input"
 
 
 class ModelError(EdgerouteError):
@@ -66,37 +70,51 @@ class CloudError(EdgerouteError):
 class Unreachable(CloudError):
     """No connection could be made, or it broke before the reply was complete."""
 
+    code = "unreachable"
     retriable = True
 
 
 class TimedOut(CloudError, TimeoutError):
     """The reply was not there in the time that was left."""
 
+    code = "timeout"
     retriable = True
 
 
 class Refused(CloudError):
     """The endpoint answered with an HTTP status that is not a success."""
 
+    code = "refused"
+
     def __init__(self, message: str, *, status: int, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status: int = status
         self.retry_after_s = retry_after_s
-        self.retriable = status in {408, 429} or status >= 500  # noqa: PLR2004 - HTTP's own numbers
+        self.retriable = passing(status)
 
 
 class BadReply(CloudError):
     """The endpoint answered, but not in the protocol."""
 
+    code = "bad_reply"
+
 
 class Held(CloudError):
-    """The endpoint was not asked, for a reason on this side."""
+    """The endpoint was not asked, for a reason on this side.
 
+    Args:
+        message: for people.
+        code: what kept it from being asked.
+        again: it was asked before, and was not asked again.
+    """
+
+    code: ErrorCode | HeldCode = "held"
     held = True
 
-    def __init__(self, message: str, *, code: str = "other") -> None:
+    def __init__(self, message: str = "", *, code: HeldCode = "other", again: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.again = again
 
 
 class NoAnswer(EdgerouteError):

@@ -1,4 +1,4 @@
-"""The fleet of `edgeroute.replay.fleet`, one event after the other, with the breakers, budgets and rates that routers have."""
+"""The fleet of `edgeroute.replay.fleet`, one event after the other, with the `Admission` that each router has."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from itertools import count
 from math import inf
 
 from edgeroute.cloud.http import FIRST_S, MOST_S
-from edgeroute.core.breaker import Breaker
-from edgeroute.core.budget import Rate, RetryBudget
+from edgeroute.core.admission import Admission
+from edgeroute.core.budget import Rate
+from edgeroute.core.policy import Terms
+from edgeroute.core.spending import Limits, Spending
 from edgeroute.replay.fleet.result import Result
 from edgeroute.replay.fleet.run import PARALLEL, POLL_S, PROBE_S
 from edgeroute.stores.outbox import delivery
@@ -24,11 +26,15 @@ class Entry:
         self.ready_at, self.queued_at, self.attempts, self.flying = at, queued_at, 0, False
 
 
+TERMS = Terms(max_concurrent=10**9)
+"""The simulation has no limit to calls at a time."""
+
+
 class Device:
     """What one router has."""
 
     def __init__(self, of):
-        self.breaker, self.budget = Breaker(), RetryBudget()
+        self.rules = Admission(TERMS, Spending(Limits()))
         self.rate = Rate(of.drain_per_s, 1)
         self.box, self.paused, self.next_at, self.hurry_at = [], -inf, inf, inf
 
@@ -84,10 +90,9 @@ class Exact:
 
     def enter(self, device, now):
         """Whether the device may send; else a probe goes, if one is due."""
-        if not self.client.breaker or device.breaker.allows(now):
+        if not self.client.breaker or device.rules.enter(None, now) is None:
             return True
-        if device.breaker.probe_due(now):
-            device.breaker.probe_begun(now)
+        if device.rules.take_probe(now):
             self.result.probes += 1
             away = self.of.outage_at_s <= now < self.of.back_at_s
             self.at(now + (PROBE_S if away and self.of.silent else self.of.latency_s), self.probed, device, not away)
@@ -95,8 +100,8 @@ class Exact:
 
     def probed(self, device, ok, now):
         """The end of a probe."""
-        before = device.breaker.state
-        device.breaker.probe_ended(now, ok, self.jitter())
+        before = device.rules.state
+        device.rules.probe_ended(now, self.jitter(), ok=ok)
         if ok and before == "half-open":
             self.wake(device, now)
 
@@ -126,37 +131,43 @@ class Exact:
         """It becomes known to the device."""
         of, client = self.of, self.client
         if verdict == "answered":
-            before = device.breaker.state
-            device.breaker.success(now)
-            device.budget.success()
+            back = device.rules.succeeded(now)
             if entry is None:
                 self.result.answered[int(asked)] += 1
             else:
                 self.result.delivered += 1
                 device.box.remove(entry)
-            if before != "closed":
+            if back:
                 self.wake(device, now)
             self.step(device, now)
             return
         asked_s = of.retry_after_s if verdict == "busy" else 0
         if asked_s:
-            device.breaker.hold(now + asked_s, now)
-        device.breaker.fault(now, self.jitter())
+            device.rules.hold(asked_s, now)
+        device.rules.failed(now, self.jitter())
         wait_s = asked_s or min(MOST_S, FIRST_S * 2**tries) * self.jitter()
         if (
             tries < client.retries
             and not (client.whole and (verdict == "late" or now + wait_s >= until))
-            and (not client.breaker or device.breaker.state == "closed")
-            and (not client.budget or device.budget.take())
+            and self.may_retry(device)
         ):
             until = until if client.whole else now + wait_s + of.timeout_s
             self.at(now + wait_s, self.again, device, entry, asked, until, tries + 1)
         else:
             self.given_up(device, entry, now, False)
 
+    def may_retry(self, device):
+        """Whether the client's rules allow one; a client without one of them does not ask it."""
+        rules, client = device.rules, self.client
+        if client.breaker and client.budget:
+            return rules.retry()
+        if client.budget:
+            return rules.budget.take()
+        return not client.breaker or rules.state == "closed"
+
     def again(self, device, entry, asked, until, tries, now):
         """The wait before a retry is over."""
-        if not self.client.breaker or device.breaker.allows(now):
+        if not self.client.breaker or device.rules.why(now) is None:
             self.send(device, entry, asked, until, tries, now)
         else:
             self.given_up(device, entry, now, True)

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute.cli.simulate import notes, show
-from edgeroute.core.breaker import Breaker
-from edgeroute.core.budget import RetryBudget
+from edgeroute.core.admission import Admission
+from edgeroute.core.policy import Terms
+from edgeroute.core.spending import Limits, Spending
 from edgeroute.replay.fleet.capacity import needed
 from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, LATE, REFUSED, Cloud
 from edgeroute.replay.fleet.devices import CLOSED, HALF_OPEN, OPEN, Devices
@@ -72,39 +73,39 @@ class Chance:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["fault", "success", "ask", "probed", "failed", "hold", "retry"]), st.integers(0, 400)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["fault", "success", "ask", "probed", "failed", "hold", "retry", "outage"]), st.integers(0, 400)
+        )
+    )
 )
 @settings(max_examples=300, deadline=None)
 def test_a_device_of_the_array_is_one_of_the_cores(happenings):
-    """Whatever happens to it, its breaker and its budget say what those of `core` say."""
-    devices, breaker, budget, now = Devices(1, EDGEROUTE, Chance(0.25)), Breaker(), RetryBudget(), 0.0
+    """Whatever happens to it, its breaker and its budget say what the `Admission` of a router says."""
+    devices, rules, now = Devices(1, EDGEROUTE, Chance(0.25)), Admission(Terms(max_concurrent=10**9), Spending(Limits())), 0.0
     for what, wait_s in happenings:
         now += wait_s
         at = np.array([now])
-        if what == "fault":
-            devices.fault(WHO, at)
-            breaker.fault(now, 0.25)
+        if what in {"fault", "outage"}:
+            for _ in range(1 if what == "fault" else 3):
+                devices.fault(WHO, at)
+                rules.failed(now, 0.25)
         elif what == "success":
-            assert devices.success(WHO)[0] == (breaker.state != "closed")
-            breaker.success(now)
-            budget.success()
+            assert devices.success(WHO)[0] == rules.succeeded(now)
         elif what == "ask":
-            may = breaker.allows(now)
-            due = not may and breaker.probe_due(now)
-            if due:
-                breaker.probe_begun(now)
+            may = rules.enter(object(), now) is None
             assert devices.allows(WHO, at)[0] == may
-            assert may or (len(devices.probes(WHO, at)) > 0) == due
+            assert may or (len(devices.probes(WHO, at)) > 0) == rules.take_probe(now)
         elif what == "hold":
             devices.hold(WHO, at, wait_s)
-            breaker.hold(now + wait_s, now)
+            rules.hold(wait_s, now)
         elif what == "retry":
-            assert devices.retry(WHO)[0] == (breaker.state == "closed" and budget.take())
+            assert devices.retry(WHO)[0] == rules.retry()
         else:
-            ok, before = what == "probed", breaker.state
-            breaker.probe_ended(now, ok, 0.25)
+            ok, before = what == "probed", rules.state
+            rules.probe_ended(now, 0.25, ok=ok)
             assert devices.probed(WHO, at, np.array([ok]))[0] == (ok and before == "half-open")
-        assert (STATES[int(devices.state[0])], float(devices.due[0])) == (breaker.state, breaker._due)
+        assert (STATES[int(devices.state[0])], float(devices.due[0])) == (rules.state, rules.breaker._due)
 
 
 @given(st.lists(st.integers(0, 40), min_size=60, max_size=120), st.sampled_from([0.3003, 5.0, inf]), st.booleans())

@@ -1,9 +1,12 @@
 """The guard by itself: whatever is asked and answered in whatever order, it keeps to its limits and loses no count."""
 
 import contextlib
+import gc
 import math
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from time import monotonic
 
 import pytest
@@ -11,8 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+import edgeroute
 from edgeroute import Limits, OpenInference, PlainJson, Router
-from edgeroute.cloud.guard import Guard, SharedSpending
+from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.breaker import FAULTS
 from edgeroute.core.egress import Rules, permit
 from edgeroute.core.policy import Terms
@@ -23,12 +28,13 @@ from edgeroute.testing import CannedServer, http_reply
 LONG = 30.0
 PERMIT = permit(Rules(), None)
 AWAY = Unreachable("away")
+PACKAGE = str(Path(edgeroute.__file__).parent)
 
 
 def look(guard):
     """Has a probe sent if one is due, as whoever is held does."""
     with guard._lock:
-        due = guard._due(monotonic())
+        due = guard.rules.take_probe(monotonic())
     if due:
         guard._watcher.probe(guard)
 
@@ -100,10 +106,9 @@ def fails(guard, error=AWAY, times=1):
 
 
 def pass_time(guard, seconds):
-    breaker = guard.breaker
+    breaker = guard.rules.breaker
     breaker._due -= seconds
     breaker._held -= seconds
-    breaker._shut -= seconds
 
 
 # what is a fault
@@ -118,7 +123,7 @@ def test_three_in_a_row_open_it(error):
     fails(guard, error, FAULTS - 1)
     assert not guard.why()
     fails(guard, error)
-    assert (guard.state, news.heard, guard._busy) == ("open", ["opened"], 0)
+    assert (guard.state, news.heard, guard.under_way) == ("open", ["opened"], 0)
     with pytest.raises(Held, match=r"cloud was not asked: breaker open for another .* after 3 faults"):
         ask(guard)
     assert (guard.held, news.probes, guard.spending.spent().calls) == (1, 0, FAULTS)
@@ -139,7 +144,7 @@ def test_what_is_none_does_not_open_it(error):
     """A kept connection that has gone and the input's own fault, ever so often."""
     guard, _ = guarded()
     fails(guard, error, 2 * FAULTS)
-    assert (guard.state, guard.breaker._faults) == ("closed", 0)
+    assert (guard.state, guard.rules.breaker._faults) == ("closed", 0)
 
 
 def test_a_success_between_forgets():
@@ -167,7 +172,7 @@ def test_cut_before_its_time_is_no_fault():
             exchange.after_attempt(0, AWAY, cut=True)
         with visiting(guard):
             pass
-    assert (guard.breaker._faults, guard._busy) == (0, 0)
+    assert (guard.rules.breaker._faults, guard.under_way) == (0, 0)
 
 
 @pytest.mark.parametrize("error", [stale(), AWAY, TimedOut("late")])
@@ -176,10 +181,10 @@ def test_cut_by_the_deadline_is_a_fault(error):
     guard, _ = guarded()
     with visiting(guard, monotonic()) as exchange:
         exchange.after_attempt(0, error, cut=True)
-    assert guard.breaker._faults == 1
+    assert guard.rules.breaker._faults == 1
     with visiting(guard, monotonic()):
         pass  # an asyncio task that is cancelled says nothing
-    assert guard.breaker._faults == 2
+    assert guard.rules.breaker._faults == 2
 
 
 def test_late_is_one_fault_however_often_it_is_seen():
@@ -191,7 +196,7 @@ def test_late_is_one_fault_however_often_it_is_seen():
         exchange.after_attempt(0, AWAY, cut=True)
         exchange.overdue()
         assert not exchange.may_retry()
-    assert guard.breaker._faults == 1
+    assert guard.rules.breaker._faults == 1
 
 
 def test_late_but_answered_is_well():
@@ -200,7 +205,7 @@ def test_late_but_answered_is_well():
     with visiting(guard, monotonic()) as exchange:
         exchange.overdue()
         exchange.after_attempt(1)
-    assert guard.breaker._faults == 0
+    assert guard.rules.breaker._faults == 0
 
 
 def test_less_time_than_usual_is_no_fault():
@@ -215,24 +220,24 @@ def test_less_time_than_usual_is_no_fault():
     for _ in range(FAULTS):
         with visiting(guard, monotonic()) as exchange:
             exchange.overdue()
-    assert (guard.state, guard.breaker._faults) == ("closed", 0)
+    assert (guard.state, guard.rules.breaker._faults) == ("closed", 0)
 
 
 def test_two_threads_that_see_the_deadline_at_once_count_one_fault(monkeypatch):
     """The caller, who goes on without it, and the leg's own thread."""
     guard, _ = guarded()
-    both, usual_s = threading.Barrier(2), guard.usual_s
+    both, mark_late = threading.Barrier(2), guard.mark_late
 
-    def usual():
-        with contextlib.suppress(threading.BrokenBarrierError):
-            both.wait(1.0)  # lets both be between the look and the note, where that can be
-        return usual_s()
+    def mark(exchange):
+        both.wait(LONG)
+        return mark_late(exchange)
 
-    monkeypatch.setattr(guard, "usual_s", usual)
+    monkeypatch.setattr(guard, "mark_late", mark)
     with visiting(guard, monotonic()) as exchange, ThreadPoolExecutor(2) as pool:
         for call in [pool.submit(exchange._overdue) for _ in range(2)]:
             call.result(LONG)
-    assert guard.breaker._faults == 1
+        monkeypatch.undo()
+    assert guard.rules.breaker._faults == 1
 
 
 # how it comes back
@@ -256,7 +261,7 @@ def test_a_probe_when_it_is_time():
     assert (news.probes, guard.state) == (1, "half-open")
     assert guard.why() == "breaker half-open after 3 faults, a probe is under way"
     guard.check_health()
-    assert (guard.state, news.heard, guard._busy) == ("closed", ["opened", "closed"], 0)
+    assert (guard.state, news.heard, guard.under_way) == ("closed", ["opened", "closed"], 0)
     ((left_s, *rest),) = tried
     assert 0 < left_s <= 5
     assert rest == ["no user data", None, ""]
@@ -284,7 +289,7 @@ def test_a_probe_that_is_told_to_wait():
     fails(guard, times=FAULTS)
     guard.link_up()
     guard.check_health()
-    assert (guard.state, guard._busy) == ("open", 0)
+    assert (guard.state, guard.under_way) == ("open", 0)
     guard.link_up()
     assert news.probes == 1
     pass_time(guard, 101)
@@ -306,7 +311,7 @@ def test_a_probe_counts_neither_as_a_fault_nor_as_a_success():
     pass_time(guard, 10)
     look(guard)
     guard.check_health()
-    assert (guard.state, news.heard, guard._usual.count) == ("open", ["opened"], 0)
+    assert (guard.state, news.heard, guard.rules.usual.count) == ("open", ["opened"], 0)
 
 
 def test_an_answer_to_an_old_request_closes_it():
@@ -319,7 +324,7 @@ def test_an_answer_to_an_old_request_closes_it():
     with exchange:
         exchange.after_attempt(1)
     assert (guard.state, news.heard) == ("closed", ["opened", "closed"])
-    guard.breaker.probe_ended(monotonic(), False, 0.5)
+    guard.rules.breaker.probe_ended(monotonic(), False, 0.5)
     assert not guard.why()
 
 
@@ -413,7 +418,7 @@ def test_what_is_held_is_not_paid():
     assert guard.spending.spent() == (0, 0, 0, 0)
     ask(guard, size=400_000, reply=100_000)
     assert tuple(guard.spending.spent()) == pytest.approx((1.5, 0.5, 1.0, 1))
-    assert (guard.held, guard._busy, guard.state) == (1, 0, "closed")
+    assert (guard.held, guard.under_way, guard.state) == (1, 0, "closed")
 
 
 def test_what_the_ledger_does_not_take_is_not_paid():
@@ -423,7 +428,7 @@ def test_what_the_ledger_does_not_take_is_not_paid():
     journal.full = True
     with pytest.raises(Held, match="ledger"):
         ask(guard, size=100_000)
-    assert (guard.held, guard._busy, guard.state, journal.lines) == (1, 0, "closed", [])
+    assert (guard.held, guard.under_way, guard.state, journal.lines) == (1, 0, "closed", [])
     assert tuple(guard.spending.spent()) == pytest.approx((0, 0, 0, 0))
 
 
@@ -455,10 +460,113 @@ def test_a_forked_child_has_no_call_under_way():
     guard, _ = guarded()
     exchange = visiting(guard)
     guard.after_fork()
-    assert guard._busy == 0
+    assert guard.under_way == 0
     ask(guard)
-    assert guard._busy == 0
+    assert guard.under_way == 0
     del exchange
+
+
+# slots
+
+
+class Stop(BaseException):
+    """What a signal handler may raise."""
+
+
+def interrupted(function, at):
+    """Whether the function ended before its opcode number `at` (of edgeroute's, in all it calls), where a `Stop` breaks in."""
+    left = at
+
+    def local(frame, event, arg):
+        nonlocal left
+        left -= event == "opcode"
+        if left == 0 and event == "opcode":
+            raise Stop
+        return local
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(PACKAGE) or left <= 0:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return local
+
+    sys.settrace(trace)
+    try:
+        function()
+    except Stop:
+        return False
+    finally:
+        sys.settrace(None)
+    return True
+
+
+@pytest.mark.parametrize("kind", [None, Unreachable, BadReply])
+def test_whatever_breaks_in_the_slot_is_given_back(kind):
+    """At each opcode between the first of `enter` and the last of the end; once nobody keeps what was raised."""
+    guard, _ = guarded(terms=Terms(max_concurrent=2, usd_per_call=0.1), limits=Limits(usd_per_day=1e9))
+
+    def one():
+        with contextlib.suppress(Unreachable, BadReply, Held):
+            ask(guard, None if kind is None else kind("no"))
+
+    at, over = 0, False
+    while not over:
+        at += 1
+        over = interrupted(one, at)
+        if guard.under_way:
+            gc.collect()  # where it breaks into the handling of an error, they keep each other
+        assert guard.under_way == 0, at
+        guard.succeeded(None)
+    assert at > 100
+
+
+def test_a_slot_that_nobody_took_over_is_given_back():
+    """It never came to `with`; and one that did is not given back twice."""
+    guard, _ = guarded(terms=Terms(max_concurrent=1))
+    for _ in range(3):
+        exchange = guard.enter(PERMIT, "id")
+        assert guard.under_way == 1
+        del exchange
+    with guard.enter(PERMIT, "id") as exchange:
+        pass
+    with guard.enter(PERMIT, "id"):
+        del exchange
+        assert guard.under_way == 1
+    assert guard.under_way == 0
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, Stop])
+def test_a_job_that_raises_anything_gives_its_slot_back(raised):
+    """In the caller's thread and in one of its own; a probe of its health, too."""
+
+    def cloud(x):
+        raise raised
+
+    for deadline in (None, LONG):
+        with Router(lambda x: ("edge", 0.1), cloud, threshold=0.5, deadline=deadline) as router:
+            with contextlib.suppress(raised):
+                router.infer(1)
+            assert router.engine.snapshot.clouds[0].guard.under_way == 0
+
+    def health(until, exchange):
+        raise raised
+
+    guard, _ = guarded(health=health)
+    fails(guard, times=FAULTS)
+    pass_time(guard, 10)
+    look(guard)
+    with pytest.raises(raised) if not issubclass(raised, Exception) else contextlib.nullcontext():
+        guard.check_health()
+    assert (guard.under_way, guard.state) == (0, "open")
+
+
+def test_a_signal_handler_may_ask_while_the_lock_is_held():
+    """It runs in the thread that holds it."""
+    guard, _ = guarded(limits=Limits(usd_per_day=1.0))
+    with guard._lock, guard.spending._lock:
+        ask(guard)
+        fails(guard)
+    assert guard.under_way == 0
 
 
 # any order
@@ -500,14 +608,14 @@ class Guarded(RuleBasedStateMachine):
     def enter(self):
         """A request; let through only where all allow it, and else nothing is booked."""
         guard = self.guard
-        why, busy, spent = guard.why(), guard._busy, guard.spending.spent()
+        why, busy, spent = guard.why(), guard.under_way, guard.spending.spent()
         exchange, held = None, ""
         try:
             exchange = guard.enter(PERMIT, "id")
         except Held as e:
             held = str(e)
         if exchange is None:
-            assert (guard.spending.spent(), guard._busy) == (spent, busy)
+            assert (guard.spending.spent(), guard.under_way) == (spent, busy)
             assert why or busy >= self.most or "is spent" in held
             return None
         assert not why
@@ -545,7 +653,7 @@ class Guarded(RuleBasedStateMachine):
         """What comes of it is one fault at most."""
         if not self.alive(one) or not one["open"]:
             return
-        before = self.guard.breaker._faults
+        before = self.guard.rules.breaker._faults
         error = {
             "well": lambda: None,
             "away": lambda: AWAY,
@@ -559,7 +667,7 @@ class Guarded(RuleBasedStateMachine):
         one["exchange"].after_attempt(0 if error is not None else size, error, cut=cut and error is not None)
         self.received_mb += 0 if error is not None else size / 1e6
         one["open"], one["error"], one["took"] = False, error, error is None
-        after = self.guard.breaker._faults
+        after = self.guard.rules.breaker._faults
         assert after <= before + 1
         if kind == "input":
             assert self.guard.state == "closed"
@@ -579,9 +687,9 @@ class Guarded(RuleBasedStateMachine):
     def is_overdue(self, one):
         """Its deadline has passed."""
         if self.alive(one):
-            before = self.guard.breaker._faults
+            before = self.guard.rules.breaker._faults
             one["exchange"].overdue()
-            assert self.guard.breaker._faults <= before + one["open"]
+            assert self.guard.rules.breaker._faults <= before + one["open"]
 
     @rule(one=exchanges, reads=st.booleans())
     def ends(self, one, reads):
@@ -627,9 +735,9 @@ class Guarded(RuleBasedStateMachine):
     def probes(self):
         """A probe that was asked for ends: it decides, if it is the one under way."""
         self.told += 1
-        before, usual = self.guard.state, self.guard._usual.count
+        before, usual = self.guard.state, self.guard.rules.usual.count
         self.guard.check_health()
-        assert self.guard._usual.count == usual
+        assert self.guard.rules.usual.count == usual
         if before == "half-open":
             assert self.guard.state == ("closed" if self.well and not self.journal.full else "open")
         else:
@@ -639,12 +747,12 @@ class Guarded(RuleBasedStateMachine):
     def adds_up(self):
         """No count is lost, and one probe at most is under way."""
         guard = self.guard
-        assert guard._busy == self.under_way >= 0
-        assert guard._busy <= self.most
+        assert guard.under_way == self.under_way >= 0
+        assert guard.under_way <= self.most
         assert guard.state in {"closed", "open", "half-open"}
         assert (guard.state == "closed") or guard.why()
         assert self.news.probes - self.told <= 1 + self.news.heard.count("closed")
-        assert guard.breaker.opened == self.news.heard.count("opened")
+        assert guard.rules.breaker.opened == self.news.heard.count("opened")
         if guard.state == "half-open":
             assert self.news.probes > self.told, "a probe is under way"
         spent = guard.spending.spent()
@@ -654,7 +762,7 @@ class Guarded(RuleBasedStateMachine):
     def teardown(self):
         """All that is under way is known."""
         if hasattr(self, "guard"):
-            assert self.guard._busy == self.under_way
+            assert self.guard.under_way == self.under_way
 
 
 Guarded.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
@@ -677,7 +785,7 @@ def test_many_threads_lose_no_count():
 
     with ThreadPoolExecutor(16) as pool:
         said = list(pool.map(work, range(1000)))
-    assert guard._busy == 0
+    assert guard.under_way == 0
     assert guard.held == said.count("held")
     assert guard.spending.spent().calls == 1000 - guard.held <= 500
 

@@ -33,10 +33,10 @@ def main(infer, router):
             answer = infer(rest[0], deadline=rest[1])
             told = [answer.value, answer.source, answer.degraded, answer.final, answer.id, answer.reason]
         elif command == "state":
-            told = [guard.state, guard.breaker.opened]
+            told = [guard.state, guard.rules.breaker.opened]
         elif command == "for ever":  # the opening time is not what ends the outage
             with guard._lock:
-                guard.breaker._due = monotonic() + 1e6
+                guard.rules.breaker._due = monotonic() + 1e6
             told = [guard.state]
         elif command == "closed":
             pause, until = threading.Event(), monotonic() + {long}

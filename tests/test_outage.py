@@ -111,7 +111,7 @@ class Client:
 
     def idle(self):
         """Nothing is under way any more."""
-        wait_for(lambda: not any(guard._busy for guard in self.guards))
+        wait_for(lambda: not any(guard.under_way for guard in self.guards))
 
     def close(self):
         """Ends it, and sees that no task is left; twice does no harm."""
@@ -173,10 +173,9 @@ def assert_cloud(answer, leg="cloud"):
 def pass_time(guard, seconds):
     """The guard's time is later by so much."""
     with guard._lock:
-        breaker = guard.breaker
+        breaker = guard.rules.breaker
         breaker._due -= seconds
         breaker._held -= seconds
-        breaker._shut -= seconds
 
 
 def is_probe(request):
@@ -291,7 +290,7 @@ def test_an_outage_from_its_beginning_to_its_end(make, kind, fault, before, tmp_
         assert relay.connections == at_opening
         assert relay.connections - connected <= FAULTS
         leg = client.leg()
-        assert (leg.breaker, client.guard.breaker.opened) == ("open", 1)
+        assert (leg.breaker, client.guard.rules.breaker.opened) == ("open", 1)
         assert leg.held == sum("breaker open" in answer.reason for answer in answers) >= 20 - attempts
 
         client.idle()
@@ -338,7 +337,7 @@ def test_a_probe_that_goes_well_and_a_model_that_does_not(make):
             client.infer()
         assert len(asked(server)) == 3
         for times in (1, 2, 3):
-            wait_s = client.guard.breaker._next_s
+            wait_s = client.guard.rules.breaker._next_s
             assert wait_s == 5.0 * 2**times
             pass_time(client.guard, 1000)
             assert_stands(client.infer(), "a probe is due")
@@ -346,7 +345,7 @@ def test_a_probe_that_goes_well_and_a_model_that_does_not(make):
             assert_stands(client.infer(), "answered 503")
             assert_stands(client.infer(), "breaker open")
             assert len(asked(server)) == 3 + times
-            assert wait_s / 2 - 1 < client.guard.breaker._due - monotonic() < wait_s
+            assert wait_s / 2 - 1 < client.guard.rules.breaker._due - monotonic() < wait_s
             assert sum(map(is_probe, server.requests)) == times
 
 
@@ -364,7 +363,7 @@ def test_a_probe_that_fails(make, bad, monkeypatch):
         assert sum(map(is_probe, server.requests)) == 1
         assert len(asked(server)) == 3
         if bad is not None and b"250" in bad:
-            assert client.guard.breaker._held - monotonic() > 200
+            assert client.guard.rules.breaker._held - monotonic() > 200
 
 
 @pytest.mark.parametrize("data", [[], [1, 2, 3], [None, 1]])
@@ -454,7 +453,7 @@ def test_the_loser_of_a_race_is_no_fault(make, deadline):
             assert (answer.value, answer.degraded) == ("edge", False)
             server.wait_for(lambda i=i: server.hung_up == i)
             client.idle()
-        assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
+        assert (client.guard.state, client.guard.rules.breaker._faults) == ("closed", 0)
         assert client.router.engine.spending.spent().calls == 5
         assert client.router.stats().usd_today == 2.5
         (lost,) = [e for e in answer.trace["events"] if e["leg"] == "cloud" and e["what"] == "cancelled"]
@@ -465,12 +464,12 @@ def test_less_time_than_it_needs_is_no_fault(make):
     """A deadline shorter than the endpoint usually takes says something about the deadline."""
     with Cloud() as cloud:
         client = make(unsure, cloud.endpoint())
-        client.guard._usual.add(LONG)
+        client.guard.rules.usual.add(LONG)
         cloud.breaks("black hole")
         for _ in range(5):
             assert_stands(client.infer(deadline=0.2), "by the deadline|in time")
         client.idle()
-        assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
+        assert (client.guard.state, client.guard.rules.breaker._faults) == ("closed", 0)
 
 
 def test_a_late_listener_does_not_hide_an_outage(make):
@@ -481,10 +480,10 @@ def test_a_late_listener_does_not_hide_an_outage(make):
         cloud.breaks("stall")
         for faults in (1, 2, 3):
             assert_stands(client.infer(deadline=0.2), "by the deadline|in time")
-            assert client.guard.breaker._faults == faults
+            assert client.guard.rules.breaker._faults == faults
         assert_stands(client.infer(deadline=0.2), "breaker open")
         client.idle()
-        assert client.guard.breaker._faults == 3
+        assert client.guard.rules.breaker._faults == 3
         assert len(cloud.server.requests) == 3
 
 
@@ -497,7 +496,7 @@ def test_an_input_that_is_refused_is_no_fault(make, status):
         client.guard.failed()
         for i in range(5):
             assert_stands(client.infer(i), f"answered {status}")
-        assert (client.guard.state, client.guard.breaker._faults) == ("closed", 0)
+        assert (client.guard.state, client.guard.rules.breaker._faults) == ("closed", 0)
     assert len(server.requests) == 5
 
 
@@ -533,7 +532,7 @@ def test_a_retry_that_waits_is_not_sent_once_the_breaker_is_open(make):
         client = make(unsure, PlainJson(server.url))
         asking = client.begin("infer", DATUM)
         server.wait_for(lambda: len(server.requests) == 1)
-        wait_for(lambda: client.guard.breaker._faults == 1)
+        wait_for(lambda: client.guard.rules.breaker._faults == 1)
         client.guard.failed()
         client.guard.failed()
         assert_stands(asking.result(LONG), "cloud")
@@ -559,7 +558,7 @@ def test_ten_retries_and_no_more_without_a_success(make):
         for _ in range(12):
             client.infer()
             with client.guard._lock:
-                client.guard.breaker.success(0)  # else it would be open
+                client.guard.rules.breaker.success(0)  # else it would be open
         assert len(server.requests) == 12 + 10
 
 
@@ -657,7 +656,7 @@ def test_clocks_that_are_set_change_nothing(make, monkeypatch):
             monkeypatch.setattr(time, "time", lambda by=by: told() + by)
             assert_stands(client.infer(), "usd_per_day")
         assert client.router.stats().usd_today == pytest.approx(0.3)
-        client.guard._hold(100)
+        client.guard.hold(100)
         monkeypatch.setattr(time, "time", lambda: told() + YEAR_S)
         assert_stands(client.infer(), "it asked to wait")
     assert len(server.requests) == 3
@@ -783,7 +782,7 @@ def test_the_ledger_has_no_line_for_what_was_not_attempted(tmp_path, monkeypatch
         with Router(edge, PlainJson(server.url, timeout_s=NEVER_S), threshold=0.5, hedge_after=0, state=tmp_path) as router:
             assert router.infer(DATUM).source == "edge"
             (guard,) = (runner.guard for runner in router.engine.snapshot.clouds)
-            wait_for(lambda: not guard._busy)
+            wait_for(lambda: not guard.under_way)
         assert len(server.requests) == 1
     assert len(sent(tmp_path)) == 1
 
@@ -888,11 +887,11 @@ async def cancel_everywhere(router, x):
         assert asking.done()
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             assert not (await asyncio.wait(others, timeout=LONG))[1]
-        await asyncio.to_thread(wait_for, lambda: not guard._busy)
+        await asyncio.to_thread(wait_for, lambda: not guard.under_way)
         with guard._lock:
-            assert guard._busy == 0
-            guard.breaker.success(0)
-            guard._retries.__init__()
+            assert guard.under_way == 0
+            guard.rules.breaker.success(0)
+            guard.rules.budget.__init__()
         if not asking.cancelled():
             asking.result()
         if steps < at:
@@ -955,7 +954,7 @@ def test_two_hundred_threads_through_an_outage():
             assert server.requests
             says[0], before = DOWN, len(server.requests)
             run()
-            wait_for(lambda: not guard._busy)
+            wait_for(lambda: not guard.under_way)
             if guard.state == "closed":  # all but a few were held, so there were not three in a row
                 router.infer(0)
             assert guard.state == "open"
@@ -971,7 +970,7 @@ def test_two_hundred_threads_through_an_outage():
             assert all(len(found) == 4 for found in answers)
             assert {found[2] for found in answers} == {"edge"}
             assert "cloud" in {found[3] for found in answers}
-            assert guard._busy == 0
+            assert guard.under_way == 0
             assert router.stats().requests >= 4 * threads
         assert server.connections <= most + FAULTS
 
@@ -1016,7 +1015,7 @@ def test_a_function_that_does_not_come_back(make):
             assert_stands(client.infer(), "by the deadline")
         for _ in range(3):
             assert_stands(client.infer(), "breaker open|an earlier run has not stopped")
-        assert (cloud.runs, client.guard._busy) == (3, 3)
+        assert (cloud.runs, client.guard.under_way) == (3, 3)
     finally:
         gate.set()
     client.idle()

@@ -143,8 +143,8 @@ def test_an_outage_that_ends():
         for i, x in enumerate(inputs):
             if i == 13:
                 guard = router.engine.snapshot.clouds[0].guard
-                guard.breaker.link_up(monotonic())  # the network came back, and a probe was answered
-                assert guard._due(monotonic())
+                guard.rules.breaker.link_up(monotonic())  # the network came back, and a probe was answered
+                assert guard.rules.take_probe(monotonic())
                 guard.check_health()
             router.infer(x)
     whats = [record["events"][-1].get("error", "ok").partition(":")[0] for record in records]
@@ -228,7 +228,7 @@ def test_retries_open_the_breaker():
 def test_a_call_that_was_not_asked_again():
     """It was asked, and failed: what it sent counts, and it is not among those that were held."""
     records, _, setup = asked([(0.1, Unreachable("gone"))])
-    records[0]["events"][-1] |= {"error": "Held: cloud was not asked again: breaker open", "sent_bytes": 7}
+    records[0]["events"][-1] |= {"code": "breaker", "again": True, "sent_bytes": 7}
     found = replay(collect(records), setup)
     assert (found.recorded.held, found.recorded.sent_bytes) == (0, 7)
     assert counts(found.replayed) == counts(found.recorded)
@@ -568,7 +568,7 @@ def test_an_input_that_the_edge_cannot_take():
 def _with_edge_failure(record):
     events = [
         {"at_s": 0.0, "leg": "edge", "what": "start"},
-        {"at_s": 0.0, "leg": "edge", "what": "failed", "error": "BadInput: not a picture"},
+        {"at_s": 0.0, "leg": "edge", "what": "failed", "error": "BadInput: not a picture", "code": "bad_input"},
     ]
     return {**record, "events": events + record["events"]}
 
@@ -659,8 +659,8 @@ def test_records_without_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "line 3: expected a record of version 1, found version 2"),
-        ({"version": None}, "line 3: expected a record of version 1, found version None"),
+        ({"version": 3}, "line 3: expected a record of version 1 or 2, found version 3"),
+        ({"version": None}, "line 3: expected a record of version 1 or 2, found version None"),
         ({"plan": 7}, "line 3: expected a trace's record, found one that is not whole"),
         ({"events": [{"leg": "nobody", "what": "start", "at_s": 0.0}]}, "line 3: .* not whole"),
     ],
@@ -682,7 +682,7 @@ def test_files_that_are_no_trace(tmp_path):
     ledger.append({"at": 1.0, "to": "there"})
     ledger.close()
     for name, content, message in (
-        ("egress.jsonl", None, "line 1: expected a record of version 1, found none: it is no trace"),
+        ("egress.jsonl", None, "line 1: expected a record of version 1 or 2, found none: it is no trace"),
         ("text", b"hello\nyou\n", "expected records of a trace, found 2 lines that are no record"),
         ("empty", b"", "expected records of a trace, found nothing"),
         ("bytes", bytes(range(256)) * 10, "no record"),

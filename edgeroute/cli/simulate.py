@@ -166,7 +166,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
     """What the table means, in sentences that hold however the numbers turn out."""
-    from edgeroute.replay.fleet.devices import CAP, RETRY
+    from edgeroute.core.budget import CAP, RETRY
     from edgeroute.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
     within_s = WITHIN * scenario.outage_s

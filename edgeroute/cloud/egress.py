@@ -66,12 +66,12 @@ class Egress:
             try:
                 given = self.consent(where, permit.data_class)
             except Exception as e:
-                raise Held(f"the consent callback failed ({type(e).__name__}), so nothing was sent") from e
+                raise Held(f"the consent callback failed ({type(e).__name__}), so nothing was sent", code="consent") from e
             if given is not True:
-                raise Held("consent was not given")
+                raise Held("consent was not given", code="consent")
         if self.redact is None:
             return inputs
         try:
             return [self.redact(own_copy(x), permit.data_class) for x in inputs]  # it may work in place
         except Exception as e:
-            raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent") from e
+            raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent", code="redaction") from e

@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.connections import Connections
-from edgeroute.errors import CloudError, Unreachable
+from edgeroute.errors import CloudError, Held
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
@@ -87,7 +87,7 @@ class HttpClient:
     def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
         def once() -> Reply:
             if cancel is not None and cancel.asked:
-                raise Unreachable(f"{self.endpoint.where} was not asked: its answer is not needed any more")
+                raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
             self._leaving(call, until, exchange)
             try:
                 reply = self._channels.send(call, until, cancel)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from edgeroute.core.codes import Rejection
+from edgeroute.core.elementwise import Numbers, least, most
 from edgeroute.core.policy import INF
 
 State = Literal["closed", "open", "half-open"]
@@ -16,6 +18,36 @@ HOLD_MOST_S: Final = 300.0
 """An endpoint cannot ask to be left alone for longer."""
 PROBE_LOST_S: Final = 60.0
 """A probe that has not ended after this long never will."""
+
+
+def allowed(closed: Numbers, held: Numbers, now: Numbers) -> Numbers:
+    """Whether a request may be sent: the breaker is closed, and no hold lasts."""
+    return closed & (now >= held)
+
+
+def tripped(faults: Numbers) -> Numbers:
+    """Whether so many faults in a row open a breaker that is closed."""
+    return faults >= FAULTS
+
+
+def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
+    """How long it stays open: half of the nominal time at least."""
+    return nominal_s * (0.5 + 0.5 * jitter)
+
+
+def grown_s(nominal_s: Numbers) -> Numbers:
+    """The nominal opening time after this one."""
+    return least(2 * nominal_s, MOST_S)
+
+
+def due(due_at: Numbers, held: Numbers, now: Numbers) -> Numbers:
+    """Whether to send a probe: its time has come, and no hold lasts."""
+    return (now >= due_at) & (now >= held)
+
+
+def held_until(held: Numbers, until: Numbers, now: Numbers) -> Numbers:
+    """The end of a hold after another one is asked for: the latest counts, and none reaches further than `HOLD_MOST_S`."""
+    return most(held, least(until, now + HOLD_MOST_S))
 
 
 class Breaker:
@@ -37,7 +69,7 @@ class Breaker:
         opened: how many times it has gone from closed to open.
     """
 
-    __slots__ = ("_due", "_faults", "_held", "_next_s", "_shut", "opened", "state")
+    __slots__ = ("_due", "_faults", "_held", "_next_s", "opened", "state")
 
     def __init__(self) -> None:
         self.state: State = "closed"
@@ -46,30 +78,31 @@ class Breaker:
         self._next_s = FIRST_S
         self._due = INF
         """When a probe may be sent, or again if one is under way; inf while closed."""
-        self._held = self._shut = -INF
-        """Nothing is asked before `_held`, no request before `_shut`: the same while closed, else inf."""
+        self._held = -INF
+        """Nothing is asked before that."""
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent."""
-        return now >= self._shut
+        return bool(allowed(self.state == "closed", self._held, now))
 
-    def why(self, now: float) -> str:
-        """Why none may, for people; empty: it may."""
+    def why(self, now: float) -> Rejection | None:
+        """Why none may; None: it may."""
         if self.allows(now):
-            return ""
+            return None
         if self.state == "closed":
-            return f"it asked to wait another {_seconds(self._held - now)}"
+            return Rejection("retry_after", f"it asked to wait another {_seconds(self._held - now)}")
         if self.state == "half-open":
-            return f"breaker half-open after {self._faults} faults, a probe is under way"
+            return Rejection("breaker", f"breaker half-open after {self._faults} faults, a probe is under way")
         wait_s = max(self._due, self._held) - now
         until = f"for another {_seconds(wait_s)} " if wait_s > 0 else ""
-        return f"breaker open {until}after {self._faults} faults" + ("" if until else ", a probe is due")
+        text = f"breaker open {until}after {self._faults} faults" + ("" if until else ", a probe is due")
+        return Rejection("breaker", text)
 
     def fault(self, now: float, jitter: float) -> None:
         """A request failed, and the endpoint is to blame."""
         if self.state == "closed":
             self._faults += 1  # a probe's success has not taken any away: on trial, one more is enough
-            if self._faults >= FAULTS:
+            if tripped(self._faults):
                 self.opened += 1
                 self._open(now, jitter)
 
@@ -80,7 +113,7 @@ class Breaker:
 
     def probe_due(self, now: float) -> bool:
         """Whether to send a probe now."""
-        return now >= self._due and now >= self._held
+        return bool(due(self._due, self._held, now))
 
     def probe_begun(self, now: float) -> None:
         """A probe that was due is being sent."""
@@ -102,17 +135,14 @@ class Breaker:
 
     def hold(self, until: float, now: float) -> None:
         """The endpoint asks for nothing before that instant, no later than `HOLD_MOST_S` from now; the latest one counts."""
-        self._held = max(self._held, min(until, now + HOLD_MOST_S))
-        if self.state == "closed":
-            self._shut = self._held
+        self._held = held_until(self._held, until, now)
 
     def _open(self, now: float, jitter: float) -> None:
-        self.state, self._shut = "open", INF
-        self._due = now + self._next_s * (0.5 + 0.5 * jitter)
-        self._next_s = min(2 * self._next_s, MOST_S)
+        self.state, self._due = "open", now + open_s(self._next_s, jitter)
+        self._next_s = grown_s(self._next_s)
 
     def _close(self) -> None:
-        self.state, self._due, self._shut = "closed", INF, self._held
+        self.state, self._due = "closed", INF
 
 
 def _seconds(wait_s: float) -> str:

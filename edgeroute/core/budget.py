@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
+from edgeroute.core.elementwise import Numbers, least
 from edgeroute.core.policy import INF
 
-_RETRY, _CAP = 10, 100
+RETRY: Final = 10
+CAP: Final = 100
 """In successes, so that nothing is rounded: what a retry costs, and the most there can be (ten retries)."""
+
+
+def affords(left: Numbers) -> Numbers:
+    """Whether there is a retry left."""
+    return left >= RETRY
+
+
+def earned(left: Numbers) -> Numbers:
+    """What is left after one more success."""
+    return least(left + 1, CAP)
 
 
 class RetryBudget:
@@ -19,19 +31,18 @@ class RetryBudget:
     __slots__ = ("_left",)
 
     def __init__(self) -> None:
-        self._left = _CAP
+        self._left = CAP
 
     def take(self) -> bool:
         """Whether there is a retry left; it is taken."""
-        if self._left < _RETRY:
+        if not affords(self._left):
             return False
-        self._left -= _RETRY
+        self._left -= RETRY
         return True
 
     def success(self) -> None:
         """An attempt succeeded."""
-        if self._left < _CAP:
-            self._left += 1
+        self._left = earned(self._left)
 
 
 class Rate:

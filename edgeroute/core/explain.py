@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgeroute.core.codes import Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.walk import Outcome
+from edgeroute.core.walk import Mark, Outcome
 
-VERSION = 1
-"""Of a trace's layout."""
+VERSION = 2
+"""Of a trace's layout. Version 1 had no codes in the events of failures."""
 
 
 def reason(plan: Plan, outcome: Outcome) -> str:
@@ -18,17 +19,17 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
     parts = []
-    for what, i, at, detail in outcome.log:
+    for kind, i, at, detail in outcome.log:
         leg = plan.legs[i]
-        if what == "start":
+        if kind == "start":
             started[i] = at
-        elif what == "limit":
+        elif kind == "limit":
             limits[i] = detail
-        elif what in {"accepted", "below", "kept"}:
+        elif kind in {"accepted", "below", "kept"}:
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
-        elif what == "failed":
+        elif kind == "failed":
             parts.append(str(detail) if getattr(detail, "held", False) else f"{leg.name} failed: {detail}")
-        elif what == "timeout":
+        elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
         parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
@@ -92,10 +93,10 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
             for leg in plan.legs
         ],
         "events": [
-            {"at_s": round(at - outcome.begun, 6), "leg": plan.legs[i].name, "what": what}
-            | ({} if detail is None else {_DETAILS.get(what, "confidence"): _plain(detail)})
-            | ({} if what == "start" or costs is None else costs.get(i, {}))
-            for what, i, at, detail in outcome.log
+            {"at_s": round(mark.at - outcome.begun, 6), "leg": plan.legs[mark.leg].name, "what": mark.kind}
+            | _detail(mark)
+            | ({} if mark.kind == "start" or costs is None else costs.get(mark.leg, {}))
+            for mark in outcome.log
         ],
         "answered_by": None if outcome.leg is None else plan.legs[outcome.leg].name,
         "accepted": outcome.accepted,
@@ -103,10 +104,15 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
     }
 
 
-def _plain(detail: object) -> object:
-    if isinstance(detail, BaseException):
-        return f"{type(detail).__name__}: {detail}"
-    return finite(detail)
+def _detail(mark: Mark) -> dict[str, object]:
+    """What an event says beside its kind. Of a failure its text, and what it was for programs: empty parts are left out."""
+    detail = mark.detail
+    if detail is None:
+        return {}
+    if mark.kind != "failed":
+        return {"threshold" if mark.kind == "limit" else "confidence": finite(detail)}
+    failure = Failure.of(detail)._asdict()
+    return {"error": f"{type(detail).__name__}: {detail}"} | {name: part for name, part in failure.items() if part}
 
 
 def finite(value: Any) -> Any:
@@ -114,7 +120,3 @@ def finite(value: Any) -> Any:
     if value is None or value != value:  # noqa: PLR0124 - NaN, without an import
         return None
     return str(value) if value in {INF, -INF} else value
-
-
-_DETAILS = {"failed": "error", "limit": "threshold"}
-"""What the detail of an event is called; else it is a confidence."""

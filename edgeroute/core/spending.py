@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
+from edgeroute.core.codes import HeldCode, Rejection
 from edgeroute.core.policy import INF
 
 BUCKETS: Final = 60
@@ -52,8 +53,8 @@ class Spending:
         self.limits = limits
         self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
 
-    def reserve(self, cost: Cost, now: float) -> str | None:
-        """Books the cost, and returns None; or books nothing, and says which limit does not allow it.
+    def reserve(self, cost: Cost, now: float) -> Rejection | None:
+        """Books the cost, and returns None; or books nothing, and says which limit does not allow it. Its name is the code.
 
         A limit that is exceeded already, by `add` or `settle`, does not stop what costs nothing of its kind.
         """
@@ -98,6 +99,10 @@ class Spending:
             if now >= window.until:
                 window.roll(now)
         return Cost(*[window.total for window in self._windows])
+
+    def scarce(self, now: float) -> bool:
+        """Whether half of any limit is gone: from then on nothing is asked only to be quicker."""
+        return any(used > limit / 2 for used, limit in zip(self.spent(now), self.limits, strict=True) if limit < INF)
 
     def dump(self) -> dict[str, object]:
         """What was booked here, ready for JSON: each one's [instant, amount]...
@@ -175,11 +180,12 @@ class _Window:
                 self.loaded[at] = self.loaded.get(at, 0.0) + amount
                 self.total += amount
 
-    def refusal(self, asked: float, limit: float, now: float) -> str:
-        """That this does not fit, in words."""
+    def refusal(self, asked: float, limit: float, now: float) -> Rejection:
+        """That this does not fit."""
         room_at = self.room_at(asked, limit)
         when = "" if room_at is None else f", room again in {_span(room_at - now)}"
-        return f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
+        text = f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
+        return Rejection(cast("HeldCode", self.name), text)
 
     def room_at(self, asked: float, limit: float) -> float | None:
         """When it will fit if nothing else is spent; None: never."""

@@ -60,7 +60,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
         pieces: list[object] = []
         spoken = False
         yield Start(i)
-        log.append(("start", i, now, None))
+        log.append(Mark("start", i, now))
         while True:
             event = yield Wait(deadline if spoken else min(first_by, deadline))
             now = event.at  # type: ignore[union-attr]  # a driver answers Wait with an event
@@ -73,17 +73,17 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
             elif type(event) is Done:
                 prediction: Prediction = event.answer
                 if leg.thresholds:
-                    log.append(("limit", i, now, own_threshold(leg, prediction)))
+                    log.append(Mark("limit", i, now, own_threshold(leg, prediction)))
                 if last or acceptable(leg, prediction):
-                    log.append(("accepted", i, now, prediction.confidence))
+                    log.append(Mark("accepted", i, now, prediction.confidence))
                     for piece in () if open_at_once else pieces:
                         yield Emit(i, Prediction(piece, None, None), ())
                     return Outcome(i, prediction, True, log, begun, now)
-                log.append(("below", i, now, prediction.confidence))
+                log.append(Mark("below", i, now, prediction.confidence))
                 best = i, prediction, pieces
                 break
             elif type(event) is Failed:
-                log.append(("failed", i, now, event.error))
+                log.append(Mark("failed", i, now, event.error))
                 if spoken and open_at_once:
                     return Outcome(i, _part(pieces), False, log, begun, now)
                 if event.fatal and best is None:
@@ -92,12 +92,12 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
             else:
                 yield Leave(i) if keep_late and now >= deadline and leg.permit is not None else Cancel(i)
                 if now >= deadline:
-                    log.append(("timeout", i, now, None))
+                    log.append(Mark("timeout", i, now))
                     if spoken and open_at_once:
                         return Outcome(i, _part(pieces), False, log, begun, now)
                 else:
                     late = FirstTokenLate(f"it had not begun to answer after {(now - log[-1][2]) * 1000:.0f} ms")
-                    log.append(("failed", i, now, late))
+                    log.append(Mark("failed", i, now, late))
                 break
 
     if best is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
-from edgeroute.cloud.guard import SharedSpending
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.observe.sensors import Reading, Sensors, read

@@ -15,6 +15,9 @@ from edgeroute.system import renew_after_fork
 TOGETHER = 64
 """So many requests are added up at a time, and any that was not simply accepted at once."""
 
+ALONE = 2
+"""Marks of a request of which one leg was started, and its answer accepted."""
+
 
 class LegStats(NamedTuple):
     """One target, so far. Latencies in seconds, None before the first; bytes of bodies, retries included."""
@@ -121,10 +124,9 @@ class Counts:
 
         A batch's latencies are left out: they say nothing about one input.
         """
-        leg, _, accepted, log, _, _, _ = outcome
         fresh = self._fresh
-        fresh.append((plan.legs, leg, accepted, log, batch))
-        if len(fresh) + self._added < TOGETHER and accepted:
+        fresh.append((plan.legs, outcome.leg, outcome.accepted, outcome.log, batch))
+        if len(fresh) + self._added < TOGETHER and outcome.accepted:
             return False
         with self._lock:
             self._add_up()
@@ -137,23 +139,32 @@ class Counts:
         while self._fresh:
             legs, answered_by, accepted, log, batch = self._fresh.popleft()
             self.requests += 1
+            if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
+                leg, (started, ended) = known[legs[answered_by].name], log
+                leg.started += 1
+                leg.answered += 1
+                leg.accepted += 1
+                leg.judged += judged(legs[answered_by])
+                if not batch:
+                    leg.latency.add(ended.at - started.at)
+                continue
             deferred = False
-            for what, i, at, _ in log:
+            for kind, i, at, _ in log:
                 leg = known[legs[i].name]
-                if what == "start":
+                if kind == "start":
                     leg.started += 1
                     leg.since = at
                     deferred = deferred or legs[i].permit is not None
-                elif what == "failed":
+                elif kind == "failed":
                     leg.failed += 1
-                elif what in {"cancelled", "timeout"}:
+                elif kind in {"cancelled", "timeout"}:
                     leg.cancelled += 1
-                elif what != "limit":
+                elif kind != "limit":
                     leg.answered += 1
-                    leg.accepted += what == "accepted"
+                    leg.accepted += kind == "accepted"
                     if judged(legs[i]):
                         leg.judged += 1
-                        leg.below += what == "below"
+                        leg.below += kind == "below"
                     if not batch:
                         leg.latency.add(at - leg.since)
             self.deferred += deferred

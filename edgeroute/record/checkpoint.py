@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from edgeroute.cloud.backend import CloudBackend
-from edgeroute.cloud.guard import SharedSpending
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.latency import Latency
 from edgeroute.observe.stats import Counts
 from edgeroute.stores.keyvalue import KeyValueStore

@@ -1,22 +1,23 @@
-"""What stands before an endpoint in a replay: the breaker, budgets and rate that stand before a live one, in virtual time."""
+"""What stands before an endpoint in a replay: the same `Admission` as before a live one, in virtual time."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from edgeroute.core.breaker import Breaker
-from edgeroute.core.budget import Rate, RetryBudget
-from edgeroute.core.latency import Latency
+from edgeroute.core.admission import Admission
+from edgeroute.core.codes import Failure, Rejection
 from edgeroute.core.policy import INF
+from edgeroute.core.spending import Cost, Spending
 from edgeroute.replay.network import Link
-from edgeroute.replay.records import Past, of_the_input, retriable
+from edgeroute.replay.records import Past
 from edgeroute.replay.setup import Port
 
 SERVER_S: Final = 0.02
 """What an endpoint of which nothing is recorded is taken to need for an answer."""
-_ALIVE, _FAULT, _PROBED, _BACK, _NOTHING = range(5)
+News = Literal["answered", "failed", "overdue", "dropped", "probed", "back"]
 
 
 class Gate:
@@ -28,98 +29,99 @@ class Gate:
         asked: requests that went.
         held: those that did not.
         probes: how often it was tried without user data.
+        rules: the `Admission`.
     """
 
-    def __init__(self, name: str, port: Port, past: Past, link: Link | None, server_s: float, random: Random) -> None:
+    def __init__(
+        self, name: str, port: Port, past: Past, link: Link | None, server_s: float, random: Random, spending: Spending
+    ) -> None:
         self.name, self.port, self.past, self.link, self.server_s = name, port, past, link, server_s
         self.asked = self.held = self.probes = 0
-        self.breaker, self._retries, self._rate = Breaker(), RetryBudget(), Rate(port.terms.calls_per_s)
-        self._usual, self._random, self._busy, self._count = Latency(), random, 0, 0
-        self._news: list[tuple[float, int, int, Any]] = [] if link else [(at, i, _BACK, None) for i, at in enumerate(past.back)]
-        self._count = len(self._news)
+        self.rules, self._random = Admission(port.terms, spending), random
+        self._news: list[tuple[float, int, News, Hashable, Any]] = []
+        self._count = 0
+        for at in () if link else past.back:
+            self._push(at, "back")
 
-    def enter(self, now: float) -> str:
-        """Lets a request through; or says why not."""
+    def enter(self, slot: Hashable, cost: Cost, now: float) -> Rejection | None:
+        """Lets a request through, which has the slot until its end, and books its cost; or says why not."""
         self._catch_up(now)
-        breaker = self.breaker
-        why = ""
-        if not breaker.allows(now):
-            why = breaker.why(now)
-            if breaker.probe_due(now):
+        rejection = self.rules.enter(slot, now)
+        if rejection is not None:
+            if self.rules.take_probe(now):
                 self._probe(now)
-        elif self._busy >= self.port.terms.max_concurrent:
-            why = f"{self._busy} calls are under way (max_concurrent)"
-        elif not self._rate.take(now):
-            why = f"it has had {self.port.terms.calls_per_s:g} calls a second (calls_per_s)"
-        return why
+            return rejection
+        rejection = self.rules.attempt(cost, now, now)
+        if rejection is not None:
+            self.rules.leave(slot)
+        return rejection
 
-    def answered(self, at: float, took_s: float) -> None:
+    def answered(self, slot: Hashable, at: float, took_s: float) -> None:
         """A call ended so."""
-        self._told(at, _ALIVE, took_s)
+        self._push(at, "answered", slot, took_s)
 
-    def failed(self, at: float, error: str) -> None:
+    def failed(self, slot: Hashable, at: float, took_s: float, failure: Failure) -> None:
         """A call ended so."""
-        if of_the_input(error):
-            self._told(at, _ALIVE, None)
-        else:
-            self._told(at, _FAULT, self.port.retries if retriable(error) else 0)
+        self._push(at, "failed", slot, (took_s, failure))
 
-    def overdue(self, at: float, took_s: float) -> None:
-        """It was given up at its deadline: a fault, unless it had less time than the endpoint usually takes."""
-        self._told(at, _FAULT if took_s >= (self._usual.quantile(0.9) or 0.0) else _NOTHING, 0)
+    def overdue(self, slot: Hashable, at: float, took_s: float) -> None:
+        """It was given up at its deadline."""
+        self._push(at, "overdue", slot, took_s)
 
-    def dropped(self, at: float) -> None:
+    def dropped(self, slot: Hashable, at: float) -> None:
         """Its answer was not needed any more."""
-        self._told(at, _NOTHING, None)
+        self._push(at, "dropped", slot)
 
-    def _told(self, at: float, what: int, detail: Any) -> None:
-        self._busy += 1
-        self._push(at, what, detail)
-
-    def _push(self, at: float, what: int, detail: Any) -> None:
+    def _push(self, at: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
         self._count += 1
-        heappush(self._news, (at, self._count, what, detail))
+        heappush(self._news, (at, self._count, what, slot, detail))
 
     def _catch_up(self, now: float) -> None:
         """Takes up what has happened by now."""
-        news, breaker = self._news, self.breaker
+        news, rules = self._news, self.rules
         while news and news[0][0] <= now:
-            at, _, what, detail = heappop(news)
-            if what == _BACK:
-                if breaker.state == "open":
-                    breaker.link_up(at)
+            at, _, what, slot, detail = heappop(news)
+            rules.leave(slot)
+            if what == "back":
+                if rules.state == "open" and rules.link_up(at):
                     self._probe(at)
-                continue
-            if what == _PROBED:
-                breaker.probe_ended(at, detail, self._random.random())
-                continue
-            self._busy -= 1
-            if what == _ALIVE:
-                breaker.success(at)
-                self._retries.success()
-                if detail is not None:
-                    self._usual.add(detail)
-            elif what == _FAULT:
-                breaker.fault(at, self._random.random())
-                while detail and breaker.state == "closed" and self._retries.take():
-                    detail -= 1
-                    breaker.fault(at, self._random.random())
+            elif what == "probed":
+                rules.probe_ended(at, self._random.random(), ok=detail)
+            elif what == "answered":
+                rules.succeeded(at, detail)
+            elif what == "failed":
+                self._fail(at, *detail)
+            elif what == "overdue" and rules.too_late(detail):
+                rules.failed(at, self._random.random())
+
+    def _fail(self, at: float, took_s: float, failure: Failure) -> None:
+        """A failure, after as many retries as there may have been."""
+        rules, verdict = self.rules, failure.verdict()
+        if verdict == "answered":
+            rules.succeeded(at)
+            return
+        if verdict == "late" and not rules.too_late(took_s):
+            return
+        rules.failed(at, self._random.random())
+        retries = self.port.retries if failure.retriable else 0
+        while retries and rules.retry():
+            retries -= 1
+            rules.failed(at, self._random.random())
 
     def _probe(self, now: float) -> None:
         """Asks whether the endpoint is back."""
         self.probes += 1
-        self.breaker.probe_begun(now)
         if not self.port.health:
             took_s: float | None = 0.0
         elif self.link is not None:
             took_s = self.link.exchange_s(0, 0, self.server_s)
             took_s = took_s if took_s <= self.link.left_s(now) else None
         else:
-            took_s = None if self.past.away(now) else 0.0
-        self._push(now + (took_s or 0.0), _PROBED, took_s is not None)
+            took_s = 0.0 if self.past.away(now) is None else None
+        self._push(now + (took_s or 0.0), "probed", None, took_s is not None)
 
     @property
     def opened(self) -> int:
         """How often the breaker opened, once all is told."""
         self._catch_up(INF)
-        return self.breaker.opened
+        return self.rules.breaker.opened

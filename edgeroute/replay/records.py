@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from edgeroute.core.codes import Failure
 from edgeroute.core.explain import VERSION
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.walk import new
-from edgeroute.errors import INPUTS_OWN, BadInput
+from edgeroute.errors import BadInput
 from edgeroute.replay.numbers import Tally
+from edgeroute.replay.texts import understood
 from edgeroute.stores import journal
 
 ANSWERED: Final = frozenset({"accepted", "below", "kept"})
@@ -24,27 +25,9 @@ ROUNDED_S: Final = 2e-3
 """A record's `at` is rounded. One that seems to begin this little before the end of the one before began after it."""
 STEP_S: Final = 1e-6
 BEGUN: Final = attrgetter("begun")
-_STATUS: Final = re.compile(r"answered (\d{3})")
-
-
-def retriable(error: str) -> bool:
-    """Whether the live client would send such a request again."""
-    kind, _, text = error.partition(": ")
-    if kind == "Refused":
-        status = _STATUS.search(text)
-        return status is not None and (int(status[1]) in {408, 429} or int(status[1]) >= 500)  # noqa: PLR2004 - HTTP's own numbers
-    return kind == "Unreachable"
-
-
-def of_the_input(error: str) -> bool:
-    """Whether it says something about this very input, and not about the endpoint."""
-    status = _STATUS.search(error) if error.startswith("Refused: ") else None
-    return status is not None and int(status[1]) in INPUTS_OWN
-
-
-def was_held(error: str) -> bool:
-    """Whether the endpoint was not asked at all; one that was not asked again was asked before."""
-    return error.startswith("Held: ") and " was not asked again: " not in error
+_WELL: Final = Failure()
+VERSIONS: Final = (1, VERSION)
+"""Those that can be read. The first has no codes."""
 
 
 class Seen(NamedTuple):
@@ -55,7 +38,7 @@ class Seen(NamedTuple):
     took_s: float
     confidence: float | None
     error: str
-    """Its kind and message; empty unless it failed."""
+    """Its kind and message, for people; empty unless it failed."""
     away: bool
     """It is a cloud's."""
     sent_bytes: float = 0.0
@@ -64,11 +47,13 @@ class Seen(NamedTuple):
     joules: float = 0.0
     own: tuple[float, str] | None = None
     """The threshold that this very answer had, where not all had the same, and the words for where that came from."""
+    failure: Failure = Failure()
+    """The error, as rules look at it."""
 
     @property
     def held(self) -> bool:
         """It was not asked."""
-        return was_held(self.error)
+        return self.failure.held
 
 
 class Request(NamedTuple):
@@ -106,7 +91,8 @@ class Past:
         self.back: list[float] = []
         self._failures: list[float] = []
         self._sizes: tuple[list[float], list[float]] = [], []
-        self._news: list[tuple[float, str]] = []
+        self._news: list[tuple[float, Seen | None]] = []
+        """When a call ended, and the failure if it was one of the endpoint's."""
         self._times: list[float] = []
 
     def add(self, seen: Seen, at: float) -> None:
@@ -115,9 +101,9 @@ class Past:
             self.latencies.append(seen.took_s)
             self._sizes[0].append(seen.sent_bytes)
             self._sizes[1].append(seen.received_bytes)
-            self._news.append((at, ""))
-        elif seen.what == "failed" and (not seen.held or "breaker" in seen.error or "asked to wait" in seen.error):
-            self._news.append((at, "" if of_the_input(seen.error) else seen.error))
+            self._news.append((at, None))
+        elif seen.what == "failed" and (not seen.held or seen.failure.code in {"breaker", "retry_after"}):
+            self._news.append((at, None if seen.failure.of_the_input else seen))
             if not seen.held:
                 self._failures.append(seen.took_s)
 
@@ -125,16 +111,16 @@ class Past:
         """To be called once all are there."""
         self.latencies.sort()
         self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
-        self._news.sort()
+        self._news.sort(key=lambda one: (one[0], one[1] is not None))
         self._times = [at for at, _ in self._news]
-        self.back = [at + STEP_S / 10 for (at, error), (_, after) in zip(self._news, self._news[1:]) if error and not after]  # noqa: B905 - one shorter, on purpose
+        self.back = [at + STEP_S / 10 for (at, failed), (_, after) in zip(self._news, self._news[1:]) if failed and not after]  # noqa: B905 - one shorter, on purpose
 
-    def away(self, at: float) -> str:
-        """The error of the calls around that instant, if the last one before it and the next one failed; empty: it was there."""
+    def away(self, at: float) -> Seen | None:
+        """The last call before that instant, if that and the next one failed; None: the endpoint was there."""
         i = bisect_right(self._times, at)
-        if not i or not self._news[i - 1][1]:
-            return ""
-        return self._news[i - 1][1] if i == len(self._news) or self._news[i][1] else ""
+        if not i or self._news[i - 1][1] is None:
+            return None
+        return self._news[i - 1][1] if i == len(self._news) or self._news[i][1] else None
 
     @property
     def failure_s(self) -> float:
@@ -200,9 +186,10 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
     untimed = number = 0
     for record in records:
         number += 1
-        if record.get("version") != VERSION:
+        if record.get("version") not in VERSIONS:
             has = f"version {record['version']!r}" if "version" in record else "none: it is no trace"
-            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version {VERSION}, found {has}")
+            some = " or ".join(map(str, VERSIONS))
+            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version {some}, found {has}")
         if "at" not in record:
             untimed += 1
             continue
@@ -268,16 +255,16 @@ class _Reader:
             if what == "limit":
                 own = float(event["threshold"]), label
                 continue
-            took_s = event["at_s"] - started[name]
+            took_s, error = event["at_s"] - started[name], event.get("error", "")
+            failure = _WELL if not error else _failure(event) if record["version"] > 1 else understood(error)
             if away:
                 legs[name] = seen = Seen(
-                    what, took_s, event.get("confidence"), event.get("error", ""), True, event.get("sent_bytes", 0),
-                    event.get("received_bytes", 0), event.get("usd", 0.0), event.get("joules", 0.0), own,
+                    what, took_s, event.get("confidence"), error, True, event.get("sent_bytes", 0),
+                    event.get("received_bytes", 0), event.get("usd", 0.0), event.get("joules", 0.0), own, failure,
                 )  # fmt: skip
                 self._cost(seen, (batch, name))
             else:
-                sure, error = event.get("confidence"), event.get("error", "")
-                legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, 0.0, own))
+                legs[name] = new(Seen, (what, took_s, event.get("confidence"), error, False, 0, 0, 0.0, 0.0, own, failure))
             late, own = late or what == "timeout", None
         accepted, deadline_s = record["accepted"], record["deadline_s"]
         if by is None:
@@ -328,6 +315,10 @@ class _Reader:
         for past in endpoints.values():
             past.settle()
         return Recording(requests, endpoints, self._tally, 0, 0)
+
+
+def _failure(event: Mapping[str, Any]) -> Failure:
+    return Failure(event.get("code", ""), event.get("status"), event.get("again", False))
 
 
 def _shared(request: Request, rows: Mapping[tuple[str, str], int]) -> Request:

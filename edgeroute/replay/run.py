@@ -8,6 +8,7 @@ from random import Random
 from typing import Final
 
 from edgeroute.core import explain
+from edgeroute.core.codes import Failure
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Mode
@@ -102,6 +103,7 @@ class _Run:
             self.notes.append(f"network {network}: typical figures, an open connection, and nobody but a probe finds it back")
         if thermal is not None:
             self.notes.append(f"thermal course {thermal}: typical figures, counted from the first request")
+        self.spending = Spending(setup.limits)
         self.gates = {}
         link = None if network is None else Link(NETWORKS[network], random)
         for target in setup.targets:
@@ -112,8 +114,7 @@ class _Run:
                     needs_s = past.latencies[0] if past.latencies else SERVER_S
                 if link is not None:
                     self.notes.append(f"{target.name} needs {needs_s * 1000:.3g} ms for an answer, beside the network")
-                self.gates[target.name] = Gate(target.name, port, past, link, needs_s, random)
-        self.spending = Spending(setup.limits)
+                self.gates[target.name] = Gate(target.name, port, past, link, needs_s, random, self.spending)
         self.course = () if thermal is None else THERMAL[thermal]
         self.script = Script(self.gates, self.spending, self.course, random)
         self.counts, self.facts, self.tally = Counts(), Facts(), Tally()
@@ -208,16 +209,17 @@ class _Run:
     def _count(self, made: Plan, outcome: Outcome) -> None:
         tally, legs = self.tally, made.legs
         away = late = fatal = False
-        for what, i, _, detail in outcome.log:
-            if what == "start":
+        for kind, i, _, detail in outcome.log:
+            if kind == "start":
                 if legs[i].permit is None:
                     tally.edge_runs += 1
                 else:
                     away = True
-            elif what == "failed":
-                tally.held += getattr(detail, "held", False)
-                fatal = fatal or getattr(detail, "told", "").startswith("BadInput: ")
-            elif what == "timeout":
+            elif kind == "failed":
+                failure = Failure.of(detail)
+                tally.held += failure.held
+                fatal = fatal or failure.code == "bad_input"
+            elif kind == "timeout":
                 late = True
         tally.deferred += away
         tally.deadline_misses += late
@@ -262,10 +264,9 @@ class _Run:
     def _no_hedge(self, now: float) -> str:
         if self.setup.metered:
             return "the link is metered"
-        limits, spent = self.spending.limits, self.spending.spent(now)
-        if any(used > limit / 2 for used, limit in zip(spent, limits, strict=True) if limit < INF):
+        if self.spending.scarce(now):
             return "half of what may be spent is spent"
-        away = [name for name, gate in self.gates.items() if gate.breaker.state != "closed"]
+        away = [name for name, gate in self.gates.items() if gate.rules.state != "closed"]
         return f"{', '.join(away)} does not answer" if away else ""
 
     def _result(self, empty: float | None) -> Replay:

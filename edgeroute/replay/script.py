@@ -5,28 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from random import Random
-from typing import Final
+from typing import Any, Final
 
+from edgeroute.core.codes import Failure, Rejection
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Spending
-from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction, Start, new
-from edgeroute.errors import EdgerouteError, Held
+from edgeroute.core.walk import Done, Event, Failed, Kind, Outcome, Prediction, Start, new
+from edgeroute.errors import EdgerouteError, Held, TimedOut, Unreachable
 from edgeroute.replay.device import Heat, heat
 from edgeroute.replay.gate import Gate
 from edgeroute.replay.numbers import Tally
-from edgeroute.replay.records import ANSWERED, Request, Seen, of_the_input, was_held
+from edgeroute.replay.records import ANSWERED, Request, Seen
 
 MB: Final = 1e6
 SLACK_S: Final = 1e-5
 """A record's times are rounded: what had not ended at such an instant had not ended a little later either."""
-TIMEOUT = "TimedOut: no reply in {:g} s"
-NO_NETWORK = "Unreachable: there is no network"
+TIMEOUT = "no reply in {:g} s"
+NO_NETWORK = "there is no network"
 NOT_RUN = "{} did not run when this was recorded, so its confidence is not known"
 NOT_ENDED = "{} had not ended when the recorded request did, so its confidence is not known"
 NO_CLASS = "the trace does not say which class {} answered, and the threshold depends on it"
 NEVER_ASKED = "the trace has no answer of {}, so how long it takes is not known: give a network"
 LONGER = "{} was given up when this was recorded, and no recorded answer took longer"
+_NONE: Final = Failure()
 
 
 class Unknown(Exception):
@@ -34,7 +36,7 @@ class Unknown(Exception):
 
 
 class Call:
-    """One request to an endpoint that went."""
+    """One request to an endpoint that went; it is its own slot there."""
 
     __slots__ = ("begun", "cost", "gate", "received", "rest", "sent", "shared")
 
@@ -60,7 +62,7 @@ class Script:
         self.estimated: Counter[str] = Counter()
         self._gates, self._spending, self._course, self._random = gates, spending, course, random
         self._calls: dict[int, Call] = {}
-        self._batches: dict[tuple[str, str], str] = {}
+        self._batches: dict[tuple[str, str], Rejection | None] = {}
         self._open = ""
         self._legs: tuple[Leg, ...] = ()
         self._request: Request
@@ -68,8 +70,9 @@ class Script:
     def begin(self, request: Request, plan: Plan) -> None:
         """The request whose walk begins now."""
         self._request, self._legs, self._open = request, plan.legs, ""
-        if self._calls:
-            self._calls.clear()
+        for call in self._calls.values():  # how the one before would have gone on was not known
+            call.gate.rules.leave(call)
+        self._calls.clear()
 
     def __call__(self, start: Start, now: float) -> Event:
         """What comes of a leg that is started now.
@@ -90,7 +93,7 @@ class Script:
             value = self._value(leg, seen) if leg.thresholds else None
             return new(Done, (i, new(Prediction, (value, seen.confidence, None)), at))
         if seen.what == "failed":
-            return Failed(i, Told(seen.error), at, fatal=seen.error.startswith("BadInput: "))
+            return Failed(i, Told(seen.error, seen.failure), at, fatal=seen.failure.code == "bad_input")
         self._open = NOT_ENDED.format(leg.name)
         return Failed(i, _OPEN, at + SLACK_S)
 
@@ -114,43 +117,40 @@ class Script:
         gate = self._gates[leg.name]
         if seen is not None and not seen.away:
             seen = None
-        if seen is not None and seen.held and ("consent" in seen.error or "redaction" in seen.error):
+        if seen is not None and seen.failure.code in {"consent", "redaction"}:
             gate.held += 1
-            return Failed(i, Told(seen.error), now)
+            return Failed(i, Told(seen.error, seen.failure), now)
         known = None if seen is None or seen.held else seen
         sent, received = (
             (gate.past.sent_bytes, gate.past.received_bytes) if known is None else (known.sent_bytes, known.received_bytes)
         )
-        why = self._enter(i, gate, now, sent, received)
-        if why:
+        rejection = self._enter(i, gate, now, sent, received)
+        if rejection is not None:
             gate.held += 1
-            return Failed(i, Held(why), now)
+            return Failed(i, Held(f"{gate.name} was not asked: {rejection.text}", code=rejection.code), now)
         event = self._answer(i, gate, known, now, sent, received)
         if event.at - now > gate.port.patience_s:
-            return Failed(i, Told(TIMEOUT.format(gate.port.patience_s)), now + gate.port.patience_s)
+            return Failed(i, TimedOut(TIMEOUT.format(gate.port.patience_s)), now + gate.port.patience_s)
         return event
 
-    def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> str:
+    def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
         """Books the call; or says why it may not be made. The rows of a batch are one call."""
-        terms, key = gate.port.terms, (self._request.batch, gate.name)
+        key = self._request.batch, gate.name
         shared = bool(key[0]) and key in self._batches
-        mb, rest = sent / MB, received / MB
-        cost = Cost(mb * terms.usd_per_mb, mb, mb * terms.joules_per_mb)
+        cost = gate.rules.cost(sent / MB, first=not shared)
+        call = Call(gate, now, sent, received, cost, gate.rules.cost(received / MB, first=False), shared=shared)
         if shared:
-            why = self._batches[key]
-            if not why:
+            rejection = self._batches[key]
+            if rejection is None:
                 self._spending.add(cost, now)
         else:
-            cost = Cost(cost.usd + terms.usd_per_call, mb, cost.joules + terms.joules_per_call, 1)
-            why = gate.enter(now) or self._spending.reserve(cost, now) or ""
-            why = why and f"{gate.name} was not asked: {why}"
+            rejection = gate.enter(call, cost, now)
             if key[0]:
-                self._batches[key] = why
-        if not why:
+                self._batches[key] = rejection
+        if rejection is None:
             gate.asked += not shared
-            later = Cost(rest * terms.usd_per_mb, rest, rest * terms.joules_per_mb)
-            self._calls[i] = Call(gate, now, sent, received, cost, later, shared=shared)
-        return why
+            self._calls[i] = call
+        return rejection
 
     def _answer(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
         """What comes of a call that goes."""
@@ -161,11 +161,11 @@ class Script:
         if known is not None and known.what in ANSWERED:
             return Done(i, Prediction(None, known.confidence, None), now + known.took_s)
         if known is not None and known.what == "failed":
-            return Failed(i, Told(known.error), now + known.took_s)
-        error = gate.past.away(now) if known is None else ""
-        if error:
+            return Failed(i, Told(known.error, known.failure), now + known.took_s)
+        away = gate.past.away(now) if known is None else None
+        if away is not None:
             self.estimated["failures of calls, as those around them failed"] += 1
-            return Failed(i, Told(error), now + gate.past.failure_s)
+            return Failed(i, Told(away.error, away.failure), now + gate.past.failure_s)
         took_s = gate.past.longer(known.took_s + SLACK_S if known is not None else 0.0, self._random.random())
         if took_s is not None:
             self.estimated["latencies of calls, as one that is recorded"] += 1
@@ -180,14 +180,14 @@ class Script:
         assert gate.link is not None, "there is one"
         left_s = gate.link.left_s(now)
         if not left_s:
-            return Failed(i, Told(NO_NETWORK), now)
+            return Failed(i, Unreachable(NO_NETWORK), now)
         self.estimated["latencies of calls, by the network"] += 1
         took_s = gate.link.exchange_s(sent, received, gate.server_s)
         if took_s > left_s:
             took_s = gate.port.patience_s  # nothing comes back, and nothing says so
-            return Failed(i, Told(TIMEOUT.format(took_s)), now + took_s)
-        if known is not None and of_the_input(known.error):
-            return Failed(i, Told(known.error), now + took_s)
+            return Failed(i, TimedOut(TIMEOUT.format(took_s)), now + took_s)
+        if known is not None and known.failure.of_the_input:
+            return Failed(i, Told(known.error, known.failure), now + took_s)
         return Done(i, Prediction(None, None, None), now + took_s)
 
     def end(self, outcome: Outcome, tally: Tally) -> None:
@@ -196,19 +196,21 @@ class Script:
         Raises:
             Unknown: it had to wait for what had not ended in the record.
         """
-        if self._open and any(detail is _OPEN for _, _, _, detail in outcome.log):
+        if self._open and any(mark.detail is _OPEN for mark in outcome.log):
             for given_up in self._calls.values():
-                given_up.gate.dropped(outcome.ended)
+                given_up.gate.dropped(given_up, outcome.ended)
+            self._calls.clear()
             raise Unknown(self._open)
         if self._calls:
-            for what, i, at, detail in outcome.log:
-                if (call := self._calls.get(i)) is not None and what not in {"start", "limit"}:
-                    self._settle(call, what, at, detail, tally)
+            for kind, i, at, detail in outcome.log:
+                if kind not in {"start", "limit"} and (call := self._calls.get(i)) is not None:
+                    self._settle(call, kind, at, detail, tally)
+            self._calls.clear()
 
-    def _settle(self, call: Call, what: str, at: float, detail: object, tally: Tally) -> None:
+    def _settle(self, call: Call, kind: Kind, at: float, detail: Any, tally: Tally) -> None:
         usd, joules = call.cost.usd, call.cost.joules
         tally.sent_bytes += call.sent
-        if what in ANSWERED:
+        if kind in ANSWERED:
             tally.received_bytes += call.received
             usd, joules = usd + call.rest.usd, joules + call.rest.joules
             self._spending.add(call.rest, at)
@@ -218,28 +220,32 @@ class Script:
             return
         tally.calls += 1
         took_s = at - call.begun
-        if what in ANSWERED:
-            call.gate.answered(at, took_s)
-        elif what == "failed":
-            call.gate.failed(at, getattr(detail, "told", ""))
-        elif what == "timeout":
-            call.gate.overdue(at, took_s)
+        if kind in ANSWERED:
+            call.gate.answered(call, at, took_s)
+        elif kind == "failed":
+            call.gate.failed(call, at, took_s, Failure.of(detail))
+        elif kind == "timeout":
+            call.gate.overdue(call, at, took_s)
         else:
-            call.gate.dropped(at)
+            call.gate.dropped(call, at)
 
 
 class Told(EdgerouteError):
     """An error that a record tells of.
 
-    Attributes:
+    Args:
         told: its kind and message.
+        failure: what it was, for rules.
+
+    Attributes:
         held: the endpoint was not asked.
     """
 
-    def __init__(self, told: str) -> None:
+    def __init__(self, told: str, failure: Failure = _NONE) -> None:
         kind, _, text = told.partition(": ")
         super().__init__(text or kind)
-        self.told, self.held = told, was_held(told)
+        self.code, self.status, self.again = failure
+        self.held = failure.held
 
 
 _OPEN = Told("it had not ended")

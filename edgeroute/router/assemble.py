@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.guard import Guard, SharedSpending
+from edgeroute.cloud.guard import Guard
+from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.core.walk import Event, Start

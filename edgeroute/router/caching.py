@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute import system
 from edgeroute.core.policy import INF
-from edgeroute.core.walk import Done, Outcome
+from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.calls import Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.request import Request
@@ -188,7 +188,7 @@ class Caching:
     def store_late(self, request: Request, event: Done) -> None:
         """Stores a late answer: it is as good as any for the next equal request."""
         now = monotonic()
-        outcome = Outcome(event.leg, event.answer, True, (("start", event.leg, request.until, None),), now, now)
+        outcome = Outcome(event.leg, event.answer, True, (Mark("start", event.leg, request.until),), now, now)
         self.store(request, Answer(request.plan, outcome, request.id).noted("it came after its request's deadline", final=True))
 
     def stale(self, request: Request) -> Answer | None:

@@ -31,7 +31,7 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgeroute.cloud.guard import SharedSpending
+    from edgeroute.cloud.spending import SharedSpending
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instruments import Instruments

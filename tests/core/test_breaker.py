@@ -31,7 +31,7 @@ def test_three_faults_in_a_row_open_it():
     breaker = Breaker()
     for outcome in "ffsff":
         breaker.fault(0.0, 1.0) if outcome == "f" else breaker.success(0.0)
-    assert (breaker.state, breaker.opened, breaker.allows(0.0), breaker.why(0.0)) == ("closed", 0, True, "")
+    assert (breaker.state, breaker.opened, breaker.allows(0.0), breaker.why(0.0)) == ("closed", 0, True, None)
     breaker.fault(0.0, 1.0)
     assert (breaker.state, breaker.opened, breaker.allows(1e9)) == ("open", 1, False)
 
@@ -39,17 +39,17 @@ def test_three_faults_in_a_row_open_it():
 def test_it_says_why():
     """Each reason is in words, with the time to wait."""
     breaker = opened(10.0)
-    assert breaker.why(10.8) == "breaker open for another 4.2 s after 3 faults"
-    assert breaker.why(15.0) == "breaker open after 3 faults, a probe is due"
+    assert breaker.why(10.8) == ("breaker", "breaker open for another 4.2 s after 3 faults")
+    assert breaker.why(15.0) == ("breaker", "breaker open after 3 faults, a probe is due")
     breaker.probe_begun(15.0)
-    assert breaker.why(15.0) == "breaker half-open after 3 faults, a probe is under way"
+    assert breaker.why(15.0) == ("breaker", "breaker half-open after 3 faults, a probe is under way")
     breaker.hold(27.0, 15.0)
     breaker.probe_ended(15.0, False, 0.0)
-    assert breaker.why(15.0) == "breaker open for another 12 s after 3 faults"
+    assert breaker.why(15.0) == ("breaker", "breaker open for another 12 s after 3 faults")
     breaker.success(15.0)
-    assert breaker.why(15.0) == "it asked to wait another 12 s"
-    assert breaker.why(26.999) == "it asked to wait another 0.1 s"
-    assert breaker.why(27.0) == ""
+    assert breaker.why(15.0) == ("retry_after", "it asked to wait another 12 s")
+    assert breaker.why(26.999) == ("retry_after", "it asked to wait another 0.1 s")
+    assert breaker.why(27.0) is None
 
 
 def test_the_opening_time_doubles_to_its_most():
@@ -246,7 +246,7 @@ class Against(RuleBasedStateMachine):
     def agrees(self):
         breaker, now = self.breaker, self.now
         assert breaker.allows(now) == (not self.open and now >= self.held)
-        assert breaker.allows(now) == (breaker.why(now) == "")
+        assert breaker.allows(now) == (breaker.why(now) is None)
         assert breaker.state == ("half-open" if self.probes else "open" if self.open else "closed")
         if self.probes:
             assert breaker.probe_due(now) == (now - self.probes[0] >= PROBE_LOST_S and now >= self.held)

@@ -23,7 +23,7 @@ def test_a_reservation_counts_at_once():
     assert spending.reserve(Cost(usd=1.998, calls=1), NOW) is None
     assert spending.spent(NOW) == Cost(1.998, 0, 0, 1)
     why = spending.reserve(Cost(usd=0.004, calls=1), NOW)
-    assert why == "usd_per_day = 2 is spent (1.998, 0.004 more asked, room again in 25 h)"
+    assert why == ("usd_per_day", "usd_per_day = 2 is spent (1.998, 0.004 more asked, room again in 25 h)")
     assert spending.reserve(Cost(usd=0.002), NOW) is None
     assert spending.reserve(Cost(usd=0.00001), NOW) is not None
 
@@ -33,7 +33,8 @@ def test_each_kind_has_its_limit(kind):
     """The reason names the limit, and a refused reservation books nothing of any kind."""
     limits, cost = Limits(*[1.0 if i == kind else INF for i in range(4)]), Cost(2, 2, 2, 2)
     spending = Spending(limits)
-    assert spending.reserve(cost, NOW) == f"{Limits._fields[kind]} = 1 is spent (0, 2 more asked)"
+    name = Limits._fields[kind]
+    assert spending.reserve(cost, NOW) == (name, f"{name} = 1 is spent (0, 2 more asked)")
     assert spending.spent(NOW) == Cost()
     spending.limits = Limits()
     assert spending.reserve(cost, NOW) is None
@@ -55,6 +56,14 @@ def test_rounding_costs_nothing():
     assert spending.reserve(Cost(usd=0.1), NOW) is not None
 
 
+def test_half_of_any_limit_is_scarce():
+    """What has no limit never is."""
+    spending = Spending(Limits(usd_per_day=2.0, calls_per_minute=10))
+    for usd, scarce in ((1.0, False), (0.01, True)):
+        spending.add(Cost(usd=usd, mb=1e9, joules=1e9), NOW)
+        assert spending.scarce(NOW) is scarce
+
+
 @pytest.mark.parametrize("kind", range(4))
 def test_an_amount_leaves_after_its_window(kind):
     """Not before the window's length after it was booked, and at most a bucket later."""
@@ -71,9 +80,12 @@ def test_room_again():
     spending = Spending(Limits(calls_per_minute=4))
     for after in (0, 10, 20, 30):
         assert spending.reserve(Cost(calls=1), NOW + after) is None
-    assert spending.reserve(Cost(calls=2), NOW + 40) == "calls_per_minute = 4 is spent (4, 2 more asked, room again in 31 s)"
+    assert spending.reserve(Cost(calls=2), NOW + 40) == (
+        "calls_per_minute",
+        "calls_per_minute = 4 is spent (4, 2 more asked, room again in 31 s)",
+    )
     assert spending.reserve(Cost(calls=2), NOW + 70.9) is not None
-    assert spending.reserve(Cost(calls=5), NOW + 70.9) == "calls_per_minute = 4 is spent (3, 5 more asked)"
+    assert spending.reserve(Cost(calls=5), NOW + 70.9) == ("calls_per_minute", "calls_per_minute = 4 is spent (3, 5 more asked)")
     assert spending.reserve(Cost(calls=2), NOW + 71) is None
 
 
@@ -128,7 +140,8 @@ def test_a_restart_forgets_nothing():
     dumped = carried(before)
     after.load(dumped, NOW + 90)
     assert after.spent(NOW + 90) == Cost(11, 22, 33, 40) == before.spent(NOW + 90)
-    assert after.reserve(Cost(joules=1), NOW + 90) == "joules_per_hour = 10 is spent (33, 1 more asked, room again in 61 min)"
+    text = "joules_per_hour = 10 is spent (33, 1 more asked, room again in 61 min)"
+    assert after.reserve(Cost(joules=1), NOW + 90) == ("joules_per_hour", text)
     for later in (3_659, 3_660, 3_720, 3_780, 90_000):
         assert after.spent(NOW + later) == before.spent(NOW + later)
     late = Spending(Limits())
@@ -236,7 +249,8 @@ class Against(RuleBasedStateMachine):
         else:
             assert self.counted() == before
             over = [k for k, limit in enumerate(self.spending.limits) if cost[k] and before[k] + cost[k] > limit]
-            assert why.startswith(Limits._fields[over[0]])
+            assert why.code == Limits._fields[over[0]]
+            assert why.text.startswith(why.code)
 
     @rule(cost=costs)
     def add(self, cost):

@@ -1,0 +1,33 @@
+"""A rule's formula says the same of one device and of many."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeroute.core import breaker, budget
+from edgeroute.core.elementwise import least, most
+
+NUMBERS = st.lists(st.floats(0, 1e4), min_size=4, max_size=4)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=20))
+def test_one_or_many(rows):
+    """Each formula of the breaker and the budget, element by element."""
+    many = np.array(rows).T
+    a, b, now, jitter = many
+    for formula, arguments in (
+        (least, (a, b)),
+        (most, (a, b)),
+        (breaker.tripped, (a,)),
+        (breaker.open_s, (a, jitter)),
+        (breaker.grown_s, (a,)),
+        (breaker.due, (a, b, now)),
+        (breaker.held_until, (a, b, now)),
+        (budget.affords, (a,)),
+        (budget.earned, (a,)),
+    ):
+        each = [formula(*one) for one in zip(*[argument.tolist() for argument in arguments], strict=True)]
+        assert formula(*arguments).tolist() == each
+    assert breaker.allowed(a < b, b, now).tolist() == [breaker.allowed(*one) for one in zip(a < b, b, now, strict=True)]
