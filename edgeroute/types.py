@@ -37,7 +37,7 @@ class StopToken:
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._hook: Callable[[], object] | None = None
 
     def __call__(self) -> None:

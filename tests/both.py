@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.testing import CannedServer, Relay, http_reply
 from edgeroute.testing.server import _length
@@ -191,6 +193,37 @@ def ask(router, call, x, **options):
         pieces = list(stream)
     assert pieces, "what is answered is shown"
     return stream.answer
+
+
+class Stop(BaseException):
+    """What a signal handler may raise."""
+
+
+def interrupted(function, at):
+    """Whether the function ended before its opcode number `at` (of edgeroute's, in all it calls), where a `Stop` breaks in."""
+    left = at
+
+    def local(frame, event, arg):
+        nonlocal left
+        left -= event == "opcode"
+        if left == 0 and event == "opcode":
+            raise Stop
+        return local
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(str(Path(edgeroute.__file__).parent)) or left <= 0:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return local
+
+    sys.settrace(trace)
+    try:
+        function()
+    except Stop:
+        return False
+    finally:
+        sys.settrace(None)
+    return True
 
 
 async def turns():

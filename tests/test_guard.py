@@ -3,18 +3,16 @@
 import contextlib
 import gc
 import math
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from time import monotonic
 
 import pytest
+from both import Stop, interrupted
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-import edgeroute
 from edgeroute import Limits, OpenInference, PlainJson, Router
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
@@ -28,7 +26,6 @@ from edgeroute.testing import CannedServer, http_reply
 LONG = 30.0
 PERMIT = permit(Rules(), None)
 AWAY = Unreachable("away")
-PACKAGE = str(Path(edgeroute.__file__).parent)
 
 
 def look(guard):
@@ -467,37 +464,6 @@ def test_a_forked_child_has_no_call_under_way():
 
 
 # slots
-
-
-class Stop(BaseException):
-    """What a signal handler may raise."""
-
-
-def interrupted(function, at):
-    """Whether the function ended before its opcode number `at` (of edgeroute's, in all it calls), where a `Stop` breaks in."""
-    left = at
-
-    def local(frame, event, arg):
-        nonlocal left
-        left -= event == "opcode"
-        if left == 0 and event == "opcode":
-            raise Stop
-        return local
-
-    def trace(frame, event, arg):
-        if not frame.f_code.co_filename.startswith(PACKAGE) or left <= 0:
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return local
-
-    sys.settrace(trace)
-    try:
-        function()
-    except Stop:
-        return False
-    finally:
-        sys.settrace(None)
-    return True
 
 
 @pytest.mark.parametrize("kind", [None, Unreachable, BadReply])

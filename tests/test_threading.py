@@ -14,7 +14,7 @@ from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left, su
 from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, Router, Unreachable
 from edgeroute.cloud.backend import MAX_ABANDONED
 from edgeroute.observe.stats import TOGETHER
-from edgeroute.router.request import STUCK_MOST
+from edgeroute.router.legs import STUCK_MOST
 from edgeroute.system import ThreadPool
 from edgeroute.testing import FakeCloud, FakeModel, http_reply
 

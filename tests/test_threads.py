@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 
 import pytest
+from both import interrupted
 
 from edgeroute.system import ThreadPool
 
@@ -121,38 +121,23 @@ def test_a_thread_that_was_promised_a_job_which_never_comes_ends():
 
 
 def test_exceptions_out_of_a_signal_handler_cost_no_slot():
-    """Wherever in `submit` they strike, as many jobs as there may be threads run at once afterwards."""
-
-    class Stop(BaseException):  # as KeyboardInterrupt is: any other may end a thread that starts just then
-        pass
-
-    def strike(*_):
-        if armed:
-            armed.clear()
-            raise Stop
-
-    pool, armed = ThreadPool("test", 4, idle_s=0.05), []
-    before = signal.signal(signal.SIGALRM, strike)
-    try:
-        for i in range(400):
-            armed.append(1)
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + i % 60))
-                pool.submit(lambda: None)
-                armed.clear()
-            except Stop:
-                pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    for thread in list(pool._threads):
-        if thread.ident is not None:
-            thread.join(LONG)
-    gate, begun = threading.Event(), threading.Semaphore(0)
-    assert all(pool.submit(lambda: (begun.release(), gate.wait(LONG))) for _ in range(4))
-    assert all(begun.acquire(timeout=LONG) for _ in range(4))
-    gate.set()
-    pool.close()
+    """At each opcode of `submit`: as many jobs as there may be threads run at once afterwards."""
+    at, over = 0, False
+    while not over:
+        at += 1
+        pool, gate, begun = ThreadPool("test", 2, idle_s=0.005), threading.Event(), threading.Semaphore(0)
+        assert pool.submit(lambda: None)
+        until_idle(pool)
+        over = interrupted(lambda pool=pool: (pool.submit(lambda: None), pool.submit(lambda: None)), at)
+        for thread in list(pool._threads):
+            if thread.is_alive():
+                thread.join(LONG)
+        for _ in range(2):
+            assert pool.submit(lambda begun=begun, gate=gate: (begun.release(), gate.wait(LONG)))
+        assert all(begun.acquire(timeout=LONG) for _ in range(2)), at
+        gate.set()
+        pool.close()
+    assert at > 20
 
 
 def test_close_from_a_job():

@@ -46,7 +46,7 @@ class EndpointHealth:
 
     def after_fork(self) -> None:
         """The child watches for itself, once it has a reason to."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._watch: NetworkMonitor | None = None
 
     def opened(self, guard: Guard) -> None:

@@ -117,7 +117,7 @@ class Counts:
 
     def after_fork(self) -> None:
         """A lock of its own for the child."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask in the middle
 
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
         """Notes one request's end; adding up comes later, many at a time. -> whether it has just come.
@@ -136,8 +136,11 @@ class Counts:
     def _add_up(self) -> None:
         known = self._legs
         self._added += len(self._fresh)
-        while self._fresh:
-            legs, answered_by, accepted, log, batch = self._fresh.popleft()
+        while True:
+            try:
+                legs, answered_by, accepted, log, batch = self._fresh.popleft()
+            except IndexError:  # no more, or a signal handler has added up the rest
+                return
             self.requests += 1
             if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
                 leg, (started, ended) = known[legs[answered_by].name], log

@@ -92,7 +92,7 @@ class Auditor:
 
     def after_fork(self) -> None:
         """A lock of its own for the child, in which no audit is under way."""
-        self._lock, self.busy = threading.Lock(), 0
+        self._lock, self.busy = threading.RLock(), 0
 
     def adopt(
         self,

@@ -20,9 +20,10 @@ from edgeroute.router.calls import Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
+from edgeroute.router.legs import LegExecutor, run_first
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import LegExecutor, Request, run_first
+from edgeroute.router.request import Request
 from edgeroute.router.streams import AsyncStream, last
 from edgeroute.system import ThreadPool
 from edgeroute.types import Answer
@@ -230,7 +231,7 @@ class AsyncRouter(EngineOwner):
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and 0 < legs.plan.facts.edge_s < QUICK_S
             return legs.run(start) if quick else legs.begin(start, send)
-        if not legs.sequential or streams or legs.asks:
+        if not legs.sequential or streams or legs.egress.asks:
             legs.detach(start)  # it may outlive the call
         to = legs.mail(start, send, own_thread=False)
         off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may hang as a cloud does

@@ -20,7 +20,7 @@ from edgeroute.record.trace import Trace
 from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine, prints
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
-from edgeroute.router.request import LegExecutor
+from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import build
 from edgeroute.system import ThreadPool
 from edgeroute.types import own_copy

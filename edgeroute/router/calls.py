@@ -15,7 +15,8 @@ from edgeroute.core.batch import walk_many
 from edgeroute.core.stream import walk_stream
 from edgeroute.core.walk import Emit, Outcome, walk
 from edgeroute.record.instruments import Instruments, RequestEnded
-from edgeroute.router.request import LegExecutor, Request, Walked
+from edgeroute.router.legs import LegExecutor, Walked
+from edgeroute.router.request import Request
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

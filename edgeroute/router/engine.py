@@ -22,8 +22,9 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
+from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
-from edgeroute.router.request import LegExecutor, Request, Shows, Walked
+from edgeroute.router.request import Request, Shows
 from edgeroute.router.snapshot import Snapshot, fingerprints
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer

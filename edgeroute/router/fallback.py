@@ -15,7 +15,8 @@ from edgeroute.core.policy import Offline
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.calls import Block, Result, Steps
-from edgeroute.router.request import Request, Walked
+from edgeroute.router.legs import Walked
+from edgeroute.router.request import Request
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

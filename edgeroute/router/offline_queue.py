@@ -17,7 +17,8 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
-from edgeroute.router.request import Request, Walked
+from edgeroute.router.legs import Walked
+from edgeroute.router.request import Request
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.types import own_copy

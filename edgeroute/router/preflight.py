@@ -9,7 +9,7 @@ from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.router.request import LegExecutor
+from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import Snapshot
 from edgeroute.types import Backend
 

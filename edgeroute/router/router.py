@@ -18,9 +18,10 @@ from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import blocking, inline
 from edgeroute.router.engine import Engine
+from edgeroute.router.legs import run_first
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import Request, run_first
+from edgeroute.router.request import Request
 from edgeroute.router.streams import Stream
 from edgeroute.types import Answer
 

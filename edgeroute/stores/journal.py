@@ -39,7 +39,7 @@ class Journal:
 
     def after_fork(self) -> None:
         """Keeps the inherited descriptor: O_APPEND needs no position of its own. Only the lock is replaced."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends a line with one write, so that lines of several processes never interleave. NaN and infinities become null.

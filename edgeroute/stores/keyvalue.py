@@ -39,7 +39,7 @@ class KeyValueStore:
         renew_after_fork(self)
 
     def _renew(self) -> None:
-        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._lock, self._closing = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:

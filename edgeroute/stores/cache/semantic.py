@@ -48,7 +48,7 @@ class Semantic:
 
     def after_fork(self) -> None:
         """Starts empty: another thread of the parent may have been in the middle of a change."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._vectors: Vector | None = None
         self._owners = np.zeros(self._max_entries, np.int64)
         self._at = np.full(self._max_entries, -np.inf)

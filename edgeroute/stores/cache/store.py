@@ -80,7 +80,7 @@ class Cache:
 
     def after_fork(self) -> None:
         """Starts empty: another thread of the parent may have been in the middle of a change."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._recent: LRUCache[bytes, CachedEntry] = LRUCache(self._max_bytes, getsizeof=_bytes)
         self._refusals: LRUCache[bytes, tuple[str, int, float]] = LRUCache(REFUSALS)
         self._hits = self._disk_hits = self._misses = self._stale = self._stored = self._evicted = 0

@@ -1,0 +1,357 @@
+"""Runs the legs of a request: here, in threads, or on an event loop; what each comes to is an event."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeroute.core.egress import Permit
+from edgeroute.core.policy import INF
+from edgeroute.core.stream import Pieces, whole
+from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
+from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.request import Request
+from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.backend import CloudBackend, FunctionBackend
+    from edgeroute.cloud.egress import Egress
+    from edgeroute.cloud.guard import Exchange
+    from edgeroute.stores.cache import Cache
+    from edgeroute.system import ThreadPool
+
+OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Calls something that blocks, without holding up the event loop."""
+STUCK_MOST = 32
+"""So many runs of an edge model may go on past their stop before one more, for which no thread is free, is refused."""
+
+
+class Walked(NamedTuple):
+    """What came of walking a request's plan; never written to."""
+
+    request: Request
+    outcome: Outcome
+    costs: Mapping[int, Spent]
+    """By leg: what its exchange with the cloud has cost."""
+    shown: Answer | None = None
+    """The provisional answer that the caller was shown last."""
+    spoken: bool = False
+    """Whether the caller was shown pieces of this answer."""
+    legs: LegExecutor | None = None
+    """What may still run; None: nothing."""
+
+
+Late = Callable[[Request, Event, bool], object]
+"""Takes what a leg answers, or fails with, that was left to run past the deadline of that request; and whether the thread is one
+for which nobody waits."""
+
+
+class LateEvents:
+    """Tells events that a walk still waits for from those of legs that were left to run past the deadline.
+
+    Args:
+        requests: one, or the rows of a batch.
+        take: is given what is late.
+    """
+
+    def __init__(self, requests: Sequence[Request], take: Late) -> None:
+        self._requests, self._take = requests, take
+        self._lock = threading.Lock()
+        self._left: dict[int, list[int]] | None = None
+        """By leg that was left to run: the rows that wanted its answer; None: the walk has not ended."""
+        self._early: dict[int, Event] = {}
+        """By leg: what was sent to the walk."""
+        self.rows: dict[int, tuple[int, ...]] = {}
+        """By leg: the rows of the batch that it was started for."""
+
+    def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
+        """A leg has ended. own_thread: nobody waits for the thread that says so."""
+        with self._lock:
+            left = self._left
+            if left is None:
+                self._early[leg] = event
+        if left is None:
+            send(event)
+        else:
+            self._report(left, leg, event, own_thread)
+
+    def end(self, left: dict[int, list[int]]) -> None:
+        """The walk has ended, with these legs left to run."""
+        with self._lock:
+            self._left = left
+        for leg in left:
+            if (event := self._early.get(leg)) is not None:  # it came between the deadline and now
+                self._report(left, leg, event, False)
+
+    def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
+        for row in left.get(leg, ()):
+            own = event
+            if self._requests[row].batch and type(event) is Done:
+                own = Done(leg, event.answer[self.rows[leg].index(row)], event.at)
+            self._take(self._requests[row], own, own_thread)
+
+
+class LegExecutor:
+    """Runs the legs of one request, or those of a batch, and turns what comes of them into events.
+
+    Legs beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller may
+    write its next input into the same buffer.
+
+    Args:
+        requests: one, or the rows of a batch, with one plan.
+        edge_threads: for legs on the device.
+        cloud_threads: for legs off it; others, so that a cloud which hangs cannot take what the edge needs.
+        cache: knows which inputs an endpoint has refused; None: nobody does.
+        late: takes what legs report that were left to run past the deadline; None: they are stopped then.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        edge_threads: ThreadPool,
+        cloud_threads: ThreadPool,
+        cache: Cache | None = None,
+        late: Late | None = None,
+    ) -> None:
+        first = requests[0]
+        self.plan, self.backends = first.plan, first.snapshot.backends
+        self.exchanges: dict[int, Exchange] = {}
+        """By leg."""
+        self._many, self._until, self.egress = bool(first.batch), first.until, first.snapshot.egress
+        self._id, self._key = first.batch or first.id, None if first.batch else first.key
+        self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
+        self._inputs, self._copied = [request.inputs for request in requests], False
+        self.late = None if late is None else LateEvents(requests, late)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether this is one input, of which one leg runs at a time, and nothing can interrupt it."""
+        return self.plan.sequential and not self._many
+
+    def backend(self, start: Start) -> Backend:
+        """What runs that leg."""
+        return self.backends[self.plan.legs[start.leg].target]
+
+    def run(self, start: Start, stop: StopToken | None = None) -> Event:
+        """Runs a leg to its event, here: the one place where what a leg raises becomes a value."""
+        leg = self.plan.legs[start.leg]
+        backend: Any = self.backends[leg.target]
+        try:
+            if leg.permit is not None:
+                inputs = self._prepared(start, leg.permit, backend)
+                with self._exchange(start, leg.permit, backend) as (until, exchange):
+                    answers = backend.run(inputs, until, stop, exchange)
+                answer: Any = answers if self._many else answers[0]
+            elif self._many:
+                answer = backend.run(self._input_rows(start), stop)
+            else:
+                answer = backend.run_one(self._inputs[0], stop)
+        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+            return failed(start.leg, backend, e)
+        return new(Done, (start.leg, answer, monotonic()))
+
+    async def run_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> Event:
+        """The same on an event loop, for a backend that can."""
+        try:
+            inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
+            with self._exchange(start, permit, backend) as (until, exchange):
+                answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
+        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+            return failed(start.leg, backend, e)
+        return Done(start.leg, answers if self._many else answers[0], monotonic())
+
+    def _prepared(self, start: Start, permit: Permit, backend: CloudBackend) -> list[Any]:
+        """The inputs as they may leave."""
+        try:
+            return self.egress.prepared(self._input_rows(start), permit, backend.where)
+        except Held:
+            backend.guard.count_rejected()
+            raise
+
+    @contextmanager
+    def _exchange(self, start: Start, permit: Permit, backend: CloudBackend) -> Iterator[tuple[float, Exchange]]:
+        """The guard's leave to go, and until when; unless the endpoint is known to refuse this input."""
+        cache, key = self._cache, None if self._key is None else self._key + backend.name.encode()
+        if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
+            raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
+        with backend.guard.enter(permit, self._id) as exchange:
+            self.exchanges[start.leg] = exchange
+            try:
+                yield INF if self.late is not None else self._until, exchange
+            except Refused as e:
+                if cache is not None and key is not None and e.status in INPUTS_OWN:
+                    cache.refuse(key, str(e), e.status)
+                raise
+
+    def begin(self, start: Start, send: Send) -> Stop | Event:
+        """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
+        self.detach(start)
+        task = LegTask(start.leg, self.backend(start))
+        if self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
+            return task.stop
+        refusal = self._refusal(start)
+        return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
+
+    def begin_stream(self, start: Start, send: Send) -> Stop:
+        """The same for an answer that comes in pieces."""
+        self.detach(start)
+        task, to = LegTask(start.leg, self.backend(start)), self.mail(start, send)
+        execute = partial(self._run_stream, start, send, task.token)
+        if not self._submit(start, task, execute, to):
+            refusal = self._refusal(start)
+            if refusal is None:
+                task.run(execute, to)
+            else:
+                to(Failed(start.leg, refusal, monotonic()))
+        return task.stop
+
+    def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
+        threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
+        return threads.submit(partial(copy_context().run, task.run, execute, send))
+
+    def _refusal(self, start: Start) -> Exception | None:
+        """Why a leg for which there is no thread does not run; None: it runs in the caller's."""
+        backend = self.backend(start)
+        if self.plan.legs[start.leg].permit is not None:
+            backend.guard.count_rejected()  # type: ignore[attr-defined]  # a cloud has a guard
+            return Held(f"{backend.name} was not asked: no thread is free", code="threads")
+        if backend.abandoned >= STUCK_MOST:
+            return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
+        return None
+
+    def _run_stream(self, start: Start, send: Send, stop: StopToken) -> Event:
+        leg = self.plan.legs[start.leg]
+        backend: Any = self.backends[leg.target]
+        try:
+            if leg.permit is None:
+                answer = self._forward(start, backend.stream(self._inputs[0], stop), send, stop)
+            else:
+                inputs = self._prepared(start, leg.permit, backend)
+                with self._exchange(start, leg.permit, backend) as (until, exchange):
+                    answer = self._forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
+        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+            return failed(start.leg, backend, e)
+        return Done(start.leg, answer, monotonic())
+
+    def _forward(self, start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Prediction:
+        try:
+            while True:
+                send(Delta(start.leg, next(pieces), monotonic()))
+                if stop.asked:
+                    raise Unreachable("its answer is not needed any more")
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            pieces.close()
+
+    async def run_stream_async(
+        self, start: Start, permit: Permit, backend: FunctionBackend, send: Send, off_loop: OffLoop
+    ) -> Event:
+        """The same on an event loop, for an asynchronous generator function."""
+        try:
+            inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
+            with self._exchange(start, permit, backend) as (until, exchange):
+                pieces: list[Any] = []
+                async for piece in backend.stream_async(inputs[0], until, exchange):
+                    pieces.append(piece)
+                    send(Delta(start.leg, piece, monotonic()))
+            answer = backend.reader.many([(whole(pieces), None)], 1)[0]
+        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+            return failed(start.leg, backend, e)
+        return Done(start.leg, answer, monotonic())
+
+    def detach(self, start: Start) -> None:
+        """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own."""
+        if self.late is not None and start.rows is not None:
+            self.late.rows[start.leg] = start.rows
+        if not self._copied:
+            self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
+
+    def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
+        """Where a leg's last event goes: to the walk, or once that has ended without it, to whoever takes what is late."""
+        if self.late is None or self.plan.legs[start.leg].permit is None:
+            return send
+        return partial(self.late.deliver, start.leg, send, own_thread)
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """The walk has ended, of a batch with an outcome a row: from now on what was left running is late."""
+        left: dict[int, list[int]] = {}
+        for row, outcome in enumerate(outcomes):
+            for kind, leg, _, _ in outcome.log:
+                if kind == "timeout":
+                    left.setdefault(leg, []).append(row)
+        for leg in left:
+            if (exchange := self.exchanges.get(leg)) is not None:
+                exchange.overdue()
+        if self.late is not None:
+            self.late.end(left)
+
+    def costs(self) -> Mapping[int, Spent]:
+        """What the exchanges have cost so far, by leg."""
+        return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
+
+    def _input_rows(self, start: Start) -> list[Any]:
+        return self._inputs if start.rows is None else [self._inputs[row] for row in start.rows]
+
+
+async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: OffLoop) -> list[Any]:
+    """Consent and redaction, which may take their time, do not hold up the event loop."""
+    return await off_loop(call) if egress.asks else call()
+
+
+class LegTask:
+    """A leg in a thread. The backend counts those that go on after they were told to stop, so that the planner can too."""
+
+    __slots__ = ("_backend", "_ended", "_leg", "token")
+
+    def __init__(self, leg: int, backend: Backend) -> None:
+        self._leg, self._backend, self.token = leg, backend, StopToken()
+        self._ended = False
+
+    def run(self, execute: Callable[[], Event], send: Send) -> None:
+        """Runs it and sends its event, whatever comes of it."""
+        try:
+            event = execute()
+        except BaseException as e:  # noqa: BLE001 - SystemExit in a callable ends its leg; the caller must not wait for ever
+            event = Failed(self._leg, e, monotonic())
+        self._ended = True
+        self._backend.stopping.discard(self)
+        send(event)
+
+    def stop(self) -> None:
+        """Asks it to stop. Without a lock: what is noted too late is taken back at once."""
+        if not self._ended:
+            self._backend.stopping.add(self)
+            if self._ended:
+                self._backend.stopping.discard(self)
+        self.token()
+
+
+def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
+    """Input that the edge cannot take is the caller's fault, and no other leg is asked; the cloud's view is its own."""
+    return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
+
+
+def run_first(request: Request) -> Outcome | Event | None:
+    """Runs the first leg here, where it is an edge that nothing can interrupt: the short way of most calls.
+
+    -> the outcome if that settles it, else the leg's event; None: the plan does not begin so.
+    """
+    plan = request.plan
+    leg = plan.legs[0]
+    if leg.permit is not None or not plan.sequential:
+        return None
+    backend: Any = request.snapshot.backends[leg.target]
+    try:
+        prediction: Prediction = backend.run_one(request.inputs, None)
+    except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+        return failed(0, backend, e)
+    now = monotonic()
+    outcome = settled(plan, request.begun, prediction, now)
+    return new(Done, (0, prediction, now)) if outcome is None else outcome
