@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import monotonic
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +14,8 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.stream import FirstTokenLate, walk_stream
-from edgeroute.core.walk import Delta, Done, Emit, Failed, Prediction
-from edgeroute.router.drivers import virtual
+from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Prediction, Start, Wait
+from edgeroute.router.drivers import blocking, tasks, virtual
 
 EDGE, CLOUD = Target("edge", "edge", 0.85), Target("cloud", "cloud")
 
@@ -179,3 +182,52 @@ def test_words_are_never_mixed(legs, deadline, first_s, mode):
     if mode == "prefer_edge" and edge_done and edge_done[0] <= min(deadline, first_s if first_s < INF else deadline):
         first = [at for at, _ in happens["edge"]][0]
         assert first > first_s or outcome.leg is not None, "an edge answer that was there in time is not lost"
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_what_a_stopped_leg_still_says_is_not_taken_for_the_next_ones(kind):
+    """Its words come while the next leg is listened to, and are dropped: two legs are never mixed."""
+    known = made((CLOUD, CLOUD._replace(name="other")), deadline_s=60.0)
+
+    def begin(start, send):
+        def speak(leg, words):
+            for word in words:
+                send(Delta(leg, word, monotonic()))
+            send(Done(leg, Prediction("".join(words), None, None), monotonic()))
+
+        if start.leg == 1:
+            speak(0, ["late ", "words"])
+            speak(1, ["its ", "own"])
+        return lambda: None
+
+    heard = []
+    walk = walk_stream(known, monotonic(), 0.01)
+    if kind == "blocking":
+        steps = blocking.stream(walk, begin)
+        try:
+            while True:
+                heard.append(next(steps).prediction.value)
+        except StopIteration as end:
+            outcome = end.value
+    else:
+        outcome = asyncio.run(tasks.drive(walk, begin, lambda emit: heard.append(emit.prediction.value)))
+    assert (heard, outcome.leg, outcome.prediction.value) == (["its ", "own"], 1, "its own")
+    assert [mark.kind for mark in outcome.log] == ["start", "failed", "start", "accepted"]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_cloud_that_is_late_is_left_or_cancelled(keep):
+    """At the deadline: what it answers may be of use later."""
+    steps = walk_stream(made((CLOUD,), deadline_s=1.0), 0.0, INF, keep)
+    assert next(steps) == Start(0)
+    assert steps.send(None) == Wait(1.0)
+    assert steps.send(Elapsed(1.0)) == (Leave(0) if keep else Cancel(0))
+
+
+@pytest.mark.parametrize(("offline", "shown"), [("edge", ["edge"]), ("queue", ["edge"]), ("stale", []), ("raise", [])])
+def test_what_was_not_accepted_is_shown_where_it_stands(offline, shown):
+    """Where the offline rule may put something else in its place, it is not."""
+    happens = {"edge": [(0.0, "edge"), (0.1, [0.1])], "cloud": [(0.1, OSError("away"))]}
+    outcome, heard = run(made(offline=offline), happens)
+    assert (outcome.leg, outcome.accepted) == (0, False)
+    assert [piece for _, piece in heard] == shown

@@ -11,8 +11,8 @@ from edgeroute.core.batch import walk_many
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
-from edgeroute.core.walk import Done, Failed, Prediction, acceptable, walk
-from edgeroute.router.drivers import virtual
+from edgeroute.core.walk import Done, Failed, Prediction, acceptable, settled, walk
+from edgeroute.router.drivers import inline, virtual
 
 BEGUN = 100.0
 WALKS = int(os.environ.get("TEST_WALKS", "3000"))
@@ -164,3 +164,35 @@ def test_prefer_cloud_with_a_deadline_has_the_edge_in_reserve(deadline, edge_s, 
     if edge_s <= deadline or (what == "done" and cloud_s <= deadline):
         assert outcome.prediction is not None
     assert ended <= BEGUN + deadline
+
+
+class Deferred(Exception):
+    """The walk has begun another leg, or the first one cannot settle it."""
+
+
+@settings(max_examples=WALKS, deadline=None)
+@given(walks(), confidences, st.booleans())
+def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, own):
+    """The short way of most calls, beside the whole one: the same outcome where there is one, and none where it goes on."""
+    made, _ = case
+    if not isinstance(made, Plan) or not made.sequential or made.legs[0].permit is not None:
+        return
+    if own and made.legs[0].threshold is not None:
+        legs = (made.legs[0]._replace(thresholds={"value": 0.5}), *made.legs[1:])
+        made = made._replace(legs=legs)
+    prediction = Prediction("value", confidence, None)
+
+    def first(start):
+        if start.leg:
+            raise Deferred
+        return Done(0, prediction, BEGUN + 1)
+
+    short = settled(made, BEGUN, prediction, BEGUN + 1)
+    try:
+        whole = inline.drive(walk(made, BEGUN), first)
+    except Deferred:
+        assert short is None
+    else:
+        assert short == (whole if whole.accepted else None)
+        again = inline.drive(walk(made, BEGUN), lambda _: None, Done(0, prediction, BEGUN + 1))
+        assert again == whole
