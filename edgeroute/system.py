@@ -121,7 +121,8 @@ def renew_after_fork(thing: _Forkable) -> None:
 
 def _in_child() -> None:
     for thing in list(_known):
-        thing.after_fork()
+        with contextlib.suppress(AttributeError):  # half made, by a thread that is not here: nobody will use it
+            thing.after_fork()
 
 
 class _NoFork:

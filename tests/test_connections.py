@@ -502,7 +502,7 @@ def test_an_exception_anywhere_leaves_nothing(kept, name, names):
             gone = [channel for channel in connections._all if channel._sockets._sockets]
             assert not gone
             assert connected_to(server.port) == 0, n
-    assert n > 1000, "it was traced"
+    assert n > 500, "it was traced"
 
 
 class Counted:
@@ -758,11 +758,11 @@ for _ in range(30):
     pid = os.fork()
     if pid == 0:
         child()
-    assert os.waitpid(pid, 0)[1] == 0
+    print(os.waitpid(pid, 0)[1], flush=True)
 stop.set()
 [thread.join() for thread in threads]
 """
-    assert forks(tmp_path, body) == ["child cloud"] * 30
+    assert forks(tmp_path, body) == ["child cloud", "0"] * 30
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -562,6 +562,7 @@ def test_a_request_that_is_not_needed_any_more_while_it_connects_is_not_sent(mon
         with pytest.raises(Unreachable, match="not needed any more"):
             channels.send(Call("POST", "/", body=b"1"), monotonic() + LONG, cancel)
         channels.close()
+        server.wait_for(lambda: server.hung_up == 1)
     assert server.requests == []
 
 
