@@ -121,13 +121,15 @@ def renew_after_fork(thing: _Forkable) -> None:
 
 def _in_child() -> None:
     for thing in list(_known):
-        thing.after_fork()
+        with contextlib.suppress(AttributeError):  # half made, by a thread that is not here: nobody will use it
+            thing.after_fork()
 
 
-class _Importing:
-    """Held around an import that is made late, in a leg: a fork waits for it.
+class _NoFork:
+    """Held around what a leg imports late, or makes in a native library: a fork waits for it.
 
-    A child would wait for ever for a module that a thread of its parent's was importing: Python renews no module's lock.
+    A child would wait for ever for a module that a thread of its parent's was importing, or for a native lock that it held:
+    nobody renews those.
     """
 
     def __init__(self) -> None:
@@ -140,7 +142,7 @@ class _Importing:
         self._lock.release()
 
     def before_fork(self) -> None:
-        """Waits, though not for an import that hangs."""
+        """Waits, though not for what hangs."""
         self._lock.acquire(timeout=10.0)
 
     def in_parent(self) -> None:
@@ -156,11 +158,11 @@ class _Importing:
             self._lock = threading.RLock()
 
 
-importing = _Importing()
+no_fork = _NoFork()
 
 if hasattr(os, "register_at_fork"):
     # what is registered last comes first before a fork: `logging` takes its lock there, which an import may need
-    os.register_at_fork(before=importing.before_fork, after_in_parent=importing.in_parent, after_in_child=importing.in_child)
+    os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
     os.register_at_fork(after_in_child=_in_child)
 
 

@@ -11,7 +11,7 @@ from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import PolicyError
-from edgeroute.system import AbandonedRuns, importing
+from edgeroute.system import AbandonedRuns, no_fork
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class HttpBackend(AbandonedRuns):
     def leg(self) -> HttpClient:
         """What carries the calls."""
         if self._leg is None:
-            with importing:
+            with no_fork:
                 from edgeroute.cloud.http import HttpClient
 
             self._leg = HttpClient(self.endpoint)

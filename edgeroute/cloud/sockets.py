@@ -62,7 +62,7 @@ class Sockets:
             self.drop(sock)
 
     def __del__(self) -> None:
-        for sock in self._sockets:
+        for sock in getattr(self, "_sockets", ()):  # what is interrupted as it is made has none
             sock.close()
 
 
