@@ -295,3 +295,29 @@ def test_a_child_has_threads_of_its_own(gate):
         if not pid:
             os._exit(0 if router.infer(0, deadline=LONG).value == "cloud" else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_model_is_not_closed_under_a_run(make, gate):
+    """The run that outlived its call ends first; the last one closes it."""
+
+    class Model(FakeModel):
+        open = True
+
+        def run(self, inputs, cancel=None):
+            found = super().run(inputs, cancel)
+            seen.put(self.open)
+            return found
+
+        def close(self):
+            self.open = False
+            closed.set()
+
+    seen, closed = Queue(), threading.Event()
+    router = make(Model([("edge", 0.9)], gate=gate), None, deadline=0.05)
+    with pytest.raises(DeadlineExceeded):
+        router.infer(1)
+    router.close()
+    assert not closed.is_set()
+    gate.set()
+    assert seen.get(timeout=LONG)
+    assert closed.wait(LONG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from edgeroute.confidence.scores import Reader, Score
 from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
-from edgeroute.system import AbandonedRuns
+from edgeroute.system import AbandonedRuns, renew_after_fork
 from edgeroute.types import EdgeModel, StopToken
 
 MAX_ABANDONED = 4
@@ -30,10 +31,14 @@ class EdgeBackend(AbandonedRuns):
         self.reader = Reader(score, labels=model.labels, kind=model.kind)
         super().__init__(getattr(model, "max_abandoned", MAX_ABANDONED))
         self._one = getattr(model, "run_one", None) or (lambda x, cancel: model.run([x], cancel))
+        self._run, self._close = model.run, getattr(model, "close", None)
+        if self._close is not None and not getattr(model, "closes_after_runs", False):
+            runs = _Runs(self._close)
+            self._one, self._run, self._close = runs.counted(self._one), runs.counted(self._run), runs.close
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
         """Runs the inputs as one batch."""
-        return self.reader.many(self.model.run(inputs, cancel), len(inputs))
+        return self.reader.many(self._run(inputs, cancel), len(inputs))
 
     def run_one(self, x: Any, cancel: StopToken | None) -> Prediction:
         """Runs one input, by the model's `run_one` if it has one."""
@@ -64,9 +69,48 @@ class EdgeBackend(AbandonedRuns):
         return " ".join([f"votes={self.model.votes}", *(_fingerprint(model, of) for model in several)])  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Frees the model."""
-        if hasattr(self.model, "close"):
-            self.model.close()
+        """Frees the model, once no run is under way: a native runtime would crash the process."""
+        if self._close is not None:
+            self._close()
+
+
+class _Runs:
+    """Counts the runs of a model that may not be closed under one; the last of them closes it then."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self._close = close
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A child has none of its parent's runs."""
+        self._lock, self._count, self._closing = threading.RLock(), 0, False
+
+    def counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, counted."""
+
+        def counting(*arguments: Any) -> Any:
+            with self._lock:
+                self._count += 1
+            try:
+                return run(*arguments)
+            finally:
+                with self._lock:
+                    self._count -= 1
+                    last = self._closing and not self._count
+                    self._closing = self._closing and not last
+                if last:
+                    self._close()
+
+        return counting
+
+    def close(self) -> None:
+        """Closes it now, or after the last run that is under way."""
+        with self._lock:
+            self._closing = self._count > 0
+            now = not self._closing
+        if now:
+            self._close()
 
 
 def _fingerprint(model: EdgeModel, of: Callable[[Any], str]) -> str:

@@ -37,6 +37,9 @@ class OnnxModel:
     Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: it would write and send by default.
     """
 
+    closes_after_runs = True
+    """A run holds the session that it began with: closing frees it after the last."""
+
     def __init__(
         self,
         path: str | Path,
