@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edgeroute.observe.sensors import Reading
     from edgeroute.observe.stats import AuditStats, LegStats, Stats
     from edgeroute.record.drift_monitor import Audit
+    from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
     from edgeroute.record.trace import Trace
     from edgeroute.router.aio import AsyncRouter
     from edgeroute.router.preflight import Check, Decision
@@ -66,6 +67,7 @@ _HOMES = {
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
     "Audit": "record.drift_monitor",
+    **dict.fromkeys(("AttemptEnded", "Instrument", "RequestEnded"), "record.instruments"),
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
     **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
     **dict.fromkeys(("Check", "Decision"), "router.preflight"),
@@ -85,6 +87,7 @@ __all__ = [
     "Answer",
     "AsyncRouter",
     "AsyncStream",
+    "AttemptEnded",
     "Audit",
     "AuditStats",
     "BadInput",
@@ -103,6 +106,7 @@ __all__ = [
     "Ensemble",
     "Function",
     "Held",
+    "Instrument",
     "Late",
     "LegStats",
     "Limits",
@@ -118,6 +122,7 @@ __all__ = [
     "Prediction",
     "Reading",
     "Refused",
+    "RequestEnded",
     "Router",
     "RuntimeMissing",
     "Saver",

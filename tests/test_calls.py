@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, nothing_left, sure, unsure
 
-from edgeroute import Audit, Cache, NoAnswer, Outbox, PlainJson, Router
-from edgeroute.record.instruments import Instrument
+from edgeroute import Audit, Cache, Egress, Instrument, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
-GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
+BODY = b'{"value": "cloud", "confidence": 0.9}'
+GOOD = http_reply(BODY)
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +253,66 @@ def test_a_deadline_beside_a_hanging_server(make, call):
         router = make(unsure, PlainJson(server.url), cache=Cache(), deadline=0.2)
         assert ask(router, call, np.zeros(3)).value == "edge"
         server.open()
+
+
+class Everything(Instrument):
+    """Notes all that it is told, but for requests."""
+
+    def __init__(self):
+        self.heard = Queue()
+
+    def attempt_ended(self, ended):
+        """One attempt."""
+        self.heard.put(
+            (
+                "attempt",
+                ended.target,
+                ended.request,
+                ended.sent_bytes > 0,
+                ended.received_bytes,
+                getattr(ended.error, "code", None),
+            )
+        )
+
+    def breaker_changed(self, target, state):
+        """Of a breaker."""
+        self.heard.put(("breaker", target, state))
+
+    def limit_hit(self, target, code):
+        """One that was held."""
+        self.heard.put(("limit", target, code))
+
+    def outbox_changed(self, identity, what):
+        """Of the outbox."""
+        self.heard.put(("outbox", identity, what))
+
+
+def heard(instrument):
+    """What it has been told so far."""
+    return [instrument.heard.get_nowait() for _ in range(instrument.heard.qsize())]
+
+
+def test_instruments_hear_of_attempts_breakers_limits_and_the_outbox(make, tmp_path):
+    """Each as it happens, in the field's terms."""
+    tells, says = Everything(), [GOOD]
+    with CannedServer(lambda _: says[0]) as server:
+        box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
+        egress = Egress(never_leave=["secret"], may_leave=["open"], consent=lambda _, kind: consents[0])
+        consents = [True]
+        router = make(
+            unsure, PlainJson(server.url, retries=0), offline="queue", outbox=box, instruments=[tells], egress=egress
+        )  # fmt: skip
+        answer = router.infer(1, data_class="open")
+        assert heard(tells) == [("attempt", "cloud", answer.id, True, len(BODY), None)]
+        says[0] = DOWN
+        ids = [router.infer(x, data_class="open").id for x in range(3)]
+        told = heard(tells)
+        assert [event for event in told if event[0] == "attempt"] == [("attempt", "cloud", i, True, 4, "refused") for i in ids]
+        assert ("breaker", "cloud", "open") in told
+        assert [event for event in told if event[0] == "outbox"] == [("outbox", i, "queued") for i in ids]
+        router.infer(4, data_class="open")
+        assert ("limit", "cloud", "breaker") in heard(tells)
+        consents[0] = False
+        router.infer(5, data_class="open")
+        assert ("limit", "cloud", "consent") in heard(tells)
+        router.close()

@@ -14,7 +14,7 @@ from edgeroute import system
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import State
-from edgeroute.core.codes import Failure, HeldCode, Rejection
+from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost
@@ -46,6 +46,16 @@ class Watcher(Protocol):
         """The endpoint is back."""
 
 
+class Report(Protocol):
+    """Who is told of each attempt, and of each request that was held."""
+
+    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> object:
+        """An attempt has ended; bytes of bodies, and seconds."""
+
+    def held(self, target: str, code: ErrorCode | HeldCode) -> object:
+        """A request was not asked, for a reason on this side."""
+
+
 class Guard:
     """One endpoint's `Admission`, with the lock and the clock that it needs.
 
@@ -59,6 +69,7 @@ class Guard:
         health: tries whether the endpoint is well, by the instant given, within an exchange; no user data. None: no way to try.
         watcher: who is told.
         journal: the egress ledger.
+        report: who is told of attempts; None: nobody.
 
     Attributes:
         rules: the `Admission`.
@@ -74,9 +85,10 @@ class Guard:
         health: Callable[[float, Exchange], object] | None,
         watcher: Watcher,
         journal: Journal | None,
+        report: Report | None = None,
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
-        self.journal, self._health, self._watcher = journal, health, watcher
+        self.journal, self.report, self._health, self._watcher = journal, report, health, watcher
         self.rules = Admission(terms, spending)
         self.after_fork()
         renew_after_fork(self)
@@ -101,6 +113,7 @@ class Guard:
         if due:
             self._watcher.probe(self)
         if rejection is not None:
+            _report_held(self, rejection.code)
             raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
         return exchange
 
@@ -191,10 +204,11 @@ class Guard:
         with self._lock:
             return self.rules.usual_s()
 
-    def count_rejected(self) -> None:
+    def count_rejected(self, code: ErrorCode | HeldCode) -> None:
         """Counts one that was not asked, for a reason that is not the guard's."""
         with self._lock:
             self.rules.rejected += 1
+        _report_held(self, code)
 
     def mark_late(self, exchange: Exchange) -> bool:
         """Notes that an exchange is late -> whether that is a fault: it had as long as usual, and it was not noted before.
@@ -217,6 +231,11 @@ class Guard:
             return self.rules.retry()
 
 
+def _report_held(guard: Guard, code: ErrorCode | HeldCode) -> None:
+    if guard.report is not None:
+        guard.report.held(guard.name, code)
+
+
 class _Slot(ref["Exchange"]):
     """A reference to an exchange that calls back as that is collected.
 
@@ -235,7 +254,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_attempts", "_guard", "_open", "_took_s", "_until",
+        "__weakref__", "_attempts", "_guard", "_open", "_size", "_took_s", "_until",
         "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "slot", "usd",
     )  # fmt: skip
 
@@ -247,7 +266,7 @@ class Exchange:
         self.counts = True
         """Whether the breaker hears of it."""
         self._open = self.late = False
-        self._attempts = 0
+        self._attempts = self._size = 0
         self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
 
@@ -281,6 +300,7 @@ class Exchange:
         cost = guard.rules.cost(size / MB, first=not (again or probe))
         rejection = guard.attempt(cost, again=again, probe=probe)
         if rejection is not None:
+            _report_held(guard, rejection.code)
             raise self._held(rejection.code, rejection.text)
         if guard.journal is not None:
             record = {
@@ -292,11 +312,12 @@ class Exchange:
             except StoreError as e:
                 guard.spending.settle(cost, Cost(), system.now())
                 if not (again or probe):
-                    guard.count_rejected()
+                    guard.count_rejected("ledger")
                 raise self._held("ledger", f"what is not in the egress ledger does not leave ({e})") from e
         self._attempts += 1
         self.usd += cost.usd
         self.sent += size
+        self._size = size
         self._open, self.begun, self._until = True, monotonic(), until
 
     def _held(self, code: HeldCode, text: str) -> Held:
@@ -308,6 +329,8 @@ class Exchange:
         guard = self._guard
         self._open = False
         self.received += size
+        if guard.report is not None:
+            guard.report.attempt(guard.name, self.identity, self._size, size, monotonic() - self.begun, error)
         if size:
             cost = guard.rules.cost(size / MB, first=False)
             self.usd += cost.usd

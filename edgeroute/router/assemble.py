@@ -15,7 +15,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts
-from edgeroute.record.instruments import Instrument, Instruments
+from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
 from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine, prints
@@ -98,6 +98,7 @@ def guard(engine: Engine, backend: CloudBackend) -> Guard:
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
+        report=_Report(engine.instruments) if engine.instruments else None,
     )  # fmt: skip
 
 
@@ -147,6 +148,21 @@ def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox 
     from edgeroute.stores.outbox import Outbox as Made
 
     return Made(folder / "outbox.db")
+
+
+class _Report:
+    """Tells the instruments of attempts, and of what was held."""
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+
+    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> None:
+        """An attempt has ended."""
+        self._instruments.attempt_ended(AttemptEnded(target, request, sent, received, took_s, error))
+
+    def held(self, target: str, code: str) -> None:
+        """A request was not asked."""
+        self._instruments.limit_hit(target, code)
 
 
 class _Asks:

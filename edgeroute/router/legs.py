@@ -170,8 +170,8 @@ class LegExecutor:
         """The inputs as they may leave."""
         try:
             return self.egress.prepared(self._input_rows(start), permit, backend.where)
-        except Held:
-            backend.guard.count_rejected()
+        except Held as e:
+            backend.guard.count_rejected(e.code)
             raise
 
     @contextmanager
@@ -219,7 +219,7 @@ class LegExecutor:
         """Why a leg for which there is no thread does not run; None: it runs in the caller's."""
         backend = self.backend(start)
         if self.plan.legs[start.leg].permit is not None:
-            backend.guard.count_rejected()  # type: ignore[attr-defined]  # a cloud has a guard
+            backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
             return Held(f"{backend.name} was not asked: no thread is free", code="threads")
         if backend.abandoned >= STUCK_MOST:
             return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
