@@ -66,7 +66,7 @@ def box(tmp_path):
 def begun(router):
     """Delivery has begun, and with that has had everything tried: what is queued from now on waits."""
     end = monotonic() + LONG
-    while router.engine.queue.delivery._hurry_at == -math.inf:
+    while router.engine.queue.delivery.hurry_at == -math.inf:
         assert monotonic() < end
         threading.Event().wait(0.001)
 
@@ -894,7 +894,7 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
         relay.refuse = False
         guard = router.engine.snapshot.clouds[0].guard
         guard.check_health()
-        assert delivery._hurry_at > monotonic() + AGES / 2
+        assert delivery.hurry_at > monotonic() + AGES / 2
         assert only(wide)[0] > AGES / 2
         router.engine.health.link_up()
         assert_told_once(told, answer, router)
@@ -1060,7 +1060,7 @@ def perhaps_die(calls=[]):
 
 with Router(lambda x: ("edge", 0.1), PlainJson(url, retries=0), threshold=0.5, offline="queue", outbox=box) as router:
     say("ready", "")
-    router.engine.queue.callbacks._loop._poll_s = router.engine.queue.delivery._loop._poll_s = 0.05
+    router.engine.queue.callbacks.loop.poll_s = router.engine.queue.delivery.loop.poll_s = 0.05
     router.on_late(once if effect == "once" else again)
     for n in range(int(count)):
         answer = router.infer(n)

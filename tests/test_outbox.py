@@ -966,7 +966,7 @@ def test_a_wake_goes_by_the_oldest(make, deliver, monkeypatch, ahead, whole):
     outbox.put(request("c", ready_at=T0 + 1))
     looks(outbox, monkeypatch)
     delivery.wake()
-    assert delivery._hurry_at < monotonic() + ahead[0] + 100
+    assert delivery.hurry_at < monotonic() + ahead[0] + 100
 
 
 @pytest.mark.usefixtures("whole")
@@ -1364,7 +1364,7 @@ def test_a_fork(make, deliver):
     assert sent.get(timeout=30) == "before"
 
     def work():
-        return delivery._loop._thread is None and delivery._loop._fd is None and outbox.put(request("child")).stored
+        return delivery.loop._thread is None and delivery.loop._fd is None and outbox.put(request("child")).stored
 
     assert forked(work)() == 0
     assert sent.get(timeout=30) == "child"

@@ -16,7 +16,7 @@ from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
 from edgeroute.core.explain import finite
 
 if TYPE_CHECKING:
-    from edgeroute.cli.kept import Value
+    from edgeroute.cli.state_file import Value
     from edgeroute.confidence.binding import BoundCertificate
     from edgeroute.core.policy import Target
     from edgeroute.core.spending import Limits
@@ -60,7 +60,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
 
     With --state alone, what only the policy says is left out: limits, and whether a certificate fits the models.
     """
-    from edgeroute.cli.kept import read
+    from edgeroute.cli.state_file import read
 
     home = folder(policy, state)
     kept = read(home)

@@ -74,33 +74,33 @@ class HttpBackend(AbandonedRuns):
         self.patience_s: float = endpoint.address.timeout_s
         self.reader = Reader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
         super().__init__(MAX_ABANDONED)
-        self._leg: HttpClient | None = None
+        self._client: HttpClient | None = None
         self._closed = False
 
     @property
-    def leg(self) -> HttpClient:
+    def client(self) -> HttpClient:
         """What carries the calls."""
-        if self._leg is None:
+        if self._client is None:
             with no_fork:
                 from edgeroute.cloud.http import HttpClient
 
-            self._leg = HttpClient(self.endpoint)
+            self._client = HttpClient(self.endpoint)
             if self._closed:  # a reload has dropped it while a request was on its way here
-                self._leg.close()
-        return self._leg
+                self._client.close()
+        return self._client
 
     @property
     def traffic(self) -> tuple[int, int]:
         """Bytes sent and received so far, bodies alone, retries included."""
-        return (0, 0) if self._leg is None else (self._leg.sent, self._leg.received)
+        return (0, 0) if self._client is None else (self._client.sent, self._client.received)
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
         """Asks for all of them in one talk."""
-        return self.reader.many(self.leg.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
+        return self.reader.many(self.client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """Asks for all of them in one talk, on the event loop."""
-        return self.reader.many(await self.leg.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
+        return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The answer in one piece: the protocols have no other."""
@@ -116,16 +116,16 @@ class HttpBackend(AbandonedRuns):
         def talk() -> Talk:
             return self.endpoint.decode((yield call), 1)
 
-        return self.reader.many(self.leg.run(talk(), until, exchange), 1)[0]
+        return self.reader.many(self.client.run(talk(), until, exchange), 1)[0]
 
     def ready(self, until: float) -> None:
         """Pings the endpoint."""
         with self.guard.probe() as exchange:
-            self.leg.run(self.endpoint.ping(), until, exchange)
+            self.client.run(self.endpoint.ping(), until, exchange)
 
     def health(self, until: float, exchange: Exchange) -> None:
         """Asks whether it is ready."""
-        self.leg.run(self.endpoint.health(), until, exchange)
+        self.client.run(self.endpoint.health(), until, exchange)
 
     def describe(self) -> str:
         """Where it is, with a warning where nobody checks who answers there."""
@@ -144,13 +144,13 @@ class HttpBackend(AbandonedRuns):
     def close(self) -> None:
         """Closes the connections, those in use as soon as they are not."""
         self._closed = True
-        if self._leg is not None:
-            self._leg.close()
+        if self._client is not None:
+            self._client.close()
 
     async def aclose(self) -> None:
         """Closes the connections, those of asyncio too."""
-        if self._leg is not None:
-            await self._leg.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
 
 class FunctionBackend(AbandonedRuns):

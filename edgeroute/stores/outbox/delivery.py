@@ -71,8 +71,8 @@ class Delivery:
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".deliver")
-        self._loop = Loop("edgeroute-outbox", place, self._step, poll_s=poll_s, busy=lambda: bool(self._flying))
-        outbox.listen(self._loop.nudge)
+        self.loop = Loop("edgeroute-outbox", place, self._step, poll_s=poll_s, busy=lambda: bool(self._flying))
+        outbox.listen(self.loop.nudge)
 
     def after_fork(self) -> None:
         """Resets delivery state: requests in flight are the parent's."""
@@ -83,13 +83,13 @@ class Delivery:
         self._since: float | None = None
         """When the oldest waiting entry was queued, as of the last scan."""
         self._next = self._hurried = -inf
-        self._hurry_at = -inf
+        self.hurry_at = -inf
         """When to cut waits short; initially at once: the reason an earlier process waited for may have passed."""
         self._stop = threading.Event()
 
     def start(self) -> None:
         """Starts delivering."""
-        self._loop.start()
+        self.loop.start()
 
     def wake(self, *, now: bool = False) -> None:
         """Cuts short the waits of entries that failed. Not needed after a put.
@@ -98,20 +98,20 @@ class Delivery:
             now: this device was offline: retry at once. Else the cloud was down, for other devices too: retry after a random
                 part of the oldest entry's spread.
         """
-        self._hurry_at = min(self._hurry_at, monotonic() + (0.0 if now else self._outbox.part_s(self._since)))
-        self._loop.nudge()
+        self.hurry_at = min(self.hurry_at, monotonic() + (0.0 if now else self._outbox.part_s(self._since)))
+        self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
         """Starts no more requests; waits for those in flight, up to `wait_s` seconds. Slower ones end by themselves."""
         self._stop.set()
-        self._loop.close(wait_s)
+        self.loop.close(wait_s)
         self._workers.close(wait_s)
 
     def _step(self) -> float:
         """Starts one request, if one is due -> seconds until the next may be due."""
         at = monotonic()
-        if at >= max(self._hurry_at, self._hurried + HURRY_S):
-            self._hurry_at, self._hurried, self._paused = inf, at, {}
+        if at >= max(self.hurry_at, self._hurried + HURRY_S):
+            self.hurry_at, self._hurried, self._paused = inf, at, {}
             self._outbox.hurry()
         if len(self._flying) >= self._parallel:
             return inf  # a finished request nudges
@@ -120,7 +120,7 @@ class Delivery:
         chosen = self._outbox.pick(self._choose, "waiting")
         waiting = None if chosen is None else self._outbox.waiting(chosen.id)
         if chosen is None or waiting is None:
-            return min(self._soon_s, max(self._hurry_at, self._hurried + HURRY_S) - at)
+            return min(self._soon_s, max(self.hurry_at, self._hurried + HURRY_S) - at)
         self._next = max(self._next, at) + self._spacing_s
         self._flying.add(chosen.id)
         if not self._workers.submit(lambda: self._deliver(chosen, waiting)):
@@ -169,7 +169,7 @@ class Delivery:
                 self._keep(lambda: self._outbox.bury(name, failure))
         finally:
             self._flying.discard(name)
-            self._loop.nudge()
+            self.loop.nudge()
 
     def _keep(self, write: Callable[[], object]) -> None:
         """Stores the outcome, retrying while the disk fails; meanwhile its slot is not reused."""

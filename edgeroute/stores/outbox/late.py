@@ -42,8 +42,8 @@ class Callbacks:
         self.after_fork()
         renew_after_fork(self)
         place = outbox.path.with_name(outbox.path.name + ".callback")
-        self._loop = Loop("edgeroute-late", place, self._step, poll_s=poll_s)
-        outbox.listen(self._loop.nudge)
+        self.loop = Loop("edgeroute-late", place, self._step, poll_s=poll_s)
+        outbox.listen(self.loop.nudge)
 
     def after_fork(self) -> None:
         """Resets failure state: it was the parent's."""
@@ -67,15 +67,15 @@ class Callbacks:
         if inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, "__call__", None)):  # noqa: B004 - what a call would run
             raise PolicyError("a callback for late answers is a plain function: it is called from a thread, where no loop runs")
         self._f, self._takes_tx = f, _takes_tx(f)
-        self._loop.start()
+        self.loop.start()
 
     def wake(self) -> None:
         """Polls now. Not needed after a put by this process."""
-        self._loop.nudge()
+        self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
         """Stops calling; waits for a call in progress, up to `wait_s` seconds."""
-        self._loop.close(wait_s)
+        self.loop.close(wait_s)
 
     def _step(self) -> float:
         """Hands over one answer, if there is one -> seconds until the next may be due."""

@@ -29,7 +29,7 @@ class Loop:
     def __init__(
         self, name: str, place: Path, step: Callable[[], float], *, poll_s: float, busy: Callable[[], bool] = lambda: False
     ) -> None:
-        self._name, self._place, self._step, self._poll_s, self._busy = name, place, step, poll_s, busy
+        self._name, self._place, self._step, self.poll_s, self._busy = name, place, step, poll_s, busy
         self._begun = self._closed = False
         self._fd: int | None = None
         self.after_fork()
@@ -79,7 +79,7 @@ class Loop:
                 self._nudged = False
                 if self._closed:
                     break
-            pause = self._poll_s
+            pause = self.poll_s
             try:
                 if self._take():
                     pause = min(pause, self._step())
