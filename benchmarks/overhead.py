@@ -39,10 +39,21 @@ def figures() -> list[Figure]:
         limits=Limits(usd_per_day=1, mb_per_day=1, joules_per_hour=1, calls_per_minute=1),
         egress=Egress(may_leave=["photo"], default_class="photo"),
     )
+    small = Router(edge=lambda _: ("edge", 1.0), cloud=never, threshold=0.0)
+    callables = medians({"bare": lambda _: ("edge", 1.0), "infer": small.infer}, images)
+    over = (callables["infer"] - callables["bare"]) * 1e6
     times = medians({"bare": bare, "infer": plain.infer, "limited": limited.infer, "traced": traced.infer}, images)
     loop_times = _asyncio(path, images, bare, never)
     us = {name: value * 1e6 for name, value in (times | loop_times).items()}
     return [
+        Figure(
+            "accepted `infer`, over a callable",
+            f"{callables['infer'] * 1e6:.1f} us",
+            f"{callables['bare'] * 1e6:.1f} us",
+            over,
+            "us",
+            12,
+        ),
         Figure("accepted `infer`", f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"], "us", 12),
         Figure(
             "the same, all limits set", f"{us['limited']:.1f} us", f"{us['bare']:.1f} us", us["limited"] - us["bare"], "us", 12

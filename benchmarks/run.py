@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import calibration
+import callers
 import cloud
 import faults
 import fleet
@@ -37,7 +38,7 @@ def demo() -> list[Figure]:
 
 
 if __name__ == "__main__":
-    first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures()]
+    first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures()]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)
