@@ -28,7 +28,7 @@ def measured(tree: Path) -> dict[str, tuple[float, str]]:
     """Row -> what it is compared by, and its unit."""
     path = os.pathsep.join(map(str, (tree, tree / "benchmarks")))
     done = subprocess.run(
-        [sys.executable, "-c", CODE], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", CODE], cwd=tree, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
     return {row["name"]: (row["compared"], row["unit"]) for row in json.loads(done.stdout.splitlines()[-1])}
 
