@@ -37,6 +37,10 @@ class CloudBackend(Backend, Protocol):
         """How long it may take to answer."""
 
     @property
+    def load(self) -> Callable[[], object] | None:
+        """What is still to be imported and made before a call, which may take longer than a deadline; None: nothing."""
+
+    @property
     def alone_async(self) -> bool:
         """It runs on an event loop, and not otherwise."""
 
@@ -76,6 +80,11 @@ class HttpBackend(AbandonedRuns):
         super().__init__(MAX_ABANDONED)
         self._client: HttpClient | None = None
         self._closed = False
+
+    @property
+    def load(self) -> Callable[[], object] | None:
+        """Imports and makes the client, if that is still to be done."""
+        return None if self._client is not None else lambda: self.client
 
     @property
     def client(self) -> HttpClient:
@@ -158,6 +167,7 @@ class FunctionBackend(AbandonedRuns):
 
     side: Side = "cloud"
     traffic = (0, 0)
+    load = None
     patience_s = 10.0
     guard: Guard
 

@@ -160,6 +160,8 @@ class LegExecutor:
         """The same on an event loop, for a backend that can."""
         try:
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
+            if (load := backend.load) is not None:
+                await off_loop(load)  # not on the loop, where it would hold up everybody
             with self._exchange(start, permit, backend) as (until, exchange):
                 answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
