@@ -1,1 +1,1 @@
-"""The decisions, pure: no clock, no I/O, nothing but the standard library. Time comes in as a number of seconds."""
+"""Pure decision rules: no clock, no I/O, standard library only. Times are passed in, in seconds."""

@@ -1,4 +1,4 @@
-"""Circuit breaker, retry budget, rate, concurrency and spending in front of one endpoint, by instants that are passed in."""
+"""Admission control for one endpoint: circuit breaker, retry budget, rate, concurrency and spending. The clock is passed in."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost
 
 USUAL: float = 0.9
-"""The share of answers that an endpoint's usual time is enough for."""
+"""Latency quantile of an endpoint that counts as its usual time."""
 
 
 class Spends(Protocol):
-    """What endpoints pay from together: a `Spending`, or one behind a lock."""
+    """Spending shared by several endpoints: a `Spending`, or one behind a lock."""
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Books it, or says why not."""
+        """Books the cost, or returns the limit that forbids it."""
 
     def add(self, cost: Cost, now: float) -> None:
-        """Books what has happened anyway."""
+        """Books a cost that has been incurred anyway."""
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects what was booked to what it came to."""
+        """Corrects a reservation to the actual cost."""
 
 
 class Admission:
-    """Whom an endpoint is asked for, and what it learns from what became of it.
+    """Decides whether an endpoint may be called, and updates its breaker and budgets from the results.
 
-    `now` is seconds of one monotonic clock, `day` seconds since 1970, which spending counts by; `jitter` is random, 0..1. Not
-    synchronised: whoever shares it between threads holds a lock, but for `leave`.
+    `now` is seconds of one monotonic clock; `day` is seconds since 1970, used by spending; `jitter` is random, 0..1. Not
+    synchronised: threads that share it need a lock, except for `leave`.
 
     Args:
-        terms: what the endpoint costs and bears.
-        spending: what is paid from.
+        terms: cost and limits of the endpoint.
+        spending: shared spending limits.
 
     Attributes:
-        under_way: a slot for each call that has one.
-        rejected: how many requests were not let through.
+        under_way: the slots of calls in progress.
+        rejected: number of requests rejected.
     """
 
     __slots__ = ("_rate", "breaker", "budget", "rejected", "spending", "terms", "under_way", "usual")
@@ -55,15 +55,15 @@ class Admission:
 
     @property
     def state(self) -> State:
-        """The breaker's: closed, open or half-open."""
+        """State of the breaker: closed, open or half-open."""
         return self.breaker.state
 
     def why(self, now: float) -> Rejection | None:
-        """Why it is not to be asked now, whoever asks; None: it may be."""
+        """Why no request may be sent now; None: one may."""
         return self.breaker.why(now)
 
     def enter(self, slot: Hashable, now: float) -> Rejection | None:
-        """Lets a request through, which has the slot until it leaves; or says why not."""
+        """Admits a request, which occupies the slot until `leave`; or returns why not."""
         rejection, terms = self.breaker.why(now), self.terms
         if rejection is None and len(self.under_way) >= terms.max_concurrent:
             rejection = Rejection("max_concurrent", f"{len(self.under_way)} calls are under way (max_concurrent)")
@@ -76,24 +76,24 @@ class Admission:
         return rejection
 
     def leave(self, slot: Hashable) -> None:
-        """The call is over. As often as you like, and without a lock: a slot is given back once."""
+        """Frees the slot when the call has ended. Idempotent, and needs no lock."""
         self.under_way.discard(slot)
 
     def cost(self, mb: float, *, first: bool) -> Cost:
-        """Of so many millions of bytes; the first attempt of a request pays for the call, too."""
+        """Cost of `mb` million bytes; the first attempt of a request also pays the price per call."""
         terms = self.terms
         usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
         return Cost(usd + terms.usd_per_call, mb, joules + terms.joules_per_call, 1) if first else Cost(usd, mb, joules)
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
-        """Books an attempt that is about to be made, or says why it may not be.
+        """Books an attempt about to be made, or returns why it may not be made.
 
         Args:
-            cost: what it costs.
-            now: the instant.
-            day: the same, as spending counts.
-            again: the request was asked before; the breaker may have opened meanwhile.
-            probe: it carries no user data, and is made whatever the breaker says.
+            cost: of the attempt.
+            now: monotonic instant, seconds.
+            day: the same instant, seconds since 1970.
+            again: a retry; the breaker may have opened since the first attempt.
+            probe: carries no user data, and is made whatever the state of the breaker.
         """
         rejection = self.breaker.why(now) if again and not probe else None
         rejection = rejection or self.spending.reserve(cost, day)
@@ -102,11 +102,11 @@ class Admission:
         return rejection
 
     def retry(self) -> bool:
-        """Takes a retry from the budget, if there is one. It waits for what the endpoint asked for itself."""
+        """Takes a retry from the budget; False: it is empty. A retry waits out the endpoint's Retry-After itself."""
         return self.breaker.state == "closed" and self.budget.take()
 
     def succeeded(self, now: float, took_s: float | None = None) -> bool:
-        """It answered, in that time if it was a plain answer -> whether it had been away."""
+        """Records a success; `took_s`: its latency, if it is to be counted. Returns whether the breaker was not closed before."""
         before = self.breaker.state
         self.breaker.success(now)
         self.budget.success()
@@ -115,41 +115,41 @@ class Admission:
         return before != "closed"
 
     def failed(self, now: float, jitter: float) -> bool:
-        """It did not -> whether the breaker has opened."""
+        """Records a fault. Returns whether it opened the breaker."""
         before = self.breaker.opened
         self.breaker.fault(now, jitter)
         return self.breaker.opened > before
 
     def usual_s(self) -> float:
-        """The time that it needs for `USUAL` of its answers; 0 while unknown."""
+        """The `USUAL` quantile of latency, seconds; 0 while unknown."""
         return self.usual.quantile(USUAL) or 0.0
 
     def too_late(self, had_s: float) -> bool:
-        """Whether having no answer after so long is a fault: with less time than usual it is nobody's."""
+        """Whether a timeout after `had_s` seconds is the endpoint's fault: not if it had less than its usual time."""
         return had_s >= self.usual_s()
 
     def hold(self, wait_s: float, now: float) -> None:
-        """The endpoint asks to be left alone."""
+        """Holds all requests for `wait_s` seconds, as the endpoint requested (Retry-After)."""
         self.breaker.hold(now + wait_s, now)
 
     def take_probe(self, now: float) -> bool:
-        """Whether a probe is to be sent now; it is under way from then on."""
+        """Whether a probe is to be sent now; it then counts as in progress."""
         due = self.breaker.probe_due(now)
         if due:
             self.breaker.probe_begun(now)
         return due
 
     def probe_ended(self, now: float, jitter: float, *, ok: bool, wait_s: float | None = None) -> None:
-        """A probe is over; `wait_s`: the endpoint asks to be left alone for so long."""
+        """Records the result of a probe; `wait_s`: seconds of hold that the endpoint requested."""
         if wait_s:
             self.hold(wait_s, now)
         self.breaker.probe_ended(now, ok, jitter)
 
     def link_up(self, now: float) -> bool:
-        """The network is back: a breaker that is open need not wait any longer -> as `take_probe`."""
+        """Makes a probe due at once if the breaker is open, as the network is back. Returns as `take_probe`."""
         self.breaker.link_up(now)
         return self.take_probe(now)
 
     def has_headroom(self, now: float) -> bool:
-        """Whether it bears what is not urgent: it is well, and half of its calls, a second and at a time, are free."""
+        """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
         return self.breaker.allows(now) and self._rate.spare(now) and 2 * len(self.under_way) < self.terms.max_concurrent

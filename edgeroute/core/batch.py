@@ -1,4 +1,4 @@
-"""Walks a plan with a batch: every row by the same rules as one input, every leg begun once for all rows that need it."""
+"""Walks a plan with a batch: each row follows the rules for one input, and a leg is started once for all rows that need it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
 
 
 def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> BatchWalk:
-    """Routes `count` inputs together; the outcomes come back in their order.
+    """Routes `count` inputs together; returns their outcomes in order.
 
-    Rows that are still under way have all seen the same events, since a row either ends or goes on with the others. So
-    they ask for the same legs at the same time, and one `Start` with their numbers serves them all. A leg is cancelled
-    when no row is left that could use it. At the deadline clouds that are still at it are cancelled, or with `keep_late` left.
+    Rows still in progress have all seen the same events, since a row either ends or goes on with the others. So they request
+    the same legs at the same time, and one `Start` with their row numbers serves them all. A leg is cancelled when no
+    remaining row could use it. At the deadline clouds still running are cancelled, or with `keep_late` left running.
     """
     live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
     outcomes: list[Outcome | None] = [None] * count

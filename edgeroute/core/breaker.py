@@ -1,4 +1,4 @@
-"""Stops asking an endpoint that does not answer, and finds out with little that it answers again."""
+"""Circuit breaker: stops calls to a failing endpoint, and probes whether it has recovered."""
 
 from __future__ import annotations
 
@@ -11,58 +11,57 @@ from edgeroute.core.policy import INF
 State = Literal["closed", "open", "half-open"]
 
 FAULTS: Final = 3
-"""So many in a row open it."""
+"""Consecutive faults that open it."""
 FIRST_S, MOST_S = 5.0, 300.0
-"""How long it is open at first; twice as long each time, up to the most."""
+"""Initial and maximum opening time, seconds; it doubles each time."""
 HOLD_MOST_S: Final = 300.0
-"""An endpoint cannot ask to be left alone for longer."""
+"""Upper limit of a hold that an endpoint requests, seconds."""
 PROBE_LOST_S: Final = 60.0
-"""A probe that has not ended after this long never will."""
+"""Seconds after which a probe without a result counts as lost."""
 
 
 def allowed(closed: Numbers, held: Numbers, now: Numbers) -> Numbers:
-    """Whether a request may be sent: the breaker is closed, and no hold lasts."""
+    """Whether a request may be sent: the breaker is closed, and no hold is in force."""
     return closed & (now >= held)
 
 
 def tripped(faults: Numbers) -> Numbers:
-    """Whether so many faults in a row open a breaker that is closed."""
+    """Whether so many consecutive faults open a closed breaker."""
     return faults >= FAULTS
 
 
 def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
-    """How long it stays open: half of the nominal time at least."""
+    """Opening time, seconds: at least half of the nominal time, with jitter."""
     return nominal_s * (0.5 + 0.5 * jitter)
 
 
 def grown_s(nominal_s: Numbers) -> Numbers:
-    """The nominal opening time after this one."""
+    """The next nominal opening time, seconds."""
     return least(2 * nominal_s, MOST_S)
 
 
 def due(due_at: Numbers, held: Numbers, now: Numbers) -> Numbers:
-    """Whether to send a probe: its time has come, and no hold lasts."""
+    """Whether to send a probe: it is due, and no hold is in force."""
     return (now >= due_at) & (now >= held)
 
 
 def held_until(held: Numbers, until: Numbers, now: Numbers) -> Numbers:
-    """The end of a hold after another one is asked for: the latest counts, and none reaches further than `HOLD_MOST_S`."""
+    """End of the hold after another request for one: the later of the two, at most `HOLD_MOST_S` from now."""
     return most(held, least(until, now + HOLD_MOST_S))
 
 
 class Breaker:
-    """One endpoint's circuit breaker.
+    """Circuit breaker of one endpoint.
 
-    It opens after `FAULTS` faults in a row. Once the opening time is over, a probe without user data is due, one at a time:
-    half-open. If that fails, it opens for longer; if that succeeds, it closes on trial: requests go, but the next fault
-    opens it at once, with the grown time, since a probe may be answered by what does not run the model. Only a request's
-    success forgets faults and growth.
+    It opens after `FAULTS` consecutive faults. After the opening time a probe without user data is due, one at a time:
+    half-open. If the probe fails, it opens for longer. If it succeeds, it closes on trial: requests are sent, but the next
+    fault opens it at once, with the longer time, since a probe may be answered by something that does not run the model. Only a
+    request's success resets the faults and the opening time.
 
-    Results may come late. While it is open, a fault says nothing new and changes nothing; a success closes it, for the
-    endpoint has answered, and a probe that is still under way then does not matter any more.
+    Results may be late. While it is open, a fault changes nothing; a success closes it, since the endpoint has answered, and
+    the result of a probe in progress is then ignored.
 
-    Instants are seconds of one monotonic clock; `jitter` is random, 0..1. Not synchronised: whoever shares it between
-    threads holds a lock.
+    Instants are seconds of one monotonic clock; `jitter` is random, 0..1. Not synchronised: threads that share it need a lock.
 
     Attributes:
         state: closed, open or half-open.
@@ -77,16 +76,16 @@ class Breaker:
         self._faults = 0
         self._next_s = FIRST_S
         self._due = INF
-        """When a probe may be sent, or again if one is under way; inf while closed."""
+        """When the next probe may be sent, also if one is in progress; inf while closed."""
         self._held = -INF
-        """Nothing is asked before that."""
+        """End of the hold: no request before this instant."""
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent."""
         return bool(allowed(self.state == "closed", self._held, now))
 
     def why(self, now: float) -> Rejection | None:
-        """Why none may; None: it may."""
+        """Why no request may be sent; None: one may."""
         if self.allows(now):
             return None
         if self.state == "closed":
@@ -99,15 +98,15 @@ class Breaker:
         return Rejection("breaker", text)
 
     def fault(self, now: float, jitter: float) -> None:
-        """A request failed, and the endpoint is to blame."""
+        """Records a failed request that is the endpoint's fault."""
         if self.state == "closed":
-            self._faults += 1  # a probe's success has not taken any away: on trial, one more is enough
+            self._faults += 1  # a probe's success has not reset the count: on trial, one more fault is enough
             if tripped(self._faults):
                 self.opened += 1
                 self._open(now, jitter)
 
     def success(self, now: float) -> None:  # noqa: ARG002 - each of the news comes with its time
-        """A request was answered, whenever it was begun. A hold stays: its server knows better."""
+        """Records an answered request, whenever it began. A hold stays in force: the server requested it."""
         self._faults, self._next_s = 0, FIRST_S
         self._close()
 
@@ -116,11 +115,11 @@ class Breaker:
         return bool(due(self._due, self._held, now))
 
     def probe_begun(self, now: float) -> None:
-        """A probe that was due is being sent."""
+        """Records that a probe was sent."""
         self.state, self._due = "half-open", now + PROBE_LOST_S
 
     def probe_ended(self, now: float, ok: bool, jitter: float) -> None:
-        """It was answered, or it was not. Without effect unless one is under way."""
+        """Records a probe's result. A no-op unless one is in progress."""
         if self.state == "half-open":
             if ok:
                 self._close()
@@ -128,13 +127,13 @@ class Breaker:
                 self._open(now, jitter)
 
     def link_up(self, now: float) -> None:
-        """The network came back: what was before it says little. A probe is due at once, unless one is under way."""
+        """Makes a probe due at once, unless one is in progress: faults from before the network came back mean little."""
         self._next_s = FIRST_S
         if self.state == "open":
             self._due = now
 
     def hold(self, until: float, now: float) -> None:
-        """The endpoint asks for nothing before that instant, no later than `HOLD_MOST_S` from now; the latest one counts."""
+        """Forbids requests before `until`, at most `HOLD_MOST_S` from now; the latest hold counts."""
         self._held = held_until(self._held, until, now)
 
     def _open(self, now: float, jitter: float) -> None:

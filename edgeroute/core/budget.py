@@ -1,4 +1,4 @@
-"""How often something may be done: retries for each success, calls a second. Token buckets, which start full."""
+"""Token buckets, which start full: retries per success, and calls per second."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from edgeroute.core.policy import INF
 
 RETRY: Final = 10
 CAP: Final = 100
-"""In successes, so that nothing is rounded: what a retry costs, and the most there can be (ten retries)."""
+"""In units of successes, to avoid rounding: cost of a retry, and the maximum (ten retries)."""
 
 
 def affords(left: Numbers) -> Numbers:
-    """Whether there is a retry left."""
+    """Whether a retry is left."""
     return left >= RETRY
 
 
 def earned(left: Numbers) -> Numbers:
-    """What is left after one more success."""
+    """The balance after one more success."""
     return least(left + 1, CAP)
 
 
 class RetryBudget:
-    """A retry for ten successes, and up to ten at hand: when all fails, retries are soon no load on top.
+    """Retry budget: one retry per ten successes, ten at most. If everything fails, retries soon add no load.
 
-    Not synchronised: whoever shares it between threads holds a lock.
+    Not synchronised: threads that share it need a lock.
     """
 
     __slots__ = ("_left",)
@@ -34,25 +34,25 @@ class RetryBudget:
         self._left = CAP
 
     def take(self) -> bool:
-        """Whether there is a retry left; it is taken."""
+        """Takes a retry; False: none is left."""
         if not affords(self._left):
             return False
         self._left -= RETRY
         return True
 
     def success(self) -> None:
-        """An attempt succeeded."""
+        """Records a successful attempt."""
         self._left = earned(self._left)
 
 
 class Rate:
-    """Calls a second.
+    """Rate limit, calls per second.
 
-    Not synchronised: whoever shares it between threads holds a lock.
+    Not synchronised: threads that share it need a lock.
 
     Args:
-        per_s: so many a second in the long run; inf: no limit.
-        burst: so many at once after a pause, 1 or more; None: those of a second.
+        per_s: long-term rate; inf: no limit.
+        burst: calls at once after a pause, at least 1; None: those of one second.
     """
 
     __slots__ = ("_at", "_burst", "_left", "_per_s")
@@ -64,7 +64,7 @@ class Rate:
         self._at = 0.0
 
     def take(self, now: float) -> bool:
-        """Whether one may be made now; it is taken. An instant before the last one adds nothing."""
+        """Takes a call; False: the limit is reached. An instant before the last one adds nothing."""
         if now > self._at:
             self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now
@@ -74,5 +74,5 @@ class Rate:
         return True
 
     def spare(self, now: float) -> bool:
-        """Whether at least half of the burst is there, so that what is not urgent may take one."""
+        """Whether at least half of the burst is left, so that a low-priority call may take one."""
         return self._left + max(0.0, now - self._at) * self._per_s >= self._burst / 2 if self._per_s < INF else True

@@ -1,4 +1,4 @@
-"""Codes of refusals and failures: what programs decide by, where people read the text beside it."""
+"""Machine-readable codes of rejections and failures; programs decide by them, the text beside them is for people."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ HeldCode = Literal[
     "breaker", "retry_after", "max_concurrent", "calls_per_s", "usd_per_day", "mb_per_day", "joules_per_hour", "calls_per_minute",
     "ledger", "consent", "redaction", "threads", "stopped", "other",
 ]  # fmt: skip
-"""Why an endpoint was not asked: its breaker is open, or is closed but on hold; a limit; the egress ledger cannot be written;
-there is no consent; the redaction failed; there is no thread for it; its answer is not needed any more."""
+"""Why an endpoint was not called: its breaker is open, or closed but on hold; a limit; the egress ledger cannot be written;
+no consent; the redaction failed; no free thread; the answer is no longer needed."""
 ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held"]
-"""What kind of error it is; empty: any other."""
+"""Kind of error; empty: any other."""
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))
 INPUTS_OWN: Final = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
-"""HTTP statuses that say something about this very input, and not about the endpoint."""
+"""HTTP statuses that are about this input, not about the endpoint."""
 AnyCode: TypeAlias = ErrorCode | HeldCode
 Verdict = Literal["answered", "fault", "late", "nothing"]
 
 
 def passing(status: int) -> bool:
-    """Whether a request that was answered with this HTTP status may fare better if it is sent again."""
+    """Whether a request that got this HTTP status may succeed if it is sent again."""
     return status in {408, 429} or status >= 500  # noqa: PLR2004 - HTTP's own numbers
 
 
 class Rejection(NamedTuple):
-    """Why a request was not let through."""
+    """Why a request was not admitted."""
 
     code: HeldCode
     text: str
 
 
 class Coded:
-    """An error that carries a code; the base of all of edgeroute's."""
+    """Base of all edgeroute errors: one that carries a code."""
 
     code: AnyCode = ""
     status: int | None = None
-    """The HTTP status, where there was one."""
+    """The HTTP status, if any."""
     again: bool = False
-    """It was held, but only after an attempt had been made: it was not asked again."""
+    """Held before a retry: at least one attempt had been made."""
 
 
 class Failure(NamedTuple):
-    """An error, as far as rules look at it."""
+    """The properties of an error that rules decide by."""
 
     code: AnyCode = ""
     status: int | None = None
@@ -50,35 +50,35 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException | None) -> Failure:
-        """That of an exception; one that is not edgeroute's has no code, unless it is a `TimeoutError`."""
+        """Extracts them from an exception; a foreign one has no code, unless it is a `TimeoutError`."""
         if isinstance(error, Coded):
             return cls(error.code, error.status, error.again)
         return cls("timeout") if isinstance(error, TimeoutError) else cls()
 
     @property
     def held(self) -> bool:
-        """Whether the endpoint was not asked at all."""
+        """Whether the endpoint was not called at all."""
         return self.code in HELD and not self.again
 
     @property
     def of_the_input(self) -> bool:
-        """Whether the endpoint answered, and it is this input that it does not take."""
+        """Whether the endpoint answered, and rejects this input."""
         return self.status in INPUTS_OWN
 
     @property
     def retriable(self) -> bool:
-        """Whether an HTTP client would send such a request again, given the time."""
+        """Whether an HTTP client would retry such a request, given the time."""
         return self.code == "unreachable" or (self.status is not None and passing(self.status))
 
     def verdict(self, *, cut: bool = False, in_time: bool = False, stale: bool = False) -> Verdict:
-        """What the end of an attempt says of the endpoint.
+        """What the end of an attempt means for the breaker.
 
-        A reply that cannot be read says nothing yet: it counts once, when its request ends.
+        An unreadable reply counts only when its request ends, once.
 
         Args:
-            cut: it was ended from this side.
-            in_time: that was before its deadline, since its answer was not needed any more.
-            stale: it came on a kept-alive connection, which the server may just have closed.
+            cut: cancelled from this side.
+            in_time: cancelled before its deadline, since its answer was no longer needed.
+            stale: on a kept-alive connection, which the server may just have closed.
         """
         if self.of_the_input:
             return "answered"

@@ -1,4 +1,4 @@
-"""Tells when a mean has come to exceed what was promised, with few false alarms, however the values depend on each other."""
+"""Sequential test: detects that a mean exceeds its level, with few false alarms and under any dependence between values."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from math import exp, inf, log
 from typing import Any, Final
 
 ALARM: Final = 1e4
-"""While the promise holds, so many values come before a false alarm, on average, or more."""
+"""Average run length to a false alarm, in values: at least this while the mean is within its level."""
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
 _LOG_MOST: Final = 230.0
 _MOST: Final = exp(_LOG_MOST)
-"""A wealth grows no further, long before a float overflows."""
+"""Cap of the wealth, far below float overflow."""
 
 
 class Drift:
-    """Alarm for values 0..1 whose mean, given all that came before, must not exceed a level (e-detector, Shin et al., 2022).
+    """E-detector for values 0..1 whose mean, given all before, must not exceed a level (Shin et al., 2022).
 
     At each value a new bet of 1 is made that the mean is higher, and all bets are won or lost by `x - level`. While it is not
-    higher, a bet is worth no more than 1 on average. So wealth less the number of values so far does not rise on average
-    (it is a supermartingale), and when wealth reaches `alarm`, the values so far are as many on average, or more.
+    higher, a bet is worth at most 1 on average. So wealth minus the number of values so far does not rise on average
+    (it is a supermartingale), and when wealth reaches `alarm`, the number of values so far is at least that on average.
 
-    Not synchronised: whoever shares it between threads holds a lock.
+    Not synchronised: threads that share it need a lock.
 
     Args:
-        level: what the mean must not exceed, more than 0 and less than 1.
-        alarm: the evidence at which it goes off, more than 0.
+        level: upper limit of the mean, between 0 and 1, exclusive.
+        alarm: evidence at which the alarm goes off, more than 0.
 
     Attributes:
-        level: as given.
-        count: how many values there were.
-        ones: their sum; of zeros and ones, how many ones.
-        alarmed: whether the evidence has ever reached `alarm`. What comes later does not take it back.
+        level: as passed.
+        count: number of values.
+        ones: their sum; for zeros and ones, the number of ones.
+        alarmed: whether the evidence has ever reached `alarm`; never reset by later values.
 
     Raises:
-        ValueError: `level` or `alarm` is not in its range.
+        ValueError: `level` or `alarm` is out of range.
     """
 
     __slots__ = ("_alarm", "_logs", "_wealth", "alarmed", "count", "level", "ones")
@@ -52,14 +52,14 @@ class Drift:
 
     @property
     def evidence(self) -> float:
-        """The wealth of all bets, the mean over their rates: 0 or more."""
+        """Wealth of all bets, averaged over their rates: 0 or more."""
         return sum(self._wealth) / len(_RATES)
 
     def add(self, x: float) -> None:
-        """Takes one value.
+        """Adds one value.
 
         Raises:
-            ValueError: it is NaN or not in 0..1. An alarm that skipped what it cannot read would be silent and blind.
+            ValueError: it is NaN or outside 0..1. Skipping such values would make the detector blind.
         """
         if not 0 <= x <= 1:
             raise ValueError(f"{x} is not in 0..1")
@@ -67,12 +67,12 @@ class Drift:
         self._take([min(_MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)], x, 1)
 
     def add_many(self, ones: int, n: int) -> None:
-        """Takes `n` values at once, `ones` of them 1 and the others 0, in an order that nobody knows.
+        """Adds `n` values at once, `ones` of them 1 and the others 0, in unknown order.
 
-        It is less quick than one at a time, by up to `n` values for a strong drift and by half as much again for a slight one.
+        Detection is slower than one at a time: by up to `n` values for a strong drift, by half as much again for a slight one.
 
         Raises:
-            ValueError: that cannot be.
+            ValueError: the counts are not possible.
         """
         if not 0 <= ones <= n:
             raise ValueError(f"{ones} of {n} values cannot be 1")

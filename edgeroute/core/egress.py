@@ -1,4 +1,4 @@
-"""What may leave the device. A cloud leg is made of a Permit, and these rules alone make one."""
+"""Egress rules: which data classes may leave the device. A cloud leg requires a `Permit`, and only these rules make one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _OURS: Final = object()
 
 
 class Rules(NamedTuple):
-    """Which data classes may leave; a class in both lists stays."""
+    """Which data classes may leave; a class in both lists stays on the device."""
 
     never_leave: frozenset[str] = frozenset()
     may_leave: frozenset[str] = frozenset()
     unknown_class: Unknown = "deny"
-    """What a class means that is in neither list; so does having none, once any class is declared."""
+    """Decision for a class in neither list, and, once any class is declared, for a call without one."""
     default_class: str | None = None
-    """The class of a call that names none."""
+    """Class of a call that names none."""
 
 
 @final
 class Permit:
-    """That a request of this class may leave, and by which rule. Only `permit` makes one."""
+    """Permission for a request of this class to leave, and the rule that grants it. Only `permit` makes one."""
 
     __slots__ = ("data_class", "rule")
     data_class: Final[str | None]
@@ -38,14 +38,14 @@ class Permit:
 
 
 class Denied(NamedTuple):
-    """It may not leave: why."""
+    """The request may not leave: why."""
 
     data_class: str | None
     why: str
 
 
 def permit(rules: Rules, data_class: str | None) -> Permit | Denied:
-    """Whether a request of this class may leave. Not knowing means no, unless the rules say otherwise."""
+    """Decides whether a request of this class may leave. Unknown classes may not, unless the rules allow it."""
     name = rules.default_class if data_class is None else data_class
     if name is None and not rules.never_leave and not rules.may_leave:
         return Permit(_OURS, None, "no data class is declared")

@@ -1,18 +1,18 @@
-"""The smaller and the larger of two numbers, or of each pair of two arrays: so a rule serves one device and a fleet."""
+"""Elementwise minimum and maximum, of floats or arrays, so that one rule serves one device and a simulated fleet."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 Numbers: TypeAlias = Any
-"""A float, or an array of them; of booleans where a rule says yes or no."""
+"""A float, or an array of floats; of booleans where a rule decides yes or no."""
 
 
 def least(a: Numbers, b: Numbers) -> Numbers:
-    """The smaller one; `a` is an array where `b` is."""
+    """The minimum; `a` is an array if `b` is."""
     return a.clip(max=b) if hasattr(a, "clip") else min(a, b)
 
 
 def most(a: Numbers, b: Numbers) -> Numbers:
-    """The larger one; likewise."""
+    """The maximum; `a` is an array if `b` is."""
     return a.clip(min=b) if hasattr(a, "clip") else max(a, b)

@@ -1,4 +1,4 @@
-"""Says why an answer is what it is: one line for people, one mapping for machines."""
+"""Explains an answer: `reason`, one line for people, and `trace`, a mapping for programs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgeroute.core.policy import INF
 from edgeroute.core.walk import Mark, Outcome
 
 VERSION = 2
-"""Of a trace's layout. Version 1 had no codes in the events of failures."""
+"""Version of the trace's layout. Version 1 had no codes in the events of failures."""
 
 
 def reason(plan: Plan, outcome: Outcome) -> str:
-    """Such as `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
+    """Formats the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
     parts = []
@@ -37,7 +37,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
 
 
 def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
-    """The part of a reason that is about one leg's answer. threshold: the answer's own; None: it has the leg's."""
+    """The part of a reason about one leg's answer. threshold: of this answer; None: that of the leg."""
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
     sure = f"{confidence:.2f}" if known else "without confidence"
     if leg.side == "cloud" and (leg.threshold is None or leg.final):
@@ -51,7 +51,7 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
         return f"{leg.name} {sure}" + ("" if leg.final else f", {rule} by policy")
     threshold = leg.threshold if threshold is None else threshold
     sign, limit = ">=" if confidence >= threshold != INF else "<", f"{threshold:.2f}"
-    if sign == "<" and sure == limit:  # 0.71 < 0.71 would explain nothing
+    if sign == "<" and sure == limit:  # more digits: 0.71 < 0.71 would explain nothing
         sure, limit = f"{confidence:.6g}", f"{threshold:.6g}"
     text = f"{leg.name} {sure} {sign} {limit} ({leg.label})"
     if leg.final and sign == "<":
@@ -60,9 +60,9 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:
-    """Everything that was decided, and on what ground, ready for `json.dumps`. No inputs.
+    """The full decision record, ready for `json.dumps`, without inputs.
 
-    Instants are seconds from the beginning. costs: leg number -> what it sent, received and cost.
+    Instants are seconds from the beginning. costs: leg number -> bytes sent and received, and cost.
     """
     facts = plan.facts
     return {
@@ -105,7 +105,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
 
 
 def _detail(mark: Mark) -> dict[str, object]:
-    """What an event says beside its kind. Of a failure its text, and what it was for programs: empty parts are left out."""
+    """Details of an event: for a failure its text and codes; empty fields are left out."""
     detail = mark.detail
     if detail is None:
         return {}
@@ -116,7 +116,7 @@ def _detail(mark: Mark) -> dict[str, object]:
 
 
 def finite(value: Any) -> Any:
-    """JSON has neither NaN, which is no confidence, nor infinities, which are written out."""
+    """Makes a number JSON-safe: NaN (no confidence) becomes null, infinities become text."""
     if value is None or value != value:  # noqa: PLR0124 - NaN, without an import
         return None
     return str(value) if value in {INF, -INF} else value

@@ -1,4 +1,4 @@
-"""What is true right now, as far as routing cares. Observed outside, passed in."""
+"""Facts: the current state that planning depends on. Observed elsewhere, passed in."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from edgeroute.core.latency import Latency
 
 
 class Facts(NamedTuple):
-    """Facts about the device and its targets."""
+    """State of the device and its targets."""
 
     busy: frozenset[str] = frozenset()
-    """Names of targets still held by a run that was told to stop and has not."""
+    """Names of targets occupied by abandoned runs (told to stop, still running)."""
     edge_s: float = 0.0
-    """The time the edge needs, seconds: the 99 % quantile of its measured latency; 0 while unknown."""
+    """Time the edge needs, seconds: 99 % quantile of its measured latency; 0 while unknown."""
     no_hedge: str = ""
-    """Why nothing is asked only to be quicker; empty: it may be."""
+    """Why hedges are forbidden; empty: they are allowed."""
     deferral_rate: float = 0.0
-    """The share of requests for which the cloud was needed, 0..1."""
+    """Share of requests for which the cloud was needed, 0..1."""
     latencies: Mapping[str, Latency] = {}
-    """What is known of each target's latency; only where the policy looks at it."""
+    """Latencies measured so far, by target; only if the policy uses them."""
     battery: float | None = None
-    """What the battery has, 0..1; None: it is being charged, there is none, or the policy does not ask."""
+    """Battery charge, 0..1; None: charging, no battery, or the policy does not use it."""
     temperature_c: float | None = None
-    """Of the hottest part, degrees Celsius; None: not known, or the policy does not ask."""
+    """Temperature of the hottest part, degrees Celsius; None: unknown, or the policy does not use it."""

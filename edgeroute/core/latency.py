@@ -1,4 +1,4 @@
-"""How long a leg takes: a sketch of its latencies that forgets, in constant memory."""
+"""Latency sketch: decaying quantiles in constant memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ERROR = 0.02
 """Relative error of a quantile."""
 LOWEST_S, HIGHEST_S = 1e-6, 1e3
 HALF_LIFE = 1_000
-"""After this many newer values a value counts half."""
+"""Half-life of a value, in newer values."""
 
 _WIDTH = log((1 + ERROR) / (1 - ERROR))
 _SCALE, _SHIFT = 1 / _WIDTH, -log(LOWEST_S) / _WIDTH
@@ -19,9 +19,9 @@ _GROWTH = 2 ** (1 / HALF_LIFE)
 
 
 class Latency:
-    """Log-spaced buckets whose newest values weigh most (Masson, Rim and Lee, "DDSketch", 2019, with decay).
+    """Log-spaced buckets with exponential decay (Masson, Rim and Lee, "DDSketch", 2019).
 
-    Not synchronised: whoever shares it between threads holds a lock.
+    Not synchronised: threads that share it need a lock.
     """
 
     __slots__ = ("_buckets", "_total", "_weight", "count")
@@ -33,20 +33,20 @@ class Latency:
         self._weight = 1.0
 
     def add(self, seconds: float) -> None:
-        """Counts one latency. Values outside 1 us .. 1,000 s count as the nearest of the two."""
+        """Adds one latency. Values outside 1 us .. 1,000 s are clipped."""
         i = int(log(seconds) * _SCALE + _SHIFT) if seconds > LOWEST_S else 0
         weight = self._weight
         self._buckets[i if i < _BUCKETS else _BUCKETS - 1] += weight
         self._total += weight
         self.count += 1
-        self._weight = weight * _GROWTH  # newer values weigh more, which is older ones weighing less
+        self._weight = weight * _GROWTH  # newer values weigh more, which is equivalent to decaying the older ones
         if weight > 1e100:  # noqa: PLR2004 - long before a float overflows
             self._buckets = [b / weight for b in self._buckets]
             self._total /= weight
             self._weight = _GROWTH
 
     def quantile(self, q: float) -> float | None:
-        """The latency, in seconds, that the share `q` (0..1) of values does not exceed; None before the first value."""
+        """Latency quantile in seconds: the share `q` (0..1) of values does not exceed it; None before the first value."""
         if not self.count:
             return None
         goal, seen, last = q * self._total, 0.0, 0
@@ -58,34 +58,34 @@ class Latency:
         return _middle(last)
 
     def share_above(self, seconds: float) -> float | None:
-        """The share of values (0..1) that are longer, up to ERROR in `seconds`; None before the first value."""
+        """Share of values (0..1) above `seconds`, with relative error ERROR in `seconds`; None before the first value."""
         if not self.count:
             return None
         if seconds >= HIGHEST_S:
             return 0.0
         place = log(max(seconds, LOWEST_S)) * _SCALE + _SHIFT
-        i = int(place)  # of this bucket, the values are taken to lie evenly
+        i = int(place)  # values are assumed to be uniform within this bucket
         longer = sum(self._buckets[i + 1 :]) + self._buckets[i] * (1 - (place - i))
         return min(1.0, longer / self._total)
 
     def copy(self) -> Latency:
-        """One that goes its own way from here."""
+        """An independent copy."""
         other = Latency()
         other.count, other._buckets = self.count, self._buckets[:]
         other._total, other._weight = self._total, self._weight
         return other
 
     def dump(self) -> dict[str, object]:
-        """What is known, ready for JSON: how many values there were, and [seconds, weight]... as of now."""
+        """JSON-serialisable state: the number of values, and [seconds, weight]... as of now."""
         values = [[_middle(i), weight / self._weight] for i, weight in enumerate(self._buckets) if weight]
         return {"count": self.count, "values": values}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any]) -> Latency:
-        """The sketch that was dumped.
+        """Restores a dumped sketch.
 
         Raises:
-            ValueError: that is no dump.
+            ValueError: not a dump.
         """
         sketch = cls()
         try:
@@ -104,4 +104,4 @@ class Latency:
 
 
 def _middle(bucket: int) -> float:
-    return exp((bucket - _SHIFT) * _WIDTH) * (1 + ERROR)  # no further than ERROR from both ends
+    return exp((bucket - _SHIFT) * _WIDTH) * (1 + ERROR)  # at most ERROR from both ends

@@ -1,4 +1,4 @@
-"""Policy and facts in, a plan out. Every routing mode is a plan; nothing after this file knows of modes."""
+"""Planning: policy and facts -> plan. Every routing mode is a plan; nothing after this module depends on modes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from edgeroute.core.policy import INF, Mode, Offline, Policy, Saver, Side, Targe
 
 
 class Leg(NamedTuple):
-    """One target, as this plan uses it."""
+    """One target as used in this plan."""
 
     name: str
     permit: Permit | None
-    """What lets it leave the device; None: it stays on it. There is no way to ask a cloud but with one."""
+    """Permission to leave the device; None: the leg runs on it. No cloud can be called without one."""
     target: int
-    """Position in the list of targets; a higher one is more capable, so its answer is the better one to fall back on."""
+    """Position in the list of targets; a higher one is more capable, so its answer is the better fallback."""
     threshold: float | None
-    """Accept from this confidence on; None: accept any; inf: accept none."""
+    """Accept from this confidence on; None: accept any answer; inf: accept none."""
     final: bool
-    """There is nothing after it to ask: its answer is accepted whatever its confidence."""
+    """The last to call: its answer is accepted whatever its confidence."""
     accept_unsure: bool
-    """Whether an answer without a confidence passes the threshold."""
+    """Whether an answer without a confidence is accepted."""
     hedge_after_s: float
-    """Start this leg so long after the one before it, even if that is still running; inf: only once that has ended."""
+    """Hedging delay: start so many seconds after the previous leg, even if that still runs; inf: only once that has ended."""
     standby: bool
-    """It is there for the fault: its answer is kept until every other leg has ended, or the deadline has come."""
+    """Standby for failures: its answer is stored until every other leg has ended, or until the deadline."""
     start_by_s: float
-    """A standby starts no later than this after the beginning; inf: only once every other leg has ended."""
+    """Latest start of a standby, seconds from the beginning; inf: only once every other leg has ended."""
     label: str
     thresholds: Mapping[str, float]
-    """Answers with a threshold of their own, as `str` writes them -> that."""
+    """Per-class thresholds: an answer's `str()` -> its threshold."""
 
     @property
     def side(self) -> Side:
@@ -42,30 +42,30 @@ class Leg(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The legs in the order they are tried, and until when."""
+    """The legs in order of trying, and the deadline."""
 
     legs: tuple[Leg, ...]
     deadline_s: float
     offline: Offline
     mode: Mode
     steps: tuple[str, ...]
-    """Why the plan is as it is, a line each."""
+    """Why this plan was made, one line each."""
     order: tuple[int, ...]
     """The legs' numbers: 0, 1, ..."""
     sequential: bool
     """At most one leg runs at a time, and nothing can interrupt it."""
     stays: str
-    """Why no leg leaves the device though there is a cloud; empty otherwise."""
+    """Why no leg leaves the device although there is a cloud; empty otherwise."""
     data_class: str | None
     facts: Facts
 
 
 class Refusal(NamedTuple):
-    """No plan is possible: why, and what next."""
+    """No plan is possible: why, and what to do."""
 
     reason: str
     denied: bool = False
-    """It is the data's class that forbids it, not the policy that contradicts itself."""
+    """Because of the data class, not because the policy contradicts itself."""
 
 
 def plan(
@@ -77,7 +77,7 @@ def plan(
     deadline_s: float | None = None,
     data_class: str | None = None,
 ) -> Plan | Refusal:
-    """The plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
+    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
     saving = "" if mode else _saving(policy.saver, facts)
     mode = mode or (policy.saver.mode if policy.saver and saving else policy.mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
@@ -118,7 +118,7 @@ def plan(
     free = [i for i in order if targets[i].name not in facts.busy]
     if free and len(free) < len(order):
         steps.extend(f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free)
-        spare = [i for i in order if i not in free and targets[i].side == "edge"]  # better than no answer
+        spare = [i for i in order if i not in free and targets[i].side == "edge"]  # a busy edge is better than no answer
         order = [*free, *spare]
 
     hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
@@ -153,7 +153,7 @@ def plan(
 
 
 def _saving(saver: Saver | None, facts: Facts) -> str:
-    """Why the device has to be spared; empty: it has not."""
+    """Why the saver is in force; empty: it is not."""
     if saver is None:
         return ""
     if facts.battery is not None and facts.battery < saver.battery_below:
@@ -164,8 +164,8 @@ def _saving(saver: Saver | None, facts: Facts) -> str:
 
 
 def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
-    """The clouds in the order of trying. One of which nothing is known yet comes first: else nothing ever would be."""
-    if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to arrange
+    """The clouds in order of trying. One without measured latency comes first, or it would never be measured."""
+    if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to reorder
         return clouds
 
     def median_s(i: int) -> float:
@@ -176,7 +176,7 @@ def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds:
 
 
 def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:
-    """The delay in seconds that the policy's `hedge_after` comes to."""
+    """Resolves the policy's `hedge_after` to a delay in seconds."""
     rule = policy.hedge_after
     if not isinstance(rule, str):
         return rule
@@ -192,7 +192,7 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
 
 
 def _start_by_s(hedge_s: float, facts: Facts, deadline_s: float) -> float:
-    """The last moment at which the edge, given twice its usual time, is still on time; at once while that is unknown."""
+    """Latest start of a standby edge that leaves twice its usual time before the deadline, seconds; 0 while that is unknown."""
     latest = INF if deadline_s == INF else max(0.0, deadline_s - 2 * facts.edge_s) if facts.edge_s else 0.0
     return min(latest, hedge_s)
 

@@ -1,4 +1,4 @@
-"""What the owner of the device decided, as plain data."""
+"""Routing policy as plain data."""
 
 from __future__ import annotations
 
@@ -19,63 +19,63 @@ Hedge = float | str
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 NEEDS: Final[Mapping[str, Side]] = {"only_edge": "edge", "prefer_cloud": "cloud", "only_cloud": "cloud"}
-"""Mode -> the side without which it is refused."""
+"""Mode -> the side it requires."""
 HEDGE: Final = "p[1-9][0-9]|auto"
-"""Regular expression of a `Hedge` that is text."""
+"""Regular expression for a `Hedge` given as text."""
 INF: Final = float("inf")
 
 
 class Target(NamedTuple):
-    """One place that can answer. Targets are listed from the least to the most capable."""
+    """A model or endpoint. Targets are listed from the least to the most capable."""
 
     name: str
     side: Side
     threshold: float | None = None
-    """Confidence from which this target's answer is accepted; None: its answer is always accepted."""
+    """Confidence from which an answer is accepted; None: every answer is."""
     label: str = "uncalibrated"
-    """Where the threshold comes from, in the words that the reason quotes."""
+    """Origin of the threshold, as quoted in the reason."""
     thresholds: Mapping[str, float] = {}
-    """Answers that have a threshold of their own, as `str` writes them -> that; empty: one for all."""
+    """Per-class thresholds: an answer's `str()` -> its threshold; empty: one for all."""
 
 
 class Saver(NamedTuple):
-    """Another mode for when the device runs short of energy, or hot. Which mode that is depends on what costs more there."""
+    """Another mode for a low battery or a hot device; which mode saves energy depends on the device."""
 
     mode: Mode = "only_edge"
     battery_below: float = 0.0
-    """The share of a full battery, 0..1, below which it holds while the device is not charged."""
+    """Battery charge, 0..1, below which the saver is in force while not charging."""
     hotter_than_c: float = INF
-    """Degrees Celsius above which it holds."""
+    """Degrees Celsius above which the saver is in force."""
 
 
 class Policy(NamedTuple):
-    """How to route among targets. Durations in seconds."""
+    """Routing rules. Durations are in seconds."""
 
     mode: Mode = "prefer_edge"
     deadline_s: float = INF
     hedge_after: Hedge = INF
-    """Start the next target this long after the one before, if that has not answered yet; 0 is a race."""
+    """Hedge: start the next target so long after the previous one if that has not answered; 0 is a race."""
     offline: Offline = "edge"
-    """When the cloud was needed and did not answer: the edge's answer stands; it does, and the request is sent later; an
-    answer that the cache still has from before; or NoAnswer."""
+    """If the cloud was needed and did not answer: the edge's answer; the same, and the request is sent later; a stale cache
+    entry; or NoAnswer."""
     first_token_s: float = INF
-    """In streams: a target that has not begun to answer so long after it was asked counts as failed."""
+    """In streams: a target without a first piece after so long counts as failed."""
     no_confidence: NoConfidence = "defer"
-    """What a missing or NaN confidence means."""
+    """How a missing or NaN confidence is treated."""
     order: CloudOrder = "listed"
-    """Which of several clouds is asked first: as they are listed, or the one that has been fastest."""
+    """Order of several clouds: as listed, or the one with the lowest latency first."""
     rules: Rules = Rules()
-    """What may leave."""
+    """The egress rules."""
     saver: Saver | None = None
 
 
 class Terms(NamedTuple):
-    """What asking an endpoint costs, and how much it may be asked at a time."""
+    """Price of calling an endpoint, and limits of rate and concurrency."""
 
     usd_per_call: float = 0.0
     usd_per_mb: float = 0.0
     joules_per_call: float = 0.0
     joules_per_mb: float = 0.0
-    """The device's energy for the radio: for a request, and for a million bytes of bodies, both ways."""
+    """Radio energy on the device: per request, and per million bytes of bodies in both directions."""
     calls_per_s: float = INF
     max_concurrent: int = 64

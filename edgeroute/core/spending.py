@@ -1,4 +1,4 @@
-"""What may be spent over rolling windows: money, data, energy, calls."""
+"""Spending limits over rolling windows: money, data, energy, calls."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from edgeroute.core.codes import HeldCode, Rejection
 from edgeroute.core.policy import INF
 
 BUCKETS: Final = 60
-"""Of a window. An amount counts for the whole of its window, and up to one bucket longer."""
+"""Buckets per window. An amount counts for its whole window, and at most one bucket longer."""
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
 _ROUNDING = 1 + 1e-9
-"""Three times 0.1 are to fit into 0.3."""
+"""Tolerance for rounding: three times 0.1 must fit into 0.3."""
 
 
 class Limits(NamedTuple):
-    """The most that may be spent within any such time; inf: no limit."""
+    """Maximum spending within any such window; inf: no limit."""
 
     usd_per_day: float = INF
     mb_per_day: float = INF
@@ -29,7 +29,7 @@ _LENGTHS_S = Limits(DAY_S, DAY_S, HOUR_S, MINUTE_S)
 
 
 class Cost(NamedTuple):
-    """What something costs, or has cost, 0 or more of each: dollars, millions of bytes both ways, the device's energy."""
+    """A cost, each part 0 or more: US dollars, million bytes in both directions, joules of the device."""
 
     usd: float = 0.0
     mb: float = 0.0
@@ -38,13 +38,13 @@ class Cost(NamedTuple):
 
 
 class Spending:
-    """What is spent, against limits.
+    """Spending against limits.
 
-    `now` is seconds since 1970. If it goes back, nothing leaves its window until it has caught up, and what is spent
-    meanwhile counts as of the latest instant seen. Not synchronised: whoever shares it between threads holds a lock.
+    `now` is seconds since 1970. If it goes back, nothing leaves its window until it has caught up, and spending in the
+    meantime counts as of the latest instant seen. Not synchronised: threads that share it need a lock.
 
     Attributes:
-        limits: may be replaced at any time; what is spent stays spent.
+        limits: may be replaced at any time; spending so far stays booked.
     """
 
     __slots__ = ("_windows", "limits")
@@ -54,9 +54,9 @@ class Spending:
         self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Books the cost, and returns None; or books nothing, and says which limit does not allow it. Its name is the code.
+        """Books the cost and returns None; or books nothing and returns the limit that forbids it, whose name is the code.
 
-        A limit that is exceeded already, by `add` or `settle`, does not stop what costs nothing of its kind.
+        A limit already exceeded, by `add` or `settle`, does not stop what costs nothing of its kind.
         """
         windows = self._windows
         for window, limit, asked in zip(windows, self.limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
@@ -71,10 +71,10 @@ class Spending:
         return None
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects what was reserved to what it came to.
+        """Corrects a reservation to the actual cost.
 
-        What it cost more is booked now. What it cost less is taken off the oldest that counts: then nothing leaves its
-        window too early, and nothing falls below zero.
+        An excess is booked now. A saving is subtracted from the oldest amounts that count: then nothing leaves its window too
+        early, and nothing falls below zero.
         """
         for window, before, after in zip(self._windows, reserved, actual):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if before != after:
@@ -86,7 +86,7 @@ class Spending:
                     window.take_back(before - after)
 
     def add(self, cost: Cost, now: float) -> None:
-        """Books what has happened anyway, whatever the limits."""
+        """Books a cost that has been incurred anyway, whatever the limits."""
         for window, amount in zip(self._windows, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if amount > 0:
                 if now >= window.until:
@@ -94,28 +94,28 @@ class Spending:
                 window.book(amount)
 
     def spent(self, now: float) -> Cost:
-        """What counts now, over each one's window."""
+        """Current spending, each over its own window."""
         for window in self._windows:
             if now >= window.until:
                 window.roll(now)
         return Cost(*[window.total for window in self._windows])
 
     def scarce(self, now: float) -> bool:
-        """Whether half of any limit is gone: from then on nothing is asked only to be quicker."""
+        """Whether half of any limit is used up: from then on there are no hedges and no audits."""
         return any(used > limit / 2 for used, limit in zip(self.spent(now), self.limits, strict=True) if limit < INF)
 
     def dump(self) -> dict[str, object]:
-        """What was booked here, ready for JSON: each one's [instant, amount]...
+        """JSON-serialisable bookings of this process: [instant, amount]... per window.
 
-        What was loaded is not in it: each process dumps its own, and whoever loads all their dumps counts nothing twice.
+        Loaded amounts are left out: each process dumps its own, so loading all dumps counts nothing twice.
         """
         return {window.name: [[at, amount] for at, amount in window.booked.items()] for window in self._windows}
 
     def load(self, dumped: Mapping[str, Any], now: float) -> None:
-        """Adds what another process has dumped, as far as it still counts; what is stamped later than now counts as of now.
+        """Adds what another process has dumped, as far as it still counts; an instant later than `now` counts as `now`.
 
         Raises:
-            ValueError: that is no dump. Nothing was added.
+            ValueError: not a dump. Nothing was added.
         """
         try:
             found = [[(at + 0.0, amount + 0.0) for at, amount in dumped[window.name]] for window in self._windows]
@@ -131,26 +131,26 @@ class Spending:
 
 
 class _Window:
-    """What is spent of one kind. Roll it when `until` has come, before anything else is done with it."""
+    """Spending of one kind. Call `roll` once `until` has come, before anything else."""
 
     __slots__ = ("booked", "current", "length_s", "loaded", "name", "total", "until", "width_s")
 
     def __init__(self, name: str, length_s: float) -> None:
         self.name, self.length_s, self.width_s = name, length_s, length_s / BUCKETS
         self.current = self.until = -INF
-        """Where the current bucket begins, and where it ends."""
+        """Start and end of the current bucket."""
         self.booked, self.loaded = dict[float, float](), dict[float, float]()
-        """The beginning of a bucket -> the amount in it; in `booked` the oldest is first."""
+        """Start of a bucket -> its amount; `booked` is sorted, oldest first."""
         self.total = 0.0
 
     def roll(self, now: float) -> None:
-        """Makes the bucket of `now` the current one, and drops those that no longer count."""
+        """Makes the bucket of `now` the current one, and drops expired buckets."""
         self.current = now // self.width_s * self.width_s
         self.until = self.current + self.width_s
         first = self.current - self.length_s
         self.booked = {at: amount for at, amount in self.booked.items() if at >= first}
         self.loaded = {at: amount for at, amount in self.loaded.items() if at >= first}
-        self.total = sum(self.booked.values()) + sum(self.loaded.values())  # anew: nothing that was rounded adds up
+        self.total = sum(self.booked.values()) + sum(self.loaded.values())  # summed anew, so that rounding errors do not add up
 
     def book(self, amount: float) -> None:
         """Adds to the current bucket."""
@@ -158,7 +158,7 @@ class _Window:
         self.total += amount
 
     def take_back(self, amount: float) -> None:
-        """Takes so much off the oldest that was booked, or all there is."""
+        """Subtracts the amount from the oldest bookings, as far as there are any."""
         booked = self.booked
         while booked:
             at = next(iter(booked))
@@ -181,14 +181,14 @@ class _Window:
                 self.total += amount
 
     def refusal(self, asked: float, limit: float, now: float) -> Rejection:
-        """That this does not fit."""
+        """The rejection of an amount that exceeds the limit."""
         room_at = self.room_at(asked, limit)
         when = "" if room_at is None else f", room again in {_span(room_at - now)}"
         text = f"{self.name} = {limit:g} is spent ({self.total:.6g}, {asked:.6g} more asked{when})"
         return Rejection(cast("HeldCode", self.name), text)
 
     def room_at(self, asked: float, limit: float) -> float | None:
-        """When it will fit if nothing else is spent; None: never."""
+        """When the amount will fit if nothing else is spent; None: never."""
         left = self.total
         for at, amount in sorted([*self.booked.items(), *self.loaded.items()]):
             left -= amount

@@ -1,4 +1,4 @@
-"""Walks a plan whose answers come in pieces: the words of two legs are never mixed."""
+"""Walks a plan whose answers come in pieces; pieces of two legs are never mixed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ Pieces: TypeAlias = Generator[Any, None, Prediction]
 
 
 class FirstTokenLate(TimeoutError):
-    """A leg had not begun to speak in the time for that."""
+    """A leg gave no first piece within its time limit."""
 
 
 def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False) -> Walk:
-    """Routes one input along the plan, one leg after the other, and emits the pieces of the one that is accepted.
+    """Routes one input along the plan, one leg after the other, and emits the pieces of the accepted answer.
 
-    A leg that has a threshold is judged by its whole answer, so its pieces are held back until that is accepted. Any other
-    is committed to with its first piece: if it fails after that, what there is stands, and no other leg continues it. What stands
-    though it was not accepted is emitted in the end, unless the plan's offline rule may put something in its place.
+    A leg with a threshold is judged by its whole answer, so its pieces are held back until that is accepted. Any other leg is
+    committed to with its first piece: if it fails after that, its pieces so far are the answer, and no other leg continues it.
+    A fallback answer that was not accepted is emitted at the end, unless the plan's offline rule may replace it.
 
     Args:
-        plan: the plan. Its hedges are not used: two legs that speak at once would be paid for what nobody hears.
+        plan: the plan. Its hedges are not used: two legs that stream at once would be paid for twice.
         begun: the instant at which it begins.
-        first_s: a leg that has not given its first piece within so many seconds counts as failed.
-        keep_late: at the deadline, leave a cloud that is still at it, rather than cancel it.
+        first_s: a leg without a first piece after so many seconds counts as failed.
+        keep_late: at the deadline, leave a cloud running rather than cancel it.
     """
     legs, deadline = plan.legs, begun + plan.deadline_s
     log: list[Mark] = []
@@ -103,18 +103,18 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     if best is None:
         return Outcome(None, None, False, log, begun, now)
     i, prediction, pieces = best
-    for piece in pieces if plan.offline in {"edge", "queue"} else ():  # else another answer, or none, takes its place
+    for piece in pieces if plan.offline in {"edge", "queue"} else ():  # otherwise the offline rule replaces it
         yield Emit(i, Prediction(piece, None, None), ())
     return Outcome(i, prediction, False, log, begun, now)
 
 
 def whole(pieces: list[object]) -> object:
-    """The pieces as one value: text if all are text, else the list of them."""
+    """Joins the pieces: text if all are text, else the list of them."""
     return "".join(map(str, pieces)) if all(isinstance(piece, str) for piece in pieces) else pieces
 
 
 def joined(result: Any) -> Any:
-    """What a callable gave: a generator's pieces as one value, with what it returned as the confidence; else as it is."""
+    """Evaluates a callable's result: a generator's pieces joined, with its return value as the confidence; else unchanged."""
     if not isinstance(result, Generator):
         return result
     pieces: list[object] = []
@@ -126,13 +126,13 @@ def joined(result: Any) -> Any:
 
 
 def single(prediction: Prediction) -> Pieces:
-    """An answer that comes in one piece."""
+    """An answer in one piece."""
     yield prediction.value
     return prediction
 
 
 def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction]) -> Pieces:
-    """What a generator yields. `read` takes (the whole, what it returned): a confidence, or log-probabilities of its tokens."""
+    """Yields a generator's pieces. `read` takes (the whole, its return value): a confidence, or tokens' log-probabilities."""
     pieces: list[object] = []
     try:
         while True:

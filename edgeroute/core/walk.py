@@ -1,13 +1,13 @@
-"""Walks a plan. One generator says what to do next; a driver does it and says what happened.
+"""Walks a plan. A generator yields effects; a driver executes them and sends events back.
 
     effects, yielded      Start(leg)   Wait(until)   Cancel(leg)   Leave(leg)   Emit(leg, prediction)
-    events, sent back     Done   Failed   Elapsed   (and Delta, in streams alone)
+    events, sent back     Done   Failed   Elapsed   (and Delta, in streams only)
 
 A driver answers `Wait` with the next event, or with `Elapsed` once `until` has come; `Start` with None, or with the
-leg's event if it ran to its end there and then; `Emit` with `Elapsed`; `Cancel` and `Leave` with None.
+leg's event if it ran to its end at once; `Emit` with `Elapsed`; `Cancel` and `Leave` with None.
 All instants are seconds of one monotonic clock.
-Starting is separate from waiting, so a race needs no thread in here, and the whole of acceptance, hedging, deadline
-and degradation is this one function.
+Starting is separate from waiting, so a race needs no thread here, and acceptance, hedging, deadline and degradation are
+all in this one function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeroute.core.policy import INF
 
 @final
 class Start(NamedTuple):
-    """Begin this leg. `rows`: for these rows of a batch; None: for the one input."""
+    """Start this leg. `rows`: for these rows of a batch; None: for a single input."""
 
     leg: int
     rows: tuple[int, ...] | None = None
@@ -29,21 +29,21 @@ class Start(NamedTuple):
 
 @final
 class Wait(NamedTuple):
-    """Give me the next event, or Elapsed at this instant."""
+    """Wait for the next event, or Elapsed at this instant."""
 
     until: float
 
 
 @final
 class Cancel(NamedTuple):
-    """This leg's answer is not needed any more."""
+    """Stop this leg: its answer is no longer needed."""
 
     leg: int
 
 
 @final
 class Leave(NamedTuple):
-    """Nobody waits for this leg any more, but what it answers is still of use: let it run on."""
+    """Stop waiting for this leg, but let it run on: its answer is still of use."""
 
     leg: int
 
@@ -53,29 +53,29 @@ Kind = Literal["start", "limit", "accepted", "below", "kept", "failed", "cancell
 
 @final
 class Mark(NamedTuple):
-    """One line of a route's log."""
+    """One entry in a route's log."""
 
     kind: Kind
     leg: int
     at: float
     detail: Any = None
-    """The confidence of an answer (accepted, below, kept), the exception of a failure (failed), the threshold that this very
-    answer has, where that depends on it (limit, which comes before accepted and below); else None."""
+    """By kind: the confidence of an answer (accepted, below, kept); the exception of a failure (failed); the threshold of this
+    answer, if it depends on the answer (limit, which comes before accepted and below); else None."""
 
 
 class Prediction(NamedTuple):
-    """What a leg answered."""
+    """Answer of a leg."""
 
     value: Any
     confidence: float | None
-    """0..1 for most scores, higher is surer; None or NaN: there is none."""
+    """0..1 for most scores, higher is more confident; None or NaN: there is none."""
     outputs: Any
-    """The raw outputs that the value was read from."""
+    """The raw outputs that the value was decoded from."""
 
 
 @final
 class Delta(NamedTuple):
-    """A piece of the leg's answer; more may follow, and Done or Failed in the end."""
+    """A piece of the leg's answer; more may follow, then Done or Failed."""
 
     leg: int
     piece: Any
@@ -93,18 +93,18 @@ class Done(NamedTuple):
 
 @final
 class Failed(NamedTuple):
-    """The leg did not answer."""
+    """The leg failed."""
 
     leg: int
     error: BaseException
     at: float
     fatal: bool = False
-    """The input itself is wrong: no other leg need try."""
+    """The input itself is invalid: no other leg is tried."""
 
 
 @final
 class Elapsed(NamedTuple):
-    """The instant that was waited for has come."""
+    """The instant waited for has come."""
 
     at: float
 
@@ -123,18 +123,18 @@ Event: TypeAlias = Delta | Done | Failed | Elapsed
 
 
 class Outcome(NamedTuple):
-    """How a route ended."""
+    """Result of a route."""
 
     leg: int | None
-    """The leg whose answer this is; None: there is none."""
+    """The leg that gave the answer; None: there is no answer."""
     prediction: Prediction | None
     accepted: bool
-    """False: the best of what there was, not what the policy asked for."""
+    """False: the best available answer, not the one the policy requires."""
     log: Sequence[Mark]
     begun: float
     ended: float
     held: Mapping[int, Prediction] = {}
-    """Leg -> what it answered and was not accepted."""
+    """Leg -> its answer that was not accepted."""
 
 
 Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
@@ -142,11 +142,11 @@ Walk: TypeAlias = Generator[Effect, Event | None, Outcome]
 STARTS = tuple(Start(i) for i in range(16))
 FOREVER = Wait(INF)
 new = tuple.__new__
-"""Makes a NamedTuple of its fields without the Python function in between: for what every call makes."""
+"""Builds a NamedTuple from its fields without a Python-level call: for objects that every request makes."""
 
 
 def acceptable(leg: Leg, prediction: Prediction) -> bool:
-    """Whether an answer may stand; at the threshold itself it does."""
+    """Whether an answer is accepted; at exactly the threshold it is."""
     threshold = leg.threshold
     if leg.final or threshold is None:
         return True
@@ -159,20 +159,20 @@ def acceptable(leg: Leg, prediction: Prediction) -> bool:
 
 
 def judged(leg: Leg) -> bool:
-    """Whether an edge's answer is held against a threshold, with another leg to ask where it fails."""
+    """Whether an edge's answer is compared with a threshold, with another leg to call if it fails."""
     return leg.permit is None and leg.threshold is not None and not leg.final and not leg.standby
 
 
 def own_threshold(leg: Leg, prediction: Prediction) -> float:
-    """The threshold of this very answer."""
+    """The threshold for this answer."""
     assert leg.threshold is not None, "a leg with thresholds has one for the rest, too"
     return leg.thresholds.get(str(prediction.value), leg.threshold)
 
 
 def settled(plan: Plan, begun: float, prediction: Prediction, at: float) -> Outcome | None:
-    """What `walk` returns if the first leg answered so at the instant `at`, and that is the end of it; None: it is not.
+    """The outcome of `walk` if the first leg's answer at the instant `at` already ends it; None: it does not.
 
-    For plans that are sequential and begin on the device: the short way of most calls, without a generator.
+    For sequential plans that begin on the device: the fast path of most calls, without a generator.
     """
     leg, confidence = plan.legs[0], prediction.confidence
     own, threshold = leg.thresholds, leg.threshold
@@ -194,8 +194,8 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
     Args:
         plan: the plan.
         begun: the instant at which it begins.
-        provisional: emit each answer that is the best so far and not the last word.
-        keep_late: at the deadline, leave clouds that are still at it, rather than cancel them.
+        provisional: emit each answer that is the best so far but not final.
+        keep_late: at the deadline, let running clouds go on, rather than cancel them.
     """
     legs, deadline = _at_once(plan.legs) if provisional else plan.legs, begun + plan.deadline_s
     pending = [*plan.order]
@@ -228,7 +228,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
             if fresh:
                 fresh, best = False, max(held, key=lambda i: legs[i].target)
                 shown = yield Emit(best, held[best], tuple(log))
-                now = shown.at  # type: ignore[union-attr]  # whoever was shown it may have taken its time
+                now = shown.at  # type: ignore[union-attr]  # showing it may have taken time
                 continue
             until = due if due < deadline else deadline
             event = yield FOREVER if until == INF else Wait(until)
@@ -267,7 +267,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
 
 
 def _at_once(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
-    """The legs, with the first standby starting at the beginning: its answer is wanted even if it is not the last."""
+    """The legs, with the first standby started at the beginning: its answer is wanted as a provisional one."""
     first = next((i for i, leg in enumerate(legs) if leg.standby), None)
     return tuple(leg._replace(start_by_s=0.0) if i == first else leg for i, leg in enumerate(legs))
 
@@ -275,7 +275,7 @@ def _at_once(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
 def _next(
     legs: tuple[Leg, ...], pending: list[int], running: list[int], held: dict[int, Prediction], begun: float, started: float
 ) -> tuple[int, float]:
-    """The pending leg that starts next, and the instant at which it does; `begun` means: nothing holds it back."""
+    """The pending leg that starts next, and its start; `begun`: it may start at once."""
     first = pending[0]
     if not running and not (held and legs[first].standby):
         return first, begun
