@@ -1,22 +1,22 @@
-"""What can go wrong, and whose fault it is.
+"""Exceptions, grouped by whose fault they are.
 
 EdgerouteError
 ├── PolicyError (ValueError)           the policy's: a key, a unit, a contradiction
-│   └── NotEnough                      too few examples for the promise that is asked for (in edgeroute.confidence)
+│   └── NotEnough                      too few examples for the requested guarantee (in edgeroute.confidence)
 ├── BadInput (ValueError)              the caller's: shape, dtype, NaN
-├── ModelError                         the model file's: corrupt, another sha256, a provider that is not there
+├── ModelError                         the model file's: corrupt, another sha256, an unavailable execution provider
 │   ├── ModelMissing (FileNotFoundError)
 │   └── RuntimeMissing (ImportError)   the installation's: a runtime is not installed
-├── CloudError                         an endpoint's; inside a route this degrades the answer, it does not raise
-│   ├── Unreachable                    no connection, or it broke
-│   ├── TimedOut (TimeoutError)        no reply in the time there was
-│   ├── Refused                        an HTTP status that is not a success
-│   ├── BadReply                       a reply that is not what the protocol promises
-│   └── Held                           it was not asked: breaker open, a limit reached, no consent
-├── NoAnswer                           no leg answered: `errors` has each leg's reason
+├── CloudError                         an endpoint's; within a route it degrades the answer instead of being raised
+│   ├── Unreachable                    no connection, or a broken one
+│   ├── TimedOut (TimeoutError)        no reply in time
+│   ├── Refused                        an HTTP status other than success
+│   ├── BadReply                       a reply that violates the protocol
+│   └── Held                           not called, for a local reason: breaker open, a limit reached, no consent
+├── NoAnswer                           no leg answered: `errors` has each leg's error
 │   ├── DeadlineExceeded (TimeoutError)
-│   └── MayNotLeave                    the data's class forbids the cloud, and the mode everything else
-├── StoreError (OSError)               the disk's: full, read-only, corrupt; inside a route it costs no answer
+│   └── MayNotLeave                    the data class forbids the cloud, and the mode everything else
+├── StoreError (OSError)               the disk's: full, read-only, corrupt; within a route it costs no answer
 └── Closed (RuntimeError)              the router was closed before the call
 """
 
@@ -31,11 +31,11 @@ INPUTS_OWN = codes.INPUTS_OWN
 
 
 class EdgerouteError(Coded, Exception):
-    """The root of everything edgeroute raises on purpose."""
+    """Base class of all exceptions that edgeroute raises deliberately."""
 
 
 class PolicyError(EdgerouteError, ValueError):
-    """The policy, or an argument that stands for one, is wrong."""
+    """The policy, or an equivalent argument, is invalid."""
 
 
 class BadInput(EdgerouteError, ValueError):
@@ -45,26 +45,26 @@ class BadInput(EdgerouteError, ValueError):
 
 
 class ModelError(EdgerouteError):
-    """The edge model cannot be used as asked."""
+    """The edge model cannot be used."""
 
 
 class ModelMissing(ModelError, FileNotFoundError):
-    """There is no model file at that path."""
+    """There is no model file at the path."""
 
 
 class RuntimeMissing(ModelError, ImportError):
-    """The runtime that this needs is not installed."""
+    """A required runtime is not installed."""
 
 
 class CloudError(EdgerouteError):
-    """An endpoint did not answer as it should."""
+    """An endpoint call failed."""
 
     retriable = False
     held = False
-    """Nothing was sent: it says nothing about the endpoint."""
+    """Nothing was sent: no evidence about the endpoint."""
     retry_after_s: float | None = None
     stale = False
-    """It came on a kept-alive connection, which the server may just have closed: worth one try at once."""
+    """On a kept-alive connection, which the server may just have closed: worth one immediate retry."""
 
 
 class Unreachable(CloudError):
@@ -75,14 +75,14 @@ class Unreachable(CloudError):
 
 
 class TimedOut(CloudError, TimeoutError):
-    """The reply was not there in the time that was left."""
+    """No complete reply within the time that was left."""
 
     code = "timeout"
     retriable = True
 
 
 class Refused(CloudError):
-    """The endpoint answered with an HTTP status that is not a success."""
+    """The endpoint replied with an HTTP status other than success."""
 
     code = "refused"
 
@@ -94,18 +94,18 @@ class Refused(CloudError):
 
 
 class BadReply(CloudError):
-    """The endpoint answered, but not in the protocol."""
+    """The reply violates the protocol."""
 
     code = "bad_reply"
 
 
 class Held(CloudError):
-    """The endpoint was not asked, for a reason on this side.
+    """The endpoint was not called, for a local reason.
 
     Args:
         message: for people.
-        code: what kept it from being asked.
-        again: it was asked before, and was not asked again.
+        code: the reason, for programs.
+        again: a retry that was not made; the first attempt was.
     """
 
     code: ErrorCode | HeldCode = "held"
@@ -134,11 +134,11 @@ class DeadlineExceeded(NoAnswer, TimeoutError):
 
 
 class MayNotLeave(NoAnswer):
-    """The data's class keeps it on the device, and the mode asks nothing that is there."""
+    """The data class may not leave the device, and the mode allows no target on it."""
 
 
 class StoreError(EdgerouteError, OSError):
-    """What is to outlive the process could not be read or written."""
+    """Stored state could not be read or written."""
 
 
 class Closed(EdgerouteError, RuntimeError):
@@ -146,7 +146,7 @@ class Closed(EdgerouteError, RuntimeError):
 
 
 def nearest(word: object, valid: Iterable[str]) -> str:
-    """What a message says after a word that is not valid: the valid one that is close to it, or else all of them."""
+    """Formats the hint after an invalid word: the closest valid one, or else all of them."""
     from difflib import get_close_matches
 
     text, words = str(word), list(valid)

@@ -1,4 +1,4 @@
-"""What touches the machine: time of day, files, threads, what a forked child must not inherit; JSON by what is installed."""
+"""Operating system: time of day, threads, forks; and JSON with the fastest library installed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from weakref import WeakSet
 log = logging.getLogger("edgeroute")
 try:
     import orjson
-except ImportError:  # pragma: no cover - one of the two is there
+except ImportError:  # pragma: no cover - one of the two is installed
     orjson = None  # type: ignore[assignment]
 
 if hasattr(time, "CLOCK_BOOTTIME"):
 
     def _elapsed() -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)  # counts while the device sleeps, which monotonic does not
+        return time.clock_gettime(time.CLOCK_BOOTTIME)  # also counts while the device sleeps, unlike monotonic
 else:  # pragma: no cover - not on Linux
     _elapsed = time.monotonic
 
@@ -32,15 +32,15 @@ _OFFSET = time.time() - _elapsed()
 
 
 def now() -> float:
-    """Seconds since 1970 by the wall clock as it stood when the process began, and by elapsed time since.
+    """Seconds since 1970: the wall clock when the process began, plus the time elapsed since.
 
-    A clock that is set while the process runs, by hand or by a time server, ends no day, no hour and no time to live.
+    Setting the clock while the process runs, by hand or by NTP, therefore ends no spending window and no time to live.
     """
     return _elapsed() + _OFFSET
 
 
 def file_stamp(path: Path) -> tuple[int, int] | None:
-    """The file's time of change and its size, which differ once it was written anew; None: there is none to be read."""
+    """(modification time in ns, size) of a file, to detect changes; None: it cannot be read."""
     try:
         found = path.stat()
     except OSError:
@@ -49,20 +49,20 @@ def file_stamp(path: Path) -> tuple[int, int] | None:
 
 
 def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays: bool = False) -> bytes:
-    """Compact JSON, with either library: NaN and infinities, for which it has no words, become null.
+    """Encodes compact JSON, with either library: NaN and infinities become null.
 
     Args:
-        data: integers of more than 64 bits and halves of surrogate pairs may be in it.
-        default: what it makes of a value of another type is written instead.
-        arrays: flat numpy arrays are written as they are, as lists, where the library can, and else go to `default`.
+        data: may contain integers of more than 64 bits and unpaired surrogates.
+        default: converts a value of another type to one that is written instead.
+        arrays: writes flat numpy arrays as lists if the library can; otherwise they go to `default`.
 
     Raises:
-        TypeError: a value is of no type that JSON has.
+        TypeError: a value has a type that JSON lacks.
     """
     if orjson is not None:
         try:
             return orjson.dumps(data, default, orjson.OPT_SERIALIZE_NUMPY if arrays else None)
-        except TypeError:  # what it does not take, Python's own may; `suppress` would double the time
+        except TypeError:  # Python's encoder may accept it; `suppress` would double the time
             pass
     try:
         return json.dumps(data, default=default, allow_nan=False, separators=(",", ":")).encode()
@@ -71,15 +71,15 @@ def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays
 
 
 def json_loads(text: bytes | memoryview, *, exact: bool = False) -> Any:
-    """What a JSON text in UTF-8 says.
+    """Decodes a JSON text in UTF-8.
 
     Args:
-        text: of Python's own words, NaN and Infinity, none is taken for a number, with either library.
-        exact: integers of more than 64 bits stay integers, halves of surrogate pairs what they are; it may take twice as long.
+        text: Python's extensions NaN and Infinity are rejected, with either library.
+        exact: preserves integers of more than 64 bits and unpaired surrogates; may take twice as long.
 
     Raises:
-        ValueError: that is no JSON.
-        RecursionError: it is too deep.
+        ValueError: not JSON.
+        RecursionError: nested too deeply.
     """
     if orjson is None or exact:
         return _DECODER.decode(str(text, "utf-8"))
@@ -94,7 +94,7 @@ _DECODER = json.JSONDecoder(parse_constant=_no_number)
 
 
 def plain(value: Any) -> Any:
-    """The value in JSON's own types: numpy's become Python's, NaN and infinities None, and what has no counterpart text."""
+    """Converts a value to JSON types: numpy's to Python's, NaN and infinities to None, anything unknown to text."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -103,7 +103,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part) for part in value]
-    listed = value.tolist() if hasattr(value, "tolist") else value  # numpy's, without importing it
+    listed = value.tolist() if hasattr(value, "tolist") else value  # numpy values, without importing numpy
     return str(value) if type(listed) is type(value) else plain(listed)
 
 
@@ -115,21 +115,21 @@ _known: WeakSet[_Forkable] = WeakSet()
 
 
 def renew_after_fork(thing: _Forkable) -> None:
-    """Has `thing.after_fork()` called in every child that this process forks."""
+    """Registers `thing.after_fork()` to be called in every forked child."""
     _known.add(thing)
 
 
 def _in_child() -> None:
     for thing in list(_known):
-        with contextlib.suppress(AttributeError):  # half made, by a thread that is not here: nobody will use it
+        with contextlib.suppress(AttributeError):  # half constructed, by a thread that the child lacks: nobody will use it
             thing.after_fork()
 
 
 class _NoFork:
-    """Held around what a leg imports late, or makes in a native library: a fork waits for it.
+    """Lock held during late imports and native calls of a leg: a fork waits for it.
 
-    A child would wait for ever for a module that a thread of its parent's was importing, or for a native lock that it held:
-    nobody renews those.
+    Otherwise a child could wait for ever for a module that a thread of its parent was importing, or for a native lock that such a
+    thread held: nobody renews those.
     """
 
     def __init__(self) -> None:
@@ -142,16 +142,16 @@ class _NoFork:
         self._lock.release()
 
     def before_fork(self) -> None:
-        """Waits, though not for what hangs."""
+        """Acquires the lock, with a timeout, so that a hanging holder does not block the fork."""
         self._lock.acquire(timeout=10.0)
 
     def in_parent(self) -> None:
-        """Goes on."""
-        with contextlib.suppress(RuntimeError):  # it was not waited for
+        """Releases the lock."""
+        with contextlib.suppress(RuntimeError):  # the timeout had passed
             self._lock.release()
 
     def in_child(self) -> None:
-        """Goes on."""
+        """Releases the lock."""
         try:
             self._lock.release()
         except RuntimeError:
@@ -161,16 +161,16 @@ class _NoFork:
 no_fork = _NoFork()
 
 if hasattr(os, "register_at_fork"):
-    # what is registered last comes first before a fork: `logging` takes its lock there, which an import may need
+    # registered last is called first before a fork: `logging` takes its lock there, which an import may need
     os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
     os.register_at_fork(after_in_child=_in_child)
 
 
 class AbandonedRuns:
-    """Counts the runs of a target that go on after they were told to stop. Lock-free: adding and discarding are single steps.
+    """Counts abandoned runs of a target: told to stop, but still running. Lock-free: adding and discarding are atomic.
 
     Args:
-        most: how many of them make the target busy.
+        most: the number at which the target counts as busy.
     """
 
     def __init__(self, most: int) -> None:
@@ -184,7 +184,7 @@ class AbandonedRuns:
 
     @property
     def abandoned(self) -> int:
-        """How many there are now."""
+        """The number of abandoned runs now."""
         return len(self.stopping)
 
 
@@ -192,15 +192,15 @@ Job = Callable[[], object]
 
 
 class ThreadPool:
-    """Daemon threads, up to a limit, for what must not hold up the caller.
+    """Daemon threads up to a limit, without a queue.
 
-    A job goes to a thread that is idle, or to a new one. It is never queued behind another, so no job can wait for one that
-    waits for it: where no thread is to be had, `submit` says so. No lock is taken, so a signal handler may submit, and an
-    exception out of one costs no thread for good. An executor's threads would be joined at exit; these are not.
+    A job goes to an idle thread, or to a new one. It is never queued behind another, so no job can wait for one that
+    waits for it: if no thread is available, `submit` returns False. No lock is taken, so a signal handler may submit, and an
+    exception raised by one costs no thread for good. An executor's threads would be joined at exit; these are not.
 
     Args:
         name: of the threads.
-        most: threads at once.
+        most: maximum number of threads.
         idle_s: seconds without a job after which a thread ends.
     """
 
@@ -211,22 +211,22 @@ class ThreadPool:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts anew: a child has none of its parent's threads."""
+        """Starts empty: a child has none of its parent's threads."""
         self._idle: dict[SimpleQueue[Job | None], None] = {}
-        """The mailboxes of idle threads; a dict, since taking the last and removing one are single steps."""
+        """Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic."""
         self._threads: set[threading.Thread] = set()
 
     def __len__(self) -> int:
-        """How many threads there are."""
+        """The number of threads."""
         return len(self._threads)
 
     @property
     def idle(self) -> int:
-        """How many of them have nothing to do."""
+        """The number of idle threads."""
         return len(self._idle)
 
     def submit(self, job: Job) -> bool:
-        """Runs the job in a thread, at once. -> False: it does not run, since no thread is free and no other can be had."""
+        """Runs the job in a thread at once. Returns False if it does not run: no thread is idle, and no other can be started."""
         if self._closed:
             return False
         try:
@@ -239,7 +239,7 @@ class ThreadPool:
     def _start(self, job: Job) -> bool:
         threads = self._threads
         if len(threads) >= self._most:
-            for thread in [t for t in threads.copy() if not t.is_alive()]:  # one whose start was interrupted
+            for thread in [t for t in threads.copy() if not t.is_alive()]:  # a thread whose start was interrupted
                 threads.discard(thread)
             if len(threads) >= self._most:
                 return False
@@ -249,7 +249,7 @@ class ThreadPool:
         threads.add(thread)
         try:
             thread.start()
-        except (RuntimeError, MemoryError):  # the system has no more threads, or the interpreter ends
+        except (RuntimeError, MemoryError):  # the system has no more threads, or the interpreter is shutting down
             threads.discard(thread)
             return False
         return True
@@ -263,7 +263,7 @@ class ThreadPool:
                 except Empty:
                     missed += 1
                     if idle.pop(box, self) is self and missed == 1:
-                        continue  # a job was promised to this thread just now
+                        continue  # a job was assigned to this thread just now
                     return
                 if job is None:
                     return
@@ -280,7 +280,7 @@ class ThreadPool:
             self._threads.discard(threading.current_thread())
 
     def close(self, wait_s: float = 1.0) -> None:
-        """Ends the threads; those still in a job end after it. Waits for the others, up to `wait_s` seconds in all."""
+        """Ends the threads, a busy one after its job. Waits for idle ones, up to `wait_s` seconds in all."""
         self._closed = True
         threads = list(self._threads)
         with contextlib.suppress(KeyError):

@@ -1,4 +1,4 @@
-"""Endpoints in the cloud: one protocol a file, each pure; `leg` carries them over HTTP."""
+"""Cloud endpoints: one protocol per file, without I/O; `http` carries them."""
 
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson

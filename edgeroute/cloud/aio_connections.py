@@ -1,4 +1,4 @@
-"""HTTP connections for asyncio: one call in, one reply out, within its time and size."""
+"""HTTP connections for asyncio: sends a call and returns its reply, within limits of time and size."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 class AsyncConnections:
-    """Kept-alive connections to one address, for one event loop at a time.
+    """Keep-alive connections to one address, for one event loop at a time.
 
-    Each call has one to itself, as in threads: who is cancelled in the middle closes it, and touches no other.
+    Each call has a connection to itself, as in threads: cancelling it closes that connection, and affects no other.
     """
 
     def __init__(self, address: Address) -> None:
@@ -42,20 +42,20 @@ class AsyncConnections:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """As `Connections`; the loop is the parent's, too."""
+        """As `Connections`; the loop is the parent's as well."""
         self._idle, self._loop = [], None
         for channel in list(self._all):
             channel.sockets.abandon()
 
     async def send(self, call: Call, until: float) -> Reply:
-        """As `Connections.send`; cancelling the task ends it."""
+        """As `Connections.send`; cancelling the task cancels the call."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._close_idle()  # what another loop opened is of no use here
+            self._close_idle()  # connections of another loop cannot be used here
             self._loop, self._idle = loop, []
         idle = self._idle
         left_s = until - monotonic()
-        request = self._wire.request(call, min(left_s, 0.0) or INF)  # wait_for alone keeps the time: two clocks race
+        request = self._wire.request(call, min(left_s, 0.0) or INF)  # the limit is wait_for's alone: two timers would race
         channel = idle.pop() if idle else self._new(loop)
         good = False
         try:
@@ -84,25 +84,25 @@ class AsyncConnections:
             self._idle.pop().sockets.close()
 
     async def close(self) -> None:
-        """Closes what is idle now, and what is in use as soon as it is not."""
+        """Closes idle connections now, and those in use when they become idle."""
         self._closed = True
         self._close_idle()
 
     def abandon(self) -> None:
-        """The same from outside the loop, or from a thread."""
+        """`close` from outside the loop, or from a thread."""
         self._closed = True
         if self._idle and self._loop is not None and self._loop.is_running():
-            with contextlib.suppress(RuntimeError):  # it has just ended
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 self._loop.call_soon_threadsafe(self._close_idle)
 
 
 class _Connection:
-    """One connection, made again when the server has closed it."""
+    """One connection, reopened when the server has closed it."""
 
     def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
         self._wire, self.sockets = wire, AsyncSockets(wire.address.origin, loop)
         self.kept = False
-        """Whether it has served a call before: then the server may just have closed it."""
+        """Whether it has served a call: then the server may just have closed it."""
         self._connection = self._new()
 
     async def send(self, request: httpcore.Request) -> Reply:
@@ -126,14 +126,14 @@ class _Connection:
 
     def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
         options, backend = self._wire.options(), _Backend(self.sockets)
-        if options["proxy"] is not None:  # only a pool knows how to go through one
+        if options["proxy"] is not None:  # only httpcore's pool supports proxies
             return httpcore.AsyncConnectionPool(**options, max_connections=1, network_backend=backend)
         del options["proxy"]
         return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options, network_backend=backend)
 
 
 class AsyncSockets(Sockets):
-    """For one event loop. Closing them takes no `await`, so that nothing can interrupt it."""
+    """Sockets of one event loop. Closing them takes no `await`, so it cannot be interrupted."""
 
     def __init__(self, origin: str, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(origin)
@@ -141,20 +141,20 @@ class AsyncSockets(Sockets):
         self.doing = "answer"
 
     def drop(self, sock: socket.socket) -> None:
-        """Closes that one. Whoever waits for it waits no longer: the number may be another socket's at once."""
+        """Closes one socket and removes its readers first: its file descriptor may be reused at once."""
         with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
             self.loop.remove_reader(sock)
             self.loop.remove_writer(sock)
         super().drop(sock)
 
     def abandon(self) -> None:
-        """Closes all in a forked child, whose copies of the loop's own files are still the parent's."""
+        """Closes all in a forked child, whose copies of the loop's own descriptors still belong to the parent."""
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
 
     async def connect(self, host: str, port: int) -> socket.socket:
-        """Connects to the first address that accepts. The next one is tried as soon as one fails, or `STAGGER_S` later."""
+        """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
         waiting = deque(await self._look_up(host, port))
         errors: list[BaseException] = []
         tasks: set[asyncio.Task[socket.socket]] = set()
@@ -175,7 +175,7 @@ class AsyncSockets(Sockets):
         finally:
             for task in tasks:
                 if not task.cancel() and not task.cancelled():
-                    task.exception()  # looked at, though of no interest
+                    task.exception()  # retrieved, so that asyncio does not warn
         raise errors[0] if errors else OSError(f"{host} has no address")
 
     async def _connect(self, there: SocketAddress) -> socket.socket:
@@ -212,7 +212,7 @@ class AsyncSockets(Sockets):
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects for httpcore: never by the loop's default executor, which others may have filled."""
+    """Connects for httpcore, without the loop's default executor, which others may have filled."""
 
     def __init__(self, sockets: AsyncSockets) -> None:
         self._sockets = sockets
@@ -221,8 +221,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002 - who waits for the whole keeps the time
-        local_address: str | None = None,  # noqa: ARG002 - never given
+        timeout: float | None = None,  # noqa: ARG002 - the limit is on the whole call
+        local_address: str | None = None,  # noqa: ARG002 - never passed
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - likewise
     ) -> httpcore.AsyncNetworkStream:
         try:
@@ -232,7 +232,7 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    """One socket."""
+    """A stream on one socket."""
 
     def __init__(self, sock: socket.socket, sockets: AsyncSockets) -> None:
         self._sock, self._sockets = sock, sockets

@@ -1,4 +1,4 @@
-"""Asks an endpoint in the cloud: inputs go in, predictions come out."""
+"""Cloud backend: sends inputs to an endpoint and decodes its replies to predictions."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from edgeroute.cloud.http import HttpClient
 
 MAX_ABANDONED = 16
-"""So many runs may be told to stop and go on all the same, before the planner leaves the endpoint alone."""
+"""Maximum number of abandoned runs (told to stop, still running), above which the planner skips the endpoint."""
 
 
 class CloudBackend(Backend, Protocol):
-    """A target off the device: it runs within an exchange, which its guard lets through for a permit."""
+    """A target off the device. It runs within an exchange, which its guard opens for a permit."""
 
     guard: Guard
 
     @property
     def terms(self) -> Terms:
-        """What asking it costs."""
+        """Prices and limits of calling it."""
 
     @property
     def patience_s(self) -> float:
-        """How long it may take to answer."""
+        """Its own timeout, seconds."""
 
     @property
     def load(self) -> Callable[[], object] | None:
@@ -42,31 +42,31 @@ class CloudBackend(Backend, Protocol):
 
     @property
     def alone_async(self) -> bool:
-        """It runs on an event loop, and not otherwise."""
+        """Whether it runs on an event loop only."""
 
     @property
     def run_async(self) -> Callable[[list[Any], float, Exchange], Awaitable[list[Prediction]]] | None:
         """`run` on an event loop; None: it needs a thread."""
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Several inputs, by the instant `until` -> a prediction each."""
+        """Predictions for several inputs, by the instant `until`."""
 
     @property
     def health(self) -> Callable[[float, Exchange], object] | None:
-        """Tries whether it is well, with no user data; None: that cannot be tried."""
+        """Health check without user data; None: there is none."""
 
     def codec(self, of: Callable[[Any], str]) -> str:
-        """How an input is made into what is sent; `of` as in `fingerprint`."""
+        """Fingerprint of how an input is encoded; `of` as in `fingerprint`."""
 
     def encode(self, x: Any) -> Call | None:
-        """One input as the call that would be sent for it; None: not to be told yet, or ever."""
+        """The call for one input; None: not known yet, or not possible."""
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Sends such a call."""
+        """Sends an encoded call."""
 
 
 class HttpBackend(AbandonedRuns):
-    """An endpoint over HTTP. The client is imported and made at the first call."""
+    """An endpoint over HTTP. The client is imported and constructed at the first call."""
 
     side: Side = "cloud"
     alone_async = False
@@ -100,27 +100,27 @@ class HttpBackend(AbandonedRuns):
 
     @property
     def traffic(self) -> tuple[int, int]:
-        """Bytes sent and received so far, bodies alone, retries included."""
+        """Bytes of bodies sent and received so far, retries included."""
         return (0, 0) if self._client is None else (self._client.sent, self._client.received)
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Asks for all of them in one talk."""
+        """Runs all inputs in one talk."""
         return self.reader.many(self.client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """Asks for all of them in one talk, on the event loop."""
+        """Runs all inputs in one talk, on the event loop."""
         return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """The answer in one piece: the protocols have no other."""
+        """The answer in one piece: these protocols do not stream."""
         return single(self.run([x], until, cancel, exchange)[0])
 
     def encode(self, x: Any) -> Call | None:
-        """As the endpoint does."""
+        """The endpoint's encoding."""
         return self.endpoint.encode([x])  # type: ignore[no-any-return]
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Sends it, and reads the reply as that of any call."""
+        """Sends the call, and decodes its reply."""
 
         def talk() -> Talk:
             return self.endpoint.decode((yield call), 1)
@@ -128,42 +128,42 @@ class HttpBackend(AbandonedRuns):
         return self.reader.many(self.client.run(talk(), until, exchange), 1)[0]
 
     def ready(self, until: float) -> None:
-        """Pings the endpoint."""
+        """Pings the endpoint (`ready`)."""
         with self.guard.probe() as exchange:
             self.client.run(self.endpoint.ping(), until, exchange)
 
     def health(self, until: float, exchange: Exchange) -> None:
-        """Asks whether it is ready."""
+        """Readiness check."""
         self.client.run(self.endpoint.health(), until, exchange)
 
     def describe(self) -> str:
-        """Where it is, with a warning where nobody checks who answers there."""
+        """Its address, with a warning if the server is not authenticated."""
         unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
         return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
 
-    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - what runs there is not to be seen from here
-        """Where it is and how it is read."""
+    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the server's model cannot be fingerprinted from here
+        """Fingerprint of the address and of the decoding."""
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 
     def codec(self, of: Callable[[Any], str]) -> str:
-        """The protocol, and the card with the preprocessing, if there is one."""
+        """Fingerprint of the protocol, and of the card with the preprocessing, if there is one."""
         card = getattr(getattr(self.endpoint, "card", None), "path", None)
         return type(self.endpoint).__name__ + ("" if card is None else f":{of(card)}")
 
     def close(self) -> None:
-        """Closes the connections, those in use as soon as they are not."""
+        """Closes the connections, those in use when they become idle."""
         self._closed = True
         if self._client is not None:
             self._client.close()
 
     async def aclose(self) -> None:
-        """Closes the connections, those of asyncio too."""
+        """Closes the connections, including asyncio's."""
         if self._client is not None:
             await self._client.aclose()
 
 
 class FunctionBackend(AbandonedRuns):
-    """Any callable as the cloud: `f(x)` gives a value, `(value, confidence)` or logits; it may be a coroutine function."""
+    """Any callable as the cloud: `f(x)` returns a value, `(value, confidence)` or logits; it may be a coroutine function."""
 
     side: Side = "cloud"
     traffic = (0, 0)
@@ -178,13 +178,13 @@ class FunctionBackend(AbandonedRuns):
         self.reader = Reader(score, labels=labels)
         super().__init__(MAX_ABANDONED)
         self.health = None if given.health is None else _without_arguments(given.health)
-        call = getattr(self.function, "__call__", None)  # noqa: B004 - an object's own, which may be a coroutine function
+        call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
         self._speaks = inspect.isasyncgenfunction(self.function)
         self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
         self.run_async = self._run_async if self.alone_async else None
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
-        """Calls it for each."""
+        """Calls the function for each input."""
         self.ready(until)
         return self.reader.many([_answer(self._call(x, until, exchange)) for x in inputs], len(inputs))
 
@@ -206,7 +206,7 @@ class FunctionBackend(AbandonedRuns):
         return self.reader.many(results, len(inputs))
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
-        """What it yields, if it is an asynchronous generator function; else what it gives, in one piece."""
+        """The pieces of an asynchronous generator function; for any other function its answer, in one piece."""
         exchange.before_attempt(0, until)
         try:
             if self._speaks:
@@ -220,7 +220,7 @@ class FunctionBackend(AbandonedRuns):
         exchange.after_attempt(0)
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:  # noqa: ARG002 - cannot be stopped
-        """Calls it, and yields what it yields if it is a generator function; else its answer, in one piece."""
+        """The pieces of a generator function; for any other function its answer, in one piece."""
         self.ready(until)
         exchange.before_attempt(0, until)
         try:
@@ -236,40 +236,40 @@ class FunctionBackend(AbandonedRuns):
         return prediction
 
     def encode(self, x: Any) -> None:
-        """A function is called with the input itself."""
+        """None: a function takes the input itself."""
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
-        """There is no such call."""
+        """Not possible: a function has no encoded call."""
         raise PolicyError(f"{self.where} takes no stored calls")
 
     def ready(self, until: float) -> None:  # noqa: ARG002
-        """Nothing is known of a function but whether it can be called from here."""
+        """Checks only whether the function can be called from here."""
         if self.run_async is not None:
             raise PolicyError(f"{self.where} is a coroutine function: use AsyncRouter")
 
     def describe(self) -> str:
-        """That it will be called."""
+        """Status line for `check`."""
         return f"{self.where} is called with the input"
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """The function's code."""
+        """Fingerprint of the function's code."""
         return of(self.function)
 
-    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function is given the input itself
-        """There is none."""
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
+        """Empty: a function has no codec."""
         return "as it is"
 
     def close(self) -> None:
-        """Holds nothing."""
+        """A no-op."""
 
 
 class Function:
-    """A callable as a cloud, with what a policy may need to know of it.
+    """A callable as a cloud, with its name, health check and prices.
 
     Args:
-        function: `f(x)` gives a value, `(value, confidence)` or logits; a coroutine function where the router is asyncio's.
-        name: what it is called in answers.
-        health: raises if what it asks is away; called after faults, to see whether that is back. None: the next input tells.
+        function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`.
+        name: its name in answers.
+        health: raises while the service behind it is down; called after faults. None: the next input is the probe.
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
     """
 
@@ -280,9 +280,9 @@ class Function:
 
 
 def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:
-    return lambda until, exchange: health()  # noqa: ARG005 - a function keeps no time and counts no bytes
+    return lambda until, exchange: health()  # noqa: ARG005 - a function has no time limit and no byte count
 
 
 def _answer(result: Any) -> Any:
-    """A value alone is an answer without a confidence; what looks like logits is left to the reader."""
+    """Normalises a result: a bare value has no confidence; what looks like logits is left to the reader."""
     return result if isinstance(result, tuple | list) or hasattr(result, "dtype") else (result, None)

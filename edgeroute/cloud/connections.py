@@ -1,4 +1,4 @@
-"""HTTP connections for threads: one call in, one reply out, within its time and size."""
+"""HTTP connections for threads: sends a call and returns its reply, within limits of time and size."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Connections:
-    """Kept-alive connections to one address, for threads.
+    """Keep-alive connections to one address, for threads.
 
-    Each is a pool of its own: a call can then be cut off, by shutting its socket down, without touching others. There is
-    no lock: a list's own `append` and `pop` are whole, in threads, in signal handlers and across a fork.
+    Each is a pool of its own: a call can then be cancelled, by shutting its socket down, without affecting others. There is
+    no lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
     def __init__(self, address: Address) -> None:
@@ -35,20 +35,20 @@ class Connections:
         self._idle: list[_Connection] = []
         self._all: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._closed = False
-        weakref.finalize(self, _close_all, self._idle)  # a router that is dropped unclosed leaves no socket behind
+        weakref.finalize(self, _close_all, self._idle)  # a router that is dropped unclosed leaks no socket
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The connections are the parent's: closing the child's copies sends nothing, and leaves the parent's open."""
+        """Drops the parent's connections: closing the child's copies sends nothing, and leaves the parent's open."""
         self._idle.clear()
         for channel in list(self._all):
             channel.close()
 
     def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """The reply, if it is there by the instant `until`.
+        """Sends the call and returns the reply, by the instant `until`.
 
         Raises:
-            CloudError: it is not, or not one that can be used.
+            CloudError: there is no reply in time, or no valid one.
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
@@ -80,7 +80,7 @@ class Connections:
             _close_all(self._idle)
 
     def close(self) -> None:
-        """Closes what is idle now, and what is in use as soon as it is not."""
+        """Closes idle connections now, and those in use when they become idle."""
         self._closed = True
         _close_all(self._idle)
 
@@ -92,7 +92,7 @@ def _close_all(idle: list[_Connection]) -> None:
 
 
 class _Connection:
-    """One connection, made again when the server has closed it."""
+    """One connection, reopened when the server has closed it."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire, self._sockets = wire, BlockingSockets(wire.address.origin)
@@ -125,18 +125,18 @@ class _Connection:
 
     def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
         options, backend = self._wire.options(), _Backend(self._sockets)
-        if options["proxy"] is not None:  # only a pool knows how to go through one
+        if options["proxy"] is not None:  # only httpcore's pool supports proxies
             return httpcore.ConnectionPool(**options, max_connections=1, network_backend=backend)
         del options["proxy"]
         return httpcore.HTTPConnection(self._wire.root.origin, **options, network_backend=backend)
 
     def close(self) -> None:
-        """Closes the sockets, in whatever state httpcore is: it may not even know of them yet."""
+        """Closes the sockets, whatever httpcore's state: it may not know of them yet."""
         self._sockets.close()
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Connects for httpcore, with sockets that can be cut off and keep the time."""
+    """Connects for httpcore, with sockets that can be shut down from another thread and enforce the time limit."""
 
     def __init__(self, sockets: BlockingSockets) -> None:
         self._sockets = sockets
@@ -145,8 +145,8 @@ class _Backend(httpcore.NetworkBackend):
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the sockets keep the time
-        local_address: str | None = None,  # noqa: ARG002 - never given
+        timeout: float | None = None,  # noqa: ARG002 - the sockets enforce the limit
+        local_address: str | None = None,  # noqa: ARG002 - never passed
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - likewise
     ) -> httpcore.NetworkStream:
         try:
@@ -158,12 +158,12 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """One socket, with TLS or without."""
+    """A stream on one socket, with or without TLS."""
 
     def __init__(self, sock: socket.socket, sockets: BlockingSockets) -> None:
         self._sock, self._sockets = sock, sockets
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets keep the time
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
         left_s = self._sockets.left_s()
         try:
             self._sock.settimeout(left_s)
@@ -177,7 +177,7 @@ class _Stream(httpcore.NetworkStream):
         left_s = self._sockets.left_s()
         try:
             self._sock.settimeout(left_s)
-            self._sock.sendall(buffer)  # a `send` of what is left after each part that the kernel takes would copy it
+            self._sock.sendall(buffer)  # `send` in a loop would copy the rest after each part that the kernel takes
         except TimeoutError as e:
             raise httpcore.WriteTimeout(str(e)) from e
         except OSError as e:
@@ -226,7 +226,7 @@ class _Tunnel(httpcore.NetworkStream):
         except (OSError, httpcore.NetworkError) as e:
             raise httpcore.ConnectError(str(e)) from e
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets keep the time
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
         try:
             return self._pump(self._tls.read(max_bytes))
         except ssl.SSLError as e:

@@ -1,4 +1,4 @@
-"""What may leave the device, who is asked before it does, and what is taken out of it first."""
+"""Egress settings: data-class rules, consent and redaction."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Redact = Callable[[Any, str | None], Any]
 
 
 class Egress:
-    """The rules of egress.
+    """Egress rules, consent and redaction.
 
     Args:
         never_leave: data classes that stay on the device, whatever the mode.
-        may_leave: those that may leave.
-        unknown_class: what a class means that is in neither: "deny" or "allow". Once any class is declared, so does
-            naming none.
+        may_leave: data classes that may leave.
+        unknown_class: decision for a class in neither list: "deny" or "allow"; once any class is declared, also for calls
+            without a class.
         default_class: the class of a call that names none.
-        consent: called with where an input would go and its data class, just before; only True lets it go.
-        redact: called with each input and its data class before it is encoded; what it returns is sent in its place.
+        consent: called with the destination and the data class just before sending; only True permits it.
+        redact: called with each input and its data class before it is encoded; its result is sent instead.
 
     Raises:
-        PolicyError: they cannot be understood. Nothing is let through by rules that say something else than was meant.
+        PolicyError: invalid rules.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Egress:
 
     @property
     def asks(self) -> bool:
-        """Whether `prepared` calls functions of the app's, which may take their time."""
+        """Whether `prepared` calls functions of the application, which may block."""
         return self.consent is not None or self.redact is not None
 
     def prepared(self, inputs: list[Any], permit: Permit, where: str) -> list[Any]:
-        """The inputs as they may be sent there.
+        """The inputs to send: copied and redacted, after consent.
 
         Raises:
             Held: consent was not given, or the redaction failed: nothing is sent.
@@ -72,6 +72,6 @@ class Egress:
         if self.redact is None:
             return inputs
         try:
-            return [self.redact(own_copy(x), permit.data_class) for x in inputs]  # it may work in place
+            return [self.redact(own_copy(x), permit.data_class) for x in inputs]  # redaction may work in place
         except Exception as e:
             raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent", code="redaction") from e

@@ -1,4 +1,4 @@
-"""Lock, clock, egress ledger and news around one endpoint's admission rules. Threads and asyncio share it."""
+"""Guard of one endpoint: its admission rules with lock, clock, egress ledger and events. Used by threads and asyncio."""
 
 from __future__ import annotations
 
@@ -29,47 +29,47 @@ if TYPE_CHECKING:
 
 MB = 1e6
 PROBE_S = 5.0
-"""How long a probe may take."""
+"""Timeout of a probe, seconds."""
 NO_DATA = "no user data"
 
 
 class Watcher(Protocol):
-    """Who is told of a guard's news."""
+    """Receiver of a guard's events."""
 
     def opened(self, guard: Guard) -> None:
         """The breaker has opened."""
 
     def probe(self, guard: Guard) -> None:
-        """It is time to try whether the endpoint is back, in the background: call `guard.check_health()`."""
+        """A probe is due: call `guard.check_health()` in the background."""
 
     def closed(self, guard: Guard) -> None:
-        """The endpoint is back."""
+        """The breaker has closed."""
 
 
 class Report(Protocol):
-    """Who is told of each attempt, and of each request that was held."""
+    """Receiver of attempts, and of rejected requests."""
 
     def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> object:
         """An attempt has ended; bytes of bodies, and seconds."""
 
     def held(self, target: str, code: ErrorCode | HeldCode) -> object:
-        """A request was not asked, for a reason on this side."""
+        """A request was rejected, for a local reason."""
 
 
 class Guard:
-    """One endpoint's `Admission`, with the lock and the clock that it needs.
+    """Circuit breaker, rate limit and spending for one endpoint: an `Admission` with lock and clock.
 
-    The lock is one that its holder may take again: a signal handler that calls the router may run while it is held.
+    The lock is reentrant: a signal handler that calls the router may run while it is held.
 
     Args:
         name: of the target.
-        where: its address, as the egress ledger has it.
-        terms: what it costs and bears.
-        spending: what all pay from.
-        health: tries whether the endpoint is well, by the instant given, within an exchange; no user data. None: no way to try.
-        watcher: who is told.
+        where: its address, as recorded in the egress ledger.
+        terms: its prices and limits.
+        spending: shared spending limits.
+        health: health check without user data, called with the instant it must end by and an exchange. None: there is none.
+        watcher: receives events.
         journal: the egress ledger.
-        report: who is told of attempts; None: nobody.
+        report: receives attempts; None: no receiver.
 
     Attributes:
         rules: the `Admission`.
@@ -94,18 +94,18 @@ class Guard:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for the child, in which no call is under way."""
+        """A new lock for the child, which has no call in progress."""
         self._lock = threading.RLock()
         self.rules.under_way.clear()
 
     def enter(self, permit: Permit, identity: str) -> Exchange:
-        """Lets one request through, which `with` then ends.
+        """Admits one request; the exchange is a context manager that ends it.
 
         Raises:
-            Held: it is not to be asked now. Nothing was sent; what it costs is booked as the first bytes leave.
+            Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave.
         """
         now, rules = monotonic(), self.rules
-        # there before its slot is: if anything breaks in from here on, even a signal, the slot is given back as it is collected
+        # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
         exchange = Exchange(self, identity, permit.data_class, permit.rule)
         with self._lock:
             rejection = rules.enter(exchange.slot, now)
@@ -118,13 +118,13 @@ class Guard:
         return exchange
 
     def probe(self) -> Exchange:
-        """An exchange without user data: for what `check` and probes ask. It costs bytes, and is let through always."""
+        """An exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
         exchange = Exchange(self, "", None, NO_DATA)
         self.rules.under_way.add(exchange.slot)
         return exchange
 
     def check_health(self) -> None:
-        """Tries whether the endpoint is back. Once for each time that the watcher is told to."""
+        """Sends a probe. Call once per `Watcher.probe`."""
         ok, wait_s = False, None
         try:
             if self._health is not None:
@@ -132,7 +132,7 @@ class Guard:
                     exchange.counts = False
                     self._health(monotonic() + PROBE_S, exchange)
             ok = True
-        except Exception as e:  # noqa: BLE001 - of whatever kind: it is not back
+        except Exception as e:  # noqa: BLE001 - any failure means that it is not back
             wait_s = getattr(e, "retry_after_s", None)
         finally:
             if not ok:
@@ -143,12 +143,12 @@ class Guard:
             self._watcher.closed(self)
 
     def probe_failed(self, wait_s: float | None = None) -> None:
-        """The probe under way was not answered, or could not be sent. wait_s: it asks to be left alone for so long."""
+        """Records a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
         with self._lock:
             self.rules.probe_ended(monotonic(), random.random(), ok=False, wait_s=wait_s)  # noqa: S311
 
     def link_up(self) -> None:
-        """The network is back: a breaker that is open need not wait any longer."""
+        """Makes a probe due at once if the breaker is open, as the network is back."""
         with self._lock:
             due = self.rules.link_up(monotonic())
         if due:
@@ -156,64 +156,64 @@ class Guard:
 
     @property
     def state(self) -> State:
-        """The breaker's: closed, open or half-open."""
+        """State of the breaker: closed, open or half-open."""
         return self.rules.state
 
     @property
     def held(self) -> int:
-        """How often it was not asked, for a reason on this side."""
+        """Number of requests rejected for a local reason."""
         return self.rules.rejected
 
     @property
     def under_way(self) -> int:
-        """How many calls are."""
+        """Number of calls in progress."""
         return len(self.rules.under_way)
 
     def why(self) -> str:
-        """Why it is not to be asked now; empty: it may be."""
+        """Why no request may be sent now; empty: one may."""
         with self._lock:
             rejection = self.rules.why(monotonic())
         return "" if rejection is None else rejection.text
 
     def has_headroom(self) -> bool:
-        """Whether it bears what is not urgent: it is well, and half of its calls, a second and at a time, are free."""
+        """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
         with self._lock:
             return self.rules.has_headroom(monotonic())
 
     def hold(self, wait_s: float) -> None:
-        """It asks to be left alone for so long."""
+        """Holds all requests for `wait_s` seconds, as the endpoint requested."""
         with self._lock:
             self.rules.hold(wait_s, monotonic())
 
     def succeeded(self, took_s: float | None) -> None:
-        """It answered."""
+        """Records a success; `took_s`: its latency, if it is to be counted."""
         with self._lock:
             back = self.rules.succeeded(monotonic(), took_s)
         if back:
             self._watcher.closed(self)
 
     def failed(self) -> None:
-        """It did not."""
+        """Records a fault."""
         with self._lock:
             opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
         if opened:
             self._watcher.opened(self)
 
     def usual_s(self) -> float:
-        """The time that it needs for 90 % of its answers; 0 while unknown."""
+        """Latency quantile of 90 %, seconds; 0 while unknown."""
         with self._lock:
             return self.rules.usual_s()
 
     def count_rejected(self, code: ErrorCode | HeldCode) -> None:
-        """Counts one that was not asked, for a reason that is not the guard's."""
+        """Counts a request rejected for a reason outside the guard."""
         with self._lock:
             self.rules.rejected += 1
         _report_held(self, code)
 
     def mark_late(self, exchange: Exchange) -> bool:
-        """Notes that an exchange is late -> whether that is a fault: it had as long as usual, and it was not noted before.
+        """Marks an exchange as late. Returns whether that is a fault: it had its usual time, and was not marked before.
 
-        The caller and the leg's own thread may both see it.
+        Both the caller and the leg's own thread may mark it.
         """
         with self._lock:
             fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
@@ -221,12 +221,12 @@ class Guard:
         return fault
 
     def attempt(self, cost: Cost, *, again: bool, probe: bool) -> Rejection | None:
-        """Books an attempt that is about to be made, or says why it may not be."""
+        """Books an attempt about to be made, or returns why it may not be made."""
         with self._lock:
             return self.rules.attempt(cost, monotonic(), system.now(), again=again, probe=probe)
 
     def retry(self) -> bool:
-        """Takes a retry from the budget, if there is one. It waits for what the endpoint asked for itself."""
+        """Takes a retry from the budget; False: it is empty. A retry waits out the endpoint's Retry-After itself."""
         with self._lock:
             return self.rules.retry()
 
@@ -237,20 +237,20 @@ def _report_held(guard: Guard, code: ErrorCode | HeldCode) -> None:
 
 
 class _Slot(ref["Exchange"]):
-    """A reference to an exchange that calls back as that is collected.
+    """A weak reference to an exchange with a callback that frees its slot.
 
-    Why not `__del__`: what a signal handler raises in there is lost. Nothing of Python runs between the collection and a
-    callback that is written in C.
+    Not `__del__`: an exception that a signal handler raises in there is lost. No Python code runs between the collection and a
+    callback written in C.
     """
 
     __slots__ = ()
-    __eq__, __hash__ = object.__eq__, object.__hash__  # those of the exchange are no more once it is
+    __eq__, __hash__ = object.__eq__, object.__hash__  # the exchange's own fail once it is collected
 
 
 class Exchange:
-    """One talk with an endpoint. The leg says before each attempt what it is about to send, and after it what came of it.
+    """One call of an endpoint with all its attempts. The HTTP client reports each attempt before and after it.
 
-    Its slot is given back as `with` ends; if it never came to that, as it is collected.
+    Its slot is freed at the end of the `with`, or when it is collected.
     """
 
     __slots__ = (
@@ -264,7 +264,7 @@ class Exchange:
         self.sent = self.received = 0
         self.usd = 0.0
         self.counts = True
-        """Whether the breaker hears of it."""
+        """Whether the breaker counts it."""
         self._open = self.late = False
         self._attempts = self._size = 0
         self.begun, self._until = 0.0, INF
@@ -277,24 +277,24 @@ class Exchange:
         self._guard.rules.leave(self.slot)
         if error is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s)
-        elif isinstance(error, BadReply) and self.counts:  # it replied, but with what nobody can read
+        elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
             self._guard.failed()
-        if self._open:  # it was cut off in the middle: by the deadline, or by an answer that was quicker
+        if self._open:  # cancelled in the middle, by the deadline or by a faster answer
             self._open = False
             if monotonic() >= self._until:
                 self._overdue()
 
     @property
     def spent(self) -> Spent:
-        """What it has cost so far."""
+        """Bytes and cost so far."""
         terms, mb = self._guard.terms, (self.sent + self.received) / MB
         return Spent(self.sent, self.received, self.usd, terms.joules_per_call + mb * terms.joules_per_mb)
 
     def before_attempt(self, size: int, until: float) -> None:
-        """Before an attempt that sends `size` bytes and has until that instant.
+        """Books and records an attempt about to send `size` bytes, which must end by `until`.
 
         Raises:
-            Held: a limit does not allow it, or the egress ledger cannot be written. Nothing may be sent then.
+            Held: a limit forbids it, or the egress ledger cannot be written. Nothing may be sent then.
         """
         guard, again, probe = self._guard, self._attempts > 0, self.rule == NO_DATA
         cost = guard.rules.cost(size / MB, first=not (again or probe))
@@ -325,7 +325,7 @@ class Exchange:
         return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again)
 
     def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
-        """After it: so many bytes came back, or this error did. `cut`: because the answer is not needed any more."""
+        """Records the end of an attempt: bytes received, or the error. `cut`: cancelled, as the answer is no longer needed."""
         guard = self._guard
         self._open = False
         self.received += size
@@ -338,7 +338,7 @@ class Exchange:
         if not self.counts:
             return
         if error is None:
-            self._took_s = monotonic() - self.begun  # whether the reply is one will be seen when it is read
+            self._took_s = monotonic() - self.begun  # whether it is a valid reply is known once it is decoded
             return
         stale, in_time = getattr(error, "stale", False), monotonic() < self._until
         verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=stale)
@@ -353,15 +353,15 @@ class Exchange:
             guard.failed()
 
     def overdue(self) -> None:
-        """The deadline has passed, and the leg is left to run on: that is a fault already."""
+        """Records that the deadline has passed while the leg runs on, which is a fault already."""
         if self._open:
             self._overdue()
 
     def _overdue(self) -> None:
-        """Too late, unless it had less time than it usually takes: that is nobody's fault."""
+        """Records lateness as a fault, unless the attempt had less than the endpoint's usual time."""
         if self.counts and self._guard.mark_late(self):
             self._guard.failed()
 
     def may_retry(self) -> bool:
-        """Whether the retry budget and the breaker have room for one more attempt."""
+        """Whether the breaker and the retry budget allow another attempt."""
         return self.counts and not self.late and self._guard.retry()

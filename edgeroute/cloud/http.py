@@ -1,4 +1,4 @@
-"""Carries an endpoint's talk over HTTP, with the one retry layer there is."""
+"""HTTP client of an endpoint: carries its talk, with the only retry layer."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
 FIRST_S, MOST_S = 0.1, 2.0
-"""Back-off before the first retry, at most; and before any."""
+"""Upper limits of the back-off, seconds: before the first retry, and before any."""
 
 
 class Exchange(Protocol):
-    """Who is asked before each attempt, and told after it; see `edgeroute.cloud.guard.Exchange`."""
+    """Interface that is called around each attempt; see `edgeroute.cloud.guard.Exchange`."""
 
     identity: str
-    """The idempotency key: the same for every attempt at one request."""
+    """Idempotency key: the same for every attempt of one request."""
 
     def before_attempt(self, size: int, until: float) -> None:
-        """So many bytes are about to be sent. Raises what forbids it."""
+        """Before `size` bytes are sent. Raises if that is forbidden."""
 
     def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
-        """So many bytes came back, or an error did."""
+        """After `size` bytes were received, or an error."""
 
     def may_retry(self) -> bool:
-        """Whether there may be another attempt."""
+        """Whether another attempt is allowed."""
 
 
 class HttpClient:
-    """One endpoint, for threads and for asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
+    """Client of one endpoint, for threads and asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
 
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
@@ -50,14 +50,14 @@ class HttpClient:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for the child."""
-        self._lock = threading.RLock()  # a signal handler may call the router, too
+        """A new lock for the child."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call the router
 
     def run(self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Any:
-        """The talk's outputs, by the instant `until` or the endpoint's own timeout, whichever is sooner.
+        """Runs a talk and returns its outputs, by the instant `until` or within the endpoint's own timeout, whichever is sooner.
 
         Raises:
-            CloudError: there are none.
+            CloudError: the call failed.
         """
         until, reply, posts = self._until(until), None, count()
         try:
@@ -70,7 +70,7 @@ class HttpClient:
             talk.close()
 
     async def run_async(self, talk: Talk, until: float, exchange: Exchange) -> Any:
-        """As `run`; cancelling the task ends it."""
+        """As `run`; cancelling the task cancels the call."""
         until, reply, posts = self._until(until), None, count()
         try:
             while True:
@@ -173,13 +173,13 @@ class HttpClient:
         self._async.abandon()
 
     async def aclose(self) -> None:
-        """The same on the event loop, and waits for it."""
+        """Closes the connections on the event loop, and waits for it."""
         await self._async.close()
         self.close()
 
 
 def _keyed(call: Call, exchange: Exchange, posts: count[int]) -> Call:
-    """The call with its idempotency key: a server that has seen it need not do the work again."""
+    """The call with its idempotency key, by which a server can detect a repetition."""
     if call.method != "POST" or call.probe or not exchange.identity:
         return call
     n = next(posts)
@@ -188,7 +188,7 @@ def _keyed(call: Call, exchange: Exchange, posts: count[int]) -> Call:
 
 
 def _after(first: CloudError, once: Callable[[], Reply]) -> Callable[[], Reply]:
-    """What is retried once it has failed: its first attempt is the failure itself, so that a success costs no machinery."""
+    """Wraps a call for tenacity with its failure as the first attempt, so that a success does not pay for retries."""
     failures = iter([first])
 
     def again() -> Reply:
@@ -203,7 +203,7 @@ _RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retria
 
 
 def _wait(state: RetryCallState) -> float:
-    """Seconds: what the server asks for, else full jitter (Brooker, 2015); none where a kept connection had just gone."""
+    """Seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015); 0 if a keep-alive connection was closed."""
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, CloudError):
         if error.retry_after_s is not None:

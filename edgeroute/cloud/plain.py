@@ -48,7 +48,7 @@ class PlainJson:
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 
     def ping(self) -> Talk:
-        """Whether the server is there."""
+        """Checks that the server is there."""
         if self.ping_path is not None:
             yield Call("GET", self.ping_path)
             return
@@ -57,7 +57,7 @@ class PlainJson:
             raise Unreachable(bytes(reply.body).decode())
 
     def health(self) -> Talk:
-        """Whether the server is there."""
+        """Checks that the server is there."""
         return self.ping()
 
     def talk(self, inputs: list[Any]) -> Talk:

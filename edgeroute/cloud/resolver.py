@@ -1,4 +1,4 @@
-"""Name look-ups in daemon threads of their own: few, shared by equal names, and abandoned by whoever has no time left."""
+"""DNS resolver in daemon threads: a limited number, shared by equal names, abandoned when a caller runs out of time."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ import httpcore
 from edgeroute.system import renew_after_fork
 
 MOST = 16
-"""Look-ups under way in this process; with so many under way, one of another name fails at once."""
+"""Maximum concurrent look-ups in this process; beyond it, one of another name fails at once."""
 MOST_EACH = 4
 FRESH_S = 5.0
-"""A look-up of the same name that began longer ago than this may ask a server that is gone: another is begun beside it,
-up to `MOST_EACH`."""
+"""Seconds after which a look-up may be stuck on a dead DNS server: another of the same name is started beside it, up to
+`MOST_EACH`."""
 
 
 class SocketAddress(NamedTuple):
-    """What a socket is made for and connected to."""
+    """Arguments for making a socket and connecting it."""
 
     family: int
     address: Any
 
 
 class Lookup:
-    """One look-up, under way or done."""
+    """One look-up, in progress or done."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port, self.begun = host, port, monotonic()
@@ -41,53 +41,53 @@ class Lookup:
         self._wakes: list[Callable[[], object]] = []
 
     def run(self) -> None:
-        """Looks the name up, in this thread."""
+        """Resolves the name, in this thread."""
         try:
             self.end(_alternating(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)))
-        except BaseException as e:  # noqa: BLE001 - whoever waits must hear of it
+        except BaseException as e:  # noqa: BLE001 - passed to the waiting callers
             self.end([], e)
 
     def end(self, found: list[SocketAddress], error: BaseException | None = None) -> None:
-        """Sets what came of it, and wakes all who wait."""
+        """Sets the result, and wakes all waiting callers."""
         self._found, self._error, self.done = found, error, True
         for wake in list(self._wakes):
             wake()
 
     def addresses(self) -> list[SocketAddress]:
-        """What was found, in the order in which to try it."""
+        """The addresses, in order of trying."""
         if self._error is not None:
             raise httpcore.ConnectError(str(self._error)) from self._error
         return self._found
 
     def add(self, wake: Callable[[], object]) -> None:
-        """Has `wake()` called once it is done, or now; from another thread, and perhaps twice."""
+        """Registers `wake()` to be called once it is done, or now if it is; from another thread, possibly twice."""
         self._wakes.append(wake)
         if self.done:
             wake()
 
     def discard(self, wake: Callable[[], object]) -> None:
-        """Waits no longer."""
+        """Unregisters it."""
         with contextlib.suppress(ValueError):
             self._wakes.remove(wake)
 
 
 class Resolver:
-    """Begins look-ups, or finds those that are under way."""
+    """Starts look-ups, or joins those in progress."""
 
     def __init__(self) -> None:
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """Starts anew: a child has none of its parent's threads."""
-        self._lock = threading.RLock()  # a signal handler may call the router, too
+        """Starts empty: a child has none of its parent's threads."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call the router
         self._running: list[Lookup] = []
 
     def find(self, host: str, port: int) -> Lookup:
-        """The look-up of that name, to be waited for; of a numeric address it is done.
+        """The look-up of a name, to wait for; that of a numeric address is done at once.
 
         Raises:
-            httpcore.ConnectError: there are as many under way as there may be.
+            httpcore.ConnectError: the maximum of concurrent look-ups is reached.
         """
         numeric = _numeric(host, port)
         if numeric is not None:
@@ -103,9 +103,9 @@ class Resolver:
             lookup = Lookup(host, port)
             try:
                 threading.Thread(target=lookup.run, name="edgeroute-lookup", daemon=True).start()
-            except RuntimeError as e:  # there can be no more threads
+            except RuntimeError as e:  # no more threads can be started
                 lookup.end([], e)
-            running.append(lookup)  # after its start: what interrupts that leaves none to be waited for in vain
+            running.append(lookup)  # after its start: if that is interrupted, nobody waits for it in vain
             return lookup
 
 
@@ -122,7 +122,7 @@ def _numeric(host: str, port: int) -> Lookup | None:
         lookup.end([SocketAddress(socket.AF_INET, (host, port))])
     elif "%" not in host:
         lookup.end([SocketAddress(socket.AF_INET6, (host, port, 0, 0))])
-    else:  # the interface has a number
+    else:  # an IPv6 interface has a scope number
         with contextlib.suppress(OSError):
             scope = host.partition("%")[2]
             index = int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
@@ -133,7 +133,7 @@ def _numeric(host: str, port: int) -> Lookup | None:
 
 
 def _alternating(found: Iterable[tuple[Any, ...]]) -> list[SocketAddress]:
-    """The families in turn, beginning with the one that the system prefers (RFC 8305), each in the system's order."""
+    """Interleaves the address families, the system's preferred one first (RFC 8305), each in the system's order."""
     families: dict[int, list[SocketAddress]] = {}
     for family, _, _, _, address in found:
         if family in {socket.AF_INET, socket.AF_INET6}:

@@ -1,4 +1,4 @@
-"""The sockets of one connection: opened within the time that is left, cut off by another thread, closed whatever happens."""
+"""Sockets of one connection: opened within the time limit, shut down from another thread, always closed."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from edgeroute.errors import TimedOut
 from edgeroute.types import StopToken
 
 STAGGER_S = 0.25
-"""How long an address has before the next one is tried beside it (RFC 8305, happy eyeballs)."""
+"""Delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)."""
 POLL_S = 3600.0
-"""The longest single wait: what the system takes is limited."""
+"""Longest single wait, seconds: the system's own limit."""
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class Sockets:
-    """Owns them: whatever ends a call in the middle, and wherever, `close` leaves none open."""
+    """Owns the sockets: however and wherever a call is interrupted, `close` leaves none open."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
         self._sockets: list[socket.socket] = []
 
     def open(self, family: int) -> socket.socket:
-        """A new one, not blocking."""
+        """Creates a non-blocking socket."""
         self._sockets.append(sock := socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
     def adopt(self, sock: socket.socket) -> None:
-        """Owns one more."""
+        """Takes ownership of a socket."""
         self._sockets.append(sock)
 
     def keep_only(self, sock: socket.socket) -> None:
@@ -51,7 +51,7 @@ class Sockets:
                 self.drop(other)
 
     def drop(self, sock: socket.socket) -> None:
-        """Closes that one."""
+        """Closes one socket."""
         sock.close()
         with contextlib.suppress(ValueError):
             self._sockets.remove(sock)
@@ -62,12 +62,12 @@ class Sockets:
             self.drop(sock)
 
     def __del__(self) -> None:
-        for sock in getattr(self, "_sockets", ()):  # what is interrupted as it is made has none
+        for sock in getattr(self, "_sockets", ()):  # one whose construction was interrupted has none
             sock.close()
 
 
 class BlockingSockets(Sockets):
-    """For one thread at a time. Every step has the time that is left: a limit per step begins anew with each byte that comes."""
+    """Sockets of one thread at a time. Each step is limited by the time left: a limit per step would restart with each byte."""
 
     def __init__(self, origin: str) -> None:
         super().__init__(origin)
@@ -76,13 +76,13 @@ class BlockingSockets(Sockets):
         self._woken = threading.Event()
 
     def begin(self, until: float, cancel: StopToken | None) -> None:
-        """A call that has until then, and may be asked to stop."""
+        """Begins a call that must end by `until`, and may be cancelled."""
         self._until, self._cancel = until, cancel
         if cancel is not None:
             cancel.on_ask(self.cut)
 
     def left_s(self, doing: str = "finish its answer") -> float | None:
-        """Seconds for the next step; None: as many as it takes."""
+        """Seconds left for the next step; None: no limit."""
         if self._until == INF:
             return None
         left_s = self._until - monotonic()
@@ -91,19 +91,19 @@ class BlockingSockets(Sockets):
         return left_s
 
     def cut(self) -> None:
-        """Ends the call in progress, from another thread."""
+        """Shuts the call down, from another thread."""
         for sock in tuple(self._sockets):
-            with contextlib.suppress(OSError):  # not ssl's own shutdown: from then on it would send in the clear
+            with contextlib.suppress(OSError):  # not ssl's own shutdown: after it data would be sent unencrypted
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
         self._woken.set()
 
     def check(self) -> None:
-        """Raises if it was asked to stop. After each new socket, which `cut` may have been too early to see."""
+        """Raises if the call was cancelled. Called after each new socket, which `cut` may have missed."""
         if self._cancel is not None and self._cancel.asked:
             raise ConnectionAbortedError("its answer is not needed any more")
 
     def connect(self, host: str, port: int) -> socket.socket:
-        """Connects to the first address that accepts. The next one is tried as soon as one fails, or `STAGGER_S` later."""
+        """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
         waiting = deque(self._look_up(host, port))
         errors: list[OSError] = []
         next_at = 0.0
@@ -121,7 +121,7 @@ class BlockingSockets(Sockets):
             self.check()
             left_s = min(self.left_s("accept a connection") or POLL_S, POLL_S)
             for key, _ in selector.select(min(left_s, next_at - now) if waiting else left_s):
-                self.check()  # a socket that was cut off is ready, too
+                self.check()  # a socket that was shut down is ready as well
                 sock: socket.socket = key.fileobj
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
@@ -155,7 +155,7 @@ class BlockingSockets(Sockets):
 
 
 def readable(sock: socket.socket) -> bool:
-    """Whether something, or the end, can be read from it now."""
+    """Whether data, or the end of the stream, can be read without blocking."""
     if sock.fileno() < 0:
         return True
     if not hasattr(select, "poll"):  # pragma: no cover - not POSIX

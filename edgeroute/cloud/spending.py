@@ -1,4 +1,4 @@
-"""What all clouds of a router spend together, behind one lock."""
+"""Spending of all clouds of a router, behind one lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeroute.system import renew_after_fork
 
 
 class SharedSpending:
-    """What all clouds of a router spend together: a `Spending` behind a lock, which a signal handler may take again."""
+    """A `Spending` for all clouds of a router, behind a reentrant lock, since a signal handler may take it again."""
 
     def __init__(self, spending: Spending) -> None:
         self._spending = spending
@@ -22,7 +22,7 @@ class SharedSpending:
 
     @property
     def limits(self) -> Limits:
-        """What may be spent; may be set."""
+        """The limits; may be set."""
         return self._spending.limits
 
     @limits.setter
@@ -33,41 +33,41 @@ class SharedSpending:
         """Adds what an earlier run has spent.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: not a dump.
         """
         with self._lock:
             self._spending.load(dumped, system.now())
 
     def after_fork(self) -> None:
-        """A lock of its own for the child."""
+        """A new lock for the child."""
         self._lock = threading.RLock()
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
-        """Books it, or says why not."""
+        """Books the cost, or returns the limit that forbids it."""
         with self._lock:
             return self._spending.reserve(cost, now)
 
     def add(self, cost: Cost, now: float) -> None:
-        """Books what has happened anyway."""
+        """Books a cost that has been incurred anyway."""
         with self._lock:
             self._spending.add(cost, now)
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
-        """Corrects what was booked to what it came to."""
+        """Corrects a reservation to the actual cost."""
         with self._lock:
             self._spending.settle(reserved, actual, now)
 
     def spent(self) -> Cost:
-        """What counts now."""
+        """Current spending, each over its window."""
         with self._lock:
             return self._spending.spent(system.now())
 
     def dump(self) -> dict[str, object]:
-        """What was spent, ready for JSON."""
+        """JSON-serialisable bookings of this process."""
         with self._lock:
             return self._spending.dump()
 
     def scarce(self) -> bool:
-        """Whether half of any limit is gone: from then on nothing is asked only to be quicker."""
+        """Whether half of any limit is used up: from then on there are no hedges and no audits."""
         with self._lock:
             return self._spending.scarce(system.now())

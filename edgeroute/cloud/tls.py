@@ -1,4 +1,4 @@
-"""TLS without a socket: what it wants to send and needs to receive is done by whoever has one."""
+"""Sans-I/O TLS: the owner of the socket sends and receives on its behalf."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[bytes | None, bytes, T]
-"""Yields bytes to be sent, or None to be sent what was received; no bytes are the end."""
+"""Yields bytes to send, or None to be sent received bytes; empty bytes are the end."""
 PIECE = 1 << 18
-"""Bytes encrypted at once."""
+"""Bytes encrypted at a time."""
 RECORD = 1 << 16
-"""Bytes received at once."""
+"""Bytes received at a time."""
 
 
 class Tls:
-    """One side of a TLS connection, the client's."""
+    """The client side of a TLS connection."""
 
     def __init__(self, context: ssl.SSLContext, hostname: str | None) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
 
     def handshake(self) -> Steps[None]:
-        """Agrees on keys, and checks the certificate."""
+        """Performs the handshake, including certificate verification."""
         return self._do(self.object.do_handshake)
 
     def read(self, size: int) -> Steps[bytes]:
-        """Up to that many bytes; none: the end. Whether it came too early is HTTP's to say."""
+        """Up to `size` bytes; empty: the end. Whether that is premature is for HTTP to decide."""
         try:
             return (yield from self._do(self.object.read, size))
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return b""
 
     def write(self, data: bytes) -> Steps[None]:
-        """Sends it."""
+        """Encrypts and sends the data."""
         for at in range(0, len(data), PIECE):
             yield from self._do(self.object.write, memoryview(data)[at : at + PIECE])
 
@@ -42,7 +42,7 @@ class Tls:
         while True:
             try:
                 result = operation(*arguments)
-            except ssl.SSLWantReadError:  # noqa: PERF203 - it is how it says so
+            except ssl.SSLWantReadError:  # noqa: PERF203 - ssl's way to request input
                 if self._outgoing.pending:
                     yield self._outgoing.read()
                 received = yield None
@@ -51,7 +51,7 @@ class Tls:
                 else:
                     self._incoming.write_eof()
             except ssl.SSLError:
-                if self._outgoing.pending:  # the alert that says why
+                if self._outgoing.pending:  # the alert that states the reason
                     yield self._outgoing.read()
                 raise
             else:

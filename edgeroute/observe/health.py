@@ -1,4 +1,4 @@
-"""Watches endpoints that failed: starts probes, and has them tried at once when the network comes up again."""
+"""Endpoint health: starts probes of failed endpoints, at once when the network comes back."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 NEWS_S = 30.0
-"""An endpoint that is back within so many seconds after the device's link was away because of that."""
+"""An endpoint that is back within so many seconds after the device's link came up was away because of the link."""
 
 
 class EndpointHealth:
-    """Hears from the guards of a router when a breaker opens or closes, and when a probe is due.
+    """Receives the guards' events: breaker opened or closed, probe due.
 
     Args:
-        submit: runs a probe in a thread, if there is one.
-        guards: gives the guards there are.
+        submit: runs a probe in a thread, if one is available.
+        guards: returns the current guards.
         back: called when an endpoint has answered again.
-        changed: called with the name and the state of a breaker that has changed; None: nobody wants to know.
+        changed: called with the name and state of a breaker that has changed; None: no callback.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class EndpointHealth:
         self._submit, self._guards, self._back, self._changed = submit, guards, back, changed
         self._closed = False
         self._linked_at = -inf
-        """When this device's link came up last, as far as this has heard."""
+        """When this device's link last came up, as far as observed."""
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The child watches for itself, once it has a reason to."""
+        """The child starts its own network monitor when it needs one."""
         self._lock = threading.RLock()
         self._watch: NetworkMonitor | None = None
 
     def opened(self, guard: Guard) -> None:
-        """Reports it, and begins to watch the network."""
+        """Reports an open breaker, and starts the network monitor."""
         log.info("%s is not asked for a while: %s", guard.name, guard.why())
         if self._changed is not None:
             self._changed(guard.name, "open")
@@ -63,32 +63,32 @@ class EndpointHealth:
         self._watch.start()
 
     def probe(self, guard: Guard) -> None:
-        """Probes in the background; without a thread the probe has failed, and the next one is due later."""
+        """Sends a probe in the background; without a free thread it counts as failed, and the next one is due later."""
         if self._changed is not None:
             self._changed(guard.name, "half-open")
         if not self._closed and not self._submit(guard.check_health):
             guard.probe_failed()
 
     def closed(self, guard: Guard) -> None:
-        """Reports it, and lets whatever waited go on."""
+        """Reports a closed breaker, and resumes what waited for the endpoint."""
         log.info("%s is asked again", guard.name)
         if self._changed is not None:
             self._changed(guard.name, "closed")
         self._back()
 
     def link_up(self) -> None:
-        """The network has come up: whoever waits need not wait any longer."""
+        """The network came up: makes probes due at once."""
         self._linked_at = monotonic()
         for guard in self._guards():
             guard.link_up()
         self._back()
 
     def own(self) -> bool:
-        """Whether what is back now was not away: this device was."""
+        """Whether the outage that just ended was the device's own."""
         return monotonic() < self._linked_at + NEWS_S
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Ends the network monitor."""
         with self._lock:
             self._closed, watch, self._watch = True, self._watch, None
         if watch is not None:

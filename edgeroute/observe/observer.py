@@ -1,4 +1,4 @@
-"""Gathers the facts that planning uses: latencies, busy targets, spending, sensors. Off the path of most calls."""
+"""Gathers the facts for planning: latencies, busy targets, spending, sensors. Runs off the path of most calls."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from edgeroute.observe.stats import Counts
 from edgeroute.types import Backend
 
 READS_S = 10.0
-"""So often, at most, the device's sensors are read."""
+"""Minimum time between two readings of the device's sensors, seconds."""
 log = logging.getLogger("edgeroute")
 
 
 class Observer:
-    """Keeps the facts of one router.
+    """Holds the current facts of one router.
 
     Args:
-        counts: know latencies and deferrals.
-        spending: knows what was spent.
-        metered: whether bytes cost money now, or a function that tells.
-        sensors: reads the device's; None: what Linux says.
+        counts: has latencies and deferral rates.
+        spending: has the amounts spent.
+        metered: whether the link is metered (bytes cost money), or a function that returns it.
+        sensors: reads the device's sensors; None: the standard Linux ones.
 
     Attributes:
-        facts: as they are known now; another object once they have changed.
-        reads_at: the instant from which on the sensors are due; inf: they are not, or are being read.
+        facts: the current ones; replaced by a new object when they change.
+        reads_at: instant from which the sensors are due; inf: they are not used, or are being read.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Observer:
         self.reads_at = INF
 
     def observe(self, policy: Policy, targets: Sequence[Target], backends: Sequence[Backend]) -> bool:
-        """Renews the facts, but for the sensors. -> whether they changed."""
+        """Updates the facts, except the sensors. Returns whether they changed."""
         counts = self._counts
         busy = frozenset(b.name for b in backends if b.abandoned >= b.max_abandoned)
         edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in targets if t.side == "edge"), default=0.0)
@@ -55,7 +55,7 @@ class Observer:
         return changed
 
     def read(self) -> bool:
-        """Reads the sensors. -> whether what they say changed."""
+        """Reads the sensors. Returns whether the facts changed."""
         self.reads_at = monotonic() + READS_S
         try:
             reading = self._sensors()
@@ -68,7 +68,7 @@ class Observer:
         return changed
 
     def no_hedge(self, backends: Sequence[Backend]) -> str:
-        """Why nothing is to be asked only to be quicker, or to compare; empty: it may."""
+        """Why hedges and audits are forbidden now; empty: they are allowed."""
         if self._is_metered():
             return "the link is metered"
         if self._spending.scarce():
@@ -78,7 +78,7 @@ class Observer:
         return f"{', '.join(away)} does not answer" if away else ""
 
     def _is_metered(self) -> bool:
-        """Whether bytes cost money; so they do where the function that should tell raises."""
+        """Whether the link is metered; it counts as metered if the function raises."""
         if not callable(self.metered):
             return self.metered
         try:

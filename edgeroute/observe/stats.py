@@ -1,4 +1,4 @@
-"""Counts what happened, per leg and in all."""
+"""Counters and statistics, per leg and in total."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from edgeroute.core.walk import Mark, Outcome, judged
 from edgeroute.system import renew_after_fork
 
 TOGETHER = 64
-"""So many requests are added up at a time, and any that was not simply accepted at once."""
+"""Batch size of counting; an answer that was not simply accepted triggers it at once."""
 
 ALONE = 2
-"""Marks of a request of which one leg was started, and its answer accepted."""
+"""Number of marks of a request with a single leg, whose answer was accepted."""
 
 
 class LegStats(NamedTuple):
-    """One target, so far. Latencies in seconds, None before the first; bytes of bodies, retries included."""
+    """Statistics of one target. Latencies in seconds, None before the first; bytes of bodies, retries included."""
 
     name: str
     side: str
@@ -35,54 +35,54 @@ class LegStats(NamedTuple):
     bytes_sent: int
     bytes_received: int
     breaker: str
-    """closed, open or half-open; empty for an edge."""
+    """Breaker state: closed, open or half-open; empty for an edge."""
     held: int
-    """How often it was not asked, for a reason on this side: breaker, limits, consent."""
+    """Calls rejected for a local reason: breaker, limits, consent."""
 
 
 class AuditStats(NamedTuple):
-    """The audits of one edge model, since its certificate was first used with this `state`."""
+    """Audit statistics of one edge model, since its certificate was first used with this `state`."""
 
     target: str
     audited: int
-    """Accepted answers of which the cloud's is known, too."""
+    """Accepted answers compared with the cloud's."""
     disagreed: int
-    """Those of them where the two differ."""
+    """Those that differ."""
     limit: float | None
-    """The share of them that the certificate allows; None: it says nothing of that."""
+    """Share that the certificate allows to differ; None: it states none."""
     evidence: float
-    """Against that: at 10,000 there is an alarm. It takes that many audits on the average where nothing has changed."""
+    """Evidence against that; 10,000 is an alarm, which takes at least that many audits on average if nothing has changed."""
     alarm: str
-    """Empty: none."""
+    """The alarm's text; empty: none."""
 
 
 class Stats(NamedTuple):
-    """The router, so far."""
+    """Statistics of the router."""
 
     requests: int
     deferred: int
-    """Requests for which the cloud was asked."""
+    """Requests for which the cloud was called."""
     degraded: int
     unanswered: int
     deferral_rate: float
     """deferred / requests; 0 before the first."""
     cached: int
-    """Answers that the cache gave."""
+    """Answers served from the cache."""
     queued: int
-    """Requests that went to the outbox."""
+    """Requests stored in the outbox."""
     late: int
-    """Replies of the cloud that came after their request's deadline."""
+    """Cloud replies that arrived after their request's deadline."""
     bytes_sent: int
     bytes_received: int
     usd_today: float
-    """What calls have cost over the last 24 hours, by the endpoints' terms."""
+    """Cost of calls over the last 24 hours, by the endpoints' prices."""
     legs: tuple[LegStats, ...]
     audits: tuple[AuditStats, ...]
-    """Of each edge model with a threshold, where there is an `Audit`."""
+    """Per edge model with a threshold, if there is an `Audit`."""
 
 
 class Seen(NamedTuple):
-    """What the counters do not see of a target."""
+    """State of a target that the counters lack."""
 
     name: str
     side: str
@@ -103,26 +103,26 @@ class _Leg:
 
 
 class Counts:
-    """The counters behind `Stats`, shared between threads."""
+    """The thread-safe counters behind `Stats`."""
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
         self.cached = self.queued = self.late = 0
         self._added = 0
-        """Since `record` last said so."""
+        """Requests counted since `record` last returned True."""
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
         self._fresh: deque[tuple[tuple[Leg, ...], int | None, bool, Sequence[Mark], bool]] = deque()
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for the child."""
-        self._lock = threading.RLock()  # a signal handler may ask in the middle
+        """A new lock for the child."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
 
     def record(self, plan: Plan, outcome: Outcome, batch: bool = False) -> bool:
-        """Notes one request's end; adding up comes later, many at a time. -> whether it has just come.
+        """Records a finished request; counting is batched. Returns whether a batch has just been counted.
 
-        A batch's latencies are left out: they say nothing about one input.
+        Latencies of a batch are left out: they are not those of one input.
         """
         fresh = self._fresh
         fresh.append((plan.legs, outcome.leg, outcome.accepted, outcome.log, batch))
@@ -139,7 +139,7 @@ class Counts:
         while True:
             try:
                 legs, answered_by, accepted, log, batch = self._fresh.popleft()
-            except IndexError:  # no more, or a signal handler has added up the rest
+            except IndexError:  # the log is empty, or a signal handler has counted the rest
                 return
             self.requests += 1
             if accepted and len(log) == ALONE and answered_by is not None and legs[answered_by].permit is None:  # most
@@ -180,37 +180,37 @@ class Counts:
             setattr(self, what, getattr(self, what) + 1)
 
     def quantile(self, name: str, q: float) -> float | None:
-        """A quantile of one leg's latencies, seconds."""
+        """Latency quantile of one leg, seconds."""
         with self._lock:
             self._add_up()
             leg = self._legs.get(name)
             return None if leg is None else leg.latency.quantile(q)
 
     def latencies(self) -> dict[str, Latency]:
-        """A copy of what is known of each leg."""
+        """A copy of each leg's latency sketch."""
         with self._lock:
             self._add_up()
             return {name: leg.latency.copy() for name, leg in self._legs.items()}
 
     def remember(self, name: str, latency: Latency) -> None:
-        """Takes up what an earlier run knew of a leg."""
+        """Restores a leg's latencies from an earlier run."""
         with self._lock:
             self._legs[name].latency = latency
 
     @property
     def deferral_rate(self) -> float:
-        """The share of requests for which the cloud was asked, so far."""
+        """Share of requests so far for which the cloud was called."""
         return self.deferred / max(1, self.requests)
 
     def judged(self, name: str) -> tuple[int, int]:
-        """How many of an edge's answers were held against its threshold, and how many of those failed it."""
+        """(answers of an edge compared with its threshold, those of them below it)."""
         with self._lock:
             self._add_up()
             leg = self._legs.get(name)
             return (0, 0) if leg is None else (leg.judged, leg.below)
 
     def snapshot(self, targets: Iterable[Seen], usd_today: float, audits: tuple[AuditStats, ...] = ()) -> Stats:
-        """Everything now."""
+        """The current statistics."""
         with self._lock:
             self._add_up()
             legs = []

@@ -1,1 +1,1 @@
-"""What is recorded of each request: traces, instruments, audits, drift, checkpoints."""
+"""Recording of requests: traces, instruments, audits, drift alarms, checkpoints."""

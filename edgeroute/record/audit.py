@@ -1,4 +1,4 @@
-"""Audits: compares a small share of the edge's answers with the cloud's, in the background, and raises drift alarms."""
+"""Audits: compares a sample of the edge's answers with the cloud's, in the background, and raises drift alarms."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "AuditStats", "Auditor"]
 TOGETHER = 2
-"""Audits under way at a time; what falls due meanwhile is left out."""
+"""Maximum number of concurrent audits; any beyond that are skipped."""
 log = logging.getLogger("edgeroute")
 
 
 class Audited(Protocol):
-    """A request that has ended."""
+    """A finished request."""
 
     @property
     def id(self) -> str: ...
@@ -42,30 +42,30 @@ class Audited(Protocol):
 
 
 class Asks(Protocol):
-    """How an audit asks the cloud."""
+    """Calls the cloud for an audit."""
 
     def room(self, request: Audited, leg: int) -> bool:
-        """Whether that leg's endpoint bears what is not urgent, now."""
+        """Whether that leg's endpoint has capacity for a low-priority call now."""
 
     def prepare(self, request: Audited, leg: int) -> Callable[[], Event]:
-        """What asks it, with the input as it is now, when it is called; it blocks."""
+        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
 
 
 class Auditor:
     """Compares a sample of a router's answers with the cloud's, in the background.
 
     Args:
-        audit: the rules.
-        counts: know how many answers were held against a threshold.
-        submit: runs a job in a thread, if there is one.
-        asks: asks the cloud for an audit.
-        changed: called when thresholds or labels are to be looked at again.
-        alarm: called with an edge model's name and what the alarm says.
-        journal: gets a line for each comparison; None: nobody does.
-        store: what outlives the process; None: nothing does.
+        audit: the settings.
+        counts: counters; they have the number of answers that were compared with a threshold.
+        submit: runs a job in a thread, if one is available.
+        asks: calls the cloud for an audit.
+        changed: called when thresholds or labels may have changed.
+        alarm: called with an edge model's name and the alarm's text.
+        journal: receives a line per comparison; None: none is written.
+        store: state that outlives the process; None: there is none.
 
     Raises:
-        PolicyError: the rules cannot be meant.
+        PolicyError: the settings are invalid.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Auditor:
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A lock of its own for the child, in which no audit is under way."""
+        """A new lock for the child, which has no audit in progress."""
         self._lock, self.busy = threading.RLock(), 0
 
     def adopt(
@@ -100,12 +100,12 @@ class Auditor:
         certificates: Sequence[BoundCertificate | None],
         prints: Mapping[str, Mapping[str, str]],
     ) -> None:
-        """Watches the thresholds of these targets; what is known of a certificate that stays is kept.
+        """Monitors the thresholds of these targets; the statistics of an unchanged certificate are retained.
 
         Args:
             targets: of the policy.
             certificates: of each target, if its threshold comes from one.
-            prints: of each edge model, by name, what its answers and the cloud's depend on.
+            prints: by edge model name: fingerprints of everything that its answers and the cloud's depend on.
         """
         watches = {}
         for target, promise in zip(targets, certificates, strict=True):
@@ -121,16 +121,16 @@ class Auditor:
             self._watches, self._prints = watches, {name: digest(used) for name, used in prints.items()}
 
     def watch(self, name: str) -> DriftMonitor | None:
-        """What is known of that edge model."""
+        """The drift monitor of that edge model."""
         return self._watches.get(name)
 
     def stats(self) -> tuple[AuditStats, ...]:
-        """So far, of each edge model with a threshold."""
+        """Statistics so far, for each edge model with a threshold."""
         with self._lock:
             return tuple(watch.stats(name) for name, watch in self._watches.items())
 
     def passed(self, request: Audited, outcome: Outcome) -> None:
-        """A request has ended; the sample falls on each with the same chance."""
+        """Samples a finished request; each is drawn with the same probability."""
         self._wait -= 1
         if self._wait > 0:
             return
@@ -141,7 +141,7 @@ class Auditor:
             log.exception("an audit failed: %s; the answer is not touched by it", type(e).__name__)
 
     def observe(self) -> None:
-        """Some requests have been added up."""
+        """Updates the monitors from the counters."""
         news = False
         with self._lock:
             for name, watch in self._watches.items():
@@ -153,14 +153,14 @@ class Auditor:
             self._changed()
 
     def close(self) -> None:
-        """Notes what a later run should know."""
+        """Stores the state for later runs."""
         with self._lock:
             self._note()
         if self._journal is not None:
             self._journal.close()
 
     def _gap(self) -> float:
-        """How many requests until the next one: each is as likely to be it as any other."""
+        """Number of requests until the next sample (geometric): each request is drawn independently."""
         share = self.audit.share
         if share <= 0:
             return INF
@@ -172,7 +172,7 @@ class Auditor:
         if leg is None or outcome.prediction is None or not outcome.accepted:
             return
         cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
-        # without room, what was deferred is left out, too: it is to be no larger a share
+        # without capacity for audits, deferred answers are skipped too, or their share of the sample would grow
         if cloud is None or self.busy >= TOGETHER or not self._asks.room(request, cloud):
             return
         if leg.permit is not None:
@@ -183,8 +183,8 @@ class Auditor:
             self._shadow(request, cloud, leg, outcome.prediction)
 
     def _shadow(self, request: Audited, cloud: int, leg: Leg, edge: Prediction) -> None:
-        """Asks the cloud in the background, and compares."""
-        ask = self._asks.prepare(request, cloud)  # now: the caller may go on to write the next frame into the same array
+        """Calls the cloud in the background, and compares."""
+        ask = self._asks.prepare(request, cloud)  # bound now: the caller may go on to write the next frame into the same array
 
         def shadow() -> None:
             try:
@@ -245,7 +245,7 @@ class Auditor:
 
 
 def same(edge: Any, cloud: Any) -> bool:
-    """Whether two values are equal; arrays: all of them."""
+    """Whether two values are equal; for arrays: all elements."""
     equal = edge == cloud
     return bool(equal.all()) if hasattr(equal, "all") else bool(equal)
 

@@ -1,4 +1,4 @@
-"""Carries latencies, spending and what endpoints reported of themselves over to the next run of a program."""
+"""Checkpoint: stores latencies, spending and endpoints' metadata for the next run of a program."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgeroute.observe.stats import Counts
 from edgeroute.stores.keyvalue import KeyValueStore
 
 EVERY_S = 1.0
-"""What a later run should know is noted no more often than this."""
+"""Minimum time between two checkpoints, seconds."""
 SPENT_S = 25 * 3600.0
-"""An hour more than the longest window."""
+"""The longest window plus an hour, seconds."""
 
 
 class Checkpoint:
-    """What a router writes to its state file, and reads from it when it starts.
+    """A router's state file: read at the start, written now and then.
 
     Args:
         path: of the file.
-        counts: knows the latencies.
-        spending: knows what was spent.
+        counts: has the latencies.
+        spending: has the amounts spent.
     """
 
     def __init__(self, path: Path, counts: Counts, spending: SharedSpending) -> None:
@@ -33,7 +33,7 @@ class Checkpoint:
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
-        """Takes up what earlier runs knew."""
+        """Restores the state of earlier runs."""
         store = self.store
         store.forget("spending:", SPENT_S)
         for name, dumped in (store.get("latency") or {}).items():
@@ -50,13 +50,13 @@ class Checkpoint:
                     endpoint.recall(known)
 
     def note(self, router: str, clouds: Iterable[CloudBackend]) -> None:
-        """Notes what a later run should know, if that was not done just now. A thread writes it, soon."""
+        """Stores the state, unless that was done recently. A thread writes it, soon."""
         if monotonic() >= self._due:
             self._due = monotonic() + EVERY_S
             self._note(router, clouds)
 
     def spent(self, router: str) -> None:
-        """Notes what that router, which has a name of its own in each process, has spent."""
+        """Stores the spending of that router, whose name is unique to a process."""
         self.store.put(f"spending:{router}", self._spending.dump())
 
     def _note(self, router: str, clouds: Iterable[CloudBackend]) -> None:
@@ -68,6 +68,6 @@ class Checkpoint:
                 self.store.put(f"endpoint:{backend.where}", known)
 
     def close(self, router: str, clouds: Iterable[CloudBackend]) -> None:
-        """Notes it all, and waits until it is written."""
+        """Stores everything, and waits until it is written."""
         self._note(router, clouds)
         self.store.close()

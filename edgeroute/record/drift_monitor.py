@@ -1,4 +1,4 @@
-"""What audits and deferral rates say of one edge model's promise, and the threshold that follows from it."""
+"""Drift monitor: tests one edge model's guarantee by audits and deferral rates, and derives the effective threshold."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from edgeroute.core.policy import INF, OnAlarm, Target
 from edgeroute.observe.stats import AuditStats
 
 SHOWN = 50
-"""An alarm tells of so many audits."""
+"""Number of audits that an alarm reports."""
 RECENT = 256
-"""So many confidences of audited accepted answers are remembered: the threshold is raised to their median."""
+"""Number of stored confidences of audited accepted answers: an alarm raises the threshold to their median."""
 
 
 class Audit(NamedTuple):
     """What is audited, and what an alarm does."""
 
     share: float = 0.005
-    """Of all requests, 0..1. Of those that the edge answers, the cloud is asked in the background, where the data class, the
-    limits and the link allow it; of those that went to the cloud the comparison is free. 0: only deferral rates are watched."""
+    """Share of all requests, 0..1. For those that the edge answers, the cloud is called in the background, if the data class, the
+    limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are monitored."""
     on_alarm: OnAlarm = "tell"
-    """`tell`: the log, the reasons and `stats` say so; `raise`: and half of what was accepted is deferred from then on, at
-    each alarm; `defer`: and all of it."""
+    """`tell`: report it in the log, the reasons and `stats`; `raise`: also defer half of what was accepted, at each alarm;
+    `defer`: also defer everything."""
     agrees: Callable[[Any, Any], bool] | None = None
-    """`f(edge's value, cloud's value)`, whether they are the same; None: they are equal."""
+    """`f(edge's value, cloud's value)`: whether they agree; None: equality."""
 
 
 class Alarm(NamedTuple):
-    """A promise that is not trusted any more."""
+    """A guarantee that is no longer trusted."""
 
     at: float
     """Seconds since 1970."""
@@ -44,14 +44,14 @@ class Alarm(NamedTuple):
 
 
 class DriftMonitor:
-    """One edge model with a threshold. Not synchronised: whoever shares it between threads holds a lock.
+    """Drift monitor of one edge model with a threshold. Not synchronised: threads that share it need a lock.
 
     Args:
-        promise: what its threshold comes from; None: a plain number, about which there is nothing to be alarmed.
-        audit: the rules.
+        promise: the certificate of its threshold; None: a plain number, for which there are no alarms.
+        audit: the settings.
 
     Attributes:
-        at_least: the threshold is this or higher, -inf for as certified: an alarm has raised it.
+        at_least: lower bound of the threshold, raised by alarms; -inf: as certified.
     """
 
     def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
@@ -75,12 +75,12 @@ class DriftMonitor:
             self._fewer = Drift(1 - low) if 0 < low < 1 else None
 
     def target(self, target: Target) -> Target:
-        """The target as it stands now."""
+        """The target with its effective threshold."""
         self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
 
     def compared(self, confidence: float | None, *, agrees: bool, accepted: bool) -> bool:
-        """One answer of the edge with the cloud's. -> whether there is an alarm that was not there before."""
+        """Records the comparison of an edge answer with the cloud's. Returns whether it causes a new alarm."""
         if not accepted:
             return False
         self.audited += 1
@@ -99,17 +99,17 @@ class DriftMonitor:
         )
 
     def since(self, judged: int, below: int) -> None:
-        """Counts from here on: what was held against a threshold before says nothing of this one, or has been counted."""
+        """Sets the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
         self._seen = judged, below
 
     def counted(self, judged: int, below: int) -> bool:
-        """How many answers were held against the threshold so far, and how many failed it. -> as `compared`."""
+        """Records the totals of answers compared with the threshold and of those below it. Returns as `compared`."""
         n, ones = judged - self._seen[0], below - self._seen[1]
         self._seen = judged, below
         if n <= 0:
             return False
         if self.at_least > (-INF if self.promise is None else self.promise.certificate.threshold):
-            return False  # not the certified threshold: its rate says nothing of that one's
+            return False  # not the certified threshold, to which the certified rate does not apply
         for drift, seen, what in ((self._more, ones, "more"), (self._fewer, n - ones, "fewer")):
             if drift is not None and not drift.alarmed:
                 drift.add_many(seen, n)
@@ -123,13 +123,13 @@ class DriftMonitor:
         return False
 
     def stats(self, name: str) -> AuditStats:
-        """So far."""
+        """Statistics so far."""
         evidence = 0.0 if self._differs is None else self._differs.evidence
         said = "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said)
 
     def _alarmed(self, what: str) -> bool:
-        """-> whether that is news."""
+        """Records an alarm. Returns whether it is new."""
         action = self._audit.on_alarm
         if self.alarm is not None and action != "raise":
             return False
@@ -146,7 +146,7 @@ class DriftMonitor:
         return True
 
     def dump(self) -> dict[str, Any]:
-        """What a later run should know, ready for JSON."""
+        """JSON-serialisable state for later runs."""
         drifts = {"disagreement": self._differs, "deferral_up": self._more, "deferral_down": self._fewer}
         return {
             "certificate": None if self.promise is None else self.promise.certificate.checksum,
@@ -166,7 +166,7 @@ class DriftMonitor:
         }
 
     def load(self, dumped: Mapping[str, Any]) -> None:
-        """Takes up what an earlier run knew, if that was about the same certificate. What cannot be read is left out."""
+        """Restores the state of an earlier run if it had the same certificate. Unreadable parts are skipped."""
         if self.promise is None or dumped.get("certificate") != self.promise.certificate.checksum:
             return
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -189,10 +189,10 @@ def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
 
 
 def limit(promise: BoundCertificate) -> float | None:
-    """The share of accepted answers that may differ from the cloud's: what calibration saw, and what the promise allows.
+    """Upper limit of the share of accepted answers that differ from the cloud's: from calibration, or the guarantee if larger.
 
-    With labels, some of the answers that differ are the edge's right ones, so that share alone says nothing of the loss; but
-    more of it than calibration saw does. None: calibration did not see it.
+    With labels, some of the answers that differ are correct ones of the edge, so that share alone does not measure the loss; but
+    more of it than in calibration shows a change. None: calibration did not measure it.
     """
     certificate = promise.certificate
     seen = certificate.disagreement

@@ -1,4 +1,4 @@
-"""What instruments (traces, metrics, dashboards) are told: one small protocol, and the list of those that a router has."""
+"""Instruments: the interface for traces, metrics and dashboards, and a list that forwards events to several."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ log = logging.getLogger("edgeroute")
 
 
 class RequestEnded(NamedTuple):
-    """A request has its answer, or none."""
+    """A request has ended."""
 
     id: str
     inputs: Any
-    """As the caller gave it; not to be stored without its consent."""
+    """As passed by the caller; not to be stored without its consent."""
     answer: Answer | None
     error: BaseException | None
-    """What the caller is raised; None where there is an answer."""
+    """The exception raised to the caller; None if there is an answer."""
 
 
 class AttemptEnded(NamedTuple):
-    """One attempt at a call of an endpoint has ended, or a probe."""
+    """An attempt to call an endpoint, or a probe, has ended."""
 
     target: str
     request: str
@@ -35,36 +35,36 @@ class AttemptEnded(NamedTuple):
 
 
 class Instrument:
-    """Base of all instruments: each method is called with one kind of event, and does nothing until it is overridden.
+    """Base of all instruments: one method per kind of event; each is a no-op unless overridden.
 
-    Calls come from any thread, also from an event loop's: none may block. What one raises is logged, and no answer is touched
-    by it.
+    Called from any thread, including an event loop's: methods must not block. An exception from one is logged, and affects no
+    answer.
     """
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """A request has its answer, or none."""
+        """A request ended with an answer or an error."""
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """An attempt at a call of an endpoint has ended."""
+        """An attempt to call an endpoint has ended."""
 
     def breaker_changed(self, target: str, state: str) -> None:
-        """A circuit breaker is `open`, `half-open` or `closed` from now on."""
+        """A circuit breaker changed to `open`, `half-open` or `closed`."""
 
     def alarm(self, target: str, what: str) -> None:
-        """A drift alarm: the certificate of that edge model is not trusted any more."""
+        """A drift alarm: the certificate of that edge model is no longer trusted."""
 
     def outbox_changed(self, identity: str, what: str) -> None:
-        """A request is `queued` in the outbox, or its `late` answer has come."""
+        """A request was `queued` in the outbox, or its `late` answer has arrived."""
 
     def limit_hit(self, target: str, code: str) -> None:
-        """An endpoint was not asked, for a reason on this side; `code` as in `Held.code`."""
+        """An endpoint was not called, for a local reason; `code` as in `Held.code`."""
 
     def close(self) -> None:
-        """The router is closed."""
+        """The router was closed."""
 
 
 class Instruments(Instrument):
-    """Hands each event to several instruments."""
+    """Forwards each event to several instruments."""
 
     def __init__(self, instruments: Iterable[Instrument]) -> None:
         self._all = tuple(instruments)
@@ -83,29 +83,29 @@ class Instruments(Instrument):
                 log.error("an instrument failed at %s; no answer is touched by it", name, exc_info=e)  # noqa: TRY400
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """To each."""
+        """Forwards it."""
         self._each("request_ended", ended)
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
-        """To each."""
+        """Forwards it."""
         self._each("attempt_ended", ended)
 
     def breaker_changed(self, target: str, state: str) -> None:
-        """To each."""
+        """Forwards it."""
         self._each("breaker_changed", target, state)
 
     def alarm(self, target: str, what: str) -> None:
-        """To each."""
+        """Forwards it."""
         self._each("alarm", target, what)
 
     def outbox_changed(self, identity: str, what: str) -> None:
-        """To each."""
+        """Forwards it."""
         self._each("outbox_changed", identity, what)
 
     def limit_hit(self, target: str, code: str) -> None:
-        """To each."""
+        """Forwards it."""
         self._each("limit_hit", target, code)
 
     def close(self) -> None:
-        """Each."""
+        """Closes each."""
         self._each("close")

@@ -1,4 +1,4 @@
-"""Each answer's decision as one line of JSON: sampled, bounded, and without inputs unless asked for."""
+"""Trace: one JSON record per answer, sampled, with bounded size, and without inputs by default."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgeroute.record.instruments import Instrument, RequestEnded
 
 
 class Trace(Instrument):
-    """Writes each answer's decision to a function or a file of JSON lines.
+    """Writes each answer's decision record to a function or a file of JSON lines.
 
     Args:
-        to: a function, called with each trace, a mapping ready for JSON; or the path of a file of JSON lines.
-        sample: the share of answers that are traced, 0..1.
-        inputs: whether the input is in the trace, base64 of the form in which the outbox would store it.
+        to: a function, called with each trace, a JSON-serialisable mapping; or the path of a file of JSON lines.
+        sample: share of answers traced, 0..1.
+        inputs: includes the input, base64 of the form in which the outbox would store it.
         max_bytes: size at which the file is rotated.
-        keep: how many rotated files are kept; so all of them never take more than (keep + 1) * max_bytes.
+        keep: number of rotated files; together they never exceed (keep + 1) * max_bytes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Trace(Instrument):
             self._write, self._close = journal.append, journal.close
 
     def request_ended(self, ended: RequestEnded) -> None:
-        """Traces the answer, if there is one and the sample falls on it."""
+        """Traces the answer, if there is one and it is sampled."""
         answer = ended.answer
         if answer is None:
             return
