@@ -1,4 +1,4 @@
-"""A recorded trace under another policy, network, battery and thermal course, in virtual time."""
+"""Replay: a recorded trace under another policy, network, battery or thermal course, in virtual time."""
 
 from edgeroute.replay.device import THERMAL, Battery
 from edgeroute.replay.network import NETWORKS

@@ -1,4 +1,4 @@
-"""The device itself: its battery, and how much slower it gets when it is warm."""
+"""Device model: battery and thermal throttling."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 
 
 class Heat(NamedTuple):
-    """How warm the device is."""
+    """One phase of thermal throttling."""
 
     after_s: float
-    """From so long after the first request on."""
+    """Start of the phase, seconds after the first request."""
     times: float
-    """A run of the edge takes so many times as long."""
+    """Factor by which the edge's run time grows."""
     celsius: float
 
 
@@ -21,36 +21,36 @@ THERMAL: Final[dict[str, tuple[Heat, ...]]] = {
     "warm": (Heat(0.0, 1.0, 45.0), Heat(300.0, 1.2, 65.0)),
     "hot": (Heat(0.0, 1.0, 50.0), Heat(120.0, 1.3, 75.0), Heat(600.0, 1.8, 85.0)),
 }
-"""By name. Typical of devices without a fan under steady load, which often keep half to three quarters of their speed; measured
-nowhere in particular."""
+"""By name. Typical of devices without a fan under steady load, which often retain half to three quarters of their speed; not
+measured on a particular device."""
 
 
 def heat(course: tuple[Heat, ...], now: float) -> Heat:
-    """That of the instant, in seconds from the first request."""
+    """The phase in force at `now`, seconds after the first request."""
     return course[max(0, bisect_right(course, (now, float("inf"))) - 1)]
 
 
 class Battery(NamedTuple):
-    """What there is to spend."""
+    """The battery at the beginning, and its base load."""
 
     level: float
-    """At the first request, 0..1."""
+    """Charge at the first request, 0..1."""
     wh: float = 10.0
-    """Watt hours when it is full."""
+    """Capacity, watt hours."""
     idle_w: float = 0.0
-    """Watts that the device takes whatever it does."""
+    """Base load, watts."""
 
     @property
     def joules(self) -> float:
-        """What is in it at the first request."""
+        """Energy at the first request, joules."""
         return self.level * self.wh * 3600
 
     def left(self, spent: float, now: float) -> float:
-        """What it has, 0..1 of a full one, after so many joules were spent on requests."""
+        """Charge at `now`, 0..1, after `spent` joules for requests."""
         return max(0.0, (self.joules - spent - self.idle_w * now) / (self.wh * 3600)) if self.wh else 0.0
 
     def empty_at(self, spent: float, now: float) -> float | None:
-        """When it went empty, seconds from the first request, after so many joules were spent on requests; None: not by now."""
+        """When it ran empty, seconds after the first request, with `spent` joules for requests; None: not yet."""
         left = self.joules - spent
         if left <= 0:
             return now

@@ -1,4 +1,4 @@
-"""Drives the walk of a replayed request."""
+"""Driver for the walk of a replayed request."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from edgeroute.core.walk import Elapsed, Event, Outcome, Start, Wait, Walk
 from edgeroute.router.drivers import virtual
 
 Answer = Callable[[Start, float], Event]
-"""(what is started, now) -> what comes of it, not before now."""
+"""(effect that starts a leg, now) -> its event, not before `now`."""
 
 
 def alone(plan: Plan) -> bool:
-    """Whether one leg runs at a time: each begins when the one before has ended."""
+    """Whether legs run one at a time: each begins when the previous one has ended."""
     return all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in plan.legs)
 
 
 def drive(walk: Walk, answer: Answer, begun: float, until: float, *, one: bool) -> Outcome:
-    """What the walk returns, by the deadline `until`. With `one`, as `alone` says, nothing has to be put in order first."""
+    """Drives a walk up to the deadline `until`; returns its outcome. `one`, as from `alone`, avoids sorting events."""
     if not one:
         return virtual.drive(walk, lambda start, now: (answer(start, now),), begun)[0]
     now, reply = begun, None

@@ -1,4 +1,4 @@
-"""What stands before an endpoint in a replay: the same `Admission` as before a live one, in virtual time."""
+"""Admission control of one endpoint in a replay: the live `Admission` in virtual time."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from edgeroute.replay.records import Past
 from edgeroute.replay.setup import Port
 
 SERVER_S: Final = 0.02
-"""What an endpoint of which nothing is recorded is taken to need for an answer."""
+"""Assumed latency of an endpoint without records, seconds."""
 News = Literal["answered", "failed", "overdue", "dropped", "probed", "back"]
 
 
 class Gate:
-    """One endpoint's.
+    """Admission control of one endpoint.
 
-    What a call comes to is told at once and counts from its own instant on, so that no request knows of what is later.
+    A call's result is reported at its start, and takes effect at its own instant, so that no request depends on later events.
 
     Attributes:
-        asked: requests that went.
-        held: those that did not.
-        probes: how often it was tried without user data.
+        asked: number of requests sent.
+        held: number of requests rejected.
+        probes: number of probes.
         rules: the `Admission`.
     """
 
@@ -44,7 +44,7 @@ class Gate:
             self._push(at, "back")
 
     def enter(self, slot: Hashable, cost: Cost, now: float) -> Rejection | None:
-        """Lets a request through, which has the slot until its end, and books its cost; or says why not."""
+        """Admits a request, which occupies the slot until its end, and books its cost; or returns why not."""
         self._catch_up(now)
         rejection = self.rules.enter(slot, now)
         if rejection is not None:
@@ -57,19 +57,19 @@ class Gate:
         return rejection
 
     def answered(self, slot: Hashable, at: float, took_s: float) -> None:
-        """A call ended so."""
+        """Schedules the answer of a call."""
         self._push(at, "answered", slot, took_s)
 
     def failed(self, slot: Hashable, at: float, took_s: float, failure: Failure) -> None:
-        """A call ended so."""
+        """Schedules the failure of a call."""
         self._push(at, "failed", slot, (took_s, failure))
 
     def overdue(self, slot: Hashable, at: float, took_s: float) -> None:
-        """It was given up at its deadline."""
+        """Schedules the giving-up of a call at its deadline."""
         self._push(at, "overdue", slot, took_s)
 
     def dropped(self, slot: Hashable, at: float) -> None:
-        """Its answer was not needed any more."""
+        """Schedules the cancellation of a call whose answer was no longer needed."""
         self._push(at, "dropped", slot)
 
     def _push(self, at: float, what: News, slot: Hashable = None, detail: Any = None) -> None:
@@ -77,7 +77,7 @@ class Gate:
         heappush(self._news, (at, self._count, what, slot, detail))
 
     def _catch_up(self, now: float) -> None:
-        """Takes up what has happened by now."""
+        """Applies all scheduled events up to `now`."""
         news, rules = self._news, self.rules
         while news and news[0][0] <= now:
             at, _, what, slot, detail = heappop(news)
@@ -95,7 +95,7 @@ class Gate:
                 rules.failed(at, self._random.random())
 
     def _fail(self, at: float, took_s: float, failure: Failure) -> None:
-        """A failure, after as many retries as there may have been."""
+        """Applies a failure, with as many retries as there may have been."""
         rules, verdict = self.rules, failure.verdict()
         if verdict == "answered":
             rules.succeeded(at)
@@ -109,7 +109,7 @@ class Gate:
             rules.failed(at, self._random.random())
 
     def _probe(self, now: float) -> None:
-        """Asks whether the endpoint is back."""
+        """Probes whether the endpoint has recovered."""
         self.probes += 1
         if not self.port.health:
             took_s: float | None = 0.0
@@ -122,6 +122,6 @@ class Gate:
 
     @property
     def opened(self) -> int:
-        """How often the breaker opened, once all is told."""
+        """Number of times the breaker opened, after all events."""
         self._catch_up(INF)
         return self.rules.breaker.opened

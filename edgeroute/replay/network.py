@@ -1,4 +1,4 @@
-"""Networks by name: how long an exchange takes on each, and whether there is a link at all."""
+"""Network models by name: transfer times, losses and availability."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from random import Random
 from typing import Final, NamedTuple
 
 RETRANSMIT_S: Final = 0.2
-"""How long the kernel waits, at the least, before it sends a lost packet again (Linux: TCP_RTO_MIN)."""
+"""Minimum retransmission timeout, seconds (Linux: TCP_RTO_MIN)."""
 
 
 class Network(NamedTuple):
-    """A kind of network: orders of magnitude that are typical of it, measured nowhere in particular."""
+    """A kind of network: typical orders of magnitude, not measured on a particular one."""
 
     rtt_s: float
-    """Of a small packet, there and back."""
+    """Round-trip time of a small packet."""
     jitter_s: float
-    """Standard deviation of that."""
+    """Its standard deviation."""
     up_bits_per_s: float
     down_bits_per_s: float
     loss: float
-    """The share of exchanges in which a packet is lost: it is sent again, a round trip and `RETRANSMIT_S` later."""
+    """Share of exchanges with a lost packet: it is retransmitted after a round trip and `RETRANSMIT_S`."""
     on_s: float = float("inf")
-    """There is a link for so long, then none for `off_s`, and so on; 0: there never is."""
+    """Duration of each period with a link, followed by `off_s` without; 0: no link ever."""
     off_s: float = 0.0
 
 
@@ -34,27 +34,27 @@ NETWORKS: Final[dict[str, Network]] = {
     "offline": Network(0.0, 0.0, 1.0, 1.0, 0.0, on_s=0.0, off_s=float("inf")),
     "flapping": Network(0.050, 0.015, 9e6, 40e6, 0.005, on_s=45.0, off_s=15.0),
 }
-"""wifi, 4g: what public speed tests commonly report as medians of fixed and mobile lines. 3g: HSPA as deployed, far below the
+"""wifi, 4g: medians of fixed and mobile lines, as commonly reported by public speed tests. 3g: HSPA as deployed, far below the
 14.4 and 5.76 Mbit/s that 3GPP gives for its first releases. edge: 2G with EDGE, of whose 236 kbit/s (four slots, 3GPP) a part
-arrives. satellite: a geostationary one, whose four ways of 35,786 km alone take 0.48 s of a round trip. flapping: 4g that is
-there for 45 s and gone for 15 s."""
+arrives. satellite: a geostationary one, whose four ways of 35,786 km alone take 0.48 s of a round trip. flapping: 4g with
+45 s of link, then 15 s without."""
 
 
 class Link:
-    """One network's course, with its chances drawn from `random`."""
+    """The course of one network, random by `random`."""
 
     def __init__(self, network: Network, random: Random) -> None:
         self._network, self._random = network, random
 
     def left_s(self, now: float) -> float:
-        """For how long there is a link from now on; 0: there is none."""
+        """Seconds of link left at `now`; 0: there is none."""
         on_s, off_s = self._network.on_s, self._network.off_s
         if not on_s or on_s == float("inf"):
             return on_s
         return max(0.0, on_s - now % (on_s + off_s))
 
     def exchange_s(self, sent_bytes: float, received_bytes: float, server_s: float) -> float:
-        """How long a request and its reply take on a connection that is open already."""
+        """Duration of a request and its reply on an open connection, seconds."""
         network, random = self._network, self._random
         took_s = max(network.rtt_s / 2, random.gauss(network.rtt_s, network.jitter_s)) + server_s
         took_s += 8 * (sent_bytes / network.up_bits_per_s + received_bytes / network.down_bits_per_s)

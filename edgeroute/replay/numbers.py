@@ -1,4 +1,4 @@
-"""What is counted, of the recorded run and of the replayed one alike."""
+"""Counters shared by the recorded and the replayed run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Numbers(NamedTuple):
-    """A run in numbers. A request is answered by the edge, by the cloud or by the cache, or is not answered."""
+    """Totals of a run. A request is answered by the edge, the cloud or the cache, or not at all."""
 
     requests: int
     edge: int
@@ -15,35 +15,35 @@ class Numbers(NamedTuple):
     cache: int
     unanswered: int
     degraded: int
-    """Answered, but not as the policy wanted it."""
+    """Answered, but not as the policy requires."""
     queued: int
-    """Of those and of the unanswered: handed to the outbox."""
+    """Of those and of the unanswered: stored in the outbox."""
     deferred: int
-    """Requests that needed the cloud, whether it was asked or held."""
+    """Requests that needed the cloud, whether it was called or held."""
     calls: int
-    """Requests that the cloud was sent; the rows of a batch share one."""
+    """Requests sent to the cloud; the rows of a batch share one."""
     held: int
-    """Times that it was not asked: breaker, limits, consent."""
+    """Rejected for a local reason: breaker, limits, consent."""
     deadline_misses: int
-    """Requests at whose deadline a target had not answered yet."""
+    """Requests with a target that had not answered at the deadline."""
     edge_runs: int
     sent_bytes: float
     received_bytes: float
     usd: float
     joules: float
-    """The device's energy for the calls, by the endpoints' terms; and for the edge's runs, where it is given."""
+    """Energy of the device: for calls, by the endpoints' terms; and for runs of the edge, if specified."""
     p50_s: float | None
     p90_s: float | None
     p99_s: float | None
 
     @property
     def deferral_rate(self) -> float:
-        """The share of requests that were deferred; 0 without any."""
+        """Share of requests that were deferred; 0 without any."""
         return self.deferred / self.requests if self.requests else 0.0
 
 
 class Tally:
-    """Adds up to `Numbers`."""
+    """Accumulates `Numbers`."""
 
     __slots__ = (
         "cache", "calls", "cloud", "deadline_misses", "deferred", "degraded", "edge", "edge_runs", "held", "joules", "latencies",
@@ -57,7 +57,7 @@ class Tally:
         self.latencies = array("d")
 
     def numbers(self, edge_joules: float) -> Numbers:
-        """All of it; `edge_joules` is the energy of a run of the edge."""
+        """The totals; `edge_joules` is the energy per run of the edge."""
         ordered = sorted(self.latencies)
         quantiles = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None for q in (0.5, 0.9, 0.99)]
         told = {name: getattr(self, name) for name in self.__slots__ if name != "latencies"}

@@ -1,4 +1,4 @@
-"""Reads a trace: what each record knows of its request, and all of them together of each endpoint."""
+"""Reads a trace: the recorded requests, and statistics of each endpoint from all of them."""
 
 from __future__ import annotations
 
@@ -22,67 +22,67 @@ from edgeroute.stores import journal
 
 ANSWERED: Final = frozenset({"accepted", "below", "kept"})
 ROUNDED_S: Final = 2e-3
-"""A record's `at` is rounded. One that seems to begin this little before the end of the one before began after it."""
+"""A record's `at` is rounded: one that seems to begin this little before the previous one's end began after it."""
 STEP_S: Final = 1e-6
 BEGUN: Final = attrgetter("begun")
 _WELL: Final = Failure()
 VERSIONS: Final = (1, VERSION)
-"""Those that can be read. The first has no codes."""
+"""Supported versions. The first has no codes."""
 
 
 class Seen(NamedTuple):
-    """What became of one leg."""
+    """Recorded result of one leg."""
 
     what: str
     """accepted, below or kept: it answered; failed; cancelled, timeout: it was given up after `took_s`."""
     took_s: float
     confidence: float | None
     error: str
-    """Its kind and message, for people; empty unless it failed."""
+    """Error type and message, for people; empty unless it failed."""
     away: bool
-    """It is a cloud's."""
+    """It is a cloud."""
     sent_bytes: float = 0.0
     received_bytes: float = 0.0
     usd: float = 0.0
     joules: float = 0.0
     own: tuple[float, str] | None = None
-    """The threshold that this very answer had, where not all had the same, and the words for where that came from."""
+    """The threshold of this answer if it is not the same for all, and its label."""
     failure: Failure = Failure()
-    """The error, as rules look at it."""
+    """The error's code and properties, for rules."""
 
     @property
     def held(self) -> bool:
-        """It was not asked."""
+        """It was not called."""
         return self.failure.held
 
 
 class Request(NamedTuple):
-    """One record."""
+    """One record of the trace."""
 
     id: str
     begun: float
-    """Seconds from the first one."""
+    """Seconds after the first one."""
     latency_s: float
     mode: Mode | None
     deadline_s: float
     data_class: str | None
     by: str | None
-    """The target that answered; None: the cache did."""
+    """The target that answered; None: the cache."""
     accepted: bool
     batch: str
-    """What the rows of its batch have in common; empty: it came alone."""
+    """Id shared by the rows of its batch; empty: not in a batch."""
     legs: Mapping[str, Seen]
-    """Name -> what became of it."""
+    """Target name -> recorded result."""
 
 
 class Past:
-    """What a trace knows of one endpoint.
+    """Statistics of one endpoint over a trace.
 
     Attributes:
-        latencies: of its answers, seconds, in order of size.
-        sent_bytes: of a usual request; 0 while unknown.
-        received_bytes: of a usual reply; 0 while unknown.
-        back: the instants at which it answered again, as far as the record shows it.
+        latencies: of its answers, seconds, sorted.
+        sent_bytes: of a typical request; 0 while unknown.
+        received_bytes: of a typical reply; 0 while unknown.
+        back: the instants of its recoveries, as far as the records show them.
     """
 
     def __init__(self) -> None:
@@ -92,11 +92,11 @@ class Past:
         self._failures: list[float] = []
         self._sizes: tuple[list[float], list[float]] = [], []
         self._news: list[tuple[float, Seen | None]] = []
-        """When a call ended, and the failure if it was one of the endpoint's."""
+        """End of each call, and its failure if it was the endpoint's fault."""
         self._times: list[float] = []
 
     def add(self, seen: Seen, at: float) -> None:
-        """Takes up what became of one call that ended at that instant."""
+        """Adds the result of a call that ended at that instant."""
         if seen.what in ANSWERED:
             self.latencies.append(seen.took_s)
             self._sizes[0].append(seen.sent_bytes)
@@ -108,7 +108,7 @@ class Past:
                 self._failures.append(seen.took_s)
 
     def settle(self) -> None:
-        """To be called once all are there."""
+        """Finishes the statistics; call once all records are added."""
         self.latencies.sort()
         self.sent_bytes, self.received_bytes = (median(sizes) if sizes else 0.0 for sizes in self._sizes)
         self._news.sort(key=lambda one: (one[0], one[1] is not None))
@@ -116,7 +116,7 @@ class Past:
         self.back = [at + STEP_S / 10 for (at, failed), (_, after) in zip(self._news, self._news[1:]) if failed and not after]  # noqa: B905 - one shorter, on purpose
 
     def away(self, at: float) -> Seen | None:
-        """The last call before that instant, if that and the next one failed; None: the endpoint was there."""
+        """The last call before that instant, if that and the next one failed (an outage); None: the endpoint was up."""
         i = bisect_right(self._times, at)
         if not i or self._news[i - 1][1] is None:
             return None
@@ -124,33 +124,33 @@ class Past:
 
     @property
     def failure_s(self) -> float:
-        """How long a failure usually takes."""
+        """Typical time to a failure, seconds."""
         return median(self._failures) if self._failures else 0.0
 
     def longer(self, than_s: float, share: float) -> float | None:
-        """A recorded latency of more than that: the one at `share` (0..1) of them; None: there is none."""
+        """A recorded latency above `than_s`: the quantile `share` (0..1) of those; None: there is none."""
         first = bisect_left(self.latencies, than_s) if than_s else 0
         return self.latencies[first + int(share * (len(self.latencies) - first))] if first < len(self.latencies) else None
 
 
 class Recording(NamedTuple):
-    """A trace that was read."""
+    """A trace that has been read."""
 
     requests: list[Request]
-    """In the order in which they began."""
+    """Sorted by start."""
     endpoints: Mapping[str, Past]
     recorded: Tally
     skipped: int
-    """Lines that were no whole record."""
+    """Incomplete or invalid lines."""
     untimed: int
-    """Records without a time, which were left out."""
+    """Records without a time, which were skipped."""
 
 
 def read(path: str | Path) -> Recording:
-    """Reads a trace, with the files it has filled.
+    """Reads a trace, including its rotated files.
 
     Raises:
-        BadInput: it is no trace, or of another version, or there is nothing in it.
+        BadInput: not a trace, an unsupported version, or empty.
         StoreError: it cannot be opened.
     """
     path = Path(path)
@@ -164,7 +164,7 @@ def read(path: str | Path) -> Recording:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Looks for no garbage: among hundreds of thousands of requests, none of which is any, that takes as long as the work."""
+    """Disables garbage collection: with hundreds of thousands of live requests it would take as long as the work."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -175,12 +175,12 @@ def uncollected() -> Iterator[None]:
 
 
 def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipped: Any = int) -> Recording:
-    """The same of records that are at hand, as a router gives them to a function that is its `trace`.
+    """`read` for records in memory, as a router passes them to a `trace` function.
 
     Args:
-        records: oldest end first.
-        name: what messages call them.
-        skipped: how many lines were no record, so far.
+        records: sorted by end, oldest first.
+        name: of the trace in messages.
+        skipped: returns the number of invalid lines so far.
     """
     reader = _Reader()
     untimed = number = 0
@@ -207,18 +207,18 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
 
 
 class _Reader:
-    """Takes up records one after the other, in the order in which they ended."""
+    """Processes records one after the other, sorted by end."""
 
     def __init__(self) -> None:
         self.found: list[Request] = []
         self._tally = Tally()
         self._rows: dict[tuple[str, str], int] = {}
-        """A batch and a cloud -> how many of its rows that was asked for."""
+        """(batch, cloud) -> number of its rows that called it."""
         self._first: float | None = None
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:
-        """One record."""
+        """Processes one record."""
         tally = self._tally
         identity, latency_s, by = record["id"], record["latency_s"], record["answered_by"]
         begun = record["at"] - latency_s
@@ -285,7 +285,7 @@ class _Reader:
         self.found.append(new(Request, told))
 
     def _cost(self, seen: Seen, key: tuple[str, str]) -> None:
-        """Adds up what a call came to; of a batch once, though the record of each row has it."""
+        """Adds up the cost of a call; of a batch once, though the record of each row has it."""
         if seen.held:
             self._tally.held += 1
             return
@@ -300,7 +300,7 @@ class _Reader:
         self._tally.joules += seen.joules
 
     def trace(self) -> Recording:
-        """All of it."""
+        """The finished recording."""
         requests = self.found
         if self._rows:
             requests = [_shared(request, self._rows) if request.batch else request for request in requests]
@@ -322,7 +322,7 @@ def _failure(event: Mapping[str, Any]) -> Failure:
 
 
 def _shared(request: Request, rows: Mapping[tuple[str, str], int]) -> Request:
-    """A row of a batch, with its part of what the whole one sent and cost: the record of each row has all of it."""
+    """Splits the bytes and cost of a batch evenly among its rows: each row's record has the total."""
     legs = {}
     for name, seen in request.legs.items():
         n = rows.get((request.batch, name), 1)

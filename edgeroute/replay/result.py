@@ -1,4 +1,4 @@
-"""What a replay found, for people and for programs."""
+"""Result of a replay, for people and programs."""
 
 from __future__ import annotations
 
@@ -9,76 +9,76 @@ from edgeroute.replay.numbers import Numbers
 
 
 class Change(NamedTuple):
-    """A request that would have gone another way."""
+    """A request whose route changes."""
 
     id: str
     recorded: str
     replayed: str
-    """Why its answer is what it is."""
+    """The reason of its answer."""
 
 
 class Gated(NamedTuple):
-    """What stood before one endpoint."""
+    """Statistics of one endpoint's admission control."""
 
     asked: int
     held: int
     probes: int
     opened: int
-    """How often the breaker opened."""
+    """Number of times the breaker opened."""
 
 
 class Energy(NamedTuple):
-    """What became of the battery."""
+    """Battery at the end."""
 
     spent_joules: float
     left: float
-    """0..1 of a full one."""
+    """Charge, 0..1."""
     empty_after_s: float | None
-    """From the first request; None: it lasted."""
+    """Seconds after the first request; None: not empty."""
 
 
 class Values(NamedTuple):
-    """What is known of the answers themselves. A trace has none of them; it says who gave one."""
+    """What can be concluded about the answers. A trace has no values; it has who answered."""
 
     same: int
-    """The target that answered when this was recorded answers again."""
+    """Same target as in the recording."""
     seen: int
-    """Another does, which had answered then too, and was not followed."""
+    """Another target, which had answered in the recording too, without being accepted."""
     unknown: int
-    """Another does, which was not asked then, or did not answer."""
+    """Another target, which was not called in the recording, or did not answer."""
 
 
 class Replay(NamedTuple):
-    """A trace, as it was and as it would have been. Says nothing of accuracy: a trace does not know what is right."""
+    """A trace as recorded and as replayed. Makes no statement on accuracy: a trace has no labels."""
 
     recorded: Numbers
     replayed: Numbers
     unknown: Mapping[str, int]
-    """Why it is not known how a request would have gone -> how many; they are in `recorded` alone."""
+    """Why a request could not be replayed -> how many; they are in `recorded` only."""
     refused: Mapping[str, int]
     """Why the policy has no plan for a request -> how many."""
     unserved: int
-    """Requests that came when the battery was empty."""
+    """Requests after the battery was empty."""
     changed: int
-    """Requests that another target would have answered, or with another standing."""
+    """Requests answered by another target, or with another status."""
     examples: tuple[Change, ...]
     """The first of those."""
     values: Values
     estimated: Mapping[str, int]
-    """What was not recorded, and taken from calls like it or from the network -> how often."""
+    """What was estimated, from similar calls or the network, as it was not recorded -> how often."""
     gates: Mapping[str, Gated]
     energy: Energy | None
     span_s: float
     """From the first request to the last."""
     skipped: int
-    """Lines of the trace that were no whole record."""
+    """Incomplete or invalid lines of the trace."""
     untimed: int
-    """Records without a time, which were left out."""
+    """Records without a time, which were skipped."""
     notes: tuple[str, ...]
-    """What was taken for granted."""
+    """Assumptions of the replay."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for `json.dumps`."""
+        """All fields, ready for `json.dumps`."""
         told = {name: value._asdict() if hasattr(value, "_asdict") else value for name, value in self._asdict().items()}
         told["recorded"]["deferral_rate"] = self.recorded.deferral_rate
         told["replayed"]["deferral_rate"] = self.replayed.deferral_rate

@@ -1,4 +1,4 @@
-"""Replays a trace: each request is planned and walked by the same core as a live one, in virtual time."""
+"""Replays a trace: each request is planned and walked by the live core, in virtual time."""
 
 from __future__ import annotations
 
@@ -55,36 +55,36 @@ def replay(
     keep_deadline: bool = False,
     seed: int = 0,
 ) -> Replay:
-    """What would have become of the requests of a trace under another policy. Opens no model and no connection.
+    """Evaluates the requests of a trace under another policy (counterfactual). Opens no model and no connection.
 
     Args:
-        trace: as `read` gives it, or its path.
-        policy: as `Setup.read` gives it, or its path.
-        network: one of `NETWORKS`; None: calls take as long as they were recorded to.
-        server_s: with a network, what the endpoint needs for an answer; None: as its fastest recorded one, else `SERVER_S`.
-        battery: what there is of it; None: enough.
-        edge_joules: what a run of the edge takes.
-        thermal: one of `THERMAL`; None: the edge takes as long as it was recorded to.
-        keep_mode: each request keeps the mode that it was recorded with.
-        keep_deadline: likewise its deadline.
-        seed: of all that is left to chance; the same seed gives the same result.
+        trace: from `read`, or its path.
+        policy: from `Setup.read`, or its path.
+        network: one of `NETWORKS`; None: calls take their recorded time.
+        server_s: with a network, the endpoint's processing time; None: its fastest recorded one, else `SERVER_S`.
+        battery: the battery; None: unlimited.
+        edge_joules: energy per run of the edge.
+        thermal: one of `THERMAL`; None: the edge takes its recorded time.
+        keep_mode: each request keeps its recorded mode.
+        keep_deadline: each request keeps its recorded deadline.
+        seed: of the random numbers; the same seed gives the same result.
 
     Raises:
-        BadInput: that is no trace.
-        PolicyError: the policy cannot be used, or there is no such network or thermal course.
+        BadInput: not a trace.
+        PolicyError: the policy is invalid, or there is no such network or thermal course.
     """
     for what, name, valid in (("network", network, NETWORKS), ("thermal course", thermal, THERMAL)):
         if name is not None and name not in valid:
             raise PolicyError(f"there is no {what} {name!r}: {nearest(name, [*valid])}")
     trace = trace if isinstance(trace, Recording) else read(trace)
     setup = policy if isinstance(policy, Setup) else Setup.read(policy)
-    random = Random(seed)  # noqa: S311 - chances, not secrets
+    random = Random(seed)  # noqa: S311 - simulation, not secrets
     with uncollected():
         return _Run(trace, setup, network, server_s, random, thermal, battery, edge_joules).all(keep_mode, keep_deadline)
 
 
 class _Run:
-    """One replay."""
+    """State of one replay."""
 
     def __init__(
         self,
@@ -119,13 +119,13 @@ class _Run:
         self.script = Script(self.gates, self.spending, self.course, random)
         self.counts, self.facts, self.tally = Counts(), Facts(), Tally()
         self.plans: dict[tuple[Mode | None, float | None, str | None], tuple[Plan | Refusal, bool]] = {}
-        """Those made so far, and whether one leg runs at a time."""
+        """The plans made so far, and whether their legs run one at a time."""
         self.changed = self.unserved = self.same = self.seen = self.unseen = 0
         self.examples: list[Change] = []
         self.unknown, self.refused = Counter[str](), Counter[str]()
 
     def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
-        """Every request, in the order in which they began."""
+        """Replays all requests, sorted by start."""
         tally, battery, empty = self.tally, self.battery, None
         script, plans = self.script, self.plans
         policy = self.setup.policy
@@ -182,7 +182,7 @@ class _Run:
         self.same += 1
 
     def _ended(self, request: Request, made: Plan, outcome: Outcome) -> None:
-        """Counts one that was walked to its end."""
+        """Counts a request whose walk has ended."""
         tally, legs = self.tally, made.legs
         leg, accepted = outcome.leg, outcome.accepted
         tally.requests += 1
@@ -235,7 +235,7 @@ class _Run:
             tally.cloud += 1
 
     def _observe(self, now: float) -> None:
-        """Renews the facts as a live router does, and with them the plans."""
+        """Updates the facts as a live router does, and with them the plans."""
         policy, counts = self.setup.policy, self.counts
         edges = [t.name for t in self.setup.targets if t.side == "edge"]
         edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
@@ -245,7 +245,7 @@ class _Run:
         self._know(facts._replace(battery=self.facts.battery, temperature_c=self.facts.temperature_c))
 
     def _read(self, facts: Facts, now: float) -> Facts:
-        """What the device's sensors would say."""
+        """The facts with the simulated sensors' readings."""
         battery, course = self.battery, self.course
         return facts._replace(
             battery=None if battery is None else round(battery.left(self._spent(), now), 2),
@@ -258,7 +258,7 @@ class _Run:
             self.plans.clear()
 
     def _spent(self) -> float:
-        """Joules, on requests."""
+        """Joules spent on requests."""
         return self.tally.joules + self.tally.edge_runs * self.edge_joules
 
     def _no_hedge(self, now: float) -> str:
@@ -289,7 +289,7 @@ class _Run:
 
 
 def _told(request: Request) -> str:
-    """What a record says, in one line."""
+    """Summarises a record in one line."""
     parts = []
     for name, seen in request.legs.items():
         if seen.what == "failed":

@@ -1,4 +1,4 @@
-"""What each leg of a replayed request comes to: as it was recorded, or as the network says, or as calls like it have been."""
+"""Determines the result of each leg of a replayed request: from its record, the network model, or similar calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgeroute.replay.records import ANSWERED, Request, Seen
 
 MB: Final = 1e6
 SLACK_S: Final = 1e-5
-"""A record's times are rounded: what had not ended at such an instant had not ended a little later either."""
+"""Tolerance for rounded times: a leg unfinished at such an instant was unfinished a little later too."""
 TIMEOUT = "no reply in {:g} s"
 NO_NETWORK = "there is no network"
 NOT_RUN = "{} did not run when this was recorded, so its confidence is not known"
@@ -32,11 +32,11 @@ _NONE: Final = Failure()
 
 
 class Unknown(Exception):
-    """How this request would have gone on is not known: why."""
+    """The further course of this request cannot be determined: why."""
 
 
 class Call:
-    """One request to an endpoint that went; it is its own slot there."""
+    """One request sent to an endpoint; it is its own slot there."""
 
     __slots__ = ("begun", "cost", "gate", "received", "rest", "sent", "shared")
 
@@ -46,16 +46,16 @@ class Call:
 
 
 class Script:
-    """Answers the walk of one request after the other.
+    """Answers the walks of one request after the other.
 
     Args:
         gates: by the name of the cloud.
-        spending: what all of them pay from.
+        spending: shared spending.
         course: one of `device.THERMAL`.
-        random: chances.
+        random: random numbers.
 
     Attributes:
-        estimated: what -> how often it was not recorded, and taken from calls like it.
+        estimated: what was estimated from similar calls, as it was not recorded -> how often.
     """
 
     def __init__(self, gates: Mapping[str, Gate], spending: Spending, course: tuple[Heat, ...], random: Random) -> None:
@@ -68,17 +68,17 @@ class Script:
         self._request: Request
 
     def begin(self, request: Request, plan: Plan) -> None:
-        """The request whose walk begins now."""
+        """Sets the request whose walk begins now."""
         self._request, self._legs, self._open = request, plan.legs, ""
-        for call in self._calls.values():  # how the one before would have gone on was not known
+        for call in self._calls.values():  # the course of the previous request could not be determined
             call.gate.rules.leave(call)
         self._calls.clear()
 
     def __call__(self, start: Start, now: float) -> Event:
-        """What comes of a leg that is started now.
+        """The event of a leg that is started now.
 
         Raises:
-            Unknown: that cannot be told.
+            Unknown: it cannot be determined.
         """
         i = start.leg
         leg = self._legs[i]
@@ -98,7 +98,7 @@ class Script:
         return Failed(i, _OPEN, at + SLACK_S)
 
     def _value(self, leg: Leg, seen: Seen) -> str | None:
-        """An answer with the threshold that the recorded one has here; None: one without a threshold of its own."""
+        """A value whose per-class threshold is the recorded one; None: the general threshold applies."""
         own = seen.own
         if own is not None and own[1] == leg.label:
             if own[0] == leg.threshold:
@@ -134,7 +134,7 @@ class Script:
         return event
 
     def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
-        """Books the call; or says why it may not be made. The rows of a batch are one call."""
+        """Books the call, or returns why it may not be made. The rows of a batch are one call."""
         key = self._request.batch, gate.name
         shared = bool(key[0]) and key in self._batches
         cost = gate.rules.cost(sent / MB, first=not shared)
@@ -153,7 +153,7 @@ class Script:
         return rejection
 
     def _answer(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
-        """What comes of a call that goes."""
+        """The event of a call that is sent."""
         if known is None and (sent or received):
             self.estimated["bytes of calls"] += 1
         if gate.link is not None:
@@ -176,7 +176,7 @@ class Script:
         return Failed(i, _OPEN, now + known.took_s + SLACK_S)
 
     def _over(self, i: int, gate: Gate, known: Seen | None, now: float, sent: float, received: float) -> Event:
-        """What comes of it over the network that is asked about."""
+        """The event of a call over the simulated network."""
         assert gate.link is not None, "there is one"
         left_s = gate.link.left_s(now)
         if not left_s:
@@ -184,17 +184,17 @@ class Script:
         self.estimated["latencies of calls, by the network"] += 1
         took_s = gate.link.exchange_s(sent, received, gate.server_s)
         if took_s > left_s:
-            took_s = gate.port.patience_s  # nothing comes back, and nothing says so
+            took_s = gate.port.patience_s  # black hole: no reply and no error
             return Failed(i, TimedOut(TIMEOUT.format(took_s)), now + took_s)
         if known is not None and known.failure.of_the_input:
             return Failed(i, Told(known.error, known.failure), now + took_s)
         return Done(i, Prediction(None, None, None), now + took_s)
 
     def end(self, outcome: Outcome, tally: Tally) -> None:
-        """The walk has ended: tells the gates, books what it cost.
+        """Ends the walk: reports the results to the gates, and books the costs.
 
         Raises:
-            Unknown: it had to wait for what had not ended in the record.
+            Unknown: it depends on a leg that had not ended in the record.
         """
         if self._open and any(mark.detail is _OPEN for mark in outcome.log):
             for given_up in self._calls.values():
@@ -231,14 +231,14 @@ class Script:
 
 
 class Told(EdgerouteError):
-    """An error that a record tells of.
+    """A recorded error.
 
     Args:
-        told: its kind and message.
-        failure: what it was, for rules.
+        told: its type and message.
+        failure: its code and properties.
 
     Attributes:
-        held: the endpoint was not asked.
+        held: the endpoint was not called.
     """
 
     def __init__(self, told: str, failure: Failure = _NONE) -> None:

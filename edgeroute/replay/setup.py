@@ -1,4 +1,4 @@
-"""What replay needs of a policy: everything that decides, and nothing that runs."""
+"""Setup of a replay: the deciding parts of a policy, without anything that runs."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
 
 
 KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit"})
-"""Keys of a policy that are about what a router keeps, or does beside answering."""
+"""Policy keys about storage and background work, which replay ignores."""
 
 
 class Port(NamedTuple):
-    """How an endpoint is asked."""
+    """How an endpoint is called."""
 
     terms: Terms = Terms()
     retries: int = 0
     patience_s: float = 10.0
-    """For a request with its retries."""
+    """Timeout of a request with its retries, seconds."""
     health: bool = True
-    """It can be tried without user data; if not, the next request tries it."""
+    """It has a health check; without one the next request is the probe."""
 
 
 class Setup(NamedTuple):
-    """A policy, ready to be replayed."""
+    """A policy prepared for replay."""
 
     policy: Policy
     targets: tuple[Target, ...]
     ports: Mapping[str, Port]
-    """Of each cloud, by its name."""
+    """By name of the cloud."""
     limits: Limits = Limits()
     metered: bool = False
     cached: bool = True
-    """There is a cache."""
+    """Whether there is a cache."""
 
     @classmethod
     def read(cls, path: str | Path) -> Setup:
-        """That of a policy file. Opens no model and no connection; a model that is not on this machine is taken to be there.
+        """From a policy file. Opens no model and no connection; a missing model is assumed to exist.
 
         Raises:
-            PolicyError: one message with everything that is wrong.
+            PolicyError: one message with all problems.
         """
         from edgeroute import settings
 
@@ -64,7 +64,7 @@ class Setup(NamedTuple):
 
     @classmethod
     def of(cls, snapshot: Snapshot, limits: Limits | None = None, *, metered: bool = False, cached: bool = True) -> Setup:
-        """That of targets that are ready to run."""
+        """From a live snapshot."""
         ports = {}
         for runner in snapshot.clouds:
             address = getattr(getattr(runner, "endpoint", None), "address", None)
@@ -73,25 +73,25 @@ class Setup(NamedTuple):
 
 
 class _Absent:
-    """Stands for a model that is not on this machine."""
+    """Placeholder for a model that is not on this machine."""
 
     labels, kind = None, "logits"
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def run(self, inputs: list[Any], cancel: Any = None) -> NoReturn:  # noqa: ARG002 - the protocol's
+    def run(self, inputs: list[Any], cancel: Any = None) -> NoReturn:  # noqa: ARG002 - required by the protocol
         raise ModelMissing(f"{self.name} is not on this machine")
 
 
 def _edge(section: Edge, folder: Path) -> Any:
-    """The model, not loaded; or what stands for it."""
+    """The model, not loaded; or a placeholder."""
     try:
         model = section.make(folder)
-    except ModelMissing:  # the card that the policy names
+    except ModelMissing:  # also the card that the policy names
         return _Absent(Path(section.path).stem)
     return model if model.path.exists() else _Absent(model.name)
 
 
 def _unguarded(runner: Any) -> Any:
-    """Nothing stands before a cloud that is never asked."""
+    """No guard: replay never calls a cloud."""

@@ -1,4 +1,4 @@
-"""What traces of version 1 say of a failure: words alone."""
+"""Classifies failures in traces of version 1, which have only texts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _HELD: Final[dict[str, HeldCode]] = {
     "consent": "consent",
     "redaction": "redaction",
 }
-"""Words -> code; the first that is found counts."""
+"""Text -> code; the first match counts."""
 _STATUS: Final = re.compile(r"answered (\d{3})")
 
 
 def understood(error: str) -> Failure:
-    """The failure that the error's kind and message stand for, as edgeroute wrote them while its traces had no codes."""
+    """Parses the error type and message as edgeroute wrote them before traces had codes."""
     kind, _, text = error.partition(": ")
     if kind == "Refused":
         status = _STATUS.search(text)

@@ -1,1 +1,1 @@
-"""Simulates a fleet of devices against one cloud: what an outage does to both."""
+"""Fleet simulation: many devices against one cloud, through an outage."""

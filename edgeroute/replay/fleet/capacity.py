@@ -1,4 +1,4 @@
-"""The capacity that a cloud needs, found by trying."""
+"""Searches for the capacity that a cloud needs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from edgeroute.replay.fleet.run import simulate
 from edgeroute.replay.fleet.scenario import Client, Scenario
 
 SAMPLE: Final = 20_000
-"""Devices, at most: what is sought is a multiple of the load, which does not depend on how many there are."""
+"""Maximum number of devices simulated: the result is a multiple of the load, which does not depend on their number."""
 WARM_S, AFTER_S = 3.0, 20.0
-"""What is simulated before the outage, and after the time in which the cloud is to be back."""
+"""Seconds simulated before the outage, and after the time by which the cloud is to have recovered."""
 SPREADS = 1
-"""With outboxes, so many times their spread is simulated as well: the most comes within it."""
+"""With outboxes, so many times their spread is simulated as well: the peak is within it."""
 STEP: Final = 0.1
 MOST: Final = 5.0
-"""Margins that are tried: multiples of the usual load."""
+"""Margins tried: multiples of the normal load."""
 
 
 def needed(scenario: Scenario, client: Client, within_s: float) -> float | None:
-    """The smallest margin with which the cloud is back so many seconds after the outage, to `STEP`; None: not even `MOST`.
+    """The smallest margin, to `STEP`, with which the cloud recovers within `within_s` seconds of the outage; None: above `MOST`.
 
-    It is found by halving, in short runs of a sample of the fleet: as though more capacity never made it slower.
+    Bisection over short runs of a sample of the fleet, assuming that more capacity never slows the recovery.
     """
     until_s = WARM_S + scenario.outage_s + within_s + AFTER_S
     if scenario.offline == "queue":

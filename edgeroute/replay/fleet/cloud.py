@@ -1,4 +1,4 @@
-"""A cloud of finite capacity, for many requests at a time."""
+"""A cloud of finite capacity as a queue, vectorised over requests."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 Some: TypeAlias = NDArray[np.bool_]
 ANSWERED, REFUSED, BUSY, LATE = 0.0, 1.0, 2.0, 3.0
-"""What becomes of an attempt. Floats, as all that is noted of one."""
+"""Result of an attempt. Floats, like the other columns of an attempt."""
 
 
 class Cloud:
-    """Serves in the order of arrival, each for 1/capacity seconds: exact, but for which of a step's requests are refused.
+    """Serves in order of arrival, 1/capacity seconds each: exact, except which requests of a time step are rejected.
 
     Attributes:
-        wasted: how many were served after their device had given up.
-        served: how many were served.
+        wasted: number served after their device had given up.
+        served: number served.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -32,9 +32,9 @@ class Cloud:
         self._emptied = False
 
     def ask(self, at: Floats, until: Floats, probe: Some) -> tuple[Floats, Floats]:
-        """Attempts that arrive `at`, in order, and are given up `until` -> when each has ended, and with what.
+        """(end of each attempt, its result) for attempts that arrive `at`, in order, and are given up `until`.
 
-        Probes ask the health route, which does not run the model: they do not queue.
+        Probes go to the health route, which does not run the model: they do not queue.
         """
         of = self._of
         ends, verdicts = at + of.latency_s, np.full(len(at), ANSWERED)
@@ -58,14 +58,14 @@ class Cloud:
         return np.minimum(ends, until), verdicts
 
     def _serve(self, at: Floats) -> Floats:
-        """When each has been served; inf: it is refused, since too many wait."""
+        """When each has been served; inf: rejected, since the queue is full."""
         if not self._emptied and at[0] >= self._of.back_at_s:
             self._free_at, self._emptied = self._of.back_at_s, True
         done_at = self._in_turn(at)
         if (done_at - at).max() - self._each_s > self._of.queue_s:
             room = (at[-1] + self._of.queue_s - max(self._free_at, at[0])) / self._each_s
             count = int(min(max(room, 0), len(at)))
-            taken = np.arange(count) * len(at) // max(count, 1)  # places come free evenly
+            taken = np.arange(count) * len(at) // max(count, 1)  # places become free evenly
             done_at = np.full(len(at), np.inf)
             at = at[taken]
             done_at[taken] = self._in_turn(at)
@@ -74,7 +74,7 @@ class Cloud:
         return done_at
 
     def _in_turn(self, at: Floats) -> Floats:
-        """Each begins when it is there and the one before it is done."""
+        """Completion times of a FIFO queue: each begins on arrival or once the previous one is done."""
         turn = np.arange(len(at)) * self._each_s
         begun: Any = np.maximum.accumulate(np.maximum(at, self._free_at) - turn)
         return np.asarray(begun + turn + self._each_s, np.float64)

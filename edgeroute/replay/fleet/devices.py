@@ -1,4 +1,4 @@
-"""The breakers and retry budgets of a whole fleet, as arrays, by the formulas of `core/breaker.py` and `core/budget.py`."""
+"""Breakers and retry budgets of a whole fleet as arrays, by the formulas of `core/breaker.py` and `core/budget.py`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CLOSED, OPEN, HALF_OPEN = 0, 1, 2
 
 
 class Devices:
-    """One breaker and one budget a device. What is the same for all is not stored twice: about 40 bytes a device.
+    """One breaker and one budget per device. Values equal for all are not stored per device: about 40 bytes a device.
 
-    A device that is named twice in one call has as many faults, one success, and opens once.
+    A device that occurs several times in one call has as many faults, but one success, and opens once.
     """
 
     def __init__(self, count: int, client: Client, random: np.random.Generator) -> None:
@@ -36,7 +36,7 @@ class Devices:
         return np.asarray(breaker.allowed(self.state[who] == CLOSED, self.held[who], at))
 
     def probes(self, who: Ints, at: Floats) -> Ints:
-        """Which of these, each that was not allowed, send a probe: their places. It is under way from now on."""
+        """Starts the probes that are due among these rejected devices; returns their positions."""
         due = np.flatnonzero(breaker.due(self.due[who], self.held[who], at))
         if len(due):
             due = due[np.unique(who[due], return_index=True)[1]]
@@ -45,7 +45,7 @@ class Devices:
         return due
 
     def success(self, who: Ints) -> Some:
-        """A request was answered -> whose breaker was not closed."""
+        """Records answered requests; returns which breakers were not closed."""
         was = np.asarray(self.state[who] != CLOSED)
         self._faults[who], self._next_s[who] = 0, breaker.FIRST_S
         self.state[who], self.due[who] = CLOSED, np.inf
@@ -53,14 +53,14 @@ class Devices:
         return was
 
     def fault(self, who: Ints, at: Floats) -> None:
-        """A request failed."""
+        """Records failed requests."""
         shut = self.state[who] == CLOSED
         who, at = who[shut], at[shut]
         np.add.at(self._faults, who, 1)
         self._open(who, at, breaker.tripped(self._faults[who]))
 
     def probed(self, who: Ints, at: Floats, ok: Some) -> Some:
-        """A probe has ended -> whose breakers close."""
+        """Records results of probes; returns which breakers close."""
         under_way = np.asarray(self.state[who] == HALF_OPEN)
         back = under_way & ok
         self.state[who[back]], self.due[who[back]] = CLOSED, np.inf
@@ -68,11 +68,11 @@ class Devices:
         return back
 
     def hold(self, who: Ints, at: Floats, wait_s: float) -> None:
-        """The cloud asks for nothing before so many seconds have passed."""
+        """Holds requests for `wait_s` seconds, as the cloud requested."""
         self.held[who] = breaker.held_until(self.held[who], at + wait_s, at)
 
     def retry(self, who: Ints) -> Some:
-        """Whether there may be another attempt; it is taken from the budget."""
+        """Takes a retry from each budget; False where there is none."""
         may = np.asarray(self.state[who] == CLOSED) if self._client.breaker else np.ones(len(who), np.bool_)
         if self._client.budget:
             may &= budget.affords(self.left[who])
@@ -80,7 +80,7 @@ class Devices:
         return may
 
     def wait_s(self, most_s: Floats) -> Floats:
-        """Full jitter: anything from nothing to the most; without jitter the most."""
+        """Back-off with full jitter: uniform between 0 and the maximum; without jitter the maximum."""
         return most_s * self._jitter(len(most_s))
 
     def _jitter(self, count: int) -> Floats:

@@ -1,4 +1,4 @@
-"""What came of a run."""
+"""Result of a fleet simulation."""
 
 from __future__ import annotations
 
@@ -12,59 +12,59 @@ from edgeroute.replay.fleet.scenario import AGAIN_S, GOOD, Client, Scenario
 
 @dataclass
 class Result:
-    """Counts of a run. Those that are arrays have one for each second."""
+    """Counts of a run. Arrays have one element per second."""
 
     scenario: Scenario
     client: Client
     attempts: Ints
-    """What reached the cloud's address, that which it refused too, by when it was begun; probes are counted apart."""
+    """Attempts that reached the cloud's address, rejected ones too, by their start; probes are counted separately."""
     good: Ints
-    """Those of them that were answered in time."""
+    """Those answered in time."""
     asked: Ints
-    """Requests that the edge was not sure of."""
+    """Requests deferred by the edge."""
     answered: Ints
-    """Those of them that the cloud answered in time, by when they were asked."""
+    """Those answered by the cloud in time, by when they were made."""
     degraded: int = 0
-    """Those that have the edge's answer instead."""
+    """Those answered by the edge instead."""
     queued: int = 0
-    """Degraded requests that went to an outbox: `delivered` later, or `waiting` still."""
+    """Degraded requests stored in an outbox: `delivered` later, or still `waiting`."""
     delivered: int = 0
     waiting: int = 0
     probes: int = 0
     served: int = 0
-    """What the cloud worked on ..."""
+    """Requests served by the cloud ..."""
     wasted: int = 0
-    """... and for whom nobody waited any more."""
+    """... and those served after the device had given up."""
 
     @classmethod
     def empty(cls, scenario: Scenario, client: Client, seconds: int) -> Result:
-        """Nothing has happened yet."""
+        """The counts before the run."""
         attempts, good, asked, answered = np.zeros((4, seconds), np.int64)
         return cls(scenario, client, attempts, good, asked, answered)
 
     @property
     def lost(self) -> int:
-        """Requests that nobody answered: there are none, since the edge's answer stands."""
+        """Requests without an answer: none, as the edge's answer is returned."""
         return int(self.asked.sum() - self.answered.sum()) - self.degraded
 
     @property
     def cloud_back_s(self) -> float | None:
-        """Seconds from the outage's end until the cloud answered what it was asked, to the end of the run; None: it did not."""
+        """Seconds from the end of the outage until the cloud answered its requests, to the end of the run; None: it did not."""
         return self._back_s(self.good, self.attempts)
 
     @property
     def fleet_back_s(self) -> float | None:
-        """The same until the devices had its answers: a breaker may stay open though the cloud is well."""
+        """Likewise until devices received its answers: a breaker may stay open after the cloud has recovered."""
         return self._back_s(self.answered, self.asked)
 
     @property
     def peak(self) -> float:
-        """The busiest second after the outage, as a multiple of what the cloud is asked while all is well."""
+        """The busiest second after the outage, as a multiple of the normal load."""
         return float(self.attempts[self._back :].max()) / self.scenario.normal_per_s
 
     @property
     def wasted_share(self) -> float:
-        """Of the cloud's work, 0..1."""
+        """Wasted share of the cloud's work, 0..1."""
         return self.wasted / max(self.served, 1)
 
     @property
@@ -80,7 +80,7 @@ class Result:
 
 
 def _windows(counts: Ints) -> Floats:
-    """Sums over `AGAIN_S`, by where they begin."""
+    """Sums over windows of `AGAIN_S`, by their start."""
     sums = np.concatenate(([0.0], np.cumsum(counts)))
     width = int(AGAIN_S)
     return sums[width:] - sums[:-width] if len(sums) > width else np.zeros(0)

@@ -1,10 +1,9 @@
-"""A fleet of devices against one cloud: what an outage does to them, and they to the cloud.
+"""Simulates a fleet of devices against one cloud: the effects of an outage on both.
 
-Vectorised, not sampled: every device has its own breaker, retry budget and outbox, as elements of arrays. Time goes in
-steps of `STEP_S`; what happens in a step is one array operation, with the exact instant of each event kept: what a step
-rounds is the order of what happens within it. Answers that the edge gives by itself are not simulated: they ask nothing of
-the cloud. Nor is the network's coming back (the outage is the cloud's), nor that a probe could meet a crowd: it asks the health
-route, which does not queue.
+Vectorised, not sampled: every device has its own breaker, retry budget and outbox, as elements of arrays. Time advances in
+steps of `STEP_S`; the events of a step are one array operation, each with its exact instant: only the order of events within
+a step is approximate. Accepted edge answers are not simulated: they do not reach the cloud. Nor is a recovery of the network
+(the outage is the cloud's), nor a probe's wait in a crowd: the health route does not queue.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ from edgeroute.stores.outbox import delivery, spread
 
 STEP_S: Final = 0.1
 POLL_S: Final = 5.0
-"""How long an outbox whose request was held waits before the next try, and a part of its spread."""
+"""Delay of an outbox before it retries a held request, in addition to part of its spread, seconds."""
 PARALLEL: Final = 2
-"""Requests of one outbox under way at once."""
+"""Concurrent requests of one outbox."""
 REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
 WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED = range(8)
-"""The columns of an attempt: its device, when it begins or ends, when it is given up, when the request was made (of a delivery:
-queued), attempts of this call before it, for what, what became of it, and deliveries before it that failed."""
+"""Columns of an attempt: its device, its start or end, when it is given up, when the request was made (for a delivery:
+queued), previous attempts of this call, its purpose, its result, and previous failed deliveries."""
 FULL_S: Final = 0.25
-"""An outbox with as many under way as there may be is looked at again so soon."""
+"""Delay before an outbox at its concurrency limit is examined again, seconds."""
 
 
 def simulate(scenario: Scenario, client: Client = EDGEROUTE) -> Result:
-    """Lets the devices ask and the cloud answer, for `length_s` seconds and until the last request has an answer."""
+    """Runs the fleet for `length_s` seconds, and until the last request has an answer."""
     return Fleet(scenario, client).run()
 
 
 class Later:
-    """What happens in a later step: rows, by step."""
+    """Event queue: rows by the step in which they are due."""
 
     def __init__(self) -> None:
         self._rows: defaultdict[int, list[Floats]] = defaultdict(list)
         self._step = 0
 
     def put(self, rows: Floats, at: Floats) -> None:
-        """Rows that are due at these instants; in the next step at the earliest."""
+        """Schedules rows at these instants; in the next step at the earliest."""
         if not len(rows):
             return
         steps = np.maximum((at / STEP_S).astype(np.int64), self._step + 1)
@@ -60,14 +59,14 @@ class Later:
             self._rows[int(steps[begin])].append(rows[begin:end])
 
     def take(self, step: int) -> Floats | None:
-        """Those of this step."""
+        """Removes and returns the rows of this step."""
         self._step = step
         found = self._rows.pop(step, None)
         return None if found is None else found[0] if len(found) == 1 else np.concatenate(found)
 
 
 class Fleet:
-    """One run."""
+    """The state of one run."""
 
     def __init__(self, scenario: Scenario, client: Client) -> None:
         self._of, self._client = scenario, client
@@ -76,25 +75,25 @@ class Fleet:
         self._cloud = Cloud(scenario)
         self._begins, self._ends, self._stored, self._hurries = Later(), Later(), Later(), Later()
         self._hurry_at = np.full(scenario.devices, np.inf)
-        """When what waits in a device's outbox is made due, since its endpoint is back."""
+        """By device: when its outbox is to be flushed, as its endpoint is back."""
         self._boxed = np.zeros(scenario.devices, np.int32)
         self._since = np.full(scenario.devices, np.inf)
-        """When the first was queued in a device's outbox since it was empty: that it may be gone already is not seen."""
+        """By device: when the first entry was queued since the outbox was empty; that entry may be gone already."""
         self._flying = np.zeros(scenario.devices, np.int8)
         self._failed = np.zeros(scenario.devices, np.int8)
-        """How often the last delivery failed that did."""
+        """By device: failed attempts of the last delivery that failed."""
         self._paused = np.full(scenario.devices, -np.inf)
         self._next_at = np.full(scenario.devices, -np.inf)
-        """When a device may deliver the next, by its rate."""
+        """By device: earliest next delivery, by the rate limit."""
         self._woken = np.zeros(scenario.devices, np.int32)
-        """How often all that waits in its outbox was made due at once: what was planned before that does not count."""
+        """By device: number of flushes of its outbox; deliveries scheduled before the last flush are void."""
         attempts_s = scenario.timeout_s + max(MOST_S, scenario.retry_after_s)
         seconds = int(scenario.length_s + attempts_s * (client.retries + 1)) + 2
         self._tally = Result.empty(scenario, client, seconds)
         self._begun: list[Floats] = []
 
     def run(self) -> Result:
-        """All its steps."""
+        """Runs all steps."""
         for step in range(int(len(self._tally.asked) / STEP_S)):
             self._begun.clear()
             ended = self._ends.take(step)
@@ -120,7 +119,7 @@ class Fleet:
         return tally
 
     def _ask(self, at: float) -> None:
-        """New requests that the edge is not sure of."""
+        """Generates new deferred requests."""
         of = self._of
         crowd = of.together * of.devices if of.outage_at_s <= at < of.outage_at_s + 1 else 0.0
         count = int(self._random.poisson((of.normal_per_s + crowd) * STEP_S))
@@ -134,7 +133,7 @@ class Fleet:
         self._degraded(who[~may], when[~may], failed=False)
 
     def _allowed(self, who: Ints, at: Floats) -> Some:
-        """Who may ask; of the others some send a probe."""
+        """Which devices may send; some of the others send a probe."""
         may = self._devices.allows(who, at)
         if not may.all():
             held, when = who[~may], at[~may]
@@ -143,7 +142,7 @@ class Fleet:
         return may
 
     def _new(self, who: Ints, at: Floats, kind: float, asked: Floats | None = None, failed: Floats | float = 0.0) -> None:
-        """First attempts."""
+        """Schedules first attempts."""
         if len(who):
             rows = np.zeros((len(who), 8))
             rows[:, WHO], rows[:, AT], rows[:, KIND], rows[:, FAILED] = who, at, kind, failed
@@ -152,7 +151,7 @@ class Fleet:
             self._begun.append(rows)
 
     def _begin(self, rows: Floats) -> None:
-        """These attempts reach the cloud, all of a step."""
+        """Passes attempts to the cloud, all of one step."""
         rows = rows[np.argsort(rows[:, AT], kind="stable")]
         at, tally = rows[:, AT], self._tally
         probe = rows[:, KIND] == PROBE
@@ -164,14 +163,14 @@ class Fleet:
         self._ends.put(rows, ends)
 
     def _again(self, rows: Floats) -> None:
-        """Retries whose wait is over; the breaker may have opened meanwhile."""
+        """Retries after their back-off; the breaker may have opened meanwhile."""
         who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
         may = self._devices.allows(who, at)
         self._begun.append(rows[may])
         self._given_up(rows[~may], held=True)
 
     def _end(self, rows: Floats) -> None:
-        """Attempts have ended, and the devices know it."""
+        """Handles ended attempts at their devices."""
         rows = rows[np.argsort(rows[:, AT], kind="stable")]
         who, at, kind, verdict = rows[:, WHO].astype(np.int64), rows[:, AT], rows[:, KIND], rows[:, VERDICT]
         good, probe = verdict == ANSWERED, kind == PROBE
@@ -196,7 +195,7 @@ class Fleet:
             wait_s[rows[:, VERDICT] == BUSY] = of.retry_after_s
         may = tries < self._client.retries
         if self._client.whole:
-            may &= at + wait_s < rows[:, UNTIL]  # never so after a timeout: it was that of the whole call
+            may &= at + wait_s < rows[:, UNTIL]  # never so after a timeout, which was that of the whole call
         may[may] = devices.retry(who[may])
         again = rows[may]
         again[:, TRIES] += 1
@@ -207,7 +206,7 @@ class Fleet:
         self._given_up(rows[~may], held=False)
 
     def _succeed(self, who: Ints, rows: Floats) -> None:
-        """Those with an answer."""
+        """Records answered attempts."""
         at = rows[:, AT]
         opened = self._devices.success(who)
         self._wake(who[opened], at[opened])
@@ -221,7 +220,7 @@ class Fleet:
             self._since[sent[self._boxed[sent] + self._flying[sent] == 0]] = np.inf
 
     def _given_up(self, rows: Floats, *, held: bool) -> None:
-        """Calls that end without an answer."""
+        """Handles calls that end without an answer."""
         if not len(rows):
             return
         who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
@@ -240,11 +239,11 @@ class Fleet:
             self._store(who, at + np.maximum(wait_s, self._of.retry_after_s), queued_at, np.minimum(failed + 1, 30))
 
     def _part_s(self, age_s: Floats) -> Floats:
-        """Parts of the outboxes' spread, by how long each has waited."""
+        """Random parts of the outboxes' spread, by their age."""
         return self._devices.wait_s(spreads_s(self._client.spread_s, age_s))
 
     def _degraded(self, who: Ints, at: Floats, *, failed: bool) -> None:
-        """The edge's answer stands, and the outbox has the request; one that failed waits before it is sent again."""
+        """Counts degraded answers, and queues the requests; a failed delivery backs off first."""
         self._tally.degraded += len(who)
         if self._of.offline == "queue" and len(who):
             self._tally.queued += len(who)
@@ -252,14 +251,14 @@ class Fleet:
             self._store(who, at + self._part_s(none) if failed else at, at, none)
 
     def _wake(self, who: Ints, at: Floats) -> None:
-        """The breakers of these have closed: their outboxes wait no longer than a part of the spread."""
+        """Schedules a flush of the outboxes whose breakers have closed, after at most a part of the spread."""
         if self._of.offline == "queue" and len(who):
             at = at + self._part_s(np.maximum(at - self._since[who], 0.0))
             np.minimum.at(self._hurry_at, who, at)
             self._hurries.put(np.column_stack((who, at)), at)
 
     def _hurry(self, rows: Floats) -> None:
-        """What waits in the outboxes of these is due."""
+        """Flushes outboxes: all that waits in them is due."""
         who, at = rows[:, 0].astype(np.int64), rows[:, 1]
         planned = at == self._hurry_at[who]
         who, first = np.unique(who[planned], return_index=True)
@@ -275,13 +274,13 @@ class Fleet:
             self._store(who, at, self._since[who], self._failed[who].astype(np.float64))
 
     def _store(self, who: Ints, due: Floats, queued_at: Floats, failed: Floats) -> None:
-        """These requests wait in the outboxes."""
+        """Queues requests in the outboxes."""
         np.add.at(self._boxed, who, 1)
         np.minimum.at(self._since, who, queued_at)
         self._stored.put(np.column_stack((who, due, failed, self._woken[who], queued_at)), due)
 
     def _deliver(self, rows: Floats, end: float) -> None:
-        """Sends what is due, as far as the breakers, the rate and the number under way allow."""
+        """Sends deliveries that are due, within the limits of breaker, rate and concurrency."""
         who = rows[:, 0].astype(np.int64)
         planned = rows[:, 3] == self._woken[who]
         order = np.lexsort((rows[planned, 1], who[planned]))
@@ -303,25 +302,25 @@ class Fleet:
         now = (due < end) & (until <= at) & ~full
         self._store(who[~now], due[~now], queued_at[~now], failed[~now])
         who, at, queued_at, failed = who[now], due[now], queued_at[now], failed[now]
-        self._next_at[who] = at + 1 / self._of.drain_per_s  # of several the last, which is the latest
+        self._next_at[who] = at + 1 / self._of.drain_per_s  # several of one device: the last assignment wins, which is the latest
         np.add.at(self._flying, who, 1)
         self._new(who, at, DELIVERY, queued_at, failed)
 
 
 def spreads_s(spread_s: float, age_s: Floats) -> Floats:
-    """`spread.spread_for`, of many."""
+    """`spread.spread_for`, vectorised."""
     if not spread_s:
         return np.zeros(len(age_s))
     return np.minimum(max(spread.LONGEST_S, spread_s), np.maximum(spread_s, spread.TIMES * age_s))
 
 
 def longest_s(failed: Floats, spread_s: float, age_s: Floats) -> Floats:
-    """The most that outboxes wait after so many deliveries had failed before this one: `delivery.longest`, of many."""
+    """`delivery.longest`, vectorised: the maximum back-off of outboxes after `failed` failed deliveries."""
     growth = 2.0**failed
     return np.maximum(np.minimum(delivery.MOST_S, growth), spreads_s(spread_s, age_s))
 
 
 def _seconds(at: Floats, tally: Result) -> Ints:
-    """How many of these instants are in each second."""
+    """Number of instants per second."""
     last = len(tally.asked)
     return np.bincount(np.minimum(at.astype(np.int64), last - 1), minlength=last)
