@@ -1,1 +1,1 @@
-"""The routers: an engine of parts, and stages around the walk of each request."""
+"""The routers: an engine, and stages around the walk of each request."""

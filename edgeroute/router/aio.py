@@ -1,4 +1,4 @@
-"""The router for asyncio."""
+"""AsyncRouter: the router for asyncio."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 QUICK_S = 0.001
-"""A model whose 99 % quantile is below this runs on the event loop itself: a thread and back costs up to 0.2 ms, twice
-what a small model takes. With a deadline or a hedge, and for a batch, it gets a thread all the same."""
+"""A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
+0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
 
 
 class AsyncRouter(EngineOwner):
-    """`Router`, awaited. Models run in threads, endpoints on the event loop; one router serves one loop at a time.
+    """`Router` for asyncio. Models run in threads, endpoints on the event loop; one router serves one loop at a time.
 
     The arguments are those of `Router`.
     """
@@ -82,7 +82,7 @@ class AsyncRouter(EngineOwner):
     ) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
-            lambda engine, steps: self._spawn(engine, steps),  # noqa: PLW0108 - not bound before it is needed
+            lambda engine, steps: self._spawn(engine, steps),  # noqa: PLW0108 - not bound until it is called
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
@@ -98,7 +98,7 @@ class AsyncRouter(EngineOwner):
         data_class: str | None = None,
         importance: float = 0.0,
     ) -> Answer:
-        """As `Router.infer`. Cancelling it stops every leg that is under way."""
+        """As `Router.infer`. Cancelling it cancels all running legs."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -110,7 +110,7 @@ class AsyncRouter(EngineOwner):
         return answer_of(result)
 
     async def _plain(self, request: Request) -> Result:
-        """The result where nothing but the walk takes part."""
+        """`infer` without optional stages: walk and record directly."""
         engine = self.engine
         first = run_first(request) if 0 < request.plan.facts.edge_s < QUICK_S else None
         if type(first) is Outcome:
@@ -152,12 +152,12 @@ class AsyncRouter(EngineOwner):
                 yield shown
                 continue
             answer = answer_of(shown[0])
-            if not spoken:  # it came from the cache, or stands in for the cloud's
+            if not spoken:  # from the cache, or in place of the cloud's
                 yield answer.value
             yield last(answer)
 
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """What the caller is shown, and in the end an `_End` with the results."""
+        """Yields what the caller is shown, and finally an `_End` with the results."""
         mail: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.ensure_future(self._pump(self.engine.steps([request]), mail.put_nowait))
         task.add_done_callback(lambda _: mail.put_nowait(_END))
@@ -189,7 +189,7 @@ class AsyncRouter(EngineOwner):
         return await self._in_thread(partial(self.engine.check, timeout))
 
     async def close(self) -> None:
-        """Ends threads, tasks and connections. Calls under way end with what they have; never raises."""
+        """Stops threads, tasks and connections. Calls in progress end with what they have. Never raises."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -199,7 +199,7 @@ class AsyncRouter(EngineOwner):
         await self._in_thread(self._close)
 
     async def _pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
-        """Takes the steps of a call on the event loop; `show` is called with what the caller is shown."""
+        """Executes the steps of a call on the event loop; `show` is called with what the caller is shown."""
         value: Any = None
         move: Callable[[Any], Step] = steps.send
         try:
@@ -207,7 +207,7 @@ class AsyncRouter(EngineOwner):
                 step = move(value)
                 try:
                     value, move = await self._take(step, show), steps.send
-                except BaseException as e:  # noqa: BLE001 - the stages have it, and most let it through
+                except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
                     value, move = e, steps.throw
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
@@ -221,7 +221,7 @@ class AsyncRouter(EngineOwner):
         return await self._in_thread(step.call, step.until, step.late)  # type: ignore[union-attr]  # a Block
 
     def _begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event:
-        """Begins a leg: on the event loop what can, and the rest in threads. first: the event of a first leg that ran."""
+        """Starts a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
         if first is not None and start.leg == 0:
             return first
         backend: Any = legs.backend(start)
@@ -234,13 +234,13 @@ class AsyncRouter(EngineOwner):
         if not legs.sequential or streams or legs.egress.asks:
             legs.detach(start)  # it may outlive the call
         to = legs.mail(start, send, own_thread=False)
-        off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may hang as a cloud does
+        off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may block like a cloud call
         if streams:
             return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, to)
         return self._leg(legs.run_async(start, permit, backend, off_loop), start, to)
 
     def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, send: Send) -> Stop:
-        """Runs it as a task, which sends an event however it ends."""
+        """Runs a leg as a task, which always sends an event."""
 
         def ended(task: asyncio.Task[Event]) -> None:
             error = Unreachable("it was cancelled") if task.cancelled() else task.exception()
@@ -248,7 +248,7 @@ class AsyncRouter(EngineOwner):
 
         task = self._task(leg)
         task.add_done_callback(ended)
-        return task.cancel  # type: ignore[return-value]  # whether it was in time interests nobody
+        return task.cancel  # type: ignore[return-value]  # its result, whether it was in time, is not used
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -257,16 +257,16 @@ class AsyncRouter(EngineOwner):
         return task
 
     def _spawn(self, engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG002 - there is one
-        """Takes steps in the background."""
+        """Executes steps in the background."""
         self._task(self._pump(steps))
         return True
 
     async def _in_thread(
         self, call: Callable[[], T], until: float = INF, late: Any = None, threads: ThreadPool | None = None
     ) -> T:
-        """What `call` returns, from a thread; `late` if that is not there by the instant `until`. Here where no thread is free.
+        """The result of `call` in a thread; `late` if there is none by the instant `until`. Called here if no thread is free.
 
-        Not in asyncio's own executor, which is everybody's: name look-ups that hang may fill it.
+        Not in asyncio's own executor, which is shared: hanging name look-ups may fill it.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -274,7 +274,7 @@ class AsyncRouter(EngineOwner):
         def job() -> None:
             try:
                 result, error = call(), None
-            except BaseException as e:  # noqa: BLE001 - its caller has it
+            except BaseException as e:  # noqa: BLE001 - passed to the caller
                 result, error = None, e
             try:
                 loop.call_soon_threadsafe(_set, done, result, error)
@@ -294,7 +294,7 @@ class AsyncRouter(EngineOwner):
 
 
 class _End(list[Result]):
-    """The results of a call that has ended."""
+    """The results of a finished call."""
 
 
 _END = object()
@@ -306,7 +306,7 @@ def _show(shown: Callable[[Any], Any], show: Callable[[Any], object], emit: Any)
 
 def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if done.done():
-        return  # who waited was cancelled
+        return  # the waiting task was cancelled
     if error is None:
         done.set_result(result)
     else:

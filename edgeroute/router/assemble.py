@@ -1,4 +1,4 @@
-"""The composition root: makes an engine of the arguments that a router is given."""
+"""Composition root: constructs an engine from a router's arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
 
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
-"""Threads at once: for legs on the device; for whatever asks a cloud, and may hang; for disks, sensors and late replies."""
+"""Thread limits: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
 
 
 def assemble(
@@ -51,12 +51,12 @@ def assemble(
     instruments: Sequence[Instrument] = (),
     **policy: Any,
 ) -> Engine:
-    """The parts of a router, put together. `Router` explains the arguments; `policy` has those that `snapshot.build` takes.
+    """Constructs the parts of a router. `Router` documents the arguments; `policy` has those that `snapshot.build` takes.
 
-    `spawn` takes steps in the background, or returns False: it cannot.
+    `spawn` executes steps in the background, or returns False if it cannot.
 
     Raises:
-        PolicyError, ModelMissing: they do not go together.
+        PolicyError, ModelMissing: the arguments are invalid together.
     """
     folder = None if state is None else Path(state)
     engine = Engine(folder)
@@ -68,7 +68,7 @@ def assemble(
     sinks = [*([] if trace is None else [trace if isinstance(trace, Trace) else Trace(trace)]), *instruments]
     engine.instruments = Instruments(sinks)
     if folder is not None:
-        from edgeroute.record.checkpoint import Checkpoint  # SQLite is imported where there is something to store
+        from edgeroute.record.checkpoint import Checkpoint  # imports SQLite, only if there is something to store
         from edgeroute.stores.journal import Journal
 
         engine.checkpoint = Checkpoint(folder / "state.db", counts, spending)
@@ -94,7 +94,7 @@ def assemble(
 
 
 def guard(engine: Engine, backend: CloudBackend) -> Guard:
-    """What stands before a cloud of this router."""
+    """The guard of one cloud of this router."""
     return Guard(
         backend.name, backend.where, backend.terms, engine.spending,
         health=backend.health, watcher=engine.health, journal=engine.ledger,
@@ -151,7 +151,7 @@ def _outbox(outbox: Outbox | None, offline: str, folder: Path | None) -> Outbox 
 
 
 class _Report:
-    """Tells the instruments of attempts, and of what was held."""
+    """Forwards attempts and rejections to the instruments."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
@@ -161,23 +161,23 @@ class _Report:
         self._instruments.attempt_ended(AttemptEnded(target, request, sent, received, took_s, error))
 
     def held(self, target: str, code: str) -> None:
-        """A request was not asked."""
+        """A request was rejected."""
         self._instruments.limit_hit(target, code)
 
 
 class _Asks:
-    """How this router's audits ask a cloud."""
+    """Calls a cloud for this router's audits."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def room(self, request: Any, leg: int) -> bool:
-        """Whether that leg's endpoint bears what is not urgent, now."""
+        """Whether that leg's endpoint has capacity for a low-priority call now."""
         backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
         return not self._engine.observer.no_hedge(request.snapshot.backends) and backend.guard.has_headroom()
 
     def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
-        """What asks it, with the input as it is now."""
+        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
         shadow = request._replace(id=f"{request.id}-audit", inputs=own_copy(request.inputs), until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
         backend: Any = legs.backend(start)
@@ -186,7 +186,7 @@ class _Asks:
         if backend.alone_async:
             import asyncio
 
-            async def here(call: Callable[[], Any]) -> Any:  # it has a loop and a thread of its own
+            async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
                 return call()
 
             return lambda: asyncio.run(legs.run_async(start, permit, backend, here))

@@ -1,4 +1,4 @@
-"""The stage that answers from the cache, and lets equal requests that are under way share one answer (singleflight)."""
+"""Caching stage: answers from the cache; equal concurrent requests share one answer (singleflight)."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ log = logging.getLogger("edgeroute")
 
 
 class Caching:
-    """A cache, as a router uses it.
+    """The cache as a stage.
 
     Args:
         cache: of answers.
-        edge_s: gives the time in seconds that the edge usually needs; 0 while unknown.
+        edge_s: returns the usual time of the edge, seconds; 0 while unknown.
         note: counts `cached`.
-        again: makes a request that is equal to one that was answered from the cache, for its renewal.
-        spawn: takes the steps of a renewal in the background. -> False: there is no thread for them.
+        again: makes a new request equal to one that was served stale, for its revalidation.
+        spawn: executes the steps of a revalidation in the background; returns False if there is no thread for them.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Caching:
         self._edge_s, self._note, self._again, self._spawn = edge_s, note, again, spawn
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """Answers what it can; of the rest, those that lead their flight go on, and the others wait for an equal request.
+        """Serves cached answers; the leaders among the other requests go on, and followers wait for an equal request.
 
-        Who is shown something before the answer is there (`refine`, `stream`) leads, and waits for nobody.
+        A caller that is shown something before the answer is final (`refine`, `stream`) always leads.
         """
         results: list[Result | None] = [None] * len(requests)
         leads: list[tuple[int, Request, Flight | None]] = []
@@ -76,7 +76,7 @@ class Caching:
         finally:
             for _, _, flight in leads:
                 if flight is not None:
-                    flight.failed()  # without effect where it has ended
+                    flight.failed()  # a no-op if it has ended
         return [result for result in results if result is not None]
 
     def _walked(
@@ -90,7 +90,7 @@ class Caching:
             self._ended(request, flight, result)
 
     def _ended(self, request: Request, flight: Flight | None, result: Result) -> None:
-        """Stores an answer, and gives it to the equal requests that wait for it."""
+        """Stores an answer, and passes it to the followers."""
         good = isinstance(result, Answer) and not result.degraded and result.final
         if isinstance(result, Answer) and request.key is not None:
             self.store(request, result)
@@ -98,10 +98,10 @@ class Caching:
             if good:
                 flight.done(result)
             else:
-                flight.failed()  # the others may have more time, and names of their own
+                flight.failed()  # followers may have more time, and have ids of their own
 
     def _look_up(self, request: Request, proceed: Proceed) -> tuple[Answer | None, Request, Flight | None]:
-        """The cache's answer; where it has none the request with its key, and its place in the flight of its equals."""
+        """(cached answer or None, request with its cache key, its part in the flight of equal requests)."""
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never:
             return None, request, None
@@ -130,7 +130,7 @@ class Caching:
     def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         try:
             return semantic.find(prefix, text)
-        except BadInput as e:  # the embedding's fault, logged once; no request is to fail for it
+        except BadInput as e:  # the embedding's error, logged once; no request may fail because of it
             log.error("%s", e)  # noqa: TRY400
             return None
 
@@ -139,7 +139,7 @@ class Caching:
         return _answer(entry, source, request, note)
 
     def _revalidation(self, stale: Request, flight: Flight, proceed: Proceed) -> Steps[None]:
-        """Asks again, in the background, for what the cache has past its time. The caller may write to its input meanwhile."""
+        """Revalidates a stale entry in the background. The input is copied, since the caller may write to it meanwhile."""
         request = stale._replace(inputs=own_copy(stale.inputs))
 
         def steps() -> Steps[None]:
@@ -158,12 +158,12 @@ class Caching:
         return steps()
 
     def _patience_s(self, request: Request) -> float:
-        """How long to wait for an equal request, so that the edge can still be asked after it, seconds."""
+        """How long to wait for an equal request and still have time for the edge, seconds."""
         whole_s, edge_s = request.plan.deadline_s, self._edge_s()
         return whole_s if whole_s == INF else max(0.0, whole_s - (2 * edge_s or whole_s / 2) - (monotonic() - request.begun))
 
     def _shared(self, leader: Answer, request: Request) -> Answer:
-        """The answer of an equal request that was under way, as this one's."""
+        """Turns the answer of an equal request into this one's."""
         self._note("cached")
         side: Any = leader.source
         entry = Entry(leader.value, leader.confidence, leader.outputs, leader.leg, side, leader.reason, system.now())
@@ -173,7 +173,7 @@ class Caching:
         return answer
 
     def store(self, request: Request, answer: Answer) -> None:
-        """Stores an answer, if it is one that the policy accepted."""
+        """Stores an answer that was accepted."""
         if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
             return
         side: Any = answer.source
@@ -181,18 +181,18 @@ class Caching:
         self.cache.put(request.key, entry)
         plan, x = request.plan, request.inputs
         prefix = request.snapshot.prefixes.get((plan.mode, plan.data_class))
-        if self.cache.semantic is not None and isinstance(x, str) and prefix is not None:  # None: the policy is another by now
-            with contextlib.suppress(BadInput):  # logged when it was looked for
+        if self.cache.semantic is not None and isinstance(x, str) and prefix is not None:  # None: the policy has changed
+            with contextlib.suppress(BadInput):  # logged at the look-up
                 self.cache.semantic.add(prefix, x, entry)
 
     def store_late(self, request: Request, event: Done) -> None:
-        """Stores a late answer: it is as good as any for the next equal request."""
+        """Stores a late answer for the next equal request."""
         now = monotonic()
         outcome = Outcome(event.leg, event.answer, True, (Mark("start", event.leg, request.until),), now, now)
         self.store(request, Answer(request.plan, outcome, request.id).noted("it came after its request's deadline", final=True))
 
     def stale(self, request: Request) -> Answer | None:
-        """What the cache has from before, past its time, for when there is nothing better."""
+        """The stale entry for a request that has no accepted answer; None: there is none."""
         if request.key is None:
             return None
         entry, _ = self.cache.lookup(request.key)
@@ -207,7 +207,7 @@ def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
 
 
 def _prefix(snapshot: Snapshot, plan: Plan) -> bytes:
-    """What an answer depends on beside the input: the targets, their thresholds, the score, the mode and the data class."""
+    """Cache key prefix: all that an answer depends on besides the input (targets, thresholds, score, mode, data class)."""
     parts: list[object] = [plan.mode, plan.data_class, plan.stays, snapshot.policy.no_confidence]
     for leg in plan.legs:
         spec, backend = snapshot.specs[leg.target], snapshot.backends[leg.target]

@@ -1,8 +1,8 @@
-"""How a call goes: the steps that a router's pump takes, and the stages around the walk.
+"""Steps of a call, and stages around the walk.
 
-A stage takes requests (one, or the rows of a batch) and what comes after it, and is a generator: it yields what needs the
-world (a walk with its legs, an equal request to wait for, a disk), is sent what came of that, and returns a result for each
-request. `compose` makes one function of several stages. So threads and asyncio share everything but the pump.
+A stage takes requests (one, or the rows of a batch) and the rest of the call, and is a generator: it yields what requires
+I/O (a walk with its legs, an equal request to wait for, a disk), is sent the result, and returns one result per request.
+`compose` makes one function from several stages. So threads and asyncio share everything except the pump.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ T = TypeVar("T")
 
 
 class Walk(NamedTuple):
-    """Drive this walk. -> what it returns."""
+    """Step: drive this walk. Its result is what the walk returns."""
 
     walk: Generator[Any, Any, Any]
     legs: LegExecutor
     show: Callable[[Emit], Any] | None = None
-    """What the walk emits, as the caller is shown it; None: it emits nothing."""
+    """Converts what the walk emits to what the caller is shown; None: it emits nothing."""
     streams: bool = False
-    """Legs begin as streams."""
+    """Legs start as streams."""
 
 
 class Join(NamedTuple):
-    """Wait for an equal request that is under way. -> its answer; None: there is none in time."""
+    """Step: wait for an equal request in progress. Its result is that answer; None: there is none in time."""
 
     flight: Flight
     timeout_s: float
 
 
 class Block(NamedTuple):
-    """Call this, which may wait for a disk or a lock. -> what it returns; `late` if that is not there by the instant `until`."""
+    """Step: call a function that may block. Its result is the function's; `late` if there is none by the instant `until`."""
 
     call: Callable[[], Any]
     until: float
@@ -54,33 +54,33 @@ class Block(NamedTuple):
 Step: TypeAlias = Walk | Join | Block
 Steps: TypeAlias = Generator[Step, Any, T]
 Result: TypeAlias = Answer | BaseException
-"""What the caller gets for one request: an answer, or what is raised in its place."""
+"""Result of one request: an answer, or the exception to raise."""
 Proceed: TypeAlias = Callable[[Sequence[Request]], Steps[list[Result]]]
 
 
 class Stage(Protocol):
-    """Something that is done around the walk of each request."""
+    """A stage around the walk of each request."""
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """The results of these requests, in their order; `proceed` is all that comes after this stage."""
+        """Results of these requests, in order; `proceed` runs everything inside this stage."""
 
 
 def answer_of(result: Result) -> Answer:
-    """The answer; or raises what there is in its place."""
+    """The answer; raises the exception if there is none."""
     if isinstance(result, Answer):
         return result
     raise result
 
 
 def compose(stages: Sequence[Stage], inner: Proceed) -> Proceed:
-    """One function of several stages, the outermost first, around the innermost step."""
+    """Composes stages, the outermost first, around the innermost step."""
     for stage in reversed(stages):
         inner = partial(stage.around, proceed=inner)
     return inner
 
 
 def walked(requests: Sequence[Request], legs: LegExecutor) -> Steps[list[Walked]]:
-    """The innermost step: walks the plan that the requests have in common."""
+    """The innermost step: walks the plan, which the requests share."""
     first, late, shown = requests[0], legs.late is not None, list[Any]()
 
     def show(emit: Emit) -> Any:
@@ -101,7 +101,7 @@ def walked(requests: Sequence[Request], legs: LegExecutor) -> Steps[list[Walked]
 
 
 def provisional(request: Request, emit: Emit) -> Answer:
-    """What the edge says, for now."""
+    """The edge's provisional answer."""
     outcome = Outcome(emit.leg, emit.prediction, True, emit.log, request.begun, request.begun)
     answer = Answer(request.plan, outcome, request.id).noted("provisional", final=False)
     answer.latency_s = emit.log[-1][2] - request.begun
@@ -109,19 +109,19 @@ def provisional(request: Request, emit: Emit) -> Answer:
 
 
 class Answered:
-    """The outermost stage: tells the instruments how each request ended."""
+    """The outermost stage: reports each request's end to the instruments."""
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
-        """As a stage does."""
+        """Runs the inner stages and reports each result."""
         results = yield from proceed(requests)
         for request, result in zip(requests, results, strict=True):
             self.tell(request, result)
         return results
 
     def tell(self, request: Request, result: Result) -> None:
-        """One request has ended."""
+        """Reports one request's end."""
         answer, error = (result, None) if isinstance(result, Answer) else (None, result)
         self._instruments.request_ended(RequestEnded(request.id, request.inputs, answer, error))

@@ -1,4 +1,4 @@
-"""What both routers own: plans requests, records how they ended, and keeps the policy in force."""
+"""Engine: plans requests, records their ends, and holds the policy in force. Each router owns one."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgeroute")
 AGES_S = 60.0
-"""So often, at most, it is looked whether a certificate has become too old."""
+"""Minimum interval between checks of certificates' age, seconds."""
 MOST_PLANS = 1000
-"""A caller may pass what is left of its own deadline, new every time."""
+"""Limit of the plan cache: callers may pass a different remaining deadline every time."""
 
 
 class Engine:
-    """The parts of one router, and what a request does with them before and after its walk. `assemble` makes one.
+    """The parts of one router, and the handling of a request before and after its walk. Made by `assemble`.
 
     Attributes:
         snapshot: the policy in force, with its targets.
-        counts, observer, spending, health: what is observed.
-        caching, queue, late, auditor, checkpoint, ledger, instruments: what is optional; None where it is not configured.
-        state: the folder for what outlives the process; None: nothing does.
-        edge_threads, cloud_threads, local_threads: for legs on the device, for whatever asks a cloud, and for the rest.
-        steps: what a request goes through where any of the optional parts takes part.
+        counts, observer, spending, health: the observing parts.
+        caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
+        state: the state folder; None: nothing outlives the process.
+        edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
+        steps: the composed stages, for calls that any optional part takes part in.
     """
 
     snapshot: Snapshot
@@ -81,19 +81,19 @@ class Engine:
         self.ledger: Journal | None = None
         self.closed = False
         self.plain = True
-        """Whether neither cache nor late replies take part: then `infer` walks and records directly."""
+        """Fast path: neither cache nor late replies are configured, so `infer` walks and records directly."""
         self.tell: Callable[[Request, Result], None] | None = None
-        """Tells the instruments how a request ended; None: there are none."""
+        """Reports a request's end to the instruments; None: there are none."""
         self.audited = 0.0
-        """The share of answers that are audited, 0..1."""
+        """Share of requests audited, 0..1."""
         self.name, self._numbers = os.urandom(6).hex(), count(1)
         self._refreshing = threading.RLock()
         self.refresh_at = INF
-        """The instant from which on certificates are looked at again, whether they have become too old."""
+        """Instant of the next check whether certificates have expired."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """The child's requests have names of their own: to an endpoint a name is the idempotency key."""
+        """New ids for the child's requests: to an endpoint an id is the idempotency key."""
         self.name, self._refreshing = os.urandom(6).hex(), threading.RLock()
         self.observer.reads_at = INF if self.snapshot.policy.saver is None else -INF
 
@@ -101,10 +101,10 @@ class Engine:
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None,
     ) -> Request:  # fmt: skip
-        """Observe and plan: one request, beginning now.
+        """Observes and plans: makes one request, beginning now.
 
         Raises:
-            Closed, PolicyError, MayNotLeave: it cannot be planned.
+            Closed, PolicyError, MayNotLeave: there is no plan for it.
         """
         if self.closed:
             raise Closed("this router is closed")
@@ -112,24 +112,24 @@ class Engine:
         made = snapshot.plans.get((mode, deadline, data_class)) or self._plan(snapshot, mode, deadline, data_class)
         begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
-            observer.reads_at = INF  # until they were read
+            observer.reads_at = INF  # until they have been read
             self.local_threads.submit(self._read)
         first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
         identity = f"{self.name}-{next(self._numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
-        """The same for several inputs that go together: a request each."""
+        """One request per row of a batch; see `request`."""
         first = self.request(None, mode, deadline, data_class)
         return [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
 
     def again(self, request: Request) -> Request:
-        """A request equal to one that was answered, for which nobody waits: without a deadline, and not to be queued."""
+        """A new request equal to one served stale, for its revalidation: without a deadline, and never queued."""
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
-        """The plan for such a request; the same facts give the same plan, so it is reused until they change."""
+        """The cached plan for such a request; plans are cached until the facts change."""
         if mode is not None and mode not in MODES:
             raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
         if deadline is not None and not deadline > 0:
@@ -142,18 +142,18 @@ class Engine:
             raise (MayNotLeave if made.denied else PolicyError)(made.reason)
         if len(snapshot.plans) < MOST_PLANS:
             snapshot.plans[mode, deadline, data_class] = made
-            if facts is not self.observer.facts:  # they changed meanwhile
+            if facts is not self.observer.facts:  # they have changed meanwhile
                 snapshot.plans.clear()
         return made
 
     def legs(self, requests: Sequence[Request]) -> LegExecutor:
-        """What runs the legs of these requests."""
+        """The executor of these requests' legs."""
         late = self.late.take if self.late.wanted else None
         cache = None if self.caching is None else self.caching.cache
         return LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late)
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
-        """The last of the steps: walks, records and makes answers."""
+        """The innermost step: walks, records and makes answers."""
         walks = yield from walked(requests, self.legs(requests))
         for one in walks:
             self.record(one.request, one.outcome, one.legs)
@@ -161,7 +161,7 @@ class Engine:
         return results
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
-        """Counts it, audits a sample, and stores what was spent."""
+        """Counts a request, samples it for an audit, and checkpoints the spending."""
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
         if self.auditor is not None:
@@ -170,7 +170,7 @@ class Engine:
             self.checkpoint.spent(self.name)
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
-        """Records a request that no optional stage takes part in. -> its result, which then waits for nothing."""
+        """Records a request on the fast path and returns its result, which needs no further step."""
         self.record(request, outcome, legs)
         if outcome.accepted:
             return Answer(request.plan, outcome, request.id, None if legs is None else legs.costs())
@@ -182,7 +182,7 @@ class Engine:
         raise AssertionError("without an outbox and a cache no offline rule waits")
 
     def observe(self) -> None:
-        """Renews the facts, and with them the plans."""
+        """Updates the facts, and with them the plans."""
         snapshot = self.snapshot
         if self.observer.observe(snapshot.policy, snapshot.targets, snapshot.backends):
             snapshot.plans.clear()
@@ -194,7 +194,7 @@ class Engine:
             self.checkpoint.note(self.name, snapshot.clouds)
 
     def endpoint_back(self) -> None:
-        """An endpoint answers again: what waits for it is sent."""
+        """Delivers what waits in the outbox, as an endpoint is back."""
         if self.queue is not None:
             self.queue.delivery.wake(now=self.health.own())
 
@@ -204,7 +204,7 @@ class Engine:
             self.snapshot.plans.clear()
 
     def refresh_thresholds(self) -> None:
-        """Renews thresholds and labels: an alarm, or a certificate's age, may have changed them."""
+        """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
             snapshot, auditor = self.snapshot, self.auditor
             targets = []
@@ -216,10 +216,10 @@ class Engine:
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
     def replace(self, build: Callable[[Snapshot], Snapshot], limits: Limits, metered: bool | Callable[[], bool]) -> None:
-        """Puts another policy in force. `build` makes its snapshot of the old one, whose models and connections it may keep.
+        """Puts another policy in force. `build` makes its snapshot from the old one, whose models and connections it may reuse.
 
         Raises:
-            PolicyError: it cannot be used; the old one stays.
+            PolicyError: it is invalid; the old one stays.
         """
         old = self.snapshot
         with self._refreshing:
@@ -237,12 +237,12 @@ class Engine:
                 backend.close()
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Has it called with each late answer."""
+        """Registers a function for late answers."""
         self.late.on_late(function)
         self.plain = False
 
     def stats(self) -> Stats:
-        """Counts, deferral rate, latency quantiles, bytes and money, so far."""
+        """Counts, deferral rate, latency quantiles, bytes and cost, so far."""
         seen = []
         for b in self.snapshot.backends:
             guard = getattr(b, "guard", None)
@@ -251,16 +251,16 @@ class Engine:
         return self.counts.snapshot(seen, self.spending.spent().usd, audits)
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
-        """The route that this input would take."""
+        """The route that this input would take, without sending anything."""
         request = self.request(x, mode, deadline, data_class)
         return decide(request.plan, self.legs([request]), self.audited)
 
     def check(self, timeout: float) -> Check:
-        """What works, what may leave, and what is missing."""
+        """Status of models and endpoints, and what may leave."""
         return check(self.snapshot, timeout, self.audited)
 
     def close(self) -> None:
-        """Ends threads and connections, and writes what should outlive the process. Never raises."""
+        """Stops threads and connections, and stores the state. Never raises."""
         self.closed = True
         self.late.close()
         parts: list[Callable[[], object]] = [self.health.close]
@@ -277,13 +277,13 @@ class Engine:
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """The fingerprints of each edge, by its name."""
+    """The fingerprints of each edge, by name."""
     edges = [(i, t.name) for i, t in enumerate(snapshot.targets) if t.side == "edge"]
     return {name: fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress) for i, name in edges}
 
 
 def _first_s(policy_s: float, first_token: float | None) -> float:
-    """How long a target may take to begin, in seconds."""
+    """Limit of the time to the first token, seconds."""
     if first_token is None:
         return policy_s
     if not first_token > 0:

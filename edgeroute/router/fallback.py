@@ -1,4 +1,4 @@
-"""The stage for requests whose cloud did not answer: offline rules, the outbox, and replies that come late."""
+"""Fallback stage for requests without an accepted answer: offline rules, the outbox, and late replies."""
 
 from __future__ import annotations
 
@@ -31,59 +31,59 @@ Submit = Callable[[Callable[[], object]], bool]
 
 
 class Parts(Protocol):
-    """What an offline rule may need."""
+    """Optional parts that an offline rule may need."""
 
     caching: Caching | None
     queue: OfflineQueue | None
 
 
 class OfflineRule(Protocol):
-    """What becomes of a request whose cloud was needed and did not answer."""
+    """What to do with a request whose cloud was needed and did not answer."""
 
     def check(self, parts: Parts) -> None:
-        """Raises PolicyError where a part is missing that this rule needs."""
+        """Raises PolicyError if a part that this rule needs is missing."""
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """`answer` will be called for it; from now on what its legs report late may come."""
+        """Announces that `answer` will be called; from now on late replies of its legs may arrive."""
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
-        """The result that the caller gets."""
+        """The caller's result."""
 
 
 class EdgeStands:
     """`edge`: the edge's answer, marked degraded."""
 
     def check(self, parts: Parts) -> None:
-        """Needs nothing."""
+        """A no-op."""
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """Nothing."""
+        """A no-op."""
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
-        """The best there is."""
+        """The best available answer."""
         return best(walked)
         yield
 
 
 class Raises(EdgeStands):
-    """`raise`: NoAnswer."""
+    """`raise`: raises NoAnswer."""
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
-        """What is raised."""
+        """The exception to raise."""
         return no_answer(walked.request.plan, walked.outcome, "")
         yield
 
 
 class Stale(EdgeStands):
-    """`stale`: what the cache has past its time, else as `edge`."""
+    """`stale`: a stale cache entry; without one as `edge`."""
 
     def check(self, parts: Parts) -> None:
-        """Needs a cache."""
+        """Requires a cache."""
         if parts.caching is None:
             raise PolicyError(NO_CACHE)
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
-        """From the cache, unless the caller was shown a part of another answer."""
+        """The stale entry, unless the caller was shown a piece of another answer."""
         caching = parts.caching
         if caching is not None and not walked.spoken:
             stale = yield Block(partial(caching.stale, walked.request), walked.request.until)
@@ -96,17 +96,17 @@ class Queue(EdgeStands):
     """`queue`: the edge's answer, and the request is sent later."""
 
     def check(self, parts: Parts) -> None:
-        """Needs an outbox."""
+        """Requires an outbox."""
         if parts.queue is None:
             raise PolicyError(NO_OUTBOX)
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """A late answer waits until the request is stored."""
+        """Holds late answers back until the request is stored."""
         if parts.queue is not None:
             parts.queue.expect(walked.request.id)
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
-        """Stores it, within the deadline."""
+        """Stores the request, within the deadline."""
         queue = parts.queue
         job = None if queue is None else queue.store(walked)
         if queue is None or job is None:
@@ -119,10 +119,10 @@ RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), 
 
 
 class Fallback:
-    """Makes an answer of each walk: the accepted one, or what the policy's offline rule says.
+    """Makes an answer from each walk: the accepted one, or by the policy's offline rule.
 
     Args:
-        parts: what the rules may need, as it is when a request ends.
+        parts: returns the parts that the rules may need, when a request ends.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -144,7 +144,7 @@ class Fallback:
         return results
 
     def _rule(self, walked: Walked) -> OfflineRule | None:
-        """The rule that applies; None: the answer was accepted."""
+        """The offline rule that applies; None: the answer was accepted."""
         plan, outcome = walked.request.plan, walked.outcome
         if outcome.accepted:
             return None
@@ -153,13 +153,13 @@ class Fallback:
 
 
 def accepted(walked: Walked) -> Answer:
-    """The accepted answer, with what it says of the provisional one."""
+    """The accepted answer, with a note on the provisional one."""
     answer = Answer(walked.request.plan, walked.outcome, walked.request.id, walked.costs)
     return answer if walked.shown is None else _compared(answer, walked.shown)
 
 
 def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
-    """The best answer there is, marked degraded; where there is none, what is raised."""
+    """The best available answer, marked degraded; without one the exception to raise."""
     plan, outcome = walked.request.plan, walked.outcome
     if outcome.leg is None:
         return no_answer(plan, outcome, note)
@@ -170,9 +170,9 @@ def best(walked: Walked, note: str = "", *, final: bool = True) -> Result:
 
 
 def _compared(answer: Answer, shown: Answer) -> Answer:
-    """With a note whether it agrees with the provisional answer, where the cloud gave it."""
+    """Adds a note whether the cloud's answer agrees with the provisional one."""
     if answer.source == "cloud":
-        try:  # a value may be anything, even something that cannot be compared
+        try:  # values may not be comparable
             agrees = bool(answer.value == shown.value)
         except Exception:  # noqa: BLE001
             return answer
@@ -181,15 +181,15 @@ def _compared(answer: Answer, shown: Answer) -> Answer:
 
 
 def _is_fatal(outcome: Outcome) -> bool:
-    """The input itself was wrong: nobody is to be asked about it later either."""
+    """Whether the input itself was invalid: then it is not queued either."""
     return any(what == "failed" and isinstance(detail, BadInput) for what, _, _, detail in outcome.log) and outcome.leg is None
 
 
 def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
-    """What is raised where there is no answer that may stand."""
+    """The exception to raise where no answer may be returned."""
     errors: dict[str, BaseException] = {plan.legs[i].name: detail for what, i, _, detail in outcome.log if what == "failed"}
     late = any(what == "timeout" for what, *_ in outcome.log)
-    if errors and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed: there is one error, and it says it all
+    if errors and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed: the only error says it all
         return next(iter(errors.values()))
     why = "; ".join(filter(None, (explain.reason(plan, outcome), note)))
     if outcome.leg is not None:
@@ -200,11 +200,11 @@ def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
 
 
 class LateReplies:
-    """Takes what the cloud answers after the deadline: for the cache, the outbox, and functions that want to know.
+    """Handles cloud replies after the deadline: for the cache, the outbox and `on_late` functions.
 
     Args:
-        parts: the cache and the outbox, if there are any.
-        submit: runs a job in a thread that no cloud can take, if there is one.
+        parts: the cache and the outbox, if any.
+        submit: runs a job in a thread that cloud calls cannot exhaust, if one is available.
         note: counts `late`.
     """
 
@@ -215,14 +215,14 @@ class LateReplies:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody wants to know of what is late."""
+        """Whether anything uses late replies."""
         return self._parts.queue is not None or self._parts.caching is not None or bool(self._functions)
 
     def on_late(self, function: Callable[..., object]) -> None:
-        """Has it called with each late answer.
+        """Registers a function for late answers.
 
         Raises:
-            PolicyError: it cannot be called so.
+            PolicyError: its signature does not fit.
         """
         if self._parts.queue is not None:
             self._parts.queue.callbacks.register(function)
@@ -234,9 +234,9 @@ class LateReplies:
         self._functions.append(function)
 
     def take(self, request: Request, event: Event, here: bool) -> None:
-        """One leg has ended that was left to run past its request's deadline. here: nobody waits for this thread."""
+        """Handles the event of a leg left running past its request's deadline. here: this thread may be blocked."""
         if self._closed:
-            return  # the outbox still has the request, and the next run asks again
+            return  # the outbox still has the request, and the next run sends it again
         if here:
             self._handle(request, event)
         elif not self._submit(partial(self._handle, request, event)):
@@ -278,11 +278,11 @@ class LateReplies:
         for function in self._functions:
             try:
                 function(late)
-            except BaseException:  # noqa: PERF203 - each on its own, SystemExit too
+            except BaseException:  # noqa: PERF203 - each is isolated, SystemExit too
                 log.exception("a callback for late answers failed at %s", late.id)
 
     def close(self) -> None:
-        """Takes no more."""
+        """Drops all further replies."""
         self._closed = True
 
 

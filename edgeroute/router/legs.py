@@ -1,4 +1,4 @@
-"""Runs the legs of a request: here, in threads, or on an event loop; what each comes to is an event."""
+"""Executes the legs of a request, in this thread, in others, or on an event loop; each leg's result is an event."""
 
 from __future__ import annotations
 
@@ -27,51 +27,50 @@ if TYPE_CHECKING:
     from edgeroute.system import ThreadPool
 
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Calls something that blocks, without holding up the event loop."""
+"""Runs a blocking call without blocking the event loop."""
 STUCK_MOST = 32
-"""So many runs of an edge model may go on past their stop before one more, for which no thread is free, is refused."""
+"""Number of abandoned runs of an edge model at which another, for which no thread is free, is rejected."""
 
 
 class Walked(NamedTuple):
-    """What came of walking a request's plan; never written to."""
+    """Result of walking a request's plan; never written to."""
 
     request: Request
     outcome: Outcome
     costs: Mapping[int, Spent]
-    """By leg: what its exchange with the cloud has cost."""
+    """Leg -> cost of its exchange with the cloud."""
     shown: Answer | None = None
-    """The provisional answer that the caller was shown last."""
+    """The last provisional answer shown to the caller."""
     spoken: bool = False
     """Whether the caller was shown pieces of this answer."""
     legs: LegExecutor | None = None
-    """What may still run; None: nothing."""
+    """The executor, if legs may still be running; None: none."""
 
 
 Late = Callable[[Request, Event, bool], object]
-"""Takes what a leg answers, or fails with, that was left to run past the deadline of that request; and whether the thread is one
-for which nobody waits."""
+"""Receives the event of a leg that was left running past that request's deadline, and whether the thread may be blocked."""
 
 
 class LateEvents:
-    """Tells events that a walk still waits for from those of legs that were left to run past the deadline.
+    """Separates events that a walk still waits for from late ones, of legs left running past the deadline.
 
     Args:
         requests: one, or the rows of a batch.
-        take: is given what is late.
+        take: receives late events.
     """
 
     def __init__(self, requests: Sequence[Request], take: Late) -> None:
         self._requests, self._take = requests, take
         self._lock = threading.Lock()
         self._left: dict[int, list[int]] | None = None
-        """By leg that was left to run: the rows that wanted its answer; None: the walk has not ended."""
+        """Leg left running -> the rows that wanted its answer; None: the walk has not ended."""
         self._early: dict[int, Event] = {}
-        """By leg: what was sent to the walk."""
+        """Leg -> the event sent to the walk."""
         self.rows: dict[int, tuple[int, ...]] = {}
-        """By leg: the rows of the batch that it was started for."""
+        """Leg -> the rows of the batch that it was started for."""
 
     def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
-        """A leg has ended. own_thread: nobody waits for the thread that says so."""
+        """Delivers a leg's last event. own_thread: the calling thread may be blocked."""
         with self._lock:
             left = self._left
             if left is None:
@@ -82,11 +81,11 @@ class LateEvents:
             self._report(left, leg, event, own_thread)
 
     def end(self, left: dict[int, list[int]]) -> None:
-        """The walk has ended, with these legs left to run."""
+        """Ends the walk, with these legs left running."""
         with self._lock:
             self._left = left
         for leg in left:
-            if (event := self._early.get(leg)) is not None:  # it came between the deadline and now
+            if (event := self._early.get(leg)) is not None:  # it arrived between the deadline and now
                 self._report(left, leg, event, False)
 
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
@@ -98,17 +97,17 @@ class LateEvents:
 
 
 class LegExecutor:
-    """Runs the legs of one request, or those of a batch, and turns what comes of them into events.
+    """Runs the legs of one request or of a batch, and turns their results into events.
 
-    Legs beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller may
-    write its next input into the same buffer.
+    Legs that run beside the caller, in threads or tasks, read a copy of the inputs: they may outlive the call, and the caller
+    may write its next input into the same buffer.
 
     Args:
         requests: one, or the rows of a batch, with one plan.
         edge_threads: for legs on the device.
-        cloud_threads: for legs off it; others, so that a cloud which hangs cannot take what the edge needs.
-        cache: knows which inputs an endpoint has refused; None: nobody does.
-        late: takes what legs report that were left to run past the deadline; None: they are stopped then.
+        cloud_threads: for legs off it; separate, so that a hanging cloud cannot exhaust the edge's threads.
+        cache: negative cache of inputs that an endpoint rejected; None: there is none.
+        late: receives events of legs left running past the deadline; None: they are cancelled then.
     """
 
     def __init__(
@@ -131,15 +130,15 @@ class LegExecutor:
 
     @property
     def sequential(self) -> bool:
-        """Whether this is one input, of which one leg runs at a time, and nothing can interrupt it."""
+        """Whether this is a single input, whose legs run one at a time and cannot be interrupted."""
         return self.plan.sequential and not self._many
 
     def backend(self, start: Start) -> Backend:
-        """What runs that leg."""
+        """The backend of that leg."""
         return self.backends[self.plan.legs[start.leg].target]
 
     def run(self, start: Start, stop: StopToken | None = None) -> Event:
-        """Runs a leg to its event, here: the one place where what a leg raises becomes a value."""
+        """Runs a leg to its event, here: the only place where a leg's exception becomes a value."""
         leg = self.plan.legs[start.leg]
         backend: Any = self.backends[leg.target]
         try:
@@ -157,7 +156,7 @@ class LegExecutor:
         return new(Done, (start.leg, answer, monotonic()))
 
     async def run_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> Event:
-        """The same on an event loop, for a backend that can."""
+        """`run` on an event loop, for a backend that supports it."""
         try:
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
             if (load := backend.load) is not None:
@@ -169,7 +168,7 @@ class LegExecutor:
         return Done(start.leg, answers if self._many else answers[0], monotonic())
 
     def _prepared(self, start: Start, permit: Permit, backend: CloudBackend) -> list[Any]:
-        """The inputs as they may leave."""
+        """The inputs after consent and redaction."""
         try:
             return self.egress.prepared(self._input_rows(start), permit, backend.where)
         except Held as e:
@@ -178,7 +177,7 @@ class LegExecutor:
 
     @contextmanager
     def _exchange(self, start: Start, permit: Permit, backend: CloudBackend) -> Iterator[tuple[float, Exchange]]:
-        """The guard's leave to go, and until when; unless the endpoint is known to refuse this input."""
+        """Opens the guard's exchange; yields it with its deadline. Raises if the negative cache has the input."""
         cache, key = self._cache, None if self._key is None else self._key + backend.name.encode()
         if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
@@ -192,7 +191,7 @@ class LegExecutor:
                 raise
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
-        """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
+        """Runs a leg in a thread. Without a free thread, a cloud leg is rejected, and an edge leg runs here."""
         self.detach(start)
         task = LegTask(start.leg, self.backend(start))
         if self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
@@ -201,7 +200,7 @@ class LegExecutor:
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
     def begin_stream(self, start: Start, send: Send) -> Stop:
-        """The same for an answer that comes in pieces."""
+        """`begin` for an answer in pieces."""
         self.detach(start)
         task, to = LegTask(start.leg, self.backend(start)), self.mail(start, send)
         execute = partial(self._run_stream, start, send, task.token)
@@ -218,7 +217,7 @@ class LegExecutor:
         return threads.submit(partial(copy_context().run, task.run, execute, send))
 
     def _refusal(self, start: Start) -> Exception | None:
-        """Why a leg for which there is no thread does not run; None: it runs in the caller's."""
+        """Why a leg without a free thread is rejected; None: it runs in the caller's."""
         backend = self.backend(start)
         if self.plan.legs[start.leg].permit is not None:
             backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
@@ -255,7 +254,7 @@ class LegExecutor:
     async def run_stream_async(
         self, start: Start, permit: Permit, backend: FunctionBackend, send: Send, off_loop: OffLoop
     ) -> Event:
-        """The same on an event loop, for an asynchronous generator function."""
+        """`begin_stream` on an event loop, for an asynchronous generator function."""
         try:
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
             with self._exchange(start, permit, backend) as (until, exchange):
@@ -269,20 +268,20 @@ class LegExecutor:
         return Done(start.leg, answer, monotonic())
 
     def detach(self, start: Start) -> None:
-        """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own."""
+        """Copies the inputs before a leg starts that may outlive the call."""
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
         if not self._copied:
             self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
-        """Where a leg's last event goes: to the walk, or once that has ended without it, to whoever takes what is late."""
+        """Routes a leg's last event: to the walk, or once that has ended to the receiver of late events."""
         if self.late is None or self.plan.legs[start.leg].permit is None:
             return send
         return partial(self.late.deliver, start.leg, send, own_thread)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """The walk has ended, of a batch with an outcome a row: from now on what was left running is late."""
+        """Ends the walk, of a batch with one outcome per row: further events are late."""
         left: dict[int, list[int]] = {}
         for row, outcome in enumerate(outcomes):
             for kind, leg, _, _ in outcome.log:
@@ -295,7 +294,7 @@ class LegExecutor:
             self.late.end(left)
 
     def costs(self) -> Mapping[int, Spent]:
-        """What the exchanges have cost so far, by leg."""
+        """Leg -> cost of its exchange so far."""
         return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
 
     def _input_rows(self, start: Start) -> list[Any]:
@@ -303,12 +302,12 @@ class LegExecutor:
 
 
 async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: OffLoop) -> list[Any]:
-    """Consent and redaction, which may take their time, do not hold up the event loop."""
+    """Runs consent and redaction off the event loop, since they may block."""
     return await off_loop(call) if egress.asks else call()
 
 
 class LegTask:
-    """A leg in a thread. The backend counts those that go on after they were told to stop, so that the planner can too."""
+    """A leg in a thread. The backend counts abandoned ones, for the planner."""
 
     __slots__ = ("_backend", "_ended", "_leg", "token")
 
@@ -317,7 +316,7 @@ class LegTask:
         self._ended = False
 
     def run(self, execute: Callable[[], Event], send: Send) -> None:
-        """Runs it and sends its event, whatever comes of it."""
+        """Runs the leg and always sends an event."""
         try:
             event = execute()
         except BaseException as e:  # noqa: BLE001 - SystemExit in a callable ends its leg; the caller must not wait for ever
@@ -327,7 +326,7 @@ class LegTask:
         send(event)
 
     def stop(self) -> None:
-        """Asks it to stop. Without a lock: what is noted too late is taken back at once."""
+        """Asks it to stop. Lock-free: if it has just ended, the count is corrected at once."""
         if not self._ended:
             self._backend.stopping.add(self)
             if self._ended:
@@ -336,14 +335,14 @@ class LegTask:
 
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
-    """Input that the edge cannot take is the caller's fault, and no other leg is asked; the cloud's view is its own."""
+    """The event of a failure. Input that the edge rejects is fatal (the caller's fault); input that a cloud rejects is not."""
     return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
 
 
 def run_first(request: Request) -> Outcome | Event | None:
-    """Runs the first leg here, where it is an edge that nothing can interrupt: the short way of most calls.
+    """Runs the first leg here if it is an edge that cannot be interrupted: the fast path of most calls.
 
-    -> the outcome if that settles it, else the leg's event; None: the plan does not begin so.
+    Returns the outcome if that settles it, else the leg's event; None: the plan begins otherwise.
     """
     plan = request.plan
     leg = plan.legs[0]

@@ -1,4 +1,4 @@
-"""The outbox as a router uses it: requests that the cloud did not answer are stored, and sent when it is back."""
+"""The outbox of a router: stores requests that the cloud did not answer, and delivers them when it is back."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ log = logging.getLogger("edgeroute")
 
 
 class OfflineQueue:
-    """A router's outbox: requests are stored in it, and delivered when the cloud is back.
+    """Stores requests in an outbox, and delivers them when the cloud is back.
 
     Args:
         outbox: the file.
-        snapshot: gives the policy in force.
+        snapshot: returns the policy in force.
         note: counts `queued`.
     """
 
     QUEUED = "queued"
-    """What is said of a request that is stored."""
+    """Note in the reason of a stored request."""
 
     def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
         self.outbox, self._snapshot, self._note = outbox, snapshot, note
         self._storing: dict[str, Future[None]] = {}
-        """By the id of a request that is being stored: done once it is."""
+        """Id of a request being stored -> jobs to run once it is stored."""
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
         self.delivery = Delivery(
             outbox, self.send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
@@ -53,11 +53,11 @@ class OfflineQueue:
         self.delivery.start()
 
     def expect(self, identity: str) -> None:
-        """`store` will be called for it."""
+        """Announces that `store` will be called for this id."""
         self._storing[identity] = Future()
 
     def once_stored(self, identity: str, job: Callable[[], object]) -> None:
-        """Does the job once that request is stored: now, or in the thread that is storing it."""
+        """Runs the job once that request is stored: now, or in the thread that is storing it."""
         storing = self._storing.get(identity)
         if storing is None:
             job()
@@ -65,25 +65,25 @@ class OfflineQueue:
             storing.add_done_callback(lambda _: job())
 
     def store(self, walked: Walked) -> Callable[[], str] | None:
-        """What stores a request to be sent later, and says of it what the reason does. None: sending it again would not help."""
+        """A function that stores the request and returns the note for its reason. None: sending it again would not help."""
         request = walked.request
         found = _who_might(request.plan, walked.outcome)
         if found is None:
             self._stored(request.id)
             return None
-        x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
+        x = request.inputs if request.until == INF else own_copy(request.inputs)  # after the deadline it runs in another thread
         return partial(self._store, walked, x, *found)
 
     def _store(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
         try:
             return self._put(walked, x, leg, error)
-        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
+        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer is still returned
             return f"not queued: {_text(e)}"
         finally:
             self._stored(walked.request.id)
 
     def _stored(self, identity: str) -> None:
-        """What is late for it may go on."""
+        """Releases late answers held back for that request."""
         storing = self._storing.get(identity)
         if storing is not None:
             storing.set_result(None)
@@ -95,14 +95,14 @@ class OfflineQueue:
         waiting = self._waiting(request, leg, backend, x, walked.outcome.prediction)
         if waiting is None:
             return "not queued: an input of this kind cannot be stored"
-        if error is None and late:  # it is in flight still; else it was cut at the deadline
+        if error is None and late:  # still in flight; otherwise cancelled at the deadline
             waiting = waiting._replace(ready_at=system.now() + backend.patience_s)
         else:
             waiting = waiting._replace(error="it did not answer in time" if error is None else error)
         try:
             put = self.outbox.put(waiting)
-        except Exception as e:  # noqa: BLE001 - a full disk, mostly; somebody may be waiting for the answer to this
-            log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error says it all
+        except Exception as e:  # noqa: BLE001 - mostly a full disk; the caller may be waiting for the answer
+            log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error is self-explanatory
             return f"not queued: {e}"
         if not put.stored:
             return f"not queued: {put.reason}"
@@ -134,7 +134,7 @@ class OfflineQueue:
         )
 
     def send(self, entry: Waiting) -> Prediction:
-        """Sends one of the outbox, as the rules are now.
+        """Delivers one entry of the outbox, by the current rules.
 
         Raises:
             PolicyError, MayNotLeave: it cannot be sent at all.
@@ -151,18 +151,18 @@ class OfflineQueue:
             with backend.guard.enter(allowed, entry.id) as exchange:
                 return _asked(backend, entry, exchange)
         except Held as e:
-            if backend.guard.why():  # it is the cloud, and no limit on this side
+            if backend.guard.why():  # the endpoint is down, not a local limit
                 e.retry_after_s = self.outbox.part_s(entry.queued_at)
             raise
 
     def close(self) -> None:
-        """Ends delivery; what is not delivered yet stays in the file."""
+        """Stops delivery; undelivered entries stay in the file."""
         for part in (self.delivery, self.callbacks, self.outbox):
             part.close()
 
 
 def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
-    """What the cloud says to one of the outbox."""
+    """The cloud's answer to an outbox entry."""
     if entry.kind == "call":
         call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
         return backend.resend(call, INF, exchange)
@@ -172,14 +172,14 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
             predictions: list[Prediction] = asyncio.run(backend.run_async([x], INF, exchange))  # type: ignore[misc,arg-type]
             return predictions[0]
         return backend.run([x], INF, None, exchange)[0]
-    except OSError as e:  # a function's own: it is away, which is no reason to give up
+    except OSError as e:  # raised by a function: temporary, no reason to give up
         if isinstance(e, CloudError):
             raise
         raise Unreachable(str(e)) from e
 
 
 def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
-    """The first cloud that may still answer if it is asked again, and how it failed. Empty: it did not; None: it is too late."""
+    """(first cloud worth a retry, its error): an empty error if it did not fail, None at the deadline. None: no such cloud."""
     ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
     for i, leg in enumerate(plan.legs):
         if leg.permit is None:

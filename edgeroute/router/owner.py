@@ -1,4 +1,4 @@
-"""What both routers offer alike: it needs no pump."""
+"""Base of both routers: the methods that need no pump."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EngineOwner:
     """Owns an engine, and the policy file that it was made from.
 
     Attributes:
-        engine: the parts that it is made of.
+        engine: the router's parts.
     """
 
     engine: Engine
@@ -30,15 +30,15 @@ class EngineOwner:
 
     @classmethod
     def from_policy(cls, path: str | Path, *, watch: bool = False, **more: Any) -> Self:
-        """The router that a policy file describes: TOML, JSON or YAML, with EDGEROUTE_ variables over it.
+        """Makes a router from a policy file: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables.
 
         Args:
             path: of the file; relative paths in it start from its folder.
-            watch: reload when the file changes; one that cannot be used is logged, and the old policy stays.
-            more: further arguments of the router, which overrule the file's, and `consent` and `redact` for its egress rules.
+            watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
+            more: further arguments of the router, which override the file's, and `consent` and `redact` for its egress rules.
 
         Raises:
-            PolicyError: one message with everything that is wrong, and the nearest valid name.
+            PolicyError: one message with all problems, and the nearest valid names.
         """
         file = PolicyFile(Path(path), more)
         self = cls(**file.arguments())
@@ -50,39 +50,39 @@ class EngineOwner:
     def reload(self) -> None:
         """Reads the policy file again.
 
-        Requests under way end under the policy they began with; models and connections that stay the same are kept. What
-        is on disk (state, cache, outbox, trace) stays as it was when the router was made.
+        Requests in progress end under the policy they began with; unchanged models and connections are reused. What is on disk
+        (state, cache, outbox, trace) stays as configured at construction.
 
         Raises:
-            PolicyError: the file cannot be used, or there is none; the policy in force stays.
+            PolicyError: the file is invalid, or there is none; the policy in force stays.
         """
         if self._file is None:
             raise PolicyError("this router was not made from a policy file: there is nothing to read again")
         self._file.reload(self.engine)
 
     def on_late(self, function: Late) -> Late:
-        """Has `function(late)` called with every answer of the cloud that comes after its request was answered. A decorator.
+        """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
 
-        Called once for each request, in a thread, in whichever run of the program the answer comes. With an outbox an answer
-        whose call did not end (the process was killed) is handed over again, with the same id. `function(late, tx)` makes
-        it exactly once: what it writes by `tx.execute(...)`, in the outbox's own file, happens if and only if the answer
-        counts as handed over. With an outbox there is one such function: a later one takes its place.
+        Called once per request, in a thread, in whichever run of the program the answer arrives. With an outbox an answer
+        whose call did not end (the process was killed) is delivered again, with the same id. `function(late, tx)` makes
+        it exactly once: what it writes by `tx.execute(...)`, in the outbox's own file, is committed if and only if the answer
+        is marked as delivered. With an outbox there is one such function: a later one replaces it.
 
         Raises:
-            PolicyError: the function cannot be called so.
+            PolicyError: its signature does not fit.
         """
         self.engine.on_late(function)
         return function
 
     def stats(self) -> Stats:
-        """Counts, deferral rate, latency quantiles, bytes and money, since the router was made."""
+        """Counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
         return self.engine.stats()
 
     def fingerprints(self, edge: int = 0) -> dict[str, str]:
-        """What a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
+        """Fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.
 
         Args:
-            edge: which of the edge models, counted from 0.
+            edge: index of the edge model, from 0.
         """
         snapshot = self.engine.snapshot
         i = [i for i, t in enumerate(snapshot.targets) if t.side == "edge"][edge]

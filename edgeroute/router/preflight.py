@@ -1,4 +1,4 @@
-"""What can be known before anything is sent: the route that an input would take, and what works."""
+"""Preflight: `decide`, the route that an input would take, and `check`, the status of all targets. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from edgeroute.types import Backend
 
 
 class Decision(NamedTuple):
-    """What `decide` found: the route this input would take. Nothing was sent."""
+    """Result of `decide`: the route that this input would take. Nothing was sent."""
 
     plan: Plan
     steps: tuple[str, ...]
-    """The plan and then what the edge says to this input, a line each."""
+    """The plan, then the edge's result for this input, one line each."""
     sends_to: tuple[str, ...]
-    """Where this input would go, in order of trying; empty: it would stay on the device."""
+    """Where this input would be sent, in order of trying; empty: it would stay on the device."""
 
     def __str__(self) -> str:
         return "\n".join(self.steps)
 
 
 class Check(NamedTuple):
-    """What `check` found."""
+    """Result of `check`."""
 
     ok: bool
     lines: tuple[str, ...]
-    """What works, what may leave and where to, and what is missing, a line each; a problem begins with `!`."""
+    """What works, what may leave and where to, and what is missing, one line each; a problem begins with `!`."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
 
 
 def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
-    """Runs the edges that the plan begins with, and nothing else. audited: the share of answers that the cloud sees later."""
+    """Runs the edges that the plan begins with, and nothing else. audited: share of requests compared with the cloud later."""
     steps, sends = list(made.steps), []
     for i, leg in enumerate(made.legs):
         start = Start(i)
@@ -60,7 +60,7 @@ def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
                 raise event.error
             steps.append(f"=> {leg.name} failed: {event.error}")
             continue
-        prediction: Prediction = event.answer  # type: ignore[union-attr]  # a leg that ran is Done or Failed
+        prediction: Prediction = event.answer  # type: ignore[union-attr]  # an executed leg is Done or Failed
         limit = own_threshold(leg, prediction) if leg.thresholds else None
         steps.append(f"=> {explain.answered(made, leg, prediction.confidence, 0.0, limit)}")
         if acceptable(leg, prediction):
@@ -71,7 +71,7 @@ def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
 
 
 def check(snapshot: Snapshot, timeout: float, audited: float = 0.0) -> Check:
-    """Loads the models and pings the endpoints, each for `timeout` seconds at most. audited: as for `decide`."""
+    """Loads the models and pings the endpoints, each for at most `timeout` seconds. audited: as for `decide`."""
     problems = [(backend, _problem(backend, timeout)) for backend in snapshot.backends]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
     places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
@@ -109,9 +109,9 @@ def _egress_lines(rules: Rules) -> list[str]:
 
 
 def _problem(backend: Backend, timeout: float) -> str | None:
-    """What is wrong with a target, if anything. Loads models and opens connections; sends no user data."""
+    """The problem of a target, if any. Loads models and opens connections; sends no user data."""
     try:
         backend.ready(monotonic() + timeout)
-    except Exception as e:  # noqa: BLE001 - every kind of trouble is what is asked for here
+    except Exception as e:  # noqa: BLE001 - any failure is the result
         return str(e) or type(e).__name__
     return None

@@ -1,4 +1,4 @@
-"""Policy files as a router uses them: read when it is made, read again when they change."""
+"""Policy files: read when a router is made, and again when they change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgeroute.system import file_stamp
 
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
-"""So often a watched file is looked at."""
+"""Interval of checking a watched file, seconds."""
 STAYS = ("audit", "cache", "instruments", "outbox", "sensors", "state", "trace")
-"""Arguments that a reload leaves as they were when the router was made: most have files that are open."""
+"""Arguments that a reload does not change: most have open files."""
 
 
 class PolicyFile:
@@ -27,31 +27,31 @@ class PolicyFile:
 
     Args:
         path: of the file.
-        more: arguments of the router that overrule the file's, and `consent` and `redact` for its egress rules.
+        more: arguments of the router that override the file's, and `consent` and `redact` for its egress rules.
     """
 
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
         self.path, self._more = path, more
-        self._seen = file_stamp(path)  # before it is read: a change from now on is noticed
+        self._seen = file_stamp(path)  # before reading it: later changes are detected
         self._stop = threading.Event()
 
     def arguments(self) -> dict[str, Any]:
-        """The router's arguments that it stands for.
+        """The router's arguments from the file.
 
         Raises:
-            PolicyError: it cannot be used.
+            PolicyError: the file is invalid.
         """
-        from edgeroute import settings  # pydantic is imported for policy files alone
+        from edgeroute import settings  # pydantic is imported only for policy files
 
         functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
         arguments: dict[str, Any] = settings.load(self.path).arguments(self.path.parent, **functions)
         return {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
 
     def reload(self, engine: Engine) -> None:
-        """Reads it again, and puts it in force.
+        """Reads the file again, and puts it in force.
 
         Raises:
-            PolicyError: it cannot be used; the policy in force stays.
+            PolicyError: it is invalid; the policy in force stays.
         """
         arguments = self.arguments()
         limits, metered = arguments.pop("limits", None), arguments.pop("metered", False)
@@ -64,7 +64,7 @@ class PolicyFile:
         engine.replace(made, limits or Limits(), metered)
 
     def watch(self, reload: Callable[[], object]) -> None:
-        """Calls `reload` when the file has changed, from a thread; one that cannot be used is logged."""
+        """Calls `reload` when the file changes, from a thread; an invalid file is logged."""
         threading.Thread(target=self._watch, args=(reload,), name="edgeroute-watch", daemon=True).start()
 
     def _watch(self, reload: Callable[[], object]) -> None:
@@ -78,5 +78,5 @@ class PolicyFile:
                     log.exception("%s cannot be used; the policy in force stays", self.path)
 
     def close(self) -> None:
-        """Looks no more."""
+        """Stops watching."""
         self._stop.set()

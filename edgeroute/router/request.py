@@ -1,4 +1,4 @@
-"""One request as a value."""
+"""Request: one call as an immutable value."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Request(NamedTuple):
     """One request; never written to."""
 
     id: str
-    """Names it in traces and ledgers, and to endpoints, as the idempotency key."""
+    """Identifies it in traces and ledgers, and to endpoints, as the idempotency key."""
     inputs: Any
     """One input, without the batch axis."""
     plan: Plan
     snapshot: Snapshot
     begun: float
-    """Instant of the monotonic clock, seconds."""
+    """Monotonic instant, seconds."""
     until: float
-    """The deadline's instant; inf: there is none."""
+    """Instant of the deadline; inf: none."""
     importance: float = 0.0
     batch: str = ""
-    """The id of the batch of which it is a row; empty: none."""
+    """Id of the batch of which it is a row; empty: none."""
     shows: Shows = ""
-    """What the caller is shown before the answer is there: nothing, a provisional answer, or its pieces."""
+    """What the caller is shown before the final answer: nothing, a provisional answer, or its pieces."""
     first_token_s: float = INF
     key: bytes | None = None
-    """What the cache knows the input by; None: it is not cached."""
+    """Cache key; None: not cached."""

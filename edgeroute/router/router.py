@@ -1,4 +1,4 @@
-"""The router for threads."""
+"""Router: the router for threads."""
 
 from __future__ import annotations
 
@@ -41,46 +41,46 @@ T = TypeVar("T")
 
 
 class Router(EngineOwner):
-    """Runs a model on the edge, and asks the cloud where the edge is not sure enough.
+    """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
 
     Args:
-        edge: a path (its suffix picks the runtime), an `EdgeModel`, or any callable `f(x) -> (value, confidence)` or
+        edge: a path (its suffix selects the runtime), an `EdgeModel`, or any callable `f(x) -> (value, confidence)` or
             logits; several as a list, the smallest first.
         cloud: the URL of a model (`.../v2/models/NAME`), an endpoint (`OpenInference`, `PlainJson`), any callable, a
             list of them in order of trying, or None: then nothing can leave.
         threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
-            `edgeroute.confidence.calibrate`, whose promise the reasons then quote; one, or one for each edge model.
+            `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
         mode: prefer_edge, only_edge, prefer_cloud or only_cloud.
-        deadline: seconds over all legs; at the deadline the best answer there is stands.
-        hedge_after: ask the next target too once this many seconds have passed; 0 is a race; "p90": once the edge takes longer
-            than 90 % of its runs; "auto": as late as the deadline allows, from the latencies measured. None: never. Not on a
-            metered link, with an endpoint away, or with half of a limit spent.
-        first_token: in streams, a target that has not begun after so many seconds counts as failed. None: no limit.
+        deadline: seconds over all legs; at the deadline the best available answer is returned.
+        hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
+            than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
+            metered link, while an endpoint is down, or once half of a limit is spent.
+        first_token: in streams, a target without a first piece after so many seconds counts as failed. None: no limit.
         score: msp, margin, entropy, energy, quantile, or a function of one input's raw outputs, such as a `Learned`.
-        no_confidence: what an answer without a confidence, or with NaN, means: "defer" or "accept".
-        offline: when the cloud was needed and did not answer: "edge" gives the edge's answer, marked degraded; "queue" does,
-            and sends the request later; "stale" gives what the cache has past its time; "raise" raises NoAnswer.
-        order: of several clouds, which is asked first: "listed", or the "fastest" so far.
+        no_confidence: how an answer without a confidence, or with NaN, is treated: "defer" or "accept".
+        offline: if the cloud was needed and did not answer: "edge" returns the edge's answer, marked degraded; "queue" does
+            too, and sends the request later; "stale" returns a stale cache entry; "raise" raises NoAnswer.
+        order: of several clouds: as "listed", or the "fastest" so far first.
         egress: an `Egress`: which data classes may leave, consent, redaction.
-        limits: a `Limits`: what may be spent in a day, an hour, a minute.
-        metered: whether bytes cost money now, or a function that tells.
+        limits: a `Limits`: maximum spending per day, hour and minute.
+        metered: whether the link is metered (bytes cost money), or a function that returns it.
         audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
-        uncalibrated: a threshold without a certificate that holds for these models, this score and this age: "tell" has the
-            reasons and `check` say so; "error" is for those who want no such router.
+        uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
+            reports it in reasons and `check`; "error" rejects such a router.
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
-        outbox: an `Outbox`; with offline="queue" and a `state` there is one anyway.
-        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode goes before it.
-        sensors: a function that gives a `Reading` of battery and temperature, called in the background every 10 seconds at most,
-            while requests come; None: what Linux says.
-        state: a folder for what outlives the process: latencies, what was spent, the egress ledger, the outbox.
-        instruments: what else is told how requests, attempts, breakers and the outbox fare; see `Instrument`.
-        trace: where each answer's trace goes: a function, the path of a file of JSON lines, or a `Trace`.
+        outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
+        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode overrides it.
+        sensors: a function that returns a `Reading` of battery and temperature, called in the background at most every 10
+            seconds, while requests come; None: the standard Linux sensors.
+        state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
+        instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
+        trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
 
     Raises:
-        PolicyError: these do not go together.
+        PolicyError: the arguments are invalid together.
         ModelMissing: there is no file at the edge's path.
     """
 
@@ -133,14 +133,14 @@ class Router(EngineOwner):
 
         Args:
             x: the input.
-            mode: instead of the policy's.
-            deadline: seconds from now, instead of the policy's.
-            data_class: what kind of data it is; the egress rules say whether that may leave.
-            importance: if it is queued and the outbox is full, what is least important is dropped first.
+            mode: overrides the policy's.
+            deadline: seconds from now; overrides the policy's.
+            data_class: the kind of data; egress rules decide whether it may leave.
+            importance: if it is queued and the outbox is full, the least important entry is dropped first.
 
         Raises:
             BadInput: the edge model cannot take it.
-            NoAnswer: no leg answered, or the cloud was needed and away, and the policy says raise.
+            NoAnswer: no leg answered, or the cloud was needed and did not, and the policy's offline rule is "raise".
         """
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
@@ -157,11 +157,11 @@ class Router(EngineOwner):
     def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Generator[Answer, None, None]:
-        """Yields the edge's answer as soon as it is there, and then the final one: `answer.final` tells which.
+        """Yields the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
 
-        Where the edge is sure enough, its answer is final and the only one. Otherwise the cloud is asked while the caller has
-        the provisional answer, and the final one is the cloud's, or the edge's once more where the cloud failed or the
-        deadline came. Closing the generator early stops what is under way.
+        If the edge is confident enough, its answer is final and the only one. Otherwise the cloud is called while the caller has
+        the provisional answer, and the final one is the cloud's, or the edge's again if the cloud failed or the
+        deadline came. Closing the generator early cancels what is in progress.
 
         Raises:
             BadInput: the edge model cannot take it.
@@ -183,16 +183,16 @@ class Router(EngineOwner):
     ) -> Stream:
         """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
 
-        A callable that is a generator function gives pieces, and returns its confidence, if it has one; any other target
-        gives one piece. What has a threshold is judged whole before a piece of it is shown; anything else is shown as it
-        comes. Once a piece was shown, no other target continues: if the one that spoke fails, the answer is degraded.
+        A callable that is a generator function yields pieces, and returns its confidence, if it has one; any other target
+        gives one piece. A target with a threshold is judged by its whole answer before a piece is shown; any other is shown
+        as it comes. Once a piece was shown, no other target continues: if the current one fails, the answer is degraded.
 
         Args:
             x: the input.
-            mode: instead of the policy's.
-            deadline: seconds from now, instead of the policy's.
-            first_token: seconds in which a target has to begin, or the next is asked; instead of the policy's.
-            data_class: what kind of data it is.
+            mode: overrides the policy's.
+            deadline: seconds from now; overrides the policy's.
+            first_token: seconds within which a target has to begin, or the next is called; overrides the policy's.
+            data_class: the kind of data.
         """
         return Stream(self._pieces(x, mode, deadline, first_token, data_class))
 
@@ -211,20 +211,20 @@ class Router(EngineOwner):
             answer = answer_of(end.value[0])
         finally:
             pieces.close()
-        if not spoken:  # it came from the cache, or stands in for the cloud's
+        if not spoken:  # from the cache, or in place of the cloud's
             yield answer.value
         return answer
 
     def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer]:
-        """Answers several inputs, in their order.
+        """Answers several inputs, in order.
 
-        The edge runs them as one batch, and those it is not sure of go to the cloud in one request.
+        The edge runs them as one batch, and those below the threshold go to the cloud in one request.
 
         Raises:
             BadInput: the edge model cannot take one of them.
-            NoAnswer: as `infer`, for the first input that has none; the others were answered and recorded all the same.
+            NoAnswer: as `infer`, for the first input without an answer; the others were answered and recorded all the same.
         """
         if not len(batch):
             return []
@@ -234,7 +234,7 @@ class Router(EngineOwner):
     def decide(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
-        """The route that this input would take, and why. Runs the edge; sends nothing.
+        """Explains the route that this input would take. Runs the edge; sends nothing.
 
         Raises:
             BadInput: the edge model cannot take it.
@@ -242,7 +242,7 @@ class Router(EngineOwner):
         return self.engine.decide(x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:
-        """Loads the models, pings the endpoints, and says what may leave, where to, and what is missing.
+        """Loads the models, pings the endpoints, and reports what may leave, where to, and what is missing.
 
         Args:
             timeout: seconds for each endpoint.
@@ -250,7 +250,7 @@ class Router(EngineOwner):
         return self.engine.check(timeout)
 
     def close(self) -> None:
-        """Ends threads and connections. Never raises."""
+        """Stops threads and connections. Never raises."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -261,7 +261,7 @@ class Router(EngineOwner):
 
 
 def _plain(engine: Engine, request: Request) -> Result:
-    """The result where nothing but the walk takes part."""
+    """`infer` without optional stages: walk and record directly."""
     first: Any = run_first(request)
     if type(first) is Outcome:
         engine.record(request, first, None)
@@ -272,7 +272,7 @@ def _plain(engine: Engine, request: Request) -> Result:
 
 
 def pump(steps: Steps[T], engine: Engine) -> Generator[Any, None, T]:
-    """Takes the steps of a call in the caller's thread; yields what the caller is shown, and returns what they return."""
+    """Executes the steps of a call in the caller's thread; yields what the caller is shown, and returns the steps' result."""
     value: Any = None
     move: Callable[[Any], Step] = steps.send
     try:
@@ -280,7 +280,7 @@ def pump(steps: Steps[T], engine: Engine) -> Generator[Any, None, T]:
             step = move(value)
             try:
                 value, move = (yield from _taken(step, engine)), steps.send
-            except BaseException as e:  # noqa: BLE001 - the stages have it, and most let it through
+            except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
                 value, move = e, steps.throw
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
@@ -307,7 +307,7 @@ def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
 
 
 def _blocked(step: Block, engine: Engine) -> Any:
-    """Calls it, in another thread if there is a deadline; here where none is to be had."""
+    """Executes a `Block`, with a deadline in another thread; here if none is free."""
     done: SimpleQueue[Any] = SimpleQueue()
     if step.until == INF or not engine.local_threads.submit(lambda: done.put(step.call())):
         return step.call()
@@ -318,7 +318,7 @@ def _blocked(step: Block, engine: Engine) -> Any:
 
 
 def _whole(shown: Generator[Any, None, T]) -> T:
-    """What a pump returns that shows nothing."""
+    """The result of a pump that shows nothing."""
     try:
         while True:
             next(shown)
@@ -327,5 +327,5 @@ def _whole(shown: Generator[Any, None, T]) -> T:
 
 
 def _spawn(engine: Engine, steps: Steps[None]) -> bool:
-    """Takes steps in the background; they may hang on a cloud."""
+    """Executes steps in the background; they may hang on a cloud."""
     return engine.cloud_threads.submit(lambda: _whole(pump(steps, engine)))

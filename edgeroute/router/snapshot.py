@@ -1,4 +1,4 @@
-"""The policy in force with its targets, and how it is built from what the user gives."""
+"""Snapshot: the policy in force with its targets, and its construction from a router's arguments."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ DAY_S = 86400.0
 
 
 class Snapshot(NamedTuple):
-    """A policy with its targets and what runs them; a reload replaces it whole, so a request sees one from start to end."""
+    """A policy with its targets and backends; a reload replaces it as a whole, so a request sees one from start to end."""
 
     policy: Policy
     targets: tuple[Target, ...]
     backends: tuple[Backend, ...]
     specs: tuple[tuple[Any, ...], ...]
-    """What each backend was made from: a reload keeps those of which it is the same."""
+    """What each backend was made from: a reload reuses a backend if that is unchanged."""
     egress: Egress
     plans: dict[tuple[Mode | None, float | None, str | None], Plan]
-    """Those made so far, by the mode, deadline and data class of the call."""
+    """Plans made so far, by mode, deadline and data class of the call."""
     prefixes: dict[tuple[Mode, str | None], bytes]
-    """What the cache's keys begin with, by mode and data class."""
+    """Cache key prefixes, by mode and data class."""
     certificates: tuple[BoundCertificate | None, ...]
-    """Of each target, if its threshold comes from a certificate."""
+    """Per target: its certificate, if its threshold comes from one."""
 
     @property
     def clouds(self) -> list[CloudBackend]:
-        """Those of the backends that leave the device."""
+        """The backends that leave the device."""
         return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
 
 
@@ -76,12 +76,12 @@ def build(
     old: Snapshot | None = None,
     **rest: Any,
 ) -> Snapshot:
-    """See `Router` for the arguments; `rest` are fields of `Policy`. Runners of `old` are kept where nothing changed.
+    """Builds a snapshot. See `Router` for the arguments; `rest` are fields of `Policy`. Unchanged backends of `old` are reused.
 
-    guard: makes what stands before a cloud.
+    guard: makes the guard of a cloud.
 
     Raises:
-        PolicyError: they do not go together.
+        PolicyError: the arguments are invalid together.
         ModelMissing: there is no file at a model's path.
     """
     egress = egress or Egress()
@@ -136,7 +136,7 @@ def build(
 
 
 def fingerprints(backends: Sequence[Backend], i: int, score: str | Score, egress: Egress) -> dict[str, str]:
-    """What a certificate for the edge model number `i` is bound to: that, the score, what is behind it and how that is asked."""
+    """What a certificate for edge model number `i` is bound to: that model, the score, the cloud behind it and its codec."""
     from edgeroute.stores.cache import fingerprint
 
     clouds = [cast("CloudBackend", r) for r in backends if r.side == "cloud"]
@@ -224,7 +224,7 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
-    """`edge` and `cloud` where there is one of them, else the target's own name, made unique."""
+    """The target's name: `edge` or `cloud` if it is the only one, else its own, made unique."""
     if of == 1:
         return side
     name = own if own and own != side else f"{side}-{i + 1}"

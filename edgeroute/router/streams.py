@@ -1,4 +1,4 @@
-"""Answers in pieces, as the caller sees them."""
+"""Streams: answers in pieces."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Pieces of one answer, for a `with` and a `for`. Leaving the `with` early stops what is under way.
+    """Pieces of one answer, for a `with` and a `for`. Leaving the `with` early cancels what is in progress.
 
     Attributes:
-        answer: the whole answer, once the last piece is there; None before.
+        answer: the whole answer, once the last piece was yielded; None before.
     """
 
     def __init__(self, pieces: Generator[Any, None, Answer]) -> None:
@@ -55,7 +55,7 @@ class AsyncStream:
 
 
 class _Last:
-    """What an asynchronous generator, which cannot return anything, yields in the end."""
+    """The last item of an asynchronous generator, which cannot return a value."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer

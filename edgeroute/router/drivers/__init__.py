@@ -1,7 +1,7 @@
-"""Each does what a walk asks and tells it what happened; no driver decides anything.
+"""Drivers: execute a walk's effects and send back its events, without decisions of their own.
 
-The one plug they share: `begin(start, send)`. It starts a leg, which reports once through `send`, from any thread,
-perhaps before `begin` returns. What it returns is called to ask the leg to stop, and may be called too late. A leg that
+They share one interface, `begin(start, send)`. It starts a leg, which reports once through `send`, from any thread,
+possibly before `begin` returns. It returns a function that asks the leg to stop, which may be called too late. A leg that
 runs to its end within `begin` returns its event instead, and sends nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Drives a walk in the caller's thread."""
+"""Driver for the caller's thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
-    """What the walk returns. Whatever ends this early (Ctrl-C too) stops every leg that is under way."""
+    """Drives a walk and returns its result. Any early end (Ctrl-C too) stops all running legs."""
     steps = stream(walk, begin)
     try:
         while True:
@@ -26,12 +26,12 @@ def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
 
 
 def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[Emit, None, T]:
-    """Yields what the walk emits, and returns what it returns. Closing this early stops every leg that is under way."""
+    """Yields what the walk emits, and returns its result. Closing it early stops all running legs."""
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()
-    """Legs that were told to stop, or left: what they still say is nothing to the walk."""
+    """Legs that were stopped or left: their further events are dropped."""
     reply: Event | None = None
     try:
         while True:
@@ -65,7 +65,7 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
 
 
 def _receive(mail: SimpleQueue[Event], until: float) -> Event:
-    """The next event; mail that is there comes before a deadline that has passed."""
+    """The next event; one already received goes before an expired deadline."""
     try:
         return mail.get_nowait()
     except Empty:

@@ -1,6 +1,6 @@
-"""Drives a walk of which only one leg runs at a time, and nothing can interrupt it: each leg runs where it is started.
+"""Driver without threads for sequential walks that cannot be interrupted: each leg runs where it is started.
 
-No mailbox and no thread: handing over to another costs more than a small model takes.
+No mailbox and no thread: handing over to another thread costs more than a small model takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def drive(walk: Generator[Effect, Event | None, T], run: Callable[[Start], Event], first: Event | None = None) -> T:
-    """What the walk returns. `run` takes a leg to its end; what it raises ends the walk.
+    """Drives a walk and returns its result. `run` runs a leg to its end; what it raises ends the walk.
 
     first: the event of the first leg, if that has run already.
     """

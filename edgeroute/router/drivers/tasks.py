@@ -1,4 +1,4 @@
-"""Drives a walk in an asyncio task."""
+"""Driver for an asyncio task."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None) -> T:
-    """What the walk returns; `show` is called with what it emits. Cancelling the task stops every leg that is under way."""
+    """Drives a walk and returns its result; `show` is called with what it emits. Cancelling the task stops all running legs."""
     loop = asyncio.get_running_loop()
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()
-    """Legs that were told to stop, or left: what they still say is nothing to the walk."""
+    """Legs that were stopped or left: their further events are dropped."""
     reply: Event | None = None
 
     def wake() -> None:
@@ -34,7 +34,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
         try:
             loop.call_soon_threadsafe(wake)
         except RuntimeError:
-            mail.clear()  # the loop is closed: nobody reads late mail
+            mail.clear()  # the loop is closed: nobody reads late events
 
     try:
         while True:
@@ -51,7 +51,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
                     waiting = loop.create_future()
                     alarm = None if left_s == INF else loop.call_later(left_s, wake)
                     try:
-                        await waiting  # may be woken by mail that was read already: hence the loop
+                        await waiting  # may be woken by an event that was read already: hence the loop
                     finally:
                         if alarm is not None:
                             alarm.cancel()
@@ -75,7 +75,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
 
 
 def _next(mail: deque[Event], stopped: set[int]) -> bool:
-    """Drops what stopped legs have sent from the front. -> whether there is other mail."""
+    """Drops events of stopped legs from the front. Returns whether others remain."""
     while mail and getattr(mail[0], "leg", None) in stopped:
         mail.popleft()
     return bool(mail)

@@ -1,4 +1,4 @@
-"""Drives a walk in virtual time: for tests, for replay and for simulation. Nothing sleeps, nothing runs."""
+"""Driver in virtual time, for tests, replay and simulation: no sleeping, no execution."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgeroute.core.walk import Effect, Elapsed, Emit, Event, Start, Wait
 T = TypeVar("T")
 
 Script = Callable[[Start, float], Iterable[Event]]
-"""(what is started, now) -> the events that come of it, none before now; no event: the leg never answers."""
+"""(effect that starts something, now) -> its events, none before `now`; no event: the leg never answers."""
 
 
 def drive(walk: Generator[Effect, Event | None, T], script: Script, begun: float = 0.0) -> tuple[T, float]:
-    """What the walk returns, and the instant at which it did.
+    """Drives a walk in virtual time; returns its result, and when it ended.
 
     Raises:
         RuntimeError: the walk waits for ever.
