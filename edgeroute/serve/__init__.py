@@ -1,5 +1,5 @@
-"""A small inference server for one machine: demos, tests, a first hour; not a fleet, no TLS, no authentication.
+"""A small inference server for one machine: for demos, tests and first steps; no fleet, no TLS, no authentication.
 
-`run.serve(paths)` runs it; `app.app(models)` is the ASGI application. It speaks the Open Inference Protocol v2, JSON
-and binary tensors, and serves the models' raw tensors: whoever calls does the preprocessing.
+`run.serve(paths)` runs it; `app.app(models)` is the ASGI application. It implements the Open Inference Protocol v2, JSON
+and binary tensors, and serves the models' raw tensors: preprocessing is the client's.
 """

@@ -1,4 +1,4 @@
-"""The ASGI application: what is served under which path."""
+"""ASGI application: its routes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from edgeroute.serve.served import Served, find
 
 
 def app(models: Iterable[Model], *, max_batch: int = 32, queue: int = 256, max_body_bytes: int = 64 << 20) -> Starlette:
-    """The application that serves these models by their names, each in version 1.
+    """Makes the application that serves these models by name, each in version 1.
 
     Args:
-        models: loaded here, so that what cannot be served fails before anyone listens.
-        max_batch: rows of several requests to merge into one run.
-        queue: requests that may wait for one model; more are answered with 503 and Retry-After.
-        max_body_bytes: of a request; more is answered with 413.
+        models: loaded here, so that one that cannot be served fails before the server listens.
+        max_batch: rows of several requests merged into one run.
+        queue: requests that may wait for one model; further ones get 503 and Retry-After.
+        max_body_bytes: of a request; a larger one gets 413.
 
     Raises:
-        PolicyError: no models, two with one name, a name that does not fit into a path, a limit below 1.
-        ModelError: a model cannot be loaded, or has tensors that are not numbers.
+        PolicyError: no models, duplicate names, a name that does not fit into a path, a limit below 1.
+        ModelError: a model cannot be loaded, or has non-numeric tensors.
     """
     if min(max_batch, queue, max_body_bytes) < 1:
         raise PolicyError("max_batch, queue and max_body_bytes must be at least 1")
@@ -62,7 +62,7 @@ def app(models: Iterable[Model], *, max_batch: int = 32, queue: int = 256, max_b
 
 
 class _Pages:
-    """What GET gives."""
+    """Handlers of GET requests."""
 
     def __init__(self, served: Mapping[str, Served]) -> None:
         self.served = served

@@ -1,8 +1,8 @@
-"""Dynamic batching: requests that pile up during a run of the model share the next one.
+"""Dynamic batching: requests that arrive during a run of the model share the next one.
 
-There is no delay to set. An idle model runs a request at once, so that light traffic waits for nothing; under load the
-run in progress is the time in which company gathers, and batches grow with the load by themselves. A fixed delay would
-only add to the latency of the first case, and to nothing in the second.
+There is no delay to configure. An idle model runs a request at once, so that light traffic does not wait; under load,
+requests gather during the run in progress, and batches grow with the load. A fixed delay would only add latency
+under light traffic, and gain nothing under load.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ Tensors = Mapping[str, Array]
 
 
 class Model(Protocol):
-    """What can be served; `edgeroute.edge.onnx.OnnxModel` is one."""
+    """A model that can be served, such as `edgeroute.edge.onnx.OnnxModel`."""
 
     name: str
     card: Card
     inputs: tuple[TensorSpec, ...]
-    """Known once it is loaded, and so are the outputs."""
+    """Available once it is loaded, as are the outputs."""
     outputs: tuple[TensorSpec, ...]
 
     def load(self) -> None:
-        """Makes it ready."""
+        """Loads the model."""
 
     def run_feed(self, feed: dict[str, Array]) -> Array | dict[str, Array]:
-        """Name -> array, for every input -> the card's output, or the only one; a mapping if there are several."""
+        """Runs every input, name -> array; returns the card's output, or the only one; a mapping if there are several."""
 
 
 class Full(EdgerouteError):
-    """Too many requests wait already."""
+    """The queue is full."""
 
 
 class _Job:
@@ -53,18 +53,18 @@ class _Job:
 
 
 class Batcher:
-    """One model, one run at a time, in a thread of its own. All but the runs happens on the event loop.
+    """Batches requests of one model: one run at a time, in a thread of its own. Everything else is on the event loop.
 
     Args:
         model: loaded.
-        outputs: those that the model's runs give.
-        max_batch: rows to merge into one run; a request that has more by itself is run by itself.
+        outputs: of the model.
+        max_batch: rows merged into one run; a larger single request is run alone.
         queue: requests that may wait, beyond those being run.
 
     Attributes:
-        merges: whether requests share runs: the first axis of every input and output is open.
-        requests, rows, runs: that went well; rows / runs is the mean batch.
-        failed: requests that the model failed.
+        merges: whether requests share runs: the first axis of every input and output is dynamic.
+        requests, rows, runs: successful ones; rows / runs is the mean batch size.
+        failed: failed requests.
     """
 
     def __init__(self, model: Model, outputs: tuple[TensorSpec, ...], *, max_batch: int, queue: int) -> None:
@@ -77,7 +77,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, f"edgeroute-serve-{model.name}")
 
     def submit(self, feed: dict[str, Array], rows: int) -> asyncio.Future[Tensors]:
-        """Queues tensors that fit the model, `rows` long in their first axis. Cancel the future to withdraw them.
+        """Queues tensors that fit the model, `rows` long in their first axis. Cancel the future to withdraw the request.
 
         Raises:
             Full: at once; ModelError: from the future.
@@ -115,7 +115,7 @@ class Batcher:
         self._task = None
 
     def _take(self) -> list[_Job]:
-        """The oldest request, and those that can run with it. The rest keep their order, so that each becomes the oldest."""
+        """Removes the oldest request, and those that can be batched with it. The rest keep their order: none is starved."""
         batch: list[_Job] = []
         rest: deque[_Job] = deque()
         rows = 0
@@ -131,11 +131,11 @@ class Batcher:
         return batch
 
     def _run(self, batch: list[_Job]) -> Sequence[Tensors | ModelError]:
-        """In the thread; never raises. A batch that fails is run request by request: one must not fail its neighbours."""
+        """Runs a batch, in the thread; never raises. If it fails, its requests run one by one: one must not fail the others."""
         if len(batch) > 1:
             try:
                 return self._together(batch)
-            except Exception as e:  # noqa: BLE001 - no memory for the batch, say; what remains wrong shows below
+            except Exception as e:  # noqa: BLE001 - e.g. out of memory for the batch; a persistent error is raised again below
                 _log.warning("%d requests failed together, each is run by itself now: %s", len(batch), e)
         return [self._alone(job) for job in batch]
 
@@ -163,7 +163,7 @@ class Batcher:
             out = self.model.run_feed(feed)
         except ModelError:
             raise
-        except Exception as e:  # whatever a model raises is its failure
+        except Exception as e:  # any exception is the model's failure
             _log.exception("%s failed", self.model.name)
             raise ModelError(f"{self.model.name} failed with {type(e).__name__}; the server's log has the rest") from e
         self.runs += 1

@@ -1,4 +1,4 @@
-"""POST .../infer: one request from its body to its reply."""
+"""POST .../infer: handles one request from body to reply."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LENGTH = LENGTH.lower().encode()
 
 
 class Infer:
-    """Plain ASGI: only this sees the body before it is all there, and the client that leaves while its request waits."""
+    """Plain ASGI, which allows streaming the body, and detecting that the client disconnects while its request waits."""
 
     def __init__(self, served: Mapping[str, Served], max_body_bytes: int) -> None:
         self.served, self.max_body_bytes = served, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Reads, queues, waits, answers."""
+        """Reads the request, queues it, and sends the reply."""
         model = find(self.served, scope)
         headers = dict(scope["headers"])
         body = await self._body(headers.get(b"content-length", b""), receive)
@@ -41,7 +41,7 @@ class Infer:
             results = await done
         except asyncio.CancelledError:
             if watch.done():
-                return  # nobody is there to be answered
+                return  # the client has disconnected
             raise
         finally:
             watch.cancel()
@@ -49,7 +49,7 @@ class Infer:
         await Response(reply.body, headers=reply.headers)(scope, receive, send)
 
     async def _body(self, announced: bytes, receive: Receive) -> bytes | None:
-        """The whole body; None: the client left before its end."""
+        """The whole body; None: the client disconnected."""
         parts: list[bytes] = []
         size, more = int(announced) if announced.isdigit() else 0, True
         self._check(size)
@@ -70,7 +70,7 @@ class Infer:
 
 
 async def _withdraw(done: asyncio.Future[Tensors], receive: Receive) -> None:
-    """Cancels a request once its client has left."""
+    """Cancels a request when its client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     done.cancel()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 from the server's side: bytes and headers <-> tensors. Pure: no I/O, no framework."""
+"""Server side of the Open Inference Protocol v2: bytes and headers <-> tensors. Pure: no I/O, no framework."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from edgeroute.system import json_dumps, json_loads
 from edgeroute.types import TensorSpec
 
 VERSION = "1"
-"""The one version of every model."""
+"""Version of every model."""
 
 
 class Ask(NamedTuple):
-    """What one request wants."""
+    """A parsed infer request."""
 
     feed: dict[str, Array]
-    """In the order of the model's inputs; may be views of the request's body, read-only."""
+    """In the order of the model's inputs; may be read-only views of the request's body."""
     outputs: list[tuple[str, bool]]
-    """Names in the order of the reply, and whether each goes as binary."""
+    """(name, whether it is sent as binary), in the order of the reply."""
     id: str | None
 
 
 class Reply(NamedTuple):
-    """A reply ready to send."""
+    """A reply to send."""
 
     headers: dict[str, str]
     body: bytes
 
 
 def describe(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
-    """A model's metadata."""
+    """Model metadata."""
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         return [{"name": s.name, "datatype": NAMES[s.dtype], "shape": list(s.shape)} for s in specs]
@@ -47,7 +47,7 @@ def describe(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSp
 
 
 def dumps(data: Any) -> bytes:
-    """Valid JSON: NaN and infinity, which it has no words for, become null. Arrays must be flat."""
+    """Encodes valid JSON: NaN and infinity become null. Arrays must be flat."""
     return json_dumps(data, _plain, arrays=True)
 
 
@@ -60,16 +60,16 @@ def _plain(array: Array) -> Any:
 
 
 def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Ask:
-    """An infer request.
+    """Parses an infer request.
 
     Args:
-        body: JSON, or JSON and then the binary tensors in the order of the request's inputs.
-        length: the header Inference-Header-Content-Length: how many bytes of it are JSON; None: all.
-        inputs: what the model takes, all of it needed; -1 fits any size.
-        outputs: what the model gives; the request may name some of them.
+        body: JSON, or JSON followed by the binary tensors in the order of the request's inputs.
+        length: the header Inference-Header-Content-Length: number of bytes of JSON; None: all.
+        inputs: of the model, all required; -1 fits any size.
+        outputs: of the model; the request may select some of them.
 
     Raises:
-        BadInput: the request is not the protocol's or does not fit the model. No size is believed before it is checked.
+        BadInput: the request violates the protocol, or does not fit the model. Every size is validated before use.
     """
     at = len(body) if length is None else _length(length, len(body))
     head = _json(body if length is None else body[:at])
@@ -101,10 +101,10 @@ def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs:
 
 
 def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
-    """The reply to an infer request.
+    """Encodes the reply to an infer request.
 
     Raises:
-        ModelError: the model did not give a tensor that the protocol can carry.
+        ModelError: an output is missing, or has no representation in the protocol.
     """
     head: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": []}
     if ask.id is not None:
@@ -184,7 +184,7 @@ def _octets(body: bytes, at: int, size: Any, spec: TensorSpec, shape: tuple[int,
     array = np.frombuffer(body, dtype, count, at).reshape(shape)
     if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
         raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
-    # The JSON before it decides where it starts, and native code may rely on alignment.
+    # The preceding JSON determines its alignment, on which native code may depend.
     return np.require(array, spec.dtype, "A")
 
 
@@ -201,7 +201,7 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
         flat = list(chain.from_iterable(flat))
     if len(flat) != prod(shape) or (len(sizes) > 1 and tuple(sizes) != shape):
         raise BadInput(f"{spec.name}: data has the shape {sizes}, not {list(shape)}: send it flat, or nested as its shape says")
-    # Looked at before numpy does: it would read strings and null as numbers, and wrap what is too large.
+    # Checked before numpy converts it: numpy would accept strings and null as numbers, and wrap large integers.
     kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
     fits = set(map(type, flat)) <= kinds.get(dtype.kind, {int})
     if fits and flat and dtype.kind in "iu":
@@ -210,8 +210,8 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
         try:
             with np.errstate(over="ignore"):
                 array = np.array(flat, dtype).reshape(shape)
-            fits = dtype.kind != "f" or bool(np.isfinite(array).all())  # JSON has no infinity: it was too large a number
-        except OverflowError:  # the same, of an int
+            fits = dtype.kind != "f" or bool(np.isfinite(array).all())  # JSON has no infinity: the number was too large
+        except OverflowError:  # likewise for an int
             fits = False
     if not fits:
         raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")

@@ -1,4 +1,4 @@
-"""JSON replies, and which error becomes which."""
+"""JSON replies, and the mapping of errors to statuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def _http(request: Request, e: HTTPException) -> Response:
     message, path = e.detail, request.url.path
     if e.status_code == 405:  # noqa: PLR2004 - HTTP's own number
         message = f"{path} does not take {request.method}, only {(e.headers or {}).get('Allow', 'others')}"
-    elif message == "Not Found":  # the router's words
+    elif message == "Not Found":  # Starlette's text
         message = f"there is nothing at {path}: a model is at /v2/models/NAME, and takes POST at /v2/models/NAME/infer"
     return _error(e.status_code, message, e.headers)
 
@@ -49,4 +49,4 @@ async def _unforeseen(_: Request, e: Exception) -> Response:
 
 
 FAULTS: dict[Any, Any] = {HTTPException: _http, BadInput: _bad, Full: _full, ModelError: _failed, Exception: _unforeseen}
-"""Exception -> what answers it."""
+"""Exception -> its handler."""

@@ -1,4 +1,4 @@
-"""The application on uvicorn."""
+"""Runs the application on uvicorn."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def serve(
     max_body_bytes: int = 64 << 20,
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serves model files until SIGTERM or SIGINT, then finishes what it has begun, for 5 s at most, and returns.
+    """Serves model files until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s, and returns.
 
     Args:
         paths: of the model files, each with its card beside it if there is one.
-        host: to listen on; the default is reached from this machine only. There is no authentication.
-        port: 0 takes a free one.
-        threads: for one run of a model.
-        max_batch: rows of several requests to merge into one run.
+        host: to listen on; the default accepts only this machine. There is no authentication.
+        port: 0 selects a free one.
+        threads: per run of a model.
+        max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model.
         max_body_bytes: of a request.
         on_ready: called with the URL, once it is listening.
 
     Raises:
-        PolicyError: it cannot listen there, or what `app` raises.
+        PolicyError: it cannot listen there, or as `app`.
         ModelError: a model cannot be loaded.
     """
     models = [OnnxModel(path, threads=threads) for path in paths]
@@ -56,7 +56,7 @@ def serve(
         log_config=None,
         log_level="warning",
         access_log=False,
-        timeout_keep_alive=75,  # seconds; a router asks rarely, and a new connection costs it round trips
+        timeout_keep_alive=75,  # seconds; a router may call rarely, and a new connection costs it round trips
         timeout_graceful_shutdown=5,
     )
     with _listen(host, port) as listener, _quiet_signals():
@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    # The protocol is spelt out because asyncio sets TCP_NODELAY only where it is; without it replies wait for an ACK.
+    # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
     listener: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -94,7 +94,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 @contextmanager
 def _quiet_signals() -> Iterator[None]:
-    """Uvicorn raises a signal again once it has shut down, which would end the process instead of `serve`."""
+    """Suppresses the signal that uvicorn raises again after shutdown, which would end the process instead of `serve`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

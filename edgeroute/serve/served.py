@@ -1,4 +1,4 @@
-"""A model that is being served."""
+"""A served model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeroute.serve.protocol import VERSION, Ask, describe
 
 
 class Served:
-    """One model: what is said of it and what runs it."""
+    """One model: its metadata and its batcher."""
 
     def __init__(self, model: Model, *, max_batch: int, queue: int) -> None:
         model.load()

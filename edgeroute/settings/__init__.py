@@ -1,4 +1,4 @@
-"""Policy files: TOML, JSON or YAML, with EDGEROUTE_ variables over them. pydantic is imported here and nowhere else."""
+"""Policy files: TOML, JSON or YAML, overridden by EDGEROUTE_ environment variables. The only importer of pydantic."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Settings", "load", "reference", "schema"]
 
 
 def load(path: str | Path) -> Settings:
-    """Reads a policy file and the variables over it. Opens no model and no connection, and reads no secret.
+    """Loads a policy file and the variables. Opens no model and no connection, and reads no secret.
 
     Args:
-        path: of the file; its suffix says the format: .toml, .json, .yaml or .yml.
+        path: of the file; its suffix determines the format: .toml, .json, .yaml or .yml.
 
     Raises:
-        PolicyError: one message, with a line for each thing that is wrong.
+        PolicyError: one message, with a line per problem.
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     data = read(Path(path))

@@ -1,4 +1,4 @@
-"""pydantic's errors in words for someone who never saw pydantic."""
+"""Translates pydantic's errors into messages for users."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeroute.settings.targets import CLOUDS, Cloud
 
 
 def explain(error: ValidationError) -> list[Problem]:
-    """A problem for each error; none quotes what may be a secret."""
+    """One problem per error; none quotes what may be a secret."""
     return [_problem(e["loc"], e["type"], e.get("ctx", {}), e["input"]) for e in error.errors(include_url=False)]
 
 
@@ -39,17 +39,17 @@ def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Proble
 
 
 def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:
-    """The key without what is none, and whose it is."""
+    """The key without the protocol, and the model that it belongs to."""
     models = SECTIONS.get(str(loc[0]), ())
     if len(loc) == 1 or not models:
         return loc, Settings
-    if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its number, then the protocol, which is no key
+    if len(models) > 1 and len(loc) > 2:  # noqa: PLR2004 - the section, its index, then the protocol, which is no key
         return loc[:2] + loc[3:], CLOUDS[str(loc[2])]
     return loc, models[0]
 
 
 def _meant(word: str, model: type[Section | Settings]) -> str:
-    """Where such a key belongs, or what it could be."""
+    """Suggests where such a key belongs, or the nearest valid one."""
     if issubclass(model, Cloud):
         for protocol, other in CLOUDS.items():
             if word in other.model_fields:

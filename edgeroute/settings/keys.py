@@ -1,4 +1,4 @@
-"""The keys of a policy, and what is made of them."""
+"""The keys of a policy, and their conversion to the arguments of `Router`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "saver": (Saver,),
     "trace": (Trace,),
 }
-"""What a section can be; where it can be several things, its key `protocol` says which."""
+"""Types of a section; if there are several, its key `protocol` selects one."""
 LISTS = ("edge", "cloud")
-"""The sections of which there may be several."""
+"""Sections that may occur several times."""
 
-# the sources give sections by number, "0" and on, so that a variable can be laid over one of several
+# the sources number such sections, "0" and on, so that a variable can override one of several
 IN_ORDER = BeforeValidator(lambda given: list(given.values()) if isinstance(given, dict) else given)
 
 
 class Settings(BaseSettings):
-    """A policy as the file and the variables have it, checked."""
+    """A validated policy, from the file and the variables."""
 
     model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
 
@@ -129,13 +129,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Those that `load` made, the first one on top."""
+        """The sources that `load` made, the first one taking precedence."""
         return init_settings()["sources"]  # type: ignore[no-any-return]
 
     @model_validator(mode="wrap")
     @classmethod
     def _whole(cls, data: Any, inner: Any) -> Any:
-        """Tells of contradictions beside the errors in single keys, where pydantic would stop at the latter."""
+        """Reports contradictions beside errors in single keys; pydantic would stop at the latter."""
         problems = contradictions(data)
         try:
             settings = inner(data)
@@ -146,21 +146,21 @@ class Settings(BaseSettings):
         return settings
 
     def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
-        """The arguments of `Router`; `trace` is one only if the policy has that section.
+        """The arguments of `Router`; `trace` is included only if the policy has that section.
 
         Args:
-            folder: where relative paths in the policy start from.
-            consent: as `Egress` takes it.
-            redact: likewise.
+            folder: base of relative paths in the policy.
+            consent: as for `Egress`.
+            redact: as for `Egress`.
 
         Raises:
-            ModelMissing: a card or score that the policy names is not there.
-            ModelError: a card or score is not one.
-            PolicyError: a certificate is not there, or is not one.
+            ModelMissing: a card or score named by the policy is missing.
+            ModelError: a card or score is invalid.
+            PolicyError: a certificate is missing or invalid.
         """
         score, key = _score(self.score, folder)
         edges, clouds = ([_kept(section, folder, key) for section in sections] for sections in (self.edge, self.cloud))
-        state = at(folder, self.state or "")  # no section asks for it where there is none: that would be a contradiction
+        state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
         return {
             **self.model_dump(exclude={*SECTIONS}),
@@ -183,7 +183,7 @@ _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
 def _certified(threshold: Any, folder: Path) -> Any:
-    """The same, with certificates for their paths."""
+    """Replaces paths of certificates by the certificates."""
     if isinstance(threshold, list):
         return [_certified(one, folder) for one in threshold]
     if not isinstance(threshold, str):
@@ -194,7 +194,7 @@ def _certified(threshold: Any, folder: Path) -> Any:
 
 
 def _score(score: str, folder: Path) -> tuple[Any, Any]:
-    """The score, and what tells it from another; the same object while its file stays as it is."""
+    """The score, and its identity: the same object while its file is unchanged."""
     if score in SCORES:
         return score, score
     from edgeroute.confidence.learned import Learned
@@ -206,12 +206,12 @@ def _score(score: str, folder: Path) -> tuple[Any, Any]:
 
 
 def _kept(section: Target, folder: Path, score: Any) -> Any:
-    """What an equal section of an equal policy was made into, while a router has it.
+    """The object made from an equal section of an equal policy, while a router holds it.
 
-    A reload keeps the runners whose model or endpoint is the same object. "Equal" takes in the files that the section
+    A reload reuses the backends whose model or endpoint is the same object. "Equal" includes the files that the section
     names, by time and size, so that a new model or certificate under an old name is a new object; and the score, since
-    another score means another runner, and the old one closes its model. The references are weak: what no router has
-    any more is gone.
+    another score means another backend, and the old one closes its model. The references are weak: what no router holds
+    is freed.
     """
     paths = [at(folder, path) for path in section.files()]
     key = (repr(section), score, folder.resolve(), *((path, file_stamp(path)) for path in paths))

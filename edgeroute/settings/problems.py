@@ -1,4 +1,4 @@
-"""What can be wrong with a policy, apart from its keys: contradictions, and the words for them."""
+"""Contradictions in a policy, beyond errors in single keys, and their messages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from edgeroute.settings.units import duration
 
 Key = tuple[str | int, ...]
 SHOWN = 60
-"""Characters of a value that a message quotes."""
+"""Maximum number of characters of a value quoted in a message."""
 HUGE = 1e300
-"""Longer integers are not quoted: some have no float, by which numbers are written."""
+"""Longer integers are not quoted: some cannot be converted to float, which formats numbers."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong."""
+    """One problem of a policy."""
 
     key: Key
     """Where, as in ("cloud", 0, "timeout"); () for the policy as a whole."""
     text: str
     variable: str = ""
-    """The environment variable that it is about, where it is about no key."""
+    """The environment variable, if the problem belongs to no key."""
 
 
 class Wrong(Exception):
-    """Brings what was found out of pydantic, to where PolicyError is raised: errors in single keys, and contradictions."""
+    """Carries problems out of pydantic, to where PolicyError is raised: errors in single keys, and contradictions."""
 
     def __init__(self, error: ValidationError | None, contradictions: list[Problem]) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class Wrong(Exception):
 
 
 def contradictions(data: Mapping[str, Any]) -> list[Problem]:
-    """What does not go together, in keys as they were given, whether of the right type or not."""
+    """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
     return [*_sides(data), *_times(data), *_folder(data), *_classes(data)]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is to be asked, and is not there."""
+    """Sides that the mode needs, but that are not configured."""
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
     side = NEEDS.get(mode) if isinstance(mode, str) else None
     if side is not None and not data.get(side):
@@ -67,7 +67,7 @@ def _times(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is to be kept, and has no place."""
+    """Sections that need a state folder, without one."""
     offline = data.get("offline")
     if offline == "queue" and not data.get("cloud"):
         yield Problem(("offline",), '"queue" needs a [cloud] section, and there is none')
@@ -88,7 +88,7 @@ def _folder(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Rules of egress that contradict each other, or say nothing, and so let everything leave."""
+    """Egress rules that contradict each other, or have no effect and so let everything leave."""
     rules = data.get("egress")
     if not isinstance(rules, dict):
         return
@@ -100,7 +100,7 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def found(value: Any) -> str:
-    """A value as a message quotes it."""
+    """Formats a value as quoted in a message."""
     if isinstance(value, str):
         return json.dumps(value if len(value) <= SHOWN else value[:SHOWN] + "...", ensure_ascii=False)
     if isinstance(value, bool):

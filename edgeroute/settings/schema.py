@@ -1,4 +1,4 @@
-"""The keys for editors, as JSON Schema, and for readers, as Markdown."""
+"""JSON Schema of the keys, for editors, and Markdown, for readers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 
 
 class _Plain(GenerateJsonSchema):
-    """No null, since no format needs it here: a key that is not given is not there. No titles made from names."""
+    """No null, since no format needs it here: an unset key is absent. No titles generated from names."""
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
         return self.generate_inner(schema["schema"])
@@ -28,7 +28,7 @@ class _Plain(GenerateJsonSchema):
 
 
 def schema() -> dict[str, Any]:
-    """The policy as JSON Schema, draft 2020-12."""
+    """JSON Schema of the policy, draft 2020-12."""
     made = Settings.model_json_schema(schema_generator=_Plain)
     keys = made["properties"]
     for section in LISTS:
@@ -44,7 +44,7 @@ def schema() -> dict[str, Any]:
 
 @lru_cache(1)
 def sections() -> dict[str, Mapping[str, Any]]:
-    """Section -> key -> its schema; the section at the top of the file is ""."""
+    """Section -> key -> its schema; the top level is ""."""
     made = schema()
     found: dict[str, Mapping[str, Any]] = {"": made["properties"]}
     for name, models in SECTIONS.items():
@@ -53,7 +53,7 @@ def sections() -> dict[str, Mapping[str, Any]]:
 
 
 def reference() -> str:
-    """The keys with their types, defaults and meanings, as Markdown: the text of docs/policy.md."""
+    """The keys with types, defaults and meanings, as Markdown: the text of docs/policy.md."""
     made = schema()
     parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {*SECTIONS})]
     for name, models in SECTIONS.items():

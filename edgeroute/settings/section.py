@@ -1,4 +1,4 @@
-"""What every section of a policy is made of, and where the paths in it lead."""
+"""Base of all policy sections, and path resolution."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ class Section(BaseModel):
 
 
 def at(folder: Path, given: str) -> Path:
-    """Absolute, without the dots; a link at its end stays, since a model's card is beside the link."""
+    """Absolute path without `..`; a link at its end is not followed, since a model's card is beside the link."""
     path = folder / given
     return path.parent.resolve() / path.name

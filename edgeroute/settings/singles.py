@@ -1,4 +1,4 @@
-"""The sections that there is one of: what may be spent, what may leave, and what is kept on the device."""
+"""Sections that occur once: limits, egress, audit, cache, outbox, saver, trace."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Limits(Section):
     calls_per_minute: Amount | None = Field(None, description="Requests in any minute. Without it: no limit.")
 
     def make(self) -> spending.Limits:
-        """The limits."""
+        """Makes the limits."""
         return spending.Limits(**self.model_dump(exclude_none=True))
 
 
@@ -46,7 +46,7 @@ class Egress(Section):
     default_class: Text | None = Field(None, description="The class of a call that names none.")
 
     def make(self, consent: egress.Consent | None, redact: egress.Redact | None) -> egress.Egress:
-        """The rules, with the functions that a file cannot hold."""
+        """Makes the egress rules, with the functions that a file cannot contain."""
         return egress.Egress(**self.model_dump(exclude_none=True), consent=consent, redact=redact)
 
 
@@ -66,7 +66,7 @@ class Audit(Section):
     )
 
     def make(self) -> drift_monitor.Audit:
-        """The rules."""
+        """Makes the audit settings."""
         from edgeroute.record.drift_monitor import Audit
 
         return Audit(**self.model_dump())
@@ -91,7 +91,7 @@ class Cache(Section):
     never: Texts | None = Field(None, description="Data classes whose answers are not kept.")
 
     def make(self, state: Path) -> cache.Cache:
-        """The cache; `state` is the folder for what outlives the process."""
+        """Makes the cache; `state` is the state folder."""
         from edgeroute.stores.cache import Cache
 
         return Cache(
@@ -125,7 +125,7 @@ class Outbox(Section):
     )
 
     def make(self, state: Path) -> outbox.Outbox:
-        """The outbox; `state` is the folder for what outlives the process."""
+        """Makes the outbox; `state` is the state folder."""
         from edgeroute.stores.outbox import Outbox
 
         return Outbox(
@@ -152,7 +152,7 @@ class Saver(Section):
     )
 
     def make(self) -> policy.Saver:
-        """The rule."""
+        """Makes the saver rule."""
         hot = INF if self.hotter_than is None else self.hotter_than
         return policy.Saver(self.mode, self.battery_below or 0.0, hot)
 
@@ -167,7 +167,7 @@ class Trace(Section):
     keep: Count = Field(4, description="Full files that are kept.")
 
     def make(self, folder: Path, state: Path) -> trace.Trace:
-        """The trace; a relative path starts from `folder`."""
+        """Makes the trace; a relative path starts from `folder`."""
         from edgeroute.record.trace import Trace
 
         file = at(folder, self.file) if self.file else state / "trace.jsonl"

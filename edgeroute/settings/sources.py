@@ -1,4 +1,4 @@
-"""Where a policy comes from: a file, and the environment's variables over it."""
+"""Sources of a policy: a file, overridden by environment variables."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PO
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What the file says, unchecked; a key whose value is null counts as not given.
+    """Parses the file without validating it; a key whose value is null counts as unset.
 
     Raises:
-        PolicyError: it cannot be read, or is not what its suffix says; the message has the line and column.
+        PolicyError: it cannot be read, or is not in the format of its suffix; the message has line and column.
         RuntimeMissing: it is YAML, and pyyaml is not installed.
     """
     parse = _FORMATS.get(path.suffix.lower())
@@ -58,26 +58,26 @@ def read(path: Path) -> dict[str, Any]:
 
 
 class File(PydanticBaseSettingsSource):
-    """What `read` gave."""
+    """Settings source for the result of `read`."""
 
     def __init__(self, settings_cls: type[BaseSettings], data: Mapping[str, Any]) -> None:
         super().__init__(settings_cls)
         self.data = {key: _by_number(value) if key in LISTS else value for key, value in data.items()}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
-        """Asked for by the base class; nobody calls it."""
+        """Required by the base class; never called."""
         return self.data.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Key -> value; a section is key -> value, and one of which there may be several number -> key -> value."""
+        """Key -> value; a section is a mapping of keys, one that may occur several times a mapping of indices to sections."""
         return self.data
 
 
 class Environment(File):
-    """EDGEROUTE_MODE and its like; __ comes between a section and its key.
+    """Settings source for EDGEROUTE_MODE and the like; __ separates a section and its key.
 
     Attributes:
-        problems: variables that are no key's, and values that cannot be read.
+        problems: variables that match no key, and values that cannot be parsed.
     """
 
     def __init__(self, settings_cls: type[BaseSettings], file: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ class Environment(File):
             raise ValueError("is empty: give it a value, or unset it")
         value = _value(name, text, sections()[section][str(key[-1])])
         if section in self._broken:
-            return  # laid over what is there, the variable would hide that it is no section
+            return  # overriding it would hide that it is not a section
         at = self.data
         for part in key[:-1]:
             at = at.setdefault(str(part), {})
@@ -127,7 +127,7 @@ class Environment(File):
         return (section, int(number or 0), key)
 
     def line(self, problem: Problem, path: str | Path) -> str:
-        """A problem as one line, with the file or the variable that it is in."""
+        """Formats a problem as one line, with the file or the variable that it is in."""
         key, name = problem.key, problem.variable
         for length in range(len(key), 0, -1):
             name = name or self._names.get(key[:length], "")
@@ -139,7 +139,7 @@ class Environment(File):
 
 
 def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
-    """A variable's text as what the key takes; what does not fit stays text, for the key's own check to refuse."""
+    """Parses a variable's text for its key; text that does not fit is left for the key's own validation to reject."""
     if schema.get("type") == "string" or "const" in schema:
         return text
     secret = "env" in schema.get("properties", {})
@@ -150,7 +150,7 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
             if not secret:
                 raise ValueError(f'expected JSON, such as ["a", "b"], found an error {_place(e)}') from None
     if secret:
-        return {"env": name}  # the secret itself: a reference to it, so that it stays where it is
+        return {"env": name}  # a reference to the secret, so that it stays in the variable
     try:
         return json.loads(text.lower() if text.lower() in {"true", "false"} else text)
     except ValueError:
@@ -158,13 +158,13 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
 
 
 def _variables() -> list[str]:
-    """The names of all variables."""
+    """The names of all environment variables."""
     keys = [f"{section}__{key}".removeprefix("__") for section, found in sections().items() for key in found]
     return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 
 
 def _by_number(value: Any) -> Any:
-    """A section, or a list of them -> number -> section, which merges with the environment's."""
+    """Index -> section, of one section or a list, to be merged with the environment's."""
     if isinstance(value, list):
         return {str(i): section for i, section in enumerate(value)}
     return {"0": value} if isinstance(value, dict) else value

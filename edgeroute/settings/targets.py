@@ -1,4 +1,4 @@
-"""The sections of what can answer: models on the device, endpoints over HTTP."""
+"""Sections of targets: models on the device, endpoints over HTTP."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Target(Section, ABC):
 
     @abstractmethod
     def files(self) -> list[str]:
-        """The files that it names."""
+        """Paths of the files that it names."""
 
     @abstractmethod
     def make(self, folder: Path) -> Any:
-        """What the router is given for it; relative paths start from `folder`."""
+        """Makes the router's argument for it; relative paths start from `folder`."""
 
 
 class Edge(Target):
@@ -64,7 +64,7 @@ class Edge(Target):
         return [self.path, self.card or str(Path(self.path).with_suffix(".json"))]
 
     def make(self, folder: Path) -> Any:
-        """The model, not loaded yet."""
+        """Makes the model, not loaded yet."""
         options = self.model_dump(exclude={"path", "card"})
         return load(at(folder, self.path), **options, card=at(folder, self.card) if self.card else None)
 
@@ -98,11 +98,11 @@ class Cloud(Target):
     max_concurrent: Count = Field(64, description="More requests at a time are not sent, as if the endpoint were away.")
 
     def files(self) -> list[str]:
-        """The certificates."""
+        """The TLS certificates."""
         return [*([self.verify] if isinstance(self.verify, str) else []), *(self.cert or [])]
 
     def address(self, folder: Path) -> dict[str, Any]:
-        """What `Address` takes, the URL apart."""
+        """The arguments of `Address`, except the URL."""
         return {
             "api_key": self.api_key,
             "headers": self.headers,
@@ -132,11 +132,11 @@ class OpenInferenceCloud(Cloud):
         return self
 
     def files(self) -> list[str]:
-        """The certificates and the card."""
+        """The TLS certificates and the card."""
         return [*super().files(), *([self.card] if self.card else [])]
 
     def make(self, folder: Path) -> OpenInference:
-        """The endpoint."""
+        """Makes the endpoint."""
         options = self.model_dump(include={"model", "name", "binary", "labels", "kind", "output"})
         return OpenInference(self.url, **options, card=at(folder, self.card) if self.card else None, **self.address(folder))
 
@@ -153,13 +153,13 @@ class JsonCloud(Cloud):
     )
 
     def make(self, folder: Path) -> PlainJson:
-        """The endpoint."""
+        """Makes the endpoint."""
         options = self.model_dump(include={"name", "value", "confidence", "logits", "labels", "ping_path"})
         return PlainJson(self.url, **options, **self.address(folder))
 
 
 CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud}
-"""By protocol."""
+"""Protocol -> section type."""
 
 
 def _protocol(section: Any) -> str:

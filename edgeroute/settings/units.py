@@ -1,4 +1,4 @@
-"""Durations, sizes and shares as a person writes them: "300ms", "12h", "5MB", "1%"."""
+"""Durations, sizes and shares as text with a unit: "300ms", "12h", "5MB", "1%"."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _WORDS = {"ms": "ms|msecs?|milli.*", "s": "s.*", "m": "m|min.*", "h": "h|hrs?|ho
 
 
 def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "12h"') -> float:
-    """From text to seconds: 0.3 for "300ms". `words` say what was expected.
+    """Parses a duration to seconds: 0.3 for "300ms". `words` describes it in messages.
 
     Raises:
-        PydanticCustomError: it is no duration; the message has the nearest right spelling.
+        PydanticCustomError: not a duration; the message has the nearest valid spelling.
     """
     match = re.fullmatch(DURATION, value) if isinstance(value, str) else None
     if match is None:
@@ -32,17 +32,17 @@ def duration(value: Any, *, words: str = 'a duration such as "300ms", "2s" or "1
 
 
 def span(value: Any) -> float:
-    """A duration of more than nothing."""
+    """Parses a duration above 0."""
     if not (seconds := duration(value)):
         raise expected("a duration of more than 0")
     return seconds
 
 
 def size(value: Any) -> int:
-    """From text to bytes, at least one: 16777216 for "16MiB".
+    """Parses a size to bytes, at least 1: 16777216 for "16MiB".
 
     Raises:
-        PydanticCustomError: it is no size; the message has the nearest right spelling.
+        PydanticCustomError: not a size; the message has the nearest valid spelling.
     """
     match = re.fullmatch(SIZE, value) if isinstance(value, str) else None
     if match is None:
@@ -53,10 +53,10 @@ def size(value: Any) -> int:
 
 
 def share(value: Any) -> float:
-    """From text or a number to 0..1: 0.01 for "1%", and for 0.01.
+    """Parses a share to 0..1, from text or a number: 0.01 for "1%", and for 0.01.
 
     Raises:
-        PydanticCustomError: it is no share; the message has the nearest right spelling.
+        PydanticCustomError: not a share; the message has the nearest valid spelling.
     """
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
@@ -67,12 +67,12 @@ def share(value: Any) -> float:
 
 
 def expected(words: str, hint: str = "") -> PydanticCustomError:
-    """The error that says so; what was found is added where the message is written."""
+    """The error for an unexpected value; the value itself is added where the message is written."""
     return PydanticCustomError("expected", "expected {words}", {"words": words, "hint": hint})
 
 
 def _near(value: Any, units: Callable[[str], list[str]], pattern: str) -> str:
-    """How the value could have been meant; nothing where it has no number."""
+    """Suggests a spelling of the value; empty if it contains no number."""
     match = None if isinstance(value, bool) else _LOOSE.fullmatch(str(value))
     meant = [match[1] + unit for unit in units(match[2].lower())] if match else []
     right = [f'"{text}"' for text in meant if re.fullmatch(pattern, text)]
@@ -92,12 +92,12 @@ def _shares(word: str) -> list[str]:
 
 
 def text(title: str, pattern: str, example: str) -> dict[str, Any]:
-    """JSON Schema of text that the whole pattern matches."""
+    """JSON Schema of text that matches the whole pattern."""
     return {"type": "string", "title": title, "pattern": f"^({pattern})$", "examples": [example]}
 
 
 Duration = Annotated[float, PlainValidator(span), WithJsonSchema(text("duration", DURATION, "300ms"))]
-"""Seconds, more than 0."""
+"""Seconds, above 0."""
 Delay = Annotated[float, PlainValidator(duration), WithJsonSchema(text("duration", DURATION, "100ms"))]
 """Seconds, 0 or more."""
 Size = Annotated[int, PlainValidator(size), WithJsonSchema(text("size", SIZE, "16MiB"))]

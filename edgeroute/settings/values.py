@@ -1,4 +1,4 @@
-"""The types of the other values, each with the words that a message uses for it."""
+"""The other value types, each with the words that messages use for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeroute.settings.units import DURATION, duration, expected, text
 
 
 def said(words: str) -> WrapValidator:
-    """The type's own check, with these words where pydantic would use its own."""
+    """The type's own validation, with this message instead of pydantic's."""
 
     def check(value: Any, inner: Any) -> Any:
         try:
@@ -33,7 +33,7 @@ def said(words: str) -> WrapValidator:
 
 
 def refused(text: str) -> PydanticCustomError:
-    """The error that says so, and quotes nothing."""
+    """An error with this text, which quotes nothing."""
     return PydanticCustomError("policy", "{text}", {"text": text})
 
 
