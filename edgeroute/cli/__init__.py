@@ -1,1 +1,1 @@
-"""The command line. What a command needs is imported when it runs, so that `--help` is quick."""
+"""Command line. Each command's imports happen when it runs, so that `--help` is fast."""

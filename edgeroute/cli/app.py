@@ -1,4 +1,4 @@
-"""The `edgeroute` command: its subcommands and what they have in common."""
+"""The `edgeroute` command: its subcommands and common behaviour."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
     ] = False,
 ) -> None:
-    """Runs a model on the edge, and asks the cloud only where the edge is not sure."""
+    """Runs a model on the edge, and defers to the cloud when its confidence is below the threshold."""
 
 
 for command in (check, decide, infer, calibrate, evaluate, replay, status, egress, serve, schema, demo):

@@ -69,11 +69,11 @@ def calibrate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Finds the lowest threshold for which a promise can be made, and writes it as a certificate.
+    """Finds the lowest threshold with the requested guarantee, and writes it as a certificate.
 
-    Exactly one of --max-loss, --max-error and --max-defer says what is promised.
+    Exactly one of --max-loss, --max-error and --max-defer states the guarantee.
 
-    --max-loss asks the cloud about every example; without labels it promises agreement with the cloud.
+    --max-loss calls the cloud for every example; without labels it guarantees agreement with the cloud.
 
     --max-error needs labels. --max-defer needs neither labels nor the cloud.
     """
@@ -163,7 +163,7 @@ def _sure(text: str, kind: Kind) -> float | None:
 
 @contextmanager
 def _instead(**keys: str | None) -> Iterator[None]:
-    """Has these in place of what the policy says of them, which need not be there yet, as EDGEROUTE_ variables have it."""
+    """Sets EDGEROUTE_ variables that override policy keys whose values may not exist yet."""
     new = {f"EDGEROUTE_{key.upper()}": value for key, value in keys.items() if value is not None}
     before = {name: os.environ.get(name) for name in new}
     os.environ.update(new)
@@ -186,7 +186,7 @@ def _from_audit(policy: Path, fingerprints: dict[str, str], target: str, every: 
 
 
 def _from(policy: Path, path: Path) -> str:
-    """The path as the policy may name it: from its folder, unless the two have nothing in common."""
+    """The path as written in the policy: relative to its folder, unless they have nothing in common."""
     folder, there = policy.parent.resolve(), path.resolve()
     return str(there) if os.path.commonpath([folder, there]) == folder.anchor else os.path.relpath(there, folder)
 

@@ -7,7 +7,7 @@ from edgeroute.cli.options import Json, Policy
 
 
 def check(*, policy: Policy, as_json: Json = False) -> int:
-    """Says what works, what may leave the device and where to, and what is missing."""
+    """Reports what works, what may leave the device and where to, and what is missing."""
     from edgeroute.router.router import Router
 
     with Router.from_policy(policy) as router:

@@ -17,7 +17,7 @@ def decide(
     index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Says which route an input would take, and why. Runs the edge model; sends nothing."""
+    """Explains which route an input would take. Runs the edge model; sends nothing."""
     from edgeroute.cli.inputs import read
     from edgeroute.router.router import Router
 

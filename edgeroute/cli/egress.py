@@ -28,7 +28,7 @@ class Sent(NamedTuple):
 
 
 def instant(text: str) -> float:
-    """`90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) by this machine's clock -> seconds since 1970."""
+    """Parses an instant to seconds since 1970: `90m`, `1h` or `7d` ago, or `2026-11-24` (or `2026-11-24T12:30`) in local time."""
     try:
         return system.now() - seconds(text)
     except typer.BadParameter:
@@ -54,7 +54,7 @@ def egress(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Shows the egress ledger: each attempt to send, when, where to, how many bytes, of which class, and by which rule."""
+    """Shows the egress ledger: each attempt to send, with time, destination, bytes, data class and rule."""
     from edgeroute.stores.journal import read
 
     path = folder(policy, state) / "egress.jsonl"
@@ -86,7 +86,7 @@ def egress(
 
 
 def _sent(record: Mapping[str, Any]) -> Sent | None:
-    """None: it is no line of a ledger."""
+    """Parses a line of the ledger; None: it is not one."""
     try:
         at, to, size, data_class, rule, request = (record[name] for name in Sent._fields)
         return Sent(float(at), str(to), int(size), None if data_class is None else str(data_class), str(rule), str(request))

@@ -44,11 +44,11 @@ def evaluate(
     edge_joules: Annotated[float | None, typer.Option(min=0, help="Likewise, of energy.", show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
-    """Says what the policy's threshold makes of examples: accuracy, deferrals, latency, cost, and whether its promise held.
+    """Evaluates the policy's threshold on examples: accuracy, deferrals, latency, cost, and whether its guarantee held.
 
-    Edge and cloud are both asked about every example, whatever the threshold.
+    Both edge and cloud are called for every example, whatever the threshold.
 
-    Without labels, right means as the cloud says.
+    Without labels, correct means agreeing with the cloud.
     """
     if report is not None:
         _may_write(report)
@@ -78,10 +78,10 @@ def evaluate(
 
 
 def _may_write(report: Path) -> None:
-    """Better now than after all inputs have been answered.
+    """Checks that the report can be written before all inputs are answered.
 
     Raises:
-        RuntimeMissing: what draws the page is not installed.
+        RuntimeMissing: the plotting library is not installed.
     """
     if not report.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {report.parent}", param_hint="--report")
@@ -121,7 +121,7 @@ def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: l
 
 
 def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
-    """For programs. Shares 0..1, with the ends of their 95 % intervals; times in seconds."""
+    """Numbers for programs. Shares 0..1, with their 95 % intervals; times in seconds."""
     from edgeroute.report.evaluation.evaluation import QUANTILES
     from edgeroute.report.evaluation.promise import verdicts
 

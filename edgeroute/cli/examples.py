@@ -1,4 +1,4 @@
-"""What `calibrate` and `evaluate` work on: inputs that edge and cloud are asked about, or outputs that were recorded."""
+"""Examples for `calibrate` and `evaluate`: inputs to be answered by edge and cloud, or recorded outputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRUST = "taken on trust: the outputs are recorded ones, and whether they are of 
 
 
 class Given(NamedTuple):
-    """What the files hold: one of the first two is empty."""
+    """Contents of the files: one of the first two is empty."""
 
     inputs: list[Any]
     edge: Any
@@ -35,15 +35,15 @@ class Given(NamedTuple):
 
     @property
     def recorded(self) -> bool:
-        """Whether nothing need be run."""
+        """Whether no model needs to run."""
         return not self.inputs
 
 
 def given(paths: Sequence[Path], every: int) -> Given:
-    """Reads the files, and takes each `every`-th example.
+    """Reads the files, and takes every `every`-th example.
 
     Raises:
-        BadInput: a file cannot be read, or they do not go together.
+        BadInput: a file cannot be read, or they do not fit together.
         RuntimeMissing: there is an image, and Pillow is not installed.
     """
     import numpy as np
@@ -73,7 +73,7 @@ def given(paths: Sequence[Path], every: int) -> Given:
 
 
 def _whole(labels: list[Any]) -> list[Any]:
-    """All of them, or none."""
+    """All labels, or [] if there are none; a mixture is an error."""
     missing = labels.count(None)
     if missing == len(labels):
         return []
@@ -84,11 +84,11 @@ def _whole(labels: list[Any]) -> list[Any]:
 
 @contextmanager
 def plain(policy: Path, **more: Any) -> Iterator[Router]:
-    """The policy's router, as the cloud's own answers are had from it: no cache, no outbox, no audit, no hedge, no deadline.
+    """The policy's router reduced to plain calls: no cache, no outbox, no audit, no hedge, no deadline.
 
     Args:
         policy: the file.
-        more: further arguments, which overrule the file's.
+        more: further arguments, which override the file's.
     """
     from edgeroute.router.router import Router
 
@@ -101,7 +101,7 @@ def plain(policy: Path, **more: Any) -> Iterator[Router]:
 def examples(
     router: Router, found: Given, *, edge: int, ask_cloud: bool, data_class: str | None, batch: int
 ) -> tuple[Examples, list[str]]:
-    """Has them answered, or reads what was recorded. -> the examples, and what there is to tell of them, a line each."""
+    """Answers the inputs, or uses the recorded outputs. Returns the examples, and notes on them, one line each."""
     from edgeroute.cli.progress import bar
     from edgeroute.report.evaluation.collect import collect, recorded
 

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line for an error."""
+"""Exit codes of commands, and one-line error messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OK, FAILED, USAGE, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def exits(command: Callable[..., int]) -> Callable[..., None]:
-    """The command, whose result is its exit code, as typer calls it. An EdgerouteError becomes one line on stderr."""
+    """Wraps a command for typer: its result becomes the exit code, an EdgerouteError one line on stderr."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -33,14 +33,14 @@ def exits(command: Callable[..., int]) -> Callable[..., None]:
 
 
 def code_of(error: EdgerouteError) -> int:
-    """The exit code of a command that ends with this error."""
+    """The exit code for this error."""
     if isinstance(error, NoAnswer | CloudError):
         return NO_ANSWER
     return FAILED if isinstance(error, BadInput) else USAGE
 
 
 def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
-    """What is printed of an error; `more` says what it is about."""
+    """Formats an error; `more` has what it is about."""
     text = str(error) or type(error).__name__
     if as_json:
         return json.dumps({**more, "error": text, "kind": type(error).__name__})

@@ -35,7 +35,7 @@ def infer(
     batch: Annotated[int, typer.Option(min=1, help="Inputs to answer together.")] = 1,
     as_json: Json = False,
 ) -> int:
-    """Answers inputs. An input that fails does not stop the others."""
+    """Answers inputs. A failed input does not stop the others."""
     from edgeroute.cli.inputs import files, read
     from edgeroute.cli.progress import bar
     from edgeroute.cli.tally import Tally
@@ -55,7 +55,7 @@ def infer(
             for path in paths:
                 try:
                     rows = read(path)
-                except EdgerouteError as e:  # its text has the path already
+                except EdgerouteError as e:  # its message contains the path
                     failed(e, **({"input": str(path)} if as_json else {}))
                     progress.advance(task)
                     continue
@@ -95,7 +95,7 @@ def _group(router: Router, group: list[Item], ask: dict[str, Any]) -> Iterator[t
     if len(group) > 1:
         try:
             answers = router.infer_many([item.x for item in group], **ask)
-        except EdgerouteError:  # one input fails them all: find out which
+        except EdgerouteError:  # one invalid input fails the batch: find out which
             pass
         else:
             yield from zip(group, answers, strict=True)
@@ -104,7 +104,7 @@ def _group(router: Router, group: list[Item], ask: dict[str, Any]) -> Iterator[t
         try:
             yield item, router.infer(item.x, **ask)
         except EdgerouteError as e:  # noqa: PERF203 - one input must not lose the others
-            if isinstance(e, PolicyError | ModelMissing | RuntimeMissing):  # it would be the same for each of them
+            if isinstance(e, PolicyError | ModelMissing | RuntimeMissing):  # would recur for each input
                 raise
             yield item, e
 

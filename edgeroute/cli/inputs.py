@@ -1,4 +1,4 @@
-"""Files -> inputs."""
+"""Reads inputs from files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Item(NamedTuple):
     name: str
     x: Any
     label: int | str | None = None
-    """The right answer, where the file says it."""
+    """The correct answer, if the file contains it."""
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The same paths, with the files in and below a folder for that folder. One without any stays, for `read` to refuse."""
+    """Expands folders recursively to their files. A folder without any stays, for `read` to reject."""
     found = []
     for path in paths:
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
@@ -36,17 +36,17 @@ def files(paths: Iterable[Path]) -> list[Path]:
 
 
 class Recorded(NamedTuple):
-    """What models said of n inputs that the file does not hold."""
+    """Recorded outputs of the models for n inputs that the file does not contain."""
 
     edge: Any
     """[n, classes], the edge model's outputs."""
     cloud: Any | None
-    """[n, classes]; None: it has none."""
+    """[n, classes], the cloud model's; None: not recorded."""
     labels: list[int | str] | None
 
 
 def read(path: Path) -> list[Item]:
-    """A .npy file or an image is one input; each row of an .npz file's `images`, or else of its first array, is one.
+    """Reads inputs: a .npy file or an image is one; each row of an .npz file's `images`, or else of its first array, is one.
 
     Raises:
         BadInput: the file cannot be read.
@@ -58,13 +58,13 @@ def read(path: Path) -> list[Item]:
     with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _pixels(path))]
-        with path.open("rb") as file:  # numpy, given a path, does not close it after every error
+        with path.open("rb") as file:  # numpy does not close a path that it opened itself after every error
             found = np.load(file, allow_pickle=False)
             return [Item(str(path), found)] if isinstance(found, np.ndarray) else _rows(path, found)
 
 
 def recorded(path: Path) -> Recorded | None:
-    """The outputs in an .npz file that has `edge_logits` and no `images`; None: it is no such file.
+    """Reads outputs from an .npz file that has `edge_logits` and no `images`; None: no such file.
 
     Raises:
         BadInput: the file cannot be read.
@@ -84,7 +84,7 @@ def recorded(path: Path) -> Recorded | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What reading a file may raise, as BadInput."""
+    """Converts the errors of reading a file to BadInput."""
     try:
         yield
     except FileNotFoundError as e:
@@ -114,7 +114,7 @@ def _labels(archive: Any) -> list[Any] | None:
 
 
 def _pixels(path: Path) -> Any:
-    """uint8 [height, width] for grey, [height, width, channels] for colour."""
+    """Pixels, uint8 [height, width] for grey, [height, width, channels] for colour."""
     try:
         from PIL import Image
     except ImportError as e:

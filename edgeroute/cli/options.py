@@ -1,4 +1,4 @@
-"""Options that several commands share, and values that people write with a unit."""
+"""Options shared by several commands, and parsers of values with units."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def seconds(text: str) -> float:
-    """`300ms`, `1.5s` or `2m` -> seconds, as in policy files."""
+    """Parses `300ms`, `1.5s` or `2m` to seconds, as in policy files."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(ms|s|m|h|d)", str(text).strip())
     if found is None:
         raise typer.BadParameter(f"a time has a unit, as in 300ms, 1.5s or 2m, not {text!r}")
@@ -20,7 +20,7 @@ def seconds(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """`20%` or `0.2` -> 0.2."""
+    """Parses `20%` or `0.2` to 0.2."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(%?)", str(text).strip())
     value = float(found[1]) / (100 if found[2] else 1) if found else 2.0
     if value > 1:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
 
 MOST_ROWS = 1000
-"""So many rows of a table are shown, the latest."""
+"""Maximum number of table rows shown, the latest."""
 
 OfPolicy = Annotated[
     Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy whose state folder it is.", show_default=False)
@@ -48,7 +48,7 @@ def listed(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Shows the entries, and what became of all there ever were."""
+    """Shows the entries, and totals by final state."""
     with _opened(policy, state) as box:
         entries, counts = box.list(state_is), box.counts()
     if as_json:
@@ -71,7 +71,7 @@ def retry(
     policy: OfPolicy = None,
     state: InFolder = None,
 ) -> int:
-    """Makes dead entries wait again, with a new time to live. Sends nothing: a router that uses the file does."""
+    """Requeues dead letters, with a new time to live. Sends nothing: a router that uses the file does."""
     names = _chosen(ids, every, "--all")
     with _opened(policy, state) as box:
         dead = {entry.id for entry in box.list("dead")}
@@ -90,7 +90,7 @@ def drop(
     policy: OfPolicy = None,
     state: InFolder = None,
 ) -> int:
-    """Removes entries for good, answers that the app was not told yet among them."""
+    """Deletes entries permanently, including answers not yet delivered to the application."""
     names = _chosen(ids, every, "--all-dead")
     with _opened(policy, state) as box:
         there = {entry.id: entry.state for entry in box.list("dead" if names is None else None)}
@@ -113,7 +113,7 @@ def export(
     policy: OfPolicy = None,
     state: InFolder = None,
 ) -> int:
-    """Prints every entry with all its contents, user data too, as a line of JSON; bytes are base64."""
+    """Prints every entry with all its contents, including user data, as a line of JSON; bytes are base64."""
     with _opened(policy, state) as box:
         if out is None:
             for entry in box.export():
@@ -132,10 +132,10 @@ def export(
 
 
 def folder(policy: Path | None, state: Path | None) -> Path:
-    """The state folder that is meant, whether it is there or not.
+    """The state folder, whether it exists or not.
 
     Raises:
-        PolicyError: the policy cannot be used, or keeps nothing.
+        PolicyError: the policy is invalid, or has no state folder.
     """
     if state is not None and policy is None:
         return state
@@ -151,7 +151,7 @@ def folder(policy: Path | None, state: Path | None) -> Path:
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table. Where it does not go to a terminal, each row is one line, however long."""
+    """Prints a table. If stdout is not a terminal, each row is one line, however long."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -167,12 +167,12 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def when(at: float) -> str:
-    """An instant, seconds since 1970, as this machine's clock shows it."""
+    """Formats an instant, seconds since 1970, in local time."""
     return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _shown(cell: object) -> str:
-    """A cell as text. What a server says is in it: it is not to command the terminal."""
+    """Formats a cell. Replaces control characters, since it may contain a server's text."""
     if cell is None:
         return "-"
     text = f"{cell:,}" if isinstance(cell, int) else str(cell)
@@ -188,11 +188,11 @@ def _dumps(value: Any) -> str:
 @contextlib.contextmanager
 def _opened(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
     path = folder(policy, state) / "outbox.db"
-    if not os.access(path, os.R_OK):  # opening it would make one
+    if not os.access(path, os.R_OK):  # opening it would create one
         raise BadInput(f"{path}: there is no outbox, or it cannot be read")
     from edgeroute.stores.outbox import Outbox
 
-    box = Outbox(path, ttl_s=inf)  # what is too old the router drops, whose policy says when that is
+    box = Outbox(path, ttl_s=inf)  # expiry is left to the router, whose policy has the time to live
     try:
         yield box
     finally:
@@ -200,7 +200,7 @@ def _opened(policy: Path | None, state: Path | None) -> Iterator[Outbox]:
 
 
 def _chosen(ids: list[str] | None, every: bool, option: str) -> list[str] | None:
-    """The ids without repetitions; None: all."""
+    """The ids without duplicates; None: all."""
     if bool(ids) == every:
         raise typer.BadParameter("one of the two is needed", param_hint=f"ID... or {option}")
     return [*dict.fromkeys(ids)] if ids else None

@@ -1,4 +1,4 @@
-"""A bar on stderr, where someone sees it."""
+"""Progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def bar() -> Iterator[Progress]:
-    """Shown while it lasts if stderr is a terminal, and never if not. Stdout is left alone."""
+    """A progress bar, shown only if stderr is a terminal. Stdout is not used."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)

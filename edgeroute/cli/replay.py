@@ -51,7 +51,7 @@ def replay(
     seed: Annotated[int, typer.Option(help="Of what is left to chance.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Says what would have become of recorded requests under another policy or network. Runs no model; sends nothing."""
+    """Replays recorded requests under another policy or network. Runs no model; sends nothing."""
     from edgeroute.replay import Battery
     from edgeroute.replay import replay as run
 

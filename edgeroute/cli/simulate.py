@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 LENGTH_S = 900.0
 WITHIN = 2
-"""The capacity needed is that with which the cloud is back after so many times the outage."""
+"""The required capacity is that with which the cloud recovers within so many times the outage."""
 
 simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Shows what many devices would do, without any of them.")
 
 
 @simulate.callback()
 def root() -> None:
-    """A group, though it has one command."""
+    """A command group, although it has a single command."""
 
 
 def multiple(text: str) -> float:
-    """`1.5x` -> 1.5."""
+    """Parses `1.5x` to 1.5."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
     if found is None or float(found[1]) <= 1:
         raise typer.BadParameter(f"a capacity is a multiple of the usual load, more than 1x, as in 1.5x, not {text!r}")
@@ -80,11 +80,11 @@ def fleet(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same numbers.")] = 0,
     as_json: Json = False,
 ) -> int:
-    """Lets a fleet meet an outage of its cloud, with and without each of what keeps devices from making it longer.
+    """Simulates an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
 
-    The cloud serves one queue, and works on what it took even if the device has given up.
+    The cloud serves one queue, and also serves requests whose device has given up.
 
-    Every device is simulated, as elements of arrays, in steps of 0.1 s. The capacity needed is found with a sample of 20,000.
+    Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
     """
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
@@ -114,7 +114,7 @@ def fleet(
 
 
 def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
-    """Runs it, in a process of its own, for programs. Times in seconds, shares 0..1."""
+    """Runs one simulation, in a process of its own; returns numbers. Times in seconds, shares 0..1."""
     from edgeroute.replay.fleet.capacity import needed
     from edgeroute.replay.fleet.run import simulate as run
 
@@ -139,7 +139,7 @@ def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
 
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
-    """Prints it for people."""
+    """Prints the results as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -165,7 +165,7 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
 
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
-    """What the table means, in sentences that hold however the numbers turn out."""
+    """Conclusions from the table, valid whatever the numbers are."""
     from edgeroute.core.budget import CAP, RETRY
     from edgeroute.replay.fleet.scenario import AGAIN_S, EDGEROUTE, GOOD, PER_ATTEMPT
 
@@ -213,7 +213,7 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _more(a: float | None, b: float | None) -> bool:
-    """None is the most there is."""
+    """Whether `a` is larger; None is the maximum."""
     return b is not None and (a is None or a > b)
 
 

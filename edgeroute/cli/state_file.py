@@ -1,4 +1,4 @@
-"""Reads a router's state.db, which another process may be writing, and changes nothing."""
+"""Reads a router's state.db without changing it, also while another process writes it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUSY_S = 5.0
 
 
 class Value(NamedTuple):
-    """One of those that routers keep there."""
+    """A stored value."""
 
     value: Any
     updated: float
@@ -23,16 +23,16 @@ class Value(NamedTuple):
 
 
 def read(folder: Path) -> dict[str, Value]:
-    """All that is kept in that state folder, by name; what cannot be read as JSON is left out.
+    """All values stored in that state folder, by name; those that are not JSON are left out.
 
     Raises:
-        BadInput: there is nothing.
+        BadInput: there are none.
         StoreError: it cannot be read.
     """
     path = folder / "state.db"
     if not path.exists():
         raise BadInput(f"{path}: there is no state: no router with this state folder has run, or it was removed")
-    # without a journal beside it nobody has it open: read so, no journal is made either
+    # without a journal file nobody has it open: opened this way, none is created either
     alone = "" if path.with_name("state.db-wal").exists() else "&immutable=1"
     try:
         with contextlib.closing(

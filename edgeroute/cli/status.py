@@ -23,42 +23,42 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
 
 EDGE = "audit:"
-"""What begins the names under which a router keeps what it knows of an edge model's promise."""
+"""Prefix of the names under which a router stores the drift monitor of an edge model."""
 
 
 class Edge(NamedTuple):
-    """One edge model with a threshold. None: not known."""
+    """Status of an edge model with a threshold. None: unknown."""
 
     target: str
     threshold: float | str | None
-    """In force; `inf`: every input is deferred; for a threshold per class the least that any other class needs."""
+    """The effective threshold; `inf`: every input is deferred; with per-class thresholds the one for any other class."""
     promise: str
-    """The certificate's, or why there is none. Empty: not known."""
+    """The certificate's label, or why there is none. Empty: unknown."""
     made: str | None
-    """The certificate's date."""
+    """Date of the certificate."""
     age_days: int | None
     audited: int
-    """Accepted answers of which the cloud's is known, too."""
+    """Accepted answers compared with the cloud's."""
     disagreed: int
     limit: float | None
-    """The share of them that may differ."""
+    """Share of them that may differ."""
     evidence: float
-    """That more do; at 10,000 there is an alarm."""
+    """Evidence that more differ; at 10,000 there is an alarm."""
     alarm: Mapping[str, Any] | None
-    """When (seconds since 1970), what, and what was done."""
+    """Time (seconds since 1970), text, and the reaction."""
     judged: int
-    """Answers that were held against the threshold, since the certificate was first used; without one, in the last run."""
+    """Answers compared with the threshold, since the certificate was first used; without one, in the last run."""
     deferred: int
     usual: tuple[float, float] | None
-    """The certificate's interval for the share that is deferred."""
+    """Interval of the deferral rate in the certificate."""
 
 
 def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = False) -> int:
-    """Shows what routers with a state folder have found so far: whether promises hold, latencies, spending, the outbox.
+    """Shows the state of routers with a state folder: guarantees, latencies, spending, the outbox.
 
     Changes nothing.
 
-    With --state alone, what only the policy says is left out: limits, and whether a certificate fits the models.
+    With --state alone, values from the policy are left out: limits, and whether a certificate fits the models.
     """
     from edgeroute.cli.state_file import read
 
@@ -91,7 +91,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
 
 
 def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], Limits | None, list[str]]:
-    """The edge models, the policy's limits, and what there is to tell, a line each."""
+    """The edge models, the policy's limits, and notes, one line each."""
     dumps = {name.removeprefix(EDGE): value.value for name, value in kept.items() if name.startswith(EDGE)}
     dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
     if policy is None:
@@ -119,7 +119,7 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
 
 
 def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:
-    """As a router with this policy has it that starts now."""
+    """The status that a router started now with this policy would have."""
     from edgeroute.record.drift_monitor import DriftMonitor
 
     certificate = None if promise is None else promise.certificate
@@ -136,7 +136,7 @@ def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | 
 
 
 def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
-    """What the last run knew."""
+    """The status at the end of the last run."""
     drifts = dumped.get("drift") or {}
     rates = drifts.get("deferral_up") or {}
     alarm, threshold, usual = dumped.get("alarm"), dumped.get("threshold"), dumped.get("deferral_interval")
@@ -166,7 +166,7 @@ def _evidence(drift: Any) -> float:
 
 
 def _latencies(kept: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
-    """Of each leg, edges and endpoints: how many answers, and the seconds that half and 99 % of them took at most."""
+    """Leg -> number of answers, and median and 99 % quantile of latency, seconds."""
     from edgeroute.core.latency import Latency
 
     found = {}
@@ -178,7 +178,7 @@ def _latencies(kept: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
 
 
 def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:
-    """Of each limit: what all routers with this folder have spent over its window, and the limit; None: there is none."""
+    """Limit -> spending over its window by all routers with this folder, and the limit; None: there is none."""
     from edgeroute.core.spending import Limits, Spending
 
     now, spending = system.now(), Spending(limits or Limits())
@@ -193,7 +193,7 @@ def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[s
 
 
 def _outbox(path: Path) -> dict[str, int] | None:
-    if not path.exists():  # opening it would make one
+    if not path.exists():  # opening it would create one
         return None
     from edgeroute.stores.outbox import Outbox
 

@@ -1,4 +1,4 @@
-"""What `infer` says at the end."""
+"""Summary of `infer`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from edgeroute.observe.stats import Stats
 from edgeroute.types import Answer
 
 FIRST = 10
-"""So many answers are shown one by one."""
+"""Maximum number of answers shown individually."""
 
 
 class Tally:
-    """Adds up answers, and keeps none but the first few."""
+    """Counts answers, and stores only the first few."""
 
     def __init__(self) -> None:
         self.sources: Counter[str] = Counter()
@@ -28,11 +28,11 @@ class Tally:
 
     @property
     def answered(self) -> int:
-        """How many there are."""
+        """Number of answers."""
         return len(self._latencies)
 
     def add(self, item: Item, answer: Answer) -> None:
-        """Counts one."""
+        """Counts one answer."""
         self.sources[answer.source] += 1
         self.degraded += answer.degraded
         self._latencies.append(answer.latency_s)
@@ -43,7 +43,7 @@ class Tally:
             self.right += _right(answer, item.label)
 
     def show(self, stats: Stats, *, failed: int, batch: int) -> None:
-        """Prints it all. stats: of the router that answered; batch: inputs answered together."""
+        """Prints the summary. stats: of the router that answered; batch: inputs answered together."""
         console, total = Console(), self.answered
         for line in self._first:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -66,7 +66,7 @@ class Tally:
 
 
 def _right(answer: Answer, label: Any) -> bool:
-    """A label that is a number is a class index, whatever the model calls its classes."""
+    """Whether an answer is correct. A number as label is a class index, whatever the names of the classes."""
     if isinstance(label, int) and isinstance(answer.value, str):
         outputs = answer.outputs
         return int(np.argmax(next(iter(outputs.values())) if isinstance(outputs, dict) else outputs)) == label

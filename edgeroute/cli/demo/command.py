@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from edgeroute.router.router import Router
 
 MANY, SINGLY = 2_000, 1_000
-"""From more images than the first on, the cloud alone is sent so many singly, and the rest in batches."""
+"""With more images than the first number, only so many are sent to the cloud alone singly, and the rest in batches."""
 WITH_RTT = 500
-"""Images where a round trip takes long, unless another number is asked for."""
+"""Default number of images with a long round trip."""
 START_S, END_S = 60.0, 10.0
 LAST = 5
-"""So many lines of what the server said are shown when it does not start."""
+"""Lines of the server's output that are shown if it does not start."""
 
 
 def demo(
@@ -52,31 +52,31 @@ def demo(
     ] = 0.2,
     as_json: Json = False,
 ) -> int:
-    """Starts a cloud on this machine, routes images through it, and shows what was gained."""
+    """Starts a cloud on this machine, routes images through it, and shows the gain."""
     from edgeroute.cli.demo.report import show
 
     folder = out or (None if as_json else Path("edgeroute-demo"))
     if folder is not None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:  # better now than after the run
+        except OSError as e:  # fail before the run, not after it
             raise typer.BadParameter(f"{folder}: {e.strerror}", param_hint="--out") from e
     show(run(n=n, rtt=rtt or 0.0, data=data, most=max_defer), folder, as_json=as_json)
     return OK
 
 
 def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
-    """Starts a server, measures, ends it.
+    """Starts a server, measures, and stops it.
 
     Args:
-        n: images; None: all, or 500 with an `rtt`. More than there are: all.
-        rtt: seconds to add to each round trip.
-        data: the folder with the test images; None: where they usually are.
-        most: the share, 0..1, that the threshold may defer on the validation images.
+        n: number of images; None: all, or 500 with an `rtt`. A number above all is all.
+        rtt: seconds added to each round trip.
+        data: the folder with the test images; None: their standard location.
+        most: share of the validation images, 0..1, that the threshold may defer.
 
     Raises:
-        ModelMissing, BadInput: a file is missing or is not what it should be.
-        Unreachable, NoAnswer, CloudError: the server cannot be started or asked.
+        ModelMissing, BadInput: a file is missing or invalid.
+        Unreachable, NoAnswer, CloudError: the server cannot be started or called.
     """
     from edgeroute.cli.demo.data import shipped, test_images, validation
     from edgeroute.cli.demo.measure import Run, choose, measure, sweep
@@ -107,7 +107,7 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
 
 @contextmanager
 def _link(url: str, rtt: float) -> Iterator[str]:
-    """A URL that leads to the server at `url`, by a way that takes `rtt` seconds there and back."""
+    """The URL of a relay to `url` with a round-trip time of `rtt` seconds."""
     if not rtt:
         yield url
         return
@@ -121,7 +121,7 @@ def _link(url: str, rtt: float) -> Iterator[str]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds what is inside; by default it would leave the server behind."""
+    """SIGTERM unwinds the block; by default the server would be left running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -134,10 +134,10 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def serving(model: Path) -> Iterator[tuple[str, str]]:
-    """Serves a model on a free port -> its URL and the model's name. Leaves no process behind, whatever happens inside.
+    """Serves a model on a free port; yields its URL and the model's name. Always stops the process.
 
     Raises:
-        Unreachable: it did not start; with its last words.
+        Unreachable: it did not start; with the end of its output.
     """
     command = [sys.executable, "-m", "edgeroute", "serve", str(model), "--port", "0", "--json"]
     with (
@@ -159,7 +159,7 @@ def _first_line(process: subprocess.Popen[str], log: IO[str]) -> str:
     from edgeroute.errors import Unreachable
 
     assert process.stdout is not None, "it is a pipe"
-    timer = threading.Timer(START_S, process.kill)  # a read has no time limit of its own
+    timer = threading.Timer(START_S, process.kill)  # the read itself has no timeout
     timer.start()
     try:
         line = process.stdout.readline()

@@ -1,4 +1,4 @@
-"""What the demo runs on: the models and the validation split that edgeroute brings, and test images."""
+"""Data of the demo: the shipped models with their validation split, and test images."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ IMAGES, LABELS = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 
 
 class Images(NamedTuple):
-    """Test images, which no choice rests on."""
+    """Test images; no parameter is chosen on them."""
 
     images: Array
     """uint8 [n, 28, 28]."""
     labels: Array
     """[n], class indices."""
     which: str
-    """Where they are from."""
+    """Their source."""
 
 
 class Validation(NamedTuple):
-    """How both models do on images that are neither training nor test images."""
+    """Results of both models on images outside the training and test sets."""
 
     confidence: Array
-    """[n], the edge's, by the score msp."""
+    """[n], of the edge, by the score msp."""
     edge_right: Array
     cloud_right: Array
 
 
 def shipped() -> Path:
-    """The folder with the pair of models: in the package where that was built, else beside it.
+    """The folder with the pair of models: in the built package, else in the source tree.
 
     Raises:
         ModelMissing: it is in neither place.
@@ -53,10 +53,10 @@ def shipped() -> Path:
 
 
 def test_images(folder: Path, given: Path | None) -> Images:
-    """All 10,000 from `given`, or where Debian's dataset-fashion-mnist puts them; else the sample in `folder`.
+    """All 10,000 images from `given`, or from Debian's dataset-fashion-mnist; else the sample in `folder`.
 
     Raises:
-        BadInput: `given` does not hold them.
+        BadInput: `given` does not contain them.
     """
     home = given or DEBIAN
     if given is not None or (home / IMAGES).exists():
@@ -67,17 +67,17 @@ def test_images(folder: Path, given: Path | None) -> Images:
 
 
 def validation(folder: Path) -> Validation:
-    """From the logits of both models that are kept beside them."""
+    """Computed from both models' logits, stored beside them."""
     with np.load(folder / "validation.npz") as kept:
         edge, cloud, labels = kept["edge_logits"], kept["cloud_logits"], kept["labels"]
     return Validation(msp(edge), edge.argmax(1) == labels, cloud.argmax(1) == labels)
 
 
 def read_idx(path: Path) -> Array:
-    """uint8, of the shape that the file says: 0, 0, 8 for uint8, the number of sizes, the sizes (big-endian), the values.
+    """Reads an IDX file, uint8 of the stored shape: 0, 0, 8 for uint8, the number of axes, their sizes (big-endian), the values.
 
     Raises:
-        BadInput: there is no such file, or it is not one.
+        BadInput: the file is missing, or not in this format.
     """
     try:
         raw = gzip.decompress(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Which threshold to use, and what the edge, the cloud and both together do with the images."""
+"""Chooses a threshold, and measures edge, cloud and cascade on the images."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from edgeroute.types import Answer
 Array = np.ndarray[Any, np.dtype[Any]]
 BATCH = 64
 NEAR = 1e-9
-"""Shares are quotients of whole numbers: what differs by less is equal."""
+"""Tolerance of shares, which are quotients of integers: smaller differences are rounding errors."""
 
 
 class Sweep(NamedTuple):
-    """Every cascade that a threshold can make of some answers, from the one that defers none to the one that defers all."""
+    """Every cascade that a threshold can make, from deferring nothing to deferring everything."""
 
     threshold: Array
-    """[k], rising: accept from this confidence on."""
+    """[k], ascending: accept from this confidence on."""
     deferral: Array
-    """[k], 0..1: the share below the threshold."""
+    """[k], 0..1: deferral rate, the share below the threshold."""
     accuracy: Array
-    """[k], 0..1: with the cloud's answers for that share, and the edge's for the rest."""
+    """[k], 0..1: accuracy with the cloud's answers for that share, and the edge's for the rest."""
 
 
 class Choice(NamedTuple):
-    """One point of a sweep."""
+    """A point of a sweep."""
 
     threshold: float
     deferral: float
     accuracy: float
     reached: bool
-    """Whether the accuracy is the one that was asked for; if not, it is the best one allowed."""
+    """Whether it reaches the requested accuracy; if not, it is the most accurate one allowed."""
 
 
 def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
-    """All of it, for the edge's confidences [n] and whether each side is right [n]. Equal confidences go together."""
+    """The sweep for the edge's confidences [n] and the correctness of each side [n]. Equal confidences are deferred together."""
     order = np.argsort(confidence)
     rising = confidence[order]
     first = np.flatnonzero(np.r_[True, rising[1:] != rising[:-1]])
@@ -51,9 +51,9 @@ def sweep(confidence: Array, edge_right: Array, cloud_right: Array) -> Sweep:
 
 
 def choose(found: Sweep, *, goal: float, most: float) -> Choice:
-    """The point that defers least among those of accuracy `goal` or more that defer `most` at most, both 0..1.
+    """The point that defers least, of those with accuracy at least `goal` and deferral rate at most `most`, both 0..1.
 
-    Where there is none, the most accurate that defers `most` at most; of several, the one that defers least.
+    If there is none, the most accurate with deferral rate at most `most`; of several, the one with the lowest deferral rate.
     """
     allowed = found.deferral <= most + NEAR
     reaching = np.flatnonzero(allowed & (found.accuracy >= goal - NEAR))
@@ -62,18 +62,18 @@ def choose(found: Sweep, *, goal: float, most: float) -> Choice:
 
 
 class Run(NamedTuple):
-    """One way to answer all n images."""
+    """Result of answering all n images in one way."""
 
     right: Array
     """[n], bool."""
     confidence: Array
-    """[n], of whoever answered."""
+    """[n], of the answering target."""
     p50_ms: float
     """Of single calls."""
     bytes_sent: int
-    """Bodies of requests; of all n, as if each had been sent singly."""
+    """Bytes of request bodies; for all n, as if each had been sent singly."""
     deferral: float
-    """0..1: the share for which the cloud was asked."""
+    """Deferral rate, 0..1."""
     degraded: int
 
     @property
@@ -83,18 +83,18 @@ class Run(NamedTuple):
 
 
 def measure(router: Router, images: Array, labels: Array, *, singly: int, advance: Callable[[int], object]) -> Run:
-    """Answers `singly` images by a call each, which are timed, and the rest in batches. Loads and connects first.
+    """Answers `singly` images with one timed call each, and the rest in batches. Loads and connects first.
 
     Args:
         router: closed at the end.
         images: uint8 [n, 28, 28].
         labels: [n], class indices.
         singly: 1..n.
-        advance: called with the number of images that have just been answered.
+        advance: called with the number of images just answered.
 
     Raises:
         NoAnswer: a model cannot be loaded, or the cloud cannot be reached.
-        CloudError: the cloud was the only one to ask, and failed.
+        CloudError: the cloud was the only target, and failed.
     """
     with router:
         found = router.check()

@@ -1,4 +1,4 @@
-"""What the demo found: in words and numbers, as a curve, as an HTML page, on the terminal and in files."""
+"""Report of the demo: text, numbers, a curve and an HTML page, on the terminal and in files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgeroute.report.style import STYLE
 from edgeroute.report.words import size
 
 SLACK = 0.005
-"""How far the accuracy may fall short of the cloud's, 0..1, on the validation images."""
+"""Accuracy, 0..1, that the cascade may lose against the cloud on the validation images."""
 HEAD = ("", "accuracy", "p50 latency", "asked the cloud", "sent")
 LAST = "tbody tr:last-child > * { font-weight: 600; }"
 POINTS = 400
-"""Of the curve; more would only make the files larger."""
+"""Maximum number of points of the curve, to limit file sizes."""
 EXTRA = "pip install 'edgeroute[demo]'"
 
 
 class Report(NamedTuple):
-    """Everything that was measured."""
+    """All measurements of a run."""
 
     test: Images
     edge: Run
@@ -37,22 +37,22 @@ class Report(NamedTuple):
     cascade: Run
     choice: Choice
     validated: int
-    """How many images the threshold was chosen on."""
+    """Number of images the threshold was chosen on."""
     most: float
-    """The share, 0..1, that it was allowed to defer there."""
+    """Maximum deferral rate, 0..1, on those."""
     singly: int
-    """How many images the cloud alone was sent one at a time."""
+    """Number of images sent to the cloud alone singly."""
     rtt: float
-    """Seconds that were added to each round trip."""
+    """Seconds added to each round trip."""
 
     @property
     def n(self) -> int:
-        """How many test images."""
+        """Number of test images."""
         return len(self.test.images)
 
 
 def numbers(report: Report) -> dict[str, float]:
-    """For programs. Shares 0..1; times in milliseconds; bytes of the cascade's requests."""
+    """Numbers for programs: shares 0..1; times in milliseconds; bytes of the cascade's requests."""
     edge, cloud, cascade = report.edge, report.cloud, report.cascade
     return {
         "n": report.n,
@@ -69,7 +69,7 @@ def numbers(report: Report) -> dict[str, float]:
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
-    """For people, under `HEAD`."""
+    """Table rows, under `HEAD`."""
     ways = {"edge alone": report.edge, "cloud alone": report.cloud, "cascade": report.cascade}
     return [
         (way, f"{run.accuracy:.2%}", f"{run.p50_ms:.2f} ms", f"{run.deferral:.1%}", size(run.bytes_sent))
@@ -78,7 +78,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def gained(report: Report) -> str:
-    """One sentence, which holds whichever way the numbers turn out."""
+    """One sentence on the gain, valid whatever the numbers are."""
     edge, cloud, cascade = report.edge, report.cloud, report.cascade
     return (
         f"{1 - cascade.deferral:.1%} of the images never left the device: {size(cascade.bytes_sent)} sent instead of "
@@ -88,7 +88,7 @@ def gained(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What to know before believing the numbers, a line each."""
+    """Caveats about the numbers, one line each."""
     choice = report.choice
     if choice.reached:
         why = f"the smallest deferral that came within {SLACK * 100:g} point of the cloud's accuracy there"
@@ -113,7 +113,7 @@ def notes(report: Report) -> list[str]:
 
 
 def points(report: Report) -> tuple[list[float], list[float]]:
-    """Deferral and accuracy of every threshold on the test images, in percent, thinned out."""
+    """Deferral rate and accuracy of every threshold on the test images, in percent, thinned out."""
     found = sweep(report.edge.confidence, report.edge.right, report.cloud.right)
     keep = np.unique(np.linspace(0, len(found.deferral) - 1, POINTS).astype(int))
     return (found.deferral[keep] * 100).tolist(), (found.accuracy[keep] * 100).tolist()
@@ -162,19 +162,19 @@ def drawing(report: Report, *, ink: str = INK) -> Any:
 
 
 def png(report: Report) -> bytes:
-    """Black on white."""
+    """The curve, black on white."""
     out = io.BytesIO()
     drawing(report, ink="#1b1b1f").savefig(out, format="png", dpi=150, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
 def svg(report: Report) -> str:
-    """An element for an HTML page, in whatever colour the page's text has."""
+    """The curve as an element of an HTML page, in the colour of the page's text."""
     return element(drawing(report), "curve")
 
 
 def page(report: Report) -> str:
-    """The whole file.
+    """The HTML page.
 
     Raises:
         RuntimeMissing: matplotlib is not installed.
@@ -207,7 +207,7 @@ def page(report: Report) -> str:
 
 
 def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
-    """Prints the report, for programs or for people, and writes its files into `folder`, if there is one."""
+    """Prints the report, as JSON or as text, and writes its files into `folder`, if there is one."""
     console = Console(stderr=as_json, highlight=False)
     if as_json:
         print(json.dumps(numbers(report)))
