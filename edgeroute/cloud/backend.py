@@ -38,7 +38,7 @@ class CloudBackend(Backend, Protocol):
 
     @property
     def load(self) -> Callable[[], object] | None:
-        """What is still to be imported and made before a call, which may take longer than a deadline; None: nothing."""
+        """Performs the imports and construction that a first call needs, which may outlast a deadline; None: that is done."""
 
     @property
     def alone_async(self) -> bool:
@@ -83,12 +83,12 @@ class HttpBackend(AbandonedRuns):
 
     @property
     def load(self) -> Callable[[], object] | None:
-        """Imports and makes the client, if that is still to be done."""
+        """Imports and constructs the client; None: that is done."""
         return None if self._client is not None else lambda: self.client
 
     @property
     def client(self) -> HttpClient:
-        """What carries the calls."""
+        """The HTTP client."""
         if self._client is None:
             with no_fork:
                 from edgeroute.cloud.http import HttpClient
