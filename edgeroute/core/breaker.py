@@ -26,7 +26,7 @@ def allowed(closed: Numbers, held: Numbers, now: Numbers) -> Numbers:
 
 
 def tripped(faults: Numbers) -> Numbers:
-    """Whether so many consecutive faults open a closed breaker."""
+    """Whether this number of consecutive faults opens a closed breaker."""
     return faults >= FAULTS
 
 

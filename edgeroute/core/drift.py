@@ -77,9 +77,9 @@ class Drift:
         if not 0 <= ones <= n:
             raise ValueError(f"{ones} of {n} values cannot be 1")
         if n:
-            # All n new bets are made before the first value. Each of them, and what there was, is multiplied by a product that
-            # has a mean of 1 at most, given what came before: wealth still rises by n at most on average, and the alarm, which
-            # looks at the ends of batches only, still comes after `alarm` values or more.
+            # All n new bets are made before the first value. Each of them, and the previous wealth, is multiplied by a product
+            # with a mean of at most 1, given the past: wealth still rises by at most n on average, and the average run length
+            # to an alarm, which is tested only at the ends of batches, is still at least `alarm` values.
             zeros, wealth = n - ones, self._wealth
             grown = [log(had + n) + ones * up + zeros * down for had, (up, down) in zip(wealth, self._logs, strict=True)]
             self._take([exp(min(_LOG_MOST, g)) for g in grown], ones, n)
@@ -91,15 +91,15 @@ class Drift:
         self.alarmed = self.alarmed or self.evidence >= self._alarm
 
     def dump(self) -> dict[str, object]:
-        """What is known, ready for JSON."""
+        """JSON-serialisable state."""
         return {"level": self.level, "count": self.count, "ones": self.ones, "alarmed": self.alarmed, "wealth": self._wealth[:]}
 
     @classmethod
     def load(cls, dumped: Mapping[str, Any], level: float, *, alarm: float = ALARM) -> Drift:
-        """The one that was dumped; or a new one, if that was for another level: what it knew is of another promise.
+        """Restores a dumped detector; a new one if that had another level, as its evidence is about another guarantee.
 
         Raises:
-            ValueError: that is no dump, or `level` or `alarm` is not in its range.
+            ValueError: not a dump, or `level` or `alarm` is out of range.
         """
         drift = cls(level, alarm=alarm)
         try:

@@ -21,7 +21,7 @@ MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 NEEDS: Final[Mapping[str, Side]] = {"only_edge": "edge", "prefer_cloud": "cloud", "only_cloud": "cloud"}
 """Mode -> the side it requires."""
 HEDGE: Final = "p[1-9][0-9]|auto"
-"""Regular expression for a `Hedge` given as text."""
+"""Regular expression for a `Hedge` as text."""
 INF: Final = float("inf")
 
 

@@ -1,4 +1,4 @@
-"""An HTTP server that sends given bytes as its reply, valid or not."""
+"""An HTTP server with a canned reply, valid or not."""
 
 from __future__ import annotations
 
