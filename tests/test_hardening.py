@@ -51,3 +51,30 @@ def test_a_server_that_replies_twice(make):
     with CannedServer(lambda request: said(asked(request)) + said("another's")) as server:
         router = make(unsure, PlainJson(server.url))
         assert [router.infer(x).value for x in "abc"] == ["a", "b", "c"]
+
+
+def test_a_row_that_waited_in_vain_is_not_taken_for_the_others(make):
+    """It is asked in a call of its own, with a key of its own: an endpoint gives what has the same key the same reply."""
+    kept, first = {}, []
+
+    def reply(request):
+        if asked(request) == "b" and not first:
+            first.append(request)
+            return DOWN
+        return kept.setdefault(header(request, "Idempotency-Key"), said(asked(request)))
+
+    with GatedServer(reply) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), cache=Cache())
+        answers = Queue()
+        leader = threading.Thread(target=lambda: answers.put([router.infer("b")]))
+        leader.start()
+        while not server.requests:
+            threading.Event().wait(0.001)
+        batch = threading.Thread(target=lambda: answers.put(router.infer_many(["a", "b"])))
+        batch.start()
+        while len(server.requests) < 2:  # noqa: PLR2004 - a's, while b waits for the leader
+            threading.Event().wait(0.001)
+        server.open()
+        leader.join(LONG)
+        batch.join(LONG)
+        assert sorted([a.value for a in answers.get()] for _ in range(2)) == [["a", "b"], ["edge"]]

@@ -69,7 +69,8 @@ class Caching:
             for i, request, flight in follows:
                 leader = yield Join(flight, self._patience_s(request))
                 if leader is None:
-                    alone.append((i, request, None))
+                    # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
+                    alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
                 else:
                     results[i] = self._shared(leader, request)
             yield from self._walked(alone, results, proceed)
