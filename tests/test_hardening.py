@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import signal
 import threading
+from array import array
 from queue import Queue
 
 import numpy as np
@@ -78,3 +80,37 @@ def test_a_row_that_waited_in_vain_is_not_taken_for_the_others(make):
         leader.join(LONG)
         batch.join(LONG)
         assert sorted([a.value for a in answers.get()] for _ in range(2)) == [["a", "b"], ["edge"]]
+
+
+FRAME = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        memoryview(FRAME), memoryview(FRAME.T), memoryview(FRAME.astype(">f4")), memoryview(FRAME[:0]), memoryview(FRAME[0, 0]),
+        memoryview(b"abc"), array("f", [1, 2]), (ctypes.c_float * 2)(1, 2),
+    ],
+    ids=["2d", "transposed", "big-endian", "empty", "scalar", "bytes", "array.array", "ctypes"],
+)  # fmt: skip
+def test_a_buffer_is_the_same_input_with_a_deadline(make, x):
+    """The copy that a leg beside the caller reads has the dtype and the shape of the caller's."""
+    router = make(lambda x: ((np.asarray(x).dtype.newbyteorder("="), np.asarray(x).tolist()), 0.9), None)
+    assert router.infer(x, deadline=LONG).value == router.infer(x).value
+
+
+@pytest.mark.parametrize("x", [array("f", [1, 2]), (ctypes.c_float * 2)(1, 2), memoryview(bytearray(b"ab"))], ids=repr)
+def test_a_buffer_that_is_used_again(make, gate, x):
+    """A leg that outlives its call reads what was in it then."""
+    read, before = Queue(), list(x)
+
+    def cloud(x):
+        gate.wait()
+        read.put(list(x))
+        return "cloud", 0.9
+
+    assert make(unsure, cloud).infer(x, deadline=0.2).degraded
+    x[0] = 9
+    gate.set()
+    assert read.get(timeout=LONG) == before
+    x[0] = before[0]
