@@ -155,11 +155,14 @@ def own_copy(x: Any) -> Any:
 def _copied_view(x: memoryview) -> memoryview:
     """With its format and shape: without them it is another input."""
     try:
-        return memoryview(bytearray(x.tobytes())).cast("B").cast(x.format, x.shape)  # type: ignore[call-overload]
+        whole: Any = memoryview(bytearray(x.tobytes()))
+        view: memoryview = whole.cast(x.format, x.shape)
+        return view
     except (TypeError, ValueError):  # a format or a shape that cannot be cast to
         import numpy as np
 
-        return memoryview(np.array(x))
+        copied: Any = np.array(x)
+        return memoryview(copied)
 
 
 def _rebuilt(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
 import numpy as np
@@ -99,7 +100,11 @@ def test_a_buffer_is_the_same_input_with_a_deadline(make, x):
     assert router.infer(x, deadline=LONG).value == router.infer(x).value
 
 
-@pytest.mark.parametrize("x", [array("f", [1, 2]), (ctypes.c_float * 2)(1, 2), memoryview(bytearray(b"ab"))], ids=repr)
+@pytest.mark.parametrize(
+    "x",
+    [array("f", [1, 2]), (ctypes.c_float * 2)(1, 2), memoryview(bytearray(b"ab"))],
+    ids=["array.array", "ctypes", "memoryview"],
+)
 def test_a_buffer_that_is_used_again(make, gate, x):
     """A leg that outlives its call reads what was in it then."""
     read, before = Queue(), list(x)
@@ -114,3 +119,45 @@ def test_a_buffer_that_is_used_again(make, gate, x):
     gate.set()
     assert read.get(timeout=LONG) == before
     x[0] = before[0]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["its own thread", "another thread"])
+@pytest.mark.parametrize("call", ["refine", "stream"])
+def test_a_generator_that_is_half_read_holds_up_no_equal_request(call, elsewhere):
+    """However long its reader leaves it, in whichever thread the other is asked."""
+
+    def cloud(x):
+        yield "cl"
+        yield "oud"
+
+    with Router(unsure, cloud, threshold=0.5, cache=Cache()) as router:
+        steps = iter(getattr(router, call)("x"))
+        next(steps)
+        if elsewhere:
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(router.infer, "x").result(LONG).value == "cloud"
+        else:
+            assert router.infer("x").value == "cloud"
+        steps.close()
+
+
+def test_a_signal_handler_asks_what_is_being_asked():
+    """It does not wait for what it has interrupted."""
+    told = []
+
+    def handler(*_):
+        told.append(None)
+        told.append(router.infer("x").value)
+
+    def cloud(_):
+        if not told:
+            signal.raise_signal(signal.SIGUSR1)
+        return "cloud", 0.9
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with Router(unsure, cloud, threshold=0.5, cache=Cache()) as router:
+            assert router.infer("x").value == "cloud"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert told == [None, "cloud"]
