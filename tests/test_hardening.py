@@ -12,9 +12,9 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from both import DOWN, LONG, GatedServer, Tasks, Threads, header, nothing_left, sure, unsure
+from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import AsyncRouter, Cache, PlainJson, Router
+from edgeroute import AsyncRouter, Cache, Instrument, PlainJson, Router
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 
@@ -75,7 +75,7 @@ def test_a_row_that_waited_in_vain_is_not_taken_for_the_others(make):
             threading.Event().wait(0.001)
         batch = threading.Thread(target=lambda: answers.put(router.infer_many(["a", "b"])))
         batch.start()
-        while len(server.requests) < 2:  # noqa: PLR2004 - a's, while b waits for the leader
+        while len(server.requests) < 2:  # a's, while b waits for the leader
             threading.Event().wait(0.001)
         server.open()
         leader.join(LONG)
@@ -161,3 +161,32 @@ def test_a_signal_handler_asks_what_is_being_asked():
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert told == [None, "cloud"]
+
+
+@pytest.mark.parametrize("call", ["infer", "infer_many"])
+def test_of_two_clouds_that_are_late_one_is_told(make, gate, call):
+    """Once for each request, whoever else answers it later."""
+    gates, told, ended = [threading.Event(), threading.Event()], Queue(), Queue()
+
+    def cloud(i):
+        def late(_):
+            gates[i].wait(LONG)
+            return f"cloud {i}", 0.9
+
+        return late
+
+    class Ends(Instrument):
+        def attempt_ended(self, event):
+            ended.put(event)
+
+    router = make(unsure, [cloud(0), cloud(1)], deadline=0.3, hedge_after=0.01, instruments=[Ends()])
+    router.on_late(lambda late: told.put((late.id, late.value)))
+    answer = ask(router, call, "x")
+    assert answer.degraded
+    for one in gates:
+        one.set()
+        assert ended.get(timeout=LONG).error is None
+    assert told.get(timeout=LONG)[0] == answer.id
+    router.close()
+    assert told.empty()
+    assert router.stats().late == 1
