@@ -190,3 +190,21 @@ def test_of_two_clouds_that_are_late_one_is_told(make, gate, call):
     router.close()
     assert told.empty()
     assert router.stats().late == 1
+
+
+def test_an_instrument_of_its_own_kind(make):
+    """Methods that it lacks, or cannot give, cost no answer; the others hear of it."""
+    ended = []
+
+    class Half:
+        def request_ended(self, event):
+            ended.append(event.answer.value)
+
+        @property
+        def attempt_ended(self):
+            raise RuntimeError("not yet")
+
+    router = make(unsure, sure, instruments=[Half(), Half()])
+    assert router.infer("x").source == "cloud"
+    router.close()
+    assert len(ended) == 2
