@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -125,8 +126,8 @@ class Backend(Protocol):
 def own_copy(x: Any) -> Any:
     """The input as a copy that its owner cannot change any more.
 
-    Arrays, buffers and what else has `dtype` and `copy`, `clone` (tensors) or Pillow's `copy` are copied, and containers with
-    what is in them. Any other object is taken as it is.
+    Arrays, buffers and what else has `dtype` (tables: `dtypes`) and `copy`, `clone` (tensors) or Pillow's `copy` are copied, and
+    containers with what is in them. Any other object is taken as it is.
     """
     kind = type(x)
     if kind in _IMMUTABLE:
@@ -139,14 +140,29 @@ def own_copy(x: Any) -> Any:
         return kind(*items) if hasattr(x, "_fields") else tuple(items)
     if isinstance(x, list):
         return [own_copy(part) for part in x]
-    if isinstance(x, bytearray):
+    if isinstance(x, bytearray | array):
         return x[:]
     if isinstance(x, memoryview):
-        return memoryview(x.tobytes())
+        return _copied_view(x)
+    if hasattr(kind, "from_buffer_copy"):  # ctypes' own
+        return kind.from_buffer_copy(x)
     copy = getattr(x, "clone", None) or getattr(x, "copy", None)
-    if copy is not None and (hasattr(x, "dtype") or hasattr(x, "getpixel")):
+    if copy is not None and (hasattr(x, "dtype") or hasattr(x, "dtypes") or hasattr(x, "getpixel")):
         return copy()
     return x
+
+
+def _copied_view(x: memoryview) -> memoryview:
+    """With its format and shape: without them it is another input."""
+    try:
+        whole: Any = memoryview(bytearray(x.tobytes()))
+        view: memoryview = whole.cast(x.format, x.shape)
+        return view
+    except (TypeError, ValueError):  # a format or a shape that cannot be cast to
+        import numpy as np
+
+        copied: Any = np.array(x)
+        return memoryview(copied)
 
 
 def _rebuilt(x: Mapping[Any, Any], parts: dict[Any, Any]) -> Any:

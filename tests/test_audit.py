@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from both import LONG, Tasks, Threads, nothing_left
 
-from edgeroute import Audit, Egress, Function, Limits, PolicyError, Router
+from edgeroute import Audit, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.observe.stats import TOGETHER
 from edgeroute.record.drift_monitor import DriftMonitor, limit
@@ -307,6 +307,22 @@ def test_an_alarm_may_raise_the_threshold(certificate, caplog):
         assert certificate.threshold < first < 1
         until(lambda: router.infer(1.0) and idle(router) is None and router.engine.snapshot.targets[0].threshold > first)
         assert router.infer(first).source == "cloud"
+
+
+def test_an_alarm_goes_for_what_is_stored_too(certificate):
+    """An answer that was accepted by a threshold which is not trusted any more is not given again."""
+    answers = [*np.linspace(0.9, 1, 2000)]
+    policy = {"audit": Audit(share=1, on_alarm="defer"), "cache": Cache()}
+    with Router(edge, wrong, threshold=certificate, **policy) as router:
+        assert router.infer(0.95).source == "edge"
+        assert router.infer(0.95).source == "cache"
+        for x in answers:
+            router.infer(x)
+            idle(router)
+            if router.stats().audits[0].alarm:
+                break
+        assert router.stats().audits[0].alarm
+        assert router.infer(0.95).value == "b"
 
 
 def test_an_alarm_may_defer_all_and_a_later_run_knows(certificate, tmp_path, caplog):

@@ -19,7 +19,7 @@ from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
 from edgeroute.cloud.sockets import STAGGER_S, Sockets, readable
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire
+from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.core.policy import INF
 from edgeroute.errors import CloudError, TimedOut
 from edgeroute.system import renew_after_fork
@@ -122,6 +122,9 @@ class _Connection:
         finally:
             await response.aclose()
         self.kept = True
+        if overfull(self._connection):
+            self.sockets.close()
+            self._connection, self.kept = self._new(), False
         return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:

@@ -15,7 +15,7 @@ import httpcore
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, readable
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire
+from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.errors import TimedOut, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
@@ -121,6 +121,9 @@ class _Connection:
         except ERRORS as e:
             raise wire.error(e, stale=self._kept) from e
         self._kept = True
+        if overfull(self._connection):
+            self._sockets.close()
+            self._connection, self._kept = self._new(), False
         return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:

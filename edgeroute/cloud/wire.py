@@ -117,6 +117,15 @@ class Wire:
         return error
 
 
+def overfull(connection: object) -> bool:
+    """Whether more than the reply has come already: another request would be given it as its own.
+
+    What comes later makes the socket readable while it is idle, and is noticed before the next request.
+    """
+    state = getattr(getattr(connection, "_connection", None), "_h11_state", None)  # httpcore tells of its own bytes nowhere else
+    return state is not None and bool(state.trailing_data[0])
+
+
 ERRORS = (
     httpcore.TimeoutException,
     httpcore.NetworkError,

@@ -74,8 +74,8 @@ class Instruments(Instrument):
 
     def _each(self, name: str, *event: Any) -> None:
         for instrument in self._all:
-            method: Callable[..., object] = getattr(instrument, name)
             try:
+                method: Callable[..., object] = getattr(instrument, name)  # one of its own kind may not have it
                 method(*event)
             except KeyboardInterrupt:
                 raise

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
+HELD_S = 1.0
+"""An equal request that shows something goes on as its reader does, who may never: it is waited for no longer than this."""
 
 
 class Caching:
@@ -67,9 +69,10 @@ class Caching:
             yield from self._walked(leads, results, proceed)
             alone = []
             for i, request, flight in follows:
-                leader = yield Join(flight, self._patience_s(request))
+                leader = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
                 if leader is None:
-                    alone.append((i, request, None))
+                    # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
+                    alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
                 else:
                     results[i] = self._shared(leader, request)
             yield from self._walked(alone, results, proceed)
@@ -125,7 +128,7 @@ class Caching:
                 entry, similarity = near
                 note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
                 return self._recalled(entry, "cache", request, note), request, None
-        return None, request, self.flights.join(key)
+        return None, request, self.flights.join(key, held=bool(request.shows))
 
     def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         try:

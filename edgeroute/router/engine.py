@@ -212,7 +212,7 @@ class Engine:
                 monitor = None if auditor is None else auditor.watch(target.name)
                 targets.append(effective_target(target, certificate) if monitor is None else monitor.target(target))
             if tuple(targets) != snapshot.targets:
-                self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
+                self.snapshot = snapshot._replace(targets=tuple(targets), plans={}, prefixes={})
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
     def replace(self, build: Callable[[Snapshot], Snapshot], limits: Limits, metered: bool | Callable[[], bool]) -> None:

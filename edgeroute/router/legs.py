@@ -67,7 +67,9 @@ class LateEvents:
         self._early: dict[int, Event] = {}
         """Leg -> the event sent to the walk."""
         self.rows: dict[int, tuple[int, ...]] = {}
-        """Leg -> the rows of the batch that it was started for."""
+        """By leg: the rows of the batch that it was started for."""
+        self._answered: set[int] = set()
+        """The rows of which a late answer was taken: of several clouds that are late the first counts."""
 
     def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
         """Delivers a leg's last event. own_thread: the calling thread may be blocked."""
@@ -91,6 +93,12 @@ class LateEvents:
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
         for row in left.get(leg, ()):
             own = event
+            if type(event) is Done:
+                with self._lock:
+                    known = row in self._answered
+                    self._answered.add(row)
+                if known:
+                    continue
             if self._requests[row].batch and type(event) is Done:
                 own = Done(leg, event.answer[self.rows[leg].index(row)], event.at)
             self._take(self._requests[row], own, own_thread)

@@ -13,9 +13,10 @@ from edgeroute.system import renew_after_fork
 class _Shared:
     """State shared by the leader and followers of one flight."""
 
-    __slots__ = ("future",)
+    __slots__ = ("future", "held", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, held: bool) -> None:
+        self.held, self.thread = held, threading.get_ident()
         self.future: concurrent.futures.Future[Any] | None = None  # created for the first follower: most flights have none
 
 
@@ -27,6 +28,11 @@ class Flight:
     def __init__(self, flights: Flights, key: bytes, shared: _Shared, leads: bool) -> None:
         self._flights, self._key, self._shared, self.leads = flights, key, shared, leads
 
+    @property
+    def held(self) -> bool:
+        """Whether the leader goes on only as somebody reads what it shows."""
+        return self._shared.held
+
     def done(self, result: Any) -> None:
         """Passes the result to all followers. A no-op for a follower, or once the flight has ended."""
         self._end(result)
@@ -36,10 +42,16 @@ class Flight:
         self._end(None)
 
     def wait(self, timeout_s: float) -> Any:
-        """Blocks a follower for the leader's result, up to `timeout_s` seconds; None: it failed or timed out."""
-        assert self._shared.future is not None, "the leader has nobody to wait for"
+        """Blocks a follower for the leader's result, up to `timeout_s` seconds; None: it failed or timed out.
+
+        A leader of the same thread is below this on the stack, in a generator or under a signal handler: it is not waited for.
+        """
+        future = self._shared.future
+        assert future is not None, "the leader has nobody to wait for"
+        if self._shared.thread == threading.get_ident() and not future.done():
+            return None
         try:
-            return self._shared.future.result(min(timeout_s, threading.TIMEOUT_MAX))
+            return future.result(min(timeout_s, threading.TIMEOUT_MAX))
         except concurrent.futures.TimeoutError:
             return None
 
@@ -79,12 +91,12 @@ class Flights:
         with self._lock:
             return sum(shared.future is not None for shared in self._open.values())
 
-    def join(self, key: bytes) -> Flight:
-        """Starts a flight as its leader, or follows the one in progress."""
+    def join(self, key: bytes, *, held: bool = False) -> Flight:
+        """Starts a flight as its leader, or follows the one in progress. held: see `Flight.held`."""
         with self._lock:
             shared = self._open.get(key)
             if shared is None:
-                shared = self._open[key] = _Shared()
+                shared = self._open[key] = _Shared(held)
                 return Flight(self, key, shared, True)
             if shared.future is None:
                 future: concurrent.futures.Future[Any] = concurrent.futures.Future()

@@ -1,0 +1,209 @@
+"""Odd peers, odd models and odd callers: none of them gets another's answer, or costs one."""
+
+import contextlib
+import ctypes
+import json
+import signal
+import threading
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+
+import numpy as np
+import pytest
+from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
+
+from edgeroute import Cache, Instrument, PlainJson, Router
+from edgeroute.testing import CannedServer, http_reply
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+
+
+@pytest.fixture
+def gate():
+    """Open once the test has ended, so that what hangs does not hang for ever."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+def said(value):
+    """The reply that says so."""
+    return http_reply(json.dumps({"value": value, "confidence": 0.9}).encode())
+
+
+def asked(request):
+    """The input in a request."""
+    return json.loads(request.partition(b"\r\n\r\n")[2])["input"]
+
+
+def test_a_server_that_replies_twice(make):
+    """The reply that nobody asked for is not the next request's."""
+    with CannedServer(lambda request: said(asked(request)) + said("another's")) as server:
+        router = make(unsure, PlainJson(server.url))
+        assert [router.infer(x).value for x in "abc"] == ["a", "b", "c"]
+
+
+def test_a_row_that_waited_in_vain_is_not_taken_for_the_others(make):
+    """It is asked in a call of its own, with a key of its own: an endpoint gives what has the same key the same reply."""
+    kept, first = {}, []
+
+    def reply(request):
+        if asked(request) == "b" and not first:
+            first.append(request)
+            return DOWN
+        return kept.setdefault(header(request, "Idempotency-Key"), said(asked(request)))
+
+    with GatedServer(reply) as server:
+        router = make(unsure, PlainJson(server.url, retries=0), cache=Cache())
+        answers = Queue()
+        leader = threading.Thread(target=lambda: answers.put([router.infer("b")]))
+        leader.start()
+        while not server.requests:
+            threading.Event().wait(0.001)
+        batch = threading.Thread(target=lambda: answers.put(router.infer_many(["a", "b"])))
+        batch.start()
+        while len(server.requests) < 2:  # a's, while b waits for the leader
+            threading.Event().wait(0.001)
+        server.open()
+        leader.join(LONG)
+        batch.join(LONG)
+        assert sorted([a.value for a in answers.get()] for _ in range(2)) == [["a", "b"], ["edge"]]
+
+
+FRAME = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        memoryview(FRAME), memoryview(FRAME.T), memoryview(FRAME.astype(">f4")), memoryview(FRAME[:0]), memoryview(FRAME[0, 0]),
+        memoryview(b"abc"), array("f", [1, 2]), (ctypes.c_float * 2)(1, 2),
+    ],
+    ids=["2d", "transposed", "big-endian", "empty", "scalar", "bytes", "array.array", "ctypes"],
+)  # fmt: skip
+def test_a_buffer_is_the_same_input_with_a_deadline(make, x):
+    """The copy that a leg beside the caller reads has the dtype and the shape of the caller's."""
+    router = make(lambda x: ((np.asarray(x).dtype.newbyteorder("="), np.asarray(x).tolist()), 0.9), None)
+    assert router.infer(x, deadline=LONG).value == router.infer(x).value
+
+
+@pytest.mark.parametrize(
+    "x",
+    [array("f", [1, 2]), (ctypes.c_float * 2)(1, 2), memoryview(bytearray(b"ab"))],
+    ids=["array.array", "ctypes", "memoryview"],
+)
+def test_a_buffer_that_is_used_again(make, gate, x):
+    """A leg that outlives its call reads what was in it then."""
+    read, before = Queue(), list(x)
+
+    def cloud(x):
+        gate.wait()
+        read.put(list(x))
+        return "cloud", 0.9
+
+    assert make(unsure, cloud).infer(x, deadline=0.2).degraded
+    x[0] = 9
+    gate.set()
+    assert read.get(timeout=LONG) == before
+    x[0] = before[0]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["its own thread", "another thread"])
+@pytest.mark.parametrize("call", ["refine", "stream"])
+def test_a_generator_that_is_half_read_holds_up_no_equal_request(call, elsewhere):
+    """However long its reader leaves it, in whichever thread the other is asked."""
+
+    def cloud(x):
+        yield "cl"
+        yield "oud"
+
+    with Router(unsure, cloud, threshold=0.5, cache=Cache()) as router:
+        steps = iter(getattr(router, call)("x"))
+        next(steps)
+        if elsewhere:
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(router.infer, "x").result(LONG).value == "cloud"
+        else:
+            assert router.infer("x").value == "cloud"
+        steps.close()
+
+
+def test_a_signal_handler_asks_what_is_being_asked():
+    """It does not wait for what it has interrupted."""
+    told = []
+
+    def handler(*_):
+        told.append(None)
+        told.append(router.infer("x").value)
+
+    def cloud(_):
+        if not told:
+            signal.raise_signal(signal.SIGUSR1)
+        return "cloud", 0.9
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with Router(unsure, cloud, threshold=0.5, cache=Cache()) as router:
+            assert router.infer("x").value == "cloud"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert told == [None, "cloud"]
+
+
+@pytest.mark.parametrize("call", ["infer", "infer_many"])
+def test_of_two_clouds_that_are_late_one_is_told(make, gate, call):
+    """Once for each request, whoever else answers it later."""
+    gates, told, ended = [threading.Event(), threading.Event()], Queue(), Queue()
+
+    def cloud(i):
+        def late(_):
+            gates[i].wait(LONG)
+            return f"cloud {i}", 0.9
+
+        return late
+
+    class Ends(Instrument):
+        def attempt_ended(self, event):
+            ended.put(event)
+
+    router = make(unsure, [cloud(0), cloud(1)], deadline=0.3, hedge_after=0.01, instruments=[Ends()])
+    router.on_late(lambda late: told.put((late.id, late.value)))
+    answer = ask(router, call, "x")
+    assert answer.degraded
+    for one in gates:
+        one.set()
+        assert ended.get(timeout=LONG).error is None
+    assert told.get(timeout=LONG)[0] == answer.id
+    router.close()
+    assert told.empty()
+    assert router.stats().late == 1
+
+
+def test_an_instrument_of_its_own_kind(make):
+    """Methods that it lacks, or cannot give, cost no answer; the others hear of it."""
+    ended = []
+
+    class Half:
+        def request_ended(self, event):
+            ended.append(event.answer.value)
+
+        @property
+        def attempt_ended(self):
+            raise RuntimeError("not yet")
+
+    router = make(unsure, sure, instruments=[Half(), Half()])
+    assert router.infer("x").source == "cloud"
+    router.close()
+    assert len(ended) == 2
