@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import AsyncRouter, Cache, Instrument, PlainJson, Router
+from edgeroute import AsyncRouter, Cache, Closed, Instrument, PlainJson, Router
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 
@@ -208,3 +208,92 @@ def test_an_instrument_of_its_own_kind(make):
     assert router.infer("x").source == "cloud"
     router.close()
     assert len(ended) == 2
+
+
+async def hangs(_):
+    """A cloud that never answers."""
+    await asyncio.sleep(10 * LONG)
+
+
+def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
+    """Though it was cancelled."""
+    ended = []
+
+    async def main():
+        over = asyncio.Event()
+
+        async def cloud(_):
+            while not over.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await over.wait()
+            ended.append(True)
+
+        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=0.2)
+        assert (await router.infer("x")).degraded
+        await router.close()
+        assert not ended
+        over.set()
+        while not ended:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "closed"])
+def test_closing_on_another_loop(ended):
+    """A leg that was left on the loop before is not this one's to end."""
+    router, loop = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2), asyncio.new_event_loop()
+    router.on_late(lambda late: None)  # noqa: ARG005
+    assert loop.run_until_complete(router.infer("x")).degraded
+    (left,) = asyncio.all_tasks(loop)
+    if not ended:
+        asyncio.run(router.close())
+    left.cancel()
+    loop.run_until_complete(asyncio.gather(left, return_exceptions=True))
+    loop.close()
+    asyncio.run(router.close())
+
+
+def test_closing_that_is_cancelled():
+    """It is closed all the same."""
+
+    async def main():
+        router = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2)
+        router.on_late(lambda late: None)  # noqa: ARG005
+        await router.infer("x")
+        closing = asyncio.ensure_future(router.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(Closed):
+            await router.infer("x")
+        await asyncio.sleep(0)
+        assert not router.engine.edge_threads.idle
+
+    asyncio.run(main())
+
+
+def test_no_leg_begins_while_closing():
+    """A call that goes on from one cloud to the next ends there, with what it has."""
+
+    async def main():
+        begun, second = asyncio.Event(), FakeCloud([("second", 0.9)])
+
+        async def first(_):
+            begun.set()
+            await hangs(_)
+
+        async def next_one(x):
+            return second(x)
+
+        router = AsyncRouter(unsure, [first, next_one], threshold=0.5)
+        asking = asyncio.ensure_future(router.infer("x"))
+        await begun.wait()
+        await router.close()
+        answer = await asyncio.wait_for(asking, LONG)
+        assert (answer.value, answer.degraded, second.runs) == ("edge", True, 0)
+        assert "the router is closed" in answer.reason
+
+    asyncio.run(main())
