@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import AsyncRouter, Cache, Closed, Instrument, PlainJson, Router
+from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, PlainJson, Router
+from edgeroute.router.snapshot import build
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 
@@ -297,3 +298,45 @@ def test_no_leg_begins_while_closing():
         assert "the router is closed" in answer.reason
 
     asyncio.run(main())
+
+
+class Stubborn(FakeModel):
+    """A model that cannot be closed."""
+
+    def __init__(self, error, **more):
+        super().__init__([("edge", 0.9)], **more)
+        self.error, self.closed = error, 0
+
+    def close(self):
+        """Raises."""
+        self.closed += 1
+        raise self.error
+
+
+def reloaded(router, edge):
+    """Puts another edge in force, as a reload does."""
+    router.engine.replace(lambda old: build(edge, threshold=0.5, guard=None, old=old), Limits(), False)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not now"), SystemExit(1)], ids=repr)
+def test_models_that_cannot_be_closed(error):
+    """Neither a reload nor closing raises what they do, and each is tried."""
+    models = [Stubborn(error, name=name) for name in "ab"]
+    with Router(models, None, threshold=0.5) as router:
+        last = Stubborn(error)
+        reloaded(router, last)
+        assert [model.closed for model in models] == [1, 1]
+        assert router.infer("x").value == "edge"
+    assert last.closed == 1
+
+
+def test_a_model_that_cannot_be_closed_after_its_last_run(gate):
+    """The answer of that run is there all the same."""
+    model = Stubborn(RuntimeError("not now"), gate=gate)
+    with Threads(model, None, threshold=0.5) as router:
+        answer = router.start("x")
+        assert model.begun.wait(LONG)
+        reloaded(router, sure)
+        gate.set()
+        assert answer.result(LONG).value == "edge"
+    assert model.closed == 1
