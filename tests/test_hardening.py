@@ -8,13 +8,14 @@ import signal
 import threading
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import Queue
 
 import numpy as np
 import pytest
 from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, PlainJson, Router
+from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, Outbox, PlainJson, Router, Saver, Unreachable
 from edgeroute.router.snapshot import build
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -340,3 +341,61 @@ def test_a_model_that_cannot_be_closed_after_its_last_run(gate):
         gate.set()
         assert answer.result(LONG).value == "edge"
     assert model.closed == 1
+
+
+@pytest.mark.parametrize("told", [None, {"battery": 1}, ("low", None), (0.1, 20.0)], ids=repr)
+def test_sensors_that_tell_something_else(make, told):
+    """What cannot be read costs no answer; a plain pair of numbers is as good as a `Reading`."""
+    router = make(unsure, sure, saver=Saver("only_edge", battery_below=0.2), sensors=lambda: told)
+    assert router.infer("x").source == ("edge" if told == (0.1, 20.0) else "cloud")
+    router.engine.observer.read()
+    assert router.infer("x").source == ("edge" if told == (0.1, 20.0) else "cloud")
+
+
+@dataclass
+class Answers:
+    """A model or a cloud without a hash."""
+
+    value: str
+    confidence: float
+
+    def __call__(self, x):
+        return self.value, self.confidence
+
+
+def test_callables_without_a_hash(make):
+    """A dataclass is a callable as any other; a reload keeps what is the same."""
+    edge, cloud = Answers("edge", 0.1), Answers("cloud", 0.9)
+    router = make(edge, cloud)
+    assert router.infer("x").value == "cloud"
+    before = router.engine.snapshot.backends
+    router.engine.replace(
+        lambda old: build(edge, cloud, threshold=0.4, guard=lambda backend: before[1].guard, old=old), Limits(), False
+    )
+    assert router.engine.snapshot.backends == before
+
+
+def test_a_signal_handler_in_the_middle_of_the_cache_on_disk(tmp_path):
+    """It takes the locks that its thread has."""
+    cache, done = Cache(disk=tmp_path / "cache.db"), threading.Event()
+
+    def work():
+        with cache._disk._lock, cache._disk._turn:
+            with Router(sure, None, cache=cache) as router:
+                router.infer("x")
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(LONG)
+
+
+def test_a_cloud_that_exits_while_it_is_delivered_to(tmp_path):
+    """The entry is dead, as after any other exception of a function; it is not sent for ever."""
+    cloud = FakeCloud([Unreachable("away"), SystemExit(3)])
+    outbox = Outbox(tmp_path / "outbox.db", spread_s=0)
+    with Router(unsure, cloud, threshold=0.5, offline="queue", outbox=outbox) as router:
+        assert not router.infer("x").final
+        router.engine.queue.delivery.wake(now=True)
+        while not outbox.list("dead"):
+            threading.Event().wait(0.001)
+        assert cloud.runs == 2
