@@ -13,7 +13,7 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
+from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
 from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, Outbox, PlainJson, Router, Saver, Unreachable
 from edgeroute.router.snapshot import build
@@ -399,3 +399,30 @@ def test_a_cloud_that_exits_while_it_is_delivered_to(tmp_path):
         while not outbox.list("dead"):
             threading.Event().wait(0.001)
         assert cloud.runs == 2
+
+
+class Uncopied:
+    """A tensor for whose copy there is no memory."""
+
+    dtype = "float32"
+
+    def clone(self):
+        """There is none."""
+        raise MemoryError("no room for a copy")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_input_that_cannot_be_copied(make, call):
+    """The edge reads the caller's own while the caller waits; a leg that may outlive the call is not begun."""
+    cloud = FakeCloud([("cloud", 0.9)])
+    answer = ask(make(unsure, cloud), call, Uncopied(), deadline=LONG)
+    assert (answer.value, answer.degraded, cloud.runs) == ("edge", True, 0)
+    assert "no room for a copy" in answer.reason
+
+
+def test_an_input_that_cannot_be_copied_is_not_queued(tmp_path):
+    """Which is said."""
+    with Router(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", state=tmp_path) as router:
+        answer = router.infer(Uncopied(), deadline=LONG)
+        assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
+        assert answer.reason.endswith("not queued: no room for a copy")

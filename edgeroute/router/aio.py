@@ -246,7 +246,9 @@ class AsyncRouter(EngineOwner):
         if self.engine.closed:
             return Failed(start.leg, Held(f"{backend.name} was not asked: the router is closed", code="stopped"), monotonic())
         if not legs.sequential or streams or legs.egress.asks:
-            legs.detach(start)  # it may outlive the call
+            error = legs.detach(start)  # it may outlive the call
+            if error is not None:
+                return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
         off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may hang as a cloud does
         if streams:

@@ -199,20 +199,20 @@ class LegExecutor:
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
-        self.detach(start)
+        error = self.detach(start)
         task = LegTask(start.leg, self.backend(start))
-        if self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
+        if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
             return task.stop
-        refusal = self._refusal(start)
+        refusal = self._refusal(start, error)
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
     def begin_stream(self, start: Start, send: Send) -> Stop:
         """The same for an answer that comes in pieces."""
-        self.detach(start)
+        error = self.detach(start)
         task, to = LegTask(start.leg, self.backend(start)), self.mail(start, send)
         execute = partial(self._run_stream, start, send, task.token)
-        if not self._submit(start, task, execute, to):
-            refusal = self._refusal(start)
+        if error is not None or not self._submit(start, task, execute, to):
+            refusal = self._refusal(start, error)
             if refusal is None:
                 task.run(execute, to)
             else:
@@ -223,10 +223,12 @@ class LegExecutor:
         threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
         return threads.submit(partial(copy_context().run, task.run, execute, send))
 
-    def _refusal(self, start: Start) -> Exception | None:
-        """Why a leg for which there is no thread does not run; None: it runs in the caller's."""
+    def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
+        """Why a leg for which there is no thread, or no copy of its inputs (`error`), does not run; None: it runs in the caller's."""
         backend = self.backend(start)
         if self.plan.legs[start.leg].permit is not None:
+            if error is not None:
+                return error
             backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
             return Held(f"{backend.name} was not asked: no thread is free", code="threads")
         if backend.abandoned >= STUCK_MOST:
@@ -274,12 +276,19 @@ class LegExecutor:
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())
 
-    def detach(self, start: Start) -> None:
-        """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own."""
+    def detach(self, start: Start) -> Exception | None:
+        """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own.
+
+        -> why they cannot be copied; then it may run in the caller's thread alone.
+        """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
         if not self._copied:
-            self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
+            try:
+                self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
+            except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
+                return e
+        return None
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
         """Where a leg's last event goes: to the walk, or once that has ended without it, to whoever takes what is late."""

@@ -71,7 +71,12 @@ class OfflineQueue:
         if found is None:
             self._stored(request.id)
             return None
-        x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
+        try:
+            x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
+        except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
+            self._stored(request.id)
+            note = f"not queued: {_text(e)}"
+            return lambda: note
         return partial(self._store, walked, x, *found)
 
     def _store(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
