@@ -426,3 +426,14 @@ def test_an_input_that_cannot_be_copied_is_not_queued(tmp_path):
         answer = router.infer(Uncopied(), deadline=LONG)
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
         assert answer.reason.endswith("not queued: no room for a copy")
+
+
+@pytest.mark.parametrize("deadline", [None, LONG])
+def test_a_cloud_whose_own_event_loop_is_cancelled(make, deadline):
+    """That is a fault as any other, with a thread of its own or in the caller's."""
+
+    async def client():
+        raise asyncio.CancelledError
+
+    answer = make(unsure, lambda _: asyncio.run(client())).infer("x", deadline=deadline)
+    assert (answer.value, answer.degraded) == ("edge", True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,6 +163,10 @@ class LegExecutor:
                 answer = backend.run_one(self._inputs[0], stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
+        except BaseException as e:
+            if not _cancelled(e):
+                raise
+            return failed(start.leg, backend, e)
         return new(Done, (start.leg, answer, monotonic()))
 
     async def run_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> Event:
@@ -320,6 +325,12 @@ class LegExecutor:
 async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: OffLoop) -> list[Any]:
     """Consent and redaction, which may take their time, do not hold up the event loop."""
     return await off_loop(call) if egress.asks else call()
+
+
+def _cancelled(error: BaseException) -> bool:
+    """Whether a function's own event loop was cancelled: here, outside of any, that is a fault as any other."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 class LegTask:
