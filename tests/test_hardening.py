@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, Outbox, PlainJson, Router, Saver, Unreachable
+from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, NoAnswer, Outbox, PlainJson, Router, Saver, Unreachable
 from edgeroute.router.snapshot import build
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -437,3 +437,20 @@ def test_a_cloud_whose_own_event_loop_is_cancelled(make, deadline):
 
     answer = make(unsure, lambda _: asyncio.run(client())).infer("x", deadline=deadline)
     assert (answer.value, answer.degraded) == ("edge", True)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("offline", ["edge", "raise"])
+def test_what_stands_in_for_a_cloud_that_is_skipped(make, gate, call, offline):
+    """Is marked as degraded, or raised, as with any other fault of the cloud."""
+    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), deadline=LONG, offline=offline)
+    (backend,) = router.engine.snapshot.clouds
+    backend.max_abandoned = 0
+    router.engine.observe()
+    if offline == "raise":
+        with pytest.raises(NoAnswer, match="cloud was not asked: earlier runs of it go on"):
+            ask(router, call, "x")
+    else:
+        answer = ask(router, call, "x")
+        assert (answer.value, answer.degraded) == ("edge", True)
+        assert answer.reason.endswith("cloud was not asked: earlier runs of it go on; so the edge answer stands")

@@ -148,7 +148,7 @@ class Fallback:
         plan, outcome = walked.request.plan, walked.outcome
         if outcome.accepted:
             return None
-        away = any(leg.permit is not None for leg in plan.legs) and not _is_fatal(outcome)
+        away = (bool(plan.skipped) or any(leg.permit is not None for leg in plan.legs)) and not _is_fatal(outcome)
         return RULES[plan.offline] if away or plan.offline == "raise" else RULES["edge"]
 
 
