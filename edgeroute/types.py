@@ -156,8 +156,7 @@ def _copied_view(x: memoryview) -> memoryview:
     """With its format and shape: without them it is another input."""
     try:
         whole: Any = memoryview(bytearray(x.tobytes()))
-        view: memoryview = whole.cast(x.format, x.shape)
-        return view
+        return whole.cast(x.format, x.shape)  # type: ignore[no-any-return]
     except (TypeError, ValueError):  # a format or a shape that cannot be cast to
         import numpy as np
 

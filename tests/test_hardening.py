@@ -235,7 +235,7 @@ def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
         await router.close()
         assert not ended
         over.set()
-        while not ended:
+        while not ended:  # noqa: ASYNC110 - the task is not to be had from here
             await asyncio.sleep(0)
 
     asyncio.run(main())
@@ -246,7 +246,7 @@ def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
 def test_closing_on_another_loop(ended):
     """A leg that was left on the loop before is not this one's to end."""
     router, loop = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2), asyncio.new_event_loop()
-    router.on_late(lambda late: None)  # noqa: ARG005
+    router.on_late(lambda late: None)
     assert loop.run_until_complete(router.infer("x")).degraded
     (left,) = asyncio.all_tasks(loop)
     if not ended:
@@ -262,7 +262,7 @@ def test_closing_that_is_cancelled():
 
     async def main():
         router = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2)
-        router.on_late(lambda late: None)  # noqa: ARG005
+        router.on_late(lambda late: None)
         await router.infer("x")
         closing = asyncio.ensure_future(router.close())
         await asyncio.sleep(0)
@@ -360,6 +360,7 @@ class Answers:
     confidence: float
 
     def __call__(self, x):
+        """The same for every input."""
         return self.value, self.confidence
 
 
@@ -380,9 +381,8 @@ def test_a_signal_handler_in_the_middle_of_the_cache_on_disk(tmp_path):
     cache, done = Cache(disk=tmp_path / "cache.db"), threading.Event()
 
     def work():
-        with cache._disk._lock, cache._disk._turn:
-            with Router(sure, None, cache=cache) as router:
-                router.infer("x")
+        with cache._disk._lock, cache._disk._turn, Router(sure, None, cache=cache) as router:
+            router.infer("x")
         done.set()
 
     threading.Thread(target=work, daemon=True).start()
@@ -454,3 +454,28 @@ def test_what_stands_in_for_a_cloud_that_is_skipped(make, gate, call, offline):
         answer = ask(router, call, "x")
         assert (answer.value, answer.degraded) == ("edge", True)
         assert answer.reason.endswith("cloud was not asked: earlier runs of it go on; so the edge answer stands")
+
+
+def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
+    """Of the rows that were still to be stored nothing is left."""
+
+    async def main():
+        outbox, begun, gate = Outbox(tmp_path / "outbox.db"), asyncio.Event(), threading.Event()
+        loop, put = asyncio.get_running_loop(), outbox.put
+
+        def slow(waiting):
+            loop.call_soon_threadsafe(begun.set)
+            gate.wait(LONG)
+            return put(waiting)
+
+        outbox.put = slow
+        async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", outbox=outbox) as router:
+            asking = asyncio.ensure_future(router.infer_many(["a", "b", "c"]))
+            await begun.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert len(router.engine.queue._storing) == 1, "the one that is being stored"
+            gate.set()
+
+    asyncio.run(main())

@@ -77,7 +77,7 @@ class Instruments(Instrument):
             try:
                 method: Callable[..., object] = getattr(instrument, name)  # one of its own kind may not have it
                 method(*event)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt:  # noqa: PERF203 - each on its own
                 raise
             except BaseException as e:
                 log.error("an instrument failed at %s; no answer is touched by it", name, exc_info=e)  # noqa: TRY400

@@ -49,6 +49,9 @@ class OfflineRule(Protocol):
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
         """The result that the caller gets."""
 
+    def forget(self, walked: Walked, parts: Parts) -> None:
+        """`answer` will not be called for it: the call was cut off."""
+
 
 class EdgeStands:
     """`edge`: the edge's answer, marked degraded."""
@@ -57,6 +60,9 @@ class EdgeStands:
         """Needs nothing."""
 
     def expect(self, walked: Walked, parts: Parts) -> None:
+        """Nothing."""
+
+    def forget(self, walked: Walked, parts: Parts) -> None:
         """Nothing."""
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
@@ -105,6 +111,11 @@ class Queue(EdgeStands):
         if parts.queue is not None:
             parts.queue.expect(walked.request.id)
 
+    def forget(self, walked: Walked, parts: Parts) -> None:
+        """A late answer waits no longer."""
+        if parts.queue is not None:
+            parts.queue.forget(walked.request.id)
+
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
         """Stores it, within the deadline."""
         queue = parts.queue
@@ -138,9 +149,16 @@ class Fallback:
         if legs is not None and any(rule is not None for rule in rules):
             legs.finish([walked.outcome for walked in walks])
         results: list[Result] = []
-        for walked, rule in zip(walks, rules, strict=True):
-            result = accepted(walked) if rule is None else (yield from rule.answer(walked, self._parts))
-            results.append(result)
+        begun = 0
+        try:
+            for walked, rule in zip(walks, rules, strict=True):
+                begun += 1
+                result = accepted(walked) if rule is None else (yield from rule.answer(walked, self._parts))
+                results.append(result)
+        finally:  # cut off in the middle, the other rows are not stored any more
+            for walked, rule in list(zip(walks, rules, strict=True))[begun:]:
+                if rule is not None:
+                    rule.forget(walked, self._parts)
         return results
 
     def _rule(self, walked: Walked) -> OfflineRule | None:

@@ -229,7 +229,7 @@ class LegExecutor:
         return threads.submit(partial(copy_context().run, task.run, execute, send))
 
     def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
-        """Why a leg for which there is no thread, or no copy of its inputs (`error`), does not run; None: it runs in the caller's."""
+        """Why a leg for which there is no thread, or no copy of its inputs (error), does not run; None: it runs here."""
         backend = self.backend(start)
         if self.plan.legs[start.leg].permit is not None:
             if error is not None:

@@ -69,12 +69,12 @@ class OfflineQueue:
         request = walked.request
         found = _who_might(request.plan, walked.outcome)
         if found is None:
-            self._stored(request.id)
+            self.forget(request.id)
             return None
         try:
             x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
         except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-            self._stored(request.id)
+            self.forget(request.id)
             note = f"not queued: {_text(e)}"
             return lambda: note
         return partial(self._store, walked, x, *found)
@@ -85,10 +85,10 @@ class OfflineQueue:
         except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer stands all the same
             return f"not queued: {_text(e)}"
         finally:
-            self._stored(walked.request.id)
+            self.forget(walked.request.id)
 
-    def _stored(self, identity: str) -> None:
-        """What is late for it may go on."""
+    def forget(self, identity: str) -> None:
+        """It is stored, or will not be: what is late for it may go on."""
         storing = self._storing.get(identity)
         if storing is not None:
             storing.set_result(None)
