@@ -1,5 +1,6 @@
 """Odd peers, odd models and odd callers: none of them gets another's answer, or costs one."""
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -7,14 +8,16 @@ import signal
 import threading
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import Queue
 
 import numpy as np
 import pytest
-from both import DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
+from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import Cache, Instrument, PlainJson, Router
-from edgeroute.testing import CannedServer, http_reply
+from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, NoAnswer, Outbox, PlainJson, Router, Saver, Unreachable
+from edgeroute.router.snapshot import build
+from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
 
 @pytest.fixture(autouse=True)
@@ -207,3 +210,272 @@ def test_an_instrument_of_its_own_kind(make):
     assert router.infer("x").source == "cloud"
     router.close()
     assert len(ended) == 2
+
+
+async def hangs(_):
+    """A cloud that never answers."""
+    await asyncio.sleep(10 * LONG)
+
+
+def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
+    """Though it was cancelled."""
+    ended = []
+
+    async def main():
+        over = asyncio.Event()
+
+        async def cloud(_):
+            while not over.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await over.wait()
+            ended.append(True)
+
+        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=0.2)
+        assert (await router.infer("x")).degraded
+        await router.close()
+        assert not ended
+        over.set()
+        while not ended:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "closed"])
+def test_closing_on_another_loop(ended):
+    """A leg that was left on the loop before is not this one's to end."""
+    router, loop = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2), asyncio.new_event_loop()
+    router.on_late(lambda late: None)
+    assert loop.run_until_complete(router.infer("x")).degraded
+    (left,) = asyncio.all_tasks(loop)
+    if not ended:
+        asyncio.run(router.close())
+    left.cancel()
+    loop.run_until_complete(asyncio.gather(left, return_exceptions=True))
+    loop.close()
+    asyncio.run(router.close())
+
+
+def test_closing_that_is_cancelled():
+    """It is closed all the same."""
+
+    async def main():
+        router = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2)
+        router.on_late(lambda late: None)
+        await router.infer("x")
+        closing = asyncio.ensure_future(router.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(Closed):
+            await router.infer("x")
+        await asyncio.sleep(0)
+        assert not router.engine.edge_threads.idle
+
+    asyncio.run(main())
+
+
+def test_no_leg_begins_while_closing():
+    """A call that goes on from one cloud to the next ends there, with what it has."""
+
+    async def main():
+        begun, second = asyncio.Event(), FakeCloud([("second", 0.9)])
+
+        async def first(_):
+            begun.set()
+            await hangs(_)
+
+        async def next_one(x):
+            return second(x)
+
+        router = AsyncRouter(unsure, [first, next_one], threshold=0.5)
+        asking = asyncio.ensure_future(router.infer("x"))
+        await begun.wait()
+        await router.close()
+        answer = await asyncio.wait_for(asking, LONG)
+        assert (answer.value, answer.degraded, second.runs) == ("edge", True, 0)
+        assert "the router is closed" in answer.reason
+
+    asyncio.run(main())
+
+
+class Stubborn(FakeModel):
+    """A model that cannot be closed."""
+
+    def __init__(self, error, **more):
+        super().__init__([("edge", 0.9)], **more)
+        self.error, self.closed = error, 0
+
+    def close(self):
+        """Raises."""
+        self.closed += 1
+        raise self.error
+
+
+def reloaded(router, edge):
+    """Puts another edge in force, as a reload does."""
+    router.engine.replace(lambda old: build(edge, threshold=0.5, guard=None, old=old), Limits(), False)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not now"), SystemExit(1)], ids=repr)
+def test_models_that_cannot_be_closed(error):
+    """Neither a reload nor closing raises what they do, and each is tried."""
+    models = [Stubborn(error, name=name) for name in "ab"]
+    with Router(models, None, threshold=0.5) as router:
+        last = Stubborn(error)
+        reloaded(router, last)
+        assert [model.closed for model in models] == [1, 1]
+        assert router.infer("x").value == "edge"
+    assert last.closed == 1
+
+
+def test_a_model_that_cannot_be_closed_after_its_last_run(gate):
+    """The answer of that run is there all the same."""
+    model = Stubborn(RuntimeError("not now"), gate=gate)
+    with Threads(model, None, threshold=0.5) as router:
+        answer = router.start("x")
+        assert model.begun.wait(LONG)
+        reloaded(router, sure)
+        gate.set()
+        assert answer.result(LONG).value == "edge"
+    assert model.closed == 1
+
+
+@pytest.mark.parametrize("told", [None, {"battery": 1}, ("low", None), (0.1, 20.0)], ids=repr)
+def test_sensors_that_tell_something_else(make, told):
+    """What cannot be read costs no answer; a plain pair of numbers is as good as a `Reading`."""
+    router = make(unsure, sure, saver=Saver("only_edge", battery_below=0.2), sensors=lambda: told)
+    assert router.infer("x").source == ("edge" if told == (0.1, 20.0) else "cloud")
+    router.engine.observer.read()
+    assert router.infer("x").source == ("edge" if told == (0.1, 20.0) else "cloud")
+
+
+@dataclass
+class Answers:
+    """A model or a cloud without a hash."""
+
+    value: str
+    confidence: float
+
+    def __call__(self, x):
+        """The same for every input."""
+        return self.value, self.confidence
+
+
+def test_callables_without_a_hash(make):
+    """A dataclass is a callable as any other; a reload keeps what is the same."""
+    edge, cloud = Answers("edge", 0.1), Answers("cloud", 0.9)
+    router = make(edge, cloud)
+    assert router.infer("x").value == "cloud"
+    before = router.engine.snapshot.backends
+    router.engine.replace(
+        lambda old: build(edge, cloud, threshold=0.4, guard=lambda backend: before[1].guard, old=old), Limits(), False
+    )
+    assert router.engine.snapshot.backends == before
+
+
+def test_a_signal_handler_in_the_middle_of_the_cache_on_disk(tmp_path):
+    """It takes the locks that its thread has."""
+    cache, done = Cache(disk=tmp_path / "cache.db"), threading.Event()
+
+    def work():
+        with cache._disk._lock, cache._disk._turn, Router(sure, None, cache=cache) as router:
+            router.infer("x")
+        done.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    assert done.wait(LONG)
+
+
+def test_a_cloud_that_exits_while_it_is_delivered_to(tmp_path):
+    """The entry is dead, as after any other exception of a function; it is not sent for ever."""
+    cloud = FakeCloud([Unreachable("away"), SystemExit(3)])
+    outbox = Outbox(tmp_path / "outbox.db", spread_s=0)
+    with Router(unsure, cloud, threshold=0.5, offline="queue", outbox=outbox) as router:
+        assert not router.infer("x").final
+        router.engine.queue.delivery.wake(now=True)
+        while not outbox.list("dead"):
+            threading.Event().wait(0.001)
+        assert cloud.runs == 2
+
+
+class Uncopied:
+    """A tensor for whose copy there is no memory."""
+
+    dtype = "float32"
+
+    def clone(self):
+        """There is none."""
+        raise MemoryError("no room for a copy")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_input_that_cannot_be_copied(make, call):
+    """The edge reads the caller's own while the caller waits; a leg that may outlive the call is not begun."""
+    cloud = FakeCloud([("cloud", 0.9)])
+    answer = ask(make(unsure, cloud), call, Uncopied(), deadline=LONG)
+    assert (answer.value, answer.degraded, cloud.runs) == ("edge", True, 0)
+    assert "no room for a copy" in answer.reason
+
+
+def test_an_input_that_cannot_be_copied_is_not_queued(tmp_path):
+    """Which is said."""
+    with Router(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", state=tmp_path) as router:
+        answer = router.infer(Uncopied(), deadline=LONG)
+        assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
+        assert answer.reason.endswith("not queued: no room for a copy")
+
+
+@pytest.mark.parametrize("deadline", [None, LONG])
+def test_a_cloud_whose_own_event_loop_is_cancelled(make, deadline):
+    """That is a fault as any other, with a thread of its own or in the caller's."""
+
+    async def client():
+        raise asyncio.CancelledError
+
+    answer = make(unsure, lambda _: asyncio.run(client())).infer("x", deadline=deadline)
+    assert (answer.value, answer.degraded) == ("edge", True)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("offline", ["edge", "raise"])
+def test_what_stands_in_for_a_cloud_that_is_skipped(make, gate, call, offline):
+    """Is marked as degraded, or raised, as with any other fault of the cloud."""
+    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), deadline=LONG, offline=offline)
+    (backend,) = router.engine.snapshot.clouds
+    backend.max_abandoned = 0
+    router.engine.observe()
+    if offline == "raise":
+        with pytest.raises(NoAnswer, match="cloud was not asked: earlier runs of it go on"):
+            ask(router, call, "x")
+    else:
+        answer = ask(router, call, "x")
+        assert (answer.value, answer.degraded) == ("edge", True)
+        assert answer.reason.endswith("cloud was not asked: earlier runs of it go on; so the edge answer stands")
+
+
+def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
+    """Of the rows that were still to be stored nothing is left."""
+
+    async def main():
+        outbox, begun, gate = Outbox(tmp_path / "outbox.db"), asyncio.Event(), threading.Event()
+        loop, put = asyncio.get_running_loop(), outbox.put
+
+        def slow(waiting):
+            loop.call_soon_threadsafe(begun.set)
+            gate.wait(LONG)
+            return put(waiting)
+
+        outbox.put = slow
+        async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", outbox=outbox) as router:
+            asking = asyncio.ensure_future(router.infer_many(["a", "b", "c"]))
+            await begun.wait()
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert len(router.engine.queue._storing) == 1, "the one that is being stored"
+            gate.set()
+
+    asyncio.run(main())

@@ -406,7 +406,7 @@ class Counter:
 def flights(router):
     """Counts those who have joined a flight."""
     joined, join = Counter(), router.engine.caching.flights.join
-    router.engine.caching.flights.join = lambda key: (join(key), joined.add())[0]
+    router.engine.caching.flights.join = lambda key, **how: (join(key, **how), joined.add())[0]
     return joined
 
 

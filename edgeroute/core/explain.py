@@ -31,6 +31,8 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             parts.append(str(detail) if getattr(detail, "held", False) else f"{leg.name} failed: {detail}")
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
+    if not outcome.accepted:
+        parts += [f"{name} was not asked: earlier runs of it go on" for name in plan.skipped]
     if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
         parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
     return "; ".join(parts)

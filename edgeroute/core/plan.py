@@ -58,6 +58,8 @@ class Plan(NamedTuple):
     """Why no leg leaves the device although there is a cloud; empty otherwise."""
     data_class: str | None
     facts: Facts
+    skipped: tuple[str, ...] = ()
+    """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
 
 
 class Refusal(NamedTuple):
@@ -115,10 +117,13 @@ def plan(
         return Refusal(f"no answer is possible: {stays}, {needs}", denied=True)
 
     spare: list[int] = []
+    skipped: tuple[str, ...] = ()
     free = [i for i in order if targets[i].name not in facts.busy]
     if free and len(free) < len(order):
         steps.extend(f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free)
-        spare = [i for i in order if i not in free and targets[i].side == "edge"]  # a busy edge is better than no answer
+        spare = [i for i in order if i not in free and targets[i].side == "edge"]  # better than no answer
+        if not any(targets[i].side == "cloud" for i in free):
+            skipped = tuple(targets[i].name for i in order if targets[i].side == "cloud")
         order = [*free, *spare]
 
     hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
@@ -135,7 +140,7 @@ def plan(
             permit=allowed if target.side == "cloud" else None,
             target=i,
             threshold=target.threshold,
-            final=position == len(order) - 1 and not standby,
+            final=position == len(order) - 1 and not standby and not skipped,
             accept_unsure=policy.no_confidence == "accept",
             hedge_after_s=hedge_s if position and not standby else INF,
             standby=standby,
@@ -148,7 +153,7 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts,
+        stays, data_class, facts, skipped,
     )  # fmt: skip
 
 

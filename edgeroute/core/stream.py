@@ -53,7 +53,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     for i in plan.order:
         if now >= deadline:
             break
-        leg, last = legs[i], i == plan.order[-1]
+        leg, last = legs[i], i == plan.order[-1] and not plan.skipped
         standby_s = min([legs[j].start_by_s for j in plan.order[i + 1 :]], default=INF)
         first_by = max(now, min(now + first_s, begun + standby_s))
         open_at_once = last or leg.threshold is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.system import AbandonedRuns, renew_after_fork
 from edgeroute.types import EdgeModel, StopToken
 
+log = logging.getLogger("edgeroute")
 MAX_ABANDONED = 4
 """So many runs of one model may be told to stop and go on all the same, before the planner leaves it alone."""
 
@@ -100,9 +102,16 @@ class _Runs:
                     last = self._closing and not self._count
                     self._closing = self._closing and not last
                 if last:
-                    self._close()
+                    self._close_last()
 
         return counting
+
+    def _close_last(self) -> None:
+        """Closes it in the thread of a run that has ended well, or with an error of its own: that is what counts there."""
+        try:
+            self._close()
+        except Exception:
+            log.exception("a model could not be closed")
 
     def close(self) -> None:
         """Closes it now, or after the last run that is under way."""

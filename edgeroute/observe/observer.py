@@ -58,7 +58,7 @@ class Observer:
         """Reads the sensors. Returns whether the facts changed."""
         self.reads_at = monotonic() + READS_S
         try:
-            reading = self._sensors()
+            reading = Reading(*(None if value is None else float(value) for value in self._sensors()))
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False

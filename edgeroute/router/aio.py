@@ -14,7 +14,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
-from edgeroute.errors import Unreachable
+from edgeroute.errors import Held, Unreachable
 from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
@@ -44,6 +44,9 @@ T = TypeVar("T")
 QUICK_S = 0.001
 """A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
 0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
+
+CLOSE_S = 1.0
+"""How long closing waits for tasks that were cancelled."""
 
 
 class AsyncRouter(EngineOwner):
@@ -189,14 +192,23 @@ class AsyncRouter(EngineOwner):
         return await self._in_thread(partial(self.engine.check, timeout))
 
     async def close(self) -> None:
-        """Stops threads, tasks and connections. Calls in progress end with what they have. Never raises."""
-        for task in self._tasks:
+        """Ends threads, tasks and connections, also if it is cancelled. Calls under way end with what they have; never raises.
+
+        A coroutine that goes on though it was cancelled is waited for up to a second, as threads are.
+        """
+        self.engine.closed = True  # no leg begins any more
+        loop = asyncio.get_running_loop()
+        tasks = {task for task in self._tasks if task.get_loop() is loop}  # another loop's cannot be ended from here
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for backend in self.engine.snapshot.backends:
-            if hasattr(backend, "aclose"):
-                await backend.aclose()
-        await self._in_thread(self._close)
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=CLOSE_S)
+            for backend in self.engine.snapshot.backends:
+                if hasattr(backend, "aclose"):
+                    await backend.aclose()
+        finally:
+            await self._in_thread(self._close)
 
     async def _pump(self, steps: Steps[T], show: Callable[[Any], object] | None = None) -> T:
         """Executes the steps of a call on the event loop; `show` is called with what the caller is shown."""
@@ -231,8 +243,12 @@ class AsyncRouter(EngineOwner):
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and 0 < legs.plan.facts.edge_s < QUICK_S
             return legs.run(start) if quick else legs.begin(start, send)
+        if self.engine.closed:
+            return Failed(start.leg, Held(f"{backend.name} was not asked: the router is closed", code="stopped"), monotonic())
         if not legs.sequential or streams or legs.egress.asks:
-            legs.detach(start)  # it may outlive the call
+            error = legs.detach(start)  # it may outlive the call
+            if error is not None:
+                return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
         off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may block like a cloud call
         if streams:

@@ -234,7 +234,7 @@ class Engine:
         models = [getattr(b, "model", b) for b in made.backends]
         for backend in old.backends:
             if backend not in made.backends and getattr(backend, "model", backend) not in models:
-                backend.close()
+                quietly(backend.close, "dropping a target that the policy has no more")
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Registers a function for late answers."""
@@ -273,7 +273,7 @@ class Engine:
             parts.append(partial(self.checkpoint.close, self.name, self.snapshot.clouds))
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
-            _quietly(close)
+            quietly(close, "closing a router")
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
@@ -291,8 +291,11 @@ def _first_s(policy_s: float, first_token: float | None) -> float:
     return first_token
 
 
-def _quietly(close: Callable[[], object]) -> None:
+def quietly(close: Callable[[], object], when: str) -> None:
+    """Closes it; what that raises, which may be of any kind, is logged."""
     try:
         close()
-    except Exception:
-        log.exception("closing a router: a part of it could not be closed")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too

@@ -49,6 +49,9 @@ class OfflineRule(Protocol):
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
         """The caller's result."""
 
+    def forget(self, walked: Walked, parts: Parts) -> None:
+        """`answer` will not be called for it: the call was cut off."""
+
 
 class EdgeStands:
     """`edge`: the edge's answer, marked degraded."""
@@ -58,6 +61,9 @@ class EdgeStands:
 
     def expect(self, walked: Walked, parts: Parts) -> None:
         """A no-op."""
+
+    def forget(self, walked: Walked, parts: Parts) -> None:
+        """Nothing."""
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
         """The best available answer."""
@@ -105,6 +111,11 @@ class Queue(EdgeStands):
         if parts.queue is not None:
             parts.queue.expect(walked.request.id)
 
+    def forget(self, walked: Walked, parts: Parts) -> None:
+        """A late answer waits no longer."""
+        if parts.queue is not None:
+            parts.queue.forget(walked.request.id)
+
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
         """Stores the request, within the deadline."""
         queue = parts.queue
@@ -138,9 +149,16 @@ class Fallback:
         if legs is not None and any(rule is not None for rule in rules):
             legs.finish([walked.outcome for walked in walks])
         results: list[Result] = []
-        for walked, rule in zip(walks, rules, strict=True):
-            result = accepted(walked) if rule is None else (yield from rule.answer(walked, self._parts))
-            results.append(result)
+        begun = 0
+        try:
+            for walked, rule in zip(walks, rules, strict=True):
+                begun += 1
+                result = accepted(walked) if rule is None else (yield from rule.answer(walked, self._parts))
+                results.append(result)
+        finally:  # cut off in the middle, the other rows are not stored any more
+            for walked, rule in list(zip(walks, rules, strict=True))[begun:]:
+                if rule is not None:
+                    rule.forget(walked, self._parts)
         return results
 
     def _rule(self, walked: Walked) -> OfflineRule | None:
@@ -148,7 +166,7 @@ class Fallback:
         plan, outcome = walked.request.plan, walked.outcome
         if outcome.accepted:
             return None
-        away = any(leg.permit is not None for leg in plan.legs) and not _is_fatal(outcome)
+        away = (bool(plan.skipped) or any(leg.permit is not None for leg in plan.legs)) and not _is_fatal(outcome)
         return RULES[plan.offline] if away or plan.offline == "raise" else RULES["edge"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -161,6 +162,10 @@ class LegExecutor:
                 answer = backend.run_one(self._inputs[0], stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
+        except BaseException as e:
+            if not _cancelled(e):
+                raise
+            return failed(start.leg, backend, e)
         return new(Done, (start.leg, answer, monotonic()))
 
     async def run_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> Event:
@@ -199,21 +204,21 @@ class LegExecutor:
                 raise
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
-        """Runs a leg in a thread. Without a free thread, a cloud leg is rejected, and an edge leg runs here."""
-        self.detach(start)
+        """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
+        error = self.detach(start)
         task = LegTask(start.leg, self.backend(start))
-        if self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
+        if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
             return task.stop
-        refusal = self._refusal(start)
+        refusal = self._refusal(start, error)
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
     def begin_stream(self, start: Start, send: Send) -> Stop:
-        """`begin` for an answer in pieces."""
-        self.detach(start)
+        """The same for an answer that comes in pieces."""
+        error = self.detach(start)
         task, to = LegTask(start.leg, self.backend(start)), self.mail(start, send)
         execute = partial(self._run_stream, start, send, task.token)
-        if not self._submit(start, task, execute, to):
-            refusal = self._refusal(start)
+        if error is not None or not self._submit(start, task, execute, to):
+            refusal = self._refusal(start, error)
             if refusal is None:
                 task.run(execute, to)
             else:
@@ -224,10 +229,12 @@ class LegExecutor:
         threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
         return threads.submit(partial(copy_context().run, task.run, execute, send))
 
-    def _refusal(self, start: Start) -> Exception | None:
-        """Why a leg without a free thread is rejected; None: it runs in the caller's."""
+    def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
+        """Why a leg for which there is no thread, or no copy of its inputs (error), does not run; None: it runs here."""
         backend = self.backend(start)
         if self.plan.legs[start.leg].permit is not None:
+            if error is not None:
+                return error
             backend.guard.count_rejected("threads")  # type: ignore[attr-defined]  # a cloud has a guard
             return Held(f"{backend.name} was not asked: no thread is free", code="threads")
         if backend.abandoned >= STUCK_MOST:
@@ -275,12 +282,19 @@ class LegExecutor:
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())
 
-    def detach(self, start: Start) -> None:
-        """Copies the inputs before a leg starts that may outlive the call."""
+    def detach(self, start: Start) -> Exception | None:
+        """Before a leg begins that may outlive the call: from now on legs read inputs that are the request's own.
+
+        -> why they cannot be copied; then it may run in the caller's thread alone.
+        """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
         if not self._copied:
-            self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
+            try:
+                self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
+            except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
+                return e
+        return None
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
         """Routes a leg's last event: to the walk, or once that has ended to the receiver of late events."""
@@ -312,6 +326,12 @@ class LegExecutor:
 async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: OffLoop) -> list[Any]:
     """Runs consent and redaction off the event loop, since they may block."""
     return await off_loop(call) if egress.asks else call()
+
+
+def _cancelled(error: BaseException) -> bool:
+    """Whether a function's own event loop was cancelled: here, outside of any, that is a fault as any other."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 class LegTask:

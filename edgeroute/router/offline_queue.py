@@ -69,9 +69,14 @@ class OfflineQueue:
         request = walked.request
         found = _who_might(request.plan, walked.outcome)
         if found is None:
-            self._stored(request.id)
+            self.forget(request.id)
             return None
-        x = request.inputs if request.until == INF else own_copy(request.inputs)  # after the deadline it runs in another thread
+        try:
+            x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
+        except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
+            self.forget(request.id)
+            note = f"not queued: {_text(e)}"
+            return lambda: note
         return partial(self._store, walked, x, *found)
 
     def _store(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
@@ -80,10 +85,10 @@ class OfflineQueue:
         except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer is still returned
             return f"not queued: {_text(e)}"
         finally:
-            self._stored(walked.request.id)
+            self.forget(walked.request.id)
 
-    def _stored(self, identity: str) -> None:
-        """Releases late answers held back for that request."""
+    def forget(self, identity: str) -> None:
+        """It is stored, or will not be: what is late for it may go on."""
         storing = self._storing.get(identity)
         if storing is not None:
             storing.set_result(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -95,7 +95,7 @@ def build(
     edges, clouds = _listed(edge), _listed(cloud)
     _check(policy, edges, clouds, uncalibrated)
     thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
-    known = dict(zip(old.specs, old.backends, strict=True)) if old is not None else {}
+    known = dict(zip(map(_key, old.specs), old.backends, strict=True)) if old is not None else {}
     targets: list[Target] = []
     backends: list[Backend] = []
     specs: list[tuple[Any, ...]] = []
@@ -104,7 +104,7 @@ def build(
     def add(spec: tuple[Any, ...], target: Target, backend: Any) -> None:
         specs.append(spec)
         targets.append(target)
-        backends.append(known.get(spec) or backend)
+        backends.append(known.get(_key(spec)) or backend)
 
     promised: dict[int, Certificate] = {}
     for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
@@ -217,6 +217,11 @@ def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certifi
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
     return [value if hasattr(value, "guarantee") else float(value) for value in values]
+
+
+def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a backend was made from, to look it up by; what has no hash, as a dataclass has none, is the same only as itself."""
+    return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
 
 
 def _listed(given: Any) -> list[Any]:

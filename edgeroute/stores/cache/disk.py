@@ -94,7 +94,7 @@ class Disk:
 
     def after_fork(self) -> None:
         """Drops pending entries: the parent writes them."""
-        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._lock, self._turn = threading.RLock(), threading.RLock()  # a signal handler may ask in the middle
         self._waiting: deque[tuple[bytes, CachedEntry]] = deque()
         self._waiting_bytes, self._begun = 0, False
 

@@ -155,7 +155,7 @@ class Delivery:
         try:
             answer = self._send(waiting)
             self._keep(lambda: self._outbox.answer(name, answer, attempts=1))
-        except Exception as e:  # noqa: BLE001 - any failure is recorded with its entry
+        except BaseException as e:  # noqa: BLE001 - any failure is recorded with its entry, SystemExit of a function too
             failure = str(e) or repr(e)
             if isinstance(e, _OURS) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
