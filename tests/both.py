@@ -191,9 +191,9 @@ class Due:
         for kind, name in ((LegExecutor, "begin"), (LegExecutor, "begin_stream"), (AsyncRouter, "_begin")):
             patch.setattr(kind, name, self._watched(getattr(kind, name)))
 
-    def __call__(self, condition=lambda: True):
-        """Another deadline."""
-        seconds = LONG + len(self._conditions)
+    def __call__(self, condition=lambda: True, seconds=LONG):
+        """Another deadline, of about so many seconds."""
+        seconds += len(self._conditions) / 1000
         self._conditions[seconds] = condition
         return seconds
 
