@@ -700,8 +700,10 @@ def test_watch_reloads(policy, caplog):
                 changed.set()
 
     with caplog.at_level(logging.ERROR, "edgeroute"), Watched.from_policy(policy, watch=True) as router:
-        policy.write_text('threshold = 0.25\n[edge]\npath = "m.onnx"\n')
-        os.utime(policy, (1, 1))
+        new = policy.with_name("new.toml")  # put there whole: what is read as it is written may be half of it
+        new.write_text('threshold = 0.25\n[edge]\npath = "m.onnx"\n')
+        os.utime(new, (1, 1))
+        new.replace(policy)
         assert changed.wait(30)
         assert router.engine.snapshot.targets[0].threshold == 0.25
         changed.clear()
