@@ -9,9 +9,12 @@ import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+from time import monotonic
 
 import edgeroute
 from edgeroute import AsyncRouter, Router
+from edgeroute.core.walk import Elapsed
+from edgeroute.router.legs import LegExecutor
 from edgeroute.testing import CannedServer, Relay, http_reply
 from edgeroute.testing.server import _length
 
@@ -175,6 +178,44 @@ class Link(Relay):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await turns()
+
+
+class Due:
+    """Deadlines that pass on an event and not by the clock: on a busy machine, too, the edge is in time and the cloud is not.
+
+    `due(condition)` is a deadline to ask with, in seconds. It passes once a cloud was asked and the condition holds.
+    """
+
+    def __init__(self, patch):
+        self._conditions, self._over = {}, threading.Event()
+        for kind, name in ((LegExecutor, "begin"), (LegExecutor, "begin_stream"), (AsyncRouter, "_begin")):
+            patch.setattr(kind, name, self._watched(getattr(kind, name)))
+
+    def __call__(self, condition=lambda: True, seconds=LONG):
+        """Another deadline, of about so many seconds."""
+        seconds += len(self._conditions) / 1000
+        self._conditions[seconds] = condition
+        return seconds
+
+    def end(self):
+        """Those that have not passed do not any more."""
+        self._over.set()
+
+    def _watched(self, begin):
+        def watched(self_, *args):
+            *rest, start, send = args
+            plan, begun = (rest[0] if rest else self_).plan, begin(self_, *args)
+            if plan.deadline_s in self._conditions and plan.legs[start.leg].permit is not None and not isinstance(begun, tuple):
+                threading.Thread(target=self._pass, args=(plan.deadline_s, send)).start()
+            return begun
+
+        return watched
+
+    def _pass(self, seconds, send):
+        while not self._conditions[seconds]():
+            if self._over.wait(0.001):
+                return
+        send(Elapsed(monotonic() + seconds))
 
 
 CALLS = ("infer", "refine", "stream", "infer_many")

@@ -1,13 +1,15 @@
-"""What several tests share: the shipped models, and a real server for them."""
+"""What several tests share: the shipped models, a real server for them, and deadlines that pass on an event."""
 
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from both import Due
 
 import edgeroute
 
@@ -27,3 +29,18 @@ def fashion_server(fashion):
         yield json.loads(process.stdout.readline())["ready"]
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture
+def due(monkeypatch):
+    """Makes deadlines that pass when the test says so: see `Due`."""
+    made = Due(monkeypatch)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def no_time_left(monkeypatch):
+    """Whatever a call waits for until its deadline, be it a disk, is late at once; its legs have all the time that they have."""
+    for module in ("router", "aio"):
+        monkeypatch.setattr(f"edgeroute.router.{module}.monotonic", lambda: math.inf)

@@ -91,12 +91,13 @@ def test_equal_rows_are_asked_once(make):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_reply_after_the_deadline_is_told(make, call):
+def test_a_reply_after_the_deadline_is_told(make, call, due):
     """Once, with the answer's own id."""
     gate, told = threading.Event(), Queue()
-    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate))
+    cloud = FakeCloud([("cloud", 0.9)], gate=gate)
+    router = make(unsure, cloud)
     router.on_late(lambda late: told.put(late))  # noqa: PLW0108 - its one parameter is what counts
-    answer = ask(router, call, "x", deadline=0.2)
+    answer = ask(router, call, "x", deadline=due(cloud.begun.is_set))
     assert (answer.value, answer.degraded) == ("edge", True)
     gate.set()
     late = told.get(timeout=LONG)
@@ -105,11 +106,12 @@ def test_a_reply_after_the_deadline_is_told(make, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_reply_after_the_deadline_is_stored(make, call):
+def test_a_reply_after_the_deadline_is_stored(make, call, due):
     """For the next equal request."""
     gate = threading.Event()
-    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), cache=Cache())
-    assert ask(router, call, "x", deadline=0.2).degraded
+    cloud = FakeCloud([("cloud", 0.9)], gate=gate)
+    router = make(unsure, cloud, cache=Cache())
+    assert ask(router, call, "x", deadline=due(cloud.begun.is_set)).degraded
     gate.set()
     while router.stats().late < 1:
         threading.Event().wait(0.001)
@@ -247,10 +249,10 @@ def test_rows_are_all_answered_before_one_is_raised(make):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_deadline_beside_a_hanging_server(make, call):
+def test_a_deadline_beside_a_hanging_server(make, call, due):
     """The edge's answer, by every way, with every part that may be there."""
     with GatedServer(GOOD) as server:
-        router = make(unsure, PlainJson(server.url), cache=Cache(), deadline=0.2)
+        router = make(unsure, PlainJson(server.url), cache=Cache(), deadline=due(lambda: server.requests))
         assert ask(router, call, np.zeros(3)).value == "edge"
         server.open()
 

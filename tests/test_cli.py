@@ -72,6 +72,14 @@ def inputs(tmp_path):
     return path
 
 
+@pytest.fixture
+def interruptible():
+    """What is started hears SIGINT, though these tests may have been started in the background, where that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # ------------------------------------------------------------------------------------------------- the whole
 def test_help_lists_commands_and_exit_codes():
     code, out, err = edgeroute_cli("--help")
@@ -346,7 +354,7 @@ def test_a_mode_that_is_none(policy, inputs):
     assert "only_cloud" in err
 
 
-def test_ctrl_c_ends_infer(policy, inputs):
+def test_ctrl_c_ends_infer(policy, inputs, interruptible):
     with CannedServer(None) as silent:
         path = policy(f"{silent.url}/v2/models/none")
         command = [*PYTHON, "infer", "--policy", str(path), str(inputs), "--json", "--mode", "only_cloud"]

@@ -183,13 +183,19 @@ def of(asked, path):
     return [body for where, body in asked if where == path]
 
 
+def connections(ns):
+    """Those that the device has tried: their ports. The kernel may repeat what was sent on one, long after that was closed."""
+    ns.packets()
+    return {packet[20:24] for packet in ns.seen}
+
+
 def outage(ns, device, cable):
-    """The cable is pulled, or the peer says nothing any more: three faults, and from then on not a packet."""
+    """The cable is pulled, or the peer says nothing any more: three faults, and from then on nothing is tried."""
     if cable:
         ns.down()
     else:
         ns.cut()
-    faults = [device.edge(0.4) for _ in range(5)]
+    faults = [device.edge(1.0) for _ in range(5)]
     assert device("state") == ["open", 1], faults
     assert "breaker open for another" in faults[-1]
     assert device("for ever") == ["open"]
@@ -202,10 +208,10 @@ def test_the_kernels_news_ends_an_outage(ns, cloud, start, cable):
     device.cloud()
     outage(ns, device, cable)
     if not cable:
-        before = ns.packets()
+        before = connections(ns)
         for _ in range(20):
             assert "breaker open" in device.edge(LONG)
-        assert ns.packets() == before
+        assert connections(ns) == before
         ns.mend()
         ns.down()
     asked = len(cloud)
@@ -216,7 +222,7 @@ def test_the_kernels_news_ends_an_outage(ns, cloud, start, cable):
     probes = of(cloud[asked:], "/health")
     assert probes
     assert set(probes) == {b""}
-    assert len(of(cloud, "/answer")) == 2
+    assert len(of(cloud, "/answer")) in {2, 3}, "the kernel may deliver what was given up on the connection that there was"
     assert all(b"private-datum" in body for body in of(cloud, "/answer"))
     device.end()
 

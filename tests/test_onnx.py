@@ -303,7 +303,7 @@ def test_the_deadline_stops_the_edge_too(tmp_path):
     runner = router.engine.snapshot.backends[0]
     router.close()
     for thread in threading.enumerate():
-        if thread.name == "edgeroute":
+        if thread.name.startswith("edgeroute-"):
             thread.join(30)
     assert runner.abandoned == 0
 

@@ -63,10 +63,10 @@ def overwrite(x):
 
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_leg_that_is_left_past_the_deadline(make, call, kind):
+def test_a_leg_that_is_left_past_the_deadline(make, call, kind, due):
     """A function that looks late sees the input that it was asked about."""
     slow, x = Slow(), INPUTS[kind]()
-    router = make(unsure, slow, deadline=0.1)
+    router = make(unsure, slow, deadline=due(slow.begun.is_set))
     router.on_late(lambda _: None)
     assert ask(router, call, x).source == "edge"
     overwrite(x)
@@ -79,7 +79,7 @@ def test_a_leg_that_cannot_be_stopped(make, call):
     """Nor does one that lost a race, or was told to stop."""
     slow, x = Slow(), np.zeros(4)
     router = make(
-        lambda x: (slow.begun.wait(0 if call == "stream" else LONG), ("edge", 0.9))[1], slow, hedge_after=0, deadline=0.3
+        lambda x: (slow.begun.wait(0 if call == "stream" else LONG), ("edge", 0.9))[1], slow, hedge_after=0, deadline=LONG
     )
     ask(router, call, x)
     overwrite(x)
@@ -90,7 +90,7 @@ def test_a_leg_that_cannot_be_stopped(make, call):
 
 @pytest.mark.parametrize("asks", ["consent", "redact"])
 @pytest.mark.parametrize("call", CALLS)
-def test_consent_and_redaction_that_take_their_time(make, call, asks):
+def test_consent_and_redaction_that_take_their_time(make, call, asks, due):
     """What is sent after the call has returned is what the call was about."""
     may, x = threading.Event(), np.zeros(4)
 
@@ -103,7 +103,7 @@ def test_consent_and_redaction_that_take_their_time(make, call, asks):
 
     egress = Egress(**{asks: consent if asks == "consent" else redact})
     with CannedServer(http_reply(b'{"value": "cloud", "confidence": 0.9}')) as server:
-        router = make(unsure, PlainJson(server.url), deadline=0.1, egress=egress)
+        router = make(unsure, PlainJson(server.url), deadline=due(), egress=egress)
         router.on_late(lambda _: None)
         assert ask(router, call, x).source == "edge"
         overwrite(x)
@@ -114,7 +114,7 @@ def test_consent_and_redaction_that_take_their_time(make, call, asks):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_an_endpoint_that_asks_for_metadata_first(make, call):
+def test_an_endpoint_that_asks_for_metadata_first(make, call, due):
     """It encodes only after that: what it encodes is the call's input, and what is stored is that input's answer."""
 
     def said(request):
@@ -127,7 +127,10 @@ def test_an_endpoint_that_asks_for_metadata_first(make, call):
     with GatedServer(said) as server:
         x = np.zeros(4, np.float32)
         router = make(
-            unsure, OpenInference(server.url, model="m", binary=False, labels=("holds", "empty")), deadline=0.1, cache=Cache()
+            unsure,
+            OpenInference(server.url, model="m", binary=False, labels=("holds", "empty")),
+            deadline=due(lambda: server.requests),
+            cache=Cache(),
         )
         ask(router, call, x)
         overwrite(x)
@@ -139,7 +142,7 @@ def test_an_endpoint_that_asks_for_metadata_first(make, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_what_is_queued_at_the_deadline(make, call, tmp_path):
+def test_what_is_queued_at_the_deadline(make, call, tmp_path, no_time_left):
     """Whatever it is written from is not the caller's buffer any more."""
     may, stored, x = threading.Event(), threading.Event(), np.zeros(4)
     first = []
@@ -155,7 +158,7 @@ def test_what_is_queued_at_the_deadline(make, call, tmp_path):
     box.put = lambda waiting: (put(waiting), stored.set())[0]
     with CannedServer(http_reply(status=503)) as server:
         router = make(
-            unsure, PlainJson(server.url, retries=0), deadline=0.3, offline="queue", outbox=box, egress=Egress(redact=redact)
+            unsure, PlainJson(server.url, retries=0), deadline=LONG, offline="queue", outbox=box, egress=Egress(redact=redact)
         )
         ask(router, call, x)
         overwrite(x)

@@ -44,22 +44,25 @@ def gate():
 
 @pytest.mark.parametrize("callers", [32, 64])
 @pytest.mark.parametrize("late", [True, False], ids=["late replies wanted", "cut at the deadline"])
-def test_many_callers_on_a_silent_server(make, callers, late):
-    """Each has the edge's answer."""
+def test_many_callers_on_a_silent_server(make, callers, late, due):
+    """Each has the edge's answer, while the cloud is asked for all of them at once."""
+    edge = FakeModel([("edge", 0.1)])
     with GatedServer(GOOD) as server:
-        router = make(unsure, PlainJson(server.url), deadline=1.0)
+        router = make(edge, PlainJson(server.url), deadline=due(lambda: edge.runs >= callers))
         if late:
             router.on_late(lambda _: None)
         with ThreadPoolExecutor(callers) as pool:
-            answers = list(pool.map(router.infer, range(2 * callers)))
+            answers, more = (list(pool.map(router.infer, range(callers))) for _ in range(2))
         assert {(answer.value, answer.degraded) for answer in answers} == {("edge", True)}
+        assert {answer.value for answer in more} == {"edge"}, "though many legs may still be at their end"
         server.open()
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_full_pool_of_cloud_threads(make, gate, call):
+def test_a_full_pool_of_cloud_threads(make, gate, call, due):
     """The cloud is not asked, which is said; the edge's answer stands."""
-    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), deadline=0.2)
+    cloud = FakeCloud([("cloud", 0.9)], gate=gate)
+    router = make(unsure, cloud, deadline=due(cloud.begun.is_set))
     router.engine.cloud_threads = ThreadPool("edgeroute-cloud", 1)
     first, second = (ask(router, call, x) for x in range(2))
     assert "not there by the deadline" in first.reason
@@ -121,13 +124,13 @@ def test_a_cloud_that_ignores_its_stop_is_counted_and_skipped(make, gate):
 def test_stuck_edge_runs_do_not_cost_the_answer_while_the_cloud_is_away(make, gate):
     """The planner asks the cloud first then, and the edge all the same where that fails."""
     model = FakeModel(lambda x: gate.wait(LONG) and ("edge", 0.9) if x == "hang" else ("edge", 0.9))
-    router = make(model, FakeCloud([Unreachable("away")]), deadline=0.5)
+    router = make(model, FakeCloud([Unreachable("away")]))
     model.max_abandoned = 1
     for backend in router.engine.snapshot.backends:
         backend.max_abandoned = 1
     with pytest.raises(DeadlineExceeded):
-        router.infer("hang")
-    answers = [router.infer("x") for _ in range(4)]
+        router.infer("hang", deadline=0.1)
+    answers = [router.infer("x", deadline=LONG) for _ in range(4)]
     assert {answer.value for answer in answers} == {"edge"}
     assert any(answer.degraded for answer in answers)
 
@@ -269,10 +272,11 @@ def test_close_never_raises(caplog):
     assert "a part of it could not be closed" in caplog.text
 
 
-def test_a_callback_for_late_answers_that_exits(make, gate):
+def test_a_callback_for_late_answers_that_exits(make, gate, due):
     """`SystemExit` in it costs nothing but itself."""
     told = Queue()
-    router = make(unsure, FakeCloud([("cloud", 0.9)], gate=gate), deadline=0.1)
+    cloud = FakeCloud([("cloud", 0.9)], gate=gate)
+    router = make(unsure, cloud, deadline=due(cloud.begun.is_set))
 
     @router.on_late
     def exits(late):
@@ -284,13 +288,12 @@ def test_a_callback_for_late_answers_that_exits(make, gate):
     assert sorted(told.get(timeout=LONG).id for _ in ids) == sorted(ids)
 
 
-def test_a_child_has_threads_of_its_own(gate):
+def test_a_child_has_threads_of_its_own(gate, due):
     """However many of the parent's legs are under way, and whatever they hold."""
-    with Router(
-        unsure, FakeCloud(lambda x: gate.wait(LONG) and ("cloud", 0.9) if x else ("cloud", 0.9)), threshold=0.5
-    ) as router:
+    cloud = FakeCloud(lambda x: gate.wait(LONG) and ("cloud", 0.9) if x else ("cloud", 0.9))
+    with Router(unsure, cloud, threshold=0.5) as router:
         for _ in range(2):  # one more, and the breaker opens
-            router.infer(1, deadline=0.02)
+            router.infer(1, deadline=due(cloud.begun.is_set))
         pid = os.fork()
         if not pid:
             os._exit(0 if router.infer(0, deadline=LONG).value == "cloud" else 1)

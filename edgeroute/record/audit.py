@@ -208,13 +208,7 @@ class Auditor:
         confidence = edge.confidence
         known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
         name = leg.name
-        with self._lock:
-            watch = self._watches.get(name)
-            alarm = watch is not None and watch.compared(confidence if known else None, agrees=agrees, accepted=how == "shadow")
-            if alarm and watch is not None:
-                self._report(name, watch)
-                self._note()
-        if self._journal is not None:
+        if self._journal is not None:  # before it is counted: who reads the count finds the line
             record = {
                 "at": round(system.now(), 3), "id": identity, "target": name,
                 "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
@@ -226,6 +220,12 @@ class Auditor:
                 if (what := str(e)) not in self._said:
                     self._said.add(what)
                     log.warning("an audit could not be noted: %s", what)
+        with self._lock:
+            watch = self._watches.get(name)
+            alarm = watch is not None and watch.compared(confidence if known else None, agrees=agrees, accepted=how == "shadow")
+            if alarm and watch is not None:
+                self._report(name, watch)
+                self._note()
         if alarm:
             self._changed()
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
+ACCEPTING = 5
+"""Turns of an event loop in which a connection that was accepted gets its task; one that has none would never be closed."""
 
 
 class Listener(ABC):
@@ -53,6 +55,8 @@ class Listener(ABC):
         ready.set_result(asyncio.get_running_loop())
         await self._ended.wait()
         self._deafen()
+        for _ in range(ACCEPTING):
+            await asyncio.sleep(0)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -60,7 +64,7 @@ class Listener(ABC):
 
     async def _listen(self) -> None:
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self._tls)
+            self._server = await asyncio.start_server(self._begin, "127.0.0.1", self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
 
     def _deafen(self) -> None:
@@ -68,18 +72,24 @@ class Listener(ABC):
             self._server.close()
             self._server = None
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "asyncio runs this in a task"
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A connection was accepted: a task of its own has it, and however that ends, even before it begins, closes it."""
+        task = asyncio.ensure_future(self._accept(reader, writer))
         self._tasks.add(task)
         self.connections += 1
-        try:
-            await self._serve(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # the peer disconnected, or close() was called: this connection ends
-        finally:
+
+        def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             writer.transport.abort()
+            if not task.cancelled():
+                task.result()
+
+        task.add_done_callback(ended)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # else the peer has gone, or this server closes: the connection ends
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            await self._serve(reader, writer)
 
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
