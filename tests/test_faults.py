@@ -761,6 +761,19 @@ def test_a_relay_refuses_and_listens_again_at_its_port():
         socket.create_connection(("127.0.0.1", port))
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_server_that_closes_as_a_connection_comes(secure, authority):
+    """It leaves none open, however far that had come."""
+    for _ in range(5):
+        with CannedServer(None, tls=authority.server() if secure else None) as server:
+            client = socket.create_connection(("127.0.0.1", server.port))
+        client.close()
+        with Relay("127.0.0.1", server.port) as relay:
+            client = socket.create_connection(("127.0.0.1", relay.port))
+            relay.refuse = True
+        client.close()
+
+
 def test_a_relay_to_nobody_resets():
     """As far as its client can tell, the server has gone."""
     with socket.socket() as taken:

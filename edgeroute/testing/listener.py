@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ACCEPTING = 5
-"""Turns of an event loop in which a connection that was accepted gets its task; one that has none would never be closed."""
+"""Turns of an event loop after which a connection that was accepted has its task."""
 
 
 class Listener(ABC):
@@ -54,9 +54,7 @@ class Listener(ABC):
             raise
         ready.set_result(asyncio.get_running_loop())
         await self._ended.wait()
-        self._deafen()
-        for _ in range(ACCEPTING):
-            await asyncio.sleep(0)
+        await self._deafen()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -67,10 +65,17 @@ class Listener(ABC):
             self._server = await asyncio.start_server(self._begin, "127.0.0.1", self.port, ssl=self._tls)
             self.port = self._server.sockets[0].getsockname()[1]
 
-    def _deafen(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+    async def _deafen(self) -> None:
+        """Closes the port once all that was accepted has a task: asyncio would leave open what it makes of it after that."""
+        server, self._server = self._server, None
+        if server is None:
+            return
+        for listening in server.sockets:
+            with contextlib.suppress(NotImplementedError):  # not every loop has readers
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+        for _ in range(ACCEPTING):
+            await asyncio.sleep(0)
+        server.close()
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection was accepted: a task of its own has it, and however that ends, even before it begins, closes it."""

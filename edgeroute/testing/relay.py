@@ -53,7 +53,7 @@ class Relay(Listener):
     def refuse(self, refuse: bool) -> None:
         async def switch() -> None:
             if refuse:
-                self._deafen()
+                await self._deafen()
             else:
                 await self._listen()
 
