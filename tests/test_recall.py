@@ -12,7 +12,7 @@ from tiny import linear
 
 from edgeroute import AsyncRouter, NoAnswer, PlainJson, PolicyError, Refused, Router
 from edgeroute.cloud.egress import Egress
-from edgeroute.stores.cache import Cache, Semantic
+from edgeroute.stores.cache import Cache, Flight, Semantic
 from edgeroute.stores.outbox import Outbox, Put
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -467,19 +467,27 @@ def test_a_follower_that_is_cancelled():
     assert len(server.requests) == 1
 
 
-def test_a_follower_has_its_own_deadline(make):
+def test_a_follower_has_its_own_deadline(make, due, monkeypatch):
     """It does not wait for the leader past the time that the edge needs: the edge's answer, by its own deadline."""
+    waited = []
+
+    async def wait_async(_, timeout_s):
+        waited.append(timeout_s)
 
     def edge(_):
-        threading.Event().wait(0.3)  # its own time, as any model has
+        threading.Event().wait(0.02)  # its own time, as any model has
         return "edge", 0.1
 
     with GatedServer(GOOD) as server:
         router = make(edge, PlainJson(server.url))
         leader = router.start(1)
         server.wait_for(lambda: server.requests)
-        answer = router.infer(1, deadline=1.2)
+        monkeypatch.setattr(Flight, "wait", lambda _, timeout_s: waited.append(timeout_s))  # in vain, and over at once
+        monkeypatch.setattr(Flight, "wait_async", wait_async)
+        deadline = due(lambda: len(server.requests) == 2)
+        answer = router.infer(1, deadline=deadline)
         assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
+        assert 0 < waited[0] <= deadline - 0.02
         server.open()
         assert leader.result(LONG).source == "cloud"
 
