@@ -475,7 +475,7 @@ def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            assert len(router.engine.queue._storing) == 1, "the one that is being stored"
+            assert router.engine.queue.storing == 1, "the one that is being stored"
             gate.set()
 
     asyncio.run(main())

@@ -52,6 +52,11 @@ class OfflineQueue:
         )
         self.delivery.start()
 
+    @property
+    def storing(self) -> int:
+        """How many requests are being stored."""
+        return len(self._storing)
+
     def expect(self, identity: str) -> None:
         """Announces that `store` will be called for this id."""
         self._storing[identity] = Future()
