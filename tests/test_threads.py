@@ -126,8 +126,9 @@ def test_exceptions_out_of_a_signal_handler_cost_no_slot():
     while not over:
         at += 1
         pool, gate, begun = ThreadPool("test", 2, idle_s=0.005), threading.Event(), threading.Semaphore(0)
-        assert pool.submit(lambda: None)
-        until_idle(pool)
+        done = threading.Event()
+        assert pool.submit(done.set)
+        assert done.wait(LONG)  # its thread is idle by now, or has ended: either may be met
         over = interrupted(lambda pool=pool: (pool.submit(lambda: None), pool.submit(lambda: None)), at)
         for thread in list(pool._threads):
             if thread.is_alive():
