@@ -4,7 +4,6 @@ import http.server
 import json
 import sys
 import threading
-from typing import ClassVar
 
 import pytest
 from netns import LONG, Namespace, needs_namespaces
@@ -67,20 +66,19 @@ else:
 
 
 class Cloud(http.server.BaseHTTPRequestHandler):
-    """Answers, and keeps what it was asked."""
+    """Answers, and its server keeps what it was asked."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    asked: ClassVar[list[tuple[str, bytes]]] = []
 
     def do_GET(self):
         """Is well."""
-        self.asked.append((self.path, b""))
+        self.server.asked.append((self.path, b""))
         self._say(b"{}")
 
     def do_POST(self):
         """Answers."""
-        self.asked.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.asked.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
         self._say(REPLY)
 
     def _say(self, body):
@@ -94,9 +92,13 @@ class Cloud(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Its connections may be cut off in the middle of anything."""
+    """Its connections may be cut off in the middle of anything, or bring something when it is closed and the next test runs."""
 
     daemon_threads = True
+
+    def __init__(self, *args):
+        self.asked = []
+        super().__init__(*args)
 
     def handle_error(self, request, client_address):
         """A connection that broke is what these tests are about."""
@@ -152,11 +154,10 @@ def ns():
 @pytest.fixture
 def cloud(ns):
     """What the cloud at the peer was asked."""
-    Cloud.asked = []
     with ns.at_peer(lambda: Server((ns.peer, PORT), Cloud)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield Cloud.asked
+        yield server.asked
         server.shutdown()
         thread.join()
 
