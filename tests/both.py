@@ -257,6 +257,7 @@ def interrupted(function, at):
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return local
 
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it as tracing begins
     sys.settrace(trace)
     try:
         function()
