@@ -477,7 +477,8 @@ def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
                 await asking
             assert router.engine.queue.storing == 1, "the one that is being stored"
             gate.set()
-            while router.engine.queue.storing:  # else it would open the file again that closing has closed
-                await asyncio.sleep(0.001)  # noqa: ASYNC110 - the thread that stores it has no event of this loop's
+            # what closing has closed, a put that comes later would open again
+            while router.engine.queue.storing:  # noqa: ASYNC110 - the thread that stores it has no event of this loop's
+                await asyncio.sleep(0.001)
 
     asyncio.run(main())
