@@ -59,10 +59,11 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
         open_at_once = last or leg.threshold is None
         pieces: list[object] = []
         spoken = False
-        yield Start(i)
+        event = yield Start(i)
         log.append(Mark("start", i, now))
         while True:
-            event = yield Wait(deadline if spoken else min(first_by, deadline))
+            if event is None:
+                event = yield Wait(deadline if spoken else min(first_by, deadline))
             now = event.at  # type: ignore[union-attr]  # a driver answers Wait with an event
             if type(event) is Delta:
                 spoken = True
@@ -70,6 +71,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
                 if open_at_once:
                     shown = yield Emit(i, Prediction(event.piece, None, None), ())
                     now = shown.at  # type: ignore[union-attr]
+                event = None
             elif type(event) is Done:
                 prediction: Prediction = event.answer
                 if leg.thresholds:

@@ -231,3 +231,13 @@ def test_what_was_not_accepted_is_shown_where_it_stands(offline, shown):
     outcome, heard = run(made(offline=offline), happens)
     assert (outcome.leg, outcome.accepted) == (0, False)
     assert [piece for _, piece in heard] == shown
+
+
+def test_a_leg_that_fails_as_it_is_started():
+    """A driver may answer `Start` with the leg's event: the next leg is asked, and nothing is waited for."""
+    steps = walk_stream(made(), 0.0)
+    assert next(steps) == Start(0)
+    assert steps.send(Failed(0, OSError("no"), 0.5)) == Start(1)
+    with pytest.raises(StopIteration) as end:
+        steps.send(Done(1, Prediction("whole", None, None), 0.6))
+    assert (end.value.value.leg, marks(end.value.value)) == (1, [("start", 0), ("failed", 0), ("start", 1), ("accepted", 1)])
