@@ -1,5 +1,6 @@
 """What a leg reads after its call has returned is its own: the caller may write the next input into the same buffer."""
 
+import asyncio
 import contextlib
 import json
 import threading
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left
 
-from edgeroute import Audit, Cache, Egress, OpenInference, Outbox, PlainJson
+from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
+from edgeroute.core.facts import Facts
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.types import own_copy
 
@@ -34,6 +36,15 @@ def total(x):
 
 def unsure(x):
     return ("edge", total(x)), 0.1
+
+
+def tensors(request):
+    """A server of the Open Inference Protocol: how much the input holds, against 5."""
+    if request.startswith(b"GET"):
+        return http_reply(json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]}).encode())
+    (data,) = json.loads(request.partition(b"\r\n\r\n")[2])["inputs"]
+    outputs = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [sum(data["data"]), 5.0]}
+    return http_reply(json.dumps({"outputs": [outputs]}).encode())
 
 
 class Slow:
@@ -116,15 +127,7 @@ def test_consent_and_redaction_that_take_their_time(make, call, asks, due):
 @pytest.mark.parametrize("call", CALLS)
 def test_an_endpoint_that_asks_for_metadata_first(make, call, due):
     """It encodes only after that: what it encodes is the call's input, and what is stored is that input's answer."""
-
-    def said(request):
-        if request.startswith(b"GET"):
-            return http_reply(json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]}).encode())
-        (data,) = json.loads(request.partition(b"\r\n\r\n")[2])["inputs"]
-        outputs = {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [sum(data["data"]), 5.0]}
-        return http_reply(json.dumps({"outputs": [outputs]}).encode())
-
-    with GatedServer(said) as server:
+    with GatedServer(tensors) as server:
         x = np.zeros(4, np.float32)
         router = make(
             unsure,
@@ -207,6 +210,23 @@ def test_a_later_edge_of_a_refined_answer(make):
     slow.may.set()
     assert next(answers).value == ("cloud", 0.0)
     answers.close()
+
+
+def test_a_provisional_answer_without_a_deadline():
+    """Who has it on the event loop may write to its buffer, though the endpoint encodes the input only after its metadata came."""
+    x, values = np.zeros(4, np.float32), []
+
+    async def main(url):
+        cloud = OpenInference(url, model="m", binary=False, labels=("holds", "empty"))
+        async with AsyncRouter(unsure, cloud, threshold=0.5) as router:
+            router.engine.observer.facts = Facts(edge_s=0.0001)  # so quick that it runs on the loop
+            async for answer in router.refine(x):
+                values.append(answer.value)
+                overwrite(x)
+
+    with CannedServer(tensors) as server:
+        asyncio.run(main(server.url))
+    assert values == [("edge", 0.0), "empty"]
 
 
 def test_a_redaction_that_works_in_place(make):

@@ -324,3 +324,42 @@ def test_a_model_is_not_closed_under_a_run(make, gate):
     gate.set()
     assert seen.get(timeout=LONG)
     assert closed.wait(LONG)
+
+
+class NoCopy:
+    """A tensor of which there can be no copy."""
+
+    dtype = "float32"
+
+    def copy(self):
+        """There is no memory."""
+        raise MemoryError("no memory for a copy")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_leg_that_fails_as_it_is_begun(call):
+    """Its failure is heard at once, also where the answer would have come in pieces."""
+
+    async def cloud(_):
+        yield "cloud"
+
+    with Tasks(unsure, cloud, threshold=0.5) as router:
+        answer = ask(router, call, NoCopy())
+        assert answer.value == ("cloud" if call == "infer" else "edge")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_consent_without_a_thread_does_not_run_on_the_loop(call):
+    """The cloud is not asked, as a leg without one is not."""
+    seen = []
+
+    async def cloud(_):
+        return "cloud", 0.9
+
+    egress = Egress(consent=lambda *_: seen.append(1) or True)
+    with Tasks(unsure, cloud, threshold=0.5, deadline=LONG, egress=egress) as router:
+        router.engine.cloud_threads = ThreadPool("edgeroute-cloud", 0)
+        answer = ask(router, call, 1)
+        assert (answer.value, seen) == ("edge", [])
+        assert "no thread is free" in answer.reason
+        assert router.stats().legs[1].held == 1

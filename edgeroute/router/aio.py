@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from edgeroute.cloud.backend import CloudBackend
     from edgeroute.cloud.egress import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.observe.sensors import Sensors
@@ -245,12 +247,12 @@ class AsyncRouter(EngineOwner):
             return legs.run(start) if quick else legs.begin(start, send)
         if self.engine.closed:
             return Failed(start.leg, Held(f"{backend.name} was not asked: the router is closed", code="stopped"), monotonic())
-        if not legs.sequential or streams or legs.egress.asks:
+        if not legs.sequential or legs.shows or legs.egress.asks:
             error = legs.detach(start)  # it may outlive the call
             if error is not None:
                 return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
-        off_loop = partial(self._in_thread, threads=self.engine.cloud_threads)  # consent may block like a cloud call
+        off_loop = partial(_in_cloud_thread, self.engine.cloud_threads, backend)
         if streams:
             return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, to)
         return self._leg(legs.run_async(start, permit, backend, off_loop), start, to)
@@ -277,27 +279,10 @@ class AsyncRouter(EngineOwner):
         self._task(self._pump(steps))
         return True
 
-    async def _in_thread(
-        self, call: Callable[[], T], until: float = INF, late: Any = None, threads: ThreadPool | None = None
-    ) -> T:
-        """The result of `call` in a thread; `late` if there is none by the instant `until`. Called here if no thread is free.
-
-        Not in asyncio's own executor, which is shared: hanging name look-ups may fill it.
-        """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def job() -> None:
-            try:
-                result, error = call(), None
-            except BaseException as e:  # noqa: BLE001 - passed to the caller
-                result, error = None, e
-            try:
-                loop.call_soon_threadsafe(_set, done, result, error)
-            except RuntimeError:
-                return  # the loop is closed: nobody waits
-
-        if not (threads or self.engine.local_threads).submit(job):
+    async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None) -> T:
+        """The result of `call` in a thread; `late` if there is none by the instant `until`. Called here if no thread is free."""
+        done = _submitted(self.engine.local_threads, call)
+        if done is None:
             return call()
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
         return done.result() if done.done() else late
@@ -318,6 +303,38 @@ _END = object()
 
 def _show(shown: Callable[[Any], Any], show: Callable[[Any], object], emit: Any) -> None:
     show(shown(emit))
+
+
+async def _in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Callable[[], T]) -> T:
+    """The result of consent, redaction or loading a client, which may block like a cloud call.
+
+    Raises:
+        Held: no thread is free.
+    """
+    done = _submitted(threads, call)
+    if done is None:
+        backend.guard.count_rejected("threads")
+        raise Held(f"{backend.name} was not asked: no thread is free", code="threads")
+    return await done
+
+
+def _submitted(threads: ThreadPool, call: Callable[[], T]) -> asyncio.Future[T] | None:
+    """A future of `call` in a thread; None: no thread is free.
+
+    Not asyncio's own executor, which is shared: hanging name look-ups may fill it.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def job() -> None:
+        try:
+            result, error = call(), None
+        except BaseException as e:  # noqa: BLE001 - passed to the caller
+            result, error = None, e
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(_set, done, result, error)
+
+    return done if threads.submit(job) else None
 
 
 def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -17,6 +16,7 @@ from edgeroute.core.stream import Pieces, whole
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.late_events import Late, LateEvents
 from edgeroute.router.request import Request
 from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 
@@ -48,63 +48,6 @@ class Walked(NamedTuple):
     """The executor, if legs may still be running; None: none."""
 
 
-Late = Callable[[Request, Event, bool], object]
-"""Receives the event of a leg that was left running past that request's deadline, and whether the thread may be blocked."""
-
-
-class LateEvents:
-    """Separates events that a walk still waits for from late ones, of legs left running past the deadline.
-
-    Args:
-        requests: one, or the rows of a batch.
-        take: receives late events.
-    """
-
-    def __init__(self, requests: Sequence[Request], take: Late) -> None:
-        self._requests, self._take = requests, take
-        self._lock = threading.Lock()
-        self._left: dict[int, list[int]] | None = None
-        """Leg left running -> the rows that wanted its answer; None: the walk has not ended."""
-        self._early: dict[int, Event] = {}
-        """Leg -> the event sent to the walk."""
-        self.rows: dict[int, tuple[int, ...]] = {}
-        """By leg: the rows of the batch that it was started for."""
-        self._answered: set[int] = set()
-        """The rows of which a late answer was taken: of several clouds that are late the first counts."""
-
-    def deliver(self, leg: int, send: Send, own_thread: bool, event: Event) -> None:
-        """Delivers a leg's last event. own_thread: the calling thread may be blocked."""
-        with self._lock:
-            left = self._left
-            if left is None:
-                self._early[leg] = event
-        if left is None:
-            send(event)
-        else:
-            self._report(left, leg, event, own_thread)
-
-    def end(self, left: dict[int, list[int]]) -> None:
-        """Ends the walk, with these legs left running."""
-        with self._lock:
-            self._left = left
-        for leg in left:
-            if (event := self._early.get(leg)) is not None:  # it arrived between the deadline and now
-                self._report(left, leg, event, False)
-
-    def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
-        for row in left.get(leg, ()):
-            own = event
-            if type(event) is Done:
-                with self._lock:
-                    known = row in self._answered
-                    self._answered.add(row)
-                if known:
-                    continue
-            if self._requests[row].batch and type(event) is Done:
-                own = Done(leg, event.answer[self.rows[leg].index(row)], event.at)
-            self._take(self._requests[row], own, own_thread)
-
-
 class LegExecutor:
     """Runs the legs of one request or of a batch, and turns their results into events.
 
@@ -131,6 +74,8 @@ class LegExecutor:
         self.plan, self.backends = first.plan, first.snapshot.backends
         self.exchanges: dict[int, Exchange] = {}
         """By leg."""
+        self.shows = bool(first.shows)
+        """Whether the caller gets something before the last leg has ended, and may write to its buffer then."""
         self._many, self._until, self.egress = bool(first.batch), first.until, first.snapshot.egress
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
@@ -212,17 +157,17 @@ class LegExecutor:
         refusal = self._refusal(start, error)
         return self.run(start) if refusal is None else Failed(start.leg, refusal, monotonic())
 
-    def begin_stream(self, start: Start, send: Send) -> Stop:
-        """The same for an answer that comes in pieces."""
+    def begin_stream(self, start: Start, send: Send) -> Stop | Event:
+        """`begin` for an answer in pieces."""
         error = self.detach(start)
-        task, to = LegTask(start.leg, self.backend(start)), self.mail(start, send)
-        execute = partial(self._run_stream, start, send, task.token)
-        if error is not None or not self._submit(start, task, execute, to):
-            refusal = self._refusal(start, error)
-            if refusal is None:
-                task.run(execute, to)
-            else:
-                to(Failed(start.leg, refusal, monotonic()))
+        task = LegTask(start.leg, self.backend(start))
+        execute, to = partial(self._run_stream, start, send, task.token), self.mail(start, send)
+        if error is None and self._submit(start, task, execute, to):
+            return task.stop
+        refusal = self._refusal(start, error)
+        if refusal is not None:
+            return Failed(start.leg, refusal, monotonic())
+        task.run(execute, to)  # its pieces are read from the mail
         return task.stop
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
