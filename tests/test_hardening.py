@@ -15,7 +15,21 @@ import numpy as np
 import pytest
 from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import AsyncRouter, Cache, Closed, Instrument, Limits, NoAnswer, Outbox, PlainJson, Router, Saver, Unreachable
+from edgeroute import (
+    AsyncRouter,
+    Audit,
+    Cache,
+    Closed,
+    Instrument,
+    Limits,
+    NoAnswer,
+    Outbox,
+    PlainJson,
+    PolicyError,
+    Router,
+    Saver,
+    Unreachable,
+)
 from edgeroute.router.snapshot import build
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -482,3 +496,12 @@ def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
                 await asyncio.sleep(0.001)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("wrong", [{"offline": "stale"}, {"audit": Audit(share=2)}])
+def test_a_router_that_cannot_be_made_leaves_nothing_behind(tmp_path, wrong):
+    """Neither a thread that delivers nor a file."""
+    box = Outbox(tmp_path / "outbox.db")
+    with pytest.raises(PolicyError):
+        Router(unsure, sure, threshold=0.5, outbox=box, **wrong)
+    assert [thread.name for thread in threading.enumerate() if thread.name == "edgeroute-outbox"] == []

@@ -90,6 +90,8 @@ def assemble(
     if audit is not None:
         engine.auditor, engine.audited = _auditor(engine, audit), audit.share
     engine.refresh_thresholds()
+    if engine.queue is not None:
+        engine.queue.start()  # last: a router that cannot be made leaves no thread behind
     return engine
 
 

@@ -50,6 +50,9 @@ class OfflineQueue:
         self.delivery = Delivery(
             outbox, self.send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
         )
+
+    def start(self) -> None:
+        """Starts delivery."""
         self.delivery.start()
 
     @property
