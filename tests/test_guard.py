@@ -184,6 +184,28 @@ def test_cut_by_the_deadline_is_a_fault(error):
     assert guard.rules.breaker._faults == 2
 
 
+@pytest.mark.parametrize("error", [stale(), AWAY, TimedOut("late")])
+def test_cut_by_a_deadline_is_a_fault_also_if_the_leg_ended_first(error):
+    """Whether a leg was cut by the deadline is known to the request; its leg may have ended before the request says so."""
+    guard, _ = guarded()
+    with visiting(guard) as exchange:
+        exchange.after_attempt(0, error, cut=True)
+    assert guard.rules.breaker._faults == 0
+    exchange.overdue()
+    exchange.overdue()
+    assert guard.rules.breaker._faults == 1
+
+
+def test_a_bad_reply_that_is_cut_is_one_fault():
+    """It counts as the exchange ends, and not again as the request does."""
+    guard, _ = guarded()
+    exchange, error = visiting(guard), BadReply("nonsense")
+    exchange.after_attempt(0, error, cut=True)
+    exchange.__exit__(BadReply, error, None)
+    exchange.overdue()
+    assert guard.rules.breaker._faults == 1
+
+
 def test_late_is_one_fault_however_often_it_is_seen():
     """By the request that goes on without it, by the leg that is cut, and as the exchange ends."""
     guard, _ = guarded()

@@ -278,11 +278,10 @@ class Exchange:
         if error is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s)
         elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
-            self._guard.failed()
-        if self._open:  # cancelled in the middle, by the deadline or by a faster answer
             self._open = False
-            if monotonic() >= self._until:
-                self._overdue()
+            self._guard.failed()
+        if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
+            self.overdue()
 
     @property
     def spent(self) -> Spent:
@@ -318,7 +317,7 @@ class Exchange:
         self.usd += cost.usd
         self.sent += size
         self._size = size
-        self._open, self.begun, self._until = True, monotonic(), until
+        self.begun, self._until, self._open = monotonic(), until, True
 
     def _held(self, code: HeldCode, text: str) -> Held:
         again = self._attempts > 0
@@ -326,8 +325,8 @@ class Exchange:
 
     def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
         """Records the end of an attempt: bytes received, or the error. `cut`: cancelled, as the answer is no longer needed."""
-        guard = self._guard
-        self._open = False
+        guard, in_time = self._guard, monotonic() < self._until
+        self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         self.received += size
         if guard.report is not None:
             guard.report.attempt(guard.name, self.identity, self._size, size, monotonic() - self.begun, error)
@@ -340,8 +339,7 @@ class Exchange:
         if error is None:
             self._took_s = monotonic() - self.begun  # whether it is a valid reply is known once it is decoded
             return
-        stale, in_time = getattr(error, "stale", False), monotonic() < self._until
-        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=stale)
+        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=getattr(error, "stale", False))
         wait_s = getattr(error, "retry_after_s", None)
         if wait_s and verdict != "answered":
             guard.hold(wait_s)
@@ -353,8 +351,9 @@ class Exchange:
             guard.failed()
 
     def overdue(self) -> None:
-        """Records that the deadline has passed while the leg runs on, which is a fault already."""
+        """Records that the deadline has passed before the attempt had ended, which is a fault already."""
         if self._open:
+            self._open = False
             self._overdue()
 
     def _overdue(self) -> None:
