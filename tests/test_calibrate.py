@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from edgeroute import PolicyError
-from edgeroute.confidence import exact
+from edgeroute.confidence import certificate, exact
 from edgeroute.confidence.calibration import calibrate, crossfit
 from edgeroute.confidence.certificate import Certificate, NotEnough
 
@@ -574,6 +574,14 @@ def test_what_is_no_certificate(tmp_path, monkeypatch):
             Certificate.load(path)
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(PolicyError, match="is not a certificate"):
+        Certificate.load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(PolicyError, match="is not a certificate"):
+        Certificate.load(path)
+    a_certificate().save(path)
+    data = {key: value for key, value in json.loads(path.read_text()).items() if key not in {"checksum", "thresholds"}}
+    path.write_text(json.dumps({**data, "checksum": certificate._checksum(data)}))
+    with pytest.raises(PolicyError, match=r"is not a certificate: KeyError: 'thresholds'"):
         Certificate.load(path)
     monkeypatch.setattr("edgeroute.confidence.certificate.VERSION", 9)
     a_certificate().save(path)

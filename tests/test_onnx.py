@@ -188,6 +188,15 @@ def test_another_sha256(tmp_path):
         ("{", "not JSON"),
         ("[]", "not a model card"),
         ('{"labels": 3}', "not a model card"),
+        ("[" * 100_000, "not JSON"),
+        (
+            '{"input": {"name": "x", "dtype": "08,x", "shape": [1]}, "preprocess": {"dtype": "uint8", "shape": [1]}}',
+            "not a model card",
+        ),
+        (
+            '{"input": {"name": "x", "dtype": "float32", "shape": [1]}, "preprocess": {"dtype": "uint8", "shape": [1e999]}}',
+            "not a model card",
+        ),
         ('{"preprocess": {"dtype": "uint8", "shape": [4]}}', "not a model card"),
         (
             '{"input": {"name": "x", "dtype": "uint8", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}',

@@ -667,6 +667,18 @@ def test_records_without_a_time(tmp_path):
         ({"version": 3}, "line 3: expected a record of version 1 or 2, found version 3"),
         ({"version": None}, "line 3: expected a record of version 1 or 2, found version None"),
         ({"plan": 7}, "line 3: expected a trace's record, found one that is not whole"),
+        ({"latency_s": "1"}, "line 3: .* not whole"),
+        (
+            {
+                "plan": [{"leg": "c", "side": "cloud", "label": ""}],
+                "answered_by": None,
+                "events": [
+                    {"leg": "c", "what": "start", "at_s": 0.0},
+                    {"leg": "c", "what": {}, "at_s": 1.0},
+                ],
+            },
+            "expected a trace's records, found some that do not fit together",
+        ),
         ({"events": [{"leg": "nobody", "what": "start", "at_s": 0.0}]}, "line 3: .* not whole"),
     ],
 )

@@ -43,6 +43,6 @@ def read(folder: Path) -> dict[str, Value]:
         raise StoreError(f"{path} cannot be read: {e}") from e
     found = {}
     for name, text, updated in rows:
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
             found[str(name)] = Value(json.loads(text), float(updated))
     return found

@@ -183,7 +183,7 @@ class Certificate(NamedTuple):
             raise PolicyError(f"there is no certificate at {path}") from e
         except OSError as e:
             raise PolicyError(f"{path} cannot be read: {e.strerror}") from e
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise PolicyError(f"{path} is not a certificate: {e}") from e
         if not isinstance(data, dict) or "checksum" not in data:
             raise PolicyError(f"{path} is not a certificate: it has no checksum")
@@ -191,13 +191,16 @@ class Certificate(NamedTuple):
             raise PolicyError(f"{path} was changed after it was made, so it promises nothing any more: calibrate again")
         if data.get("version") != VERSION:
             raise PolicyError(f"{path} is of version {data.get('version')}, and this edgeroute knows version {VERSION}")
-        low, high = data["deferral_interval"]
-        data |= {
-            "threshold": float(data["threshold"]),
-            "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
-            "deferral_interval": (low, high),
-        }
-        return cls(**{name: data[name] for name in cls._fields})
+        try:
+            low, high = data["deferral_interval"]
+            data |= {
+                "threshold": float(data["threshold"]),
+                "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
+                "deferral_interval": (low, high),
+            }
+            return cls(**{name: data[name] for name in cls._fields})
+        except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
+            raise PolicyError(f"{path} is not a certificate: {type(e).__name__}: {e}") from e
 
 
 def _checksum(data: Mapping[str, Any]) -> str:

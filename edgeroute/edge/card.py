@@ -36,7 +36,7 @@ class Card:
             self.output: str | None = data.get("output", {}).get("name")
             self.sha256: str | None = data.get("sha256")
             self.preprocess = _preprocess(data)
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
+        except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as e:  # numpy parses dtypes
             raise ModelError(f"{path or 'the card'} is not a model card: {type(e).__name__}: {e}") from e
 
     @classmethod
@@ -57,7 +57,9 @@ class Card:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as e:
             raise ModelMissing(f"there is no model card at {path}") from e
-        except ValueError as e:
+        except OSError as e:
+            raise ModelError(f"{path} cannot be read: {e.strerror}") from e
+        except (ValueError, RecursionError) as e:
             raise ModelError(f"{path} is not JSON: {e}") from e
         return cls(data, path=path)
 

@@ -203,7 +203,10 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
             f"{skipped()} lines that are no record" if skipped() else f"{untimed} records without `at`" if untimed else "nothing"
         )
         raise BadInput(f"{name}: expected records of a trace, found {why}")
-    return reader.trace()._replace(untimed=untimed)
+    try:
+        return reader.trace()._replace(untimed=untimed)
+    except (KeyError, TypeError, ValueError, AttributeError) as e:  # numbers that are texts, and the like
+        raise BadInput(f"{name}: expected a trace's records, found some that do not fit together ({e!r})") from e
 
 
 class _Reader:

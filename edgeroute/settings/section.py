@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from edgeroute.errors import PolicyError
 
 
 class Section(BaseModel):
@@ -14,6 +17,16 @@ class Section(BaseModel):
 
 
 def at(folder: Path, given: str) -> Path:
-    """Absolute path without `..`; a link at its end is not followed, since a model's card is beside the link."""
+    """Absolute path without `..`; a link at its end is not followed, since a model's card is beside the link.
+
+    Raises:
+        PolicyError: no file can have that name.
+    """
     path = folder / given
-    return path.parent.resolve() / path.name
+    try:
+        found = path.parent.resolve() / path.name
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.lstat()
+    except (OSError, RuntimeError, ValueError) as e:  # too long, links in a circle, a null byte
+        raise PolicyError(f"{given[:80]!r} cannot be a path: {e.strerror if isinstance(e, OSError) else e}") from None
+    return found

@@ -146,7 +146,7 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
     if text[0] in ("{" if secret else "[{"):
         try:
             return json.loads(text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             if not secret:
                 raise ValueError(f'expected JSON, such as ["a", "b"], found an error {_place(e)}') from None
     if secret:
@@ -183,8 +183,17 @@ def _named(data: Any) -> Iterator[str]:
 
 def _without_nulls(data: Any) -> Any:
     if isinstance(data, dict):
-        return {str(key): _without_nulls(value) for key, value in data.items() if value is not None}
+        return {_text(str(key)): _without_nulls(value) for key, value in data.items() if value is not None}
+    if isinstance(data, str):
+        _text(data)
     return [_without_nulls(value) for value in data] if isinstance(data, list) else data
+
+
+def _text(text: str) -> str:
+    """Raises ValueError if the text, which a JSON or YAML escape may have made, cannot be written in UTF-8."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"expected text, found half of a character in {text[:80]!a}")
+    return text
 
 
 def _toml(text: str) -> Any:
@@ -216,7 +225,7 @@ def _yaml(text: str) -> Any:
         raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None
 
 
-def _place(error: ValueError) -> str:
+def _place(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"at line {error.lineno}, column {error.colno}: {error.msg}"
     return str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from math import isfinite
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
@@ -91,7 +91,7 @@ def _thresholds(value: Any) -> Any:
         return [_thresholds(one) for one in value]
     if isinstance(value, str) and re.fullmatch(_JSON, value):
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     return float(value) if number else _no_threshold()
 
 
