@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import TypeAlias
 
 from edgeroute.core.plan import Plan
+from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Emit, Event, Leave, Outcome, Start, Wait, Walk, walk
 
 BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
@@ -18,6 +19,7 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
     the same legs at the same time, and one `Start` with their row numbers serves them all. A leg is cancelled when no
     remaining row could use it. At the deadline clouds still running are cancelled, or with `keep_late` left running.
     """
+    plan = for_rows(plan, count)
     live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
     outcomes: list[Outcome | None] = [None] * count
     asked: dict[int, tuple[int, ...]] = {}
@@ -52,6 +54,18 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
             return [outcome for outcome in outcomes if outcome is not None]
         if not events:
             events.append((yield Wait(until)))
+
+
+def for_rows(plan: Plan, count: int) -> Plan:
+    """The plan with a standby started early enough to run `count` inputs: the times that were measured are those of one."""
+    deadline_s = plan.deadline_s
+    if deadline_s == INF:
+        return plan
+    legs = (
+        leg._replace(start_by_s=max(0.0, deadline_s - count * (deadline_s - leg.start_by_s))) if leg.start_by_s < INF else leg
+        for leg in plan.legs
+    )
+    return plan._replace(legs=tuple(legs))
 
 
 def _for_row(event: Event | None, row: int, asked: dict[int, tuple[int, ...]]) -> Event | None:

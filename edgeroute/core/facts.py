@@ -15,6 +15,8 @@ class Facts(NamedTuple):
     """Names of targets occupied by abandoned runs (told to stop, still running)."""
     edge_s: float = 0.0
     """Time the edge needs, seconds: 99 % quantile of its measured latency; 0 while unknown."""
+    reserves: Mapping[str, float] = {}
+    """Time to leave each edge before a deadline, seconds, by name (`standby.reserve_s`); inf or missing: unknown."""
     no_hedge: str = ""
     """Why hedges are forbidden; empty: they are allowed."""
     deferral_rate: float = 0.0

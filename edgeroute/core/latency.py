@@ -57,6 +57,12 @@ class Latency:
                     break
         return _middle(last)
 
+    def longest(self, values: int) -> float | None:
+        """The longest of about the last `values`, seconds; None before the first."""
+        least = self._weight / 2 ** (values / HALF_LIFE)
+        last = max((i for i, weight in enumerate(self._buckets) if weight >= least), default=None)
+        return None if last is None else _middle(last)
+
     def share_above(self, seconds: float) -> float | None:
         """Share of values (0..1) above `seconds`, with relative error ERROR in `seconds`; None before the first value."""
         if not self.count:

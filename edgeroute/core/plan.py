@@ -144,7 +144,7 @@ def plan(
             accept_unsure=policy.no_confidence == "accept",
             hedge_after_s=hedge_s if position and not standby else INF,
             standby=standby,
-            start_by_s=_start_by_s(hedge_s, facts, deadline_s) if first_standby else INF,
+            start_by_s=_start_by_s(hedge_s, facts.reserves.get(target.name, INF), deadline_s) if first_standby else INF,
             label=target.label,
             thresholds=target.thresholds,
         )
@@ -196,10 +196,9 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
     return hedge.quantile(edge, float(rule[1:]) / 100)
 
 
-def _start_by_s(hedge_s: float, facts: Facts, deadline_s: float) -> float:
-    """Latest start of a standby edge that leaves twice its usual time before the deadline, seconds; 0 while that is unknown."""
-    latest = INF if deadline_s == INF else max(0.0, deadline_s - 2 * facts.edge_s) if facts.edge_s else 0.0
-    return min(latest, hedge_s)
+def _start_by_s(hedge_s: float, reserve_s: float, deadline_s: float) -> float:
+    """Latest start of a standby edge that leaves it its time before the deadline, seconds; 0 while that is unknown."""
+    return min(INF if deadline_s == INF else max(0.0, deadline_s - reserve_s), hedge_s)
 
 
 def _step(leg: Leg, before: Leg | None) -> str:

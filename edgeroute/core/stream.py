@@ -42,7 +42,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     Args:
         plan: the plan. Its hedges are not used: two legs that stream at once would be paid for twice.
         begun: the instant at which it begins.
-        first_s: a leg without a first piece after so many seconds counts as failed.
+        first_s: a leg without a first piece after so many seconds counts as failed, unless nothing else is left.
         keep_late: at the deadline, leave a cloud running rather than cancel it.
     """
     legs, deadline = plan.legs, begun + plan.deadline_s
@@ -54,8 +54,8 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
         if now >= deadline:
             break
         leg, last = legs[i], i == plan.order[-1] and not plan.skipped
-        standby_s = min([legs[j].start_by_s for j in plan.order[i + 1 :]], default=INF)
-        first_by = max(now, min(now + first_s, begun + standby_s))
+        alone = i == plan.order[-1] and best is None  # nothing is won by giving it up
+        first_by = deadline if alone else max(now, min(now + first_s, deadline - _reserve_s(plan, i)))
         open_at_once = last or leg.threshold is None
         pieces: list[object] = []
         spoken = False
@@ -144,6 +144,14 @@ def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction])
         return read((whole(pieces), end.value))
     finally:
         result.close()
+
+
+def _reserve_s(plan: Plan, i: int) -> float:
+    """Time to leave the standby after this leg, seconds; half of the deadline where more is needed, or it is unknown."""
+    leg = next((leg for leg in plan.legs[i + 1 :] if leg.standby), None)
+    if leg is None or plan.legs[i].standby or plan.deadline_s == INF:
+        return 0.0
+    return min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2)
 
 
 def _part(pieces: list[object]) -> Prediction:

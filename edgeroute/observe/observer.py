@@ -46,7 +46,8 @@ class Observer:
         counts = self._counts
         busy = frozenset(b.name for b in backends if b.abandoned >= b.max_abandoned)
         edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in targets if t.side == "edge"), default=0.0)
-        facts = Facts(busy, edge_s, self.no_hedge(backends) if policy.hedge_after != INF else "")
+        reserves = counts.reserves(t.name for t in targets if t.side == "edge")
+        facts = Facts(busy, edge_s, reserves, self.no_hedge(backends) if policy.hedge_after != INF else "")
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         if policy.saver is not None:

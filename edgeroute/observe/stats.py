@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.standby import reserve_s
 from edgeroute.core.walk import Mark, Outcome, judged
 from edgeroute.system import renew_after_fork
 
@@ -185,6 +186,17 @@ class Counts:
             self._add_up()
             leg = self._legs.get(name)
             return None if leg is None else leg.latency.quantile(q)
+
+    def reserves(self, names: Iterable[str]) -> dict[str, float]:
+        """Time to leave each of these edges before a deadline, seconds; inf: unknown."""
+        with self._lock:
+            self._add_up()
+            return {name: reserve_s(leg.latency) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def measured(self, name: str, seconds: float) -> None:
+        """Counts the latency of a leg that was told to stop and ran to its end all the same."""
+        with self._lock:
+            self._legs[name].latency.add(seconds)
 
     def latencies(self) -> dict[str, Latency]:
         """A copy of each leg's latency sketch."""

@@ -159,6 +159,8 @@ class _Run:
                 self.unknown[str(e)] += 1
                 continue
             self._ended(request, made, outcome)
+            if looks:
+                self._measure(request, made, outcome)
             if looks and self.counts.record(made, outcome, bool(request.batch)):
                 self._observe(outcome.ended)
         return self._result(empty)
@@ -239,7 +241,9 @@ class _Run:
         policy, counts = self.setup.policy, self.counts
         edges = [t.name for t in self.setup.targets if t.side == "edge"]
         edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
-        facts = Facts(edge_s=edge_s, no_hedge=self._no_hedge(now) if policy.hedge_after != INF else "")
+        facts = Facts(
+            edge_s=edge_s, reserves=counts.reserves(edges), no_hedge=self._no_hedge(now) if policy.hedge_after != INF else ""
+        )
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         self._know(facts._replace(battery=self.facts.battery, temperature_c=self.facts.temperature_c))
@@ -251,6 +255,14 @@ class _Run:
             battery=None if battery is None else round(battery.left(self._spent(), now), 2),
             temperature_c=heat(course, now).celsius if course else None,
         )
+
+    def _measure(self, request: Request, made: Plan, outcome: Outcome) -> None:
+        """Counts the latencies of stopped edges, which run to their end all the same, as a live router does."""
+        for kind, i, _, _ in outcome.log:
+            if kind in {"cancelled", "timeout"} and made.legs[i].permit is None and not request.batch:
+                seen = request.legs.get(made.legs[i].name)
+                if seen is not None and seen.what in ANSWERED:
+                    self.counts.measured(made.legs[i].name, seen.took_s)
 
     def _know(self, facts: Facts) -> None:
         if facts != self.facts:

@@ -126,7 +126,6 @@ def _stages(
 
         engine.caching = Caching(
             cache,
-            edge_s=lambda: engine.observer.facts.edge_s,
             note=engine.counts.note,
             again=engine.again,
             spawn=lambda steps: spawn(engine, steps),

@@ -31,7 +31,6 @@ class Caching:
 
     Args:
         cache: of answers.
-        edge_s: returns the usual time of the edge, seconds; 0 while unknown.
         note: counts `cached`.
         again: makes a new request equal to one that was served stale, for its revalidation.
         spawn: executes the steps of a revalidation in the background; returns False if there is no thread for them.
@@ -41,13 +40,12 @@ class Caching:
         self,
         cache: Cache,
         *,
-        edge_s: Callable[[], float],
         note: Callable[[str], object],
         again: Callable[[Request], Request],
         spawn: Callable[[Steps[None]], bool],
     ) -> None:
         self.cache, self.flights = cache, Flights()
-        self._edge_s, self._note, self._again, self._spawn = edge_s, note, again, spawn
+        self._note, self._again, self._spawn = note, again, spawn
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
         """Serves cached answers; the leaders among the other requests go on, and followers wait for an equal request.
@@ -162,8 +160,11 @@ class Caching:
 
     def _patience_s(self, request: Request) -> float:
         """How long to wait for an equal request and still have time for the edge, seconds."""
-        whole_s, edge_s = request.plan.deadline_s, self._edge_s()
-        return whole_s if whole_s == INF else max(0.0, whole_s - (2 * edge_s or whole_s / 2) - (monotonic() - request.begun))
+        plan, whole_s = request.plan, request.plan.deadline_s
+        if whole_s == INF:
+            return INF
+        edge_s = max((plan.facts.reserves.get(leg.name, INF) for leg in plan.legs if leg.permit is None), default=INF)
+        return max(0.0, whole_s - (edge_s if edge_s < INF else whole_s / 2) - (monotonic() - request.begun))
 
     def _shared(self, leader: Answer, request: Request) -> Answer:
         """Turns the answer of an equal request into this one's."""

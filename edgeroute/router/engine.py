@@ -150,7 +150,7 @@ class Engine:
         """The executor of these requests' legs."""
         late = self.late.take if self.late.wanted else None
         cache = None if self.caching is None else self.caching.cache
-        return LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late)
+        return LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.measured)
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
         """The innermost step: walks, records and makes answers."""

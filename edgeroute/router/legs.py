@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a blocking call without blocking the event loop."""
+Measured = Callable[[str, float], object]
 STUCK_MOST = 32
 """Number of abandoned runs of an edge model at which another, for which no thread is free, is rejected."""
 
@@ -60,6 +61,7 @@ class LegExecutor:
         cloud_threads: for legs off it; separate, so that a hanging cloud cannot exhaust the edge's threads.
         cache: negative cache of inputs that an endpoint rejected; None: there is none.
         late: receives events of legs left running past the deadline; None: they are cancelled then.
+        measured: receives the name and the seconds of an edge that was told to stop and ran to its end; None: nobody does.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class LegExecutor:
         cloud_threads: ThreadPool,
         cache: Cache | None = None,
         late: Late | None = None,
+        measured: Measured | None = None,
     ) -> None:
         first = requests[0]
         self.plan, self.backends = first.plan, first.snapshot.backends
@@ -81,6 +84,7 @@ class LegExecutor:
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
         self._inputs, self._copied = [request.inputs for request in requests], False
         self.late = None if late is None else LateEvents(requests, late)
+        self._measured = None if self._many else measured  # a batch's time is not that of one input
 
     @property
     def sequential(self) -> bool:
@@ -151,7 +155,7 @@ class LegExecutor:
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
         error = self.detach(start)
-        task = LegTask(start.leg, self.backend(start))
+        task = LegTask(start.leg, self.backend(start), None if self.plan.legs[start.leg].permit else self._measured)
         if error is None and self._submit(start, task, partial(self.run, start, task.token), self.mail(start, send)):
             return task.stop
         refusal = self._refusal(start, error)
@@ -282,11 +286,11 @@ def _cancelled(error: BaseException) -> bool:
 class LegTask:
     """A leg in a thread. The backend counts abandoned ones, for the planner."""
 
-    __slots__ = ("_backend", "_ended", "_leg", "token")
+    __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "token")
 
-    def __init__(self, leg: int, backend: Backend) -> None:
-        self._leg, self._backend, self.token = leg, backend, StopToken()
-        self._ended = False
+    def __init__(self, leg: int, backend: Backend, measured: Measured | None = None) -> None:
+        self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken()
+        self._begun, self._ended = monotonic(), False
 
     def run(self, execute: Callable[[], Event], send: Send) -> None:
         """Runs the leg and always sends an event."""
@@ -296,6 +300,8 @@ class LegTask:
             event = Failed(self._leg, e, monotonic())
         self._ended = True
         self._backend.stopping.discard(self)
+        if self._measured is not None and self.token.asked and type(event) is Done:  # the walk does not see it any more
+            self._measured(self._backend.name, event.at - self._begun)
         send(event)
 
     def stop(self) -> None:

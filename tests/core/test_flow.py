@@ -83,7 +83,7 @@ def test_the_next_best_answer_is_shown_too():
 
 def test_the_standby_begins_at_once_where_its_answer_is_shown():
     """Preferring the cloud, a provisional answer is the edge's, which then does not wait for the deadline to come near."""
-    known = made(mode="prefer_cloud", facts=Facts(edge_s=0.1), deadline_s=5.0)
+    known = made(mode="prefer_cloud", facts=Facts(reserves={"edge": 0.2}), deadline_s=5.0)
     assert known.legs[1].start_by_s == 4.8
     steps = walk(known, 0.0, True)
     assert next(steps) == Start(0)
@@ -190,10 +190,10 @@ def test_wrong_input_asks_nobody_else():
 
 def test_prefer_cloud_holds_the_edge_until_the_cloud_has_ended():
     """The standby's answer waits for the cloud, which overrules it; and replaces it when it fails."""
-    known = made(mode="prefer_cloud", deadline_s=1.0, targets=PAIR, facts=Facts(edge_s=0.1))
+    known = made(mode="prefer_cloud", deadline_s=1.0, targets=PAIR, facts=Facts(reserves={"edge": 0.2}))
     steps = walk(known, 0.0)
     assert next(steps) == Start(0)
-    assert steps.send(None) == Wait(0.8), "the edge starts when it still has twice its time"
+    assert steps.send(None) == Wait(0.8), "the edge starts when it still has the time to be left for it"
     assert steps.send(Elapsed(0.8)) == Start(1)
     assert steps.send(None) == Wait(1.0)
     assert steps.send(Done(1, said(0.99), 0.85)) == Wait(1.0), "an edge answer, however sure, does not end it"

@@ -136,8 +136,8 @@ def test_nothing_begins_at_the_deadline():
 
 
 def test_preferring_the_cloud_leaves_the_edge_its_time():
-    """A cloud that does not begin is left when the edge, given twice its usual time, can still be on time."""
-    known = made(mode="prefer_cloud", deadline_s=2.0, facts=Facts(edge_s=0.25))
+    """A cloud that does not begin is left when the edge can still be on time."""
+    known = made(mode="prefer_cloud", deadline_s=2.0, facts=Facts(reserves={"edge": 0.5}))
     outcome, heard = run(known, {"cloud": [], "edge": [(0.2, "a"), (0.3, [0.1])]})
     assert heard == [("edge", "a")]
     assert (outcome.accepted, outcome.ended) == (True, 1.8)
@@ -241,3 +241,47 @@ def test_a_leg_that_fails_as_it_is_started():
     with pytest.raises(StopIteration) as end:
         steps.send(Done(1, Prediction("whole", None, None), 0.6))
     assert (end.value.value.leg, marks(end.value.value)) == (1, [("start", 0), ("failed", 0), ("start", 1), ("accepted", 1)])
+
+
+@pytest.mark.parametrize(("happens", "targets"), [
+    ({"cloud": [(0.1, OSError("down"))], "edge": [(2.0, "a"), (3.0, [0.1])]}, (EDGE, CLOUD)),
+    ({"edge": [(2.0, "a"), (3.0, [0.1])]}, (EDGE,)),
+])  # fmt: skip
+def test_the_last_leg_there_is_may_take_its_time_to_begin(happens, targets):
+    """first_token is to call the next one, and there is none: it would give up the only answer."""
+    known = made(targets, mode="prefer_cloud" if len(targets) > 1 else "only_edge")
+    outcome, heard = run(known, happens, first_s=0.5)
+    assert heard == [("edge", "a")]
+    assert (known.legs[outcome.leg].name, outcome.accepted) == ("edge", True)
+
+
+def test_the_deadline_holds_for_the_last_leg_too():
+    """Without a first piece by then there is no answer."""
+    outcome, heard = run(made((EDGE,), deadline_s=1.0), {"edge": [(2.0, "a")]}, first_s=0.5)
+    assert (outcome.leg, heard, outcome.ended) == (None, [], 1.0)
+    assert marks(outcome) == [("start", 0), ("timeout", 0)]
+
+
+@pytest.mark.parametrize("reserves", [{}, {"edge": 1.9}])
+def test_a_standby_of_which_little_is_known_has_half_of_the_time(reserves):
+    """Nothing runs beside the cloud, which is not given up before it could begin: it has the other half."""
+    known = made(mode="prefer_cloud", deadline_s=2.0, facts=Facts(reserves=reserves))
+    outcome, heard = run(known, {"cloud": [], "edge": [(0.2, "a"), (0.3, [0.1])]})
+    assert (heard, outcome.ended) == ([("edge", "a")], 1.3)
+    _, heard = run(known, {"cloud": [(0.9, "x"), (1.5, [None])], "edge": []})
+    assert heard == [("cloud", "x")]
+
+
+@pytest.mark.parametrize("policy", [{"hedge_after": 0.1}, {"hedge_after": 0.1, "deadline_s": 2.0}])
+def test_a_hedge_does_not_end_a_stream(policy):
+    """Streams are not hedged: a cloud that begins after that time is listened to."""
+    known = made(mode="prefer_cloud", facts=Facts(reserves={"edge": 0.5}), **policy)
+    _, heard = run(known, {"cloud": [(0.9, "x"), (1.5, [None])], "edge": []})
+    assert heard == [("cloud", "x")]
+
+
+def test_several_standbys_take_turns():
+    """Only what precedes the first of them has its time cut."""
+    known = made((EDGE, EDGE._replace(name="other"), CLOUD), mode="prefer_cloud", deadline_s=2.0)
+    outcome, heard = run(known, {"cloud": [], "other": [(0.9, OSError("x"))], "edge": [(0.05, "a"), (0.06, [0.1])]})
+    assert (heard, outcome.ended) == ([("edge", "a")], 1.96)

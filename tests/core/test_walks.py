@@ -7,7 +7,7 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute.core.batch import walk_many
+from edgeroute.core.batch import for_rows, walk_many
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, MODES, Policy, Target
@@ -43,7 +43,9 @@ def walks(draw):
         no_confidence=draw(st.sampled_from(["defer", "accept"])),
     )
     known = draw(targets())
-    facts = Facts(frozenset(draw(st.sets(st.sampled_from([t.name for t in known]))) if known else ()), draw(times))
+    reserves = {t.name: draw(times) for t in known if t.side == "edge" and draw(st.booleans())}
+    busy = frozenset(draw(st.sets(st.sampled_from([t.name for t in known]))) if known else ())
+    facts = Facts(busy, draw(times), reserves)
     made = plan(policy, known, facts)
     happens = [draw(happenings) for _ in known]
     if policy.deadline_s == INF:  # without a deadline a silent leg is waited for, rightly
@@ -120,11 +122,14 @@ def test_random_walks(case):
 @settings(max_examples=400, deadline=None)
 @given(walks(), st.integers(1, 5))
 def test_a_batch_of_equals_goes_the_way_of_one(case, count):
-    """Rows to which the same happens end as one input would, and each leg is begun once for all of them."""
+    """Rows to which the same happens end as one input would, and each leg is begun once for all of them.
+
+    A standby has the time of all rows to be left for it.
+    """
     made, happens = case
     if not isinstance(made, Plan):
         return
-    one, ended, _ = run(made, happens, lambda m: walk(m, BEGUN))
+    one, ended, _ = run(made, happens, lambda m: walk(for_rows(m, count), BEGUN))
     many, ended_together, _ = run(made, happens, lambda m: walk_many(m, count, BEGUN))
     assert ended_together == ended
     for outcome in many:
@@ -159,7 +164,7 @@ def test_a_batch_asks_the_next_target_for_the_deferred_rows_alone(sure, threshol
 def test_prefer_cloud_with_a_deadline_has_the_edge_in_reserve(deadline, edge_s, what, cloud_s):
     """With a deadline that leaves the edge its time, there is an answer at the deadline, whatever the cloud does."""
     known = (Target("edge", "edge", 0.5), Target("cloud", "cloud"))
-    made = plan(Policy(mode="prefer_cloud", deadline_s=deadline), known, Facts(edge_s=edge_s))
+    made = plan(Policy(mode="prefer_cloud", deadline_s=deadline), known, Facts(reserves={"edge": edge_s} if edge_s else {}))
     outcome, ended, _ = run(made, [("done", edge_s, 0.1), (what, cloud_s, None)], lambda m: walk(m, BEGUN))
     if edge_s <= deadline or (what == "done" and cloud_s <= deadline):
         assert outcome.prediction is not None
