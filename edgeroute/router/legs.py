@@ -286,11 +286,12 @@ def _cancelled(error: BaseException) -> bool:
 class LegTask:
     """A leg in a thread. The backend counts abandoned ones, for the planner."""
 
-    __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "token")
+    __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
 
     def __init__(self, leg: int, backend: Backend, measured: Measured | None = None) -> None:
         self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken()
         self._begun, self._ended = monotonic(), False
+        self._took_s: float | None = None
 
     def run(self, execute: Callable[[], Event], send: Send) -> None:
         """Runs the leg and always sends an event."""
@@ -298,10 +299,11 @@ class LegTask:
             event = execute()
         except BaseException as e:  # noqa: BLE001 - SystemExit in a callable ends its leg; the caller must not wait for ever
             event = Failed(self._leg, e, monotonic())
+        self._took_s = event.at - self._begun if type(event) is Done else None
         self._ended = True
         self._backend.stopping.discard(self)
-        if self._measured is not None and self.token.asked and type(event) is Done:  # the walk does not see it any more
-            self._measured(self._backend.name, event.at - self._begun)
+        if self.token.asked:
+            self._measure()
         send(event)
 
     def stop(self) -> None:
@@ -310,7 +312,15 @@ class LegTask:
             self._backend.stopping.add(self)
             if self._ended:
                 self._backend.stopping.discard(self)
+        else:
+            self._measure()
         self.token()
+
+    def _measure(self) -> None:
+        """Reports how long the run took: the walk, which stops it, does not see its event any more."""
+        measured, self._measured = self._measured, None
+        if measured is not None and self._took_s is not None:
+            measured(self._backend.name, self._took_s)
 
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:

@@ -164,7 +164,7 @@ def test_a_batch_asks_the_next_target_for_the_deferred_rows_alone(sure, threshol
 def test_prefer_cloud_with_a_deadline_has_the_edge_in_reserve(deadline, edge_s, what, cloud_s):
     """With a deadline that leaves the edge its time, there is an answer at the deadline, whatever the cloud does."""
     known = (Target("edge", "edge", 0.5), Target("cloud", "cloud"))
-    made = plan(Policy(mode="prefer_cloud", deadline_s=deadline), known, Facts(reserves={"edge": edge_s} if edge_s else {}))
+    made = plan(Policy(mode="prefer_cloud", deadline_s=deadline), known, Facts(reserves={"edge": 2 * edge_s} if edge_s else {}))
     outcome, ended, _ = run(made, [("done", edge_s, 0.1), (what, cloud_s, None)], lambda m: walk(m, BEGUN))
     if edge_s <= deadline or (what == "done" and cloud_s <= deadline):
         assert outcome.prediction is not None

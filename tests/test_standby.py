@@ -1,0 +1,90 @@
+"""The edge on standby beside a preferred cloud: what routers measure of it, and when it is spared."""
+
+import threading
+
+import pytest
+from both import LONG, Tasks, Threads
+
+from edgeroute.core.policy import INF
+from edgeroute.core.standby import ENOUGH
+
+MANY = 5_000
+"""Requests after which a test that waits for something has failed."""
+
+
+@pytest.fixture(params=[Threads, Tasks])
+def make(request):
+    return request.param
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stopped_run_is_measured_when_it_ends(make, late):
+    """A cloud that is quicker stops the standby, and so does the deadline; the model runs on, and then its time is known.
+
+    Otherwise the standby would start at once for ever, and nothing would be known of its slowest runs.
+    """
+    gate, away = threading.Event(), threading.Event()
+
+    def edge(_):
+        gate.wait(LONG)
+        return "edge", 0.9
+
+    def cloud(_):
+        if late:
+            away.wait(LONG)
+        return "cloud", 0.9
+
+    with make(edge, cloud, threshold=0.5, mode="prefer_cloud", deadline=0.1 if late else LONG) as router:
+        if late:
+            with pytest.raises(TimeoutError):
+                router.infer(1)
+        else:
+            assert router.infer(1).source == "cloud"
+        assert router.stats().legs[0].p99_s is None, "it runs on"
+        gate.set()
+        edges = router.engine.edge_threads
+        while not edges.idle:
+            threading.Event().wait(0.001)
+        assert router.stats().legs[0].p99_s > 0
+        assert router.stats().legs[0].answered == 0
+        away.set()
+
+
+def test_a_standby_of_which_enough_is_known_is_spared(make):
+    """Until then it runs beside each request; afterwards a quick cloud leaves it idle."""
+    runs = []
+
+    def edge(x):
+        runs.append(x)
+        return "edge", 0.9
+
+    with make(edge, lambda x: ("cloud", 0.9), threshold=0.5, mode="prefer_cloud", deadline=LONG) as router:
+        assert router.infer(0).source == "cloud"
+        for x in range(1, MANY):
+            if router.engine.observer.facts.reserves.get("edge", INF) < INF:
+                break
+            assert router.infer(x).source == "cloud"
+        assert ENOUGH <= x < MANY
+        while router.engine.edge_threads.idle < len(router.engine.edge_threads):
+            threading.Event().wait(0.001)
+        before = len(runs)
+        assert before == x, "it ran beside each"
+        for _ in range(10):
+            assert router.infer(-1).source == "cloud"
+        assert len(runs) == before
+
+
+def test_a_batch_is_not_measured_as_one_input(make):
+    """Its time says nothing of one input's, also where it is stopped."""
+    gate = threading.Event()
+
+    def edge(_):
+        gate.wait(LONG)
+        return "edge", 0.9
+
+    with make(edge, lambda x: ("cloud", 0.9), threshold=0.5, mode="prefer_cloud", deadline=LONG) as router:
+        assert [answer.source for answer in router.infer_many([1, 2])] == ["cloud", "cloud"]
+        gate.set()
+        while not router.engine.edge_threads.idle:
+            threading.Event().wait(0.001)
+        assert router.stats().legs[0].p99_s is None
