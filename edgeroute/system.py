@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
 log = logging.getLogger("edgeroute")
+T = TypeVar("T")
 try:
     import orjson
 except ImportError:  # pragma: no cover - one of the two is installed
@@ -188,6 +189,29 @@ class AbandonedRuns:
         return len(self.stopping)
 
 
+class NoException(RuntimeError):
+    """A function of the application raised what no `except Exception` catches, such as SystemExit."""
+
+
+def contained(function: Callable[..., T], *arguments: object) -> T:
+    """Calls a function of the application. What it raises is an `Exception`; but Ctrl-C (KeyboardInterrupt) passes.
+
+    Raises:
+        NoException: in place of SystemExit, GeneratorExit and the like; in a pool's thread, where there is no Ctrl-C, also of
+            KeyboardInterrupt.
+    """
+    try:
+        return function(*arguments)
+    except Exception:
+        raise
+    except BaseException as e:
+        if isinstance(e, KeyboardInterrupt) and not hasattr(_pooled, "thread"):
+            raise
+        raise NoException(f"{type(e).__name__}{f': {e}' if str(e) else ''}") from e
+
+
+_pooled = threading.local()
+"""Has `thread` in the threads of a `ThreadPool`."""
 Job = Callable[[], object]
 
 
@@ -256,6 +280,7 @@ class ThreadPool:
 
     def _work(self, box: SimpleQueue[Job | None]) -> None:
         idle, missed = self._idle, 0
+        _pooled.thread = True
         try:
             while True:
                 try:

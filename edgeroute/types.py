@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from array import array
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from edgeroute.core.walk import Outcome, Prediction
 __all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
 
+log = logging.getLogger("edgeroute")
 Source = Literal["edge", "cloud", "cache", "stale"]
 
 
@@ -47,7 +49,7 @@ class StopToken:
             self._event.set()
             hook = self._hook
         if hook is not None:
-            hook()
+            _quietly(hook)
 
     @property
     def asked(self) -> bool:
@@ -64,7 +66,17 @@ class StopToken:
             self._hook = hook
             asked = self._event.is_set()
         if asked and hook is not None:
-            hook()
+            _quietly(hook)
+
+
+def _quietly(hook: Callable[[], object]) -> None:
+    """Calls it, where an answer may be there already: what it raises is logged."""
+    try:
+        hook()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        log.error("a function for a stop request failed; no answer is touched by it", exc_info=e)  # noqa: TRY400 - SystemExit, too
 
 
 Cancel = StopToken

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeroute.core.egress import Permit, Rules, Unknown
 from edgeroute.errors import Held, PolicyError
+from edgeroute.system import contained
 from edgeroute.types import own_copy
 
 Consent = Callable[[str, str | None], bool]
@@ -64,7 +65,7 @@ class Egress:
         """
         if self.consent is not None:
             try:
-                given = self.consent(where, permit.data_class)
+                given = contained(self.consent, where, permit.data_class)
             except Exception as e:
                 raise Held(f"the consent callback failed ({type(e).__name__}), so nothing was sent", code="consent") from e
             if given is not True:
@@ -72,6 +73,6 @@ class Egress:
         if self.redact is None:
             return inputs
         try:
-            return [self.redact(own_copy(x), permit.data_class) for x in inputs]  # redaction may work in place
+            return [contained(self.redact, own_copy(x), permit.data_class) for x in inputs]  # redaction may work in place
         except Exception as e:
             raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent", code="redaction") from e

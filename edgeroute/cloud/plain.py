@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeroute.cloud.base import Address, Call, Reply, Talk, loads
 from edgeroute.errors import BadReply, Unreachable
-from edgeroute.system import json_dumps
+from edgeroute.system import contained, json_dumps
 
 
 class PlainJson:
@@ -87,7 +87,9 @@ class PlainJson:
         return [(self._pick(said, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
-        return Call("POST", self.address.path or "/", [("Content-Type", "application/json")], json_dumps(self._encode(x)))
+        return Call(
+            "POST", self.address.path or "/", [("Content-Type", "application/json")], json_dumps(contained(self._encode, x))
+        )
 
     def _numbers(self, said: Any, path: str) -> Any:
         try:

@@ -11,6 +11,7 @@ where z are logits and p = softmax(z).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, log
 from typing import Any
@@ -19,9 +20,11 @@ import numpy as np
 
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, PolicyError
+from edgeroute.system import contained
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
+logger = logging.getLogger("edgeroute")
 NAN = float("nan")
 SMALL = 64
 """Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
@@ -139,6 +142,7 @@ class Reader:
         name = score if isinstance(score, str) and score in ROWS else "msp"
         self._row, self._array = ROWS[name], ARRAYS[name]
         self._custom: Score | None = score if callable(score) else None
+        self._failed = False
         self._logits = kind == "probabilities" and getattr(score, "of_logits", False)
         """Whether the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
         self._simple = len(labels) if labels and kind == "logits" and isinstance(score, str) and 1 < len(labels) <= SMALL else 0
@@ -177,7 +181,7 @@ class Reader:
             z = [log(p) if p > 0 else -745.0 if p == 0 else NAN for p in z]  # log of the smallest float
         top = max(z)
         if self._custom is not None:
-            confidence = self._custom(z if self._logits else row)
+            confidence = self._scored(z if self._logits else row)
         else:
             confidence = self._row(z, top) if len(z) > 1 else NAN
         return Prediction(self._label(z.index(top), len(z)), confidence, row)
@@ -188,12 +192,13 @@ class Reader:
             raise BadReply(f"0 outputs, but {len(self.labels)} labels: these outputs are not this model's")
         if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
             # not a classifier's outputs: the value is the raw output, and only a custom score applies
-            return Prediction(row, self._custom(row) if self._custom is not None else None, row)
+            return Prediction(row, self._scored(row) if self._custom is not None else None, row)
         if self._custom is not None and not self._logits:
-            confidence = self._custom(row)
+            confidence = self._scored(row)
         else:
             with np.errstate(all="ignore"):
-                confidence = float((self._custom or self._array)(np.log(array) if self.kind == "probabilities" else array))
+                z = np.log(array) if self.kind == "probabilities" else array
+                confidence = float(self._array(z)) if self._custom is None else self._scored(z)
         return Prediction(self._label(int(array.argmax()), array.size), confidence, row)
 
     def _pair(self, row: tuple[Any, ...]) -> Prediction:
@@ -201,10 +206,22 @@ class Reader:
             raise PolicyError(f"a callable gives (value, confidence) or logits, not a tuple of {len(row)}")
         value, sure = row
         if self._custom is not None:
-            return Prediction(value, self._custom(row), row)
+            return Prediction(value, self._scored(row), row)
         if sure is None or isinstance(sure, int | float | np.number):
             return Prediction(value, None if sure is None else float(sure), row)
         return Prediction(value, quantile(sure), row)
+
+    def _scored(self, outputs: Any) -> float | None:
+        """The custom score. Where it fails there is no confidence, but there is an answer all the same."""
+        assert self._custom is not None
+        try:
+            sure = contained(self._custom, outputs)
+            return None if sure is None else float(sure)
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                logger.exception("the score failed: what it should have judged counts as an answer without a confidence")
+            return NAN
 
     def _label(self, index: int, classes: int) -> Any:
         labels = self.labels

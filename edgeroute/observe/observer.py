@@ -12,6 +12,7 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.observe.sensors import Reading, Sensors, read
 from edgeroute.observe.stats import Counts
+from edgeroute.system import contained
 from edgeroute.types import Backend
 
 READS_S = 10.0
@@ -59,7 +60,7 @@ class Observer:
         """Reads the sensors. Returns whether the facts changed."""
         self.reads_at = monotonic() + READS_S
         try:
-            reading = Reading(*(None if value is None else float(value) for value in self._sensors()))
+            reading = Reading(*(None if value is None else float(value) for value in contained(self._sensors)))
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
@@ -83,11 +84,9 @@ class Observer:
         if not callable(self.metered):
             return self.metered
         try:
-            return bool(self.metered())
-        except KeyboardInterrupt:
-            raise
-        except BaseException as e:
+            return bool(contained(self.metered))
+        except Exception:
             if not self._metered_failed:
                 self._metered_failed = True
-                log.error("metered() failed, so the link counts as metered", exc_info=e)  # noqa: TRY400
+                log.exception("metered() failed, so the link counts as metered")
             return True

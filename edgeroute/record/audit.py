@@ -17,7 +17,7 @@ from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats import AuditStats
 from edgeroute.record.drift_monitor import Audit, DriftMonitor
-from edgeroute.system import renew_after_fork
+from edgeroute.system import contained, renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.observe.stats import Counts
@@ -204,7 +204,7 @@ class Auditor:
                 self.busy -= 1
 
     def _compare(self, identity: str, leg: Leg, edge: Prediction, cloud: Prediction, how: str) -> None:
-        agrees = bool((self.audit.agrees or same)(edge.value, cloud.value))
+        agrees = bool(contained(self.audit.agrees or same, edge.value, cloud.value))
         confidence = edge.confidence
         known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
         name = leg.name

@@ -24,7 +24,7 @@ from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor, run_first
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import Request
+from edgeroute.router.request import Request, length
 from edgeroute.router.streams import AsyncStream, last
 from edgeroute.system import ThreadPool
 from edgeroute.types import Answer
@@ -178,7 +178,7 @@ class AsyncRouter(EngineOwner):
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> list[Answer]:
         """As `Router.infer_many`."""
-        if not len(batch):
+        if not length(batch):
             return []
         results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
         return [answer_of(result) for result in results]

@@ -24,7 +24,7 @@ from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
-from edgeroute.router.request import Request, Shows
+from edgeroute.router.request import AGAIN, Request, Shows, once, refused
 from edgeroute.router.snapshot import Snapshot, fingerprints
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer
@@ -105,9 +105,12 @@ class Engine:
 
         Raises:
             Closed, PolicyError, MayNotLeave: there is no plan for it.
+            BadInput: it can be read only once.
         """
         if self.closed:
             raise Closed("this router is closed")
+        if type(x) not in AGAIN and once(x):
+            raise refused(x)
         snapshot = self.snapshot
         made = snapshot.plans.get((mode, deadline, data_class)) or self._plan(snapshot, mode, deadline, data_class)
         begun, observer = monotonic(), self.observer
@@ -120,6 +123,9 @@ class Engine:
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
         """One request per row of a batch; see `request`."""
+        for x in batch:
+            if once(x):
+                raise refused(x)
         first = self.request(None, mode, deadline, data_class)
         return [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
 

@@ -18,6 +18,7 @@ from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Un
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.late_events import Late, LateEvents
 from edgeroute.router.request import Request
+from edgeroute.system import contained
 from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class LegExecutor:
             self.late.rows[start.leg] = start.rows
         if not self._copied:
             try:
-                self._inputs, self._copied = [own_copy(x) for x in self._inputs], True
+                self._inputs, self._copied = [contained(own_copy, x) for x in self._inputs], True
             except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
                 return e
         return None

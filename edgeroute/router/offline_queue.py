@@ -21,6 +21,7 @@ from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
+from edgeroute.system import contained
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class OfflineQueue:
             self.forget(request.id)
             return None
         try:
-            x = request.inputs if request.until == INF else own_copy(request.inputs)  # at the deadline nobody waits for it
+            x = (
+                request.inputs if request.until == INF else contained(own_copy, request.inputs)
+            )  # at the deadline nobody waits for it
         except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
             self.forget(request.id)
             note = f"not queued: {_text(e)}"

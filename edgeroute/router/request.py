@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
+from edgeroute.errors import BadInput
 
 if TYPE_CHECKING:
     from edgeroute.router.snapshot import Snapshot
 
 Shows = Literal["", "provisional", "pieces"]
+
+
+MOST_KINDS = 100
+AGAIN: set[type] = {str, bytes, list}
+"""Types whose values can be read again: a look-up is quicker than two missing attributes."""
+
+
+def once(x: Any) -> bool:
+    """Whether it is an iterator, as a generator or an open file is, or a tuple or dict with one in it."""
+    kind = type(x)
+    if kind in AGAIN:
+        return False
+    if kind is dict or kind is tuple:
+        return any(once(part) for part in (x.values() if kind is dict else x))
+    found = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+    if not found and len(AGAIN) < MOST_KINDS:
+        AGAIN.add(kind)
+    return found
+
+
+def refused(x: Any) -> BadInput:
+    """The error for an input that can be read only once."""
+    return BadInput(
+        f"the input is or has an iterator, which can be read only once ({type(x).__name__}): the first target would use it up,"
+        " and the next would get nothing; give what it yields, as with list(x), or a file's content"
+    )
+
+
+def length(batch: Sequence[Any]) -> int:
+    """The number of rows.
+
+    Raises:
+        BadInput: it is an iterator.
+    """
+    if once(batch):
+        raise BadInput(f"a batch is a sequence of inputs, not an iterator ({type(batch).__name__}): give list(batch)")
+    return len(batch)
 
 
 class Request(NamedTuple):

@@ -21,7 +21,7 @@ from edgeroute.router.engine import Engine
 from edgeroute.router.legs import run_first
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
-from edgeroute.router.request import Request
+from edgeroute.router.request import Request, length
 from edgeroute.router.streams import Stream
 from edgeroute.types import Answer
 
@@ -139,7 +139,7 @@ class Router(EngineOwner):
             importance: if it is queued and the outbox is full, the least important entry is dropped first.
 
         Raises:
-            BadInput: the edge model cannot take it.
+            BadInput: the edge model cannot take it, or it can be read only once: an iterator, an open file.
             NoAnswer: no leg answered, or the cloud was needed and did not, and the policy's offline rule is "raise".
         """
         engine = self.engine
@@ -226,7 +226,7 @@ class Router(EngineOwner):
             BadInput: the edge model cannot take one of them.
             NoAnswer: as `infer`, for the first input without an answer; the others were answered and recorded all the same.
         """
-        if not len(batch):
+        if not length(batch):
             return []
         engine = self.engine
         return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]

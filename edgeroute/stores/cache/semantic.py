@@ -12,7 +12,7 @@ from cachetools import LRUCache
 
 from edgeroute.errors import BadInput
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
-from edgeroute.system import now, renew_after_fork
+from edgeroute.system import contained, now, renew_after_fork
 
 log = logging.getLogger("edgeroute")
 Vector = np.ndarray[Any, np.dtype[Any]]
@@ -111,7 +111,7 @@ class Semantic:
         if vector is not None:
             return vector
         try:
-            raw = np.asarray(self._embed(text), np.float64)
+            raw = np.asarray(contained(self._embed, text), np.float64)
         except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
             log.warning("the text is not looked for by meaning, since embed raised %s: %s", type(e).__name__, e)
             return None

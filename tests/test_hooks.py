@@ -1,0 +1,208 @@
+"""Functions of the application that raise: an answer of the edge is never lost to one, and Ctrl-C gets through each."""
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+from both import CALLS, GOOD, LONG, Tasks, Threads, ask, sure, unsure
+
+from edgeroute import Audit, BadInput, Cache, Egress, Instrument, Outbox, PlainJson, Router, Saver, StopToken
+from edgeroute.stores.cache import Semantic
+from edgeroute.testing import CannedServer, FakeCloud
+
+ERRORS = pytest.mark.parametrize("error", [RuntimeError, SystemExit, GeneratorExit], ids=lambda e: e.__name__)
+
+
+@pytest.fixture(params=[Threads, Tasks])
+def make(request):
+    """A router to be closed at the end; a function of (edge, cloud, options)."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *a, **k: stack.enter_context(request.param(*a, **({"threshold": 0.5} | k)))
+
+
+def raising(error):
+    """A function of any arguments that raises it, and the event that it was called."""
+    called = threading.Event()
+
+    def hook(*_):
+        called.set()
+        raise error("the hook's own")
+
+    return hook, called
+
+
+class Broken(Instrument):
+    """Each of its methods raises."""
+
+    def __init__(self, hook):
+        self.request_ended = self.attempt_ended = self.breaker_changed = self.limit_hit = self.outbox_changed = hook
+
+
+def policies(hook, server, tmp_path):
+    """Hook -> (edge, cloud, options) of a router that calls it in each request, and has an answer of the edge alone."""
+    away = FakeCloud([OSError("away")] * 100)
+    return {
+        "metered": (unsure, away, {"metered": hook, "hedge_after": 0.001, "deadline": LONG}),
+        "consent": (unsure, away, {"egress": Egress(consent=hook)}),
+        "redact": (unsure, away, {"egress": Egress(redact=hook)}),
+        "sensors": (sure, None, {"saver": Saver("only_edge", battery_below=0.2), "sensors": hook}),
+        "score": (lambda x: np.array([0.1, 0.9]), away, {"score": hook}),
+        "score of answers": (unsure, away, {"score": hook}),
+        "trace": (unsure, away, {"trace": hook}),
+        "instrument": (unsure, away, {"instruments": [Broken(hook)]}),
+        "embed": (unsure, away, {"cache": Cache(semantic=Semantic(hook))}),
+        "encode": (unsure, PlainJson(server, encode=hook, retries=0), {}),
+        "encode of the outbox": (
+            unsure, PlainJson(server, encode=hook, retries=0), {"offline": "queue", "outbox": Outbox(tmp_path / "outbox.db")},
+        ),
+    }  # fmt: skip
+
+
+HOOKS = list(policies(None, "http://127.0.0.1:1", __import__("pathlib").Path()))
+
+
+@ERRORS
+@pytest.mark.parametrize("deadline", [None, LONG])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", HOOKS)
+def test_no_answer_is_lost_to_a_function_of_the_application(make, tmp_path, name, call, deadline, error):
+    """Whatever it raises, in whichever thread it is called; the second request as the first."""
+    hook, called = raising(error)
+    with CannedServer(GOOD) as server:
+        edge, cloud, options = policies(hook, server.url, tmp_path)[name]
+        router = make(edge, cloud, **{"deadline": deadline, **options})
+        for _ in range(2):
+            value = ask(router, call, "x").value
+            assert value == (1 if name == "score" else "edge")
+        assert called.is_set()
+
+
+@ERRORS
+def test_a_comparison_of_an_audit_that_raises(make, error, caplog):
+    """In the caller's thread, where the cloud was asked anyway."""
+    hook, called = raising(error)
+    router = make(unsure, lambda x: ("cloud", 0.9), audit=Audit(share=1.0, agrees=hook))
+    assert router.infer("x").value == "cloud"
+    assert called.is_set()
+    assert "an audit failed" in caplog.text
+
+
+@ERRORS
+def test_a_model_whose_stop_function_raises(make, error):
+    """It is called where the answer of another is there already."""
+    hook, called = raising(error)
+    begun, gate = threading.Event(), threading.Event()
+
+    class Model:
+        name, labels, kind = "model", None, "answers"
+
+        def run(self, inputs, cancel=None):
+            cancel.on_ask(hook)
+            begun.set()
+            gate.wait(LONG)
+            return [("edge", 0.9)] * len(inputs)
+
+    def cloud(_):
+        begun.wait(LONG)
+        return "cloud", 0.9
+
+    router = make(Model(), cloud, mode="prefer_cloud", deadline=LONG)
+    assert router.infer("x").value == "cloud"
+    assert called.is_set()
+    gate.set()
+
+
+def test_a_stop_function_that_comes_too_late_may_raise():
+    """The stop was requested before; and Ctrl-C is not held back."""
+    token = StopToken()
+    token()
+    token.on_ask(raising(SystemExit)[0])
+    with pytest.raises(KeyboardInterrupt):
+        token.on_ask(raising(KeyboardInterrupt)[0])
+
+
+@pytest.mark.parametrize("name", [name for name in HOOKS if name not in {"sensors", "metered", "encode of the outbox"}])
+@pytest.mark.parametrize("call", CALLS)
+def test_ctrl_c_gets_through_each_of_them(tmp_path, name, call):
+    """In the caller's thread, where it is raised; there is no deadline, so no leg has a thread of its own."""
+    hook, called = raising(KeyboardInterrupt)
+    with CannedServer(GOOD) as server:
+        edge, cloud, options = policies(hook, server.url, tmp_path)[name]
+        with Router(edge, cloud, **{"threshold": 0.5, **options}) as router:
+            if call in {"refine", "stream"} and name not in {"trace", "instrument", "embed"}:
+                assert ask(router, call, "x").source == "edge", "their legs have threads, in which there is no Ctrl-C"
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    ask(router, call, "x")
+        assert called.is_set()
+
+
+def test_ctrl_c_gets_through_metered_and_sensors():
+    """They are read here as the facts are, and as a router is made."""
+    hook, _ = raising(KeyboardInterrupt)
+    away = FakeCloud([OSError("away")] * 9)
+    with Router(unsure, away, threshold=0.5, hedge_after=60.0, metered=hook) as router, pytest.raises(KeyboardInterrupt):
+        router.infer("x")
+    with pytest.raises(KeyboardInterrupt):
+        Router(sure, None, saver=Saver("only_edge", battery_below=0.2), sensors=hook)
+
+
+@pytest.mark.parametrize("given", ["high", [0.5, 0.5], object(), 1j])
+def test_a_score_that_is_no_number_is_none(make, given):
+    """The answer counts as one without a confidence; the cloud is asked, and what the edge said is not lost."""
+    router = make(sure, FakeCloud([OSError("away"), ("cloud", 0.9)]), score=lambda _: given)
+    assert (router.infer("x").value, router.infer("x").value) == ("edge", "cloud")
+
+
+def test_a_score_that_fails_is_said_once(make, caplog):
+    """Not with every request."""
+    router = make(unsure, lambda x: ("cloud", 0.9), score=raising(ValueError)[0])
+    for _ in range(3):
+        assert router.infer("x").value == "cloud"
+    assert caplog.text.count("the score failed") == 2, "once for each target"
+
+
+def words():
+    """A generator."""
+    yield "a"
+
+
+async def later():
+    """An asynchronous one."""
+    yield "a"
+
+
+@pytest.mark.parametrize(
+    "x", [words, lambda: iter([1]), later, lambda: map(str, []), lambda: {"a": words()}, lambda: (1, words())]
+)
+@pytest.mark.parametrize("call", [*CALLS, "decide"])
+def test_an_iterator_is_no_input(make, call, x):
+    """The edge would use it up, and the cloud would get nothing: neither is asked."""
+    asked = []
+    router = make(lambda x: asked.append(x) or ("edge", 0.1), lambda x: asked.append(x) or "cloud")
+    for x_ in (x(), x()):
+        with pytest.raises(BadInput, match=r"can be read only once .*give what it yields"):
+            router.wait(router.router.decide(x_)) if call == "decide" and isinstance(router, Tasks) else (
+                router.decide(x_) if call == "decide" else ask(router, call, x_)
+            )
+    assert asked == []
+
+
+@pytest.mark.parametrize("batch", [lambda: iter(["x"]), lambda: (x for x in "x"), lambda: map(str, "x")])
+def test_an_iterator_is_no_batch(make, batch):
+    """It says what to give."""
+    router = make(sure, None)
+    with pytest.raises(BadInput, match=r"give list\(batch\)"):
+        router.infer_many(batch())
+
+
+def test_an_open_file_is_no_input(make, tmp_path):
+    """Its content is."""
+    (tmp_path / "x").write_text("text")
+    router = make(lambda x: (x, 0.9), None)
+    with (tmp_path / "x").open() as file:
+        with pytest.raises(BadInput, match="a file's content"):
+            router.infer(file)
+        assert router.infer(file.read()).value == "text"
+    assert router.infer(range(3)).value == range(3), "a range can be read again"
