@@ -17,7 +17,7 @@ from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, Unreachable
 from edgeroute.router.assemble import assemble
-from edgeroute.router.calls import Join, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
@@ -232,7 +232,8 @@ class AsyncRouter(EngineOwner):
             return await drive(step.walk, partial(self._begin, step.legs, step.streams, None), to)
         if type(step) is Join:
             return await step.flight.wait_async(step.timeout_s)
-        return await self._in_thread(step.call, step.until, step.late)  # type: ignore[union-attr]  # a Block
+        assert type(step) is Block, "there is no other step"
+        return await self._in_thread(*step)
 
     def _begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event:
         """Starts a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
@@ -279,11 +280,14 @@ class AsyncRouter(EngineOwner):
         self._task(self._pump(steps))
         return True
 
-    async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None) -> T:
-        """The result of `call` in a thread; `late` if there is none by the instant `until`. Called here if no thread is free."""
+    async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
+        """The result of `call` in a thread; `late` if there is none by the instant `until`.
+
+        Called here if no thread is free and it is needed.
+        """
         done = _submitted(self.engine.local_threads, call)
         if done is None:
-            return call()
+            return call() if needed else late
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
         return done.result() if done.done() else late
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from edgeroute import system
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.errors import BadInput, EdgerouteError
-from edgeroute.router.calls import Join, Proceed, Result, Steps, answer_of
+from edgeroute.router.calls import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.request import Request
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest, fingerprint
 from edgeroute.types import Answer, own_copy
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
+SHARE = 0.1
+"""Share of the deadline that the cache's disk, or the embedding of a text, may take; after that it counts as a miss."""
 HELD_S = 1.0
 """An equal request that shows something goes on as its reader does, who may never: it is waited for no longer than this."""
 
@@ -56,8 +59,10 @@ class Caching:
         leads: list[tuple[int, Request, Flight | None]] = []
         follows: list[tuple[int, Request, Flight]] = []
         try:
-            for i, given in enumerate(requests):
-                answer, request, flight = self._look_up(given, proceed)
+            keyed = [self._keyed(given) for given in requests]
+            fetched = yield from self._fetched([request for request, _ in keyed])
+            for i, (request, prefix) in enumerate(keyed):
+                answer, flight = yield from self._look_up(request, prefix, fetched, proceed)
                 if answer is not None:
                     results[i] = answer
                 elif flight is not None and not flight.leads and not request.shows:
@@ -101,32 +106,52 @@ class Caching:
             else:
                 flight.failed()  # followers may have more time, and have ids of their own
 
-    def _look_up(self, request: Request, proceed: Proceed) -> tuple[Answer | None, Request, Flight | None]:
-        """(cached answer or None, request with its cache key, its part in the flight of equal requests)."""
+    def _keyed(self, request: Request) -> tuple[Request, bytes]:
+        """(request with its cache key, and the key's prefix)."""
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never:
-            return None, request, None
+            return request, b""
         prefix = snapshot.prefixes.get((plan.mode, plan.data_class)) or _prefix(snapshot, plan)
-        key = digest(prefix, request.inputs)
+        return request._replace(key=digest(prefix, request.inputs)), prefix
+
+    def _fetched(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
+        """What the disk has for them. It has a share of the deadline: an edge that needs the rest must not wait for a disk."""
+        keys = self.cache.missing(request.key for request in requests if request.key is not None)
+        if not keys:
+            return {}
+        found = yield Block(partial(self.cache.fetch, keys), self._looks_until(requests[0]), needed=False)
+        if found is None:
+            self.cache.late()
+            return {}
+        return found  # type: ignore[no-any-return]
+
+    def _looks_until(self, request: Request) -> float:
+        """When to go on without what was looked for."""
+        return INF if request.until == INF else request.begun + SHARE * request.plan.deadline_s
+
+    def _look_up(
+        self, request: Request, prefix: bytes, fetched: Mapping[bytes, Entry], proceed: Proceed
+    ) -> Steps[tuple[Answer | None, Flight | None]]:
+        """(cached answer or None, its part in the flight of equal requests)."""
+        key = request.key
         if key is None:
-            return None, request, None
-        entry, age = self.cache.lookup(key)
+            return None, None
+        entry, age = self.cache.lookup(key, fetched)
         if entry is not None and age == "fresh":
-            return self._recalled(entry, "cache", request, ""), request, None
-        request = request._replace(key=key)
+            return self._recalled(entry, "cache", request, ""), None
         if entry is not None and age == "revalidate":
             flight = self.flights.join(key)
             if flight.leads and not self._spawn(self._revalidation(request, flight, proceed)):
                 flight.failed()
-            return self._recalled(entry, "stale", request, " and past its time, being renewed"), request, None
+            return self._recalled(entry, "stale", request, " and past its time, being renewed"), None
         semantic = self.cache.semantic
         if semantic is not None and isinstance(request.inputs, str):
-            near = self._near(semantic, prefix, request.inputs)
+            near = yield Block(partial(self._near, semantic, prefix, request.inputs), self._looks_until(request), needed=False)
             if near is not None:
                 entry, similarity = near
                 note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
-                return self._recalled(entry, "cache", request, note), request, None
-        return None, request, self.flights.join(key, held=bool(request.shows))
+                return self._recalled(entry, "cache", request, note), None
+        return None, self.flights.join(key, held=bool(request.shows))
 
     def _near(self, semantic: Semantic, prefix: bytes, text: str) -> tuple[Entry, float] | None:
         try:
@@ -185,9 +210,12 @@ class Caching:
         self.cache.put(request.key, entry)
         plan, x = request.plan, request.inputs
         prefix = request.snapshot.prefixes.get((plan.mode, plan.data_class))
-        if self.cache.semantic is not None and isinstance(x, str) and prefix is not None:  # None: the policy has changed
+        semantic = self.cache.semantic
+        if semantic is None or not isinstance(x, str) or prefix is None:  # the last: the policy has changed
+            return
+        if request.until == INF or semantic.embedded(x):  # the deadline does not wait for another embedding
             with contextlib.suppress(BadInput):  # logged at the look-up
-                self.cache.semantic.add(prefix, x, entry)
+                semantic.add(prefix, x, entry)
 
     def store_late(self, request: Request, event: Done) -> None:
         """Stores a late answer for the next equal request."""

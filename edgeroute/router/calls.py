@@ -49,6 +49,8 @@ class Block(NamedTuple):
     call: Callable[[], Any]
     until: float
     late: Any = None
+    needed: bool = True
+    """Without a free thread it is called in the caller's, in spite of `until`; False: then it is late."""
 
 
 Step: TypeAlias = Walk | Join | Block

@@ -92,7 +92,7 @@ class Stale(EdgeStands):
         """The stale entry, unless the caller was shown a piece of another answer."""
         caching = parts.caching
         if caching is not None and not walked.spoken:
-            stale = yield Block(partial(caching.stale, walked.request), walked.request.until)
+            stale = yield Block(partial(caching.stale, walked.request), walked.request.until, needed=False)
             if stale is not None:
                 return stale  # type: ignore[no-any-return]
         return best(walked)

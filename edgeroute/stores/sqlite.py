@@ -19,6 +19,8 @@ from edgeroute.system import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
+READS_S = 0.005
+"""How long a read waits for another of this process, seconds."""
 CHECKPOINT_PAGES = 256
 """WAL pages (4 KB each) before a checkpoint: a megabyte, for small disks."""
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
@@ -43,6 +45,9 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._lock = threading.RLock()
+        self._reader: sqlite3.Connection | None = None
+        self._read_file: tuple[int, int] | None = None
+        self._reads = threading.RLock()
         renew_after_fork(self)
         _databases.add(self)
 
@@ -50,22 +55,28 @@ class Database:
         """Takes the lock and closes the connection: SQLite tracks the process's file locks in memory, and a child inherits none.
 
         With inherited lock state a child waited for ever for a transaction of the parent, or wrote to a file about to be removed.
-        -> whether the lock was taken.
+        -> whether the locks were taken.
         """
         if not self._lock.acquire(timeout=BUSY_S):
             return False
+        if not self._reads.acquire(timeout=BUSY_S):
+            self._lock.release()
+            return False
         if self._connection is not None and not self._connection.in_transaction:
             self._drop()
+        self._drop_reader()
         return True
 
     def after_fork_in_parent(self) -> None:
-        """Releases the lock taken before the fork."""
+        """Releases the locks taken before the fork."""
+        self._reads.release()
         self._lock.release()
 
     def after_fork(self) -> None:
         """Abandons the parent's connection unclosed; the child opens its own."""
-        _parents.append(self._connection)
+        _parents.extend((self._connection, self._reader))
         self._connection, self._lock = None, threading.RLock()
+        self._reader, self._reads = None, threading.RLock()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -95,23 +106,80 @@ class Database:
             except OSError as e:
                 raise StoreError(f"{self.path}: {e.strerror or e}") from e
 
+    def read(self, statement: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
+        """The rows of a query, on a read-only connection of its own; none where a lock would have to be waited for.
+
+        Neither a transaction of another thread or process nor a writer that waits for one holds it up.
+
+        Raises:
+            StoreError: the file cannot be read. A corrupt one has been quarantined.
+        """
+        if not self._reads.acquire(timeout=READS_S):  # another read takes long: the disk does
+            return []
+        try:
+            connection = self._open_reader()
+            return [] if connection is None else connection.execute(statement, values).fetchall()
+        except (sqlite3.Error, UnicodeDecodeError) as e:
+            if isinstance(e, sqlite3.OperationalError) and "locked" in str(e):
+                return []
+            self._drop_reader()
+            if not self._lock.acquire(blocking=False):  # a writer sees the same, soon
+                raise StoreError(f"{self.path}: {e}") from e
+            try:
+                raise self._failed(e, self._read_file) from e
+            finally:
+                self._lock.release()
+        except OSError as e:
+            raise StoreError(f"{self.path}: {e.strerror or e}") from e
+        finally:
+            self._reads.release()
+
+    def _open_reader(self) -> sqlite3.Connection | None:
+        """The connection for reading; None: there is no file, or a writer has yet to make what is in it."""
+        found = _which(self.path)
+        if self._reader is not None and found != self._read_file:
+            self._drop_reader()  # the file was quarantined, or deleted
+        if self._reader is None and found is not None:
+            address, self._read_file = f"{self.path.absolute().as_uri()}?mode=ro", found
+            connection = sqlite3.connect(address, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+            try:
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                self._check(version)
+            except BaseException:
+                connection.close()
+                raise
+            if not version:
+                connection.close()
+                return None
+            self._reader = connection
+        return self._reader
+
+    def _drop_reader(self) -> None:
+        if self._reader is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._reader.close()
+            self._reader = None
+
+    def _check(self, version: int) -> None:
+        """Refuses a file of another version; 0: nothing was made in it yet."""
+        if version not in {0, self._version}:
+            raise StoreError(f"{self.path} is of version {version}, and this edgeroute knows version {self._version}")
+
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and not self._connection.in_transaction and _which(self.path) != self._file:
             self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
             self._file = _which(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # it may hold user inputs: readable by the owner only
+            with contextlib.suppress(FileExistsError):  # one that exists is not opened: closing it would end the reader's locks
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))  # it may hold user inputs: for its owner only
             connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
                 self._patiently(connection.execute, "PRAGMA journal_mode=WAL")
                 connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 (found,) = self._patiently(connection.execute, "PRAGMA user_version").fetchone()
-                if found not in {0, self._version}:
-                    raise StoreError(  # noqa: TRY301 - the connection is closed below, as after any other error
-                        f"{self.path} is of version {found}, and this edgeroute knows version {self._version}"
-                    )
+                self._check(found)
                 if not found:
                     made = f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT"
                     self._patiently(connection.executescript, made)
@@ -132,10 +200,10 @@ class Database:
                     raise
                 sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
-    def _failed(self, error: sqlite3.Error | UnicodeDecodeError) -> StoreError:
+    def _failed(self, error: sqlite3.Error | UnicodeDecodeError, file: tuple[int, int] | None = None) -> StoreError:
         """Translates to StoreError; a corrupt file is renamed, so that its contents are kept and later calls succeed."""
         self._drop()
-        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == self._file:
+        if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == (file or self._file):
             aside = self._set_aside()
             log.error("%s was corrupt (%s); it is kept as %s, and a new one is begun", self.path, error, aside)
             return StoreError(f"{self.path} was corrupt, and is kept as {aside.name}: {error}")
@@ -156,6 +224,8 @@ class Database:
 
     def close(self) -> None:
         """Closes the file; the next transaction opens it again."""
+        with self._reads:
+            self._drop_reader()  # first: the last connection tidies up, if it may write
         with self._lock:
             self._drop()
 

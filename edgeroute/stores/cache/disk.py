@@ -36,7 +36,7 @@ _FAULTS = (StoreError, UnicodeDecodeError)
 WAITING_BYTES = 4 << 20
 """Write-behind buffer limit; beyond it, new entries stay in memory only."""
 TOGETHER = 64
-"""Entries per transaction: a reader may have to wait for one."""
+"""Entries per transaction."""
 BUSY_MS = 100
 """How long to wait for another process's lock before going on without the disk."""
 PAUSES_S = (0.001, 0.01, 0.1)
@@ -99,19 +99,23 @@ class Disk:
         self._waiting_bytes, self._begun = 0, False
 
     def get(self, key: bytes) -> Entry | None:
-        """The entry, of any age; None also where the disk fails or the entry's checksum does not match."""
+        """The entry, of any age; None also where the disk fails, a lock is in the way, or the entry's checksum does not match."""
         if self._reading.now:
             return None
         try:
-            with self._database.transaction() as connection:
-                row = connection.execute(_FIND, (key,)).fetchone()
+            rows: list[Any] = self._database.read(_FIND, (key,))
         except _FAULTS as e:
             self._reading.failed(e)
             return None
         self._reading.succeeded()
-        if row is None or row[1] != _crc(key, row[0], *row[2:]):
+        if not rows or rows[0][1] != _crc(key, rows[0][0], *rows[0][2:]):
             return None
-        return _unpacked(row[0], *row[2:])
+        at, _, *packed = rows[0]
+        return _unpacked(at, *packed)
+
+    def late(self) -> None:
+        """Notes that a reader did not wait for it any longer."""
+        self._reading.failed(TimeoutError("it takes too long"))
 
     def put(self, key: bytes, kept: CachedEntry) -> None:
         """Queues the entry for writing, replacing an earlier one of the key."""

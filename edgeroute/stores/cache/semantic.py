@@ -79,6 +79,11 @@ class Semantic:
             prefix_of_best, _, kept = self._kept[best]
         return (kept.given(), similarity) if similarity >= self.threshold and prefix_of_best == prefix else None
 
+    def embedded(self, text: str) -> bool:
+        """Whether the text's embedding is at hand, from a `find` not long ago, so that `add` takes no time."""
+        with self._lock:
+            return text in self._embedded
+
     def add(self, prefix: bytes, text: str, entry: Entry) -> None:
         """Stores a copy of the entry for this text, replacing an earlier one.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -87,11 +87,31 @@ class Cache:
 
     def get(self, key: bytes) -> Entry | None:
         """The entry if it is fresh, else None. Its arrays are read-only."""
-        return self._find(key, False)[0]
+        return self._find(key, False, None)[0]
 
-    def lookup(self, key: bytes) -> tuple[Entry | None, State | None]:
-        """The entry and its state: fresh, revalidate (serve and refresh), or stale (serve only if the cloud is unavailable)."""
-        return self._find(key, True)
+    def lookup(self, key: bytes, fetched: Mapping[bytes, Entry] | None = None) -> tuple[Entry | None, State | None]:
+        """The entry and its state: fresh, revalidate (serve and refresh), or stale (serve only if the cloud is unavailable).
+
+        fetched: what `fetch` has found on the disk, which is not asked then.
+        """
+        return self._find(key, True, fetched)
+
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Those that the disk may have and memory has not, or not fresh."""
+        if self._disk is None:
+            return []
+        at = self._clock()
+        with self._lock:
+            return [key for key in keys if (seen := self._recent.get(key)) is None or not 0 <= at - seen.entry.at < self._ttl_s]
+
+    def fetch(self, keys: Iterable[bytes]) -> dict[bytes, Entry]:
+        """What the disk has of these, for `lookup`. It never waits for a lock, but takes the time of the disk."""
+        return {} if self._disk is None else {key: entry for key in keys if (entry := self._disk.get(key)) is not None}
+
+    def late(self) -> None:
+        """Notes that a `fetch` has taken too long: after two the disk is left alone for a while."""
+        if self._disk is not None:
+            self._disk.late()
 
     def put(self, key: bytes, entry: Entry, data_class: str | None = None) -> None:
         """Stores a copy in memory, and queues it for the disk.
@@ -130,7 +150,7 @@ class Cache:
         if self._disk is not None:
             self._disk.close()
 
-    def _find(self, key: bytes, late: bool) -> tuple[Entry | None, State | None]:
+    def _find(self, key: bytes, late: bool, fetched: Mapping[bytes, Entry] | None) -> tuple[Entry | None, State | None]:
         at = self._clock()
         with self._lock:
             seen = self._recent.get(key)
@@ -138,7 +158,7 @@ class Cache:
                 self._hits += 1
         if seen is not None and fresh:
             return seen.given(), "fresh"
-        kept = self._newer(key, seen)
+        kept = self._newer(key, seen, fetched)
         if kept is not None and kept.entry.at > at:
             kept = kept._replace(entry=kept.entry._replace(at=at))
             if self._disk is not None:
@@ -161,9 +181,9 @@ class Cache:
                 self._disk_hits += 1
         return kept.given(), state
 
-    def _newer(self, key: bytes, seen: CachedEntry | None) -> CachedEntry | None:
+    def _newer(self, key: bytes, seen: CachedEntry | None, fetched: Mapping[bytes, Entry] | None) -> CachedEntry | None:
         """The disk's entry if it is newer (another process may have refreshed it), else `seen`."""
-        entry = None if self._disk is None else self._disk.get(key)
+        entry = (self.fetch([key]) if fetched is None else fetched).get(key)
         return keep(entry) if entry is not None and (seen is None or entry.at > seen.entry.at) else seen
 
     def _state(self, age_s: float) -> State | None:
