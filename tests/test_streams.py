@@ -184,3 +184,46 @@ def test_wrong_times_are_refused(listen, first_token):
         listen(1, {"first_token": first_token}, edge=edge, cloud=cloud)
     with pytest.raises(PolicyError, match="deadline and first_token are more than 0"):
         listen(1, edge=edge, cloud=cloud, first_token=first_token)
+
+
+@pytest.mark.parametrize("mode", ["prefer_edge", "prefer_cloud"])
+def test_first_token_costs_no_answer_that_the_edge_has(listen, mode):
+    """The edge is slow to begin, and the cloud away: whichever was asked first, the edge is listened to."""
+    gate, failed = threading.Event(), threading.Event()
+
+    def slow(_):
+        assert failed.wait(30)
+        gate.wait(0.2)
+        yield from ("it", " is", " small")
+        return 0.9
+
+    def away(_):
+        failed.set()
+        raise OSError("down")
+
+    pieces, answer = listen(1, {"first_token": 0.05}, edge=slow, cloud=away, mode=mode)
+    assert pieces == ["it", " is", " small"]
+    assert (answer.source, answer.value) == ("edge", "it is small")
+    assert "cloud failed: down" in answer.reason
+
+
+def test_words_of_a_cloud_that_was_given_up_are_not_mixed_in(listen):
+    """It speaks while the edge does."""
+    late, edge_speaks = threading.Event(), threading.Event()
+
+    def slow(_):
+        edge_speaks.wait(30)
+        yield from ("CLOUD ", "CLOUD ")
+        late.set()
+        return 0.9
+
+    def speaks(_):
+        yield "edge-0 "
+        edge_speaks.set()
+        late.wait(0.1)
+        yield "edge-1"
+        return 0.8
+
+    pieces, answer = listen(1, {"first_token": 0.05}, edge=speaks, cloud=slow, mode="prefer_cloud")
+    assert pieces == ["edge-0 ", "edge-1"]
+    assert (answer.value, answer.source, answer.confidence) == ("edge-0 edge-1", "edge", 0.8)

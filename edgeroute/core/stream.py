@@ -11,7 +11,9 @@ from edgeroute.core.walk import (
     Cancel,
     Delta,
     Done,
+    Elapsed,
     Emit,
+    Event,
     Failed,
     Leave,
     Mark,
@@ -37,7 +39,8 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
 
     A leg with a threshold is judged by its whole answer, so its pieces are held back until that is accepted. Any other leg is
     committed to with its first piece: if it fails after that, its pieces so far are the answer, and no other leg continues it.
-    A fallback answer that was not accepted is emitted at the end, unless the plan's offline rule may replace it.
+    A fallback answer that was not accepted is emitted at the end, unless the plan's offline rule may replace it. An edge that
+    does not begin in time is not stopped: if nobody else answers, it is listened to after all.
 
     Args:
         plan: the plan. Its hedges are not used: two legs that stream at once would be paid for twice.
@@ -50,25 +53,42 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     now = begun
     best: tuple[int, Prediction, list[object]] | None = None
 
-    for i in plan.order:
-        if now >= deadline:
-            break
-        leg, last = legs[i], i == plan.order[-1] and not plan.skipped
-        alone = i == plan.order[-1] and best is None  # nothing is won by giving it up
-        first_by = deadline if alone else max(now, min(now + first_s, deadline - _reserve_s(plan, i)))
+    pending = [*plan.order]
+    quiet: dict[int, list[Event]] = {}
+    """Edges that had not begun in time -> what came from them since."""
+    while True:
+        if pending and now < deadline:
+            i, again = pending.pop(0), False
+        else:
+            left = [j for j in quiet if now < deadline or _ended(quiet[j])]
+            if best is not None or not left:
+                break
+            i, again = left[0], True
+        inbox = quiet.pop(i, [])
+        leg, last = legs[i], not (again or pending or plan.skipped)
+        first_by = max(now, min(now + first_s, deadline - _reserve_s(plan, i)))
         open_at_once = last or leg.threshold is None
         pieces: list[object] = []
-        spoken = False
-        event = yield Start(i)
-        log.append(Mark("start", i, now))
+        spoken = patient = False
+        event: Event | None = None
+        if not again:
+            event = yield Start(i)
+            log.append(Mark("start", i, now))
         while True:
             if event is None:
-                event = yield Wait(deadline if spoken else min(first_by, deadline))
-            now = event.at  # type: ignore[union-attr]  # a driver answers Wait with an event
-            if type(event) is Delta:
+                event = inbox.pop(0) if inbox else (yield Wait(deadline if spoken or patient else min(first_by, deadline)))
+            assert event is not None, "a driver answers Wait with an event"
+            now = max(now, event.at)  # what was put aside came before
+            if type(event) is not Elapsed and event.leg in quiet:
+                quiet[event.leg].append(event)
+                event = Elapsed(now) if patient and not spoken else None
+            elif type(event) is Delta:
                 spoken = True
                 pieces.append(event.piece)
                 if open_at_once:
+                    for j in [j for j in quiet if not _ended(quiet[j])]:
+                        yield Cancel(j)
+                    quiet.clear()
                     shown = yield Emit(i, Prediction(event.piece, None, None), ())
                     now = shown.at  # type: ignore[union-attr]
                 event = None
@@ -91,8 +111,13 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
                 if event.fatal and best is None:
                     return Outcome(None, None, False, log, begun, now)
                 break
+            elif now < deadline and not pending and best is None and not any(map(_answered, quiet.values())):
+                patient, event = True, None  # nothing is won by giving it up
             else:
-                yield Leave(i) if keep_late and now >= deadline and leg.permit is not None else Cancel(i)
+                if now < deadline and leg.permit is None:
+                    quiet[i] = []
+                else:
+                    yield Leave(i) if keep_late and now >= deadline and leg.permit is not None else Cancel(i)
                 if now >= deadline:
                     log.append(Mark("timeout", i, now))
                     if spoken and open_at_once:
@@ -144,6 +169,16 @@ def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction])
         return read((whole(pieces), end.value))
     finally:
         result.close()
+
+
+def _answered(events: list[Event]) -> bool:
+    """Whether the leg's answer is among them."""
+    return bool(events) and type(events[-1]) is Done
+
+
+def _ended(events: list[Event]) -> bool:
+    """Whether they are all that comes from a leg."""
+    return bool(events) and type(events[-1]) is not Delta
 
 
 def _reserve_s(plan: Plan, i: int) -> float:

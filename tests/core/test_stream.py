@@ -179,9 +179,8 @@ def test_words_are_never_mixed(legs, deadline, first_s, mode):
         spoken = [what for _, what in happens[heard[0][0]] if isinstance(what, str)]
         assert [piece for _, piece in heard] == spoken[: len(heard)]
     edge_done = [at for at, what in happens["edge"] if isinstance(what, list)]
-    if mode == "prefer_edge" and edge_done and edge_done[0] <= min(deadline, first_s if first_s < INF else deadline):
-        first = [at for at, _ in happens["edge"]][0]
-        assert first > first_s or outcome.leg is not None, "an edge answer that was there in time is not lost"
+    if mode != "prefer_cloud" and edge_done and edge_done[0] <= deadline:
+        assert outcome.leg is not None, "an edge answer that was there in time is not lost, whenever it began"
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
@@ -285,3 +284,62 @@ def test_several_standbys_take_turns():
     known = made((EDGE, EDGE._replace(name="other"), CLOUD), mode="prefer_cloud", deadline_s=2.0)
     outcome, heard = run(known, {"cloud": [], "other": [(0.9, OSError("x"))], "edge": [(0.05, "a"), (0.06, [0.1])]})
     assert (heard, outcome.ended) == ([("edge", "a")], 1.96)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "ended"),
+    [
+        ([(0.1, OSError("down"))], 2.0),  # it fails before the edge has answered
+        ([(0.4, OSError("down"))], 2.0),
+        ([], 2.0),  # neither begins in time, and the edge answers first
+    ],
+)
+@pytest.mark.parametrize("sure", [0.1, 0.9])
+def test_an_edge_that_did_not_begin_in_time_is_listened_to_if_nobody_else_answers(cloud, ended, sure):
+    """It runs on while the cloud is asked, and its answer is not lost."""
+    known = made(deadline_s=4.0)
+    outcome, heard = run(known, {"edge": [(1.0, "a"), (2.0, [sure])], "cloud": cloud}, 0.5)
+    assert heard == [("edge", "a")]
+    assert (outcome.leg, outcome.accepted, outcome.prediction.confidence) == (0, sure > 0.5, sure)
+    assert outcome.ended == ended
+
+
+def test_an_edge_that_did_not_begin_in_time_is_stopped_once_the_cloud_is_heard():
+    """What it says before and after is not mixed in."""
+    known = made(deadline_s=4.0)
+    happens = {"edge": [(0.55, "a"), (0.58, "b"), (2.0, [0.9])], "cloud": [(0.1, "x"), (2.0, "y"), (2.1, [None])]}
+    _, heard = run(known, happens, 0.5)
+    assert heard == [("cloud", "x"), ("cloud", "y")]
+    steps = walk_stream(known, 0.0, 0.5)
+    assert [next(steps), steps.send(None), steps.send(Elapsed(0.5)), steps.send(None)] == [
+        Start(0),
+        Wait(0.5),
+        Start(1),
+        Wait(1.0),
+    ]
+    assert steps.send(Delta(0, "a", 0.6)) == Wait(1.0)
+    assert steps.send(Delta(1, "x", 0.7)) == Cancel(0)
+
+
+def test_of_two_that_do_not_begin_in_time_the_first_to_answer_counts():
+    """The cloud, if the edge is even slower; the edge's answer is used where it was there before the deadline."""
+    known = made(deadline_s=4.0)
+    _, heard = run(known, {"edge": [(3.0, [0.9])], "cloud": [(1.5, "x"), (2.0, [None])]}, 0.5)
+    assert heard == [("cloud", "x")]
+    cloud = Target("cloud", "cloud", 0.5)
+    known = made((EDGE, cloud, Target("other", "cloud")), deadline_s=4.0)
+    outcome, _ = run(known, {"edge": [(0.6, [0.1])], "cloud": [(0.1, "x")], "other": []}, 0.5)
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (0, False, 4.0)
+    assert [mark.kind for mark in outcome.log] == ["start", "failed", "start", "timeout", "below"]
+
+
+def test_two_edges_that_do_not_begin_in_time():
+    """The one that has answered is listened to; what fails is not, and what does not end is not waited for past the deadline."""
+    known = made((EDGE, EDGE._replace(name="other"), CLOUD), deadline_s=4.0)
+    away = [(0.1, OSError("down"))]
+    outcome, _ = run(known, {"edge": [(0.6, OSError("x"))], "other": [(2.0, [0.9])], "cloud": away}, 0.5)
+    assert (outcome.leg, outcome.accepted) == (1, True)
+    outcome, _ = run(known, {"edge": [], "other": [(2.0, [0.9])], "cloud": away}, 0.5)
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (1, True, 2.5)
+    outcome, heard = run(known, {"edge": [(1.5, "a")], "other": [], "cloud": away}, 0.5)
+    assert (outcome.leg, heard, outcome.ended) == (None, [], 4.0)
