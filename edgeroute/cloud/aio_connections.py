@@ -59,7 +59,7 @@ class AsyncConnections:
         channel = idle.pop() if idle else self._new(loop)
         good = False
         try:
-            reply = await asyncio.wait_for(channel.send(request), None if left_s == INF else left_s)
+            reply = await asyncio.wait_for(channel.send(call, request), None if left_s == INF else left_s)
             good = True
         except ERRORS as e:
             raise self._wire.error(e, stale=channel.kept) from e
@@ -105,7 +105,7 @@ class _Connection:
         """Whether it has served a call: then the server may just have closed it."""
         self._connection = self._new()
 
-    async def send(self, request: httpcore.Request) -> Reply:
+    async def send(self, call: Call, request: httpcore.Request) -> Reply:
         wire = self._wire
         old = self._connection
         if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
@@ -113,19 +113,19 @@ class _Connection:
             self._connection, self.kept = self._new(), False
         response = await self._connection.handle_async_request(request)
         try:
-            headers = wire.heard(response)
-            parts, size = [], 0
-            async for part in response.aiter_stream():
-                parts.append(part)
-                size += len(part)
-                wire.check_size(size)
+            incoming = wire.heard(call, response)
+            if not incoming.unread:
+                async for part in response.aiter_stream():
+                    incoming.add(part)
+                    if incoming.unread:
+                        break
         finally:
             await response.aclose()
         self.kept = True
         if overfull(self._connection):
             self.sockets.close()
             self._connection, self.kept = self._new(), False
-        return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
+        return incoming.reply()
 
     def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
         options, backend = self._wire.options(), _Backend(self.sockets)

@@ -110,12 +110,12 @@ class _Connection:
                 self._connection, self._kept = self._new(), False
             response = self._connection.handle_request(request)
             try:
-                headers = wire.heard(response)
-                parts, size = [], 0
-                for part in response.iter_stream():
-                    parts.append(part)
-                    size += len(part)
-                    wire.check_size(size)
+                incoming = wire.heard(call, response)
+                if not incoming.unread:
+                    for part in response.iter_stream():
+                        incoming.add(part)
+                        if incoming.unread:
+                            break
             finally:
                 response.close()
         except ERRORS as e:
@@ -124,7 +124,7 @@ class _Connection:
         if overfull(self._connection):
             self._sockets.close()
             self._connection, self._kept = self._new(), False
-        return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
+        return incoming.reply()
 
     def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
         options, backend = self._wire.options(), _Backend(self._sockets)

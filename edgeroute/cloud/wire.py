@@ -6,6 +6,7 @@ nor content decoding.
 
 from __future__ import annotations
 
+import re
 import ssl
 import urllib.request
 from typing import Any
@@ -14,10 +15,11 @@ from urllib.parse import quote
 import certifi
 import httpcore
 
-from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.base import SUCCESS, Address, Call, Reply
 from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 
+_LENGTH = re.compile("[0-9]{1,18}")
 KEEP_S = 300.0
 """Keep-alive of an idle connection; whether the server has closed it is checked before reuse."""
 
@@ -77,8 +79,8 @@ class Wire:
         extensions = {"timeout": {"connect": timeout, "read": timeout, "write": timeout, "pool": timeout}}
         return httpcore.Request(call.method, url, headers=headers, content=call.body, extensions=extensions)
 
-    def heard(self, response: httpcore.Response) -> dict[str, str]:
-        """The headers of a reply, names in lower case, checked before the body is read.
+    def heard(self, call: Call, response: httpcore.Response) -> Incoming:
+        """The reply whose head has come, checked before its body is read.
 
         Raises:
             BadReply: a content encoding, or a Content-Length above the limit.
@@ -88,19 +90,12 @@ class Wire:
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise BadReply(f"{self.address.origin} answered with {encoding} encoding, though asked not to: unread")
+        limit = self.address.max_reply_bytes if call.max_reply is None else call.max_reply
+        incoming = Incoming(response.status, headers, limit, self.address.origin)
         length = headers.get("content-length", "")
-        if length.isdigit():
-            self.check_size(int(length))
-        return headers
-
-    def check_size(self, size: int) -> None:
-        """Rejects a reply longer than `max_reply_bytes`.
-
-        Raises:
-            BadReply: it is longer.
-        """
-        if size > self.address.max_reply_bytes:
-            raise BadReply(f"{self.address.origin} answered more than {self.address.max_reply_bytes} bytes: not read further")
+        if _LENGTH.fullmatch(length):
+            incoming.check(int(length))
+        return incoming
 
     def error(self, e: Exception, *, stale: bool) -> CloudError:
         """Maps an httpcore error to a CloudError, with its `retriable` and `stale` flags."""
@@ -115,6 +110,47 @@ class Wire:
             error.retriable = False
         error.stale = stale
         return error
+
+
+class Incoming:
+    """A reply whose body is being read. Of an error nothing depends on its body: one that is too long is left unread."""
+
+    def __init__(self, status: int, headers: dict[str, str], limit: int, origin: str) -> None:
+        self.status, self.headers = status, headers
+        self._limit, self._origin = limit, origin
+        self._size = 0
+        self._parts: list[bytes] = []
+        self.unread = False
+        """Whether the rest of the body is to be left unread."""
+
+    def check(self, size: int) -> None:
+        """Compares a size with the limit.
+
+        Raises:
+            BadReply: a success is longer.
+        """
+        if size > self._limit:
+            if self.status in SUCCESS:
+                raise BadReply(
+                    f"{self._origin} answered more than {self._limit} bytes, the most that max_reply or its outputs' shape allows: unread"
+                )
+            self.unread = True
+            self._parts.clear()
+
+    def add(self, part: bytes) -> None:
+        """Adds a part of the body.
+
+        Raises:
+            BadReply: as `check`.
+        """
+        self._size += len(part)
+        self._parts.append(part)
+        self.check(self._size)
+
+    def reply(self) -> Reply:
+        """The reply, once its body has been read or left unread."""
+        parts = self._parts
+        return Reply(self.status, self.headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def overfull(connection: object) -> bool:
