@@ -140,10 +140,10 @@ class OpenInference:
             inputs = tuple(
                 TensorSpec(str(t["name"]), DTYPES[t["datatype"]], _shape(t["shape"], free=True)) for t in said["inputs"]
             )
-            if not inputs:
-                raise ValueError("there are none")
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {_brief(e)}") from e
+        if not inputs:
+            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: there are none")
         outputs: dict[str, tuple[int, ...]] = {}
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # many servers do not describe them
             outputs = {str(t["name"]): _shape(t["shape"], free=True) for t in said["outputs"]}

@@ -92,13 +92,13 @@ class PlainJson:
 
     def _numbers(self, said: Any, path: str) -> Any:
         try:
-            given = np.asarray(self._pick(said, path))
-            if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
-                raise TypeError
+            given = np.atleast_1d(self._pick(said, path))
             with np.errstate(over="ignore"):
                 array = given.astype(np.float32).reshape(-1)
-        except (IndexError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class") from e
+        except (TypeError, ValueError, OverflowError) as e:
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from e
+        if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class")
         if not array.size or not (array < np.inf).all():
             raise BadReply(f"{self.where}: {path!r} is empty, or holds NaN or infinity")
         return array
