@@ -42,12 +42,11 @@ class ReplyReader(Reader):
             raise BadReply(f"the answer {_brief(value)} is none of the {len(self.labels)} labels")
 
     def _check_confidence(self, sure: Any) -> None:
-        """A confidence is a finite number; log-probabilities of tokens may be minus infinity; None: there is none."""
+        """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
         if sure is None:
             return
         try:
-            number = isinstance(sure, int | float | np.number)
-            known = np.isfinite(sure) if number else (np.asarray(sure, np.float64) < np.inf).all()
+            known = np.isfinite(np.asarray(sure, np.float64)).all()
         except (TypeError, ValueError, OverflowError) as e:
             if self._custom is None:
                 raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number") from e

@@ -131,9 +131,7 @@ class Incoming:
         """
         if size > self._limit:
             if self.status in SUCCESS:
-                raise BadReply(
-                    f"{self._origin} answered more than {self._limit} bytes, which is all that max_reply or the outputs' shape allows"
-                )
+                raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
             self.unread = True
             self._parts.clear()
 
