@@ -163,6 +163,8 @@ class Address:
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
         self.verify, self.cert = verify, cert
+        self.hidden: set[str] = set()
+        """The proxy's password, in the forms in which it may be quoted."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
         self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
         if api_key is not None:
@@ -181,11 +183,10 @@ class Address:
         return found
 
     def hide(self, text: str) -> str:
-        """Masks this address's secrets in a text that a server may have quoted them in."""
-        for _, secret in self._headers.values():
-            for word in secret.read().split():
-                if len(word) >= _SECRET_LENGTH:
-                    text = text.replace(word, "***")
+        """Masks this address's secrets, and the proxy's, in a text that a server may have quoted them in."""
+        words = [word for _, secret in self._headers.values() for word in secret.read().split() if len(word) >= _SECRET_LENGTH]
+        for word in (*words, *(word for word in self.hidden if len(word) >= _PASSWORD_LENGTH)):
+            text = text.replace(word, "***")
         return text
 
     def __repr__(self) -> str:
@@ -197,6 +198,7 @@ def _secret(value: str | Secret) -> Secret:
 
 
 _SENDABLE = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
+_PASSWORD_LENGTH = 4
 _SECRET_LENGTH = 8
 """Shorter words of a header's value are not masked: masking them would garble messages."""
 

@@ -6,11 +6,12 @@ nor content decoding.
 
 from __future__ import annotations
 
+import base64
 import re
 import ssl
 import urllib.request
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import certifi
 import httpcore
@@ -37,12 +38,31 @@ class Wire:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of an httpcore connection pool."""
-        proxy = _proxy(self.address)
+        proxy = self._proxy()
         return {
             "ssl_context": self._context(),
             "keepalive_expiry": KEEP_S,
-            "proxy": None if proxy is None else httpcore.Proxy(proxy),
+            "proxy": proxy,
         }
+
+    def _proxy(self) -> httpcore.Proxy | None:
+        """The proxy for this address from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), with its user and password."""
+        if urllib.request.proxy_bypass(self.address.host):
+            return None
+        given = urllib.request.getproxies().get("https" if self.address.https else "http")
+        if not given:
+            return None
+        try:
+            parts = urlsplit(given if "://" in given else f"http://{given}")
+            url = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target="/")
+        except ValueError:  # its message may quote part of a password
+            raise PolicyError("the proxy's address in the environment cannot be read") from None
+        if parts.username is None and parts.password is None:
+            return httpcore.Proxy(url)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        code = base64.b64encode(f"{user}:{password}".encode())
+        self.address.hidden.update({code.decode(), password, parts.password or ""})
+        return httpcore.Proxy(url, auth=(user.encode(), password.encode()))
 
     def _context(self) -> ssl.SSLContext | None:
         if self.address.https and self._tls is None:
@@ -79,13 +99,15 @@ class Wire:
         extensions = {"timeout": {"connect": timeout, "read": timeout, "write": timeout, "pool": timeout}}
         return httpcore.Request(call.method, url, headers=headers, content=call.body, extensions=extensions)
 
-    def heard(self, call: Call, response: httpcore.Response) -> Incoming:
-        """The reply whose head has come, checked before its body is read.
+    def heard(self, call: Call, response: httpcore.Response, *, whole: bool) -> Incoming:
+        """The reply whose head has come, checked before its body is read. `whole`: the whole request had been sent.
 
         Raises:
-            BadReply: a content encoding, or a Content-Length above the limit.
+            BadReply: a content encoding, a Content-Length above the limit, or a success before the whole request.
         """
         self.met = True
+        if response.status in SUCCESS and not whole:
+            raise BadReply(f"{self.address.origin} answered before it had the whole request")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
@@ -102,8 +124,9 @@ class Wire:
         origin = self.address.origin
         if isinstance(e, httpcore.TimeoutException):
             return TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time")
-        error = Unreachable(f"{origin}: {_root(e)}")
-        if _is_tls(e) or isinstance(e, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
+        error = Unreachable(f"{origin}: {self.address.hide(_root(e))[:200]}")
+        refused = isinstance(e, httpcore.ProxyError) and str(e).startswith("4")  # 407, say, will be the same again
+        if refused or _is_tls(e) or isinstance(e, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
             error.retriable = False
         elif self.address.https and not self.met and isinstance(e, httpcore.RemoteProtocolError | httpcore.ReadError):
             error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {_root(e)}")
@@ -156,7 +179,12 @@ def overfull(connection: object) -> bool:
 
     What comes later makes the socket readable while it is idle, and is noticed before the next request.
     """
-    state = getattr(getattr(connection, "_connection", None), "_h11_state", None)  # httpcore tells of its own bytes nowhere else
+    pooled = getattr(connection, "connections", None)  # of a proxy's pool
+    inner = pooled[0] if pooled else connection
+    state = None
+    while inner is not None and state is None:
+        state = getattr(inner, "_h11_state", None)  # httpcore tells of its own bytes nowhere else
+        inner = getattr(inner, "_connection", None)
     return state is not None and bool(state.trailing_data[0])
 
 
@@ -168,13 +196,6 @@ ERRORS = (
     httpcore.UnsupportedProtocol,
 )
 _DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
-
-
-def _proxy(address: Address) -> str | None:
-    """The proxy for this address from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), or None."""
-    if urllib.request.proxy_bypass(address.host):
-        return None
-    return urllib.request.getproxies().get("https" if address.https else "http")
 
 
 def _root(error: BaseException) -> str:
