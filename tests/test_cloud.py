@@ -43,7 +43,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 tensors = st.sampled_from(sorted(DTYPES.values())).flatmap(
     lambda dtype: nps.arrays(
         dtype,
-        nps.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4).map(lambda shape: (max(shape[0], 1), *shape[1:])),
+        nps.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=4),
         elements=nps.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False),
     )
 )
@@ -216,7 +216,18 @@ REPLIES = {
     "HTML": (b" <!DOCTYPE html><html>", "an HTML page"),
     "gzip": (b"\x1f\x8b123", "compressed data"),
     "half": (b'{"outputs": [', "broken JSON"),
-    "deep": (b"[" * 100_000, "broken JSON"),
+    "deep": (b"[" * 49_000, "broken JSON"),
+    "deeper": (b"[" * 100_000, "in 100000 lists and objects: more than expected, unread"),
+    "many lists": (b'{"outputs": [' + b"[]," * 60_000 + b"[]]}", "60003 lists|60001 values in 60003 lists"),
+    "many objects": (b'{"outputs": [' + b"{}," * 60_000 + b"{}]}", "60001 values in 60003 lists and objects"),
+    "many numbers": (b'{"outputs": [' + b"0," * 300_000 + b"0]}", "300001 values"),
+    "no numbers": ({"outputs": [{"name": "y", "shape": [1, 10**8, 0], "datatype": "FP32", "data": []}]}, "a shape with 0 in it"),
+    "many dimensions": (
+        {"outputs": [{"name": "y", "shape": [1, *[2**31 - 1] * 90_000], "datatype": "FP32", "data": []}]},
+        "a shape of 90001 dimensions",
+    ),
+    "text as numbers": ({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": ["1", "2"]}]}, "text instead"),
+    "text as integers": ({"outputs": [{"name": "y", "shape": [1, 1], "datatype": "INT8", "data": ["1"]}]}, "text instead"),
 }
 
 
@@ -270,7 +281,18 @@ def test_a_damaged_reply_is_a_bad_reply_or_an_array(binary, json_by, data):
 
 @pytest.mark.parametrize(
     "inputs",
-    [None, [{}], [{"name": "x", "datatype": "BYTES", "shape": [1]}], [{"name": "x", "datatype": "FP32", "shape": ["a"]}], [3], 7],
+    [
+        None,
+        [{}],
+        [{"name": "x", "datatype": "BYTES", "shape": [1]}],
+        [{"name": "x", "datatype": "FP32", "shape": ["a"]}],
+        [{"name": "x", "datatype": "FP32", "shape": [-1, 0]}],
+        [{"name": "x", "datatype": "FP32", "shape": [-1, 2**31]}],
+        [{"name": "x", "datatype": "FP32", "shape": [1] * 33}],
+        [],
+        [3],
+        7,
+    ],
 )
 def test_metadata_that_is_not_the_protocols(inputs):
     """It is refused, and asked for again the next time."""
@@ -287,6 +309,75 @@ def test_any_metadata_is_understood_or_refused(inputs):
     made = OpenInference(URL)
     with contextlib.suppress(BadReply):
         run(made.ping(), said({}), said({"inputs": [{"name": inputs, "datatype": "FP32", "shape": inputs}]}), Reply(0, {}, b""))
+
+
+def described(*shape, inputs=(-1, 2)):
+    """Metadata with an output of this shape."""
+    return said(
+        {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": inputs}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": shape}],
+        }
+    )
+
+
+@pytest.mark.parametrize("shape", [(-1, 2), (-1, -1), (1, 2)])
+def test_outputs_are_those_of_the_metadata(shape):
+    """Sizes that are not given are free, and the first is the batch's."""
+    made = OpenInference(URL, binary=False)
+    assert run(made.talk([X, X]), described(*shape), answered(("y", np.repeat(LOGITS, 2, 0)), binary=False))[1].shape == (2, 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 2, 1), (1,)])
+def test_outputs_that_contradict_the_metadata(shape):
+    """They are refused, and the metadata is fetched again: the model may have been replaced."""
+    made = OpenInference(URL, binary=False)
+    reply = answered(("y", np.ones(shape, np.float32)), binary=False)
+    with pytest.raises(BadReply, match=r"which its metadata gives as \[-1, 2\]"):
+        run(made.talk([X]), described(-1, 2), reply)
+    calls, out = run(made.talk([X]), described(-1, *shape[1:]), reply)
+    assert ([c.method for c in calls], out.shape) == (["GET", "POST"], shape)
+
+
+def test_outputs_that_are_described_in_another_way_are_not_compared():
+    """Many servers do not describe them."""
+    made = OpenInference(URL, binary=False)
+    run(made.talk([X]), described("any", 0), answered(("y", LOGITS), binary=False))
+    assert made.outputs == {}
+
+
+def test_what_is_known_of_the_outputs_survives_a_restart():
+    """As what is known of the inputs; what an older version wrote has none."""
+    made, again, older = OpenInference(URL, binary=False), OpenInference(URL), OpenInference(URL)
+    run(made.talk([X]), described(-1, 2), answered(("y", LOGITS), binary=False))
+    again.recall(json.loads(json.dumps(made.known)))
+    assert (again.inputs, again.outputs, again.binary) == (made.inputs, {"y": (-1, 2)}, False)
+    older.recall({"inputs": made.known["inputs"], "binary": True})
+    assert (older.inputs, older.outputs) == (made.inputs, {})
+
+
+def test_a_reply_is_as_long_as_its_outputs_at_most():
+    """Where the metadata gives their shape; else as `max_reply` says, for up to 16 inputs each."""
+    made = endpoint(max_reply_bytes=10**6)
+    assert [made.encode([X] * n).max_reply for n in (1, 2, 16, 1000)] == [10**6, 2 * 10**6, 16 * 10**6, 16 * 10**6]
+    made.outputs = {"y": (-1, 10), "z": (-1, 5, 6)}
+    assert [made.encode([X] * n).max_reply for n in (1, 1000)] == [65_536 + 32 * 40, 65_536 + 32 * 40_000]
+    made.outputs = {"y": (-1, 2**31 - 1)}
+    assert made.encode([X]).max_reply == 10**6
+    made.outputs = {"y": (-1, 10), "z": (-1, -1)}
+    assert made.encode([X]).max_reply == 10**6
+
+
+def test_as_many_numbers_as_the_metadata_says_are_read():
+    """Also more than otherwise, and no more than `max_reply` allows: the server's word alone permits nothing."""
+    many = np.zeros((1, 300_000), np.float32)
+    made = endpoint()
+    made.outputs = {"y": (-1, 300_000)}
+    assert run(made.talk([X]), answered(("y", many), binary=False))[1].shape == many.shape
+    made = endpoint(max_reply_bytes=100_000)
+    made.outputs = {"y": (-1, 300_000)}
+    with pytest.raises(BadReply, match="more than expected"):
+        run(made.talk([X]), answered(("y", many), binary=False))
 
 
 def test_metadata_is_asked_for_once():

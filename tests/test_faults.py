@@ -168,6 +168,18 @@ def test_a_server_that_says_something_else(ask, fault):
     assert len(server.requests) == requests
 
 
+LONG_PAGE = b"<html>" + b" " * 2000
+
+
+@pytest.mark.parametrize("page", [http_reply(LONG_PAGE, status=503), CHUNKED.replace(b"200", b"503") + b"7D0\r\n" + LONG_PAGE])
+def test_an_error_with_a_long_page_is_that_error(ask, page):
+    """It is repeated as any other 503; the page is not read."""
+    with CannedServer(page) as server:
+        assert_stands(ask(PlainJson(server.url, max_reply_bytes=1000, retries=1)), "answered 503")
+    assert len(server.requests) == 2
+    assert server.connections == 2
+
+
 OUTPUTS = {
     "another output": ([("q", [1, 2], [1, 2])], r"the outputs \['q'\], not 'y'"),
     "other rows": ([("y", [2, 1], [1, 2])], r"1 inputs gave an output of shape \[2, 1\]"),

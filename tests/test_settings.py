@@ -287,6 +287,13 @@ def test_json_and_yaml_say_the_same_as_toml(policy, name, text):
     assert (given["mode"], given["edge"].name, given["deadline"]) == ("only_edge", "edge", None)
 
 
+def test_yaml_may_use_aliases(policy):
+    """What several sections share is written once."""
+    shared = "threshold: 0.5\nedge:\n  path: edge.onnx\ncloud:\n  - &c\n    url: http://a/v2/models/m\n    timeout: 2s\n"
+    both = policy(shared + "  - <<: *c\n    name: other\n", "p.yaml")
+    assert [made.address.timeout_s for made in both["cloud"]] == [2.0, 2.0]
+
+
 def test_the_defaults_are_those_of_the_classes():
     """What the reference says of a key that is not given is what the class does."""
     address = {**inspect.signature(Address).parameters, **inspect.signature(Terms).parameters}
@@ -704,6 +711,12 @@ def test_a_literal_secret_is_refused_with_the_way_to_give_it(problems):
     ]
 
 
+ALIASES = "a: &a [x, x]\n" + "".join(
+    f"{chr(97 + i)}: &{chr(97 + i)} [{', '.join(['*' + chr(96 + i)] * 9)}]\n" for i in range(1, 26)
+)
+"""Little text that stands for 10**24 values."""
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
@@ -717,7 +730,8 @@ def test_a_literal_secret_is_refused_with_the_way_to_give_it(problems):
         ("p.yaml", "a: !!python/object:os.system 1", "(at line 1, column 4)"),
         ("p.yaml", "a: 2020-99-99", "is not YAML: month must be in 1..12"),
         ("p.yaml", "a: \x01", "is not YAML: unacceptable character #x0001: special characters are not allowed"),
-        ("p.yaml", "a: &a [*a]", "is nested too deeply"),
+        ("p.yaml", "a: &a [*a]", "is not YAML: its aliases stand for more than 10000 values"),
+        ("p.yaml", ALIASES, "is not YAML: its aliases stand for more than 10000 values"),
         ("p.json", "[" * 100_000, "is nested too deeply"),
         ("p.json", r'{"mode": "\ud800"}', r"expected text, found half of a character in '\ud800'"),
         ("p.json", r'{"\ud800": 1}', "expected text, found half of a character"),

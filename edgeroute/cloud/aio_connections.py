@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 import weakref
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, TypeVar
 
 import httpcore
 
+from edgeroute.cloud.aio_sockets import AsyncSockets
 from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.cloud.resolver import RESOLVER, SocketAddress
-from edgeroute.cloud.sockets import STAGGER_S, Sockets, readable
+from edgeroute.cloud.sockets import Early, readable
 from edgeroute.cloud.tls import RECORD, Steps, Tls
 from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.core.policy import INF
@@ -25,6 +23,10 @@ from edgeroute.errors import CloudError, TimedOut
 from edgeroute.system import renew_after_fork
 
 T = TypeVar("T")
+FREE_READS = 4
+"""Reads of a reply without a pause for the event loop's other tasks."""
+PART = 1 << 14
+"""Bytes read at a time: chunks of one byte take long to parse, and nothing else runs meanwhile."""
 
 
 class AsyncConnections:
@@ -59,7 +61,7 @@ class AsyncConnections:
         channel = idle.pop() if idle else self._new(loop)
         good = False
         try:
-            reply = await asyncio.wait_for(channel.send(request), None if left_s == INF else left_s)
+            reply = await asyncio.wait_for(channel.send(call, request), None if left_s == INF else left_s)
             good = True
         except ERRORS as e:
             raise self._wire.error(e, stale=channel.kept) from e
@@ -105,27 +107,28 @@ class _Connection:
         """Whether it has served a call: then the server may just have closed it."""
         self._connection = self._new()
 
-    async def send(self, request: httpcore.Request) -> Reply:
+    async def send(self, call: Call, request: httpcore.Request) -> Reply:
         wire = self._wire
         old = self._connection
         if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
             self.sockets.close()
             self._connection, self.kept = self._new(), False
+        self.sockets.unsent = False
         response = await self._connection.handle_async_request(request)
         try:
-            headers = wire.heard(response)
-            parts, size = [], 0
-            async for part in response.aiter_stream():
-                parts.append(part)
-                size += len(part)
-                wire.check_size(size)
+            incoming = wire.heard(call, response, whole=not self.sockets.unsent)
+            if not incoming.unread:
+                async for part in response.aiter_stream():
+                    incoming.add(part)
+                    if incoming.unread:
+                        break
         finally:
             await response.aclose()
         self.kept = True
         if overfull(self._connection):
             self.sockets.close()
             self._connection, self.kept = self._new(), False
-        return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
+        return incoming.reply()
 
     def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
         options, backend = self._wire.options(), _Backend(self.sockets)
@@ -133,85 +136,6 @@ class _Connection:
             return httpcore.AsyncConnectionPool(**options, max_connections=1, network_backend=backend)
         del options["proxy"]
         return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options, network_backend=backend)
-
-
-class AsyncSockets(Sockets):
-    """Sockets of one event loop. Closing them takes no `await`, so it cannot be interrupted."""
-
-    def __init__(self, origin: str, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(origin)
-        self.loop = loop
-        self.doing = "answer"
-
-    def drop(self, sock: socket.socket) -> None:
-        """Closes one socket and removes its readers first: its file descriptor may be reused at once."""
-        with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
-            self.loop.remove_reader(sock)
-            self.loop.remove_writer(sock)
-        super().drop(sock)
-
-    def abandon(self) -> None:
-        """Closes all in a forked child, whose copies of the loop's own descriptors still belong to the parent."""
-        for sock in self._sockets:
-            sock.close()
-        self._sockets.clear()
-
-    async def connect(self, host: str, port: int) -> socket.socket:
-        """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
-        waiting = deque(await self._look_up(host, port))
-        errors: list[BaseException] = []
-        tasks: set[asyncio.Task[socket.socket]] = set()
-        try:
-            if len(waiting) == 1:
-                return await self._connect(waiting.popleft())
-            while waiting or tasks:
-                if waiting:
-                    tasks.add(self.loop.create_task(self._connect(waiting.popleft())))
-                limit_s = STAGGER_S if waiting else None
-                done, tasks = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    error = task.exception()
-                    if error is None:
-                        self.keep_only(task.result())
-                        return task.result()
-                    errors.append(error)
-        finally:
-            for task in tasks:
-                if not task.cancel() and not task.cancelled():
-                    task.exception()  # retrieved, so that asyncio does not warn
-        raise errors[0] if errors else OSError(f"{host} has no address")
-
-    async def _connect(self, there: SocketAddress) -> socket.socket:
-        sock = self.open(there.family)
-        try:
-            await self.loop.sock_connect(sock, there.address)
-        except OSError as e:
-            self.drop(sock)
-            raise OSError(e.errno, os.strerror(e.errno or 0)) from e
-        return sock
-
-    async def _look_up(self, host: str, port: int) -> list[SocketAddress]:
-        lookup = RESOLVER.find(host, port)
-        if lookup.done:
-            return lookup.addresses()
-        over: asyncio.Future[None] = self.loop.create_future()
-
-        def settle() -> None:
-            if not over.done():
-                over.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self.loop.call_soon_threadsafe(settle)
-
-        lookup.add(wake)
-        self.doing = "have its name looked up"
-        try:
-            await over
-        finally:
-            lookup.discard(wake)
-        self.doing = "answer"
-        return lookup.addresses()
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
@@ -239,16 +163,44 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def __init__(self, sock: socket.socket, sockets: AsyncSockets) -> None:
         self._sock, self._sockets = sock, sockets
+        self._early = Early()
+        self._reads = 0
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+        if early := self._early.take(max_bytes):
+            return early
+        self._reads += 1
+        if self._reads > FREE_READS:
+            await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
         try:
-            return await self._sockets.loop.sock_recv(self._sock, max_bytes)
+            return await self._sockets.loop.sock_recv(self._sock, min(max_bytes, PART))
         except OSError as e:
             raise httpcore.ReadError(str(e)) from e
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
+        self._reads = 0
+        await self.send(buffer, self._early.heard)
+
+    async def send(self, data: bytes, heard: Callable[[bytes], bool] | None) -> None:
+        """As of the stream for threads."""
+        rest, loop = memoryview(data), self._sockets.loop
         try:
-            await self._sockets.loop.sock_sendall(self._sock, buffer)
+            while rest:
+                try:
+                    rest = rest[self._sock.send(rest) :]
+                    continue
+                except BlockingIOError:
+                    pass
+                try:
+                    come = heard is not None and await self._sockets.ready(self._sock)
+                except NotImplementedError:  # Windows' own loop does not tell
+                    heard = None
+                if heard is None:
+                    return await loop.sock_sendall(self._sock, rest)
+                with contextlib.suppress(BlockingIOError):
+                    if come and heard(self._sock.recv(RECORD)):
+                        self._sockets.unsent = True
+                        raise httpcore.WriteError("a reply has come before the whole request was sent")
         except OSError as e:
             raise httpcore.WriteError(str(e)) from e
 
@@ -272,18 +224,29 @@ class _Stream(httpcore.AsyncNetworkStream):
 class _TlsStream(httpcore.AsyncNetworkStream):
     """TLS on top of another stream."""
 
-    def __init__(self, inner: httpcore.AsyncNetworkStream, tls: Tls) -> None:
+    def __init__(self, inner: _Stream | _TlsStream, tls: Tls) -> None:
         self._inner, self._tls = inner, tls
+        self._early = Early()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+        if early := self._early.take(max_bytes):
+            return early
         try:
             return await _pump(self._inner, self._tls.read(max_bytes))
         except ssl.SSLError as e:
             raise httpcore.ReadError(str(e)) from e
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
+        await self.send(buffer, self._early.heard)
+
+    async def send(self, data: bytes, heard: Callable[[bytes], bool] | None) -> None:
+        """As of a stream on a socket."""
         try:
-            await _pump(self._inner, self._tls.write(buffer))
+            await _pump(
+                self._inner,
+                self._tls.write(data),
+                None if heard is None else lambda received: self._tls.heard(received, heard),
+            )
         except ssl.SSLError as e:
             raise httpcore.WriteError(str(e)) from e
 
@@ -299,10 +262,12 @@ class _TlsStream(httpcore.AsyncNetworkStream):
         return await _secured(self, ssl_context, server_hostname)
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable" and self._tls.surplus():
+            return True
         return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
 
 
-async def _secured(inner: httpcore.AsyncNetworkStream, context: ssl.SSLContext, hostname: str | None) -> _TlsStream:
+async def _secured(inner: _Stream | _TlsStream, context: ssl.SSLContext, hostname: str | None) -> _TlsStream:
     tls = Tls(context, hostname)
     try:
         await _pump(inner, tls.handshake())
@@ -311,7 +276,7 @@ async def _secured(inner: httpcore.AsyncNetworkStream, context: ssl.SSLContext, 
     return _TlsStream(inner, tls)
 
 
-async def _pump(inner: httpcore.AsyncNetworkStream, steps: Steps[T]) -> T:
+async def _pump(inner: _Stream | _TlsStream, steps: Steps[T], heard: Callable[[bytes], bool] | None = None) -> T:
     received = b""
     try:
         to_send = next(steps)
@@ -319,7 +284,7 @@ async def _pump(inner: httpcore.AsyncNetworkStream, steps: Steps[T]) -> T:
             if to_send is None:
                 received = await inner.read(RECORD)
             else:
-                await inner.write(to_send)
+                await inner.send(to_send, heard)
             to_send = steps.send(received)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeroute.confidence.scores import Reader, Score
+from edgeroute.cloud.replies import ReplyReader
+from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
@@ -76,7 +77,7 @@ class HttpBackend(AbandonedRuns):
         self.name, self.endpoint, self.where = name, endpoint, str(endpoint.where)
         self.terms: Terms = endpoint.address.terms
         self.patience_s: float = endpoint.address.timeout_s
-        self.reader = Reader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
+        self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
         super().__init__(MAX_ABANDONED)
         self._client: HttpClient | None = None
         self._closed = False
@@ -175,7 +176,7 @@ class FunctionBackend(AbandonedRuns):
         given = function if isinstance(function, Function) else Function(function)
         self.name, self.function, self.terms = name, given.function, given.terms
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
-        self.reader = Reader(score, labels=labels)
+        self.reader = ReplyReader(score, labels=given.labels or labels)
         super().__init__(MAX_ABANDONED)
         self.health = None if given.health is None else _without_arguments(given.health)
         call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
@@ -270,13 +271,21 @@ class Function:
         function: `f(x)` returns a value, `(value, confidence)` or logits; a coroutine function only with `AsyncRouter`.
         name: its name in answers.
         health: raises while the service behind it is down; called after faults. None: the next input is the probe.
+        labels: the values it may give, or its logits' classes; None: the edge model's, if that has any.
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
     """
 
     def __init__(
-        self, function: Callable[[Any], Any], *, name: str = "cloud", health: Callable[[], object] | None = None, **terms: Any
+        self,
+        function: Callable[[Any], Any],
+        *,
+        name: str = "cloud",
+        health: Callable[[], object] | None = None,
+        labels: tuple[str, ...] | list[str] | None = None,
+        **terms: Any,
     ) -> None:
         self.function, self.name, self.health, self.terms = function, name, health, Terms(**terms)
+        self.labels = tuple(labels) if labels else None
 
 
 def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:

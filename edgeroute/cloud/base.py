@@ -28,6 +28,12 @@ class Call(NamedTuple):
     probe: bool = False
     """Sent once, and a reply of any status is returned; without a reply, status 0 with the error as the body.
     Other calls are retried up to `Address.retries` times, and only a success is returned."""
+    max_reply: int | None = None
+    """The longest acceptable reply, bytes; None: `Address.max_reply_bytes`."""
+
+
+SUCCESS = range(200, 300)
+"""The statuses of a success."""
 
 
 class Reply(NamedTuple):
@@ -99,6 +105,10 @@ class Secret:
         return hash((self._value, self._env))
 
 
+MAX_REPLY = 1 << 20
+"""Default limit of a reply, bytes."""
+
+
 class Address:
     """URL, credentials, TLS settings, timeout and retries of an endpoint.
 
@@ -110,7 +120,8 @@ class Address:
         cert: paths of the client certificate and key, for mutual TLS.
         timeout_s: for one request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
-        max_reply_bytes: a longer reply is rejected without being read in full.
+        max_reply_bytes: a longer reply for one input is rejected without being read in full; one for a batch may be up to
+            16 times as long.
         terms: fields of `Terms`: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
@@ -127,7 +138,7 @@ class Address:
         cert: tuple[str | Path, str | Path] | None = None,
         timeout_s: float = 10.0,
         retries: int = 2,
-        max_reply_bytes: int = 16 << 20,
+        max_reply_bytes: int = MAX_REPLY,
         **terms: Any,
     ) -> None:
         self.terms = Terms(**terms)
@@ -152,6 +163,8 @@ class Address:
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
         self.verify, self.cert = verify, cert
+        self.hidden: set[str] = set()
+        """The proxy's password, in the forms in which it may be quoted."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
         self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
         if api_key is not None:
@@ -170,11 +183,10 @@ class Address:
         return found
 
     def hide(self, text: str) -> str:
-        """Masks this address's secrets in a text that a server may have quoted them in."""
-        for _, secret in self._headers.values():
-            for word in secret.read().split():
-                if len(word) >= _SECRET_LENGTH:
-                    text = text.replace(word, "***")
+        """Masks this address's secrets, and the proxy's, in a text that a server may have quoted them in."""
+        words = [word for _, secret in self._headers.values() for word in secret.read().split() if len(word) >= _SECRET_LENGTH]
+        for word in (*words, *(word for word in self.hidden if len(word) >= _PASSWORD_LENGTH)):
+            text = text.replace(word, "***")
         return text
 
     def __repr__(self) -> str:
@@ -186,6 +198,7 @@ def _secret(value: str | Secret) -> Secret:
 
 
 _SENDABLE = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
+_PASSWORD_LENGTH = 4
 _SECRET_LENGTH = 8
 """Shorter words of a header's value are not masked: masking them would garble messages."""
 
@@ -196,12 +209,23 @@ def bare(url: str) -> str:
     return scheme + mark + re.split(r"[?#]", rest.rpartition("@")[2])[0]
 
 
-def loads(body: bytes | memoryview, where: str) -> Any:
-    """Parses a reply's body as JSON.
+MAX_VALUES = 250_000
+"""Values in a reply, unless its protocol expects more numbers: they parse in some 10 ms."""
+MAX_NESTED = 50_000
+"""Lists and objects in a reply: they take ten times as long as numbers."""
+
+
+def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) -> Any:
+    """Parses a reply's body as JSON. How many values there are at most is counted before: parsing holds the GIL.
 
     Raises:
-        BadReply: not JSON; the message says what it looks like instead.
+        BadReply: not JSON, where the message says what it looks like instead; or too many values.
     """
+    if len(body) > MAX_NESTED:  # what is shorter cannot hold as many
+        body = bytes(body)  # a no-op for bytes
+        values, nested = body.count(b",") + 1, body.count(b"[") + body.count(b"{")
+        if values > max_values or nested > MAX_NESTED:
+            raise BadReply(f"{where} answered {values} values in {nested} lists and objects: more than expected, unread")
     try:
         return json_loads(body)
     except (ValueError, RecursionError) as e:
@@ -228,7 +252,7 @@ def checked(reply: Reply, where: str, hide: Callable[[str], str] = str) -> Reply
     Raises:
         Refused: the status is not 2xx.
     """
-    if 200 <= reply.status < 300:  # noqa: PLR2004 - HTTP's own numbers
+    if reply.status in SUCCESS:
         return reply
     message = ""
     if reply.headers.get("content-type", "").startswith("application/json"):

@@ -6,14 +6,14 @@ import contextlib
 import socket
 import ssl
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, TypeVar
 
 import httpcore
 
 from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.cloud.sockets import BlockingSockets, readable
+from edgeroute.cloud.sockets import BlockingSockets, Early, readable, ready
 from edgeroute.cloud.tls import RECORD, Steps, Tls
 from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.errors import TimedOut, Unreachable
@@ -21,6 +21,7 @@ from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
 T = TypeVar("T")
+_FULL = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connections:
@@ -110,12 +111,12 @@ class _Connection:
                 self._connection, self._kept = self._new(), False
             response = self._connection.handle_request(request)
             try:
-                headers = wire.heard(response)
-                parts, size = [], 0
-                for part in response.iter_stream():
-                    parts.append(part)
-                    size += len(part)
-                    wire.check_size(size)
+                incoming = wire.heard(call, response, whole=not self._sockets.unsent)
+                if not incoming.unread:
+                    for part in response.iter_stream():
+                        incoming.add(part)
+                        if incoming.unread:
+                            break
             finally:
                 response.close()
         except ERRORS as e:
@@ -124,7 +125,7 @@ class _Connection:
         if overfull(self._connection):
             self._sockets.close()
             self._connection, self._kept = self._new(), False
-        return Reply(response.status, headers, parts[0] if len(parts) == 1 else b"".join(parts))
+        return incoming.reply()
 
     def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
         options, backend = self._wire.options(), _Backend(self._sockets)
@@ -165,8 +166,11 @@ class _Stream(httpcore.NetworkStream):
 
     def __init__(self, sock: socket.socket, sockets: BlockingSockets) -> None:
         self._sock, self._sockets = sock, sockets
+        self._early = Early()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
+        if early := self._early.take(max_bytes):
+            return early
         left_s = self._sockets.left_s()
         try:
             self._sock.settimeout(left_s)
@@ -177,10 +181,33 @@ class _Stream(httpcore.NetworkStream):
             raise httpcore.ReadError(str(e)) from e
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - likewise
+        self.send(buffer, self._early.heard)
+
+    def send(self, data: bytes, heard: Callable[[bytes], bool] | None) -> None:
+        """Sends the data. What comes meanwhile is passed to `heard`, if there is one, which says whether to stop.
+
+        Raises:
+            httpcore.WriteError: it was stopped, or cannot be sent. httpcore then reads the reply, if there is any.
+        """
+        sock, rest = self._sock, memoryview(data)
         left_s = self._sockets.left_s()
         try:
-            self._sock.settimeout(left_s)
-            self._sock.sendall(buffer)  # `send` in a loop would copy the rest after each part that the kernel takes
+            sock.settimeout(left_s if heard is None else 0)
+            if heard is None:
+                sock.sendall(rest)
+                return
+            while rest:
+                try:
+                    rest = rest[sock.send(rest) :]
+                    continue
+                except _FULL:
+                    pass
+                if ready(sock, left_s):
+                    with contextlib.suppress(*_FULL):  # a session ticket, for one, is nothing that was said
+                        if heard(sock.recv(RECORD)):
+                            self._sockets.unsent = True
+                            raise httpcore.WriteError("a reply has come before the whole request was sent")
+                left_s = self._sockets.left_s()
         except TimeoutError as e:
             raise httpcore.WriteTimeout(str(e)) from e
         except OSError as e:
@@ -215,7 +242,7 @@ class _Stream(httpcore.NetworkStream):
         if info == "ssl_object":
             return self._sock if isinstance(self._sock, ssl.SSLSocket) else None
         if info == "is_readable":
-            return readable(self._sock)
+            return (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0) or readable(self._sock)
         return self._sock if info == "socket" else None
 
 
@@ -223,13 +250,15 @@ class _Tunnel(httpcore.NetworkStream):
     """TLS to the endpoint, through TLS to a proxy."""
 
     def __init__(self, inner: _Stream, ssl_context: ssl.SSLContext, hostname: str | None) -> None:
-        self._inner, self._tls = inner, Tls(ssl_context, hostname)
+        self._inner, self._tls, self._early = inner, Tls(ssl_context, hostname), Early()
         try:
             self._pump(self._tls.handshake())
         except (OSError, httpcore.NetworkError) as e:
             raise httpcore.ConnectError(str(e)) from e
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
+        if early := self._early.take(max_bytes):
+            return early
         try:
             return self._pump(self._tls.read(max_bytes))
         except ssl.SSLError as e:
@@ -237,7 +266,7 @@ class _Tunnel(httpcore.NetworkStream):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - likewise
         try:
-            self._pump(self._tls.write(buffer))
+            self._pump(self._tls.write(buffer), lambda data: self._tls.heard(data, self._early.heard))
         except ssl.SSLError as e:
             raise httpcore.WriteError(str(e)) from e
 
@@ -245,9 +274,11 @@ class _Tunnel(httpcore.NetworkStream):
         self._inner.close()
 
     def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable" and self._tls.surplus():
+            return True
         return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
 
-    def _pump(self, steps: Steps[T]) -> T:
+    def _pump(self, steps: Steps[T], heard: Callable[[bytes], bool] | None = None) -> T:
         received = b""
         try:
             to_send = next(steps)
@@ -255,7 +286,7 @@ class _Tunnel(httpcore.NetworkStream):
                 if to_send is None:
                     received = self._inner.read(RECORD)
                 else:
-                    self._inner.write(to_send)
+                    self._inner.send(to_send, heard)
                 to_send = steps.send(received)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]

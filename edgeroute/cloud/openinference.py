@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.base import Address, Call, Reply, Talk, checked, loads, looks_like
+from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.edge.card import Array, Card, stack
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
 from edgeroute.system import json_dumps
@@ -24,8 +26,16 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2
 """Unanswered binary probes after which the server counts as JSON-only."""
-MOST_PROBED = 1 << 24
+MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ping` probes with zeros before there is a real input."""
+MOST_DIMENSIONS = 32
+"""Dimensions of a tensor."""
+MOST_ROWS = 16
+"""Inputs of one call for which a reply may be as long as `Address.max_reply_bytes` each."""
+NUMBER = 32
+"""Bytes of a number as JSON, at most."""
+HEAD = 1 << 16
+"""Bytes of a reply beside its numbers, at most."""
 LENGTH = "Inference-Header-Content-Length"
 OCTETS = ("Content-Type", "application/octet-stream")
 JSON = ("Content-Type", "application/json")
@@ -73,6 +83,10 @@ class OpenInference:
         self.labels = tuple(labels) if labels else self.card.labels
         self.binary: bool | None = None if binary == "auto" else binary
         self.inputs: tuple[TensorSpec, ...] | None = None
+        self.outputs: dict[str, tuple[int, ...]] = {}
+        """Shapes of the outputs, by the server's metadata; -1: any size."""
+        self._changed = False
+        """Whether outputs have come that contradict the metadata: then it is fetched again."""
         self._tries = 0
 
     def health(self) -> Talk:
@@ -83,7 +97,7 @@ class OpenInference:
         """Model readiness, then its metadata, and whether it accepts binary tensors."""
         yield from self.health()
         yield from self._meet()
-        if self.binary is None and self.inputs and all(_probed(s.shape[1:]) for s in self.inputs):
+        if self.binary is None and self.inputs and _probed(self.inputs):
             yield from self._try_binary({s.name: np.zeros((1, *s.shape[1:]), s.dtype) for s in self.inputs})
 
     def talk(self, inputs: list[Any]) -> Talk:
@@ -93,7 +107,7 @@ class OpenInference:
             BadInput: an input does not fit the model.
             BadReply: a reply violates the protocol.
         """
-        if self.inputs is None:
+        if self.inputs is None or self._changed:
             yield from self._meet()
         feed = self._feed(inputs)
         if self.binary is None:
@@ -107,26 +121,33 @@ class OpenInference:
 
     @property
     def known(self) -> dict[str, Any] | None:
-        """Cached metadata (inputs, binary support), JSON-serialisable; None: not fetched yet."""
-        return None if self.inputs is None else {"inputs": [list(spec) for spec in self.inputs], "binary": self.binary}
+        """Cached metadata (inputs, outputs, binary support), JSON-serialisable; None: not fetched yet."""
+        if self.inputs is None:
+            return None
+        return {"inputs": [list(spec) for spec in self.inputs], "outputs": self.outputs, "binary": self.binary}
 
     def recall(self, known: dict[str, Any]) -> None:
         """Restores metadata saved from `known`."""
         if self.inputs is None:
             self.inputs = tuple(TensorSpec(str(name), str(dtype), tuple(shape)) for name, dtype, shape in known["inputs"])
+            self.outputs = {name: tuple(shape) for name, shape in known.get("outputs", {}).items()}
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _meet(self) -> Talk:
         """Fetches the model's metadata."""
         said = loads((yield Call("GET", self.path)).body, self.where)
         try:
-            self.inputs = tuple(
-                TensorSpec(str(t["name"]), DTYPES[t["datatype"]], tuple(map(_size, t["shape"]))) for t in said["inputs"]
+            inputs = tuple(
+                TensorSpec(str(t["name"]), DTYPES[t["datatype"]], _shape(t["shape"], free=True)) for t in said["inputs"]
             )
         except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(
-                f"{self.where} describes its inputs in a way that is not the protocol's: {type(e).__name__}: {e}"
-            ) from e
+            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {_brief(e)}") from e
+        if not inputs:
+            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: there are none")
+        outputs: dict[str, tuple[int, ...]] = {}
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # many servers do not describe them
+            outputs = {str(t["name"]): _shape(t["shape"], free=True) for t in said["outputs"]}
+        self.inputs, self.outputs, self._changed = inputs, outputs, False
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
         """Probes for binary tensors: a valid reply means yes, an error means no; no reply means no only the second time."""
@@ -173,14 +194,26 @@ class OpenInference:
                 tensor["data"] = array.ravel().tolist()
             inputs.append(tensor)
         head: dict[str, Any] = {"inputs": inputs}
+        limit = self._limit(len(array))
         if self.output is not None:
             head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
         elif binary:
             head["parameters"] = {"binary_data_output": True}
         text = json_dumps(head)
         if not binary:
-            return Call("POST", f"{self.path}/infer", [JSON], text)
-        return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], b"".join([text, *parts]))
+            return Call("POST", f"{self.path}/infer", [JSON], text, max_reply=limit)
+        body = b"".join([text, *parts])
+        return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], body, max_reply=limit)
+
+    def _limit(self, count: int) -> int:
+        """Bytes of a reply for `count` inputs, at most."""
+        most, numbers = self.address.max_reply_bytes * min(count, MOST_ROWS), self._numbers(count)
+        return most if numbers is None else min(most, HEAD + NUMBER * numbers)
+
+    def _numbers(self, count: int) -> int | None:
+        """Numbers in a reply for `count` inputs, by the metadata; None: it does not say."""
+        rows = [shape[1:] for shape in self.outputs.values()]
+        return None if not rows or any(-1 in row for row in rows) else count * sum(map(prod, rows))
 
     def decode(self, reply: Reply, count: int) -> Array:
         """Decodes the output [n, ...] of a reply; every size is validated before use.
@@ -192,7 +225,8 @@ class OpenInference:
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise BadReply(f"{self.where}: {LENGTH} is {length!r}, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
-        said = loads(body[:cut], self.where)
+        most = max(MAX_VALUES, min(self._numbers(count) or 0, self.address.max_reply_bytes) + MAX_VALUES // 10)
+        said = loads(reply.body if length is None else body[:cut], self.where, most)
         try:
             outputs = said["outputs"]
             at = cut
@@ -202,18 +236,21 @@ class OpenInference:
                     return self._tensor(output, None if size is None else body[at : at + size], count)
                 at += size or 0
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {type(e).__name__}: {e}") from e
+            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {_brief(e)}") from e
         wanted = "" if self.output is None else f", not {self.output!r}"
-        raise BadReply(f"{self.where} gave the outputs {[str(o['name']) for o in outputs]}{wanted}")
+        raise BadReply(f"{self.where} gave the outputs {[str(o['name'])[:40] for o in islice(outputs, 10)]}{wanted}")
 
     def _tensor(self, output: dict[str, Any], raw: memoryview | None, count: int) -> Array:
-        dtype, shape = np.dtype(DTYPES[output["datatype"]]), tuple(map(int, output["shape"]))
+        dtype, shape = np.dtype(DTYPES[output["datatype"]]), _shape(output["shape"])
         if not shape or shape[0] != count:
             raise BadReply(f"{self.where}: {count} inputs gave an output of shape {list(shape)}")
+        told = self.outputs.get(str(output.get("name")), shape)
+        if len(told) != len(shape) or any(want not in (-1, size) for want, size in zip(told[1:], shape[1:], strict=True)):
+            self._changed = True
+            raise BadReply(f"{self.where}: an output of shape {list(shape)}, which its metadata gives as {list(told)}")
         size = prod(shape)
         if raw is None:
-            with np.errstate(over="ignore"):  # overflow becomes infinity, rejected below
-                array = np.array(output["data"], dtype).reshape(-1)
+            array = _array(output["data"], dtype)
         elif len(raw) != size * dtype.itemsize:
             raise BadReply(f"{self.where}: the output should have {size * dtype.itemsize} bytes, {len(raw)} came")
         else:
@@ -228,14 +265,36 @@ class OpenInference:
         return f"OpenInference({self.where!r})"
 
 
-def _size(given: Any) -> int:
-    if not -1 <= (size := int(given)) < 1 << 31:
-        raise ValueError(f"a shape with {size} in it")
-    return size
+def _array(data: Any, dtype: np.dtype[Any]) -> Array:
+    """The numbers of a JSON list, flat."""
+    array = np.array(data)
+    if array.dtype.kind in "US":
+        raise TypeError("text instead of numbers")
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected; integers raise
+        return (array.astype(dtype) if dtype.kind == "f" else np.array(data, dtype)).reshape(-1)
 
 
-def _probed(shape: tuple[int, ...]) -> bool:
-    return -1 not in shape and prod(shape) <= MOST_PROBED
+def _shape(given: Any, *, free: bool = False) -> tuple[int, ...]:
+    """A tensor's shape. `free`: with -1 for any size.
+
+    Raises:
+        ValueError: too many dimensions, or a size that is 0, negative or huge.
+    """
+    if len(given) > MOST_DIMENSIONS:
+        raise ValueError(f"a shape of {len(given)} dimensions")
+    shape = tuple(map(int, given))
+    if any(not (1 <= size < 1 << 31 or (free and size == -1)) for size in shape):
+        raise ValueError(f"a shape with {min(shape) if min(shape) < 1 else 'more than 2**31'} in it")
+    return shape
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _probed(inputs: tuple[TensorSpec, ...]) -> bool:
+    shapes = [spec.shape[1:] for spec in inputs]
+    return not any(-1 in shape for shape in shapes) and sum(map(prod, shapes)) <= MOST_PROBED
 
 
 def _one(x: Any, name: str) -> Any:

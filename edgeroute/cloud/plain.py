@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class PlainJson:
         if self.logits is not None:
             return [self._numbers(said, self.logits)]
         sure = None if self.confidence is None else self._pick(said, self.confidence, optional=True)
-        if not (sure is None or isinstance(sure, int | float)):
+        if isinstance(sure, bool) or not (sure is None or isinstance(sure, int | float)):
             raise BadReply(f"{self.where}: {self.confidence!r} is {type(sure).__name__}, not a number")
         return [(self._pick(said, self.value), sure)]
 
@@ -93,10 +94,13 @@ class PlainJson:
 
     def _numbers(self, said: Any, path: str) -> Any:
         try:
+            given = np.atleast_1d(self._pick(said, path))
             with np.errstate(over="ignore"):
-                array = np.asarray(self._pick(said, path), np.float32).reshape(-1)
+                array = given.astype(np.float32).reshape(-1)
         except (TypeError, ValueError, OverflowError) as e:
             raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from e
+        if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class")
         if not array.size or not (array < np.inf).all():
             raise BadReply(f"{self.where}: {path!r} is empty, or holds NaN or infinity")
         return array
@@ -109,7 +113,7 @@ class PlainJson:
             except (KeyError, IndexError, TypeError, ValueError) as e:  # noqa: PERF203 - a key or two
                 if optional:
                     return None
-                there = sorted(at) if isinstance(at, dict) else type(at).__name__
+                there = [key[:40] for key in islice(at, 10)] if isinstance(at, dict) else type(at).__name__
                 raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}") from e
         return at
 

@@ -26,11 +26,43 @@ _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
+EARLY = 1 << 16
+"""Bytes of interim replies (1xx) that are read while a request is being sent, at most."""
+
+
+class Early:
+    """What came while a request was being sent: a refusal (413, say), or interim replies (1xx)."""
+
+    def __init__(self) -> None:
+        self._data = b""
+
+    def heard(self, data: bytes) -> bool:
+        """Adds what was received; empty: the end. Returns whether to send no further: the final reply has begun."""
+        self._data += data
+        if not data or len(self._data) > EARLY:
+            return True
+        at = 0
+        while len(self._data) - at >= len("HTTP/1.1 100"):
+            if self._data[at : at + 5] != b"HTTP/" or self._data[at + 9 : at + 10] != b"1":
+                return True
+            at = self._data.find(b"\r\n\r\n", at) + 4
+            if at < 4:  # noqa: PLR2004 - not found
+                return False
+        return not b"HTTP/".startswith(self._data[at : at + 5])
+
+    def take(self, most: int) -> bytes:
+        """Removes and returns up to `most` bytes of it."""
+        data, self._data = self._data[:most], self._data[most:]
+        return data
+
+
 class Sockets:
     """Owns the sockets: however and wherever a call is interrupted, `close` leaves none open."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
+        self.unsent = False
+        """Whether a reply has come before the whole request was sent, so that the rest was not."""
         self._sockets: list[socket.socket] = []
 
     def open(self, family: int) -> socket.socket:
@@ -77,7 +109,7 @@ class BlockingSockets(Sockets):
 
     def begin(self, until: float, cancel: StopToken | None) -> None:
         """Begins a call that must end by `until`, and may be cancelled."""
-        self._until, self._cancel = until, cancel
+        self._until, self._cancel, self.unsent = until, cancel, False
         if cancel is not None:
             cancel.on_ask(self.cut)
 
@@ -152,6 +184,20 @@ class BlockingSockets(Sockets):
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()
+
+
+def ready(sock: socket.socket, left_s: float | None) -> bool:
+    """Waits until more can be sent, or something has come. Returns whether something has.
+
+    Raises:
+        TimeoutError: neither within `left_s` seconds.
+    """
+    with _Selector() as selector:
+        selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        found = selector.select(left_s)
+    if not found:
+        raise TimeoutError
+    return bool(found[0][1] & selectors.EVENT_READ)
 
 
 def readable(sock: socket.socket) -> bool:

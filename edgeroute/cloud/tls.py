@@ -33,6 +33,32 @@ class Tls:
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             return b""
 
+    def heard(self, received: bytes, heard: Callable[[bytes], bool]) -> bool:
+        """Decrypts what came while something was being sent, and passes on what the other side said, as `Early.heard`."""
+        if received:
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
+        data = b""
+        try:
+            while part := self.object.read(RECORD):
+                data += part
+        except ssl.SSLWantReadError:
+            return bool(data) and heard(data)  # a session ticket is none of it
+        except ssl.SSLError:
+            pass
+        return heard(data) or heard(b"")
+
+    def surplus(self) -> bool:
+        """Whether there is more to read, or the connection has ended, of what was received already."""
+        try:
+            self.object.read(1)
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError:
+            pass
+        return True
+
     def write(self, data: bytes) -> Steps[None]:
         """Encrypts and sends the data."""
         for at in range(0, len(data), PIECE):

@@ -6,18 +6,21 @@ nor content decoding.
 
 from __future__ import annotations
 
+import base64
+import re
 import ssl
 import urllib.request
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import certifi
 import httpcore
 
-from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.base import SUCCESS, Address, Call, Reply
 from edgeroute.core.policy import INF
 from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
 
+_LENGTH = re.compile("[0-9]{1,18}")
 KEEP_S = 300.0
 """Keep-alive of an idle connection; whether the server has closed it is checked before reuse."""
 
@@ -35,12 +38,31 @@ class Wire:
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of an httpcore connection pool."""
-        proxy = _proxy(self.address)
+        proxy = self._proxy()
         return {
             "ssl_context": self._context(),
             "keepalive_expiry": KEEP_S,
-            "proxy": None if proxy is None else httpcore.Proxy(proxy),
+            "proxy": proxy,
         }
+
+    def _proxy(self) -> httpcore.Proxy | None:
+        """The proxy for this address from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), with its user and password."""
+        if urllib.request.proxy_bypass(self.address.host):
+            return None
+        given = urllib.request.getproxies().get("https" if self.address.https else "http")
+        if not given:
+            return None
+        try:
+            parts = urlsplit(given if "://" in given else f"http://{given}")
+            url = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target="/")
+        except ValueError:  # its message may quote part of a password
+            raise PolicyError("the proxy's address in the environment cannot be read") from None
+        if parts.username is None and parts.password is None:
+            return httpcore.Proxy(url)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        code = base64.b64encode(f"{user}:{password}".encode())
+        self.address.hidden.update({code.decode(), password, parts.password or ""})
+        return httpcore.Proxy(url, auth=(user.encode(), password.encode()))
 
     def _context(self) -> ssl.SSLContext | None:
         if self.address.https and self._tls is None:
@@ -77,38 +99,34 @@ class Wire:
         extensions = {"timeout": {"connect": timeout, "read": timeout, "write": timeout, "pool": timeout}}
         return httpcore.Request(call.method, url, headers=headers, content=call.body, extensions=extensions)
 
-    def heard(self, response: httpcore.Response) -> dict[str, str]:
-        """The headers of a reply, names in lower case, checked before the body is read.
+    def heard(self, call: Call, response: httpcore.Response, *, whole: bool) -> Incoming:
+        """The reply whose head has come, checked before its body is read. `whole`: the whole request had been sent.
 
         Raises:
-            BadReply: a content encoding, or a Content-Length above the limit.
+            BadReply: a content encoding, a Content-Length above the limit, or a success before the whole request.
         """
         self.met = True
+        if response.status in SUCCESS and not whole:
+            raise BadReply(f"{self.address.origin} answered before it had the whole request")
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
             raise BadReply(f"{self.address.origin} answered with {encoding} encoding, though asked not to: unread")
+        limit = self.address.max_reply_bytes if call.max_reply is None else call.max_reply
+        incoming = Incoming(response.status, headers, limit, self.address.origin)
         length = headers.get("content-length", "")
-        if length.isdigit():
-            self.check_size(int(length))
-        return headers
-
-    def check_size(self, size: int) -> None:
-        """Rejects a reply longer than `max_reply_bytes`.
-
-        Raises:
-            BadReply: it is longer.
-        """
-        if size > self.address.max_reply_bytes:
-            raise BadReply(f"{self.address.origin} answered more than {self.address.max_reply_bytes} bytes: not read further")
+        if _LENGTH.fullmatch(length):
+            incoming.check(int(length))
+        return incoming
 
     def error(self, e: Exception, *, stale: bool) -> CloudError:
         """Maps an httpcore error to a CloudError, with its `retriable` and `stale` flags."""
         origin = self.address.origin
         if isinstance(e, httpcore.TimeoutException):
             return TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time")
-        error = Unreachable(f"{origin}: {_root(e)}")
-        if _is_tls(e) or isinstance(e, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
+        error = Unreachable(f"{origin}: {self.address.hide(_root(e))[:200]}")
+        refused = isinstance(e, httpcore.ProxyError) and str(e).startswith("4")  # 407, say, will be the same again
+        if refused or _is_tls(e) or isinstance(e, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
             error.retriable = False
         elif self.address.https and not self.met and isinstance(e, httpcore.RemoteProtocolError | httpcore.ReadError):
             error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {_root(e)}")
@@ -117,12 +135,56 @@ class Wire:
         return error
 
 
+class Incoming:
+    """A reply whose body is being read. Of an error nothing depends on its body: one that is too long is left unread."""
+
+    def __init__(self, status: int, headers: dict[str, str], limit: int, origin: str) -> None:
+        self.status, self.headers = status, headers
+        self._limit, self._origin = limit, origin
+        self._size = 0
+        self._parts: list[bytes] = []
+        self.unread = False
+        """Whether the rest of the body is to be left unread."""
+
+    def check(self, size: int) -> None:
+        """Compares a size with the limit.
+
+        Raises:
+            BadReply: a success is longer.
+        """
+        if size > self._limit:
+            if self.status in SUCCESS:
+                raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
+            self.unread = True
+            self._parts.clear()
+
+    def add(self, part: bytes) -> None:
+        """Adds a part of the body.
+
+        Raises:
+            BadReply: as `check`.
+        """
+        self._size += len(part)
+        self._parts.append(part)
+        self.check(self._size)
+
+    def reply(self) -> Reply:
+        """The reply, once its body has been read or left unread."""
+        parts = self._parts
+        return Reply(self.status, self.headers, parts[0] if len(parts) == 1 else b"".join(parts))
+
+
 def overfull(connection: object) -> bool:
     """Whether more than the reply has come already: another request would be given it as its own.
 
     What comes later makes the socket readable while it is idle, and is noticed before the next request.
     """
-    state = getattr(getattr(connection, "_connection", None), "_h11_state", None)  # httpcore tells of its own bytes nowhere else
+    pooled = getattr(connection, "connections", None)  # of a proxy's pool
+    inner = pooled[0] if pooled else connection
+    state = None
+    while inner is not None and state is None:
+        state = getattr(inner, "_h11_state", None)  # httpcore tells of its own bytes nowhere else
+        inner = getattr(inner, "_connection", None)
     return state is not None and bool(state.trailing_data[0])
 
 
@@ -134,13 +196,6 @@ ERRORS = (
     httpcore.UnsupportedProtocol,
 )
 _DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
-
-
-def _proxy(address: Address) -> str | None:
-    """The proxy for this address from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), or None."""
-    if urllib.request.proxy_bypass(address.host):
-        return None
-    return urllib.request.getproxies().get("https" if address.https else "http")
 
 
 def _root(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ else:
     import tomli as tomllib
 
 PREFIX = "EDGEROUTE_"
+MAX_NODES = 10_000
+"""Values of a policy in YAML."""
 # Kubernetes sets these in every container, for services whose names begin with "edgeroute"
 _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 
@@ -216,13 +219,32 @@ def _yaml(text: str) -> Any:
     except ImportError as e:
         raise RuntimeMissing("a policy in YAML needs pyyaml: pip install 'edgeroute[yaml]'") from e
     try:
-        return yaml.safe_load(text) or {}
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is not None and _nodes(node, {}) > MAX_NODES:
+                raise ValueError(f"its aliases stand for more than {MAX_NODES} values")
+            return (loader.construct_document(node) if node is not None else None) or {}
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark
         place = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         raise ValueError(f"is not YAML: {e.problem}{place}") from None
     except (yaml.YAMLError, ValueError) as e:
         raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None
+
+
+def _nodes(node: Any, known: dict[int, float]) -> float:
+    """The number of values of a YAML node, where an alias counts as what it stands for; infinite within itself."""
+    count = known.get(id(node))
+    if count is None:
+        known[id(node)] = inf
+        parts = node.value if isinstance(node.value, list) else []
+        known[id(node)] = count = 1 + sum(
+            _nodes(child, known) for part in parts for child in (part if isinstance(part, tuple) else (part,))
+        )
+    return count
 
 
 def _place(error: ValueError | RecursionError) -> str:

@@ -87,7 +87,9 @@ class Cloud(Target):
         "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
     )
     retries: Retries = Field(2, description="How often a request that failed is sent again.")
-    max_reply: Size = Field("16MiB", validate_default=True, description="A longer reply is refused before it is read.")
+    max_reply: Size = Field(
+        "1MiB", validate_default=True, description="A longer reply is refused before it is read; of a batch, 16 times as long."
+    )
     usd_per_call: Amount = Field(0, description="Dollars that a request costs.")
     usd_per_mb: Amount = Field(0, description="Dollars for a million bytes, sent or received.")
     joules_per_call: Amount = Field(0, description="The device's energy for a request, whatever its size.")

@@ -1,0 +1,107 @@
+"""Sockets of one connection for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+
+from edgeroute.cloud.resolver import RESOLVER, SocketAddress
+from edgeroute.cloud.sockets import STAGGER_S, Sockets
+
+
+class AsyncSockets(Sockets):
+    """Sockets of one event loop. Closing them takes no `await`, so it cannot be interrupted."""
+
+    def __init__(self, origin: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(origin)
+        self.loop = loop
+        self.doing = "answer"
+
+    async def ready(self, sock: socket.socket) -> bool:
+        """Waits until more can be sent, or something has come. Returns whether something has."""
+        found: asyncio.Future[bool] = self.loop.create_future()
+
+        def settle(come: bool) -> None:
+            if not found.done():
+                found.set_result(come)
+
+        self.loop.add_reader(sock, settle, True)
+        self.loop.add_writer(sock, settle, False)
+        try:
+            return await found
+        finally:
+            self.loop.remove_reader(sock)
+            self.loop.remove_writer(sock)
+
+    def drop(self, sock: socket.socket) -> None:
+        """Closes one socket and removes its readers first: its file descriptor may be reused at once."""
+        with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
+            self.loop.remove_reader(sock)
+            self.loop.remove_writer(sock)
+        super().drop(sock)
+
+    def abandon(self) -> None:
+        """Closes all in a forked child, whose copies of the loop's own descriptors still belong to the parent."""
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    async def connect(self, host: str, port: int) -> socket.socket:
+        """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
+        waiting = deque(await self._look_up(host, port))
+        errors: list[BaseException] = []
+        tasks: set[asyncio.Task[socket.socket]] = set()
+        try:
+            if len(waiting) == 1:
+                return await self._connect(waiting.popleft())
+            while waiting or tasks:
+                if waiting:
+                    tasks.add(self.loop.create_task(self._connect(waiting.popleft())))
+                limit_s = STAGGER_S if waiting else None
+                done, tasks = await asyncio.wait(tasks, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    error = task.exception()
+                    if error is None:
+                        self.keep_only(task.result())
+                        return task.result()
+                    errors.append(error)
+        finally:
+            for task in tasks:
+                if not task.cancel() and not task.cancelled():
+                    task.exception()  # retrieved, so that asyncio does not warn
+        raise errors[0] if errors else OSError(f"{host} has no address")
+
+    async def _connect(self, there: SocketAddress) -> socket.socket:
+        sock = self.open(there.family)
+        try:
+            await self.loop.sock_connect(sock, there.address)
+        except OSError as e:
+            self.drop(sock)
+            raise OSError(e.errno, os.strerror(e.errno or 0)) from e
+        return sock
+
+    async def _look_up(self, host: str, port: int) -> list[SocketAddress]:
+        lookup = RESOLVER.find(host, port)
+        if lookup.done:
+            return lookup.addresses()
+        over: asyncio.Future[None] = self.loop.create_future()
+
+        def settle() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(settle)
+
+        lookup.add(wake)
+        self.doing = "have its name looked up"
+        try:
+            await over
+        finally:
+            lookup.discard(wake)
+        self.doing = "answer"
+        return lookup.addresses()

@@ -1,0 +1,74 @@
+"""Checks of what an endpoint, or a function as the cloud, has answered: nonsense never replaces an edge answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgeroute.confidence.scores import Reader
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import BadReply
+
+SLACK = 0.01
+"""By how much a probability may exceed 1: some servers round."""
+
+
+class ReplyReader(Reader):
+    """A reader of a cloud's outputs, which refuses what cannot be an answer.
+
+    That is: no value (null), NaN, infinity, logits that are all minus infinity, probabilities outside 0..1, no outputs at
+    all; and where there are labels, a value that is none of them, or outputs of another rank. With a score of the caller's
+    own, outputs may have any structure.
+    """
+
+    def _read(self, row: Any) -> Prediction:
+        if type(row) is tuple:
+            if len(row) == 2:  # noqa: PLR2004 - a pair
+                self._check_pair(*row)
+        else:
+            self._check_row(next(iter(row.values()), None) if isinstance(row, Mapping) else row)
+        return super()._read(row)
+
+    def _check_pair(self, value: Any, sure: Any) -> None:
+        if value is None:
+            raise BadReply("the answer has no value (null)")
+        self._check_confidence(sure)
+        structured = not isinstance(value, str | int | float | np.generic)
+        if self.labels is None or (structured and self._custom is not None):
+            return
+        if not isinstance(value, str) or value not in self.labels:
+            raise BadReply(f"the answer {_brief(value)} is none of the {len(self.labels)} labels")
+
+    def _check_confidence(self, sure: Any) -> None:
+        """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
+        if sure is None:
+            return
+        try:
+            known = np.isfinite(np.asarray(sure, np.float64)).all()
+        except (TypeError, ValueError, OverflowError) as e:
+            if self._custom is None:
+                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number") from e
+            return
+        if not known:
+            raise BadReply("the answer's confidence is NaN or infinity")
+
+    def _check_row(self, row: Any) -> None:
+        array = np.asarray(row)
+        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        if not array.size:
+            raise BadReply("0 outputs, which say nothing")
+        if self.labels is not None and self._custom is None and not numbers:
+            raise BadReply(f"outputs of shape {list(array.shape)}, but {len(self.labels)} labels: a number each was expected")
+        if not numbers:
+            return
+        low, high = array.min(), array.max()
+        if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
+            raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
+        if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):
+            raise BadReply(f"the outputs are no probabilities: {low:g} to {high:g}")
+
+
+def _brief(value: Any) -> str:
+    return repr(value)[:40] if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
