@@ -225,7 +225,13 @@ class StoreAgainstModel(RuleBasedStateMachine):
         assert self.outbox.answer(name, sure(name), attempts=1) == came
         if came:
             e = self.entries[name]
-            e |= {"state": "answered", "since": self.clock.at, "attempts": e["attempts"] + 1, "bytes": ROW_BYTES + len('null"a"')}
+            e |= {
+                "state": "answered",
+                "since": self.clock.at,
+                "ready": self.clock.at,
+                "attempts": e["attempts"] + 1,
+                "bytes": ROW_BYTES + len('null"a"'),
+            }
             self.counts["delivered"] += 1
 
     @rule(name=names)
@@ -252,7 +258,7 @@ class StoreAgainstModel(RuleBasedStateMachine):
     @rule()
     def hurry(self):  # noqa: D102 - a step, named for what it does
         self.tidy()
-        self.outbox.hurry()
+        self.outbox.pick(lambda heads: heads.hurry("cloud", self.clock.at, 0, heads.newest()) and None)
         for e in self.entries.values():
             if e["state"] == "waiting" and e["attempts"]:
                 e["ready"] = min(e["ready"], self.clock.at)
@@ -876,7 +882,7 @@ def test_hurry_takes_what_failed(make):
     outbox = make(spread_s=60.0)
     outbox.put(request("failed", error="away"))
     outbox.put(request("under way", ready_at=T0 + 10))
-    outbox.hurry()
+    outbox.pick(lambda heads: heads.hurry("cloud", T0, 0, heads.newest()) and None)
     assert [e.ready_at - T0 for e in outbox.list()] == [0, 10]
 
 
@@ -1188,6 +1194,7 @@ def test_a_callback_may_put(outbox, call, no_wait):
 def test_a_callback_that_raises_is_called_again(outbox, call, monkeypatch, caplog, ordered, order):
     """It is logged and repeated with a pause; other answers go on, of the same target only if order was not asked for."""
     monkeypatch.setattr("edgeroute.stores.outbox.late.backoff", lambda _: 0.3)
+    outbox.clock = now
     told, failed = [], []
 
     def f(late):

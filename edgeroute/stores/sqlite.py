@@ -37,10 +37,22 @@ class Database:
         version: of the schema (`user_version`); a file with another is refused.
         busy_s: how long to wait for another process's transaction, seconds.
         durable: whether a committed transaction survives a power cut (synchronous=FULL). It survives a process crash anyway.
+        latest: the latest table or index of the schema: a file without it is brought up to date. None: all files have all.
+        lenient: text that is not valid UTF-8 is read as lone surrogates; otherwise reading it is an error.
     """
 
-    def __init__(self, path: Path, schema: str, *, version: int = 1, durable: bool, busy_s: float = BUSY_S) -> None:
-        self.path, self._busy_s = path, busy_s
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        version: int = 1,
+        durable: bool,
+        busy_s: float = BUSY_S,
+        latest: str | None = None,
+        lenient: bool = False,
+    ) -> None:
+        self.path, self._busy_s, self._latest, self._lenient = path, busy_s, latest, lenient
         self._schema, self._version, self._durable = schema, version, durable
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -180,7 +192,9 @@ class Database:
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 (found,) = self._patiently(connection.execute, "PRAGMA user_version").fetchone()
                 self._check(found)
-                if not found:
+                if self._lenient:
+                    connection.text_factory = _decode
+                if not found or (self._latest is not None and not self._has(connection, self._latest)):
                     made = f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT"
                     self._patiently(connection.executescript, made)
             except BaseException:
@@ -188,6 +202,9 @@ class Database:
                 raise
             self._connection, self._file = connection, _which(self.path)
         return self._connection
+
+    def _has(self, connection: sqlite3.Connection, name: str) -> bool:
+        return self._patiently(connection.execute, f"SELECT 1 FROM sqlite_master WHERE name = '{name}'").fetchone() is not None  # noqa: S608 - a constant
 
     def _patiently(self, run: Callable[[str], sqlite3.Cursor], statement: str) -> sqlite3.Cursor:
         """Runs a statement, retrying while the file is locked. SQLite's own busy handler backs off for too long and starves."""
@@ -237,6 +254,10 @@ def _which(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _decode(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")
 
 
 def _guess(error: sqlite3.Error | UnicodeDecodeError) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import TypeAlias
 
 from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
+from edgeroute.stores.outbox.heads import Heads, Lane, Turns
 from edgeroute.stores.outbox.loop import Loop
 from edgeroute.stores.outbox.store import Outbox
 from edgeroute.system import ThreadPool, renew_after_fork
@@ -24,6 +25,8 @@ ASKED_MOST_S = 3600.0
 """... which is honoured up to this."""
 HURRY_S = 1.0
 """Minimum interval between two `wake()` that cut waits short, seconds."""
+MOST_PAUSED = 10_000
+"""Lanes that are paused at a time."""
 Send: TypeAlias = Callable[[Waiting], Answering]
 _OURS = (StoreError, Closed, MemoryError)
 """Errors that are not about the request."""
@@ -77,9 +80,13 @@ class Delivery:
     def after_fork(self) -> None:
         """Resets delivery state: requests in flight are the parent's."""
         self._flying: set[str] = set()
-        self._paused: dict[tuple[str, str | None], tuple[float, int]] = {}
-        """(target, data class) -> paused until (monotonic), and the last held entry's seq."""
-        self._soon_s = inf
+        self._paused: dict[Lane, tuple[float, Listed]] = {}
+        """Lane -> paused until (monotonic), and the entry that was held last."""
+        self._turns, self._soon_s = Turns(), inf
+        self._hurry: dict[str, int] | None = None
+        """Target -> the last entry whose wait was cut short; None: those at the start of each target are due for it."""
+        self._through = 0
+        """The last entry that there was when waits were to be cut short."""
         self._since: float | None = None
         """When the oldest waiting entry was queued, as of the last scan."""
         self._next = self._hurried = -inf
@@ -111,16 +118,17 @@ class Delivery:
         """Starts one request, if one is due -> seconds until the next may be due."""
         at = monotonic()
         if at >= max(self.hurry_at, self._hurried + HURRY_S):
-            self.hurry_at, self._hurried, self._paused = inf, at, {}
-            self._outbox.hurry()
+            self.hurry_at, self._hurried, self._paused, self._hurry = inf, at, {}, None
         if len(self._flying) >= self._parallel:
             return inf  # a finished request nudges
         if at < self._next:
             return self._next - at
-        chosen = self._outbox.pick(self._choose, "waiting")
-        waiting = None if chosen is None else self._outbox.waiting(chosen.id)
-        if chosen is None or waiting is None:
+        chosen = self._outbox.pick(self._choose)
+        if chosen is None:
             return min(self._soon_s, max(self.hurry_at, self._hurried + HURRY_S) - at)
+        waiting = self._outbox.waiting(chosen.id)
+        if waiting is None:
+            return 0.0  # it is damaged, or too old, or somebody was faster
         self._next = max(self._next, at) + self._spacing_s
         self._flying.add(chosen.id)
         if not self._workers.submit(lambda: self._deliver(chosen, waiting)):
@@ -128,27 +136,61 @@ class Delivery:
             return self._poll_s
         return 0.0
 
-    def _choose(self, rows: Iterator[Listed]) -> Listed | None:
-        """The first due entry; entries held last time come after others of the same target and data class."""
-        now, at, seen, held = self._outbox.clock(), monotonic(), set[str](), None
-        self._soon_s, first = inf, next(rows, None)
-        self._since = None if first is None else first.queued_at
-        for row in () if first is None else chain((first,), rows):
-            if self._ordered:
-                if row.target in seen:
-                    continue
-                seen.add(row.target)
-            until, last = self._paused.get((row.target, row.data_class), (-inf, -1))
-            wait_s = max(row.ready_at - now, until - at)
-            if row.id in self._flying:
-                continue
-            if wait_s > 0:
-                self._soon_s = min(self._soon_s, wait_s)
-            elif row.seq > last or self._ordered:
+    def _choose(self, heads: Heads) -> Listed | None:
+        """An entry that is due. Entries held last time come after others of the same target and data class."""
+        targets = heads.targets("waiting")
+        oldest = [row for target in targets if (row := heads.oldest(target, "waiting")) is not None]
+        self._since = min(oldest).queued_at if oldest else None
+        if self._hurry is None:
+            self._hurry, self._through = {}, heads.newest()
+            for target in targets:
+                self._cut_waits(heads, target)
+        if self._ordered:
+            found, self._soon_s = self._first_in_order(heads, targets)
+        else:
+            found, self._soon_s = self._turns.first(heads, "waiting", partial(self._of_lane, heads))
+        if found is None:
+            heads.check_states()
+        return found
+
+    def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
+        """The entry of this lane to send, or the seconds until there may be one."""
+        until, last = self._paused.get(lane, (-inf, None))
+        if until > (at := monotonic()):
+            return until - at
+        now, most = self._outbox.clock(), len(self._flying) + 1
+        for after in (None,) if last is None else ((last.ready_at, last.seq), None):
+            row = next((row for row in heads.ready("waiting", lane, most, after) if row.id not in self._flying), None)
+            if row is not None and row.ready_at <= now:
                 return row
+        if row is None:
+            return inf
+        heads.check("waiting", lane)
+        return 0.0 if self._cut_waits(heads, lane.target) else row.ready_at - now
+
+    def _first_in_order(self, heads: Heads, targets: Iterable[str]) -> tuple[Listed | None, float]:
+        """The first of the targets' oldest entries that is due, or the seconds until there may be one."""
+        found, soon_s = list[Listed](), inf
+        for target in targets:
+            row = heads.oldest(target, "waiting")
+            if row is None or row.id in self._flying:
+                continue
+            until, _ = self._paused.get(Lane(row.target, row.data_class), (-inf, None))
+            wait_s = max(row.ready_at - self._outbox.clock(), until - monotonic())
+            if wait_s <= 0:
+                found.append(row)
             else:
-                held = held or row
-        return held
+                soon_s = min(soon_s, 0.0 if until < monotonic() and self._cut_waits(heads, target) else wait_s)
+        return min(found, default=None), soon_s
+
+    def _cut_waits(self, heads: Heads, target: str) -> bool:
+        """Makes due the next of a target's entries that wait because an attempt failed -> False: that is done."""
+        assert self._hurry is not None, "it has begun"
+        after = self._hurry.get(target, 0)
+        if after >= self._through:
+            return False
+        self._hurry[target] = heads.hurry(target, self._outbox.clock(), after, self._through)
+        return True
 
     def _deliver(self, row: Listed, waiting: Waiting) -> None:
         name = row.id
@@ -159,7 +201,7 @@ class Delivery:
             failure = str(e) or repr(e)
             if isinstance(e, _OURS) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
-                self._paused[row.target, row.data_class] = monotonic() + pause_s, row.seq
+                self._pause(Lane(row.target, row.data_class), pause_s, row)
             elif isinstance(e, CloudError) and e.retriable:
                 spread_s = self._outbox.spread_for(row.queued_at)
                 wait_s = max(backoff(row.attempts + 1, spread_s), min(e.retry_after_s or 0.0, ASKED_MOST_S))
@@ -170,6 +212,13 @@ class Delivery:
         finally:
             self._flying.discard(name)
             self.loop.nudge()
+
+    def _pause(self, lane: Lane, pause_s: float, row: Listed) -> None:
+        """Sends nothing of this lane for a while."""
+        if len(self._paused) >= MOST_PAUSED:
+            self._paused = {name: (until, last) for name, (until, last) in self._paused.items() if until > monotonic()}
+        if len(self._paused) < MOST_PAUSED or lane in self._paused:
+            self._paused[lane] = monotonic() + pause_s, row
 
     def _keep(self, write: Callable[[], object]) -> None:
         """Stores the outcome, retrying while the disk fails; meanwhile its slot is not reused."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import inspect
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from math import inf
-from time import monotonic
-from typing import Any
 
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.stores.outbox.delivery import backoff
 from edgeroute.stores.outbox.entries import Late, Listed
+from edgeroute.stores.outbox.heads import Heads, Lane, Turns
 from edgeroute.stores.outbox.loop import Loop
 from edgeroute.stores.outbox.store import Outbox
 from edgeroute.stores.outbox.tx import Tx
 from edgeroute.system import renew_after_fork
 
+MOST_FAILURES = 10_000
 log = logging.getLogger("edgeroute")
 
 
@@ -47,11 +48,11 @@ class Callbacks:
 
     def after_fork(self) -> None:
         """Resets failure state: it was the parent's."""
-        self._failures: dict[str, tuple[int, float]] = {}
-        """id -> number of failures, and when to retry (monotonic)."""
+        self._failures: dict[str, int] = {}
+        """id -> number of failures, of the latest `MOST_FAILURES` that have failed."""
         self._called: set[str] = set()
         """Ids whose callback returned, but which are not yet marked as handed over."""
-        self._soon_s = inf
+        self._turns, self._soon_s = Turns(), inf
 
     def register(self, f: Callable[..., object]) -> None:
         """Registers the callback for late answers, replacing an earlier one.
@@ -79,8 +80,7 @@ class Callbacks:
 
     def _step(self) -> float:
         """Hands over one answer, if there is one -> seconds until the next may be due."""
-        states: tuple[Any, ...] = ("waiting", "answered") if self._ordered else ("answered",)
-        row = self._outbox.pick(self._choose, *states)
+        row = self._outbox.pick(self._choose)
         if row is None:
             return self._soon_s
         try:
@@ -89,29 +89,39 @@ class Callbacks:
             else:
                 self._call(row.id)
         except _CallbackError as e:
-            n = self._failures.get(row.id, (0, 0.0))[0] + 1
-            self._failures[row.id] = n, monotonic() + backoff(n)
+            n = self._failures[row.id] = self._failures.pop(row.id, 0) + 1
+            if len(self._failures) > MOST_FAILURES:
+                del self._failures[next(iter(self._failures))]
             log.error(  # noqa: TRY400 - the cause is what the app's author wants to see
                 "the callback for late answers failed at %s, and will be called again", row.id, exc_info=e.__cause__
             )
+            self._outbox.postpone(row.id, self._outbox.clock() + backoff(n))
         else:
             self._failures.pop(row.id, None)
         return 0.0
 
-    def _choose(self, rows: Iterator[Listed]) -> Listed | None:
-        at, seen = monotonic(), set[str]()
-        self._soon_s = inf
-        for row in rows:
-            if self._ordered:
-                if row.target in seen:
-                    continue
-                seen.add(row.target)
-            if row.state == "answered":
-                wait_s = self._failures.get(row.id, (0, -inf))[1] - at
+    def _choose(self, heads: Heads) -> Listed | None:
+        if not self._ordered:
+            found, self._soon_s = self._turns.first(heads, "answered", partial(self._of_lane, heads))
+            return found
+        self._soon_s, due = inf, list[Listed]()
+        for target in heads.targets("answered"):
+            row = heads.oldest(target, "answered", "waiting")
+            if row is not None and row.state == "answered":
+                wait_s = row.ready_at - self._outbox.clock()
                 if wait_s <= 0:
-                    return row
+                    due.append(row)
                 self._soon_s = min(self._soon_s, wait_s)
-        return None
+        return min(due, default=None)
+
+    def _of_lane(self, heads: Heads, lane: Lane) -> Listed | float:
+        """The answer of this lane to hand over, or the seconds until there may be one."""
+        row = next(iter(heads.ready("answered", lane, 1)), None)
+        if row is None:
+            return inf
+        heads.check("answered", lane)
+        wait_s = row.ready_at - self._outbox.clock()
+        return row if wait_s <= 0 else wait_s
 
     def _call(self, name: str) -> None:
         """Calls, then records the call. If recording fails, only that is retried."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import random
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from edgeroute.errors import PolicyError
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
-from edgeroute.stores.outbox.inputs import decode_input, encode_input
+from edgeroute.stores.outbox.heads import Heads
+from edgeroute.stores.outbox.inputs import encode_input
+from edgeroute.stores.outbox.rows import LATE, LISTED, WAITING, Damaged, late, listed, waiting
 from edgeroute.stores.outbox.spread import spread_for
-from edgeroute.stores.outbox.tables import SCHEMA, add_count, evictions, tidy
+from edgeroute.stores.outbox.tables import LATEST, SCHEMA, TRUSTED_S, add_count, bury, counts, evictions, tidy
 from edgeroute.stores.sqlite import Database
 from edgeroute.system import now, plain
 
+log = logging.getLogger("edgeroute")
 Drop: TypeAlias = Literal["oldest", "least_important", "newest"]
 ROW_BYTES = 512
 """Overhead per entry counted towards `max_bytes`."""
@@ -28,9 +33,9 @@ MOST_TEXT = 1000
 """Characters of an error that are stored."""
 COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
 
-_LISTED = ", ".join(Listed._fields)
-_WAITING = ", ".join(Waiting._fields)
-_LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
+PAGE = 1000
+"""Entries that a list reads at a time."""
+T = TypeVar("T")
 
 
 class Outbox:
@@ -73,8 +78,10 @@ class Outbox:
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
-        self._database = Database(self.path, SCHEMA, durable=True)
+        self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)
         self._listeners: list[Callable[[], object]] = []
+        self.report_damaged: Callable[[str], object] = lambda _: None
+        """Called with the id of each entry that became a dead letter because its row is damaged."""
 
     def listen(self, f: Callable[[], object]) -> None:
         """Registers a function called when this process adds something to deliver or to hand over."""
@@ -136,14 +143,15 @@ class Outbox:
         confidence = None if answer.confidence is None else float(answer.confidence)  # numpy's are not SQLite's
         with self._transaction() as c:
             row = c.execute(
-                "SELECT seq, length(provisional) FROM outbox_entries WHERE id = ? AND state IN ('waiting', 'dead')", (name,)
+                "SELECT seq, coalesce(length(provisional), 0) FROM outbox_entries WHERE id = ? AND state IN ('waiting', 'dead')",
+                (name,),
             ).fetchone()
             if row is None:
                 return False
             c.execute(
-                "UPDATE outbox_entries SET state = 'answered', since = ?, error = '', bytes = ?, attempts = attempts + ?"
-                " WHERE seq = ?",
-                (self.clock(), ROW_BYTES + row[1] + len(value) + len(outputs[1]), attempts, row[0]),
+                "UPDATE outbox_entries SET state = 'answered', since = :at, ready_at = :at, error = '', bytes = :bytes,"
+                " attempts = attempts + :more WHERE seq = :seq",
+                {"at": self.clock(), "bytes": ROW_BYTES + row[1] + len(value) + len(outputs[1]), "more": attempts, "seq": row[0]},
             )
             c.execute("DELETE FROM outbox_bodies WHERE seq = ?", row[:1])
             c.execute("INSERT INTO outbox_answers VALUES (?, ?, ?, ?, ?)", (row[0], value, confidence, *outputs))
@@ -155,6 +163,11 @@ class Outbox:
         """Records a failed attempt; the next is not before `ready_at` (Unix time)."""
         self._change("attempts = attempts + 1, error = ?, ready_at = ?", (_text(error), ready_at), name)
 
+    def postpone(self, name: str, ready_at: float) -> None:
+        """The callback for this answer is not due before `ready_at` (Unix time)."""
+        with self._transaction() as c:
+            c.execute("UPDATE outbox_entries SET ready_at = ? WHERE id = ? AND state = 'answered'", (ready_at, name))
+
     def bury(self, name: str, error: str) -> None:
         """Makes a waiting entry a dead letter."""
         change = "state = 'dead', attempts = attempts + 1, error = ?, since = ?"
@@ -164,14 +177,6 @@ class Outbox:
         """Makes a request due now, or after a random part of `spread_s` if the attempt it waited for ended with an error."""
         self._change("ready_at = ?, error = ?", (self.clock() + (self.part_s() if error else 0.0), _text(error)), name)
         self._tell()
-
-    def hurry(self) -> None:
-        """Makes due now all entries that wait because an attempt failed, the live request included."""
-        with self._transaction() as c:
-            at = self.clock()
-            c.execute(
-                "UPDATE outbox_entries SET ready_at = :at WHERE state = 'waiting' AND error != '' AND ready_at > :at", {"at": at}
-            )
 
     def withdraw(self, name: str) -> bool:
         """Removes a request whose answer came in time -> False: it is answered, so the callback will be called, or it is gone."""
@@ -203,20 +208,47 @@ class Outbox:
             add_count(c, "dropped_by_hand", n)
         return n
 
-    def list(self, state: State | None = None) -> list[Listed]:
-        """The entries, in the order of puts."""
+    def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
+        """The entries, in the order of puts.
+
+        Args:
+            state: those in this state alone.
+            latest: at most so many, the latest.
+        """
+        of = "" if state is None else "WHERE state = :state"
         with self._transaction() as c:
             rows = c.execute(
-                f"SELECT {_LISTED} FROM outbox_entries WHERE :state IS NULL OR state = :state ORDER BY seq",  # noqa: S608 - a constant
-                {"state": state},
+                f"SELECT {LISTED} FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most",  # noqa: S608 - a constant
+                {"state": state, "most": -1 if latest is None else latest},
             )
-            return [Listed(*row) for row in rows]
+            return [listed(row) for row in rows][::-1]
+
+    def pages(self, state: State | None = None) -> Iterator[Listed]:
+        """`list` for any number of entries: only so many are read at a time, and writers wait for no more."""
+        seq, of = -1, "" if state is None else "AND state = :state"
+        while True:
+            with self._transaction() as c:
+                rows = c.execute(
+                    f"SELECT {LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
+                    {"seq": seq, "state": state},
+                )
+                page = [listed(row) for row in rows]
+            if not page:
+                return
+            yield from page
+            seq = page[-1].seq
+
+    def states(self, names: Iterable[str]) -> dict[str, State]:
+        """The states of the entries with these ids."""
+        with self._transaction() as c:
+            found = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
+            return dict(row for row in found if row is not None)
 
     def counts(self) -> dict[str, int]:
         """Counters since the file was created (`COUNTED`), and current: `waiting` entries and total `bytes`."""
         with self._transaction() as c:
             (waiting,) = c.execute("SELECT count(*) FROM outbox_entries WHERE state = 'waiting'").fetchone()
-            return {**dict.fromkeys(COUNTED, 0), **dict(c.execute("SELECT name, n FROM outbox_counts")), "waiting": waiting}
+            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": waiting}
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Every entry with all its contents, ready for JSON; bytes are base64."""
@@ -234,48 +266,55 @@ class Outbox:
             told = dict(zip((column[0] for column in cursor.description), row, strict=True))
             seq = told["seq"]
             for name in ("body", "outputs"):
-                told[name] = None if told[name] is None else base64.b64encode(told[name]).decode()
+                told[name] = base64.b64encode(told[name]).decode() if isinstance(told[name], bytes) else told[name]
             for name in ("headers", "provisional", "value"):
-                told[name] = None if told[name] is None else json.loads(told[name])
-            yield told
+                with contextlib.suppress(TypeError, ValueError, RecursionError):  # damaged: as it is
+                    told[name] = json.loads(told[name])
+            yield {name: base64.b64encode(v).decode() if isinstance(v, bytes) else v for name, v in told.items()}
 
-    def pick(self, choose: Callable[[Iterator[Listed]], Listed | None], *states: State) -> Listed | None:
-        """The entry that `choose` selects from those in these states, in the order of puts."""
-        with self._transaction() as c:
-            marks = ", ".join("?" * len(states))
-            rows = c.execute(
-                f"SELECT {_LISTED} FROM outbox_entries WHERE state IN ({marks}) ORDER BY seq",  # noqa: S608 - constants
-                states,
-            )
-            return choose(Listed(*row) for row in rows)
+    def pick(self, choose: Callable[[Heads], Listed | None]) -> Listed | None:
+        """The entry that `choose` finds. Entries that it cannot read are made dead letters, and it is called again."""
+        while True:
+            with self._transaction() as c:
+                try:
+                    return choose(Heads(c))
+                except Damaged as e:
+                    self._bury(c, e.seq, e)
 
     def waiting(self, name: str) -> Waiting | None:
-        """The request with this id if it is waiting, else None."""
-        with self._transaction() as c:
-            row = c.execute(
-                f"SELECT {_WAITING} FROM outbox_entries JOIN outbox_bodies USING (seq)"  # noqa: S608 - a constant
-                " WHERE id = ? AND state = 'waiting'",
-                (name,),
-            ).fetchone()
-        if row is None:
-            return None
-        read = Waiting(*row)
-        headers = tuple((key, value) for key, value in json.loads(row[6]))
-        return read._replace(headers=headers, provisional=json.loads(read.provisional))
+        """The request with this id if it is waiting, else None; a damaged one is made a dead letter."""
+        return self._read(
+            f"SELECT seq, {WAITING} FROM outbox_entries LEFT JOIN outbox_bodies USING (seq)"  # noqa: S608 - a constant
+            " WHERE id = ? AND state = 'waiting' AND since >= ?",
+            name,
+            waiting,
+        )
 
     def late(self, name: str) -> Late | None:
-        """The answer to the request with this id if its callback is still due, else None."""
+        """The answer to the request with this id if its callback is still due, else None; a damaged one is made a dead letter."""
+        return self._read(
+            f"SELECT seq, {LATE} FROM outbox_entries LEFT JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
+            " WHERE id = ? AND state = 'answered' AND since >= ?",
+            name,
+            late,
+        )
+
+    def _read(self, statement: str, name: str, read: Callable[[Sequence[Any]], T]) -> T | None:
         with self._transaction() as c:
-            row = c.execute(
-                f"SELECT {_LATE} FROM outbox_entries JOIN outbox_answers USING (seq)"  # noqa: S608 - a constant
-                " WHERE id = ? AND state = 'answered'",
-                (name,),
-            ).fetchone()
-        if row is None:
-            return None
-        _, value, confidence, outputs_type, outputs, provisional, *rest = row
-        read = None if outputs_type is None else decode_input(outputs_type, outputs)
-        return Late(name, json.loads(value), confidence, read, json.loads(provisional), *rest)
+            at = self.clock()
+            row = c.execute(statement, (name, at - self.ttl_s if at >= TRUSTED_S else -inf)).fetchone()
+            if row is None:
+                return None
+            try:
+                return read(row[1:])
+            except Damaged as e:
+                self._bury(c, row[0], e)
+                return None
+
+    def _bury(self, c: sqlite3.Connection, seq: int, why: Damaged) -> None:
+        name = bury(c, seq, _text(str(why)), self.clock())
+        log.error("%s: entry %s is damaged, and a dead letter now: %s", self.path, name, why)
+        self.report_damaged(name)
 
     def settle(self, name: str, effect: Callable[[Late, sqlite3.Connection], object] | None = None) -> bool:
         """Marks an answer as handed over, in one transaction with `effect` -> False: it was already.
@@ -283,11 +322,11 @@ class Outbox:
         An exception from `effect` rolls back both.
         """
         with self._transaction() as c:
-            late = self.late(name)
-            if late is None:
+            answer = self.late(name)
+            if answer is None:
                 return False
             if effect is not None:
-                effect(late, c)
+                effect(answer, c)
             c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,))
             c.execute("INSERT OR REPLACE INTO outbox_done (id) VALUES (?)", (name,))
             c.execute("DELETE FROM outbox_done WHERE seq <= (SELECT max(seq) FROM outbox_done) - ?", (REMEMBERED,))

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from heapq import merge
+from itertools import chain
+
+from edgeroute.stores.outbox.entries import State
+from edgeroute.stores.outbox.heads import Heads
+from edgeroute.stores.outbox.rows import LISTED, listed
 
 TRUSTED_S = 1_577_836_800.0
 """2020-01-01. An earlier clock was never set: it expires nothing, and its timestamps are replaced once the clock is set."""
+
+MOST_TIDIED = 500
+"""Entries whose time is replaced, and that are deleted, in one transaction."""
+LATEST = "outbox_due"
+"""What the first version's files lack."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS outbox_entries (
@@ -16,8 +27,11 @@ CREATE TABLE IF NOT EXISTS outbox_entries (
     since REAL NOT NULL,  -- when it came into its state, from which its time to live counts
     method TEXT NOT NULL, path TEXT NOT NULL, headers TEXT NOT NULL, provisional TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS outbox_since ON outbox_entries (since);
-CREATE INDEX IF NOT EXISTS outbox_importance ON outbox_entries (importance);
-CREATE TABLE IF NOT EXISTS outbox_bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);  -- apart, so that a scan stays short
+DROP INDEX IF EXISTS outbox_importance;
+CREATE INDEX IF NOT EXISTS outbox_least ON outbox_entries (state, importance);
+CREATE INDEX IF NOT EXISTS outbox_order ON outbox_entries (state, target);
+CREATE INDEX IF NOT EXISTS outbox_due ON outbox_entries (state, target, data_class, ready_at);
+CREATE TABLE IF NOT EXISTS outbox_bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);  -- apart: a list reads none
 CREATE TABLE IF NOT EXISTS outbox_answers (
     seq INTEGER PRIMARY KEY, value TEXT NOT NULL, confidence REAL, outputs_type TEXT, outputs BLOB);
 CREATE TABLE IF NOT EXISTS outbox_done (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
@@ -44,10 +58,41 @@ def tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
     c.execute(
         "UPDATE outbox_entries SET ready_at = CASE WHEN attempts THEN :at ELSE :at + max(0, ready_at - since) END, since = :at,"
         " queued_at = CASE WHEN queued_at > :at OR queued_at < :trusted THEN :at ELSE queued_at END"
-        " WHERE since > :at OR since < :trusted",
-        {"at": at, "trusted": TRUSTED_S},
+        " WHERE seq IN (SELECT seq FROM outbox_entries WHERE since > :at OR since < :trusted LIMIT :most)",
+        {"at": at, "trusted": TRUSTED_S, "most": MOST_TIDIED},
     )
-    add_count(c, "dropped_expired", c.execute("DELETE FROM outbox_entries WHERE since < ?", (at - ttl_s,)).rowcount)
+    old = "SELECT seq FROM outbox_entries WHERE since >= ? AND since < ? LIMIT ?"
+    deleted = c.execute(f"DELETE FROM outbox_entries WHERE seq IN ({old})", (TRUSTED_S, at - ttl_s, MOST_TIDIED))  # noqa: S608 - a constant
+    add_count(c, "dropped_expired", deleted.rowcount)
+
+
+def bury(c: sqlite3.Connection, seq: int, why: str, at: float) -> str:
+    """Makes a damaged entry a dead letter that can be listed -> its id."""
+    (row,) = c.execute(f"SELECT {LISTED} FROM outbox_entries WHERE seq = ?", (seq,))  # noqa: S608 - a constant
+    e = listed(row)
+    name = e.id if e.id == row[1] and e.id else f"damaged-{seq}"
+    c.execute(
+        "UPDATE outbox_entries SET id = ?, state = 'dead', target = ?, kind = ?, data_class = ?, rule = ?, importance = ?,"
+        " queued_at = ?, ready_at = ?, attempts = ?, bytes = ?, error = ?, since = ? WHERE seq = ?",
+        (
+            name, e.target, e.kind, e.data_class, e.rule, e.importance, e.queued_at, at, e.attempts, e.bytes,
+            f"damaged: {why}", at, seq,
+        ),
+    )  # fmt: skip
+    _recount(c)
+    add_count(c, "dead")
+    return name
+
+
+def _recount(c: sqlite3.Connection) -> int:
+    (total,) = c.execute("SELECT coalesce(sum(bytes), 0) FROM outbox_entries").fetchone()
+    c.execute("INSERT OR REPLACE INTO outbox_counts VALUES ('bytes', ?)", (total,))
+    return int(total)
+
+
+def counts(c: sqlite3.Connection) -> dict[str, int]:
+    """The counters, by name."""
+    return {name: n for name, n in c.execute("SELECT name, n FROM outbox_counts") if isinstance(n, int)}
 
 
 def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
@@ -60,23 +105,29 @@ def evictions(
     c: sqlite3.Connection, size: int, importance: float, *, max_bytes: int, drop: str
 ) -> Sequence[tuple[int, str]] | None:
     """(seq, id) of the entries to evict for `size` more bytes; None: the new entry is rejected."""
-    (total,) = c.execute("SELECT n FROM outbox_counts WHERE name = 'bytes'").fetchone()
+    total = counts(c).get("bytes", -1)
+    if total < 0:  # damaged
+        total = _recount(c)
     over, gone = total + size - max_bytes, list[tuple[int, str]]()
     if over <= 0:
         return gone
     if drop == "newest" or size > max_bytes:
         return None
-    by = "seq" if drop == "oldest" else "importance, seq"
-    most = importance if drop == "least_important" else float("inf")
-    for which in ("!=", "="):
-        rows = c.execute(
-            f"SELECT seq, id, bytes FROM outbox_entries WHERE state {which} 'answered' AND importance <= ?"  # noqa: S608 - constants
-            f" ORDER BY {by}",
-            (most,),
-        )
-        for seq, name, freed in rows:
-            gone.append((seq, name))
-            over -= freed
-            if over <= 0:
-                return gone
+    most = importance if drop == "least_important" else None
+    for row in chain(merge(_dispensable(c, "waiting", most), _dispensable(c, "dead", most)), _dispensable(c, "answered", most)):
+        _, seq, name, freed = row
+        gone.append((seq, name))
+        over -= freed if isinstance(freed, int) else 0
+        if over <= 0:
+            return gone
     return None
+
+
+def _dispensable(c: sqlite3.Connection, state: State, most: float | None) -> Iterator[tuple[float, int, str, int]]:
+    """Entries in this state, the first to evict first: by age, or if `most` is given those no more important, the least first."""
+    if most is not None:
+        by = "SELECT importance, seq, id, bytes FROM outbox_entries WHERE state = ? AND importance <= ? ORDER BY importance, seq"
+        yield from c.execute(by, (state, most))
+        return
+    by = "SELECT 0.0, seq, id, bytes FROM outbox_entries WHERE state = ? AND target = ? ORDER BY seq"
+    yield from merge(*(c.execute(by, (state, target)) for target in Heads(c).targets(state)))

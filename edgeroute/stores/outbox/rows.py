@@ -1,0 +1,169 @@
+"""Reads the outbox's rows: strictly where an entry is used, leniently where it is only listed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from edgeroute.stores.outbox.entries import Late, Listed, State, Waiting
+from edgeroute.stores.outbox.inputs import decode_input
+
+LISTED = ", ".join(Listed._fields)
+WAITING = ", ".join(Waiting._fields)
+LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
+FAR_S = 1e11
+"""No timestamp is further from 1970 than this, seconds."""
+_METHOD, _PATH = re.compile(r"[A-Za-z]*"), re.compile(r"(/[^\0-\x20\x7f]*)?")
+_NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0-\x08\x0a-\x1f\x7f]*")
+
+
+class Damaged(ValueError):
+    """A row is not as it was written; the message says what is wrong with it.
+
+    Args:
+        why: the message.
+        seq: the row's sequence number; 0: the caller knows it.
+    """
+
+    def __init__(self, why: str, seq: int = 0) -> None:
+        super().__init__(why)
+        self.seq = seq
+
+
+def sound(row: Sequence[Any]) -> Listed:
+    """An entry, by what it is found and chosen.
+
+    Raises:
+        Damaged: that is not as it was written.
+    """
+    entry = Listed(*row)
+    try:
+        _check(entry, "id state target", str)
+        _check_one_of(entry.state, get_args(State), "state")
+        _check_class(entry.data_class)
+        _check_times(entry, "ready_at queued_at")
+        _check(entry, "attempts", int)
+    except Damaged as e:
+        raise Damaged(str(e), entry.seq) from None
+    return entry
+
+
+def listed(row: Sequence[Any]) -> Listed:
+    """An entry as far as it can be read, with what has the wrong type replaced."""
+    seq, name, state, target, kind, data_class, rule, importance, queued_at, ready_at, attempts, size, error = row
+    return Listed(
+        seq, _text(name), _text(state), _text(target), _text(kind), None if data_class is None else _text(data_class),
+        _text(rule), _number(importance), _number(queued_at), _number(ready_at), _count(attempts), _count(size), _text(error),
+    )  # fmt: skip
+
+
+def waiting(row: Sequence[Any]) -> Waiting:
+    """The request in a row of `WAITING`.
+
+    Raises:
+        Damaged: it cannot be sent as it was put.
+    """
+    entry = Waiting(*row)
+    _check(entry, "id target kind rule method path error", str)
+    _check(entry, "importance", float)
+    _check_times(entry, "ready_at queued_at")
+    _check(entry, "body", bytes)
+    _check(entry, "attempts", int)
+    _check_class(entry.data_class)
+    _check_one_of(entry.kind, ("call", "input"), "kind")
+    if not (_METHOD.fullmatch(entry.method) and _PATH.fullmatch(entry.path)):
+        raise Damaged(f"it cannot be sent to {entry.method!r} {entry.path!r}")
+    headers = _json(entry.headers, "headers")
+    if not (isinstance(headers, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in headers)):  # noqa: PLR2004 - name and value
+        raise Damaged("its headers are no list of names and values")
+    if not all(isinstance(part, str) for pair in headers for part in pair):
+        raise Damaged("its headers are not text")
+    if not all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers):
+        raise Damaged("its headers cannot be sent")
+    if entry.kind == "input" and "Content-Type" not in dict(headers):
+        raise Damaged("the type of its input is missing")
+    pairs = tuple((name, value) for name, value in headers)
+    return entry._replace(headers=pairs, provisional=_json(entry.provisional, "provisional"))
+
+
+def late(row: Sequence[Any]) -> Late:
+    """The late answer in a row of `LATE`.
+
+    Raises:
+        Damaged: it cannot be given back as it was.
+    """
+    name, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since = row
+    _check_class(data_class)
+    for what, text in (("id", name), ("target", target), ("outputs_type", outputs_type or "")):
+        if not (isinstance(text, str) and is_whole(text)):
+            raise Damaged(f"its {what} is {text!r}")
+    if not (confidence is None or isinstance(confidence, float)):
+        raise Damaged(f"its confidence is {confidence!r}")
+    if not (_is_instant(queued_at) and _is_instant(since)):
+        raise Damaged(f"its times are {queued_at!r} and {since!r}")
+    found = None
+    if outputs_type is not None:
+        try:
+            found = decode_input(outputs_type, outputs)
+        except Exception as e:
+            raise Damaged(f"its outputs cannot be read: {e!r}") from e
+    told, earlier = _json(value, "value"), _json(provisional, "provisional")
+    return Late(name, told, confidence, found, earlier, data_class, target, queued_at, since)
+
+
+def _check(entry: Waiting | Listed, names: str, kind: type) -> None:
+    for name in names.split():
+        value = getattr(entry, name)
+        if type(value) is not kind:
+            raise Damaged(f"its {name} is {'missing' if value is None else f'of type {type(value).__name__}'}")
+        if type(value) is str and not is_whole(value):
+            raise Damaged(f"its {name} is not text")
+
+
+def _check_one_of(value: str, known: Sequence[str], what: str) -> None:
+    if value not in known:
+        raise Damaged(f"its {what} is {value!r}")
+
+
+def _check_class(data_class: object) -> None:
+    if not (data_class is None or (isinstance(data_class, str) and is_whole(data_class))):
+        raise Damaged(f"its data class is {data_class!r}")
+
+
+def _check_times(entry: Waiting | Listed, names: str) -> None:
+    for name in names.split():
+        if not _is_instant(value := getattr(entry, name)):
+            raise Damaged(f"its {name} is {value!r}")
+
+
+def _json(text: object, what: str) -> Any:
+    try:
+        if isinstance(text, str) and is_whole(text):
+            return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise Damaged(f"its {what} cannot be read: {e}") from e
+    raise Damaged(f"its {what} is {'missing' if text is None else 'not text'}")
+
+
+def is_whole(text: str) -> bool:
+    """Whether it was valid UTF-8: bytes that are not are read as lone surrogates, which are never written."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _is_instant(value: object) -> bool:
+    return isinstance(value, float) and -FAR_S < value < FAR_S
+
+
+def _text(value: object) -> Any:
+    text = value if isinstance(value, str) else "" if value is None else str(value)
+    return text if is_whole(text) else text.encode(errors="replace").decode()
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, float) and -FAR_S < value < FAR_S else 0.0
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
