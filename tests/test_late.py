@@ -92,10 +92,10 @@ def after(thing, method):
     return done
 
 
-def assert_queued(answer):
+def assert_queued(answer, note="queued"):
     """The edge's answer for now."""
     assert (answer.value, answer.source, answer.degraded, answer.final) == ("edge", "edge", True, False)
-    assert answer.reason.endswith("; queued")
+    assert answer.reason.endswith(f"; {note}")
 
 
 def assert_stands(answer, end):
@@ -763,7 +763,7 @@ def test_a_disk_that_is_slow(make, box, no_time_left):
         told = listen(router)
         answer = router.infer(1)
         assert not gate.is_set()
-        assert_queued(answer)
+        assert_queued(answer, "being queued")
         assert box.list() == []
         gate.set()
         relay.up(router)
@@ -778,7 +778,7 @@ def test_a_late_reply_waits_for_a_slow_disk(make, box, due, no_time_left):
         router = make(unsure, PlainJson(server.url), deadline=due(lambda: server.requests), offline="queue", outbox=box)
         told, handed_over = listen(router), after(router.engine.late, "take")
         answer = router.infer(1)
-        assert_queued(answer)
+        assert_queued(answer, "being queued")
         assert begun.wait(LONG)
         server.open()
         assert handed_over.wait(LONG)

@@ -50,10 +50,14 @@ def listed(
 ) -> int:
     """Shows the entries, and totals by final state."""
     with _opened(policy, state) as box:
-        entries, counts = box.list(state_is), box.counts()
-    if as_json:
-        print(_dumps({"entries": [entry._asdict() for entry in entries], "counts": counts}))
-        return OK
+        if as_json:
+            separator = '{"entries": ['
+            for entry in box.pages(state_is):
+                print(separator, _dumps(entry._asdict()), sep="", end="")
+                separator = ", "
+            print("" if separator == ", " else separator, f'], "counts": {_dumps(box.counts())}}}', sep="")
+            return OK
+        entries, counts = box.list(state_is, latest=MOST_ROWS + 1), box.counts()
     columns = ("id", "state", "target", "class", "queued", "attempts", "bytes", "error")
     show(columns, [(e.id, e.state, e.target, e.data_class, when(e.queued_at), e.attempts, e.bytes, e.error) for e in entries])
     now = {name: counts.pop(name) for name in ("waiting", "bytes")}
@@ -74,7 +78,7 @@ def retry(
     """Requeues dead letters, with a new time to live. Sends nothing: a router that uses the file does."""
     names = _chosen(ids, every, "--all")
     with _opened(policy, state) as box:
-        dead = {entry.id for entry in box.list("dead")}
+        dead = {name for name, state_is in box.states(names or ()).items() if state_is == "dead"}
         count = box.retry(names)
     print(f"{count:,} wait again")
     return _missing(names, dead, "there is no dead entry with this id")
@@ -93,7 +97,7 @@ def drop(
     """Deletes entries permanently, including answers not yet delivered to the application."""
     names = _chosen(ids, every, "--all-dead")
     with _opened(policy, state) as box:
-        there = {entry.id: entry.state for entry in box.list("dead" if names is None else None)}
+        there = {entry.id: entry.state for entry in box.pages("dead")} if names is None else box.states(names)
         going = [*there] if names is None else [name for name in names if name in there]
         states = ", ".join(sorted({there[name] for name in going}))
         if going and not yes:
@@ -163,7 +167,7 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         table.add_row(*(Text(_shown(cell)) for cell in row))
     console.print(table)
     if len(rows) > MOST_ROWS:
-        print(f"these are the latest {MOST_ROWS:,} of {len(rows):,}; --json has them all")
+        print(f"these are the latest {MOST_ROWS:,}; --json has them all")
 
 
 def when(at: float) -> str:

@@ -127,10 +127,18 @@ class OpenInference:
         return {"inputs": [list(spec) for spec in self.inputs], "outputs": self.outputs, "binary": self.binary}
 
     def recall(self, known: dict[str, Any]) -> None:
-        """Restores metadata saved from `known`."""
+        """Restores metadata saved from `known`.
+
+        Raises:
+            ValueError, KeyError, TypeError, OverflowError: it is damaged.
+        """
         if self.inputs is None:
-            self.inputs = tuple(TensorSpec(str(name), str(dtype), tuple(shape)) for name, dtype, shape in known["inputs"])
-            self.outputs = {name: tuple(shape) for name, shape in known.get("outputs", {}).items()}
+            inputs = known["inputs"]
+            specs = tuple(TensorSpec(str(name), DTYPES[NAMES[dtype]], tuple(map(_size, shape))) for name, dtype, shape in inputs)
+            if known["binary"] not in {None, True, False}:
+                raise ValueError(f"binary is {known['binary']!r}")
+            outputs = {name: tuple(map(_size, shape)) for name, shape in dict(known.get("outputs", {})).items()}
+            self.inputs, self.outputs = specs, outputs
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _meet(self) -> Talk:

@@ -36,7 +36,11 @@ class Checkpoint:
         """Restores the state of earlier runs."""
         store = self.store
         store.forget("spending:", SPENT_S)
-        for name, dumped in (store.get("latency") or {}).items():
+        latencies = store.get("latency") or {}
+        if not isinstance(latencies, dict):
+            store.drop("latency", "it is no mapping")
+            latencies = {}
+        for name, dumped in latencies.items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._counts.remember(name, Latency.load(dumped))
         for dumped in store.others("spending:", ""):
@@ -46,8 +50,10 @@ class Checkpoint:
             endpoint = getattr(backend, "endpoint", None)
             known = store.get(f"endpoint:{backend.where}")
             if known is not None and endpoint is not None and hasattr(endpoint, "recall"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                try:
                     endpoint.recall(known)
+                except (ValueError, KeyError, TypeError, OverflowError) as e:
+                    store.drop(f"endpoint:{backend.where}", e)
 
     def note(self, router: str, clouds: Iterable[CloudBackend]) -> None:
         """Stores the state, unless that was done recently. A thread writes it, soon."""

@@ -54,7 +54,10 @@ class Instrument:
         """A drift alarm: the certificate of that edge model is no longer trusted."""
 
     def outbox_changed(self, identity: str, what: str) -> None:
-        """A request was `queued` in the outbox, or its `late` answer has arrived."""
+        """What happened to a request: it is `queued` on disk, or its `late` answer has arrived.
+
+        `not queued`: its answer said that it is being queued, and that failed. `damaged`: its row in the outbox cannot be read.
+        """
 
     def limit_hit(self, target: str, code: str) -> None:
         """An endpoint was not called, for a local reason; `code` as in `Held.code`."""

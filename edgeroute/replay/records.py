@@ -280,7 +280,7 @@ class _Reader:
             tally.degraded += not accepted
         tally.deferred += deferred
         tally.deadline_misses += late
-        tally.queued += record.get("note") == "queued"
+        tally.queued += record.get("note") in {"queued", "being queued"}
         told = (
             identity, begun, latency_s, record["mode"], INF if deadline_s is None else deadline_s, record["data_class"], by,
             accepted, batch, legs,

@@ -112,7 +112,8 @@ def _stages(
     sinks: Sequence[Instrument],
 ) -> None:
     def note(what: str, identity: str) -> None:
-        engine.counts.note(what)
+        if what in {"queued", "late"}:
+            engine.counts.note(what)
         if sinks:
             engine.instruments.outbox_changed(identity, what)
 

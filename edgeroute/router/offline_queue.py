@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +18,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
+from edgeroute.router.fallback import BEING_QUEUED, QUEUED
 from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
@@ -31,22 +33,54 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 
 
+CLOSE_S = 5.0
+"""How long `close` waits for requests that are being stored, seconds."""
+
+
+class Storing:
+    """Stores a request, in whichever thread it is called; its caller may leave before that is done.
+
+    Args:
+        store: stores it, and returns the note for its reason.
+        failed: receives the note of a failure that its caller was not told of.
+    """
+
+    def __init__(self, store: Callable[[], str], failed: Callable[[str], object]) -> None:
+        self._store, self._failed, self._lock = store, failed, threading.Lock()
+        self._note: str | None = None
+        self._left = False
+
+    def __call__(self) -> str:
+        """The note for the reason."""
+        note = self._store()
+        with self._lock:
+            self._note, left = note, self._left
+        if left and note != QUEUED:
+            self._failed(note)
+        return note
+
+    def leave(self) -> str:
+        """The note for the reason of a caller that waits no longer."""
+        with self._lock:
+            self._left = self._note is None
+            return self._note or BEING_QUEUED
+
+
 class OfflineQueue:
     """Stores requests in an outbox, and delivers them when the cloud is back.
 
     Args:
         outbox: the file.
         snapshot: returns the policy in force.
-        note: counts `queued`.
+        note: receives what happens to a request, and its id: `queued`, `not queued` once its answer has said that it is being
+            queued, or `damaged`, as its row in the outbox is.
     """
-
-    QUEUED = "queued"
-    """Note in the reason of a stored request."""
 
     def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
         self.outbox, self._snapshot, self._note = outbox, snapshot, note
         self._storing: dict[str, Future[None]] = {}
         """Id of a request being stored -> jobs to run once it is stored."""
+        outbox.report_damaged = partial(note, "damaged")
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
         self.delivery = Delivery(
             outbox, self.send, ordered=outbox.ordered, parallel=outbox.parallel, rate_per_s=outbox.rate_per_s
@@ -73,8 +107,8 @@ class OfflineQueue:
         else:
             storing.add_done_callback(lambda _: job())
 
-    def store(self, walked: Walked) -> Callable[[], str] | None:
-        """A function that stores the request and returns the note for its reason. None: sending it again would not help."""
+    def store(self, walked: Walked) -> Storing | None:
+        """Stores the request once it is called. None: sending it again would not help."""
         request = walked.request
         found = _who_might(request.plan, walked.outcome)
         if found is None:
@@ -87,13 +121,20 @@ class OfflineQueue:
         except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
             self.forget(request.id)
             note = f"not queued: {_text(e)}"
-            return lambda: note
-        return partial(self._store, walked, x, *found)
+            return Storing(lambda: note, partial(self._failed, request.id))
+        return Storing(partial(self._store, walked, x, *found), partial(self._failed, request.id))
+
+    def _failed(self, identity: str, note: str) -> None:
+        """Reports a request that is not on disk, though its answer said that it is being queued."""
+        log.error("%s was being queued when its deadline came, and is %s", identity, note)
+        self._note("not queued", identity)
 
     def _store(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
         try:
             return self._put(walked, x, leg, error)
-        except Exception as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer is still returned
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer is still returned
             return f"not queued: {_text(e)}"
         finally:
             self.forget(walked.request.id)
@@ -123,7 +164,7 @@ class OfflineQueue:
         if not put.stored:
             return f"not queued: {put.reason}"
         self._note("queued", request.id)
-        return self.QUEUED
+        return QUEUED
 
     def _waiting(self, request: Request, leg: int, backend: CloudBackend, x: Any, edge: Prediction | None) -> Waiting | None:
         allowed = request.plan.legs[leg].permit
@@ -172,7 +213,8 @@ class OfflineQueue:
             raise
 
     def close(self) -> None:
-        """Stops delivery; undelivered entries stay in the file."""
+        """Stops delivery; undelivered entries stay in the file, and those that are being stored get there, if that is soon."""
+        wait([*self._storing.values()], CLOSE_S)
         for part in (self.delivery, self.callbacks, self.outbox):
             part.close()
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ _MATCH = "substr(name, 1, ?) = ?"
 class KeyValueStore:
     """JSON values by name, in a file shared by processes. The last writer of a name wins.
 
-    Disk errors are never raised: each distinct error is logged once, and values stay in memory meanwhile.
+    Disk errors are never raised: each distinct error is logged once, and values stay in memory meanwhile. A value that is damaged
+    is dropped with a warning.
 
     Args:
         path: of the file; None: in memory only.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._database = None if path is None else Database(path, _SCHEMA, durable=False)
+        self._database = None if path is None else Database(path, _SCHEMA, durable=False, lenient=True)
+        self._path = path
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and time put; not yet written to the file."""
         self._said: set[str] = set()
@@ -55,14 +58,22 @@ class KeyValueStore:
         if fresh is not None:
             return json.loads(fresh[0])
         rows = self._rows("SELECT value FROM kept WHERE name = ?", (name,))
-        return json.loads(rows[0][0]) if rows else None
+        return next(self._parsed((name, text) for (text,) in rows), None)
 
     def others(self, prefix: str, mine: str) -> list[Any]:
         """The values of all names that begin with `prefix`, except `mine`."""
         with self._lock:
             fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
         found = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
-        return [json.loads(text) for name, text in (found | fresh).items() if name != mine]
+        return list(self._parsed((name, text) for name, text in (found | fresh).items() if name != mine))
+
+    def drop(self, name: str, why: object) -> None:
+        """Deletes a damaged value, with a warning."""
+        log.warning("what %r has in %s is damaged, and dropped: %s", name, self._path, why)
+        with self._lock:
+            self._fresh.pop(name, None)
+        with contextlib.suppress(UnicodeEncodeError):  # the name is damaged, too
+            self._rows("DELETE FROM kept WHERE name = ?", (name,))
 
     def put(self, name: str, value: Any) -> None:
         """Stores a snapshot of the value; it is written to the file about a second later."""
@@ -124,6 +135,15 @@ class KeyValueStore:
                 if not (well and self._fresh) or self._closed:
                     self._thread = None
                     return
+
+    def _parsed(self, texts: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+        for name, text in texts:
+            try:
+                value = json.loads(text.encode())  # fails for text that is not valid UTF-8
+            except (ValueError, AttributeError, RecursionError) as e:  # noqa: PERF203 - the loop is there for it
+                self.drop(name, e)
+            else:
+                yield value
 
     def _rows(self, statement: str, values: tuple[Any, ...]) -> list[Any]:
         if self._database is None:
