@@ -130,7 +130,7 @@ def test_looking_drops_nothing(state):
 
 
 def test_a_long_list_is_cut(tmp_path):
-    """The table has the latest thousand, and says so; JSON has them all."""
+    """The table has the latest five hundred, and says so; JSON has them all."""
     box = Outbox(tmp_path / "outbox.db")
     box.put(Waiting("first", "cloud", "call", b""))
     box.close()
@@ -138,15 +138,15 @@ def test_a_long_list_is_cut(tmp_path):
         columns = [row[1] for row in c.execute("PRAGMA table_info(outbox_entries)") if row[1] not in {"seq", "id"}]
         names = ", ".join(columns)
         c.execute(
-            f"WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 1003)"
+            f"WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 503)"
             f" INSERT INTO outbox_entries (id, {names}) SELECT 'e-' || i, {names} FROM n, outbox_entries WHERE seq = 1"
         )
     c.close()
     code, out, _ = cli("outbox", "list", "--state", tmp_path)
     found = rows(out)
-    assert (code, len(found), found[0][0], found[-1][0]) == (0, 1000, "e-4", "e-1003")
-    assert "the latest 1,000 of 1,003" in out
-    assert len(entries(tmp_path)[0]) == 1003
+    assert (code, len(found), found[0][0], found[-1][0]) == (0, 500, "e-4", "e-503")
+    assert "the latest 500 of 503" in out
+    assert len(entries(tmp_path)[0]) == 503
 
 
 def test_retry(state):

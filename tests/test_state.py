@@ -1,5 +1,7 @@
 """Values that survive a restart: real files, shared, broken and forked."""
 
+import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from edgeroute import AsyncRouter, Audit, OpenInference, Router
 from edgeroute.stores import keyvalue as state
 from edgeroute.stores.keyvalue import KeyValueStore
 
@@ -209,6 +212,56 @@ def test_a_corrupt_file(path, make, caplog):
     assert names(path) == {"a": 1}
     assert path.with_name("state.db.corrupt-1").exists()
     assert "corrupt" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["{", "", b"5", b"\xff", "[" * 100_000, None])
+def test_a_damaged_value_is_dropped(path, make, caplog, value):
+    """It costs no other, is logged with its name once, and is gone."""
+    kept = make()
+    for n in range(3):
+        kept.put(f"a:{n}", n)
+    kept.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(
+            "PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = replace(sql, ' NOT NULL', '');"
+            "PRAGMA writable_schema = RESET"
+        )
+        text = "CAST(? AS TEXT)" if value == b"\xff" else "?"
+        connection.execute(f"UPDATE kept SET value = {text} WHERE name = 'a:1'", (value,))
+    later = make()
+    assert later.others("a:", "") == [0, 2]
+    assert [later.get(f"a:{n}") for n in range(3)] == [0, None, 2]
+    assert caplog.text.count("'a:1'") == 1
+    later.close()
+    assert names(path) == {"a:0": 0, "a:2": 2}
+
+
+@pytest.mark.parametrize("kind", [Router, AsyncRouter])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{", "null", "5", "[]", "{}", '"x"', '{"edge":5}', "[[1,2]]", '{"usd_per_day":[[1,2]]}', '{"inputs":5}', '{"edge":{"a":[NaN]}}',
+        '{"inputs":[["x","object",[1]]],"binary":7}', '{"inputs":[["x","float32",[null]]],"binary":null}', "1e999",
+        '{"inputs":[["x","float32",[1e999]]],"binary":null}', '{"inputs":[["x","float32",[-1,2]]],"binary":7}', '{"values":[[1,1e999]]}',
+    ],
+)  # fmt: skip
+def test_no_value_stops_a_router(tmp_path, caplog, kind, value):
+    """Whatever a value has become, a router starts without it, and asks the endpoint anew for what it knew of it."""
+    url = "http://127.0.0.1:9/v2/models/m"
+    known = KeyValueStore(tmp_path / "state.db")
+    for name in ("latency", "spending:other", f"endpoint:{url}", "audit:edge"):
+        known.put(name, None)
+    known.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE kept SET value = ?", (value,))
+    endpoint = OpenInference(url)
+    router = kind(lambda _: ("cat", 0.1), endpoint, threshold=0.8, state=tmp_path, audit=Audit(share=0.5))
+    assert endpoint.inputs is None
+    if kind is Router:
+        assert router.infer(1, mode="only_edge").value == "cat"
+        router.close()
+    else:
+        asyncio.run(router.close())
 
 
 def test_a_file_that_cannot_be_written(path, make, caplog, monkeypatch):

@@ -19,7 +19,7 @@ from edgeroute.errors import BadInput, PolicyError, StoreError
 if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
 
-MOST_ROWS = 1000
+MOST_ROWS = 500
 """Maximum number of table rows shown, the latest."""
 
 OfPolicy = Annotated[
@@ -57,9 +57,11 @@ def listed(
                 separator = ", "
             print("" if separator == ", " else separator, f'], "counts": {_dumps(box.counts())}}}', sep="")
             return OK
-        entries, counts = box.list(state_is, latest=MOST_ROWS + 1), box.counts()
+        entries, counts = box.list(state_is, latest=MOST_ROWS), box.counts()
+        total = box.size(state_is)
     columns = ("id", "state", "target", "class", "queued", "attempts", "bytes", "error")
-    show(columns, [(e.id, e.state, e.target, e.data_class, when(e.queued_at), e.attempts, e.bytes, e.error) for e in entries])
+    cells = [(e.id, e.state, e.target, e.data_class, when(e.queued_at), e.attempts, e.bytes, e.error) for e in entries]
+    show(columns, cells, total)
     now = {name: counts.pop(name) for name in ("waiting", "bytes")}
     for label, numbers in (("since the file was made", counts), ("now", now)):
         print(f"{label}: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in numbers.items())}")
@@ -154,8 +156,14 @@ def folder(policy: Path | None, state: Path | None) -> Path:
     return at(policy.parent, given)
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Prints a table. If stdout is not a terminal, each row is one line, however long."""
+def show(columns: Sequence[str], rows: Sequence[Sequence[object]], total: int | None = None) -> None:
+    """Prints a table. If stdout is not a terminal, each row is one line, however long.
+
+    Args:
+        columns: their names.
+        rows: the latest `MOST_ROWS` of them are shown.
+        total: how many rows there are, if these are not all.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -166,8 +174,8 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     for row in rows[-MOST_ROWS:]:
         table.add_row(*(Text(_shown(cell)) for cell in row))
     console.print(table)
-    if len(rows) > MOST_ROWS:
-        print(f"these are the latest {MOST_ROWS:,}; --json has them all")
+    if (total := total or len(rows)) > MOST_ROWS:
+        print(f"these are the latest {MOST_ROWS:,} of {total:,}; --json has them all")
 
 
 def when(at: float) -> str:
@@ -184,9 +192,12 @@ def _shown(cell: object) -> str:
 
 
 def _dumps(value: Any) -> str:
-    from edgeroute.system import plain
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        from edgeroute.system import plain
 
-    return json.dumps(plain(value))
+        return json.dumps(plain(value))
 
 
 @contextlib.contextmanager

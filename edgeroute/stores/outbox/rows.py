@@ -55,7 +55,8 @@ def listed(row: Sequence[Any]) -> Listed:
     seq, name, state, target, kind, data_class, rule, importance, queued_at, ready_at, attempts, size, error = row
     return Listed(
         seq, _text(name), _text(state), _text(target), _text(kind), None if data_class is None else _text(data_class),
-        _text(rule), _number(importance), _number(queued_at), _number(ready_at), _count(attempts), _count(size), _text(error),
+        _text(rule), importance if isinstance(importance, float) else 0.0, _number(queued_at),
+        _number(ready_at), _count(attempts), _count(size), _text(error),
     )  # fmt: skip
 
 

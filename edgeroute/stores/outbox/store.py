@@ -215,13 +215,14 @@ class Outbox:
             state: those in this state alone.
             latest: at most so many, the latest.
         """
-        of = "" if state is None else "WHERE state = :state"
+        of = "" if state is None else "INDEXED BY outbox_order WHERE state = :state"
+        which = f"SELECT seq FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most"  # noqa: S608 - a constant
         with self._transaction() as c:
             rows = c.execute(
-                f"SELECT {LISTED} FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most",  # noqa: S608 - a constant
+                f"SELECT {LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
                 {"state": state, "most": -1 if latest is None else latest},
             )
-            return [listed(row) for row in rows][::-1]
+            return [listed(row) for row in rows]
 
     def pages(self, state: State | None = None) -> Iterator[Listed]:
         """`list` for any number of entries: only so many are read at a time, and writers wait for no more."""
@@ -238,6 +239,13 @@ class Outbox:
             yield from page
             seq = page[-1].seq
 
+    def size(self, state: State | None = None) -> int:
+        """How many entries there are, in this state or in any."""
+        of = "" if state is None else "WHERE state = :state"
+        with self._transaction() as c:
+            (n,) = c.execute(f"SELECT count(*) FROM outbox_entries {of}", {"state": state}).fetchone()  # noqa: S608 - a constant
+        return int(n)
+
     def states(self, names: Iterable[str]) -> dict[str, State]:
         """The states of the entries with these ids."""
         with self._transaction() as c:
@@ -247,8 +255,7 @@ class Outbox:
     def counts(self) -> dict[str, int]:
         """Counters since the file was created (`COUNTED`), and current: `waiting` entries and total `bytes`."""
         with self._transaction() as c:
-            (waiting,) = c.execute("SELECT count(*) FROM outbox_entries WHERE state = 'waiting'").fetchone()
-            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": waiting}
+            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Every entry with all its contents, ready for JSON; bytes are base64."""

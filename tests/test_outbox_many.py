@@ -1,0 +1,223 @@
+"""An outbox in which much waits: what it costs, counted in steps of SQLite's virtual machine, without a clock."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from math import inf
+
+import pytest
+
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import Held, Unreachable
+from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, heads, tables
+from edgeroute.stores.outbox.heads import MOST_LANES, Lane
+from edgeroute.system import now
+
+FEW, MANY = 20, 5000
+MORE = 3.0
+"""How many times the steps with few entries those with many may be: the depth of a tree, and rows that hang together."""
+
+
+class Counting(Outbox):
+    """Counts what SQLite does."""
+
+    steps = 0
+
+    def count(self, work):
+        """Steps of the virtual machine during `work`."""
+        with self._database.transaction() as c:
+            c.set_progress_handler(self._step, 1)
+        self.steps = 0
+        work()
+        return self.steps
+
+    def _step(self):
+        self.steps += 1
+
+    def fill(self, n, **more):
+        """Puts so many entries, in one transaction."""
+        with self._database.transaction():
+            for i in range(n):
+                assert self.put(entry(f"r{i}", **more)).stored
+
+
+def entry(name, **more):
+    return Waiting(name, more.pop("target", "cloud"), "call", b"x", **more)
+
+
+def answer(outbox, n):
+    with outbox._database.transaction():
+        for i in range(n):
+            assert outbox.answer(f"r{i}", Prediction("a", 0.9, None))
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes outboxes with so many entries, and closes them."""
+    with contextlib.ExitStack() as stack:
+
+        def make(n, *, fill=None, **kwargs):
+            outbox = Counting(tmp_path / f"{n}.db", **{"spread_s": 0.0, "max_bytes": 1 << 40, **kwargs})
+            stack.callback(outbox.close)
+            outbox.fill(n, **(fill or {}))
+            return outbox
+
+        yield make
+
+
+def a_put(outbox, _):
+    return lambda: outbox.put(entry("new"))
+
+
+def a_step(outbox, delivery):
+    return delivery._step
+
+
+def a_callback(outbox, _):
+    callbacks = Callbacks(outbox)
+    callbacks._f = lambda _: None
+    return callbacks._step
+
+
+def counts(outbox, _):
+    return lambda: (outbox.list(latest=10), outbox.list("dead", latest=10))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("waits", ["due", "later", "held", "failed", "answered"])
+@pytest.mark.parametrize("work", [a_put, a_step, a_callback])
+def test_no_more_work_where_more_waits(make, monkeypatch, work, waits, ordered):
+    """A put, a look of the delivery and one of the callbacks take no more steps, whatever the others wait for."""
+    steps = []
+    for n in (FEW, MANY):
+        more = {"later": {"ready_at": now() + 1e6}, "failed": {"ready_at": now() + 1e6, "error": "away"}}.get(waits, {})
+        outbox = make(n, fill=more)
+        if waits == "answered":
+            answer(outbox, n)
+        delivery = Delivery(outbox, lambda _: Prediction("a", 0.9, None), ordered=ordered)
+        delivery._workers.submit = lambda _: True
+        if waits == "held":
+            delivery._pause(Lane("cloud", None), inf, outbox.list(latest=1)[0])
+        delivery._hurry, delivery.hurry_at = {}, inf  # an earlier look has cut waits short
+        steps.append(outbox.count(work(outbox, delivery)))
+        delivery.close()
+    assert steps[1] <= steps[0] * MORE, steps
+
+
+def test_no_more_work_to_make_room(make):
+    """What is evicted is found at once, also behind answers that nobody asks for."""
+    for drop in ("oldest", "least_important"):
+        steps = []
+        for n in (FEW, MANY):
+            outbox = make(n, drop=drop)
+            answer(outbox, n // 2)
+            outbox.put(entry("last but one"))
+            outbox.max_bytes = outbox.counts()["bytes"]
+            steps.append(outbox.count(lambda box=outbox: box.put(entry("new"))))
+            assert outbox.counts()["dropped_full"] == 1
+            outbox.close()
+            outbox.path.unlink()
+        assert steps[1] <= steps[0] * MORE, (drop, steps)
+
+
+def test_waits_are_cut_short_little_by_little(make, monkeypatch):
+    """After a wake each look makes due so many at most, and in the end all are, each once."""
+    monkeypatch.setattr("edgeroute.stores.outbox.delivery.backoff", lambda *_: 1e6)
+    outbox, sent = make(1000, fill={"ready_at": now() + 1e6, "error": "away"}), []
+
+    def send(waiting):
+        sent.append(waiting.id)
+        if len(sent) % 2:
+            raise Unreachable("away")
+        return Prediction("a", 0.9, None)
+
+    delivery = Delivery(outbox, send, rate_per_s=1e9)
+    delivery._workers.submit = lambda job: (job(), True)[1]
+    few = outbox.count(delivery._step)
+    due = sum(e.ready_at <= now() for e in outbox.list("waiting"))
+    assert 0 < due < 2 * heads.SLICE
+    for _ in range(1100):
+        delivery._step()
+    delivery.close()
+    assert sent == [f"r{i}" for i in range(1000)]
+    assert few < 100 * heads.SLICE
+
+
+def test_a_lane_that_is_held_lets_others_pass(make):
+    """However many entries of a data class are held, those of others are sent at once."""
+    outbox, sent = make(MANY, fill={"data_class": "photo"}), []
+    outbox.put(entry("other", data_class="text"))
+
+    def send(waiting):
+        sent.append(waiting.id)
+        if waiting.data_class == "photo":
+            raise Held("no consent")
+        return Prediction("a", 0.9, None)
+
+    delivery = Delivery(outbox, send, rate_per_s=1e9)
+    delivery._workers.submit = lambda job: (job(), True)[1]
+    for _ in range(3):
+        delivery._step()
+    delivery.close()
+    assert sent == ["r0", "other"]
+
+
+def test_a_data_class_of_its_own_for_each(make):
+    """A look takes so many data classes at most, and the next goes on: all are sent."""
+    outbox, sent = make(0), []
+    with outbox._database.transaction():
+        for i in range(3 * MOST_LANES + 7):
+            outbox.put(entry(f"r{i}", data_class=f"class {i}", ready_at=now() + (0 if i % 2 else 1e6)))
+    delivery = Delivery(outbox, lambda w: sent.append(w.id) or Prediction("a", 0.9, None), rate_per_s=1e9)
+    delivery._workers.submit = lambda job: (job(), True)[1]
+    most = max(outbox.count(delivery._step) for _ in range(400))
+    delivery.close()
+    assert sorted(sent) == sorted(f"r{i}" for i in range(3 * MOST_LANES + 7) if i % 2)
+    assert most < 200 * MOST_LANES
+
+
+def test_too_old_are_dropped_little_by_little(make, monkeypatch):
+    """Each transaction drops so many; the others are not sent meanwhile, and those of a clock that was not set are kept."""
+    monkeypatch.setattr(tables, "MOST_TIDIED", 10)
+    outbox = make(25, ttl_s=1000.0)
+    with outbox._database.transaction() as c:
+        c.execute("UPDATE outbox_entries SET since = 5 WHERE seq > 12")
+    outbox.clock = lambda: now() + 2000.0
+    assert outbox.waiting("r11") is None
+    assert len(outbox.list()) == 25 - 12, "the second transaction has dropped the rest of those that are too old"
+    for _ in range(3):
+        assert len(outbox.list()) == 13
+    assert outbox.counts()["dropped_expired"] == 12
+
+
+def test_pages(make, monkeypatch):
+    """All entries, a page at a time, also those that come meanwhile."""
+    monkeypatch.setattr("edgeroute.stores.outbox.store.PAGE", 3)
+    outbox = make(7)
+    seen = []
+    for e in outbox.pages("waiting"):
+        seen.append(e.id)
+        if e.id == "r6":
+            outbox.put(entry("late"))
+    assert seen == [*(f"r{i}" for i in range(7)), "late"]
+    assert [e.id for e in outbox.list("waiting", latest=2)] == ["r6", "late"]
+    assert (outbox.size(), outbox.size("dead")) == (8, 0)
+
+
+def test_a_file_of_the_first_version(make):
+    """A file without the indexes gets them."""
+    outbox = make(3)
+    outbox.close()
+    with contextlib.closing(sqlite3.connect(outbox.path)) as c:
+        c.executescript(
+            "DROP INDEX outbox_due; DROP INDEX outbox_order; DROP INDEX outbox_least;"
+            "CREATE INDEX outbox_importance ON outbox_entries (importance)"
+        )
+    assert outbox.pick(lambda found: found.oldest("cloud", "waiting")).id == "r0"
+    with contextlib.closing(sqlite3.connect(outbox.path)) as c:
+        names = {name for (name,) in c.execute("SELECT name FROM sqlite_master WHERE type = 'index'")}
+    assert {"outbox_due", "outbox_order", "outbox_least", "outbox_since"} <= names
+    assert "outbox_importance" not in names
+    assert json.dumps(list(outbox.export()))

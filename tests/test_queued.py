@@ -1,0 +1,210 @@
+"""What an answer says of its place in the outbox: "queued" once it is on disk, "being queued" before, and a failure afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from time import monotonic
+
+import pytest
+from both import GOOD, LONG, GatedServer, Tasks, Threads, unsure
+
+from edgeroute import Instrument, Outbox, Unreachable
+from edgeroute.errors import StoreError
+from edgeroute.testing import FakeCloud
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def make(kind):
+    """Makes routers whose cloud is away, and closes them."""
+    with contextlib.ExitStack() as stack:
+
+        def make(box, *, deadline=None, instruments=()):
+            router = kind(
+                unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", outbox=box, deadline=deadline,
+                instruments=instruments,
+            )  # fmt: skip
+            stack.callback(router.close)
+            return router
+
+        yield make
+
+
+@pytest.fixture
+def box(tmp_path):
+    return Outbox(tmp_path / "outbox.db", spread_s=1e6)
+
+
+class Changes(Instrument):
+    """Keeps what happens to requests."""
+
+    def __init__(self):
+        self.seen = []
+
+    def outbox_changed(self, identity, what):
+        """Keeps it."""
+        self.seen.append((identity, what))
+
+
+def infer(router):
+    return [router.infer("x")]
+
+
+def refine(router):
+    return [*router.refine("x")][-1:]
+
+
+def stream(router):
+    with router.stream("x") as pieces:
+        list(pieces)
+    return [pieces.answer]
+
+
+def infer_many(router):
+    return router.infer_many(["x", "y", "z"])
+
+
+CALLS = pytest.mark.parametrize("call", [infer, refine, stream, infer_many])
+
+
+def on_disk(box):
+    """The ids in the file, read by other means."""
+    if not box.path.exists():
+        return set()
+    with contextlib.closing(sqlite3.connect(box.path)) as c:
+        if not c.execute("SELECT 1 FROM sqlite_master WHERE name = 'outbox_entries'").fetchall():
+            return set()
+        return {name for (name,) in c.execute("SELECT id FROM outbox_entries")}
+
+
+def until(condition):
+    """Waits for what another thread will do."""
+    end = monotonic() + LONG
+    while not condition():
+        assert monotonic() < end
+        threading.Event().wait(0.001)
+
+
+def gated(box, error=None):
+    """Puts wait for this event; then they fail with the error, if there is one."""
+    gate, put = threading.Event(), box.put
+
+    def slow(waiting):
+        gate.wait(LONG)
+        if error is not None:
+            raise error
+        return put(waiting)
+
+    box.put = slow
+    return gate
+
+
+@CALLS
+@pytest.mark.parametrize("deadline", [None, LONG])
+def test_what_is_queued_is_on_disk(make, box, call, deadline):
+    """When the caller reads it, whatever comes then."""
+    answers = call(make(box, deadline=deadline))
+    assert on_disk(box) == {answer.id for answer in answers}
+    assert {(answer.reason.rpartition("; ")[2], answer.final) for answer in answers} == {("queued", False)}
+
+
+@CALLS
+@pytest.mark.usefixtures("no_time_left")
+def test_what_the_deadline_does_not_wait_for_is_being_queued(make, box, call):
+    """It says so, and gets there; nothing more is reported."""
+    gate, changes = gated(box), Changes()
+    answers = call(make(box, deadline=LONG, instruments=[changes]))
+    assert on_disk(box) == set()
+    assert {(answer.reason.rpartition("; ")[2], answer.final) for answer in answers} == {("being queued", False)}
+    gate.set()
+    until(lambda: len(changes.seen) == len(answers))
+    assert on_disk(box) == {answer.id for answer in answers}
+    assert sorted(changes.seen) == sorted((answer.id, "queued") for answer in answers)
+
+
+@CALLS
+@pytest.mark.parametrize("error", [StoreError("no room"), SystemExit("no more")])
+@pytest.mark.usefixtures("no_time_left")
+def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
+    """A failure after the answer is logged with its id, and the instruments hear of it."""
+    gate, changes = gated(box, error), Changes()
+    answers = call(make(box, deadline=LONG, instruments=[changes]))
+    assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"being queued"}
+    gate.set()
+    until(lambda: len(changes.seen) == len(answers))
+    assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
+    for answer in answers:
+        assert f"{answer.id} was being queued when its deadline came, and is not queued: {error}" in caplog.text
+    assert on_disk(box) == set()
+
+
+@pytest.mark.usefixtures("no_time_left")
+def test_a_full_outbox_is_reported_too(make, tmp_path, caplog):
+    """Of what does not fit all is reported, and nothing else."""
+    box, changes = Outbox(tmp_path / "outbox.db", max_bytes=2000, drop="newest", spread_s=1e6), Changes()
+    gate = gated(box)
+    router = make(box, deadline=LONG, instruments=[changes])
+    answers = [router.infer("x" * 300) for _ in range(6)]
+    gate.set()
+    until(lambda: len(changes.seen) == 6)
+    kept = on_disk(box)
+    assert 0 < len(kept) < 6
+    assert {i for i, what in changes.seen if what == "not queued"} == {answer.id for answer in answers} - kept
+    assert caplog.text.count("the outbox is full") == 6 - len(kept)
+
+
+def test_a_failure_that_the_answer_tells_of_is_not_reported_again(make, box):
+    """The caller has read it."""
+    changes = Changes()
+    gated(box, StoreError("no room")).set()
+    answer = make(box, instruments=[changes]).infer("x")
+    assert (answer.reason.endswith("; not queued: no room"), answer.final, changes.seen) == (True, True, [])
+
+
+@pytest.mark.usefixtures("no_time_left")
+def test_closing_waits_for_what_is_being_queued(make, box):
+    """A router that is closed has it on disk first."""
+    gate = gated(box)
+    router = make(box, deadline=LONG)
+    answer = router.infer("x")
+    closing = threading.Thread(target=router.close)
+    closing.start()
+    gate.set()
+    closing.join(LONG)
+    assert not closing.is_alive()
+    assert on_disk(box) == {answer.id}
+
+
+KILLED = """
+import os, signal, sys
+from both import Tasks, Threads, unsure
+from edgeroute import PlainJson
+
+kind = {"threads": Threads, "asyncio": Tasks}[sys.argv[3]]
+router = kind(unsure, PlainJson(sys.argv[1], retries=0), threshold=0.5, deadline=0.05, offline="queue", state=sys.argv[2])
+for n in range(3):
+    answer = router.infer(n)
+    print(answer.id, answer.final, answer.reason.rpartition("; ")[2], sep=":", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_kill_9_after_an_answer(tmp_path, kind):
+    """Killed right after an answer, a program has on disk whatever was called queued; at a deadline nothing is too early."""
+    with GatedServer(GOOD) as server:
+        run = [sys.executable, "-c", KILLED, server.url, tmp_path, kind]
+        done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=4 * LONG)
+    said = [line.split(":") for line in done.stdout.splitlines()]
+    assert len(said) == 3, done.stderr
+    assert {(final, note) for _, final, note in said} <= {("False", "queued"), ("False", "being queued")}
+    assert {name for name, _, note in said if note == "queued"} <= on_disk(Outbox(Path(tmp_path) / "outbox.db"))
