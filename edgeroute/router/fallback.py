@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 NO_OUTBOX = "offline is 'queue', and there is no outbox: give outbox=Outbox(path), or state=, the folder in which it would be"
 NO_CACHE = "offline is 'stale', and there is no cache: give cache=Cache()"
-QUEUED = "queued"
-"""Note in the reason of a request that is on disk."""
-BEING_QUEUED = "being queued"
-"""Note in the reason of a request that was not on disk by its deadline. If it does not get there, that is reported."""
 Submit = Callable[[Callable[[], object]], bool]
 
 
@@ -122,13 +118,14 @@ class Queue(EdgeStands):
 
     def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
         """Stores the request, within the deadline: a disk may be slow."""
-        storing = None if parts.queue is None else parts.queue.store(walked)
-        if storing is None:
+        queue = parts.queue
+        storing = None if queue is None else queue.store(walked)
+        if queue is None or storing is None:
             return best(walked)
         note = yield Block(storing, walked.request.until)
         if note is None:
             note = storing.leave()
-        return best(walked, note, final=note not in {QUEUED, BEING_QUEUED})
+        return best(walked, note, final=note not in queue.UNSETTLED)
 
 
 RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), "stale": Stale(), "raise": Raises()}

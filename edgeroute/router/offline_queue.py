@@ -18,7 +18,6 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
-from edgeroute.router.fallback import BEING_QUEUED, QUEUED
 from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
@@ -33,6 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 
 
+QUEUED = "queued"
+"""Note in the reason of a request that is on disk."""
+BEING_QUEUED = "being queued"
+"""Note in the reason of a request that was not on disk by its deadline. If it does not get there, that is reported."""
 CLOSE_S = 5.0
 """How long `close` waits for requests that are being stored, seconds."""
 
@@ -75,6 +78,9 @@ class OfflineQueue:
         note: receives what happens to a request, and its id: `queued`, `not queued` once its answer has said that it is being
             queued, or `damaged`, as its row in the outbox is.
     """
+
+    UNSETTLED = QUEUED, BEING_QUEUED
+    """Notes of requests whose answers another one will follow."""
 
     def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
         self.outbox, self._snapshot, self._note = outbox, snapshot, note
