@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,11 +19,13 @@ from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
-from figures import ROOT, Figure, medians
+from figures import ROOT, Figure, medians, seconds
 
 from edgeroute import Cache, Outbox, Router
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import Held
 from edgeroute.stores.cache import digest
-from edgeroute.stores.outbox import Waiting
+from edgeroute.stores.outbox import Delivery, Waiting
 
 DISK = "/var/tmp"
 """A folder on disk: /tmp may be in memory, and durability needs a disk."""
@@ -29,6 +33,9 @@ INPUTS, IN_MEMORY_BYTES = 200, 50_000
 """Memory limit below the size of the inputs used in rotation, so that each hit comes from disk."""
 BODY = os.urandom(3072)
 LOGITS = np.arange(10, dtype=np.float32)
+WAITING = (0, 10_000, 100_000)
+RATE = 100.0
+"""Deliveries a second that are asked for."""
 CRASHES = {
     "test_kill_9_at_any_moment[within]": ["r"],
     "test_kill_9_at_any_moment[within ordered]": ["r"],
@@ -40,7 +47,7 @@ CRASHES = {
 def figures() -> list[Figure]:
     """Figures: hits and hash against SHA-256 of the same bytes (disk: and a bare SELECT); puts against a bare INSERT."""
     with tempfile.TemporaryDirectory(dir=DISK) as folder:
-        return [*_hits(Path(folder)), _hash(), _puts(Path(folder))]
+        return [*_hits(Path(folder)), _hash(), _puts(Path(folder)), *_crowded(Path(folder))]
 
 
 def _edge(_: object) -> np.ndarray:
@@ -116,6 +123,70 @@ def _puts(folder: Path, *, runs: int = 7, puts: int = 300) -> Figure:
                 taken.append((time.perf_counter() - begun) / puts * 1e3)
     ms, ms_bare = (statistics.median(taken) for taken in means.values())
     return Figure(f"durable put, 3 KB ({1e3 / ms:.0f} a second)", f"{ms:.3f} ms", f"{ms_bare:.3f} ms", ms, "ms", 2)
+
+
+def _crowded(folder: Path) -> Iterator[Figure]:
+    """Puts and deliveries beside so many that wait, of which half are held and half are not due; baseline: beside none."""
+    none = None
+    for waiting in WAITING:
+        puts, deliveries, kb, listed = _beside(folder, waiting)
+        none = none or (puts, deliveries, kb, listed)
+        names = (
+            f"durable puts a second, {waiting:,} waiting", f"deliveries a second of {RATE:,} asked for, {waiting:,} waiting",
+            f"memory grown, {waiting:,} waiting", f"edgeroute outbox list, {waiting:,} waiting",
+        )  # fmt: skip
+        yield Figure(names[0], f"{puts:.0f}", f"{none[0]:.0f}", none[0] / puts, "times slower", 2)
+        yield Figure(names[1], f"{deliveries:.0f}", f"{none[1]:.0f}", RATE / deliveries, "times slower", 1.25)
+        yield Figure(names[2], f"{kb:,} KB", f"{none[2]:,} KB", float(kb), "KB", 10_000)
+        yield Figure(names[3], f"{listed:.2f} s", f"{none[3]:.2f} s", listed, "s", 1)
+
+
+def _beside(folder: Path, waiting: int, *, puts: int = 1000, deliveries: int = 200) -> tuple[float, float, int, float]:
+    """(puts a second while delivery looks for something, deliveries a second, KB of memory more, seconds to list)."""
+    home = folder / f"crowd-{waiting}"
+    with closing(Outbox(home / "outbox.db", max_bytes=1 << 40, rate_per_s=RATE, parallel=8)) as outbox:
+        with outbox._database.transaction():
+            for n in range(waiting):
+                held, soon_s = ("held", 0.0) if n % 2 else (None, 1e6)
+                entry = Waiting(f"w{n}", "cloud", "call", b"x" * 200, "POST", "/", data_class=held, error="away")
+                outbox.put(entry._replace(ready_at=time.time() + soon_s))
+        before = _resident_kb()
+        done, ended = count(), threading.Event()
+
+        def send(entry: Waiting) -> Prediction:
+            if entry.data_class == "held":
+                raise Held("no consent")
+            if entry.id.startswith("d") and next(done) == deliveries - 1:
+                ended.set()
+            return Prediction("dog", 0.9, None)
+
+        delivery = Delivery(outbox, send, parallel=8, rate_per_s=RATE)
+        delivery.hurry_at, delivery._hurry = math.inf, {}  # nothing that waits is made due
+        delivery.start()
+        begun = time.perf_counter()
+        for n in range(puts):
+            outbox.put(Waiting(f"p{n}", "cloud", "call", BODY, "POST", "/", data_class="new", ready_at=time.time() + 1e6))
+        put_s = time.perf_counter() - begun
+        for n in range(deliveries):
+            outbox.put(Waiting(f"d{n}", "cloud", "call", b"x", "POST", "/", data_class="new", ready_at=time.time() + 1e6))
+        begun = time.perf_counter()
+        with outbox._database.transaction() as c:
+            c.execute("UPDATE outbox_entries SET ready_at = 0 WHERE id GLOB 'd*'")
+        delivery.loop.nudge()
+        ended.wait()
+        delivered_s = time.perf_counter() - begun
+        grown = _resident_kb() - before
+        delivery.close()
+    listed_s = seconds(
+        "import sys; sys.argv = ['edgeroute', 'outbox', 'list', '--state', sys.argv[1]]; from edgeroute.__main__ import main; main()",
+        home, runs=3,
+    )  # fmt: skip
+    return puts / put_s, deliveries / delivered_s, grown, listed_s
+
+
+def _resident_kb() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def crashes(*, requests: int = 10_000, kills: int = 20) -> str:

@@ -29,8 +29,9 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
 from edgeroute.stores.outbox.delivery import backoff, longest
+from edgeroute.stores.outbox.listing import COUNTED
 from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
-from edgeroute.stores.outbox.store import COUNTED, ROW_BYTES
+from edgeroute.stores.outbox.store import ROW_BYTES
 from edgeroute.stores.outbox.tables import TRUSTED_S
 from edgeroute.system import now, plain
 

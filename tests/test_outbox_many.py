@@ -194,7 +194,7 @@ def test_too_old_are_dropped_little_by_little(make, monkeypatch):
 
 def test_pages(make, monkeypatch):
     """All entries, a page at a time, also those that come meanwhile."""
-    monkeypatch.setattr("edgeroute.stores.outbox.store.PAGE", 3)
+    monkeypatch.setattr("edgeroute.stores.outbox.listing.PAGE", 3)
     outbox = make(7)
     seen = []
     for e in outbox.pages("waiting"):

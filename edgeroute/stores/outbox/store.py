@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import logging
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from edgeroute.errors import PolicyError
-from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, State, Waiting
+from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, Waiting
 from edgeroute.stores.outbox.heads import Heads
 from edgeroute.stores.outbox.inputs import encode_input
-from edgeroute.stores.outbox.rows import LATE, LISTED, WAITING, Damaged, late, listed, waiting
+from edgeroute.stores.outbox.listing import Listing
+from edgeroute.stores.outbox.rows import LATE, WAITING, Damaged, late, waiting
 from edgeroute.stores.outbox.spread import spread_for
-from edgeroute.stores.outbox.tables import LATEST, SCHEMA, TRUSTED_S, add_count, bury, counts, evictions, tidy
+from edgeroute.stores.outbox.tables import LATEST, SCHEMA, TRUSTED_S, add_count, bury, evictions, tidy
 from edgeroute.stores.sqlite import Database
 from edgeroute.system import now, plain
 
@@ -31,14 +31,11 @@ REMEMBERED = 50_000
 """Number of completed ids stored for deduplication; older ones are deleted."""
 MOST_TEXT = 1000
 """Characters of an error that are stored."""
-COUNTED = ("stored", "delivered", "called", "dead", "withdrawn", "dropped_full", "dropped_expired", "dropped_by_hand")
 
-PAGE = 1000
-"""Entries that a list reads at a time."""
 T = TypeVar("T")
 
 
-class Outbox:
+class Outbox(Listing):
     """Durable queue in one file, shared by threads and processes. Entries survive `kill -9` and a power cut.
 
     Every method raises StoreError if the disk is full, read-only or broken. A corrupt file has then been quarantined, and the
@@ -207,77 +204,6 @@ class Outbox:
             n = sum(c.execute("DELETE FROM outbox_entries WHERE id = ?", (name,)).rowcount for name in names)
             add_count(c, "dropped_by_hand", n)
         return n
-
-    def list(self, state: State | None = None, *, latest: int | None = None) -> list[Listed]:
-        """The entries, in the order of puts.
-
-        Args:
-            state: those in this state alone.
-            latest: at most so many, the latest.
-        """
-        of = "" if state is None else "INDEXED BY outbox_order WHERE state = :state"
-        which = f"SELECT seq FROM outbox_entries {of} ORDER BY seq DESC LIMIT :most"  # noqa: S608 - a constant
-        with self._transaction() as c:
-            rows = c.execute(
-                f"SELECT {LISTED} FROM outbox_entries WHERE seq IN ({which}) ORDER BY seq",  # noqa: S608 - constants
-                {"state": state, "most": -1 if latest is None else latest},
-            )
-            return [listed(row) for row in rows]
-
-    def pages(self, state: State | None = None) -> Iterator[Listed]:
-        """`list` for any number of entries: only so many are read at a time, and writers wait for no more."""
-        seq, of = -1, "" if state is None else "AND state = :state"
-        while True:
-            with self._transaction() as c:
-                rows = c.execute(
-                    f"SELECT {LISTED} FROM outbox_entries WHERE seq > :seq {of} ORDER BY seq LIMIT {PAGE}",  # noqa: S608 - constants
-                    {"seq": seq, "state": state},
-                )
-                page = [listed(row) for row in rows]
-            if not page:
-                return
-            yield from page
-            seq = page[-1].seq
-
-    def size(self, state: State | None = None) -> int:
-        """How many entries there are, in this state or in any."""
-        of = "" if state is None else "WHERE state = :state"
-        with self._transaction() as c:
-            (n,) = c.execute(f"SELECT count(*) FROM outbox_entries {of}", {"state": state}).fetchone()  # noqa: S608 - a constant
-        return int(n)
-
-    def states(self, names: Iterable[str]) -> dict[str, State]:
-        """The states of the entries with these ids."""
-        with self._transaction() as c:
-            found = (c.execute("SELECT id, state FROM outbox_entries WHERE id = ?", (name,)).fetchone() for name in names)
-            return dict(row for row in found if row is not None)
-
-    def counts(self) -> dict[str, int]:
-        """Counters since the file was created (`COUNTED`), and current: `waiting` entries and total `bytes`."""
-        with self._transaction() as c:
-            return {**dict.fromkeys((*COUNTED, "bytes"), 0), **counts(c), "waiting": self.size("waiting")}
-
-    def export(self) -> Iterator[dict[str, Any]]:
-        """Every entry with all its contents, ready for JSON; bytes are base64."""
-        seq = -1
-        while True:
-            with self._transaction() as c:
-                cursor = c.execute(
-                    "SELECT * FROM outbox_entries LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_answers USING (seq)"
-                    " WHERE seq > ? ORDER BY seq LIMIT 1",
-                    (seq,),
-                )
-                row = cursor.fetchone()
-                if row is None:
-                    return
-            told = dict(zip((column[0] for column in cursor.description), row, strict=True))
-            seq = told["seq"]
-            for name in ("body", "outputs"):
-                told[name] = base64.b64encode(told[name]).decode() if isinstance(told[name], bytes) else told[name]
-            for name in ("headers", "provisional", "value"):
-                with contextlib.suppress(TypeError, ValueError, RecursionError):  # damaged: as it is
-                    told[name] = json.loads(told[name])
-            yield {name: base64.b64encode(v).decode() if isinstance(v, bytes) else v for name, v in told.items()}
 
     def pick(self, choose: Callable[[Heads], Listed | None]) -> Listed | None:
         """The entry that `choose` finds. Entries that it cannot read are made dead letters, and it is called again."""
