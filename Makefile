@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench models docs clean
+.PHONY: demo test check bench campaign fuzz models docs clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -18,6 +18,12 @@ check: $(VENV)/test.installed  ## linter, formatter, types
 
 bench: $(VENV)/bench.installed  ## every figure, in one table
 	$(BIN)/python benchmarks/run.py
+
+campaign: $(VENV)/test.installed  ## ten thousand random fault schedules (about ten minutes)
+	$(BIN)/python tests/campaign.py
+
+fuzz: $(VENV)/test.installed  ## everything that is read from outside, for an hour
+	$(BIN)/python tests/fuzz.py --seconds 300
 
 models: $(VENV)/models.installed  ## trains, distils, prunes and quantises the shipped pair again (about an hour and a half)
 	$(BIN)/python models/recipes/fashion.py

@@ -79,3 +79,15 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_each_promise_names_the_tests_that_hold_it():
+    """Every paragraph of docs/promises.md has at least one, and each exists."""
+    promises = [part for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")]
+    assert len(promises) >= 10
+    for promise in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promise)
+        assert named, promise
+        for file, test in named:
+            assert (ROOT / file).exists(), file
+            assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"

@@ -134,10 +134,10 @@ class OpenInference:
         """
         if self.inputs is None:
             inputs = known["inputs"]
-            specs = tuple(TensorSpec(str(name), DTYPES[NAMES[dtype]], tuple(map(_size, shape))) for name, dtype, shape in inputs)
+            specs = tuple(TensorSpec(str(name), DTYPES[NAMES[dtype]], _shape(shape, free=True)) for name, dtype, shape in inputs)
             if known["binary"] not in {None, True, False}:
                 raise ValueError(f"binary is {known['binary']!r}")
-            outputs = {name: tuple(map(_size, shape)) for name, shape in dict(known.get("outputs", {})).items()}
+            outputs = {name: _shape(shape, free=True) for name, shape in dict(known.get("outputs", {})).items()}
             self.inputs, self.outputs = specs, outputs
             self.binary = known["binary"] if self.binary is None else self.binary
 

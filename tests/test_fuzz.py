@@ -1,0 +1,63 @@
+"""Fuzzing of everything that is read from outside, for a minute. `make fuzz` does it for an hour."""
+
+import subprocess
+import sys
+
+import fuzz
+import pytest
+
+INPUTS = {"outbox": 60, "cache": 60, "state": 60, "http": 400}
+"""Those with a router or a server for each input are slow."""
+
+
+@pytest.mark.parametrize("name", fuzz.TARGETS)
+def test_whatever_comes_is_taken_or_refused(name):
+    """No crash, no exception that is not documented, no more than 100 MB or two seconds for any input."""
+    command = [
+        sys.executable,
+        fuzz.__file__,
+        "--target",
+        name,
+        "--seed",
+        "1",
+        "--inputs",
+        str(INPUTS.get(name, 1000)),
+        "--seconds",
+        "600",
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.startswith(f"{name}: {INPUTS.get(name, 1000)} inputs, 0 findings")
+
+
+class Broken(fuzz.Target):
+    """What no reader may do."""
+
+    seeds = (b"loop", b"much", b"raise", b"fine")
+
+    def __init__(self, _folder):
+        pass
+
+    def mutate(self, rng):
+        """As they are."""
+        return rng.choice(self.seeds)
+
+    def take(self, data):
+        """Loops, takes memory, raises what it does not document."""
+        if data == b"loop":
+            while True:
+                pass
+        if data == b"much":
+            bytearray(2 * fuzz.MEMORY)
+        if data == b"raise":
+            raise KeyError("x")
+
+
+def test_the_fuzzer_finds_loops_memory_and_exceptions(monkeypatch, tmp_path, capsys):
+    """Each once."""
+    monkeypatch.setitem(fuzz.TARGETS, "broken", Broken)
+    monkeypatch.setattr(fuzz, "CPU_S", 0.1)
+    monkeypatch.setattr(fuzz.logging, "disable", lambda _: None)
+    assert fuzz.fuzz("broken", 1, 0, 30, 600, tmp_path) == 3
+    told = capsys.readouterr().out
+    assert all(what in told for what in ("TooLong at", "MemoryError at", "KeyError at"))
