@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 
 from edgeroute.core import codes
 from edgeroute.core.codes import Coded, ErrorCode, HeldCode, passing
+from edgeroute.core.texts import clean
 
 INPUTS_OWN = codes.INPUTS_OWN
 
@@ -65,6 +66,9 @@ class CloudError(EdgerouteError):
     retry_after_s: float | None = None
     stale = False
     """On a kept-alive connection, which the server may just have closed: worth one immediate retry."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(clean(message))
 
 
 class Unreachable(CloudError):

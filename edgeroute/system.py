@@ -15,8 +15,33 @@ from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
+from edgeroute.core.texts import clean, printable, told
+
 log = logging.getLogger("edgeroute")
 T = TypeVar("T")
+
+
+class _CleanLog(logging.Filter):
+    """Sanitises the log of all of edgeroute: arguments become printable text on one line, and tracebacks are indented.
+
+    So no text of a server or a foreign exception can start a line of the log, or send escapes to a terminal.
+    """
+
+    _format = logging.Formatter().formatException
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(arg if isinstance(arg, int | float) else _argument(arg) for arg in record.args)
+        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
+            record.exc_text = printable(self._format(record.exc_info)).replace("\n", "\n  ")
+        return True
+
+
+def _argument(arg: object) -> str:
+    return told(arg) if isinstance(arg, BaseException) else clean(arg)
+
+
+log.addFilter(_CleanLog())
 try:
     import orjson
 except ImportError:  # pragma: no cover - one of the two is installed

@@ -192,8 +192,8 @@ def test_numbers_that_are_none_are_refused(bad, binary):
 
 
 REPLIES = {
-    "another output": ({"outputs": [{"name": "q", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}, r"\['q'\], not 'y'"),
-    "no output": ({"outputs": []}, r"outputs \[\], not 'y'"),
+    "another output": ({"outputs": [{"name": "q", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}, "1 outputs, not 'y'"),
+    "no output": ({"outputs": []}, "0 outputs, not 'y'"),
     "more rows": (
         {"outputs": [{"name": "y", "shape": [2, 1], "datatype": "FP32", "data": [1, 2]}]},
         r"1 inputs gave .* \[2, 1\]",
@@ -207,7 +207,7 @@ REPLIES = {
     "infinite shape": ({"outputs": [{"name": "y", "shape": [1, 1e400], "datatype": "FP32", "data": [1]}]}, "broken JSON"),
     "vast shape": ({"outputs": [{"name": "y", "shape": [1, 10**30, 0], "datatype": "FP32", "data": []}]}, "ValueError"),
     "negative shape": ({"outputs": [{"name": "y", "shape": [1, -1, -2], "datatype": "FP32", "data": [1, 2]}]}, "ValueError"),
-    "unknown dtype": ({"outputs": [{"name": "y", "shape": [1], "datatype": "BF16", "data": [1]}]}, "KeyError: 'BF16'"),
+    "unknown dtype": ({"outputs": [{"name": "y", "shape": [1], "datatype": "BF16", "data": [1]}]}, "KeyError$"),
     "ragged": ({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [[1], [1, 2]]}]}, "ValueError"),
     "out of range": ({"outputs": [{"name": "y", "shape": [1], "datatype": "UINT8", "data": [300]}]}, "OverflowError"),
     "an error with 200": ({"error": "no such thing"}, "KeyError: 'outputs'"),
@@ -494,7 +494,7 @@ def test_plain_logits():
 @pytest.mark.parametrize(
     ("reply", "settings_", "message"),
     [
-        ({"v": 1}, {}, r"no 'value' in the reply; .* \['v'\]"),
+        ({"v": 1}, {}, "no 'value' in the reply; .* 1 other keys"),
         ([], {"value": "0"}, "no '0' in the reply"),
         ("text", {"value": "a.b"}, "where 'a' should be there is str"),
         ({"value": 1, "confidence": "high"}, {}, "'confidence' is str, not a number"),
@@ -578,10 +578,19 @@ def test_a_url_that_is_none(url):
 
 
 def test_what_messages_show_of_a_url():
-    """The place alone."""
-    assert bare("https://u:p@h:1/a?b#c") == "https://h:1/a"
-    assert bare("u:p@h") == "h"
-    assert bare("h") == "h"
+    """Itself, unless there may be a password, a key or a token in it."""
+    for url in ("https://h:1/a", "ftp://h", "h.example/v2/models/m", "h/v2", "localhost:8000", "http://"):
+        assert bare(url) == repr(url)
+    for url in (
+        "https://u:p@h:1/a",
+        "https://h/?k=p",
+        "https://h/#p",
+        "u:p@h",
+        "https://u:p%40h",
+        "http://h:x",
+        "sk-0123456789abcdef",
+    ):
+        assert bare(url) == "the cloud's address"
 
 
 def test_addresses():

@@ -366,6 +366,105 @@ def test_too_large_is_seen_while_reading():
     assert seen == [1, 1, 413, None]
 
 
+def raw(client, *parts):
+    """What the server replies to these bytes until it closes the connection."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+HEAD = f"POST {INFER.replace('scale', 'fake')} HTTP/1.1\r\nHost: a\r\n".encode()
+
+
+def test_two_lengths_are_refused():
+    """Content-Length with Transfer-Encoding: nothing that follows is taken for a request."""
+    with running(app([Fake()])) as client:
+        both = b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        for head in (HEAD, b"GET /v2 HTTP/1.1\r\nHost: a\r\n"):
+            reply = raw(client, head + both + b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert reply.startswith(b"HTTP/1.1 400 ")
+            assert reply.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("begun", [b"", b"{"])
+def test_a_body_that_does_not_come_is_not_waited_for(begun):
+    """It gets 408, and its connection ends; begun or not."""
+    with running(app([Fake()], body_timeout_s=0.05)) as client:
+        reply = raw(client, HEAD + b"Content-Length: 9\r\n\r\n" + begun)
+        assert reply.startswith(b"HTTP/1.1 408 ")
+        assert client.get("/v2/health/live").status_code == 200
+
+
+def test_all_bodies_together_have_a_limit():
+    """Unfinished ones, and those whose requests wait for the model; the one too many gets 503, and room comes back."""
+    model = Fake()
+    application = app([model], max_bodies_bytes=3 * len(BODY))
+    come, _ = signs(application)
+    bodies = next(route.app.bodies for route in application.routes if route.path.endswith("{name}/infer"))
+    with running(application) as client, ThreadPoolExecutor(1) as pool:
+        unfinished = socket.create_connection((client.base_url.host, client.base_url.port))
+        unfinished.sendall(RAW[:-1])
+        while bodies.held < len(BODY) - 1:
+            client.get("/v2/health/live")
+        waiting = pool.submit(client.post, INFER.replace("scale", "fake"), content=BODY)
+        wait(come)
+        refused = client.post(INFER.replace("scale", "fake"), content=BODY + " " * len(BODY))
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert "too large together" in refused.json()["error"]
+        unfinished.close()
+        model.gate.set()
+        assert waiting.result().status_code == 200
+        assert client.post(INFER.replace("scale", "fake"), content=BODY + " " * len(BODY)).status_code == 200
+
+
+def test_large_json_is_parsed_off_the_loop(monkeypatch):
+    """The server answers others meanwhile; so are large replies made."""
+    model, read, write, threads = Fake(shape=(-1, 50_000)), protocol.read, protocol.write, []
+    model.gate.set()
+
+    def noted(function):
+        def inner(*args):
+            threads.append(threading.current_thread().name.rpartition("_")[0])
+            return function(*args)
+
+        return inner
+
+    monkeypatch.setattr(protocol, "read", noted(read))
+    monkeypatch.setattr(protocol, "write", noted(write))
+    with running(app([model, Fake("small")])) as client:
+        reply = ask_fake(client, 1.5, width=50_000)
+        assert reply.json()["outputs"][0]["data"] == [3.0] * 50_000
+    assert threads == ["edgeroute-serve-json"] * 2
+
+
+def test_json_has_a_limit_of_its_own():
+    """Binary tensors beside it do not count."""
+    model = Fake(shape=(-1, 1000))
+    model.gate.set()
+    with running(app([model], max_json_bytes=500)) as client:
+        reply = ask_fake(client, 1, width=1000)
+        assert (reply.status_code, "as binary" in reply.json()["error"]) == (413, True)
+        x = np.ones((1, 1000), np.float32)
+        given = octets({"inputs": [tensor("x", x, parameters={"binary_data_size": x.nbytes})]}, x)
+        assert client.post(INFER.replace("scale", "fake"), **given).status_code == 200
+
+
+def test_a_number_that_does_not_fit_is_found_wherever_it_is(monkeypatch):
+    """Numbers are converted a piece at a time."""
+    monkeypatch.setattr(protocol, "_PIECE", 4)
+    spec = TensorSpec("x", "uint8", (10,))
+    for wrong in (256, -1, 1.5, None, "1", True, 10**30):
+        for at in (0, 5, 9):
+            data = [7] * 10
+            data[at] = wrong
+            body = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [10], "data": data}]}).encode()
+            with pytest.raises(BadInput, match="no UINT8"):
+                protocol.read(body, None, [spec], [])
+    good = json.dumps({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [10], "data": list(range(10))}]}).encode()
+    assert protocol.read(good, None, [spec], []).feed["x"].tolist() == list(range(10))
+
+
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_no_number(monkeypatch, fast, dtype):

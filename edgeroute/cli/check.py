@@ -4,6 +4,7 @@ import json
 
 from edgeroute.cli.exits import FAILED, OK
 from edgeroute.cli.options import Json, Policy
+from edgeroute.core.texts import printable
 
 
 def check(*, policy: Policy, as_json: Json = False) -> int:
@@ -12,5 +13,5 @@ def check(*, policy: Policy, as_json: Json = False) -> int:
 
     with Router.from_policy(policy) as router:
         found = router.check()
-    print(json.dumps({"ok": found.ok, "lines": found.lines}) if as_json else found)
+    print(json.dumps({"ok": found.ok, "lines": found.lines}) if as_json else printable(str(found)))
     return OK if found.ok else FAILED

@@ -8,6 +8,7 @@ import typer
 
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
+from edgeroute.core.texts import printable
 
 
 def decide(
@@ -29,7 +30,7 @@ def decide(
     if as_json:
         print(json.dumps({"input": items[index].name, "sends_to": found.sends_to, "steps": found.steps}))
     else:
-        print(found)
+        print(printable(str(found)))
         places = ", then ".join(found.sends_to)
         print(f"so it would leave the device, to {places}" if places else "so it would stay on the device")
     return OK

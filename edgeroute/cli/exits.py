@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from edgeroute.core.texts import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
 
 OK, FAILED, USAGE, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, 130
@@ -44,4 +45,4 @@ def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
     text = str(error) or type(error).__name__
     if as_json:
         return json.dumps({**more, "error": text, "kind": type(error).__name__})
-    return ": ".join(["error", *more.values(), text])
+    return printable(": ".join(["error", *more.values(), text]))

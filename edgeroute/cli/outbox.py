@@ -14,6 +14,7 @@ import typer
 
 from edgeroute.cli.exits import FAILED, OK, exits
 from edgeroute.cli.options import Json
+from edgeroute.core.texts import printable
 from edgeroute.errors import BadInput, PolicyError, StoreError
 
 if TYPE_CHECKING:
@@ -224,5 +225,5 @@ def _chosen(ids: list[str] | None, every: bool, option: str) -> list[str] | None
 def _missing(names: Iterable[str] | None, there: Iterable[str], why: str) -> int:
     missing = [name for name in names or () if name not in there]
     for name in missing:
-        print(f"error: {name}: {why}", file=sys.stderr)
+        print(printable(f"error: {name}: {why}"), file=sys.stderr)
     return FAILED if missing else OK

@@ -8,6 +8,7 @@ import typer
 
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy, seconds, share
+from edgeroute.core.texts import printable
 
 
 def replay(
@@ -60,5 +61,5 @@ def replay(
         battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
         keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
     )  # fmt: skip
-    print(json.dumps(found.as_dict()) if as_json else found)
+    print(json.dumps(found.as_dict()) if as_json else printable(str(found)))
     return OK

@@ -14,6 +14,7 @@ from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
 from edgeroute.core.explain import finite
+from edgeroute.core.texts import printable
 
 if TYPE_CHECKING:
     from edgeroute.cli.state_file import Value
@@ -74,7 +75,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
     for note in notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     for edge in edges:
         _show(edge)
     if not edges:
@@ -206,11 +207,11 @@ def _outbox(path: Path) -> dict[str, int] | None:
 
 def _show(edge: Edge) -> None:
     threshold = "not known" if edge.threshold is None else "none" if edge.threshold == "inf" else f"{float(edge.threshold):.6g}"
-    print(f"{edge.target}: threshold {threshold}" + (f" ({edge.promise})" if edge.promise else ""))
+    print(printable(f"{edge.target}: threshold {threshold}" + (f" ({edge.promise})" if edge.promise else "")))
     if edge.made is not None:
-        print(f"  certificate of {edge.made}, {edge.age_days} days old")
+        print(printable(f"  certificate of {edge.made}, {edge.age_days} days old"))
     if edge.alarm is not None:
-        print(f"  ALARM at {when(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}")
+        print(printable(f"  ALARM at {when(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}"))
     if edge.audited:
         most = "" if edge.limit is None else f", and at most {edge.limit:.2%} should"
         rate = edge.disagreed / edge.audited

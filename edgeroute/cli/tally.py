@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeroute.cli.inputs import Item
+from edgeroute.core.texts import printable
 from edgeroute.observe.stats import Stats
 from edgeroute.types import Answer
 
@@ -37,7 +38,7 @@ class Tally:
         self.degraded += answer.degraded
         self._latencies.append(answer.latency_s)
         if len(self._first) < FIRST:
-            self._first.append(f"{item.name}: {answer.value}  ({answer.reason})")
+            self._first.append(printable(f"{item.name}: {answer.value}  ({answer.reason})"))
         if item.label is not None:
             self.labelled += 1
             self.right += _right(answer, item.label)

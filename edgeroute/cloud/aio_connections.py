@@ -17,7 +17,7 @@ from edgeroute.cloud.aio_sockets import AsyncSockets
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import Early, readable
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, overfull
+from edgeroute.cloud.wire import ERRORS, Wire, cause, overfull
 from edgeroute.core.policy import INF
 from edgeroute.errors import CloudError, TimedOut
 from edgeroute.system import renew_after_fork
@@ -64,7 +64,7 @@ class AsyncConnections:
             reply = await asyncio.wait_for(channel.send(call, request), None if left_s == INF else left_s)
             good = True
         except ERRORS as e:
-            raise self._wire.error(e, stale=channel.kept) from e
+            raise self._wire.error(e, stale=channel.kept) from cause(e)
         except CloudError:
             raise
         except (asyncio.TimeoutError, TimeoutError) as e:

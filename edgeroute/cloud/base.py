@@ -6,14 +6,18 @@ same one serves threads and asyncio.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from edgeroute.cloud.quoting import quote
 from edgeroute.core.policy import Terms
+from edgeroute.core.texts import clean
 from edgeroute.errors import BadReply, PolicyError, Refused
 from edgeroute.system import json_loads
 
@@ -75,7 +79,10 @@ class HttpEndpoint(Protocol):
 
 
 class Secret:
-    """A credential that no repr, log or message shows. `env`: the environment variable that holds it, read at each use."""
+    """A credential that no repr, log or message shows. `env`: the environment variable that holds it, read at each use.
+
+    One that holds its value is not pickled; a copy is the same object.
+    """
 
     __slots__ = ("_env", "_value")
 
@@ -97,6 +104,17 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret(env={self._env!r})" if self._env else "Secret(***)"
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        if self._env is None:
+            raise TypeError("a Secret is not pickled: give env=, the environment variable that the other process reads too")
+        return partial(Secret, env=self._env), ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and (self._value, self._env) == (other._value, other._env)
@@ -148,18 +166,18 @@ class Address:
         except ValueError:  # its message may quote part of a password
             raise PolicyError("the cloud's address is not a URL: its host or port cannot be read") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise PolicyError(f"{bare(url)!r} is not an http:// or https:// URL")
-        if "@" in parts.netloc:
-            raise PolicyError(f"{bare(url)!r} carries a user or password: give it as api_key or in headers")
+            raise PolicyError(f"{bare(url)} is not an http:// or https:// URL")
+        if "@" in parts.netloc or "%40" in parts.netloc:
+            raise PolicyError(f"{bare(url)} carries a user or password: give it as api_key or in headers")
         if parts.query or parts.fragment:
-            raise PolicyError(f"{bare(url)!r}: no query or fragment can be part of it (a key goes in api_key or headers)")
+            raise PolicyError(f"{bare(url)}: no query or fragment can be part of it (a key goes in api_key or headers)")
         self.https = parts.scheme == "https"
         self.host = parts.hostname
         self.port = port or (443 if self.https else 80)
         try:
             self.netloc = parts.netloc.encode("idna")
         except UnicodeError:
-            raise PolicyError(f"{bare(url)!r}: its host is not one that can be looked up") from None
+            raise PolicyError(f"{bare(url)}: its host is not one that can be looked up") from None
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
         self.verify, self.cert = verify, cert
@@ -183,10 +201,11 @@ class Address:
         return found
 
     def hide(self, text: str) -> str:
-        """Masks this address's secrets, and the proxy's, in a text that a server may have quoted them in."""
-        words = [word for _, secret in self._headers.values() for word in secret.read().split() if len(word) >= _SECRET_LENGTH]
-        for word in (*words, *(word for word in self.hidden if len(word) >= _PASSWORD_LENGTH)):
-            text = text.replace(word, "***")
+        """Masks this address's secrets, and the proxy's, in a text that may quote what came."""
+        with contextlib.suppress(PolicyError):  # a variable was unset meanwhile: nothing was sent
+            words = [word for _, value in self.headers() for word in value.split() if len(word) >= _SECRET_LENGTH]
+            for word in (*words, *(word for word in self.hidden if len(word) >= _PASSWORD_LENGTH)):
+                text = re.sub(re.escape(word), "***", text, flags=re.IGNORECASE)
         return text
 
     def __repr__(self) -> str:
@@ -204,9 +223,15 @@ _SECRET_LENGTH = 8
 
 
 def bare(url: str) -> str:
-    """The URL without user, password, query and fragment, for messages."""
-    scheme, mark, rest = url.rpartition("://")
-    return scheme + mark + re.split(r"[?#]", rest.rpartition("@")[2])[0]
+    """The URL in quotes, for messages; if there may be a password, key or token in it, words instead."""
+    return repr(clean(url)) if len(url) <= _QUOTABLE_LENGTH and _QUOTABLE.fullmatch(url) else "the cloud's address"
+
+
+_QUOTABLE = re.compile(
+    r"[a-z]{1,9}://[\w.-]*(:[0-9]{1,5})?(/[\w./-]*)?"  # or what lacks the scheme
+    r"|(localhost|[\w-]{1,20}(\.[\w-]{1,20})+)(:[0-9]{1,5})?(/[\w./-]*)?|\w{1,20}/[\w./-]*"
+)
+_QUOTABLE_LENGTH = 100
 
 
 MAX_VALUES = 250_000
@@ -246,8 +271,8 @@ def looks_like(body: bytes) -> str:
     return "something else"
 
 
-def checked(reply: Reply, where: str, hide: Callable[[str], str] = str) -> Reply:
-    """Returns a successful reply. `hide` masks secrets in the server's error message.
+def checked(reply: Reply, where: str, body: bytes = b"", address: Address | None = None) -> Reply:
+    """Returns a successful reply. `body`, and the headers of `address`: what was sent, which no message quotes.
 
     Raises:
         Refused: the status is not 2xx.
@@ -255,15 +280,11 @@ def checked(reply: Reply, where: str, hide: Callable[[str], str] = str) -> Reply
     if reply.status in SUCCESS:
         return reply
     message = ""
-    if reply.headers.get("content-type", "").startswith("application/json"):
-        try:
-            said = loads(reply.body, where)
-            message = str(said.get("error") or said.get("detail") or "") if isinstance(said, dict) else ""
-        except BadReply:
-            pass
+    if re.match(r"application/(problem\+)?json", reply.headers.get("content-type", "")):
+        message = quote(reply.body, body, () if address is None else [value for _, value in address.headers()])
     hint = _HINTS.get(reply.status, "")
     raise Refused(
-        f"{where} answered {reply.status}" + (f": {hide(message)[:200]}" if message else "") + hint,
+        f"{where} answered {reply.status}" + (f": {message}" if message else "") + hint,
         status=reply.status,
         retry_after_s=_retry_after_s(reply.headers.get("retry-after")),
     )

@@ -15,7 +15,7 @@ import httpcore
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, Early, readable, ready
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, overfull
+from edgeroute.cloud.wire import ERRORS, Wire, cause, overfull
 from edgeroute.errors import TimedOut, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
@@ -120,7 +120,7 @@ class _Connection:
             finally:
                 response.close()
         except ERRORS as e:
-            raise wire.error(e, stale=self._kept) from e
+            raise wire.error(e, stale=self._kept) from cause(e)
         self._kept = True
         if overfull(self._connection):
             self._sockets.close()

@@ -14,6 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.connections import Connections
+from edgeroute.cloud.quiet import OURS
 from edgeroute.errors import CloudError, Held
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
@@ -60,26 +61,36 @@ class HttpClient:
             CloudError: the call failed.
         """
         until, reply, posts = self._until(until), None, count()
+        OURS.set(True)
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
                 reply = self._exchange(call, until, exchange, cancel)
         except StopIteration as end:
             return end.value
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
         finally:
             talk.close()
+            OURS.set(False)
 
     async def run_async(self, talk: Talk, until: float, exchange: Exchange) -> Any:
         """As `run`; cancelling the task cancels the call."""
         until, reply, posts = self._until(until), None, count()
+        OURS.set(True)
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
                 reply = await self._exchange_async(call, until, exchange)
         except StopIteration as end:
             return end.value
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
         finally:
             talk.close()
+            OURS.set(False)
 
     def _until(self, until: float) -> float:
         return min(until, monotonic() + self.endpoint.address.timeout_s)
@@ -145,7 +156,7 @@ class HttpClient:
         with self._lock:
             self.received += size
         try:
-            good = checked(reply, self.endpoint.where, self.endpoint.address.hide)
+            good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
         except CloudError as e:
             exchange.after_attempt(size, e)
             if call.probe:

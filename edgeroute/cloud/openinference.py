@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -149,7 +148,7 @@ class OpenInference:
                 TensorSpec(str(t["name"]), DTYPES[t["datatype"]], _shape(t["shape"], free=True)) for t in said["inputs"]
             )
         except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {_brief(e)}") from e
+            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {_wrong(e)}") from None
         if not inputs:
             raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: there are none")
         outputs: dict[str, tuple[int, ...]] = {}
@@ -231,7 +230,7 @@ class OpenInference:
         """
         body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
-            raise BadReply(f"{self.where}: {LENGTH} is {length!r}, and the body has {len(body)} bytes")
+            raise BadReply(f"{self.where}: {LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
         most = max(MAX_VALUES, min(self._numbers(count) or 0, self.address.max_reply_bytes) + MAX_VALUES // 10)
         said = loads(reply.body if length is None else body[:cut], self.where, most)
@@ -244,9 +243,9 @@ class OpenInference:
                     return self._tensor(output, None if size is None else body[at : at + size], count)
                 at += size or 0
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {_brief(e)}") from e
+            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {_wrong(e)}") from None
         wanted = "" if self.output is None else f", not {self.output!r}"
-        raise BadReply(f"{self.where} gave the outputs {[str(o['name'])[:40] for o in islice(outputs, 10)]}{wanted}")
+        raise BadReply(f"{self.where} gave {len(outputs)} outputs{wanted}")
 
     def _tensor(self, output: dict[str, Any], raw: memoryview | None, count: int) -> Array:
         dtype, shape = np.dtype(DTYPES[output["datatype"]]), _shape(output["shape"])
@@ -277,7 +276,7 @@ def _array(data: Any, dtype: np.dtype[Any]) -> Array:
     """The numbers of a JSON list, flat."""
     array = np.array(data)
     if array.dtype.kind in "US":
-        raise TypeError("text instead of numbers")
+        raise _Invalid("text instead of numbers")
     with np.errstate(over="ignore"):  # overflow becomes infinity, which is rejected; integers raise
         return (array.astype(dtype) if dtype.kind == "f" else np.array(data, dtype)).reshape(-1)
 
@@ -286,18 +285,29 @@ def _shape(given: Any, *, free: bool = False) -> tuple[int, ...]:
     """A tensor's shape. `free`: with -1 for any size.
 
     Raises:
-        ValueError: too many dimensions, or a size that is 0, negative or huge.
+        _Invalid: too many dimensions, or a size that is 0, negative or huge.
     """
     if len(given) > MOST_DIMENSIONS:
-        raise ValueError(f"a shape of {len(given)} dimensions")
+        raise _Invalid(f"a shape of {len(given)} dimensions")
     shape = tuple(map(int, given))
     if any(not (1 <= size < 1 << 31 or (free and size == -1)) for size in shape):
-        raise ValueError(f"a shape with {min(shape) if min(shape) < 1 else 'more than 2**31'} in it")
+        raise _Invalid(f"a shape with {min(shape) if min(shape) < 1 else 'more than 2**31'} in it")
     return shape
 
 
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
+class _Invalid(ValueError):
+    """A message that quotes no more than numbers."""
+
+
+def _wrong(error: Exception) -> str:
+    """What is wrong with a reply, without quoting it: it may have anything in it that was sent."""
+    if isinstance(error, _Invalid):
+        return str(error)
+    missing = error.args[0] if isinstance(error, KeyError) else None
+    return f"{type(error).__name__}: {missing!r}" if missing in _KEYS else type(error).__name__
+
+
+_KEYS = ("inputs", "outputs", "name", "datatype", "shape", "data")
 
 
 def _probed(inputs: tuple[TensorSpec, ...]) -> bool:

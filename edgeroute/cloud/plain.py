@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -97,8 +96,8 @@ class PlainJson:
             given = np.atleast_1d(self._pick(said, path))
             with np.errstate(over="ignore"):
                 array = given.astype(np.float32).reshape(-1)
-        except (TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from e
+        except (TypeError, ValueError, OverflowError):  # not its cause: it quotes what is none
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from None
         if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
             raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class")
         if not array.size or not (array < np.inf).all():
@@ -110,11 +109,11 @@ class PlainJson:
         for key in path.split("."):
             try:
                 at = at[int(key)] if isinstance(at, list) else at[key]
-            except (KeyError, IndexError, TypeError, ValueError) as e:  # noqa: PERF203 - a key or two
+            except (KeyError, IndexError, TypeError, ValueError):  # noqa: PERF203 - a key or two
                 if optional:
                     return None
-                there = [key[:40] for key in islice(at, 10)] if isinstance(at, dict) else type(at).__name__
-                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}") from e
+                there = f"an object with {len(at)} other keys" if isinstance(at, dict) else type(at).__name__
+                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}") from None
         return at
 
     def __repr__(self) -> str:

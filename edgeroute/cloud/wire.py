@@ -111,7 +111,8 @@ class Wire:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         encoding = headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise BadReply(f"{self.address.origin} answered with {encoding} encoding, though asked not to: unread")
+            named = encoding if encoding in _ENCODINGS else "an unknown"
+            raise BadReply(f"{self.address.origin} answered with {named} encoding, though asked not to: unread")
         limit = self.address.max_reply_bytes if call.max_reply is None else call.max_reply
         incoming = Incoming(response.status, headers, limit, self.address.origin)
         length = headers.get("content-length", "")
@@ -195,11 +196,23 @@ ERRORS = (
     httpcore.ProxyError,
     httpcore.UnsupportedProtocol,
 )
+_ENCODINGS = {"gzip", "br", "deflate", "zstd"}
+_QUOTED = re.compile(r"\s*(:|'|\"|\bb['\"]|\bbytearray\b).*", re.DOTALL)
 _DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
 
 
+def cause(error: Exception) -> Exception | None:
+    """What an error may name as its cause: none that quotes what came, since a traceback would show it."""
+    return None if isinstance(error, httpcore.ProtocolError | httpcore.ProxyError) else error
+
+
 def _root(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    text = str(error)
+    if isinstance(error, httpcore.ProxyError):  # status and the proxy's own words
+        return f"the proxy answered {text[:3]}" if text[:3].isdecimal() else "the proxy failed"
+    if isinstance(error, httpcore.ProtocolError):  # "illegal header line: bytearray(...)"
+        text = _QUOTED.sub("", text)
+    return text or type(error).__name__
 
 
 def _is_tls(error: BaseException | None) -> bool:

@@ -16,6 +16,7 @@ from edgeroute.cloud.base import Call
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
+from edgeroute.core.texts import told
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.router.legs import Walked
@@ -166,7 +167,7 @@ class OfflineQueue:
             put = self.outbox.put(waiting)
         except Exception as e:  # noqa: BLE001 - mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error is self-explanatory
-            return f"not queued: {e}"
+            return f"not queued: {_text(e)}"
         if not put.stored:
             return f"not queued: {put.reason}"
         self._note("queued", request.id)
@@ -239,7 +240,7 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
     except OSError as e:  # raised by a function: temporary, no reason to give up
         if isinstance(e, CloudError):
             raise
-        raise Unreachable(str(e)) from e
+        raise Unreachable(_text(e)) from e
 
 
 def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
@@ -259,4 +260,4 @@ def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
 
 
 def _text(error: object) -> str:
-    return str(error) or repr(error)
+    return told(error) or type(error).__name__

@@ -242,7 +242,7 @@ def _endpoint(given: Any) -> Any:
         from edgeroute.cloud.openinference import OpenInference
 
         if "/v2/models/" not in given:
-            raise PolicyError(f"what does {bare(given)!r} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
+            raise PolicyError(f"what does {bare(given)} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
         return OpenInference(given)
     if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
         return given

@@ -7,18 +7,29 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeroute.errors import PolicyError
 from edgeroute.serve.batching import Model
+from edgeroute.serve.bodies import Bodies, OneLength
 from edgeroute.serve.infer import Infer
 from edgeroute.serve.replies import FAULTS, reply
 from edgeroute.serve.served import Served, find
 
 
-def app(models: Iterable[Model], *, max_batch: int = 32, queue: int = 256, max_body_bytes: int = 64 << 20) -> Starlette:
+def app(
+    models: Iterable[Model],
+    *,
+    max_batch: int = 32,
+    queue: int = 256,
+    max_body_bytes: int = 64 << 20,
+    max_json_bytes: int = 16 << 20,
+    max_bodies_bytes: int = 256 << 20,
+    body_timeout_s: float = 30.0,
+) -> Starlette:
     """Makes the application that serves these models by name, each in version 1.
 
     Args:
@@ -26,13 +37,16 @@ def app(models: Iterable[Model], *, max_batch: int = 32, queue: int = 256, max_b
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model; further ones get 503 and Retry-After.
         max_body_bytes: of a request; a larger one gets 413.
+        max_json_bytes: of the JSON in it, which takes several times its size when it is parsed; more gets 413.
+        max_bodies_bytes: of all requests in progress; one that exceeds it gets 503 and Retry-After.
+        body_timeout_s: within which a request's body must have come; later it gets 408.
 
     Raises:
         PolicyError: no models, duplicate names, a name that does not fit into a path, a limit below 1.
         ModelError: a model cannot be loaded, or has non-numeric tensors.
     """
-    if min(max_batch, queue, max_body_bytes) < 1:
-        raise PolicyError("max_batch, queue and max_body_bytes must be at least 1")
+    if min(max_batch, queue, max_body_bytes, max_json_bytes, max_bodies_bytes) < 1 or not body_timeout_s > 0:
+        raise PolicyError("max_batch, queue and the sizes must be at least 1, and body_timeout_s more than 0")
     served: dict[str, Served] = {}
     for model in models:
         if not model.name or "/" in model.name or model.name in served:
@@ -46,17 +60,19 @@ def app(models: Iterable[Model], *, max_batch: int = 32, queue: int = 256, max_b
         yield
         for one in served.values():
             one.batcher.close()
+        infer.close()
 
+    infer = Infer(served, Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_json_bytes)
     pages = _Pages(served)
     routes = [Route("/v2", pages.server), Route("/v2/health/live", pages.live), Route("/v2/health/ready", pages.ready)]
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         routes += [
-            Route(f"{base}/infer", Infer(served, max_body_bytes), methods=["POST"]),
+            Route(f"{base}/infer", infer, methods=["POST"]),
             Route(base, pages.model),
             Route(f"{base}/ready", pages.model_ready),
             Route(f"{base}/stats", pages.stats),
         ]
-    application = Starlette(routes=routes, exception_handlers=FAULTS, lifespan=lifespan)
+    application = Starlette(routes=routes, exception_handlers=FAULTS, middleware=[Middleware(OneLength)], lifespan=lifespan)
     application.router.redirect_slashes = False
     return application
 

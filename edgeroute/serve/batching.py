@@ -20,7 +20,7 @@ from edgeroute.edge.card import Array, Card
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.types import TensorSpec
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("edgeroute")
 Tensors = Mapping[str, Array]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -13,60 +15,61 @@ from edgeroute.cloud.openinference import LENGTH
 from edgeroute.errors import BadInput
 from edgeroute.serve import protocol
 from edgeroute.serve.batching import Tensors
+from edgeroute.serve.bodies import Bodies
 from edgeroute.serve.served import Served, find
 
 _LENGTH = LENGTH.lower().encode()
+LARGE = 1 << 16
+"""Bytes from which a body is parsed, or a reply written, in a thread: the event loop goes on meanwhile."""
 
 
 class Infer:
     """Plain ASGI, which allows streaming the body, and detecting that the client disconnects while its request waits."""
 
-    def __init__(self, served: Mapping[str, Served], max_body_bytes: int) -> None:
-        self.served, self.max_body_bytes = served, max_body_bytes
+    def __init__(self, served: Mapping[str, Served], bodies: Bodies, max_json_bytes: int) -> None:
+        self.served, self.bodies, self.max_json_bytes = served, bodies, max_json_bytes
+        self._parser = ThreadPoolExecutor(1, "edgeroute-serve-json")  # one: parsed JSON takes several times its size
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._parser.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reads the request, queues it, and sends the reply."""
         model = find(self.served, scope)
         headers = dict(scope["headers"])
-        body = await self._body(headers.get(b"content-length", b""), receive)
-        if body is None:
-            return
+        with self.bodies.one() as held:
+            body = await held.read(headers.get(b"content-length", b""), receive)
+            if body is not None:
+                reply = await self._answer(model, headers, body, receive)
+                if reply is not None:
+                    await Response(reply.body, headers=reply.headers)(scope, receive, send)
+
+    async def _answer(
+        self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive
+    ) -> protocol.Reply | None:
+        """The reply; None: the client disconnected."""
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise BadInput("the body is compressed, which this server does not read: send it as it is")
-        length = headers.get(_LENGTH)
-        ask = protocol.read(body, None if length is None else length.decode("latin-1"), model.inputs, model.outputs)
+        length = None if (given := headers.get(_LENGTH)) is None else given.decode("latin-1")
+        size = protocol.json_size(body, length)
+        if size > self.max_json_bytes:
+            raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary")
+        read = partial(protocol.read, body, length, model.inputs, model.outputs)
+        ask = read() if size < LARGE else await asyncio.get_running_loop().run_in_executor(self._parser, read)
         done = model.submit(ask)
         watch = asyncio.create_task(_withdraw(done, receive))
         try:
             results = await done
         except asyncio.CancelledError:
             if watch.done():
-                return  # the client has disconnected
+                return None  # the client has disconnected
             raise
         finally:
             watch.cancel()
-        reply = protocol.write(ask, results, model.name)
-        await Response(reply.body, headers=reply.headers)(scope, receive, send)
-
-    async def _body(self, announced: bytes, receive: Receive) -> bytes | None:
-        """The whole body; None: the client disconnected."""
-        parts: list[bytes] = []
-        size, more = int(announced) if announced.isdigit() else 0, True
-        self._check(size)
-        size = 0
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            self._check(size)
-            more = message.get("more_body", False)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _check(self, size: int) -> None:
-        if size > self.max_body_bytes:
-            raise HTTPException(413, f"the body has more than {self.max_body_bytes} bytes: send fewer rows at a time")
+        write = partial(protocol.write, ask, results, model.name)
+        small = sum(array.nbytes for array in results.values()) < LARGE
+        return write() if small else await asyncio.get_running_loop().run_in_executor(self._parser, write)
 
 
 async def _withdraw(done: asyncio.Future[Tensors], receive: Receive) -> None:

@@ -71,7 +71,7 @@ def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs:
     Raises:
         BadInput: the request violates the protocol, or does not fit the model. Every size is validated before use.
     """
-    at = len(body) if length is None else _length(length, len(body))
+    at = json_size(body, length)
     head = _json(body if length is None else body[:at])
     wanted = {spec.name: spec for spec in inputs}
     given: dict[str, Array] = {}
@@ -98,6 +98,15 @@ def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs:
     if not isinstance(name, str | None):
         raise BadInput(f"id is {_say(name)}: send a string or leave it out")
     return Ask({name: given[name] for name in wanted}, _outputs(head, [spec.name for spec in outputs]), name)
+
+
+def json_size(body: bytes, length: str | None) -> int:
+    """Bytes of the body's JSON part. length: as for `read`.
+
+    Raises:
+        BadInput: it is not a length, or longer than the body.
+    """
+    return len(body) if length is None else _length(length, len(body))
 
 
 def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
@@ -203,19 +212,25 @@ def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -
         raise BadInput(f"{spec.name}: data has the shape {sizes}, not {list(shape)}: send it flat, or nested as its shape says")
     # Checked before numpy converts it: numpy would accept strings and null as numbers, and wrap large integers.
     kinds: dict[str, set[type]] = {"f": {int, float}, "b": {bool}}
-    fits = set(map(type, flat)) <= kinds.get(dtype.kind, {int})
-    if fits and flat and dtype.kind in "iu":
-        fits = np.iinfo(dtype).min <= min(flat) and max(flat) <= np.iinfo(dtype).max
-    if fits:
-        try:
-            with np.errstate(over="ignore"):
-                array = np.array(flat, dtype).reshape(shape)
-            fits = dtype.kind != "f" or bool(np.isfinite(array).all())  # JSON has no infinity: the number was too large
-        except OverflowError:  # likewise for an int
-            fits = False
-    if not fits:
-        raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
-    return array
+    array = np.empty(len(flat), dtype)
+    for at in range(0, len(flat), _PIECE):
+        piece = flat[at : at + _PIECE]
+        fits = set(map(type, piece)) <= kinds.get(dtype.kind, {int})
+        if fits and dtype.kind in "iu":
+            fits = np.iinfo(dtype).min <= min(piece) and max(piece) <= np.iinfo(dtype).max
+        if fits:
+            try:
+                with np.errstate(over="ignore"):
+                    array[at : at + _PIECE] = np.array(piece, dtype)
+            except OverflowError:  # JSON has no infinity: the number was too large
+                fits = False
+        if not (fits and (dtype.kind != "f" or np.isfinite(array[at : at + _PIECE]).all())):  # likewise
+            raise BadInput(f"{spec.name}: data holds what is no {NAMES[spec.dtype]}: convert it")
+    return array.reshape(shape)
+
+
+_PIECE = 1 << 16
+"""Numbers converted at a time: other threads run in between, the event loop among them."""
 
 
 def _outputs(head: dict[str, Any], names: list[str]) -> list[tuple[str, bool]]:

@@ -30,6 +30,9 @@ def serve(
     max_batch: int = 32,
     queue: int = 256,
     max_body_bytes: int = 64 << 20,
+    max_json_bytes: int = 16 << 20,
+    max_bodies_bytes: int = 256 << 20,
+    body_timeout_s: float = 30.0,
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
     """Serves model files until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s, and returns.
@@ -42,6 +45,9 @@ def serve(
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model.
         max_body_bytes: of a request.
+        max_json_bytes: of the JSON in it.
+        max_bodies_bytes: of all requests in progress.
+        body_timeout_s: within which a request's body must have come.
         on_ready: called with the URL, once it is listening.
 
     Raises:
@@ -49,9 +55,13 @@ def serve(
         ModelError: a model cannot be loaded.
     """
     models = [OnnxModel(path, threads=threads) for path in paths]
-    application = app(models, max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes)
+    application = app(
+        models, max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
+        max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s,
+    )  # fmt: skip
     config = uvicorn.Config(
         application,
+        http="h11",  # the parser whose limits and refusals are tested, whatever else is installed
         ws="none",
         log_config=None,
         log_level="warning",

@@ -6,7 +6,9 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
+from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.settings.keys import LISTS, SECTIONS
 from edgeroute.settings.problems import Key, Problem
@@ -27,6 +30,8 @@ else:
 PREFIX = "EDGEROUTE_"
 MAX_NODES = 10_000
 """Values of a policy in YAML."""
+MOST_QUOTED = 60
+"""Maximum number of characters of a key quoted in a message."""
 # Kubernetes sets these in every container, for services whose names begin with "edgeroute"
 _KUBERNETES = re.compile(r"EDGEROUTE_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_[A-Z0-9_]+)?")
 
@@ -148,10 +153,10 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
     secret = "env" in schema.get("properties", {})
     if text[0] in ("{" if secret else "[{"):
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as e:
             if not secret:
-                raise ValueError(f'expected JSON, such as ["a", "b"], found an error {_place(e)}') from None
+                raise ValueError(f'expected JSON, such as ["a", "b"], found {_place(e)}') from None
     if secret:
         return {"env": name}  # a reference to the secret, so that it stays in the variable
     try:
@@ -208,9 +213,21 @@ def _toml(text: str) -> Any:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except ValueError as e:
-        raise ValueError(f"is not JSON: an error {_place(e)}") from None
+        raise ValueError(f"is not JSON: {_place(e)}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a key that is there twice is refused, where Python would keep the last."""
+    if len(found := dict(pairs)) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(_twice(twice))
+    return found
+
+
+def _twice(key: str) -> str:
+    return f"the key {json.dumps(clean(key, MOST_QUOTED), ensure_ascii=False)} is there twice"
 
 
 def _yaml(text: str) -> Any:
@@ -219,7 +236,7 @@ def _yaml(text: str) -> Any:
     except ImportError as e:
         raise RuntimeMissing("a policy in YAML needs pyyaml: pip install 'edgeroute[yaml]'") from e
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _unique_keys()(text)
         try:
             node = loader.get_single_node()
             if node is not None and _nodes(node, {}) > MAX_NODES:
@@ -247,9 +264,29 @@ def _nodes(node: Any, known: dict[int, float]) -> float:
     return count
 
 
+@cache
+def _unique_keys() -> Any:
+    """A safe YAML loader that refuses a key that is there twice; one from a merge (`<<`) may be overridden."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # here: later, merges have added their keys
+            node = super().compose_mapping_node(anchor)
+            seen = set[str]()
+            for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:  # others are refused as they are
+                merge = key.tag == "tag:yaml.org,2002:merge"
+                name = key.value if merge else str(self.construct_object(key))
+                if name in seen:
+                    raise yaml.composer.ComposerError(None, None, _twice(name), key.start_mark)
+                seen.add(name)
+            return node
+
+    return Loader
+
+
 def _place(error: ValueError | RecursionError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"at line {error.lineno}, column {error.colno}: {error.msg}"
+        return f"an error at line {error.lineno}, column {error.colno}: {error.msg}"
     return str(error)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, WithJsonSchema, WrapValidator
 from pydantic_core import PydanticCustomError
 
-from edgeroute.cloud.base import Secret
+from edgeroute.cloud.base import Secret, bare
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
 from edgeroute.edge.load import RUNTIMES
@@ -50,7 +50,7 @@ def _hedge(value: Any) -> float | str:
 
 
 def _url(url: str) -> str:
-    if "@" in url:
+    if "@" in url or "%40" in url:
         raise refused("the address carries a user or password: give it as api_key or in headers")
     if "?" in url or "#" in url:
         raise refused("the address has a query or fragment (? or #), which is not part of an endpoint's address")
@@ -60,7 +60,8 @@ def _url(url: str) -> str:
     except ValueError:
         known = False
     if not known:
-        raise expected("an address that begins with http:// or https://")
+        words = "an address that begins with http:// or https://"
+        raise expected(words) if repr(url) == bare(url) else refused(f"expected {words}")  # else it may be a key or a token
     return url
 
 

@@ -80,7 +80,7 @@ class Journal:
         return self._fd, found.st_size
 
     def _open(self) -> os.stat_result:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._drop()
         self._fd, found = fd, os.fstat(fd)

@@ -182,13 +182,14 @@ class Database:
             self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
             self._file = _which(self.path)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # one that exists is not opened: closing it would end the reader's locks
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))  # it may hold user inputs: for its owner only
             connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
                 self._patiently(connection.execute, "PRAGMA journal_mode=WAL")
                 connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+                connection.execute("PRAGMA secure_delete=ON")  # what is deleted is overwritten; some builds do not by default
                 connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'NORMAL'}")
                 (found,) = self._patiently(connection.execute, "PRAGMA user_version").fetchone()
                 self._check(found)

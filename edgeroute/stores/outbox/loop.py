@@ -95,7 +95,7 @@ class Loop:
     def _take(self) -> bool:
         if self._fd is not None:
             return True
-        self._place.parent.mkdir(parents=True, exist_ok=True)
+        self._place.parent.mkdir(0o700, parents=True, exist_ok=True)
         self._fd = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,41 @@
+"""Sanitises texts of others (servers, models, functions, stored rows) for reasons, traces, messages, logs, stores and terminals.
+
+What of a server's reply may be in such a text at all is decided in `edgeroute.cloud.quoting`.
+"""
+
+from __future__ import annotations
+
+from edgeroute.core.codes import Coded
+
+FOREIGN = 200
+"""Maximum number of characters of what a server said, or of an exception that edgeroute did not raise."""
+OWN = 400
+"""Maximum number of characters of one of edgeroute's own messages, which may have such a text in it."""
+LOST = "\N{REPLACEMENT CHARACTER}"
+
+
+def clean(text: object, most: int = OWN) -> str:
+    """Formats a value as printable text on one line of at most `most` characters.
+
+    Line breaks and tabs become spaces; other control characters, escapes and direction marks become `LOST`.
+    """
+    found = text if type(text) is str else str(text)
+    cut = found[: most - 1] + "…" if len(found) > most else found
+    return cut if cut.isprintable() else "".join(map(_shown, cut))
+
+
+def told(error: object) -> str:
+    """The message of an exception, sanitised; empty if it has none, or raises when it is formatted."""
+    try:
+        return clean(str(error), OWN if isinstance(error, Coded) else FOREIGN)
+    except Exception:  # noqa: BLE001 - a foreign `__str__`
+        return ""
+
+
+def printable(text: str) -> str:
+    """A text of several lines without control characters. A line break stays one."""
+    return text if text.isprintable() else "\n".join("".join(map(_shown, line)) for line in text.split("\n"))
+
+
+def _shown(c: str) -> str:
+    return c if c.isprintable() else " " if c.isspace() else LOST

@@ -1,0 +1,51 @@
+"""Texts of others, as reasons, traces, messages and logs have them."""
+
+import pytest
+
+from edgeroute.core.texts import FOREIGN, LOST, OWN, clean, printable, told
+from edgeroute.errors import BadReply
+
+
+class Unspeakable(Exception):
+    """What cannot be formatted."""
+
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("all well", "all well"),
+        ("two\nlines\tand\rmore", "two lines and more"),
+        ("\x1b[2J\x07\x00\x9b", f"{LOST}[2J{LOST}{LOST}{LOST}"),
+        ("pay\u202eabc\u200b", f"pay{LOST}abc{LOST}"),
+        ("\ud800", LOST),
+        ("\u2028x", " x"),
+        (7, "7"),
+    ],
+)
+def test_a_text_becomes_one_printable_line(text, shown):
+    """Line ends become spaces; escapes, direction marks and half characters are marked as lost."""
+    assert clean(text) == shown
+
+
+def test_a_text_has_a_limit():
+    """The cut is visible."""
+    assert clean("x" * OWN) == "x" * OWN
+    assert clean("x" * (OWN + 1)) == "x" * (OWN - 1) + "…"
+    assert len(clean("\n" * 10**6, 9)) == 9
+
+
+def test_what_an_exception_says():
+    """A foreign one gets fewer characters than one of edgeroute's, and may be unable to say anything."""
+    assert len(told(RuntimeError("x" * 1000))) == FOREIGN
+    assert len(told(BadReply("x" * 1000))) == OWN
+    assert told(KeyError()) == told(Unspeakable()) == ""
+    assert str(BadReply("a\n\x1b[2Jb")) == f"a {LOST}[2Jb"
+
+
+def test_several_lines_stay_lines():
+    """Without anything else that does not print."""
+    assert printable("one line") == "one line"
+    assert printable("a\n\x1b]0;b\x07\n") == f"a\n{LOST}]0;b{LOST}\n"

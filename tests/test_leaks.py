@@ -1,0 +1,274 @@
+"""What a server says, and what a key or an input looks like, in every place where texts go: none of it where it must not be."""
+
+import base64
+import contextlib
+import copy
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+
+import pytest
+from both import CALLS, Tasks, Threads, ask, header, nothing_left, unsure
+from typer.testing import CliRunner
+
+from edgeroute import Cache, CloudError, EdgerouteError, Outbox, PlainJson, Router, Secret
+from edgeroute.cli.app import app
+from edgeroute.cloud.base import Address
+from edgeroute.cloud.quoting import MOST_COMPARED, MOST_READ, quote
+from edgeroute.stores.sqlite import Database
+from edgeroute.system import log, plain
+from edgeroute.testing import CannedServer, http_reply
+
+KEY = "sk-CANARY-0123456789"
+INPUT = "patient John Doe, born 19571124"
+JSON = [("Content-Type", "application/json")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda cloud, **policy: stack.enter_context(request.param(unsure, cloud, threshold=0.5, **policy))
+
+
+def error(status, said):
+    return http_reply(json.dumps(said).encode(), status=status, headers=JSON)
+
+
+def auth(request):
+    return f"Authorization: {header(request, 'authorization')}"
+
+
+def body(request):
+    return request.partition(b"\r\n\r\n")[2]
+
+
+ECHOES = {
+    "the input, as FastAPI": lambda r: error(422, {"detail": [{"type": "value_error", "msg": "no", "input": json.loads(body(r))}]}),
+    "the input in a message": lambda r: error(422, {"detail": [{"msg": f"{json.loads(body(r))['input']} is not valid"}]}),
+    "the body": lambda r: error(500, {"error": "cannot handle " + body(r).decode()}),
+    "the key": lambda r: error(401, {"error": {"message": "Incorrect API key: " + auth(r), "code": auth(r).split()[-1]}}),
+    "the key in pieces": lambda r: error(500, {"error": " ".join(auth(r))}),
+    "the key in small letters": lambda r: error(500, {"error": auth(r).lower()}),
+    "the key in base64": lambda r: error(500, {"error": base64.b64encode(auth(r).encode()).decode()}),
+    "a header line that is none": lambda r: b"HTTP/1.1 200 OK\r\n" + auth(r).replace(":", "").encode() + b"\r\n\r\n",
+    "a status line that is none": lambda r: auth(r).encode() + b"\r\n\r\n",
+    "a header": lambda r: http_reply(b"oops", status=500, headers=[("X-Echo", auth(r))]),
+    "an encoding": lambda r: http_reply(b"{}", headers=[("Content-Encoding", auth(r).split()[-1])]),
+    "keys": lambda r: http_reply(json.dumps({auth(r): 1, json.loads(body(r))["input"]: 1}).encode()),
+    "a redirect": lambda r: http_reply(status=307, headers=[("Location", "/" + auth(r).split()[-1])]),
+    "escapes": lambda r: error(500, {"error": f"x\n2026-01-01 {INPUT} {KEY}\x1b[2J\x1b]0;y\x07"}),
+}  # fmt: skip
+
+
+def assert_clean(name, text):
+    """No key and no input, whole or re-encoded, and no escapes."""
+    squeezed = "".join(text.split()).lower()
+    encoded = base64.b64encode(f"Authorization: Bearer {KEY}".encode()).decode().lower()
+    for secret in (KEY, "John", "Doe", "19571124", encoded):
+        assert secret.lower() not in squeezed, (name, secret)
+    assert "\x1b" not in text, name
+    assert "\n2026" not in text, name
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+def test_what_a_server_echoes_is_nowhere(echo, make, tmp_path, caplog):
+    """Not in reasons, traces, exceptions, the log at its most detailed, the files of the state, or the command line."""
+    caplog.set_level(logging.DEBUG)
+    state = tmp_path / "state"
+    with CannedServer(ECHOES[echo], close=True) as server:
+        cloud = PlainJson(server.url, api_key=Secret(KEY), retries=0)
+        router = make(cloud, offline="queue", state=state, trace=tmp_path / "trace.jsonl", cache=Cache(disk=state / "cache.db"))
+        texts = {}
+        with pytest.raises(EdgerouteError) as caught:  # first, while the breaker is closed
+            router.infer(INPUT, mode="only_cloud")
+        for call in CALLS:
+            answer = ask(router, call, INPUT)
+            assert answer.value == "edge"
+            texts |= {f"{call}: {i}": text for i, text in enumerate([answer.reason, repr(answer), json.dumps(answer.trace)])}
+        texts["exception"] = "".join(traceback.format_exception(caught.value))
+        texts["outbox"] = repr([entry.error for entry in router.engine.queue.outbox.list()])
+    router.close()
+    texts["log"] = caplog.text
+    texts["trace"] = (tmp_path / "trace.jsonl").read_text()
+    for command in ("status", "egress", "outbox list"):
+        texts[command] = CliRunner().invoke(app, [*command.split(), "--state", str(state)]).output
+    for name, text in texts.items():
+        assert_clean(name, text)
+    assert all(len(text) < 2000 for name, text in texts.items() if ": 0" in name)
+    for path in state.iterdir():
+        assert KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("wrong", [b"HTTP/1.1 200 OK\r\nno colon " + KEY.encode() + b"\r\n\r\n", KEY.encode() + b"\r\n\r\n"])
+def test_what_is_not_http_is_named_and_not_quoted(wrong, make):
+    """Its kind alone."""
+    with CannedServer(wrong, close=True) as server:
+        assert "illegal " in (reason := make(PlainJson(server.url, retries=0)).infer(1).reason)
+    assert KEY not in reason
+
+
+class Careless(PlainJson):
+    """A protocol of one's own, which quotes what it gets."""
+
+    def decode(self, reply, count):
+        """Says what came."""
+        raise CloudError(f"{count} gave {bytes(reply.body).decode()}\x1b[2J" + "x" * 1000)
+
+
+def test_an_endpoint_that_quotes_its_replies_shows_no_key(make):
+    """Its own errors go through the same hands: keys are masked, escapes lost, and there is a limit."""
+    with CannedServer(lambda request: http_reply(auth(request).upper().encode())) as server:
+        reason = make(Careless(server.url, api_key=KEY)).infer(1).reason
+    assert "1 gave AUTHORIZATION: BEARER ***\ufffd[2Jxxx" in reason
+    assert len(reason) < 500
+
+
+def test_a_function_that_fails_with_a_long_text_has_its_start_in_the_reason(make):
+    """On one line; one that cannot even be formatted costs nothing."""
+
+    class Odd(Exception):
+        def __str__(self):
+            raise ValueError
+
+    def fails(x):
+        raise Odd if x else RuntimeError("a\nb\x1b[2J" + "x" * 1000)
+
+    router = make(fails)
+    assert "cloud failed: a b\ufffd[2Jxxx" in (reason := router.infer(0).reason)
+    assert len(reason) < 300
+    answer = router.infer(1)
+    assert "cloud failed: Odd" in answer.reason
+    assert json.dumps(answer.trace)
+
+
+@pytest.mark.parametrize(
+    ("said", "sent", "quoted"),
+    [
+        ({"error": "model is not loaded"}, {"input": "dog"}, "model is not loaded"),
+        ({"detail": "Input should be a valid string"}, {"input": 7}, "Input should be a valid string"),
+        ({"detail": [{"type": "missing", "loc": ["body"], "msg": "Field required", "input": 1}]}, {}, "missing, Field required"),
+        ({"error": {"code": "rate_limit_exceeded", "message": f"{INPUT} is too much"}}, {"input": INPUT}, "rate_limit_exceeded"),
+        ({"title": "Too Many Requests", "status": 429}, {}, "Too Many Requests"),
+        ({"error": "at most 60 a minute"}, {}, "at most 60 a minute"),
+        ({"error": "unexpected datatype FP64"}, {"input": 1}, "unexpected datatype FP64"),
+        ({"error": "InvalidArgument"}, {}, "InvalidArgument"),
+        ({"error": "age 47 is out of range"}, {"age": 47}, ""),
+        ({"error": "Jurgen is unknown"}, {"input": "J\u00fcrgen"}, ""),
+        ({"error": "John is unknown"}, {"input": "line\nJohn"}, ""),
+        ({"error": "J o h n"}, {"input": "John"}, ""),
+        ({"error": "Sm9obg"}, {"input": "John"}, ""),
+        ({"error": "4a6f686e"}, {"input": "John"}, ""),
+        ({"error": "user alice is locked"}, {}, ""),
+        ({"error": "bad\nbad"}, {}, ""),
+        ({"error": "long " * 100}, {}, ""),
+        ({"error": ""}, {}, ""),
+        ("text", {}, ""),
+        (["text"], {}, ""),
+        (7, {}, ""),
+    ],
+)  # fmt: skip
+def test_what_is_quoted_of_an_error(said, sent, quoted):
+    """Codes and phrases of ordinary words that the request does not have; a number only if it is in none of what was sent."""
+    basic = "Basic " + base64.b64encode(b"alice:hunter2").decode()
+    assert quote(json.dumps(said).encode(), json.dumps(sent).encode() if sent else b"", [basic]) == quoted
+
+
+def test_what_cannot_be_compared_is_not_quoted():
+    """A large error, one for a large request, one that is not JSON; and no number, where the request's are binary."""
+    said = json.dumps({"error": "model is not loaded"}).encode()
+    assert quote(said, b"x" * MOST_COMPARED, []) == "model is not loaded"
+    assert quote(said, b"x" * (MOST_COMPARED + 1), []) == ""
+    assert quote(said + b" " * MOST_READ, b"", []) == ""
+    assert quote(b"{", b"", []) == ""
+    numbers = json.dumps({"error": "expected shape 784"}).encode()
+    assert quote(numbers, b"", []) == "expected shape 784"
+    assert quote(numbers, b'{"inputs": []}\x00\xff', []) == ""
+
+
+def test_a_secret_is_not_pickled():
+    """Nor is what has one in it; a copy is the same; one in the environment is only its name."""
+    secret = Secret(KEY)
+    for thing in (secret, [secret], PlainJson("http://h", api_key=KEY), Address("http://h", headers={"X-Key": KEY})):
+        with pytest.raises(TypeError, match="env="):
+            pickle.dumps(thing)
+        assert KEY not in repr(thing) + str(thing) + f"{thing}" + json.dumps(plain(thing))
+    assert copy.copy(secret) is copy.deepcopy(secret) is secret
+    assert copy.deepcopy({"key": secret})["key"] is secret
+    named = Secret(env="CLOUD_KEY")
+    assert pickle.loads(pickle.dumps(named)) == named
+
+
+@pytest.mark.parametrize("url", [f"https://u:{KEY}@h/x", f"https://u:{KEY}%40h/x", f"https://u:{KEY}://x@h/", f"u:{KEY}@h", KEY])
+@pytest.mark.parametrize("given", ["file", "variable"])
+def test_a_url_with_a_password_is_refused_by_the_command_line_without_being_quoted(url, given, tmp_path):
+    """From a policy, and from an environment variable."""
+    path = tmp_path / "policy.toml"
+    path.write_text('mode = "only_cloud"\n[cloud]\n' + (f"url = {json.dumps(url)}\n" if given == "file" else ""))
+    more = {"EDGEROUTE_CLOUD__URL": url} if given == "variable" else {}
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeroute", "check", "-p", path],
+        capture_output=True, text=True, check=False, env={**os.environ, **more},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert KEY not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_log_has_no_lines_of_others(caplog):
+    """Arguments are printable text on one line, and a traceback's lines begin with spaces."""
+    evil = "x\n2026-01-01 CRITICAL forged\x1b[2J"
+    error = RuntimeError(evil)
+    log.error("%s and %s failed, %d times", evil, error, 3, exc_info=error)
+    assert "failed, 3 times" in caplog.text
+    assert "\n2026-01-01" not in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_the_command_line_shows_no_escapes(tmp_path, monkeypatch):
+    """Not those of a policy's name, or of a damaged state."""
+    evil = "a\x1b]0;pwned\x07.toml"
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeroute", "check", "-p", tmp_path / evil], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pwned" in done.stderr
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_what_is_deleted_is_overwritten(tmp_path):
+    """Whatever SQLite's build does by itself."""
+    database = Database(tmp_path / "x.db", "CREATE TABLE IF NOT EXISTS t (x)", durable=False)
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO t VALUES (?)", (KEY * 3,))
+        assert connection.execute("PRAGMA secure_delete").fetchone() == (1,)
+    with database.transaction() as connection:
+        connection.execute("DELETE FROM t")
+    database.close()
+    assert KEY.encode() not in (tmp_path / "x.db").read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX's modes")
+def test_a_state_folder_is_its_owners(tmp_path):
+    """One that is made; one that was there stays as it was."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir(0o755)
+    old.chmod(0o755)
+    for state in (old, new):
+        with Router(unsure, None, threshold=0.5, state=state) as router:
+            router.infer(1)
+    assert old.stat().st_mode & 0o777 == 0o755
+    assert new.stat().st_mode & 0o777 == 0o700
+    with contextlib.closing(Outbox(tmp_path / "box" / "outbox.db")) as box:
+        box.counts()
+    assert (tmp_path / "box").stat().st_mode & 0o777 == 0o700
