@@ -316,7 +316,7 @@ VALUES = {
 class ByName(CallableModel):
     """A model with outputs by name, as ONNX models have."""
 
-    def run(self, inputs, cancel=None):  # noqa: ARG002
+    def run(self, inputs, cancel=None):
         """Name -> rows."""
         rows = [self.function(x) for x in inputs]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
