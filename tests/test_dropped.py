@@ -90,7 +90,7 @@ def test_many_leave_nothing(kind, tmp_path, said, caplog):
     threads, files = set(threading.enumerate()), open_files()
     with CannedServer(GOOD) as server, caplog.at_level(logging.WARNING, "edgeroute"):
         serving = set(threading.enumerate())
-        for i in range(40):
+        for i in range(400):
             options = {"threshold": 0.5} if i % 10 else full(tmp_path / str(i), server)
             if i % 20 == 0:
                 options["cloud"] = options["cloud"][::-1]  # the first of them is away: its breaker opens, and the link is watched
@@ -98,7 +98,7 @@ def test_many_leave_nothing(kind, tmp_path, said, caplog):
         assert settled(lambda: set(threading.enumerate()) <= serving)
     assert settled(lambda: set(threading.enumerate()) <= threads)
     assert settled(lambda: open_files() == files)
-    assert len([text for text in said() if text.startswith("unclosed router <edgeroute.")]) == 40
+    assert len([text for text in said() if text.startswith("unclosed router <edgeroute.")]) == 400
     assert not [text for text in said() if not text.startswith("unclosed router")], "all in it was closed, and not just dropped"
     assert len([r for r in caplog.records if "dropped without close()" in r.message]) == 1
 
