@@ -131,6 +131,9 @@ class Backend(Protocol):
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """What its answers depend on, in short; `of` takes the fingerprint of a file or a callable."""
 
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """All that decides its answer to an input, for cache keys; `of` as in `fingerprint`."""
+
     def close(self) -> None:
         """Lets go of what it holds; a later run takes it up again."""
 

@@ -926,13 +926,13 @@ if not pid:
     semantic.add(b"", "text", entry("child"))
     assert semantic.find(b"", "text")[0].value == "child"
     assert flights.join(b"k").leads, "whoever leads in the parent does not answer here"
-    leader.done("nobody"); leader.failed()
+    leader.done(lambda: "nobody"); leader.failed()
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 cache._disk._waiting.clear()
 release.set(); thread.join()
 assert not flights.join(b"k").leads
-leader.done("answer")
+leader.done(lambda: "answer")
 assert follower.wait(60) == "answer"
 assert cache.get(b"child").value == "child"
 cache.put(b"parent", entry("again")); cache.close()
@@ -957,7 +957,7 @@ def test_two_hundred_threads_ask_once():
         gate.wait(LONG)  # all have joined
         if flight.leads:
             led.append(1)
-            flight.done("answer")
+            flight.done(lambda: "answer")
             flight.failed()
         else:
             got.append(flight.wait(LONG))
@@ -976,12 +976,12 @@ def test_a_flight_that_failed_sends_everyone_on_alone():
     flights = Flights()
     leader, follower, other = flights.join(b"k"), flights.join(b"k"), flights.join(b"other")
     assert (leader.leads, follower.leads, other.leads) == (True, False, True)
-    follower.done("not mine")
+    follower.done(lambda: "not mine")
     follower.failed()
     assert follower.wait(0) is None, "the time is up"
     leader.failed()
     assert follower.wait(float("inf")) is None
-    leader.done("too late")
+    leader.done(lambda: "too late")
     assert follower.wait(0) is None
     assert flights.join(b"k").leads
 
@@ -1039,7 +1039,7 @@ def test_a_cancelled_follower_cancels_nobody_else():
             task.cancel()
         ended = await asyncio.gather(*tasks[::2], return_exceptions=True)
         assert all(isinstance(e, asyncio.CancelledError) for e in ended)
-        await asyncio.to_thread(leader.done, "answer")
+        await asyncio.to_thread(leader.done, lambda: "answer")
         return await asyncio.gather(*tasks[1::2])
 
     assert asyncio.run(everyone()) == ["answer"] * 5
@@ -1054,7 +1054,7 @@ def test_a_follower_whose_loop_has_ended_is_no_trouble(caplog):
     leader = flights.join(b"k")
     follower = flights.join(b"k")
     assert asyncio.run(follower.wait_async(0)) is None
-    leader.done("answer")
+    leader.done(lambda: "answer")
     assert not caplog.records
     assert follower.wait(0) == "answer"
     assert asyncio.run(follower.wait_async(LONG)) == "answer"

@@ -93,9 +93,11 @@ class AsyncConnections:
     def abandon(self) -> None:
         """`close` from outside the loop, or from a thread."""
         self._closed = True
-        if self._idle and self._loop is not None and self._loop.is_running():
+        if self._loop is not None and self._loop.is_running():
             with contextlib.suppress(RuntimeError):  # the loop has just been closed
                 self._loop.call_soon_threadsafe(self._close_idle)
+        else:
+            self._close_idle()
 
 
 class _Connection:

@@ -146,6 +146,21 @@ class HttpBackend(AbandonedRuns):
         """Fingerprint of the address and of the decoding."""
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """Protocol, address, encoding and decoding. An endpoint's class says it itself: a subclass may do otherwise."""
+        kind = type(self.endpoint)
+        said = self.endpoint.identity(of) if "identity" in vars(kind) else of(self.endpoint)
+        return repr((kind.__module__, kind.__qualname__, said, self.fingerprint(of)))
+
+    def credentials(self) -> list[str]:
+        """As whom it asks, hashed."""
+        return self.endpoint.address.credentials()  # type: ignore[no-any-return]
+
+    @property
+    def variables(self) -> list[str]:
+        """Environment variables that credentials are read from."""
+        return self.endpoint.address.variables  # type: ignore[no-any-return]
+
     def codec(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of the protocol, and of the card with the preprocessing, if there is one."""
         card = getattr(getattr(self.endpoint, "card", None), "path", None)
@@ -255,6 +270,10 @@ class FunctionBackend(AbandonedRuns):
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of the function's code."""
         return of(self.function)
+
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """As `fingerprint`, with the labels of logits."""
+        return repr((of(self.function), self.reader.labels))
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
         """Empty: a function has no codec."""

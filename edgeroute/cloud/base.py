@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Generator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -88,6 +89,11 @@ class Secret:
 
     def __init__(self, value: str | None = None, *, env: str | None = None) -> None:
         self._value, self._env = value, env
+
+    @property
+    def env(self) -> str | None:
+        """The environment variable that holds it; None: it was given itself."""
+        return self._env
 
     def read(self) -> str:
         """The secret itself.
@@ -199,6 +205,22 @@ class Address:
             if not _SENDABLE.fullmatch(value):  # checked here: httpcore's error would quote the value
                 raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
         return found
+
+    def credentials(self) -> list[str]:
+        """As whom this address is asked: SHA-256 of each header with its name, and of the client certificate's file."""
+        found = []
+        for name, (before, secret) in self._headers.items():
+            with contextlib.suppress(PolicyError):  # it is not set: nothing can be sent
+                found.append(f"{name.lower()}: {before}{secret.read()}".encode("utf-8", "surrogateescape"))
+        if self.cert is not None:
+            with contextlib.suppress(OSError):  # likewise
+                found.append(Path(self.cert[0]).read_bytes())
+        return sorted(sha256(one).hexdigest() for one in found)
+
+    @property
+    def variables(self) -> list[str]:
+        """The environment variables that hold the headers' values."""
+        return [secret.env for _, secret in self._headers.values() if secret.env is not None]
 
     def hide(self, text: str) -> str:
         """Masks this address's secrets, and the proxy's, in a text that may quote what came."""

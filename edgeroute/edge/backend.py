@@ -70,6 +70,12 @@ class EdgeBackend(AbandonedRuns):
             return _fingerprint(self.model, of)
         return " ".join([f"votes={self.model.votes}", *(_fingerprint(model, of) for model in several)])  # type: ignore[attr-defined]
 
+    def identity(self, of: Callable[[Any], str]) -> str:
+        """As `fingerprint`, with how the outputs are decoded."""
+        several = getattr(self.model, "models", [self.model])
+        cards = [of(card.path) for model in several if (card := getattr(model, "card", None)) is not None and card.path]
+        return repr((self.fingerprint(of), self.reader.labels, self.reader.kind, cards))
+
     def close(self) -> None:
         """Frees the model, once no run is under way: a native runtime would crash the process."""
         if self._close is not None:

@@ -125,8 +125,10 @@ class Counts:
 
         Latencies of a batch are left out: they are not those of one input.
         """
-        fresh = self._fresh
-        fresh.append((plan.legs, outcome.leg, outcome.accepted, outcome.log, batch))
+        fresh, log = self._fresh, outcome.log
+        if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
+            log = tuple(mark._replace(detail=None) if mark.kind == "failed" else mark for mark in log)
+        fresh.append((plan.legs, outcome.leg, outcome.accepted, log, batch))
         if len(fresh) + self._added < TOGETHER and outcome.accepted:
             return False
         with self._lock:

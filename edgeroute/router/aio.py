@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -87,7 +88,7 @@ class AsyncRouter(EngineOwner):
     ) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
-            lambda engine, steps: self._spawn(engine, steps),  # noqa: PLW0108 - not bound until it is called
+            partial(_spawn, weakref.ref(self)),
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
@@ -275,10 +276,9 @@ class AsyncRouter(EngineOwner):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _spawn(self, engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG002 - there is one
+    def spawn(self, steps: Steps[None]) -> None:
         """Executes steps in the background."""
         self._task(self._pump(steps))
-        return True
 
     async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
         """The result of `call` in a thread; `late` if there is none by the instant `until`.
@@ -296,6 +296,15 @@ class AsyncRouter(EngineOwner):
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+
+def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None]) -> bool:  # noqa: ARG001 - there is one
+    """Executes steps in the background, unless the router was dropped: its parts do not keep it alive."""
+    owner = router()
+    if owner is None:
+        return False
+    owner.spawn(steps)
+    return True
 
 
 class _End(list[Result]):

@@ -17,6 +17,7 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
+from edgeroute.router.arguments import check_types
 from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine, prints
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
@@ -58,6 +59,10 @@ def assemble(
     Raises:
         PolicyError, ModelMissing: the arguments are invalid together.
     """
+    check_types({
+        "audit": audit, "cache": cache, "instruments": instruments, "limits": limits, "metered": metered, "outbox": outbox,
+        "sensors": sensors, "state": state, "trace": trace, **policy,
+    })  # fmt: skip
     folder = None if state is None else Path(state)
     engine = Engine(folder)
     engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST)

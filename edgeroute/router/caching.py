@@ -7,20 +7,18 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeroute import system
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.calls import Block, Join, Proceed, Result, Steps, answer_of
+from edgeroute.router.keys import accepted
 from edgeroute.router.request import Request
-from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest, fingerprint
+from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
+from edgeroute.stores.cache.entry import CachedEntry, keep
 from edgeroute.types import Answer, own_copy
-
-if TYPE_CHECKING:
-    from edgeroute.core.plan import Plan
-    from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
 SHARE = 0.1
@@ -72,12 +70,12 @@ class Caching:
             yield from self._walked(leads, results, proceed)
             alone = []
             for i, request, flight in follows:
-                leader = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
-                if leader is None:
+                shared = yield Join(flight, min(self._patience_s(request), HELD_S if flight.held else INF))
+                if shared is None or not accepted(request.plan, shared[1].entry):
                     # another call than the batch's, with other rows: to an endpoint its id is the idempotency key
                     alone.append((i, request._replace(batch=f"{request.batch}-again" if request.batch else ""), None))
                 else:
-                    results[i] = self._shared(leader, request)
+                    results[i] = self._shared(request, *shared)
             yield from self._walked(alone, results, proceed)
         finally:
             for _, _, flight in leads:
@@ -97,12 +95,11 @@ class Caching:
 
     def _ended(self, request: Request, flight: Flight | None, result: Result) -> None:
         """Stores an answer, and passes it to the followers."""
-        good = isinstance(result, Answer) and not result.degraded and result.final
         if isinstance(result, Answer) and request.key is not None:
             self.store(request, result)
         if flight is not None:
-            if good:
-                flight.done(result)
+            if isinstance(result, Answer) and not result.degraded and result.final:
+                flight.done(partial(_for_followers, result))
             else:
                 flight.failed()  # followers may have more time, and have ids of their own
 
@@ -111,7 +108,7 @@ class Caching:
         plan, snapshot = request.plan, request.snapshot
         if plan.data_class in self.cache.never:
             return request, b""
-        prefix = snapshot.prefixes.get((plan.mode, plan.data_class)) or _prefix(snapshot, plan)
+        prefix = snapshot.prefixes.of(plan)
         return request._replace(key=digest(prefix, request.inputs)), prefix
 
     def _fetched(self, requests: Sequence[Request]) -> Steps[dict[bytes, Entry]]:
@@ -137,6 +134,8 @@ class Caching:
         if key is None:
             return None, None
         entry, age = self.cache.lookup(key, fetched)
+        if entry is not None and not accepted(request.plan, entry):
+            entry = None
         if entry is not None and age == "fresh":
             return self._recalled(entry, "cache", request, ""), None
         if entry is not None and age == "revalidate":
@@ -147,7 +146,7 @@ class Caching:
         semantic = self.cache.semantic
         if semantic is not None and isinstance(request.inputs, str):
             near = yield Block(partial(self._near, semantic, prefix, request.inputs), self._looks_until(request), needed=False)
-            if near is not None:
+            if near is not None and accepted(request.plan, near[0]):
                 entry, similarity = near
                 note = f", for a text like it (semantic {similarity:.2f} >= {semantic.threshold:g})"
                 return self._recalled(entry, "cache", request, note), None
@@ -191,31 +190,26 @@ class Caching:
         edge_s = max((plan.facts.reserves.get(leg.name, INF) for leg in plan.legs if leg.permit is None), default=INF)
         return max(0.0, whole_s - (edge_s if edge_s < INF else whole_s / 2) - (monotonic() - request.begun))
 
-    def _shared(self, leader: Answer, request: Request) -> Answer:
-        """Turns the answer of an equal request into this one's."""
+    def _shared(self, request: Request, leader: str, kept: CachedEntry) -> Answer:
+        """Turns the answer of an equal request, whose id is `leader`, into this one's."""
         self._note("cached")
-        side: Any = leader.source
-        entry = Entry(leader.value, leader.confidence, leader.outputs, leader.leg, side, leader.reason, system.now())
-        note = f"shared with {leader.id}: {leader.reason}"
-        answer = Answer.recalled(entry, "cache", note, request.id, monotonic() - request.begun)
-        answer.degraded, answer.final = leader.degraded, leader.final
-        return answer
+        entry = kept.given()
+        note = f"shared with {leader}: {entry.reason}"
+        return Answer.recalled(entry, "cache", note, request.id, monotonic() - request.begun)
 
     def store(self, request: Request, answer: Answer) -> None:
         """Stores an answer that was accepted."""
         if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
             return
-        side: Any = answer.source
-        entry = Entry(answer.value, answer.confidence, answer.outputs, answer.leg, side, answer.reason, system.now())
+        entry = _entry(answer)
         self.cache.put(request.key, entry)
         plan, x = request.plan, request.inputs
-        prefix = request.snapshot.prefixes.get((plan.mode, plan.data_class))
         semantic = self.cache.semantic
-        if semantic is None or not isinstance(x, str) or prefix is None:  # the last: the policy has changed
+        if semantic is None or not isinstance(x, str):
             return
         if request.until == INF or semantic.embedded(x):  # the deadline does not wait for another embedding
             with contextlib.suppress(BadInput):  # logged at the look-up
-                semantic.add(prefix, x, entry)
+                semantic.add(request.snapshot.prefixes.of(plan), x, entry)
 
     def store_late(self, request: Request, event: Done) -> None:
         """Stores a late answer for the next equal request."""
@@ -228,7 +222,19 @@ class Caching:
         if request.key is None:
             return None
         entry, _ = self.cache.lookup(request.key)
-        return None if entry is None else self._recalled(entry, "stale", request, ", the cloud is away")
+        if entry is None or not accepted(request.plan, entry):
+            return None
+        return self._recalled(entry, "stale", request, ", the cloud is away")
+
+
+def _entry(answer: Answer) -> Entry:
+    return Entry(answer.value, answer.confidence, answer.outputs, answer.leg, answer.source, answer.reason, system.now())
+
+
+def _for_followers(answer: Answer) -> tuple[str, CachedEntry] | None:
+    """The leader's id, and a copy of its answer, to which the leader's caller cannot write; None: it cannot be copied."""
+    kept = keep(_entry(answer))
+    return None if kept is None else (answer.id, kept)
 
 
 def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
@@ -236,15 +242,3 @@ def _answer(entry: Entry, source: Any, request: Request, note: str) -> Answer:
     return Answer.recalled(
         entry, source, f"cache, {age_s:.0f} s old{note}: {entry.reason}", request.id, monotonic() - request.begun
     )
-
-
-def _prefix(snapshot: Snapshot, plan: Plan) -> bytes:
-    """Cache key prefix: all that an answer depends on besides the input (targets, thresholds, score, mode, data class)."""
-    parts: list[object] = [plan.mode, plan.data_class, plan.stays, snapshot.policy.no_confidence]
-    for leg in plan.legs:
-        spec, backend = snapshot.specs[leg.target], snapshot.backends[leg.target]
-        score = spec[3] if isinstance(spec[3], str) else fingerprint(spec[3])
-        parts += [leg.name, leg.threshold, backend.fingerprint(fingerprint), score]
-    return snapshot.prefixes.setdefault(
-        (plan.mode, plan.data_class), repr(parts).encode()
-    )  # two threads may be first, and differ

@@ -22,6 +22,7 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
+from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
@@ -44,7 +45,7 @@ log = logging.getLogger("edgeroute")
 AGES_S = 60.0
 """Minimum interval between checks of certificates' age, seconds."""
 MOST_PLANS = 1000
-"""Limit of the plan cache: callers may pass a different remaining deadline every time."""
+"""Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
 
 
 class Engine:
@@ -146,7 +147,9 @@ class Engine:
         made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
         if isinstance(made, Refusal):
             raise (MayNotLeave if made.denied else PolicyError)(made.reason)
-        if len(snapshot.plans) < MOST_PLANS:
+        if data_class is None or len(data_class) <= LONGEST:
+            if len(snapshot.plans) >= MOST_PLANS:
+                snapshot.plans.clear()
             snapshot.plans[mode, deadline, data_class] = made
             if facts is not self.observer.facts:  # they have changed meanwhile
                 snapshot.plans.clear()
@@ -218,7 +221,7 @@ class Engine:
                 monitor = None if auditor is None else auditor.watch(target.name)
                 targets.append(effective_target(target, certificate) if monitor is None else monitor.target(target))
             if tuple(targets) != snapshot.targets:
-                self.snapshot = snapshot._replace(targets=tuple(targets), plans={}, prefixes={})
+                self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
     def replace(self, build: Callable[[Snapshot], Snapshot], limits: Limits, metered: bool | Callable[[], bool]) -> None:

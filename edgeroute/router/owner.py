@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
+import logging
+import sys
+import threading
+import warnings
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +22,7 @@ from edgeroute.router.snapshot import fingerprints
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+log = logging.getLogger("edgeroute")
 Late = TypeVar("Late", bound=Callable[..., object])
 
 
@@ -44,7 +52,7 @@ class EngineOwner:
         self = cls(**file.arguments())
         self._file = file
         if watch:
-            file.watch(self.reload)
+            file.watch(weakref.WeakMethod(self.reload))
         return self
 
     def reload(self) -> None:
@@ -89,6 +97,54 @@ class EngineOwner:
         return fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress)
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self.engine.close()
+        _close(self.engine, self._file)
+
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Closes a router that was dropped without `close`, in the background, and says so.
+
+        Not while the interpreter ends: its threads and files end with it.
+        """
+        engine: Engine | None = self.__dict__.get("engine")  # None: it could not be made
+        if engine is None or engine.closed or _ending():
+            return
+        engine.closed = True
+        _in_background(partial(_close_dropped, engine, self._file))
+        warnings.warn(f"unclosed router {self!r}", ResourceWarning, stacklevel=2, source=self)
+
+
+_told = threading.Event()
+
+
+def _close(engine: Engine, file: PolicyFile | None) -> None:
+    if file is not None:
+        file.close()
+    engine.close()
+
+
+def _close_dropped(engine: Engine, file: PolicyFile | None) -> None:
+    if not _told.is_set():
+        _told.set()
+        log.warning(
+            "a router was dropped without close(), and is closed now: use `with Router(...)`, or call close(); said once, each "
+            "further one is a ResourceWarning"
+        )
+    _close(engine, file)
+
+
+def _in_background(job: Callable[[], object]) -> None:
+    """Calls it in a thread, or here if there is none.
+
+    For a `__del__`: the garbage collector may call that inside `threading` itself, whose locks no thread takes twice. So the new
+    thread is started by another one, which takes none of them.
+    """
+    try:
+        _thread.start_new_thread(_start, (job,))
+    except RuntimeError:
+        job()
+
+
+def _start(job: Callable[[], object]) -> None:
+    try:
+        threading.Thread(target=job, name="edgeroute-close", daemon=True).start()
+    except RuntimeError:
+        job()

@@ -63,20 +63,27 @@ class PolicyFile:
 
         engine.replace(made, limits or Limits(), metered)
 
-    def watch(self, reload: Callable[[], object]) -> None:
-        """Calls `reload` when the file changes, from a thread; an invalid file is logged."""
+    def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
+        """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""
         threading.Thread(target=self._watch, args=(reload,), name="edgeroute-watch", daemon=True).start()
 
-    def _watch(self, reload: Callable[[], object]) -> None:
+    def _watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         while not self._stop.wait(LOOKS_S):
             now = file_stamp(self.path)
             if now is not None and now != self._seen:
                 self._seen = now
                 try:
-                    reload()
+                    _called(reload)
                 except Exception:
                     log.exception("%s cannot be used; the policy in force stays", self.path)
 
     def close(self) -> None:
         """Stops watching."""
         self._stop.set()
+
+
+def _called(reference: Callable[[], Callable[[], object] | None]) -> None:
+    """Calls what it refers to; here, so that the watching thread keeps nothing of it."""
+    call = reference()
+    if call is not None:
+        call()

@@ -29,6 +29,7 @@ from edgeroute.core.policy import (
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
 from edgeroute.errors import ModelMissing, PolicyError, nearest
+from edgeroute.router.keys import KeyPrefixes
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ class Snapshot(NamedTuple):
     egress: Egress
     plans: dict[tuple[Mode | None, float | None, str | None], Plan]
     """Plans made so far, by mode, deadline and data class of the call."""
-    prefixes: dict[tuple[Mode, str | None], bytes]
-    """Cache key prefixes, by mode and data class."""
+    prefixes: KeyPrefixes
+    """Cache key prefixes; unlike plans they do not depend on thresholds."""
     certificates: tuple[BoundCertificate | None, ...]
     """Per target: its certificate, if its threshold comes from one."""
 
@@ -131,7 +132,9 @@ def build(
     ]
     if uncalibrated == "error":
         _all_hold(targets, certificates)
-    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, {}, tuple(certificates))
+    scores = [spec[3] for spec in specs]
+    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes)
+    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, tuple(certificates))
     return snapshot if not promised else snapshot._replace(targets=tuple(map(effective_target, targets, certificates)))
 
 

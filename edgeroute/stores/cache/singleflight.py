@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from edgeroute.system import renew_after_fork
@@ -33,9 +34,9 @@ class Flight:
         """Whether the leader goes on only as somebody reads what it shows."""
         return self._shared.held
 
-    def done(self, result: Any) -> None:
-        """Passes the result to all followers. A no-op for a follower, or once the flight has ended."""
-        self._end(result)
+    def done(self, make: Callable[[], Any]) -> None:
+        """Passes the result to all followers; `make` makes it, only if there are any. A no-op as `failed` is."""
+        self._end(make)
 
     def failed(self) -> None:
         """Releases all followers without a result. A no-op for a follower, or once the flight has ended."""
@@ -62,9 +63,9 @@ class Flight:
         await asyncio.wait([own], timeout=timeout_s)  # cancelling this does not cancel `own`, nor affect other followers
         return own.result() if own.done() else None
 
-    def _end(self, result: Any) -> None:
+    def _end(self, make: Callable[[], Any] | None) -> None:
         if self.leads:
-            self._flights.end(self._key, self._shared, result)
+            self._flights.end(self._key, self._shared, make)
 
     def __del__(self) -> None:
         self._end(None)
@@ -105,12 +106,17 @@ class Flights:
                     future.set_result(None)
             return Flight(self, key, shared, False)
 
-    def end(self, key: bytes, shared: _Shared, result: Any) -> None:
-        """Ends this flight, if it is still in progress."""
+    def end(self, key: bytes, shared: _Shared, make: Callable[[], Any] | None) -> None:
+        """Ends this flight, if it is still in progress: with what `make` makes, or without a result."""
         with self._lock:
             if self._open.get(key) is not shared:
                 return
             del self._open[key]
             future = shared.future
-        if future is not None:
+        if future is None:
+            return
+        result = None
+        try:
+            result = None if make is None else make()
+        finally:
             future.set_result(result)
