@@ -645,7 +645,7 @@ class Free:
 
     identity = ""
 
-    before_attempt = after_attempt = lambda *_, **__: None
+    before_attempt = after_attempt = next_call = lambda *_, **__: None
     may_retry = lambda _: True  # noqa: E731 - three answers, not three methods
 
 

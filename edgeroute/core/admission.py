@@ -62,28 +62,38 @@ class Admission:
         """Why no request may be sent now; None: one may."""
         return self.breaker.why(now)
 
-    def enter(self, slot: Hashable, now: float) -> Rejection | None:
-        """Admits a request, which occupies the slot until `leave`; or returns why not."""
+    def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
+        """Admits a request of so many calls, which occupies the slot until `leave`; or returns why not."""
         rejection, terms = self.breaker.why(now), self.terms
         if rejection is None and len(self.under_way) >= terms.max_concurrent:
             rejection = Rejection("max_concurrent", f"{len(self.under_way)} calls are under way (max_concurrent)")
-        if rejection is None and not self._rate.take(now):
-            rejection = Rejection("calls_per_s", f"it has had {terms.calls_per_s:g} calls a second (calls_per_s)")
+        if rejection is None:
+            rejection = self.take(now, calls)
         if rejection is None:
             self.under_way.add(slot)
         else:
             self.rejected += 1
         return rejection
 
+    def take(self, now: float, calls: int) -> Rejection | None:
+        """Takes so many calls from the rate; or returns why not, and takes none."""
+        if self._rate.take(now, calls):
+            return None
+        most = self.terms.calls_per_s
+        text = f"it has had {most:g} calls a second" if calls == 1 else f"{calls} calls at once, with {most:g} a second"
+        return Rejection("calls_per_s", f"{text} (calls_per_s)")
+
     def leave(self, slot: Hashable) -> None:
         """Frees the slot when the call has ended. Idempotent, and needs no lock."""
         self.under_way.discard(slot)
 
-    def cost(self, mb: float, *, first: bool) -> Cost:
-        """Cost of `mb` million bytes; the first attempt of a request also pays the price per call."""
+    def cost(self, mb: float, calls: int = 0) -> Cost:
+        """Cost of `mb` million bytes, and of so many calls: the first attempt of each pays the price per call."""
         terms = self.terms
         usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
-        return Cost(usd + terms.usd_per_call, mb, joules + terms.joules_per_call, 1) if first else Cost(usd, mb, joules)
+        if not calls:
+            return Cost(usd, mb, joules)
+        return Cost(usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls)
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Books an attempt about to be made, or returns why it may not be made.

@@ -64,14 +64,19 @@ def assemble(
     engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
     engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
     counts = engine.counts = Counts()
-    spending = engine.spending = SharedSpending(Spending(limits or Limits()))
+    store = None
+    if folder is not None:
+        from edgeroute.stores.keyvalue import KeyValueStore  # imports SQLite, only if there is something to store
+
+        store = KeyValueStore(folder / "state.db")
+    spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
     sinks = [*([] if trace is None else [trace if isinstance(trace, Trace) else Trace(trace)]), *instruments]
     engine.instruments = Instruments(sinks)
-    if folder is not None:
-        from edgeroute.record.checkpoint import Checkpoint  # imports SQLite, only if there is something to store
+    if folder is not None and store is not None:
+        from edgeroute.record.checkpoint import Checkpoint
         from edgeroute.stores.journal import Journal
 
-        engine.checkpoint = Checkpoint(folder / "state.db", counts, spending)
+        engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")
     engine.health = EndpointHealth(
         engine.cloud_threads.submit,

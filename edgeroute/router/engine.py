@@ -167,7 +167,7 @@ class Engine:
         if self.auditor is not None:
             self.auditor.passed(request, outcome)
         if legs is not None and legs.exchanges and self.checkpoint is not None:
-            self.checkpoint.spent(self.name)
+            self.spending.keep()
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
@@ -191,7 +191,7 @@ class Engine:
         if monotonic() >= self.refresh_at:
             self.refresh_thresholds()
         if self.checkpoint is not None:
-            self.checkpoint.note(self.name, snapshot.clouds)
+            self.checkpoint.note(snapshot.clouds)
 
     def endpoint_back(self) -> None:
         """Delivers what waits in the outbox, as an endpoint is back."""
@@ -270,7 +270,7 @@ class Engine:
         parts += [backend.close for backend in self.snapshot.backends]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
         if self.checkpoint is not None:
-            parts.append(partial(self.checkpoint.close, self.name, self.snapshot.clouds))
+            parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")

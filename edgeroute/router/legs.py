@@ -23,7 +23,7 @@ from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend, FunctionBackend
     from edgeroute.cloud.egress import Egress
-    from edgeroute.cloud.guard import Exchange
+    from edgeroute.cloud.exchange import Exchange
     from edgeroute.stores.cache import Cache
     from edgeroute.system import ThreadPool
 
@@ -99,6 +99,8 @@ class LegExecutor:
             if leg.permit is not None:
                 inputs = self._prepared(start, leg.permit, backend)
                 with self._exchange(start, leg.permit, backend) as (until, exchange):
+                    if exchange.prepay():
+                        exchange.secure()
                     answers = backend.run(inputs, until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
@@ -120,6 +122,8 @@ class LegExecutor:
             if (load := backend.load) is not None:
                 await off_loop(load)  # not on the loop, where it would hold up everybody
             with self._exchange(start, permit, backend) as (until, exchange):
+                if exchange.prepay():
+                    await off_loop(exchange.secure)
                 answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
@@ -139,7 +143,8 @@ class LegExecutor:
         cache, key = self._cache, None if self._key is None else self._key + backend.name.encode()
         if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
-        with backend.guard.enter(permit, self._id) as exchange:
+        rows = len(self._inputs) if start.rows is None else len(start.rows)
+        with backend.guard.enter(permit, self._id, backend.calls(rows)) as exchange:
             self.exchanges[start.leg] = exchange
             try:
                 yield INF if self.late is not None else self._until, exchange
@@ -195,6 +200,8 @@ class LegExecutor:
             else:
                 inputs = self._prepared(start, leg.permit, backend)
                 with self._exchange(start, leg.permit, backend) as (until, exchange):
+                    if exchange.prepay():
+                        exchange.secure()
                     answer = self._forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
@@ -218,6 +225,8 @@ class LegExecutor:
         try:
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
             with self._exchange(start, permit, backend) as (until, exchange):
+                if exchange.prepay():
+                    await off_loop(exchange.secure)
                 pieces: list[Any] = []
                 async for piece in backend.stream_async(inputs[0], until, exchange):
                     pieces.append(piece)

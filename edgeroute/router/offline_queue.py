@@ -24,7 +24,7 @@ from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.guard import Exchange
+    from edgeroute.cloud.exchange import Exchange
     from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")

@@ -30,7 +30,8 @@ class KeyValueStore:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._database = None if path is None else Database(path, _SCHEMA, durable=False)
+        self.path = path
+        self._database = None if path is None else Database(path, _SCHEMA, durable=True)
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and time put; not yet written to the file."""
         self._said: set[str] = set()
@@ -63,6 +64,20 @@ class KeyValueStore:
             fresh = {name: text for name, (text, _) in self._fresh.items() if name.startswith(prefix)}
         found = dict(self._rows(f"SELECT name, value FROM kept WHERE {_MATCH}", (len(prefix), prefix)))  # noqa: S608 - constants
         return [json.loads(text) for name, text in (found | fresh).items() if name != mine]
+
+    def rows(self, prefix: str) -> list[tuple[str, str, float]]:
+        """(name, JSON, time put) of all names in the file that begin with `prefix`, the newest first.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        if self._database is None:
+            return []
+        with self._database.transaction() as connection:
+            return connection.execute(
+                f"SELECT name, value, updated FROM kept WHERE {_MATCH} ORDER BY updated DESC",  # noqa: S608 - constants
+                (len(prefix), prefix),
+            ).fetchall()
 
     def put(self, name: str, value: Any) -> None:
         """Stores a snapshot of the value; it is written to the file about a second later."""
