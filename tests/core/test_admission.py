@@ -110,6 +110,17 @@ def test_each_limit_has_its_code():
     assert limited.rejected == 1
 
 
+def test_a_batch_is_several_calls():
+    """In the rate, all or none; and in the price, once for each."""
+    rules = admission(Terms(calls_per_s=5, usd_per_call=0.5, joules_per_call=2.0))
+    assert rules.enter("a", 0.0, 6) == ("calls_per_s", "6 calls at once, with 5 a second (calls_per_s)")
+    assert rules.enter("a", 0.0, 4) is None
+    assert rules.take(0.0, 1) is None
+    assert rules.take(0.0, 1).code == "calls_per_s"
+    assert rules.cost(0.0, 3) == (1.5, 0.0, 6.0, 3)
+    assert rules.cost(1.0) == (0.0, 1.0, 0.0, 0)
+
+
 def test_a_slot_is_given_back_once():
     """However often it leaves, and whoever else has come meanwhile."""
     rules = admission(Terms(max_concurrent=2))
