@@ -12,11 +12,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.binding import effective_target
-from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.plan import Plan, Refusal, plan, stays_home
 from edgeroute.core.policy import INF, MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
-from edgeroute.errors import Closed, MayNotLeave, PolicyError, nearest
+from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
@@ -124,7 +124,13 @@ class Engine:
         return [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
 
     def again(self, request: Request) -> Request:
-        """A new request equal to one served stale, for its revalidation: without a deadline, and never queued."""
+        """A new request equal to one served stale, for its revalidation: without a deadline, and never queued.
+
+        Raises:
+            Held: it would leave the device, where nothing leaves by itself now.
+        """
+        if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
+            raise Held(f"nothing leaves by itself: {why}")
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
@@ -193,10 +199,16 @@ class Engine:
         if self.checkpoint is not None:
             self.checkpoint.note(snapshot.clouds)
 
-    def endpoint_back(self) -> None:
-        """Delivers what waits in the outbox, as an endpoint is back."""
-        if self.queue is not None:
-            self.queue.delivery.wake(now=self.health.own())
+    def stays_home(self, *, read: bool = False) -> str:
+        """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may.
+
+        Args:
+            read: reads the sensors first if that is due: an idle device has no requests that would do it.
+        """
+        policy, observer = self.snapshot.policy, self.observer
+        if read and policy.saver is not None and monotonic() >= observer.reads_at:
+            self._read()
+        return stays_home(policy, observer.facts)
 
     def _read(self) -> None:
         """Reads the device's sensors."""
@@ -257,7 +269,7 @@ class Engine:
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""
-        return check(self.snapshot, timeout, self.audited)
+        return check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
 
     def close(self) -> None:
         """Stops threads and connections, and stores the state. Never raises."""

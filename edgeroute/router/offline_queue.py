@@ -37,13 +37,20 @@ class OfflineQueue:
         outbox: the file.
         snapshot: returns the policy in force.
         note: counts `queued`.
+        stays_home: why nothing leaves the device by itself now; empty: it may.
     """
 
     QUEUED = "queued"
     """Note in the reason of a stored request."""
 
-    def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
-        self.outbox, self._snapshot, self._note = outbox, snapshot, note
+    def __init__(
+        self,
+        outbox: Outbox,
+        snapshot: Callable[[], Snapshot],
+        note: Callable[[str, str], object],
+        stays_home: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.outbox, self._snapshot, self._note, self._stays_home = outbox, snapshot, note, stays_home
         self._storing: dict[str, Future[None]] = {}
         """Id of a request being stored -> jobs to run once it is stored."""
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
@@ -151,8 +158,10 @@ class OfflineQueue:
 
         Raises:
             PolicyError, MayNotLeave: it cannot be sent at all.
-            CloudError: it was not answered.
+            CloudError: it was not answered; or nothing leaves the device by itself now, and it goes on waiting.
         """
+        if why := self._stays_home():
+            raise Held(f"nothing leaves by itself: {why}")
         snapshot = self._snapshot()
         backend = next((b for b in snapshot.clouds if b.name == entry.target), None)
         if backend is None:
