@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeroute.cloud.spending import SharedSpending
+    from edgeroute.cloud.turns import Turns
     from edgeroute.core.admission import Admission
     from edgeroute.stores.journal import Journal
 
@@ -36,6 +38,7 @@ class Owner(Protocol):
     lock: AbstractContextManager[Any]
     spending: SharedSpending
     journal: Journal | None
+    turns: Turns
 
     def hold(self, wait_s: float) -> None:
         """Holds all requests, as the endpoint requested."""
@@ -78,10 +81,11 @@ class Exchange:
 
     __slots__ = (
         "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_open", "_paid", "_took_s", "_unpaid", "_until",
-        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "size", "slot", "usd",
+        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "size", "slot", "thread", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
+        self.thread = get_ident()
         self._admitted = calls
         """Calls that the rate was asked for and that have not begun."""
         self._paid = 0
@@ -112,6 +116,8 @@ class Exchange:
         elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
             self._open = False
             self._guard.failed()
+        if self._guard.turns.waiting:
+            self._guard.turns.advance()
         if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
             self.overdue()
 

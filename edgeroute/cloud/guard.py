@@ -8,22 +8,28 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import ref
 
 from edgeroute.cloud.exchange import NO_DATA, Exchange
 from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.turns import Turns
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import State
-from edgeroute.core.codes import ErrorCode, HeldCode
+from edgeroute.core.codes import ErrorCode, HeldCode, Rejection
 from edgeroute.core.egress import Permit
-from edgeroute.core.policy import Terms
+from edgeroute.core.policy import INF, Terms
 from edgeroute.errors import Held
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.stores.journal import Journal
+    from edgeroute.types import StopToken
 
 PROBE_S = 5.0
 """Timeout of a probe, seconds."""
+
+
+_IN_TURN = Rejection("max_concurrent", "others wait for their turn (max_concurrent)")
 
 
 class Watcher(Protocol):
@@ -85,7 +91,7 @@ class Guard:
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self._watcher = journal, report, health, watcher
-        self.rules = Admission(terms, spending)
+        self.rules = Admission(terms, spending, careful=True)
         self.after_fork()
         renew_after_fork(self)
 
@@ -93,25 +99,66 @@ class Guard:
         """A new lock for the child, which has no call in progress."""
         self.lock = threading.RLock()
         self.rules.under_way.clear()
+        self.turns = Turns(self.rules, self.lock)
 
-    def enter(self, permit: Permit, identity: str, calls: int = 1) -> Exchange:
+    def enter(
+        self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None
+    ) -> Exchange:
         """Admits one request of so many calls; the exchange is a context manager that ends it.
+
+        If as many as may be are under way, it waits for its turn: in this thread, until the instant `until` or a stop request.
 
         Raises:
             Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
         """
+        exchange, rejection = self._entered(permit, identity, calls)
+        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic() and not self._is_inside():
+            self.rules.rejected -= 1
+            rejection = self._waited(self.turns.wait(exchange.slot, calls, until, stop, rejection))
+        return self._admitted(exchange, rejection)
+
+    async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
+        """As `enter`, on an event loop."""
+        exchange, rejection = self._entered(permit, identity, calls)
+        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic():
+            self.rules.rejected -= 1
+            rejection = self._waited(await self.turns.wait_async(exchange.slot, calls, until, rejection))
+        return self._admitted(exchange, rejection)
+
+    def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
         now, rules = monotonic(), self.rules
         # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
         exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
         with self.lock:
-            rejection = rules.enter(exchange.slot, now, calls)
-            due = rejection is not None and rules.take_probe(now)
+            ahead = self.turns.waiting and rules.why(now) is None
+            rejection = _IN_TURN if ahead else rules.enter(exchange.slot, now, calls)
+            rules.rejected += rejection is _IN_TURN
+        return exchange, rejection
+
+    def _is_inside(self) -> bool:
+        """Whether this thread has a request under way, as under a signal handler: it would wait for itself."""
+        this = threading.get_ident()
+        inside = (slot() for slot in list(self.rules.under_way) if isinstance(slot, ref))
+        return any(exchange is not None and exchange.thread == this for exchange in inside)
+
+    def _waited(self, rejection: Rejection | None) -> Rejection | None:
+        """Counts a request that was rejected after it had waited for the places."""
+        self.rules.rejected += rejection is not None and rejection.code == "max_concurrent"
+        return rejection
+
+    def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
+        if rejection is None:
+            return exchange
+        with self.lock:
+            due = self.rules.take_probe(monotonic())
         if due:
             self._watcher.probe(self)
-        if rejection is not None:
-            self.report_held(rejection.code)
-            raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
-        return exchange
+        self.report_held(rejection.code)
+        raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
+
+    def close(self) -> None:
+        """Rejects those who wait for their turn."""
+        self.turns.close()
 
     def probe(self) -> Exchange:
         """An exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
@@ -193,6 +240,7 @@ class Guard:
         with self.lock:
             opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
         if opened:
+            self.turns.advance()  # those who wait are told at once
             self._watcher.opened(self)
 
     def usual_s(self) -> float:

@@ -38,16 +38,17 @@ class Admission:
     Args:
         terms: cost and limits of the endpoint.
         spending: shared spending limits.
+        careful: limits the requests under way at an endpoint that is not known to be well.
 
     Attributes:
         under_way: the slots of calls in progress.
         rejected: number of requests rejected.
     """
 
-    __slots__ = ("_rate", "breaker", "budget", "rejected", "spending", "terms", "under_way", "usual")
+    __slots__ = ("_careful", "_rate", "breaker", "budget", "rejected", "spending", "terms", "under_way", "usual")
 
-    def __init__(self, terms: Terms, spending: Spends) -> None:
-        self.terms, self.spending = terms, spending
+    def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
+        self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual = Breaker(), Latency()
         self.budget, self._rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
@@ -64,16 +65,21 @@ class Admission:
 
     def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
         """Admits a request of so many calls, which occupies the slot until `leave`; or returns why not."""
-        rejection, terms = self.breaker.why(now), self.terms
-        if rejection is None and len(self.under_way) >= terms.max_concurrent:
-            rejection = Rejection("max_concurrent", f"{len(self.under_way)} calls are under way (max_concurrent)")
-        if rejection is None:
-            rejection = self.take(now, calls)
+        rejection = self.breaker.why(now) or self.crowded(now) or self.take(now, calls)
         if rejection is None:
             self.under_way.add(slot)
         else:
             self.rejected += 1
         return rejection
+
+    def crowded(self, now: float) -> Rejection | None:
+        """Why no further request may be under way now; None: one may. Only the end of another changes that."""
+        count = len(self.under_way)
+        if count >= self.terms.max_concurrent:
+            return Rejection("max_concurrent", f"{count} calls are under way (max_concurrent)")
+        if self._careful and count >= self.breaker.most(now):
+            return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
+        return None
 
     def take(self, now: float, calls: int) -> Rejection | None:
         """Takes so many calls from the rate; or returns why not, and takes none."""
@@ -105,10 +111,17 @@ class Admission:
             again: a retry; the breaker may have opened since the first attempt.
             probe: carries no user data, and is made whatever the state of the breaker.
         """
-        rejection = self.breaker.why(now) if again and not probe else None
+        rejection = self._why_not_again(now) if again and not probe else None
         rejection = rejection or self.spending.reserve(cost, day)
         if rejection is not None and not (again or probe):
             self.rejected += 1
+        return rejection
+
+    def _why_not_again(self, now: float) -> Rejection | None:
+        rejection = self.breaker.why(now)
+        if rejection is None and self._careful and len(self.under_way) > self.breaker.most(now):
+            text = f"{len(self.under_way)} calls are under way, and one of them has just failed"
+            rejection = Rejection("max_concurrent", text)
         return rejection
 
     def retry(self) -> bool:
@@ -162,4 +175,8 @@ class Admission:
 
     def has_headroom(self, now: float) -> bool:
         """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
-        return self.breaker.allows(now) and self._rate.spare(now) and 2 * len(self.under_way) < self.terms.max_concurrent
+        return self.breaker.allows(now) and self._rate.spare(now) and self._half_free(now)
+
+    def _half_free(self, now: float) -> bool:
+        most = min(self.terms.max_concurrent, self.breaker.most(now)) if self._careful else self.terms.max_concurrent
+        return 2 * len(self.under_way) < most
