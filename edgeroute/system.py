@@ -65,6 +65,18 @@ def now() -> float:
     return _elapsed() + _OFFSET
 
 
+def clock() -> tuple[str, float]:
+    """(id of this boot of the system, the instant at which it began by the clock of this process): compares clocks of processes.
+
+    The id is empty where the system has none.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux, or no /proc
+        boot = ""
+    return boot, _OFFSET
+
+
 def file_stamp(path: Path) -> tuple[int, int] | None:
     """(modification time in ns, size) of a file, to detect changes; None: it cannot be read."""
     try:

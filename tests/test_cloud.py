@@ -206,7 +206,10 @@ REPLIES = {
     ),
     "infinite shape": ({"outputs": [{"name": "y", "shape": [1, 1e400], "datatype": "FP32", "data": [1]}]}, "broken JSON"),
     "vast shape": ({"outputs": [{"name": "y", "shape": [1, 10**30, 0], "datatype": "FP32", "data": []}]}, "a shape with 0 in it"),
-    "negative shape": ({"outputs": [{"name": "y", "shape": [1, -1, -2], "datatype": "FP32", "data": [1, 2]}]}, "a shape with -2 in it"),
+    "negative shape": (
+        {"outputs": [{"name": "y", "shape": [1, -1, -2], "datatype": "FP32", "data": [1, 2]}]},
+        "a shape with -2 in it",
+    ),
     "unknown dtype": ({"outputs": [{"name": "y", "shape": [1], "datatype": "BF16", "data": [1]}]}, "KeyError$"),
     "ragged": ({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [[1], [1, 2]]}]}, "ValueError"),
     "out of range": ({"outputs": [{"name": "y", "shape": [1], "datatype": "UINT8", "data": [300]}]}, "OverflowError"),
@@ -745,7 +748,7 @@ class Free:
 
     identity = ""
 
-    before_attempt = after_attempt = lambda *_, **__: None
+    before_attempt = after_attempt = next_call = lambda *_, **__: None
     may_retry = lambda _: True  # noqa: E731 - three answers, not three methods
 
 

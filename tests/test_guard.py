@@ -30,7 +30,7 @@ AWAY = Unreachable("away")
 
 def look(guard):
     """Has a probe sent if one is due, as whoever is held does."""
-    with guard._lock:
+    with guard.lock:
         due = guard.rules.take_probe(monotonic())
     if due:
         guard._watcher.probe(guard)
@@ -124,7 +124,7 @@ def test_three_in_a_row_open_it(error):
     with pytest.raises(Held, match=r"cloud was not asked: breaker open for another .* after 3 faults"):
         ask(guard)
     assert (guard.held, news.probes, guard.spending.spent().calls) == (1, 0, FAULTS)
-    assert not guard.retry()
+    assert not guard.rules.retry()
 
 
 def test_a_reply_that_cannot_be_read_is_a_fault_and_no_success():
@@ -417,12 +417,12 @@ def test_check_asks_though_the_breaker_is_open():
 def test_ten_retries():
     """The budget starts with ten, and ten successes earn one."""
     guard, _ = guarded()
-    assert [guard.retry() for _ in range(12)] == [True] * 10 + [False] * 2
+    assert [guard.rules.retry() for _ in range(12)] == [True] * 10 + [False] * 2
     for _ in range(9):
         guard.succeeded(0.1)
-    assert not guard.retry()
+    assert not guard.rules.retry()
     guard.succeeded(0.1)
-    assert [guard.retry(), guard.retry()] == [True, False]
+    assert [guard.rules.retry(), guard.rules.retry()] == [True, False]
 
 
 # limits and the ledger
@@ -551,7 +551,7 @@ def test_a_job_that_raises_anything_gives_its_slot_back(raised):
 def test_a_signal_handler_may_ask_while_the_lock_is_held():
     """It runs in the thread that holds it."""
     guard, _ = guarded(limits=Limits(usd_per_day=1.0))
-    with guard._lock, guard.spending._lock:
+    with guard.lock, guard.spending._lock:
         ask(guard)
         fails(guard)
     assert guard.under_way == 0

@@ -34,7 +34,7 @@ def main(infer, router):
         elif command == "state":
             told = [guard.state, guard.rules.breaker.opened]
         elif command == "for ever":  # the opening time is not what ends the outage
-            with guard._lock:
+            with guard.lock:
                 guard.rules.breaker._due = monotonic() + 1e6
             told = [guard.state]
         elif command == "closed":

@@ -172,7 +172,7 @@ def assert_cloud(answer, leg="cloud"):
 
 def pass_time(guard, seconds):
     """The guard's time is later by so much."""
-    with guard._lock:
+    with guard.lock:
         breaker = guard.rules.breaker
         breaker._due -= seconds
         breaker._held -= seconds
@@ -559,7 +559,7 @@ def test_ten_retries_and_no_more_without_a_success(make):
         client = make(unsure, PlainJson(server.url, retries=1))
         for _ in range(12):
             client.infer()
-            with client.guard._lock:
+            with client.guard.lock:
                 client.guard.rules.breaker.success(0)  # else it would be open
         assert len(server.requests) == 12 + 10
 
@@ -890,7 +890,7 @@ async def cancel_everywhere(router, x):
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             assert not (await asyncio.wait(others, timeout=LONG))[1]
         await asyncio.to_thread(wait_for, lambda: not guard.under_way)
-        with guard._lock:
+        with guard.lock:
             assert guard.under_way == 0
             guard.rules.breaker.success(0)
             guard.rules.budget.__init__()

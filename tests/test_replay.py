@@ -344,7 +344,7 @@ def test_hedges_by_what_was_measured():
 
 
 def test_batches():
-    """The rows share a call, its bytes and its price; the replay lets them, too."""
+    """The rows share a call and its bytes, and each input of a function has its price; the replay lets them, too."""
     records = []
     with Router(edge, Function(cloud, **TERMS), threshold=0.5, trace=records.append) as router:
         router.infer_many([(0.1, None), (0.9, None), (0.2, None), (0.6, None)])
@@ -354,7 +354,7 @@ def test_batches():
     assert (found.recorded.calls, found.recorded.cloud) == (2, 4)
     assert counts(found.replayed) == counts(found.recorded)
     found = replay(collect(records), but(setup, 0.7))
-    assert (found.replayed.calls, found.replayed.cloud, found.replayed.usd) == (2, 5, 0.5)
+    assert (found.replayed.calls, found.replayed.cloud, found.replayed.usd) == (2, 5, 1.25)
     records.clear()
     body = b'{"value": "cloud", "confidence": 0.9}'
     with (

@@ -17,7 +17,8 @@ from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.base import Call, Talk
-    from edgeroute.cloud.guard import Exchange, Guard
+    from edgeroute.cloud.exchange import Exchange
+    from edgeroute.cloud.guard import Guard
     from edgeroute.cloud.http import HttpClient
 
 MAX_ABANDONED = 16
@@ -48,6 +49,9 @@ class CloudBackend(Backend, Protocol):
     @property
     def run_async(self) -> Callable[[list[Any], float, Exchange], Awaitable[list[Prediction]]] | None:
         """`run` on an event loop; None: it needs a thread."""
+
+    def calls(self, inputs: int) -> int:
+        """Number of calls that so many inputs take."""
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
         """Predictions for several inputs, by the instant `until`."""
@@ -103,6 +107,10 @@ class HttpBackend(AbandonedRuns):
     def traffic(self) -> tuple[int, int]:
         """Bytes of bodies sent and received so far, retries included."""
         return (0, 0) if self._client is None else (self._client.sent, self._client.received)
+
+    def calls(self, inputs: int) -> int:
+        """One for all, where the protocol has batches."""
+        return inputs if getattr(self.endpoint, "one_by_one", False) else 1
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
         """Runs all inputs in one talk."""
@@ -199,12 +207,17 @@ class FunctionBackend(AbandonedRuns):
         self.alone_async = self._speaks or inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
         self.run_async = self._run_async if self.alone_async else None
 
+    def calls(self, inputs: int) -> int:
+        """One for each input."""
+        return inputs
+
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
         """Calls the function for each input."""
         self.ready(until)
         return self.reader.many([_answer(self._call(x, until, exchange)) for x in inputs], len(inputs))
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
+        exchange.next_call()
         exchange.before_attempt(0, until)
         try:
             result = joined(self.function(x))
@@ -223,6 +236,7 @@ class FunctionBackend(AbandonedRuns):
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
         """The pieces of an asynchronous generator function; for any other function its answer, in one piece."""
+        exchange.next_call()
         exchange.before_attempt(0, until)
         try:
             if self._speaks:

@@ -5,32 +5,31 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
-from edgeroute import system
+from edgeroute.cloud.exchange import NO_DATA, Exchange
 from edgeroute.cloud.spending import SharedSpending
+from edgeroute.cloud.turns import Turns
 from edgeroute.core.admission import Admission
 from edgeroute.core.breaker import State
-from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
+from edgeroute.core.codes import ErrorCode, HeldCode, Rejection
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF, Terms
-from edgeroute.core.spending import Cost
-from edgeroute.errors import BadReply, Held, StoreError
+from edgeroute.errors import Held
 from edgeroute.system import renew_after_fork
-from edgeroute.types import Spent
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from edgeroute.stores.journal import Journal
+    from edgeroute.types import StopToken
 
-MB = 1e6
 PROBE_S = 5.0
 """Timeout of a probe, seconds."""
-NO_DATA = "no user data"
+
+
+_IN_TURN = Rejection("max_concurrent", "others wait for their turn (max_concurrent)")
 
 
 class Watcher(Protocol):
@@ -73,7 +72,10 @@ class Guard:
 
     Attributes:
         rules: the `Admission`.
+        lock: of the rules.
     """
+
+    lock: AbstractContextManager[Any]
 
     def __init__(
         self,
@@ -89,33 +91,74 @@ class Guard:
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
         self.journal, self.report, self._health, self._watcher = journal, report, health, watcher
-        self.rules = Admission(terms, spending)
+        self.rules = Admission(terms, spending, careful=True)
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """A new lock for the child, which has no call in progress."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self.rules.under_way.clear()
+        self.turns = Turns(self.rules, self.lock)
 
-    def enter(self, permit: Permit, identity: str) -> Exchange:
-        """Admits one request; the exchange is a context manager that ends it.
+    def enter(
+        self, permit: Permit, identity: str, calls: int = 1, until: float = -INF, stop: StopToken | None = None
+    ) -> Exchange:
+        """Admits one request of so many calls; the exchange is a context manager that ends it.
+
+        If as many as may be are under way, it waits for its turn: in this thread, until the instant `until` or a stop request.
 
         Raises:
-            Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave.
+            Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
         """
+        exchange, rejection = self._entered(permit, identity, calls)
+        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic() and not self._is_inside():
+            self.rules.rejected -= 1
+            rejection = self._waited(self.turns.wait(exchange.slot, calls, until, stop, rejection))
+        return self._admitted(exchange, rejection)
+
+    async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
+        """As `enter`, on an event loop."""
+        exchange, rejection = self._entered(permit, identity, calls)
+        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic():
+            self.rules.rejected -= 1
+            rejection = self._waited(await self.turns.wait_async(exchange.slot, calls, until, rejection))
+        return self._admitted(exchange, rejection)
+
+    def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
         now, rules = monotonic(), self.rules
         # created before its slot: whatever interrupts from here on, even a signal, its collection frees the slot
-        exchange = Exchange(self, identity, permit.data_class, permit.rule)
-        with self._lock:
-            rejection = rules.enter(exchange.slot, now)
-            due = rejection is not None and rules.take_probe(now)
+        exchange = Exchange(self, identity, permit.data_class, permit.rule, calls)
+        with self.lock:
+            ahead = self.turns.waiting and rules.why(now) is None
+            rejection = _IN_TURN if ahead else rules.enter(exchange.slot, now, calls)
+            rules.rejected += rejection is _IN_TURN
+        return exchange, rejection
+
+    def _is_inside(self) -> bool:
+        """Whether this thread has a request under way, as under a signal handler: it would wait for itself."""
+        this = threading.get_ident()
+        inside = (slot() for slot in list(self.rules.under_way) if isinstance(slot, ref))
+        return any(exchange is not None and exchange.thread == this for exchange in inside)
+
+    def _waited(self, rejection: Rejection | None) -> Rejection | None:
+        """Counts a request that was rejected after it had waited for the places."""
+        self.rules.rejected += rejection is not None and rejection.code == "max_concurrent"
+        return rejection
+
+    def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
+        if rejection is None:
+            return exchange
+        with self.lock:
+            due = self.rules.take_probe(monotonic())
         if due:
             self._watcher.probe(self)
-        if rejection is not None:
-            _report_held(self, rejection.code)
-            raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
-        return exchange
+        self.report_held(rejection.code)
+        raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
+
+    def close(self) -> None:
+        """Rejects those who wait for their turn."""
+        self.turns.close()
 
     def probe(self) -> Exchange:
         """An exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
@@ -138,18 +181,18 @@ class Guard:
             if not ok:
                 self.probe_failed(wait_s)
         if ok:
-            with self._lock:
+            with self.lock:
                 self.rules.probe_ended(monotonic(), random.random(), ok=True)  # noqa: S311 - jitter, not a secret
             self._watcher.closed(self)
 
     def probe_failed(self, wait_s: float | None = None) -> None:
         """Records a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
-        with self._lock:
+        with self.lock:
             self.rules.probe_ended(monotonic(), random.random(), ok=False, wait_s=wait_s)  # noqa: S311
 
     def link_up(self) -> None:
         """Makes a probe due at once if the breaker is open, as the network is back."""
-        with self._lock:
+        with self.lock:
             due = self.rules.link_up(monotonic())
         if due:
             self._watcher.probe(self)
@@ -171,196 +214,63 @@ class Guard:
 
     def why(self) -> str:
         """Why no request may be sent now; empty: one may."""
-        with self._lock:
+        with self.lock:
             rejection = self.rules.why(monotonic())
         return "" if rejection is None else rejection.text
 
     def has_headroom(self) -> bool:
         """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
-        with self._lock:
+        with self.lock:
             return self.rules.has_headroom(monotonic())
 
     def hold(self, wait_s: float) -> None:
         """Holds all requests for `wait_s` seconds, as the endpoint requested."""
-        with self._lock:
+        with self.lock:
             self.rules.hold(wait_s, monotonic())
 
     def succeeded(self, took_s: float | None) -> None:
         """Records a success; `took_s`: its latency, if it is to be counted."""
-        with self._lock:
+        with self.lock:
             back = self.rules.succeeded(monotonic(), took_s)
         if back:
             self._watcher.closed(self)
 
     def failed(self) -> None:
         """Records a fault."""
-        with self._lock:
+        with self.lock:
             opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
         if opened:
+            self.turns.advance()  # those who wait are told at once
             self._watcher.opened(self)
 
     def usual_s(self) -> float:
         """Latency quantile of 90 %, seconds; 0 while unknown."""
-        with self._lock:
+        with self.lock:
             return self.rules.usual_s()
 
     def count_rejected(self, code: ErrorCode | HeldCode) -> None:
         """Counts a request rejected for a reason outside the guard."""
-        with self._lock:
+        with self.lock:
             self.rules.rejected += 1
-        _report_held(self, code)
+        self.report_held(code)
 
     def mark_late(self, exchange: Exchange) -> bool:
         """Marks an exchange as late. Returns whether that is a fault: it had its usual time, and was not marked before.
 
         Both the caller and the leg's own thread may mark it.
         """
-        with self._lock:
+        with self.lock:
             fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
             exchange.late = exchange.late or fault
         return fault
 
-    def attempt(self, cost: Cost, *, again: bool, probe: bool) -> Rejection | None:
-        """Books an attempt about to be made, or returns why it may not be made."""
-        with self._lock:
-            return self.rules.attempt(cost, monotonic(), system.now(), again=again, probe=probe)
+    def report_held(self, code: ErrorCode | HeldCode) -> None:
+        """Reports a rejected request to the receiver, if there is one."""
+        if self.report is not None:
+            self.report.held(self.name, code)
 
-    def retry(self) -> bool:
-        """Takes a retry from the budget; False: it is empty. A retry waits out the endpoint's Retry-After itself."""
-        with self._lock:
-            return self.rules.retry()
-
-
-def _report_held(guard: Guard, code: ErrorCode | HeldCode) -> None:
-    if guard.report is not None:
-        guard.report.held(guard.name, code)
-
-
-class _Slot(ref["Exchange"]):
-    """A weak reference to an exchange with a callback that frees its slot.
-
-    Not `__del__`: an exception that a signal handler raises in there is lost. No Python code runs between the collection and a
-    callback written in C.
-    """
-
-    __slots__ = ()
-    __eq__, __hash__ = object.__eq__, object.__hash__  # the exchange's own fail once it is collected
-
-
-class Exchange:
-    """One call of an endpoint with all its attempts. The HTTP client reports each attempt before and after it.
-
-    Its slot is freed at the end of the `with`, or when it is collected.
-    """
-
-    __slots__ = (
-        "__weakref__", "_attempts", "_guard", "_open", "_size", "_took_s", "_until",
-        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "slot", "usd",
-    )  # fmt: skip
-
-    def __init__(self, guard: Guard, identity: str, data_class: str | None, rule: str) -> None:
-        self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
-        self.slot = _Slot(self, guard.rules.under_way.discard)
-        self.sent = self.received = 0
-        self.usd = 0.0
-        self.counts = True
-        """Whether the breaker counts it."""
-        self._open = self.late = False
-        self._attempts = self._size = 0
-        self.begun, self._until = 0.0, INF
-        self._took_s: float | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._guard.rules.leave(self.slot)
-        if error is None and self._took_s is not None and self.counts:
-            self._guard.succeeded(self._took_s)
-        elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
-            self._open = False
-            self._guard.failed()
-        if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
-            self.overdue()
-
-    @property
-    def spent(self) -> Spent:
-        """Bytes and cost so far."""
-        terms, mb = self._guard.terms, (self.sent + self.received) / MB
-        return Spent(self.sent, self.received, self.usd, terms.joules_per_call + mb * terms.joules_per_mb)
-
-    def before_attempt(self, size: int, until: float) -> None:
-        """Books and records an attempt about to send `size` bytes, which must end by `until`.
-
-        Raises:
-            Held: a limit forbids it, or the egress ledger cannot be written. Nothing may be sent then.
-        """
-        guard, again, probe = self._guard, self._attempts > 0, self.rule == NO_DATA
-        cost = guard.rules.cost(size / MB, first=not (again or probe))
-        rejection = guard.attempt(cost, again=again, probe=probe)
-        if rejection is not None:
-            _report_held(guard, rejection.code)
-            raise self._held(rejection.code, rejection.text)
-        if guard.journal is not None:
-            record = {
-                "at": round(system.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
-                "rule": self.rule, "request": self.identity,
-            }  # fmt: skip
-            try:
-                guard.journal.append(record)
-            except StoreError as e:
-                guard.spending.settle(cost, Cost(), system.now())
-                if not (again or probe):
-                    guard.count_rejected("ledger")
-                raise self._held("ledger", f"what is not in the egress ledger does not leave ({e})") from e
-        self._attempts += 1
-        self.usd += cost.usd
-        self.sent += size
-        self._size = size
-        self.begun, self._until, self._open = monotonic(), until, True
-
-    def _held(self, code: HeldCode, text: str) -> Held:
-        again = self._attempts > 0
-        return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again)
-
-    def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
-        """Records the end of an attempt: bytes received, or the error. `cut`: cancelled, as the answer is no longer needed."""
-        guard, in_time = self._guard, monotonic() < self._until
-        self._open = cut and in_time  # by whose deadline it was cut, the walk knows
-        self.received += size
-        if guard.report is not None:
-            guard.report.attempt(guard.name, self.identity, self._size, size, monotonic() - self.begun, error)
-        if size:
-            cost = guard.rules.cost(size / MB, first=False)
-            self.usd += cost.usd
-            guard.spending.add(cost, system.now())
-        if not self.counts:
-            return
-        if error is None:
-            self._took_s = monotonic() - self.begun  # whether it is a valid reply is known once it is decoded
-            return
-        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=getattr(error, "stale", False))
-        wait_s = getattr(error, "retry_after_s", None)
-        if wait_s and verdict != "answered":
-            guard.hold(wait_s)
-        if verdict == "answered":
-            guard.succeeded(None)
-        elif verdict == "late":
-            self._overdue()
-        elif verdict == "fault" and not self.late:
-            guard.failed()
-
-    def overdue(self) -> None:
-        """Records that the deadline has passed before the attempt had ended, which is a fault already."""
-        if self._open:
-            self._open = False
-            self._overdue()
-
-    def _overdue(self) -> None:
-        """Records lateness as a fault, unless the attempt had less than the endpoint's usual time."""
-        if self.counts and self._guard.mark_late(self):
-            self._guard.failed()
-
-    def may_retry(self) -> bool:
-        """Whether the breaker and the retry budget allow another attempt."""
-        return self.counts and not self.late and self._guard.retry()
+    def report_attempt(self, exchange: Exchange, received: int, error: BaseException | None) -> None:
+        """Reports an attempt that has ended to the receiver, if there is one."""
+        if self.report is not None:
+            took_s = monotonic() - exchange.begun
+            self.report.attempt(self.name, exchange.identity, exchange.size, received, took_s, error)

@@ -24,7 +24,7 @@ FIRST_S, MOST_S = 0.1, 2.0
 
 
 class Exchange(Protocol):
-    """Interface that is called around each attempt; see `edgeroute.cloud.guard.Exchange`."""
+    """Interface that is called around each attempt; see `edgeroute.cloud.exchange.Exchange`."""
 
     identity: str
     """Idempotency key: the same for every attempt of one request."""
@@ -34,6 +34,9 @@ class Exchange(Protocol):
 
     def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
         """After `size` bytes were received, or an error."""
+
+    def next_call(self) -> None:
+        """Before the first attempt of another call than the first."""
 
     def may_retry(self) -> bool:
         """Whether another attempt is allowed."""
@@ -191,9 +194,11 @@ class HttpClient:
 
 def _keyed(call: Call, exchange: Exchange, posts: count[int]) -> Call:
     """The call with its idempotency key, by which a server can detect a repetition."""
-    if call.method != "POST" or call.probe or not exchange.identity:
+    if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call
     n = next(posts)
+    if n:
+        exchange.next_call()
     key = f"{exchange.identity}/{n}" if n else exchange.identity
     return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
 

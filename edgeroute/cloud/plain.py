@@ -27,6 +27,9 @@ class PlainJson:
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
     """
 
+    one_by_one = True
+    """Each input takes a call of its own."""
+
     def __init__(
         self,
         url: str,

@@ -38,16 +38,17 @@ class Admission:
     Args:
         terms: cost and limits of the endpoint.
         spending: shared spending limits.
+        careful: limits the requests under way at an endpoint that is not known to be well.
 
     Attributes:
         under_way: the slots of calls in progress.
         rejected: number of requests rejected.
     """
 
-    __slots__ = ("_rate", "breaker", "budget", "rejected", "spending", "terms", "under_way", "usual")
+    __slots__ = ("_careful", "_rate", "breaker", "budget", "rejected", "spending", "terms", "under_way", "usual")
 
-    def __init__(self, terms: Terms, spending: Spends) -> None:
-        self.terms, self.spending = terms, spending
+    def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
+        self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual = Breaker(), Latency()
         self.budget, self._rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
@@ -62,28 +63,43 @@ class Admission:
         """Why no request may be sent now; None: one may."""
         return self.breaker.why(now)
 
-    def enter(self, slot: Hashable, now: float) -> Rejection | None:
-        """Admits a request, which occupies the slot until `leave`; or returns why not."""
-        rejection, terms = self.breaker.why(now), self.terms
-        if rejection is None and len(self.under_way) >= terms.max_concurrent:
-            rejection = Rejection("max_concurrent", f"{len(self.under_way)} calls are under way (max_concurrent)")
-        if rejection is None and not self._rate.take(now):
-            rejection = Rejection("calls_per_s", f"it has had {terms.calls_per_s:g} calls a second (calls_per_s)")
+    def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
+        """Admits a request of so many calls, which occupies the slot until `leave`; or returns why not."""
+        rejection = self.breaker.why(now) or self.crowded(now) or self.take(now, calls)
         if rejection is None:
             self.under_way.add(slot)
         else:
             self.rejected += 1
         return rejection
 
+    def crowded(self, now: float) -> Rejection | None:
+        """Why no further request may be under way now; None: one may. Only the end of another changes that."""
+        count = len(self.under_way)
+        if count >= self.terms.max_concurrent:
+            return Rejection("max_concurrent", f"{count} calls are under way (max_concurrent)")
+        if self._careful and count >= self.breaker.most(now):
+            return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
+        return None
+
+    def take(self, now: float, calls: int) -> Rejection | None:
+        """Takes so many calls from the rate; or returns why not, and takes none."""
+        if self._rate.take(now, calls):
+            return None
+        most = self.terms.calls_per_s
+        text = f"it has had {most:g} calls a second" if calls == 1 else f"{calls} calls at once, with {most:g} a second"
+        return Rejection("calls_per_s", f"{text} (calls_per_s)")
+
     def leave(self, slot: Hashable) -> None:
         """Frees the slot when the call has ended. Idempotent, and needs no lock."""
         self.under_way.discard(slot)
 
-    def cost(self, mb: float, *, first: bool) -> Cost:
-        """Cost of `mb` million bytes; the first attempt of a request also pays the price per call."""
+    def cost(self, mb: float, calls: int = 0) -> Cost:
+        """Cost of `mb` million bytes, and of so many calls: the first attempt of each pays the price per call."""
         terms = self.terms
         usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
-        return Cost(usd + terms.usd_per_call, mb, joules + terms.joules_per_call, 1) if first else Cost(usd, mb, joules)
+        if not calls:
+            return Cost(usd, mb, joules)
+        return Cost(usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls)
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Books an attempt about to be made, or returns why it may not be made.
@@ -95,10 +111,17 @@ class Admission:
             again: a retry; the breaker may have opened since the first attempt.
             probe: carries no user data, and is made whatever the state of the breaker.
         """
-        rejection = self.breaker.why(now) if again and not probe else None
+        rejection = self._why_not_again(now) if again and not probe else None
         rejection = rejection or self.spending.reserve(cost, day)
         if rejection is not None and not (again or probe):
             self.rejected += 1
+        return rejection
+
+    def _why_not_again(self, now: float) -> Rejection | None:
+        rejection = self.breaker.why(now)
+        if rejection is None and self._careful and len(self.under_way) > self.breaker.most(now):
+            text = f"{len(self.under_way)} calls are under way, and one of them has just failed"
+            rejection = Rejection("max_concurrent", text)
         return rejection
 
     def retry(self) -> bool:
@@ -152,4 +175,8 @@ class Admission:
 
     def has_headroom(self, now: float) -> bool:
         """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
-        return self.breaker.allows(now) and self._rate.spare(now) and 2 * len(self.under_way) < self.terms.max_concurrent
+        return self.breaker.allows(now) and self._rate.spare(now) and self._half_free(now)
+
+    def _half_free(self, now: float) -> bool:
+        most = min(self.terms.max_concurrent, self.breaker.most(now)) if self._careful else self.terms.max_concurrent
+        return 2 * len(self.under_way) < most

@@ -12,8 +12,12 @@ State = Literal["closed", "open", "half-open"]
 
 FAULTS: Final = 3
 """Consecutive faults that open it."""
-FIRST_S, MOST_S = 5.0, 300.0
-"""Initial and maximum opening time, seconds; it doubles each time."""
+FIRST_S, MOST_S = 5.0, 900.0
+"""Initial and maximum opening time, seconds."""
+GROWTH: Final = 8
+"""Factor by which it grows each time: with the jitter, three probes at most within ten minutes of the opening."""
+WELL_S: Final = 60.0
+"""Seconds for which an endpoint is known to be well after a success, unless it fails."""
 HOLD_MOST_S: Final = 300.0
 """Upper limit of a hold that an endpoint requests, seconds."""
 PROBE_LOST_S: Final = 60.0
@@ -37,7 +41,7 @@ def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
 
 def grown_s(nominal_s: Numbers) -> Numbers:
     """The next nominal opening time, seconds."""
-    return least(2 * nominal_s, MOST_S)
+    return least(GROWTH * nominal_s, MOST_S)
 
 
 def due(due_at: Numbers, held: Numbers, now: Numbers) -> Numbers:
@@ -58,6 +62,9 @@ class Breaker:
     fault opens it at once, with the longer time, since a probe may be answered by something that does not run the model. Only a
     request's success resets the faults and the opening time.
 
+    While the endpoint is not known to be well, few requests may be under way (`most`): so an outage costs few of them,
+    however many callers there are.
+
     Results may be late. While it is open, a fault changes nothing; a success closes it, since the endpoint has answered, and
     the result of a probe in progress is then ignored.
 
@@ -68,7 +75,7 @@ class Breaker:
         opened: how many times it has gone from closed to open.
     """
 
-    __slots__ = ("_due", "_faults", "_held", "_next_s", "opened", "state")
+    __slots__ = ("_due", "_faults", "_held", "_next_s", "_well_until", "opened", "state")
 
     def __init__(self) -> None:
         self.state: State = "closed"
@@ -79,6 +86,8 @@ class Breaker:
         """When the next probe may be sent, also if one is in progress; inf while closed."""
         self._held = -INF
         """End of the hold: no request before this instant."""
+        self._well_until = -INF
+        """Until when its last success counts, unless it fails."""
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent."""
@@ -97,6 +106,10 @@ class Breaker:
         text = f"breaker open {until}after {self._faults} faults" + ("" if until else ", a probe is due")
         return Rejection("breaker", text)
 
+    def most(self, now: float) -> float:
+        """How many requests may be under way: inf if it is known to be well, else as many as faults are left until it opens."""
+        return INF if not self._faults and now < self._well_until else max(1, FAULTS - self._faults)
+
     def fault(self, now: float, jitter: float) -> None:
         """Records a failed request that is the endpoint's fault."""
         if self.state == "closed":
@@ -105,9 +118,9 @@ class Breaker:
                 self.opened += 1
                 self._open(now, jitter)
 
-    def success(self, now: float) -> None:  # noqa: ARG002 - each of the news comes with its time
+    def success(self, now: float) -> None:
         """Records an answered request, whenever it began. A hold stays in force: the server requested it."""
-        self._faults, self._next_s = 0, FIRST_S
+        self._faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
         self._close()
 
     def probe_due(self, now: float) -> bool:

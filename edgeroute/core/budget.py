@@ -63,14 +63,14 @@ class Rate:
         self._left = self._burst
         self._at = 0.0
 
-    def take(self, now: float) -> bool:
-        """Takes a call; False: the limit is reached. An instant before the last one adds nothing."""
+    def take(self, now: float, calls: int = 1) -> bool:
+        """Takes that many calls, or none; False: the limit is reached. An instant before the last one adds nothing."""
         if now > self._at:
             self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
             self._at = now
-        if self._left < 1:
+        if self._left < calls:
             return False
-        self._left -= 1
+        self._left -= calls
         return True
 
     def spare(self, now: float) -> bool:

@@ -81,7 +81,7 @@ def plan(
 ) -> Plan | Refusal:
     """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
     saving = "" if mode else _saving(policy.saver, facts)
-    mode = mode or (policy.saver.mode if policy.saver and saving else policy.mode)
+    mode = mode or _mode(policy, saving)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
@@ -155,6 +155,19 @@ def plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
         stays, data_class, facts, skipped,
     )  # fmt: skip
+
+
+def stays_home(policy: Policy, facts: Facts) -> str:
+    """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may."""
+    saving = _saving(policy.saver, facts)
+    if _mode(policy, saving) != "only_edge":
+        return ""
+    return f"only_edge, {saving}" if saving else "only_edge"
+
+
+def _mode(policy: Policy, saving: str) -> Mode:
+    """The mode for calls that name none."""
+    return policy.saver.mode if policy.saver and saving else policy.mode
 
 
 def _saving(saver: Saver | None, facts: Facts) -> str:

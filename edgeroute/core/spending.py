@@ -14,6 +14,8 @@ BUCKETS: Final = 60
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3_600.0, 86_400.0
 _ROUNDING = 1 + 1e-9
 """Tolerance for rounding: three times 0.1 must fit into 0.3."""
+AHEAD: Final = 64
+"""At most this part of a limit is recorded ahead of its use."""
 
 
 class Limits(NamedTuple):
@@ -43,14 +45,21 @@ class Spending:
     `now` is seconds since 1970. If it goes back, nothing leaves its window until it has caught up, and spending in the
     meantime counts as of the latest instant seen. Not synchronised: threads that share it need a lock.
 
+    A record of it that outlives the process is written ahead: `ahead` says whether something is booked under a limit that the
+    record lacks, `dump` makes the next record, with an advance so that not every booking needs one, and `recorded` notes that
+    it was written.
+
     Attributes:
         limits: may be replaced at any time; spending so far stays booked.
+        unknown: why earlier spending is not known; what has a limit is refused meanwhile. Empty: it is known.
     """
 
-    __slots__ = ("_windows", "limits")
+    __slots__ = ("_lost_at", "_lost_why", "_windows", "limits", "unknown")
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.unknown = ""
+        self._lost_at, self._lost_why = -INF, ""
         self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
@@ -63,6 +72,8 @@ class Spending:
             if asked > 0:
                 if now >= window.until:
                     window.roll(now)
+                if limit < INF and (self.unknown or self._lost_why) and (why := self._not_known(window, now)):
+                    return Rejection(cast("HeldCode", window.name), f"{window.name} = {limit:g}: {why}")
                 if window.total + asked > limit * _ROUNDING:
                     return window.refusal(asked, limit, now)
         for window, asked in zip(windows, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
@@ -104,36 +115,87 @@ class Spending:
         """Whether half of any limit is used up: from then on there are no hedges and no audits."""
         return any(used > limit / 2 for used, limit in zip(self.spent(now), self.limits, strict=True) if limit < INF)
 
-    def dump(self) -> dict[str, object]:
+    def lost(self, at: float, why: str) -> None:
+        """Spending up to the instant `at` is not known any more: a limit is refused until its window has left that behind."""
+        if at >= self._lost_at:
+            self._lost_at, self._lost_why = at, why
+
+    def _not_known(self, window: _Window, now: float) -> str:
+        """Why spending in that window is not known; empty: it is."""
+        if self.unknown:
+            return self.unknown
+        until = self._lost_at + window.length_s + window.width_s
+        return f"{self._lost_why}, room again in {_span(until - now)}" if now < until else ""
+
+    def ahead(self) -> bool:
+        """Whether more is booked under a limit than the record of this process has."""
+        return any(
+            limit < INF and window.booked.get(window.current, 0.0) > window.recorded.get(window.current, 0.0) * _ROUNDING
+            for window, limit in zip(self._windows, self.limits, strict=True)
+        )
+
+    def dump(self, *, advance: bool = False) -> dict[str, Any]:
         """JSON-serialisable bookings of this process: [instant, amount]... per window.
 
         Loaded amounts are left out: each process dumps its own, so loading all dumps counts nothing twice.
-        """
-        return {window.name: [[at, amount] for at, amount in window.booked.items()] for window in self._windows}
 
-    def load(self, dumped: Mapping[str, Any], now: float) -> None:
+        Args:
+            advance: for a record that is written ahead: under a limit some more than is booked, as much as was spent so far but
+                no more than a part `AHEAD` of the limit. After a crash the rest of it counts as spent.
+        """
+        found = {}
+        for window, limit in zip(self._windows, self.limits, strict=True):
+            amounts = dict(window.booked)
+            if advance and limit < INF:
+                window.advance(amounts, limit)
+            found[window.name] = [[at, amount] for at, amount in amounts.items()]
+        return found
+
+    def recorded(self, dumped: Mapping[str, Any]) -> None:
+        """Notes that this dump is the record, or will be before anything else is spent."""
+        for window in self._windows:
+            window.recorded = dict(dumped[window.name])
+
+    def inherited(self) -> None:
+        """What is booked so far is another process's to record: this one was forked from it."""
+        for window in self._windows:
+            for at, amount in window.booked.items():
+                window.loaded[at] = window.loaded.get(at, 0.0) + amount
+            window.booked, window.recorded = {}, {}
+
+    def load(self, dumped: Mapping[str, Any], now: float, shift_s: float = 0.0) -> bool:
         """Adds what another process has dumped, as far as it still counts; an instant later than `now` counts as `now`.
+
+        Args:
+            dumped: by that process.
+            now: seconds since 1970.
+            shift_s: how much later this process's clock is than that one's was.
+
+        Returns:
+            Whether any of it still counts.
 
         Raises:
             ValueError: not a dump. Nothing was added.
         """
         try:
-            found = [[(at + 0.0, amount + 0.0) for at, amount in dumped[window.name]] for window in self._windows]
+            found = [[(at + shift_s, amount + 0.0) for at, amount in dumped[window.name]] for window in self._windows]
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"not a dump of what was spent: {e!r}") from e
         for at, amount in (entry for entries in found for entry in entries):
             if not (-INF < at < INF and 0 <= amount < INF):
                 raise ValueError(f"not a dump of what was spent: {amount} at {at}")
+        counts = False
         for window, entries in zip(self._windows, found, strict=True):
             if now >= window.until:
                 window.roll(now)
-            window.load(entries)
+            counts = window.load(entries) or counts
+        return counts
 
 
 class _Window:
     """Spending of one kind. Call `roll` once `until` has come, before anything else."""
 
-    __slots__ = ("booked", "current", "length_s", "loaded", "name", "total", "until", "width_s")
+    __slots__ = ("booked", "current", "length_s", "loaded", "name", "recorded", "total", "until", "width_s")
 
     def __init__(self, name: str, length_s: float) -> None:
         self.name, self.length_s, self.width_s = name, length_s, length_s / BUCKETS
@@ -141,6 +203,8 @@ class _Window:
         """Start and end of the current bucket."""
         self.booked, self.loaded = dict[float, float](), dict[float, float]()
         """Start of a bucket -> its amount; `booked` is sorted, oldest first."""
+        self.recorded = dict[float, float]()
+        """Likewise, as in the record that outlives the process."""
         self.total = 0.0
 
     def roll(self, now: float) -> None:
@@ -172,13 +236,23 @@ class _Window:
             del booked[at]
         self.total = sum(self.loaded.values())
 
-    def load(self, entries: list[tuple[float, float]]) -> None:
-        """Adds amounts of other processes, each at its instant."""
+    def advance(self, amounts: dict[float, float], limit: float) -> None:
+        """Raises the current bucket's amount by an advance, or to the one recorded before."""
+        more = max(0.0, min(limit / AHEAD, sum(amounts.values()), limit - self.total))
+        before, booked = self.recorded.get(self.current, 0.0), amounts.get(self.current, 0.0)
+        if before or booked:
+            amounts[self.current] = before if before >= booked else booked + more
+
+    def load(self, entries: list[tuple[float, float]]) -> bool:
+        """Adds amounts of other processes, each at its instant. Returns whether any counts."""
+        counts = False
         for instant, amount in entries:
             at = min(instant // self.width_s * self.width_s, self.current)
             if at >= self.current - self.length_s:
                 self.loaded[at] = self.loaded.get(at, 0.0) + amount
                 self.total += amount
+                counts = True
+        return counts
 
     def refusal(self, asked: float, limit: float, now: float) -> Rejection:
         """The rejection of an amount that exceeds the limit."""

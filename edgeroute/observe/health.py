@@ -28,6 +28,7 @@ class EndpointHealth:
         guards: returns the current guards.
         back: called when an endpoint has answered again.
         changed: called with the name and state of a breaker that has changed; None: no callback.
+        stays_home: whether nothing may leave the device by itself now.
     """
 
     def __init__(
@@ -36,7 +37,10 @@ class EndpointHealth:
         guards: Callable[[], Iterable[Guard]],
         back: Callable[[], object],
         changed: Callable[[str, str], object] | None = None,
+        *,
+        stays_home: Callable[[], object] = lambda: "",
     ) -> None:
+        self._stays_home = stays_home
         self._submit, self._guards, self._back, self._changed = submit, guards, back, changed
         self._closed = False
         self._linked_at = -inf
@@ -77,8 +81,10 @@ class EndpointHealth:
         self._back()
 
     def link_up(self) -> None:
-        """The network came up: makes probes due at once."""
+        """The network came up: makes probes due at once, unless nothing leaves the device by itself."""
         self._linked_at = monotonic()
+        if self._stays_home():
+            return
         for guard in self._guards():
             guard.link_up()
         self._back()

@@ -134,14 +134,17 @@ class Script:
         return event
 
     def _enter(self, i: int, gate: Gate, now: float, sent: float, received: float) -> Rejection | None:
-        """Books the call, or returns why it may not be made. The rows of a batch are one call."""
+        """Books the call, or returns why it may not be made. The rows of a batch are one call, unless each takes its own."""
         key = self._request.batch, gate.name
         shared = bool(key[0]) and key in self._batches
-        cost = gate.rules.cost(sent / MB, first=not shared)
-        call = Call(gate, now, sent, received, cost, gate.rules.cost(received / MB, first=False), shared=shared)
+        own = not shared or gate.port.one_by_one
+        cost = gate.rules.cost(sent / MB, int(own))
+        call = Call(gate, now, sent, received, cost, gate.rules.cost(received / MB), shared=shared)
         if shared:
             rejection = self._batches[key]
-            if rejection is None:
+            if rejection is None and own:
+                rejection = gate.rules.take(now, 1) or self._spending.reserve(cost, now)
+            elif rejection is None:
                 self._spending.add(cost, now)
         else:
             rejection = gate.enter(call, cost, now)

@@ -28,6 +28,8 @@ class Port(NamedTuple):
     """Timeout of a request with its retries, seconds."""
     health: bool = True
     """It has a health check; without one the next request is the probe."""
+    one_by_one: bool = False
+    """Each row of a batch is a call of its own."""
 
 
 class Setup(NamedTuple):
@@ -68,7 +70,9 @@ class Setup(NamedTuple):
         ports = {}
         for runner in snapshot.clouds:
             address = getattr(getattr(runner, "endpoint", None), "address", None)
-            ports[runner.name] = Port(runner.terms, getattr(address, "retries", 0), runner.patience_s, runner.health is not None)
+            ports[runner.name] = Port(
+                runner.terms, getattr(address, "retries", 0), runner.patience_s, runner.health is not None, runner.calls(2) > 1
+            )
         return cls(snapshot.policy, snapshot.targets, ports, limits or Limits(), metered, cached)
 
 

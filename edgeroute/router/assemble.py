@@ -69,20 +69,26 @@ def assemble(
     engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
     engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
     counts = engine.counts = Counts()
-    spending = engine.spending = SharedSpending(Spending(limits or Limits()))
+    store = None
+    if folder is not None:
+        from edgeroute.stores.keyvalue import KeyValueStore  # imports SQLite, only if there is something to store
+
+        store = KeyValueStore(folder / "state.db")
+    spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
     sinks = [*([] if trace is None else [trace if isinstance(trace, Trace) else Trace(trace)]), *instruments]
     engine.instruments = Instruments(sinks)
-    if folder is not None:
-        from edgeroute.record.checkpoint import Checkpoint  # imports SQLite, only if there is something to store
+    if folder is not None and store is not None:
+        from edgeroute.record.checkpoint import Checkpoint
         from edgeroute.stores.journal import Journal
 
-        engine.checkpoint = Checkpoint(folder / "state.db", counts, spending)
+        engine.checkpoint = Checkpoint(store, counts, spending)
         engine.ledger = Journal(folder / "egress.jsonl")
     engine.health = EndpointHealth(
         engine.cloud_threads.submit,
         lambda: (b.guard for b in engine.snapshot.clouds),
-        engine.endpoint_back,
+        lambda: None if engine.queue is None else engine.queue.delivery.wake(now=engine.health.own()),
         engine.instruments.breaker_changed if sinks else None,
+        stays_home=lambda: engine.stays_home(read=True),
     )
     engine.snapshot = build(guard=lambda backend: guard(engine, backend), offline=offline, **policy)
     observer = engine.observer = Observer(counts, spending, metered, sensors)
@@ -140,7 +146,7 @@ def _stages(
     if outbox is not None:
         from edgeroute.router.offline_queue import OfflineQueue
 
-        engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note)
+        engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
     engine.late = LateReplies(engine, engine.local_threads.submit, note)
     engine.fallback = Fallback(engine)
     engine.plain = cache is None and outbox is None
@@ -181,6 +187,8 @@ class _Asks:
     def room(self, request: Any, leg: int) -> bool:
         """Whether that leg's endpoint has capacity for a low-priority call now."""
         backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
+        if self._engine.stays_home():
+            return False
         return not self._engine.observer.no_hedge(request.snapshot.backends) and backend.guard.has_headroom()
 
     def prepare(self, request: Any, leg: int) -> Callable[[], Event]:

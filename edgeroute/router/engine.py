@@ -12,11 +12,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.binding import effective_target
-from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.plan import Plan, Refusal, plan, stays_home
 from edgeroute.core.policy import INF, MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
-from edgeroute.errors import Closed, MayNotLeave, PolicyError, nearest
+from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
@@ -131,7 +131,13 @@ class Engine:
         return [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
 
     def again(self, request: Request) -> Request:
-        """A new request equal to one served stale, for its revalidation: without a deadline, and never queued."""
+        """A new request equal to one served stale, for its revalidation: without a deadline, and never queued.
+
+        Raises:
+            Held: it would leave the device, where nothing leaves by itself now.
+        """
+        if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
+            raise Held(f"nothing leaves by itself: {why}")
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
@@ -176,7 +182,7 @@ class Engine:
         if self.auditor is not None:
             self.auditor.passed(request, outcome)
         if legs is not None and legs.exchanges and self.checkpoint is not None:
-            self.checkpoint.spent(self.name)
+            self.spending.keep()
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
@@ -200,12 +206,18 @@ class Engine:
         if monotonic() >= self.refresh_at:
             self.refresh_thresholds()
         if self.checkpoint is not None:
-            self.checkpoint.note(self.name, snapshot.clouds)
+            self.checkpoint.note(snapshot.clouds)
 
-    def endpoint_back(self) -> None:
-        """Delivers what waits in the outbox, as an endpoint is back."""
-        if self.queue is not None:
-            self.queue.delivery.wake(now=self.health.own())
+    def stays_home(self, *, read: bool = False) -> str:
+        """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may.
+
+        Args:
+            read: reads the sensors first if that is due: an idle device has no requests that would do it.
+        """
+        policy, observer = self.snapshot.policy, self.observer
+        if read and policy.saver is not None and monotonic() >= observer.reads_at:
+            self._read()
+        return stays_home(policy, observer.facts)
 
     def _read(self) -> None:
         """Reads the device's sensors."""
@@ -266,20 +278,20 @@ class Engine:
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""
-        return check(self.snapshot, timeout, self.audited)
+        return check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
 
     def close(self) -> None:
         """Stops threads and connections, and stores the state. Never raises."""
         self.closed = True
         self.late.close()
-        parts: list[Callable[[], object]] = [self.health.close]
+        parts: list[Callable[[], object]] = [self.health.close, *(backend.guard.close for backend in self.snapshot.clouds)]
         parts += [
             part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
         ]
         parts += [backend.close for backend in self.snapshot.backends]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
         if self.checkpoint is not None:
-            parts.append(partial(self.checkpoint.close, self.name, self.snapshot.clouds))
+            parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")

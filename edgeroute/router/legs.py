@@ -24,7 +24,7 @@ from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend, FunctionBackend
     from edgeroute.cloud.egress import Egress
-    from edgeroute.cloud.guard import Exchange
+    from edgeroute.cloud.exchange import Exchange
     from edgeroute.stores.cache import Cache
     from edgeroute.system import ThreadPool
 
@@ -103,7 +103,9 @@ class LegExecutor:
         try:
             if leg.permit is not None:
                 inputs = self._prepared(start, leg.permit, backend)
-                with self._exchange(start, leg.permit, backend) as (until, exchange):
+                with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
+                    if exchange.prepay():
+                        exchange.secure()
                     answers = backend.run(inputs, until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
@@ -124,7 +126,9 @@ class LegExecutor:
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
             if (load := backend.load) is not None:
                 await off_loop(load)  # not on the loop, where it would hold up everybody
-            with self._exchange(start, permit, backend) as (until, exchange):
+            with self._exchange(start, await self._entered_async(start, permit, backend)) as (until, exchange):
+                if exchange.prepay():
+                    await off_loop(exchange.secure)
                 answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
@@ -138,19 +142,36 @@ class LegExecutor:
             backend.guard.count_rejected(e.code)
             raise
 
+    def _entered(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None) -> Exchange:
+        """The guard's exchange, once it is this leg's turn. Raises if the negative cache has the input."""
+        self._refused_before(backend)
+        calls, until = backend.calls(self._count(start)), min(self._until, monotonic() + backend.patience_s)
+        return backend.guard.enter(permit, self._id, calls, until, stop)
+
+    async def _entered_async(self, start: Start, permit: Permit, backend: CloudBackend) -> Exchange:
+        """As `_entered`, on an event loop."""
+        self._refused_before(backend)
+        calls, until = backend.calls(self._count(start)), min(self._until, monotonic() + backend.patience_s)
+        return await backend.guard.enter_async(permit, self._id, calls, until)
+
+    def _refused_before(self, backend: CloudBackend) -> None:
+        cache = self._cache
+        if cache is not None and self._key is not None:
+            refused = cache.refused(self._key + backend.name.encode())
+            if refused is not None:
+                raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
+
     @contextmanager
-    def _exchange(self, start: Start, permit: Permit, backend: CloudBackend) -> Iterator[tuple[float, Exchange]]:
-        """Opens the guard's exchange; yields it with its deadline. Raises if the negative cache has the input."""
-        cache, key = self._cache, None if self._key is None else self._key + backend.name.encode()
-        if cache is not None and key is not None and (refused := cache.refused(key)) is not None:
-            raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
-        with backend.guard.enter(permit, self._id) as exchange:
+    def _exchange(self, start: Start, entered: Exchange) -> Iterator[tuple[float, Exchange]]:
+        """The exchange while its leg runs, with its deadline; caches a refusal of the input."""
+        cache, key = self._cache, self._key
+        with entered as exchange:
             self.exchanges[start.leg] = exchange
             try:
                 yield INF if self.late is not None else self._until, exchange
             except Refused as e:
                 if cache is not None and key is not None and e.status in INPUTS_OWN:
-                    cache.refuse(key, str(e), e.status)
+                    cache.refuse(key + self.backend(start).name.encode(), str(e), e.status)
                 raise
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
@@ -199,7 +220,9 @@ class LegExecutor:
                 answer = self._forward(start, backend.stream(self._inputs[0], stop), send, stop)
             else:
                 inputs = self._prepared(start, leg.permit, backend)
-                with self._exchange(start, leg.permit, backend) as (until, exchange):
+                with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
+                    if exchange.prepay():
+                        exchange.secure()
                     answer = self._forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
@@ -222,7 +245,9 @@ class LegExecutor:
         """`begin_stream` on an event loop, for an asynchronous generator function."""
         try:
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
-            with self._exchange(start, permit, backend) as (until, exchange):
+            with self._exchange(start, await self._entered_async(start, permit, backend)) as (until, exchange):
+                if exchange.prepay():
+                    await off_loop(exchange.secure)
                 pieces: list[Any] = []
                 async for piece in backend.stream_async(inputs[0], until, exchange):
                     pieces.append(piece)
@@ -268,6 +293,9 @@ class LegExecutor:
     def costs(self) -> Mapping[int, Spent]:
         """Leg -> cost of its exchange so far."""
         return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
+
+    def _count(self, start: Start) -> int:
+        return len(self._inputs) if start.rows is None else len(start.rows)
 
     def _input_rows(self, start: Start) -> list[Any]:
         return self._inputs if start.rows is None else [self._inputs[row] for row in start.rows]

@@ -27,7 +27,7 @@ from edgeroute.system import contained
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.guard import Exchange
+    from edgeroute.cloud.exchange import Exchange
     from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
@@ -78,13 +78,20 @@ class OfflineQueue:
         snapshot: returns the policy in force.
         note: receives what happens to a request, and its id: `queued`, `not queued` once its answer has said that it is being
             queued, or `damaged`, as its row in the outbox is.
+        stays_home: why nothing leaves the device by itself now; empty: it may.
     """
 
     UNSETTLED = QUEUED, BEING_QUEUED
     """Notes of requests whose answers another one will follow."""
 
-    def __init__(self, outbox: Outbox, snapshot: Callable[[], Snapshot], note: Callable[[str, str], object]) -> None:
-        self.outbox, self._snapshot, self._note = outbox, snapshot, note
+    def __init__(
+        self,
+        outbox: Outbox,
+        snapshot: Callable[[], Snapshot],
+        note: Callable[[str, str], object],
+        stays_home: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.outbox, self._snapshot, self._note, self._stays_home = outbox, snapshot, note, stays_home
         self._storing: dict[str, Future[None]] = {}
         """Id of a request being stored -> jobs to run once it is stored."""
         outbox.report_damaged = partial(note, "damaged")
@@ -202,8 +209,10 @@ class OfflineQueue:
 
         Raises:
             PolicyError, MayNotLeave: it cannot be sent at all.
-            CloudError: it was not answered.
+            CloudError: it was not answered; or nothing leaves the device by itself now, and it goes on waiting.
         """
+        if why := self._stays_home():
+            raise Held(f"nothing leaves by itself: {why}")
         snapshot = self._snapshot()
         backend = next((b for b in snapshot.clouds if b.name == entry.target), None)
         if backend is None:

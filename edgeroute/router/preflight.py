@@ -71,10 +71,19 @@ def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
     return Decision(made, tuple(steps), tuple(sends))
 
 
-def check(snapshot: Snapshot, timeout: float, audited: float = 0.0) -> Check:
-    """Loads the models and pings the endpoints, each for at most `timeout` seconds. audited: as for `decide`."""
-    problems = [(backend, _problem(backend, timeout)) for backend in snapshot.backends]
+def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str = "") -> Check:
+    """Loads the models and pings the endpoints, each for at most `timeout` seconds.
+
+    Args:
+        snapshot: the policy in force.
+        timeout: seconds for each endpoint.
+        audited: as for `decide`.
+        stays: why nothing leaves the device by itself now: then no endpoint is pinged either. Empty: it may.
+    """
+    asked = [backend for backend in snapshot.backends if not (stays and backend.side == "cloud")]
+    problems = [(backend, _problem(backend, timeout)) for backend in asked]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
+    lines += [f"{r.name}: was not asked whether it is ready ({stays})" for r in snapshot.backends if r not in asked]
     places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
     if not places:
         lines.append("nothing can leave this device: there is no cloud")

@@ -32,8 +32,8 @@ class KeyValueStore:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._database = None if path is None else Database(path, _SCHEMA, durable=False, lenient=True)
-        self._path = path
+        self.path = path
+        self._database = None if path is None else Database(path, _SCHEMA, durable=True, lenient=True)
         self._fresh: dict[str, tuple[str, float]] = {}
         """name -> JSON and time put; not yet written to the file."""
         self._said: set[str] = set()
@@ -69,11 +69,25 @@ class KeyValueStore:
 
     def drop(self, name: str, why: object) -> None:
         """Deletes a damaged value, with a warning."""
-        log.warning("what %r has in %s is damaged, and dropped: %s", name, self._path, why)
+        log.warning("what %r has in %s is damaged, and dropped: %s", name, self.path, why)
         with self._lock:
             self._fresh.pop(name, None)
         with contextlib.suppress(UnicodeEncodeError):  # the name is damaged, too
             self._rows("DELETE FROM kept WHERE name = ?", (name,))
+
+    def rows(self, prefix: str) -> list[tuple[str, str, float]]:
+        """(name, JSON, time put) of all names in the file that begin with `prefix`, the newest first.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        if self._database is None:
+            return []
+        with self._database.transaction() as connection:
+            return connection.execute(
+                f"SELECT name, value, updated FROM kept WHERE {_MATCH} ORDER BY updated DESC",  # noqa: S608 - constants
+                (len(prefix), prefix),
+            ).fetchall()
 
     def put(self, name: str, value: Any) -> None:
         """Stores a snapshot of the value; it is written to the file about a second later."""

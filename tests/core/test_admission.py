@@ -106,8 +106,19 @@ def test_each_limit_has_its_code():
     assert rules.enter("c", 1.0).code == rules.why(1.0).code == "breaker"
     assert (rules.rejected, rules.under_way) == (4, set())
     limited = admission(Terms(usd_per_call=2.0), Limits(usd_per_day=1.0))
-    assert limited.attempt(limited.cost(0.0, first=True), 0.0, DAY).code == "usd_per_day"
+    assert limited.attempt(limited.cost(0.0, 1), 0.0, DAY).code == "usd_per_day"
     assert limited.rejected == 1
+
+
+def test_a_batch_is_several_calls():
+    """In the rate, all or none; and in the price, once for each."""
+    rules = admission(Terms(calls_per_s=5, usd_per_call=0.5, joules_per_call=2.0))
+    assert rules.enter("a", 0.0, 6) == ("calls_per_s", "6 calls at once, with 5 a second (calls_per_s)")
+    assert rules.enter("a", 0.0, 4) is None
+    assert rules.take(0.0, 1) is None
+    assert rules.take(0.0, 1).code == "calls_per_s"
+    assert rules.cost(0.0, 3) == (1.5, 0.0, 6.0, 3)
+    assert rules.cost(1.0) == (0.0, 1.0, 0.0, 0)
 
 
 def test_a_slot_is_given_back_once():
@@ -122,11 +133,11 @@ def test_a_slot_is_given_back_once():
 def test_an_attempt_again_is_held_by_the_breaker_alone_and_a_probe_by_neither():
     """A probe pays for its bytes, and counts as no request that was held."""
     rules = admission(Terms(usd_per_call=1.0, usd_per_mb=1.0), Limits(usd_per_day=1.5, mb_per_day=1.0))
-    assert rules.attempt(rules.cost(0.1, first=True), 0.0, DAY) is None
+    assert rules.attempt(rules.cost(0.1, 1), 0.0, DAY) is None
     rules.hold(10.0, 0.0)
-    assert rules.attempt(rules.cost(0.1, first=False), 1.0, DAY, again=True).code == "retry_after"
-    assert rules.attempt(rules.cost(0.1, first=False), 1.0, DAY, again=True, probe=True) is None
-    assert rules.attempt(rules.cost(2.0, first=False), 1.0, DAY, probe=True).code == "usd_per_day"
+    assert rules.attempt(rules.cost(0.1), 1.0, DAY, again=True).code == "retry_after"
+    assert rules.attempt(rules.cost(0.1), 1.0, DAY, again=True, probe=True) is None
+    assert rules.attempt(rules.cost(2.0), 1.0, DAY, probe=True).code == "usd_per_day"
     assert tuple(rules.spending.spent(DAY)) == pytest.approx((1.2, 0.2, 0.0, 1))
     assert rules.rejected == 0
 
@@ -287,7 +298,7 @@ class Against(RuleBasedStateMachine):
         again = call["attempts"] > 0
         expected = self.code() if again else None
         expected = expected or (None if self.pay(mb, not again) else "limit")
-        rejection = self.rules.attempt(self.rules.cost(mb, first=not again), self.now, DAY, again=again)
+        rejection = self.rules.attempt(self.rules.cost(mb, int(not again)), self.now, DAY, again=again)
         if rejection is None:
             assert expected is None
             call["begun"], call["attempts"] = self.now, call["attempts"] + 1
@@ -338,7 +349,7 @@ class Against(RuleBasedStateMachine):
     def answers(self, which, mb):
         call = self.asking()[which % len(self.asking())]
         took_s, call["begun"] = self.now - call["begun"], None
-        self.rules.spending.add(self.rules.cost(mb, first=False), DAY)
+        self.rules.spending.add(self.rules.cost(mb), DAY)
         self.usd, self.mb, self.joules = self.usd + mb, self.mb + mb, self.joules + 3 * mb
         self.answer(took_s)
 

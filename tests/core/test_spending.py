@@ -132,6 +132,79 @@ def carried(spending: Spending) -> dict:
     return json.loads(json.dumps(spending.dump()))
 
 
+def test_a_record_is_written_ahead():
+    """With an advance under a limit, as much as was spent so far, up to a 64th of the limit and to the limit; never less than before."""
+    spending = Spending(Limits(usd_per_day=64.0, joules_per_hour=4.0))
+    assert not spending.ahead()
+    spending.add(Cost(usd=0.25, mb=1.0, joules=3.99), NOW)
+    assert spending.ahead()
+    first = spending.dump(advance=True)
+    (usd,), (mb,), (joules,), calls = first.values()
+    assert (usd[1], mb[1], joules[1], calls) == (0.5, 1.0, 4.0, [])
+    spending.recorded(first)
+    assert not spending.ahead()
+    spending.add(Cost(usd=0.25), NOW)
+    assert not spending.ahead()
+    assert spending.dump(advance=True)["usd_per_day"] == [usd]
+    spending.add(Cost(usd=9.5), NOW)
+    assert spending.ahead()
+    second = spending.dump(advance=True)
+    assert second["usd_per_day"][0][1] == 11.0
+    assert spending.dump()["usd_per_day"][0][1] == 10.0
+    spending.recorded(second)
+    spending.settle(Cost(usd=10.0), Cost(), NOW)
+    assert spending.dump(advance=True)["usd_per_day"][0][1] == 11.0, "the record is relied on"
+    spending.add(Cost(usd=1.0), NOW + 2_000)
+    assert spending.ahead(), "an advance is for its own bucket"
+    assert spending.dump(advance=True)["usd_per_day"] == [[NOW + 2_000 - (NOW + 2_000) % 1440, 2.0]]
+    spending.limits = Limits()
+    assert not spending.ahead()
+
+
+def test_what_a_fork_inherits():
+    """It counts in the child, and is not the child's to record."""
+    spending = Spending(Limits(usd_per_day=2.0))
+    spending.add(Cost(usd=1.5), NOW)
+    spending.recorded(spending.dump())
+    spending.inherited()
+    spending.add(Cost(usd=0.25), NOW + 1)
+    assert spending.ahead()
+    assert spending.dump()["usd_per_day"][0][1] == 0.25
+    assert spending.spent(NOW + 1).usd == 1.75
+    assert spending.spent(NOW + 2 * 86_400).usd == 0
+
+
+def test_what_is_not_known():
+    """It may be all of a limit: nothing is booked of a kind that has one, until it is known."""
+    spending = Spending(Limits(usd_per_day=2.0))
+    spending.unknown = "the file is locked"
+    assert spending.reserve(Cost(usd=0.1), NOW) == ("usd_per_day", "usd_per_day = 2: the file is locked")
+    assert spending.reserve(Cost(mb=0.1), NOW) is None
+    spending.unknown = ""
+    assert spending.reserve(Cost(usd=0.1), NOW) is None
+
+
+def test_what_is_lost():
+    """It may be all of a limit, until its window has passed; the later of two losses counts."""
+    spending = Spending(Limits(usd_per_day=2.0, calls_per_minute=9))
+    spending.lost(NOW, "the file was damaged")
+    spending.lost(NOW - 99, "an older one")
+    why = ("calls_per_minute", "calls_per_minute = 9: the file was damaged, room again in 61 s")
+    assert spending.reserve(Cost(calls=1), NOW) == why
+    assert spending.reserve(Cost(calls=1), NOW + 61) is None
+    assert spending.reserve(Cost(usd=1), NOW + 61).text.endswith("room again in 25 h")
+    assert spending.reserve(Cost(usd=1), NOW + 86_400 + 1_440) is None
+
+
+def test_another_clock():
+    """What another process has dumped by a clock that was set differently counts from when it was."""
+    spending = Spending(Limits())
+    dumped = {name: [[NOW, 1.0]] for name in Limits._fields}
+    assert spending.load(dumped, NOW + 86_400 * 365, 86_400 * 365.0)
+    assert spending.spent(NOW + 86_400 * 365) == Cost(1, 1, 1, 1)
+    assert not spending.load(dumped, NOW + 86_400 * 365)
+
+
 def test_a_restart_forgets_nothing():
     """What is dumped and loaded counts as long as it would have, and what is past it does not count."""
     before, after = Spending(Limits()), Spending(Limits(joules_per_hour=10))

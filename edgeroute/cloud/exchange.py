@@ -1,0 +1,261 @@
+"""Exchange: one request to an endpoint with all its calls and attempts, as its guard accounts for them."""
+
+from __future__ import annotations
+
+from threading import get_ident
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from weakref import ref
+
+from edgeroute import system
+from edgeroute.core.codes import Failure, HeldCode, Rejection
+from edgeroute.core.policy import INF
+from edgeroute.core.spending import Cost
+from edgeroute.errors import BadReply, Held, StoreError
+from edgeroute.types import Spent
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from typing_extensions import Self
+
+    from edgeroute.cloud.spending import SharedSpending
+    from edgeroute.cloud.turns import Turns
+    from edgeroute.core.admission import Admission
+    from edgeroute.stores.journal import Journal
+
+MB = 1e6
+NO_DATA = "no user data"
+
+
+class Owner(Protocol):
+    """Interface of the guard that an exchange reports to."""
+
+    name: str
+    where: str
+    rules: Admission
+    lock: AbstractContextManager[Any]
+    spending: SharedSpending
+    journal: Journal | None
+    turns: Turns
+
+    def hold(self, wait_s: float) -> None:
+        """Holds all requests, as the endpoint requested."""
+
+    def succeeded(self, took_s: float | None) -> None:
+        """Records a success."""
+
+    def failed(self) -> None:
+        """Records a fault."""
+
+    def mark_late(self, exchange: Exchange) -> bool:
+        """Marks an exchange as late. Returns whether that is a fault."""
+
+    def count_rejected(self, code: HeldCode) -> None:
+        """Counts and reports a rejected request."""
+
+    def report_held(self, code: HeldCode) -> None:
+        """Reports a rejected request."""
+
+    def report_attempt(self, exchange: Exchange, received: int, error: BaseException | None) -> None:
+        """Reports an attempt that has ended."""
+
+
+class _Slot(ref["Exchange"]):
+    """A weak reference to an exchange with a callback that frees its slot.
+
+    Not `__del__`: an exception that a signal handler raises in there is lost. No Python code runs between the collection and a
+    callback written in C.
+    """
+
+    __slots__ = ()
+    __eq__, __hash__ = object.__eq__, object.__hash__  # the exchange's own fail once it is collected
+
+
+class Exchange:
+    """One call of an endpoint with all its attempts. The HTTP client reports each attempt before and after it.
+
+    Its slot is freed at the end of the `with`, or when it is collected.
+    """
+
+    __slots__ = (
+        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_open", "_paid", "_took_s", "_unpaid", "_until",
+        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "size", "slot", "thread", "usd",
+    )  # fmt: skip
+
+    def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
+        self.thread = get_ident()
+        self._admitted = calls
+        """Calls that the rate was asked for and that have not begun."""
+        self._paid = 0
+        """Calls booked ahead that have not begun."""
+        self._unpaid = rule != NO_DATA
+        """Whether the next attempt is the first one of a call."""
+        self._guard, self.identity, self.data_class, self.rule = guard, identity, data_class, rule
+        self.slot = _Slot(self, guard.rules.under_way.discard)
+        self.sent = self.received = 0
+        self.usd = 0.0
+        self.counts = True
+        """Whether the breaker counts it."""
+        self._open = self.late = False
+        self._attempts = self._made = self.size = 0
+
+        self.begun, self._until = 0.0, INF
+        self._took_s: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._guard.rules.leave(self.slot)
+        if self._paid:
+            self._give_back()
+        if error is None and self._took_s is not None and self.counts:
+            self._guard.succeeded(self._took_s)
+        elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
+            self._open = False
+            self._guard.failed()
+        if self._guard.turns.waiting:
+            self._guard.turns.advance()
+        if self._open and monotonic() >= self._until:  # cancelled in the middle, by the deadline and not by a faster answer
+            self.overdue()
+
+    @property
+    def spent(self) -> Spent:
+        """Bytes and cost so far."""
+        terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
+        return Spent(self.sent, self.received, self.usd, max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb)
+
+    def before_attempt(self, size: int, until: float) -> None:
+        """Books and records an attempt about to send `size` bytes, which must end by `until`.
+
+        Raises:
+            Held: a limit forbids it, or the egress ledger cannot be written. Nothing may be sent then.
+        """
+        guard, again, probe, calls = self._guard, self._attempts > 0, self.rule == NO_DATA, 0
+        if self._unpaid and not self._paid:
+            calls = 1
+        cost = guard.rules.cost(size / MB, calls)
+        with guard.lock:
+            rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
+            rejection = rejection or guard.rules.attempt(cost, monotonic(), system.now(), again=again, probe=probe)
+        if rejection is None and (rejection := guard.spending.secure(cost)) is not None:
+            guard.spending.settle(cost, Cost(), system.now())
+            guard.rules.rejected += not (again or probe)
+        if rejection is not None:
+            self._refuse(rejection)
+        if guard.journal is not None:
+            record = {
+                "at": round(system.now(), 3), "to": guard.where, "bytes": size, "data_class": self.data_class,
+                "rule": self.rule, "request": self.identity,
+            }  # fmt: skip
+            try:
+                guard.journal.append(record)
+            except StoreError as e:
+                guard.spending.settle(cost, Cost(), system.now())
+                if not (again or probe):
+                    guard.count_rejected("ledger")
+                raise self._held("ledger", f"what is not in the egress ledger does not leave ({e})") from e
+        if self._unpaid:
+            self._unpaid = False
+            self._made += 1
+            self._paid, self._admitted = max(0, self._paid - 1), max(0, self._admitted - 1)
+        self._attempts += 1
+        self.usd += cost.usd
+        self.sent += size
+        self.size = size
+        self.begun, self._until, self._open = monotonic(), until, True
+
+    def next_call(self) -> None:
+        """The next attempt is the first one of another call: it counts as one in every limit."""
+        self._unpaid = True
+
+    def prepay(self) -> bool:
+        """Books all its calls before the first one leaves, if there are several or bookings are written ahead.
+
+        Those not made are given back at its end. Returns whether the booking is to be written by `secure` now.
+
+        Raises:
+            Held: together they exceed a limit.
+        """
+        guard, calls = self._guard, self._admitted
+        if calls == 1 and not guard.spending.durable:
+            return False
+        cost = guard.rules.cost(0, calls)
+        with guard.lock:
+            rejection = guard.rules.attempt(cost, monotonic(), system.now())
+        if rejection is not None:
+            self._refuse(rejection)
+        self._paid = calls
+        self.usd += cost.usd
+        return guard.spending.unwritten
+
+    def secure(self) -> None:
+        """Writes what `prepay` has booked, which takes as long as the disk does.
+
+        Raises:
+            Held: it could not be written.
+        """
+        guard = self._guard
+        rejection = guard.spending.secure(guard.rules.cost(0, self._paid))
+        if rejection is not None:
+            guard.rules.rejected += 1
+            self._refuse(rejection)
+
+    def _refuse(self, rejection: Rejection) -> NoReturn:
+        self._guard.report_held(rejection.code)
+        raise self._held(rejection.code, rejection.text)
+
+    def _give_back(self) -> None:
+        cost, self._paid = self._guard.rules.cost(0, self._paid), 0
+        self.usd -= cost.usd
+        self._guard.spending.settle(cost, Cost(), system.now())
+
+    def _held(self, code: HeldCode, text: str) -> Held:
+        again = self._attempts > 0
+        return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again)
+
+    def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
+        """Records the end of an attempt: bytes received, or the error. `cut`: cancelled, as the answer is no longer needed."""
+        guard, in_time = self._guard, monotonic() < self._until
+        self._open = cut and in_time  # by whose deadline it was cut, the walk knows
+        self.received += size
+        guard.report_attempt(self, size, error)
+        if size:
+            cost = guard.rules.cost(size / MB)
+            self.usd += cost.usd
+            guard.spending.add(cost, system.now())
+        if not self.counts:
+            return
+        if error is None:
+            self._took_s = monotonic() - self.begun  # whether it is a valid reply is known once it is decoded
+            return
+        verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=getattr(error, "stale", False))
+        wait_s = getattr(error, "retry_after_s", None)
+        if wait_s and verdict != "answered":
+            guard.hold(wait_s)
+        if verdict == "answered":
+            guard.succeeded(None)
+        elif verdict == "late":
+            self._overdue()
+        elif verdict == "fault" and not self.late:
+            guard.failed()
+
+    def overdue(self) -> None:
+        """Records that the deadline has passed before the attempt had ended, which is a fault already."""
+        if self._open:
+            self._open = False
+            self._overdue()
+
+    def _overdue(self) -> None:
+        """Records lateness as a fault, unless the attempt had less than the endpoint's usual time."""
+        if self.counts and self._guard.mark_late(self):
+            self._guard.failed()
+
+    def may_retry(self) -> bool:
+        """Whether the breaker and the retry budget allow another attempt."""
+        if not self.counts or self.late:
+            return False
+        with self._guard.lock:
+            return self._guard.rules.retry()

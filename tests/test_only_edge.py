@@ -1,0 +1,282 @@
+"""Mode only_edge, of the policy or of the saver: nothing leaves by itself either. What waits goes on waiting, and goes later."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from both import GOOD, LONG, Tasks, Threads, nothing_left, sure, unsure
+from netns import Namespace, needs_namespaces
+
+import edgeroute
+from edgeroute import Audit, Cache, Egress, Outbox, PlainJson, PolicyError, Saver
+from edgeroute.core.breaker import FAULTS
+from edgeroute.observe.sensors import Reading
+from edgeroute.router.offline_queue import OfflineQueue
+from edgeroute.stores.outbox.delivery import Delivery
+from edgeroute.testing import CannedServer
+
+LOW, HIGH = Reading(0.1), Reading(0.9)
+SAVER = Saver("only_edge", battery_below=0.5)
+
+
+class Sends:
+    """Counts the deliveries that are tried."""
+
+    def __init__(self, patch):
+        self._tried, self._left = threading.Condition(), {}
+        real = OfflineQueue.send
+
+        def send(queue, entry):
+            try:
+                return real(queue, entry)
+            finally:
+                with self._tried:
+                    self._left[entry.id] = self._left.get(entry.id, 0) + 1
+                    self._tried.notify_all()
+
+        patch.setattr(OfflineQueue, "send", send)
+
+    def wait(self, count):
+        """Until so many were tried from now on."""
+        with self._tried:
+            until = sum(self._left.values()) + count
+            assert self._tried.wait_for(lambda: sum(self._left.values()) >= until, LONG)
+
+
+@pytest.fixture
+def sends(monkeypatch):
+    monkeypatch.setitem(Delivery.__init__.__kwdefaults__, "poll_s", 0.02)
+    return Sends(monkeypatch)
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request, monkeypatch):
+    """Makes routers of one kind, and closes them."""
+    with nothing_left(monkeypatch):
+        made = []
+
+        def make(*args, **kwargs):
+            made.append(request.param(*args, **{"threshold": 0.8, **kwargs}))
+            return made[-1]
+
+        yield make
+        for router in made:
+            router.close()
+
+
+@pytest.fixture
+def box(make, tmp_path):
+    """An outbox with three requests that wait for `cloud`."""
+
+    def box():
+        return Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1000)
+
+    with CannedServer(GOOD) as server:
+        away = PlainJson(server.url, retries=0)
+    router = make(unsure, away, offline="queue", outbox=box())
+    for i in range(3):
+        assert router.infer(f"private-{i}").reason.endswith("queued")
+    router.close()
+    return box
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"mode": "only_edge"},
+        {"saver": SAVER, "sensors": lambda: LOW},
+        {"saver": SAVER, "mode": "only_edge", "sensors": lambda: HIGH},
+    ],
+)
+def test_the_outbox_waits(make, box, sends, policy):
+    """Its entries are tried, held, and neither counted as failed nor lost; with another mode they go."""
+    with CannedServer(GOOD) as server:
+        outbox = box()
+        before = [("waiting", entry.attempts) for entry in outbox.list()]
+        router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, **policy)
+        router.infer(1)
+        sends.wait(6)
+        assert server.connections == 0
+        assert [(entry.state, entry.attempts) for entry in outbox.list()] == before
+        router.close()
+        late = threading.Semaphore(0)
+        router = make(unsure, PlainJson(server.url), offline="queue", outbox=box())
+        router.on_late(lambda _: late.release())
+        for _ in range(3):
+            assert late.acquire(timeout=LONG)
+
+
+def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch):
+    """Without a request the sensors are read for the outbox: below the limit it waits, above it again it goes on."""
+    monkeypatch.setattr("edgeroute.observe.observer.READS_S", 0.0)
+    reading = [LOW]
+    with CannedServer(GOOD) as server:
+        outbox = box()
+        router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, saver=SAVER, sensors=lambda: reading[0])
+        late = threading.Semaphore(0)
+        router.on_late(lambda _: late.release())
+        sends.wait(6)
+        assert (server.connections, outbox.counts()["waiting"]) == (0, 3)
+        reading[0] = HIGH
+        for _ in range(3):
+            assert late.acquire(timeout=LONG)
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": SAVER}])
+def test_probes_wait_for_another_mode(make, policy):
+    """The link comes up while a breaker is open: nobody is probed."""
+    with CannedServer(GOOD) as server:
+        reading = [LOW]
+        router = make(unsure, PlainJson(server.url), sensors=lambda: reading[0], **policy)
+        guard = router.engine.snapshot.clouds[0].guard
+        for _ in range(FAULTS):
+            guard.failed()
+        router.engine.health.link_up()
+        assert guard.state == "open"
+        assert router.infer(1).source == "edge"
+        assert server.connections == 0
+        if "saver" not in policy:
+            return
+        reading[0] = HIGH
+        router.engine.observer.read()
+        router.engine.health.link_up()
+        server.wait_for(lambda: server.requests)
+
+
+def test_audits_wait_for_another_mode(make):
+    """A request that was planned just before the battery fell is not compared afterwards."""
+    reading = [HIGH]
+    with CannedServer(GOOD) as server:
+        router = make(sure, PlainJson(server.url), saver=SAVER, sensors=lambda: reading[0], audit=Audit(share=1.0))
+        request = router.engine.request("private", None, None, None)
+        reading[0] = LOW
+        router.engine.observer.read()
+        auditor = router.engine.auditor
+        asked = []
+        auditor._asks.prepare = lambda *_: asked.append(1)
+        (result,) = list(_walked(router, request))
+        assert result.source == "edge"
+        assert (asked, auditor.busy, server.connections) == ([], 0, 0)
+
+
+def _walked(router, request):
+    from edgeroute.router.router import _whole, pump
+
+    return _whole(pump(router.engine.steps([request]), router.engine))
+
+
+def test_a_stale_answer_is_not_renewed(make):
+    """A call that names another mode has what is in the cache, and what is past its time there is not renewed by itself."""
+    reading = [HIGH]
+    with CannedServer(GOOD) as server:
+        cache = Cache(ttl_s=0.0, stale_while_revalidate_s=1000.0)
+        router = make(unsure, PlainJson(server.url), saver=SAVER, sensors=lambda: reading[0], cache=cache)
+        assert router.infer(1, mode="prefer_edge").source == "cloud"
+        reading[0] = LOW
+        router.engine.observer.read()
+        assert router.infer(1, mode="prefer_edge").source == "stale"
+        assert router.infer(2, mode="prefer_edge").source == "cloud"
+        router.close()
+        assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": SAVER, "sensors": lambda: LOW}])
+def test_check_pings_nobody(make, policy):
+    """It says so, and all else that it says stands."""
+    with CannedServer(GOOD) as server:
+        router = make(unsure, PlainJson(server.url), **policy)
+        found = router.wait(router.router.check()) if isinstance(router, Tasks) else router.check()
+        assert found.ok
+        assert "cloud: was not asked whether it is ready (only_edge" in str(found)
+        assert server.connections == 0
+
+
+def test_a_rule_holds_what_waits(make, box, sends):
+    """A data class that may not leave any more: its entries become dead letters, and none is sent."""
+    with CannedServer(GOOD) as server:
+        outbox = box()
+        make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, egress=Egress(never_leave=["medical"]))
+        sends.wait(3)
+        assert server.connections == 0
+        while outbox.counts()["dead"] < 3:
+            assert not outbox.list("answered")
+
+
+HELD = """
+import asyncio, json, sys, threading
+from edgeroute import AsyncRouter, Audit, Outbox, PlainJson, Router, Saver
+from edgeroute.observe.sensors import Reading
+from edgeroute.router.offline_queue import OfflineQueue
+from edgeroute.stores.outbox.delivery import Delivery
+
+url, folder, kind, policy = json.loads(sys.argv[1])
+Delivery.__init__.__kwdefaults__["poll_s"] = 0.02
+tried, real = threading.Semaphore(0), OfflineQueue.send
+
+def send(queue, entry):
+    try:
+        return real(queue, entry)
+    finally:
+        tried.release()
+
+OfflineQueue.send = send
+if "saver" in policy:
+    policy |= {"saver": Saver("only_edge", battery_below=0.5), "sensors": lambda: Reading(0.1)}
+arguments = dict(
+    edge=lambda x: ("edge", 0.9 if x % 2 else 0.1), cloud=PlainJson(url, retries=0), threshold=0.8, offline="queue",
+    state=folder, outbox=Outbox(folder + "/outbox.db", spread_s=0.0), audit=Audit(share=1.0), **policy,
+)
+
+def work(router, infer, check):
+    guard = router.engine.snapshot.clouds[0].guard
+    if policy:
+        for _ in range(3):
+            guard.failed()
+        router.engine.health.link_up()
+    for i in range(50):
+        infer(i)
+        if not policy:
+            break
+    check()
+    for _ in range(20):
+        assert tried.acquire(timeout=30)
+    print(json.dumps([router.engine.queue.outbox.counts()["waiting"], guard.state]))
+
+if kind == "threads":
+    with Router(**arguments) as router:
+        work(router, router.infer, router.check)
+else:
+    router, loop = AsyncRouter(**arguments), asyncio.new_event_loop()
+    work(router, lambda x: loop.run_until_complete(router.infer(x)), lambda: loop.run_until_complete(router.check()))
+    loop.run_until_complete(router.close())
+"""
+
+
+@needs_namespaces
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+@pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": True}], ids=["policy", "battery"])
+def test_not_one_packet(kind, policy, tmp_path):
+    """Entries wait, a breaker is open, the link comes up, every answer is to be audited, `check` is asked: nothing leaves."""
+    with Namespace() as ns:
+        here = str(Path(edgeroute.__file__).parents[1])
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1"}
+
+        def run(policy):
+            argv = [sys.executable, "-c", HELD, json.dumps([f"http://{ns.peer}:8123/answer", str(tmp_path), kind, policy])]
+            return json.loads(ns.run(argv, env=environment, cwd="/", timeout=10 * LONG))
+
+        waiting, _ = run({})  # the peer refuses: the request is queued, and tried again and again
+        before = ns.packets()
+        assert (waiting, before > 0) == (1, True)
+        assert run(policy) == [1, "open"]
+        assert ns.packets() == before
+
+
+def test_a_saver_needs_an_edge():
+    """Nobody can be kept at home without one."""
+    with pytest.raises(PolicyError, match="only_edge"):
+        Threads(cloud=lambda x: x, saver=SAVER)

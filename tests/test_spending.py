@@ -1,0 +1,447 @@
+"""What may be spent, over restarts, crashes, broken files and clocks that are set: a limit holds, or refuses and says so."""
+
+import json
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+from both import GOOD, LONG, Tasks, Threads, ask, header, nothing_left, unsure
+
+from edgeroute import Function, Limits, PlainJson, system
+from edgeroute.cloud import earlier
+from edgeroute.cloud.spending import SharedSpending
+from edgeroute.core.spending import Cost, Spending
+from edgeroute.stores.keyvalue import KeyValueStore
+from edgeroute.stores.sqlite import Database
+from edgeroute.testing import CannedServer, FakeCloud
+
+YEAR_S = 365 * 86_400
+
+
+@pytest.fixture(params=[Threads, Tasks])
+def make(request, monkeypatch):
+    """Makes routers of one kind, and closes them."""
+    with nothing_left(monkeypatch):
+        made = []
+
+        def make(*args, **kwargs):
+            made.append(request.param(*args, **kwargs))
+            return made[-1]
+
+        yield make
+        for router in made:
+            router.close()
+
+
+class Paid(FakeCloud):
+    """A cloud that costs, and counts its calls."""
+
+    def __init__(self):
+        super().__init__([("cloud", 0.9)])
+
+    def target(self, **terms):
+        """As a router takes it."""
+        return Function(self, **{"usd_per_call": 0.01, **terms})
+
+
+# a batch
+
+
+LIMITS = [
+    ({}, Limits(usd_per_day=0.05), "usd_per_day"),
+    ({}, Limits(calls_per_minute=5), "calls_per_minute"),
+    ({"joules_per_call": 2.0}, Limits(joules_per_hour=10), "joules_per_hour"),
+    ({"calls_per_s": 5}, None, "calls_per_s"),
+]
+
+
+@pytest.mark.parametrize(("terms", "limits", "code"), LIMITS)
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("over", ["JSON", "a function"])
+def test_a_batch_is_as_many_calls_as_it_has_inputs(make, terms, limits, code, state, over, tmp_path):
+    """In every limit, before the first leaves: one that does not fit sends nothing and books nothing, one that fits is booked."""
+    paid = Paid()
+    with CannedServer(GOOD) as server:
+        cloud = paid.target(**terms) if over == "a function" else PlainJson(server.url, usd_per_call=0.01, **terms)
+        router = make(unsure, cloud, threshold=0.8, limits=limits, state=tmp_path if state else None)
+        answers = router.infer_many(list(range(1000)))
+        assert all(a.degraded and code in a.reason for a in answers)
+        assert (len(server.requests) + paid.runs, router.engine.spending.spent()) == (0, Cost())
+        answers = router.infer_many(list(range(5)))
+        assert [a.source for a in answers] == ["cloud"] * 5
+        spent = router.engine.spending.spent()
+        assert (spent.usd, spent.calls) == (pytest.approx(0.05), 5)
+        assert router.infer(1).degraded
+        assert code in router.infer_many([1, 2])[0].reason
+        assert len(server.requests) + paid.runs == 5
+        assert len({header(r, "Idempotency-Key") for r in server.requests}) == len(server.requests)
+
+
+def test_what_a_batch_did_not_send_is_given_back(make):
+    """The third of five fails: three calls were made, and three are paid for."""
+    paid = FakeCloud([("cloud", 0.9), ("cloud", 0.9), ValueError("no")])
+    router = make(unsure, Function(paid, usd_per_call=0.01), threshold=0.8, limits=Limits(usd_per_day=0.05))
+    assert all(a.degraded for a in router.infer_many(list(range(5))))
+    assert paid.runs == 3
+    spent = router.engine.spending.spent()
+    assert (spent.usd, spent.calls) == (pytest.approx(0.03), 3)
+    assert router.stats().usd_today == pytest.approx(0.03)
+
+
+class Twice(PlainJson):
+    """An endpoint that sends each input twice, and does not say so."""
+
+    one_by_one = False
+
+    def talk(self, inputs):
+        """Two calls."""
+        yield self._call(inputs[0])
+        return (yield from super().talk(inputs))
+
+
+@pytest.mark.parametrize(("limits", "terms"), [(Limits(calls_per_minute=1), {}), (None, {"calls_per_s": 1})])
+def test_calls_that_were_not_announced_count_too(make, limits, terms):
+    """An endpoint of one's own that makes more calls than it said is stopped at the limit, in the middle."""
+    with CannedServer(GOOD) as server:
+        router = make(unsure, Twice(server.url, **terms), threshold=0.8, limits=limits)
+        answer = router.infer(1)
+        assert answer.degraded
+        assert "was not asked again" in answer.reason
+        assert len(server.requests) == 1
+    assert router.engine.spending.spent().calls == 1
+
+
+# restarts
+
+
+RUN = """
+import os, signal, sys, time
+how, folder, log, off, call = sys.argv[1:]
+real = time.time
+time.time = lambda: real() + float(off)
+import asyncio, logging
+from edgeroute import AsyncRouter, Function, Limits, Router
+
+logging.disable(logging.CRITICAL)
+
+def paid(x):
+    with open(log, "a") as f:
+        f.write(".")
+    return "cloud", 0.9
+
+async def paid_async(x):
+    return paid(x)
+
+limits = Limits(usd_per_day=0.05) if how != "minute" else Limits(calls_per_minute=5)
+arguments = dict(threshold=0.8, limits=limits, state=folder)
+unsure = lambda x: ("edge", 0.1)
+
+async def main():
+    async with AsyncRouter(unsure, Function(paid_async, usd_per_call=0.01), **arguments) as router:
+        for i in range(20):
+            await router.infer(i)
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+if call == "async":
+    asyncio.run(main())
+else:
+    router = Router(unsure, Function(paid, usd_per_call=0.01), **arguments)
+    if call == "batch":
+        router.infer_many([1, 2, 3])
+    for i in range(20):
+        router.infer(i)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+    if how == "end":
+        os.kill(os.getpid(), signal.SIGKILL)
+    router.close()
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a program that would like 20 paid calls, of which a limit allows five -> how many were made by all of them."""
+    log = tmp_path / "calls"
+
+    def run(how="closed", *, off=0.0, call="infer"):
+        argv = [sys.executable, "-c", RUN, how, str(tmp_path / "state"), str(log), str(off), call]
+        subprocess.run(argv, timeout=LONG, check=False)
+        return len(log.read_text()) if log.exists() else 0
+
+    return run
+
+
+@pytest.mark.parametrize("call", ["infer", "async", "batch"])
+def test_a_crash_loop_spends_at_most_the_limit(run, call):
+    """Killed right after each paid call, seven times: each was written before it was made."""
+    assert [run("killed", call=call) for _ in range(7)][-1] <= 5
+    assert 4 <= run(call=call) <= 5, "and an advance that a crash has lost is small"
+
+
+def test_a_crash_loop_within_a_minute(run):
+    """The limit of calls per minute outlives a crash, too."""
+    for how in ("minute", "end", "minute"):
+        run(how)
+    assert run("minute") == 5
+
+
+@pytest.mark.parametrize("off", [YEAR_S, -20 * YEAR_S])
+def test_a_clock_that_is_set_forward_and_back_resets_nothing(run, off):
+    """While the system has not been started anew: by the time since its start, an hour is an hour."""
+    assert run("end") == 5
+    assert run(off=off) == 5
+    assert run() == 5
+
+
+def test_what_was_spent_by_a_wrong_clock_is_kept(tmp_path, monkeypatch):
+    """Also over a start of the system, where only the clock tells: a year ahead nothing counts, and back again all of it does."""
+    boot = ["first", 0.0]
+    monkeypatch.setattr(system, "clock", lambda: tuple(boot))
+    monkeypatch.setattr(system, "now", lambda: 1_700_000_000.0 + boot[1])
+
+    def spent(usd=0.0):
+        store = KeyValueStore(tmp_path / "state.db")
+        spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
+        spending.recall()
+        known = spending.spent().usd
+        if usd:
+            spending.add(Cost(usd=usd), system.now())
+        spending.close()
+        store.close()
+        return known
+
+    assert spent(0.5) == 0
+    boot[:] = "second", float(YEAR_S)
+    assert spent() == 0
+    boot[:] = "third", 60.0
+    assert spent(0.25) == 0.5
+    assert spent() == 0.75
+
+
+# state that is not known
+
+
+def damaged(path):
+    path.write_bytes(b"garbage" * 1000)
+
+
+def replaced(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"),
+    [(damaged, "state.db was damaged, room again in 25 h"), (replaced, "what was spent is not known: .*state.db")],
+)
+def test_a_state_that_cannot_be_read(make, damage, why, tmp_path, caplog):
+    """A limit refuses, in the log and in the reason; the edge answers; and what has no limit goes on."""
+    make(unsure, Paid().target(), threshold=0.8, limits=Limits(usd_per_day=0.05), state=tmp_path).close()
+    path = tmp_path / "state.db"
+    damage(path)
+    for _ in range(2):  # a further start knows no more
+        paid = Paid()
+        router = make(unsure, paid.target(), threshold=0.8, limits=Limits(usd_per_day=0.05), state=tmp_path)
+        for call in ("infer", "infer_many", "refine", "stream"):
+            answer = ask(router, call, 1)
+            assert (answer.source, answer.degraded, paid.runs) == ("edge", True, 0)
+            answer.reason.index("usd_per_day = 0.05: what was spent is not known")
+        assert re.search(why, answer.reason)
+        router.close()
+        free = make(unsure, paid.target(usd_per_call=0.0), threshold=0.8, limits=Limits(usd_per_day=0.05), state=tmp_path)
+        assert free.infer(1).source == "cloud"
+        free.close()
+    assert "nothing that has a limit is sent" in caplog.text
+
+
+def test_a_state_that_is_locked(make, tmp_path, monkeypatch):
+    """Nothing is spent while another program holds the file, and once it lets go of it all goes on as before."""
+    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"version": 1, "busy_s": 0.05})
+    monkeypatch.setattr(earlier, "AGAIN_S", 0.0)
+    paid = Paid()
+    options = {"threshold": 0.8, "limits": Limits(usd_per_day=0.05), "state": tmp_path}
+    router = make(unsure, paid.target(), **options)
+    assert [router.infer(i).source for i in range(3)] == ["cloud"] * 3
+    router.close()
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    router = make(unsure, paid.target(), **options)
+    answer = router.infer(1)
+    assert (answer.source, paid.runs) == ("edge", 3)
+    assert "what was spent is not known" in answer.reason
+    other.close()
+    while router.infer(1).source == "edge":  # it was read once more, in a thread
+        for thread in [t for t in threading.enumerate() if t.name == "edgeroute-state"]:
+            thread.join(LONG)
+    assert [router.infer(i).source for i in range(3)] == ["cloud", "edge", "edge"]
+    assert paid.runs == 5
+
+
+def test_a_state_that_cannot_be_written(make, tmp_path, monkeypatch):
+    """A limit refuses what it cannot write first, and gives it back; when the disk works again nothing has been lost."""
+    paid = Paid()
+    router = make(unsure, paid.target(), threshold=0.8, limits=Limits(usd_per_day=0.05), state=tmp_path)
+    assert router.infer(1).source == "cloud"
+    real = KeyValueStore.flush
+    monkeypatch.setattr(KeyValueStore, "flush", lambda self: False)
+    for call in ("infer", "infer_many"):
+        answer = ask(router, call, 1)
+        assert (answer.source, paid.runs) == ("edge", 1)
+        assert "usd_per_day: what is spent could not be written ahead" in answer.reason
+    assert router.engine.spending.spent().usd == pytest.approx(0.01)
+    monkeypatch.setattr(KeyValueStore, "flush", real)
+    assert [router.infer(i).source for i in range(5)] == ["cloud"] * 4 + ["edge"]
+
+
+def test_a_damaged_record(tmp_path, caplog):
+    """One process's record cannot be read: it may have spent anything until it was written, so a limit refuses for its window."""
+    store = KeyValueStore(tmp_path / "state.db")
+    store.put("spending:1", {"usd_per_day": 7})
+    store.put("spending:2", ["nonsense"])
+    store.put("latency", {})
+    store.flush()
+    spending = SharedSpending(Spending(Limits(usd_per_day=1, calls_per_minute=9)), store)
+    assert spending.recall()
+    assert "the record spending:" in spending.reserve(Cost(usd=0.1), system.now()).text
+    assert spending.reserve(Cost(mb=0.1), system.now()) is None
+    assert spending.reserve(Cost(usd=0.1), system.now() + 25 * 3600) is None
+    assert "is damaged" in caplog.text
+    store.close()
+
+
+def test_a_file_that_was_set_aside_long_ago(tmp_path, monkeypatch, caplog):
+    """It counts for no window any more; nor does one that is not there."""
+    (tmp_path / "state.db.corrupt-1").write_text("garbage")
+    later = system.now() + 26 * 3600
+    monkeypatch.setattr(system, "now", lambda: later)
+    store = KeyValueStore(tmp_path / "state.db")
+    spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
+    assert spending.recall()
+    assert spending.reserve(Cost(usd=0.1), later) is None
+    assert caplog.text == ""
+    store.close()
+
+
+def test_records_that_count_no_more(tmp_path, monkeypatch):
+    """A few are kept, as a clock may be wrong; more are deleted, the oldest first."""
+    monkeypatch.setattr(earlier, "MOST_RECORDS", 3)
+    store = KeyValueStore(tmp_path / "state.db")
+    old = {name: [[1000.0, 1.0]] for name in Limits._fields}
+    for i in range(6):
+        store.put(f"spending:{i}", old)
+        store.flush()
+    spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
+    assert spending.recall()
+    assert (len(store.rows("spending:")), spending.spent()) == (3, Cost())
+    store.close()
+
+
+# how it is written
+
+
+class Counted(KeyValueStore):
+    """Counts its writes."""
+
+    writes = 0
+
+    def flush(self):
+        """One more."""
+        self.writes += 1
+        return super().flush()
+
+
+def on_disk(path):
+    """Amounts in all records, of the first limit."""
+    found = [json.loads(text) for _, text, _ in KeyValueStore(path).rows("spending:")]
+    return sum(amount for dumped in found for _, amount in dumped["usd_per_day"])
+
+
+def test_written_ahead_in_advances(tmp_path):
+    """1,000 calls need few writes; the file always has at least what was spent, and at most a 64th of the limit more."""
+    store = Counted(tmp_path / "state.db")
+    spending = SharedSpending(Spending(Limits(usd_per_day=20)), store)
+    for n in range(1, 1001):
+        assert spending.reserve(Cost(usd=0.01), system.now()) is None
+        assert spending.secure(Cost(usd=0.01)) is None
+        assert not spending.unwritten
+        if n % 97 == 0:
+            assert n * 0.01 - 1e-6 <= on_disk(tmp_path / "state.db") <= n * 0.01 + 20 / 64 + 1e-6
+    assert store.writes < 50
+    spending.close()
+    store.close()
+    assert on_disk(tmp_path / "state.db") == pytest.approx(10)
+
+
+def test_many_at_once_share_a_write(tmp_path):
+    """32 threads of 50 calls: none is sent before it is in the file, and the limit holds."""
+    store = Counted(tmp_path / "state.db")
+    spending = SharedSpending(Spending(Limits(usd_per_day=10)), store)
+    granted = []
+
+    def work():
+        for _ in range(50):
+            if spending.reserve(Cost(usd=0.01), system.now()) is None and spending.secure(Cost(usd=0.01)) is None:
+                granted.append(1)
+                spending.keep()
+
+    threads = [threading.Thread(target=work) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert len(granted) == 1000
+    assert on_disk(tmp_path / "state.db") == pytest.approx(10)
+    store.close()
+
+
+def test_what_has_no_limit_is_not_written_ahead(tmp_path):
+    """Nor does a cost that has none wait for what was not written; what has come anyway is written at once if it has a limit."""
+    store = Counted(tmp_path / "state.db")
+    spending = SharedSpending(Spending(Limits()), store)
+    assert spending.reserve(Cost(usd=1.0), system.now()) is None
+    assert spending.secure(Cost(usd=1.0)) is None
+    spending.add(Cost(mb=1.0), system.now())
+    assert store.writes == 0
+    spending.limits = Limits(mb_per_day=100)
+    spending.add(Cost(mb=1.0), system.now())
+    assert store.writes == 1
+    store.flush = lambda: False
+    spending.add(Cost(mb=50.0), system.now())
+    assert spending.secure(Cost(usd=1.0)) is None
+    assert spending.secure(Cost(mb=1.0)).code == "mb_per_day"
+    del store.flush
+    store.close()
+
+
+def test_a_forked_child_has_a_record_of_its_own(tmp_path):
+    """What its parent has spent counts in both, and is written by the parent alone."""
+    store = KeyValueStore(tmp_path / "state.db")
+    spending = SharedSpending(Spending(Limits(usd_per_day=10)), store)
+    spending.add(Cost(usd=1.0), system.now())
+    child = os.fork()
+    if not child:
+        assert spending.spent().usd == 1
+        spending.add(Cost(usd=2.0), system.now())
+        spending.close()
+        store.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    spending.close()
+    store.close()
+    assert on_disk(tmp_path / "state.db") == pytest.approx(3)
+
+
+def test_without_a_file(caplog):
+    """Nothing is written and nothing is unknown."""
+    for store in (None, KeyValueStore(None)):
+        spending = SharedSpending(Spending(Limits(usd_per_day=1)), store)
+        assert spending.recall()
+        assert spending.reserve(Cost(usd=0.1), system.now()) is None
+        spending.keep()
+        spending.close()
+    assert caplog.text == ""
