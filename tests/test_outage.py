@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from time import monotonic
 
 import pytest
+from both import GatedServer
 
 from edgeroute import AsyncRouter, Egress, Function, Limits, MayNotLeave, OpenInference, PlainJson, Router, StopToken
 from edgeroute.core.breaker import FAULTS
@@ -601,20 +602,20 @@ def test_calls_held_for_their_bytes_are_counted_and_cost_nothing(make, request):
 
 
 def test_so_many_calls_at_a_time(make):
-    """One more than max_concurrent is held; as soon as one has ended there is room."""
-    says = [None]
-    with CannedServer(lambda _: says[0], close=True) as server, Relay("127.0.0.1", server.port) as relay:
-        client = make(unsure, PlainJson(relay.url, timeout_s=NEVER_S, retries=0, max_concurrent=2))
+    """One more than max_concurrent waits; as soon as one has ended it is asked, and at its deadline it is not any more."""
+    with GatedServer(GOOD) as server:
+        client = make(unsure, PlainJson(server.url, timeout_s=NEVER_S, retries=0, max_concurrent=2))
         under_way = [client.begin("infer", DATUM) for _ in range(2)]
         server.wait_for(lambda: len(server.requests) == 2)
-        assert_stands(client.infer(deadline=LONG), r"2 calls are under way \(max_concurrent\)")
-        assert relay.connections == 2
-        relay.close()  # both are cut
+        assert_stands(client.infer(deadline=0.05), r"by the deadline|2 calls are under way \(max_concurrent\)")
+        under_way.append(client.begin("infer", DATUM))
+        while not client.guard.turns.waiting:
+            assert not under_way[-1].done()
+        assert len(server.requests) == 2
+        server.open()
         for call in under_way:
-            assert_stands(call.result(LONG), "cloud failed")
-        client.idle()
-        assert_stands(client.infer(), "cloud failed")
-    assert len(server.requests) == 2
+            assert_cloud(call.result(LONG))
+    assert len(server.requests) == 3
 
 
 def test_each_target_has_limits_of_its_own(make):

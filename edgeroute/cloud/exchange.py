@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute import system
-from edgeroute.core.codes import Failure, HeldCode, Rejection
+from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost
 from edgeroute.errors import BadReply, Held, StoreError
@@ -29,6 +29,16 @@ MB = 1e6
 NO_DATA = "no user data"
 
 
+class Report(Protocol):
+    """Receiver of attempts, and of rejected requests."""
+
+    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> object:
+        """An attempt has ended; bytes of bodies, and seconds."""
+
+    def held(self, target: str, code: ErrorCode | HeldCode) -> object:
+        """A request was rejected, for a local reason."""
+
+
 class Owner(Protocol):
     """Interface of the guard that an exchange reports to."""
 
@@ -39,6 +49,7 @@ class Owner(Protocol):
     spending: SharedSpending
     journal: Journal | None
     turns: Turns
+    report: Report | None
 
     def hold(self, wait_s: float) -> None:
         """Holds all requests, as the endpoint requested."""
@@ -54,12 +65,6 @@ class Owner(Protocol):
 
     def count_rejected(self, code: HeldCode) -> None:
         """Counts and reports a rejected request."""
-
-    def report_held(self, code: HeldCode) -> None:
-        """Reports a rejected request."""
-
-    def report_attempt(self, exchange: Exchange, received: int, error: BaseException | None) -> None:
-        """Reports an attempt that has ended."""
 
 
 class _Slot(ref["Exchange"]):
@@ -80,8 +85,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_open", "_paid", "_took_s", "_unpaid", "_until",
-        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "size", "slot", "thread", "usd",
+        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_open", "_paid", "_size", "_took_s", "_unpaid", "_until",
+        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "slot", "thread", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -99,7 +104,7 @@ class Exchange:
         self.counts = True
         """Whether the breaker counts it."""
         self._open = self.late = False
-        self._attempts = self._made = self.size = 0
+        self._attempts = self._made = self._size = 0
 
         self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
@@ -164,7 +169,7 @@ class Exchange:
         self._attempts += 1
         self.usd += cost.usd
         self.sent += size
-        self.size = size
+        self._size = size
         self.begun, self._until, self._open = monotonic(), until, True
 
     def next_call(self) -> None:
@@ -204,7 +209,9 @@ class Exchange:
             self._refuse(rejection)
 
     def _refuse(self, rejection: Rejection) -> NoReturn:
-        self._guard.report_held(rejection.code)
+        guard = self._guard
+        if guard.report is not None:
+            guard.report.held(guard.name, rejection.code)
         raise self._held(rejection.code, rejection.text)
 
     def _give_back(self) -> None:
@@ -221,7 +228,8 @@ class Exchange:
         guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         self.received += size
-        guard.report_attempt(self, size, error)
+        if guard.report is not None:
+            guard.report.attempt(guard.name, self.identity, self._size, size, monotonic() - self.begun, error)
         if size:
             cost = guard.rules.cost(size / MB)
             self.usd += cost.usd

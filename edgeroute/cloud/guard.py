@@ -8,9 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import ref
 
-from edgeroute.cloud.exchange import NO_DATA, Exchange
+from edgeroute.cloud.exchange import NO_DATA, Exchange, Report
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.cloud.turns import Turns
 from edgeroute.core.admission import Admission
@@ -43,16 +42,6 @@ class Watcher(Protocol):
 
     def closed(self, guard: Guard) -> None:
         """The breaker has closed."""
-
-
-class Report(Protocol):
-    """Receiver of attempts, and of rejected requests."""
-
-    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> object:
-        """An attempt has ended; bytes of bodies, and seconds."""
-
-    def held(self, target: str, code: ErrorCode | HeldCode) -> object:
-        """A request was rejected, for a local reason."""
 
 
 class Guard:
@@ -112,17 +101,15 @@ class Guard:
             Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
         """
         exchange, rejection = self._entered(permit, identity, calls)
-        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic() and not self._is_inside():
-            self.rules.rejected -= 1
-            rejection = self._waited(self.turns.wait(exchange.slot, calls, until, stop, rejection))
+        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic():
+            rejection = self.turns.wait(exchange.slot, calls, until, stop, rejection)
         return self._admitted(exchange, rejection)
 
     async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
         """As `enter`, on an event loop."""
         exchange, rejection = self._entered(permit, identity, calls)
         if rejection is not None and rejection.code == "max_concurrent" and until > monotonic():
-            self.rules.rejected -= 1
-            rejection = self._waited(await self.turns.wait_async(exchange.slot, calls, until, rejection))
+            rejection = await self.turns.wait_async(exchange.slot, calls, until, rejection)
         return self._admitted(exchange, rejection)
 
     def _entered(self, permit: Permit, identity: str, calls: int) -> tuple[Exchange, Rejection | None]:
@@ -135,17 +122,6 @@ class Guard:
             rules.rejected += rejection is _IN_TURN
         return exchange, rejection
 
-    def _is_inside(self) -> bool:
-        """Whether this thread has a request under way, as under a signal handler: it would wait for itself."""
-        this = threading.get_ident()
-        inside = (slot() for slot in list(self.rules.under_way) if isinstance(slot, ref))
-        return any(exchange is not None and exchange.thread == this for exchange in inside)
-
-    def _waited(self, rejection: Rejection | None) -> Rejection | None:
-        """Counts a request that was rejected after it had waited for the places."""
-        self.rules.rejected += rejection is not None and rejection.code == "max_concurrent"
-        return rejection
-
     def _admitted(self, exchange: Exchange, rejection: Rejection | None) -> Exchange:
         if rejection is None:
             return exchange
@@ -153,12 +129,9 @@ class Guard:
             due = self.rules.take_probe(monotonic())
         if due:
             self._watcher.probe(self)
-        self.report_held(rejection.code)
+        if self.report is not None:
+            self.report.held(self.name, rejection.code)
         raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
-
-    def close(self) -> None:
-        """Rejects those who wait for their turn."""
-        self.turns.close()
 
     def probe(self) -> Exchange:
         """An exchange without user data, for `check` and probes. It costs bytes, and is always admitted."""
@@ -243,16 +216,12 @@ class Guard:
             self.turns.advance()  # those who wait are told at once
             self._watcher.opened(self)
 
-    def usual_s(self) -> float:
-        """Latency quantile of 90 %, seconds; 0 while unknown."""
-        with self.lock:
-            return self.rules.usual_s()
-
     def count_rejected(self, code: ErrorCode | HeldCode) -> None:
         """Counts a request rejected for a reason outside the guard."""
         with self.lock:
             self.rules.rejected += 1
-        self.report_held(code)
+        if self.report is not None:
+            self.report.held(self.name, code)
 
     def mark_late(self, exchange: Exchange) -> bool:
         """Marks an exchange as late. Returns whether that is a fault: it had its usual time, and was not marked before.
@@ -262,15 +231,6 @@ class Guard:
         with self.lock:
             fault = not exchange.late and self.rules.too_late(monotonic() - exchange.begun)
             exchange.late = exchange.late or fault
+            if fault:
+                self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}
         return fault
-
-    def report_held(self, code: ErrorCode | HeldCode) -> None:
-        """Reports a rejected request to the receiver, if there is one."""
-        if self.report is not None:
-            self.report.held(self.name, code)
-
-    def report_attempt(self, exchange: Exchange, received: int, error: BaseException | None) -> None:
-        """Reports an attempt that has ended to the receiver, if there is one."""
-        if self.report is not None:
-            took_s = monotonic() - exchange.begun
-            self.report.attempt(self.name, exchange.identity, exchange.size, received, took_s, error)

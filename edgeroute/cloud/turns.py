@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from edgeroute.core.codes import Rejection
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
+    import asyncio
+
     from edgeroute.core.admission import Admission
     from edgeroute.types import StopToken
 
@@ -85,7 +87,7 @@ class Turns:
 
     def wait(self, slot: Hashable, calls: int, until: float, stop: StopToken | None, why: Rejection) -> Rejection | None:
         """Waits in this thread. Returns None once it is admitted, or why it was not: `why`, if the instant `until` came first."""
-        if len(_threads.turns) >= MOST_THREADS:
+        if len(_threads.turns) >= MOST_THREADS or self._is_inside():
             return why
         awake = threading.Event()
         turn = Turn(slot, calls, awake.set)
@@ -110,6 +112,8 @@ class Turns:
         """Waits in this task; as `wait`. Cancelling it gives its turn up."""
         if len(self.waiting) >= MOST_TASKS:
             return why
+        import asyncio  # not for a router without a cloud
+
         loop = asyncio.get_running_loop()
         awake: asyncio.Future[None] | None = None
 
@@ -142,14 +146,22 @@ class Turns:
         self._closed = True
         self.advance()
 
+    def _is_inside(self) -> bool:
+        """Whether this thread has a request under way, as under a signal handler: it would wait for itself."""
+        this = threading.get_ident()
+        inside = (slot() for slot in list(self._rules.under_way) if isinstance(slot, ref))
+        return any(exchange is not None and exchange.thread == this for exchange in inside)
+
     def _join(self, turn: Turn) -> None:
         with self._lock:
+            self._rules.rejected -= 1  # it is counted at the end
             self.waiting[turn] = None
         self.advance()
 
     def _left(self, turn: Turn, why: Rejection) -> Rejection | None:
         with self._lock:
             self.waiting.pop(turn, None)
+            self._rules.rejected += not turn.done
             return turn.rejection if turn.done else why
 
     def _drop(self, turn: Turn) -> None:

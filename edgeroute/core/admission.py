@@ -42,16 +42,18 @@ class Admission:
 
     Attributes:
         under_way: the slots of calls in progress.
+        overdue: those among them that were counted as faults, since they are late.
         rejected: number of requests rejected.
     """
 
-    __slots__ = ("_careful", "_rate", "breaker", "budget", "rejected", "spending", "terms", "under_way", "usual")
+    __slots__ = ("_careful", "_rate", "breaker", "budget", "overdue", "rejected", "spending", "terms", "under_way", "usual")
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual = Breaker(), Latency()
         self.budget, self._rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
+        self.overdue: set[Hashable] = set()
         self.rejected = 0
 
     @property
@@ -77,9 +79,13 @@ class Admission:
         count = len(self.under_way)
         if count >= self.terms.max_concurrent:
             return Rejection("max_concurrent", f"{count} calls are under way (max_concurrent)")
-        if self._careful and count >= self.breaker.most(now):
+        if self._unsure(count + 1, now):
             return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
         return None
+
+    def _unsure(self, count: int, now: float) -> bool:
+        """Whether so many calls under way are too many for an endpoint of which it is not known whether it is well."""
+        return self._careful and count > (most := self.breaker.most(now)) and count - len(self.overdue & self.under_way) > most
 
     def take(self, now: float, calls: int) -> Rejection | None:
         """Takes so many calls from the rate; or returns why not, and takes none."""
@@ -111,17 +117,14 @@ class Admission:
             again: a retry; the breaker may have opened since the first attempt.
             probe: carries no user data, and is made whatever the state of the breaker.
         """
-        rejection = self._why_not_again(now) if again and not probe else None
+        rejection, count = None, len(self.under_way)
+        if again and not probe:
+            rejection = self.breaker.why(now)
+            if rejection is None and self._unsure(count, now):
+                rejection = Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
         rejection = rejection or self.spending.reserve(cost, day)
         if rejection is not None and not (again or probe):
             self.rejected += 1
-        return rejection
-
-    def _why_not_again(self, now: float) -> Rejection | None:
-        rejection = self.breaker.why(now)
-        if rejection is None and self._careful and len(self.under_way) > self.breaker.most(now):
-            text = f"{len(self.under_way)} calls are under way, and one of them has just failed"
-            rejection = Rejection("max_concurrent", text)
         return rejection
 
     def retry(self) -> bool:
@@ -175,8 +178,5 @@ class Admission:
 
     def has_headroom(self, now: float) -> bool:
         """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
-        return self.breaker.allows(now) and self._rate.spare(now) and self._half_free(now)
-
-    def _half_free(self, now: float) -> bool:
-        most = min(self.terms.max_concurrent, self.breaker.most(now)) if self._careful else self.terms.max_concurrent
-        return 2 * len(self.under_way) < most
+        busy = 2 * len(self.under_way) >= self.terms.max_concurrent or self._unsure(2 * len(self.under_way) + 1, now)
+        return not busy and self.breaker.allows(now) and self._rate.spare(now)

@@ -12,10 +12,8 @@ State = Literal["closed", "open", "half-open"]
 
 FAULTS: Final = 3
 """Consecutive faults that open it."""
-FIRST_S, MOST_S = 5.0, 900.0
-"""Initial and maximum opening time, seconds."""
-GROWTH: Final = 8
-"""Factor by which it grows each time: with the jitter, three probes at most within ten minutes of the opening."""
+FIRST_S, MOST_S = 5.0, 300.0
+"""Initial and maximum opening time, seconds; it doubles each time."""
 WELL_S: Final = 60.0
 """Seconds for which an endpoint is known to be well after a success, unless it fails."""
 HOLD_MOST_S: Final = 300.0
@@ -41,7 +39,7 @@ def open_s(nominal_s: Numbers, jitter: Numbers) -> Numbers:
 
 def grown_s(nominal_s: Numbers) -> Numbers:
     """The next nominal opening time, seconds."""
-    return least(GROWTH * nominal_s, MOST_S)
+    return least(2 * nominal_s, MOST_S)
 
 
 def due(due_at: Numbers, held: Numbers, now: Numbers) -> Numbers:

@@ -284,7 +284,7 @@ class Engine:
         """Stops threads and connections, and stores the state. Never raises."""
         self.closed = True
         self.late.close()
-        parts: list[Callable[[], object]] = [self.health.close, *(backend.guard.close for backend in self.snapshot.clouds)]
+        parts: list[Callable[[], object]] = [self.health.close, *(backend.guard.turns.close for backend in self.snapshot.clouds)]
         parts += [
             part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
         ]

@@ -109,7 +109,7 @@ class LegExecutor:
                     answers = backend.run(inputs, until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
-                answer = backend.run(self._input_rows(start), stop)
+                answer = backend.run(_rows(self._inputs, start), stop)
             else:
                 answer = backend.run_one(self._inputs[0], stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
@@ -137,29 +137,26 @@ class LegExecutor:
     def _prepared(self, start: Start, permit: Permit, backend: CloudBackend) -> list[Any]:
         """The inputs after consent and redaction."""
         try:
-            return self.egress.prepared(self._input_rows(start), permit, backend.where)
+            return self.egress.prepared(_rows(self._inputs, start), permit, backend.where)
         except Held as e:
             backend.guard.count_rejected(e.code)
             raise
 
     def _entered(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None) -> Exchange:
         """The guard's exchange, once it is this leg's turn. Raises if the negative cache has the input."""
-        self._refused_before(backend)
-        calls, until = backend.calls(self._count(start)), min(self._until, monotonic() + backend.patience_s)
-        return backend.guard.enter(permit, self._id, calls, until, stop)
+        return backend.guard.enter(permit, self._id, *self._asking(start, backend), stop)
 
     async def _entered_async(self, start: Start, permit: Permit, backend: CloudBackend) -> Exchange:
         """As `_entered`, on an event loop."""
-        self._refused_before(backend)
-        calls, until = backend.calls(self._count(start)), min(self._until, monotonic() + backend.patience_s)
-        return await backend.guard.enter_async(permit, self._id, calls, until)
+        return await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
 
-    def _refused_before(self, backend: CloudBackend) -> None:
-        cache = self._cache
-        if cache is not None and self._key is not None:
-            refused = cache.refused(self._key + backend.name.encode())
-            if refused is not None:
-                raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
+    def _asking(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
+        """The number of calls, and until when to wait for their turn."""
+        cache, key = self._cache, self._key
+        if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
+            raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
+        rows = len(self._inputs) if start.rows is None else len(start.rows)
+        return backend.calls(rows), min(self._until, monotonic() + backend.patience_s)
 
     @contextmanager
     def _exchange(self, start: Start, entered: Exchange) -> Iterator[tuple[float, Exchange]]:
@@ -217,27 +214,16 @@ class LegExecutor:
         backend: Any = self.backends[leg.target]
         try:
             if leg.permit is None:
-                answer = self._forward(start, backend.stream(self._inputs[0], stop), send, stop)
+                answer = _forward(start, backend.stream(self._inputs[0], stop), send, stop)
             else:
                 inputs = self._prepared(start, leg.permit, backend)
                 with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
                     if exchange.prepay():
                         exchange.secure()
-                    answer = self._forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
+                    answer = _forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
         except Exception as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())
-
-    def _forward(self, start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Prediction:
-        try:
-            while True:
-                send(Delta(start.leg, next(pieces), monotonic()))
-                if stop.asked:
-                    raise Unreachable("its answer is not needed any more")
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        finally:
-            pieces.close()
 
     async def run_stream_async(
         self, start: Start, permit: Permit, backend: FunctionBackend, send: Send, off_loop: OffLoop
@@ -294,12 +280,6 @@ class LegExecutor:
         """Leg -> cost of its exchange so far."""
         return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
 
-    def _count(self, start: Start) -> int:
-        return len(self._inputs) if start.rows is None else len(start.rows)
-
-    def _input_rows(self, start: Start) -> list[Any]:
-        return self._inputs if start.rows is None else [self._inputs[row] for row in start.rows]
-
 
 async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: OffLoop) -> list[Any]:
     """Runs consent and redaction off the event loop, since they may block."""
@@ -310,6 +290,24 @@ def _cancelled(error: BaseException) -> bool:
     """Whether a function's own event loop was cancelled: here, outside of any, that is a fault as any other."""
     asyncio = sys.modules.get("asyncio")
     return asyncio is not None and isinstance(error, asyncio.CancelledError)
+
+
+def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Prediction:
+    """Sends the pieces of a leg as they come; returns its answer."""
+    try:
+        while True:
+            send(Delta(start.leg, next(pieces), monotonic()))
+            if stop.asked:
+                raise Unreachable("its answer is not needed any more")
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        pieces.close()
+
+
+def _rows(inputs: list[Any], start: Start) -> list[Any]:
+    """Those of the inputs that the leg was started for."""
+    return inputs if start.rows is None else [inputs[row] for row in start.rows]
 
 
 class LegTask:

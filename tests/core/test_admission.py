@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import settings
@@ -119,6 +119,66 @@ def test_a_batch_is_several_calls():
     assert rules.take(0.0, 1).code == "calls_per_s"
     assert rules.cost(0.0, 3) == (1.5, 0.0, 6.0, 3)
     assert rules.cost(1.0) == (0.0, 1.0, 0.0, 0)
+
+
+def test_an_endpoint_that_is_not_known_to_be_well_has_few_calls_under_way():
+    """Three less its faults; once it has answered as many as may be, until it fails, or for a minute."""
+    rules = Admission(Terms(), Spending(Limits()), careful=True)
+    assert [rules.enter(slot, 0.0) is None for slot in "abcd"] == [True, True, True, False]
+    assert rules.why(0.0) is None
+    assert rules.crowded(0.0) == ("max_concurrent", "3 calls are under way, and whether it is well is not known")
+    rules.succeeded(0.0)
+    assert [rules.enter(slot, 1.0) is None for slot in "defg"] == [True] * 4
+    assert rules.crowded(59.9) is None
+    assert rules.crowded(60.0) is not None
+    assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True) is None
+    rules.failed(1.0, 1.0)
+    assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True).code == "max_concurrent"
+    for slot in "abcdef":
+        rules.leave(slot)
+    assert rules.attempt(rules.cost(0.0), 1.0, DAY, again=True) is None
+    assert rules.enter("h", 1.0) is None
+    assert rules.enter("i", 1.0).code == "max_concurrent"
+    assert not rules.has_headroom(1.0)
+    rules.overdue.add("h")
+    assert rules.enter("i", 1.0) is None, "one that is counted as a fault does not count twice"
+
+
+PROBE_S, TIMEOUT_S = 5.0, 0.15
+
+
+@pytest.mark.parametrize("callers", [1, 16, 200])
+@pytest.mark.parametrize("used", [False, True], ids=["not in use", "in use"])
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
+def test_what_an_outage_of_ten_minutes_costs(callers, used, jitter):
+    """Three attempts with user data, or those under way when the first failed; one probe at a time, and eight of them at most.
+
+    The endpoint is silent, and every caller asks ten times a second.
+    """
+    rules = Admission(Terms(), Spending(Limits()), careful=True)
+    if used:
+        rules.succeeded(0.0)
+    attempts, probes, ends, probe_ends = [], [], {}, None
+    for step in range(1, 6001):
+        now = step / 10
+        for slot in [slot for slot, at in ends.items() if at <= now]:
+            rules.failed(now, jitter)
+            rules.leave(slot)
+            del ends[slot]
+        if probe_ends is not None and probe_ends <= now:
+            rules.probe_ended(now, jitter, ok=False)
+            probe_ends = None
+        for caller in range(callers):
+            if rules.enter((step, caller), now) is None:
+                attempts.append(now)
+                ends[step, caller] = now + TIMEOUT_S
+            elif rules.take_probe(now):
+                probes.append(now)
+                assert probe_ends is None, "one at a time"
+                probe_ends = now + PROBE_S
+    assert len(attempts) <= (3 if not used else max(3, min(2 * callers, rules.terms.max_concurrent)))
+    assert len(probes) <= 8
+    assert [b - a > min(2.5 * 2**n, 150.0) for n, (a, b) in enumerate(pairwise(probes), 1)] == [True] * (len(probes) - 1)
 
 
 def test_a_slot_is_given_back_once():
