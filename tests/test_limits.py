@@ -261,7 +261,7 @@ def test_a_state_that_cannot_be_read(make, damage, why, tmp_path, caplog):
 
 def test_a_state_that_is_locked(make, tmp_path, monkeypatch):
     """Nothing is spent while another program holds the file, and once it lets go of it all goes on as before."""
-    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"version": 1, "busy_s": 0.05})
+    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {**Database.__init__.__kwdefaults__, "busy_s": 0.05})
     monkeypatch.setattr(earlier, "AGAIN_S", 0.0)
     paid = Paid()
     options = {"threshold": 0.8, "limits": Limits(usd_per_day=0.05), "state": tmp_path}

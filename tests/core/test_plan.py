@@ -10,8 +10,8 @@ import pytest
 
 from edgeroute.core.facts import Facts
 from edgeroute.core.latency import Latency
-from edgeroute.core.plan import Plan, plan
-from edgeroute.core.policy import INF, Policy, Target
+from edgeroute.core.plan import Plan, plan, stays_home
+from edgeroute.core.policy import INF, Policy, Saver, Target
 from edgeroute.core.walk import Done, Prediction, walk
 from edgeroute.router.drivers import blocking, tasks, virtual
 
@@ -131,3 +131,23 @@ def test_drivers_leave_what_is_late_to_run_on(kind, keep):
     outcome = blocking.drive(steps, begin) if kind == "blocking" else asyncio.run(tasks.drive(steps, begin))
     assert [what for what, *_ in outcome.log] == ["start", "timeout"]
     assert stopped == ([] if keep else [0])
+
+
+@pytest.mark.parametrize(
+    ("policy", "facts", "why"),
+    [
+        (Policy(), Facts(), ""),
+        (Policy("only_edge"), Facts(), "only_edge"),
+        (Policy(saver=Saver("only_edge", 0.5)), Facts(), ""),
+        (Policy(saver=Saver("only_edge", 0.5)), Facts(battery=0.9), ""),
+        (Policy(saver=Saver("only_edge", 0.5)), Facts(battery=0.1), "only_edge, battery at 10%, below 50%"),
+        (Policy(saver=Saver("only_edge", hotter_than_c=80)), Facts(temperature_c=90), "only_edge, 90 C, above 80 C"),
+        (Policy("only_edge", saver=Saver("prefer_edge", 0.5)), Facts(battery=0.1), ""),
+    ],
+)
+def test_what_keeps_all_at_home(policy, facts, why):
+    """The mode for calls that name none, of the policy or of the saver; the plan of such a call says the same."""
+    assert stays_home(policy, facts) == why
+    made = plan(policy, (EDGE, A), facts)
+    assert isinstance(made, Plan)
+    assert made.stays == why

@@ -136,6 +136,7 @@ def test_a_record_is_written_ahead():
     """With an advance under a limit, as much as was spent so far, up to a 64th of the limit and to the limit; never less than before."""
     spending = Spending(Limits(usd_per_day=64.0, joules_per_hour=4.0))
     assert not spending.ahead()
+    assert not any(spending.dump(advance=True).values())
     spending.add(Cost(usd=0.25, mb=1.0, joules=3.99), NOW)
     assert spending.ahead()
     first = spending.dump(advance=True)
