@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import sys
@@ -204,7 +205,11 @@ def test_kill_9_after_an_answer(tmp_path, kind):
     """Killed right after an answer, a program has on disk whatever was called queued; at a deadline nothing is too early."""
     with GatedServer(GOOD) as server:
         run = [sys.executable, "-c", KILLED, server.url, tmp_path, kind]
-        done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=4 * LONG)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), str(Path(__file__).parent)]),
+        }
+        done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=4 * LONG, env=environment)
     said = [line.split(":") for line in done.stdout.splitlines()]
     assert len(said) == 3, done.stderr
     assert {(final, note) for _, final, note in said} <= {("False", "queued"), ("False", "being queued")}

@@ -460,7 +460,7 @@ def test_a_failing_trace_function(caplog):
         ({"edge": 3}, "edge= takes a path"),
         ({"cloud": 3}, "cloud= takes a URL"),
         ({"cloud": "http://host/predict"}, "Pass OpenInference"),
-        ({"cloud": "http://user:hunter2@host/predict"}, "host/predict' speak"),
+        ({"cloud": "http://user:hunter2@host/predict"}, "the cloud's address speak"),
         ({"cloud": "ftp://host/v2/models/m"}, "not an http"),
     ],
 )
