@@ -834,6 +834,34 @@ def test_a_batch_that_was_late_is_not_sent_again_at_once(make, wide, due):
     gate.set()
 
 
+def test_a_late_reply_that_is_being_stored_is_stored_before_the_outbox_closes(make, box, due):
+    """Else it would open the file again, which nobody closes then."""
+    gate, entered, closed, order = threading.Event(), threading.Event(), threading.Event(), []
+    cloud = FakeCloud([("cloud", 0.9)], gate=gate)
+    router = make(unsure, cloud, deadline=due(cloud.begun.is_set), offline="queue", outbox=box)
+    answer_, close_ = box.answer, box.close
+
+    def answer(*args, **kwargs):
+        entered.set()
+        closed.wait(0.2)  # as long as closing takes if it does not wait
+        order.append("answer")
+        return answer_(*args, **kwargs)
+
+    def close():
+        close_()
+        order.append("close")
+        closed.set()
+
+    stored = after(box, "put")
+    assert_queued(router.infer(1))
+    assert stored.wait(LONG)
+    box.answer, box.close = answer, close
+    gate.set()
+    assert entered.wait(LONG)
+    router.close()
+    assert order == ["answer", "close"]
+
+
 def test_a_late_failure_is_not_sent_again_at_once(make, wide, due):
     """It waits for its reply at first, and from that on a part of the spread."""
     with GatedServer(DOWN) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +19,7 @@ from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.calls import Block, Result, Steps
 from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
+from edgeroute.system import renew_after_fork
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -233,6 +235,13 @@ class LateReplies:
         self._parts, self._submit, self._note = parts, submit, note
         self._functions: list[Callable[[Late], object]] = []
         self._closed = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._storing = threading.RLock()
+        """Held while a reply is stored, so that none is after `close`, which would open the files again."""
 
     @property
     def wanted(self) -> bool:
@@ -272,20 +281,26 @@ class LateReplies:
 
     def _hand_on(self, request: Request, event: Event) -> None:
         try:
-            queue, caching = self._parts.queue, self._parts.caching
-            if type(event) is not Done:
-                if queue is not None:
-                    queue.outbox.ready(request.id, _text(event.error) if type(event) is Failed else "")
-                return
-            self._note("late", request.id)
-            if caching is not None:
-                caching.store_late(request, event)
-            if queue is not None:
-                queue.outbox.answer(request.id, event.answer)
-                return
-            self._call(request, event)
+            with self._storing:
+                stored = self._closed or self._store(request, event)
+            if not stored and type(event) is Done:
+                self._call(request, event)
         except Exception:
             log.exception("a late answer could not be handed on")
+
+    def _store(self, request: Request, event: Event) -> bool:
+        """Hands it to the cache and the outbox. Returns whether there is an outbox, which calls the functions."""
+        queue, caching = self._parts.queue, self._parts.caching
+        if type(event) is not Done:
+            if queue is not None:
+                queue.outbox.ready(request.id, _text(event.error) if type(event) is Failed else "")
+            return True
+        self._note("late", request.id)
+        if caching is not None:
+            caching.store_late(request, event)
+        if queue is not None:
+            queue.outbox.answer(request.id, event.answer)
+        return queue is not None
 
     def _call(self, request: Request, event: Done) -> None:
         from edgeroute.stores.outbox import Late
@@ -303,8 +318,10 @@ class LateReplies:
                 log.exception("a callback for late answers failed at %s", late.id)
 
     def close(self) -> None:
-        """Drops all further replies."""
+        """Drops all further replies; one that is being stored is stored."""
         self._closed = True
+        with self._storing:
+            pass
 
 
 def _text(error: object) -> str:
