@@ -614,7 +614,7 @@ class Guarded(RuleBasedStateMachine):
         assert guard.rules.overdue or busy < few, "an endpoint that is not known to be well"
         assert guard.spending.spent().calls <= self.limits.calls_per_minute
         self.under_way += 1
-        return {"exchange": exchange, "attempts": 0, "open": False, "over": False, "error": None, "took": False}
+        return {"exchange": exchange, "attempts": 0, "open": False, "over": False, "error": None, "took": False, "cut": False}
 
     def alive(self, exchange):
         """Whether it is there and has not ended."""
@@ -638,7 +638,7 @@ class Guarded(RuleBasedStateMachine):
         assert not (one["attempts"] and guard.state != "closed"), "a retry that leaves while it is open"
         assert len(self.journal.lines) == lines + 1
         assert guard.spending.spent().mb - self.received_mb <= self.limits.mb_per_day * (1 + 1e-6)
-        one["open"], one["attempts"], one["error"], one["took"] = True, one["attempts"] + 1, None, False
+        one["open"], one["attempts"], one["error"], one["took"], one["cut"] = True, one["attempts"] + 1, None, False, False
 
     @rule(one=exchanges, kind=KINDS, size=SIZES, cut=st.booleans())
     def comes(self, one, kind, size, cut):
@@ -659,6 +659,7 @@ class Guarded(RuleBasedStateMachine):
         one["exchange"].after_attempt(0 if error is not None else size, error, cut=cut and error is not None)
         self.received_mb += 0 if error is not None else size / 1e6
         one["open"], one["error"], one["took"] = False, error, error is None
+        one["cut"] = cut and kind not in {"well", "input"}  # by whose deadline, the request says
         after = self.guard.rules.breaker._faults
         assert after <= before + 1
         if kind == "input":
@@ -681,7 +682,8 @@ class Guarded(RuleBasedStateMachine):
         if self.alive(one):
             before = self.guard.rules.breaker._faults
             one["exchange"].overdue()
-            assert self.guard.rules.breaker._faults <= before + one["open"]
+            assert self.guard.rules.breaker._faults <= before + (one["open"] or one["cut"])
+            one["cut"] = False
 
     @rule(one=exchanges, reads=st.booleans())
     def ends(self, one, reads):

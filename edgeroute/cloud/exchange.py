@@ -244,6 +244,7 @@ class Exchange:
         if wait_s and verdict != "answered":
             guard.hold(wait_s)
         if verdict == "answered":
+            self._open = False
             guard.succeeded(None)
         elif verdict == "late":
             self._overdue()
