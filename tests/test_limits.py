@@ -1,5 +1,6 @@
 """What may be spent, over restarts, crashes, broken files and clocks that are set: a limit holds, or refuses and says so."""
 
+import contextlib
 import json
 import os
 import re
@@ -357,7 +358,8 @@ class Counted(KeyValueStore):
 
 def on_disk(path):
     """Amounts in all records, of the first limit."""
-    found = [json.loads(text) for _, text, _ in KeyValueStore(path).rows("spending:")]
+    with contextlib.closing(KeyValueStore(path)) as store:
+        found = [json.loads(text) for _, text, _ in store.rows("spending:")]
     return sum(amount for dumped in found for _, amount in dumped["usd_per_day"])
 
 
