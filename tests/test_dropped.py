@@ -24,8 +24,10 @@ from edgeroute.testing import CannedServer
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(monkeypatch):
     with nothing_left(monkeypatch):
+        gc.freeze()  # what was there before is not looked through again and again
         yield
         gc.collect()
+        gc.unfreeze()
         assert settled(lambda: not [t for t in threading.enumerate() if t.name.startswith("edgeroute-")])
 
 

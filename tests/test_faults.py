@@ -548,9 +548,11 @@ def test_a_retry_that_is_not_needed_any_more_is_not_sent(monkeypatch):
         edge = FakeModel([("edge", 0.9)], gate=gate)
         with Router(edge, PlainJson(server.url, timeout_s=2 * LONG), threshold=0.5, hedge_after=0) as router:
             assert router.infer(1).source == "edge"
-            workers = [t for t in threading.enumerate() if t.name.startswith("edgeroute-")]
+            workers = [t for t in threading.enumerate() if t.name in {"edgeroute-edge", "edgeroute-cloud"}]
+        assert workers
         for worker in workers:
             worker.join(LONG)
+            assert not worker.is_alive()
     assert len(server.requests) == 1
 
 

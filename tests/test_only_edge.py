@@ -39,10 +39,14 @@ class Sends:
 
         patch.setattr(OfflineQueue, "send", send)
 
-    def wait(self, count):
-        """Until so many were tried from now on."""
+    def count(self):
+        """How many were tried."""
         with self._tried:
-            until = sum(self._left.values()) + count
+            return sum(self._left.values())
+
+    def wait(self, until):
+        """Until so many were tried."""
+        with self._tried:
             assert self._tried.wait_for(lambda: sum(self._left.values()) >= until, LONG)
 
 
@@ -98,7 +102,7 @@ def test_the_outbox_waits(make, box, sends, policy):
         before = [("waiting", entry.attempts) for entry in outbox.list()]
         router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, **policy)
         router.infer(1)
-        sends.wait(6)
+        sends.wait(sends.count() + 6)
         assert server.connections == 0
         assert [(entry.state, entry.attempts) for entry in outbox.list()] == before
         router.close()
@@ -118,7 +122,7 @@ def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch):
         router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, saver=SAVER, sensors=lambda: reading[0])
         late = threading.Semaphore(0)
         router.on_late(lambda _: late.release())
-        sends.wait(6)
+        sends.wait(sends.count() + 6)
         assert (server.connections, outbox.counts()["waiting"]) == (0, 3)
         reading[0] = HIGH
         for _ in range(3):
@@ -198,9 +202,9 @@ def test_check_pings_nobody(make, policy):
 def test_a_rule_holds_what_waits(make, box, sends):
     """A data class that may not leave any more: its entries become dead letters, and none is sent."""
     with CannedServer(GOOD) as server:
-        outbox = box()
+        outbox, before = box(), sends.count()
         make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, egress=Egress(never_leave=["medical"]))
-        sends.wait(3)
+        sends.wait(before + 3)
         assert server.connections == 0
         while outbox.counts()["dead"] < 3:
             assert not outbox.list("answered")
