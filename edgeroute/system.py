@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
@@ -250,14 +251,21 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
 _pooled = threading.local()
 """Has `thread` in the threads of a `ThreadPool`."""
 Job = Callable[[], object]
+MOST_WAITING = 10_000
+"""Most jobs that wait for a thread of a pool."""
+
+
+def _nothing() -> None:
+    """A job that makes a thread look for those that wait."""
 
 
 class ThreadPool:
-    """Daemon threads up to a limit, without a queue.
+    """Daemon threads up to a limit.
 
-    A job goes to an idle thread, or to a new one. It is never queued behind another, so no job can wait for one that
-    waits for it: if no thread is available, `submit` returns False. No lock is taken, so a signal handler may submit, and an
-    exception raised by one costs no thread for good. An executor's threads would be joined at exit; these are not.
+    A job goes to an idle thread, or to a new one. `submit` never queues it behind another, so no job can wait for one that
+    waits for it: if no thread is available, it returns False; `submit_later` queues what nobody waits for. No lock is taken, so a
+    signal handler may submit, and an exception raised by one costs no thread for good. An executor's threads would be joined at
+    exit; these are not.
 
     Args:
         name: of the threads.
@@ -276,6 +284,7 @@ class ThreadPool:
         self._idle: dict[SimpleQueue[Job | None], None] = {}
         """Mailboxes of idle threads; a dict, since `popitem` and removing one are atomic."""
         self._threads: set[threading.Thread] = set()
+        self._waiting: deque[Job] = deque()
 
     def __len__(self) -> int:
         """The number of threads."""
@@ -295,6 +304,17 @@ class ThreadPool:
         except KeyError:
             return self._start(job)
         box.put(job)
+        return True
+
+    def submit_later(self, job: Job) -> bool:
+        """Runs the job as soon as a thread is free. Returns False if there is no thread at all, or `MOST_WAITING` jobs wait."""
+        if self.submit(job):
+            return True
+        if self._closed or not self._threads or len(self._waiting) >= MOST_WAITING:
+            return False
+        self._waiting.append(job)
+        with contextlib.suppress(KeyError):  # one that became idle meanwhile may have looked too early
+            self._idle.popitem()[0].put(_nothing)
         return True
 
     def _start(self, job: Job) -> bool:
@@ -328,7 +348,9 @@ class ThreadPool:
                         continue  # a job was assigned to this thread just now
                     return
                 if job is None:
-                    return
+                    if not self._waiting:
+                        return
+                    job = self._next()
                 missed = 0
                 try:
                     job()
@@ -336,13 +358,21 @@ class ThreadPool:
                     log.exception("a job of %s failed", self._name)
                 del job  # not kept alive while idle
                 idle[box] = None
-                if self._closed and idle.pop(box, self) is not self:
+                if self._waiting and idle.pop(box, self) is not self:  # else a job was assigned to this thread just now
+                    box.put(self._next())
+                elif self._closed and idle.pop(box, self) is not self:
                     return
         finally:
             self._threads.discard(threading.current_thread())
 
+    def _next(self) -> Job:
+        try:
+            return self._waiting.popleft()
+        except IndexError:  # another thread was faster
+            return _nothing
+
     def close(self, wait_s: float = 1.0) -> None:
-        """Ends the threads, a busy one after its job. Waits for idle ones, up to `wait_s` seconds in all."""
+        """Ends the threads, a busy one after its job and those that wait. Waits for idle ones, up to `wait_s` seconds in all."""
         self._closed = True
         threads = list(self._threads)
         with contextlib.suppress(KeyError):

@@ -471,25 +471,25 @@ def test_what_stands_in_for_a_cloud_that_is_skipped(make, gate, call, offline):
 
 
 def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
-    """Of the rows that were still to be stored nothing is left."""
+    """They are stored together, as a single request is that is cancelled then; in memory nothing is left."""
 
     async def main():
         outbox, begun, gate = Outbox(tmp_path / "outbox.db"), asyncio.Event(), threading.Event()
-        loop, put = asyncio.get_running_loop(), outbox.put
+        loop, put = asyncio.get_running_loop(), outbox.put_all
 
-        def slow(waiting):
+        def slow(entries):
             loop.call_soon_threadsafe(begun.set)
             gate.wait(LONG)
-            return put(waiting)
+            return put(entries)
 
-        outbox.put = slow
+        outbox.put_all = slow
         async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", outbox=outbox) as router:
             asking = asyncio.ensure_future(router.infer_many(["a", "b", "c"]))
             await begun.wait()
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
-            assert router.engine.queue.storing == 1, "the one that is being stored"
+            assert router.engine.queue.storing == 3
             gate.set()
             # what closing has closed, a put that comes later would open again
             while router.engine.queue.storing:  # noqa: ASYNC110 - the thread that stores it has no event of this loop's

@@ -286,7 +286,7 @@ def test_a_router_that_is_closed_while_a_reply_is_late(box, due):
         with Router(
             unsure, PlainJson(server.url), threshold=0.5, deadline=due(lambda: server.requests), offline="queue", outbox=box
         ) as router:
-            stored = after(box, "put")
+            stored = after(box, "put_all")
             answer = router.infer(1)
             assert_queued(answer)
             assert stored.wait(LONG)
@@ -400,7 +400,7 @@ def test_a_late_failure_makes_it_due_at_once(make, box, due):
             offline="queue",
             outbox=box,
         )
-        told, stored = listen(router), after(box, "put")
+        told, stored = listen(router), after(box, "put_all")
         answer = router.infer(1)
         assert_queued(answer)
         assert stored.wait(LONG)
@@ -756,8 +756,8 @@ def test_a_disk_that_is_full(disk, make, caplog, deadline):
 
 def test_a_disk_that_is_slow(make, box, no_time_left):
     """The answer does not wait for it past the deadline; the request is stored and delivered when the disk is ready."""
-    gate, put = threading.Event(), box.put
-    box.put = lambda waiting: (gate.wait(LONG), put(waiting))[1]
+    gate, put = threading.Event(), box.put_all
+    box.put_all = lambda entries: (gate.wait(LONG), put(entries))[1]
     with link() as (_, relay):
         relay.down()
         router = make(unsure, PlainJson(relay.url, retries=0), deadline=LONG, offline="queue", outbox=box)
@@ -773,8 +773,8 @@ def test_a_disk_that_is_slow(make, box, no_time_left):
 
 def test_a_late_reply_waits_for_a_slow_disk(make, box, due, no_time_left):
     """It comes before its request is stored: told once, and not sent again."""
-    gate, put, begun = threading.Event(), box.put, threading.Event()
-    box.put = lambda waiting: (begun.set(), gate.wait(LONG), put(waiting))[2]
+    gate, put, begun = threading.Event(), box.put_all, threading.Event()
+    box.put_all = lambda entries: (begun.set(), gate.wait(LONG), put(entries))[2]
     with GatedServer(GOOD) as server:
         router = make(unsure, PlainJson(server.url), deadline=due(lambda: server.requests), offline="queue", outbox=box)
         told, handed_over = listen(router), after(router.engine.late, "take")
@@ -825,7 +825,7 @@ def test_a_batch_that_was_late_is_not_sent_again_at_once(make, wide, due):
     gate = threading.Event()
     cloud = FakeCloud([("cloud", 0.9)], gate=gate)
     router = make(unsure, cloud, deadline=due(cloud.begun.is_set), offline="queue", outbox=wide)
-    stored = after(wide, "put")
+    stored = after(wide, "put_all")
     (answer,) = router.infer_many([1])
     assert_queued(answer)
     assert stored.wait(LONG)
@@ -853,7 +853,7 @@ def test_a_late_reply_that_is_being_stored_is_stored_before_the_outbox_closes(ma
         order.append("close")
         closed.set()
 
-    stored = after(box, "put")
+    stored = after(box, "put_all")
     assert_queued(router.infer(1))
     assert stored.wait(LONG)
     box.answer, box.close = answer, close
@@ -873,7 +873,7 @@ def test_a_late_failure_is_not_sent_again_at_once(make, wide, due):
             offline="queue",
             outbox=wide,
         )
-        stored, failed = after(wide, "put"), after(wide, "ready")
+        stored, failed = after(wide, "put_all"), after(wide, "ready")
         assert_queued(router.infer(1))
         assert stored.wait(LONG)
         wait_s, error = only(wide)

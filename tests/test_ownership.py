@@ -157,8 +157,8 @@ def test_what_is_queued_at_the_deadline(make, call, tmp_path, no_time_left):
         return x
 
     box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
-    put = box.put
-    box.put = lambda waiting: (put(waiting), stored.set())[0]
+    put = box.put_all
+    box.put_all = lambda entries: (put(entries), stored.set())[0]
     with CannedServer(http_reply(status=503)) as server:
         router = make(
             unsure, PlainJson(server.url, retries=0), deadline=LONG, offline="queue", outbox=box, egress=Egress(redact=redact)

@@ -97,15 +97,15 @@ def until(condition):
 
 def gated(box, error=None):
     """Puts wait for this event; then they fail with the error, if there is one."""
-    gate, put = threading.Event(), box.put
+    gate, put = threading.Event(), box.put_all
 
-    def slow(waiting):
+    def slow(entries):
         gate.wait(LONG)
         if error is not None:
             raise error
-        return put(waiting)
+        return put(entries)
 
-    box.put = slow
+    box.put_all = slow
     return gate
 
 

@@ -160,3 +160,49 @@ def test_a_child_has_a_pool_of_its_own():
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     gate.set()
     pool.close()
+
+
+def test_what_nobody_waits_for_is_done_later():
+    """In order, by the threads there are; none is forgotten where one becomes idle just then."""
+    pool, gate, ran = ThreadPool("test", 3), threading.Event(), []
+    for i in range(50):
+        assert pool.submit_later(lambda i=i: (gate.wait(LONG), ran.append(i)))
+    assert not pool.submit(lambda: None)
+    gate.set()
+    until_idle(pool, 3)
+    assert sorted(ran) == list(range(50))
+    done = threading.Semaphore(0)
+    for _ in range(20):
+        for _ in range(100):
+            assert pool.submit_later(done.release)
+        for _ in range(100):
+            assert done.acquire(timeout=LONG)
+    pool.close()
+
+
+def test_what_waits_is_bounded(monkeypatch):
+    """And without any thread there is nothing to wait for."""
+    monkeypatch.setattr("edgeroute.system.MOST_WAITING", 2)
+    pool, gate, ran = ThreadPool("test", 1), threading.Event(), []
+    assert [pool.submit_later(lambda: (gate.wait(LONG), ran.append(1))) for _ in range(4)] == [True, True, True, False]
+    pool._closed = True
+    assert not pool.submit_later(gate.set)
+    pool._closed = False
+    gate.set()
+    until_idle(pool)
+    assert len(ran) == 3
+    pool.close()
+    assert not ThreadPool("none", 0).submit_later(gate.set)
+
+
+def test_what_waits_as_a_pool_is_closed_is_done():
+    """By the threads that are busy."""
+    pool, gate, ran = ThreadPool("test", 2), threading.Event(), []
+    for i in range(10):
+        assert pool.submit_later(lambda i=i: (gate.wait(LONG), ran.append(i)))
+    threads = list(pool._threads)
+    pool.close(0.0)
+    gate.set()
+    for thread in threads:
+        thread.join(LONG)
+    assert sorted(ran) == list(range(10))

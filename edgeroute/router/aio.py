@@ -283,9 +283,10 @@ class AsyncRouter(EngineOwner):
     async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
         """The result of `call` in a thread; `late` if there is none by the instant `until`.
 
-        Called here if no thread is free and it is needed.
+        Called here if it is needed, and there is no thread for it, or too much waits for one.
         """
-        done = _submitted(self.engine.local_threads, call)
+        threads = self.engine.local_threads
+        done = _submitted(threads.submit_later if needed and until < INF else threads.submit, call)
         if done is None:
             return call() if needed else late
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
@@ -324,15 +325,15 @@ async def _in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Cal
     Raises:
         Held: no thread is free.
     """
-    done = _submitted(threads, call)
+    done = _submitted(threads.submit, call)
     if done is None:
         backend.guard.count_rejected("threads")
         raise Held(f"{backend.name} was not asked: no thread is free", code="threads")
     return await done
 
 
-def _submitted(threads: ThreadPool, call: Callable[[], T]) -> asyncio.Future[T] | None:
-    """A future of `call` in a thread; None: no thread is free.
+def _submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
+    """A future of `call` in a thread; None: there is no thread for it.
 
     Not asyncio's own executor, which is shared: hanging name look-ups may fill it.
     """
@@ -347,7 +348,7 @@ def _submitted(threads: ThreadPool, call: Callable[[], T]) -> asyncio.Future[T] 
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(_set, done, result, error)
 
-    return done if threads.submit(job) else None
+    return done if submit(job) else None
 
 
 def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

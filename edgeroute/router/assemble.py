@@ -147,7 +147,7 @@ def _stages(
         from edgeroute.router.offline_queue import OfflineQueue
 
         engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
-    engine.late = LateReplies(engine, engine.local_threads.submit, note)
+    engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
     engine.fallback = Fallback(engine)
     engine.plain = cache is None and outbox is None
     engine.steps = compose(stages, engine.walk)

@@ -50,7 +50,7 @@ class Block(NamedTuple):
     until: float
     late: Any = None
     needed: bool = True
-    """Without a free thread it is called in the caller's, in spite of `until`; False: then it is late."""
+    """Without a free thread it is called in the next one, or in the caller's if too many wait; False: then it is late."""
 
 
 Step: TypeAlias = Walk | Join | Block

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from edgeroute import system
 from edgeroute.core import explain
@@ -47,13 +47,13 @@ class OfflineRule(Protocol):
         """Raises PolicyError if a part that this rule needs is missing."""
 
     def expect(self, walked: Walked, parts: Parts) -> None:
-        """Announces that `answer` will be called; from now on late replies of its legs may arrive."""
+        """Announces that `answers` will be called; from now on late replies of its legs may arrive."""
 
-    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
-        """The caller's result."""
+    def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
+        """The callers' results."""
 
     def forget(self, walked: Walked, parts: Parts) -> None:
-        """`answer` will not be called for it: the call was cut off."""
+        """`answers` will not be called for it: the call was cut off."""
 
 
 class EdgeStands:
@@ -68,18 +68,18 @@ class EdgeStands:
     def forget(self, walked: Walked, parts: Parts) -> None:
         """Nothing."""
 
-    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
-        """The best available answer."""
-        return best(walked)
+    def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
+        """The best available answers."""
+        return [best(walked) for walked in walks]
         yield
 
 
 class Raises(EdgeStands):
     """`raise`: raises NoAnswer."""
 
-    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:  # noqa: ARG002
-        """The exception to raise."""
-        return no_answer(walked.request.plan, walked.outcome, "")
+    def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:  # noqa: ARG002
+        """The exceptions to raise."""
+        return [no_answer(walked.request.plan, walked.outcome, "") for walked in walks]
         yield
 
 
@@ -91,14 +91,15 @@ class Stale(EdgeStands):
         if parts.caching is None:
             raise PolicyError(NO_CACHE)
 
-    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
-        """The stale entry, unless the caller was shown a piece of another answer."""
-        caching = parts.caching
-        if caching is not None and not walked.spoken:
-            stale = yield Block(partial(caching.stale, walked.request), walked.request.until, needed=False)
-            if stale is not None:
-                return stale  # type: ignore[no-any-return]
-        return best(walked)
+    def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
+        """The stale entries, unless the caller was shown a piece of another answer."""
+        caching, results = parts.caching, list[Result]()
+        for walked in walks:
+            stale = None
+            if caching is not None and not walked.spoken:
+                stale = yield Block(partial(caching.stale, walked.request), walked.request.until, needed=False)
+            results.append(best(walked) if stale is None else stale)
+        return results
 
 
 class Queue(EdgeStands):
@@ -119,16 +120,15 @@ class Queue(EdgeStands):
         if parts.queue is not None:
             parts.queue.forget(walked.request.id)
 
-    def answer(self, walked: Walked, parts: Parts) -> Steps[Result]:
-        """Stores the request, within the deadline: a disk may be slow."""
+    def answers(self, walks: Sequence[Walked], parts: Parts) -> Steps[list[Result]]:
+        """Stores the requests, within the deadline: a disk may be slow."""
         queue = parts.queue
-        storing = None if queue is None else queue.store(walked)
-        if queue is None or storing is None:
-            return best(walked)
-        note = yield Block(storing, walked.request.until)
-        if note is None:
-            note = storing.leave()
-        return best(walked, note, final=note not in queue.UNSETTLED)
+        if queue is None:
+            return [best(walked) for walked in walks]
+        storing = queue.store(walks)
+        notes = (yield Block(storing, walks[0].request.until)) if storing.pending else storing()
+        notes = storing.leave() if notes is None else notes
+        return [best(walked, note, final=note not in queue.UNSETTLED) for walked, note in zip(walks, notes, strict=True)]
 
 
 RULES: Mapping[Offline, OfflineRule] = {"edge": EdgeStands(), "queue": Queue(), "stale": Stale(), "raise": Raises()}
@@ -153,18 +153,21 @@ class Fallback:
         legs = walks[0].legs
         if legs is not None and any(rule is not None for rule in rules):
             legs.finish([walked.outcome for walked in walks])
-        results: list[Result] = []
-        begun = 0
+        results: list[Result | None] = [
+            accepted(walked) if rule is None else None for walked, rule in zip(walks, rules, strict=True)
+        ]
+        groups = {rule: [i for i, own in enumerate(rules) if own is rule] for rule in rules if rule is not None}
         try:
-            for walked, rule in zip(walks, rules, strict=True):
-                begun += 1
-                result = accepted(walked) if rule is None else (yield from rule.answer(walked, self._parts))
-                results.append(result)
+            while groups:
+                rule, rows = groups.popitem()
+                found = yield from rule.answers([walks[i] for i in rows], self._parts)
+                for i, result in zip(rows, found, strict=True):
+                    results[i] = result
         finally:  # cut off in the middle, the other rows are not stored any more
-            for walked, rule in list(zip(walks, rules, strict=True))[begun:]:
-                if rule is not None:
-                    rule.forget(walked, self._parts)
-        return results
+            for rule, rows in groups.items():
+                for i in rows:
+                    rule.forget(walks[i], self._parts)
+        return cast("list[Result]", results)
 
     def _rule(self, walked: Walked) -> OfflineRule | None:
         """The offline rule that applies; None: the answer was accepted."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute import system
 from edgeroute.cloud.backend import CloudBackend
@@ -19,15 +19,15 @@ from edgeroute.core.policy import INF
 from edgeroute.core.texts import told
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
-from edgeroute.router.legs import Walked
-from edgeroute.router.request import Request
-from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
+from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.system import contained
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
+    from edgeroute.router.legs import LegExecutor, Walked
+    from edgeroute.router.request import Request
     from edgeroute.router.snapshot import Snapshot
 
 log = logging.getLogger("edgeroute")
@@ -37,37 +37,68 @@ QUEUED = "queued"
 """Note in the reason of a request that is on disk."""
 BEING_QUEUED = "being queued"
 """Note in the reason of a request that was not on disk by its deadline. If it does not get there, that is reported."""
+TOGETHER = 64
+"""Rows of a batch that are stored in one transaction."""
 CLOSE_S = 5.0
 """How long `close` waits for requests that are being stored, seconds."""
 
 
 class Storing:
-    """Stores a request, in whichever thread it is called; its caller may leave before that is done.
+    """Stores the requests of a call, in whichever thread it is called; its caller may leave before that is done.
 
     Args:
-        store: stores it, and returns the note for its reason.
-        failed: receives the note of a failure that its caller was not told of.
+        ids: of the requests.
+        notes: for their reasons, of those that are not to be stored; None: it is.
+        store: stores the others, and yields the index of each with its note.
+        failed: receives the id and the note of each failure that its caller was not told of.
     """
 
-    def __init__(self, store: Callable[[], str], failed: Callable[[str], object]) -> None:
-        self._store, self._failed, self._lock = store, failed, threading.Lock()
-        self._note: str | None = None
-        self._left = False
+    def __init__(
+        self,
+        ids: Sequence[str],
+        notes: Sequence[str | None],
+        store: Iterable[tuple[int, str]],
+        failed: Callable[[str, str], object],
+    ) -> None:
+        self._ids, self._notes, self._store, self._failed = ids, list(notes), store, failed
+        self._lock, self._left = threading.Lock(), False
 
-    def __call__(self) -> str:
-        """The note for the reason."""
-        note = self._store()
-        with self._lock:
-            self._note, left = note, self._left
-        if left and note != QUEUED:
-            self._failed(note)
-        return note
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to store."""
+        return None in self._notes
 
-    def leave(self) -> str:
-        """The note for the reason of a caller that waits no longer."""
+    def __call__(self) -> list[str]:
+        """The notes for the reasons, in order."""
+        for i, note in self._store:
+            with self._lock:
+                self._notes[i], left = note, self._left
+            if left and note != QUEUED:
+                self._failed(self._ids[i], note)
+        return self._told()
+
+    def leave(self) -> list[str]:
+        """The notes for the reasons of a caller that waits no longer."""
         with self._lock:
-            self._left = self._note is None
-            return self._note or BEING_QUEUED
+            self._left = True
+            return self._told()
+
+    def _told(self) -> list[str]:
+        return [BEING_QUEUED if note is None else note for note in self._notes]
+
+
+class _Job(NamedTuple):
+    """A request to store."""
+
+    row: int
+    walked: Walked
+    x: Any
+    leg: int
+    error: str | None
+
+    @property
+    def id(self) -> str:
+        return self.walked.request.id
 
 
 class OfflineQueue:
@@ -121,37 +152,70 @@ class OfflineQueue:
         else:
             storing.add_done_callback(lambda _: job())
 
-    def store(self, walked: Walked) -> Storing | None:
-        """Stores the request once it is called. None: sending it again would not help."""
-        request = walked.request
-        found = _who_might(request.plan, walked.outcome)
-        if found is None:
-            self.forget(request.id)
-            return None
+    def store(self, walks: Sequence[Walked]) -> Storing:
+        """Stores the requests once it is called, except those of which sending them again would not help."""
+        ids, notes, jobs = [walked.request.id for walked in walks], list[str | None](), list[_Job]()
         try:
-            x = (
-                request.inputs if request.until == INF else contained(own_copy, request.inputs)
-            )  # at the deadline nobody waits for it
-        except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-            self.forget(request.id)
-            note = f"not queued: {_text(e)}"
-            return Storing(lambda: note, partial(self._failed, request.id))
-        return Storing(partial(self._store, walked, x, *found), partial(self._failed, request.id))
+            for walked in walks:
+                request, note = walked.request, ""
+                found = _who_might(request.plan, walked.outcome)
+                if found is not None:
+                    try:
+                        x = request.inputs if request.until == INF else contained(own_copy, request.inputs)
+                    except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
+                        note = f"not queued: {_text(e)}"
+                    else:  # its own: at the deadline nobody waits for it
+                        jobs.append(_Job(len(notes), walked, x, *found))
+                        notes.append(None)
+                        continue
+                notes.append(note)
+                self.forget(request.id)
+        except BaseException:  # cut off
+            for identity in ids:
+                self.forget(identity)
+            raise
+        return Storing(ids, notes, self._store(jobs), self._failed)
 
     def _failed(self, identity: str, note: str) -> None:
         """Reports a request that is not on disk, though its answer said that it is being queued."""
         log.error("%s was being queued when its deadline came, and is %s", identity, note)
         self._note("not queued", identity)
 
-    def _store(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
+    def _store(self, jobs: Sequence[_Job]) -> Iterator[tuple[int, str]]:
         try:
-            return self._put(walked, x, leg, error)
+            for at in range(0, len(jobs), TOGETHER):
+                ready = list[tuple[_Job, Waiting]]()
+                for job in jobs[at : at + TOGETHER]:
+                    waiting = _waiting(job)
+                    if isinstance(waiting, str):
+                        yield job.row, f"not queued: {waiting}"
+                    else:
+                        ready.append((job, waiting))
+                for (job, _), put in zip(ready, self._put([waiting for _, waiting in ready]), strict=True):
+                    yield job.row, self._stored(job, put)
+                for job in jobs[at : at + TOGETHER]:
+                    self.forget(job.id)
+        finally:
+            for job in jobs:
+                self.forget(job.id)
+
+    def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
+        try:
+            return self.outbox.put_all(entries)
         except KeyboardInterrupt:
             raise
-        except BaseException as e:  # noqa: BLE001 - whatever an endpoint or its encode raises: the edge's answer is still returned
-            return f"not queued: {_text(e)}"
-        finally:
-            self.forget(walked.request.id)
+        except BaseException as e:  # noqa: BLE001 - no memory, for example
+            return [e] * len(entries)
+
+    def _stored(self, job: _Job, put: Put | BaseException) -> str:
+        """The note of a request that was put."""
+        if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
+            log.error("a request could not be queued: %s", put)
+            return f"not queued: {_text(put)}"
+        if not put.stored:
+            return f"not queued: {put.reason}"
+        self._note("queued", job.id)
+        return QUEUED
 
     def forget(self, identity: str) -> None:
         """It is stored, or will not be: what is late for it may go on."""
@@ -159,50 +223,6 @@ class OfflineQueue:
         if storing is not None:
             storing.set_result(None)
             del self._storing[identity]
-
-    def _put(self, walked: Walked, x: Any, leg: int, error: str | None) -> str:
-        request, late = walked.request, walked.legs is not None and walked.legs.late is not None
-        backend = cast("CloudBackend", request.snapshot.backends[request.plan.legs[leg].target])
-        waiting = self._waiting(request, leg, backend, x, walked.outcome.prediction)
-        if waiting is None:
-            return "not queued: an input of this kind cannot be stored"
-        if error is None and late:  # still in flight; otherwise cancelled at the deadline
-            waiting = waiting._replace(ready_at=system.now() + backend.patience_s)
-        else:
-            waiting = waiting._replace(error="it did not answer in time" if error is None else error)
-        try:
-            put = self.outbox.put(waiting)
-        except Exception as e:  # noqa: BLE001 - mostly a full disk; the caller may be waiting for the answer
-            log.error("a request could not be queued: %s", e)  # noqa: TRY400 - the error is self-explanatory
-            return f"not queued: {_text(e)}"
-        if not put.stored:
-            return f"not queued: {put.reason}"
-        self._note("queued", request.id)
-        return QUEUED
-
-    def _waiting(self, request: Request, leg: int, backend: CloudBackend, x: Any, edge: Prediction | None) -> Waiting | None:
-        allowed = request.plan.legs[leg].permit
-        assert allowed is not None, "only a leg that may leave is queued"
-        (x,) = request.snapshot.egress.prepared([x], allowed, backend.where)
-        call = backend.encode(x)
-        if call is not None:
-            form: dict[str, Any] = {
-                "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
-            }  # fmt: skip
-        else:
-            encoded = encode_input(x)
-            if encoded is None:
-                return None
-            form = {"kind": "input", "headers": [("Content-Type", encoded[0])], "body": encoded[1]}
-        return Waiting(
-            id=request.id,
-            target=backend.name,
-            data_class=allowed.data_class,
-            rule=allowed.rule,
-            importance=request.importance,
-            provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
-            **form,
-        )
 
     def send(self, entry: Waiting) -> Prediction:
         """Delivers one entry of the outbox, by the current rules.
@@ -233,6 +253,47 @@ class OfflineQueue:
         wait([*self._storing.values()], CLOSE_S)
         for part in (self.delivery, self.callbacks, self.outbox):
             part.close()
+
+
+def _waiting(job: _Job) -> Waiting | str:
+    """The entry for the outbox, or why there is none."""
+    try:
+        return _entry(job, job.walked.request, job.walked.legs)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # noqa: BLE001 - whatever an endpoint, its encode or a redaction raises: the answer is there
+        return _text(e)
+
+
+def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
+    edge = job.walked.outcome.prediction
+    backend = cast("CloudBackend", request.snapshot.backends[request.plan.legs[job.leg].target])
+    allowed = request.plan.legs[job.leg].permit
+    assert allowed is not None, "only a leg that may leave is queued"
+    (x,) = request.snapshot.egress.prepared([job.x], allowed, backend.where)
+    call = backend.encode(x)
+    if call is not None:
+        form: dict[str, Any] = {
+            "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
+        }  # fmt: skip
+    else:
+        encoded = encode_input(x)
+        if encoded is None:
+            return "an input of this kind cannot be stored"
+        form = {"kind": "input", "headers": [("Content-Type", encoded[0])], "body": encoded[1]}
+    if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
+        form["ready_at"] = system.now() + backend.patience_s
+    else:
+        form["error"] = "it did not answer in time" if job.error is None else job.error
+    return Waiting(
+        id=request.id,
+        target=backend.name,
+        data_class=allowed.data_class,
+        rule=allowed.rule,
+        importance=request.importance,
+        provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
+        **form,
+    )
 
 
 def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:

@@ -307,9 +307,10 @@ def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
 
 
 def _blocked(step: Block, engine: Engine) -> Any:
-    """Executes a `Block`, with a deadline in another thread; here if none is free and it is needed."""
+    """Executes a `Block`, with a deadline in another thread; here if it is needed and too much waits for one."""
     done: SimpleQueue[Any] = SimpleQueue()
-    if step.until == INF or not engine.local_threads.submit(lambda: done.put(step.call())):
+    submit = engine.local_threads.submit_later if step.needed else engine.local_threads.submit
+    if step.until == INF or not submit(lambda: done.put(step.call())):
         return step.call() if step.until == INF or step.needed else step.late
     try:
         return done.get(timeout=min(max(0.0, step.until - monotonic()), TIMEOUT_MAX))

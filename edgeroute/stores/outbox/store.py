@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from math import inf
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from edgeroute.errors import PolicyError
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, Waiting
+from edgeroute.stores.outbox.group import GroupCommit
 from edgeroute.stores.outbox.heads import Heads
 from edgeroute.stores.outbox.inputs import encode_input
 from edgeroute.stores.outbox.listing import Listing
@@ -76,6 +78,9 @@ class Outbox(Listing):
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
         self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)
+        self._group = GroupCommit(self._write)
+        self._owner = 0
+        """The thread that is in a transaction."""
         self._listeners: list[Callable[[], object]] = []
         self.report_damaged: Callable[[str], object] = lambda _: None
         """Called with the id of each entry that became a dead letter because its row is damaged."""
@@ -94,37 +99,52 @@ class Outbox(Listing):
 
     def put(self, waiting: Waiting) -> Put:
         """Stores a request durably. It will be delivered unless it is dropped, which is counted."""
+        (put,) = self.put_all([waiting])
+        if isinstance(put, Exception):
+            raise put
+        return put
+
+    def put_all(self, entries: Sequence[Waiting]) -> list[Put | Exception]:
+        """Stores requests durably, with as few waits for the disk as possible -> for each its result, or why it is not stored."""
+        if self._owner == threading.get_ident():  # within an effect of `settle`: all or none
+            return list(self._write(entries))
+        return self._group.put(entries)
+
+    def _write(self, entries: Sequence[Waiting]) -> list[Put]:
         at = self.clock()
+        with self._transaction(at) as c:
+            puts = [self._insert(c, at, entry) for entry in entries]
+        self._tell()
+        return puts
+
+    def _insert(self, c: sqlite3.Connection, at: float, waiting: Waiting) -> Put:
         queued_at = at if waiting.queued_at is None else waiting.queued_at
         soon_at = queued_at + self.part_s() if waiting.error else queued_at
         ready_at = soon_at if waiting.ready_at is None else waiting.ready_at
         headers, provisional = json.dumps(waiting.headers), json.dumps(plain(waiting.provisional))
         size = ROW_BYTES + len(waiting.body) + len(headers) + len(provisional)
-        with self._transaction(at) as c:
-            known = c.execute(
-                "SELECT state, error FROM outbox_entries WHERE id = :id"
-                " UNION ALL SELECT 'done', '' FROM outbox_done WHERE id = :id",
-                {"id": waiting.id},
-            ).fetchone()
-            if known is not None:
-                return Put(stored=False, reason=f"refused for good: {known[1]}") if known[0] == "dead" else Put(stored=True)
-            gone = evictions(c, size, waiting.importance, max_bytes=self.max_bytes, drop=self.drop_policy)
-            if gone is None:
-                add_count(c, "dropped_full")
-                return Put(stored=False, reason=f"the outbox is full: {size} bytes more would make it exceed {self.max_bytes}")
-            c.executemany("DELETE FROM outbox_entries WHERE seq = ?", [(seq,) for seq, _ in gone])
-            add_count(c, "dropped_full", len(gone))
-            add_count(c, "stored")
-            seq = c.execute(
-                "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    waiting.id, waiting.target, waiting.kind, waiting.data_class, waiting.rule, waiting.importance, queued_at,
-                    ready_at, waiting.attempts, size, _text(waiting.error), queued_at, waiting.method, waiting.path, headers,
-                    provisional,
-                ),
-            ).lastrowid  # fmt: skip
-            c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
-        self._tell()
+        known = c.execute(
+            "SELECT state, error FROM outbox_entries WHERE id = :id UNION ALL SELECT 'done', '' FROM outbox_done WHERE id = :id",
+            {"id": waiting.id},
+        ).fetchone()
+        if known is not None:
+            return Put(stored=False, reason=f"refused for good: {known[1]}") if known[0] == "dead" else Put(stored=True)
+        gone = evictions(c, size, waiting.importance, max_bytes=self.max_bytes, drop=self.drop_policy)
+        if gone is None:
+            add_count(c, "dropped_full")
+            return Put(stored=False, reason=f"the outbox is full: {size} bytes more would make it exceed {self.max_bytes}")
+        c.executemany("DELETE FROM outbox_entries WHERE seq = ?", [(seq,) for seq, _ in gone])
+        add_count(c, "dropped_full", len(gone))
+        add_count(c, "stored")
+        seq = c.execute(
+            "INSERT INTO outbox_entries VALUES (NULL, ?, 'waiting', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                waiting.id, waiting.target, waiting.kind, waiting.data_class, waiting.rule, waiting.importance, queued_at,
+                ready_at, waiting.attempts, size, _text(waiting.error), queued_at, waiting.method, waiting.path, headers,
+                provisional,
+            ),
+        ).lastrowid  # fmt: skip
+        c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
         return Put(stored=True, dropped=tuple(name for _, name in gone))
 
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
@@ -274,8 +294,12 @@ class Outbox(Listing):
     def _transaction(self, at: float | None = None) -> Iterator[sqlite3.Connection]:
         """A transaction that first deletes expired entries."""
         with self._database.transaction() as c:
-            tidy(c, self.clock() if at is None else at, self.ttl_s)
-            yield c
+            outer, self._owner = self._owner, threading.get_ident()
+            try:
+                tidy(c, self.clock() if at is None else at, self.ttl_s)
+                yield c
+            finally:
+                self._owner = outer
 
     def _change(self, change: str, values: tuple[Any, ...], name: str, *, count: str | None = None) -> None:
         with self._transaction() as c:

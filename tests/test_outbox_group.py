@@ -1,0 +1,222 @@
+"""Entries that come at the same time: one transaction for all, each its own result, and nobody waits for the disk past a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sqlite3
+import threading
+from itertools import count
+
+import pytest
+from both import LONG, Tasks, Threads, interrupted, nothing_left, unsure
+
+from edgeroute import Outbox, PlainJson
+from edgeroute.errors import StoreError
+from edgeroute.stores.outbox import Waiting
+from edgeroute.stores.outbox.group import MOST, GroupCommit
+from edgeroute.testing import CannedServer
+
+CALLERS = 100
+"""More than there are threads for what is not a leg."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture
+def box(tmp_path):
+    with contextlib.closing(Outbox(tmp_path / "outbox.db", spread_s=1e6)) as box:
+        yield box
+
+
+def entry(name, **fields):
+    """A request."""
+    return Waiting(name, "cloud", "call", b"{}", "POST", "/", **fields)
+
+
+class Writes:
+    """The transactions of an outbox: the first waits for `gate`."""
+
+    def __init__(self, box, gate):
+        self.sizes, self.begun, real = [], threading.Event(), box._group._write
+
+        def write(entries):
+            self.sizes.append(len(entries))
+            self.begun.set()
+            gate.wait(LONG)
+            return real(entries)
+
+        box._group = GroupCommit(write)
+        self.group = box._group
+
+    def until(self, brought):
+        """Waits until so many entries are there."""
+        while len(self.group._brought) < brought:
+            threading.Event().wait(0.001)
+
+
+def puts(box, entries):
+    """Threads that put one each, and what was raised or returned, by id."""
+    found = {}
+
+    def put(one):
+        try:
+            found[one.id] = box.put(one)
+        except Exception as e:  # noqa: BLE001 - for whoever looks
+            found[one.id] = e
+
+    threads = [threading.Thread(target=put, args=(one,)) for one in entries]
+    for thread in threads:
+        thread.start()
+    return threads, found
+
+
+def join(threads):
+    """Until they have ended."""
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()
+
+
+def test_those_who_come_meanwhile_are_stored_together(box):
+    """One transaction for the first, and one for all others."""
+    gate = threading.Event()
+    writes = Writes(box, gate)
+    first, found = puts(box, [entry("0")])
+    assert writes.begun.wait(LONG)
+    others, also = puts(box, [entry(str(i)) for i in range(1, 20)])
+    writes.until(20)
+    gate.set()
+    join(first + others)
+    assert writes.sizes == [1, 19]
+    assert all(put.stored for put in (found | also).values())
+    assert {e.id for e in box.list()} == {str(i) for i in range(20)}
+
+
+def test_many_at_once(box):
+    """A batch is stored in as few transactions as there may be, in its order."""
+    gate = threading.Event()
+    gate.set()
+    writes = Writes(box, gate)
+    assert all(put.stored for put in box.put_all([entry(f"{i:04}") for i in range(2 * MOST + 1)]))
+    assert writes.sizes == [MOST, MOST, 1]
+    with contextlib.closing(sqlite3.connect(box.path)) as c:
+        ids = [row[0] for row in c.execute("SELECT id FROM outbox_entries ORDER BY seq")]
+    assert ids == sorted(ids)
+    assert box.put_all([]) == []
+
+
+def test_one_that_cannot_be_stored_costs_no_other(box):
+    """Its own caller is told why."""
+    gate = threading.Event()
+    writes = Writes(box, gate)
+    first, _ = puts(box, [entry("0")])
+    assert writes.begun.wait(LONG)
+    others, found = puts(box, [entry("1"), entry("\ud800"), entry("2")])
+    writes.until(4)
+    gate.set()
+    join(first + others)
+    assert isinstance(found.pop("\ud800"), UnicodeEncodeError)
+    assert all(put.stored for put in found.values())
+    assert {e.id for e in box.list()} == {"0", "1", "2"}
+
+
+def test_each_is_told_of_a_disk_that_fails(box, monkeypatch):
+    """By an exception of its own; the next put may succeed."""
+    gate = threading.Event()
+    writes = Writes(box, gate)
+    real = box._group._write
+    first, found = puts(box, [entry("0")])
+    assert writes.begun.wait(LONG)
+
+    def full(_):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(box._group, "_write", full)
+    others, also = puts(box, [entry(str(i)) for i in range(1, 9)])
+    writes.until(9)
+    gate.set()
+    join(first + others)
+    monkeypatch.setattr(box._group, "_write", real)
+    assert found["0"].stored
+    assert {str(e) for e in also.values()} == {"the disk is full"}
+    assert len(set(map(id, also.values()))) == 8
+    assert box.put(entry("1")).stored
+
+
+def test_an_effect_of_a_callback_may_put(box):
+    """In its own transaction, while another thread waits for its turn with it."""
+    box.put(entry("0"))
+    box.answer("0", type("A", (), {"value": 1, "confidence": None, "outputs": None})())
+    inside, threads = threading.Event(), []
+
+    def effect(_, __):
+        threads.extend(puts(box, [entry("other")])[0])
+        while not box._group._brought:
+            threading.Event().wait(0.001)
+        assert box.put(entry("own")).stored
+        inside.set()
+
+    assert box.settle("0", effect)
+    assert inside.is_set()
+    join(threads)
+    assert {e.id for e in box.list()} == {"own", "other"}
+
+
+def test_a_signal_handler_may_put(box):
+    """Whatever the interrupted put is doing."""
+    handled, names = [], count()
+
+    def handle(*_):
+        handled.append(box.put(entry(f"handler-{next(names)}")).stored)
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.003)
+        for i in range(60):
+            assert box.put(entry(str(i))).stored
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert handled
+    assert all(handled)
+    assert len(box.list()) == 60 + len(handled)
+
+
+def test_whoever_breaks_off_holds_up_no_other(box):
+    """At each opcode of a put: the next one is stored."""
+    at, over = 0, False
+    box.put(entry("first"))
+    while not over:
+        at += 7
+        over = interrupted(lambda: box.put(entry(f"cut-{at}")), at)  # noqa: B023 - called at once
+        assert box._group._brought == {}
+        assert box.put(entry(f"after-{at}")).stored
+    assert at > 100
+    assert {e.id for e in box.list()} >= {f"after-{i}" for i in range(7, at, 7)}
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
+@pytest.mark.usefixtures("no_time_left")
+def test_nobody_waits_for_the_disk_past_the_deadline(box, kind):
+    """However many come to it together, and whatever the disk does; all are stored in the end."""
+    gate, put = threading.Event(), box.put_all
+    box.put_all = lambda entries: (gate.wait(LONG), put(entries))[1]
+    with CannedServer(lambda _: None) as server:
+        router = kind(unsure, PlainJson(server.url, retries=0), threshold=0.5, deadline=LONG, offline="queue", outbox=box)
+        with contextlib.closing(router):
+            guard = router.engine.snapshot.clouds[0].guard
+            for _ in range(3):
+                guard.failed()
+            waiting = [router.start(i) for i in range(CALLERS)]
+            answers = [one.result(LONG) for one in waiting] + router.infer_many(range(CALLERS))
+            assert not gate.is_set()
+            assert {a.reason.rpartition("; ")[2] for a in answers} == {"being queued"}
+            gate.set()
+            while router.engine.queue.storing:
+                threading.Event().wait(0.001)
+            assert {e.id for e in box.list()} == {a.id for a in answers}
