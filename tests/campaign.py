@@ -191,6 +191,7 @@ class Campaign:
 
     Attributes:
         lost: requests without an answer.
+        stood_still: those without one for which the machine stood still for half of their deadline, or longer.
         foreign: answers that belong to another request, or to none.
         twice: late answers that were delivered more than once.
         late: answers after the deadline: seconds too late, and seconds for which the machine stood still meanwhile.
@@ -201,6 +202,7 @@ class Campaign:
         self.seed, self.url, self.deadline_s = seed, url, deadline_s
         self.faults: dict[str, int] = {}
         self.lost: list[str] = []
+        self.stood_still: list[str] = []
         self.foreign: list[str] = []
         self.twice: list[str] = []
         self.late: list[tuple[float, float]] = []
@@ -328,7 +330,8 @@ class Campaign:
             if isinstance(answers, Exception):
                 known = "" if isinstance(answers, EdgerouteError) else "not ours: "
                 why = f"; the machine stood still for {1000 * stalled_s:.0f} ms" if stalled_s else ""
-                self.lost.append(f"{label}: {known}{type(answers).__name__}: {answers}"[:400] + why)
+                lost = self.stood_still if stalled_s >= self.deadline_s / 2 and not known else self.lost
+                lost.append(f"{label}: {known}{type(answers).__name__}: {answers}"[:400] + why)
                 return
             for k, answer in enumerate(answers):
                 cloud = f"cloud-{n + k}" if plain else f"class-{(n + k) % CLASSES}"
@@ -350,9 +353,10 @@ class Campaign:
     def report(self) -> dict[str, object]:
         """What happened."""
         return {
-            "requests": self.requests, "answers": dict(self.sources), "lost": len(self.lost), "of another request": len(self.foreign),
-            "late answers delivered twice": len(self.twice), "late": len(self.late), "late without a stall": len(self.late_by_us),
-            "latest, ms": round(1000 * max((late for late, _ in self.late), default=0)), "stalls": len(self._stalls.found),
+            "requests": self.requests, "answers": dict(self.sources), "lost": len(self.lost),
+            "lost while the machine stood still": len(self.stood_still), "of another request": len(self.foreign),
+            "late answers delivered twice": len(self.twice), "late": len(self.late),
+            "late without a stall": len(self.late_by_us), "latest, ms": round(1000 * max((late for late, _ in self.late), default=0)), "stalls": len(self._stalls.found),
         }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import campaign
 
 def test_no_answer_is_lost_and_none_is_anothers():
     """Three modes, threads and asyncio, both protocols, every way of asking. How late answers are is for `make campaign`."""
-    ran = campaign.run(seed=9, schedules=range(60), workers=12, deadline_s=1.0)
+    ran = campaign.run(seed=9, schedules=range(60), workers=6, deadline_s=1.0)
     assert (ran.lost, ran.foreign, ran.twice) == ([], [], [])
     assert ran.requests == 60 * campaign.REQUESTS
     assert set(ran.faults) == set(campaign.FAULTS)
