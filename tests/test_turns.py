@@ -111,13 +111,13 @@ def test_a_burst_over_http_is_answered():
 
 @pytest.mark.parametrize("deadline", [LONG, None])
 def test_a_burst_of_threads_is_answered(deadline):
-    """100 callers and 8 places; without a deadline they wait in their own threads, for as long as the endpoint's timeout."""
+    """200 callers and 8 places; without a deadline they wait in their own threads, for as long as the endpoint's timeout."""
     with (
         CannedServer(GOOD) as server,
         Router(unsure, PlainJson(server.url, max_concurrent=8, timeout_s=LONG), threshold=0.8, deadline=deadline) as router,
-        ThreadPoolExecutor(100) as pool,
+        ThreadPoolExecutor(200) as pool,
     ):
-        answers = list(pool.map(router.infer, range(100)))
+        answers = list(pool.map(router.infer, range(200)))
     assert sum(a.degraded for a in answers) == 0
 
 

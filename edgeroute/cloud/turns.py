@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgeroute.core.admission import Admission
     from edgeroute.types import StopToken
 
-MOST_THREADS = 160
+MOST_THREADS = 200
 """Most threads that may wait in this process, of the 256 for the clouds of a router: others have some left."""
 MOST_TASKS = 1000
 """Most tasks that may wait for one endpoint."""
