@@ -196,19 +196,25 @@ REPLIES = {
     "no output": ({"outputs": []}, "0 outputs, not 'y'"),
     "more rows": (
         {"outputs": [{"name": "y", "shape": [2, 1], "datatype": "FP32", "data": [1, 2]}]},
-        r"1 inputs gave .* \[2, 1\]",
+        "1 inputs gave .* does not begin with 1",
     ),
-    "a scalar": ({"outputs": [{"name": "y", "shape": [], "datatype": "FP32", "data": [1]}]}, r"shape \[\]"),
-    "too few numbers": ({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [1]}]}, "2 numbers, 1 came"),
+    "a scalar": ({"outputs": [{"name": "y", "shape": [], "datatype": "FP32", "data": [1]}]}, "does not begin with 1"),
+    "too few numbers": (
+        {"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [1]}]},
+        "another number of values than its shape says: 1 came",
+    ),
     "Triton's empty output": (
         {"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 0}}]},
-        "8 bytes, 0 came",
+        "another number of bytes",
     ),
     "infinite shape": ({"outputs": [{"name": "y", "shape": [1, 1e400], "datatype": "FP32", "data": [1]}]}, "broken JSON"),
-    "vast shape": ({"outputs": [{"name": "y", "shape": [1, 10**30, 0], "datatype": "FP32", "data": []}]}, "a shape with 0 in it"),
+    "vast shape": (
+        {"outputs": [{"name": "y", "shape": [1, 10**30, 0], "datatype": "FP32", "data": []}]},
+        "a shape with a size below 1",
+    ),
     "negative shape": (
         {"outputs": [{"name": "y", "shape": [1, -1, -2], "datatype": "FP32", "data": [1, 2]}]},
-        "a shape with -2 in it",
+        "a shape with a size below 1",
     ),
     "unknown dtype": ({"outputs": [{"name": "y", "shape": [1], "datatype": "BF16", "data": [1]}]}, "KeyError$"),
     "ragged": ({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [[1], [1, 2]]}]}, "ValueError"),
@@ -224,7 +230,10 @@ REPLIES = {
     "many lists": (b'{"outputs": [' + b"[]," * 60_000 + b"[]]}", "60003 lists|60001 values in 60003 lists"),
     "many objects": (b'{"outputs": [' + b"{}," * 60_000 + b"{}]}", "60001 values in 60003 lists and objects"),
     "many numbers": (b'{"outputs": [' + b"0," * 300_000 + b"0]}", "300001 values"),
-    "no numbers": ({"outputs": [{"name": "y", "shape": [1, 10**8, 0], "datatype": "FP32", "data": []}]}, "a shape with 0 in it"),
+    "no numbers": (
+        {"outputs": [{"name": "y", "shape": [1, 10**8, 0], "datatype": "FP32", "data": []}]},
+        "a shape with a size below 1",
+    ),
     "many dimensions": (
         {"outputs": [{"name": "y", "shape": [1, *[2**31 - 1] * 90_000], "datatype": "FP32", "data": []}]},
         "a shape of 90001 dimensions",

@@ -182,8 +182,8 @@ def test_an_error_with_a_long_page_is_that_error(ask, page):
 
 OUTPUTS = {
     "another output": ([("q", [1, 2], [1, 2])], "1 outputs, not 'y'"),
-    "other rows": ([("y", [2, 1], [1, 2])], r"1 inputs gave an output of shape \[2, 1\]"),
-    "empty": ([("y", [1, 2], [])], "2 numbers, 0 came"),
+    "other rows": ([("y", [2, 1], [1, 2])], "1 inputs gave an output whose shape does not begin with 1"),
+    "empty": ([("y", [1, 2], [])], "another number of values than its shape says: 0 came"),
     "NaN": ([("y", [1, 2], [None, 1])], "NaN or infinity"),
     "other classes": ([("y", [1, 3], [1, 2, 3])], "3 outputs, but 2 labels"),
 }

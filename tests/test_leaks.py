@@ -9,13 +9,14 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import traceback
 
 import pytest
 from both import CALLS, Tasks, Threads, ask, header, nothing_left, unsure
 from typer.testing import CliRunner
 
-from edgeroute import Cache, CloudError, EdgerouteError, Outbox, PlainJson, Router, Secret
+from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
 from edgeroute.cli.app import app
 from edgeroute.cloud.base import Address
 from edgeroute.cloud.quoting import MOST_COMPARED, MOST_READ, quote
@@ -23,6 +24,7 @@ from edgeroute.stores.sqlite import Database
 from edgeroute.system import log, plain
 from edgeroute.testing import CannedServer, http_reply
 
+LABELS = ["cat", "dog"]
 KEY = "sk-CANARY-0123456789"
 INPUT = "patient John Doe, born 19571124"
 JSON = [("Content-Type", "application/json")]
@@ -160,13 +162,32 @@ def test_a_function_that_fails_with_a_long_text_has_its_start_in_the_reason(make
         ({"detail": [{"type": "missing", "loc": ["body"], "msg": "Field required", "input": 1}]}, {}, "missing, Field required"),
         ({"error": {"code": "rate_limit_exceeded", "message": f"{INPUT} is too much"}}, {"input": INPUT}, "rate_limit_exceeded"),
         ({"title": "Too Many Requests", "status": 429}, {}, "Too Many Requests"),
-        ({"error": "at most 60 a minute"}, {}, "at most 60 a minute"),
+        ({"error": "at most 60 a minute"}, {}, ""),
         ({"error": "unexpected datatype FP64"}, {"input": 1}, "unexpected datatype FP64"),
         ({"error": "InvalidArgument"}, {}, "InvalidArgument"),
+        ({"error": "HTTPError"}, {"input": "no"}, "HTTPError"),
+        ({"error": "expected FP64, found FP32"}, {"input": "FP32"}, "expected FP64, found FP32"),
+        ({"error": "unknown user JaneMiller"}, {"first": "jane", "last": "miller"}, ""),
+        ({"error": "unknown user janemiller"}, {"first": "jane", "last": "miller"}, ""),
+        ({"error": "value userJane not found"}, {"input": "jane"}, ""),
+        ({"error": "unknown labels dogs"}, {"input": "dog"}, ""),
+        ({"error": "unknown labels"}, {"input": "label"}, ""),
+        ({"error": "unknown labels"}, {"input": "La, bel"}, ""),
+        ({"error": "unknown labels"}, {"a": "la", "b": "be"}, ""),
+        ({"error": "unknown label"}, {"input": "labels"}, ""),
+        ({"error": "invalid timeOut"}, {"input": "time-out"}, ""),
+        ({"error": "unknown Mueller"}, {"input": "M\u00fcller"}, ""),
+        ({"error": "unknown Strasse"}, {"input": "Stra\u00dfe"}, ""),
+        ({"error": "unknown \u2764"}, {"input": "\u2764"}, ""),
+        ({"error": "value 50 is wrong"}, {"input": 0.5}, ""),
+        ({"error": "value 404 is wrong"}, {}, ""),
+        ({"error": "value is not true"}, {"input": True}, ""),
+        ({"error": "invalid bearer token"}, {}, "invalid bearer token"),
         ({"error": "age 47 is out of range"}, {"age": 47}, ""),
         ({"error": "Jurgen is unknown"}, {"input": "J\u00fcrgen"}, ""),
         ({"error": "John is unknown"}, {"input": "line\nJohn"}, ""),
         ({"error": "J o h n"}, {"input": "John"}, ""),
+        ({"error": "patient is ill"}, {}, ""),
         ({"error": "Sm9obg"}, {"input": "John"}, ""),
         ({"error": "4a6f686e"}, {"input": "John"}, ""),
         ({"error": "user alice is locked"}, {}, ""),
@@ -179,21 +200,119 @@ def test_a_function_that_fails_with_a_long_text_has_its_start_in_the_reason(make
     ],
 )  # fmt: skip
 def test_what_is_quoted_of_an_error(said, sent, quoted):
-    """Codes and phrases of ordinary words that the request does not have; a number only if it is in none of what was sent."""
+    """Codes and phrases of the vocabulary of errors, if the request has no such word, and no word that is in them; no number."""
     basic = "Basic " + base64.b64encode(b"alice:hunter2").decode()
     assert quote(json.dumps(said).encode(), json.dumps(sent).encode() if sent else b"", [basic]) == quoted
 
 
+def chain(error):
+    """The error with its causes and contexts, as an error tracker walks them."""
+    todo, seen = [error], []
+    while todo:
+        found = todo.pop()
+        if found is not None and found not in seen:
+            seen.append(found)
+            todo += [found.__cause__, found.__context__, *getattr(found, "errors", {}).values()]
+    return seen
+
+
+def ok(said):
+    return http_reply(json.dumps(said).encode(), headers=JSON)
+
+
+def tensor(**changed):
+    return ok({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]} | changed]})
+
+
+NUMBER = "19571124"
+NOT_UNDERSTOOD = {
+    "a status line that is none": f"{INPUT} {KEY}\r\n\r\n".encode(),
+    "a status that is none": f"HTTP/1.1 {INPUT} {KEY}\r\n\r\n".encode(),
+    "a header line that is none": f"HTTP/1.1 200 OK\r\n{INPUT} {KEY}\r\n\r\n".encode(),
+    "a length that is none": f"HTTP/1.1 200 OK\r\nContent-Length: {INPUT}\r\n\r\n".encode(),
+    "a length that is not kept": f"HTTP/1.1 200 OK\r\nContent-Length: {NUMBER[:6]}\r\n\r\n".encode(),
+    "a chunk": f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{INPUT} {KEY}\r\n".encode(),
+    "HTML": http_reply(f"<html>{INPUT} {KEY}".encode()),
+    "text": http_reply(f"{INPUT} {KEY}".encode()),
+    "broken JSON": http_reply(f'{{"value": {INPUT} {KEY}'.encode()),
+    "no value": ok({INPUT: KEY}),
+    "a label that is none": ok({"value": f"{INPUT} {KEY}", "confidence": 0.9}),
+    "a number as a label": ok({"value": int(NUMBER), "confidence": 0.9}),
+    "a confidence that is text": ok({"value": "cat", "confidence": f"{INPUT} {KEY}"}),
+    "logits that are text": ok({"value": KEY, "logits": [INPUT, KEY]}),
+    "logits as an object": ok({"value": KEY, "logits": {INPUT: KEY}}),
+    "a datatype that is none": tensor(datatype=f"{INPUT} {KEY}"),
+    "a shape of text": tensor(shape=[1, INPUT]),
+    "another number of rows": tensor(shape=[int(NUMBER), 1]),
+    "a size below 1": tensor(shape=[1, -int(NUMBER)]),
+    "another shape": tensor(shape=[1, int(NUMBER)], data=[1]),
+    "bytes that are not there": tensor(shape=[1, int(NUMBER)], parameters={"binary_data_size": 1}),
+    "tensors of text": tensor(data=[INPUT, KEY]),
+    "probabilities that are none": tensor(data=[1.0, int(NUMBER)]),
+    "probabilities in text": ok({"probabilities": INPUT}),
+}  # fmt: skip
+METADATA = ok({"inputs": [{"name": "x", "shape": [-1, 2], "datatype": "FP32"}]})
+
+
+def endpoint(kind, url):
+    """An endpoint of that protocol which asks this server."""
+    if kind == "openinference":
+        return OpenInference(url, model="m", api_key=Secret(KEY), retries=1, binary=False, kind="probabilities")
+    return PlainJson(url, api_key=Secret(KEY), retries=1, labels=LABELS, logits="logits" if kind == "logits" else None)
+
+
+@pytest.mark.parametrize("kind", ["value", "logits", "openinference"])
+@pytest.mark.parametrize("reply", NOT_UNDERSTOOD)
+def test_no_error_in_a_chain_has_what_was_not_understood(reply, kind, make):
+    """Not its message, its arguments or attributes, nor those of its causes and contexts, which error trackers walk."""
+    with CannedServer(lambda r: METADATA if r.startswith(b"GET") else NOT_UNDERSTOOD[reply], close=True) as server:
+        router = make(endpoint(kind, server.url))
+        with pytest.raises(EdgerouteError) as caught:
+            router.infer([0.25, 0.5] if kind == "openinference" else INPUT, mode="only_cloud")
+        reason = router.infer([0.25, 0.5] if kind == "openinference" else INPUT).reason
+    errors = chain(caught.value)
+    assert any(isinstance(error, CloudError) for error in errors)
+    for text in (reason, *(f"{error!r} {error} {error.args} {vars(error)}" for error in errors)):
+        for secret in (KEY, "John", NUMBER, NUMBER[:6]):
+            assert secret not in text, (secret, text)
+
+
+def test_of_an_answer_that_is_no_label_its_kind_is_said(make, tmp_path):
+    """In the reason, and in the outbox's dead letter and on the command line; not the text, which may be an echo."""
+    up = threading.Event()
+
+    def echo(request):
+        value = f"{json.loads(body(request))['input']} {auth(request)}"
+        return ok({"value": value, "confidence": 0.9}) if up.is_set() else http_reply(status=503)
+
+    state = tmp_path / "state"
+    with CannedServer(echo) as server:
+        cloud = PlainJson(server.url, labels=LABELS, api_key=Secret(KEY), retries=0)
+        router = make(cloud, offline="queue", state=state, outbox=Outbox(state / "outbox.db", spread_s=0))
+        router.infer(INPUT)
+        up.set()
+        with pytest.raises(EdgerouteError, match=r"the answer, text of \d+ characters, is none of the 2 labels"):
+            router.infer(INPUT, mode="only_cloud")
+        outbox, pause = router.engine.queue.outbox, threading.Event()
+        while not outbox.size("dead"):  # it is delivered in the background
+            pause.wait(0.002)
+        error = outbox.list()[0].error
+    router.close()
+    shown = CliRunner().invoke(app, ["outbox", "list", "--state", str(state)]).output
+    assert "text of " in error
+    for name, text in {"outbox": error, "command line": shown}.items():
+        assert_clean(name, text)
+
+
 def test_what_cannot_be_compared_is_not_quoted():
-    """A large error, one for a large request, one that is not JSON; and no number, where the request's are binary."""
+    """A large error, one for a large request, one that is not JSON; and no word that is in a binary request."""
     said = json.dumps({"error": "model is not loaded"}).encode()
     assert quote(said, b"x" * MOST_COMPARED, []) == "model is not loaded"
     assert quote(said, b"x" * (MOST_COMPARED + 1), []) == ""
     assert quote(said + b" " * MOST_READ, b"", []) == ""
     assert quote(b"{", b"", []) == ""
-    numbers = json.dumps({"error": "expected shape 784"}).encode()
-    assert quote(numbers, b"", []) == "expected shape 784"
-    assert quote(numbers, b'{"inputs": []}\x00\xff', []) == ""
+    assert quote(said, b'{"inputs": []}\x00\xff', []) == "model is not loaded"
+    assert quote(said, b'{"inputs": []}\x00\xffLoaded', []) == ""
 
 
 def test_a_secret_is_not_pickled():

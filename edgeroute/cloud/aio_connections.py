@@ -17,7 +17,7 @@ from edgeroute.cloud.aio_sockets import AsyncSockets
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import Early, readable
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, cause, overfull
+from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.core.policy import INF
 from edgeroute.errors import CloudError, TimedOut
 from edgeroute.system import renew_after_fork
@@ -59,12 +59,12 @@ class AsyncConnections:
         left_s = until - monotonic()
         request = self._wire.request(call, min(left_s, 0.0) or INF)  # the limit is wait_for's alone: two timers would race
         channel = idle.pop() if idle else self._new(loop)
-        good = False
+        good, failed = False, None
         try:
             reply = await asyncio.wait_for(channel.send(call, request), None if left_s == INF else left_s)
             good = True
         except ERRORS as e:
-            raise self._wire.error(e, stale=channel.kept) from cause(e)
+            failed = self._wire.error(e, stale=channel.kept)
         except CloudError:
             raise
         except (asyncio.TimeoutError, TimeoutError) as e:
@@ -74,6 +74,8 @@ class AsyncConnections:
                 idle.append(channel)
             else:
                 channel.sockets.close()
+        if failed is not None:
+            raise failed
         return reply
 
     def _new(self, loop: asyncio.AbstractEventLoop) -> _Connection:

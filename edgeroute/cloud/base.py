@@ -95,8 +95,8 @@ class Secret:
         """The environment variable that holds it; None: it was given itself."""
         return self._env
 
-    def read(self) -> str:
-        """The secret itself.
+    def read(self, what: str = "the secret") -> str:
+        """The secret itself. `what` it is, for the message.
 
         Raises:
             PolicyError: the environment variable is not set.
@@ -105,11 +105,18 @@ class Secret:
             return self._value or ""
         value = os.environ.get(self._env)
         if not value:
-            raise PolicyError(f"the secret is to come from the environment variable {self._env}, which is not set")
+            if not _NAME.fullmatch(self._env):  # it may be the secret itself
+                raise PolicyError(
+                    f"{what} is to come from an environment variable, and none has the name that env gives,"
+                    " which is not quoted as it does not look like one, such as CLOUD_KEY"
+                )
+            raise PolicyError(f"{what} is to come from the environment variable {self._env}, which is not set")
         return value
 
     def __repr__(self) -> str:
-        return f"Secret(env={self._env!r})" if self._env else "Secret(***)"
+        if not self._env:
+            return "Secret(***)"
+        return f"Secret(env={self._env!r})" if _NAME.fullmatch(self._env) else "Secret(env=***)"
 
     def __copy__(self) -> Secret:
         return self
@@ -129,6 +136,8 @@ class Secret:
         return hash((self._value, self._env))
 
 
+_NAME = re.compile("[A-Z_][A-Z0-9_]{0,63}")
+"""Names of environment variables that are quoted."""
 MAX_REPLY = 1 << 20
 """Default limit of a reply, bytes."""
 
@@ -200,7 +209,10 @@ class Address:
         Raises:
             PolicyError: a secret's variable is not set, or a value contains characters not allowed in a header.
         """
-        found = [(name, before + secret.read()) for name, (before, secret) in self._headers.items()]
+        found = [
+            (name, before + secret.read("api_key" if before else f"headers.{name}"))
+            for name, (before, secret) in self._headers.items()
+        ]
         for name, value in found:
             if not _SENDABLE.fullmatch(value):  # checked here: httpcore's error would quote the value
                 raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
@@ -273,10 +285,9 @@ def loads(body: bytes | memoryview, where: str, max_values: int = MAX_VALUES) ->
         values, nested = body.count(b",") + 1, body.count(b"[") + body.count(b"{")
         if values > max_values or nested > MAX_NESTED:
             raise BadReply(f"{where} answered {values} values in {nested} lists and objects: more than expected, unread")
-    try:
+    with contextlib.suppress(ValueError, RecursionError):  # none is chained: it holds the whole reply
         return json_loads(body)
-    except (ValueError, RecursionError) as e:
-        raise BadReply(f"{where} answered {looks_like(bytes(body[:200]))}, not JSON") from e
+    raise BadReply(f"{where} answered {looks_like(bytes(body[:200]))}, not JSON")
 
 
 def looks_like(body: bytes) -> str:

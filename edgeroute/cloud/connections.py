@@ -15,7 +15,7 @@ import httpcore
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, Early, readable, ready
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, cause, overfull
+from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.errors import TimedOut, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
@@ -101,7 +101,7 @@ class _Connection:
         self._kept = False
 
     def send(self, call: Call, until: float, cancel: StopToken | None) -> Reply:
-        wire = self._wire
+        wire, failed = self._wire, None
         self._sockets.begin(until, cancel)
         try:
             request = wire.request(call, until - monotonic())
@@ -120,7 +120,9 @@ class _Connection:
             finally:
                 response.close()
         except ERRORS as e:
-            raise wire.error(e, stale=self._kept) from cause(e)
+            failed = wire.error(e, stale=self._kept)
+        if failed is not None:
+            raise failed
         self._kept = True
         if overfull(self._connection):
             self._sockets.close()

@@ -148,14 +148,16 @@ class OpenInference:
     def _meet(self) -> Talk:
         """Fetches the model's metadata."""
         said = loads((yield Call("GET", self.path)).body, self.where)
+        inputs: tuple[TensorSpec, ...] = ()
+        wrong = "there are none"
         try:
             inputs = tuple(
                 TensorSpec(str(t["name"]), DTYPES[t["datatype"]], _shape(t["shape"], free=True)) for t in said["inputs"]
             )
-        except (KeyError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {_wrong(e)}") from None
+        except (KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
+            wrong = _wrong(e)
         if not inputs:
-            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: there are none")
+            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {wrong}")
         outputs: dict[str, tuple[int, ...]] = {}
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # many servers do not describe them
             outputs = {str(t["name"]): _shape(t["shape"], free=True) for t in said["outputs"]}
@@ -239,6 +241,7 @@ class OpenInference:
         cut = len(body) if length is None else int(length)
         most = max(MAX_VALUES, min(self._numbers(count) or 0, self.address.max_reply_bytes) + MAX_VALUES // 10)
         said = loads(reply.body if length is None else body[:cut], self.where, most)
+        wrong = None
         try:
             outputs = said["outputs"]
             at = cut
@@ -247,28 +250,30 @@ class OpenInference:
                 if self.output in (None, output["name"]):
                     return self._tensor(output, None if size is None else body[at : at + size], count)
                 at += size or 0
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
-            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {_wrong(e)}") from None
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
+            wrong = _wrong(e)
+        if wrong is not None:
+            raise BadReply(f"{self.where} answered {looks_like(reply.body[:200])}: {wrong}")
         wanted = "" if self.output is None else f", not {self.output!r}"
         raise BadReply(f"{self.where} gave {len(outputs)} outputs{wanted}")
 
     def _tensor(self, output: dict[str, Any], raw: memoryview | None, count: int) -> Array:
         dtype, shape = np.dtype(DTYPES[output["datatype"]]), _shape(output["shape"])
         if not shape or shape[0] != count:
-            raise BadReply(f"{self.where}: {count} inputs gave an output of shape {list(shape)}")
+            raise BadReply(f"{self.where}: {count} inputs gave an output whose shape does not begin with {count}")
         told = self.outputs.get(str(output.get("name")), shape)
         if len(told) != len(shape) or any(want not in (-1, size) for want, size in zip(told[1:], shape[1:], strict=True)):
             self._changed = True
-            raise BadReply(f"{self.where}: an output of shape {list(shape)}, which its metadata gives as {list(told)}")
+            raise BadReply(f"{self.where}: an output of another shape than {list(told)}, which its metadata gives")
         size = prod(shape)
         if raw is None:
             array = _array(output["data"], dtype)
         elif len(raw) != size * dtype.itemsize:
-            raise BadReply(f"{self.where}: the output should have {size * dtype.itemsize} bytes, {len(raw)} came")
+            raise BadReply(f"{self.where}: the output has another number of bytes than its shape says")
         else:
             array = np.frombuffer(raw, dtype)
         if array.size != size:
-            raise BadReply(f"{self.where}: the output should have {size} numbers, {array.size} came")
+            raise BadReply(f"{self.where}: the output has another number of values than its shape says: {array.size} came")
         if dtype.kind == "f" and not (array < np.inf).all():  # false for NaN too; minus infinity is a valid logit
             raise BadReply(f"{self.where}: the output holds NaN or infinity")
         return array.reshape(shape)
@@ -296,12 +301,12 @@ def _shape(given: Any, *, free: bool = False) -> tuple[int, ...]:
         raise _Invalid(f"a shape of {len(given)} dimensions")
     shape = tuple(map(int, given))
     if any(not (1 <= size < 1 << 31 or (free and size == -1)) for size in shape):
-        raise _Invalid(f"a shape with {min(shape) if min(shape) < 1 else 'more than 2**31'} in it")
+        raise _Invalid(f"a shape with a size {'below 1' if min(shape) < 1 else 'of 2**31 or more'}")
     return shape
 
 
 class _Invalid(ValueError):
-    """A message that quotes no more than numbers."""
+    """A message that quotes no value of a reply."""
 
 
 def _wrong(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,13 @@ class PlainJson:
         )
 
     def _numbers(self, said: Any, path: str) -> Any:
-        try:
-            given = np.atleast_1d(self._pick(said, path))
+        picked, array = self._pick(said, path), None
+        with suppress(TypeError, ValueError, OverflowError):  # none is chained: it quotes what is no number
+            given = np.atleast_1d(picked)
             with np.errstate(over="ignore"):
                 array = given.astype(np.float32).reshape(-1)
-        except (TypeError, ValueError, OverflowError):  # not its cause: it quotes what is none
-            raise BadReply(f"{self.where}: {path!r} is not an array of numbers") from None
+        if array is None:
+            raise BadReply(f"{self.where}: {path!r} is not an array of numbers")
         if given.dtype.kind in "USb" or given.size != given.shape[-1]:  # a batch axis of 1 may be there
             raise BadReply(f"{self.where}: {path!r} is not an array of numbers, one for each class")
         if not array.size or not (array < np.inf).all():
@@ -114,17 +116,22 @@ class PlainJson:
     def _pick(self, said: Any, path: str, *, optional: bool = False) -> Any:
         at = said
         for key in path.split("."):
-            try:
-                at = at[int(key)] if isinstance(at, list) else at[key]
-            except (KeyError, IndexError, TypeError, ValueError):  # noqa: PERF203 - a key or two
+            inner: Any = _MISSING
+            with suppress(KeyError, IndexError, TypeError, ValueError):
+                inner = at[int(key)] if isinstance(at, list) else at[key]
+            if inner is _MISSING:
                 if optional:
                     return None
                 there = f"an object with {len(at)} other keys" if isinstance(at, dict) else type(at).__name__
-                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}") from None
+                raise BadReply(f"{self.where}: no {path!r} in the reply; where {key!r} should be there is {there}")
+            at = inner
         return at
 
     def __repr__(self) -> str:
         return f"PlainJson({self.where!r})"
+
+
+_MISSING = object()
 
 
 def _plain(x: Any) -> Any:

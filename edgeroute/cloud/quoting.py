@@ -1,8 +1,8 @@
 """What of a server's error message is quoted: codes and phrases that have nothing in them of what was sent to it.
 
 Servers echo what they are sent: FastAPI's 422 has the input in it, a gateway's 401 the key, in pieces or re-encoded. So a text
-is quoted as a whole or not at all, and only if every word of it is an ordinary one that neither the request's body nor its
-credentials contain. That errs on the side of silence.
+is quoted as a whole or not at all, and only if every word of it is in a fixed vocabulary of errors, is no part of the request's
+body or credentials, and has no word of theirs in it. That errs on the side of silence.
 """
 
 from __future__ import annotations
@@ -25,21 +25,47 @@ MOST_COMPARED = 1 << 18
 FIELDS = ("code", "type", "title", "msg", "message", "error", "detail", "errors")
 """Of an error in JSON, as OpenAI, FastAPI, Triton and RFC 9457 have them."""
 _DEEP, _MANY = 3, 8
-_SHORTEST, _LONGEST = 3, 24
-_DIGITS = 6
+_SHORTEST = 3
+"""Letters of a request's word, or of adjacent ones together, that no quoted word may have in it."""
 _WORD = re.compile(r"[^\W_]+")
-_CAMEL = re.compile(r"[A-Z]?[a-z]+(?:[A-Z][a-z]+)+")
-_DATATYPE = re.compile(r"u?int[0-9]{1,2}|(?:fp|bf|float)[0-9]{2}")
-_GENERIC = frozenset(
+_PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+"""Of a word such as InvalidArgument."""
+_PLAIN = re.compile(r"[A-Za-z0-9 _.,:;'()/-]+")
+_COMMON = frozenset(
     _WORD.findall(
-        "a an and any are as at be been bytes by can cannot data datatype did do does dtype error expected failed"
-        " field for found from got has have header in input inputs invalid is it json list missing model must name"
-        " no not number object of on one only or output outputs parameters request required shape should string"
-        " supported tensor the there this to type unexpected unknown unsupported valid value was were with wrong"
-        " you your"
+        "a an and any are as at be been by can cannot data datatype did do does dtype for found from has have in input inputs is"
+        " it must name not of on or output outputs parameters shape should that the this to when will with you your"
+        " bf16 fp16 fp32 fp64 float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64"
     )
 )
-"""Words that tell nothing of an input, even if it has them too."""
+"""Words that are quoted even if the request has them: they tell nothing of an input."""
+_TECHNICAL = _COMMON | frozenset(
+    _WORD.findall(
+        "about above accept accepted accepts access account action active allowed already another api argument arguments"
+        " array attempt auth authentication authorization authorized available back backend bad batch bearer below between"
+        " bigger billing body bool boolean both broken buffer busy but byte bytes call calls capacity certificate change"
+        " channel characters check class client closed code column columns conflict connect connection content context"
+        " convert could count create credentials current currently decode default denied deprecated dict dictionary"
+        " dimension dimensions disabled double down due duplicate during each either element elements empty enabled encode"
+        " encoding endpoint engine enough entity entries error errors exceed exceeded exceeds exception execution exist"
+        " exists expected expired extra fail failed failure feature field fields file float forbidden format full function"
+        " gateway got gpu greater handle header headers health host http https id image implemented incompatible incorrect"
+        " inference instead insufficient int integer integers internal invalid item items json key keys kind known label"
+        " labels large larger later least length less limit limited limits list load loaded loading local long longer"
+        " lower maintenance malformed many match matching maximum media memory message method minimum minute minutes"
+        " mismatch missing model models more most multiple need needed network no nothing number numbers object once only"
+        " open operation option out outside over overloaded parameter parse parsing path payload payment per permission"
+        " permitted please policy pool possible present process processing property provided quota range rank rate reached"
+        " read ready reason received refused region rejected replica request requests required requires resource response"
+        " result retry route row rows runtime same schema second seconds see server service session shorter shutdown since"
+        " size slow small something started starting state status still stopped string such supported syntax system task"
+        " temporarily temporary tensor tensors text than their then there these they throttled through time timed timeout"
+        " times token tokens too total try trying type types unable unauthorized unavailable undefined unexpected"
+        " unhandled unknown unloaded unprocessable unsupported until update upstream url usage use used user valid"
+        " validation value values version wait wanted warming was way went were what which while worker wrong"
+    )
+)
+"""The only words that are quoted: those of errors, none of which describes a person or a thing in the world."""
 
 
 def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
@@ -56,10 +82,11 @@ def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
         said = json_loads(reply)
     except (ValueError, RecursionError):
         return ""
-    known, plain = _request(sent)
-    known += _squeezed(" ".join(part for secret in secrets for part in _readings(secret)))
-    fit = dict.fromkeys(text for text in islice(_texts(said, _DEEP), _MANY) if _harmless(text, known, numbers=plain))
-    return ", ".join(fit)[:FOREIGN]
+    texts = [text for text in islice(_texts(said, _DEEP), _MANY) if _technical(text)]
+    if not texts:
+        return ""
+    known, pieces = _sent(sent, secrets)
+    return ", ".join(dict.fromkeys(text for text in texts if not _shows(text, known, pieces)))[:FOREIGN]
 
 
 def _texts(said: Any, deep: int) -> Iterator[str]:
@@ -75,39 +102,64 @@ def _texts(said: Any, deep: int) -> Iterator[str]:
             yield from _texts(part, deep - (deep < _DEEP))
 
 
-def _harmless(text: str, known: str, *, numbers: bool) -> bool:
-    """Whether every word is ordinary, and not part of what is known. numbers: the known ones can be told from others."""
+def _technical(text: str) -> bool:
+    """Whether every word is in the vocabulary; so there are no numbers."""
     words = _WORD.findall(text)
-    return bool(words) and len(text) <= FOREIGN and text.isprintable() and all(_fits(word, known, numbers) for word in words)
-
-
-def _fits(word: str, known: str, numbers: bool) -> bool:
-    plain = _squeezed(word)
-    if plain in _GENERIC or _DATATYPE.fullmatch(plain):
-        return True
-    if word.isdecimal():
-        return numbers and len(word) <= _DIGITS and plain not in known
-    if not _SHORTEST <= len(word) <= _LONGEST or not word.isalpha():  # pieces, hex and base64
+    if not words or len(text) > FOREIGN or not _PLAIN.fullmatch(text):
         return False
-    return (word.islower() or word.isupper() or word.istitle() or bool(_CAMEL.fullmatch(word))) and plain not in known
+    return all("".join(parts := _parts(word)) == word.lower() and _TECHNICAL.issuperset(parts) for word in words)
 
 
-def _request(body: bytes) -> tuple[str, bool]:
-    """(letters and digits of a request's values, whether its numbers are among them)."""
+def _parts(word: str) -> list[str]:
+    plain = word.lower()
+    return [plain] if plain in _TECHNICAL else [part.lower() for part in _PART.findall(word)]
+
+
+def _shows(text: str, known: str, pieces: frozenset[str]) -> bool:
+    """Whether a word is part of what was sent, or has a word of it in it."""
+    words = [word.lower() for word in _WORD.findall(text)] + [part for word in _WORD.findall(text) for part in _parts(word)]
+    return any(word in known or not pieces.isdisjoint(_runs(word)) for word in words if word not in _COMMON)
+
+
+def _runs(word: str) -> Iterator[str]:
+    return (word[i:j] for i in range(len(word)) for j in range(i + _SHORTEST, len(word) + 1))
+
+
+def _sent(body: bytes, secrets: Iterable[str]) -> tuple[str, frozenset[str]]:
+    """(letters and digits of what was sent, its words; of short ones that are adjacent, several together)."""
+    own = [part for secret in secrets for part in _readings(secret)]
     try:
-        return _squeezed(" ".join(_values(json_loads(body)))) if body else "", True
-    except (ValueError, RecursionError):
-        return _squeezed(body.decode("utf-8", "ignore") + " " + body.decode("latin-1")), False
+        said = json_loads(body) if body else None
+    except (ValueError, RecursionError):  # tensors as bytes, where words are none
+        texts = [body.decode("utf-8", "ignore"), body.decode("latin-1")]
+        return _squeezed(" ".join(texts + own)), _pieces(own)
+    texts = [] if said is None else [*_values(said, keys=True)]
+    values = [] if said is None else [*_values(said, keys=False)]  # as they are without keys in between
+    return " ".join(_squeezed(" ".join(part)) for part in (texts, values, own)), _pieces(texts + own) | _pieces(values)
 
 
-def _values(value: Any) -> Iterator[str]:
+def _pieces(texts: list[str]) -> frozenset[str]:
+    words = [_squeezed(word) for text in texts for word in _WORD.findall(normalize("NFKD", text))]
+    found = set()
+    for i in range(len(words)):
+        run = ""
+        for word in words[i : i + _SHORTEST]:
+            run += word
+            if len(run) >= _SHORTEST:
+                found.add(run)
+                break
+    return frozenset(found)
+
+
+def _values(value: Any, *, keys: bool) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, part in value.items():
-            yield str(key)
-            yield from _values(part)
+            if keys:
+                yield str(key)
+            yield from _values(part, keys=keys)
     elif isinstance(value, list):
         for part in value:
-            yield from _values(part)
+            yield from _values(part, keys=keys)
     else:
         yield str(value)
 

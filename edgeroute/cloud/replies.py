@@ -39,7 +39,7 @@ class ReplyReader(Reader):
         if self.labels is None or (structured and self._custom is not None):
             return
         if not isinstance(value, str) or value not in self.labels:
-            raise BadReply(f"the answer {_brief(value)} is none of the {len(self.labels)} labels")
+            raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
 
     def _check_confidence(self, sure: Any) -> None:
         """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
@@ -47,9 +47,11 @@ class ReplyReader(Reader):
             return
         try:
             known = np.isfinite(np.asarray(sure, np.float64)).all()
-        except (TypeError, ValueError, OverflowError) as e:
+        except (TypeError, ValueError, OverflowError):  # none is chained: its text quotes the value
+            known = None
+        if known is None:
             if self._custom is None:
-                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number") from e
+                raise BadReply(f"the answer's confidence is {type(sure).__name__}, not a number")
             return
         if not known:
             raise BadReply("the answer's confidence is NaN or infinity")
@@ -60,15 +62,16 @@ class ReplyReader(Reader):
         if not array.size:
             raise BadReply("0 outputs, which say nothing")
         if self.labels is not None and self._custom is None and not numbers:
-            raise BadReply(f"outputs of shape {list(array.shape)}, but {len(self.labels)} labels: a number each was expected")
+            raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
         if not numbers:
             return
         low, high = array.min(), array.max()
         if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
             raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
         if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):
-            raise BadReply(f"the outputs are no probabilities: {low:g} to {high:g}")
+            raise BadReply("the outputs are no probabilities, which are from 0 to 1")
 
 
-def _brief(value: Any) -> str:
-    return repr(value)[:40] if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
+def _kind(value: Any) -> str:
+    """What a value is, without quoting it: it may be an echo of the input."""
+    return f"text of {len(value)} characters" if isinstance(value, str) else f"of type {type(value).__name__}"

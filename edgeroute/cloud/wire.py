@@ -121,7 +121,16 @@ class Wire:
         return incoming
 
     def error(self, e: Exception, *, stale: bool) -> CloudError:
-        """Maps an httpcore error to a CloudError, with its `retriable` and `stale` flags."""
+        """Maps an httpcore error to a CloudError, with its `retriable` and `stale` flags.
+
+        Its cause is the error, unless that quotes what came. To be raised outside of the `except`, where it would be the context.
+        """
+        error = self._mapped(e, stale=stale)
+        if not isinstance(e, httpcore.ProtocolError | httpcore.ProxyError):
+            error.__cause__ = e
+        return error
+
+    def _mapped(self, e: Exception, *, stale: bool) -> CloudError:
         origin = self.address.origin
         if isinstance(e, httpcore.TimeoutException):
             return TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time")
@@ -197,13 +206,8 @@ ERRORS = (
     httpcore.UnsupportedProtocol,
 )
 _ENCODINGS = {"gzip", "br", "deflate", "zstd"}
-_QUOTED = re.compile(r"\s*(:|'|\"|\bb['\"]|\bbytearray\b).*", re.DOTALL)
+_QUOTED = re.compile(r"\s*(:|'|\"|\bb['\"]|\bbytearray\b|\(received|, not ).*", re.DOTALL)
 _DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
-
-
-def cause(error: Exception) -> Exception | None:
-    """What an error may name as its cause: none that quotes what came, since a traceback would show it."""
-    return None if isinstance(error, httpcore.ProtocolError | httpcore.ProxyError) else error
 
 
 def _root(error: BaseException) -> str:

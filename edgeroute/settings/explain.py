@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from edgeroute.errors import nearest
 from edgeroute.settings.keys import SECTIONS, Settings
-from edgeroute.settings.problems import Key, Problem, found
+from edgeroute.settings.problems import Key, Problem, found, sort
 from edgeroute.settings.section import Section
 from edgeroute.settings.targets import CLOUDS, Cloud
 
@@ -32,10 +32,15 @@ def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Proble
         words = re.findall(r"'(\w+)'", said["expected"])
         return Problem(key, f"found {found(value)}: {nearest(value, words)}")
     if kind == "expected":
-        return Problem(key, f"expected {said['words']}, found {found(value)}" + (f"; {said['hint']}" if said["hint"] else ""))
+        shown = sort(value) if key[-1] in _MAY_BE_SECRET else found(value)
+        return Problem(key, f"expected {said['words']}, found {shown}" + (f"; {said['hint']}" if said["hint"] else ""))
     if kind == "policy":
         return Problem(key, said["text"])
-    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {found(value)}")
+    return Problem(key, f"expected a section, as in [{loc[0]}] and its keys below, found {sort(value)}")
+
+
+_MAY_BE_SECRET = ("cert", "verify")
+"""Keys near which a key or password may have been written: their text is not quoted."""
 
 
 def _place(loc: Key) -> tuple[Key, type[Section | Settings]]:

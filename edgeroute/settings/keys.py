@@ -214,6 +214,7 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     is freed.
     """
     paths = [at(folder, path) for path in section.files()]
-    key = (repr(section), score, folder.resolve(), *((path, file_stamp(path)) for path in paths))
+    secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
+    key = (repr(section), secrets, score, folder.resolve(), *((path, file_stamp(path)) for path in paths))
     made = _made.get(key)
     return _made.setdefault(key, section.make(folder)) if made is None else made

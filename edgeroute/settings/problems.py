@@ -114,6 +114,11 @@ def found(value: Any) -> str:
     return "a table" if isinstance(value, dict) else f"a {type(value).__name__}"
 
 
+def sort(value: Any) -> str:
+    """What a value is, without quoting a text or number, which may be a secret, or have one in it."""
+    return "text" if isinstance(value, str) else "a number" if type(value) in (int, float) else found(value)
+
+
 def _seconds(value: Any) -> float | None:
     try:
         return duration(value)

@@ -200,7 +200,7 @@ def _without_nulls(data: Any) -> Any:
 def _text(text: str) -> str:
     """Raises ValueError if the text, which a JSON or YAML escape may have made, cannot be written in UTF-8."""
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError(f"expected text, found half of a character in {text[:80]!a}")
+        raise ValueError("expected text, found half of a character, as \\ud800 is")
     return text
 
 
@@ -245,11 +245,18 @@ def _yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark
-        place = f" (at line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        raise ValueError(f"is not YAML: {e.problem}{place}") from None
+        said = _YAML_QUOTED.sub(r"\1", e.problem or "an error")
+        raise ValueError(f"is not YAML: {said}{_at(e.problem_mark)}") from None
     except (yaml.YAMLError, ValueError) as e:
         raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None
+
+
+_YAML_QUOTED = re.compile(r"""(\s*(?:'.'|'<[a-z ]+>'))|\s*['"].*""", re.DOTALL)
+"""What pyyaml quotes in a message: a character or the kind of a token (the group), else text of the file, perhaps a secret."""
+
+
+def _at(mark: Any) -> str:
+    return f" (at line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
 
 
 def _nodes(node: Any, known: dict[int, float]) -> float:
@@ -270,6 +277,13 @@ def _unique_keys() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, KeyError, AttributeError, TypeError):  # as of `!!int x`, in words that quote it
+                text = "a value that does not fit its type"
+                raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from None
+
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # here: later, merges have added their keys
             node = super().compose_mapping_node(anchor)
             seen = set[str]()
@@ -277,7 +291,7 @@ def _unique_keys() -> Any:
                 merge = key.tag == "tag:yaml.org,2002:merge"
                 name = key.value if merge else str(self.construct_object(key))
                 if name in seen:
-                    raise yaml.composer.ComposerError(None, None, _twice(name), key.start_mark)
+                    raise ValueError(_twice(name) + _at(key.start_mark))
                 seen.add(name)
             return node
 

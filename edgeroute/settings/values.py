@@ -70,6 +70,7 @@ _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _SECRET_HEADER = re.compile(
     r"[^:]*(auth|cookie|key|token|secret|passw|credential|signature|session|jwt)|[^:]*: *(bearer|basic|token) ", re.IGNORECASE
 )
+_HEADER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _LITERAL = 'a secret does not belong in a file: put it in an environment variable, and write { env = "ITS_NAME" } here'
 
 
@@ -100,16 +101,22 @@ def _no_threshold() -> NoReturn:
     raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
 
 
+def _header(name: str) -> str:
+    """A header's name, as quoted: what has spaces or colons in it may be a whole header, with its value."""
+    return name if _HEADER.fullmatch(name) else "one of them"
+
+
 def _headers(value: Any) -> dict[str, str | Secret]:
     if not isinstance(value, dict):
         raise refused('expected a table of header names and values, as in { "X-Tenant" = "shop-7" }')
     literal = [name for name, v in value.items() if isinstance(v, str) and _SECRET_HEADER.match(f"{name}: {v}")]
     if literal:
-        raise refused(f"{', '.join(literal)}: {_LITERAL}")
+        raise refused(f"{', '.join(map(_header, literal))}: {_LITERAL}")
     for name, v in value.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or (isinstance(v, str) and not (v.isascii() and v.isprintable())):
+        if not _HEADER.fullmatch(name) or (isinstance(v, str) and not (v.isascii() and v.isprintable())):
             raise refused(
-                f"{name!r} is not an HTTP header: it takes letters, digits and - in the name, ASCII on one line in the value"
+                f"{_header(name)} is not an HTTP header: it takes letters, digits and - in the name,"
+                " ASCII on one line in the value"
             )
     return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
 
