@@ -345,7 +345,7 @@ def test_outputs_that_contradict_the_metadata(shape):
     """They are refused, and the metadata is fetched again: the model may have been replaced."""
     made = OpenInference(URL, binary=False)
     reply = answered(("y", np.ones(shape, np.float32)), binary=False)
-    with pytest.raises(BadReply, match=r"which its metadata gives as \[-1, 2\]"):
+    with pytest.raises(BadReply, match=r"of another shape than \[-1, 2\], which its metadata gives"):
         run(made.talk([X]), described(-1, 2), reply)
     calls, out = run(made.talk([X]), described(-1, *shape[1:]), reply)
     assert ([c.method for c in calls], out.shape) == (["GET", "POST"], shape)

@@ -127,28 +127,38 @@ def _runs(word: str) -> Iterator[str]:
 
 def _sent(body: bytes, secrets: Iterable[str]) -> tuple[str, frozenset[str]]:
     """(letters and digits of what was sent, its words; of short ones that are adjacent, several together)."""
-    own = [part for secret in secrets for part in _readings(secret)]
+    own = _words(part for secret in secrets for part in _readings(secret))
     try:
-        said = json_loads(body) if body else None
+        said = json_loads(body) if body else []
     except (ValueError, RecursionError):  # tensors as bytes, where words are none
-        texts = [body.decode("utf-8", "ignore"), body.decode("latin-1")]
-        return _squeezed(" ".join(texts + own)), _pieces(own)
-    texts = [] if said is None else [*_values(said, keys=True)]
-    values = [] if said is None else [*_values(said, keys=False)]  # as they are without keys in between
-    return " ".join(_squeezed(" ".join(part)) for part in (texts, values, own)), _pieces(texts + own) | _pieces(values)
+        texts = _words([body.decode("utf-8", "ignore"), body.decode("latin-1")])
+        return f"{''.join(texts)} {''.join(own)}", _pieces(own)
+    texts, values = (_words(_values(said, keys=keys)) for keys in (True, False))  # without keys in between, values are adjacent
+    return " ".join(map("".join, (texts, values, own))), _pieces(texts) | _pieces(values) | _pieces(own)
 
 
-def _pieces(texts: list[str]) -> frozenset[str]:
-    words = [_squeezed(word) for text in texts for word in _WORD.findall(normalize("NFKD", text))]
+def _pieces(words: list[str]) -> frozenset[str]:
+    """The words of three letters or more, and adjacent shorter ones together."""
     found = set()
-    for i in range(len(words)):
-        run = ""
-        for word in words[i : i + _SHORTEST]:
-            run += word
-            if len(run) >= _SHORTEST:
-                found.add(run)
+    for i, word in enumerate(words):
+        if len(word) >= _SHORTEST:
+            found.add(word)
+            continue
+        run = word
+        for other in words[i + 1 : i + _SHORTEST]:
+            if len(run) >= _SHORTEST or len(other) >= _SHORTEST:
                 break
+            run += other
+        found.add(run)
     return frozenset(found)
+
+
+def _words(texts: Iterable[str]) -> list[str]:
+    """Letters and digits, word by word, without case and accents."""
+    text = "\n".join(texts)
+    if not text.isascii():
+        text = "".join(c for c in normalize("NFKD", text).casefold() if not combining(c))
+    return _WORD.findall(text.casefold())
 
 
 def _values(value: Any, *, keys: bool) -> Iterator[str]:
@@ -170,9 +180,3 @@ def _readings(secret: str) -> Iterator[str]:
     for word in secret.split():
         with contextlib.suppress(ValueError):  # the usual case
             yield base64.b64decode(word, validate=True).decode()
-
-
-def _squeezed(text: str) -> str:
-    """Letters and digits alone, without case and accents."""
-    folded = normalize("NFKD", text).casefold()
-    return "".join(c for c in folded if c.isalnum() and not combining(c))
