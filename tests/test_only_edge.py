@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from both import GOOD, LONG, Tasks, Threads, nothing_left, sure, unsure
+from both import DOWN, GOOD, LONG, Tasks, Threads, nothing_left, sure, unsure
 from netns import Namespace, needs_namespaces
 
 import edgeroute
@@ -72,18 +72,25 @@ def make(request, monkeypatch):
 
 
 @pytest.fixture
-def box(make, tmp_path):
-    """An outbox with three requests that wait for `cloud`."""
+def server(make):
+    """What the requests in `box` wait for."""
+    with CannedServer(DOWN) as server:
+        yield server
+
+
+@pytest.fixture
+def box(make, server, tmp_path):
+    """An outbox with three requests that wait for `server`, which is well again and has had none yet."""
 
     def box():
         return Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1000)
 
-    with CannedServer(GOOD) as server:
-        away = PlainJson(server.url, retries=0)
-    router = make(unsure, away, offline="queue", outbox=box())
+    router = make(unsure, PlainJson(server.url, retries=0), offline="queue", outbox=box())
     for i in range(3):
         assert router.infer(f"private-{i}").reason.endswith("queued")
     router.close()
+    server._reply, server.connections = GOOD, 0
+    server.requests.clear()
     return box
 
 
@@ -95,39 +102,37 @@ def box(make, tmp_path):
         {"saver": SAVER, "mode": "only_edge", "sensors": lambda: HIGH},
     ],
 )
-def test_the_outbox_waits(make, box, sends, policy):
+def test_the_outbox_waits(make, box, sends, policy, server):
     """Its entries are tried, held, and neither counted as failed nor lost; with another mode they go."""
-    with CannedServer(GOOD) as server:
-        outbox = box()
-        before = [("waiting", entry.attempts) for entry in outbox.list()]
-        router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, **policy)
-        router.infer(1)
-        sends.wait(sends.count() + 6)
-        assert server.connections == 0
-        assert [(entry.state, entry.attempts) for entry in outbox.list()] == before
-        router.close()
-        late = threading.Semaphore(0)
-        router = make(unsure, PlainJson(server.url), offline="queue", outbox=box())
-        router.on_late(lambda _: late.release())
-        for _ in range(3):
-            assert late.acquire(timeout=LONG)
+    outbox = box()
+    before = [("waiting", entry.attempts) for entry in outbox.list()]
+    router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, **policy)
+    router.infer(1)
+    sends.wait(sends.count() + 6)
+    assert server.connections == 0
+    assert [(entry.state, entry.attempts) for entry in outbox.list()] == before
+    router.close()
+    late = threading.Semaphore(0)
+    router = make(unsure, PlainJson(server.url), offline="queue", outbox=box())
+    router.on_late(lambda _: late.release())
+    for _ in range(3):
+        assert late.acquire(timeout=LONG)
 
 
-def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch):
+def test_a_battery_that_falls_while_nobody_asks(make, box, sends, monkeypatch, server):
     """Without a request the sensors are read for the outbox: below the limit it waits, above it again it goes on."""
     monkeypatch.setattr("edgeroute.observe.observer.READS_S", 0.0)
     reading = [LOW]
-    with CannedServer(GOOD) as server:
-        outbox = box()
-        router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, saver=SAVER, sensors=lambda: reading[0])
-        late = threading.Semaphore(0)
-        router.on_late(lambda _: late.release())
-        sends.wait(sends.count() + 6)
-        assert (server.connections, outbox.counts()["waiting"]) == (0, 3)
-        reading[0] = HIGH
-        for _ in range(3):
-            assert late.acquire(timeout=LONG)
-        assert len(server.requests) == 3
+    outbox = box()
+    router = make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, saver=SAVER, sensors=lambda: reading[0])
+    late = threading.Semaphore(0)
+    router.on_late(lambda _: late.release())
+    sends.wait(sends.count() + 6)
+    assert (server.connections, outbox.counts()["waiting"]) == (0, 3)
+    reading[0] = HIGH
+    for _ in range(3):
+        assert late.acquire(timeout=LONG)
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("policy", [{"mode": "only_edge"}, {"saver": SAVER}])
@@ -199,15 +204,14 @@ def test_check_pings_nobody(make, policy):
         assert server.connections == 0
 
 
-def test_a_rule_holds_what_waits(make, box, sends):
+def test_a_rule_holds_what_waits(make, box, sends, server):
     """A data class that may not leave any more: its entries become dead letters, and none is sent."""
-    with CannedServer(GOOD) as server:
-        outbox, before = box(), sends.count()
-        make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, egress=Egress(never_leave=["medical"]))
-        sends.wait(before + 3)
-        assert server.connections == 0
-        while outbox.counts()["dead"] < 3:
-            assert not outbox.list("answered")
+    outbox, before = box(), sends.count()
+    make(unsure, PlainJson(server.url), offline="queue", outbox=outbox, egress=Egress(never_leave=["medical"]))
+    sends.wait(before + 3)
+    assert server.connections == 0
+    while outbox.counts()["dead"] < 3:
+        assert not outbox.list("answered")
 
 
 HELD = """

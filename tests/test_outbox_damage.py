@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import sqlite3
 import threading
+import zipfile
 from queue import Queue
 
 import numpy as np
@@ -18,7 +20,8 @@ from edgeroute import Instrument, PlainJson
 from edgeroute.cli.app import app
 from edgeroute.core.walk import Prediction
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting
-from edgeroute.testing import CannedServer
+from edgeroute.stores.outbox.inputs import NPY, NPZ, decode_input, encode_input
+from edgeroute.testing import CannedServer, FakeCloud
 
 NAMES = ["r0", "r1", "r2", "r3"]
 ANY = [None, b"\xff\x00", "\ud800", "nonsense"]
@@ -33,7 +36,10 @@ class Damage:
         self.box = self.open()
         for name in NAMES:
             body = json.dumps({"input": name}).encode()
-            self.box.put(Waiting(name, "cloud", "call", body, "POST", "/x", [("A", "b")], "photo", provisional={"value": 1}))
+            entry = Waiting(
+                name, "cloud", "call", body, "POST", "/x", [("A", "b")], "photo", provisional={"value": 1}, origin="here"
+            )
+            self.box.put(entry)
 
     def open(self):
         """Another outbox on this file."""
@@ -105,6 +111,8 @@ CASES = [
     *(("entries", "data_class", value) for value in (b"x", "\ud800")), ("entries", "rule", None),
     *(("entries", "headers", value) for value in ("{", "[[1]]", "[1]", "[[1, 2]]", '[["A", "b\\n"]]', '[["A b", "c"]]', "5")),
     ("entries", "method", "\0"), ("entries", "path", "@evil/"), ("entries", "path", "//a\r\nb"), ("entries", "kind", "input"),
+    *(("entries", "bytes", value) for value in (None, b"x", "x", 1.5, float("inf"), -float("inf"), -1, 1 << 62)),
+    *(("origins", "origin", value) for value in (None, b"x", "\ud800")),
     ("entries", "provisional", "["), ("entries", "provisional", "[" * 100_000), ("bodies", "body", None), ("bodies", "body", "text"),
 ]  # fmt: skip
 HARMLESS = {("id", "nonsense"), ("target", "nonsense"), ("method", "nonsense")}
@@ -168,7 +176,7 @@ def test_a_row_that_is_missing(damage, what):
     assert [(e.id, "missing" in e.error) for e in damage.box.list("dead")] == [("r1", True)]
 
 
-@pytest.mark.parametrize("value", ["many", None, -5, b"x"])
+@pytest.mark.parametrize("value", ["many", None, -5, b"x", float("inf"), 9e18, 1 << 62, (1 << 63) - 1])
 def test_a_damaged_counter_is_counted_anew(damage, value):
     """The size of what waits is added up again, and a put is judged by it."""
     damage.sql("UPDATE outbox_counts SET n = ? WHERE name = 'bytes'", value)
@@ -185,6 +193,130 @@ def test_a_counter_that_is_missing(damage):
     damage.sql("DELETE FROM outbox_counts")
     assert damage.box.put(Waiting("new", "cloud", "call", b"x")).stored
     assert damage.box.counts()["bytes"] == sum(e.bytes for e in damage.box.list())
+
+
+@pytest.mark.parametrize("drop", ["oldest", "least_important", "newest"])
+@pytest.mark.parametrize("value", [float("inf"), 9e18, 1 << 62])
+def test_a_counter_that_is_too_high_refuses_nothing(damage, value, drop):
+    """What is in the outbox is added up before a put is refused, or something evicted for it."""
+    damage.box.drop_policy = drop
+    for name in NAMES:
+        damage.box.withdraw(name)
+    damage.sql("UPDATE outbox_counts SET n = ? WHERE name = 'bytes'", value)
+    put = damage.box.put(Waiting("new", "cloud", "call", b"x"))
+    assert (put.stored, put.dropped) == (True, ())
+    assert damage.box.counts()["bytes"] == damage.box.list()[0].bytes
+
+
+def test_a_full_outbox_is_not_added_up_at_each_put(damage, monkeypatch):
+    """Only a count that there cannot be is made anew."""
+    from edgeroute.stores.outbox import store
+
+    seen, real = [], store.recount
+    monkeypatch.setattr(store, "recount", lambda c: seen.append(1) or real(c))
+    damage.box.max_bytes = sum(e.bytes for e in damage.box.list())
+    for i in range(50):
+        assert len(damage.box.put(Waiting(f"new {i}", "cloud", "call", b"{}", headers=[("A", "b")])).dropped) <= 1
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("counter", ["stored", "dropped_by_hand"])
+@pytest.mark.parametrize("value", ["many", None, b"x", float("inf")])
+def test_another_counter_that_is_damaged_stops_nothing(damage, counter, value):
+    """It begins anew."""
+    damage.sql("INSERT OR REPLACE INTO outbox_counts VALUES (?, ?)", counter, value)
+    assert damage.box.put(Waiting("new", "cloud", "call", b"x")).stored
+    assert damage.box.drop(["r0"]) == 1
+    assert damage.box.counts()[counter] == 1
+
+
+@pytest.mark.parametrize("value", [None, b"x", float("inf"), -float("inf"), -1, 1 << 62])
+@pytest.mark.parametrize("what", ["withdraw", "drop", "answer", "settle", "expire"])
+def test_sizes_that_are_damaged_stop_nothing(damage, what, value):
+    """Entries with one can be answered, and can go, like all others; what is left is added up."""
+    if what == "settle":
+        damage.answer()
+    damage.sql("UPDATE outbox_entries SET bytes = ? WHERE seq IN (2, 3)", value)
+    box, names = damage.box, ["r1", "r2"]
+    if what == "expire":
+        damage.sql("UPDATE outbox_entries SET since = 1600000000.0 WHERE seq IN (2, 3)")
+    elif what == "drop":
+        assert box.drop(names) == 2
+    elif what == "answer":
+        assert all(box.answer(name, Prediction(name, 0.5, None)) for name in names)
+    else:
+        assert all(getattr(box, what)(name) for name in names)
+    left = [e.id for e in box.list()]
+    assert left == (NAMES if what == "answer" else ["r0", "r3"])
+    assert box.counts()["bytes"] == sum(e.bytes for e in box.list())
+    assert box.put(Waiting("new", "cloud", "call", b"x")).stored
+
+
+def test_times_that_are_no_number_stop_nothing(damage):
+    """The difference of two infinite times is none, in a transaction that would replace the time of a wrong clock."""
+    for column in ("since", "ready_at", "queued_at"):
+        damage.sql(f"UPDATE outbox_entries SET {column} = 9e999 WHERE seq = 2")
+    assert damage.box.put(Waiting("new", "cloud", "call", b"x")).stored
+    assert damage.box.size() == 5
+
+
+def npy(shape, of="<f8", body=b"", version=b"\1\0"):
+    """A .npy file that announces this shape."""
+    header = f"{{'descr': {of!r}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY" + version + len(header).to_bytes(2 if version == b"\1\0" else 4, "little") + header + body
+
+
+def npz(body, **options):
+    """A .npz file with this member."""
+    to = io.BytesIO()
+    with zipfile.ZipFile(to, "w", **options) as z:
+        z.writestr("a.npy", body)
+    return to.getvalue()
+
+
+HUGE = (10**14,)
+BOMBS = [
+    *((NPY, npy(*given)) for given in ((HUGE,), (HUGE, "<U9"), ((2, 10**30),), ((-1,),), ((2,), "<f8", b"8 bytes."), (HUGE, "|O"))),
+    (NPY, npy(HUGE, version=b"\2\0")), (NPY, npy((1,), body=b"8 bytes.", version=b"\3\0")), (NPY, npy("nothing")), (NPY, b"PK"),
+    (NPZ, npz(npy(HUGE))), (NPZ, npz(npy((1 << 20,), "<f8", bytes(8 << 20)), compression=zipfile.ZIP_DEFLATED)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "body"), BOMBS)
+def test_an_array_that_is_larger_than_its_file(kind, body):
+    """No memory is allocated for it: it is damaged, and not a sign that this device is short of memory."""
+    with pytest.raises(ValueError, match=r"."):
+        decode_input(kind, body)
+
+
+def test_arrays_of_any_kind_are_restored():
+    """Those with an empty or a long shape, in Fortran's order, and with a long header, too."""
+    given = {
+        "empty": np.zeros((0, 3)), "scalar": np.float32(1).reshape(()), "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "text": np.array(["a", "bcd"]), "bytes": np.array([b"", b"x"]), "times": np.array(["2020-01-01"], "M8[s]"),
+        "long": np.zeros((1,) * 32),
+    }  # fmt: skip
+    found = decode_input(*encode_input(given))
+    for name, array in given.items():
+        for other in (found[name], decode_input(*encode_input(array))):
+            assert (other.dtype, other.shape, other.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+def test_an_input_that_is_larger_than_its_file(kind, tmp_path):
+    """It is a dead letter, and those behind it are delivered."""
+    box = Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1e6)
+    names = [f"r{i}" for i in range(6)]
+    for i, name in enumerate(names):
+        type_, body = (NPY, npy(HUGE)) if i < 3 else encode_input(np.arange(3))
+        box.put(Waiting(name, "cloud", "input", body, headers=[("Content-Type", type_)]))
+    told = Queue()
+    router = kind(unsure, FakeCloud([("cloud", 0.9)] * 3), threshold=0.5, offline="queue", outbox=box)
+    getattr(router, "router", router).on_late(told.put)
+    assert {told.get(timeout=LONG).id for _ in range(3)} == {*names[3:]}
+    until(lambda: box.size("dead") == 3)
+    router.close()
+    assert all("does not fit" in e.error for e in box.list())
 
 
 @pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["export"], ["retry", "--all"], ["drop", "--all-dead", "--yes"]])
@@ -220,9 +352,9 @@ def test_a_router_is_told_of_it(kind, tmp_path, caplog):
         router = made(server.url)
         names = [router.infer(i).id for i in range(3)]
         router.close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)) as c:
-        c.execute("UPDATE outbox_entries SET provisional = '{' WHERE id = ?", (names[1],))
-    with CannedServer(GOOD) as server:
+        with contextlib.closing(sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)) as c:
+            c.execute("UPDATE outbox_entries SET provisional = '{' WHERE id = ?", (names[1],))
+        server._reply = GOOD
         router = made(server.url)
         getattr(router, "router", router).on_late(told.put)
         assert {told.get(timeout=LONG).id for _ in range(2)} == {names[0], names[2]}

@@ -99,11 +99,11 @@ def gated(box, error=None):
     """Puts wait for this event; then they fail with the error, if there is one."""
     gate, put = threading.Event(), box.put_all
 
-    def slow(entries):
+    def slow(*args):
         gate.wait(LONG)
         if error is not None:
             raise error
-        return put(entries)
+        return put(*args)
 
     box.put_all = slow
     return gate
@@ -177,13 +177,39 @@ def test_closing_waits_for_what_is_being_queued(make, box, monkeypatch):
     from edgeroute.router import offline_queue
 
     gate, wait, close, closed = gated(box), offline_queue.wait, box.close, []
-    monkeypatch.setattr(offline_queue, "wait", lambda *args: (gate.set(), wait(*args)))
+    monkeypatch.setattr(offline_queue, "wait", lambda *args: (gate.set(), wait(*args))[1])
     box.close = lambda: (closed.append(on_disk(box)), close())
     router = make(box, deadline=LONG)
     answer = router.infer("x")
     router.close()
     gate.set()
     assert closed[0] == {answer.id}
+
+
+@pytest.mark.usefixtures("no_time_left")
+def test_closing_does_not_wait_for_an_outbox_that_is_locked(make, box, caplog, monkeypatch):
+    """Another process keeps the file locked for good: what is being queued by then is refused, and reported."""
+    monkeypatch.setattr("edgeroute.router.offline_queue.CLOSE_S", 0.01)
+    monkeypatch.setattr("edgeroute.stores.sqlite.CLOSE_S", 0.01)
+    assert box.size() == 0
+    box._database._busy_s = 1e9
+    changes, begun, real = Changes(), [], box._write
+    box._group._write = lambda entries: (begun.append(len(entries)), real(entries))[1]
+    with contextlib.closing(sqlite3.connect(box.path, isolation_level=None)) as c:
+        c.execute("BEGIN EXCLUSIVE")
+        router = make(box, deadline=LONG, instruments=[changes])
+        answers = [router.infer(i) for i in range(20)]
+        until(lambda: len(box._group._brought) == 20)
+        assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"being queued"}
+        closing = threading.Thread(target=router.close, daemon=True)
+        closing.start()
+        closing.join(LONG)
+        assert not closing.is_alive()
+        until(lambda: len(changes.seen) == 20)
+        assert sum(begun) < 20  # those that came while the first was waiting for the lock had no transaction any more
+    assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
+    assert caplog.text.count("is not queued: the router is closed") == 20 - sum(begun)
+    assert on_disk(box) == set()
 
 
 KILLED = """

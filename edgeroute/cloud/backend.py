@@ -29,6 +29,8 @@ class CloudBackend(Backend, Protocol):
     """A target off the device. It runs within an exchange, which its guard opens for a permit."""
 
     guard: Guard
+    origin: str
+    """Protocol and address, or the function: what a request was queued for is sent to no other."""
 
     @property
     def terms(self) -> Terms:
@@ -79,6 +81,7 @@ class HttpBackend(AbandonedRuns):
 
     def __init__(self, name: str, endpoint: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
         self.name, self.endpoint, self.where = name, endpoint, str(endpoint.where)
+        self.origin = f"{type(endpoint).__name__} {self.where}"
         self.terms: Terms = endpoint.address.terms
         self.patience_s: float = endpoint.address.timeout_s
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
@@ -199,6 +202,7 @@ class FunctionBackend(AbandonedRuns):
         given = function if isinstance(function, Function) else Function(function)
         self.name, self.function, self.terms = name, given.function, given.terms
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
+        self.origin = self.where
         self.reader = ReplyReader(score, labels=given.labels or labels)
         super().__init__(MAX_ABANDONED)
         self.health = None if given.health is None else _without_arguments(given.health)

@@ -125,6 +125,7 @@ class OfflineQueue:
         self.outbox, self._snapshot, self._note, self._stays_home = outbox, snapshot, note, stays_home
         self._storing: dict[str, Future[None]] = {}
         """Id of a request being stored -> jobs to run once it is stored."""
+        self._refusal = ""  # why nothing is stored any more
         outbox.report_damaged = partial(note, "damaged")
         self.callbacks = Callbacks(outbox, ordered=outbox.ordered)
         self.delivery = Delivery(
@@ -201,7 +202,7 @@ class OfflineQueue:
 
     def _put(self, entries: Sequence[Waiting]) -> Sequence[Put | BaseException]:
         try:
-            return self.outbox.put_all(entries)
+            return self.outbox.put_all(entries, lambda: self._refusal)
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # noqa: BLE001 - no memory, for example
@@ -234,10 +235,7 @@ class OfflineQueue:
         if why := self._stays_home():
             raise Held(f"nothing leaves by itself: {why}")
         snapshot = self._snapshot()
-        backend = next((b for b in snapshot.clouds if b.name == entry.target), None)
-        if backend is None:
-            raise PolicyError(f"the policy has no cloud {entry.target!r} any more")
-        allowed = permit(snapshot.policy.rules, entry.data_class)
+        backend, allowed = _receiver(snapshot.clouds, entry), permit(snapshot.policy.rules, entry.data_class)
         if isinstance(allowed, Denied):
             raise MayNotLeave(allowed.why)
         try:
@@ -250,9 +248,27 @@ class OfflineQueue:
 
     def close(self) -> None:
         """Stops delivery; undelivered entries stay in the file, and those that are being stored get there, if that is soon."""
-        wait([*self._storing.values()], CLOSE_S)
+        if wait([*self._storing.values()], CLOSE_S).not_done:
+            self._refusal = "the router is closed"
         for part in (self.delivery, self.callbacks, self.outbox):
             part.close()
+
+
+def _receiver(clouds: Sequence[CloudBackend], entry: Waiting) -> CloudBackend:
+    """The cloud that an entry was queued for, by what it is: a name may be another's by now.
+
+    Raises:
+        PolicyError: there is no such cloud.
+    """
+    named = next((b for b in clouds if b.name == entry.target), None)
+    if named is not None and entry.origin in {named.origin, ""}:
+        return named
+    same = next((b for b in clouds if b.origin == entry.origin), None)
+    if same is not None:
+        return same
+    if named is None:
+        raise PolicyError(f"the policy has no cloud {entry.target!r} any more")
+    raise PolicyError(f"it was queued for another endpoint than {entry.target!r} is now")
 
 
 def _waiting(job: _Job) -> Waiting | str:
@@ -292,6 +308,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         rule=allowed.rule,
         importance=request.importance,
         provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
+        origin=backend.origin,
         **form,
     )
 

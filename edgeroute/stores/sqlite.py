@@ -19,6 +19,8 @@ from edgeroute.system import renew_after_fork
 
 log = logging.getLogger("edgeroute")
 BUSY_S = 5.0
+CLOSE_S = 1.0
+"""How long `close` waits for transactions before those that wait for another process fail, seconds."""
 READS_S = 0.005
 """How long a read waits for another of this process, seconds."""
 CHECKPOINT_PAGES = 256
@@ -57,6 +59,8 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._lock = threading.RLock()
+        self._closing = False
+        """Nobody waits for another process's lock."""
         self._reader: sqlite3.Connection | None = None
         self._read_file: tuple[int, int] | None = None
         self._reads = threading.RLock()
@@ -87,7 +91,7 @@ class Database:
     def after_fork(self) -> None:
         """Abandons the parent's connection unclosed; the child opens its own."""
         _parents.extend((self._connection, self._reader))
-        self._connection, self._lock = None, threading.RLock()
+        self._connection, self._lock, self._closing = None, threading.RLock(), False
         self._reader, self._reads = None, threading.RLock()
 
     @contextlib.contextmanager
@@ -214,7 +218,7 @@ class Database:
             try:
                 return run(statement)
             except sqlite3.OperationalError as e:  # noqa: PERF203 - it waits
-                if "locked" not in str(e) or monotonic() >= until:
+                if "locked" not in str(e) or self._closing or monotonic() >= until:
                     raise
                 sleep(0.001 + 0.002 * random.random())  # noqa: S311 - jitter, so that two processes do not collide again
 
@@ -241,11 +245,17 @@ class Database:
             self._connection = None
 
     def close(self) -> None:
-        """Closes the file; the next transaction opens it again."""
+        """Closes the file; the next transaction opens it again. One that waits for another process fails after `CLOSE_S`."""
         with self._reads:
             self._drop_reader()  # first: the last connection tidies up, if it may write
-        with self._lock:
+        if not self._lock.acquire(timeout=CLOSE_S):
+            self._closing = True
+            self._lock.acquire()
+        try:
+            self._closing = False
             self._drop()
+        finally:
+            self._lock.release()
 
 
 def _which(path: Path) -> tuple[int, int] | None:

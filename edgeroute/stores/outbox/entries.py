@@ -39,6 +39,8 @@ class Waiting(NamedTuple):
     error: str = ""
     """Why the live request failed: the entry then waits a random part of `spread_s`, unless `ready_at` is given.
     Empty: nothing failed yet."""
+    origin: str = ""
+    """Protocol and address of the endpoint, or the function, that it may be sent to. Empty: an entry of an earlier version."""
 
 
 class Put(NamedTuple):

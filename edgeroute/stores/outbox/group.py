@@ -7,22 +7,24 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TypeAlias
 
-from edgeroute.errors import StoreError
+from edgeroute.errors import Closed, StoreError
 from edgeroute.stores.outbox.entries import Put, Waiting
 from edgeroute.system import renew_after_fork
 
 MOST = 256
 """Entries in one transaction."""
 Write: TypeAlias = Callable[[Sequence[Waiting]], Sequence[Put]]
+Refuse: TypeAlias = Callable[[], str]
+"""Says why entries are not stored any more; empty: they are."""
 
 
 class _Ticket:
     """One entry, and what became of it."""
 
-    __slots__ = ("result", "waiting")
+    __slots__ = ("refuse", "result", "waiting")
 
-    def __init__(self, waiting: Waiting) -> None:
-        self.waiting = waiting
+    def __init__(self, waiting: Waiting, refuse: Refuse) -> None:
+        self.waiting, self.refuse = waiting, refuse
         self.result: Put | Exception | None = None
 
 
@@ -45,9 +47,14 @@ class GroupCommit:
         self._turn = threading.RLock()
         """Reentrant for a signal handler that stores an entry, too."""
 
-    def put(self, entries: Sequence[Waiting]) -> list[Put | Exception]:
-        """Stores entries durably -> for each what became of it, or why it could not be stored."""
-        tickets = [_Ticket(entry) for entry in entries]
+    def put(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
+        """Stores entries durably -> for each what became of it, or why it could not be stored.
+
+        Args:
+            entries: to store.
+            refuse: asked before the transaction.
+        """
+        tickets = [_Ticket(entry, refuse) for entry in entries]
         self._brought.update(dict.fromkeys(tickets))
         try:
             while _unfinished(tickets):
@@ -59,7 +66,15 @@ class GroupCommit:
                 self._brought.pop(ticket, None)
         return [_result(ticket) for ticket in tickets]
 
-    def _store(self, tickets: Sequence[_Ticket]) -> None:
+    def _store(self, brought: Sequence[_Ticket]) -> None:
+        tickets = list[_Ticket]()
+        for ticket in brought:
+            if why := ticket.refuse():
+                self._end(ticket, Closed(why))
+            else:
+                tickets.append(ticket)
+        if not tickets:
+            return
         try:
             results: Sequence[Put | Exception] = self._write([ticket.waiting for ticket in tickets])
         except Exception as e:  # noqa: BLE001 - passed to whoever brought them
@@ -69,8 +84,11 @@ class GroupCommit:
                 return
             results = [StoreError(str(e)) for _ in tickets] if isinstance(e, StoreError) else [e]
         for ticket, result in zip(tickets, results, strict=True):
-            ticket.result = result
-            self._brought.pop(ticket, None)
+            self._end(ticket, result)
+
+    def _end(self, ticket: _Ticket, result: Put | Exception) -> None:
+        ticket.result = result
+        self._brought.pop(ticket, None)
 
 
 def _unfinished(tickets: Sequence[_Ticket]) -> bool:

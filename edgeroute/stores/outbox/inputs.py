@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgeroute.errors import BadInput
 NPY, NPZ, RAW, JSON = "application/x-npy", "application/x-npz", "application/octet-stream", "application/json"
 _KINDS = "?biufcSUmM"
 """numpy kinds that a .npy file restores unchanged; objects and foreign types it does not."""
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def encode_input(x: Any) -> tuple[str, bytes] | None:
@@ -47,10 +49,12 @@ def decode_input(content_type: str, body: bytes) -> Any:
         ValueError: malformed bytes.
     """
     if content_type == NPY:
-        return np.load(io.BytesIO(body), allow_pickle=False)
+        return _loaded(body)
     if content_type == NPZ:
         with zipfile.ZipFile(io.BytesIO(body)) as z:
-            return {name[: -len(".npy")]: np.load(io.BytesIO(z.read(name)), allow_pickle=False) for name in z.namelist()}
+            if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > len(body) for member in z.infolist()):
+                raise ValueError("an array in it is compressed, or longer than the whole")
+            return {name[: -len(".npy")]: _loaded(z.read(name)) for name in z.namelist()}
     if content_type == RAW:
         return body
     if content_type == JSON:
@@ -74,6 +78,18 @@ def _npy(x: Any) -> bytes:
     to = io.BytesIO()
     np.save(to, x, allow_pickle=False)
     return to.getvalue()
+
+
+def _loaded(body: bytes) -> Any:
+    """The array of a .npy file. Its announced size is checked before memory is allocated for it."""
+    file = io.BytesIO(body)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"an array is not stored as .npy of version {version}")
+    shape, _, dtype = _HEADERS[version](file)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > len(body) - file.tell():
+        raise ValueError(f"an array of {shape} {dtype} does not fit in {len(body)} bytes")
+    return np.load(io.BytesIO(body), allow_pickle=False)
 
 
 def _npz(arrays: dict[str, Any]) -> bytes:

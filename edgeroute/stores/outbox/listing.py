@@ -80,6 +80,7 @@ class Listing:
             with self._transaction() as c:
                 cursor = c.execute(
                     "SELECT * FROM outbox_entries LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_answers USING (seq)"
+                    " LEFT JOIN outbox_origins USING (seq)"
                     " WHERE seq > ? ORDER BY seq LIMIT 1",
                     (seq,),
                 )

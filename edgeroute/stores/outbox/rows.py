@@ -11,10 +11,12 @@ from edgeroute.stores.outbox.entries import Late, Listed, State, Waiting
 from edgeroute.stores.outbox.inputs import decode_input
 
 LISTED = ", ".join(Listed._fields)
-WAITING = ", ".join(Waiting._fields)
+WAITING = ", ".join(Waiting._fields[:-1]) + ", CASE WHEN outbox_origins.seq IS NULL THEN '' ELSE origin END"
 LATE = "id, value, confidence, outputs_type, outputs, provisional, data_class, target, queued_at, since"
 FAR_S = 1e11
 """No timestamp is further from 1970 than this, seconds."""
+MOST_BYTES = 1 << 40
+"""No entry is larger."""
 _METHOD, _PATH = re.compile(r"[A-Za-z]*"), re.compile(r"(/[^\0-\x20\x7f]*)?")
 _NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[^\0-\x08\x0a-\x1f\x7f]*")
 
@@ -44,7 +46,8 @@ def sound(row: Sequence[Any]) -> Listed:
         _check_one_of(entry.state, get_args(State), "state")
         _check_class(entry.data_class)
         _check_times(entry, "ready_at queued_at")
-        _check(entry, "attempts", int)
+        _check(entry, "attempts bytes", int)
+        _check_size(entry.bytes)
     except Damaged as e:
         raise Damaged(str(e), entry.seq) from None
     return entry
@@ -56,7 +59,7 @@ def listed(row: Sequence[Any]) -> Listed:
     return Listed(
         seq, _text(name), _text(state), _text(target), _text(kind), None if data_class is None else _text(data_class),
         _text(rule), importance if isinstance(importance, float) else 0.0, _number(queued_at),
-        _number(ready_at), _count(attempts), _count(size), _text(error),
+        _number(ready_at), _count(attempts), size_of(size), _text(error),
     )  # fmt: skip
 
 
@@ -67,7 +70,7 @@ def waiting(row: Sequence[Any]) -> Waiting:
         Damaged: it cannot be sent as it was put.
     """
     entry = Waiting(*row)
-    _check(entry, "id target kind rule method path error", str)
+    _check(entry, "id target kind rule method path error origin", str)
     _check(entry, "importance", float)
     _check_times(entry, "ready_at queued_at")
     _check(entry, "body", bytes)
@@ -108,6 +111,8 @@ def late(row: Sequence[Any]) -> Late:
     if outputs_type is not None:
         try:
             found = decode_input(outputs_type, outputs)
+        except MemoryError:  # of this device, now: the size was checked
+            raise
         except Exception as e:
             raise Damaged(f"its outputs cannot be read: {e!r}") from e
     told, earlier = _json(value, "value"), _json(provisional, "provisional")
@@ -133,6 +138,11 @@ def _check_class(data_class: object) -> None:
         raise Damaged(f"its data class is {data_class!r}")
 
 
+def _check_size(size: int) -> None:
+    if size != size_of(size):
+        raise Damaged(f"its bytes are {size}")
+
+
 def _check_times(entry: Waiting | Listed, names: str) -> None:
     for name in names.split():
         if not _is_instant(value := getattr(entry, name)):
@@ -155,6 +165,11 @@ def is_whole(text: str) -> bool:
 
 def _is_instant(value: object) -> bool:
     return isinstance(value, float) and -FAR_S < value < FAR_S
+
+
+def size_of(value: object) -> int:
+    """The size of an entry; 0 if it is damaged."""
+    return value if isinstance(value, int) and 0 <= value <= MOST_BYTES else 0
 
 
 def _text(value: object) -> Any:

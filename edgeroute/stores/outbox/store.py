@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from edgeroute.errors import PolicyError
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, Waiting
-from edgeroute.stores.outbox.group import GroupCommit
+from edgeroute.stores.outbox.group import GroupCommit, Refuse
 from edgeroute.stores.outbox.heads import Heads
 from edgeroute.stores.outbox.inputs import encode_input
 from edgeroute.stores.outbox.listing import Listing
 from edgeroute.stores.outbox.rows import LATE, WAITING, Damaged, late, waiting
 from edgeroute.stores.outbox.spread import spread_for
-from edgeroute.stores.outbox.tables import LATEST, SCHEMA, TRUSTED_S, add_count, bury, evictions, tidy
+from edgeroute.stores.outbox.tables import LATEST, SCHEMA, TRUSTED_S, add_count, bury, evictions, recount, tidy, total_bytes
 from edgeroute.stores.sqlite import Database
 from edgeroute.system import now, plain
 
@@ -79,6 +79,8 @@ class Outbox(Listing):
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
         self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)
         self._group = GroupCommit(self._write)
+        self._plausible = -1
+        """A total size up to which the count is believed, bytes."""
         self._owner = 0
         """The thread that is in a transaction."""
         self._listeners: list[Callable[[], object]] = []
@@ -104,11 +106,16 @@ class Outbox(Listing):
             raise put
         return put
 
-    def put_all(self, entries: Sequence[Waiting]) -> list[Put | Exception]:
-        """Stores requests durably, with as few waits for the disk as possible -> for each its result, or why it is not stored."""
+    def put_all(self, entries: Sequence[Waiting], refuse: Refuse = str) -> list[Put | Exception]:
+        """Stores requests durably, with as few waits for the disk as possible -> for each its result, or why it is not stored.
+
+        Args:
+            entries: the requests.
+            refuse: asked before the transaction why they are not to be stored any more; empty: they are.
+        """
         if self._owner == threading.get_ident():  # within an effect of `settle`: all or none
             return list(self._write(entries))
-        return self._group.put(entries)
+        return self._group.put(entries, refuse)
 
     def _write(self, entries: Sequence[Waiting]) -> list[Put]:
         at = self.clock()
@@ -129,7 +136,9 @@ class Outbox(Listing):
         ).fetchone()
         if known is not None:
             return Put(stored=False, reason=f"refused for good: {known[1]}") if known[0] == "dead" else Put(stored=True)
-        gone = evictions(c, size, waiting.importance, max_bytes=self.max_bytes, drop=self.drop_policy)
+        over = self._total(c, size) + size - self.max_bytes
+        fits = size <= self.max_bytes
+        gone = evictions(c, over, waiting.importance, drop=self.drop_policy) if fits else None
         if gone is None:
             add_count(c, "dropped_full")
             return Put(stored=False, reason=f"the outbox is full: {size} bytes more would make it exceed {self.max_bytes}")
@@ -145,7 +154,17 @@ class Outbox(Listing):
             ),
         ).lastrowid  # fmt: skip
         c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
+        if waiting.origin:
+            c.execute("INSERT OR REPLACE INTO outbox_origins VALUES (?, ?)", (seq, waiting.origin))
         return Put(stored=True, dropped=tuple(name for _, name in gone))
+
+    def _total(self, c: sqlite3.Connection, more: int) -> int:
+        """The size of all entries. Before anything is refused or evicted for it, a count that may be damaged is made anew."""
+        total = total_bytes(c)
+        if total + more > self.max_bytes and total > self._plausible:
+            total = recount(c)
+            self._plausible = max(total, self.max_bytes)
+        return total
 
     def answer(self, name: str, answer: Answering, *, attempts: int = 0) -> bool:
         """Stores the answer to the request with this id, for the callback -> False: already answered, or gone.
@@ -237,7 +256,8 @@ class Outbox(Listing):
     def waiting(self, name: str) -> Waiting | None:
         """The request with this id if it is waiting, else None; a damaged one is made a dead letter."""
         return self._read(
-            f"SELECT seq, {WAITING} FROM outbox_entries LEFT JOIN outbox_bodies USING (seq)"  # noqa: S608 - a constant
+            f"SELECT outbox_entries.seq, {WAITING} FROM outbox_entries"  # noqa: S608 - a constant
+            " LEFT JOIN outbox_bodies USING (seq) LEFT JOIN outbox_origins USING (seq)"
             " WHERE id = ? AND state = 'waiting' AND since >= ?",
             name,
             waiting,
@@ -287,7 +307,7 @@ class Outbox(Listing):
         return True
 
     def close(self) -> None:
-        """Closes the file; the next call opens it again."""
+        """Closes the file; the next call opens it again. Calls that wait long for another process fail."""
         self._database.close()
 
     @contextlib.contextmanager

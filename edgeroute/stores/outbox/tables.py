@@ -9,17 +9,25 @@ from itertools import chain
 
 from edgeroute.stores.outbox.entries import State
 from edgeroute.stores.outbox.heads import Heads
-from edgeroute.stores.outbox.rows import LISTED, listed
+from edgeroute.stores.outbox.rows import LISTED, MOST_BYTES, listed, size_of
 
 TRUSTED_S = 1_577_836_800.0
 """2020-01-01. An earlier clock was never set: it expires nothing, and its timestamps are replaced once the clock is set."""
 
 MOST_TIDIED = 500
 """Entries whose time is replaced, and that are deleted, in one transaction."""
-LATEST = "outbox_due"
-"""What the first version's files lack."""
+LATEST = "outbox_origins"
+"""What files of earlier versions lack."""
+_SOUND = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {MOST_BYTES}"
 
-SCHEMA = """
+
+def _counted(new: str, old: str) -> str:
+    """The statement that replaces a size in the total; below 0 that is to be counted anew, since something is damaged."""
+    sound = f"typeof(n) = 'integer' AND n >= 0 AND {_SOUND.format(new)} AND {_SOUND.format(old)}"
+    return f"UPDATE outbox_counts SET n = CASE WHEN {sound} THEN n + {new} - {old} ELSE -1 END WHERE name = 'bytes'"  # noqa: S608 - constants
+
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS outbox_entries (
     seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, target TEXT NOT NULL, kind TEXT NOT NULL,
     data_class TEXT, rule TEXT NOT NULL, importance REAL NOT NULL, queued_at REAL NOT NULL, ready_at REAL NOT NULL,
@@ -37,18 +45,23 @@ CREATE TABLE IF NOT EXISTS outbox_answers (
 CREATE TABLE IF NOT EXISTS outbox_done (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS outbox_counts (name TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO outbox_counts VALUES ('bytes', 0);
-CREATE TRIGGER IF NOT EXISTS outbox_in AFTER INSERT ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n + new.bytes WHERE name = 'bytes';
+CREATE TABLE IF NOT EXISTS outbox_origins (seq INTEGER PRIMARY KEY, origin TEXT NOT NULL);
+DROP TRIGGER IF EXISTS outbox_in;
+DROP TRIGGER IF EXISTS outbox_changed;
+DROP TRIGGER IF EXISTS outbox_out;
+CREATE TRIGGER outbox_in AFTER INSERT ON outbox_entries BEGIN
+    {_counted("new.bytes", "0")};
 END;
-CREATE TRIGGER IF NOT EXISTS outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n + new.bytes - old.bytes WHERE name = 'bytes';
+CREATE TRIGGER outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
+    {_counted("new.bytes", "old.bytes")};
 END;
-CREATE TRIGGER IF NOT EXISTS outbox_out AFTER DELETE ON outbox_entries BEGIN
-    UPDATE outbox_counts SET n = n - old.bytes WHERE name = 'bytes';
+CREATE TRIGGER outbox_out AFTER DELETE ON outbox_entries BEGIN
+    {_counted("0", "old.bytes")};
     DELETE FROM outbox_bodies WHERE seq = old.seq;
     DELETE FROM outbox_answers WHERE seq = old.seq;
+    DELETE FROM outbox_origins WHERE seq = old.seq;
 END
-"""
+"""  # noqa: S608 - constants
 
 
 def tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
@@ -56,8 +69,9 @@ def tidy(c: sqlite3.Connection, at: float, ttl_s: float) -> None:
     if at < TRUSTED_S:
         return
     c.execute(
-        "UPDATE outbox_entries SET ready_at = CASE WHEN attempts THEN :at ELSE :at + max(0, ready_at - since) END, since = :at,"
-        " queued_at = CASE WHEN queued_at > :at OR queued_at < :trusted THEN :at ELSE queued_at END"
+        "UPDATE outbox_entries SET since = :at,"
+        " ready_at = CASE WHEN attempts THEN :at ELSE :at + coalesce(max(0, ready_at - since), 0) END,"  # NULL: inf - inf
+        " queued_at = CASE WHEN queued_at BETWEEN :trusted AND :at THEN queued_at ELSE :at END"
         " WHERE seq IN (SELECT seq FROM outbox_entries WHERE since > :at OR since < :trusted LIMIT :most)",
         {"at": at, "trusted": TRUSTED_S, "most": MOST_TIDIED},
     )
@@ -79,45 +93,51 @@ def bury(c: sqlite3.Connection, seq: int, why: str, at: float) -> str:
             f"damaged: {why}", at, seq,
         ),
     )  # fmt: skip
-    _recount(c)
+    recount(c)
     add_count(c, "dead")
     return name
 
 
-def _recount(c: sqlite3.Connection) -> int:
-    (total,) = c.execute("SELECT coalesce(sum(bytes), 0) FROM outbox_entries").fetchone()
+def recount(c: sqlite3.Connection) -> int:
+    """Adds up the sizes of all entries -> their sum, bytes."""
+    sizes = f"SELECT coalesce(sum(bytes), 0) FROM outbox_entries WHERE {_SOUND.format('bytes')}"  # noqa: S608 - a constant
+    (total,) = c.execute(sizes).fetchone()
     c.execute("INSERT OR REPLACE INTO outbox_counts VALUES ('bytes', ?)", (total,))
     return int(total)
 
 
+def total_bytes(c: sqlite3.Connection) -> int:
+    """The size of all entries, bytes."""
+    row = c.execute("SELECT n FROM outbox_counts WHERE name = 'bytes'").fetchone()
+    return row[0] if row is not None and isinstance(row[0], int) and row[0] >= 0 else recount(c)
+
+
 def counts(c: sqlite3.Connection) -> dict[str, int]:
     """The counters, by name."""
-    return {name: n for name, n in c.execute("SELECT name, n FROM outbox_counts") if isinstance(n, int)}
+    found = {name: n for name, n in c.execute("SELECT name, n FROM outbox_counts") if isinstance(n, int)}
+    return {**found, "bytes": total_bytes(c)}
 
 
 def add_count(c: sqlite3.Connection, name: str, n: int = 1) -> None:
     """Adds to one of the counts."""
     if n:
-        c.execute("INSERT INTO outbox_counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n", (name, n))
+        known = "CASE WHEN typeof(n) = 'integer' THEN n ELSE 0 END"  # else damaged
+        added = f"INSERT INTO outbox_counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = {known} + excluded.n"  # noqa: S608 - a constant
+        c.execute(added, (name, n))
 
 
-def evictions(
-    c: sqlite3.Connection, size: int, importance: float, *, max_bytes: int, drop: str
-) -> Sequence[tuple[int, str]] | None:
-    """(seq, id) of the entries to evict for `size` more bytes; None: the new entry is rejected."""
-    total = counts(c).get("bytes", -1)
-    if total < 0:  # damaged
-        total = _recount(c)
-    over, gone = total + size - max_bytes, list[tuple[int, str]]()
+def evictions(c: sqlite3.Connection, over: int, importance: float, *, drop: str) -> Sequence[tuple[int, str]] | None:
+    """(seq, id) of the entries to evict to free `over` bytes; None: the new entry is rejected."""
+    gone = list[tuple[int, str]]()
     if over <= 0:
         return gone
-    if drop == "newest" or size > max_bytes:
+    if drop == "newest":
         return None
     most = importance if drop == "least_important" else None
     for row in chain(merge(_dispensable(c, "waiting", most), _dispensable(c, "dead", most)), _dispensable(c, "answered", most)):
         _, seq, name, freed = row
         gone.append((seq, name))
-        over -= freed if isinstance(freed, int) else 0
+        over -= size_of(freed)
         if over <= 0:
             return gone
     return None

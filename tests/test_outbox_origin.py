@@ -1,0 +1,268 @@
+"""What is queued for an endpoint goes to that endpoint, whatever its name is by then, and to no other."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from queue import Queue
+
+import pytest
+from both import DOWN, GOOD, LONG, Tasks, Threads, header, nothing_left, unsure
+
+from edgeroute import Egress, Function, Outbox, PlainJson, Unreachable
+from edgeroute.stores.outbox import Waiting
+from edgeroute.testing import CannedServer
+
+SECRET = "a-key-of-the-first"
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def kind(request, monkeypatch):
+    with nothing_left(monkeypatch):
+        yield request.param
+
+
+@pytest.fixture
+def make(kind, tmp_path):
+    """Makes routers with an outbox on the same file, closes them, and has what they are told of."""
+    with contextlib.ExitStack() as stack:
+
+        def make(cloud, **policy):
+            box = Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1e6)
+            router = kind(unsure, cloud, threshold=0.5, offline="queue", outbox=box, **policy)
+            stack.callback(router.close)
+            told = Queue()
+            getattr(router, "router", router).on_late(told.put)
+            return router, box, told
+
+        yield make
+
+
+@pytest.fixture
+def servers():
+    """Two endpoints that are down, until `up`."""
+    with CannedServer(DOWN) as first, CannedServer(GOOD) as second:
+        yield first, second
+
+
+def up(server):
+    """Answers from now on."""
+    server._reply = GOOD
+    server.requests.clear()
+
+
+def queued(make, cloud, call="infer", **policy):
+    """The ids of requests that are queued for this cloud, whose router is closed then."""
+    router, _, _ = make(cloud, **policy)
+    answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
+    assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"queued"}
+    router.close()
+    return [answer.id for answer in answers]
+
+
+def buried(box, count=1):
+    """The dead letters, once there are so many."""
+    while box.size("dead") < count:
+        threading.Event().wait(0.001)
+    return box.list()
+
+
+def of(server, path="/first", key=SECRET):
+    return PlainJson(server.url + path, api_key=key, retries=0)
+
+
+@pytest.mark.parametrize("call", ["infer", "infer_many"])
+def test_another_endpoint_under_the_same_name(make, servers, call):
+    """It gets nothing; the entries are dead letters without any credentials, and go once theirs is back and they are retried."""
+    first, second = servers
+    asked = []
+    agreed = Egress(consent=lambda where, _: (asked.append(where), where.startswith(first.url))[1])
+    names = queued(make, of(first), call, egress=agreed)
+    router, box, _ = make(of(second, "/other", "another-key"), egress=agreed)
+    for entry in buried(box, len(names)):
+        assert (entry.id in names, entry.target) == (True, "cloud")
+        assert "queued for another endpoint" in entry.error
+        assert SECRET not in str(entry)
+        assert first.url not in str(entry)
+    router.close()
+    assert [r for r in second.requests if r.startswith(b"POST")] == []
+    up(first)
+    router, box, told = make(of(first, key="a-new-key"), egress=agreed)
+    assert box.retry() == len(names)
+    assert {told.get(timeout=LONG).id for _ in names} == {*names}
+    posts = [r for r in first.requests if r.startswith(b"POST")]
+    assert {(r.split()[1], header(r, "Authorization")) for r in posts} == {(b"/first", "Bearer a-new-key")}
+
+
+@pytest.mark.parametrize("same_host", [True, False])
+@pytest.mark.parametrize("after", ["first", "only"])
+def test_another_name_for_the_same_endpoint(make, servers, same_host, after):
+    """Delivered there, not to the one that has its name now."""
+    first, second = servers
+    other = first if same_host else second
+    (name,) = queued(make, [of(first)])
+    up(first)
+    moved = PlainJson(first.url + "/first", api_key=SECRET, retries=0, name="far")
+    router, _, told = make([of(other, "/other"), of(first)] if after == "first" else [moved])
+    late = told.get(timeout=LONG)
+    assert (late.id, late.target) == (name, "cloud")
+    router.close()
+    posts = [r.split()[1] for r in first.requests + second.requests if r.startswith(b"POST")]
+    assert posts == [b"/first"]
+
+
+def test_the_name_counts_where_two_are_the_same_endpoint(make, servers):
+    """Of two with one address, each with its key, the one with the entry's name."""
+    first, _ = servers
+
+    def clouds(*names):
+        return [PlainJson(first.url, api_key=f"key-of-{name}", retries=0, name=name) for name in names]
+
+    router, box, _ = make(clouds("two", "one"))
+    router.infer(1)
+    router.close()
+    assert [e.target for e in box.list()] == ["two"]
+    up(first)
+    _, _, told = make(clouds("one", "two"))
+    told.get(timeout=LONG)
+    assert {header(r, "Authorization") for r in first.requests if r.startswith(b"POST")} == {"Bearer key-of-two"}
+
+
+class Other(PlainJson):
+    """Another protocol at the same address."""
+
+
+def test_another_protocol_at_the_same_address(make, servers):
+    """It would not understand what was encoded for the first."""
+    first, _ = servers
+    queued(make, of(first))
+    up(first)
+    _, box, _ = make(Other(first.url + "/first", api_key=SECRET, retries=0))
+    assert "queued for another endpoint" in buried(box)[0].error
+    assert [r for r in first.requests if r.startswith(b"POST")] == []
+
+
+def named(name, f):
+    f.__name__ = name
+    return f
+
+
+def away(_):
+    raise Unreachable("away")
+
+
+def test_a_function_is_known_by_its_name(make, servers):
+    """Neither a function of another name nor an endpoint gets what was queued for it; one of the same name does."""
+    asked = []
+    (name,) = queued(make, Function(named("first", away)))
+    for other in (named("other", lambda x: (asked.append(x), ("cloud", 0.9))[1]), of(servers[1])):
+        router, box, _ = make(other)
+        assert "queued for another endpoint" in buried(box)[0].error
+        router.close()
+        assert box.retry() == 1
+    assert (asked, [r for r in servers[1].requests if r.startswith(b"POST")]) == ([], [])
+    _, _, told = make(named("first", lambda _: ("cloud", 0.9)))
+    assert told.get(timeout=LONG).id == name
+
+
+POLICY = """
+threshold = 0.5
+offline = "queue"
+state = "state"
+[cloud]
+url = "{}"
+protocol = "json"
+retries = 0
+[outbox]
+spread = "0s"
+"""
+
+
+def test_a_reload(kind, servers, tmp_path):
+    """The name is another endpoint's from then on, and what waits does not go there."""
+    first, second = servers
+    path = tmp_path / "policy.toml"
+    path.write_text(POLICY.format(first.url))
+    with contextlib.closing(kind.from_policy(path, edge=unsure)) as router:
+        router.infer(1)
+        path.write_text(POLICY.format(second.url))
+        router.reload()
+        router.engine.queue.delivery.wake(now=True)
+        assert "queued for another endpoint" in buried(router.engine.queue.outbox)[0].error
+    assert [r for r in second.requests if r.startswith(b"POST")] == []
+
+
+EARLIER = """
+DROP TABLE outbox_origins;
+DROP TRIGGER outbox_in; DROP TRIGGER outbox_changed; DROP TRIGGER outbox_out;
+CREATE TRIGGER outbox_in AFTER INSERT ON outbox_entries BEGIN
+    UPDATE outbox_counts SET n = n + new.bytes WHERE name = 'bytes';
+END;
+CREATE TRIGGER outbox_changed AFTER UPDATE OF bytes ON outbox_entries BEGIN
+    UPDATE outbox_counts SET n = n + new.bytes - old.bytes WHERE name = 'bytes';
+END;
+CREATE TRIGGER outbox_out AFTER DELETE ON outbox_entries BEGIN
+    UPDATE outbox_counts SET n = n - old.bytes WHERE name = 'bytes';
+    DELETE FROM outbox_bodies WHERE seq = old.seq;
+    DELETE FROM outbox_answers WHERE seq = old.seq;
+END
+"""
+"""What makes a file one of an earlier version."""
+
+
+def earlier(path):
+    """Makes this file one of an earlier version."""
+    with contextlib.closing(sqlite3.connect(path)) as c:
+        c.executescript(EARLIER)
+
+
+def test_entries_of_an_earlier_version(make, servers, tmp_path):
+    """They go by the name, as they always did, and those that are put from now on by more."""
+    first, second = servers
+    (old,) = queued(make, of(first))
+    earlier(tmp_path / "outbox.db")
+    (new,) = queued(make, of(first))
+    router, box, told = make(of(second))
+    assert told.get(timeout=LONG).id == old
+    router.close()
+    while box.size() > 1:
+        threading.Event().wait(0.001)
+    assert [e.id for e in buried(box)] == [new]
+    with contextlib.closing(sqlite3.connect(box.path)) as c:
+        assert c.execute("SELECT count(*) FROM outbox_origins").fetchone() == (1,)
+    box.drop([new])
+    with contextlib.closing(sqlite3.connect(box.path)) as c:
+        assert c.execute("SELECT count(*) FROM outbox_origins").fetchone() == (0,)
+    assert box.counts()["bytes"] == 0
+
+
+def test_a_file_that_several_bring_up_to_date(tmp_path):
+    """At the same moment: one does, and nobody loses anything."""
+    path = tmp_path / "outbox.db"
+    for n in range(10):
+        with contextlib.closing(Outbox(path)) as box:
+            assert box.put(Waiting(f"old {n}", "cloud", "call", b"{}", origin="here")).stored
+        earlier(path)
+        boxes = [Outbox(path) for _ in range(4)]
+        start = threading.Barrier(len(boxes))
+        stored = []
+
+        def put(i, box, n=n, start=start, stored=stored):
+            start.wait(LONG)
+            stored.append(box.put(Waiting(f"new {n} {i}", "cloud", "call", b"{}", origin="here")).stored)
+
+        threads = [threading.Thread(target=put, args=one) for one in enumerate(boxes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+        assert stored == [True] * 4
+        assert {boxes[0].waiting(f"new {n} {i}").origin for i in range(4)} == {"here"}
+        assert boxes[0].waiting(f"old {n}").origin == ""
+        for box in boxes:
+            box.close()
+    with contextlib.closing(Outbox(path)) as box:
+        assert box.size() == 50
+        assert box.counts()["bytes"] == sum(e.bytes for e in box.list())
+        assert {e["origin"] for e in box.export()} == {None, "here"}
