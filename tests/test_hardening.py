@@ -477,10 +477,10 @@ def test_a_batch_that_is_cancelled_as_it_is_queued(tmp_path):
         outbox, begun, gate = Outbox(tmp_path / "outbox.db"), asyncio.Event(), threading.Event()
         loop, put = asyncio.get_running_loop(), outbox.put_all
 
-        def slow(entries):
+        def slow(*args):
             loop.call_soon_threadsafe(begun.set)
             gate.wait(LONG)
-            return put(entries)
+            return put(*args)
 
         outbox.put_all = slow
         async with AsyncRouter(unsure, FakeCloud([Unreachable("away")]), threshold=0.5, offline="queue", outbox=outbox) as router:

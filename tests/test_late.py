@@ -757,7 +757,7 @@ def test_a_disk_that_is_full(disk, make, caplog, deadline):
 def test_a_disk_that_is_slow(make, box, no_time_left):
     """The answer does not wait for it past the deadline; the request is stored and delivered when the disk is ready."""
     gate, put = threading.Event(), box.put_all
-    box.put_all = lambda entries: (gate.wait(LONG), put(entries))[1]
+    box.put_all = lambda *args: (gate.wait(LONG), put(*args))[1]
     with link() as (_, relay):
         relay.down()
         router = make(unsure, PlainJson(relay.url, retries=0), deadline=LONG, offline="queue", outbox=box)
@@ -774,7 +774,7 @@ def test_a_disk_that_is_slow(make, box, no_time_left):
 def test_a_late_reply_waits_for_a_slow_disk(make, box, due, no_time_left):
     """It comes before its request is stored: told once, and not sent again."""
     gate, put, begun = threading.Event(), box.put_all, threading.Event()
-    box.put_all = lambda entries: (begun.set(), gate.wait(LONG), put(entries))[2]
+    box.put_all = lambda *args: (begun.set(), gate.wait(LONG), put(*args))[2]
     with GatedServer(GOOD) as server:
         router = make(unsure, PlainJson(server.url), deadline=due(lambda: server.requests), offline="queue", outbox=box)
         told, handed_over = listen(router), after(router.engine.late, "take")

@@ -158,7 +158,7 @@ def test_what_is_queued_at_the_deadline(make, call, tmp_path, no_time_left):
 
     box = Outbox(tmp_path / "outbox.db", spread_s=1e6)
     put = box.put_all
-    box.put_all = lambda entries: (put(entries), stored.set())[0]
+    box.put_all = lambda *args: (put(*args), stored.set())[0]
     with CannedServer(http_reply(status=503)) as server:
         router = make(
             unsure, PlainJson(server.url, retries=0), deadline=LONG, offline="queue", outbox=box, egress=Egress(redact=redact)

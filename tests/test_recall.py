@@ -279,7 +279,7 @@ def test_a_renewal_is_not_queued(make, clock, tmp_path):
             cache=Cache(ttl_s=60, stale_while_revalidate_s=60, clock=clock),
         )  # fmt: skip
         first, stored = router.infer(1), threading.Event()
-        box.put_all = lambda _: stored.set() or [Put(stored=True)]
+        box.put_all = lambda *_: stored.set() or [Put(stored=True)]
         clock.at += 90
         assert_cached(router.infer(1), first, "stale")
         server.wait_for(lambda: len(server.requests) == 2)
