@@ -292,7 +292,7 @@ def test_an_array_that_is_larger_than_its_file(kind, body):
 def test_arrays_of_any_kind_are_restored():
     """Those with an empty or a long shape, in Fortran's order, and with a long header, too."""
     given = {
-        "empty": np.zeros((0, 3)), "scalar": np.float32(1).reshape(()), "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "empty": np.zeros((0, 3)), "scalar": np.array(1, np.float32), "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
         "text": np.array(["a", "bcd"]), "bytes": np.array([b"", b"x"]), "times": np.array(["2020-01-01"], "M8[s]"),
         "long": np.zeros((1,) * 32),
     }  # fmt: skip
