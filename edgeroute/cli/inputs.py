@@ -102,9 +102,8 @@ def _reading(path: Path) -> Iterator[None]:
 def _why(error: Exception) -> str:
     """The message on one line, of a tokenizer without its position; with the type where the message alone says little."""
     text = " ".join(str(error.args[0] if isinstance(error, TokenError) else error).split())
-    return (
-        text if text and isinstance(error, OSError | EOFError | ValueError | SyntaxError) else f"{type(error).__name__}: {text}"
-    )
+    clear = text and isinstance(error, OSError | EOFError | ValueError | SyntaxError)
+    return text if clear else f"{type(error).__name__}: {text}"
 
 
 def _rows(path: Path, archive: Any) -> list[Item]:
