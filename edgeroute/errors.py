@@ -23,6 +23,8 @@ EdgerouteError
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
+from numbers import Integral, Real
 
 from edgeroute.core import codes
 from edgeroute.core.codes import Coded, ErrorCode, HeldCode, passing
@@ -156,3 +158,40 @@ def nearest(word: object, valid: Iterable[str]) -> str:
     text, words = str(word), list(valid)
     near = get_close_matches(text, words, 1) or get_close_matches(text.lower().replace("-", "_"), words, 1)
     return f'did you mean "{near[0]}"?' if near else f"expected one of {', '.join(words)}"
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    least: float = 0,
+    most: float | None = None,
+    above: bool = False,
+    whole: bool = False,
+    infinite: bool = False,
+) -> None:
+    """Checks a numeric argument; numbers are Python's and numpy's, without truths.
+
+    Args:
+        name: of the argument.
+        value: as it was given.
+        least: what it is at least.
+        most: what it is at most.
+        above: it is more than `least`.
+        whole: it is an integer.
+        infinite: infinity is one, too.
+
+    Raises:
+        PolicyError: with the name, and what is expected.
+    """
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    try:
+        real = float(value) if number else least  # type: ignore[arg-type]
+    except OverflowError:
+        real, number = least, False
+    good = number and (least < real if above else least <= real) and (most is None or real <= most)
+    if not good or not (isfinite(real) or infinite):
+        kind = f"{least:g} to {most:g}" if most is not None else f"of more than {least:g}" if above else f"{least:g} or more"
+        comma = "" if above and most is None else ","
+        found = value if isinstance(value, bool) or number else f"a {type(value).__name__}"
+        raise PolicyError(f"{name}= takes a {'whole ' if whole else ''}number{comma} {kind}, not {found}")

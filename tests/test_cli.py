@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
 import socket
 import subprocess
 import sys
+import zipfile
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,7 +20,7 @@ from PIL import Image
 
 import edgeroute
 from edgeroute.cli.exits import code_of, line
-from edgeroute.cli.inputs import files, read
+from edgeroute.cli.inputs import files, read, recorded
 from edgeroute.cli.options import seconds, share
 from edgeroute.errors import BadInput, DeadlineExceeded, ModelMissing, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
@@ -215,6 +217,62 @@ def test_files_that_are_broken(tmp_path, name, content):
         read(tmp_path / name)
 
 
+def header(text):
+    """A .npy file with this header."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def archive(name, content, method=0, flags=0):
+    """An .npz file with this member, of a compression and with flags as they are written to its directory."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        file.writestr(name, content)
+    raw = bytearray(made.getvalue())
+    for magic, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = raw.index(magic) + at
+        raw[start] |= flags
+        raw[start + 2] = method or raw[start + 2]
+    return bytes(raw)
+
+
+HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("x.npy", header(HUGE % 10**14), "MemoryError: "),
+        ("x.npy", header(HUGE % 10**30), "OverflowError: "),
+        ("x.npy", header("{'descr': '<f8', 'shape': (3,"), "cannot be read: .+"),
+        ("x.npy", header("{" * 10_001), "cannot be read: .+"),
+        ("x.npz", archive("images.npy", b"", method=99), "compression method is not supported"),
+        ("x.npz", archive("images.npy", b"", flags=1), "encrypted"),
+        ("x.npz", archive("images", b"1234"), "its 'images' is no array"),
+        ("x.npz", archive("edge_logits", b"1234"), "its 'edge_logits' is no array"),
+        ("x.npz", archive("images.npy", header(HUGE % 10**14)), "MemoryError: "),
+    ],
+)
+def test_whatever_a_parser_raises_is_the_files_fault(tmp_path, name, content, why):
+    """In one line with the file's name, for inputs as for recorded outputs."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=why) as told:
+        read(path)
+    assert len(str(told.value).splitlines()) == 1
+    assert str(told.value).startswith(f"{path} cannot be read: ")
+    if b"edge_logits" in content:
+        with pytest.raises(BadInput, match=why):
+            recorded(path)
+
+
+def test_an_array_under_the_name_of_an_archive(tmp_path):
+    """It is one input, and no recorded outputs."""
+    with (tmp_path / "x.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+    assert recorded(tmp_path / "x.npz") is None
+    assert [item.x.tolist() for item in read(tmp_path / "x.npz")] == [[0, 1, 2]]
+
+
 def test_arrays_of_objects_are_not_unpickled(tmp_path):
     np.save(tmp_path / "x.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(BadInput, match="cannot be read"):
@@ -313,17 +371,20 @@ def test_infer_in_a_table(policy, cloud, inputs):
 @pytest.mark.parametrize("batch", [1, 9])
 def test_an_input_that_fails_does_not_lose_the_others(policy, cloud, inputs, tmp_path, batch):
     np.save(tmp_path / "long.npy", np.zeros(7, np.float32))
-    args = ["infer", "--policy", policy(cloud), tmp_path / "none.npy", tmp_path / "long.npy", inputs, "--batch", batch]
+    (tmp_path / "raw.npz").write_bytes(archive("images", b"1234"))
+    named = [tmp_path / name for name in ("none.npy", "raw.npz", "long.npy")]
+    args = ["infer", "--policy", policy(cloud), *named, inputs, "--batch", batch]
     code, out, err = edgeroute_cli(*args, "--json")
     assert code == 1
     assert len(out.splitlines()) == 3
     failed = [json.loads(text) for text in err.splitlines()]
-    assert [(f["input"], f["kind"]) for f in failed] == [(str(tmp_path / name), "BadInput") for name in ("none.npy", "long.npy")]
+    assert [(f["input"], f["kind"]) for f in failed] == [(str(path), "BadInput") for path in named]
     code, out, err = edgeroute_cli(*args)
     assert code == 1
-    assert "3, and 2 failed" in out
+    assert "3, and 3 failed" in out
     assert err.splitlines()[0] == f"error: {tmp_path / 'none.npy'}: there is no such file"
-    assert err.splitlines()[1].startswith(f"error: {tmp_path / 'long.npy'}: x: expected [4] float32")
+    assert err.splitlines()[1] == f"error: {tmp_path / 'raw.npz'} cannot be read: its 'images' is no array"
+    assert err.splitlines()[2].startswith(f"error: {tmp_path / 'long.npy'}: x: expected [4] float32")
 
 
 def test_infer_without_the_cloud(policy, inputs):

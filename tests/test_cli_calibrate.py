@@ -566,8 +566,8 @@ def test_which_edge(home):
 def test_labels_as_the_model_says_them():
     """Numbers are places in its list of names; without one, labels are taken as they are."""
     assert said([0, 2.0, "b", np.uint8(1)], LABELS, 4) == ["a", "c", "b", "b"]
-    assert said([0, 2.0, "x"], None, 3) == [0, 2, "x"]
-    for wrong in (3, -1, 0.5, "d", None):
+    assert said([0, 2.0, "x", 0.5, np.inf], None, 5) == [0, 2, "x", 0.5, np.inf]
+    for wrong in (3, -1, 0.5, "d", None, np.nan, np.inf, -np.inf, np.float32("nan")):
         with pytest.raises(BadInput, match="label 0 is"):
             said([wrong], LABELS, 1)
 

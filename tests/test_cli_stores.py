@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from math import inf, nan
 
 import pytest
 import typer
 
 from edgeroute import Router, Unreachable, system
 from edgeroute.cli.egress import instant
+from edgeroute.cli.outbox import when
 from edgeroute.cloud.egress import Egress
 from edgeroute.errors import PolicyError
 from edgeroute.stores.journal import Journal
@@ -320,6 +322,12 @@ def test_a_broken_outbox(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- egress
+@pytest.mark.parametrize("at", [1e30, -1e30, inf, nan, 10.0**12])
+def test_an_instant_that_no_calendar_has(at):
+    """A file may hold it: it is shown as it is."""
+    assert when(at) == f"{at:g} s"
+
+
 def test_egress_in_tables(ledger):
     """A row for each attempt, oldest first and from all files; then the totals; what cannot be read is counted."""
     code, out, err = cli("egress", "--state", ledger)

@@ -13,8 +13,10 @@ import pytest
 from exact import Exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from edgeroute.cli.simulate import notes, show
+from edgeroute.cli.simulate import simulate as simulate_cli
 from edgeroute.core.admission import Admission
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Limits, Spending
@@ -335,10 +337,21 @@ def test_what_is_said_of_outboxes_and_of_quiet_devices():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--capacity", "0.9x"), ("--capacity", "many"), ("--defer", "0%"), ("--length", "30s"), ("--outage", "10")],
+    [
+        ("--capacity", "0.9x"),
+        ("--capacity", "many"),
+        ("--defer", "0%"),
+        ("--length", "30s"),
+        ("--outage", "10"),
+        ("--per-minute", "1e300"),
+        ("--per-minute", "nan"),
+        ("--length", "99999999999d"),
+        ("--timeout", "31d"),
+        ("--capacity", f"{'9' * 400}x"),
+    ],
 )
 def test_the_command_says_what_is_wrong(option, value):
     """An option that cannot be is told before anything runs: exit code 2."""
-    code, out, err = fleet(option, value)
-    assert (code, out) == (2, "")
-    assert option in err
+    done = CliRunner().invoke(simulate_cli, ["fleet", option, value])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert option in done.stderr

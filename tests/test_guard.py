@@ -553,7 +553,7 @@ def test_a_job_that_raises_anything_gives_its_slot_back(raised):
 def test_a_signal_handler_may_ask_while_the_lock_is_held():
     """It runs in the thread that holds it."""
     guard, _ = guarded(limits=Limits(usd_per_day=1.0))
-    with guard.lock, guard.spending._lock:
+    with guard.lock, guard.spending._account.lock:
         ask(guard)
         fails(guard)
     assert guard.under_way == 0

@@ -231,6 +231,10 @@ def damaged(path):
     path.write_bytes(b"garbage" * 1000)
 
 
+def emptied(path):
+    os.truncate(path, 0)
+
+
 def replaced(path):
     path.unlink()
     path.mkdir()
@@ -238,7 +242,10 @@ def replaced(path):
 
 @pytest.mark.parametrize(
     ("damage", "why"),
-    [(damaged, "state.db was damaged, room again in 25 h"), (replaced, "what was spent is not known: .*state.db")],
+    [
+        *((damage, "state.db was damaged, room again in 25 h") for damage in (damaged, emptied)),
+        (replaced, "what was spent is not known: .*state.db"),
+    ],
 )
 def test_a_state_that_cannot_be_read(make, damage, why, tmp_path, caplog):
     """A limit refuses, in the log and in the reason; the edge answers; and what has no limit goes on."""
@@ -447,3 +454,91 @@ def test_without_a_file(caplog):
         spending.keep()
         spending.close()
     assert caplog.text == ""
+
+
+# several routers of one process
+
+
+def test_routers_that_share_a_state_share_its_limits(make, tmp_path):
+    """In turn, in whichever way their folder is written, and also after one of them has been closed."""
+    paid = Paid()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    a, b = (
+        make(unsure, paid.target(usd_per_call=0.4), threshold=0.8, limits=Limits(usd_per_day=4), state=state)
+        for state in (tmp_path, str(tmp_path / "link"))
+    )
+    for _ in range(4):
+        assert a.infer(1).source == b.infer(1).source == "cloud"
+    a.close()
+    assert [b.infer(1).source for _ in range(3)] == ["cloud", "cloud", "edge"]
+    again = make(unsure, paid.target(usd_per_call=0.4), threshold=0.8, limits=Limits(usd_per_day=4), state=tmp_path)
+    assert (again.infer(1).source, paid.runs) == ("edge", 10)
+    b.close()
+    again.close()
+    later = make(unsure, paid.target(usd_per_call=0.4), threshold=0.8, limits=Limits(usd_per_day=4), state=tmp_path)
+    assert (later.infer(1).source, paid.runs) == ("edge", 10)
+    assert on_disk(tmp_path / "state.db") == pytest.approx(4)
+
+
+def test_each_router_has_its_own_limits(make, tmp_path):
+    """What is booked is one account: one that may spend more goes on, and what one without limits spends counts for the others."""
+    paid = Paid()
+    little, much, free = (
+        make(unsure, paid.target(usd_per_call=0.4), threshold=0.8, limits=limits, state=tmp_path)
+        for limits in (Limits(usd_per_day=2), Limits(usd_per_day=4), None)
+    )
+    for _ in range(4):
+        assert free.infer(1).source == "cloud"
+    assert [little.infer(1).source for _ in range(2)] == ["cloud", "edge"]
+    assert [much.infer(1).source for _ in range(6)] == ["cloud"] * 5 + ["edge"]
+    assert free.infer(1).source == "cloud"
+    assert [router.stats().usd_today for router in (little, much, free)] == pytest.approx([4.4] * 3)
+
+
+def test_what_others_have_recorded_is_added_once(tmp_path):
+    """Another router reads the file again: it has records that the first one did not find."""
+    user, other = Paid(), Paid()
+    first = KeyValueStore.shared(tmp_path / "state.db", user)
+    mine = SharedSpending(Spending(Limits(usd_per_day=9)), first)
+    mine.add(Cost(usd=1.0), system.now())
+    with contextlib.closing(KeyValueStore(tmp_path / "state.db")) as store:  # another process
+        its = SharedSpending(Spending(Limits(usd_per_day=9)), store)
+        its.add(Cost(usd=2.0), system.now())
+        its.close()
+    assert mine.spent().usd == 1
+    for _ in range(2):
+        second = SharedSpending(Spending(Limits(usd_per_day=5)), KeyValueStore.shared(tmp_path / "state.db", other))
+        assert second.recall()
+        assert mine.spent().usd == second.spent().usd == 3
+    child = os.fork()
+    if not child:
+        assert second.recall()
+        os._exit(int(second.spent().usd))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    for each in (user, other):
+        first.leave(each)
+    assert KeyValueStore.shared(tmp_path / "state.db", user) is not first
+
+
+def test_threads_of_two_routers(tmp_path):
+    """They reserve from one account: 1,000 of 3,200 calls fit."""
+    users = [Paid() for _ in range(2)]
+    stores = [KeyValueStore.shared(tmp_path / "state.db", user) for user in users]
+    both = [SharedSpending(Spending(Limits(usd_per_day=10)), store) for store in stores]
+    granted = []
+
+    def work(spending):
+        for _ in range(100):
+            if spending.reserve(Cost(usd=0.01), system.now()) is None and spending.secure(Cost(usd=0.01)) is None:
+                granted.append(1)
+                spending.keep()
+
+    threads = [threading.Thread(target=work, args=(both[i % 2],)) for i in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert len(granted) == 1000
+    assert on_disk(tmp_path / "state.db") == pytest.approx(10)
+    for store, user in zip(stores, users, strict=True):
+        store.leave(user)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from math import inf
 from random import Random
 from time import monotonic
 
@@ -661,6 +662,29 @@ def test_records_without_a_time(tmp_path):
         read(with_old)
 
 
+def events(**details):
+    """A change of a record: the edge's answer has these details."""
+    return {
+        "plan": [{"leg": "c", "side": "cloud", "label": ""}],
+        "answered_by": None,
+        "events": [
+            {"leg": "c", "what": "start", "at_s": 0.0},
+            {"leg": "c", "what": "accepted", "at_s": 1.0, **details},
+        ],
+    }
+
+
+def test_infinite_confidences(tmp_path):
+    """A trace has them as text."""
+    path = tmp_path / "trace.jsonl"
+    recorded(path, 5)
+    lines = path.read_text().splitlines()
+    for i, sure in enumerate(("inf", "-inf")):
+        lines[i] = json.dumps({**json.loads(lines[i]), **events(confidence=sure)})
+    path.write_text("\n".join(lines))
+    assert [request.legs["c"].confidence for request in read(path).requests if "c" in request.legs] == [inf, -inf]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -668,6 +692,16 @@ def test_records_without_a_time(tmp_path):
         ({"version": None}, "line 3: expected a record of version 1 or 2, found version None"),
         ({"plan": 7}, "line 3: expected a trace's record, found one that is not whole"),
         ({"latency_s": "1"}, "line 3: .* not whole"),
+        ({"latency_s": 1e301}, "line 3: .* not whole"),
+        ({"deadline_s": "1"}, "line 3: .* not whole"),
+        ({"deadline_s": 1e301}, "line 3: .* not whole"),
+        ({"data_class": {"a": 1}}, "line 3: .* not whole"),
+        ({"mode": "any"}, "line 3: .* not whole"),
+        ({"mode": {}}, "line 3: .* not whole"),
+        (events(confidence="high"), "line 3: .* not whole"),
+        (events(confidence=[0.5]), "line 3: .* not whole"),
+        (events(usd="1"), "line 3: .* not whole"),
+        (events(sent_bytes=1e301), "line 3: .* not whole"),
         (
             {
                 "plan": [{"leg": "c", "side": "cloud", "label": ""}],
@@ -710,6 +744,12 @@ def test_files_that_are_no_trace(tmp_path):
             read(tmp_path / name)
     with pytest.raises(BadInput, match="there is no such file"):
         read(tmp_path / "nowhere")
+    for folder in ("", tmp_path):
+        with pytest.raises(BadInput, match="is a folder: expected the file of a trace"):
+            read(folder)
+    (tmp_path / "t[1].jsonl").touch()
+    with pytest.raises(BadInput, match="found nothing"):
+        read(tmp_path / "t[1].jsonl")
 
 
 def test_names_that_are_unknown():

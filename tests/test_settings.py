@@ -783,6 +783,7 @@ ALIASES = "a: &a [x, x]\n" + "".join(
         ("p.json", '{"egress": {"never_leave": ["a"]}, "egress": {}}', 'is not JSON: the key "egress" is there twice'),
         ("p.json", '{"egress": {"a\\u001b": 1, "b": 1, "a\\u001b": 2}}', 'is not JSON: the key "a\ufffd" is there twice'),
         ("p.yaml", "a: 2020-99-99", "is not YAML: a value that does not fit its type (at line 1, column 4)"),
+        *(("p.yaml", f"a: !!{tag}", "is not YAML: ") for tag in ("bool x", "timestamp x", "int '-'", "float")),
         ("p.yaml", "a: \x01", "is not YAML: unacceptable character #x0001: special characters are not allowed"),
         ("p.yaml", "a: &a [*a]", "is not YAML: its aliases stand for more than 10000 values"),
         ("p.yaml", ALIASES, "is not YAML: its aliases stand for more than 10000 values"),

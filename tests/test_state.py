@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import tempfile
@@ -284,6 +285,44 @@ def test_a_file_that_cannot_be_written(path, make, caplog, monkeypatch):
     kept.put("b", 1)
     kept.close()
     assert names(path) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize("error", [None, FileExistsError, PermissionError])
+def test_a_new_file_is_complete_before_it_has_its_name(path, make, monkeypatch, error):
+    """A crash leaves none that is empty; nor is a file system without hard links, or another process that was faster, a trouble."""
+    link, seen = os.link, []
+
+    def watched(made, to):
+        assert not path.exists()
+        with contextlib.closing(sqlite3.connect(made)) as connection:
+            seen.append((to, connection.execute("SELECT name FROM sqlite_master").fetchall(), stat.S_IMODE(made.stat().st_mode)))
+        if error is not PermissionError:
+            link(made, to)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(os, "link", watched)
+    kept = make()
+    kept.put("a", 1)
+    assert kept.flush()
+    assert seen == [(path, [("kept",)], 0o600)]
+    assert not list(path.parent.glob("*.new-*"))
+    kept.close()
+    assert make().get("a") == 1
+
+
+def test_a_file_that_was_emptied(path, make, caplog):
+    """It was not made so: it is set aside as a damaged one is."""
+    kept = make()
+    kept.put("a", 1)
+    kept.close()
+    os.truncate(path, 0)
+    kept = make()
+    assert kept.get("a") is None
+    assert "was corrupt (a file of length 0" in caplog.text
+    kept.put("a", 2)
+    assert kept.flush()
+    assert path.with_name(f"{path.name}.corrupt-1").stat().st_size == 0
 
 
 def test_a_file_of_another_version(path, make, caplog):

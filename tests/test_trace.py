@@ -148,7 +148,7 @@ def test_a_sample(make, sample, least, most):
 @pytest.mark.parametrize("sample", [-0.1, 1.1, float("nan")])
 def test_what_is_no_share(sample):
     """It is refused."""
-    with pytest.raises(PolicyError, match="sample is a share"):
+    with pytest.raises(PolicyError, match="sample= takes a number, 0 to 1, not"):
         Trace(print, sample=sample)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.errors import BadInput, RuntimeMissing
+from edgeroute.errors import BadInput, EdgerouteError, RuntimeMissing
 
 IMAGES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (".npy", ".npz", *IMAGES)
@@ -71,11 +70,16 @@ def recorded(path: Path) -> Recorded | None:
     """
     if path.suffix.lower() != ".npz" or path.is_dir():
         return None
-    with _reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        if isinstance(archive, np.ndarray) or "edge_logits" not in archive.files or "images" in archive.files:
+    with _reading(path), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
             return None
-        edge, cloud = archive["edge_logits"], archive["cloud_logits"] if "cloud_logits" in archive.files else None
-        labels = _labels(archive)
+        with archive:
+            if "edge_logits" not in archive.files or "images" in archive.files:
+                return None
+            edge = _array(archive, "edge_logits")
+            cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
+            labels = _labels(archive)
     for name, there in {"cloud_logits": cloud, "labels": labels}.items():
         if there is not None and (not edge.ndim or len(there) != len(edge)):
             raise BadInput(f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(there)} {name}")
@@ -84,13 +88,22 @@ def recorded(path: Path) -> Recorded | None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Converts the errors of reading a file to BadInput."""
+    """Converts the errors of reading a file to BadInput: the content decides what numpy, zipfile and Pillow raise."""
     try:
         yield
+    except EdgerouteError:
+        raise
     except FileNotFoundError as e:
         raise BadInput(f"{path}: there is no such file") from e
-    except (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error) as e:  # Pillow has the SyntaxError
-        raise BadInput(f"{path} cannot be read: {e}") from e
+    except Exception as e:
+        raise BadInput(f"{path} cannot be read: {_why(e)}") from e
+
+
+def _why(error: Exception) -> str:
+    """The message on one line, of a tokenizer without its position; with the type where the message alone says little."""
+    text = " ".join(str(error.args[0] if isinstance(error, TokenError) else error).split())
+    clear = text and isinstance(error, OSError | EOFError | ValueError | SyntaxError)
+    return text if clear else f"{type(error).__name__}: {text}"
 
 
 def _rows(path: Path, archive: Any) -> list[Item]:
@@ -98,7 +111,7 @@ def _rows(path: Path, archive: Any) -> list[Item]:
         names = [name for name in archive.files if name != "labels"]
         if not names:
             raise ValueError("it holds no array of inputs")
-        rows = archive["images" if "images" in names else names[0]]
+        rows = _array(archive, "images" if "images" in names else names[0])
         labels = _labels(archive)
     if not rows.ndim:
         raise ValueError("its array is one number, not rows")
@@ -109,8 +122,15 @@ def _rows(path: Path, archive: Any) -> list[Item]:
     return [Item(f"{path}[{i}]", row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
 
 
+def _array(archive: Any, name: str) -> Any:
+    found = archive[name]
+    if not isinstance(found, np.ndarray):  # numpy gives bytes for what is no .npy file
+        raise ValueError(f"its {name!r} is no array")  # noqa: TRY004 - of the file, and no mistake in the program
+    return found
+
+
 def _labels(archive: Any) -> list[Any] | None:
-    return archive["labels"].ravel().tolist() if "labels" in archive.files else None
+    return _array(archive, "labels").ravel().tolist() if "labels" in archive.files else None
 
 
 def _pixels(path: Path) -> Any:

@@ -180,8 +180,11 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[object]], total: int | 
 
 
 def when(at: float) -> str:
-    """Formats an instant, seconds since 1970, in local time."""
-    return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Formats an instant, seconds since 1970, in local time; one that no calendar has, which a file may hold, in seconds."""
+    try:
+        return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{at:g} s"
 
 
 def _shown(cell: object) -> str:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from edgeroute.replay.fleet.scenario import Client, Scenario
 
 LENGTH_S = 900.0
+LONGEST_S = 30 * 86_400.0
+"""Of any time that is simulated."""
+MOST_PER_S = 1_000_000
+"""Requests to the cloud that are simulated, per second."""
+MOST_MULTIPLE = 1_000
 WITHIN = 2
 """The required capacity is that with which the cloud recovers within so many times the outage."""
 
@@ -30,9 +35,18 @@ def root() -> None:
 def multiple(text: str) -> float:
     """Parses `1.5x` to 1.5."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?x", str(text).strip())
-    if found is None or float(found[1]) <= 1:
-        raise typer.BadParameter(f"a capacity is a multiple of the usual load, more than 1x, as in 1.5x, not {text!r}")
+    if found is None or not 1 < float(found[1]) <= MOST_MULTIPLE:
+        wanted = f"a multiple of the usual load, more than 1x and at most {MOST_MULTIPLE:,}x, as in 1.5x"
+        raise typer.BadParameter(f"a capacity is {wanted}, not {text!r}")
     return float(found[1])
+
+
+def lasting(text: str) -> float:
+    """Parses a time, as `seconds` does, that is short enough to be simulated."""
+    found = seconds(text)
+    if found > LONGEST_S:
+        raise typer.BadParameter(f"a time that is simulated is at most {LONGEST_S / 86_400:g}d, not {text!r}")
+    return found
 
 
 @simulate.command()
@@ -51,27 +65,27 @@ def fleet(
         ),
     ] = None,
     outage: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="How long the cloud is away.", show_default="10s")
+        float | None, typer.Option(parser=lasting, metavar="TIME", help="How long the cloud is away.", show_default="10s")
     ] = None,
     outage_is: Annotated[
         Literal["silent", "refused"], typer.Option(help="While it is away nothing comes back, or connections are refused.")
     ] = "silent",
     length: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="What is simulated.", show_default="15m")
+        float | None, typer.Option(parser=lasting, metavar="TIME", help="What is simulated.", show_default="15m")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="The cloud's, in the devices' policy.", show_default="2s")
+        float | None, typer.Option(parser=lasting, metavar="TIME", help="The cloud's, in the devices' policy.", show_default="2s")
     ] = None,
     offline: Annotated[Literal["edge", "queue"], typer.Option(help="The devices' policy; queue: they have an outbox.")] = "edge",
     spread: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="Of their outboxes.", show_default="60s")
+        float | None, typer.Option(parser=lasting, metavar="TIME", help="Of their outboxes.", show_default="60s")
     ] = None,
     queue: Annotated[
         float | None,
-        typer.Option(parser=seconds, metavar="TIME", help="The cloud refuses what would wait longer (503).", show_default="10s"),
+        typer.Option(parser=lasting, metavar="TIME", help="The cloud refuses what would wait longer (503).", show_default="10s"),
     ] = None,
     retry_after: Annotated[
-        float | None, typer.Option(parser=seconds, metavar="TIME", help="What its 503 asks for.", show_default="nothing")
+        float | None, typer.Option(parser=lasting, metavar="TIME", help="What its 503 asks for.", show_default="nothing")
     ] = None,
     together: Annotated[
         float,
@@ -101,6 +115,10 @@ def fleet(
     )  # fmt: skip
     if not scenario.normal_per_s:
         raise typer.BadParameter("with nothing deferred the cloud has no load", param_hint="--defer")
+    if not scenario.normal_per_s <= MOST_PER_S:
+        raise typer.BadParameter(
+            f"more than {MOST_PER_S:,} requests a second to the cloud are not simulated", param_hint="--per-minute"
+        )
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
         raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.cloud.replies import ReplyReader
+from edgeroute.cloud.terms import checked_terms
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
@@ -310,6 +311,9 @@ class Function:
         health: raises while the service behind it is down; called after faults. None: the next input is the probe.
         labels: the values it may give, or its logits' classes; None: the edge model's, if that has any.
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
+
+    Raises:
+        PolicyError: one of the terms is no number that it can be.
     """
 
     def __init__(
@@ -321,7 +325,7 @@ class Function:
         labels: tuple[str, ...] | list[str] | None = None,
         **terms: Any,
     ) -> None:
-        self.function, self.name, self.health, self.terms = function, name, health, Terms(**terms)
+        self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
         self.labels = tuple(labels) if labels else None
 
 

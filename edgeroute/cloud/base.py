@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from edgeroute.cloud.quoting import quote
-from edgeroute.core.policy import Terms
+from edgeroute.cloud.terms import checked_terms
 from edgeroute.core.texts import clean
-from edgeroute.errors import BadReply, PolicyError, Refused
+from edgeroute.errors import BadReply, PolicyError, Refused, check_number
 from edgeroute.system import json_loads
 
 
@@ -158,7 +158,7 @@ class Address:
         terms: fields of `Terms`: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
-        PolicyError: invalid URL, or one with a user, password, query or fragment.
+        PolicyError: invalid URL, or one with a user, password, query or fragment; or a number that cannot be.
     """
 
     def __init__(
@@ -174,7 +174,10 @@ class Address:
         max_reply_bytes: int = MAX_REPLY,
         **terms: Any,
     ) -> None:
-        self.terms = Terms(**terms)
+        self.terms = checked_terms(terms)
+        check_number("timeout_s", timeout_s, above=True)
+        check_number("retries", retries, whole=True)
+        check_number("max_reply_bytes", max_reply_bytes, least=1, whole=True)
         try:
             parts = urlsplit(url)
             port = parts.port

@@ -46,9 +46,11 @@ class EarlierSpending:
         self._spending, self._store, self._said = spending, store, ""
         self._read_at = INF
         """When to read the file again, as it could not be read; inf: it was read, or is being read."""
+        self.known = set[str]()
+        """Names of the records whose amounts are in the account."""
 
     def recall(self, lock: Lock, own: str) -> bool:
-        """Reads the records of all processes but this one, whose record is `own`. Returns whether the file could be read."""
+        """Reads the records of other processes, each once; that of this one is `own`. Returns whether the file could be read."""
         store = self._store
         if store.path is None:
             return True
@@ -66,8 +68,10 @@ class EarlierSpending:
             for at in _set_aside(store.path):
                 self._lost(at, f"{store.path} was damaged")
             for i, (name, text, updated) in enumerate(rows):
-                if name != own and not self._load(name, text, updated) and i >= MOST_RECORDS:
-                    old.append(name)
+                if name != own and name not in self.known:
+                    self.known.add(name)
+                    if not self._load(name, text, updated) and i >= MOST_RECORDS:
+                        old.append(name)
         for name in old:
             store.forget(name, -INF)
         return True

@@ -62,13 +62,14 @@ class Spending:
         self._lost_at, self._lost_why = -INF, ""
         self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
 
-    def reserve(self, cost: Cost, now: float) -> Rejection | None:
+    def reserve(self, cost: Cost, now: float, limits: Limits | None = None) -> Rejection | None:
         """Books the cost and returns None; or books nothing and returns the limit that forbids it, whose name is the code.
 
-        A limit already exceeded, by `add` or `settle`, does not stop what costs nothing of its kind.
+        A limit already exceeded, by `add` or `settle`, does not stop what costs nothing of its kind. limits: of who asks, if
+        they are not the account's.
         """
         windows = self._windows
-        for window, limit, asked in zip(windows, self.limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
+        for window, limit, asked in zip(windows, self.limits if limits is None else limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if asked > 0:
                 if now >= window.until:
                     window.roll(now)
@@ -111,9 +112,10 @@ class Spending:
                 window.roll(now)
         return Cost(*[window.total for window in self._windows])
 
-    def scarce(self, now: float) -> bool:
+    def scarce(self, now: float, limits: Limits | None = None) -> bool:
         """Whether half of any limit is used up: from then on there are no hedges and no audits."""
-        return any(used > limit / 2 for used, limit in zip(self.spent(now), self.limits, strict=True) if limit < INF)
+        found = self.limits if limits is None else limits
+        return any(used > limit / 2 for used, limit in zip(self.spent(now), found, strict=True) if limit < INF)
 
     def lost(self, at: float, why: str) -> None:
         """Spending up to the instant `at` is not known any more: a limit is refused until its window has left that behind."""

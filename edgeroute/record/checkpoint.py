@@ -20,7 +20,7 @@ class Checkpoint:
     """A router's state file: read at the start, written now and then.
 
     Args:
-        store: the file.
+        store: the file, shared as `counts`.
         counts: has the latencies.
         spending: has the amounts spent, and records them in the same file.
     """
@@ -68,4 +68,4 @@ class Checkpoint:
         """Stores everything, and waits until it is written."""
         self._note(clouds)
         self.spending.close()
-        self.store.close()
+        self.store.leave(self._counts)

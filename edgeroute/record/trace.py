@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute import system
-from edgeroute.errors import PolicyError
+from edgeroute.errors import check_number
 from edgeroute.record.instruments import Instrument, RequestEnded
 
 
@@ -33,8 +33,9 @@ class Trace(Instrument):
         max_bytes: int = 4 << 20,
         keep: int = 4,
     ) -> None:
-        if not 0 <= sample <= 1:
-            raise PolicyError(f"sample is a share, 0 to 1, not {sample!r}")
+        check_number("sample", sample, most=1)
+        check_number("max_bytes", max_bytes, least=1, whole=True)
+        check_number("keep", keep, least=1, whole=True)
         self.sample, self.inputs = sample, inputs
         self._close: Callable[[], object] | None = None
         if callable(to):

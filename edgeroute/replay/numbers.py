@@ -1,9 +1,18 @@
-"""Counters shared by the recorded and the replayed run."""
+"""Numbers of a record, checked; and counters shared by the recorded and the replayed run."""
 
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, Final, NamedTuple
+
+from edgeroute.core.policy import INF
+
+MOST: Final = 1e300
+"""No number of a record is as large."""
+_PLAIN: Final = frozenset({int, float, type(None)})
+_INFINITE: Final = {"inf": INF, "-inf": -INF}
+"""Infinite confidences as a trace has them."""
 
 
 class Numbers(NamedTuple):
@@ -63,3 +72,26 @@ class Tally:
         told = {name: getattr(self, name) for name in self.__slots__ if name != "latencies"}
         told["joules"] += self.edge_runs * edge_joules
         return Numbers(**told, p50_s=quantiles[0], p90_s=quantiles[1], p99_s=quantiles[2])
+
+
+def checked(number: Any) -> Any:
+    """The same, which is a finite number or None.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is none that can be reckoned with.
+    """
+    if number.__class__ not in _PLAIN and not isinstance(number, Real):  # the first alone is quick; numpy has numbers too
+        raise TypeError(f"expected a number, found {type(number).__name__}")
+    if number is not None and not -MOST < number < MOST:
+        raise ValueError("expected a number, found one that cannot be reckoned with")
+    return number
+
+
+def confidence(given: Any) -> Any:
+    """A recorded confidence as a number, which may be infinite, or None.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    return _INFINITE[given] if isinstance(given, str) and given in _INFINITE else checked(given)

@@ -6,6 +6,7 @@ import gc
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from operator import attrgetter
 from pathlib import Path
 from statistics import median
@@ -13,10 +14,10 @@ from typing import Any, Final, NamedTuple
 
 from edgeroute.core.codes import Failure
 from edgeroute.core.explain import VERSION
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.policy import INF, MODES, Mode
 from edgeroute.core.walk import new
 from edgeroute.errors import BadInput
-from edgeroute.replay.numbers import Tally
+from edgeroute.replay.numbers import Tally, checked, confidence
 from edgeroute.replay.texts import understood
 from edgeroute.stores import journal
 
@@ -26,6 +27,9 @@ ROUNDED_S: Final = 2e-3
 STEP_S: Final = 1e-6
 BEGUN: Final = attrgetter("begun")
 _WELL: Final = Failure()
+NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
+"""Keys of an event whose values are finite numbers."""
+_WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 VERSIONS: Final = (1, VERSION)
 """Supported versions. The first has no codes."""
 
@@ -154,7 +158,9 @@ def read(path: str | Path) -> Recording:
         StoreError: it cannot be opened.
     """
     path = Path(path)
-    if not any(path.parent.glob(f"{path.name}*")):
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder: expected the file of a trace")
+    if not any(path.parent.glob(f"{escape(path.name)}*")):
         raise BadInput(f"{path}: there is no such file")
     reading = journal.read(path, exact=False)
     with uncollected():
@@ -195,7 +201,7 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
             continue
         try:
             reader.take(record)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except _WRONG as e:
             why = f"expected a trace's record, found one that is not whole ({e!r})"
             raise BadInput(f"{name}: line {number + skipped()}: {why}") from e
     if not reader.found:
@@ -205,7 +211,7 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
         raise BadInput(f"{name}: expected records of a trace, found {why}")
     try:
         return reader.trace()._replace(untimed=untimed)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:  # numbers that are texts, and the like
+    except _WRONG as e:  # numbers that are texts, and the like
         raise BadInput(f"{name}: expected a trace's records, found some that do not fit together ({e!r})") from e
 
 
@@ -224,7 +230,7 @@ class _Reader:
         """Processes one record."""
         tally = self._tally
         identity, latency_s, by = record["id"], record["latency_s"], record["answered_by"]
-        begun = record["at"] - latency_s
+        begun = checked(record["at"]) - checked(latency_s)
         if self._first is None:
             self._first = begun
         begun -= self._first
@@ -246,6 +252,8 @@ class _Reader:
         own = None
         deferred = late = False
         for event in record["events"]:
+            for key in NUMBERS & event.keys():
+                checked(event[key])
             what, name = event["what"], event["leg"]
             away, label = labels[name]
             if what == "start":
@@ -259,17 +267,21 @@ class _Reader:
                 own = float(event["threshold"]), label
                 continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
+            sure = confidence(event.get("confidence"))
             failure = _WELL if not error else _failure(event) if record["version"] > 1 else understood(error)
             if away:
                 legs[name] = seen = Seen(
-                    what, took_s, event.get("confidence"), error, True, event.get("sent_bytes", 0),
+                    what, took_s, sure, error, True, event.get("sent_bytes", 0),
                     event.get("received_bytes", 0), event.get("usd", 0.0), event.get("joules", 0.0), own, failure,
                 )  # fmt: skip
                 self._cost(seen, (batch, name))
             else:
-                legs[name] = new(Seen, (what, took_s, event.get("confidence"), error, False, 0, 0, 0.0, 0.0, own, failure))
+                legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, 0.0, own, failure))
             late, own = late or what == "timeout", None
-        accepted, deadline_s = record["accepted"], record["deadline_s"]
+        accepted, deadline_s, data_class = record["accepted"], record["deadline_s"], record["data_class"]
+        if record["mode"] not in MODES or not (data_class is None or isinstance(data_class, str)):
+            raise ValueError("its mode or data class is none")
+        checked(deadline_s)
         if by is None:
             tally.unanswered += 1
         else:
@@ -282,7 +294,7 @@ class _Reader:
         tally.deadline_misses += late
         tally.queued += record.get("note") in {"queued", "being queued"}
         told = (
-            identity, begun, latency_s, record["mode"], INF if deadline_s is None else deadline_s, record["data_class"], by,
+            identity, begun, latency_s, record["mode"], INF if deadline_s is None else deadline_s, data_class, by,
             accepted, batch, legs,
         )  # fmt: skip
         self.found.append(new(Request, told))

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
-from edgeroute.errors import PolicyError
+from edgeroute.core.policy import INF
+from edgeroute.errors import PolicyError, check_number
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
 
@@ -33,6 +34,7 @@ def check_types(given: Mapping[str, Any]) -> None:
         value = given.get(name)
         if value is not None and not isinstance(value, getattr(import_module(module), kind)):
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
+    _check_numbers(given)
     trace, metered, sensors, state = (given.get(name) for name in ("trace", "metered", "sensors", "state"))
     if not (trace is None or callable(trace) or isinstance(trace, str | os.PathLike | Trace)):
         raise _wrong("trace", "a function, the path of a file, or an edgeroute.Trace", trace)
@@ -48,6 +50,18 @@ def check_types(given: Mapping[str, Any]) -> None:
     for one in instruments:
         if isinstance(one, type) or not any(hasattr(one, event) for event in EVENTS):
             raise _wrong("instruments", "a list of instruments, objects with methods as edgeroute.Instrument has", one)
+
+
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Checks the numbers in plain data, which cannot refuse them itself."""
+    limits, audit, saver = (given.get(name) for name in ("limits", "audit", "saver"))
+    for name, value in ({} if limits is None else limits._asdict()).items():
+        check_number(f"limits: {name}", value, infinite=True)
+    if audit is not None:
+        check_number("audit: share", audit.share, most=1)
+    if saver is not None:
+        check_number("saver: battery_below", saver.battery_below, most=1)
+        check_number("saver: hotter_than_c", saver.hotter_than_c, least=-INF, infinite=True)
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:

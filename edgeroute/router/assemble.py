@@ -73,7 +73,7 @@ def assemble(
     if folder is not None:
         from edgeroute.stores.keyvalue import KeyValueStore  # imports SQLite, only if there is something to store
 
-        store = KeyValueStore(folder / "state.db")
+        store = KeyValueStore.shared(folder / "state.db", counts)
     spending = engine.spending = SharedSpending(Spending(limits or Limits()), store)
     sinks = [*([] if trace is None else [trace if isinstance(trace, Trace) else Trace(trace)]), *instruments]
     engine.instruments = Instruments(sinks)

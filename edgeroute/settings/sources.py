@@ -280,7 +280,7 @@ def _unique_keys() -> Any:
         def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
             try:
                 return super().construct_object(node, deep)
-            except (ValueError, KeyError, AttributeError, TypeError):  # as of `!!int x`, in words that quote it
+            except (ValueError, LookupError, AttributeError, TypeError):  # as of `!!int x`, in words that quote it
                 text = "a value that does not fit its type"
                 raise yaml.constructor.ConstructorError(None, None, text, node.start_mark) from None
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.sqlite import Database
@@ -38,6 +40,7 @@ class KeyValueStore:
         """name -> JSON and time put; not yet written to the file."""
         self._said: set[str] = set()
         self._closed = False
+        self._users: WeakSet[object] = WeakSet()
         self._renew()
         renew_after_fork(self)
 
@@ -50,6 +53,29 @@ class KeyValueStore:
         self._renew()
         if self._database is not None:
             self._fresh = {}
+
+    @classmethod
+    def shared(cls, path: Path, user: object) -> KeyValueStore:
+        """The store of this file that all of this process share; it is `user`'s until `leave`."""
+        key = os.path.realpath(path)
+        with _shared.lock:
+            found = _shared.stores.get(key)
+            if found is None:
+                found = _shared.stores[key] = cls(path)
+            found._users.add(user)
+        return found
+
+    def leave(self, user: object) -> None:
+        """Writes pending values, and closes the file if no other uses it."""
+        with _shared.lock:
+            self._users.discard(user)
+            last = not self._users
+            for key in [key for key, store in _shared.stores.items() if last and store is self]:
+                del _shared.stores[key]
+        if last:
+            self.close()
+        else:
+            self.flush()
 
     def get(self, name: str) -> Any | None:
         """The value, or None if there is none or it cannot be read."""
@@ -173,3 +199,19 @@ class KeyValueStore:
         if (what := str(error)) not in self._said:
             self._said.add(what)
             log.warning("what should survive a restart may not: %s", what)
+
+
+class _Shared:
+    """The stores of `KeyValueStore.shared` by their real path."""
+
+    def __init__(self) -> None:
+        self.stores: WeakValueDictionary[str, KeyValueStore] = WeakValueDictionary()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A lock that no thread of the parent holds."""
+        self.lock = threading.RLock()
+
+
+_shared = _Shared()

@@ -55,7 +55,8 @@ class Database:
         lenient: bool = False,
     ) -> None:
         self.path, self._busy_s, self._latest, self._lenient = path, busy_s, latest, lenient
-        self._schema, self._version, self._durable = schema, version, durable
+        self._version, self._durable = version, durable
+        self._made = f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version={version}; COMMIT"
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._lock = threading.RLock()
@@ -186,9 +187,10 @@ class Database:
             self._drop()  # another process has quarantined the file: writes to it would be lost
         if self._connection is None:
             self._file = _which(self.path)
-            self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # one that exists is not opened: closing it would end the reader's locks
-                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))  # it may hold user inputs: for its owner only
+            if self._file is None:
+                self._create()
+            elif not self.path.stat().st_size:
+                raise sqlite3.DatabaseError("a file of length 0 is not a database that was made here")
             connection = sqlite3.connect(self.path, timeout=0.05, isolation_level=None, check_same_thread=False)
             try:
                 self._patiently(connection.execute, "PRAGMA journal_mode=WAL")
@@ -200,13 +202,30 @@ class Database:
                 if self._lenient:
                     connection.text_factory = _decode
                 if not found or (self._latest is not None and not self._has(connection, self._latest)):
-                    made = f"BEGIN IMMEDIATE; {self._schema}; PRAGMA user_version={self._version}; COMMIT"
-                    self._patiently(connection.executescript, made)
+                    self._patiently(connection.executescript, self._made)
             except BaseException:
                 connection.close()
                 raise
             self._connection, self._file = connection, _which(self.path)
         return self._connection
+
+    def _create(self) -> None:
+        """Makes the file under another name, and gives it its own when it is complete: one that is empty has lost what it had."""
+        self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        made = self.path.with_name(f"{self.path.name}.new-{os.urandom(6).hex()}")
+        os.close(os.open(made, os.O_CREAT | os.O_EXCL, 0o600))  # it may hold user inputs: for its owner only
+        try:
+            with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as connection:
+                connection.execute(f"PRAGMA synchronous={'FULL' if self._durable else 'OFF'}")
+                connection.executescript(self._made)
+            try:
+                os.link(made, self.path)
+            except FileExistsError:  # another thread or process was faster
+                pass
+            except OSError:  # a file system without hard links
+                made.rename(self.path)
+        finally:
+            made.unlink(missing_ok=True)
 
     def _has(self, connection: sqlite3.Connection, name: str) -> bool:
         return self._patiently(connection.execute, f"SELECT 1 FROM sqlite_master WHERE name = '{name}'").fetchone() is not None  # noqa: S608 - a constant

@@ -360,3 +360,14 @@ class Against(RuleBasedStateMachine):
 
 TestAgainstAModel = Against.TestCase
 TestAgainstAModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_who_asks_may_have_limits_of_its_own():
+    """What is booked is one account."""
+    spending = Spending(Limits(usd_per_day=1))
+    little, much = Limits(usd_per_day=2), Limits(usd_per_day=4)
+    assert spending.reserve(Cost(usd=2), 0.0, little) is None
+    assert spending.reserve(Cost(usd=1), 0.0, little).code == "usd_per_day"
+    assert spending.reserve(Cost(usd=0.5), 0.0).code == "usd_per_day"
+    assert (spending.scarce(0.0), spending.scarce(0.0, little), spending.scarce(0.0, much)) == (True, True, False)
+    assert spending.reserve(Cost(usd=2), 0.0, much) is None

@@ -144,18 +144,23 @@ def said(labels: Sequence[Any], names: Sequence[str] | None, n: int) -> list[Any
     if len(labels) != n:
         raise BadInput(f"there are {n} inputs and {len(labels)} labels")
     if names is None:
-        return [int(label) if isinstance(label, float | np.number) and label == int(label) else label for label in labels]
+        return [int(label) if isinstance(label, float | np.number) and _whole(label) else label for label in labels]
     found: list[Any] = []
     for i, label in enumerate(labels):
         if isinstance(label, str):
             if label not in names:
                 raise BadInput(f"label {i} is {label!r}, and the edge model says {', '.join(names)}")
             found.append(label)
-        elif not isinstance(label, int | float | np.number) or label != int(label) or not 0 <= label < len(names):
+        elif not isinstance(label, int | float | np.number) or not _whole(label) or not 0 <= label < len(names):
             raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
         else:
             found.append(names[int(label)])
     return found
+
+
+def _whole(number: Any) -> bool:
+    """Whether it is a whole number, which NaN and infinities are not."""
+    return bool(-INF < number < INF and number == int(number))
 
 
 def _run(runner: EdgeBackend, inputs: Sequence[Any], advance: Callable[[int], object]) -> tuple[list[Prediction], Floats]:

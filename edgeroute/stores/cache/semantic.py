@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
 from edgeroute.system import contained, now, renew_after_fork
 
@@ -40,6 +40,9 @@ class Semantic:
         ttl_s: float = 3600.0,
         clock: Callable[[], float] = now,
     ) -> None:
+        check_number("threshold", threshold, least=-1, most=1)
+        check_number("max_entries", max_entries, least=1, whole=True)
+        check_number("ttl_s", ttl_s, infinite=True)
         self.threshold, self.ttl_s, self.clock = threshold, ttl_s, clock
         self._embed, self._max_entries = embed, max_entries
         self._off, self._length = False, 0

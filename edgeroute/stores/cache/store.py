@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from cachetools import LRUCache
 
+from edgeroute.errors import check_number
 from edgeroute.stores.cache.disk import Disk
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
 from edgeroute.stores.cache.semantic import Semantic
@@ -52,6 +53,9 @@ class Cache:
         never: data classes that are not cached.
         semantic: semantic cache for text inputs; it takes this cache's `ttl_s` and `clock`.
         clock: Unix time, seconds.
+
+    Raises:
+        PolicyError: a size or a time that cannot be.
     """
 
     def __init__(
@@ -62,17 +66,26 @@ class Cache:
         stale_while_revalidate_s: float = 0.0,
         stale_if_offline_s: float = 86400.0,
         negative_ttl_s: float = 60.0,
-        disk: Path | None = None,
+        disk: str | Path | None = None,
         disk_max_bytes: int = 256 << 20,
         never: frozenset[str] = frozenset(),
         semantic: Semantic | None = None,
         clock: Callable[[], float] = now,
     ) -> None:
+        for name, size in (("max_bytes", max_bytes), ("disk_max_bytes", disk_max_bytes)):
+            check_number(name, size, whole=True)
+        for name, lasts_s in (
+            ("ttl_s", ttl_s),
+            ("stale_while_revalidate_s", stale_while_revalidate_s),
+            ("stale_if_offline_s", stale_if_offline_s),
+            ("negative_ttl_s", negative_ttl_s),
+        ):
+            check_number(name, lasts_s, infinite=True)
         self.never, self.semantic = never, semantic
         self._max_bytes, self._ttl_s, self._negative_ttl_s, self._clock = max_bytes, ttl_s, negative_ttl_s, clock
         self._renewing_s, self._offline_s = ttl_s + stale_while_revalidate_s, ttl_s + stale_if_offline_s
         keep_s = max(self._renewing_s, self._offline_s)
-        self._disk = None if disk is None else Disk(disk, disk_max_bytes, keep_s, clock)
+        self._disk = None if disk is None else Disk(Path(disk), disk_max_bytes, keep_s, clock)
         if semantic is not None:
             semantic.ttl_s, semantic.clock = ttl_s, clock
         self.after_fork()

@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-from edgeroute.errors import PolicyError
+from edgeroute.errors import PolicyError, check_number
 from edgeroute.stores.outbox.entries import Answering, Late, Listed, Put, Waiting
 from edgeroute.stores.outbox.group import GroupCommit, Refuse
 from edgeroute.stores.outbox.heads import Heads
@@ -75,6 +75,11 @@ class Outbox(Listing):
     ) -> None:
         if drop not in get_args(Drop):
             raise PolicyError(f"drop is one of {', '.join(get_args(Drop))}, not {drop!r}")
+        check_number("max_bytes", max_bytes, whole=True)
+        check_number("ttl_s", ttl_s, infinite=True)
+        check_number("parallel", parallel, least=1, whole=True)
+        check_number("rate_per_s", rate_per_s, above=True, infinite=True)
+        check_number("spread_s", spread_s)
         self.path, self.max_bytes, self.ttl_s, self.drop_policy, self.clock = Path(path), max_bytes, ttl_s, drop, clock
         self.ordered, self.parallel, self.rate_per_s, self.spread_s = ordered, parallel, rate_per_s, spread_s
         self._database = Database(self.path, SCHEMA, durable=True, latest=LATEST, lenient=True)

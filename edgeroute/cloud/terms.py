@@ -1,0 +1,22 @@
+"""Prices and limits of an endpoint, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeroute.core.policy import Terms
+from edgeroute.errors import check_number
+
+
+def checked_terms(given: dict[str, Any]) -> Terms:
+    """Makes the terms from their fields by name.
+
+    Raises:
+        PolicyError: one is not a number that it can be: it would switch a limit off, or poison what is booked.
+    """
+    found = Terms(**given)
+    for name in ("usd_per_call", "usd_per_mb", "joules_per_call", "joules_per_mb"):
+        check_number(name, getattr(found, name))
+    check_number("calls_per_s", found.calls_per_s, above=True, infinite=True)
+    check_number("max_concurrent", found.max_concurrent, least=1, whole=True)
+    return found
