@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
-from edgeroute.core.texts import clean, printable, told
+from edgeroute.core.texts import FOREIGN, OWN, printable, told, typed
 
 log = logging.getLogger("edgeroute")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class _CleanLog(logging.Filter):
 
 
 def _argument(arg: object) -> str:
-    return told(arg) if isinstance(arg, BaseException) else clean(arg)
+    return told(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
 
 
 log.addFilter(_CleanLog())
@@ -245,7 +245,7 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt) and not hasattr(_pooled, "thread"):
             raise
-        raise NoException(f"{type(e).__name__}{f': {e}' if str(e) else ''}") from e
+        raise NoException(f"{typed(e)}{f': {said}' if (said := told(e)) else ''}") from e
 
 
 _pooled = threading.local()

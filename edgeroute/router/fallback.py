@@ -13,7 +13,7 @@ from edgeroute import system
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Offline
-from edgeroute.core.texts import told
+from edgeroute.core.texts import told, typed
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.calls import Block, Result, Steps
@@ -328,4 +328,4 @@ class LateReplies:
 
 
 def _text(error: object) -> str:
-    return told(error) or type(error).__name__
+    return told(error) or typed(error)

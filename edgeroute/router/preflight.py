@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
-from edgeroute.core.texts import told
+from edgeroute.core.texts import told, typed
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import Snapshot
@@ -123,5 +123,5 @@ def _problem(backend: Backend, timeout: float) -> str | None:
     try:
         backend.ready(monotonic() + timeout)
     except Exception as e:  # noqa: BLE001 - any failure is the result
-        return told(e) or type(e).__name__
+        return told(e) or typed(e)
     return None
