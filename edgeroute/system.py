@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -246,6 +247,18 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
         if isinstance(e, KeyboardInterrupt) and not hasattr(_pooled, "thread"):
             raise
         raise NoException(f"{typed(e)}{f': {said}' if (said := told(e)) else ''}") from e
+
+
+def cancelled(error: BaseException) -> bool:
+    """Whether it is the cancellation of the task that runs here, and not what a function of the application raised itself.
+
+    Before Python 3.11, which does not tell, a `CancelledError` always counts as the task's.
+    """
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
 _pooled = threading.local()

@@ -12,7 +12,7 @@ from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import PolicyError
-from edgeroute.system import AbandonedRuns, no_fork
+from edgeroute.system import AbandonedRuns, cancelled, no_fork
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
@@ -244,12 +244,13 @@ class FunctionBackend(AbandonedRuns):
                     yield piece
             else:
                 yield await self.function(x)
-        except Exception as e:
-            exchange.after_attempt(0, e)
+        except BaseException as e:
+            if not cancelled(e):
+                exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
 
-    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:  # noqa: ARG002 - cannot be stopped
+    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The pieces of a generator function; for any other function its answer, in one piece."""
         self.ready(until)
         exchange.before_attempt(0, until)
@@ -259,8 +260,9 @@ class FunctionBackend(AbandonedRuns):
                 prediction = yield from spoken(result, self.reader.answer)
             else:
                 prediction = yield from single(self.reader.many([_answer(result)], 1)[0])
-        except Exception as e:
-            exchange.after_attempt(0, e)
+        except BaseException as e:
+            if cancel is None or not cancel.asked or not isinstance(e, GeneratorExit):  # else it was closed
+                exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
         return prediction

@@ -74,6 +74,8 @@ class Egress:
         if self.redact is None:
             return inputs
         try:
-            return [contained(self.redact, own_copy(x), permit.data_class) for x in inputs]  # redaction may work in place
+            return [
+                contained(self.redact, contained(own_copy, x), permit.data_class) for x in inputs
+            ]  # redaction may work in place
         except Exception as e:
             raise Held(f"the redaction failed ({typed(e)}), so nothing was sent", code="redaction") from e

@@ -139,7 +139,8 @@ class Auditor:
         try:
             self._take(request, outcome)
         except Exception as e:
-            log.exception("an audit failed: %s; the answer is not touched by it", typed(e))
+            what = typed(e)
+            log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def observe(self) -> None:
         """Updates the monitors from the counters."""

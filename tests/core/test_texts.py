@@ -78,6 +78,7 @@ def test_a_text_with_methods_of_its_own_is_taken_as_it_is():
     """A class derived from `str` may do anything in its methods."""
 
     class Text(str):
+        __slots__ = ()
         __len__ = isprintable = __getitem__ = lambda *_: 1 / 0
 
     class Error(Exception):
