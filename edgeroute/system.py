@@ -165,44 +165,7 @@ def _in_child() -> None:
             thing.after_fork()
 
 
-class _NoFork:
-    """Lock held during late imports and native calls of a leg: a fork waits for it.
-
-    Otherwise a child could wait for ever for a module that a thread of its parent was importing, or for a native lock that such a
-    thread held: nobody renews those.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-    def before_fork(self) -> None:
-        """Acquires the lock, with a timeout, so that a hanging holder does not block the fork."""
-        self._lock.acquire(timeout=10.0)
-
-    def in_parent(self) -> None:
-        """Releases the lock."""
-        with contextlib.suppress(RuntimeError):  # the timeout had passed
-            self._lock.release()
-
-    def in_child(self) -> None:
-        """Releases the lock."""
-        try:
-            self._lock.release()
-        except RuntimeError:
-            self._lock = threading.RLock()
-
-
-no_fork = _NoFork()
-
 if hasattr(os, "register_at_fork"):
-    # registered last is called first before a fork: `logging` takes its lock there, which an import may need
-    os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
     os.register_at_fork(after_in_child=_in_child)
 
 

@@ -12,7 +12,8 @@ from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import PolicyError
-from edgeroute.system import AbandonedRuns, cancelled, no_fork
+from edgeroute.imports import imported
+from edgeroute.system import AbandonedRuns, cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
@@ -95,10 +96,7 @@ class HttpBackend(AbandonedRuns):
     def client(self) -> HttpClient:
         """The HTTP client."""
         if self._client is None:
-            with no_fork:
-                from edgeroute.cloud.http import HttpClient
-
-            self._client = HttpClient(self.endpoint)
+            self._client = imported("edgeroute.cloud.http").HttpClient(self.endpoint)
             if self._closed:  # a reload has dropped it while a request was on its way here
                 self._client.close()
         return self._client
