@@ -43,7 +43,7 @@ class _NoFork:
 no_fork = _NoFork()
 
 if hasattr(os, "register_at_fork"):
-    # registered last is called first before a fork: `logging`, which `system` imports, takes its lock then, and an import needs it
+    # registered last is called first before a fork: `logging`, which `system` imports, takes its lock then, and imports need it
     os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
 
 _loaded: set[str] = set()
