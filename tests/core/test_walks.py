@@ -203,7 +203,7 @@ def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, 
         assert again == whole
 
 
-@settings(max_examples=WALKS, deadline=None)
+@settings(max_examples=WALKS // 8, deadline=None)
 @given(walks(), st.data())
 def test_a_row_that_fails_alone_goes_its_own_way(case, data):
     """It ends as if it had been asked alone; each leg is started once, for just the rows that need it."""
