@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
-from edgeroute.core.texts import clean, printable, told
+from edgeroute.core.texts import FOREIGN, OWN, printable, told, typed
 
 log = logging.getLogger("edgeroute")
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class _CleanLog(logging.Filter):
 
 
 def _argument(arg: object) -> str:
-    return told(arg) if isinstance(arg, BaseException) else clean(arg)
+    return told(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
 
 
 log.addFilter(_CleanLog())
@@ -164,44 +165,7 @@ def _in_child() -> None:
             thing.after_fork()
 
 
-class _NoFork:
-    """Lock held during late imports and native calls of a leg: a fork waits for it.
-
-    Otherwise a child could wait for ever for a module that a thread of its parent was importing, or for a native lock that such a
-    thread held: nobody renews those.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-    def before_fork(self) -> None:
-        """Acquires the lock, with a timeout, so that a hanging holder does not block the fork."""
-        self._lock.acquire(timeout=10.0)
-
-    def in_parent(self) -> None:
-        """Releases the lock."""
-        with contextlib.suppress(RuntimeError):  # the timeout had passed
-            self._lock.release()
-
-    def in_child(self) -> None:
-        """Releases the lock."""
-        try:
-            self._lock.release()
-        except RuntimeError:
-            self._lock = threading.RLock()
-
-
-no_fork = _NoFork()
-
 if hasattr(os, "register_at_fork"):
-    # registered last is called first before a fork: `logging` takes its lock there, which an import may need
-    os.register_at_fork(before=no_fork.before_fork, after_in_parent=no_fork.in_parent, after_in_child=no_fork.in_child)
     os.register_at_fork(after_in_child=_in_child)
 
 
@@ -245,7 +209,19 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
     except BaseException as e:
         if isinstance(e, KeyboardInterrupt) and not hasattr(_pooled, "thread"):
             raise
-        raise NoException(f"{type(e).__name__}{f': {e}' if str(e) else ''}") from e
+        raise NoException(f"{typed(e)}{f': {said}' if (said := told(e)) else ''}") from e
+
+
+def cancelled(error: BaseException) -> bool:
+    """Whether it is the cancellation of the task that runs here, and not what a function of the application raised itself.
+
+    Before Python 3.11, which does not tell, a `CancelledError` always counts as the task's.
+    """
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
 _pooled = threading.local()

@@ -236,8 +236,12 @@ def ask(router, call, x, **options):
     return stream.answer
 
 
-class Stop(BaseException):
+class Stop(KeyboardInterrupt):
     """What a signal handler may raise."""
+
+
+class Panic(BaseException):
+    """What no `except Exception` catches, and no signal handler raised: a panic in an extension of Rust, say."""
 
 
 def interrupted(function, at):

@@ -7,9 +7,9 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, nothing_left, sure, unsure
+from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
-from edgeroute import Audit, Cache, Egress, Instrument, NoAnswer, Outbox, PlainJson, Router
+from edgeroute import Audit, Cache, Egress, Instrument, Limits, NoAnswer, Outbox, PlainJson, Router
 from edgeroute.testing import CannedServer, FakeCloud, http_reply
 
 BODY = b'{"value": "cloud", "confidence": 0.9}'
@@ -318,3 +318,60 @@ def test_instruments_hear_of_attempts_breakers_limits_and_the_outbox(make, tmp_p
         router.infer(5, data_class="open")
         assert ("limit", "cloud", "consent") in heard(tells)
         router.close()
+
+
+def per_row(trouble):
+    """A server that answers `c` with the input, and to that one as given."""
+
+    def reply(request):
+        x = json.loads(request.partition(b"\r\n\r\n")[2])["input"]
+        return trouble.get(x) or http_reply(json.dumps({"value": f"c{x}", "confidence": 0.9}).encode())
+
+    return CannedServer(reply)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "values", "asked"),
+    [
+        ({1: http_reply(status=422)}, ["c0", "edge", "c2", "c3"], 4),
+        ({0: http_reply(status=422)}, ["edge", "c1", "c2", "c3"], 4),
+        ({1: http_reply(b'{"value": null}')}, ["c0", "edge", "c2", "c3"], 4),
+        ({1: http_reply(status=503)}, ["c0", "edge", "edge", "edge"], 2),
+        ({1: http_reply(status=422), 2: http_reply(status=401)}, ["c0", "edge", "edge", "edge"], 3),
+        ({0: http_reply(status=503)}, ["edge"] * 4, 1),
+    ],
+)
+@pytest.mark.parametrize("deadline", [None, LONG])
+def test_a_row_that_an_endpoint_does_not_answer(make, tmp_path, trouble, values, asked, deadline):
+    """The others keep their answers; after a fault of the endpoint itself the rest is not asked. Each call is paid for once."""
+    with per_row(trouble) as server:
+        cloud = PlainJson(server.url, retries=0, usd_per_call=0.5)
+        router = make(unsure, cloud, deadline=deadline, limits=Limits(usd_per_day=100.0), state=tmp_path)
+        answers = router.infer_many([0, 1, 2, 3])
+        assert [answer.value for answer in answers] == values
+        assert [answer.degraded for answer in answers] == [value == "edge" for value in values]
+        assert len(server.requests) == asked
+        keys = [header(request, "idempotency-key") for request in server.requests]
+        assert len(set(keys)) == asked
+        (backend,) = router.engine.snapshot.clouds
+        assert backend.guard.spending.spent().usd == pytest.approx(0.5 * asked)
+        assert len((tmp_path / "egress.jsonl").read_text().splitlines()) == asked
+
+
+@pytest.mark.parametrize(("error", "values"), [(ValueError, ["c0", "edge", "c2"]), (TimeoutError, ["c0", "edge", "edge"])])
+def test_a_row_for_which_a_function_raises(make, error, values):
+    """As of an endpoint."""
+
+    def cloud(x):
+        if x == 1:
+            raise error("not this one")
+        return f"c{x}", 0.9
+
+    async def coroutine(x):
+        return cloud(x)
+
+    router = make(unsure, cloud)
+    for one in (router, make(unsure, coroutine)) if isinstance(router, Tasks) else (router,):
+        answers = one.infer_many([0, 1, 2])
+        assert [answer.value for answer in answers] == values
+        assert "cloud failed: not this one" in answers[1].reason

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import pytest
-from both import Stop, interrupted
+from both import Panic, Stop, interrupted
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -525,7 +525,7 @@ def test_a_slot_that_nobody_took_over_is_given_back():
     assert guard.under_way == 0
 
 
-@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, Stop])
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit, Panic, Stop])
 def test_a_job_that_raises_anything_gives_its_slot_back(raised):
     """In the caller's thread and in one of its own; a probe of its health, too."""
 

@@ -13,7 +13,7 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from both import CALLS, DOWN, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
+from both import CALLS, DOWN, GOOD, LONG, GatedServer, Tasks, Threads, ask, header, nothing_left, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -505,3 +505,55 @@ def test_a_router_that_cannot_be_made_leaves_nothing_behind(tmp_path, wrong):
     with pytest.raises(PolicyError):
         Router(unsure, sure, threshold=0.5, outbox=box, **wrong)
     assert [thread.name for thread in threading.enumerate() if thread.name == "edgeroute-outbox"] == []
+
+
+CHUNKED = b"HTTP/1.1 %d x\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n"
+ANSWER = b'{"value": "cloud", "confidence": 0.9}'
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def chunks(body, size=1, extension=b"", status=200):
+    """A reply in chunks of that size."""
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return CHUNKED % status + b"".join(b"%x%s\r\n%s\r\n" % (len(p), extension, p) for p in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        chunks(ANSWER + b" " * 100_000),
+        chunks(ANSWER + b" " * 1_000, extension=b";" + b"a" * 200),
+        INTERIM * 5_000 + GOOD,
+        chunks(ANSWER)[:-2] + b"a: b\r\n" * 20_000 + b"\r\n",
+        b"HTTP/1.1 200 x\r\n" + b"a: b\r\n" * 12_000 + b"Content-Length: 37\r\n\r\n" + ANSWER,
+    ],
+    ids=["chunks", "extensions", "interim replies", "trailers", "headers"],
+)
+@pytest.mark.parametrize("deadline", [None, LONG])
+def test_a_reply_that_is_mostly_framing(make, reply, deadline):
+    """It is given up early: what it costs is bounded by what it says."""
+    with CannedServer(reply) as server:
+        answer = make(unsure, PlainJson(server.url, retries=0)).infer("x", deadline=deadline)
+    assert (answer.value, answer.degraded) == ("edge", True)
+    assert "answered with more framing than content: unread" in answer.reason
+
+
+def test_an_error_that_is_mostly_framing(make):
+    """Its status says it all, and its body is left unread."""
+    with CannedServer(chunks(b" " * 100_000, status=403)) as server:
+        answer = make(unsure, PlainJson(server.url, retries=0)).infer("x")
+    assert "answered 403" in answer.reason
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [chunks(ANSWER + b" " * 900_000, 64), chunks(ANSWER + b" " * 8_000), INTERIM * 1_000 + GOOD],
+    ids=["chunks", "small chunks", "interim replies"],
+)
+def test_framing_that_is_in_proportion(make, reply):
+    """Each reply on a connection counts for itself."""
+    with CannedServer(reply) as server:
+        router = make(unsure, PlainJson(server.url, retries=0))
+        for _ in range(5):
+            assert router.infer("x").value == "cloud"
+        assert server.connections == 1

@@ -1,13 +1,15 @@
 """Functions of the application that raise: an answer of the edge is never lost to one, and Ctrl-C gets through each."""
 
+import asyncio
 import contextlib
+import sys
 import threading
 
 import numpy as np
 import pytest
-from both import CALLS, GOOD, LONG, Tasks, Threads, ask, sure, unsure
+from both import CALLS, GOOD, LONG, Panic, Tasks, Threads, ask, sure, unsure
 
-from edgeroute import Audit, BadInput, Cache, Egress, Instrument, Outbox, PlainJson, Router, Saver, StopToken
+from edgeroute import Audit, BadInput, Cache, Egress, Instrument, NoAnswer, Outbox, PlainJson, Router, Saver, StopToken
 from edgeroute.stores.cache import Semantic
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -76,6 +78,105 @@ def test_no_answer_is_lost_to_a_function_of_the_application(make, tmp_path, name
             value = ask(router, call, "x").value
             assert value == (1 if name == "score" else "edge")
         assert called.is_set()
+
+
+class Unspeakable(Panic):
+    """Which exits when it is formatted."""
+
+    def __str__(self):
+        raise SystemExit(3)
+
+
+PANICS = pytest.mark.parametrize("error", [Panic, Unspeakable, GeneratorExit, asyncio.CancelledError], ids=lambda e: e.__name__)
+
+
+class Attempts(Instrument):
+    """The errors of the attempts."""
+
+    def __init__(self):
+        self.errors = []
+
+    def attempt_ended(self, ended):
+        """Notes it."""
+        self.errors.append(type(ended.error))
+
+
+@PANICS
+@pytest.mark.parametrize("mode", ["prefer_edge", "prefer_cloud"])
+@pytest.mark.parametrize("deadline", [None, LONG])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_function_as_the_cloud_that_panics(make, call, deadline, mode, error):
+    """It has failed as with any other exception, for the breaker too."""
+    hook, _ = raising(error)
+    attempts = Attempts()
+    answer = ask(make(unsure, hook, deadline=deadline, mode=mode, instruments=[attempts]), call, "x")
+    assert answer.value == "edge"
+    assert answer.degraded or mode == "prefer_cloud"
+    assert attempts.errors == [error]
+    assert "cloud failed: " in answer.reason
+    assert "cloud failed: " in repr(answer)
+    assert answer.trace["events"]
+
+
+@PANICS
+@pytest.mark.parametrize("call", CALLS)
+def test_a_coroutine_as_the_cloud_that_panics(call, error):
+    """Its own `CancelledError` is a failure, too; before Python 3.11 the breaker does not hear of it."""
+
+    async def cloud(_):
+        raise error("a leg's own")
+
+    attempts = Attempts()
+    with Tasks(unsure, cloud, threshold=0.5, deadline=LONG, instruments=[attempts]) as router:
+        answer = ask(router, call, "x")
+        assert (answer.value, answer.degraded) == ("edge", True)
+        if sys.version_info >= (3, 11) or error is not asyncio.CancelledError:
+            assert attempts.errors == [error]
+
+
+@PANICS
+@pytest.mark.parametrize("deadline", [None, LONG])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_model_that_panics(make, call, deadline, error):
+    """The cloud is asked, by a router that knows the model as quick, too; without one there is no answer, but an `Exception`."""
+
+    def edge(x):
+        if x == "bad":
+            raise error("a leg's own")
+        return "edge", 0.9
+
+    router = make(edge, lambda _: ("cloud", 0.9), deadline=deadline)
+    assert ask(router, call, "bad").value == "cloud"
+    for _ in range(100):
+        ask(router, call, "good")
+    assert ask(router, call, "bad").value == "cloud"
+    with pytest.raises(NoAnswer) as raised:
+        ask(make(edge, None, deadline=deadline), call, "bad")
+    assert isinstance(raised.value.__cause__, error)
+
+
+@PANICS
+def test_a_check_of_a_model_that_panics(error):
+    """It says so."""
+
+    class Model:
+        name, labels, kind = "model", None, "answers"
+        load, _ = raising(error)
+
+        def run(self, inputs, cancel=None):
+            return [("edge", 0.9)] * len(inputs)
+
+    with Router(Model(), None) as router:
+        assert not router.check().ok
+
+
+def test_ctrl_c_in_a_stream_that_has_no_thread(monkeypatch):
+    """The leg runs in the caller's thread, where it passes."""
+    monkeypatch.setattr("edgeroute.system.ThreadPool.submit", lambda *_: False)
+    hook, _ = raising(KeyboardInterrupt)
+    with Router(hook, None) as router, pytest.raises(KeyboardInterrupt):
+        ask(router, "stream", "x")
+    assert not router.engine.snapshot.backends[0].stopping
 
 
 @ERRORS

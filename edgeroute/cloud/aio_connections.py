@@ -19,7 +19,7 @@ from edgeroute.cloud.sockets import Early, readable
 from edgeroute.cloud.tls import RECORD, Steps, Tls
 from edgeroute.cloud.wire import ERRORS, Wire, overfull
 from edgeroute.core.policy import INF
-from edgeroute.errors import CloudError, TimedOut
+from edgeroute.errors import BadReply, CloudError, TimedOut
 from edgeroute.system import renew_after_fork
 
 T = TypeVar("T")
@@ -118,14 +118,19 @@ class _Connection:
             self.sockets.close()
             self._connection, self.kept = self._new(), False
         self.sockets.unsent = False
+        self.sockets.framing.begin()
         response = await self._connection.handle_async_request(request)
         try:
             incoming = wire.heard(call, response, whole=not self.sockets.unsent)
             if not incoming.unread:
-                async for part in response.aiter_stream():
-                    incoming.add(part)
-                    if incoming.unread:
-                        break
+                try:
+                    async for part in response.aiter_stream():
+                        incoming.add(part)
+                        if incoming.unread:
+                            break
+                        self.sockets.framing.content(len(part))
+                except BadReply as e:
+                    incoming.leave(e)
         finally:
             await response.aclose()
         self.kept = True
@@ -171,13 +176,14 @@ class _Stream(httpcore.AsyncNetworkStream):
         self._reads = 0
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
+        framing = self._sockets.framing
         if early := self._early.take(max_bytes):
-            return early
+            return framing.received(early)
         self._reads += 1
         if self._reads > FREE_READS:
             await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
         try:
-            return await self._sockets.loop.sock_recv(self._sock, min(max_bytes, PART))
+            return framing.received(await self._sockets.loop.sock_recv(self._sock, framing.most(min(max_bytes, PART))))
         except OSError as e:
             raise httpcore.ReadError(str(e)) from e
 

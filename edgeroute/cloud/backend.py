@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.cloud.replies import ReplyReader
+from edgeroute.cloud.rows import Rows
 from edgeroute.cloud.terms import checked_terms
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import PolicyError
-from edgeroute.system import AbandonedRuns, no_fork
+from edgeroute.imports import imported
+from edgeroute.system import AbandonedRuns, cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
@@ -99,10 +103,7 @@ class HttpBackend(AbandonedRuns):
     def client(self) -> HttpClient:
         """The HTTP client."""
         if self._client is None:
-            with no_fork:
-                from edgeroute.cloud.http import HttpClient
-
-            self._client = HttpClient(self.endpoint)
+            self._client = imported("edgeroute.cloud.http").HttpClient(self.endpoint)
             if self._closed:  # a reload has dropped it while a request was on its way here
                 self._client.close()
         return self._client
@@ -117,11 +118,25 @@ class HttpBackend(AbandonedRuns):
         return inputs if getattr(self.endpoint, "one_by_one", False) else 1
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Runs all inputs in one talk."""
+        """Runs all inputs in one talk, or in one each if the protocol has no batches."""
+        if len(inputs) > 1 and self.calls(2) > 1:
+            rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
+            for x in rows:
+                with rows:
+                    talk = self.endpoint.talk([x])
+                    rows.append(self.reader.many(self.client.run(talk, rows.until(), exchange, cancel, posts), 1)[0])
+            return rows.found
         return self.reader.many(self.client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """Runs all inputs in one talk, on the event loop."""
+        """As `run`, on the event loop."""
+        if len(inputs) > 1 and self.calls(2) > 1:
+            rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
+            for x in rows:
+                with rows:
+                    talk = self.endpoint.talk([x])
+                    rows.append(self.reader.many(await self.client.run_async(talk, rows.until(), exchange, posts), 1)[0])
+            return rows.found
         return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
@@ -219,7 +234,11 @@ class FunctionBackend(AbandonedRuns):
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
         """Calls the function for each input."""
         self.ready(until)
-        return self.reader.many([_answer(self._call(x, until, exchange)) for x in inputs], len(inputs))
+        rows = Rows(exchange, inputs, until)
+        for x in rows:
+            with rows:
+                rows.append(self.reader.many([_answer(self._call(x, until, exchange))], 1)[0])
+        return rows.found
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
         exchange.next_call()
@@ -233,11 +252,12 @@ class FunctionBackend(AbandonedRuns):
         return result
 
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        results = []
-        for x in inputs:
-            pieces = [piece async for piece in self.stream_async(x, until, exchange)]
-            results.append(_answer(whole(pieces) if self._speaks else pieces[0]))
-        return self.reader.many(results, len(inputs))
+        rows = Rows(exchange, inputs, until)
+        for x in rows:
+            with rows:
+                pieces = [piece async for piece in self.stream_async(x, until, exchange)]
+                rows.append(self.reader.many([_answer(whole(pieces) if self._speaks else pieces[0])], 1)[0])
+        return rows.found
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
         """The pieces of an asynchronous generator function; for any other function its answer, in one piece."""
@@ -249,12 +269,13 @@ class FunctionBackend(AbandonedRuns):
                     yield piece
             else:
                 yield await self.function(x)
-        except Exception as e:
-            exchange.after_attempt(0, e)
+        except BaseException as e:
+            if not cancelled(e):
+                exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
 
-    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:  # noqa: ARG002 - cannot be stopped
+    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The pieces of a generator function; for any other function its answer, in one piece."""
         self.ready(until)
         exchange.before_attempt(0, until)
@@ -264,8 +285,9 @@ class FunctionBackend(AbandonedRuns):
                 prediction = yield from spoken(result, self.reader.answer)
             else:
                 prediction = yield from single(self.reader.many([_answer(result)], 1)[0])
-        except Exception as e:
-            exchange.after_attempt(0, e)
+        except BaseException as e:
+            if cancel is None or not cancel.asked or not isinstance(e, GeneratorExit):  # else it was closed
+                exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
         return prediction

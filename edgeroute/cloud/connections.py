@@ -16,7 +16,7 @@ from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, Early, readable, ready
 from edgeroute.cloud.tls import RECORD, Steps, Tls
 from edgeroute.cloud.wire import ERRORS, Wire, overfull
-from edgeroute.errors import TimedOut, Unreachable
+from edgeroute.errors import BadReply, TimedOut, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
@@ -113,10 +113,14 @@ class _Connection:
             try:
                 incoming = wire.heard(call, response, whole=not self._sockets.unsent)
                 if not incoming.unread:
-                    for part in response.iter_stream():
-                        incoming.add(part)
-                        if incoming.unread:
-                            break
+                    try:
+                        for part in response.iter_stream():
+                            incoming.add(part)
+                            if incoming.unread:
+                                break
+                            self._sockets.framing.content(len(part))
+                    except BadReply as e:
+                        incoming.leave(e)
             finally:
                 response.close()
         except ERRORS as e:
@@ -171,12 +175,13 @@ class _Stream(httpcore.NetworkStream):
         self._early = Early()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
+        framing = self._sockets.framing
         if early := self._early.take(max_bytes):
-            return early
-        left_s = self._sockets.left_s()
+            return framing.received(early)
+        left_s, most = self._sockets.left_s(), framing.most(max_bytes)
         try:
             self._sock.settimeout(left_s)
-            return self._sock.recv(max_bytes)
+            return framing.received(self._sock.recv(most))
         except TimeoutError as e:
             raise httpcore.ReadTimeout(str(e)) from e
         except OSError as e:

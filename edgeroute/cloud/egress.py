@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from edgeroute.core.egress import Permit, Rules, Unknown
+from edgeroute.core.texts import typed
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system import contained
 from edgeroute.types import own_copy
@@ -67,12 +68,14 @@ class Egress:
             try:
                 given = contained(self.consent, where, permit.data_class)
             except Exception as e:
-                raise Held(f"the consent callback failed ({type(e).__name__}), so nothing was sent", code="consent") from e
+                raise Held(f"the consent callback failed ({typed(e)}), so nothing was sent", code="consent") from e
             if given is not True:
                 raise Held("consent was not given", code="consent")
         if self.redact is None:
             return inputs
         try:
-            return [contained(self.redact, own_copy(x), permit.data_class) for x in inputs]  # redaction may work in place
+            return [
+                contained(self.redact, contained(own_copy, x), permit.data_class) for x in inputs
+            ]  # redaction may work in place
         except Exception as e:
-            raise Held(f"the redaction failed ({type(e).__name__}), so nothing was sent", code="redaction") from e
+            raise Held(f"the redaction failed ({typed(e)}), so nothing was sent", code="redaction") from e

@@ -86,7 +86,7 @@ class Exchange:
 
     __slots__ = (
         "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_open", "_paid", "_size", "_took_s", "_unpaid", "_until",
-        "begun", "counts", "data_class", "identity", "late", "received", "rule", "sent", "slot", "thread", "usd",
+        "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent", "slot", "thread", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -103,6 +103,8 @@ class Exchange:
         self.usd = 0.0
         self.counts = True
         """Whether the breaker counts it."""
+        self.failure: BaseException | None = None
+        """What ended it, where some of its calls have answered all the same."""
         self._open = self.late = False
         self._attempts = self._made = self._size = 0
 
@@ -114,6 +116,8 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._guard.rules.leave(self.slot)
+        if error is None:
+            error = self.failure
         if self._paid:
             self._give_back()
         if error is None and self._took_s is not None and self.counts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -57,13 +57,17 @@ class HttpClient:
         """A new lock for the child."""
         self._lock = threading.RLock()  # reentrant: a signal handler may call the router
 
-    def run(self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Any:
+    def run(
+        self, talk: Talk, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
+    ) -> Any:
         """Runs a talk and returns its outputs, by the instant `until` or within the endpoint's own timeout, whichever is sooner.
+
+        posts: the numbers of its calls, where it is one of several talks of one exchange.
 
         Raises:
             CloudError: the call failed.
         """
-        until, reply, posts = self._until(until), None, count()
+        until, reply, posts = self._until(until), None, posts or count()
         OURS.set(True)
         try:
             while True:
@@ -78,9 +82,9 @@ class HttpClient:
             talk.close()
             OURS.set(False)
 
-    async def run_async(self, talk: Talk, until: float, exchange: Exchange) -> Any:
+    async def run_async(self, talk: Talk, until: float, exchange: Exchange, posts: Iterator[int] | None = None) -> Any:
         """As `run`; cancelling the task cancels the call."""
-        until, reply, posts = self._until(until), None, count()
+        until, reply, posts = self._until(until), None, posts or count()
         OURS.set(True)
         try:
             while True:
@@ -192,7 +196,7 @@ class HttpClient:
         self.close()
 
 
-def _keyed(call: Call, exchange: Exchange, posts: count[int]) -> Call:
+def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
     """The call with its idempotency key, by which a server can detect a repetition."""
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call

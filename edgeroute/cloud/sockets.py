@@ -15,7 +15,7 @@ from typing import Any
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
 from edgeroute.core.policy import INF
-from edgeroute.errors import TimedOut
+from edgeroute.errors import BadReply, TimedOut
 from edgeroute.types import StopToken
 
 STAGGER_S = 0.25
@@ -56,11 +56,51 @@ class Early:
         return data
 
 
+FRAMING = 1 << 16
+"""Bytes beyond the body that a reply may have whatever its length, and one for every `BODY_EACH` of it."""
+BODY_EACH = 8
+READ_LEAST = 1 << 12
+
+
+class Framing:
+    """Bounds what is received beyond a reply's body: interim replies (1xx), headers, the framing of chunks and of TLS."""
+
+    __slots__ = ("_beyond", "_origin")
+
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self.begin()
+
+    def begin(self) -> None:
+        """Begins another reply."""
+        self._beyond = float(-FRAMING)
+
+    def most(self, wanted: int) -> int:
+        """The bytes to read at a time, up to `wanted`.
+
+        Raises:
+            BadReply: there was too much already.
+        """
+        if self._beyond > 0:
+            raise BadReply(f"{self._origin} answered with more framing than content: unread")
+        return min(wanted, max(READ_LEAST, int(-self._beyond)))
+
+    def received(self, data: bytes) -> bytes:
+        """Counts what was received, and returns it."""
+        self._beyond += len(data)
+        return data
+
+    def content(self, size: int) -> None:
+        """Counts so many bytes of the body."""
+        self._beyond -= size + size / BODY_EACH
+
+
 class Sockets:
     """Owns the sockets: however and wherever a call is interrupted, `close` leaves none open."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
+        self.framing = Framing(origin)
         self.unsent = False
         """Whether a reply has come before the whole request was sent, so that the rest was not."""
         self._sockets: list[socket.socket] = []
@@ -110,6 +150,7 @@ class BlockingSockets(Sockets):
     def begin(self, until: float, cancel: StopToken | None) -> None:
         """Begins a call that must end by `until`, and may be cancelled."""
         self._until, self._cancel, self.unsent = until, cancel, False
+        self.framing.begin()
         if cancel is not None:
             cancel.on_ask(self.cut)
 

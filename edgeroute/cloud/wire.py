@@ -165,8 +165,21 @@ class Incoming:
         if size > self._limit:
             if self.status in SUCCESS:
                 raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
-            self.unread = True
-            self._parts.clear()
+            self._leave()
+
+    def leave(self, error: BadReply) -> None:
+        """Gives the rest of the body up for that reason.
+
+        Raises:
+            BadReply: the reply is a success.
+        """
+        if self.status in SUCCESS:
+            raise error
+        self._leave()
+
+    def _leave(self) -> None:
+        self.unread = True
+        self._parts.clear()
 
     def add(self, part: bytes) -> None:
         """Adds a part of the body.

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.walk import Cancel, Done, Effect, Emit, Event, Leave, Outcome, Start, Wait, Walk, walk
+from edgeroute.core.walk import Cancel, Done, Effect, Emit, Event, Failed, Leave, Outcome, Start, Wait, Walk, walk
 
 BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
 
@@ -15,9 +15,10 @@ BatchWalk: TypeAlias = Generator[Effect, Event | None, list[Outcome]]
 def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> BatchWalk:
     """Routes `count` inputs together; returns their outcomes in order.
 
-    Rows still in progress have all seen the same events, since a row either ends or goes on with the others. So they request
-    the same legs at the same time, and one `Start` with their row numbers serves them all. A leg is cancelled when no
-    remaining row could use it. At the deadline clouds still running are cancelled, or with `keep_late` left running.
+    Rows still in progress have all seen the same legs end, each with an answer or a failure of its own, since a row either ends
+    or goes on with the others. So they request the same legs at the same time, and one `Start` with their row numbers serves
+    them all. A leg is cancelled when no remaining row could use it. At the deadline clouds still running are cancelled, or with
+    `keep_late` left running.
     """
     plan = for_rows(plan, count)
     live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
@@ -68,7 +69,11 @@ def for_rows(plan: Plan, count: int) -> Plan:
     return plan._replace(legs=tuple(legs))
 
 
+def of_row(event: Done, position: int) -> Done | Failed:
+    """The event of one row. An exception among the answers is the failure of that row alone."""
+    answer = event.answer[position]
+    return Failed(event.leg, answer, event.at) if isinstance(answer, BaseException) else Done(event.leg, answer, event.at)
+
+
 def _for_row(event: Event | None, row: int, asked: dict[int, tuple[int, ...]]) -> Event | None:
-    if type(event) is Done:
-        return Done(event.leg, event.answer[asked[event.leg].index(row)], event.at)
-    return event
+    return of_row(event, asked[event.leg].index(row)) if type(event) is Done else event

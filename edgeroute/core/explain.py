@@ -8,7 +8,7 @@ from typing import Any
 from edgeroute.core.codes import Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.texts import told
+from edgeroute.core.texts import told, typed
 from edgeroute.core.walk import Mark, Outcome
 
 VERSION = 2
@@ -29,7 +29,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         elif kind in {"accepted", "below", "kept"}:
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
-            text = told(detail) or type(detail).__name__
+            text = told(detail) or typed(detail)
             parts.append(text if getattr(detail, "held", False) else f"{leg.name} failed: {text}")
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
@@ -116,7 +116,7 @@ def _detail(mark: Mark) -> dict[str, object]:
     if mark.kind != "failed":
         return {"threshold" if mark.kind == "limit" else "confidence": finite(detail)}
     failure = Failure.of(detail)._asdict()
-    return {"error": f"{type(detail).__name__}: {told(detail)}"} | {name: part for name, part in failure.items() if part}
+    return {"error": f"{typed(detail)}: {told(detail)}"} | {name: part for name, part in failure.items() if part}
 
 
 def finite(value: Any) -> Any:

@@ -12,6 +12,7 @@ FOREIGN = 200
 OWN = 400
 """Maximum number of characters of one of edgeroute's own messages, which may have such a text in it."""
 LOST = "\N{REPLACEMENT CHARACTER}"
+_name = type.__dict__["__name__"].__get__
 
 
 def clean(text: object, most: int = OWN) -> str:
@@ -19,17 +20,24 @@ def clean(text: object, most: int = OWN) -> str:
 
     Line breaks and tabs become spaces; other control characters, escapes and direction marks become `LOST`.
     """
-    found = text if type(text) is str else str(text)
+    found = text if type(text) is str else str.__str__(str(text))  # never of a class of its own, whose methods may do anything
     cut = found[: most - 1] + "…" if len(found) > most else found
     return cut if cut.isprintable() else "".join(map(_shown, cut))
 
 
-def told(error: object) -> str:
-    """The message of an exception, sanitised; empty if it has none, or raises when it is formatted."""
+def told(error: object, most: int = FOREIGN) -> str:
+    """The message of an exception, sanitised; empty if it has none, or raises anything but Ctrl-C when it is formatted."""
     try:
-        return clean(str(error), OWN if isinstance(error, Coded) else FOREIGN)
-    except Exception:  # noqa: BLE001 - a foreign `__str__`
+        return clean(error, OWN if isinstance(error, Coded) else most)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - a foreign `__str__` may raise SystemExit as well
         return ""
+
+
+def typed(value: object) -> str:
+    """The name of its class, sanitised, whatever the class itself makes of `__name__`."""
+    return clean(_name(type(value)), FOREIGN)
 
 
 def printable(text: str) -> str:

@@ -84,7 +84,7 @@ class Delta(NamedTuple):
 
 @final
 class Done(NamedTuple):
-    """The leg answered; for a batch, `answer` has a prediction for each of the rows it was started with."""
+    """The leg answered; for a batch, `answer` has a prediction, or an exception, for each of the rows it was started with."""
 
     leg: int
     answer: Any

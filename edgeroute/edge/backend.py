@@ -116,7 +116,9 @@ class _Runs:
         """Closes it in the thread of a run that has ended well, or with an error of its own: that is what counts there."""
         try:
             self._close()
-        except Exception:
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
             log.exception("a model could not be closed")
 
     def close(self) -> None:

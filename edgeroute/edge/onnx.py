@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from edgeroute.edge.card import Array, Card, sha256_of, stack
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.system import no_fork, renew_after_fork
+from edgeroute.imports import imported, no_fork
+from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken, TensorSpec
 
 _DTYPES = {
@@ -108,7 +109,7 @@ class OnnxModel:
             )
         usable = [p for p in self.providers if p not in unknown] or ["CPUExecutionProvider"]
         try:
-            with no_fork:
+            with no_fork.lock:
                 session = ort.InferenceSession(str(self.path), options, providers=usable)
         except Exception as e:  # onnxruntime's errors derive from Exception alone
             raise ModelError(f"onnxruntime cannot load {self.path}: {_first_line(e)}") from e
@@ -198,11 +199,9 @@ class OnnxModel:
 def _runtime() -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
     try:
-        with no_fork:
-            import onnxruntime
+        return imported("onnxruntime")
     except ImportError as e:
         raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
-    return onnxruntime
 
 
 def _spec(node: Any) -> TensorSpec:

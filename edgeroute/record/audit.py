@@ -13,6 +13,7 @@ from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate, digest
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF, Target
+from edgeroute.core.texts import typed
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats import AuditStats
@@ -138,7 +139,8 @@ class Auditor:
         try:
             self._take(request, outcome)
         except Exception as e:
-            log.exception("an audit failed: %s; the answer is not touched by it", type(e).__name__)
+            what = typed(e)
+            log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def observe(self) -> None:
         """Updates the monitors from the counters."""

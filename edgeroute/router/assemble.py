@@ -23,7 +23,7 @@ from edgeroute.router.engine import Engine, prints
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import build
-from edgeroute.system import ThreadPool
+from edgeroute.system import ThreadPool, contained
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ class _Asks:
 
     def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
         """Binds the input as it is now; returns a function that calls the cloud and blocks."""
-        shadow = request._replace(id=f"{request.id}-audit", inputs=own_copy(request.inputs), until=INF, batch="", key=None)
+        inputs = contained(own_copy, request.inputs)
+        shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
         backend: Any = legs.backend(start)
         permit = request.plan.legs[leg].permit

@@ -13,13 +13,13 @@ from edgeroute import system
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Offline
-from edgeroute.core.texts import told
+from edgeroute.core.texts import told, typed
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.calls import Block, Result, Steps
 from edgeroute.router.legs import Walked
 from edgeroute.router.request import Request
-from edgeroute.system import renew_after_fork
+from edgeroute.system import contained, renew_after_fork
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def _compared(answer: Answer, shown: Answer) -> Answer:
     """Adds a note whether the cloud's answer agrees with the provisional one."""
     if answer.source == "cloud":
         try:  # values may not be comparable
-            agrees = bool(answer.value == shown.value)
+            agrees = contained(lambda: bool(answer.value == shown.value))
         except Exception:  # noqa: BLE001
             return answer
         answer.noted("it agrees with the provisional answer" if agrees else "it corrects that", final=True)
@@ -215,13 +215,14 @@ def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
     """The exception to raise where no answer may be returned."""
     errors: dict[str, BaseException] = {plan.legs[i].name: detail for what, i, _, detail in outcome.log if what == "failed"}
     late = any(what == "timeout" for what, *_ in outcome.log)
-    if errors and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed: the only error says it all
-        return next(iter(errors.values()))
+    only = next(iter(errors.values()), None)
+    if isinstance(only, Exception | SystemExit) and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed
+        return only  # it says it all
     why = "; ".join(filter(None, (explain.reason(plan, outcome), note)))
     if outcome.leg is not None:
         return NoAnswer(f"no answer was accepted: {why}", errors)
     error = (DeadlineExceeded if late else NoAnswer)(f"no answer: {why or 'no time was left'}", errors)
-    error.__cause__ = next(iter(errors.values()), None)
+    error.__cause__ = only
     return error
 
 
@@ -328,4 +329,4 @@ class LateReplies:
 
 
 def _text(error: object) -> str:
-    return told(error) or type(error).__name__
+    return told(error) or typed(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from edgeroute.core.batch import of_row
 from edgeroute.core.walk import Done, Event
 from edgeroute.router.drivers import Send
 from edgeroute.router.request import Request
@@ -55,12 +56,12 @@ class LateEvents:
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
         for row in left.get(leg, ()):
             own = event
-            if type(event) is Done:
+            if self._requests[row].batch and type(event) is Done:
+                own = of_row(event, self.rows[leg].index(row))
+            if type(own) is Done:
                 with self._lock:
                     known = row in self._answered
                     self._answered.add(row)
                 if known:
                     continue
-            if self._requests[row].batch and type(event) is Done:
-                own = Done(leg, event.answer[self.rows[leg].index(row)], event.at)
             self._take(self._requests[row], own, own_thread)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -18,7 +17,7 @@ from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Un
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.late_events import Late, LateEvents
 from edgeroute.router.request import Request
-from edgeroute.system import contained
+from edgeroute.system import cancelled, contained
 from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a blocking call without blocking the event loop."""
 Measured = Callable[[str, float], object]
+PASSING = (KeyboardInterrupt, SystemExit)
+"""What is no failure of a leg in the caller's own thread, since a signal handler may have raised it; anything else is one."""
 STUCK_MOST = 32
 """Number of abandoned runs of an edge model at which another, for which no thread is free, is rejected."""
 
@@ -112,11 +113,9 @@ class LegExecutor:
                 answer = backend.run(_rows(self._inputs, start), stop)
             else:
                 answer = backend.run_one(self._inputs[0], stop)
-        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
-            return failed(start.leg, backend, e)
-        except BaseException as e:
-            if not _cancelled(e):
-                raise
+        except PASSING:
+            raise
+        except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
         return new(Done, (start.leg, answer, monotonic()))
 
@@ -130,7 +129,11 @@ class LegExecutor:
                 if exchange.prepay():
                     await off_loop(exchange.secure)
                 answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
-        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+        except PASSING:
+            raise
+        except BaseException as e:
+            if cancelled(e):
+                raise
             return failed(start.leg, backend, e)
         return Done(start.leg, answers if self._many else answers[0], monotonic())
 
@@ -190,7 +193,7 @@ class LegExecutor:
         refusal = self._refusal(start, error)
         if refusal is not None:
             return Failed(start.leg, refusal, monotonic())
-        task.run(execute, to)  # its pieces are read from the mail
+        task.run(execute, to, here=True)  # its pieces are read from the mail
         return task.stop
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
@@ -221,7 +224,9 @@ class LegExecutor:
                     if exchange.prepay():
                         exchange.secure()
                     answer = _forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
-        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+        except PASSING:
+            raise
+        except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())
 
@@ -239,7 +244,11 @@ class LegExecutor:
                     pieces.append(piece)
                     send(Delta(start.leg, piece, monotonic()))
             answer = backend.reader.many([(whole(pieces), None)], 1)[0]
-        except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+        except PASSING:
+            raise
+        except BaseException as e:
+            if cancelled(e):
+                raise
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())
 
@@ -286,12 +295,6 @@ async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: Off
     return await off_loop(call) if egress.asks else call()
 
 
-def _cancelled(error: BaseException) -> bool:
-    """Whether a function's own event loop was cancelled: here, outside of any, that is a fault as any other."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and isinstance(error, asyncio.CancelledError)
-
-
 def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Prediction:
     """Sends the pieces of a leg as they come; returns its answer."""
     try:
@@ -320,11 +323,13 @@ class LegTask:
         self._begun, self._ended = monotonic(), False
         self._took_s: float | None = None
 
-    def run(self, execute: Callable[[], Event], send: Send) -> None:
-        """Runs the leg and always sends an event."""
+    def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
+        """Runs the leg and always sends an event; but `PASSING` passes in the caller's own thread (here)."""
         try:
             event = execute()
-        except BaseException as e:  # noqa: BLE001 - SystemExit in a callable ends its leg; the caller must not wait for ever
+        except BaseException as e:
+            if here and isinstance(e, PASSING):
+                raise
             event = Failed(self._leg, e, monotonic())
         self._took_s = event.at - self._begun if type(event) is Done else None
         self._ended = True
@@ -367,7 +372,9 @@ def run_first(request: Request) -> Outcome | Event | None:
     backend: Any = request.snapshot.backends[leg.target]
     try:
         prediction: Prediction = backend.run_one(request.inputs, None)
-    except Exception as e:  # noqa: BLE001 - a leg's outermost frame
+    except PASSING:
+        raise
+    except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
         return failed(0, backend, e)
     now = monotonic()
     outcome = settled(plan, request.begun, prediction, now)

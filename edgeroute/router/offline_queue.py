@@ -16,7 +16,7 @@ from edgeroute.cloud.base import Call
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.texts import told
+from edgeroute.core.texts import told, typed
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
@@ -347,4 +347,4 @@ def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
 
 
 def _text(error: object) -> str:
-    return told(error) or type(error).__name__
+    return told(error) or typed(error)

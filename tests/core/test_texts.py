@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeroute.core.texts import FOREIGN, LOST, OWN, clean, printable, told
+from edgeroute.core.texts import FOREIGN, LOST, OWN, clean, printable, told, typed
 from edgeroute.errors import BadReply
 
 
@@ -11,6 +11,21 @@ class Unspeakable(Exception):
 
     def __str__(self):
         raise ZeroDivisionError
+
+
+def unspeakable(raised):
+    """An exception that raises that when it is formatted, of a class that raises it when it is named."""
+
+    class Nameless(type):
+        @property
+        def __name__(cls):
+            raise raised
+
+    class Error(BaseException, metaclass=Nameless):
+        def __str__(self):
+            raise raised
+
+    return Error()
 
 
 @pytest.mark.parametrize(
@@ -43,6 +58,35 @@ def test_what_an_exception_says():
     assert len(told(BadReply("x" * 1000))) == OWN
     assert told(KeyError()) == told(Unspeakable()) == ""
     assert str(BadReply("a\n\x1b[2Jb")) == f"a {LOST}[2Jb"
+
+
+@pytest.mark.parametrize("raised", [ZeroDivisionError, SystemExit, GeneratorExit, BaseException])
+def test_an_exception_that_cannot_be_formatted_has_its_class(raised):
+    """Whatever it raises; a class's own idea of its name is not asked for."""
+    error = unspeakable(raised)
+    assert told(error) == ""
+    assert typed(error) == "Error"
+
+
+def test_ctrl_c_passes_while_a_text_is_made():
+    """It is the user's, not the exception's."""
+    with pytest.raises(KeyboardInterrupt):
+        told(unspeakable(KeyboardInterrupt))
+
+
+def test_a_text_with_methods_of_its_own_is_taken_as_it_is():
+    """A class derived from `str` may do anything in its methods."""
+
+    class Text(str):
+        __slots__ = ()
+        __len__ = isprintable = __getitem__ = lambda *_: 1 / 0
+
+    class Error(Exception):
+        def __str__(self):
+            return Text("broken\n")
+
+    assert told(Error()) == clean(Text("broken\n")) == "broken "
+    assert typed(type("two\nlines", (Exception,), {})()) == "two lines"
 
 
 def test_several_lines_stay_lines():

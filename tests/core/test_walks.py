@@ -201,3 +201,37 @@ def test_what_settles_a_walk_at_once_is_what_the_walk_returns(case, confidence, 
         assert short == (whole if whole.accepted else None)
         again = inline.drive(walk(made, BEGUN), lambda _: None, Done(0, prediction, BEGUN + 1))
         assert again == whole
+
+
+@settings(max_examples=WALKS // 8, deadline=None)
+@given(walks(), st.data())
+def test_a_row_that_fails_alone_goes_its_own_way(case, data):
+    """It ends as if it had been asked alone; each leg is started once, for just the rows that need it."""
+    made, happens = case
+    if not isinstance(made, Plan):
+        return
+    broken = [data.draw(st.sets(st.integers(0, len(happens) - 1))) if happens else set() for _ in range(3)]
+    started, wanted = {}, {}
+
+    def script(start, now):
+        assert start.leg not in started
+        started[start.leg] = start.rows
+        target = made.legs[start.leg].target
+        what, after, detail = happens[target]
+        if what == "done":
+            answer = Prediction(made.legs[start.leg].name, detail, None)
+            yield Done(start.leg, [OSError() if target in broken[row] else answer for row in start.rows], now + after)
+        elif what == "failed":
+            yield Failed(start.leg, RuntimeError("broken"), now + after, fatal=bool(detail))
+
+    outcomes, _ = virtual.drive(walk_many(made, 3, BEGUN), script, BEGUN)
+    assert len(outcomes) == 3
+    for row, outcome in enumerate(outcomes):
+        for mark in outcome.log:
+            if mark.kind == "start":
+                wanted.setdefault(mark.leg, set()).add(row)
+        alone = [("failed", h[1], False) if target in broken[row] and h[0] == "done" else h for target, h in enumerate(happens)]
+        one, _, _ = run(made, alone, lambda m: walk(for_rows(m, 3), BEGUN))
+        assert (outcome.leg, outcome.accepted, outcome.ended) == (one.leg, one.accepted, one.ended)
+        assert [mark[:3] for mark in outcome.log] == [mark[:3] for mark in one.log]
+    assert {leg: set(rows) for leg, rows in started.items()} == wanted

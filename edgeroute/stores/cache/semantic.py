@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
+from edgeroute.core.texts import typed
 from edgeroute.errors import BadInput, check_number
 from edgeroute.stores.cache.entry import CachedEntry, Entry, keep
 from edgeroute.system import contained, now, renew_after_fork
@@ -121,7 +122,7 @@ class Semantic:
         try:
             raw = np.asarray(contained(self._embed, text), np.float64)
         except Exception as e:  # noqa: BLE001 - a user's function may raise anything; it counts as a miss
-            log.warning("the text is not looked for by meaning, since embed raised %s: %s", type(e).__name__, e)
+            log.warning("the text is not looked for by meaning, since embed raised %s: %s", typed(e), e)
             return None
         with self._lock:
             if self._off:
