@@ -235,6 +235,21 @@ def _nothing() -> None:
     """A job that makes a thread look for those that wait."""
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file as UTF-8, replacing it atomically, a link's target too. What is no file, a device or a pipe, is written to.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = Path(os.path.realpath(path))
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 class ThreadPool:
     """Daemon threads up to a limit.
 

@@ -402,8 +402,8 @@ def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(c
 @pytest.mark.parametrize(
     ("audit", "says"),
     [
-        (Audit(share=1.5), "share is 0 to 1"),
-        (Audit(share=float("nan")), "share is 0 to 1"),
+        (Audit(share=1.5), "share= takes a number, 0 to 1"),
+        (Audit(share=float("nan")), "share= takes a number, 0 to 1"),
         (Audit(on_alarm="panic"), "on_alarm is 'tell', 'raise' or 'defer'"),
     ],
 )

@@ -616,7 +616,7 @@ def test_a_reload_that_drops_the_clouds_of_a_request_under_way(policy, kind):
         server.open()
         assert pending.result(LONG).value == "edge"
         try:
-            server.wait_for(lambda: server.hung_up == server.connections == 2, timeout_s=2.0)
+            server.wait_for(lambda: server.hung_up >= 2)  # the outbox may have asked the new one meanwhile
         finally:
             for runner in dropped:
                 router.wait(runner.aclose()) if kind is Tasks else runner.close()
@@ -629,7 +629,7 @@ def test_a_reload_closes_what_it_drops(policy):
         router = policy(CLOUD.format(server.url, "cloud"))
         assert router.infer(1).source == "cloud"
         policy(CLOUD.format(other.url, "cloud"), router)
-        server.wait_for(lambda: server.hung_up == 1, timeout_s=2.0)
+        server.wait_for(lambda: server.hung_up == 1)
 
 
 @pytest.mark.parametrize(

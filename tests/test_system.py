@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import system
-from edgeroute.system import file_stamp, json_dumps, json_loads, plain
+from edgeroute.system import file_stamp, json_dumps, json_loads, plain, replace_file
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -81,3 +81,28 @@ def test_a_file_that_was_written_anew_has_another_stamp(tmp_path):
     second = file_stamp(path)
     path.write_bytes(b"12")
     assert len({first, second, file_stamp(path)}) == 3
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    """Also where a link leads to it, which stays."""
+    file, link = tmp_path / "file", tmp_path / "link"
+    replace_file(file, "one")
+    link.symlink_to(file)
+    replace_file(link, "two é")
+    assert (file.read_text(encoding="utf-8"), link.is_symlink()) == ("two é", True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+    with pytest.raises(OSError, match="directory"):
+        replace_file(tmp_path, "three")
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    """A pipe or a device, as by `--out /dev/stdout`: it is not replaced, even where that is allowed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        replace_file(pipe, "a certificate")
+        assert os.read(reader, 100) == b"a certificate"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

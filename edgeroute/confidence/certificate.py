@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError
-from edgeroute.system import now
+from edgeroute.system import now, replace_file
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 INF = float("inf")
@@ -156,10 +156,8 @@ class Certificate(NamedTuple):
         Raises:
             OSError: it cannot be written.
         """
-        data, path = self._data(), Path(path)
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(data | {"checksum": _checksum(data)}, indent=2) + "\n", encoding="utf-8")
-        new.replace(path)
+        data = self._data()
+        replace_file(Path(path), json.dumps(data | {"checksum": _checksum(data)}, indent=2) + "\n")
 
     def _data(self) -> dict[str, Any]:
         return {

@@ -21,6 +21,7 @@ from edgeroute.confidence.features import PER_CLASS, Array, Foreign, names, of_l
 from edgeroute.confidence.logistic import expit, sigmoid, with_constant
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
 from edgeroute.errors import BadReply, ModelError, ModelMissing, StoreError
+from edgeroute.system import replace_file
 
 VERSION = 1
 
@@ -131,11 +132,8 @@ class Learned:
         Raises:
             StoreError: the file cannot be written.
         """
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            part.write_text(_json(self.data), encoding="utf-8")
-            part.replace(path)
+            replace_file(Path(path), _json(self.data))
         except OSError as e:
             raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
 

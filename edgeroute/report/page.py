@@ -10,6 +10,7 @@ from edgeroute.report.evaluation.evaluation import Evaluation
 from edgeroute.report.html import beside, escape
 from edgeroute.report.style import EVALUATION, STYLE
 from edgeroute.report.words import counted, size
+from edgeroute.system import replace_file
 
 
 def page(evaluation: Evaluation) -> str:
@@ -60,7 +61,4 @@ def write(evaluation: Evaluation, path: str | PathLike[str]) -> None:
         RuntimeMissing: matplotlib is not installed.
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    new = path.with_name(path.name + ".new")
-    new.write_text(page(evaluation), encoding="utf-8")
-    new.replace(path)
+    replace_file(Path(path), page(evaluation))
