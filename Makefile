@@ -9,7 +9,7 @@ demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
 
 test: $(VENV)/test.installed  ## sets up and passes the tests
-	$(BIN)/pytest -n 4 --cov --cov-fail-under=100
+	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-fail-under=100
 
 check: $(VENV)/test.installed  ## linter, formatter, types
 	$(BIN)/ruff check

@@ -15,6 +15,7 @@ from edgeroute.testing import CannedServer
 
 PRELUDE = """
 import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run in the background
 import numpy as np
 from edgeroute import OnnxModel, PlainJson, Router
 slow, path, port = sys.argv[1:]
