@@ -317,6 +317,7 @@ def test_an_input_that_is_larger_than_its_file(kind, tmp_path):
     until(lambda: box.size("dead") == 3)
     router.close()
     assert all("does not fit" in e.error for e in box.list())
+    box.close()
 
 
 @pytest.mark.parametrize("args", [["list"], ["list", "--json"], ["export"], ["retry", "--all"], ["drop", "--all-dead", "--yes"]])

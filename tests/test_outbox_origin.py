@@ -31,6 +31,7 @@ def make(kind, tmp_path):
         def make(cloud, **policy):
             box = Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1e6)
             router = kind(unsure, cloud, threshold=0.5, offline="queue", outbox=box, **policy)
+            stack.callback(box.close)
             stack.callback(router.close)
             told = Queue()
             getattr(router, "router", router).on_late(told.put)
