@@ -55,8 +55,8 @@ class GroupCommit:
             refuse: asked before the transaction.
         """
         tickets = [_Ticket(entry, refuse) for entry in entries]
-        self._brought.update(dict.fromkeys(tickets))
         try:
+            self._brought.update(dict.fromkeys(tickets))
             while _unfinished(tickets):
                 with self._turn:
                     if _unfinished(tickets):  # nobody did it meanwhile
