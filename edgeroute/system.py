@@ -224,17 +224,6 @@ def cancelled(error: BaseException) -> bool:
     return task is None or not hasattr(task, "cancelling") or task.cancelling() > 0
 
 
-_pooled = threading.local()
-"""Has `thread` in the threads of a `ThreadPool`."""
-Job = Callable[[], object]
-MOST_WAITING = 10_000
-"""Most jobs that wait for a thread of a pool."""
-
-
-def _nothing() -> None:
-    """A job that makes a thread look for those that wait."""
-
-
 def replace_file(path: Path, text: str) -> None:
     """Writes a file as UTF-8, replacing it atomically, a link's target too. What is no file, a device or a pipe, is written to.
 
@@ -248,6 +237,17 @@ def replace_file(path: Path, text: str) -> None:
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)
+
+
+_pooled = threading.local()
+"""Has `thread` in the threads of a `ThreadPool`."""
+Job = Callable[[], object]
+MOST_WAITING = 10_000
+"""Most jobs that wait for a thread of a pool."""
+
+
+def _nothing() -> None:
+    """A job that makes a thread look for those that wait."""
 
 
 class ThreadPool:

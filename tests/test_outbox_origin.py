@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import threading
 from queue import Queue
+from time import monotonic
 
 import pytest
 from both import DOWN, GOOD, LONG, Tasks, Threads, header, nothing_left, unsure
@@ -64,7 +65,9 @@ def queued(make, cloud, call="infer", **policy):
 
 def buried(box, count=1):
     """The dead letters, once there are so many."""
+    until = monotonic() + LONG
     while box.size("dead") < count:
+        assert monotonic() < until, "it was delivered, or waits"
         threading.Event().wait(0.001)
     return box.list()
 
