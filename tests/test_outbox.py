@@ -985,6 +985,36 @@ def test_a_new_run_does_not_wait(make, deliver):
     until(lambda: ids(outbox, "answered") == ["a"])
 
 
+@pytest.mark.usefixtures("whole")
+def test_what_fails_while_delivery_begins_waits(make, monkeypatch):
+    """Its first look cuts the waits of older entries short, and of no later ones, however late it comes."""
+    outbox, sent = make(spread_s=AGES), []
+    outbox.put(request("old", error="away"))
+    delivery = Delivery(outbox, lambda w: sent.append(w.id) or sure(), **FAST)
+    outbox.put(request("a", error="away"))
+    outbox.put(request("b", error="away"))
+    delivery.start()
+    until(lambda: ids(outbox, "answered") == ["old"])
+    looks(outbox, monkeypatch)
+    assert sent == ["old"]
+    delivery.wake(now=True)
+    until(lambda: ids(outbox, "waiting") == [])
+    delivery.close(30)
+    assert sent == ["old", "a", "b"]
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_wake_before_delivery_begins_is_for_all(make):
+    """The device is online again: what was queued since delivery was made is sent at once too."""
+    outbox = make(spread_s=AGES)
+    delivery = Delivery(outbox, lambda w: sure(), **FAST)
+    outbox.put(request("a", error="away"))
+    delivery.wake(now=True)
+    delivery.start()
+    until(lambda: ids(outbox, "answered") == ["a"])
+    delivery.close(30)
+
+
 def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, ahead):
     """Beside the pause that any has; a wake cuts both short."""
     monkeypatch.setattr("edgeroute.stores.outbox.delivery.HURRY_S", 0.0)

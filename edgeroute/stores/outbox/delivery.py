@@ -88,6 +88,9 @@ class Delivery:
         """Target -> the last entry whose wait was cut short; None: those at the start of each target are due for it."""
         self._through = 0
         """The last entry that there was when waits were to be cut short."""
+        self._starts = True
+        """Whether they are cut short for the start: what is put from now on waits for its own time."""
+        self._outbox.first_put = None
         self._since: float | None = None
         """When the oldest waiting entry was queued, as of the last scan."""
         self._next = self._hurried = -inf
@@ -106,7 +109,8 @@ class Delivery:
             now: this device was offline: retry at once. Else the cloud was down, for other devices too: retry after a random
                 part of the oldest entry's spread.
         """
-        self.hurry_at = min(self.hurry_at, monotonic() + (0.0 if now else self._outbox.part_s(self._since)))
+        at = monotonic()
+        self.hurry_at = at if now else min(self.hurry_at, at + self._outbox.part_s(self._since))
         self.loop.nudge()
 
     def close(self, wait_s: float = 1.0) -> None:
@@ -119,6 +123,7 @@ class Delivery:
         """Starts one request, if one is due -> seconds until the next may be due."""
         at = monotonic()
         if at >= max(self.hurry_at, self._hurried + HURRY_S):
+            self._starts = self.hurry_at == -inf
             self.hurry_at, self._hurried, self._paused, self._hurry = inf, at, {}, None
         if len(self._flying) >= self._parallel:
             return inf  # a finished request nudges
@@ -143,7 +148,9 @@ class Delivery:
         oldest = [row for target in targets if (row := heads.oldest(target, "waiting")) is not None]
         self._since = min(oldest).queued_at if oldest else None
         if self._hurry is None:
-            self._hurry, self._through = {}, heads.newest()
+            self._hurry, self._through, first = {}, heads.newest(), self._outbox.first_put
+            if self._starts and first is not None:
+                self._through = first - 1
             for target in targets:
                 self._cut_waits(heads, target)
         if self._ordered:

@@ -89,6 +89,8 @@ class Outbox(Listing):
         self._owner = 0
         """The thread that is in a transaction."""
         self._listeners: list[Callable[[], object]] = []
+        self.first_put: int | None = None
+        """Sequence number of the first entry put since this was None: delivery sets it to None when it is made."""
         self.report_damaged: Callable[[str], object] = lambda _: None
         """Called with the id of each entry that became a dead letter because its row is damaged."""
 
@@ -158,6 +160,8 @@ class Outbox(Listing):
                 provisional,
             ),
         ).lastrowid  # fmt: skip
+        if self.first_put is None:
+            self.first_put = seq
         c.execute("INSERT INTO outbox_bodies VALUES (?, ?)", (seq, waiting.body))
         if waiting.origin:
             c.execute("INSERT OR REPLACE INTO outbox_origins VALUES (?, ?)", (seq, waiting.origin))
