@@ -1,6 +1,7 @@
 """The cache's disk beside a deadline: locked, hanging or alien, it costs neither time nor an answer."""
 
 import contextlib
+import gc
 import os
 import sqlite3
 import subprocess
@@ -43,6 +44,22 @@ def make(request):
     """Makes routers with a cache, and closes them."""
     with contextlib.ExitStack() as stack:
         yield lambda *a, **k: stack.enter_context(request.param(*a, **({"threshold": 0.5} | k)))
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_what_is_dropped_is_closed(tmp_path, closed):
+    """By the finaliser, also where a cycle holds it, or where it was used again after `close`."""
+    database = Database(tmp_path / "things.db", SCHEMA, durable=False)
+    if closed:
+        database.close()
+    with database.transaction() as connection:
+        connection.execute("INSERT INTO things VALUES ('one')")
+    assert database.read(NAMES, ()) == [("one",)]
+    database.itself = database
+    del database
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 def test_a_read_waits_for_no_transaction(made):

@@ -8,11 +8,11 @@ import os
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from edgeroute.errors import StoreError
 from edgeroute.system import renew_after_fork
@@ -65,6 +65,9 @@ class Database:
         self._reader: sqlite3.Connection | None = None
         self._read_file: tuple[int, int] | None = None
         self._reads = threading.RLock()
+        self._opened: set[sqlite3.Connection] = set()
+        """Connections to close; held by the finaliser, too, so that what is dropped without `close` leaves none open."""
+        finalize(self, _close_each, self._opened).atexit = False
         renew_after_fork(self)
         _databases.add(self)
 
@@ -92,6 +95,7 @@ class Database:
     def after_fork(self) -> None:
         """Abandons the parent's connection unclosed; the child opens its own."""
         _parents.extend((self._connection, self._reader))
+        self._opened.clear()
         self._connection, self._lock, self._closing = None, threading.RLock(), False
         self._reader, self._reads = None, threading.RLock()
 
@@ -169,10 +173,12 @@ class Database:
                 connection.close()
                 return None
             self._reader = connection
+            self._opened.add(connection)
         return self._reader
 
     def _drop_reader(self) -> None:
         if self._reader is not None:
+            self._opened.discard(self._reader)
             with contextlib.suppress(sqlite3.Error):
                 self._reader.close()
             self._reader = None
@@ -206,6 +212,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
+            self._opened.add(connection)
             self._connection, self._file = connection, _which(self.path)
         return self._connection
 
@@ -259,6 +266,7 @@ class Database:
 
     def _drop(self) -> None:
         if self._connection is not None:
+            self._opened.discard(self._connection)
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
@@ -275,6 +283,12 @@ class Database:
             self._drop()
         finally:
             self._lock.release()
+
+
+def _close_each(connections: Iterable[sqlite3.Connection]) -> None:
+    for connection in connections:
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
 
 
 def _which(path: Path) -> tuple[int, int] | None:
