@@ -87,10 +87,10 @@ class EdgeModel(Protocol):
     """Interface of an edge model (structural). It must be thread-safe."""
 
     name: str
-    labels: tuple[str, ...] | None
-    """Class index -> value; None: the value is the index."""
-    kind: str
-    """Kind of outputs: logits, probabilities, or answers ((value, confidence) pairs)."""
+    labels: tuple[Any, ...] | None
+    """Class index -> value; None: the value is the index, or the label that the model gives."""
+    kind: str | None
+    """What the outputs are, one of `edgeroute.confidence.KINDS`; None: read by their form."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
         """Runs a batch -> outputs, an array (or name -> array) whose first axis is that of the inputs.
@@ -193,8 +193,8 @@ class Endpoint(Protocol):
     """Interface of a cloud endpoint; for HTTP see `edgeroute.cloud.base.HttpEndpoint`."""
 
     name: str
-    labels: tuple[str, ...] | None
-    kind: str
+    labels: tuple[Any, ...] | None
+    kind: str | None
 
 
 class Spent(NamedTuple):

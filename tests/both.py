@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 import sys
 import threading
 from concurrent.futures import Future
@@ -312,3 +313,22 @@ def nothing_left(monkeypatch):
     if open_files() != before:
         gc.collect()  # of what nobody has any more; each time it would take as long as all else
     assert [name for name in open_files() if name not in before] == []
+
+
+@contextlib.contextmanager
+def running(application):
+    """A client of the application, on uvicorn in a thread."""
+    import httpx
+    import uvicorn
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

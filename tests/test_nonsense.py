@@ -138,7 +138,8 @@ RESULTS = {
     "an empty list": ([], None),
     "no label": (("overloaded", 0.9), LABELS),
     "other classes": ([1.0, 2.0], LABELS),
-    "another rank": (np.ones((1, 3)), LABELS),
+    "another rank": (np.ones((2, 3)), LABELS),
+    "integers": (np.array([1, 3, 2], np.uint8), LABELS),
 }
 
 
@@ -171,7 +172,7 @@ def test_nonsense_is_a_bad_reply():
         ([("a", None)], "a"),
         ([("b", [-0.1, -0.2])], "b"),
         ([[-INF, 1.0, -INF]], "b"),
-        (np.array([[1, 3, 2]], np.uint8), "b"),
+        (np.array([[[1.0, 3.0, 2.0]]], np.float32), "b"),
         ([{"logits": np.array([1.0, 2.0, 9.0]), "box": None}], "c"),
     ],
 )

@@ -115,7 +115,7 @@ def test_what_callables_give():
     assert read.one([("cat", None)])[:2] == ("cat", None)
     assert read.one([("a text", np.log([0.5] * 4))])[:2] == ("a text", pytest.approx(0.5))
     assert read.one([[0.0, 3.0]])[0] == 1
-    assert math.isnan(read.one([[3.0]]).confidence)
+    assert read.one([[3.0]])[:2] == (3.0, None)
     assert read.one([{"text": "x"}])[:2] == ({"text": "x"}, None)
     assert read.one(["plain"])[:2] == ("plain", None)
     with pytest.raises(PolicyError, match="tuple of 3"):

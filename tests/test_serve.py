@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import onnx
 import pytest
-import uvicorn
+from both import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -55,7 +55,7 @@ class Fake:
     """y = 2 x, held at `gate`; a row that is 13 fails its run. `sizes` has the rows of every run."""
 
     def __init__(self, name="fake", shape=(-1, 1)):
-        self.name, self.card = name, Card()
+        self.name, self.card, self.output = name, Card(), None
         self.inputs = (TensorSpec("x", "float32", shape),)
         self.outputs = (TensorSpec("y", "float32", shape),)
         self.gate, self.begun, self.sizes = threading.Event(), threading.Semaphore(0), []
@@ -72,22 +72,6 @@ class Fake:
             raise ZeroDivisionError("secret")
         self.sizes.append(len(x))
         return x * 2
-
-
-@contextlib.contextmanager
-def running(application):
-    """A client of the application, on uvicorn in a thread."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(application, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
 
 
 @pytest.fixture(scope="module")

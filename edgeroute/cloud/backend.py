@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.cloud.rows import Rows
 from edgeroute.cloud.terms import checked_terms
+from edgeroute.confidence.reader import checked_kind, label_names
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
@@ -89,7 +90,7 @@ class HttpBackend(AbandonedRuns):
         self.origin = f"{type(endpoint).__name__} {self.where}"
         self.terms: Terms = endpoint.address.terms
         self.patience_s: float = endpoint.address.timeout_s
-        self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind)
+        self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
         super().__init__(MAX_ABANDONED)
         self._client: HttpClient | None = None
         self._closed = False
@@ -219,7 +220,7 @@ class FunctionBackend(AbandonedRuns):
         self.name, self.function, self.terms = name, given.function, given.terms
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.origin = self.where
-        self.reader = ReplyReader(score, labels=given.labels or labels)
+        self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
         super().__init__(MAX_ABANDONED)
         self.health = None if given.health is None else _without_arguments(given.health)
         call = getattr(self.function, "__call__", None)  # noqa: B004 - the object's method may be a coroutine function
@@ -237,7 +238,7 @@ class FunctionBackend(AbandonedRuns):
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
-                rows.append(self.reader.many([_answer(self._call(x, until, exchange))], 1)[0])
+                rows.append(self.reader.many([self._answer(self._call(x, until, exchange))], 1)[0])
         return rows.found
 
     def _call(self, x: Any, until: float, exchange: Exchange) -> Any:
@@ -251,12 +252,17 @@ class FunctionBackend(AbandonedRuns):
         exchange.after_attempt(0)
         return result
 
+    def _answer(self, result: Any) -> Any:
+        """Normalises a result: without a kind a bare value has no confidence; what looks like outputs is left to the reader."""
+        as_it_is = isinstance(result, tuple | list) or hasattr(result, "dtype") or self.reader.kind not in {None, "answers"}
+        return result if as_it_is else (result, None)
+
     async def _run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
                 pieces = [piece async for piece in self.stream_async(x, until, exchange)]
-                rows.append(self.reader.many([_answer(whole(pieces) if self._speaks else pieces[0])], 1)[0])
+                rows.append(self.reader.many([self._answer(whole(pieces) if self._speaks else pieces[0])], 1)[0])
         return rows.found
 
     async def stream_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
@@ -284,7 +290,7 @@ class FunctionBackend(AbandonedRuns):
             if isinstance(result, Generator):
                 prediction = yield from spoken(result, self.reader.answer)
             else:
-                prediction = yield from single(self.reader.many([_answer(result)], 1)[0])
+                prediction = yield from single(self.reader.many([self._answer(result)], 1)[0])
         except BaseException as e:
             if cancel is None or not cancel.asked or not isinstance(e, GeneratorExit):  # else it was closed
                 exchange.after_attempt(0, e)
@@ -332,6 +338,7 @@ class Function:
         name: its name in answers.
         health: raises while the service behind it is down; called after faults. None: the next input is the probe.
         labels: the values it may give, or its logits' classes; None: the edge model's, if that has any.
+        kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
 
     Raises:
@@ -344,17 +351,13 @@ class Function:
         *,
         name: str = "cloud",
         health: Callable[[], object] | None = None,
-        labels: tuple[str, ...] | list[str] | None = None,
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
         **terms: Any,
     ) -> None:
         self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
-        self.labels = tuple(labels) if labels else None
+        self.labels, self.kind = label_names(labels), checked_kind(kind)
 
 
 def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:
     return lambda until, exchange: health()  # noqa: ARG005 - a function has no time limit and no byte count
-
-
-def _answer(result: Any) -> Any:
-    """Normalises a result: a bare value has no confidence; what looks like logits is left to the reader."""
-    return result if isinstance(result, tuple | list) or hasattr(result, "dtype") else (result, None)

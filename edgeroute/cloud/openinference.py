@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, checked, loads, looks_like
+from edgeroute.cloud.quoting import quoted_names
+from edgeroute.confidence.reader import checked_kind, label_names
 from edgeroute.edge.card import Array, Card, stack
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
 from edgeroute.system import json_dumps
@@ -23,7 +25,11 @@ DTYPES = {
 }  # fmt: skip
 """The protocol's datatypes -> numpy dtypes."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+TEXTS = "BYTES"
+"""The protocol's datatype of texts, which outputs alone may have."""
 _DIGITS = re.compile("[0-9]{1,18}")
+SEVERAL = ("label+probabilities", "boxes")
+"""Kinds of which a model has several outputs."""
 TRIES = 2
 """Unanswered binary probes after which the server counts as JSON-only."""
 MOST_PROBED = 1 << 22
@@ -50,8 +56,8 @@ class OpenInference:
         name: of the endpoint in answers, traces and messages.
         binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
         labels: class index -> value; None: the card's, else the edge model's.
-        kind: of the outputs: logits or probabilities.
-        output: name of the output to read; None: the first.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
@@ -66,8 +72,8 @@ class OpenInference:
         model: str | None = None,
         name: str = "cloud",
         binary: Literal["auto"] | bool = "auto",
-        labels: tuple[str, ...] | list[str] | None = None,
-        kind: str = "logits",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
         **address: Any,
@@ -78,9 +84,11 @@ class OpenInference:
             raise PolicyError("which model? Give model=, or a URL that ends in /v2/models/NAME")
         self.path = f"{base if found else base.removesuffix('/v2')}/v2/models/{rest or model}"
         self.where = f"{self.address.origin}{self.path}"
-        self.name, self.kind, self.output = name, kind, output
         self.card = Card.read(Path(card)) if card else Card()
-        self.labels = tuple(labels) if labels else self.card.labels
+        self.name, self.kind, self.output = name, checked_kind(kind), output
+        self.labels = label_names(labels) or self.card.labels
+        self._all = output is None and kind in SEVERAL
+        """Whether all outputs are read."""
         self.binary: bool | None = None if binary == "auto" else binary
         self.inputs: tuple[TensorSpec, ...] | None = None
         self.outputs: dict[str, tuple[int, ...]] = {}
@@ -161,6 +169,9 @@ class OpenInference:
         outputs: dict[str, tuple[int, ...]] = {}
         with suppress(KeyError, TypeError, ValueError, OverflowError):  # many servers do not describe them
             outputs = {str(t["name"]): _shape(t["shape"], free=True) for t in said["outputs"]}
+        if self.output is not None and outputs and self.output not in outputs:
+            there = quoted_names(outputs, [value for _, value in self.address.headers()])
+            raise BadReply(f"{self.where} has no output {self.output!r}, which is to be read: it has {there}")
         self.inputs, self.outputs, self._changed = inputs, outputs, False
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
@@ -229,8 +240,8 @@ class OpenInference:
         rows = [shape[1:] for shape in self.outputs.values()]
         return None if not rows or any(-1 in row for row in rows) else count * sum(map(prod, rows))
 
-    def decode(self, reply: Reply, count: int) -> Array:
-        """Decodes the output [n, ...] of a reply; every size is validated before use.
+    def decode(self, reply: Reply, count: int) -> Array | dict[str, Array]:
+        """Decodes the output [n, ...] of a reply, or all by name; every size is validated before use.
 
         Raises:
             BadReply: the reply violates the protocol, or lacks the output.
@@ -244,12 +255,17 @@ class OpenInference:
         wrong = None
         try:
             outputs = said["outputs"]
-            at = cut
+            at, found = cut, dict[str, Array]()
             for output in outputs:
                 size = output.get("parameters", {}).get("binary_data_size")
                 if self.output in (None, output["name"]):
-                    return self._tensor(output, None if size is None else body[at : at + size], count)
+                    tensor = self._tensor(output, None if size is None else body[at : at + size], count)
+                    if not self._all:
+                        return tensor
+                    found[str(output["name"])] = tensor
                 at += size or 0
+            if found:
+                return found
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
             wrong = _wrong(e)
         if wrong is not None:
@@ -258,15 +274,21 @@ class OpenInference:
         raise BadReply(f"{self.where} gave {len(outputs)} outputs{wanted}")
 
     def _tensor(self, output: dict[str, Any], raw: memoryview | None, count: int) -> Array:
-        dtype, shape = np.dtype(DTYPES[output["datatype"]]), _shape(output["shape"])
-        if not shape or shape[0] != count:
+        texts = output["datatype"] == TEXTS
+        dtype, shape = (
+            np.dtype(DTYPES["UINT8" if texts else output["datatype"]]),
+            _shape(output["shape"], empty=self.kind == "boxes"),
+        )
+        if self.kind != "boxes" and (not shape or shape[0] != count):
             raise BadReply(f"{self.where}: {count} inputs gave an output whose shape does not begin with {count}")
         told = self.outputs.get(str(output.get("name")), shape)
         if len(told) != len(shape) or any(want not in (-1, size) for want, size in zip(told[1:], shape[1:], strict=True)):
             self._changed = True
             raise BadReply(f"{self.where}: an output of another shape than {list(told)}, which its metadata gives")
         size = prod(shape)
-        if raw is None:
+        if texts:
+            array = _texts(output["data"] if raw is None else raw, size)
+        elif raw is None:
             array = _array(output["data"], dtype)
         elif len(raw) != size * dtype.itemsize:
             raise BadReply(f"{self.where}: the output has another number of bytes than its shape says")
@@ -291,8 +313,25 @@ def _array(data: Any, dtype: np.dtype[Any]) -> Array:
         return (array.astype(dtype) if dtype.kind == "f" else np.array(data, dtype)).reshape(-1)
 
 
-def _shape(given: Any, *, free: bool = False) -> tuple[int, ...]:
-    """A tensor's shape. `free`: with -1 for any size.
+def _texts(given: Any, size: int) -> Array:
+    """Texts, flat: a JSON list of them, or each with its length before it (four bytes, little-endian)."""
+    if isinstance(given, memoryview):
+        found, at = list[str](), 0
+        while at < len(given) and len(found) <= size:
+            length = int.from_bytes(given[at : at + 4], "little")
+            if at + 4 + length > len(given):
+                raise _Invalid("a text that is longer than what came")
+            found.append(bytes(given[at + 4 : at + 4 + length]).decode(errors="replace"))
+            at += 4 + length
+    elif isinstance(given, list) and all(isinstance(one, str) for one in given):
+        found = given
+    else:
+        raise _Invalid("no texts where its datatype says so")
+    return np.array(found, str)
+
+
+def _shape(given: Any, *, free: bool = False, empty: bool = False) -> tuple[int, ...]:
+    """A tensor's shape. `free`: with -1 for any size. `empty`: with 0.
 
     Raises:
         _Invalid: too many dimensions, or a size that is 0, negative or huge.
@@ -300,7 +339,7 @@ def _shape(given: Any, *, free: bool = False) -> tuple[int, ...]:
     if len(given) > MOST_DIMENSIONS:
         raise _Invalid(f"a shape of {len(given)} dimensions")
     shape = tuple(map(int, given))
-    if any(not (1 <= size < 1 << 31 or (free and size == -1)) for size in shape):
+    if any(not (1 <= size < 1 << 31 or (free and size == -1) or (empty and size == 0)) for size in shape):
         raise _Invalid(f"a shape with a size {'below 1' if min(shape) < 1 else 'of 2**31 or more'}")
     return shape
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from edgeroute.cloud.base import Address, Call, Reply, Talk, loads
+from edgeroute.confidence.reader import checked_kind, label_names
 from edgeroute.errors import BadReply, Unreachable
 from edgeroute.system import contained, json_dumps
 
@@ -23,6 +24,7 @@ class PlainJson:
         value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
+        kind: of that array: "logits" or "probabilities".
         labels: class index -> value, for `logits`; None: the edge model's.
         ping_path: health-check path that answers 2xx; None: only the connection is tested, with OPTIONS.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
@@ -40,14 +42,15 @@ class PlainJson:
         value: str = "value",
         confidence: str | None = "confidence",
         logits: str | None = None,
-        labels: tuple[str, ...] | list[str] | None = None,
+        kind: str = "logits",
+        labels: Iterable[Any] | None = None,
         ping_path: str | None = None,
         **address: Any,
     ) -> None:
         self.address = Address(url, **address)
         self.where = self.address.origin + self.address.path
-        self.name, self.labels = name, tuple(labels) if labels else None
-        self.kind = "logits" if logits else "answers"
+        self.name, self.labels = name, label_names(labels)
+        self.kind = checked_kind(kind) if logits else "answers"
         self._encode = encode or _plain
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 

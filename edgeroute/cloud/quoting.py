@@ -30,6 +30,7 @@ _SHORTEST = 3
 _WORD = re.compile(r"[^\W_]+")
 _PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 """Of a word such as InvalidArgument."""
+_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9 _.,:;'()/-]+")
 _COMMON = frozenset(
     _WORD.findall(
@@ -87,6 +88,14 @@ def quote(reply: bytes, sent: bytes, secrets: Iterable[str]) -> str:
         return ""
     known, pieces = _sent(sent, secrets)
     return ", ".join(dict.fromkeys(text for text in texts if not _shows(text, known, pieces)))[:FOREIGN]
+
+
+def quoted_names(names: Iterable[str], secrets: Iterable[str]) -> str:
+    """The names that a server's metadata has, of which those that are odd or show anything of a secret are not quoted."""
+    known, pieces = _sent(b"", secrets)
+    first = list(islice(names, _MANY))
+    kept = [name for name in first if _NAME.fullmatch(name) and not _shows(name, known, pieces)]
+    return ", ".join(kept + ["one that is not quoted"] * (len(first) > len(kept)))
 
 
 def _texts(said: Any, deep: int) -> Iterator[str]:

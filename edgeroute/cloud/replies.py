@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.scores import Reader
+from edgeroute.confidence.reader import CLASSES, Reader
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadReply
 
@@ -23,12 +23,17 @@ class ReplyReader(Reader):
     own, outputs may have any structure.
     """
 
+    wrong = BadReply
+
     def _read(self, row: Any) -> Prediction:
-        if type(row) is tuple:
+        if type(row) is tuple and self.kind != "label+probabilities":
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
+        elif self.kind == "boxes" or (self.kind is None and self._whole(row)):
+            pass  # none found is an answer; its form is checked as it is read
         else:
-            self._check_row(next(iter(row.values()), None) if isinstance(row, Mapping) else row)
+            for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
+                self._check_row(part)
         return super()._read(row)
 
     def _check_pair(self, value: Any, sure: Any) -> None:
@@ -38,7 +43,7 @@ class ReplyReader(Reader):
         structured = not isinstance(value, str | int | float | np.generic)
         if self.labels is None or (structured and self._custom is not None):
             return
-        if not isinstance(value, str) or value not in self.labels:
+        if structured or self._same(_item(value)) not in self.labels:
             raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
 
     def _check_confidence(self, sure: Any) -> None:
@@ -57,19 +62,30 @@ class ReplyReader(Reader):
             raise BadReply("the answer's confidence is NaN or infinity")
 
     def _check_row(self, row: Any) -> None:
-        array = np.asarray(row)
-        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        array = np.asarray(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
             raise BadReply("0 outputs, which say nothing")
-        if self.labels is not None and self._custom is None and not numbers:
+        if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
+            array = array[0]
+        numbers = array.ndim == 1 and array.dtype.kind in "fiub"
+        labelled = array.size == 1 and array.dtype.kind in "biuUS" and self.kind not in CLASSES  # a label, which is looked up
+        if self.labels is not None and self._custom is None and not numbers and not labelled and self.kind != "value":
             raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
-        if not numbers:
+        if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
             return
         low, high = array.min(), array.max()
         if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
             raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
         if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):
             raise BadReply("the outputs are no probabilities, which are from 0 to 1")
+
+
+def _first(row: Any) -> Any:
+    return next(iter(row.values()), None) if isinstance(row, Mapping) else row
+
+
+def _item(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _kind(value: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.confidence.scores import SCORES, Reader, agreement, energy, entropy, margin, msp, quantile
+from edgeroute.confidence.reader import KINDS, Reader
+from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
 
 if TYPE_CHECKING:
     from edgeroute.confidence.calibration import calibrate, crossfit
@@ -25,6 +26,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "KINDS",
     "SCORES",
     "Certificate",
     "Learned",

@@ -11,20 +11,14 @@ where z are logits and p = softmax(z).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from math import exp, log
 from typing import Any
 
 import numpy as np
 
-from edgeroute.core.walk import Prediction, new
-from edgeroute.errors import BadReply, PolicyError
-from edgeroute.system import contained
-
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
-logger = logging.getLogger("edgeroute")
 NAN = float("nan")
 SMALL = 64
 """Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
@@ -116,127 +110,3 @@ ROWS: dict[str, Callable[[list[float], float], float]] = {
 """One row [classes], as a list, and its largest value -> the score."""
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
 SCORES = (*ROWS, "quantile")
-
-
-class Reader:
-    """Decodes model outputs to predictions: (value, confidence, outputs).
-
-    Args:
-        score: a name from `SCORES`, or any `f(outputs of one input) -> float`.
-        labels: class index -> value; None: the value is the index.
-        kind: what the outputs are: logits or probabilities [n, classes], or one result an input as a callable gives
-            them: `(value, confidence)`, `(text, token log-probabilities)`, or a row of either of the first two.
-
-    Raises:
-        PolicyError: unknown score or kind, or the score cannot be computed from that kind.
-    """
-
-    def __init__(self, score: str | Score = "msp", *, labels: Sequence[str] | None = None, kind: str = "logits") -> None:
-        if isinstance(score, str) and score not in SCORES:
-            raise PolicyError(f"there is no score {score!r}: expected one of {', '.join(SCORES)}, or a function of the outputs")
-        if score == "energy" and kind == "probabilities":
-            raise PolicyError("the energy score needs logits, and this model gives probabilities")
-        if kind not in {"logits", "probabilities", "answers"}:
-            raise PolicyError(f"there is no kind of outputs {kind!r}: expected logits, probabilities or answers")
-        self.labels, self.kind, self.score = labels, kind, score
-        name = score if isinstance(score, str) and score in ROWS else "msp"
-        self._row, self._array = ROWS[name], ARRAYS[name]
-        self._custom: Score | None = score if callable(score) else None
-        self._failed = False
-        self._logits = kind == "probabilities" and getattr(score, "of_logits", False)
-        """Whether the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
-        self._simple = len(labels) if labels and kind == "logits" and isinstance(score, str) and 1 < len(labels) <= SMALL else 0
-
-    def one(self, outputs: Any) -> Prediction:
-        """outputs: for one input, with its batch axis of length 1."""
-        if self._simple and type(outputs) is np.ndarray and outputs.shape == (1, self._simple):  # the usual case
-            row = outputs[0]
-            z = row.tolist()
-            top = max(z)
-            return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
-        return self._read(_row(outputs, 0))
-
-    def many(self, outputs: Any, count: int) -> list[Prediction]:
-        """outputs: for `count` inputs along the first axis.
-
-        Raises:
-            BadReply: the number of outputs differs.
-        """
-        if _length(outputs) != count:
-            raise BadReply(f"{count} inputs gave {_length(outputs)} outputs")
-        return [self._read(_row(outputs, i)) for i in range(count)]
-
-    def answer(self, result: Any) -> Prediction:
-        """result: what a callable returned for one input."""
-        return self._read(result)
-
-    def _read(self, row: Any) -> Prediction:
-        if type(row) is tuple:
-            return self._pair(row)
-        first = next(iter(row.values())) if isinstance(row, Mapping) else row
-        z = first.tolist() if isinstance(first, np.ndarray) else first
-        if not isinstance(z, list) or not z or len(z) > SMALL or isinstance(z[0], list):
-            return self._large(row, first)
-        if self.kind == "probabilities":
-            z = [log(p) if p > 0 else -745.0 if p == 0 else NAN for p in z]  # log of the smallest float
-        top = max(z)
-        if self._custom is not None:
-            confidence = self._scored(z if self._logits else row)
-        else:
-            confidence = self._row(z, top) if len(z) > 1 else NAN
-        return Prediction(self._label(z.index(top), len(z)), confidence, row)
-
-    def _large(self, row: Any, first: Any) -> Prediction:
-        array = np.asarray(first)
-        if not array.size and self.labels is not None:
-            raise BadReply(f"0 outputs, but {len(self.labels)} labels: these outputs are not this model's")
-        if array.ndim != 1 or array.dtype.kind not in "fiub" or not array.size:
-            # not a classifier's outputs: the value is the raw output, and only a custom score applies
-            return Prediction(row, self._scored(row) if self._custom is not None else None, row)
-        if self._custom is not None and not self._logits:
-            confidence = self._scored(row)
-        else:
-            with np.errstate(all="ignore"):
-                z = np.log(array) if self.kind == "probabilities" else array
-                confidence = float(self._array(z)) if self._custom is None else self._scored(z)
-        return Prediction(self._label(int(array.argmax()), array.size), confidence, row)
-
-    def _pair(self, row: tuple[Any, ...]) -> Prediction:
-        if len(row) != 2:  # noqa: PLR2004 - a pair
-            raise PolicyError(f"a callable gives (value, confidence) or logits, not a tuple of {len(row)}")
-        value, sure = row
-        if self._custom is not None:
-            return Prediction(value, self._scored(row), row)
-        if sure is None or isinstance(sure, int | float | np.number):
-            return Prediction(value, None if sure is None else float(sure), row)
-        return Prediction(value, quantile(sure), row)
-
-    def _scored(self, outputs: Any) -> float | None:
-        """The custom score. Where it fails there is no confidence, but there is an answer all the same."""
-        assert self._custom is not None
-        try:
-            sure = contained(self._custom, outputs)
-            return None if sure is None else float(sure)
-        except Exception:
-            if not self._failed:
-                self._failed = True
-                logger.exception("the score failed: what it should have judged counts as an answer without a confidence")
-            return NAN
-
-    def _label(self, index: int, classes: int) -> Any:
-        labels = self.labels
-        if labels is None:
-            return index
-        if len(labels) != classes:
-            raise BadReply(f"{classes} outputs, but {len(labels)} labels: these outputs are not this model's")
-        return labels[index]
-
-
-def _row(outputs: Any, i: int) -> Any:
-    if type(outputs) is dict:
-        return {name: array[i] for name, array in outputs.items()}
-    return outputs[i]
-
-
-def _length(outputs: Any) -> int:
-    return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)

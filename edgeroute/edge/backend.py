@@ -6,17 +6,24 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from edgeroute.confidence.scores import Reader, Score
+import numpy as np
+
+from edgeroute.confidence.reader import Reader
+from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
+from edgeroute.errors import ModelError
 from edgeroute.system import AbandonedRuns, renew_after_fork
 from edgeroute.types import EdgeModel, StopToken
 
 log = logging.getLogger("edgeroute")
+MOST_PROBED = 1 << 22
+"""Largest input, in elements, that a check tries with zeros."""
 MAX_ABANDONED = 4
 """So many runs of one model may be told to stop and go on all the same, before the planner leaves it alone."""
 
@@ -30,7 +37,10 @@ class EdgeBackend(AbandonedRuns):
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
         self.name, self.model = name, model
         self.where = str(getattr(model, "path", model.name))
-        self.reader = Reader(score, labels=model.labels, kind=model.kind)
+        own, none_found = getattr(model, "score", None), getattr(model, "none_found", None)
+        self.reader = Reader(
+            own or score, labels=model.labels, kind=model.kind, name=model.name, none_found=none_found or "defer"
+        )
         super().__init__(getattr(model, "max_abandoned", MAX_ABANDONED))
         self._one = getattr(model, "run_one", None) or (lambda x, cancel: model.run([x], cancel))
         self._run, self._close = model.run, getattr(model, "close", None)
@@ -54,9 +64,28 @@ class EdgeBackend(AbandonedRuns):
         return spoken(function(x), self.reader.answer)
 
     def ready(self, until: float) -> None:  # noqa: ARG002
-        """Loads the model."""
+        """Loads the model, and runs it on zeros to see what its outputs are, where it says what it takes.
+
+        Raises:
+            ModelError: it gives probabilities, and they would be read as logits.
+        """
         if hasattr(self.model, "load"):
             self.model.load()
+        outputs = self._of_zeros() if self.reader.kind in {None, "logits"} else None
+        if outputs is not None and self.reader.mistakes(outputs):
+            raise ModelError(self.reader.mistaken())
+
+    def _of_zeros(self) -> Any:
+        """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that."""
+        specs, run = getattr(self.model, "inputs", ()), getattr(self.model, "run_feed", None)
+        shapes = [(1, *spec.shape[1:]) for spec in specs]
+        if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
+            return None
+        try:
+            return run({spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)})
+        except Exception as e:  # noqa: BLE001 - zeros may not be an input of this model: its first one tells
+            log.debug("%s does not run on zeros: %s", self.where, e)
+            return None
 
     def describe(self) -> str:
         """Status line for `check`: the model, and a downgrade of the execution provider."""
@@ -74,7 +103,8 @@ class EdgeBackend(AbandonedRuns):
         """As `fingerprint`, with how the outputs are decoded."""
         several = getattr(self.model, "models", [self.model])
         cards = [of(card.path) for model in several if (card := getattr(model, "card", None)) is not None and card.path]
-        return repr((self.fingerprint(of), self.reader.labels, self.reader.kind, cards))
+        reader, output = self.reader, getattr(self.model, "output", None)
+        return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found, output, cards))
 
     def close(self) -> None:
         """Frees the model, once no run is under way: a native runtime would crash the process."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from edgeroute.confidence.reader import checked_kind, label_names
 from edgeroute.core.stream import joined
 from edgeroute.types import StopToken
 
@@ -18,7 +19,7 @@ class CallableModel:
         function: must be thread-safe: concurrent requests call it concurrently.
         name: in answers; None: the function's own.
         labels: class index -> value; None: the value is the index.
-        kind: of a returned array: logits or probabilities.
+        kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
     """
 
     def __init__(
@@ -26,12 +27,12 @@ class CallableModel:
         function: Callable[[Any], Any],
         *,
         name: str | None = None,
-        labels: tuple[str, ...] | None = None,
-        kind: str = "logits",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
     ) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
-        self.labels, self.kind = labels, kind
+        self.labels, self.kind = label_names(labels), checked_kind(kind)
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - cannot be stopped
         """Calls the function once per input."""

@@ -32,8 +32,11 @@ class Card:
             self.name = str(data.get("name", ""))
             self.description = str(data.get("description", ""))
             self.labels = tuple(map(str, data["labels"])) if data.get("labels") else None
-            self.kind = str(data.get("output", {}).get("kind", "logits"))
-            self.output: str | None = data.get("output", {}).get("name")
+            output = data.get("output", {})
+            self.kind: str | None = output.get("kind")
+            self.output: str | None = output.get("name")
+            self.score: str | None = output.get("score")
+            self.none_found: str = output.get("none_found", "defer")
             self.sha256: str | None = data.get("sha256")
             self.preprocess = _preprocess(data)
         except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as e:  # numpy parses dtypes

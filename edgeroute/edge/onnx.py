@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeroute.confidence.reader import checked_kind, label_names
+from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array, Card, sha256_of, stack
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
 from edgeroute.imports import imported, no_fork
@@ -34,6 +36,11 @@ class OnnxModel:
         on_downgrade: what it means that the first provider asked for is not there: an error, or a note in `downgraded`.
         sha256: of the file; None: what the card says, unchecked where it says nothing.
         card: path of the card, where it is not beside the model.
+        output: name of the output to read; None: the card's, else all of them.
+        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        labels: class index -> value; None: the card's.
+        score: for this model, in place of the router's; None: the card's, if it names one.
+        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
 
     Importing ONNX Runtime sets ORT_DISABLE_TELEMETRY=1 unless the variable is set: it would write and send by default.
     """
@@ -50,12 +57,20 @@ class OnnxModel:
         on_downgrade: Literal["error", "record"] = "error",
         sha256: str | None = None,
         card: str | Path | None = None,
+        output: str | None = None,
+        kind: str | None = None,
+        labels: Iterable[Any] | None = None,
+        score: str | Score | None = None,
+        none_found: str | None = None,
     ) -> None:
         self.path = Path(path)
         self.providers, self.threads, self.on_downgrade = tuple(providers), threads, on_downgrade
         self.card = Card.read(Path(card)) if card else Card.beside(self.path)
         self.name = self.card.name or self.path.stem
-        self.labels, self.kind = self.card.labels, self.card.kind
+        self.labels = label_names(labels) or self.card.labels
+        self.kind = checked_kind(kind) or self.card.kind
+        self.output = output or self.card.output
+        self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
         self.downgraded: str | None = None
         self.fingerprint: str | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
@@ -121,21 +136,21 @@ class OnnxModel:
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
         self._check_card()
-        self._names = [self.card.output] if self.card.output else [node.name for node in self.outputs]
+        self._names = [self.output] if self.output else [node.name for node in self.outputs]
         self._input = self.inputs[0].name
         self._prepare = None if self.card.preprocess is None else self.card.preprocess.one
         self._run_options = ort.RunOptions
         return session
 
     def _check_card(self) -> None:
-        card, prepare = self.card, self.card.preprocess
+        prepare = self.card.preprocess
         if prepare is not None:
             given, taken = prepare.gives[:2], [spec[:2] for spec in self.inputs]
             if [given] != taken:
                 raise ModelError(f"{self.path}: its card describes the input {given}, the file has {taken}")
         names = [spec.name for spec in self.outputs]
-        if card.output and card.output not in names:
-            raise ModelError(f"{self.path}: its card names the output {card.output!r}, the file has {names}")
+        if self.output and self.output not in names:
+            raise ModelError(f"{self.path} has no output {self.output!r}, which is to be read: it has {', '.join(names)}")
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""
@@ -205,6 +220,8 @@ def _runtime() -> Any:
 
 
 def _spec(node: Any) -> TensorSpec:
+    if node.type.startswith("seq(map("):  # scikit-learn's zipmap: a mapping from class to probability for each input
+        return TensorSpec(node.name, "float32", (-1, -1))
     shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)
     return TensorSpec(node.name, _DTYPES.get(node.type, "object"), shape)
 

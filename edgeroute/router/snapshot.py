@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend, HttpBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.confidence.binding import BoundCertificate, effective_target
+from edgeroute.confidence.reader import bounded
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import (
@@ -118,7 +119,9 @@ def build(
         if not isinstance(value, float | None):
             promised[len(targets)] = value
             value = value.threshold
-        add(("edge", name, given, score), Target(name, "edge", value), EdgeBackend(name, model, score))
+        own = getattr(model, "score", None) or score
+        _check_range(limit, own)
+        add(("edge", name, given, own), Target(name, "edge", value), EdgeBackend(name, model, own))
         labels = model.labels or labels
     for i, given in enumerate(clouds):
         endpoint = _endpoint(given)
@@ -128,7 +131,7 @@ def build(
         backend.guard = guard(backend)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
     certificates = [
-        _promise(promised.get(i), policy, backends, i, score, egress, certificate_max_age) for i in range(len(targets))
+        _promise(promised.get(i), policy, backends, i, specs[i][3], egress, certificate_max_age) for i in range(len(targets))
     ]
     if uncalibrated == "error":
         _all_hold(targets, certificates)
@@ -220,6 +223,13 @@ def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certifi
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
     return [value if hasattr(value, "guarantee") else float(value) for value in values]
+
+
+def _check_range(threshold: Any, score: str | Score) -> None:
+    """Refuses a threshold that no confidence by this score can be compared with in earnest."""
+    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 or threshold == INF):
+        percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+        raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
 
 
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,8 @@ class Model(Protocol):
 
     name: str
     card: Card
+    output: str | None
+    """The output that is served; None: all."""
     inputs: tuple[TensorSpec, ...]
     """Available once it is loaded, as are the outputs."""
     outputs: tuple[TensorSpec, ...]
@@ -167,4 +169,13 @@ class Batcher:
             _log.exception("%s failed", self.model.name)
             raise ModelError(f"{self.model.name} failed with {type(e).__name__}; the server's log has the rest") from e
         self.runs += 1
-        return out if isinstance(out, dict) else {self._names[0]: out}
+        named = out if isinstance(out, dict) else {self._names[0]: out}
+        return {name: _tensor(output) for name, output in named.items()}
+
+
+def _tensor(output: Array | list[Mapping[Any, float]]) -> Array:
+    """An output as an array; mappings from class to probability [n] as [n, classes], in the order of the first."""
+    if not isinstance(output, list):
+        return output
+    names = list(output[0])
+    return np.array([[row[name] for name in names] for row in output], np.float32)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.openinference import LENGTH, NAMES
+from edgeroute.cloud.openinference import LENGTH, NAMES, TEXTS
 from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system import json_dumps, json_loads
@@ -40,7 +40,7 @@ def describe(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSp
     """Model metadata."""
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-        return [{"name": s.name, "datatype": NAMES[s.dtype], "shape": list(s.shape)} for s in specs]
+        return [{"name": s.name, "datatype": NAMES.get(s.dtype, TEXTS), "shape": list(s.shape)} for s in specs]
 
     about = {"name": name, "versions": [VERSION], "platform": "onnxruntime_onnx"}
     return {**about, "inputs": tensors(inputs), "outputs": tensors(outputs)}
@@ -119,11 +119,22 @@ def write(ask: Ask, results: Mapping[str, Array], model: str) -> Reply:
     if ask.id is not None:
         head["id"] = ask.id
     parts: list[Any] = []
+    tensor: dict[str, Any]
     for name, binary in ask.outputs:
         array = results.get(name)
+        if array is not None and array.dtype.hasobject and all(isinstance(one, str) for one in array.flat):
+            tensor = {"name": name, "datatype": TEXTS, "shape": list(array.shape)}
+            if binary:
+                raw = b"".join(len(text := one.encode()).to_bytes(4, "little") + text for one in array.flat)
+                tensor["parameters"] = {"binary_data_size": len(raw)}
+                parts.append(raw)
+            else:
+                tensor["data"] = array.reshape(-1).tolist()
+            head["outputs"].append(tensor)
+            continue
         if array is None or array.dtype.name not in NAMES:
-            raise ModelError(f"{model} gave no tensor of numbers for its output {name!r}: correct the model")
-        tensor: dict[str, Any] = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
+            raise ModelError(f"{model} gave no tensor of numbers or texts for its output {name!r}: correct the model")
+        tensor = {"name": name, "datatype": NAMES[array.dtype.name], "shape": list(array.shape)}
         array = np.asarray(array, array.dtype.newbyteorder("<" if binary else "="), order="C")
         if binary:
             tensor["parameters"] = {"binary_data_size": array.nbytes}

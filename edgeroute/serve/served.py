@@ -20,11 +20,11 @@ class Served:
 
     def __init__(self, model: Model, *, max_batch: int, queue: int) -> None:
         model.load()
-        only = model.card.output
+        only = model.output
         self.name, self.inputs = model.name, model.inputs
         self.outputs = tuple(spec for spec in model.outputs if only in (None, spec.name))
-        if odd := [spec.name for spec in (*self.inputs, *self.outputs) if spec.dtype not in NAMES]:
-            raise ModelError(f"{self.name} cannot be served: {odd} are no numbers; its card can name another output")
+        if odd := [spec.name for spec in self.inputs if spec.dtype not in NAMES]:
+            raise ModelError(f"{self.name} cannot be served: its inputs {odd} are no numbers")
         self.about = describe(model.name, self.inputs, self.outputs)
         self.batcher = Batcher(model, self.outputs, max_batch=max_batch, queue=queue)
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from edgeroute.confidence.reader import bounded
+from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import NEEDS
 from edgeroute.settings.units import duration
 
@@ -54,6 +56,11 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
     if threshold is None and edges and clouds and mode == "prefer_edge":
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
         yield Problem(("threshold",), text)
+    score = score if isinstance(score := data.get("score", "msp"), str) else ""
+    for one in threshold if isinstance(threshold, list) else [threshold]:
+        if isinstance(one, int | float) and score in SCORES and bounded(score) and not 0 <= one <= 1:
+            percent = f": {one:g} % is {one / 100:g}" if 1 < one <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+            yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(one)}{percent}")
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
         text = f"expected one number, or a list with one for each edge model ({len(edges)}), found a list of {len(threshold)}"
         yield Problem(("threshold",), text)

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
+from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
 from edgeroute.settings.section import Section, at
@@ -24,6 +25,7 @@ from edgeroute.settings.values import (
     PingPath,
     Rate,
     Retries,
+    Score,
     SecretReference,
     Sha256,
     Text,
@@ -33,6 +35,18 @@ from edgeroute.settings.values import (
     Verify,
     refused,
 )
+
+Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
+NoneFound = Literal["defer", "accept", "score"]
+
+
+def loaded_score(score: str, folder: Path) -> Any:
+    """The score of this name, or the one saved at this path."""
+    if score in SCORES:
+        return score
+    from edgeroute.confidence.learned import Learned
+
+    return Learned.load(at(folder, score))
 
 
 class Target(Section, ABC):
@@ -58,15 +72,24 @@ class Edge(Target):
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the model file; without it the card's, if that has one.")
     card: Text | None = Field(None, description="The model's card, where it is not beside the model.")
+    output: Text | None = Field(None, description="The output that is read; without it the card's, else all.")
+    kind: Kind | None = Field(None, description="What the outputs are; without it the card's, else read by their form.")
+    labels: Texts | None = Field(None, description="The classes' names in order; without them the card's.")
+    score: Score | None = Field(None, description="For this model, in place of the policy's `score`.")
+    none_found: NoneFound | None = Field(
+        None, description="What it means that a detector finds nothing: ask the next, accept, or one minus its best score."
+    )
 
     def files(self) -> list[str]:
-        """The model and its card."""
-        return [self.path, self.card or str(Path(self.path).with_suffix(".json"))]
+        """The model, its card and its score."""
+        own = [self.score] if self.score is not None and self.score not in SCORES else []
+        return [self.path, self.card or str(Path(self.path).with_suffix(".json")), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        options = self.model_dump(exclude={"path", "card"})
-        return load(at(folder, self.path), **options, card=at(folder, self.card) if self.card else None)
+        options = self.model_dump(exclude={"path", "card", "score"})
+        score = None if self.score is None else loaded_score(self.score, folder)
+        return load(at(folder, self.path), **options, score=score, card=at(folder, self.card) if self.card else None)
 
 
 class Cloud(Target):
@@ -123,8 +146,8 @@ class OpenInferenceCloud(Cloud):
     protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
     model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
     binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
-    kind: Literal["logits", "probabilities"] = Field("logits", description="What the outputs are.")
-    output: Text | None = Field(None, description="The output that is read; without it the first.")
+    kind: Kind | None = Field(None, description="What the outputs are; without it they are read by their form.")
+    output: Text | None = Field(None, description="The output that is read; without it the first, or all if the kind needs it.")
     card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
 
     @model_validator(mode="after")
@@ -150,13 +173,14 @@ class JsonCloud(Cloud):
     value: Text = Field("value", description="Where the value is in the reply, as in `result.0.label`.")
     confidence: Text = Field("confidence", description="Where the confidence is, if the reply has one.")
     logits: Text | None = Field(None, description="Where an array with a number for each class is, instead of `value`.")
+    kind: Literal["logits", "probabilities"] = Field("logits", description="What the array at `logits` is.")
     ping_path: PingPath | None = Field(
         None, description="A path that answers 200 when the server is well; without it only the connection is tried."
     )
 
     def make(self, folder: Path) -> PlainJson:
         """Makes the endpoint."""
-        options = self.model_dump(include={"name", "value", "confidence", "logits", "labels", "ping_path"})
+        options = self.model_dump(include={"name", "value", "confidence", "logits", "kind", "labels", "ping_path"})
         return PlainJson(self.url, **options, **self.address(folder))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeroute.confidence.scores import Reader
+from edgeroute.confidence.reader import Reader
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, EdgerouteError, MayNotLeave, ModelError, NoAnswer, PolicyError
@@ -69,7 +69,7 @@ def collect(
     after = router.stats()
     kept = [i for i in range(len(inputs)) if not ask_cloud or answers[i] is not None]
     outputs = _stacked([predictions[i].outputs for i in kept])
-    if runner.reader.kind == "logits" and outputs is not None and _probabilities(outputs):
+    if runner.reader.kind in {None, "logits"} and outputs is not None and _probabilities(outputs):
         raise ModelError(
             f"{runner.where} gives probabilities, and its card says logits: the scores would be wrong. Give the output before "
             'the softmax, or have the card say "output": {"kind": "probabilities"}'
@@ -225,7 +225,7 @@ def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
     array = np.asarray(outputs)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes
         raise BadInput(f"{what}: expected numbers [n, classes], found {array.dtype} {list(array.shape)}")
-    if reader.kind == "logits" and _probabilities(array):
+    if reader.kind in {None, "logits"} and _probabilities(array):
         raise BadInput(f"{what}: these are probabilities, each row adds up to 1: record the outputs before the softmax")
     try:
         return reader.many(array, len(array))

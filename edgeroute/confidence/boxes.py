@@ -1,0 +1,132 @@
+"""Reads a detector's outputs: boxes, scores and classes, and one confidence for all of them.
+
+A box counts as found if its score is at least `FOUND`. Each box is a decision, found or not, that is as certain as its score,
+or as one minus it. The confidence of the whole is that of the least certain decision, so .5 to 1.
+
+Where nothing is found, `none_found` rules:
+
+    defer     the confidence is 0: an empty picture is worth a second look
+    accept    the confidence is 1
+    score     one minus the best score that was not enough, as above; 1 if there is none
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from edgeroute.errors import PolicyError, nearest
+
+Array = np.ndarray[Any, np.dtype[Any]]
+FOUND: Final = 0.5
+"""Score from which a box counts."""
+RULES: Final = ("defer", "accept", "score")
+"""What `none_found` can be."""
+_SIDES = 4
+_COLUMNS = 6
+"""Of a detector that gives one array: x1, y1, x2, y2, score, class."""
+
+
+def checked_rule(rule: str) -> str:
+    """The rule itself.
+
+    Raises:
+        PolicyError: there is no such rule.
+    """
+    if rule not in RULES:
+        raise PolicyError(f"there is no none_found {rule!r}: {nearest(str(rule), RULES)}")
+    return rule
+
+
+def are_boxes(outputs: Mapping[Any, Any]) -> bool:
+    """Whether these are a detector's outputs for one picture: by name, boxes with four sides each beside scores."""
+    names = _names(outputs)
+    return names is not None and np.ndim(outputs[names[0]]) == 2 and np.shape(outputs[names[0]])[1] == _SIDES  # noqa: PLR2004
+
+
+def without_batch(outputs: Any) -> bool:
+    """Whether these are a detector's outputs for one picture that have no batch axis."""
+    return isinstance(outputs, Mapping) and are_boxes(outputs)
+
+
+def read(
+    row: Any, labels: Sequence[Any] | None, none_found: str, wrong: Callable[[str], Exception]
+) -> tuple[list[dict[str, Any]], float]:
+    """The boxes found, best first, and the confidence of the whole.
+
+    Args:
+        row: for one picture: a mapping with an output of boxes [n, 4], one of scores [n] and one of classes [n], found by their
+            names (`box`; `score` or `conf`; `class` or `label`), and perhaps their number (`num`); or one array [n, 6] with x1,
+            y1, x2, y2, score and class in each row.
+        labels: class -> name; None: the class.
+        none_found: one of `RULES`.
+        wrong: makes the error for outputs that are none of this.
+
+    Returns:
+        For each box its `label`, `score` and `box` (four numbers, as the model gives them); and the confidence, 0..1.
+    """
+    boxes, scores, classes = _parts(row, wrong)
+    if len(scores) and not ((scores >= 0) & (scores <= 1)).all():
+        raise wrong("gives scores of boxes that are not from 0 to 1: boxes need the model's own scores after the sigmoid")
+    found = [
+        {"label": _name(c, labels, wrong), "score": float(s), "box": [float(v) for v in box]}
+        for box, s, c in zip(boxes, scores, classes, strict=True)
+        if s >= FOUND
+    ]
+    found.sort(key=lambda one: -one["score"])
+    if found or none_found == "score":
+        return found, float(np.maximum(scores, 1 - scores).min()) if len(scores) else 1.0
+    return [], 0.0 if none_found == "defer" else 1.0
+
+
+def _parts(row: Any, wrong: Callable[[str], Exception]) -> tuple[Array, Array, Array]:
+    if isinstance(row, Mapping):
+        names = _names(row)
+        if names is None and len(row) == 1:
+            return _parts(next(iter(row.values())), wrong)
+        if names is None:
+            raise wrong(f"has outputs {', '.join(map(str, row))}: boxes need one named box, one score, and one class or label")
+        boxes, scores = np.asarray(row[names[0]]), np.asarray(row[names[1]]).reshape(-1)
+        classes = np.zeros(len(scores)) if names[2] is None else np.asarray(row[names[2]]).reshape(-1)
+        boxes = boxes[0] if boxes.ndim == 3 and len(boxes) == 1 else boxes  # noqa: PLR2004 - with its batch axis
+        number = next((row[name] for name in row if "num" in str(name).lower()), None)
+        if number is not None and np.size(number) == 1:
+            n = int(np.asarray(number).reshape(-1)[0])
+            boxes, scores, classes = boxes[:n], scores[:n], classes[:n]
+    else:
+        array = np.asarray(row)
+        array = array[0] if array.ndim == 3 and len(array) == 1 else array  # noqa: PLR2004 - with its batch axis
+        if array.ndim != 2 or array.shape[1] != _COLUMNS:  # noqa: PLR2004 - boxes and columns
+            raise wrong(
+                f"gives an output {list(array.shape)}: boxes are [n, {_COLUMNS}] (x1, y1, x2, y2, score, class), after "
+                "non-maximum suppression"
+            )
+        boxes, scores, classes = array[:, :_SIDES], array[:, _SIDES], array[:, _SIDES + 1]
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, _SIDES)
+    if boxes.ndim != 2 or boxes.shape[1] != _SIDES or not len(boxes) == len(scores) == len(classes):  # noqa: PLR2004
+        raise wrong(f"gives {list(boxes.shape)} boxes, {len(scores)} scores and {len(classes)} classes, which do not fit")
+    return boxes, scores, classes
+
+
+def _names(outputs: Mapping[Any, Any]) -> tuple[Any, Any, Any] | None:
+    """The names of boxes, scores and classes (None: none); None: no boxes or no scores."""
+
+    def named(*parts: str) -> Any:
+        return next((name for name in outputs if any(part in str(name).lower() for part in parts)), None)
+
+    boxes, scores = named("box"), named("score", "conf")
+    return None if boxes is None or scores is None or boxes == scores else (boxes, scores, named("class", "label"))
+
+
+def _name(given: Any, labels: Sequence[Any] | None, wrong: Callable[[str], Exception]) -> Any:
+    plain = given.item() if hasattr(given, "item") else given
+    if isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)
+    if labels is None or plain in labels:
+        return plain
+    if not isinstance(plain, int) or not 0 <= plain < len(labels):
+        raise wrong(f"gives a box of a class that is none of its {len(labels)} labels")
+    return labels[plain]
