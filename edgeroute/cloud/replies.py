@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.reader import CLASSES, Reader
+from edgeroute.confidence.reader import CLASSES, Reader, as_array
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadReply
 
@@ -62,7 +62,7 @@ class ReplyReader(Reader):
             raise BadReply("the answer's confidence is NaN or infinity")
 
     def _check_row(self, row: Any) -> None:
-        array = np.asarray(list(row.values()) if isinstance(row, Mapping) else row)
+        array = as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
             raise BadReply("0 outputs, which say nothing")
         if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis

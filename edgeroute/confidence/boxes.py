@@ -13,6 +13,7 @@ Where nothing is found, `none_found` rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -43,7 +44,8 @@ def checked_rule(rule: str) -> str:
 def are_boxes(outputs: Mapping[Any, Any]) -> bool:
     """Whether these are a detector's outputs for one picture: by name, boxes with four sides each beside scores."""
     names = _names(outputs)
-    return names is not None and np.ndim(outputs[names[0]]) == 2 and np.shape(outputs[names[0]])[1] == _SIDES  # noqa: PLR2004
+    shape: tuple[int, ...] = () if names is None else getattr(outputs[names[0]], "shape", ())
+    return len(shape) == 2 and shape[1] == _SIDES  # noqa: PLR2004 - boxes and sides
 
 
 def without_batch(outputs: Any) -> bool:
@@ -67,7 +69,12 @@ def read(
     Returns:
         For each box its `label`, `score` and `box` (four numbers, as the model gives them); and the confidence, 0..1.
     """
-    boxes, scores, classes = _parts(row, wrong)
+    parts = None
+    with suppress(TypeError, ValueError, IndexError, OverflowError):  # none is chained: its text may quote the output
+        parts = _parts(row, wrong)
+    if parts is None or any(part.dtype.kind not in "fiub" for part in parts):
+        raise wrong("gives no arrays of numbers for boxes, scores and classes")
+    boxes, scores, classes = parts
     if len(scores) and not ((scores >= 0) & (scores <= 1)).all():
         raise wrong("gives scores of boxes that are not from 0 to 1: boxes need the model's own scores after the sigmoid")
     found = [

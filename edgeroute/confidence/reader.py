@@ -155,7 +155,9 @@ class Reader:
                 return told
             first = next(iter(row.values()), None)
         z = first.tolist() if isinstance(first, np.ndarray) else first
-        if not isinstance(z, list) or not z or len(z) > SMALL or type(z[0]) is not float:
+        if not isinstance(z, list) or not 0 < len(z) <= SMALL or type(z[0]) is not float:
+            return self._large(row, first)
+        if z is first and not all(type(v) is float for v in z):  # a list may have anything in it
             return self._large(row, first)
         return self._classes(row, z, first)
 
@@ -186,7 +188,7 @@ class Reader:
         first = next(iter(outputs.values()), None) if isinstance(outputs, Mapping) else outputs
         if self.kind is None and isinstance(outputs, Mapping) and self._mapping(_row(outputs, 0)) is not None:
             return False
-        array = _as_array(first)
+        array = as_array(first)
         return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
 
     def mistaken(self) -> str:
@@ -199,7 +201,7 @@ class Reader:
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Outputs that are not a short row of floats."""
-        array = _as_array(first)
+        array = as_array(first)
         if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f":  # noqa: PLR2004 - with its batch axis
             array = array[0]
         if array.dtype.kind in "biuUS" and not (self.kind in CLASSES and array.ndim == 1 and array.dtype.kind in "biu"):
@@ -251,7 +253,7 @@ class Reader:
         first = next(iter(row.values()), None) if isinstance(row, Mapping) else row
         if type(first) is tuple:
             return self._pair(first)
-        array = _as_array(first)
+        array = as_array(first)
         value = array.reshape(-1)[0].item() if array.size == 1 and array.dtype.kind in "fiub" else first
         return Prediction(value, self._scored(row) if self._custom is not None else None, row)
 
@@ -259,7 +261,7 @@ class Reader:
         """Outputs with names, where the names or the forms tell what they are; None: the first is read."""
         if self.kind is None and boxes.are_boxes(row):
             return self._boxes(row)
-        if self.kind in {None, "probabilities"} and len(row) > 1 and all(isinstance(v, float) for v in row.values()):
+        if self.kind in {None, "probabilities"} and len(row) > 1 and _is_by_class(row):
             if self.kind is None and not looks_like_probabilities(list(row.values())):
                 return None
             return self._by_class(row, row)
@@ -268,7 +270,7 @@ class Reader:
             return Prediction(_plain(value), self._scored(row) if self._custom is not None else quantile(logprobs), row)
         if self.kind is None and len(row) > 1 and (parts := _label_and_probabilities(row)) is not None:
             p = parts[1]
-            if isinstance(p, Mapping) or looks_like_probabilities(_as_array(p).tolist()):
+            if isinstance(p, Mapping) or looks_like_probabilities(as_array(p).tolist()):
                 return self._labelled(row)
         return None
 
@@ -281,7 +283,7 @@ class Reader:
                 "Name the output that is read (output), or write another kind"
             )
         label, p = parts
-        read = self._by_class(p, row) if isinstance(p, Mapping) else self._probable(_as_array(p), row)
+        read = self._by_class(p, row) if isinstance(p, Mapping) else self._probable(as_array(p), row)
         return Prediction(self._named(_plain(label)), read.confidence, row)
 
     def _probable(self, p: Array, row: Any) -> Prediction:
@@ -323,7 +325,7 @@ class Reader:
         """
         number = _number(given)
         if number is None:
-            logprobs = None if isinstance(given, str | bytes | Mapping | set) else _as_array(given)
+            logprobs = None if isinstance(given, str | bytes | Mapping | set) else as_array(given)
             if logprobs is not None and logprobs.ndim == 1 and logprobs.dtype.kind in "fiu" and not (logprobs > SLACK).any():
                 return quantile(logprobs)
             raise self.wrong(
@@ -384,32 +386,37 @@ def _binary(x: float, kind: str | None) -> list[float]:
     """Logits of two classes for the only output of a binary classifier, which is about the second."""
     if kind == "logits":
         return [0.0, x]
-    p = exp(x) if kind == "logprobs" else x
+    p = exp(min(x, 0.0)) if kind == "logprobs" else x
     return [log(v) if v > 0 else _TINY if v == 0 else NAN for v in (1 - p, p)]
 
 
 def _label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
     """The output that is one label, and the one with a number for each class; None: there are none."""
     label = next((v for v in row.values() if _is_label(v)), None)
-    p = next((v for v in row.values() if isinstance(v, Mapping) or _is_row(v)), None)
+    p = next((v for v in row.values() if _is_by_class(v) or _is_row(v)), None)
     return None if label is None or p is None else (label, p)
 
 
 def _tokens(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
     """The tokens of a text, and their log-probabilities; None: there are none."""
-    arrays = [_as_array(v) for v in row.values()]
+    arrays = [as_array(v) for v in row.values()]
     tokens = next((a for a in arrays if a.ndim == 1 and a.dtype.kind in "iuUS"), None)
     logprobs = next((a for a in arrays if a.ndim == 1 and a.dtype.kind == "f"), None)
     return None if tokens is None or logprobs is None or len(tokens) != len(logprobs) else (tokens, logprobs)
 
 
 def _is_label(value: Any) -> bool:
-    array = _as_array(value)
+    array = as_array(value)
     return array.size == 1 and array.dtype.kind in "biuUS"
 
 
+def _is_by_class(value: Any) -> bool:
+    """Whether this is a mapping from class to a float."""
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())
+
+
 def _is_row(value: Any) -> bool:
-    array = _as_array(value)
+    array = as_array(value)
     return array.ndim == 1 and array.size > 0 and array.dtype.kind == "f"
 
 
@@ -417,7 +424,7 @@ def _several(row: Any) -> bool:
     return isinstance(row, Mapping | tuple | list)
 
 
-def _as_array(value: Any) -> Array:
+def as_array(value: Any) -> Array:
     """The value as an array; what has no form of one is a single object. Arrays of objects that are all text are text."""
     try:
         array = np.asarray(value)

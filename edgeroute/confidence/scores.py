@@ -58,7 +58,8 @@ def energy(logits: Array) -> Array:
 def quantile(logprobs: Array, q: float = 0.1) -> float:
     """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or mean would favour short texts."""
     values = np.asarray(logprobs, np.float64)
-    return float(np.exp(np.quantile(values, q))) if values.size else NAN
+    with np.errstate(all="ignore"):  # minus infinity is a token without a probability
+        return float(np.exp(np.quantile(values, q))) if values.size else NAN
 
 
 def agreement(logits: Array, *, votes: bool = False) -> Array:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from edgeroute.types import EdgeModel, StopToken
 log = logging.getLogger("edgeroute")
 MOST_PROBED = 1 << 22
 """Largest input, in elements, that a check tries with zeros."""
+PROBE_S = 2.0
+"""How long it may take, seconds."""
 MAX_ABANDONED = 4
 """So many runs of one model may be told to stop and go on all the same, before the planner leaves it alone."""
 
@@ -63,7 +66,7 @@ class EdgeBackend(AbandonedRuns):
             return single(self.run_one(x, cancel))
         return spoken(function(x), self.reader.answer)
 
-    def ready(self, until: float) -> None:  # noqa: ARG002
+    def ready(self, until: float) -> None:
         """Loads the model, and runs it on zeros to see what its outputs are, where it says what it takes.
 
         Raises:
@@ -71,21 +74,27 @@ class EdgeBackend(AbandonedRuns):
         """
         if hasattr(self.model, "load"):
             self.model.load()
-        outputs = self._of_zeros() if self.reader.kind in {None, "logits"} else None
+        outputs = self._of_zeros(min(PROBE_S, until - monotonic())) if self.reader.kind in {None, "logits"} else None
         if outputs is not None and self.reader.mistakes(outputs):
             raise ModelError(self.reader.mistaken())
 
-    def _of_zeros(self) -> Any:
-        """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that."""
+    def _of_zeros(self, seconds: float) -> Any:
+        """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""
         specs, run = getattr(self.model, "inputs", ()), getattr(self.model, "run_feed", None)
         shapes = [(1, *spec.shape[1:]) for spec in specs]
         if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
             return None
+        stop = StopToken()
+        timer = threading.Timer(max(0.0, seconds), stop)
+        timer.daemon = True
+        timer.start()
         try:
-            return run({spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)})
+            return run({spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}, stop)
         except Exception as e:  # noqa: BLE001 - zeros may not be an input of this model: its first one tells
             log.debug("%s does not run on zeros: %s", self.where, e)
             return None
+        finally:
+            timer.cancel()
 
     def describe(self) -> str:
         """Status line for `check`: the model, and a downgrade of the execution provider."""

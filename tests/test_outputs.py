@@ -1,0 +1,308 @@
+"""What models and functions return, in every form: read rightly, or refused with what to write."""
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from both import LONG, Tasks, Threads
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, PolicyError, Router
+from edgeroute.cloud.replies import ReplyReader
+from edgeroute.confidence import KINDS, Reader
+from edgeroute.testing import CannedServer, http_reply
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """A router of either kind."""
+    return request.param
+
+
+class Scalar:
+    """A tensor of no dimensions, as PyTorch's are: it has `ndim` and becomes a float."""
+
+    ndim, shape = 0, ()
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("given", "sure"),
+    [
+        (0.9, 0.9), (1, 1.0), (True, 1.0), (np.float32(0.5), 0.5), (np.array(0.25), 0.25), (np.float64(0), 0.0), (Decimal("0.9"), 0.9),
+        (Fraction(1, 4), 0.25), (Scalar(0.75), 0.75), (None, None), (1 + 1e-9, 1.0), (-1e-9, 0.0), ([-0.1, -0.1], math.exp(-0.1)),
+        (np.array([-0.1]), math.exp(-0.1)), ((0.0, 0.0), 1.0),
+    ],
+)  # fmt: skip
+def test_what_is_a_confidence(given, sure):
+    """One number of any type, None, or the log-probabilities of a text's tokens."""
+    for reader in (Reader(), ReplyReader()):
+        found = reader.answer(("cat", given)).confidence
+        assert found is None if sure is None else found == pytest.approx(sure)
+        assert found is None or type(found) is float
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["0.9", b"0.9", np.array([0.9]), np.array([[0.9]]), [0.9], {"p": 0.9}, {0.9}, object(), np.array(["0.9"]), 95, -0.5, 1e9],
+)
+def test_what_is_no_confidence(make, given):
+    """The function is named, and the cloud asked; without one the caller has the error. What was given is not quoted."""
+
+    def vision(_):
+        return "cat", given
+
+    with make(vision, lambda _: "dog", threshold=0.8) as router:
+        for deadline in (None, LONG):
+            answer = router.infer(1, deadline=deadline)
+            assert (answer.value, answer.source) == ("dog", "cloud")
+            assert "vision gives" in answer.reason
+    with make(vision, threshold=0.8) as router, pytest.raises(ModelError, match=r"vision gives .* confidence"):
+        router.infer(1)
+    with make(lambda _: ("edge", 0.1), vision, threshold=0.8) as router:
+        answer = router.infer(1)
+        assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
+
+
+def test_nan_is_no_confidence(make):
+    """It is none, and the policy says what that means."""
+    with make(lambda _: ("cat", np.float32("nan")), lambda _: "dog", threshold=0.8) as router:
+        assert router.infer(1).source == "cloud"
+
+
+def test_scores_that_are_not_from_0_to_1(make):
+    """Energy is not, and a score of one's own need not be."""
+    for score in ("energy", lambda _: 5.0):
+        with make(lambda _: ("cat", 5.0), threshold=4.0, score=score) as router:
+            assert router.infer(1).confidence == 5.0
+
+
+@pytest.mark.parametrize("threshold", [80, -1, 1.01, [0.5, 80], -0.1])
+def test_thresholds_that_no_confidence_can_be_compared_with(threshold):
+    """Refused when the router is made; infinity is never reached, which may be wanted."""
+    edge = [lambda _: ("a", 0.5)] * (2 if isinstance(threshold, list) else 1)
+    with pytest.raises(PolicyError, match="confidences by msp are from 0 to 1"):
+        Router(edge, lambda _: "b", threshold=threshold)
+    Router(edge, lambda _: "b", threshold=math.inf).close()
+    Router(edge, lambda _: "b", threshold=80 if not isinstance(threshold, list) else threshold, score="energy").close()
+
+
+@pytest.mark.parametrize(
+    ("returned", "value"),
+    [
+        (21.7, 21.7), (np.float32(21.5), 21.5), (np.array(21.5), 21.5), (np.array([21.5]), 21.5), (np.array([[21.5]]), 21.5),
+        (7, 7), (np.int64(7), 7), (np.array([7]), 7), (np.array([[7]]), 7), ("cat", "cat"), (np.str_("cat"), "cat"),
+        (np.array(["cat"]), "cat"), (np.array(["cat"], object), "cat"), (np.bool_(True), True),
+    ],
+)  # fmt: skip
+def test_single_values(make, returned, value):
+    """A regression's number, a label as a number, a label as a text: the value itself, without a confidence, and never the class 0."""
+    with make(lambda _: returned, threshold=0.8, no_confidence="accept") as router:
+        answer = router.infer(1)
+    assert (answer.value, answer.confidence, type(answer.value)) == (value, None, type(value))
+
+
+@pytest.mark.parametrize(
+    "returned", [np.array([3, 1, 2]), [3, 1, 2], np.array([[3], [1]]), ["a", "b"], {}, [], [[1.0, 2.0], [3.0]]]
+)
+def test_what_is_left_as_it_is(returned):
+    """Integers are never taken for scores, and what has no form that is known is the value."""
+    read = Reader().answer(returned)
+    assert read.value is returned
+    assert read.confidence is None
+
+
+def test_integers_are_scores_only_by_their_kind():
+    """As quantised models give them."""
+    for row in (np.array([1, 9, 2], np.uint8), np.array([-100, 20, 3], np.int8)):
+        assert Reader(kind="logits", labels=["a", "b", "c"]).answer(row).value == "b"
+        with pytest.raises(ModelError, match='write kind = "logits"'):
+            Reader(labels=["a", "b", "c"]).answer(row)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda p: p, lambda p: p[None], lambda p: p.tolist(), lambda p: {"p": p}, lambda p: {0: 0.1, 1: 0.7, 2: 0.2}]
+)
+def test_rows_of_probabilities(wrap):
+    """In an array, with a batch axis or without, in a list, under a name, or by class."""
+    p = np.array([0.1, 0.7, 0.2])
+    read = Reader(kind="probabilities", labels=("a", "b", "c")).answer(wrap(p))
+    assert (read.value, read.confidence) == ("b", pytest.approx(0.7))
+
+
+def test_a_mapping_from_class_to_probability():
+    """Is one if its numbers sum to 1; else it is the value."""
+    assert Reader().answer({"cat": 0.25, "dog": 0.75})[:2] == ("dog", pytest.approx(0.75))
+    assert Reader().answer({"label": 3, "score": 0.7})[:2] == ({"label": 3, "score": 0.7}, None)
+
+
+def test_a_label_and_probabilities():
+    """As a mapping, a tuple or a list; the label counts, and not the largest."""
+    p = np.array([0.1, 0.7, 0.2])
+    for row in (
+        {"label": np.array([2]), "p": p},
+        (np.int64(2), p),
+        [2, p],
+        {"p": p, "label": 2},
+        {"label": 2, "p": {0: 0.1, 1: 0.7, 2: 0.2}},
+    ):
+        read = Reader(kind="label+probabilities").answer(row)
+        assert (read.value, read.confidence) == (2, pytest.approx(0.7))
+        assert Reader(kind="label+probabilities", labels=["a", "b", "c"]).answer(row).value == "c"
+        assert Reader(kind="label+probabilities", labels=["0", "1", "2"]).answer(row).value == "2"
+    for row in (p, 3, {"p": p}, {"label": 2}, (1, 2, 3), None):
+        with pytest.raises(ModelError, match="label and probabilities"):
+            Reader(kind="label+probabilities", name="m").answer(row)
+        with pytest.raises(BadReply):
+            ReplyReader(kind="label+probabilities").answer(row)
+    with pytest.raises(BadReply, match="none of its 2"):
+        Reader(kind="label+probabilities", labels=["a", "b"]).answer({"label": 7, "p": p})
+
+
+def test_values():
+    """Of `kind="value"`: one number as a float, else the array; a score of one's own applies."""
+    assert Reader(kind="value").answer(np.array([1.5]))[:2] == (1.5, None)
+    assert Reader(kind="value").answer({"y": np.array([[2.5]])}).value == 2.5
+    assert Reader(kind="value").answer(np.array([1.0, 2.0])).value.tolist() == [1.0, 2.0]
+    assert Reader(lambda row: 0.5, kind="value").answer(np.array([1.0, 2.0])).confidence == 0.5
+    assert Reader(kind="value").answer((1.5, 0.9))[:2] == (1.5, 0.9)
+
+
+def test_log_probabilities_of_classes():
+    """Of a log-softmax, as they are; of one number for the second of two classes."""
+    logp = np.log([0.1, 0.7, 0.2])
+    assert Reader(kind="logprobs").answer(logp)[:2] == (1, pytest.approx(0.7))
+    assert Reader(kind="logprobs").answer(np.array([math.log(0.25)]))[:2] == (0, pytest.approx(0.75))
+
+
+BOXES = np.array([[0, 0, 1, 1], [1, 1, 2, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("row", "labels", "found"),
+    [
+        ({"boxes": BOXES, "scores": np.array([0.6, 0.9]), "labels": np.array([0, 1])}, None, [(1, 0.9), (0, 0.6)]),
+        ({"detection_boxes": BOXES[None], "detection_scores": np.array([[0.6, 0.9]]), "detection_classes": np.array([[0.0, 1.0]])},
+         ["cat", "dog"], [("dog", 0.9), ("cat", 0.6)]),
+        ({"boxes": BOXES, "conf": np.array([0.6, 0.9])}, None, [(0, 0.9), (0, 0.6)]),
+        ({"boxes": BOXES, "scores": np.array([0.6, 0.9]), "classes": np.array([0, 1]), "num_detections": np.array([1.0])}, None, [(0, 0.6)]),
+        (np.array([[0, 0, 1, 1, 0.6, 0], [1, 1, 2, 2, 0.9, 1]]), None, [(1, 0.9), (0, 0.6)]),
+        ({"output": np.array([[[0, 0, 1, 1, 0.6, 0]]])}, ["cat"], [("cat", 0.6)]),
+        ({"boxes": BOXES, "scores": np.array([0.1, 0.2]), "labels": np.array([0, 1])}, None, []),
+        ({"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int)}, None, []),
+        (np.zeros((0, 6)), None, []),
+    ],
+)  # fmt: skip
+def test_boxes(row, labels, found):
+    """In the forms that detectors are exported with."""
+    read = Reader(kind="boxes", labels=labels).answer(row)
+    assert [(b["label"], b["score"]) for b in read.value] == found
+    assert read.confidence == (0.0 if not found else pytest.approx(min(score for _, score in found)))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        np.zeros((3, 5)), np.zeros(6), {"a": np.zeros((2, 4)), "b": np.zeros(2)}, {"boxes": BOXES, "scores": np.array([0.5])},
+        {"boxes": BOXES, "scores": np.array([5.0, 0.1]), "labels": np.zeros(2)}, {"boxes": BOXES[:, :3], "scores": np.zeros(2)},
+        {"boxes": BOXES, "scores": np.array([0.9, np.nan]), "labels": np.zeros(2)},
+        {"boxes": BOXES, "scores": np.array([0.9, 0.9]), "labels": np.array([0, 7])}, None, "boxes", 3,
+    ],
+)  # fmt: skip
+def test_what_are_no_boxes(row):
+    """An error, on the device and of a cloud, and never a detection."""
+    with pytest.raises(ModelError):
+        Reader(kind="boxes", labels=["cat"], name="detector").answer(row)
+    with pytest.raises(BadReply):
+        ReplyReader(kind="boxes", labels=["cat"]).answer(row)
+
+
+def test_the_kinds_are_the_same_everywhere():
+    """In Python, in the policy and in the page about them."""
+    from typing import get_args
+
+    from edgeroute.settings.targets import Kind
+
+    assert get_args(Kind) == KINDS
+    for make in (
+        lambda kind: CallableModel(len, kind=kind),
+        lambda kind: Function(len, kind=kind),
+        lambda kind: Reader(kind=kind),
+    ):
+        for kind in (*KINDS, None):
+            make(kind)
+        with pytest.raises(PolicyError, match='did you mean "probabilities"'):
+            make("probabilites")
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"]), ["a", "b"], ("a", "b"), iter(["a", "b"]), {"a": 0, "b": 1}.keys()])
+def test_labels_in_any_container(labels):
+    """numpy's, too; text alone is no list of labels."""
+    assert CallableModel(len, labels=labels).labels == ("a", "b")
+    for wrong in ("ab", {"a": 1}):
+        with pytest.raises(PolicyError, match="a name for each class"):
+            CallableModel(len, labels=wrong)
+    assert CallableModel(len, labels=np.array([3, 7])).labels == (3, 7)
+    assert CallableModel(len, labels=np.array([])).labels is None
+
+
+def test_both_sides_compare_equal(make):
+    """A cloud's 9 is the edge's "9", as a number of numpy's, of JSON or of a function."""
+    labels = [str(i) for i in range(10)]
+    edge = CallableModel(lambda _: ("9", 0.1), labels=labels)
+    with CannedServer(http_reply(b'{"value": 9, "confidence": 0.9}')) as server:
+        for cloud in (
+            lambda _: np.int64(9),
+            lambda _: 9,
+            lambda _: (np.int64(9), 0.9),
+            lambda _: np.array([9]),
+            PlainJson(server.url),
+        ):
+            with make(edge, cloud, threshold=0.8) as router:
+                answer = router.infer(1)
+                assert (answer.value, answer.source) == ("9", "cloud"), answer.reason
+
+
+def test_a_function_that_gives_probabilities_warns_once(make, caplog):
+    """Whichever side it is on."""
+    for edge, cloud in ((lambda _: np.array([0.1, 0.9]), None), (lambda _: ("a", 0.0), lambda _: np.array([0.1, 0.9]))):
+        caplog.clear()
+        with make(edge, cloud, threshold=0.5) as router:
+            for _ in range(3):
+                router.infer(1)
+        assert len([r for r in caplog.records if "gives probabilities" in r.getMessage()]) == 1
+
+
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(-300, 300), st.floats(width=32), st.text(max_size=3), st.binary(max_size=3),
+    st.sampled_from([np.float32(0.5), np.int64(3), np.array([0.5, 0.5]), np.array([[1.0, 2.0]]), np.array([]), np.array(["a"]), object()]),
+)  # fmt: skip
+anything = st.recursive(
+    plain,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.tuples(inner), st.tuples(inner, inner), st.tuples(inner, inner, inner),
+        st.dictionaries(st.sampled_from(["label", "p", "boxes", "scores", "num"]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    anything, st.sampled_from([*KINDS, None]), st.sampled_from([None, ("a", "b"), (1, 2)]), st.sampled_from([Reader, ReplyReader])
+)
+def test_whatever_comes(result, kind, labels, reader):
+    """It is a prediction with a confidence from 0 to 1, NaN or None, or an error of ours: nothing else."""
+    try:
+        read = reader(kind=kind, labels=labels).answer(result)
+    except (ModelError, BadReply, PolicyError):
+        return
+    assert read.confidence is None or math.isnan(read.confidence) or 0 <= read.confidence <= 1
