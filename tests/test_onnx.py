@@ -206,7 +206,7 @@ def test_another_sha256(tmp_path):
             '{"input": {"name": "y", "dtype": "float32", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}',
             "describes the input",
         ),
-        ('{"output": {"name": "probs"}}', "names the output 'probs'"),
+        ('{"output": {"name": "probs"}}', "no output 'probs'"),
     ],
 )
 def test_a_wrong_card(tmp_path, card, message):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.cloud.rows import Rows
 from edgeroute.cloud.terms import checked_terms
-from edgeroute.confidence.reader import checked_kind, label_names
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole

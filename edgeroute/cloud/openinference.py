@@ -13,7 +13,8 @@ import numpy as np
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.quoting import quoted_names
-from edgeroute.confidence.reader import checked_kind, label_names
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card, stack
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
 from edgeroute.system import json_dumps

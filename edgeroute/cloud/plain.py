@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.base import Address, Call, Reply, Talk, loads
-from edgeroute.confidence.reader import checked_kind, label_names
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
 from edgeroute.errors import BadReply, Unreachable
 from edgeroute.system import contained, json_dumps
 
@@ -24,7 +25,7 @@ class PlainJson:
         value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
-        kind: of that array: "logits" or "probabilities".
+        kind: what that array is, "probabilities" for one; None: logits.
         labels: class index -> value, for `logits`; None: the edge model's.
         ping_path: health-check path that answers 2xx; None: only the connection is tested, with OPTIONS.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
@@ -42,7 +43,7 @@ class PlainJson:
         value: str = "value",
         confidence: str | None = "confidence",
         logits: str | None = None,
-        kind: str = "logits",
+        kind: str | None = None,
         labels: Iterable[Any] | None = None,
         ping_path: str | None = None,
         **address: Any,
@@ -50,7 +51,7 @@ class PlainJson:
         self.address = Address(url, **address)
         self.where = self.address.origin + self.address.path
         self.name, self.labels = name, label_names(labels)
-        self.kind = checked_kind(kind) if logits else "answers"
+        self.kind = (checked_kind(kind) or "logits") if logits else "answers"
         self._encode = encode or _plain
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.reader import CLASSES, Reader, as_array
+from edgeroute.confidence.boxes import boxes_without_batch
+from edgeroute.confidence.forms import as_array
+from edgeroute.confidence.reader import CLASSES, Reader
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadReply
 
@@ -29,7 +31,7 @@ class ReplyReader(Reader):
         if type(row) is tuple and self.kind != "label+probabilities":
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
-        elif self.kind == "boxes" or (self.kind is None and self._whole(row)):
+        elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
             pass  # none found is an answer; its form is checked as it is read
         else:
             for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
@@ -43,7 +45,7 @@ class ReplyReader(Reader):
         structured = not isinstance(value, str | int | float | np.generic)
         if self.labels is None or (structured and self._custom is not None):
             return
-        if structured or self._same(_item(value)) not in self.labels:
+        if structured or self._names.same(_item(value)) not in self.labels:
             raise BadReply(f"the answer, {_kind(value)}, is none of the {len(self.labels)} labels")
 
     def _check_confidence(self, sure: Any) -> None:

@@ -48,12 +48,12 @@ def are_boxes(outputs: Mapping[Any, Any]) -> bool:
     return len(shape) == 2 and shape[1] == _SIDES  # noqa: PLR2004 - boxes and sides
 
 
-def without_batch(outputs: Any) -> bool:
+def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
     """Whether these are a detector's outputs for one picture that have no batch axis."""
-    return isinstance(outputs, Mapping) and are_boxes(outputs)
+    return kind in {None, "boxes"} and isinstance(outputs, Mapping) and are_boxes(outputs)
 
 
-def read(
+def read_boxes(
     row: Any, labels: Sequence[Any] | None, none_found: str, wrong: Callable[[str], Exception]
 ) -> tuple[list[dict[str, Any]], float]:
     """The boxes found, best first, and the confidence of the whole.

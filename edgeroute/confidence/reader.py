@@ -18,12 +18,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from math import exp, log
+from math import log
 from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence import boxes
+from edgeroute.confidence.boxes import are_boxes, boxes_without_batch, checked_rule, read_boxes
+from edgeroute.confidence.forms import (
+    TINY,
+    as_array,
+    binary,
+    confidence,
+    form_of,
+    is_by_class,
+    label_and_probabilities,
+    looks_like_probabilities,
+    mistaken,
+    plain,
+    several,
+    tokens_and_logprobs,
+)
+from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, quantile
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
@@ -34,12 +49,6 @@ KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "v
 """What the outputs of a model can be."""
 CLASSES: Final = ("logits", "probabilities", "logprobs")
 """Kinds with a number for each class."""
-SLACK: Final = 1e-6
-"""By how much a confidence may be outside 0..1: rounding."""
-SUM_SLACK: Final = 1e-3
-"""By how much the sum of probabilities may differ from 1."""
-_TINY = -745.0
-"""Logarithm of the smallest float."""
 
 
 def checked_kind(kind: str | None) -> str | None:
@@ -51,16 +60,6 @@ def checked_kind(kind: str | None) -> str | None:
     if kind is not None and kind not in KINDS:
         raise PolicyError(f"there is no kind of outputs {kind!r}: {nearest(kind, KINDS)}")
     return kind
-
-
-def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
-    """Labels in any container, numpy's too, as a tuple of plain values; None and an empty one: there are none."""
-    if labels is None:
-        return None
-    if isinstance(labels, str | bytes | Mapping):
-        raise PolicyError(f"labels= takes a list with a name for each class, in order, not {type(labels).__name__}")
-    found = labels.tolist() if isinstance(labels, np.ndarray) else [_plain(label) for label in labels]
-    return tuple(found) or None
 
 
 def bounded(score: str | Score) -> bool:
@@ -98,8 +97,10 @@ class Reader:
             raise PolicyError(f"there is no score {score!r}: expected one of {', '.join(SCORES)}, or a function of the outputs")
         if score == "energy" and kind in {"probabilities", "logprobs", "label+probabilities"}:
             raise PolicyError("the energy score needs logits, and this model gives probabilities")
-        self.labels, self.kind, self.score, self.name = label_names(labels), checked_kind(kind), score, name
-        self.none_found = boxes.checked_rule(none_found)
+        self.kind, self.score, self.name = checked_kind(kind), score, name
+        self._names = Labels(labels, name)
+        self.labels = self._names.labels
+        self.none_found = checked_rule(none_found)
         row = score if isinstance(score, str) and score in ROWS else "msp"
         self._row, self._array = ROWS[row], ARRAYS[row]
         self._custom: Score | None = score if callable(score) else None
@@ -122,7 +123,7 @@ class Reader:
             z = row.tolist()
             top = max(z)
             return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
-        return self._read(outputs if self._whole(outputs) else _row(outputs, 0))
+        return self._read(outputs if boxes_without_batch(self.kind, outputs) else _row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
         """outputs: for `count` inputs along the first axis.
@@ -130,7 +131,7 @@ class Reader:
         Raises:
             BadReply: the number of outputs differs.
         """
-        if count == 1 and self._whole(outputs):
+        if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
         if _length(outputs) != count:
             raise BadReply(f"{count} inputs gave {_length(outputs)} outputs")
@@ -139,10 +140,6 @@ class Reader:
     def answer(self, result: Any) -> Prediction:
         """result: what a callable returned for one input."""
         return self._read(result)
-
-    def _whole(self, outputs: Any) -> bool:
-        """Whether these are a detector's outputs for one picture, without a batch axis."""
-        return self.kind in {None, "boxes"} and boxes.without_batch(outputs)
 
     def _read(self, row: Any) -> Prediction:
         if self._special is not None:
@@ -169,19 +166,19 @@ class Reader:
         if len(z) == 1:
             if kind not in CLASSES:
                 return self._single(row, z[0])
-            z = _binary(z[0], kind)
+            z = binary(z[0], kind)
         elif kind == "probabilities":
-            z = [log(p) if p > 0 else _TINY if p == 0 else NAN for p in z]
+            z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
         top = max(z)
         sure = self._row(z, top) if self._custom is None else self._scored(z if self._logits else row)
-        return Prediction(self._label(z.index(top), len(z)), sure, row)
+        return Prediction(self._names.at(z.index(top), len(z)), sure, row)
 
     def _look(self, z: list[float], first: Any) -> None:
         """Looks at the first outputs: probabilities that are taken for logits are told once."""
         self._seen = True
         self._simple = self._fast if isinstance(first, np.ndarray) and first.ndim == 1 else 0
         if looks_like_probabilities(z):
-            logger.warning("%s", self.mistaken())
+            logger.warning("%s", mistaken(self.name))
 
     def mistakes(self, outputs: Any) -> bool:
         """Whether these outputs, with a batch axis of 1, are probabilities that would be read as logits."""
@@ -190,14 +187,6 @@ class Reader:
             return False
         array = as_array(first)
         return array.ndim == 2 and array.dtype.kind == "f" and len(array) == 1 and looks_like_probabilities(array[0].tolist())  # noqa: PLR2004
-
-    def mistaken(self) -> str:
-        """What to write where a model gives probabilities and they are read as logits."""
-        return (
-            f"{self.name} gives probabilities (numbers from 0 that sum to 1), and they are read as logits: the confidences are "
-            'wrong. Write kind = "probabilities" in [edge] or [cloud] of the policy, "kind": "probabilities" in the output of '
-            'its card, or kind="probabilities" in Python'
-        )
 
     def _large(self, row: Any, first: Any) -> Prediction:
         """Outputs that are not a short row of floats."""
@@ -223,7 +212,7 @@ class Reader:
             with np.errstate(all="ignore"):
                 z = np.log(array) if self.kind == "probabilities" else array
                 confidence = float(self._array(z)) if self._custom is None else self._scored(z)
-        return Prediction(self._label(int(array.argmax()), array.size), confidence, row)
+        return Prediction(self._names.at(int(array.argmax()), array.size), confidence, row)
 
     def _single(self, row: Any, value: float) -> Prediction:
         """One float: a regression's value."""
@@ -246,7 +235,7 @@ class Reader:
             return Prediction(row, sure, row)
         if array.ndim == 0 and not hasattr(first, "dtype") and self.labels is None:
             return Prediction(row, sure, row)  # as the function gave it
-        return Prediction(self._named(array.reshape(-1)[0].item()), sure, row)
+        return Prediction(self._names.named(array.reshape(-1)[0].item()), sure, row)
 
     def _value(self, row: Any) -> Prediction:
         """A regression's value: a float if it is one number, else the array."""
@@ -259,16 +248,16 @@ class Reader:
 
     def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
         """Outputs with names, where the names or the forms tell what they are; None: the first is read."""
-        if self.kind is None and boxes.are_boxes(row):
+        if self.kind is None and are_boxes(row):
             return self._boxes(row)
-        if self.kind in {None, "probabilities"} and len(row) > 1 and _is_by_class(row):
+        if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
             if self.kind is None and not looks_like_probabilities(list(row.values())):
                 return None
             return self._by_class(row, row)
-        if self.kind == "logprobs" and (tokens := _tokens(row)) is not None:
+        if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            return Prediction(_plain(value), self._scored(row) if self._custom is not None else quantile(logprobs), row)
-        if self.kind is None and len(row) > 1 and (parts := _label_and_probabilities(row)) is not None:
+            return Prediction(plain(value), self._scored(row) if self._custom is not None else quantile(logprobs), row)
+        if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
             if isinstance(p, Mapping) or looks_like_probabilities(as_array(p).tolist()):
                 return self._labelled(row)
@@ -276,20 +265,20 @@ class Reader:
 
     def _labelled(self, row: Any) -> Prediction:
         """A label and the probabilities of all classes; the label counts."""
-        parts = _label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if _several(row) else None
+        parts = label_and_probabilities(row if isinstance(row, Mapping) else dict(enumerate(row))) if several(row) else None
         if parts is None:
             raise self.wrong(
-                f"{self.name} is to give a label and probabilities (kind = label+probabilities), and gives {_form(row)}. "
+                f"{self.name} is to give a label and probabilities (kind = label+probabilities), and gives {form_of(row)}. "
                 "Name the output that is read (output), or write another kind"
             )
         label, p = parts
         read = self._by_class(p, row) if isinstance(p, Mapping) else self._probable(as_array(p), row)
-        return Prediction(self._named(_plain(label)), read.confidence, row)
+        return Prediction(self._names.named(plain(label)), read.confidence, row)
 
     def _probable(self, p: Array, row: Any) -> Prediction:
-        z = [log(v) if v > 0 else _TINY if v == 0 else NAN for v in p.tolist()]
+        z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
         if len(z) == 1:
-            z = _binary(float(p[0]), "probabilities")
+            z = binary(float(p[0]), "probabilities")
         sure = self._row(z, max(z)) if self._custom is None else self._scored(z if self._logits else row)
         return Prediction(z.index(max(z)), sure, row)
 
@@ -297,10 +286,10 @@ class Reader:
         """A mapping from class to probability."""
         names = list(p)
         read = self._probable(np.array([float(v) for v in p.values()]), row)
-        return Prediction(self._named(_plain(names[read.value])), read.confidence, row)
+        return Prediction(self._names.named(plain(names[read.value])), read.confidence, row)
 
     def _boxes(self, row: Any) -> Prediction:
-        found, sure = boxes.read(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
+        found, sure = read_boxes(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
         return Prediction(found, self._scored(row) if self._custom is not None else sure, row)
 
     def _pair(self, row: tuple[Any, ...]) -> Prediction:
@@ -310,31 +299,18 @@ class Reader:
         if isinstance(value, np.generic):
             value = value.item()
         if self.labels is not None:
-            value = self._same(value)
+            value = self._names.same(value)
         if self._custom is not None:
             return Prediction(value, self._scored(row), row)
         if type(sure) is float and 0.0 <= sure <= 1.0:
             return Prediction(value, sure, row)
-        return Prediction(value, None if sure is None else self._sure(sure), row)
+        return Prediction(value, self._given_confidence(sure), row)
 
-    def _sure(self, given: Any) -> float:
-        """A confidence that a model or function gave.
-
-        Raises:
-            `wrong`: it is no number, or outside 0..1 where the score is within.
-        """
-        number = _number(given)
-        if number is None:
-            logprobs = None if isinstance(given, str | bytes | Mapping | set) else as_array(given)
-            if logprobs is not None and logprobs.ndim == 1 and logprobs.dtype.kind in "fiu" and not (logprobs > SLACK).any():
-                return quantile(logprobs)
-            raise self.wrong(
-                f"{self.name} gives {_form(given)} as its confidence: give one number from 0 to 1, "
-                "None, or the log-probabilities of a text's tokens, which are 0 or less"
-            )
-        if self._bounded and not -SLACK <= number <= 1 + SLACK and number == number:  # noqa: PLR0124 - NaN: there is none
-            raise self.wrong(f"{self.name} gives the confidence {number:g}: a confidence is from 0 to 1{_percent(number)}")
-        return min(max(number, 0.0), 1.0) if self._bounded and number == number else number  # noqa: PLR0124
+    def _given_confidence(self, given: Any) -> float | None:
+        sure, wrong = confidence(given, bounded=self._bounded)
+        if wrong:
+            raise self.wrong(f"{self.name} gives {wrong}")
+        return sure
 
     def _scored(self, outputs: Any) -> float | None:
         """The custom score. Where it fails there is no confidence, but there is an answer all the same."""
@@ -347,124 +323,6 @@ class Reader:
                 self._failed = True
                 logger.exception("the score failed: what it should have judged counts as an answer without a confidence")
             return NAN
-
-    def _label(self, index: int, classes: int) -> Any:
-        labels = self.labels
-        if labels is None:
-            return index
-        if len(labels) != classes:
-            raise BadReply(f"{classes} outputs, but {len(labels)} labels: these outputs are not this model's")
-        return labels[index]
-
-    def _same(self, value: Any) -> Any:
-        """The label that is the same as text, as '9' is 9; the value itself if there is none."""
-        assert self.labels is not None, "there are labels"
-        if not isinstance(value, str | int) or value in self.labels:
-            return value
-        return next((label for label in self.labels if str(label) == str(value)), value)
-
-    def _named(self, value: Any) -> Any:
-        """The label that a model means with this: the same, the same as text, or the one with this number.
-
-        Raises:
-            BadReply: it is none of them.
-        """
-        labels = self.labels
-        if labels is None or (label := self._same(value)) in labels:
-            return value if labels is None else label
-        if isinstance(value, int) and 0 <= value < len(labels):
-            return labels[value]
-        raise BadReply(f"{self.name} gives a label that is none of its {len(labels)}")
-
-
-def looks_like_probabilities(z: list[Any]) -> bool:
-    """Whether these numbers are 0 or more and sum to 1, which those of logits practically never do."""
-    return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
-
-
-def _binary(x: float, kind: str | None) -> list[float]:
-    """Logits of two classes for the only output of a binary classifier, which is about the second."""
-    if kind == "logits":
-        return [0.0, x]
-    p = exp(min(x, 0.0)) if kind == "logprobs" else x
-    return [log(v) if v > 0 else _TINY if v == 0 else NAN for v in (1 - p, p)]
-
-
-def _label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
-    """The output that is one label, and the one with a number for each class; None: there are none."""
-    label = next((v for v in row.values() if _is_label(v)), None)
-    p = next((v for v in row.values() if _is_by_class(v) or _is_row(v)), None)
-    return None if label is None or p is None else (label, p)
-
-
-def _tokens(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
-    """The tokens of a text, and their log-probabilities; None: there are none."""
-    arrays = [as_array(v) for v in row.values()]
-    tokens = next((a for a in arrays if a.ndim == 1 and a.dtype.kind in "iuUS"), None)
-    logprobs = next((a for a in arrays if a.ndim == 1 and a.dtype.kind == "f"), None)
-    return None if tokens is None or logprobs is None or len(tokens) != len(logprobs) else (tokens, logprobs)
-
-
-def _is_label(value: Any) -> bool:
-    array = as_array(value)
-    return array.size == 1 and array.dtype.kind in "biuUS"
-
-
-def _is_by_class(value: Any) -> bool:
-    """Whether this is a mapping from class to a float."""
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())
-
-
-def _is_row(value: Any) -> bool:
-    array = as_array(value)
-    return array.ndim == 1 and array.size > 0 and array.dtype.kind == "f"
-
-
-def _several(row: Any) -> bool:
-    return isinstance(row, Mapping | tuple | list)
-
-
-def as_array(value: Any) -> Array:
-    """The value as an array; what has no form of one is a single object. Arrays of objects that are all text are text."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError):  # ragged, or something that refuses
-        array = np.empty((), object)
-        array[()] = value
-    if array.dtype.kind == "O" and array.size and all(isinstance(v, str) for v in array.flat):
-        return array.astype(str)
-    return array
-
-
-def _number(value: Any) -> float | None:
-    """What is one number: a number, or something of no dimensions that becomes one; None: it is not."""
-    if isinstance(value, str | bytes | bytearray) or getattr(value, "ndim", 0) != 0:
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-
-
-def _plain(value: Any) -> Any:
-    """A scalar of numpy's as Python's; an array of one element as that, another as a list."""
-    if isinstance(value, np.ndarray):
-        return value.reshape(-1)[0].item() if value.size == 1 else value.tolist()
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _percent(number: float) -> str:
-    return f" ({number:g} % is {number / 100:g})" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
-
-
-def _form(value: Any) -> str:
-    """What a value is, without quoting it."""
-    if isinstance(value, Mapping):
-        return f"a mapping of {len(value)}"
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
-    return f"an array {list(shape)}"
 
 
 def _row(outputs: Any, i: int) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence.forms import mistaken
 from edgeroute.confidence.reader import Reader
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side
@@ -76,7 +77,7 @@ class EdgeBackend(AbandonedRuns):
             self.model.load()
         outputs = self._of_zeros(min(PROBE_S, until - monotonic())) if self.reader.kind in {None, "logits"} else None
         if outputs is not None and self.reader.mistakes(outputs):
-            raise ModelError(self.reader.mistaken())
+            raise ModelError(mistaken(self.model.name))
 
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""

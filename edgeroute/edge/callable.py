@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from edgeroute.confidence.reader import checked_kind, label_names
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
 from edgeroute.core.stream import joined
 from edgeroute.types import StopToken
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeroute.confidence.reader import checked_kind, label_names
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array, Card, sha256_of, stack
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -58,7 +59,9 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("threshold",), text)
     score = score if isinstance(score := data.get("score", "msp"), str) else ""
     for one in threshold if isinstance(threshold, list) else [threshold]:
-        if isinstance(one, int | float) and score in SCORES and bounded(score) and not 0 <= one <= 1:
+        if not isinstance(one, int | float) or not isfinite(one):
+            continue
+        if score in SCORES and bounded(score) and not 0 <= one <= 1:
             percent = f": {one:g} % is {one / 100:g}" if 1 < one <= 100 else ""  # noqa: PLR2004 - a hundred per cent
             yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(one)}{percent}")
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):

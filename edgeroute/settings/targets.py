@@ -98,6 +98,9 @@ class Cloud(Target):
     url: Url = Field(description="Where it is, without user, password or query.")
     name: Text = Field("cloud", description="What answers, traces and messages call it.")
     labels: Texts | None = Field(None, description="The classes' names in order; without them the edge model's.")
+    kind: Kind | None = Field(
+        None, description="What the outputs, or the array at `logits`, are; without it they are read by their form."
+    )
     api_key: SecretReference | None = Field(None, description="Sent as `Authorization: Bearer ...`.")
     headers: Headers = Field(
         {}, description='Sent with each request. A value is text, or `{ env = "NAME" }`, which a secret has to be.'
@@ -146,7 +149,6 @@ class OpenInferenceCloud(Cloud):
     protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
     model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
     binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
-    kind: Kind | None = Field(None, description="What the outputs are; without it they are read by their form.")
     output: Text | None = Field(None, description="The output that is read; without it the first, or all if the kind needs it.")
     card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
 
@@ -173,7 +175,6 @@ class JsonCloud(Cloud):
     value: Text = Field("value", description="Where the value is in the reply, as in `result.0.label`.")
     confidence: Text = Field("confidence", description="Where the confidence is, if the reply has one.")
     logits: Text | None = Field(None, description="Where an array with a number for each class is, instead of `value`.")
-    kind: Literal["logits", "probabilities"] = Field("logits", description="What the array at `logits` is.")
     ping_path: PingPath | None = Field(
         None, description="A path that answers 200 when the server is well; without it only the connection is tried."
     )

@@ -1,0 +1,142 @@
+"""What forms the outputs of models have: probabilities, labels, tokens, confidences, and how they are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, log
+from typing import Any, Final
+
+import numpy as np
+
+from edgeroute.confidence.scores import NAN, Array, quantile
+
+TINY: Final = -745.0
+"""Logarithm of the smallest float."""
+SLACK: Final = 1e-6
+"""By how much a confidence may be outside 0..1: rounding."""
+SUM_SLACK: Final = 1e-3
+"""By how much the sum of probabilities may differ from 1."""
+
+
+def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
+    """A confidence that a model or function gave, as a number -> (the number or None, what is wrong with it or nothing).
+
+    Args:
+        given: a number of any type; None; or the log-probabilities of a text's tokens, all 0 or less.
+        bounded: whether it is from 0 to 1.
+    """
+    if given is None:
+        return None, ""
+    number = number_of(given)
+    if number is None:
+        logprobs = None if isinstance(given, str | bytes | Mapping | set) else as_array(given)
+        if logprobs is not None and logprobs.ndim == 1 and logprobs.dtype.kind in "fiu" and not (logprobs > SLACK).any():
+            return quantile(logprobs), ""
+        wanted = "give one number from 0 to 1, None, or the log-probabilities of a text's tokens, which are 0 or less"
+        return None, f"{form_of(given)} as its confidence: {wanted}"
+    if not bounded or number != number:  # noqa: PLR0124 - NaN: there is none
+        return number, ""
+    if not -SLACK <= number <= 1 + SLACK:
+        return None, f"the confidence {number:g}: a confidence is from 0 to 1{percent(number)}"
+    return min(max(number, 0.0), 1.0), ""
+
+
+def mistaken(name: str) -> str:
+    """What to write where a model gives probabilities and they are read as logits."""
+    return (
+        f"{name} gives probabilities (numbers from 0 that sum to 1), and they are read as logits: the confidences are "
+        'wrong. Write kind = "probabilities" in [edge] or [cloud] of the policy, "kind": "probabilities" in the output of '
+        'its card, or kind="probabilities" in Python'
+    )
+
+
+def looks_like_probabilities(z: list[Any]) -> bool:
+    """Whether these numbers are 0 or more and sum to 1, which those of logits practically never do."""
+    return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
+
+
+def binary(x: float, kind: str | None) -> list[float]:
+    """Logits of two classes for the only output of a binary classifier, which is about the second."""
+    if kind == "logits":
+        return [0.0, x]
+    p = exp(min(x, 0.0)) if kind == "logprobs" else x
+    return [log(v) if v > 0 else TINY if v == 0 else NAN for v in (1 - p, p)]
+
+
+def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
+    """The output that is one label, and the one with a number for each class; None: there are none."""
+    label = next((v for v in row.values() if _is_label(v)), None)
+    p = next((v for v in row.values() if is_by_class(v) or _is_row(v)), None)
+    return None if label is None or p is None else (label, p)
+
+
+def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
+    """The tokens of a text, and their log-probabilities; None: there are none."""
+    arrays = [as_array(v) for v in row.values()]
+    tokens = next((a for a in arrays if a.ndim == 1 and a.dtype.kind in "iuUS"), None)
+    logprobs = next((a for a in arrays if a.ndim == 1 and a.dtype.kind == "f"), None)
+    return None if tokens is None or logprobs is None or len(tokens) != len(logprobs) else (tokens, logprobs)
+
+
+def _is_label(value: Any) -> bool:
+    array = as_array(value)
+    return array.size == 1 and array.dtype.kind in "biuUS"
+
+
+def is_by_class(value: Any) -> bool:
+    """Whether this is a mapping from class to a float."""
+    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, float | np.floating) for v in value.values())
+
+
+def _is_row(value: Any) -> bool:
+    array = as_array(value)
+    return array.ndim == 1 and array.size > 0 and array.dtype.kind == "f"
+
+
+def several(row: Any) -> bool:
+    """Whether these are several outputs."""
+    return isinstance(row, Mapping | tuple | list)
+
+
+def as_array(value: Any) -> Array:
+    """The value as an array; what has no form of one is a single object. Arrays of objects that are all text are text."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # ragged, or something that refuses
+        array = np.empty((), object)
+        array[()] = value
+    if array.dtype.kind == "O" and array.size and all(isinstance(v, str) for v in array.flat):
+        return array.astype(str)
+    return array
+
+
+def number_of(value: Any) -> float | None:
+    """What is one number: a number, or something of no dimensions that becomes one; None: it is not."""
+    if isinstance(value, str | bytes | bytearray) or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def plain(value: Any) -> Any:
+    """A scalar of numpy's as Python's; an array of one element as that, another as a list."""
+    if isinstance(value, np.ndarray):
+        return value.reshape(-1)[0].item() if value.size == 1 else value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def percent(number: float) -> str:
+    """The hint for a number that is meant in per cent; empty: it is not."""
+    return f" ({number:g} % is {number / 100:g})" if 1 < number <= 100 else ""  # noqa: PLR2004 - a hundred per cent
+
+
+def form_of(value: Any) -> str:
+    """What a value is, without quoting it."""
+    if isinstance(value, Mapping):
+        return f"a mapping of {len(value)}"
+    shape = getattr(value, "shape", None)
+    if shape is None:
+        return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+    return f"an array {list(shape)}"
