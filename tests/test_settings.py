@@ -575,7 +575,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (BOTH.replace("0.85", '"0.85"'), 'threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found "0.85"'),
         (BOTH.replace("0.85", "nan"), "threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found nan"),
         (BOTH.replace("0.85", "true"), "threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found true"),
-        (BOTH.replace("0.85", "[1, 2]"), "threshold: expected one number, or a list with one for each edge model (1), found a list of 2"),
+        (BOTH.replace("0.85", "[0.1, 0.2]"), "threshold: expected one number, or a list with one for each edge model (1), found a list of 2"),
         (BOTH.replace("threshold = 0.85", ""), "threshold: is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"),
         (BOTH.replace("edge.onnx", "edge.tflite"), 'edge.path: expected a file that ends in .onnx, found "edge.tflite"'),
         ("[edge]", "edge.path: is missing. The model file; its suffix picks the runtime."),
