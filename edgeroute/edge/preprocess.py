@@ -22,6 +22,7 @@ class Layouts(NamedTuple):
 
 
 NO_LAYOUTS = Layouts()
+CHANNELS = (1, 3, 4)
 
 
 class Preprocess:
@@ -36,6 +37,10 @@ class Preprocess:
         layouts: of both; colours are transposed by them.
         batch: the tensor's batch axis; None: it has none.
         picture: of the caller, where that can be another size, or encoded; None: arrays of the shape it accepts alone.
+
+    Attributes:
+        axes: which of the caller's axes each of the tensor's is; None: one of size 1; None for all: a mere reshape.
+        factor, offset: `x * factor + offset` scales and normalises, in the tensor's dtype; None: nothing is to be done.
 
     Raises:
         ValueError: the shapes do not go together, or the tensor's dtype is not one that scaling gives.
@@ -55,13 +60,13 @@ class Preprocess:
     ) -> None:
         self.accepts, self.gives, self.picture, self._batch = accepts, gives, picture, batch
         source, target = accepts.shape[1:], row_shape(gives, batch)
-        self._axes = None if layouts == NO_LAYOUTS and 1 in (len(source), len(target)) else arranged(source, target, layouts)
+        self.axes = None if layouts == NO_LAYOUTS and 1 in (len(source), len(target)) else arranged(source, target, layouts)
         self._flat = target
-        if self._axes is None and (target.count(-1) > 1 or not (-1 in (*source, *target) or prod(source) == prod(target))):
+        if self.axes is None and (target.count(-1) > 1 or not (-1 in (*source, *target) or prod(source) == prod(target))):
             raise ValueError(f"{say(source)} is not known to have as many values as {say(target)}")
-        self._factor, self._offset = _affine(gives, scale, mean, std, _channels(gives, layouts.tensor, batch))
+        self.factor, self.offset = _affine(gives, scale, mean, std, _channels(gives, layouts.tensor, batch))
         self._dtype = np.dtype(gives.dtype)
-        if self._factor is None and not np.can_cast(accepts.dtype, self._dtype, "same_kind"):
+        if self.factor is None and not np.can_cast(accepts.dtype, self._dtype, "same_kind"):
             raise ValueError(f"{accepts.dtype} cannot be given as {gives.dtype}")
         self._usual = self._fast()
 
@@ -74,10 +79,10 @@ class Preprocess:
         """For `one`: dtype and shape of the caller's array, the tensor's shape, and how to transpose; no dtype: not by it."""
         source, gives = self.accepts.shape[1:], self.gives.shape
         shape = gives if self._batch is None else (*gives[: self._batch], 1, *gives[self._batch + 1 :])
-        fast = self._factor is not None and self.accepts.dtype[:5] != "float" and -1 not in (*source, *shape)
+        fast = self.factor is not None and self.accepts.dtype[:5] != "float" and -1 not in (*source, *shape)
         turned: tuple[int, ...] | None = None
-        if self._axes is not None:
-            there = [i for i in self._axes if i is not None]
+        if self.axes is not None:
+            there = [i for i in self.axes if i is not None]
             turned = tuple(there + [i for i in range(len(source)) if i not in there])
         return np.dtype(self.accepts.dtype) if fast else None, source, shape, None if turned == (*range(len(source)),) else turned
 
@@ -89,8 +94,8 @@ class Preprocess:
         if turned is not None:
             x = np.ascontiguousarray(x.transpose(turned))
         out: Array = x.astype(self._dtype).reshape(tensor)  # the fast path
-        out *= self._factor
-        out += self._offset
+        out *= self.factor
+        out += self.offset
         return out
 
     def __call__(self, inputs: list[Any]) -> Array:
@@ -107,14 +112,14 @@ class Preprocess:
                 f"{self.gives.name}: it has no batch axis, and there are {len(inputs)} inputs: give them one at a time"
             )
         out: Array = self._arrange(stack(inputs, self.accepts)).astype(self._dtype)
-        if self._factor is not None:
-            out *= self._factor
-            out += self._offset
+        if self.factor is not None:
+            out *= self.factor
+            out += self.offset
         return out
 
     def _arrange(self, x: Array) -> Array:
         """[n, *accepts] -> the tensor's axes."""
-        batch, axes = self._batch, self._axes
+        batch, axes = self._batch, self.axes
         if axes is None:
             try:
                 x = x.reshape(len(x), *self._flat)
@@ -137,7 +142,7 @@ def arranged(source: Sequence[int], target: Sequence[int], layouts: Layouts) -> 
     if layouts == NO_LAYOUTS:
         return _same_order(source, target)
     given, tensor = _letters(layouts.given, source, "preprocess"), _letters(layouts.tensor, target, "input")
-    for letter in set(given) | set(tensor):
+    for letter in dict.fromkeys(given + tensor):
         a = source[given.index(letter)] if letter in given else 1
         b = target[tensor.index(letter)] if letter in tensor else 1
         if a != b and -1 not in (a, b):
@@ -165,10 +170,9 @@ def _same_order(source: Sequence[int], target: Sequence[int]) -> tuple[int | Non
     axes = tuple(None if size == 1 else next(left, -1) for size in target)
     there = [(i, size) for i, size in zip(axes, target, strict=True) if i is not None]
     if next(left, None) is not None or any(i < 0 or (source[i] != size and -1 not in (source[i], size)) for i, size in there):
-        raise ValueError(
-            f"{say(source)} becomes {say(target)} by no mere reshape, which would mix colours and places up: write "
-            f'"layout": "HWC" or "CHW" into both preprocess and input'
-        )
+        a, b = ("HWC" if shape[-1] in CHANNELS else "CHW" for shape in (source, target))
+        layouts = f'write "layout": "{a}" into preprocess and "layout": "{b}" into input'
+        raise ValueError(f"a reshape of {say(source)} to {say(target)} would mix places and colours up: {layouts}, if it is so")
     return axes
 
 
