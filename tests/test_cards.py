@@ -176,24 +176,26 @@ def test_a_colour_picture_is_transposed(tmp_path):
         assert [a.value for a in router.infer_many([RED, RED[..., [1, 0, 2]]])] == ["red", "green"]
 
 
-def test_each_layout_becomes_each_other(tmp_path):
-    """HWC and CHW on either side; every pixel comes to its place, with its channel's mean and std."""
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("batch", [0, 3, "none"])
+@pytest.mark.parametrize(("a", "b"), [("HWC", "CHW"), ("CHW", "HWC"), ("HWC", "HWC"), ("CHW", "CHW")])
+def test_each_layout_becomes_each_other(tmp_path, a, b, batch):
+    """Whatever axis counts the inputs: every pixel comes to its place, with its channel's mean and std."""
+    picture = np.random.default_rng(0).integers(0, 255, (4, 5, 3)).astype(np.uint8)
     mean, std = [1.0, 2.0, 3.0], [1.0, 2.0, 4.0]
-    for a, b in (("HWC", "CHW"), ("CHW", "HWC"), ("HWC", "HWC"), ("CHW", "CHW")):
-        picture = rng.integers(0, 255, (4, 5, 3)).astype(np.uint8)
-        expected = (picture.astype(np.float64) - mean) / std
-        turn = {"HWC": lambda x: x, "CHW": lambda x: x.transpose(2, 0, 1)}
-        model = same(
-            tmp_path / f"{a}{b}.onnx",
-            ["n", *turn[b](picture).shape],
-            card={
-                "input": {"name": "x", "dtype": "float32", "shape": [-1, *turn[b](picture).shape], "layout": b},
-                "preprocess": {"dtype": "uint8", "shape": list(turn[a](picture).shape), "layout": a, "mean": mean, "std": std},
-            },
-        )
-        for got in (model.run_one(turn[a](picture)), model.run([turn[a](picture)] * 2)[1:]):
-            assert got[0] == pytest.approx(turn[b](expected), rel=1e-5), (a, b)
+    turn = {"HWC": lambda x: x, "CHW": lambda x: x.transpose(2, 0, 1)}
+    given, expected = turn[a](picture), turn[b]((picture.astype(np.float64) - mean) / std)
+    shape = list(expected.shape)
+    if batch != "none":
+        shape.insert(batch, -1)
+    card = {
+        "input": {"name": "x", "dtype": "float32", "shape": shape, "layout": b, "batch": batch},
+        "preprocess": {"dtype": "uint8", "shape": list(given.shape), "layout": a, "mean": mean, "std": std},
+        "output": {"batch": batch},
+    }
+    model = same(tmp_path / "m.onnx", ["n" if size == -1 else size for size in shape], card=card)
+    assert model.run_one(given)[0] == pytest.approx(expected, rel=1e-5)
+    assert model.run_one(given[None])[0] == pytest.approx(expected, rel=1e-5), "by the long way"
+    assert model.run([given // 2, given])[1] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_reshape_that_would_scramble_is_refused(tmp_path):
@@ -339,6 +341,13 @@ def test_bytes_that_are_no_picture(tmp_path, data):
     """Are the caller's fault, and say so; other formats are not even tried."""
     with pytest.raises(BadInput, match=rf"these {len(data)} bytes are no picture that can be read \(JPEG, PNG, WEBP\)"):
         fitted(tmp_path, resize=[8, 8]).run_one(data)
+
+
+def test_a_small_file_of_a_large_picture(tmp_path):
+    """Is not even decoded."""
+    bomb = encoded(Image.new("1", (9000, 9000)), "PNG")
+    with pytest.raises(BadInput, match=r"a picture of \[9000, 9000\] is too large"):
+        fitted(tmp_path, resize=[8, 8]).run_one(bomb)
 
 
 def test_a_file_that_is_cut_off(tmp_path, photo):

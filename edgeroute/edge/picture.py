@@ -17,7 +17,7 @@ MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
 DEEP = ("I", "F")
 """Beginnings of modes of more than 8 bits a channel, which Pillow would clip."""
 MOST_PIXELS = 1 << 26
-"""Of a picture that was resized."""
+"""Of a picture that is decoded, or was resized."""
 
 
 class Picture(NamedTuple):
@@ -73,10 +73,13 @@ class Picture(NamedTuple):
         pillow = _pillow()
         try:
             image = pillow.open(io.BytesIO(data), formats=FORMATS)
-            image.load()
-            return imported("PIL.ImageOps").exif_transpose(image)
+            small = image.width * image.height <= MOST_PIXELS
+            upright = imported("PIL.ImageOps").exif_transpose(image) if small else None  # it is decoded only here
         except Exception as e:  # Pillow's decoders raise what they find
             raise BadInput(f"{self.name}: these {len(data)} bytes are no picture that can be read ({', '.join(FORMATS)})") from e
+        if upright is None:
+            raise BadInput(f"{self.name}: a picture of {say((image.height, image.width))} is too large")
+        return upright
 
     def _fitted(self, image: Any) -> Any:
         """The image in the mode and size that are wanted."""
