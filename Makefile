@@ -51,5 +51,5 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	touch $@
 
 $(VENV)/models.installed: $(VENV)/bin/python models/recipes/requirements.txt
-	$(BIN)/pip install --quiet -r models/recipes/requirements.txt
+	$(BIN)/pip install --quiet --editable . -r models/recipes/requirements.txt
 	touch $@

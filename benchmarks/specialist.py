@@ -93,7 +93,7 @@ def tested() -> Pair:
         model = OnnxModel(MODELS / file)
         session, spec, card = model.load(), model.inputs[0], model.card.preprocess
         x = images()["test_x"]
-        x = x if card is None else (x.astype("f4") * card._factor + card._offset)[:, None]
+        x = x if card is None else (x.astype("f4") * card.factor + card.offset)[:, None]
         logits.append(np.concatenate([session.run(None, {spec.name: part})[0] for part in np.split(x, 20)]).astype(float))
     return Pair(*logits, images()["test_y"].astype(int))
 

@@ -316,10 +316,15 @@ class ModelCard(File):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        pixels = {"dtype": "uint8", "shape": [8, 8, 3], "layout": "HWC", "resize": 9, "crop": [8, 8], "mean": [1, 2, 3], "std": 3}
         card = {
             "labels": ["a", "b"],
-            "outputs": "logits",
-            "preprocess": {"scale": 0.5, "mean": [1, 2], "std": 3, "layout": "NHWC"},
+            "inputs": [
+                {"name": "x", "dtype": "float32", "shape": [3, 8, 8, -1], "layout": "CHW", "batch": 3, "preprocess": pixels},
+                {"name": "k", "value": [1, 2.5]},
+            ],
+            "state": [{"input": "h", "output": "h2", "shape": [1, 0], "value": 0.5}],
+            "output": {"name": "logits", "kind": "logits", "batch": "none"},
             "sha256": "0" * 64,
         }
         shipped = HERE.parent / "models" / "fashion" / "edge.int8.json"

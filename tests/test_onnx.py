@@ -199,7 +199,7 @@ def test_another_sha256(tmp_path):
         ),
         ('{"preprocess": {"dtype": "uint8", "shape": [4]}}', "not a model card"),
         (
-            '{"input": {"name": "x", "dtype": "uint8", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4]}}',
+            '{"input": {"name": "x", "dtype": "uint8", "shape": [-1, 4]}, "preprocess": {"dtype": "uint8", "shape": [4], "scale": 2}}',
             "gives floats",
         ),
         (

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated, Literal
+
+import typer
 
 from edgeroute.cli.exits import OK
 
 
-def schema() -> int:
-    """Prints the JSON Schema of policy files, for an editor or a validator."""
-    from edgeroute import settings
+def schema(
+    what: Annotated[Literal["policy", "card"], typer.Argument(help="Of policy files, or of model cards.")] = "policy",
+) -> int:
+    """Prints the JSON Schema of policy files or of model cards, for an editor or a validator."""
+    if what == "card":
+        from edgeroute.edge import card_format as described
+    else:
+        from edgeroute import settings as described  # type: ignore[no-redef]
 
-    print(json.dumps(settings.schema(), indent=2))
+    print(json.dumps(described.schema(), indent=2))
     return OK

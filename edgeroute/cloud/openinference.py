@@ -16,6 +16,7 @@ from edgeroute.cloud.quoting import quoted_names
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card, stack
+from edgeroute.edge.inputs import constant
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError
 from edgeroute.system import json_dumps
 from edgeroute.types import TensorSpec
@@ -86,6 +87,8 @@ class OpenInference:
         self.path = f"{base if found else base.removesuffix('/v2')}/v2/models/{rest or model}"
         self.where = f"{self.address.origin}{self.path}"
         self.card = Card.read(Path(card)) if card else Card()
+        if self.card.state:
+            raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
         self.name, self.kind, self.output = name, checked_kind(kind), output
         self.labels = label_names(labels) or self.card.labels
         self._all = output is None and kind in SEVERAL
@@ -124,7 +127,9 @@ class OpenInference:
             yield from self._meet()
         feed = self._feed(inputs)
         if self.binary is None:
-            yield from self._try_binary({name: np.zeros_like(array[:1]) for name, array in feed.items()})
+            constants = {one.name for one in self.card.inputs if one.value is not None}
+            zeros = {name: array if name in constants else np.zeros_like(array[:1]) for name, array in feed.items()}
+            yield from self._try_binary(zeros)
         reply = yield self._infer(feed, binary=bool(self.binary))
         return self.decode(reply, len(inputs))
 
@@ -192,13 +197,27 @@ class OpenInference:
 
     def _feed(self, inputs: list[Any]) -> dict[str, Array]:
         assert self.inputs is not None, "_meet comes first"
-        prepare = self.card.preprocess
-        if len(self.inputs) == 1:
-            spec = self.inputs[0]
-            if inputs and isinstance(inputs[0], dict):
-                inputs = [_one(x, spec.name) for x in inputs]
-            return {spec.name: prepare(inputs) if prepare is not None else self._stack(inputs, spec)}
-        return {spec.name: self._stack([_one(x, spec.name) for x in inputs], spec) for spec in self.inputs}
+        feed, given = dict[str, Array](), []
+        for spec in self.inputs:
+            told = self.card.of(spec.name)
+            if told is not None and told.value is not None:
+                feed[spec.name] = self._constant(told.value, spec)
+            else:
+                given.append((spec, self.card.preprocess if told is None and len(self.inputs) == 1 else told and told.preprocess))
+        for spec, prepare in given:
+            rows = (
+                inputs
+                if len(given) == 1 and not (inputs and isinstance(inputs[0], dict))
+                else [_one(x, spec.name) for x in inputs]
+            )
+            feed[spec.name] = prepare(rows) if prepare is not None else self._stack(rows, spec)
+        return feed
+
+    def _constant(self, value: Any, spec: TensorSpec) -> Array:
+        try:
+            return constant(value, spec)
+        except ValueError as e:
+            raise BadInput(f"{self.where}: {e}") from None
 
     def _stack(self, inputs: list[Any], spec: TensorSpec) -> Array:
         try:

@@ -1,34 +1,68 @@
-"""Model card: input and output specification, preprocessing, labels and SHA-256 of a model file."""
+"""Model card: what goes into a model and what comes out, read from the JSON file beside it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from edgeroute.errors import BadInput, ModelError, ModelMissing
+from edgeroute.edge.card_format import problems
+from edgeroute.edge.picture import Picture
+from edgeroute.edge.preprocess import Layouts, Preprocess
+from edgeroute.edge.tensors import Array, stack
+from edgeroute.errors import ModelError, ModelMissing
 from edgeroute.types import TensorSpec
 
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "sha256_of", "stack"]
+MOST = 5
+"""Problems of a card that are told at once."""
+
+
+class CardInput(NamedTuple):
+    """What a card says of one input of the model."""
+
+    name: str
+    dtype: str | None
+    """None: as the file says, as for the shape."""
+    shape: tuple[int, ...] | None
+    batch: int | None
+    """The axis that counts the inputs; None: there is none."""
+    value: Any
+    """A constant; None: the caller gives the input."""
+    preprocess: Preprocess | None
+
+
+class CardState(NamedTuple):
+    """An output that is fed back as an input."""
+
+    input: str
+    output: str
+    shape: tuple[int, ...] | None
+    """Of the first one; None: as the file says."""
+    value: float
+    """Of which the first one consists."""
 
 
 class Card:
-    """The card in `NAME.json` beside `NAME.onnx`; every key is optional.
+    """The card in `NAME.json` beside `NAME.onnx`; every key is optional (docs/cards.md).
 
-    `input`: name, dtype and shape of the model's tensor; `preprocess`: dtype and shape of the caller's input, then
-    `(x * scale - mean) / std`, where mean and std are scalars or one number per channel (the tensor's second axis).
+    Attributes:
+        inputs: those that it describes; a model may have further ones.
+        preprocess: of its only input, if it has any.
+        state: outputs that are fed back.
+        batch: the axis of each output that counts the inputs; None: there is none; -1: it does not say.
 
     Raises:
         ModelError: the data is not a model card.
     """
 
     def __init__(self, data: dict[str, Any] | None = None, *, path: Path | None = None) -> None:
-        data = {} if data is None else data
         self.path = path
         try:
+            data = {} if data is None else _given(data)
+            _check(data)
             self.name = str(data.get("name", ""))
             self.description = str(data.get("description", ""))
             self.labels = tuple(map(str, data["labels"])) if data.get("labels") else None
@@ -38,9 +72,14 @@ class Card:
             self.score: str | None = output.get("score")
             self.none_found: str = output.get("none_found", "defer")
             self.sha256: str | None = data.get("sha256")
-            self.preprocess = _preprocess(data)
-        except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError, ValueError) as e:  # numpy parses dtypes
-            raise ModelError(f"{path or 'the card'} is not a model card: {type(e).__name__}: {e}") from e
+            self.batch: int | None = _axis(output, -1)
+            self.inputs = _inputs(data)
+            self.state = tuple(_state(one) for one in data.get("state", ()))
+            _check_names(self.inputs, self.state)
+            self.preprocess = self.inputs[0].preprocess if len(self.inputs) == 1 else None
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as e:
+            told = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
+            raise ModelError(f"{path or 'the card'} is not a model card: {told}") from e
 
     @classmethod
     def beside(cls, model: Path) -> Card:
@@ -66,107 +105,118 @@ class Card:
             raise ModelError(f"{path} is not JSON: {e}") from e
         return cls(data, path=path)
 
+    def of(self, name: str) -> CardInput | None:
+        """What it says of that input; None: nothing."""
+        return next((one for one in self.inputs if one.name == name), None)
 
-class Preprocess:
-    """Preprocessing: the caller's input -> the model's tensor, scaled and normalised.
-
-    Raises:
-        ValueError: the model's input dtype is not a float.
-    """
-
-    def __init__(self, accepts: TensorSpec, gives: TensorSpec, scale: float, mean: Any, std: Any) -> None:
-        self.accepts, self.gives = accepts, gives
-        if not np.can_cast(np.float32, gives.dtype, "same_kind"):
-            raise ValueError(f"preprocessing gives floats, the input is {gives.dtype}")
-        rank = len(gives.shape)
-
-        def spread(value: Any) -> Array:  # a scalar, or one per channel, broadcast to [n, channels, ...]
-            array = np.asarray(value, np.float64)
-            return array.reshape((-1,) + (1,) * (rank - 2)) if array.ndim else array
-
-        self._dtype = np.dtype(gives.dtype)
-        self._factor = np.asarray(scale / spread(std), self._dtype)
-        self._offset = np.asarray(-spread(mean) / spread(std), self._dtype)
-        self._usual = (np.dtype(accepts.dtype), accepts.shape[1:], (1, *gives.shape[1:]))
-
-    def one(self, x: Any) -> Array:
-        """One array -> [1, ...]; a fast path for `__call__`."""
-        dtype, shape, tensor = self._usual
-        if type(x) is not np.ndarray or x.dtype is not dtype or x.shape != shape or dtype.kind == "f" or -1 in tensor:
-            return self([x])
-        out: Array = x.astype(self._dtype).reshape(tensor)  # the fast path
-        out *= self._factor
-        out += self._offset
-        return out
-
-    def __call__(self, inputs: list[Any]) -> Array:
-        """Arrays -> one tensor [n, ...] of the model's dtype.
-
-        Raises:
-            BadInput: as `stack`.
-        """
-        x = stack(inputs, self.accepts)
-        shape = (len(x), *self.gives.shape[1:]) if -1 not in self.gives.shape[1:] else x.shape
-        out: Array = x.reshape(shape).astype(self._dtype)
-        out *= self._factor
-        out += self._offset
-        return out
+    @property
+    def batch_first(self) -> bool:
+        """Whether the first axis of every tensor counts the inputs, as far as it says."""
+        return self.batch in (-1, 0) and all(one.batch == 0 for one in self.inputs if one.value is None)
 
 
-def stack(inputs: list[Any], spec: TensorSpec) -> Array:
-    """Stacks n arrays of shape `spec.shape[1:]` (or with a leading axis of 1) to [n, ...], casting within the same kind.
-
-    Raises:
-        BadInput: wrong shape or dtype, NaN or infinity, or an empty batch.
-    """
-    rows: list[Array] = []
-    try:
-        for x in inputs:
-            rows.append(_row(x, spec))  # noqa: PERF401 - their number identifies the bad one
-    except BadInput as e:
-        if len(inputs) == 1:
-            raise
-        raise BadInput(f"input {len(rows)} of the batch: {e}") from None
-    if len(rows) == 1:
-        return rows[0][None]
-    if not rows:
-        raise BadInput("the batch is empty")
-    if len({row.shape for row in rows}) > 1:
-        raise BadInput(f"the rows of a batch differ in shape: {sorted({row.shape for row in rows})}")
-    return np.stack(rows)
+def _check(data: Any) -> None:
+    if wrong := list(islice(problems(data), MOST)):
+        raise ValueError("; ".join(wrong))
 
 
-def _row(given: Any, spec: TensorSpec) -> Array:
-    x: Array = given if isinstance(given, np.ndarray) else np.asarray(given)
-    shape = spec.shape[1:]
-    if x.ndim == len(shape) + 1 and x.shape[0] == 1:
-        x = x[0]
-    if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
-        raise BadInput(f"{spec.name}: expected {_say(shape)} {spec.dtype}, got {_say(x.shape)} {x.dtype}")
-    if x.dtype != spec.dtype:
-        if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
-            raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, so that its scale is yours to say")
-        x = x.astype(spec.dtype)
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise BadInput(f"{spec.name}: the input holds NaN or infinity")
-    return x
+def _given(data: Any) -> Any:
+    """The data without keys whose value is null."""
+    if isinstance(data, dict):
+        return {key: _given(value) for key, value in data.items() if value is not None}
+    return [_given(value) if isinstance(value, dict) else value for value in data] if isinstance(data, list) else data
 
 
-def _say(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join("any" if n == -1 else str(n) for n in shape) + "]"
+def _inputs(data: dict[str, Any]) -> tuple[CardInput, ...]:
+    several, one, above = data.get("inputs"), data.get("input"), data.get("preprocess")
+    if several is not None:
+        if one is not None or above is not None:
+            raise ValueError("inputs: with it there is no input, and preprocess stands in each of inputs")
+        return tuple(_input(each, f"inputs[{i}]") for i, each in enumerate(several))
+    if above is not None:
+        if one is None:
+            raise ValueError("preprocess: it needs input, with the name, dtype and shape of the model's tensor")
+        if "preprocess" in one:
+            raise ValueError("preprocess: it is in input as well")
+        one = {**one, "preprocess": above}
+    return () if one is None else (_input(one, "input"),)
 
 
-def _preprocess(data: dict[str, Any]) -> Preprocess | None:
-    if "preprocess" not in data:
-        return None
-    first, tensor = data["preprocess"], data["input"]
-    return Preprocess(
-        TensorSpec(tensor["name"], first["dtype"], (-1, *map(int, first["shape"]))),
-        TensorSpec(tensor["name"], tensor["dtype"], tuple(map(int, tensor["shape"]))),
-        float(first.get("scale", 1)),
-        first.get("mean", 0),
-        first.get("std", 1),
+def _input(data: dict[str, Any], at: str) -> CardInput:
+    name, dtype, preprocess = data["name"], data.get("dtype"), data.get("preprocess")
+    shape = tuple(map(int, data["shape"])) if "shape" in data else None
+    batch = _axis(data, None if shape == () else 0)
+    if shape is not None and batch is not None and batch >= len(shape):
+        raise ValueError(f"{at}.batch: there is no axis {batch} in {list(shape)}")
+    if preprocess is None:
+        if "layout" in data and shape is not None:
+            _check_layout(data["layout"], shape, batch, at)
+        return CardInput(name, dtype, shape, batch, data.get("value"), None)
+    if "value" in data:
+        raise ValueError(f"{at}: a constant, value, has no preprocess")
+    if dtype is None or shape is None:
+        raise ValueError(f"{at}: preprocess needs dtype and shape of the model's tensor beside it")
+    return CardInput(
+        name, dtype, shape, batch, None, _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
     )
+
+
+def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, at: str) -> None:
+    if len(layout) != len(shape) - (batch is not None):
+        raise ValueError(f"{at}.layout: {layout} has {len(layout)} axes, and {list(shape)} without its batch axis another number")
+
+
+def _preprocess(gives: TensorSpec, layout: str | None, batch: int | None, data: dict[str, Any]) -> Preprocess:
+    accepts = TensorSpec(gives.name, data["dtype"], (-1, *map(int, data["shape"])))
+    layouts = Layouts(data.get("layout"), layout)
+    return Preprocess(
+        accepts, gives, float(data.get("scale", 1)), data.get("mean", 0), data.get("std", 1),
+        layouts=layouts, batch=batch, picture=_picture(accepts, layouts.given, data),
+    )  # fmt: skip
+
+
+def _picture(accepts: TensorSpec, layout: str | None, data: dict[str, Any]) -> Picture | None:
+    """Where what the caller gives is a picture, that may be decoded, resized or cropped."""
+    shape = accepts.shape[1:]
+    layout = layout or ("HW" if len(shape) == 2 else None)  # noqa: PLR2004 - height and width
+    resize, crop = data.get("resize"), data.get("crop")
+    fitted = resize is not None or crop is not None
+    channels = shape[2] if layout == "HWC" and len(shape) == 3 else 0  # noqa: PLR2004 - with channels
+    fits = accepts.dtype == "uint8" and layout in {"HW", "HWC"} and len(shape) == len(layout) and channels in (0, 1, 3, 4)
+    if not fits:
+        if fitted:
+            raise ValueError(
+                'preprocess: resize and crop need a picture: "dtype": "uint8" and "layout": "HW", or "HWC" of 1, 3 or 4 channels'
+            )
+        return None
+    to = resize if resize is None or isinstance(resize, int) else (int(resize[0]), int(resize[1]))
+    cut = crop if crop is None else (int(crop), int(crop)) if not isinstance(crop, list) else (int(crop[0]), int(crop[1]))
+    size = cut if cut is not None else to if isinstance(to, tuple) else None
+    if size is not None and any(a not in (-1, b) for a, b in zip(shape[:2], size, strict=True)):
+        raise ValueError(
+            f"preprocess: shape {list(shape)} is what comes after {'crop' if cut else 'resize'}, which gives {list(size)}"
+        )
+    if fitted and size is None and shape[:2] != (-1, -1):
+        raise ValueError(
+            'preprocess: "resize" to one length keeps a picture\'s proportions: write [height, width], or "crop" as well'
+        )
+    return Picture(accepts.name, shape[0], shape[1], channels, to, cut, data.get("filter", "bilinear"))
+
+
+def _state(data: dict[str, Any]) -> CardState:
+    shape = tuple(map(int, data["shape"])) if "shape" in data else None
+    return CardState(data["input"], data["output"], shape, float(data.get("value", 0)))
+
+
+def _axis(data: dict[str, Any], default: int | None) -> int | None:
+    batch = data.get("batch", default)
+    return None if batch is None or batch == "none" else int(batch)
+
+
+def _check_names(inputs: tuple[CardInput, ...], state: tuple[CardState, ...]) -> None:
+    names = [one.name for one in inputs] + [one.input for one in state]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"inputs and state: {', '.join(twice)} is there twice")
 
 
 def sha256_of(path: Path) -> str:

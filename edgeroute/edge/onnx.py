@@ -8,10 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.edge.card import Array, Card, sha256_of, stack
+from edgeroute.edge.card import Array, Card, sha256_of
+from edgeroute.edge.inputs import Inputs
+from edgeroute.edge.picture import check_installed
+from edgeroute.edge.state import turn_of
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
 from edgeroute.imports import imported, no_fork
 from edgeroute.system import renew_after_fork
@@ -82,6 +87,7 @@ class OnnxModel:
         self._run_options: Any = None
         self._names: list[str] = []
         self._input = ""
+        self._plan = Inputs(Card(), (), ())
         self._prepare: Callable[[Any], Array] | None = None
         renew_after_fork(self)
 
@@ -134,21 +140,26 @@ class OnnxModel:
             self.downgraded = f"asked for {', '.join(self.providers)}, running on {', '.join(real)}"
             if self.on_downgrade == "error":
                 raise ModelError(f"{self.path}: {self.downgraded}")
-        self.inputs = tuple(_spec(node) for node in session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._plan = self._planned(session)
+        self.inputs, self.outputs = self._plan.given, self._plan.outputs
         self._check_card()
         self._names = [self.output] if self.output else [node.name for node in self.outputs]
-        self._input = self.inputs[0].name
-        self._prepare = None if self.card.preprocess is None else self.card.preprocess.one
+        self._input = self.inputs[0].name if self.inputs else ""
+        self._prepare = self._plan.one
         self._run_options = ort.RunOptions
         return session
 
+    def _planned(self, session: Any) -> Inputs:
+        """How the inputs are filled."""
+        if any(one.preprocess is not None and one.preprocess.fits_pictures for one in self.card.inputs):
+            check_installed()
+        inputs, outputs = (tuple(map(_spec, nodes)) for nodes in (session.get_inputs(), session.get_outputs()))
+        try:
+            return Inputs(self.card, inputs, outputs)
+        except ValueError as e:
+            raise ModelError(f"{self.path}: {e}") from e
+
     def _check_card(self) -> None:
-        prepare = self.card.preprocess
-        if prepare is not None:
-            given, taken = prepare.gives[:2], [spec[:2] for spec in self.inputs]
-            if [given] != taken:
-                raise ModelError(f"{self.path}: its card describes the input {given}, the file has {taken}")
         names = [spec.name for spec in self.outputs]
         if self.output and self.output not in names:
             raise ModelError(f"{self.path} has no output {self.output!r}, which is to be read: it has {', '.join(names)}")
@@ -157,13 +168,28 @@ class OnnxModel:
         """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""
         if self._session is None:
             self.load()  # what it takes is known only then
-        return self.run_feed(self.feed(inputs), cancel)
+        size = self._plan.size
+        if size is None or (size == 1 and len(inputs) < 2) or not inputs:  # noqa: PLR2004 - one by itself
+            return self._named(self._rows(inputs, cancel))
+        parts = [self._group(inputs, at, size, cancel) for at in range(0, len(inputs), size)]
+        return self._named([_joined(rows) for rows in zip(*parts, strict=True)])
+
+    def _group(self, inputs: list[Any], at: int, size: int, cancel: StopToken | None) -> list[Array]:
+        """The outputs of so many of the inputs, for a model that takes no other number; what is missing is the last one again."""
+        group = inputs[at : at + size]
+        try:
+            return [rows[: len(group)] for rows in self._rows(group + group[-1:] * (size - len(group)), cancel)]
+        except BadInput as e:
+            if size > 1:
+                axis = f'its batch axis is fixed at {size}; if that is no batch axis, its card says so: "batch": "none"'
+                raise BadInput(f"{e}; {axis}") from None
+            raise BadInput(f"input {at} of the batch: {e}") from None
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """The same for one input."""
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or cancel is not None or type(x) is dict:
-            return self.run_feed(self.feed([x]), cancel)
+            return self.run([x], cancel)
         tensor = prepare(x)
         try:  # the usual case, by the short way
             out = session.run(self._names, {self._input: tensor})
@@ -172,29 +198,42 @@ class OnnxModel:
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def feed(self, inputs: list[Any]) -> dict[str, Array]:
-        """The model's tensors for these inputs, after the card's preprocessing."""
-        if len(self.inputs) == 1:
-            spec = self.inputs[0]
-            if inputs and isinstance(inputs[0], dict):
-                inputs = [_named(x, spec.name) for x in inputs]
-            prepare = self.card.preprocess
-            return {spec.name: prepare(inputs) if prepare is not None else stack(inputs, spec)}
-        if not all(isinstance(x, dict) for x in inputs):
-            raise BadInput(f"{self.name} has {len(self.inputs)} inputs: pass a mapping with {[s.name for s in self.inputs]}")
-        return {spec.name: stack([_named(x, spec.name) for x in inputs], spec) for spec in self.inputs}
+        """The model's tensors for these inputs, after the card's preprocessing, without constants and state."""
+        return self._plan.feed(inputs, self.name)
 
     def run_feed(self, feed: dict[str, Array], cancel: StopToken | None = None) -> Array | dict[str, Array]:
-        """Runs tensors that are already the model's."""
+        """Runs tensors that are already the model's; the card's constants are added."""
+        return self._named(self._call(feed, cancel))
+
+    def _rows(self, inputs: list[Any], cancel: StopToken | None) -> list[Array]:
+        """The outputs for these inputs, the axis that counts them in front."""
+        return [self._plan.rows(output) for output in self._call(self.feed(inputs), cancel)]
+
+    def _call(self, feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
+        """The outputs of one run of the session. A state is the session's of the router, which gets the next one."""
         session = self._session or self.load()
+        plan, names, turn = self._plan, self._names, None
+        if plan.constants:
+            feed = {**feed, **plan.constants}
+        if plan.state:
+            turn = turn_of(self.name)
+            feed, names = {**feed, **turn.states.get(self, plan.state)}, [*names, *plan.kept]
         try:
             if cancel is None:
-                out = session.run(self._names, feed)
+                out = session.run(names, feed)
             else:
                 options = self._run_options()
                 cancel.on_ask(lambda: setattr(options, "terminate", True))
-                out = session.run(self._names, feed, options)
+                out = session.run(names, feed, options)
         except Exception as e:  # onnxruntime's errors derive from Exception alone
             raise self._failed(e) from e
+        if turn is None:
+            return out  # type: ignore[no-any-return]
+        if cancel is None or not cancel.asked:
+            turn.states[self] = dict(zip(plan.state, out[-len(plan.kept) :], strict=True))
+        return out[: -len(plan.kept)]  # type: ignore[no-any-return]
+
+    def _named(self, out: list[Array]) -> Array | dict[str, Array]:
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def _failed(self, error: Exception) -> ModelError:
@@ -227,12 +266,9 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _DTYPES.get(node.type, "object"), shape)
 
 
-def _named(x: Any, name: str) -> Any:
-    try:
-        return x[name]
-    except (KeyError, IndexError, TypeError) as e:
-        there = sorted(x) if isinstance(x, dict) else type(x).__name__
-        raise BadInput(f"the input {name!r} is missing; there is {there}") from e
+def _joined(parts: tuple[Any, ...]) -> Any:
+    """Outputs of several runs as those of one; some are lists."""
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from edgeroute.router.legs import LegExecutor, run_first
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
+from edgeroute.router.session import AsyncSession
 from edgeroute.router.streams import AsyncStream, last
 from edgeroute.system import ThreadPool
 from edgeroute.types import Answer
@@ -184,6 +185,10 @@ class AsyncRouter(EngineOwner):
         results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
         return [answer_of(result) for result in results]
 
+    def session(self) -> AsyncSession:
+        """As `Router.session`, for `async with`."""
+        return AsyncSession(self)
+
     async def decide(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
@@ -276,10 +281,6 @@ class AsyncRouter(EngineOwner):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def spawn(self, steps: Steps[None]) -> None:
-        """Executes steps in the background."""
-        self._task(self._pump(steps))
-
     async def _in_thread(self, call: Callable[[], T], until: float = INF, late: Any = None, needed: bool = True) -> T:
         """The result of `call` in a thread; `late` if there is none by the instant `until`.
 
@@ -304,7 +305,7 @@ def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None])
     owner = router()
     if owner is None:
         return False
-    owner.spawn(steps)
+    owner._task(owner._pump(steps))  # noqa: SLF001 - its own module's
     return True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from edgeroute import system
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
+from edgeroute.edge.state import TURN
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.router.calls import Block, Join, Proceed, Result, Steps, answer_of
 from edgeroute.router.keys import accepted
@@ -106,7 +107,7 @@ class Caching:
     def _keyed(self, request: Request) -> tuple[Request, bytes]:
         """(request with its cache key, and the key's prefix)."""
         plan, snapshot = request.plan, request.snapshot
-        if plan.data_class in self.cache.never:
+        if plan.data_class in self.cache.never or TURN.get() is not None:  # a state decides the answer, too, and has to move on
             return request, b""
         prefix = snapshot.prefixes.of(plan)
         return request._replace(key=digest(prefix, request.inputs)), prefix

@@ -22,6 +22,7 @@ from edgeroute.router.legs import run_first
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
+from edgeroute.router.session import Session
 from edgeroute.router.streams import Stream
 from edgeroute.types import Answer
 
@@ -230,6 +231,10 @@ class Router(EngineOwner):
             return []
         engine = self.engine
         return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
+
+    def session(self) -> Session:
+        """A stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""
+        return Session(self)
 
     def decide(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None

@@ -64,14 +64,14 @@ class Batcher:
         queue: requests that may wait, beyond those being run.
 
     Attributes:
-        merges: whether requests share runs: the first axis of every input and output is dynamic.
+        merges: whether requests share runs: the first axis of every input and output is dynamic, and counts the inputs.
         requests, rows, runs: successful ones; rows / runs is the mean batch size.
         failed: failed requests.
     """
 
     def __init__(self, model: Model, outputs: tuple[TensorSpec, ...], *, max_batch: int, queue: int) -> None:
         self.model, self.max_batch, self.queue = model, max_batch, queue
-        self.merges = all(spec.shape[:1] == (-1,) for spec in (*model.inputs, *outputs))
+        self.merges = model.card.batch_first and all(spec.shape[:1] == (-1,) for spec in (*model.inputs, *outputs))
         self.requests = self.rows = self.runs = self.failed = 0
         self._names = [spec.name for spec in outputs]
         self._waiting: deque[_Job] = deque()

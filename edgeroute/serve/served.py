@@ -19,6 +19,8 @@ class Served:
     """One model: its metadata and its batcher."""
 
     def __init__(self, model: Model, *, max_batch: int, queue: int) -> None:
+        if model.card.state:
+            raise ModelError(f"{model.name} cannot be served: it keeps a state for each stream, and a request is of no stream")
         model.load()
         only = model.output
         self.name, self.inputs = model.name, model.inputs

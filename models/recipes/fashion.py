@@ -3,7 +3,7 @@
     teacher   a residual network, trained from scratch: the model behind the cloud
     student   a plain network, distilled from the teacher
     pruned    the student without its weakest third of channels, distilled once more
-    int8      the pruned network, quantised statically: the model on the edge
+    int8      the pruned network, quantised statically, with the preprocessing in the graph: the model on the edge
 
 5,000 training images are held out as a validation split, and the demo's threshold rests on them; the recipe
 reads the test set once, for the figures on the cards. Needs `models/recipes/requirements.txt`
@@ -28,6 +28,7 @@ import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 import torch_pruning as tp
+from fold import fold
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
@@ -36,6 +37,12 @@ HERE = Path(__file__).resolve().parent
 LABELS = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 MEAN, STD = 0.2860, 0.3530  # of the training pixels on a 0..1 scale
 VALIDATION = 5_000
+PIXELS = {"name": "image", "dtype": "uint8", "shape": [-1, 28, 28]}
+FLOATS = {
+    "input": {"name": "image", "dtype": "float32", "shape": [-1, 1, 28, 28]},
+    "preprocess": {"dtype": "uint8", "shape": [28, 28], "scale": 1 / 255, "mean": MEAN, "std": STD},
+}
+"""Card of a network that takes floats: what is folded into the graph of the quantised one."""
 DATA_LICENCE = "MIT, Copyright (c) 2017 Zalando SE"
 
 
@@ -228,7 +235,7 @@ def quantise(fp32: Path, int8: Path, images: np.ndarray) -> None:
     model = onnx.load(int8)
     short_names(model)
     del model.metadata_props[:]
-    onnx.save(model, int8)
+    onnx.save(fold(model, FLOATS)[0], int8)
 
 
 def short_names(model: onnx.ModelProto) -> None:
@@ -281,7 +288,6 @@ def sha256(path: Path) -> str:
 # ----------------------------------------------------------------------------------------------- cards
 def write_card(
     path: Path, *, name: str, description: str, inputs: dict[str, object], steps: list[dict[str, object]],
-    preprocess: dict[str, object] | None = None,
 ) -> None:  # fmt: skip
     card = {
         "name": name,
@@ -290,7 +296,6 @@ def write_card(
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
         "input": inputs,
-        **({"preprocess": preprocess} if preprocess else {}),
         "output": {"name": "logits", "dtype": "float32", "shape": [-1, 10], "kind": "logits"},
         "labels": LABELS,
         "licence": "Apache-2.0",
@@ -380,12 +385,11 @@ def main() -> None:
 
     write_card(
         cloud, name="fashion-large", description="Clothing in 28x28 grey pixels, residual network, float32: the model behind the cloud",
-        inputs={"name": "image", "dtype": "uint8", "shape": [-1, 28, 28]}, steps=rows[:1],
+        inputs=PIXELS, steps=rows[:1],
     )  # fmt: skip
     write_card(
         edge, name="fashion-edge", description="Clothing in 28x28 grey pixels, distilled, pruned, static int8: the model on the edge",
-        inputs={"name": "image", "dtype": "float32", "shape": [-1, 1, 28, 28]}, steps=rows,
-        preprocess={"dtype": "uint8", "shape": [28, 28], "scale": 1 / 255, "mean": MEAN, "std": STD},
+        inputs=PIXELS, steps=rows,
     )  # fmt: skip
     np.savez_compressed(args.out / "sample.npz", images=data.test[0][:1000], labels=data.test[1][:1000].astype(np.uint8))
     np.savez_compressed(

@@ -1,0 +1,116 @@
+"""Tensors: arrays of one or several inputs -> one tensor with its batch axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgeroute.errors import BadInput
+from edgeroute.types import TensorSpec
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Prepare(Protocol):
+    """How what the caller gives becomes the model's tensor."""
+
+    def one(self, x: Any) -> Array:
+        """The tensor of one input."""
+
+    def __call__(self, inputs: list[Any]) -> Array:
+        """The tensor of several inputs, or of one."""
+
+
+class Plain:
+    """The caller's array as it is, with a batch axis.
+
+    Args:
+        spec: of the model's tensor.
+        batch: its batch axis; None: it has none, and takes one input.
+    """
+
+    def __init__(self, spec: TensorSpec, batch: int | None = 0) -> None:
+        self.spec, self.batch = spec, batch
+        shape = row_shape(spec, batch)
+        usual = spec.dtype != "object" and -1 not in shape and batch == 0
+        self._usual = (np.dtype(spec.dtype) if usual else None, shape, spec.dtype.startswith("float"))
+
+    def one(self, x: Any) -> Array:
+        """The tensor of one input; a fast path for `__call__`."""
+        dtype, shape, floats = self._usual
+        if type(x) is not np.ndarray or x.dtype is not dtype or x.shape != shape or (floats and not np.isfinite(x).all()):
+            return self([x])
+        return x[None]
+
+    def __call__(self, inputs: list[Any]) -> Array:
+        """The tensor of several inputs.
+
+        Raises:
+            BadInput: as `stack`.
+        """
+        return stack(inputs, self.spec, self.batch)
+
+
+def row_shape(spec: TensorSpec, batch: int | None) -> tuple[int, ...]:
+    """The tensor's shape without its batch axis."""
+    return spec.shape if batch is None else (*spec.shape[:batch], *spec.shape[batch + 1 :])
+
+
+def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Array:
+    """Stacks n arrays (each may have a leading axis of 1) along the batch axis, casting within the same kind.
+
+    Args:
+        inputs: without the batch axis.
+        spec: of the tensor.
+        batch: which axis of it counts the inputs; None: none does, and there is one input.
+
+    Raises:
+        BadInput: wrong shape or dtype, NaN or infinity, or an empty batch.
+    """
+    shape = row_shape(spec, batch)
+    rows: list[Array] = []
+    try:
+        for x in inputs:
+            rows.append(_row(x, spec, shape))  # noqa: PERF401 - their number identifies the bad one
+    except BadInput as e:
+        if len(inputs) == 1:
+            raise
+        raise BadInput(f"input {len(rows)} of the batch: {e}") from None
+    if len(rows) == 1:
+        return rows[0] if batch is None else np.expand_dims(rows[0], batch)
+    if not rows:
+        raise BadInput("the batch is empty")
+    if batch is None:
+        raise BadInput(f"{spec.name}: it has no batch axis, and there are {len(rows)} inputs: give them one at a time")
+    if len({row.shape for row in rows}) > 1:
+        raise BadInput(f"the rows of a batch differ in shape: {sorted({row.shape for row in rows})}")
+    return np.stack(rows, axis=batch)
+
+
+def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
+    if x.ndim == len(shape) + 1 and x.shape[0] == 1:
+        x = x[0]
+    if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
+        raise BadInput(f"{spec.name}: expected {say(shape)} {spec.dtype}, got {say(x.shape)} {x.dtype}")
+    if x.dtype != spec.dtype:
+        if x.dtype.hasobject or not np.can_cast(x.dtype, spec.dtype, "same_kind"):
+            raise BadInput(f"{spec.name}: expected {spec.dtype}, got {x.dtype}; convert it, so that its scale is yours to say")
+        x = x.astype(spec.dtype)
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise BadInput(f"{spec.name}: the input holds NaN or infinity")
+    return x
+
+
+def _array(given: Any, spec: TensorSpec) -> Array:
+    try:
+        return np.asarray(given)
+    except ValueError as e:  # lists of different lengths
+        raise BadInput(f"{spec.name}: the input is no array: {e}") from None
+
+
+def say(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return "[" + ", ".join("any" if n == -1 else str(n) for n in shape) + "]"
