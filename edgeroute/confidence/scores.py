@@ -11,20 +11,22 @@ where z are logits and p = softmax(z).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeroute.core.texts import named
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.system import contained
+from edgeroute.system import Failures, contained
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
-logger = logging.getLogger("edgeroute")
 NAN = float("nan")
 SMALL = 64
 """Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
@@ -118,6 +120,22 @@ ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "en
 SCORES = (*ROWS, "quantile")
 
 
+class Unscored(float):
+    """No confidence (NaN), and why."""
+
+    __slots__ = ("why",)
+    why: str
+
+    def __new__(cls, why: str) -> Self:
+        """A NaN with a reason."""
+        self = super().__new__(cls, NAN)
+        self.why = why
+        return self
+
+    def __reduce__(self) -> tuple[type[Unscored], tuple[str]]:
+        return Unscored, (self.why,)
+
+
 class Reader:
     """Decodes model outputs to predictions: (value, confidence, outputs).
 
@@ -142,7 +160,7 @@ class Reader:
         name = score if isinstance(score, str) and score in ROWS else "msp"
         self._row, self._array = ROWS[name], ARRAYS[name]
         self._custom: Score | None = score if callable(score) else None
-        self._failed = False
+        self.failures = Failures()
         self._logits = kind == "probabilities" and getattr(score, "of_logits", False)
         """Whether the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
         self._simple = len(labels) if labels and kind == "logits" and isinstance(score, str) and 1 < len(labels) <= SMALL else 0
@@ -217,11 +235,9 @@ class Reader:
         try:
             sure = contained(self._custom, outputs)
             return None if sure is None else float(sure)
-        except Exception:
-            if not self._failed:
-                self._failed = True
-                logger.exception("the score failed: what it should have judged counts as an answer without a confidence")
-            return NAN
+        except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
+            self.failures.log("the score", e)
+            return Unscored(f"the score failed: {named(e)}")
 
     def _label(self, index: int, classes: int) -> Any:
         labels = self.labels
