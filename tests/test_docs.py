@@ -17,8 +17,8 @@ from edgeroute.settings import load
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVER = "127.0.0.1:8080"
-ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "python benchmarks/")
-"""Run by .ci/run (the first four), by a fixture, or by `make bench`."""
+ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "export ", "python benchmarks/")
+"""Run by .ci/run (the first four), by a fixture (the next two), or by `make bench`."""
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:
