@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import exp, log
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.texts import named
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.system import Failures, contained
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Score = Callable[[Any], float]
@@ -118,22 +116,6 @@ ROWS: dict[str, Callable[[list[float], float], float]] = {
 """One row [classes], as a list, and its largest value -> the score."""
 ARRAYS: dict[str, Callable[[Array], Array]] = {"msp": msp, "margin": margin, "entropy": entropy, "energy": energy}
 SCORES = (*ROWS, "quantile")
-
-
-class Unscored(float):
-    """No confidence (NaN), and why."""
-
-    __slots__ = ("why",)
-    why: str
-
-    def __new__(cls, why: str) -> Self:
-        """A NaN with a reason."""
-        self = super().__new__(cls, NAN)
-        self.why = why
-        return self
-
-    def __reduce__(self) -> tuple[type[Unscored], tuple[str]]:
-        return Unscored, (self.why,)
 
 
 class Reader:
