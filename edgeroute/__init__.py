@@ -142,6 +142,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports public names lazily, on first access."""
+    if name == "models":
+        return import_module("edgeroute.models")
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeroute' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"edgeroute.{_HOMES[name]}"), name)

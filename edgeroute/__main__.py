@@ -9,7 +9,11 @@ from importlib.util import find_spec
 def main() -> None:
     """Runs the command line, which needs the extra `cli`."""
     if find_spec("typer") is None or find_spec("rich") is None:
-        print("the command line needs more: pip install 'edgeroute[cli]'", file=sys.stderr)  # noqa: T201
+        from edgeroute.packaged import pages
+
+        extra = next((name for name in ("serve", "demo") if name in sys.argv[1:2]), "cli")
+        more = f"pip install 'edgeroute[{extra}]'"
+        print(f"the command line needs more: {more}; the documentation is in {pages()}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     from edgeroute.cli.app import app
 

@@ -72,6 +72,16 @@ class CloudError(EdgerouteError):
     def __init__(self, message: str = "") -> None:
         super().__init__(clean(message))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Python's own way would call the class with the message alone."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[CloudError], args: tuple[object, ...], state: dict[str, object]) -> CloudError:
+    self = kind.__new__(kind, *args)
+    self.__dict__.update(state)
+    return self
+
 
 class Unreachable(CloudError):
     """No connection could be made, or it broke before the reply was complete."""

@@ -5,13 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 from array import array
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
+from edgeroute.core.texts import clean
 from edgeroute.core.walk import Outcome, Prediction
+from edgeroute.system import Failures, plain
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    V = TypeVar("V", default=Any)
+else:
+    from typing import TypeVar
+
+    V = TypeVar("V")
 
 __all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
@@ -109,6 +121,8 @@ class Backend(Protocol):
     """Runs that were told to stop and have not."""
     max_abandoned: int
     """How many of those make the target busy."""
+    failures: Failures
+    """Logs what its function raises."""
 
     @property
     def abandoned(self) -> int:
@@ -226,8 +240,17 @@ class Recorded(Protocol):
         """The name of the target that gave it."""
 
 
-class Answer:
-    """The router's answer to one request.
+class _Told(NamedTuple):
+    """What an answer that was copied or pickled says of its route, instead of the plan and the log."""
+
+    reason: str
+    trace: dict[str, Any]
+
+
+class Answer(Generic[V]):
+    """The router's answer to one request; `Answer[str]` in annotations, if the values are texts.
+
+    It can be copied and pickled, and is a mapping of JSON values: `dict(answer)` is `answer.as_dict()`.
 
     Attributes:
         value: the label, or whatever the model or endpoint returns.
@@ -245,11 +268,14 @@ class Answer:
         "_costs", "_note", "_outcome", "_plan",
         "confidence", "degraded", "final", "id", "latency_s", "leg", "outputs", "source", "value",
     )  # fmt: skip
+    __iter__ = None
+    """Not a sequence: `value, confidence = answer` fails."""
+    value: V
 
     def __init__(self, plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, Spent] | None = None) -> None:
         i, prediction, accepted, _, begun, ended, _ = outcome
         leg = plan.legs[i]  # type: ignore[index]  # an answer is made only where there is one
-        self._plan: Plan | None = plan
+        self._plan: Plan | _Told | None = plan
         self._outcome: Outcome | None = outcome
         self.id, self._costs = identity, costs
         self.value, self.confidence, self.outputs = prediction  # type: ignore[misc]
@@ -260,7 +286,7 @@ class Answer:
         self._note = ""
 
     @classmethod
-    def recalled(cls, entry: Recorded, source: Source, note: str, identity: str, latency_s: float) -> Answer:
+    def recalled(cls, entry: Recorded, source: Source, note: str, identity: str, latency_s: float) -> Answer[V]:
         """An answer that was given before."""
         self = cls.__new__(cls)
         self._plan = self._outcome = self._costs = None
@@ -269,7 +295,7 @@ class Answer:
         self.source, self.degraded, self.final, self.latency_s, self._note = source, False, True, latency_s, note
         return self
 
-    def noted(self, note: str, *, final: bool) -> Answer:
+    def noted(self, note: str, *, final: bool) -> Answer[V]:
         """This answer with a note appended to its reason, and its `final` flag set."""
         self._note, self.final = note, final
         return self
@@ -277,26 +303,91 @@ class Answer:
     @property
     def reason(self) -> str:
         """Why this answer was given, in one line."""
-        if self._plan is None or self._outcome is None:
-            return self._note
-        told = explain.reason(self._plan, self._outcome)
-        return f"{told}; {self._note}" if self._note else told
+        plan, outcome, note = self._plan, self._outcome, self._note
+        if type(plan) is _Told:
+            told = plan.reason
+        elif type(plan) is Plan and outcome is not None:
+            told = explain.reason(plan, outcome)
+        else:
+            return note
+        return f"{told}; {note}" if note else told
 
     @property
     def trace(self) -> Mapping[str, Any]:
         """Every step with its time, bytes and cost, JSON-serialisable."""
-        if self._plan is None or self._outcome is None:
+        plan, outcome = self._plan, self._outcome
+        if type(plan) is _Told:
+            told = dict(plan.trace)
+        elif type(plan) is Plan and outcome is not None:
+            costs = {leg: cost._asdict() for leg, cost in (self._costs or {}).items()}
+            told = explain.trace(plan, outcome, self.id, costs)
+        else:
             return {
                 "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,
                 "latency_s": round(self.latency_s, 6),
             }  # fmt: skip
-        costs = {leg: cost._asdict() for leg, cost in (self._costs or {}).items()}
-        told = explain.trace(self._plan, self._outcome, self.id, costs)
         if self._note:
             told["note"] = self._note
         return told
 
+    def as_dict(self, *, outputs: bool = False) -> dict[str, Any]:
+        """The answer in JSON types: numpy values as Python's, NaN as None, what JSON lacks as text.
+
+        Args:
+            outputs: with the raw outputs.
+        """
+        names = (*_FIELDS, "outputs") if outputs else _FIELDS
+        return {name: plain(getattr(self, name)) for name in names}
+
+    def keys(self) -> Iterable[str]:
+        """The keys of `as_dict()`."""
+        return _FIELDS
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of `as_dict()` under a key."""
+        if name not in _FIELDS:
+            raise KeyError(name)
+        return plain(getattr(self, name))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> dict[str, Any]:
+        """How pydantic writes it, so that FastAPI's endpoints may return answers: as `as_dict()` has it."""
+        written = {"type": "function-plain", "function": Answer.as_dict, "return_schema": {"type": "dict"}}
+        return {"type": "is-instance", "cls": cls, "serialization": written}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The route as `reason` and `trace`: a plan refers to more than another process can have."""
+        fields = {name: getattr(self, name) for name in (*_FIELDS, "outputs") if name != "reason"}
+        return _told_again, (type(self), fields, _Told(self.reason, dict(self.trace)))
+
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", {self.confidence:.2f}"
         marks = f"{', degraded' if self.degraded else ''}{'' if self.final else ', provisional'}"
-        return f"<Answer {self.value!r} from {self.leg}{sure}{marks}: {self.reason}>"
+        return f"<Answer {clean(_short.repr(self.value), 100)} from {self.leg}{sure}{marks}: {clean(self.reason, 200)}>"
+
+
+_FIELDS = ("id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s")
+
+
+def _told_again(kind: type[Answer[V]], fields: dict[str, Any], told: _Told) -> Answer[V]:
+    self = kind.__new__(kind)
+    for name, value in fields.items():
+        setattr(self, name, value)
+    self._plan, self._outcome, self._costs, self._note = told, None, None, ""
+    return self
+
+
+class _Short(Repr):
+    """Formats a value on few characters: arrays and tensors as dtype and shape."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
+        if dtype is not None and shape:
+            return f"{dtype} [{', '.join(map(str, shape))}]"
+        if isinstance(x, bytes | bytearray) and len(x) > self.maxstring:
+            return f"{bytes(x[: self.maxstring // 2])!r}... ({len(x):,} bytes)"
+        return super().repr_instance(x, level)
+
+
+_short = _Short()
+_short.maxstring = _short.maxother = 60

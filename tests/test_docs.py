@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from edgeroute.settings import load
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVER = "127.0.0.1:8080"
-ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "python benchmarks/")
-"""Run by .ci/run (the first four), by a fixture, or by `make bench`."""
+ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "export ", "python ")
+"""Run by .ci/run (the first four), by a fixture (the next two), by `make bench`, or as a snippet."""
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:
@@ -42,6 +43,9 @@ def test_snippets_run(page, desk):
     for language, text in snippets(page):
         code = desk(text)
         if language == "python":
+            needs = re.match(r"# \S+\.py, needs (.+)", code)
+            if needs and not all(map(find_spec, needs[1].split(", "))):
+                continue
             exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), namespace)
         elif language == "toml":
             name = re.match(r"# (\S+\.toml)", code)
@@ -72,6 +76,22 @@ def test_quickstart_example(desk, fashion, fashion_server, capsys):
     said = capsys.readouterr().out
     assert "220 answers" in said
     assert "uncalibrated" in said
+
+
+def test_the_readme_works_where_there_is_no_clone():
+    """On the page of a package index a relative link leads nowhere; the pages that it names are there."""
+    text = (ROOT / "README.md").read_text()
+    assert not re.findall(r"\]\((?!https?:)", text)
+    pages = {page.stem for page in PAGES}
+    named = set(re.findall(r"\(?`([a-z-]+)`", text)) & pages
+    assert {"promises", "threshold", "audit", "faults", "privacy", "outbox", "replay", "first-hour", "quickstart"} <= named
+
+
+def test_the_first_snippet_runs_anywhere(tmp_path):
+    """In an empty folder, with nothing started."""
+    code = next(text for language, text in snippets(ROOT / "README.md") if language == "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "Ankle boot: edge 1.00 >= 0.85 (uncalibrated)\n", done.stderr
 
 
 def test_links_lead_somewhere():

@@ -147,7 +147,7 @@ def test_a_function_that_fails_with_a_long_text_has_its_start_in_the_reason(make
         raise Odd if x else RuntimeError("a\nb\x1b[2J" + "x" * 1000)
 
     router = make(fails)
-    assert "cloud failed: a b\ufffd[2Jxxx" in (reason := router.infer(0).reason)
+    assert "cloud failed: RuntimeError: a b\ufffd[2Jxxx" in (reason := router.infer(0).reason)
     assert len(reason) < 300
     answer = router.infer(1)
     assert "cloud failed: Odd" in answer.reason

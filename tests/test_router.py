@@ -84,7 +84,7 @@ def test_a_cloud_fault_returns_the_edge_answer():
     """Whatever the cloud raises, the edge's answer is returned, degraded, with the reason."""
     answer = both({**PAIR, "cloud": broken}, x=-1)
     assert (answer.value, answer.source, answer.degraded) == ("edge", "edge", True)
-    assert answer.reason == "edge 0.20 < 0.85 (uncalibrated); cloud failed: the line is dead; so the edge answer stands"
+    assert answer.reason == "edge 0.20 < 0.85 (uncalibrated); cloud failed: OSError: the line is dead; so the edge answer stands"
     assert "degraded" in repr(answer)
 
 
@@ -120,7 +120,7 @@ def test_a_ladder_is_tried_in_order():
     answer = both(given, threshold=0.95)
     assert (answer.leg, answer.value) == ("cloud-2", "cloud")
     assert answer.reason.startswith(
-        "tiny 0.30 < 0.95 (uncalibrated); small 0.60 < 0.95 (uncalibrated); cloud-1 failed: the line is dead"
+        "tiny 0.30 < 0.95 (uncalibrated); small 0.60 < 0.95 (uncalibrated); cloud-1 failed: OSError: the line is dead"
     )
 
 
@@ -244,7 +244,9 @@ def test_exhausted_may_raise():
 def test_when_all_fail():
     """Every leg's error is in the one that is raised; a single leg's error is raised itself."""
     with Router(edge=broken, cloud=broken, threshold=0.5) as router:
-        with pytest.raises(NoAnswer, match="edge failed: the line is dead; cloud failed: the line is dead") as caught:
+        with pytest.raises(
+            NoAnswer, match="edge failed: OSError: the line is dead; cloud failed: OSError: the line is dead"
+        ) as caught:
             router.infer(0)
         assert set(caught.value.errors) == {"edge", "cloud"}
         assert isinstance(caught.value.__cause__, OSError)
@@ -335,7 +337,7 @@ def test_decide_sends_nothing_and_says_why():
         assert router.decide(1, mode="prefer_cloud").sends_to == ("the function 'append'",)
         assert router.stats().requests == 0
     with Router(edge=broken, cloud=asked.append, threshold=0.5) as router:
-        assert "=> edge failed: the line is dead" in router.decide(0).steps
+        assert "=> edge failed: OSError: the line is dead" in router.decide(0).steps
     assert asked == []
 
     async def main():
@@ -450,8 +452,8 @@ def test_a_failing_trace_function(caplog):
         ({"edge": edge, "mode": "prefer_egde"}, 'did you mean "prefer_edge"'),
         ({"edge": edge, "no_confidence": "reject"}, "expected one of defer, accept"),
         ({"edge": edge, "offline": "rais"}, 'did you mean "raise"'),
-        ({"edge": edge, "deadline": 0}, "deadline and first_token are more than 0"),
-        ({"edge": edge, "hedge_after": -1}, "hedge_after is seconds, 0 or more"),
+        ({"edge": edge, "deadline": 0}, "deadline= takes seconds, a number of more than 0"),
+        ({"edge": edge, "hedge_after": -1}, "hedge_after= takes seconds, a number of 0 or more"),
         ({"edge": edge, "threshold": "high"}, "a threshold is a number or a certificate, not 'high'"),
         ({"edge": edge, "threshold": True}, "a threshold is a number"),
         ({"edge": edge, "threshold": float("nan")}, "a threshold is a number"),

@@ -11,6 +11,7 @@ from edgeroute.cli.calibrate import calibrate
 from edgeroute.cli.check import check
 from edgeroute.cli.decide import decide
 from edgeroute.cli.demo.command import demo
+from edgeroute.cli.docs import docs
 from edgeroute.cli.egress import egress
 from edgeroute.cli.evaluate import evaluate
 from edgeroute.cli.exits import exits
@@ -46,7 +47,7 @@ def root(
     """Runs a model on the edge, and defers to the cloud when its confidence is below the threshold."""
 
 
-for command in (check, decide, infer, calibrate, evaluate, replay, status, egress, serve, schema, demo):
+for command in (check, decide, infer, calibrate, evaluate, replay, status, egress, serve, schema, demo, docs):
     app.command()(exits(command))
 app.add_typer(outbox)
 app.add_typer(simulate)

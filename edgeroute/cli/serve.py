@@ -12,7 +12,12 @@ from edgeroute.cli.options import Json
 
 def serve(
     models: Annotated[
-        list[Path], typer.Argument(metavar="MODEL...", help=".onnx files, each with its card beside it.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="MODEL...",
+            help=".onnx files, each with its card beside it; or `fashion`, a model that comes with edgeroute.",
+            show_default=False,
+        ),
     ],
     *,
     host: Annotated[str, typer.Option(help="Where to listen; there is no authentication.")] = "127.0.0.1",
@@ -21,9 +26,11 @@ def serve(
     as_json: Json = False,
 ) -> int:
     """Serves models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
+    from edgeroute import models as own
     from edgeroute.edge.card import Card
     from edgeroute.serve.run import serve as run
 
+    models = [getattr(own, str(path))().cloud if str(path) in own.NAMES and not path.is_file() else path for path in models]
     names = [Card.beside(path).name or path.stem for path in models]
 
     def ready(url: str) -> None:

@@ -40,9 +40,11 @@ from edgeroute.confidence.forms import (
 )
 from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.scores import ARRAYS, NAN, ROWS, SCORES, SMALL, Array, Score, quantile
+from edgeroute.confidence.unscored import Unscored
+from edgeroute.core.texts import named
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.system import contained
+from edgeroute.system import Failures, contained
 
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")
@@ -104,7 +106,7 @@ class Reader:
         row = score if isinstance(score, str) and score in ROWS else "msp"
         self._row, self._array = ROWS[row], ARRAYS[row]
         self._custom: Score | None = score if callable(score) else None
-        self._failed = False
+        self.failures = Failures()
         self._bounded = bounded(score)
         self._logits = kind in {"probabilities", "label+probabilities"} and getattr(score, "of_logits", False)
         """Whether the score takes logits and the model gives probabilities, whose logarithms serve as logits."""
@@ -318,11 +320,9 @@ class Reader:
         try:
             sure = contained(self._custom, outputs)
             return None if sure is None else float(sure)
-        except Exception:
-            if not self._failed:
-                self._failed = True
-                logger.exception("the score failed: what it should have judged counts as an answer without a confidence")
-            return NAN
+        except Exception as e:  # noqa: BLE001 - it is logged, and said in the reason
+            self.failures.log("the score", e)
+            return Unscored(f"the score failed: {named(e)}")
 
 
 def _row(outputs: Any, i: int) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from edgeroute.core.codes import Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.texts import told, typed
+from edgeroute.core.texts import named, told, typed
 from edgeroute.core.walk import Mark, Outcome
 
 VERSION = 2
@@ -29,7 +29,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         elif kind in {"accepted", "below", "kept"}:
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
-            text = told(detail) or typed(detail)
+            text = named(detail)
             parts.append(text if getattr(detail, "held", False) else f"{leg.name} failed: {text}")
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
@@ -44,6 +44,8 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
     """The part of a reason about one leg's answer. threshold: of this answer; None: that of the leg."""
     known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN, without an import
     sure = f"{confidence:.2f}" if known else "without confidence"
+    if why := getattr(confidence, "why", ""):
+        sure += f" ({why})"
     if leg.side == "cloud" and (leg.threshold is None or leg.final):
         return f"{leg.name} {took_s * 1000:.0f} ms"
     if leg.standby:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
 
+from edgeroute.core.codes import Coded
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import (
@@ -30,8 +31,10 @@ Pieces: TypeAlias = Generator[Any, None, Prediction]
 """Yields the pieces of an answer, and returns the whole."""
 
 
-class FirstTokenLate(TimeoutError):
+class FirstTokenLate(Coded, TimeoutError):
     """A leg gave no first piece within its time limit."""
+
+    code = "timeout"
 
 
 def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool = False) -> Walk:

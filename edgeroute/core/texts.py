@@ -35,6 +35,14 @@ def told(error: object, most: int = FOREIGN) -> str:
         return ""
 
 
+def named(error: object) -> str:
+    """The message of an exception; with its type if it is not edgeroute's own, whose messages say what is the matter."""
+    said, kind = told(error), typed(error)
+    if not said:
+        return kind
+    return said if isinstance(error, Coded) or said.startswith(f"{kind}:") else f"{kind}: {said}"
+
+
 def typed(value: object) -> str:
     """The name of its class, sanitised, whatever the class itself makes of `__name__`."""
     return clean(_name(type(value)), FOREIGN)

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, Unreachable
+from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
@@ -29,7 +30,7 @@ from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.streams import AsyncStream, last
 from edgeroute.system import ThreadPool
-from edgeroute.types import Answer
+from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
+    from edgeroute.router.arguments import Cloud, Edge
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
 
@@ -53,7 +55,7 @@ CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
 
-class AsyncRouter(EngineOwner):
+class AsyncRouter(EngineOwner, Generic[V]):
     """`Router` for asyncio. Models run in threads, endpoints on the event loop; one router serves one loop at a time.
 
     The arguments are those of `Router`.
@@ -61,8 +63,8 @@ class AsyncRouter(EngineOwner):
 
     def __init__(
         self,
-        edge: Any = None,
-        cloud: Any = None,
+        edge: Edge[V] | Sequence[Edge[V]] | None = None,
+        cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
         threshold: float | Certificate | Sequence[float | Certificate] | None = None,
         mode: Mode = "prefer_edge",
@@ -86,7 +88,10 @@ class AsyncRouter(EngineOwner):
         state: str | Path | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            check_unknown(AsyncRouter, unknown)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
             partial(_spawn, weakref.ref(self)),
@@ -104,7 +109,7 @@ class AsyncRouter(EngineOwner):
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
-    ) -> Answer:
+    ) -> Answer[V]:
         """As `Router.infer`. Cancelling it cancels all running legs."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
@@ -130,7 +135,7 @@ class AsyncRouter(EngineOwner):
 
     async def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
-    ) -> AsyncGenerator[Answer, None]:
+    ) -> AsyncGenerator[Answer[V], None]:
         """As `Router.refine`."""
         request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
         async for shown in self._shown(request):
@@ -178,7 +183,7 @@ class AsyncRouter(EngineOwner):
 
     async def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
-    ) -> list[Answer]:
+    ) -> list[Answer[V]]:
         """As `Router.infer_many`."""
         if not length(batch):
             return []

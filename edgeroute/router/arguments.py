@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
-from typing import Any
+from inspect import signature
+from math import isnan
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.policy import INF
-from edgeroute.errors import PolicyError, check_number
+from edgeroute.errors import PolicyError, check_number, nearest
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
+from edgeroute.types import StopToken
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.backend import Function
+    from edgeroute.types import V
+
+
+class Runs(Protocol):
+    """An edge model, as far as its type can be checked: `EdgeModel` has the rest."""
+
+    def run(self, inputs: list[Any], cancel: StopToken | None, /) -> Any:
+        """Runs a batch."""
+
+
+class Talks(Protocol):
+    """An endpoint, likewise."""
+
+    def talk(self, inputs: list[Any], /) -> Any:
+        """The calls for a batch."""
+
+
+Edge: TypeAlias = "str | os.PathLike[str] | Runs | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
+Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 
 CLASSES: Mapping[str, tuple[str, str]] = {
     "audit": ("edgeroute.record.drift_monitor", "Audit"),
@@ -21,6 +48,20 @@ CLASSES: Mapping[str, tuple[str, str]] = {
     "saver": ("edgeroute.core.policy", "Saver"),
 }
 """Argument -> module and name of its class, imported only if it is given."""
+MEANT = {
+    "timeout": "deadline=2, say: seconds over edge and cloud together; one endpoint alone: OpenInference(url, timeout_s=2)",
+    "model": 'edge="model.onnx", or a model object, or a function',
+    "models": 'edge=["small.onnx", "large.onnx"], the smallest first',
+    "url": 'cloud="http://HOST/v2/models/NAME"',
+    "endpoint": 'cloud="http://HOST/v2/models/NAME", or OpenInference(...)',
+    "api_key": 'cloud=OpenInference(url, api_key=Secret(env="NAME"))',
+    "labels": "edge=OnnxModel(path, labels=[...]), or the labels in the model's card",
+    "providers": "edge=OnnxModel(path, providers=[...])",
+    "confidence": "threshold=0.85, say",
+    "policy": 'Router.from_policy("policy.toml")',
+}
+"""What is often tried as an argument -> what to write instead."""
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 EVENTS = [name for name in vars(Instrument) if not name.startswith("_")]
 
 
@@ -35,6 +76,17 @@ def check_types(given: Mapping[str, Any]) -> None:
         if value is not None and not isinstance(value, getattr(import_module(module), kind)):
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     _check_numbers(given)
+    for side in ("edge", "cloud"):
+        several = given.get(side)
+        for one in several if isinstance(several, list | tuple) else [several]:
+            _check_target(side, one)
+    score = given.get("score")
+    if not (score is None or isinstance(score, str) or callable(score)):
+        raise _wrong("score", 'a name, as in score="margin", or a function of the outputs of one input', score)
+    for name in ("deadline", "first_token", "certificate_max_age"):
+        check_seconds(name, given.get(name))
+    if not isinstance(given.get("hedge_after"), str):
+        check_seconds("hedge_after", given.get("hedge_after"), least=True)
     trace, metered, sensors, state = (given.get(name) for name in ("trace", "metered", "sensors", "state"))
     if not (trace is None or callable(trace) or isinstance(trace, str | os.PathLike | Trace)):
         raise _wrong("trace", "a function, the path of a file, or an edgeroute.Trace", trace)
@@ -62,6 +114,71 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
     if saver is not None:
         check_number("saver: battery_below", saver.battery_below, most=1)
         check_number("saver: hotter_than_c", saver.hotter_than_c, least=-INF, infinite=True)
+
+
+def check_seconds(name: str, value: Any, *, least: bool = False) -> None:
+    """Checks a number of seconds; None is not given.
+
+    Args:
+        name: of the argument.
+        value: as it was given.
+        least: 0 is one, too.
+
+    Raises:
+        PolicyError: it is something else; the message says what to write.
+    """
+    if value is None:
+        return
+    number = isinstance(value, Real) and not isinstance(value, bool) and not isnan(value)
+    if not number or not (value >= 0 if least else value > 0):
+        found = value if isinstance(value, Real) else f"a {type(value).__name__}"
+        wanted = "seconds, a number of 0 or more" if least else "seconds, a number of more than 0"
+        raise PolicyError(f"{name}= takes {wanted}, not {found}{_in_seconds(name, value)}")
+
+
+def _in_seconds(name: str, value: Any) -> str:
+    """How to write a duration that is no number; empty if it is none."""
+    if hasattr(value, "total_seconds"):
+        return f": write {name}={value.total_seconds():.12g}"
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d|)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return ""
+    return f": write {name}={float(match[1]) * UNITS.get(match[2], 1):.12g}" + (' ("2s" is for policy files)' if match[2] else "")
+
+
+def _check_target(side: str, value: Any) -> None:
+    """Refuses what looks like a model, but cannot be called as one."""
+    estimator = next((name for name in ("predict_proba", "predict") if hasattr(value, name)), None)
+    if isinstance(value, type) and (estimator or hasattr(value, "run") or hasattr(value, "talk")):
+        raise _wrong(side, f"an object, as in {side}={value.__name__}(...)", value)
+    if estimator is None or callable(value) or hasattr(value, "run") or hasattr(value, "talk"):
+        return
+    one = "lambda x: model.predict([x])[0]"
+    if side == "edge" and estimator == "predict":  # no confidence
+        one = "lambda x: (model.predict([x])[0], None)"
+    elif side == "edge":
+        one = (
+            'CallableModel(lambda x: model.predict_proba([x])[0], kind="probabilities", labels=tuple(model.classes_)), '
+            "or export it to ONNX"
+        )
+    raise PolicyError(f"{side}= takes no {type(value).__name__} as it is: write {side}={one}")
+
+
+class UnknownArgument(PolicyError, TypeError):
+    """There is no argument of that name; also a TypeError, as Python's own would be."""
+
+
+def check_unknown(function: Callable[..., object], unknown: Mapping[str, object]) -> None:
+    """Refuses arguments that a function does not have.
+
+    Raises:
+        UnknownArgument: with what to write, or the nearest name.
+    """
+    for name in unknown:
+        if name in MEANT:
+            raise UnknownArgument(f"there is no argument {name}=: write {MEANT[name]}")
+        known = [one for one, about in signature(function).parameters.items() if about.kind != about.VAR_KEYWORD]
+        raise UnknownArgument(f"there is no argument {name}=: {nearest(name, known)}")
 
 
 def _wrong(name: str, wanted: str, value: Any) -> PolicyError:

@@ -20,6 +20,7 @@ from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
+from edgeroute.router.arguments import check_seconds
 from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
 from edgeroute.router.keys import LONGEST
@@ -145,8 +146,7 @@ class Engine:
         """The cached plan for such a request; plans are cached until the facts change."""
         if mode is not None and mode not in MODES:
             raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-        if deadline is not None and not deadline > 0:
-            raise PolicyError(f"deadline is seconds from now, more than 0, not {deadline!r}")
+        check_seconds("deadline", deadline)
         if data_class is not None and not (isinstance(data_class, str) and data_class):
             raise PolicyError(f"data_class is a name, not {data_class!r}")
         facts = self.observer.facts
@@ -307,8 +307,7 @@ def _first_s(policy_s: float, first_token: float | None) -> float:
     """Limit of the time to the first token, seconds."""
     if first_token is None:
         return policy_s
-    if not first_token > 0:
-        raise PolicyError(f"first_token is seconds, more than 0, not {first_token!r}")
+    check_seconds("first_token", first_token)
     return first_token
 
 

@@ -13,7 +13,7 @@ from edgeroute import system
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Offline
-from edgeroute.core.texts import told, typed
+from edgeroute.core.texts import named
 from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.errors import BadInput, DeadlineExceeded, NoAnswer, PolicyError
 from edgeroute.router.calls import Block, Result, Steps
@@ -297,7 +297,7 @@ class LateReplies:
         queue, caching = self._parts.queue, self._parts.caching
         if type(event) is not Done:
             if queue is not None:
-                queue.outbox.ready(request.id, _text(event.error) if type(event) is Failed else "")
+                queue.outbox.ready(request.id, named(event.error) if type(event) is Failed else "")
             return True
         self._note("late", request.id)
         if caching is not None:
@@ -326,7 +326,3 @@ class LateReplies:
         self._closed = True
         with self._storing:
             pass
-
-
-def _text(error: object) -> str:
-    return told(error) or typed(error)

@@ -16,7 +16,7 @@ from edgeroute.cloud.base import Call
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.texts import told, typed
+from edgeroute.core.texts import named
 from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
@@ -164,7 +164,7 @@ class OfflineQueue:
                     try:
                         x = request.inputs if request.until == INF else contained(own_copy, request.inputs)
                     except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                        note = f"not queued: {_text(e)}"
+                        note = f"not queued: {named(e)}"
                     else:  # its own: at the deadline nobody waits for it
                         jobs.append(_Job(len(notes), walked, x, *found))
                         notes.append(None)
@@ -212,7 +212,7 @@ class OfflineQueue:
         """The note of a request that was put."""
         if isinstance(put, BaseException):  # mostly a full disk; the caller may be waiting for the answer
             log.error("a request could not be queued: %s", put)
-            return f"not queued: {_text(put)}"
+            return f"not queued: {named(put)}"
         if not put.stored:
             return f"not queued: {put.reason}"
         self._note("queued", job.id)
@@ -278,7 +278,7 @@ def _waiting(job: _Job) -> Waiting | str:
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # noqa: BLE001 - whatever an endpoint, its encode or a redaction raises: the answer is there
-        return _text(e)
+        return named(e)
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
@@ -327,7 +327,7 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
     except OSError as e:  # raised by a function: temporary, no reason to give up
         if isinstance(e, CloudError):
             raise
-        raise Unreachable(_text(e)) from e
+        raise Unreachable(named(e)) from e
 
 
 def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
@@ -340,11 +340,7 @@ def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
         if what != "failed":
             return i, None if what == "timeout" else ""
         if not isinstance(detail, CloudError) or detail.retriable:
-            return i, _text(detail)
+            return i, named(detail)
         if detail.held:
             return i, ""
     return None
-
-
-def _text(error: object) -> str:
-    return told(error) or typed(error)

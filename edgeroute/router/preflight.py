@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
-from edgeroute.core.texts import told, typed
+from edgeroute.core.texts import named
 from edgeroute.core.walk import Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.legs import PASSING, LegExecutor
 from edgeroute.router.snapshot import Snapshot
@@ -59,7 +59,7 @@ def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
         if type(event) is Failed:
             if event.fatal:
                 raise event.error
-            steps.append(f"=> {leg.name} failed: {told(event.error) or typed(event.error)}")
+            steps.append(f"=> {leg.name} failed: {named(event.error)}")
             continue
         prediction: Prediction = event.answer  # type: ignore[union-attr]  # an executed leg is Done or Failed
         limit = own_threshold(leg, prediction) if leg.thresholds else None
@@ -125,5 +125,5 @@ def _problem(backend: Backend, timeout: float) -> str | None:
     except PASSING:
         raise
     except BaseException as e:  # noqa: BLE001 - any failure is the result
-        return told(e) or typed(e)
+        return named(e)
     return None

@@ -8,12 +8,13 @@ from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, walk
+from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import blocking, inline
@@ -24,7 +25,7 @@ from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
 from edgeroute.router.streams import Stream
-from edgeroute.types import Answer
+from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
+    from edgeroute.router.arguments import Cloud, Edge
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
 
 T = TypeVar("T")
 
 
-class Router(EngineOwner):
+class Router(EngineOwner, Generic[V]):
     """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -87,8 +89,8 @@ class Router(EngineOwner):
 
     def __init__(
         self,
-        edge: Any = None,
-        cloud: Any = None,
+        edge: Edge[V] | Sequence[Edge[V]] | None = None,
+        cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
         threshold: float | Certificate | Sequence[float | Certificate] | None = None,
         mode: Mode = "prefer_edge",
@@ -112,7 +114,10 @@ class Router(EngineOwner):
         state: str | Path | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            check_unknown(Router, unknown)
         self.engine = assemble(
             _spawn,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
@@ -129,7 +134,7 @@ class Router(EngineOwner):
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
-    ) -> Answer:
+    ) -> Answer[V]:
         """Answers one input: an array without batch axis, name -> array, or whatever the callables take.
 
         Args:
@@ -157,7 +162,7 @@ class Router(EngineOwner):
 
     def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
-    ) -> Generator[Answer, None, None]:
+    ) -> Generator[Answer[V], None, None]:
         """Yields the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
 
         If the edge is confident enough, its answer is final and the only one. Otherwise the cloud is called while the caller has
@@ -218,7 +223,7 @@ class Router(EngineOwner):
 
     def infer_many(
         self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
-    ) -> list[Answer]:
+    ) -> list[Answer[V]]:
         """Answers several inputs, in order.
 
         The edge runs them as one batch, and those below the threshold go to the cloud in one request.

@@ -113,7 +113,7 @@ threads = 1
 
 [cloud]
 url = "http://127.0.0.1:8080/v2/models/fashion-large"
-api_key = { env = "CLOUD_KEY" }     # the name of an environment variable, never the key itself
+api_key = { env = "CLOUD_KEY" }     # an environment variable's name (first: export CLOUD_KEY=...), never the key itself
 headers = { "X-Tenant" = "shop-7" }
 timeout = "2s"
 retries = 1

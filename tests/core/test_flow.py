@@ -200,7 +200,7 @@ def test_prefer_cloud_holds_the_edge_until_the_cloud_has_ended():
     with pytest.raises(StopIteration) as end:
         steps.send(Failed(0, RuntimeError("down"), 0.9))
     assert not end.value.value.accepted
-    assert reason(known, end.value.value) == "edge 0.99, on standby; cloud failed: down; so the edge answer stands"
+    assert reason(known, end.value.value) == "edge 0.99, on standby; cloud failed: RuntimeError: down; so the edge answer stands"
 
 
 def test_prefer_cloud_tries_every_cloud_before_the_edge():
@@ -319,8 +319,12 @@ def broken(message):
         (made(), [done(0.97)], "edge 0.97 >= 0.85 (uncalibrated)"),
         (made(), [done(0.41), done(None)], "edge 0.41 < 0.85 (uncalibrated); cloud 182 ms"),
         (made(), [done(0.8496), done(None)], "edge 0.8496 < 0.85 (uncalibrated); cloud 182 ms"),
-        (made(), [done(0.41), broken("gone")], "edge 0.41 < 0.85 (uncalibrated); cloud failed: gone; so the edge answer stands"),
-        (made(), [broken("oom"), done(None)], "edge failed: oom; cloud 182 ms"),
+        (
+            made(),
+            [done(0.41), broken("gone")],
+            "edge 0.41 < 0.85 (uncalibrated); cloud failed: RuntimeError: gone; so the edge answer stands",
+        ),
+        (made(), [broken("oom"), done(None)], "edge failed: RuntimeError: oom; cloud 182 ms"),
         (made(), [done(None), done(None)], "edge without confidence, deferred by policy; cloud 182 ms"),
         (made(no_confidence="accept"), [done(None)], "edge without confidence, accepted by policy"),
         (made(mode="only_edge"), [done(0.41)], "edge 0.41 < 0.85 (uncalibrated), only_edge"),

@@ -78,30 +78,31 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
         ModelMissing, BadInput: a file is missing or invalid.
         Unreachable, NoAnswer, CloudError: the server cannot be started or called.
     """
-    from edgeroute.cli.demo.data import shipped, test_images, validation
+    from edgeroute.cli.demo.data import test_images, validation
     from edgeroute.cli.demo.measure import Run, choose, measure, sweep
     from edgeroute.cli.demo.report import SLACK, Report
     from edgeroute.cli.progress import bar
+    from edgeroute.models import fashion
     from edgeroute.router.router import Router
 
-    folder = shipped()
+    pair = fashion()
+    folder = pair.edge.parent
     test = test_images(folder, data)
     n = min(n or (WITH_RTT if rtt else len(test.images)), len(test.images))
     test = test._replace(images=test.images[:n], labels=test.labels[:n])
     known = validation(folder)
     choice = choose(sweep(*known), goal=float(known.cloud_right.mean()) - SLACK, most=most)
-    edge_file = folder / "edge.int8.onnx"
     singly = n if n <= MANY else SINGLY
-    with _ended_by_sigterm(), serving(folder / "cloud.onnx") as (url, name), _link(url, rtt) as base, bar() as progress:
+    with _ended_by_sigterm(), serving(pair.cloud) as (url, name), _link(url, rtt) as base, bar() as progress:
         model = f"{base}/v2/models/{name}"
 
         def over(what: str, router: Router, singly: int = n) -> Run:
             task = progress.add_task(what, total=n)
             return measure(router, test.images, test.labels, singly=singly, advance=lambda count: progress.advance(task, count))
 
-        edge = over("edge alone", Router(edge_file, mode="only_edge"))
+        edge = over("edge alone", Router(pair.edge, mode="only_edge"))
         cloud = over("cloud alone", Router(cloud=model, mode="only_cloud"), singly)
-        cascade = over("cascade", Router(edge_file, model, threshold=choice.threshold))
+        cascade = over("cascade", Router(pair.edge, model, threshold=choice.threshold))
     return Report(test, edge, cloud, cascade, choice, len(known.confidence), most, singly, rtt)
 
 

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import edgeroute
 from edgeroute.confidence.scores import msp
-from edgeroute.errors import BadInput, ModelMissing
+from edgeroute.errors import BadInput
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -36,20 +35,6 @@ class Validation(NamedTuple):
     """[n], of the edge, by the score msp."""
     edge_right: Array
     cloud_right: Array
-
-
-def shipped() -> Path:
-    """The folder with the pair of models: in the built package, else in the source tree.
-
-    Raises:
-        ModelMissing: it is in neither place.
-    """
-    package = Path(edgeroute.__file__).parent
-    for home in (package, package.parent):
-        folder = home / "models" / "fashion"
-        if (folder / "cloud.onnx").exists():
-            return folder
-    raise ModelMissing(f"the demo's models are not in {package / 'models' / 'fashion'}: install a wheel of edgeroute")
 
 
 def test_images(folder: Path, given: Path | None) -> Images:

@@ -11,7 +11,7 @@ from math import inf
 from time import monotonic
 from typing import TypeAlias
 
-from edgeroute.core.texts import told, typed
+from edgeroute.core.texts import named
 from edgeroute.errors import Closed, CloudError, StoreError
 from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
 from edgeroute.stores.outbox.heads import Heads, Lane, Turns
@@ -206,7 +206,7 @@ class Delivery:
             answer = self._send(waiting)
             self._keep(lambda: self._outbox.answer(name, answer, attempts=1))
         except BaseException as e:  # noqa: BLE001 - any failure is recorded with its entry, SystemExit of a function too
-            failure = told(e) or typed(e)
+            failure = named(e)
             if isinstance(e, _OURS) or getattr(e, "held", False) or not threading.main_thread().is_alive():
                 pause_s = self._poll_s + (getattr(e, "retry_after_s", None) or 0.0)
                 self._pause(Lane(row.target, row.data_class), pause_s, row)

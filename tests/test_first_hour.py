@@ -1,0 +1,236 @@
+"""What a new user writes first: the packaged pair by name, the documentation, and arguments that are not there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from both import sure, unsure
+
+import edgeroute
+from edgeroute import AsyncRouter, OnnxModel, OpenInference, PolicyError, Router, models
+from edgeroute.edge.card import Card
+
+
+class Forest:
+    """As an estimator of scikit-learn."""
+
+    classes_ = np.array(["ham", "spam"])
+
+    def predict(self, rows):
+        """The first class."""
+        return self.classes_[[0] * len(rows)]
+
+    def predict_proba(self, rows):
+        """Of each class."""
+        return np.array([[0.9, 0.1]] * len(rows))
+
+
+class Regression:
+    """Another, without probabilities."""
+
+    def predict(self, rows):
+        """A number each."""
+        return [1.5 for _ in rows]
+
+
+REFUSED = [
+    ({"deadline": "2s"}, "write deadline=2 "),
+    ({"deadline": "300ms"}, "write deadline=0.3 "),
+    ({"deadline": "5"}, "write deadline=5"),
+    ({"deadline": "soon"}, "deadline= takes seconds, a number of more than 0, not a str"),
+    ({"deadline": timedelta(minutes=1)}, "write deadline=60"),
+    ({"deadline": True}, "not True"),
+    ({"deadline": float("nan")}, "not nan"),
+    ({"hedge_after": [1]}, "hedge_after= takes seconds, a number of 0 or more, not a list"),
+    ({"first_token": "1s"}, "write first_token=1 "),
+    ({"certificate_max_age": "90d"}, "write certificate_max_age=7776000 "),
+    ({"score": 42}, "score= takes a name"),
+    ({"timeout": 2}, "there is no argument timeout=: write deadline=2"),
+    ({"url": "http://127.0.0.1:1"}, "write cloud="),
+    ({"treshold": 0.5}, 'there is no argument treshold=: did you mean "threshold"?'),
+    ({"offlin": "edge"}, 'did you mean "offline"?'),
+    ({"edge": 42}, "edge= takes a path, a model or a callable, not int"),
+    ({"edge": [unsure, 42]}, "edge= takes a path, a model or a callable, not int"),
+    ({"edge": Forest()}, "edge= takes no Forest as it is: write edge=CallableModel("),
+    ({"edge": Regression()}, "edge= takes no Regression as it is: write edge=lambda x: (model.predict([x])[0], None)"),
+    ({"edge": OnnxModel}, "as in edge=OnnxModel(...), not the class OnnxModel"),
+    ({"cloud": 42}, "cloud= takes a URL, an endpoint or a callable, not int"),
+    ({"cloud": Forest()}, "write cloud=lambda x: model.predict([x])[0]"),
+    ({"cloud": OpenInference}, "as in cloud=OpenInference(...), not the class OpenInference"),
+]
+
+
+@pytest.mark.parametrize("router", [Router, AsyncRouter])
+@pytest.mark.parametrize(("given", "said"), REFUSED)
+def test_a_wrong_argument_is_refused_with_what_to_write(router, given, said):
+    """In one line, when the router is made."""
+    with pytest.raises(PolicyError) as told:
+        router(**{"edge": unsure, "cloud": sure, "threshold": 0.5, **given})
+    assert said in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_an_argument_that_is_not_there_is_a_type_error():
+    """As it is for any function of Python."""
+    with pytest.raises(TypeError, match="there is no argument timeout="):
+        Router(unsure, sure, threshold=0.5, timeout=2)
+
+
+@pytest.mark.parametrize("deadline", ["2s", timedelta(seconds=2), -1, float("nan")])
+def test_a_wrong_deadline_of_a_call(deadline):
+    """Likewise, and the next call is answered."""
+    with Router(unsure, sure, threshold=0.5) as router:
+        with pytest.raises(PolicyError, match="deadline= takes seconds"):
+            router.infer(1, deadline=deadline)
+        assert router.infer(1, deadline=np.float32(20)).source == "cloud"
+
+
+def test_what_the_messages_say_works():
+    """Each of the expressions for an estimator gives its class."""
+    model = Forest()
+    names = {"model": model, "CallableModel": edgeroute.CallableModel}
+    with pytest.raises(PolicyError) as told:
+        Router(model)
+    written = str(told.value).split("write edge=")[1].removesuffix(", or export it to ONNX")
+    with Router(eval(written, names), threshold=0.5) as router:
+        answer = router.infer(1)
+    assert (answer.value, round(answer.confidence, 3)) == ("ham", 0.9)
+
+
+SNIPPET = """
+from typing import Any
+from edgeroute import Answer, AsyncRouter, CallableModel, Function, OnnxModel, OpenInference, PlainJson, Router
+
+class Own:
+    name, labels, kind = "own", None, "logits"
+    def run(self, inputs: list[Any], cancel: object = None) -> list[list[float]]:
+        return [[1.0] for _ in inputs]
+
+def edge(x: int) -> tuple[str, float]:
+    return "cat", 0.4
+
+async def cloud(x: Any) -> Any:
+    return "dog"
+
+Router("a.onnx", "http://host/v2/models/a", threshold=0.5)
+Router([OnnxModel("a.onnx"), CallableModel(edge), Own(), edge], [OpenInference("http://h", model="m"), PlainJson("http://h")])
+Router(edge=edge, cloud=Function(edge), threshold=0.5)
+AsyncRouter(edge=Own(), cloud=cloud)
+
+def answers(router: Router) -> list[Answer]:
+    return router.infer_many([1])
+
+def word(router: Router[str]) -> str:
+    return router.infer(1).value
+
+def number(answer: Answer[float]) -> float:
+    return answer.value + 1
+"""
+WRONG = """
+Router(edge=42)  # wrong
+Router(edge=["a.onnx", 42])  # wrong
+Router("a.onnx", cloud=42)  # wrong
+Router("a.onnx", timeout=2)  # wrong
+AsyncRouter(edge=42)  # wrong
+
+def wrong(router: Router[str]) -> int:
+    return router.infer(1).value  # wrong
+"""
+
+
+def test_types_tell_a_wrong_argument(tmp_path):
+    """mypy takes what works, and refuses the rest, line by line."""
+    file = tmp_path / "snippet.py"
+    file.write_text(SNIPPET + WRONG)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--no-error-summary",
+        "--cache-dir",
+        str(tmp_path),
+        "--config-file",
+        "",
+        str(file),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error: " in line}
+    wrong = {i for i, line in enumerate(file.read_text().splitlines(), 1) if line.endswith("# wrong")}
+    assert found == wrong, done.stdout + done.stderr
+
+
+def test_the_packaged_pair_by_name():
+    """Its files are there, with their cards; the images are what the edge takes."""
+    pair = models.fashion()
+    assert edgeroute.models is models
+    assert all(path.is_file() for path in pair)
+    assert (pair.images.shape, pair.images.dtype, len(pair.labels)) == ((1000, 28, 28), np.uint8, 1000)
+    assert Card.beside(pair.cloud).name == "fashion-large"
+    with Router(pair.edge, threshold=0.5) as router:
+        assert router.infer(pair.images[0]).value == "Ankle boot"
+
+
+def run(*arguments, cwd, **more):
+    """The command line, in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgeroute", *arguments], cwd=cwd, capture_output=True, text=True, check=False, **more
+    )
+
+
+def test_the_cloud_of_the_readme_by_one_command(tmp_path):
+    """`edgeroute serve fashion`, in any folder, though a folder there has that name."""
+    (tmp_path / "fashion").mkdir()
+    command = [sys.executable, "-m", "edgeroute", "serve", "fashion", "--port", "0", "--json"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            ready = json.loads(process.stdout.readline())
+            pair = models.fashion()
+            with Router(pair.edge, f"{ready['ready']}/v2/models/{ready['models'][0]}", mode="only_cloud") as router:
+                assert router.infer(pair.images[0]).value == "Ankle boot"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def test_documentation_of_what_is_installed(tmp_path):
+    """Its pages are listed, and each is printed as it is; a wrong name is told the nearest."""
+    listed = run("docs", cwd=tmp_path).stdout
+    folder = Path(listed.splitlines()[-1].removeprefix("in "))
+    assert {"quickstart", "policy", "first-hour"} <= {line.split()[0] for line in listed.splitlines() if line}
+    assert run("docs", "policy", cwd=tmp_path).stdout == (folder / "policy.md").read_text()
+    wrong = run("docs", "polic", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "policy" in wrong.stderr
+
+
+def test_without_the_command_line_its_extra_is_named(tmp_path):
+    """The one that the command needs; and the documentation, which needs none."""
+    hidden = "import sys; sys.modules['typer'] = None; sys.argv = ['edgeroute', *{}]; from edgeroute.__main__ import main; main()"
+    for asked, extra in ((["serve", "fashion"], "serve"), (["demo"], "demo"), (["check"], "cli"), ([], "cli")):
+        code = "import importlib.util as u; u.find_spec = lambda name: None; " + hidden.format(asked)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert f"pip install 'edgeroute[{extra}]'" in done.stderr
+        assert (Path(done.stderr.strip().split(" is in ")[1]) / "quickstart.md").exists()
+
+
+@pytest.mark.skipif(find_spec("skl2onnx") is None, reason="skl2onnx is not installed")
+def test_a_pair_of_scikit_learn_by_the_page_alone(tmp_path):
+    """docs/first-hour.md: at most three commands and one file to a right answer, of edge and cloud."""
+    page = (Path(__file__).parent.parent / "docs" / "first-hour.md").read_text()
+    file = page.split("```python\n")[1].split("```")[0]
+    commands = page.split("```sh\n")[1].split("```")[0].strip().splitlines()
+    assert len(commands) <= 3
+    (tmp_path / "first.py").write_text(file)
+    done = subprocess.run([sys.executable, "first.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    right, alone, deferred = (float(word.rstrip("%;")) for word in done.stdout.splitlines()[-1].split() if "%" in word)
+    assert right > alone > 90, done.stdout + done.stderr
+    assert 5 < deferred < 30
