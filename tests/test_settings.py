@@ -119,14 +119,14 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
         "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "saver": None, "uncalibrated": "error", "certificate_max_age": 7776000.0,
     }  # fmt: skip
-    assert set(given) == set(inspect.signature(Router).parameters) - {"trace", "sensors", "instruments"}
+    assert set(given) == set(inspect.signature(Router).parameters) - {"trace", "sensors", "instruments", "unknown"}
 
 
 def test_keys_that_are_not_given_have_the_routers_defaults(policy):
     """A file need not repeat them."""
     given = policy('[edge]\npath = "edge.onnx"')
     for name, parameter in inspect.signature(Router).parameters.items():
-        if name not in {"edge", "sensors", "trace", "instruments"}:
+        if name not in {"edge", "sensors", "trace", "instruments", "unknown"}:
             assert given[name] == parameter.default, name
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
-from math import isfinite
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -59,7 +59,7 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("threshold",), text)
     score = score if isinstance(score := data.get("score", "msp"), str) else ""
     for one in threshold if isinstance(threshold, list) else [threshold]:
-        if not isinstance(one, int | float) or not isfinite(one):
+        if not isinstance(one, int | float) or not abs(one) <= sys.float_info.max:
             continue
         if score in SCORES and bounded(score) and not 0 <= one <= 1:
             percent = f": {one:g} % is {one / 100:g}" if 1 < one <= 100 else ""  # noqa: PLR2004 - a hundred per cent
