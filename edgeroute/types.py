@@ -120,10 +120,6 @@ class EdgeModel(Protocol):
         """
 
 
-UNIDENTIFIED = "unidentified:"
-"""Is in the fingerprint of what has no identity across processes; that is another one at every call."""
-
-
 class Backend(Protocol):
     """One target, ready to run: a model on the device, or an endpoint in the cloud."""
 

@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeroute import Cache, CallableModel, Ensemble, Function, OnnxModel, PolicyError, Router
 from edgeroute.confidence import calibrate
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.edge.external import external_data
 from edgeroute.edge.identity import fingerprint as of_model
 from edgeroute.stores.cache import fingerprint
-from edgeroute.types import UNIDENTIFIED
 
 N = 400
 

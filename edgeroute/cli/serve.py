@@ -15,8 +15,7 @@ def serve(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Model files, each with its card beside it; `fashion`, a model that comes with edgeroute; or module:name of a model "
-            "in Python.",
+            help="Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.",
             show_default=False,
         ),
     ],
@@ -31,9 +30,8 @@ def serve(
     from edgeroute.serve.run import named
     from edgeroute.serve.run import serve as run
 
-    found = [
-        named(getattr(own, model)().cloud if model in own.NAMES and not Path(model).is_file() else model) for model in models
-    ]
+    files = [getattr(own, name)().cloud if name in own.NAMES and not Path(name).is_file() else name for name in models]
+    found = [named(model) for model in files]
     names = [model.name for model in found]
 
     def ready(url: str) -> None:

@@ -11,10 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system import now, replace_file
-from edgeroute.types import UNIDENTIFIED
 
 Kind = Literal["max_loss", "max_error", "max_defer"]
 INF = float("inf")

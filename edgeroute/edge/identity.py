@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.edge.members import files, is_model, member, named
 from edgeroute.errors import PolicyError
-from edgeroute.types import UNIDENTIFIED, EdgeModel
+from edgeroute.types import EdgeModel
 
 Of = Callable[[Any], str]
 """The fingerprint of a file, a folder or a callable."""

@@ -11,8 +11,8 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 from uuid import uuid4
 
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.stores.cache.key import digest
-from edgeroute.types import UNIDENTIFIED
 
 _CHUNK_BYTES = 1 << 20
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
