@@ -115,8 +115,7 @@ class EdgeModel(Protocol):
             cancel: a stop is requested by it; the run may then raise anything but `BadInput`, or go on to its end.
 
         Raises:
-            BadInput: an input does not fit the model. It is the caller's fault, and nothing is sent: a wrapper lets it pass,
-                where `except ValueError` would catch it, too.
+            BadInput: an input does not fit the model: nothing is sent. `except ValueError` catches it, too: let it pass first.
         """
 
 

@@ -296,7 +296,7 @@ def test_an_input_that_cannot_be_copied():
 
     with Tasks(edge, lambda _: "cloud", threshold=0.5) as router:
         assert router.infer(Uncopied()).value == "edge"
-        with pytest.raises(NoAnswer, match="edge failed: too large"):
+        with pytest.raises(NoAnswer, match=r"edge failed: .*too large"):
             router.infer(Uncopied(), deadline=LONG)
 
 

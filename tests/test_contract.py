@@ -18,7 +18,7 @@ from both import LONG
 from edgeroute import BadInput, CallableModel, Ensemble, ModelError, OnnxModel, Prediction, TensorSpec
 from edgeroute.testing import ContractBroken, edge_contract
 
-A, B = np.array([0.1, 0.9]), np.array([3.0, 0.4])
+A, B = np.array([0.1, 0.9]), np.array([0.8, 0.3])
 """Two samples."""
 
 
