@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
+    from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
+    from edgeroute.edge.runtimes import register
     from edgeroute.errors import (
         BadInput,
         BadReply,
@@ -57,6 +59,8 @@ _HOMES = {
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
     "Ensemble": "edge.ensemble",
+    "EdgeMembers": "edge.members",
+    "register": "edge.runtimes",
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
     "Limits": "core.spending",
@@ -100,6 +104,7 @@ __all__ = [
     "CloudError",
     "DeadlineExceeded",
     "Decision",
+    "EdgeMembers",
     "EdgeModel",
     "EdgerouteError",
     "Egress",
@@ -137,6 +142,7 @@ __all__ = [
     "Trace",
     "Unreachable",
     "__version__",
+    "register",
 ]
 
 

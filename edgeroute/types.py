@@ -96,19 +96,26 @@ Cancel = StopToken
 
 
 class EdgeModel(Protocol):
-    """Interface of an edge model (structural). It must be thread-safe."""
+    """Interface of an edge model (structural): `name` and `run`.
 
-    name: str
-    labels: tuple[Any, ...] | None
-    """Class index -> value; None: the value is the index, or the label that the model gives."""
-    kind: str | None
-    """What the outputs are, one of `edgeroute.confidence.KINDS`; None: read by their form."""
+    Every other member that edgeroute reads of a model is one of `edgeroute.EdgeMembers`, and optional. A model is thread-safe,
+    unless its `parallel` limits how many of its runs go at a time. Where `run` is a coroutine function, so are `run_one` and
+    `stream` if they exist, and only `AsyncRouter` takes the model: it awaits them, and a run is stopped by cancelling it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in answers, traces and messages."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
         """Runs a batch -> outputs, an array (or name -> array) whose first axis is that of the inputs.
 
+        Args:
+            inputs: one or more, each without the batch axis. They are the caller's: never written to.
+            cancel: a stop is requested by it; the run may then raise anything but `BadInput`, or go on to its end.
+
         Raises:
-            BadInput: an input does not fit the model.
+            BadInput: an input does not fit the model: nothing is sent. `except ValueError` catches it, too: let it pass first.
         """
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgeroute import Router
+from edgeroute.edge import runtimes
 from edgeroute.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,8 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     """A folder as a reader has it: the models, a policy, images; the server of the docs, wherever it really is."""
     (tmp_path / "models").symlink_to(fashion.parent)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(runtimes, "_registered", {})
     monkeypatch.setenv("CLOUD_KEY", "a-key-of-the-reader")
     np.save("image.npy", np.load(fashion / "sample.npz")["images"][0])
     return lambda text: text.replace(f"http://{SERVER}", fashion_server)
@@ -38,7 +41,7 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_snippets_run(page, desk):
-    """In the order of the page: Python in one namespace, TOML written and loaded, commands executed."""
+    """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""
     namespace: dict[str, object] = {"__name__": "snippet"}
     for language, text in snippets(page):
         code = desk(text)
@@ -46,6 +49,8 @@ def test_snippets_run(page, desk):
             needs = re.match(r"# \S+\.py, needs (.+)", code)
             if needs and not all(map(find_spec, needs[1].split(", "))):
                 continue
+            if module := re.match(r"# (\S+\.py)\n", code):
+                Path(module[1]).write_text(code)
             exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), namespace)
         elif language == "toml":
             name = re.match(r"# (\S+\.toml)", code)

@@ -209,7 +209,7 @@ def test_an_edge_that_does_not_stop_is_left_alone():
     gate = threading.Event()
 
     class Stuck:
-        name, labels, kind, max_abandoned = "stuck", None, "logits", 1
+        name, parallel = "stuck", 1
 
         def run(self, inputs, cancel):
             gate.wait(60)

@@ -126,7 +126,6 @@ def test_stuck_edge_runs_do_not_cost_the_answer_while_the_cloud_is_away(make, ga
     """The planner asks the cloud first then, and the edge all the same where that fails."""
     model = FakeModel(lambda x: gate.wait(LONG) and ("edge", 0.9) if x == "hang" else ("edge", 0.9))
     router = make(model, FakeCloud([Unreachable("away")]))
-    model.max_abandoned = 1
     for backend in router.engine.snapshot.backends:
         backend.max_abandoned = 1
     with pytest.raises(DeadlineExceeded):

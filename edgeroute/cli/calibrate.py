@@ -90,6 +90,7 @@ def calibrate(
     odds = _sure(sure, kind)
 
     from edgeroute.confidence import NotEnough
+    from edgeroute.edge.members import member
     from edgeroute.report.evaluation.certified import certified
     from edgeroute.report.evaluation.collect import edge_runner
 
@@ -105,7 +106,7 @@ def calibrate(
                 raise PolicyError(f"{policy}: there is no [cloud] in it, and {kind} is measured against one")
             made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
         fingerprints, used = router.fingerprints(edge), runner.reader.score
-        model = Path(getattr(runner.model, "path", "model"))
+        model = Path(member(runner.model, "path") or "model")
     name = used if isinstance(used, str) else getattr(used, "name", "function")
     if not isinstance(used, str):
         notes.append(f"the policy's score, {name}, was fitted: the promise holds if that was to other examples than these")

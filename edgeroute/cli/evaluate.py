@@ -90,6 +90,7 @@ def _may_write(report: Path) -> None:
 
 
 def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: list[Path]) -> Evaluation:
+    from edgeroute.edge.members import member
     from edgeroute.report.evaluation.collect import edge_runner
     from edgeroute.report.evaluation.evaluation import Evaluation, Names
 
@@ -98,7 +99,7 @@ def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: l
     target, promise = snapshot.targets[i], snapshot.certificates[i]
     if target.threshold is None and snapshot.clouds:
         raise PolicyError(f"{policy}: there is no threshold in it to evaluate: `edgeroute calibrate` finds one")
-    path, score = Path(getattr(runner.model, "path", "")), runner.reader.score
+    path, score = Path(member(runner.model, "path") or ""), runner.reader.score
     names = Names(
         edge=runner.model.name,
         cloud=", ".join(cloud.where for cloud in snapshot.clouds),

@@ -12,10 +12,10 @@ from edgeroute.cli.options import Json
 
 def serve(
     models: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="MODEL...",
-            help=".onnx files, each with its card beside it; or `fashion`, a model that comes with edgeroute.",
+            help="Model files, each with its card beside it; `fashion`, which comes with edgeroute; module:name in Python.",
             show_default=False,
         ),
     ],
@@ -27,15 +27,16 @@ def serve(
 ) -> int:
     """Serves models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
     from edgeroute import models as own
-    from edgeroute.edge.card import Card
+    from edgeroute.serve.run import named
     from edgeroute.serve.run import serve as run
 
-    models = [getattr(own, str(path))().cloud if str(path) in own.NAMES and not path.is_file() else path for path in models]
-    names = [Card.beside(path).name or path.stem for path in models]
+    files = [getattr(own, name)().cloud if name in own.NAMES and not Path(name).is_file() else name for name in models]
+    found = [named(model) for model in files]
+    names = [model.name for model in found]
 
     def ready(url: str) -> None:
         places = ", ".join(f"{url}/v2/models/{name}" for name in names)
         print(json.dumps({"ready": url, "models": names}) if as_json else f"serving {places}", flush=True)
 
-    run(models, host=host, port=port, max_batch=max_batch, on_ready=ready)
+    run(found, host=host, port=port, max_batch=max_batch, on_ready=ready)
     return OK

@@ -17,6 +17,7 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
+from edgeroute.edge.identity import versioned
 from edgeroute.errors import PolicyError
 from edgeroute.imports import imported
 from edgeroute.system import AbandonedRuns, cancelled
@@ -218,7 +219,7 @@ class FunctionBackend(AbandonedRuns):
 
     def __init__(self, name: str, function: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
         given = function if isinstance(function, Function) else Function(function)
-        self.name, self.function, self.terms = name, given.function, given.terms
+        self.name, self.function, self.terms, self.version = name, given.function, given.terms, given.version
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.origin = self.where
         self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
@@ -318,12 +319,12 @@ class FunctionBackend(AbandonedRuns):
         return f"{self.where} is called with the input"
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of the function's code."""
-        return of(self.function)
+        """Fingerprint of the function's code, or its version."""
+        return versioned(self.function, self.version, of)
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """As `fingerprint`, with the labels of logits."""
-        return repr((of(self.function), self.reader.labels))
+        return repr((self.fingerprint(of), self.reader.labels))
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
         """Empty: a function has no codec."""
@@ -342,6 +343,8 @@ class Function:
         health: raises while the service behind it is down; called after faults. None: the next input is the probe.
         labels: the values it may give, or its logits' classes; None: the edge model's, if that has any.
         kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
+        version: changed by you whenever its answers change, for certificates and the cache on disk; None: its code tells, if it
+            uses functions and constants alone.
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
 
     Raises:
@@ -356,8 +359,12 @@ class Function:
         health: Callable[[], object] | None = None,
         labels: Iterable[Any] | None = None,
         kind: str | None = None,
+        version: str | None = None,
         **terms: Any,
     ) -> None:
+        if not isinstance(version, str | None):
+            raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
+        self.version = version
         self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
         self.labels, self.kind = label_names(labels), checked_kind(kind)
 

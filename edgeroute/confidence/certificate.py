@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError
 from edgeroute.system import now, replace_file
@@ -20,6 +21,11 @@ INF = float("inf")
 VERSION = 2
 BOUND_TO = {"edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec"}
 """What a certificate can be bound to -> its name in messages."""
+_VERSION = {
+    "edge": 'CallableModel(f, version="1")', "cloud": 'Function(f, version="1")',
+    "score": 'f.version = "1"', "codec": 'f.version = "1"',
+}  # fmt: skip
+"""How each is given a version, for one that cannot be identified otherwise."""
 
 
 class NotEnough(PolicyError):
@@ -136,8 +142,12 @@ class Certificate(NamedTuple):
             if used is None or used == made:
                 continue
             what = BOUND_TO[name]
-            if made is None:
+            if UNIDENTIFIED in used:
+                differ.append(f"the {what} cannot be identified: give version=, as in {_VERSION[name]}")
+            elif made is None:
                 differ.append(f"it does not say for which {what} it was made")
+            elif UNIDENTIFIED in made:
+                differ.append(f"the {what} that it was made for could not be identified: calibrate again")
             else:
                 differ.append(f"it was made for {what} {_end(made)}, and this is {_end(used)}")
         age = (datetime.fromtimestamp(now(), timezone.utc).date() - day.fromisoformat(self.date)).days

@@ -85,3 +85,7 @@ class Failure(NamedTuple):
         if (stale and not cut) or (cut and in_time) or self.code == "bad_reply":
             return "nothing"
         return "late" if cut or self.code == "timeout" else "fault"
+
+
+UNIDENTIFIED = "unidentified:"
+"""Is in the fingerprint of what has no identity across processes; that is another one at every call."""

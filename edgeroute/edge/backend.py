@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from math import prod
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -19,8 +18,12 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
+from edgeroute.edge.callable import gathered
+from edgeroute.edge.identity import fingerprint
+from edgeroute.edge.members import checked, is_awaited, member
+from edgeroute.edge.runs import runs_of
 from edgeroute.errors import ModelError
-from edgeroute.system import AbandonedRuns, renew_after_fork
+from edgeroute.system import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
 
 log = logging.getLogger("edgeroute")
@@ -29,28 +32,45 @@ MOST_PROBED = 1 << 22
 PROBE_S = 2.0
 """How long it may take, seconds."""
 MAX_ABANDONED = 4
-"""So many runs of one model may be told to stop and go on all the same, before the planner leaves it alone."""
+"""So many runs of one model may be told to stop and go on all the same, before the planner leaves it alone; no more than
+may go at a time."""
 
 
 class EdgeBackend(AbandonedRuns):
-    """A model on the device."""
+    """A model on the device.
+
+    Attributes:
+        alone_async: whether it runs on an event loop only: its runs are awaited.
+        run_async: `run` there, of one input as well; None: it needs a thread.
+        at_once: whether a run begins at once, in the thread that asks for it.
+
+    Raises:
+        PolicyError: the model's members contradict the protocol.
+    """
 
     side: Side = "edge"
     traffic = (0, 0)
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
+        checked(model)
         self.name, self.model = name, model
-        self.where = str(getattr(model, "path", model.name))
-        own, none_found = getattr(model, "score", None), getattr(model, "none_found", None)
+        self.where = str(member(model, "path") or model.name)
         self.reader = Reader(
-            own or score, labels=model.labels, kind=model.kind, name=model.name, none_found=none_found or "defer"
-        )
-        super().__init__(getattr(model, "max_abandoned", MAX_ABANDONED))
-        self._one = getattr(model, "run_one", None) or (lambda x, cancel: model.run([x], cancel))
-        self._run, self._close = model.run, getattr(model, "close", None)
-        if self._close is not None and not getattr(model, "closes_after_runs", False):
-            runs = _Runs(self._close)
-            self._one, self._run, self._close = runs.counted(self._one), runs.counted(self._run), runs.close
+            member(model, "score") or score, labels=member(model, "labels"), kind=member(model, "kind"), name=model.name,
+            none_found=member(model, "none_found"),
+        )  # fmt: skip
+        parallel = member(model, "parallel")
+        super().__init__(min(MAX_ABANDONED, parallel or MAX_ABANDONED))
+        self.alone_async, self._close = is_awaited(model), member(model, "close")
+        self.at_once = not self.alone_async and parallel is None
+        self.run_async = self._run_async if self.alone_async else None
+        self._one: Callable[..., Any] = member(model, "run_one") or (lambda x, cancel: model.run([x], cancel))
+        self._run: Callable[..., Any] = model.run
+        runs = self._runs = runs_of(model)
+        if runs is not None:
+            self._close = None if self._close is None else runs.close
+            if not self.alone_async:
+                self._one, self._run = runs.counted(self._one), runs.counted(self._run)
 
     def run(self, inputs: list[Any], cancel: StopToken | None) -> list[Prediction]:
         """Runs the inputs as one batch."""
@@ -61,11 +81,41 @@ class EdgeBackend(AbandonedRuns):
         return self.reader.one(self._one(x, cancel))
 
     def stream(self, x: Any, cancel: StopToken | None) -> Pieces:
-        """Runs one input; yields the answer in pieces if the model is a generator function."""
-        function = getattr(self.model, "function", None)
-        if not inspect.isgeneratorfunction(function):
+        """Runs one input; yields the answer in pieces if the model has a `stream`."""
+        stream = member(self.model, "stream")
+        if stream is None:
             return single(self.run_one(x, cancel))
-        return spoken(function(x), self.reader.answer)
+        return self._streamed(stream(x, cancel), cancel)
+
+    def _streamed(self, pieces: Generator[Any, None, Any], cancel: StopToken | None) -> Pieces:
+        if self._runs is None:
+            return (yield from spoken(pieces, self.reader.answer))
+        with self._runs.one(cancel):
+            return (yield from spoken(pieces, self.reader.answer))
+
+    async def _run_async(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        """Runs the inputs as one batch, or, if not `many`, the only one by the model's `run_one` if it has one."""
+        if self._runs is not None:
+            async with self._runs.one_async():
+                return await self._awaited(inputs, many)
+        return await self._awaited(inputs, many)
+
+    async def _awaited(self, inputs: list[Any], many: bool) -> list[Prediction]:
+        if many:
+            return self.reader.many(await self._run(inputs, None), len(inputs))
+        return [self.reader.one(await self._one(inputs[0], None))]
+
+    async def stream_async(self, x: Any, show: Callable[[Any], object]) -> Prediction:
+        """Runs one input on an event loop; calls `show` with each piece of the answer."""
+        stream = member(self.model, "stream")
+        if stream is None:
+            (prediction,) = await self._run_async([x], many=False)
+            show(prediction.value)
+            return prediction
+        if self._runs is None:
+            return self.reader.answer(await gathered(stream(x, None), show))
+        async with self._runs.one_async():
+            return self.reader.answer(await gathered(stream(x, None), show))
 
     def ready(self, until: float) -> None:
         """Loads the model, and runs it on zeros to see what its outputs are, where it says what it takes.
@@ -73,15 +123,16 @@ class EdgeBackend(AbandonedRuns):
         Raises:
             ModelError: it gives probabilities, and they would be read as logits.
         """
-        if hasattr(self.model, "load"):
-            self.model.load()
+        load = member(self.model, "load")
+        if load is not None:
+            load()
         outputs = self._of_zeros(min(PROBE_S, until - monotonic())) if self.reader.kind in {None, "logits"} else None
         if outputs is not None and self.reader.mistakes(outputs):
             raise ModelError(mistaken(self.model.name))
 
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""
-        specs, run = getattr(self.model, "inputs", ()), getattr(self.model, "run_feed", None)
+        specs, run = member(self.model, "inputs"), member(self.model, "run_feed")
         shapes = [(1, *spec.shape[1:]) for spec in specs]
         if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
             return None
@@ -90,7 +141,8 @@ class EdgeBackend(AbandonedRuns):
         timer.daemon = True
         timer.start()
         try:
-            return run({spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}, stop)
+            with nullcontext() if self._runs is None else self._runs.one(stop):
+                return run({spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}, stop)
         except Exception as e:  # noqa: BLE001 - zeros may not be an input of this model: its first one tells
             log.debug("%s does not run on zeros: %s", self.where, e)
             return None
@@ -99,80 +151,19 @@ class EdgeBackend(AbandonedRuns):
 
     def describe(self) -> str:
         """Status line for `check`: the model, and a downgrade of the execution provider."""
-        downgraded = getattr(self.model, "downgraded", None)
+        downgraded = member(self.model, "downgraded")
         return f"{self.where} is ready" + (f" ({downgraded})" if downgraded else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of the model file and card (for each model of an ensemble), or of the function; by `of`."""
-        several = getattr(self.model, "models", None)
-        if several is None:
-            return _fingerprint(self.model, of)
-        return " ".join([f"votes={self.model.votes}", *(_fingerprint(model, of) for model in several)])  # type: ignore[attr-defined]
+        """Fingerprint of all that the model's outputs depend on; `of` takes that of a file or a callable."""
+        return fingerprint(self.model, of)
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """As `fingerprint`, with how the outputs are decoded."""
-        several = getattr(self.model, "models", [self.model])
-        cards = [of(card.path) for model in several if (card := getattr(model, "card", None)) is not None and card.path]
-        reader, output = self.reader, getattr(self.model, "output", None)
-        return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found, output, cards))
+        reader = self.reader
+        return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found))
 
     def close(self) -> None:
         """Frees the model, once no run is under way: a native runtime would crash the process."""
         if self._close is not None:
             self._close()
-
-
-class _Runs:
-    """Counts the runs of a model that may not be closed under one; the last of them closes it then."""
-
-    def __init__(self, close: Callable[[], object]) -> None:
-        self._close = close
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        """A child has none of its parent's runs."""
-        self._lock, self._count, self._closing = threading.RLock(), 0, False
-
-    def counted(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, counted."""
-
-        def counting(*arguments: Any) -> Any:
-            with self._lock:
-                self._count += 1
-            try:
-                return run(*arguments)
-            finally:
-                with self._lock:
-                    self._count -= 1
-                    last = self._closing and not self._count
-                    self._closing = self._closing and not last
-                if last:
-                    self._close_last()
-
-        return counting
-
-    def _close_last(self) -> None:
-        """Closes it in the thread of a run that has ended well, or with an error of its own: that is what counts there."""
-        try:
-            self._close()
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            log.exception("a model could not be closed")
-
-    def close(self) -> None:
-        """Closes it now, or after the last run that is under way."""
-        with self._lock:
-            self._closing = self._count > 0
-            now = not self._closing
-        if now:
-            self._close()
-
-
-def _fingerprint(model: EdgeModel, of: Callable[[Any], str]) -> str:
-    path = getattr(model, "path", None)
-    if path is None:
-        return of(getattr(model, "function", model))
-    card = Path(path).with_suffix(".json")
-    return of(Path(path)) + (of(card) if card.exists() else "")

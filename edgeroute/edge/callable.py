@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
-from edgeroute.core.stream import joined
-from edgeroute.types import StopToken
+from edgeroute.core.stream import joined, whole
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.members import awaited
+from edgeroute.errors import PolicyError
+from edgeroute.types import StopToken, TensorSpec
 
 
 class CallableModel:
     """`f(x)` for one input, returning `(value, confidence)` or logits, an array [classes].
 
-    A generator function yields its value in pieces and returns the confidence.
+    A generator function yields its value in pieces and returns the confidence. A coroutine function, an asynchronous generator
+    function, and an object whose `__call__` is one of them are awaited, by `AsyncRouter` alone.
 
     Args:
-        function: must be thread-safe: concurrent requests call it concurrently.
+        function: must be thread-safe, unless `parallel` is 1: concurrent requests call it concurrently.
         name: in answers; None: the function's own.
         labels: class index -> value; None: the value is the index.
         kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
+        version: changed by you whenever its answers change, for certificates and the cache on disk. None: the function's code and
+            constants tell; a function that uses an object, as a model, cannot be identified by them.
+        parallel: how many calls may go at a time; None: any number.
+        inputs, outputs: what it takes and gives, with the batch axis, for `edgeroute serve`.
     """
 
     def __init__(
@@ -30,11 +41,72 @@ class CallableModel:
         name: str | None = None,
         labels: Iterable[Any] | None = None,
         kind: str | None = None,
+        version: str | None = None,
+        parallel: int | None = None,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Sequence[TensorSpec] = (),
     ) -> None:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
+        self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
+        self.settings: Mapping[str, Any] = {"function": function}
+        self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
+        call = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a generator function
+        self._speaks = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
+        if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(call) or self._speaks:
+            self.stream = lambda x, cancel: function(x)  # noqa: ARG005 - it cannot be stopped
+        if awaited(function):
+            self.run = self._run_async  # type: ignore[method-assign]
+            if self._speaks:
+                self.stream = self._stream_async
 
-    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - cannot be stopped
-        """Calls the function once per input."""
-        return [joined(self.function(x)) for x in inputs]
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
+        """Calls the function once per input. -> a list of its results."""
+        return [self._told(self.function(x)) for x in inputs]
+
+    def _told(self, result: Any) -> Any:
+        kind = type(result)
+        if kind is tuple:
+            return result
+        if kind in _AWAITED:
+            if kind is CoroutineType:
+                result.close()  # or Python would warn that it was never awaited
+            raise PolicyError(f"{self.name} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
+        return joined(result)
+
+    async def _run_async(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:  # noqa: ARG002 - its task is
+        """Awaits the function once per input, one after the other."""
+        if self._speaks:
+            return [await gathered(self._stream_async(x)) for x in inputs]
+        return [await self.function(x) for x in inputs]
+
+    async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
+        async with aclosing(self.function(x)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+_AWAITED = (CoroutineType, AsyncGeneratorType)
+
+
+async def gathered(stream: AsyncGenerator[Any, None], show: Callable[[Any], object] | None = None) -> tuple[Any, Any]:
+    """An asynchronous generator's pieces joined, and the confidence of the `Prediction` that it may end with.
+
+    Args:
+        stream: the generator.
+        show: called with each piece as it comes; None: nobody waits for them.
+    """
+    pieces: list[Any] = []
+    value = confidence = None
+    try:
+        async for piece in stream:
+            if type(piece) is Prediction:
+                value, confidence = piece.value, piece.confidence
+                continue
+            pieces.append(piece)
+            if show is not None:
+                show(piece)
+    finally:
+        await stream.aclose()
+    return whole(pieces) if value is None else value, confidence

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from edgeroute.confidence.scores import agreement
 from edgeroute.edge.load import load
+from edgeroute.edge.members import is_awaited, member
+from edgeroute.edge.runs import runs_of
 from edgeroute.errors import BadReply, PolicyError
 from edgeroute.types import EdgeModel, StopToken
 
@@ -24,6 +27,7 @@ class Ensemble:
         votes: use the predicted classes only: confidence is one minus the normalised entropy of the votes. Else it is the
             largest mean softmax probability.
         name: in answers.
+        version: as for `CallableModel`, for all its models together; None: each model tells its own.
 
     Raises:
         PolicyError: fewer than two models, differing labels, or outputs that are neither logits nor probabilities.
@@ -31,16 +35,21 @@ class Ensemble:
 
     kind = "answers"
 
-    def __init__(self, models: Sequence[Any], *, votes: bool = False, name: str = "ensemble") -> None:
+    def __init__(self, models: Sequence[Any], *, votes: bool = False, name: str = "ensemble", version: str | None = None) -> None:
         self.models: list[EdgeModel] = [load(model) for model in models]
         if len(self.models) < 2:  # noqa: PLR2004 - agreement needs two
             raise PolicyError(f"an ensemble has two models or more, not {len(self.models)}")
-        if len(known := {m.labels for m in self.models if m.labels}) > 1:
+        if asynchronous := ", ".join(m.name for m in self.models if is_awaited(m)):
+            raise PolicyError(f"an ensemble calls its models, and {asynchronous} would be awaited: make it a plain def")
+        if len(known := {labels for m in self.models if (labels := member(m, "labels"))}) > 1:
             raise PolicyError("the models of an ensemble have the same labels in the same order, and these have not")
-        if wrong := [m.name for m in self.models if m.kind not in {None, "logits", "probabilities"}]:
+        if wrong := [m.name for m in self.models if member(m, "kind") not in {None, "logits", "probabilities"}]:
             raise PolicyError(f"an ensemble needs logits or probabilities, and {', '.join(wrong)} gives something else")
         self.name, self.votes = name, votes
         self.labels = next(iter(known), None)
+        self.settings: Mapping[str, Any] = {"votes": votes, "models": self.models}
+        self.version = version
+        self._runs = [runs_of(model) for model in self.models]
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Any]:
         """(value, confidence) for each input.
@@ -48,7 +57,12 @@ class Ensemble:
         Raises:
             BadReply: the models' outputs differ in shape, or are not [n, classes].
         """
-        outputs = [_logits(model, model.run(inputs, cancel)) for model in self.models]
+        if not inputs:
+            return []
+        outputs = []
+        for model, runs in zip(self.models, self._runs, strict=True):
+            with nullcontext() if runs is None else runs.one(cancel):
+                outputs.append(_logits(model, model.run(inputs, cancel)))
         if len({array.shape for array in outputs}) > 1:
             raise BadReply(f"the models of the ensemble give outputs {' and '.join(str(list(a.shape)) for a in outputs)}")
         logits = np.stack(outputs)
@@ -60,14 +74,14 @@ class Ensemble:
     def load(self) -> None:
         """Loads all models."""
         for model in self.models:
-            if hasattr(model, "load"):
-                model.load()
+            if (load_it := member(model, "load")) is not None:
+                load_it()
 
     def close(self) -> None:
         """Closes all models."""
-        for model in self.models:
-            if hasattr(model, "close"):
-                model.close()
+        for model, runs in zip(self.models, self._runs, strict=True):
+            if (close := member(model, "close")) is not None:
+                (close if runs is None else runs.close)()
 
 
 def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
@@ -75,7 +89,7 @@ def _logits(model: EdgeModel, outputs: Any) -> np.ndarray[Any, np.dtype[Any]]:
     array = np.asarray(next(iter(outputs.values())) if isinstance(outputs, Mapping) else outputs, np.float64)
     if array.ndim != 2:  # noqa: PLR2004 - a batch of rows
         raise BadReply(f"{model.name} gives outputs {list(array.shape)}, and not a row of numbers for each input")
-    if model.kind in {None, "logits"}:
+    if member(model, "kind") in {None, "logits"}:
         return array
     with np.errstate(divide="ignore"):
         return np.log(array)

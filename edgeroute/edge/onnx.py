@@ -14,6 +14,7 @@ from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array, Card, sha256_of
+from edgeroute.edge.external import external_data
 from edgeroute.edge.inputs import Inputs
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.state import turn_of
@@ -29,6 +30,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
+CPU = "CPUExecutionProvider"
 _SET_ASIDE: list[Any] = []
 
 
@@ -97,6 +99,23 @@ class OnnxModel:
         if self._session is not None:
             _SET_ASIDE.append(self._session)
             self._session = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The card, and the files beside the model that have its weights."""
+        return [*external_data(self.path), *([] if self.card.path is None else [self.card.path])]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The output that is read, and the providers it runs on; where a downgrade is allowed, it is loaded to know them.
+
+        Threads are none of this: they change the order of sums, and so the last digits at most.
+        """
+        used = list(self.providers)
+        if self.on_downgrade == "record" and used != [CPU]:
+            real = self.load().get_providers()
+            used = [provider for provider in used if provider in real] or [CPU]
+        return {"runtime": "onnxruntime", "providers": used, "output": self.output}
 
     def load(self) -> Any:
         """Reads, checks and compiles the model, once. -> onnxruntime's session.

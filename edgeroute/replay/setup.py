@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from edgeroute.core.policy import Policy, Target, Terms
 from edgeroute.core.spending import Limits
+from edgeroute.edge.members import member
 from edgeroute.errors import ModelMissing
 from edgeroute.router.snapshot import Snapshot, build
 
@@ -94,7 +95,8 @@ def _edge(section: Edge, folder: Path) -> Any:
         model = section.make(folder)
     except ModelMissing:  # also the card that the policy names
         return _Absent(Path(section.path).stem)
-    return model if model.path.exists() else _Absent(model.name)
+    path = member(model, "path")
+    return model if path is None or Path(path).exists() else _Absent(model.name)
 
 
 def _unguarded(runner: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -13,29 +12,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgeroute.confidence.scores import Score
+from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
-from edgeroute.errors import Held, Unreachable
+from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
-from edgeroute.router.legs import LegExecutor, run_first
+from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
+from edgeroute.router.off_loop import in_cloud_thread, submitted
 from edgeroute.router.owner import EngineOwner
-from edgeroute.router.preflight import Check, Decision
+from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.streams import AsyncStream, last
-from edgeroute.system import ThreadPool
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from edgeroute.cloud.backend import CloudBackend
     from edgeroute.cloud.egress import Egress
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.observe.sensors import Sensors
@@ -56,9 +55,9 @@ CLOSE_S = 1.0
 
 
 class AsyncRouter(EngineOwner, Generic[V]):
-    """`Router` for asyncio. Models run in threads, endpoints on the event loop; one router serves one loop at a time.
+    """`Router` for asyncio. Endpoints, and edges that are `async def`, run on the event loop, other models in threads.
 
-    The arguments are those of `Router`.
+    One router serves one loop at a time. The arguments are those of `Router`.
     """
 
     def __init__(
@@ -95,6 +94,7 @@ class AsyncRouter(EngineOwner, Generic[V]):
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
             partial(_spawn, weakref.ref(self)),
+            awaits=True,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
@@ -124,7 +124,8 @@ class AsyncRouter(EngineOwner, Generic[V]):
     async def _plain(self, request: Request) -> Result:
         """`infer` without optional stages: walk and record directly."""
         engine = self.engine
-        first = run_first(request) if 0 < request.plan.facts.edge_s < QUICK_S else None
+        backend: Any = request.snapshot.backends[request.plan.legs[0].target]
+        first = run_first(request) if _quick(request.plan, backend) else None
         if type(first) is Outcome:
             engine.record(request, first, None)
             return Answer(request.plan, first, request.id)
@@ -198,7 +199,19 @@ class AsyncRouter(EngineOwner, Generic[V]):
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
     ) -> Decision:
         """As `Router.decide`."""
-        return await self._in_thread(partial(self.engine.decide, x, mode, deadline, data_class))
+        request = self.engine.request(x, mode, deadline, data_class)
+        legs, event = self.engine.legs([request]), None
+        steps = decide(request.plan, legs, self.engine.audited)
+        try:
+            while True:
+                start = steps.send(event)
+                backend: Any = legs.backend(start)
+                if backend.alone_async:
+                    event = await legs.run_async(start, None, backend, self._in_thread)
+                else:
+                    event = await self._in_thread(partial(legs.run, start))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
     async def check(self, *, timeout: float = 5.0) -> Check:
         """As `Router.check`."""
@@ -252,33 +265,37 @@ class AsyncRouter(EngineOwner, Generic[V]):
             return first
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
-        if permit is None or backend.run_async is None or (streams and not backend.alone_async):
+        if backend.run_async is None or (streams and not backend.alone_async):
             if streams:
                 return legs.begin_stream(start, send)
-            quick = permit is None and legs.sequential and 0 < legs.plan.facts.edge_s < QUICK_S
+            quick = permit is None and legs.sequential and _quick(legs.plan, backend)
             return legs.run(start) if quick else legs.begin(start, send)
-        if self.engine.closed:
-            return Failed(start.leg, Held(f"{backend.name} was not asked: the router is closed", code="stopped"), monotonic())
-        if not legs.sequential or legs.shows or legs.egress.asks:
-            error = legs.detach(start)  # it may outlive the call
-            if error is not None:
-                return Failed(start.leg, error, monotonic())
+        error = _refusal(self.engine, legs, start, backend)
+        if error is not None:
+            return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
-        off_loop = partial(_in_cloud_thread, self.engine.cloud_threads, backend)
+        off_loop = partial(in_cloud_thread, self.engine.cloud_threads, backend)
         if streams:
-            return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, to)
-        return self._leg(legs.run_async(start, permit, backend, off_loop), start, to)
+            return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, backend, to)
+        return self._leg(legs.run_async(start, permit, backend, off_loop), start, backend, to)
 
-    def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, send: Send) -> Stop:
-        """Runs a leg as a task, which always sends an event."""
+    def _leg(self, leg: Coroutine[Any, Any, Event], start: Start, backend: Any, send: Send) -> Stop:
+        """Runs a leg as a task, which always sends an event. An edge that goes on though it was cancelled is counted."""
 
         def ended(task: asyncio.Task[Event]) -> None:
+            backend.stopping.discard(task)
             error = Unreachable("it was cancelled") if task.cancelled() else task.exception()
             send(task.result() if error is None else Failed(start.leg, error, monotonic()))
 
+        def stop() -> None:
+            if not task.done():
+                if backend.side == "edge":
+                    backend.stopping.add(task)
+                task.cancel()
+
         task = self._task(leg)
         task.add_done_callback(ended)
-        return task.cancel  # type: ignore[return-value]  # its result, whether it was in time, is not used
+        return stop
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -292,7 +309,7 @@ class AsyncRouter(EngineOwner, Generic[V]):
         Called here if it is needed, and there is no thread for it, or too much waits for one.
         """
         threads = self.engine.local_threads
-        done = _submitted(threads.submit_later if needed and until < INF else threads.submit, call)
+        done = submitted(threads.submit_later if needed and until < INF else threads.submit, call)
         if done is None:
             return call() if needed else late
         await asyncio.wait([done], timeout=None if until == INF else max(0.0, until - monotonic()))
@@ -314,6 +331,23 @@ def _spawn(router: weakref.ref[AsyncRouter], engine: Engine, steps: Steps[None])
     return True
 
 
+def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> Exception | None:
+    """Why a leg that is awaited does not begin; None: it does, with inputs of its own if it may outlive the call."""
+    if engine.closed:
+        return Held(f"{backend.name} was not asked: the router is closed", code="stopped")
+    if backend.side == "edge":
+        if backend.abandoned >= STUCK_MOST:
+            return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
+        error = legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
+        return None if legs.sequential and not legs.shows else error
+    return legs.detach(start) if not legs.sequential or legs.shows or legs.egress.asks else None
+
+
+def _quick(plan: Plan, backend: Any) -> bool:
+    """Whether an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
+    return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
+
+
 class _End(list[Result]):
     """The results of a finished call."""
 
@@ -323,44 +357,3 @@ _END = object()
 
 def _show(shown: Callable[[Any], Any], show: Callable[[Any], object], emit: Any) -> None:
     show(shown(emit))
-
-
-async def _in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Callable[[], T]) -> T:
-    """The result of consent, redaction or loading a client, which may block like a cloud call.
-
-    Raises:
-        Held: no thread is free.
-    """
-    done = _submitted(threads.submit, call)
-    if done is None:
-        backend.guard.count_rejected("threads")
-        raise Held(f"{backend.name} was not asked: no thread is free", code="threads")
-    return await done
-
-
-def _submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
-    """A future of `call` in a thread; None: there is no thread for it.
-
-    Not asyncio's own executor, which is shared: hanging name look-ups may fill it.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def job() -> None:
-        try:
-            result, error = call(), None
-        except BaseException as e:  # noqa: BLE001 - passed to the caller
-            result, error = None, e
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(_set, done, result, error)
-
-    return done if submit(job) else None
-
-
-def _set(done: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if done.done():
-        return  # the waiting task was cancelled
-    if error is None:
-        done.set_result(result)
-    else:
-        done.set_exception(error)

@@ -40,6 +40,7 @@ EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
 def assemble(
     spawn: Callable[[Engine, Steps[None]], bool],
     *,
+    awaits: bool = False,
     offline: str = "edge",
     limits: Limits | None = None,
     metered: bool | Callable[[], bool] = False,
@@ -54,7 +55,7 @@ def assemble(
 ) -> Engine:
     """Constructs the parts of a router. `Router` documents the arguments; `policy` has those that `snapshot.build` takes.
 
-    `spawn` executes steps in the background, or returns False if it cannot.
+    `spawn` executes steps in the background, or returns False if it cannot. `awaits`: whether edges may be async.
 
     Raises:
         PolicyError, ModelMissing: the arguments are invalid together.
@@ -65,6 +66,7 @@ def assemble(
     })  # fmt: skip
     folder = None if state is None else Path(state)
     engine = Engine(folder)
+    engine.awaits = awaits
     engine.edge_threads = ThreadPool("edgeroute-edge", EDGE_MOST)
     engine.cloud_threads = ThreadPool("edgeroute-cloud", CLOUD_MOST)
     engine.local_threads = ThreadPool("edgeroute-local", LOCAL_MOST)
@@ -90,7 +92,7 @@ def assemble(
         engine.instruments.breaker_changed if sinks else None,
         stays_home=lambda: engine.stays_home(read=True),
     )
-    engine.snapshot = build(guard=lambda backend: guard(engine, backend), offline=offline, **policy)
+    engine.snapshot = build(guard=lambda backend: guard(engine, backend), awaits=awaits, offline=offline, **policy)
     observer = engine.observer = Observer(counts, spending, metered, sensors)
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)

@@ -22,6 +22,7 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.calls import Proceed, Result, Steps, walked
+from edgeroute.router.drivers import inline
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
@@ -82,6 +83,8 @@ class Engine:
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
         self.closed = False
+        self.awaits = False
+        """Whether the router awaits edges that are async."""
         self.plain = True
         """Fast path: neither cache nor late replies are configured, so `infer` walks and records directly."""
         self.tell: Callable[[Request, Result], None] | None = None
@@ -274,7 +277,8 @@ class Engine:
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
         request = self.request(x, mode, deadline, data_class)
-        return decide(request.plan, self.legs([request]), self.audited)
+        legs = self.legs([request])
+        return inline.drive(decide(request.plan, legs, self.audited), legs.run)
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""

@@ -21,7 +21,7 @@ from edgeroute.system import cancelled, contained
 from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.backend import CloudBackend, FunctionBackend
+    from edgeroute.cloud.backend import CloudBackend
     from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.stores.cache import Cache
@@ -119,16 +119,19 @@ class LegExecutor:
             return failed(start.leg, backend, e)
         return new(Done, (start.leg, answer, monotonic()))
 
-    async def run_async(self, start: Start, permit: Permit, backend: CloudBackend, off_loop: OffLoop) -> Event:
+    async def run_async(self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop) -> Event:
         """`run` on an event loop, for a backend that supports it."""
         try:
+            if permit is None:
+                answers = await backend.run_async(_rows(self._inputs, start), self._many)
+                return Done(start.leg, answers if self._many else answers[0], monotonic())
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
             if (load := backend.load) is not None:
                 await off_loop(load)  # not on the loop, where it would hold up everybody
             with self._exchange(start, await self._entered_async(start, permit, backend)) as (until, exchange):
                 if exchange.prepay():
                     await off_loop(exchange.secure)
-                answers = await backend.run_async(inputs, until, exchange)  # type: ignore[misc]  # it is not None here
+                answers = await backend.run_async(inputs, until, exchange)
         except PASSING:
             raise
         except BaseException as e:
@@ -230,11 +233,12 @@ class LegExecutor:
             return failed(start.leg, backend, e)
         return Done(start.leg, answer, monotonic())
 
-    async def run_stream_async(
-        self, start: Start, permit: Permit, backend: FunctionBackend, send: Send, off_loop: OffLoop
-    ) -> Event:
-        """`begin_stream` on an event loop, for an asynchronous generator function."""
+    async def run_stream_async(self, start: Start, permit: Permit | None, backend: Any, send: Send, off_loop: OffLoop) -> Event:
+        """`begin_stream` on an event loop, for what runs there alone."""
         try:
+            if permit is None:
+                answer = await backend.stream_async(self._inputs[0], lambda piece: send(Delta(start.leg, piece, monotonic())))
+                return Done(start.leg, answer, monotonic())
             inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
             with self._exchange(start, await self._entered_async(start, permit, backend)) as (until, exchange):
                 if exchange.prepay():

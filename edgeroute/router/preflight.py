@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from edgeroute.core import explain
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
 from edgeroute.core.texts import named
-from edgeroute.core.walk import Failed, Prediction, Start, acceptable, judged, own_threshold
+from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
 from edgeroute.router.legs import PASSING, LegExecutor
 from edgeroute.router.snapshot import Snapshot
 from edgeroute.types import Backend
@@ -39,8 +40,11 @@ class Check(NamedTuple):
         return "\n".join(self.lines)
 
 
-def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
-    """Runs the edges that the plan begins with, and nothing else. audited: share of requests compared with the cloud later."""
+def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Generator[Start, Event | None, Decision]:
+    """Yields the edges that the plan begins with, to be run, and nothing else; is sent their events.
+
+    audited: share of requests compared with the cloud later.
+    """
     steps, sends = list(made.steps), []
     for i, leg in enumerate(made.legs):
         start = Start(i)
@@ -55,7 +59,7 @@ def decide(made: Plan, legs: LegExecutor, audited: float = 0.0) -> Decision:
             continue
         if sends:
             break
-        event = legs.run(start)
+        event = yield start
         if type(event) is Failed:
             if event.fatal:
                 raise event.error

@@ -59,7 +59,7 @@ class PolicyFile:
             arguments.pop(key, None)
 
         def made(old: Snapshot) -> Snapshot:
-            return build(**arguments, guard=partial(guard, engine), old=old)
+            return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
         engine.replace(made, limits or Limits(), metered)
 

@@ -29,6 +29,7 @@ from edgeroute.core.policy import (
 )
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
+from edgeroute.edge.members import member
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.types import Backend
@@ -75,12 +76,13 @@ def build(
     uncalibrated: Uncalibrated = "tell",
     certificate_max_age: float | None = None,
     guard: Callable[[CloudBackend], Guard],
+    awaits: bool = False,
     old: Snapshot | None = None,
     **rest: Any,
 ) -> Snapshot:
     """Builds a snapshot. See `Router` for the arguments; `rest` are fields of `Policy`. Unchanged backends of `old` are reused.
 
-    guard: makes the guard of a cloud.
+    guard: makes the guard of a cloud. awaits: whether the router can await an edge.
 
     Raises:
         PolicyError: the arguments are invalid together.
@@ -111,7 +113,7 @@ def build(
     promised: dict[int, Certificate] = {}
     for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
         model = load(given)
-        path = getattr(model, "path", None)
+        path = member(model, "path")
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
         name = _name("edge", model.name, i, len(edges), targets)
@@ -119,10 +121,13 @@ def build(
         if not isinstance(value, float | None):
             promised[len(targets)] = value
             value = value.threshold
-        own = getattr(model, "score", None) or score
+        own = member(model, "score") or score
         _check_range(limit, own)
-        add(("edge", name, given, own), Target(name, "edge", value), EdgeBackend(name, model, own))
-        labels = model.labels or labels
+        runner = EdgeBackend(name, model, own)
+        if runner.alone_async and not awaits:
+            raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
+        add(("edge", name, given, own), Target(name, "edge", value), runner)
+        labels = member(model, "labels") or labels
     for i, given in enumerate(clouds):
         endpoint = _endpoint(given)
         name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)

@@ -13,15 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgeroute.errors import PolicyError
-from edgeroute.serve.batching import Model
 from edgeroute.serve.bodies import Bodies, OneLength
 from edgeroute.serve.infer import Infer
 from edgeroute.serve.replies import FAULTS, reply
 from edgeroute.serve.served import Served, find
+from edgeroute.types import EdgeModel
 
 
 def app(
-    models: Iterable[Model],
+    models: Iterable[EdgeModel],
     *,
     max_batch: int = 32,
     queue: int = 256,
@@ -33,7 +33,8 @@ def app(
     """Makes the application that serves these models by name, each in version 1.
 
     Args:
-        models: loaded here, so that one that cannot be served fails before the server listens.
+        models: loaded here, so that one that cannot be served fails before the server listens. Each says what it takes
+            (`inputs`), as ONNX models do by themselves; see `EdgeMembers`.
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model; further ones get 503 and Retry-After.
         max_body_bytes: of a request; a larger one gets 413.
@@ -42,7 +43,8 @@ def app(
         body_timeout_s: within which a request's body must have come; later it gets 408.
 
     Raises:
-        PolicyError: no models, duplicate names, a name that does not fit into a path, a limit below 1.
+        PolicyError: no models, one that does not say what it takes, duplicate names, a name that does not fit into a path, a
+            limit below 1.
         ModelError: a model cannot be loaded, or has non-numeric tensors.
     """
     if min(max_batch, queue, max_body_bytes, max_json_bytes, max_bodies_bytes) < 1 or not body_timeout_s > 0:
@@ -59,7 +61,7 @@ def app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         for one in served.values():
-            one.batcher.close()
+            one.close()
         infer.close()
 
     infer = Infer(served, Bodies(max_body_bytes, max_bodies_bytes, body_timeout_s), max_json_bytes)

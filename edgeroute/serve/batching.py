@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -25,20 +25,22 @@ Tensors = Mapping[str, Array]
 
 
 class Model(Protocol):
-    """A model that can be served, such as `edgeroute.edge.onnx.OnnxModel`."""
+    """A model that is fed tensors, such as `edgeroute.serve.feeding.Fed`."""
 
-    name: str
-    card: Card
-    output: str | None
-    """The output that is served; None: all."""
-    inputs: tuple[TensorSpec, ...]
-    """Available once it is loaded, as are the outputs."""
-    outputs: tuple[TensorSpec, ...]
+    @property
+    def name(self) -> str:
+        """Its name."""
 
-    def load(self) -> None:
-        """Loads the model."""
+    @property
+    def card(self) -> Card:
+        """Its card; an empty one if it has none."""
 
-    def run_feed(self, feed: dict[str, Array]) -> Array | dict[str, Array]:
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
+
+    @property
+    def run_feed(self) -> Callable[[dict[str, Array]], Any]:
         """Runs every input, name -> array; returns the card's output, or the only one; a mapping if there are several."""
 
 

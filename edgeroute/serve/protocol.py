@@ -36,13 +36,13 @@ class Reply(NamedTuple):
     body: bytes
 
 
-def describe(name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
+def describe(name: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> dict[str, Any]:
     """Model metadata."""
 
     def tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         return [{"name": s.name, "datatype": NAMES.get(s.dtype, TEXTS), "shape": list(s.shape)} for s in specs]
 
-    about = {"name": name, "versions": [VERSION], "platform": "onnxruntime_onnx"}
+    about = {"name": name, "versions": [VERSION], "platform": platform}
     return {**about, "inputs": tensors(inputs), "outputs": tensors(outputs)}
 
 

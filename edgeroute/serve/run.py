@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.load import load
 from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.types import EdgeModel
 
 try:
     import uvicorn
@@ -22,7 +27,7 @@ except ImportError as e:
 
 
 def serve(
-    paths: Sequence[str | Path],
+    models: Sequence[str | Path | EdgeModel],
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -35,13 +40,14 @@ def serve(
     body_timeout_s: float = 30.0,
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serves model files until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s, and returns.
+    """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s, and returns.
 
     Args:
-        paths: of the model files, each with its card beside it if there is one.
+        models: paths of model files, each with its card beside it if there is one; `module:name` of a model or a function in
+            Python; or models.
         host: to listen on; the default accepts only this machine. There is no authentication.
         port: 0 selects a free one.
-        threads: per run of a model.
+        threads: per run of a model file.
         max_batch: rows of several requests merged into one run.
         queue: requests that may wait for one model.
         max_body_bytes: of a request.
@@ -51,12 +57,12 @@ def serve(
         on_ready: called with the URL, once it is listening.
 
     Raises:
-        PolicyError: it cannot listen there, or as `app`.
+        PolicyError: it cannot listen there, there is no such module or name, or as `app`.
         ModelError: a model cannot be loaded.
     """
-    models = [OnnxModel(path, threads=threads) for path in paths]
     application = app(
-        models, max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
+        [named(model, threads) for model in models],
+        max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
         max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s,
     )  # fmt: skip
     config = uvicorn.Config(
@@ -73,6 +79,34 @@ def serve(
         at = listener.getsockname()
         url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
         _Server(config, on_ready, url).run([listener])
+
+
+def named(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
+    """The model at a path, or by its name in Python, `module:name`.
+
+    Raises:
+        PolicyError: there is none.
+        ModelError: it cannot be made.
+    """
+    if not isinstance(model, str | Path):
+        return load(model)
+    found = _NAMED.fullmatch(str(model))
+    if found is None:
+        return load(model, **({} if threads == 1 else {"threads": threads}))
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        thing: Any = importlib.import_module(found[1])
+        for part in found[2].split("."):
+            thing = getattr(thing, part)
+    except (ImportError, AttributeError) as e:
+        raise PolicyError(f"{model} is no model in Python: {e}") from e
+    finally:
+        sys.path.pop(0)
+    return load(thing)
+
+
+_NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
+"""A letter and a colon are a drive, and no module."""
 
 
 class _Server(uvicorn.Server):

@@ -11,24 +11,23 @@ from starlette.types import Scope
 
 from edgeroute.cloud.openinference import NAMES
 from edgeroute.errors import BadInput, ModelError
-from edgeroute.serve.batching import Batcher, Model, Tensors
+from edgeroute.serve.batching import Batcher, Tensors
+from edgeroute.serve.feeding import fed, platform_of
 from edgeroute.serve.protocol import VERSION, Ask, describe
+from edgeroute.types import EdgeModel
 
 
 class Served:
     """One model: its metadata and its batcher."""
 
-    def __init__(self, model: Model, *, max_batch: int, queue: int) -> None:
-        if model.card.state:
-            raise ModelError(f"{model.name} cannot be served: it keeps a state for each stream, and a request is of no stream")
-        model.load()
-        only = model.output
-        self.name, self.inputs = model.name, model.inputs
-        self.outputs = tuple(spec for spec in model.outputs if only in (None, spec.name))
+    def __init__(self, model: EdgeModel, *, max_batch: int, queue: int) -> None:
+        self.model = fed(model)
+        self.name, self.inputs, only = self.model.name, self.model.inputs, self.model.only
+        self.outputs = tuple(spec for spec in self.model.outputs if only in (None, spec.name))
         if odd := [spec.name for spec in self.inputs if spec.dtype not in NAMES]:
             raise ModelError(f"{self.name} cannot be served: its inputs {odd} are no numbers")
-        self.about = describe(model.name, self.inputs, self.outputs)
-        self.batcher = Batcher(model, self.outputs, max_batch=max_batch, queue=queue)
+        self.about = describe(model.name, platform_of(model), self.inputs, self.outputs)
+        self.batcher = Batcher(self.model, self.outputs, max_batch=max_batch, queue=queue)
 
     def submit(self, ask: Ask) -> asyncio.Future[Tensors]:
         """Queues a request; see `Batcher.submit`.
@@ -42,6 +41,11 @@ class Served:
         if len(rows) != 1 or 0 in rows:
             raise BadInput(f"the inputs have {sorted(rows)} rows: send the same number for each, at least 1")
         return self.batcher.submit(ask.feed, rows.pop())
+
+    def close(self) -> None:
+        """Ends its threads after the run in progress."""
+        self.batcher.close()
+        self.model.close()
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start: inferences are rows, executions are runs of the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
@@ -13,6 +14,7 @@ from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline, Uncalibrated
 from edgeroute.settings.problems import Wrong, contradictions
+from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
@@ -88,7 +90,7 @@ class Settings(BaseSettings):
         description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
         "ledger, the outbox, the cache on disk, the trace. Without it nothing of this is kept.",
     )
-    edge: Annotated[list[Edge], IN_ORDER] = Field(
+    edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = Field(
         [], description="The model on the device; several as `[[edge]]`, the smallest first."
     )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
@@ -182,6 +184,14 @@ class Settings(BaseSettings):
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
+def _stamp(path: Path) -> Any:
+    """Changes with a file, and with any file in a folder."""
+    if not path.is_dir():
+        return file_stamp(path)
+    inside = [Path(at) / name for at, _, names in os.walk(path) for name in names]
+    return tuple(sorted((str(file), file_stamp(file)) for file in inside))
+
+
 def _certified(threshold: Any, folder: Path) -> Any:
     """Replaces paths of certificates by the certificates."""
     if isinstance(threshold, list):
@@ -215,6 +225,6 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
-    key = (repr(section), secrets, score, folder.resolve(), *((path, file_stamp(path)) for path in paths))
+    key = (repr(section), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     made = _made.get(key)
     return _made.setdefault(key, section.make(folder)) if made is None else made

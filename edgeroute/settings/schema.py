@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from edgeroute.errors import EdgerouteError
 from edgeroute.settings.keys import LISTS, SECTIONS, Settings
+from edgeroute.settings.runtimes import Registered, all_registered, registered
 
 
 class _Plain(GenerateJsonSchema):
@@ -27,12 +30,15 @@ class _Plain(GenerateJsonSchema):
         return False
 
 
-def schema() -> dict[str, Any]:
-    """JSON Schema of the policy, draft 2020-12."""
+def schema(*, built_in: bool = False) -> dict[str, Any]:
+    """JSON Schema of the policy, draft 2020-12; `built_in`: without the keys of registered runtimes."""
     made = Settings.model_json_schema(schema_generator=_Plain)
     keys = made["properties"]
+    runtimes = [] if built_in else [_runtime(suffix, section) for suffix, section in all_registered().items()]
     for section in LISTS:
         one = keys[section].pop("items")
+        if section == "edge" and runtimes:
+            one = {"anyOf": [one, *runtimes]}
         keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": keys[section]["description"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -42,10 +48,29 @@ def schema() -> dict[str, Any]:
     }
 
 
+def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
+    """The schema of `[edge]` for model files with this suffix."""
+    made = section.model_json_schema(schema_generator=_Plain)
+    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$"
+    return made
+
+
+def keys_of(paths: Iterable[object]) -> dict[str, Any]:
+    """Key -> its schema, of `[edge]` for these model files, as far as their runtimes are registered ones."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        try:
+            section = registered(path)
+        except EdgerouteError:  # said where the section is validated
+            continue
+        found |= {} if section is None else _runtime("", section)["properties"]
+    return found
+
+
 @lru_cache(1)
 def sections() -> dict[str, Mapping[str, Any]]:
     """Section -> key -> its schema; the top level is ""."""
-    made = schema()
+    made = schema(built_in=True)
     found: dict[str, Mapping[str, Any]] = {"": made["properties"]}
     for name, models in SECTIONS.items():
         found[name] = {key: value for model in models for key, value in made["$defs"][model.__name__]["properties"].items()}
@@ -54,7 +79,7 @@ def sections() -> dict[str, Mapping[str, Any]]:
 
 def reference() -> str:
     """The keys with types, defaults and meanings, as Markdown: the text of docs/policy.md."""
-    made = schema()
+    made = schema(built_in=True)
     parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {*SECTIONS})]
     for name, models in SECTIONS.items():
         kinds = [made["$defs"][model.__name__] for model in models]

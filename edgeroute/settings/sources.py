@@ -20,7 +20,7 @@ from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.settings.keys import LISTS, SECTIONS
 from edgeroute.settings.problems import Key, Problem
-from edgeroute.settings.schema import sections
+from edgeroute.settings.schema import keys_of, sections
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,9 +94,11 @@ class Environment(File):
         self._names: dict[Key, str] = {}
         self._counts = {section: len(value) if isinstance(value := file.get(section, []), list) else 1 for section in LISTS}
         self._broken = {name for name in SECTIONS if not isinstance(file.get(name, {}), dict | list if name in LISTS else dict)}
+        self._sections: dict[str, Mapping[str, Any]] = {}
         named = set(_named(file))
         for name, text in sorted(os.environ.items()):
             if name.upper().startswith(PREFIX) and name not in named and not _KUBERNETES.fullmatch(name):
+                self._sections = self._sections or _sections(file)
                 try:
                     self._add(name, text)
                 except ValueError as e:
@@ -107,7 +109,7 @@ class Environment(File):
         section = str(key[0]) if len(key) > 1 else ""
         if not text:
             raise ValueError("is empty: give it a value, or unset it")
-        value = _value(name, text, sections()[section][str(key[-1])])
+        value = _value(name, text, self._sections[section][str(key[-1])])
         if section in self._broken:
             return  # overriding it would hide that it is not a section
         at = self.data
@@ -121,10 +123,11 @@ class Environment(File):
         section, _, key = name.removeprefix(PREFIX).lower().rpartition("__")
         section, _, number = section.partition("__")
         count = self._counts.get(section, 0)
-        known = key in sections().get(section, {}) and not (key in SECTIONS and not section)
+        known = key in self._sections.get(section, {}) and not (key in SECTIONS and not section)
         if name != name.upper() or not known or (number and section not in LISTS):
-            near = [variable for variable in _variables() if variable.startswith(f"{name.upper()}__")]
-            raise ValueError(f"there is no such variable: {nearest(name.upper(), near or _variables())}")
+            variables = _variables(self._sections)
+            near = [variable for variable in variables if variable.startswith(f"{name.upper()}__")]
+            raise ValueError(f"there is no such variable: {nearest(name.upper(), near or variables)}")
         if section not in LISTS:
             return (section, key) if section else (key,)
         if count > 1 and not number:
@@ -165,9 +168,21 @@ def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
         return text
 
 
-def _variables() -> list[str]:
-    """The names of all environment variables."""
-    keys = [f"{section}__{key}".removeprefix("__") for section, found in sections().items() for key in found]
+def _sections(file: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Section -> key -> its schema, with the keys of the runtimes that the file's models have, or the variables'."""
+    edges = file.get("edge")
+    listed = edges if isinstance(edges, list) else [edges]
+    paths = [section.get("path") for section in listed if isinstance(section, dict)]
+    paths += [text for name, text in os.environ.items() if _PATH.fullmatch(name)]
+    return {**sections(), "edge": {**sections()["edge"], **keys_of(paths)}}
+
+
+_PATH = re.compile(f"{PREFIX}EDGE__([0-9]+__)?PATH")
+
+
+def _variables(known: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
+    """The names of all environment variables; without `known` sections those of what is built in."""
+    keys = [f"{section}__{key}".removeprefix("__") for section, found in (known or sections()).items() for key in found]
     return [f"{PREFIX}{key}".upper() for key in keys if key not in SECTIONS]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
@@ -14,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from edgeroute.cloud.base import Secret, bare
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
-from edgeroute.edge.load import RUNTIMES
+from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.units import DURATION, duration, expected, text
@@ -38,8 +37,8 @@ def refused(text: str) -> PydanticCustomError:
 
 
 def _model(path: str) -> str:
-    if Path(path).suffix not in RUNTIMES:
-        raise expected(f"a file that ends in {' or '.join(sorted(RUNTIMES))}")
+    if suffix_of(path) is None:
+        raise expected(f"a file that ends in {' or '.join(suffixes())}")
     return path
 
 

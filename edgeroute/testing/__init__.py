@@ -1,10 +1,11 @@
-"""Test doubles for routing: scripted models and clouds, an HTTP server with canned replies, and a faulty TCP relay.
+"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, and the contract of edge models.
 
 Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
+from edgeroute.testing.contract import ContractBroken, edge_contract
 from edgeroute.testing.fakes import Answers, FakeCloud, FakeModel
 from edgeroute.testing.relay import Relay
 from edgeroute.testing.server import CannedServer, http_reply
 
-__all__ = ["Answers", "CannedServer", "FakeCloud", "FakeModel", "Relay", "http_reply"]
+__all__ = ["Answers", "CannedServer", "ContractBroken", "FakeCloud", "FakeModel", "Relay", "edge_contract", "http_reply"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from hashlib import sha256
 from os import PathLike
@@ -10,6 +11,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 from uuid import uuid4
 
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.stores.cache.key import digest
 
 _CHUNK_BYTES = 1 << 20
@@ -23,19 +25,19 @@ class _UnknownError(Exception):
 def fingerprint(thing: object) -> str:
     """A text that identifies a model, stable across processes where possible.
 
-    A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes. A function: its code
-    and what that refers to: functions likewise; constants; modules, classes and builtin functions by name only. Anything
-    else, and a function that refers to anything else (a model object, a list), gets a new unique text **at every call**:
-    call once and store the result. Cache entries for it then hit only within this process, and never match those of
-    another.
+    A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes; of a folder, of the names
+    and contents of all files in it. A function: its code and what that refers to: functions likewise; constants; modules,
+    classes and builtin functions by name only. A function with an attribute `version`, a text: its name and that. Anything
+    else, and a function that refers to anything else (a model object, a list), gets a new unique text **at every call**, which
+    begins with `UNIDENTIFIED`: call once and store the result. Cache entries for it then hit only within this process, and never
+    match those of another.
 
     Raises:
         OSError: the file cannot be read.
     """
     if isinstance(thing, str | PathLike):
         path = Path(thing).absolute()
-        found = path.stat()
-        return _content(path, found.st_mtime_ns, found.st_size)
+        return _folder(path) if path.is_dir() else _file(path)
     if isinstance(thing, FunctionType):
         try:
             said = digest(b"", _function(thing, set()))
@@ -43,7 +45,31 @@ def fingerprint(thing: object) -> str:
             said = None
         if said is not None:
             return f"{thing.__module__}.{thing.__qualname__} {said.hex()}"
-    return f"{getattr(thing, '__qualname__', type(thing).__qualname__)} {uuid4().hex}"
+    return f"{UNIDENTIFIED}{getattr(thing, '__qualname__', type(thing).__qualname__)} {uuid4().hex}"
+
+
+def _file(path: Path) -> str:
+    found = path.stat()
+    return _content(path, found.st_mtime_ns, found.st_size)
+
+
+def _folder(folder: Path) -> str:
+    """Links are followed, but not to a folder that they are in."""
+    said: list[str] = []
+    seen = set[tuple[int, int]]()
+
+    def failed(error: OSError) -> None:
+        raise error
+
+    for at, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+        found = Path(at).stat()
+        if (found.st_dev, found.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        folders.sort()
+        said += [f"{(Path(at) / name).relative_to(folder).as_posix()} {_file(Path(at) / name)}" for name in sorted(files)]
+    return sha256("\n".join(["folder", *said]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @lru_cache(maxsize=64)
@@ -57,6 +83,8 @@ def _content(path: Path, mtime_ns: int, size: int) -> str:  # noqa: ARG001 - the
 
 def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
     said: list[Any] = [f.__module__, f.__qualname__]
+    if isinstance(version := f.__dict__.get("version"), str):
+        return [*said, "version", version]
     if f in seen:  # it calls itself
         return said
     seen.add(f)

@@ -1,0 +1,188 @@
+"""The members of edge models, and how they are read: no other place asks whether a model has one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+from edgeroute.errors import PolicyError, check_number
+from edgeroute.types import EdgeModel, StopToken, TensorSpec
+
+
+class EdgeMembers(EdgeModel, Protocol):
+    """All members of an edge model that edgeroute reads. One that a model lacks, or that is None, has the default named here."""
+
+    @property
+    def labels(self) -> tuple[Any, ...] | None:
+        """Class index -> value. Default: the value is the index, or the label that the model gives."""
+
+    @property
+    def kind(self) -> str | None:
+        """What the outputs are, one of `edgeroute.confidence.KINDS`. Default: read by their form."""
+
+    @property
+    def output(self) -> str | None:
+        """The output that is read. Default: all of them."""
+
+    @property
+    def score(self) -> Any:
+        """The score for this model. Default: the router's."""
+
+    @property
+    def none_found(self) -> str:
+        """Of a detector: see `edgeroute.confidence.boxes`. Default: defer."""
+
+    @property
+    def path(self) -> str | PathLike[str] | None:
+        """The model's file or folder; there is no router without it. Default: it has none."""
+
+    @property
+    def files(self) -> Sequence[str | PathLike[str]]:
+        """Further files or folders that its outputs depend on, such as its card. For fingerprints. Default: none."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What else its outputs depend on: providers, precision, plain functions, models that it calls. For fingerprints.
+
+        Values are plain data, functions and edge models. Read once the model is to be identified: it may be loaded for that.
+        Default: nothing else.
+        """
+
+    @property
+    def version(self) -> str | None:
+        """Changed by its author whenever its outputs change. For fingerprints; default: `path`, `files` and `settings` tell all.
+
+        It is in place of functions and objects among the settings, which have no identity across processes.
+        """
+
+    @property
+    def card(self) -> Any:
+        """The model's card (`edgeroute.edge.card.Card`). Default: none."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """What it takes, once it is loaded, with the batch axis. For `edgeroute serve`. Default: unknown."""
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """What it gives, likewise. Default: unknown."""
+
+    @property
+    def parallel(self) -> int | None:
+        """How many of its runs may go at a time; a further one waits for its turn. Default: any number."""
+
+    @property
+    def closes_after_runs(self) -> bool:
+        """Whether `close` may be called during runs, which keep what they need. Default: it is called after the last run."""
+
+    @property
+    def downgraded(self) -> str | None:
+        """How it runs otherwise than it was asked to, once it is loaded; `check` shows it. Default: it runs as asked."""
+
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:
+        """`run([x], cancel)`, by a shorter way: its cost is part of each call's. Default: `run`."""
+
+    def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[Any, None, Any] | AsyncGenerator[Any, None]:
+        """The answer to one input in pieces. Default: one piece, from `run_one`.
+
+        A generator returns the confidence, or the log-probabilities of the answer's tokens; an asynchronous one may yield a
+        `Prediction` of the whole as its last.
+        """
+
+    def run_feed(self, feed: dict[str, Any]) -> Any:
+        """Runs tensors as in `inputs`, by name, with the batch axis: for `edgeroute serve`. Default: `run` on the rows."""
+
+    def load(self) -> Any:
+        """Loads the model, if it is not loaded; `run` does so by itself. A plain function, called from any thread."""
+
+    def close(self) -> Any:
+        """Frees the model; a later run loads it again, and a second call does nothing. A plain function, likewise."""
+
+
+Name: TypeAlias = Literal[
+    "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
+    "outputs", "parallel", "path", "run_feed", "run_one", "score", "settings", "stream", "version",
+]  # fmt: skip
+DEFAULTS: Mapping[Name, Any] = {
+    "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
+    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
+    "run_feed": None, "run_one": None, "score": None, "settings": {}, "stream": None, "version": None,
+}  # fmt: skip
+"""Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
+_METHODS: tuple[Name, ...] = ("close", "load", "run_feed", "run_one", "stream")
+
+
+def member(model: EdgeModel, name: Name) -> Any:
+    """An optional member of a model; its default if the model lacks it or has None."""
+    found = getattr(model, name, None)
+    return DEFAULTS[name] if found is None else found
+
+
+def is_model(thing: object) -> bool:
+    """Whether it has a `run` to be called, and is no class."""
+    return callable(getattr(thing, "run", None)) and not isinstance(thing, type)
+
+
+def files(model: EdgeModel) -> list[Path]:
+    """The files and folders that its outputs depend on: the model's first."""
+    further = member(model, "files")
+    listed = [further] if isinstance(further, str | Path) else [*further]  # a single one is meant as one
+    return [Path(path) for path in (member(model, "path"), *listed) if path is not None]
+
+
+def awaited(function: Any) -> bool:
+    """Whether calling it gives a coroutine or an asynchronous generator: it is an `async def`, or its `__call__` is."""
+    while isinstance(function, partial):
+        function = function.func
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a coroutine function
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, called))
+
+
+def is_awaited(model: EdgeModel) -> bool:
+    """Whether its runs are awaited.
+
+    Raises:
+        PolicyError: some are and some are not, or `load` or `close` would be.
+    """
+    runs = {"run": model.run, "run_one": member(model, "run_one"), "stream": member(model, "stream")}
+    said = {name: awaited(run) for name, run in runs.items() if run is not None}
+    if len({*said.values()}) > 1:
+        asynchronous, plain = ([name for name, is_one in said.items() if is_one is wanted] for wanted in (True, False))
+        raise PolicyError(
+            f"{named(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
+            f" {' and '.join(plain)} {'is' if len(plain) == 1 else 'are'} not: make all of them async def, or none"
+        )
+    for name in ("load", "close", "run_feed"):
+        if awaited(member(model, name)):
+            raise PolicyError(f"{named(model)}: {name} is async def, and is called from threads: make it a plain def")
+    return said["run"]
+
+
+def checked(model: EdgeModel) -> None:
+    """Checks what can be wrong with a model before its first run.
+
+    Raises:
+        PolicyError: a member has the wrong type; the message says which.
+    """
+    name = getattr(model, "name", None)
+    if not isinstance(name, str) or not name:
+        raise PolicyError(
+            f"{type(model).__name__} has a run but no name, so it is no edge model: pass a model file's path, a function f(x),"
+            " or an object with a name and run(inputs, cancel)"
+        )
+    for method in _METHODS:
+        if not callable(member(model, method) or checked):
+            raise PolicyError(f"{name}: {method} is a {type(member(model, method)).__name__}, and no method")
+    if (parallel := member(model, "parallel")) is not None:
+        check_number(f"{name}: parallel", parallel, least=1, whole=True)
+    if not isinstance(version := member(model, "version"), str | None):
+        raise PolicyError(f'{name}: version is text, as in version="{version}", and not a {type(version).__name__}')
+
+
+def named(model: EdgeModel) -> str:
+    """The model, in a message."""
+    return f"the edge {model.name!r}"

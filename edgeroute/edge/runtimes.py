@@ -1,0 +1,109 @@
+"""Runtimes: which class runs a model file, by its suffix. Imported when a model needs it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from os import PathLike, fspath
+from pathlib import PurePath
+from typing import Any
+
+from edgeroute.errors import PolicyError, RuntimeMissing, nearest
+from edgeroute.imports import imported
+
+BUILT_IN = {".onnx": "edgeroute.edge.onnx:OnnxModel"}
+"""Suffix -> `module:Class`."""
+GROUP = "edgeroute.runtimes"
+"""Group of the entry points by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
+_TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+_SUFFIX = re.compile(r"\.[^\s./\\][^\s/\\]*")
+_registered: dict[str, str] = {}
+
+
+def register(suffix: str, target: str) -> None:
+    """Registers the class that runs model files with this suffix, in place of any other.
+
+    It is imported when such a file is to be run, and called with the path; in a policy `[edge]` then has the keyword arguments
+    of its `__init__` as keys. An installed package need not call this: it has an entry point in the group `edgeroute.runtimes`.
+
+    Args:
+        suffix: as in ".tflite"; capitals do not count.
+        target: as in "package.module:Class"; the class follows the protocol `EdgeModel`.
+
+    Raises:
+        PolicyError: one of them cannot be a suffix or a target.
+    """
+    if not (isinstance(suffix, str) and _SUFFIX.fullmatch(suffix)):
+        raise PolicyError(f'register takes a suffix with its dot, as in ".tflite", not {suffix!r}')
+    if not (isinstance(target, str) and _TARGET.fullmatch(target)):
+        raise PolicyError(f'register takes the class as text, "package.module:Class", not {target!r}')
+    _registered[suffix.lower()] = target
+
+
+def suffixes() -> list[str]:
+    """All suffixes that have a runtime, those of installed packages too."""
+    return sorted({*BUILT_IN, *_registered, *_installed()})
+
+
+def suffix_of(path: str | PathLike[str]) -> str | None:
+    """The suffix by which the path has a runtime, the longest one; None: it has none."""
+    name = PurePath(fspath(path)).name.lower()
+    for known in ({**BUILT_IN, **_registered}, _installed):
+        found = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]
+        if found:
+            return max(found, key=len)
+    return None
+
+
+def target_of(suffix: str) -> str:
+    """Where the class for a suffix is, `module:Class`.
+
+    Raises:
+        PolicyError: there is none, or two installed packages have one.
+    """
+    own = _registered.get(suffix) or BUILT_IN.get(suffix)
+    if own is not None:
+        return own
+    found = _installed().get(suffix, ())
+    if len(found) > 1:
+        raise PolicyError(
+            f"{len(found)} installed packages have a runtime for {suffix}, {' and '.join(found)}: choose one by"
+            f' edgeroute.register("{suffix}", "{found[0]}")'
+        )
+    if not found:
+        raise PolicyError(f"there is no runtime for {suffix}: {nearest(suffix, suffixes())}")
+    return found[0]
+
+
+def class_of(suffix: str) -> Any:
+    """The class for a suffix, imported.
+
+    Raises:
+        PolicyError: as `target_of`, or the module has no such class.
+        RuntimeMissing: the module, or one that it imports, is not installed.
+    """
+    target = target_of(suffix)
+    module, _, path = target.partition(":")
+    try:
+        found: Any = imported(module)
+    except ImportError as e:
+        raise RuntimeMissing(f"the runtime for {suffix}, {target}, cannot be imported: {e}") from e
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if not callable(found):
+        raise PolicyError(f"the runtime for {suffix} is registered as {target}, and {module} has no class {path}")
+    return found
+
+
+@cache
+def _installed() -> dict[str, tuple[str, ...]]:
+    """Suffix -> targets, of the installed packages' entry points; looked for once, when no other runtime fits."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, tuple[str, ...]] = {}
+    for point in entry_points(group=GROUP):
+        suffix = f".{point.name.removeprefix('.').lower()}"
+        target = f"{point.module}:{point.attr}"
+        if target not in found.get(suffix, ()):
+            found[suffix] = (*found.get(suffix, ()), target)
+    return found

@@ -1,0 +1,113 @@
+"""Any edge model as one that takes and gives tensors by name."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeroute.edge.card import Array, Card
+from edgeroute.edge.members import is_awaited, member
+from edgeroute.errors import EdgerouteError, ModelError, PolicyError
+from edgeroute.types import EdgeModel, TensorSpec
+
+SPECS = 'inputs=[TensorSpec("x", "float32", (-1, 784))]'
+
+
+def fed(model: EdgeModel) -> Fed:
+    """The model, loaded, as one that can be served.
+
+    Raises:
+        PolicyError: it does not say what it takes; the message has what to write.
+        ModelError: it cannot be loaded, or it gives no tensors.
+    """
+    card: Card | None = member(model, "card")
+    if card is not None and card.state:
+        raise ModelError(f"{model.name} cannot be served: it keeps a state for each stream, and a request is of no stream")
+    load = member(model, "load")
+    if load is not None:
+        load()
+    if not member(model, "inputs"):
+        raise PolicyError(
+            f"{model.name} cannot be served: it does not say what it takes. Give it inputs, with the batch axis first, as in "
+            f"CallableModel(f, {SPECS}), or as an attribute of its class"
+        )
+    return Fed(model)
+
+
+class Fed:
+    """A model that is fed tensors: by its `run_feed`, or row by row."""
+
+    def __init__(self, model: EdgeModel) -> None:
+        self.name, self.model = model.name, model
+        self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
+        own = member(model, "run_feed")
+        self.run_feed = own or self._rows
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if own is None and is_awaited(model):
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=_run, args=(self._loop,), name=f"edgeroute-serve-{model.name}-loop", daemon=True).start()
+        self.card: Card = member(model, "card") or Card()
+        self.only: str | None = member(model, "output")
+        self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs")) or self._tried()
+
+    def _rows(self, feed: dict[str, Array]) -> dict[str, Array]:
+        """Rows as `run` takes them: an array, or, of several inputs, name -> array."""
+        arrays = [feed[spec.name] for spec in self.inputs]
+        count = len(arrays[0]) if arrays[0].ndim else 1
+        if len(arrays) == 1:
+            rows: list[Any] = list(arrays[0])
+        else:
+            rows = [{spec.name: array[i] for spec, array in zip(self.inputs, arrays, strict=True)} for i in range(count)]
+        found = self.model.run(rows, None)
+        return self._named(found if self._loop is None else asyncio.run_coroutine_threadsafe(found, self._loop).result())
+
+    def close(self) -> None:
+        """Ends the loop of a model that is awaited."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _named(self, found: Any) -> dict[str, Array]:
+        if isinstance(found, Mapping):
+            return {str(name): np.asarray(array) for name, array in found.items()}
+        if not isinstance(found, np.ndarray) and any(
+            not isinstance(row, np.ndarray | np.generic | int | float | list) for row in found
+        ):
+            raise ModelError(
+                f"{self.name} gives {type(found[0]).__name__}s, and only tensors can be served: let it return an array, such as"
+                " a probability for each class"
+            )
+        outputs = member(self.model, "outputs")
+        array = np.asarray(found)
+        return {outputs[0].name if outputs else "output": array}
+
+    def _tried(self) -> tuple[TensorSpec, ...]:
+        """The outputs of a run on zeros, of a model that does not declare them."""
+        zeros = {spec.name: np.zeros([max(1, size) for size in spec.shape], spec.dtype) for spec in self.inputs}
+        try:
+            found = self.run_feed(zeros)
+        except EdgerouteError:
+            raise
+        except Exception as e:
+            raise PolicyError(
+                f"{self.name} cannot be served: it does not say what it gives, and on zeros it raised {type(e).__name__}: {e}."
+                " Give it outputs, as it has inputs"
+            ) from e
+        named = found if isinstance(found, Mapping) else {"output": np.asarray(found)}
+        return tuple(TensorSpec(name, array.dtype.name, (-1, *array.shape[1:])) for name, array in named.items())
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def platform_of(model: EdgeModel) -> str:
+    """The model's platform in its metadata: what runs it, and its format."""
+    runtime = member(model, "settings").get("runtime", "edgeroute")
+    path = member(model, "path")
+    return f"{runtime}_{type(model).__name__.lower() if path is None else Path(path).suffix.removeprefix('.')}"

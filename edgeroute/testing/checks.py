@@ -1,0 +1,361 @@
+"""A model under test: the checks of the contract of edge models, each yielding what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import os
+import select
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from edgeroute.core.stream import whole
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.callable import CallableModel
+from edgeroute.edge.ensemble import Ensemble
+from edgeroute.edge.members import files, member
+from edgeroute.errors import BadInput
+from edgeroute.testing.comparing import bad_of, equal, said, short, shown, swallowed, whole_of, with_nan
+from edgeroute.testing.running import Ask, Hangs, Running, Token
+from edgeroute.types import EdgeModel, StopToken, own_copy
+
+ROUNDS = 20
+"""How often two threads run their samples beside each other."""
+ANEW = "make threads, locks and sessions anew there"
+CLOUD = "the router takes that for the model's fault, and sends the input to the cloud"
+LET_IT = "let it pass, as by `except BadInput: raise` before `except ValueError`, which catches it too"
+
+
+class Checks(Running):
+    """The checks of one model, on samples that it takes.
+
+    Args:
+        model: the model.
+        samples: two or more inputs.
+        rtol: relative tolerance between answers to one input.
+        timeout_s: after so many seconds a run hangs.
+
+    Raises:
+        PolicyError: the model's members contradict the protocol.
+    """
+
+    def __init__(self, model: EdgeModel, samples: Sequence[Any], rtol: float, timeout_s: float) -> None:
+        super().__init__(model, timeout_s)
+        self.model, self.rtol = model, rtol
+        self._samples = list(samples)
+        self.truth: list[Prediction] = []
+        self.strict = not _calls(model)
+        """Whether it knows what it takes; a plain function may raise whatever it likes."""
+
+    @property
+    def samples(self) -> list[Any]:
+        """Copies: a model that writes to one spoils one check alone."""
+        return [own_copy(x) for x in self._samples]
+
+    def members(self) -> Iterator[str]:
+        """Its members have the types and files that `EdgeMembers` documents."""
+        for name, wanted in (("run", "(inputs, cancel)"), ("run_one", "(x, cancel)"), ("stream", "(x, cancel)")):
+            method = self.model.run if name == "run" else member(self.model, name)  # type: ignore[arg-type]  # two of them
+            try:
+                inspect.signature(method).bind(None, None) if method is not None else None
+            except TypeError:
+                yield f"{name} does not take {wanted}, which the router passes by position"
+            except ValueError:  # built in, without a signature
+                continue
+        labels = member(self.model, "labels")
+        if labels is not None and not isinstance(labels, tuple):
+            yield f"labels is a {type(labels).__name__}: make it a tuple, or None"
+        for path in files(self.model):
+            if not path.exists():
+                yield f"it names the file {path}, which is not there: `path` and `files` are what its outputs depend on"
+        settings = member(self.model, "settings")
+        if not isinstance(settings, Mapping):
+            yield f"settings is a {type(settings).__name__}: make it a mapping of names to values"
+        load: Callable[[], object] | None = member(self.model, "load")
+        if load is not None:
+            self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
+
+    def runs(self) -> Iterator[str]:
+        """It answers each sample, and the same one alike."""
+        self.truth = [self.ask([x])[0] for x in self.samples]
+        for i, x in enumerate(self.samples):
+            (again,) = self.ask([x])
+            if not self._same(again, self.truth[i]):
+                yield f"it answers {shown(self.truth[i])} to a sample, and {shown(again)} to it again: make it repeatable"
+                return
+
+    def batch(self) -> Iterator[str]:
+        """A batch of 0, 1 and n."""
+        try:
+            if found := self.ask([]):
+                yield f"it has {len(found)} outputs for an empty batch: give none, or raise BadInput"
+        except BadInput:
+            pass
+        except Exception as e:  # noqa: BLE001 - whatever a model raises
+            yield f"it raised {said(e)} for an empty batch: give no outputs, or raise BadInput"
+        order = [*range(len(self.truth)), 0]
+        for rows in (order, order[::-1]):
+            samples = self.samples
+            try:
+                found = self.ask([own_copy(samples[i]) for i in rows])
+            except Exception as e:  # noqa: BLE001 - likewise
+                yield f"it raised {said(e)} for a batch of {len(rows)} samples, each of which it takes alone"
+                return
+            for i, answer in zip(rows, found, strict=True):
+                if not self._same(answer, self.truth[i]):
+                    alone = shown(self.truth[i])
+                    yield f"alone sample {i} gets {alone}, and in a batch of {len(rows)} {shown(answer)}: rows are separate"
+                    return
+
+    def ways(self) -> Iterator[str]:
+        """`run_one` and `stream` answer as `run` does."""
+        for i, x in enumerate(self.samples):
+            (found,) = self.ask([x], many=False)
+            if not self._same(found, self.truth[i]):
+                yield f"run gives {shown(self.truth[i])} for sample {i}, and run_one {shown(found)}: they answer alike"
+                break
+        if member(self.model, "stream") is None:
+            return
+        for i, x in enumerate(self.samples):
+            pieces, found = self.streamed(x)
+            if not self._same(found, self.truth[i]) or not equal(whole(pieces), self.truth[i].value, self.rtol):
+                yield f"run gives {shown(self.truth[i])} for sample {i}, and stream {shown(found)} in {pieces!r}: make them alike"
+                break
+
+    def unwritten(self) -> Iterator[str]:
+        """Inputs are the caller's."""
+        mine, before = self.samples, self.samples
+        for many in (True, False):
+            for x in mine:
+                self.ask([x], many=many)
+        self.ask(mine)
+        for i, (now, was) in enumerate(zip(mine, before, strict=True)):
+            if not equal(now, was, 0.0):
+                yield f"it wrote to sample {i}: inputs are the caller's, so copy what is changed"
+                break
+
+    def refuses(self, bad: Sequence[Any]) -> Iterator[str]:
+        """What it cannot take stays `BadInput`, by each way and in a batch."""
+        derived = [(x, False) for x in bad_of(self._samples[0])]
+        for x, must in [*((x, True) for x in bad), *derived]:
+            for many, rows in ((True, [x]), (False, [x]), (True, [*self.samples, x])):
+                if problem := self._refused([own_copy(row) for row in rows], many=many, must=must, what=short(x)):
+                    yield problem
+                    break
+
+    def _refused(self, rows: list[Any], *, many: bool, must: bool, what: str) -> str:
+        way = "run_one" if not many else "run" if len(rows) == 1 else "a batch with others"
+        try:
+            found = self.ask(rows, many=many)
+        except BadInput:
+            return ""
+        except Hangs:
+            raise
+        except Exception as e:  # noqa: BLE001 - whatever a model raises
+            if swallowed(e):
+                return f"for {what} BadInput became {said(e)} ({way}), and {CLOUD}: {LET_IT}"
+            return f"it raised {said(e)} for {what} ({way}), and {CLOUD}: raise BadInput" if must or self.strict else ""
+        return f"it answered {what} with {shown(found[-1])} ({way}): raise BadInput for what it cannot take" if must else ""
+
+    def nan(self, *, missing: bool) -> Iterator[str]:
+        """NaN is refused, or it is seen in the confidence."""
+        x = with_nan(own_copy(self._samples[0]))
+        if x is None:
+            return
+        if problem := self._refused([x], many=True, must=False, what="an input with NaN"):
+            yield problem
+            return
+        with suppress(Exception):
+            (found,) = self.ask([own_copy(x)])
+            sure = found.confidence
+            if self.strict and not missing and sure is not None and not math.isnan(sure):
+                yield f"an input with NaN is answered with the confidence {sure:.2f}: raise BadInput, or let NaN come through"
+        with suppress(Exception):
+            beside, _ = self.ask([self.samples[0], x])
+            if not self._same(beside, self.truth[0]):
+                yield f"NaN in one row of a batch makes {shown(beside)} of another row's {shown(self.truth[0])}"
+
+    def threads(self) -> Iterator[str]:
+        """Two runs at once, in threads or as tasks, do not mix."""
+        samples, interval = self.samples[:2], sys.getswitchinterval()
+        ready, wrong = threading.Barrier(2), list[str]()
+
+        def check(i: int, answer: Prediction) -> None:
+            if not self._same(answer, self.truth[i]):
+                wrong.append(f"sample {i} got {shown(answer)}, and alone {shown(self.truth[i])}")
+
+        def work(i: int) -> None:
+            ready.wait(self.timeout_s)
+            for number in range(ROUNDS):
+                check(i, self.here([own_copy(samples[i])], None, many=bool(number % 2))[0])
+
+        async def task(i: int) -> None:
+            for number in range(ROUNDS):
+                check(i, (await self.backend_async([own_copy(samples[i])], many=bool(number % 2)))[0])
+
+        async def both() -> None:
+            await asyncio.gather(task(0), task(1))
+
+        sys.setswitchinterval(1e-5)
+        try:
+            if self.awaited:
+                begun = [self.task(both())]
+            else:
+                begun = [self.thread(partial(work, i), "edge-contract-both") for i in range(2)]
+            for one in begun:
+                self.wait(one, "one of two runs at once")
+        except Hangs:
+            raise
+        except Exception as e:  # noqa: BLE001 - whatever a model raises
+            wrong.append(f"it raised {said(e)}")
+        finally:
+            sys.setswitchinterval(interval)
+        if wrong:
+            yield f"with two runs at once {wrong[0]}: keep a run's state in the run, or set parallel = 1"
+
+    def cancel(self) -> Iterator[str]:
+        """A run that is told to stop ends, and the next is right."""
+        for many in (True, False):
+            for early in (True, False):
+                stopped, stop = self._run(self.samples[0], many=many, early=early)
+                stop()
+                yield from self._ended(stopped)
+                if problem := self._next_right():
+                    yield f"after a run was stopped {problem}: a stop is for one run alone"
+                    return
+
+    def deadline(self) -> Iterator[str]:
+        """A run that is left behind at its deadline does not disturb the next, which begins beside it."""
+        for _ in range(3):
+            left, stop = self._run(self.samples[0])
+            beside, _ = self._run(self.samples[1])
+            stop()
+            try:
+                (found,) = self.wait(beside, "a run beside one that was stopped at its deadline")
+            except Hangs:
+                raise
+            except Exception as e:  # noqa: BLE001 - whatever a model raises
+                yield f"a run beside one that was stopped at its deadline raised {said(e)}: a stop is for one run alone"
+                return
+            if not self._same(found, self.truth[1]):
+                yield f"beside a run stopped at its deadline sample 1 got {shown(found)}, and alone {shown(self.truth[1])}"
+                return
+            yield from self._ended(left)
+
+    def _ended(self, stopped: Future[list[Prediction]]) -> Iterator[str]:
+        try:
+            (found,) = self.wait(stopped, "a run that was told to stop")
+        except BadInput as e:
+            yield f"a run that was told to stop raised {said(e)}, the caller's fault: raise another error, such as ModelError"
+        except Hangs:
+            raise
+        except BaseException:  # noqa: BLE001, S110 - it may fail in any other way, also by its task's cancellation
+            pass
+        else:
+            if not self._same(found, self.truth[0]):
+                yield f"a run told to stop gave {shown(found)}, not {shown(self.truth[0])}: raise an error instead"
+
+    def _next_right(self) -> str:
+        try:
+            (found,) = self.ask([self.samples[1]], StopToken())
+        except Hangs:
+            raise
+        except Exception as e:  # noqa: BLE001 - whatever a model raises
+            return f"the next one raised {said(e)}"
+        return "" if self._same(found, self.truth[1]) else f"the next one gave {shown(found)}, not {shown(self.truth[1])}"
+
+    def fork(self) -> Iterator[str]:
+        """A child answers, and so does its parent afterwards."""
+        read, write = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are other threads, as in the programs that fork
+            child = os.fork()
+        if not child:
+            self._child(write)
+        os.close(write)
+        try:
+            if not select.select([read], [], [], self.timeout_s)[0]:
+                os.kill(child, signal.SIGKILL)
+                yield f"a run in a forked child does not end within {self.timeout_s:g} s: {ANEW}"
+            told = whole_of(read)
+        finally:
+            os.close(read)
+            _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+            yield f"a run in a forked child ended it by signal {os.WTERMSIG(status)}: {ANEW}"
+        if told:
+            yield f"in a forked child {told}: {ANEW}"
+        if problem := self._next_right():
+            yield f"after a fork, in the parent, {problem}"
+
+    def _child(self, write: int) -> None:
+        """In the child: writes what is wrong, and ends it."""
+        told = ""
+        try:
+            if not self.awaited:
+                (found,) = self.here([self.samples[0]], None, many=True)
+            else:
+                (found,) = asyncio.new_event_loop().run_until_complete(self.backend_async([self.samples[0]], many=True))
+            if not self._same(found, self.truth[0]):
+                told = f"sample 0 gets {shown(found)}, not {shown(self.truth[0])}"
+        except BaseException as e:  # noqa: BLE001 - the child does nothing else
+            told = f"it raised {said(e)}"
+        finally:
+            os.write(write, told.encode()[:4000])
+            os._exit(0)
+
+    def close(self) -> Iterator[str]:
+        """It is closed during a run, twice, and runs again."""
+        own: Callable[[], object] | None = member(self.model, "close")
+        if own is None:
+            return
+        under_way, _ = self._run(self.samples[0])
+        for close, how in ((self.backend.close, "during a run"), (own, "again"), (own, "once more")):
+            try:
+                self.wait(self.thread(close), "close")
+            except Hangs:
+                raise
+            except Exception as e:  # noqa: BLE001 - whatever a model raises
+                yield f"close, called {how}, raised {said(e)}: it does nothing where there is nothing to free"
+                return
+            if close == self.backend.close:
+                try:
+                    (found,) = self.wait(under_way, "a run during which it was closed")
+                except Hangs:
+                    raise
+                except Exception as e:  # noqa: BLE001 - likewise
+                    yield f"a run during a close raised {said(e)}: closes_after_runs is for runs that keep what they need"
+                    return
+                if not self._same(found, self.truth[0]):
+                    yield f"a run during which it was closed gave {shown(found)}, not {shown(self.truth[0])}"
+        if problem := self._next_right():
+            yield f"after it was closed {problem}: a later run loads it again"
+
+    def _run(self, x: Any, *, many: bool = True, early: bool = False) -> tuple[Future[list[Prediction]], Ask]:
+        """A run that can be stopped, and what stops it; early: it was told to before it begins."""
+        token = Token()
+        if early:
+            token()
+        run, stop = self.begin([x], token, many=many)
+        if not early and not self.awaited:
+            run.add_done_callback(lambda _: token.taken.set())
+            token.taken.wait(self.timeout_s)  # a model that can be stopped is in the middle then
+        return run, stop
+
+    def _same(self, a: Prediction, b: Prediction) -> bool:
+        return equal(a.value, b.value, self.rtol) and equal(a.confidence, b.confidence, self.rtol)
+
+
+def _calls(model: EdgeModel) -> bool:
+    """Whether it calls plain functions, which decide themselves what they take."""
+    if isinstance(model, Ensemble):
+        return any(map(_calls, model.models))
+    return isinstance(model, CallableModel)

@@ -1,0 +1,141 @@
+"""Runs a model under test as a router does: in threads, or as tasks of an event loop; a run that hangs is an error."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TooLong
+from contextlib import suppress
+from typing import Any
+
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.backend import EdgeBackend
+from edgeroute.types import EdgeModel, StopToken
+
+Ask = Callable[[], object]
+"""Asks a run to stop."""
+
+
+class Hangs(Exception):
+    """A run does not end."""
+
+
+class Token(StopToken):
+    """A stop token that tells whether a model listens to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = threading.Event()
+
+    def on_ask(self, hook: Callable[[], object] | None) -> None:
+        """Sets the function that a stop request calls."""
+        super().on_ask(hook)
+        self.taken.set()
+
+
+class Running:
+    """The runs of one model.
+
+    Args:
+        model: the model.
+        timeout_s: after so many seconds a run hangs.
+
+    Attributes:
+        awaited: whether they are tasks.
+
+    Raises:
+        PolicyError: the model's members contradict the protocol.
+    """
+
+    def __init__(self, model: EdgeModel, timeout_s: float) -> None:
+        self.backend, self.timeout_s = EdgeBackend(model.name, model, "msp"), timeout_s
+        self.awaited = self.backend.alone_async
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if self.awaited:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="edge-contract", daemon=True)
+            self._thread.start()
+
+    def ask(self, inputs: list[Any], cancel: StopToken | None = None, *, many: bool = True) -> list[Prediction]:
+        """The answers to a batch, or, if not `many`, to the only input by `run_one`.
+
+        Raises:
+            Hangs: it did not end in time; or what the model raises.
+        """
+        found: list[Prediction] = self.wait(self.begin(inputs, cancel, many=many)[0], "a run")
+        return found
+
+    def begin(self, inputs: list[Any], cancel: StopToken | None, *, many: bool) -> tuple[Future[list[Prediction]], Ask]:
+        """A run under way, and what stops it: its token, or the cancellation of its task."""
+        if self._loop is not None:
+            task = self.task(self.backend_async(inputs, many=many))
+            return task, task.cancel
+        return self.thread(lambda: self.here(inputs, cancel, many=many)), cancel or (lambda: None)
+
+    def here(self, inputs: list[Any], cancel: StopToken | None, *, many: bool) -> list[Prediction]:
+        """A run in this thread."""
+        return self.backend.run(inputs, cancel) if many else [self.backend.run_one(inputs[0], cancel)]
+
+    async def backend_async(self, inputs: list[Any], *, many: bool) -> list[Prediction]:
+        """A run in this task."""
+        assert self.backend.run_async is not None, "it is asked of a model that is awaited"
+        return await self.backend.run_async(inputs, many)
+
+    def streamed(self, x: Any) -> tuple[list[Any], Prediction]:
+        """The pieces of an answer, and the whole."""
+        pieces: list[Any] = []
+        if self._loop is not None:
+            return pieces, self.wait(self.task(self.backend.stream_async(x, pieces.append)), "a stream")
+
+        def pull() -> Prediction:
+            stream = self.backend.stream(x, None)
+            try:
+                while True:
+                    pieces.append(next(stream))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+        return pieces, self.wait(self.thread(pull), "a stream")
+
+    def thread(self, call: Callable[[], Any], name: str = "edge-contract-run") -> Future[Any]:
+        """Its result, from a thread of its own."""
+        done: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as e:  # noqa: BLE001 - raised where it is waited for
+                done.set_exception(e)
+
+        threading.Thread(target=work, name=name, daemon=True).start()
+        return done
+
+    def task(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Its result, from a task."""
+        assert self._loop is not None, "as above"
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def wait(self, done: Future[Any], what: str) -> Any:
+        """The result.
+
+        Raises:
+            Hangs: it did not come in time.
+        """
+        try:
+            return done.result(self.timeout_s)
+        except TooLong as e:  # also what the model raises itself
+            if done.done():
+                raise
+            raise Hangs(f"{what} does not end within {self.timeout_s:g} s") from e
+
+    def end(self) -> None:
+        """Closes the model and ends the loop."""
+        with suppress(Exception):  # what it raises was said by a check
+            self.backend.close()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(self.timeout_s)
+            if not self._thread.is_alive():
+                self._loop.close()
