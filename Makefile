@@ -15,6 +15,8 @@ check: $(VENV)/test.installed  ## linter, formatter, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin
+	$(BIN)/mypy --platform win32
 
 bench: $(VENV)/bench.installed  ## every figure, in one table
 	$(BIN)/python benchmarks/run.py

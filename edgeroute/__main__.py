@@ -16,8 +16,9 @@ def main() -> None:
         print(f"the command line needs more: {more}; the documentation is in {pages()}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     from edgeroute.cli.app import app
+    from edgeroute.cli.exits import run
 
-    app()
+    run(app)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from edgeroute.core.codes import Coded
 from edgeroute.core.texts import FOREIGN, OWN, named, printable, told, typed
 
 log = logging.getLogger("edgeroute")
+LINUX = sys.platform == "linux"
+"""Whether the device's sensors and the network's changes can be read: elsewhere they are not."""
 T = TypeVar("T")
 
 
@@ -50,12 +52,16 @@ try:
 except ImportError:  # pragma: no cover - one of the two is installed
     orjson = None  # type: ignore[assignment]
 
-if hasattr(time, "CLOCK_BOOTTIME"):
+if sys.platform == "darwin":
+
+    def _elapsed() -> float:
+        return time.clock_gettime(time.CLOCK_MONOTONIC)  # there it counts while the device sleeps, and `monotonic` does not
+elif sys.platform != "win32" and hasattr(time, "CLOCK_BOOTTIME"):
 
     def _elapsed() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)  # also counts while the device sleeps, unlike monotonic
-else:  # pragma: no cover - not on Linux
-    _elapsed = time.monotonic
+else:
+    _elapsed = time.monotonic  # of Windows it counts then, too
 
 _OFFSET = time.time() - _elapsed()
 

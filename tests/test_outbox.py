@@ -1402,7 +1402,7 @@ def test_a_fork(make, deliver):
     assert sent.get(timeout=30) == "before"
 
     def work():
-        return delivery.loop._thread is None and delivery.loop._fd is None and outbox.put(request("child")).stored
+        return delivery.loop._thread is None and not delivery.loop.lock.held and outbox.put(request("child")).stored
 
     assert forked(work)() == 0
     assert sent.get(timeout=30) == "child"

@@ -640,7 +640,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('state = "s"\n' + BOTH + "[outbox]\nparallel = 0", "outbox.parallel: expected a whole number, 1 or more, found 0"),
         ('state = "s"\n' + BOTH + "[outbox]\nrate = 0", "outbox.rate: expected a number of more than 0, found 0"),
         ('state = "s"\n' + BOTH + '[outbox]\nordered = "yes"', 'outbox.ordered: expected true or false, found "yes"'),
-        ('state = "s"\n' + BOTH + "[trace]\nsample = 5", 'trace.sample: expected a share such as "1%" or 0.01, found 5'),
+        ('state = "s"\n' + BOTH + "[trace]\nsample = 5", 'trace.sample: expected a share such as "1%" or 0.01, found 5; did you mean "5%"?'),
         ('state = "s"\n' + BOTH + "[trace]\nsample = true", 'trace.sample: expected a share such as "1%" or 0.01, found true'),
         ('state = "s"\n' + BOTH + '[trace]\nsample = "5 %"', 'trace.sample: expected a share such as "1%" or 0.01, found "5 %"; did you mean "5%"?'),
         ('state = "s"\n' + BOTH + '[trace]\nsample = "150 %"', 'trace.sample: expected a share such as "1%" or 0.01, found "150 %"'),
@@ -760,7 +760,11 @@ ALIASES = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("p.toml", "mode = = 1", "is not TOML: Invalid value (at line 1, column 8)"),
+        (
+            "p.toml",
+            "mode = = 1",
+            'is not TOML: mode: Invalid value (at line 1, column 8); text is in straight quotes, as in "300ms"',
+        ),
         (
             "p.json",
             '{\n"mode": 1,,}',

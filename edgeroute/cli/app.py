@@ -14,7 +14,7 @@ from edgeroute.cli.demo.command import demo
 from edgeroute.cli.docs import docs
 from edgeroute.cli.egress import egress
 from edgeroute.cli.evaluate import evaluate
-from edgeroute.cli.exits import exits
+from edgeroute.cli.exits import CODES, exits
 from edgeroute.cli.infer import infer
 from edgeroute.cli.outbox import outbox
 from edgeroute.cli.replay import replay
@@ -23,12 +23,13 @@ from edgeroute.cli.serve import serve
 from edgeroute.cli.simulate import simulate
 from edgeroute.cli.status import status
 
-CODES = (
-    "Exit codes: 0 fine; 1 an input or a check failed; 2 wrong usage, policy or model; "
-    "3 no answer, the cloud was needed and could not be reached; 130 ended by Ctrl-C."
+app = typer.Typer(
+    name="edgeroute",
+    epilog=CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-app = typer.Typer(name="edgeroute", epilog=CODES, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def _version(asked: bool) -> None:

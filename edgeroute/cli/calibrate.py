@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgeroute.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, examples, given, plain
-from edgeroute.cli.exits import FAILED, OK, line
+from edgeroute.cli.exits import OK, TOO_FEW, line
 from edgeroute.cli.options import Json, Policy, share
+from edgeroute.cli.tables import console, pairs, table
 from edgeroute.errors import PolicyError, StoreError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def calibrate(
     except NotEnough as e:
         missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
         print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
-        return FAILED
+        return TOO_FEW
     notes += result.notes
     path = out or policy.parent / "certificate.json"
     lines = {"threshold": _from(policy, path)}
@@ -189,40 +190,38 @@ def _from_audit(policy: Path, fingerprints: dict[str, str], target: str, every: 
 def _from(policy: Path, path: Path) -> str:
     """The path as written in the policy: relative to its folder, unless they have nothing in common."""
     folder, there = policy.parent.resolve(), path.resolve()
-    return str(there) if os.path.commonpath([folder, there]) == folder.anchor else os.path.relpath(there, folder)
+    apart = there.anchor != folder.anchor or os.path.commonpath([folder, there]) == folder.anchor  # the first: another drive
+    return str(there) if apart else os.path.relpath(there, folder)
 
 
 def _show(result: Certified, path: Path, lines: dict[str, str], edge: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     certificate, fitted = result.certificate, result.fitted
-    console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)
-    console.print(certificate.guarantee, markup=False)
-    table = Table(show_header=False)
+    console().print(certificate.guarantee, markup=False)
+    rows = list[tuple[str, object]]()
     low, high = certificate.deferral_interval
-    table.add_row("promise", certificate.label)
-    table.add_row("method", f"{certificate.method or 'none'}, {certificate.n:,} examples")
-    table.add_row("score", certificate.score if fitted is None else fitted.why)
+    rows += [
+        ("promise", certificate.label),
+        ("method", f"{certificate.method or 'none'}, {certificate.n:,} examples"),
+        ("score", certificate.score if fitted is None else fitted.why),
+    ]
     if not certificate.thresholds:
-        table.add_row("threshold", _threshold(certificate.threshold))
-    table.add_row("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}")
+        rows.append(("threshold", _threshold(certificate.threshold)))
+    rows.append(("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}"))
     for side, accuracy in certificate.accuracy.items():
         agreement = "as the cloud says" if certificate.agreement else "right"
-        table.add_row(_SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples")
+        rows.append((_SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples"))
     if certificate.unscored:
-        table.add_row("without a score", f"{certificate.unscored:.1%} of the examples: deferred")
-    console.print(table)
+        rows.append(("without a score", f"{certificate.unscored:.1%} of the examples: deferred"))
+    pairs(rows)
     if certificate.thresholds:
-        from edgeroute.cli.outbox import show
-
-        show(("class", "threshold"), [(label, _threshold(t)) for label, t in certificate.thresholds.items()])
+        thresholds = [(label, _threshold(t)) for label, t in certificate.thresholds.items()]
+        table(("class", "threshold"), thresholds, ("class", "threshold"))
     print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
     for key, value in lines.items():
         print(f"    {key} = {json.dumps(value)}")
 
 
-_SIDES = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "both together", "accepted": "edge, where kept"}
+_SIDES = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade", "accepted": "edge, where kept"}
 
 
 def _threshold(value: float) -> str:

@@ -12,10 +12,12 @@ from edgeroute.core.texts import printable
 
 
 def decide(
-    given: Annotated[Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file.", show_default=False)],
+    given: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A .npy, .npz, .png or .jpg file, or `-` for stdin.", show_default=False)
+    ],
     *,
     policy: Policy,
-    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
+    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file, or the line of JSON.")] = 0,
     as_json: Json = False,
 ) -> int:
     """Explains which route an input would take. Runs the edge model; sends nothing."""

@@ -12,7 +12,8 @@ import typer
 from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, seconds
-from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
+from edgeroute.cli.outbox import MOST_ROWS, InFolder, OfPolicy, folder, when
+from edgeroute.cli.tables import table
 from edgeroute.errors import BadInput
 
 
@@ -76,8 +77,11 @@ def egress(
         print(json.dumps({"sent": [line._asdict() for line in sent], "totals": named, "skipped": skipped}))
         return OK
     if sent:
-        show(("when", "to", "bytes", "class", "rule", "request"), [(when(line.at), *line[1:]) for line in sent])
-        show(("to", "class", "attempts", "bytes"), totals)
+        shown = [(when(line.at), *line[1:]) for line in sent[-MOST_ROWS:]]
+        table(("when", "to", "bytes", "class", "rule", "request"), shown, ("when", "to", "class", "rule", "request"))
+        if len(sent) > MOST_ROWS:
+            print(f"these are the latest {MOST_ROWS:,} of {len(sent):,}; --json has them all")
+        table(("to", "class", "attempts", "bytes"), totals, ("to", "class"))
     else:
         print("nothing of that kind is in the ledger")
     if skipped:

@@ -14,6 +14,7 @@ from edgeroute import system
 from edgeroute.cli.examples import Data, DataClass, EdgeNumber, Every, examples, given, plain
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
+from edgeroute.cli.tables import console, pairs, table
 from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError, RuntimeMissing, StoreError
 
@@ -149,37 +150,32 @@ def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
 
 
 def _show(evaluation: Evaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from edgeroute.report.evaluation.promise import verdicts
     from edgeroute.report.words import duration, level, size, verdict
 
-    console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)
     made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
-    table = Table()
-    for name in ("", "right" if evaluation.labelled else "as the cloud says", "p50", "p90", "p99"):
-        table.add_column(name, justify="right" if name else "left")
+    lines = list[tuple[str, ...]]()
     accuracy = evaluation.accuracy()
-    for leg, name in {"edge": "edge", "cloud": "cloud", "cascade": "both together", "accepted": "edge, where kept"}.items():
+    for leg, name in {"edge": "edge", "cloud": "cloud", "cascade": "cascade", "accepted": "edge, where kept"}.items():
         if leg in accuracy or leg in times:
             cells = [duration(seconds) for seconds in times.get(leg, ())] or ["-"] * 3
-            table.add_row(name, _interval(accuracy[leg]) if leg in accuracy else "-", *cells)
-    console.print(table)
-    table = Table(show_header=False)
-    table.add_row("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels"))
-    table.add_row("threshold", "one for each class" if evaluation.thresholds else level(evaluation.threshold))
-    table.add_row("deferred", _interval(evaluation.deferral))
+            lines.append((name, _interval(accuracy[leg]) if leg in accuracy else "-", *cells))
+    table(("", "right" if evaluation.labelled else "as the cloud says", "p50", "p90", "p99"), lines, ("",))
+    rows: list[tuple[str, object]] = [
+        ("examples", f"{evaluation.n:,}" + ("" if evaluation.labelled else ", without labels")),
+        ("threshold", "one for each class" if evaluation.thresholds else level(evaluation.threshold)),
+        ("deferred", _interval(evaluation.deferral)),
+    ]
     if made.sent_bytes or made.usd:
         spent = f"{size(made.sent_bytes)} sent, {size(made.received_bytes)} received" + (
             f", ${made.usd:,.4g}" if made.usd else ""
         )
-        table.add_row("the cloud for all", spent)
+        rows.append(("the cloud for all", spent))
     if certificate is not None:
-        table.add_row("promise", certificate.label)
-    console.print(table)
+        rows.append(("promise", certificate.label))
+    pairs(rows)
     short, long = verdict(evaluation, verdicts(evaluation))
-    console.print(f"{short} {long}", markup=False)
+    console().print(f"{short} {long}", markup=False)
 
 
 def _interval(found: Share) -> str:

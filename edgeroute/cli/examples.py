@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from edgeroute.report.evaluation.examples import Examples
     from edgeroute.router.router import Router
 
-DATA = ".npz, .npy, .png and .jpg files and folders of them; or .npz files with edge_logits, cloud_logits and labels, recorded."
+DATA = (
+    ".npz, .npy, .png and .jpg files and folders of them, or `-` for stdin; "
+    "or .npz files with edge_logits, cloud_logits and labels, recorded."
+)
 Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
 DataOrNone = Annotated[list[Path] | None, typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]
 Every = Annotated[int, typer.Option(min=1, help="Take each N-th alone: the frames of a film are too alike to count each.")]

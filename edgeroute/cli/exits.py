@@ -1,19 +1,28 @@
-"""Exit codes of commands, and one-line error messages."""
+"""Exit codes of commands, one-line error messages, and how the program ends."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from edgeroute.core.texts import printable
 from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
 
-OK, FAILED, USAGE, NO_ANSWER, INTERRUPTED = 0, 1, 2, 3, 130
+OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
+CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
+CODES = (
+    "Exit codes: 0 fine; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
+    "3 no answer, the cloud was needed and could not be reached; 4 `check` found something that is not ready; "
+    "5 too few examples for what `calibrate` was asked to promise; 70 a mistake in edgeroute; "
+    "130 ended by Ctrl-C or at a question; 141 nobody reads the output."
+)
 
 
 def exits(command: Callable[..., int]) -> Callable[..., None]:
@@ -46,3 +55,73 @@ def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
     if as_json:
         return json.dumps({**more, "error": text, "kind": type(error).__name__})
     return printable(": ".join(["error", *more.values(), text]))
+
+
+def run(app: typer.Typer) -> NoReturn:
+    """Runs the command line, and ends the process: quietly at Ctrl-C, and when nobody reads its output any more (`| head`).
+
+    What the encoding of the output lacks is written as an escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    out = sys.stdout
+    if out is not None:  # pythonw has none
+        sys.stdout = _Output(out)
+    try:
+        code = _run(app, as_json="--json" in sys.argv)
+        if out is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except _NobodyReads:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for what is still buffered
+        code = NOBODY_READS
+    sys.exit(code)
+
+
+def _run(app: typer.Typer, *, as_json: bool) -> int:
+    try:
+        return app(standalone_mode=False) or OK
+    except typer.Abort:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except Exception as e:  # noqa: BLE001 - told in one way or another
+        if not hasattr(e, "format_message"):  # what the parser raises has it, and no error of another kind
+            print(json.dumps({"error": str(e), "kind": type(e).__name__}) if as_json else traceback.format_exc(), file=sys.stderr)
+            return CRASHED
+        if as_json:
+            print(json.dumps({"error": e.format_message(), "kind": "Usage"}), file=sys.stderr)
+        else:
+            from typer.rich_utils import rich_format_error
+
+            rich_format_error(e)  # type: ignore[arg-type]
+        return USAGE
+
+
+class _NobodyReads(BaseException):
+    """The other end of the pipe is closed; no handler of other errors is meant."""
+
+
+class _Output:
+    """Standard output, whose writing raises `_NobodyReads` when its reader has gone."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text."""
+        try:
+            return int(self._stream.write(text))
+        except BrokenPipeError:
+            raise _NobodyReads from None
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            raise _NobodyReads from None

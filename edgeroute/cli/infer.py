@@ -22,7 +22,8 @@ def infer(
         list[Path],
         typer.Argument(
             metavar="INPUTS...",
-            help=".npy, .npz, .png and .jpg files, and folders of them; each row of an .npz is an input.",
+            help=".npy, .npz, .png and .jpg files, and folders of them; each row of an .npz is an input. "
+            "`-` is stdin: one such file, or a line of JSON for each input.",
             show_default=False,
         ),
     ],

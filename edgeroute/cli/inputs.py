@@ -1,12 +1,16 @@
-"""Reads inputs from files."""
+"""Reads inputs from files, and from stdin."""
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +18,9 @@ from edgeroute.errors import BadInput, EdgerouteError, RuntimeMissing
 
 IMAGES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (".npy", ".npz", *IMAGES)
+STDIN = Path("-")
+MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
+"""Beginning of a file -> its suffix, for what is piped; anything else is lines of JSON."""
 
 
 class Item(NamedTuple):
@@ -47,17 +54,21 @@ class Recorded(NamedTuple):
 def read(path: Path) -> list[Item]:
     """Reads inputs: a .npy file or an image is one; each row of an .npz file's `images`, or else of its first array, is one.
 
+    `-` is stdin, with one of these formats, or JSON: each line is an input, where a list of numbers is an array.
+
     Raises:
         BadInput: the file cannot be read.
         RuntimeMissing: it is an image, and Pillow is not installed.
     """
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
+    if path == STDIN and not suffix:
+        return _json_lines(_piped())
     if path.is_dir() or suffix not in SUFFIXES:
         raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
     with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _pixels(path))]
-        with path.open("rb") as file:  # numpy does not close a path that it opened itself after every error
+        with _opened(path) as file:  # numpy does not close a path that it opened itself after every error
             found = np.load(file, allow_pickle=False)
             return [Item(str(path), found)] if isinstance(found, np.ndarray) else _rows(path, found)
 
@@ -68,9 +79,9 @@ def recorded(path: Path) -> Recorded | None:
     Raises:
         BadInput: the file cannot be read.
     """
-    if path.suffix.lower() != ".npz" or path.is_dir():
+    if _suffix(path) != ".npz" or path.is_dir():
         return None
-    with _reading(path), path.open("rb") as file:
+    with _reading(path), _opened(path) as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             return None
@@ -84,6 +95,46 @@ def recorded(path: Path) -> Recorded | None:
         if there is not None and (not edge.ndim or len(there) != len(edge)):
             raise BadInput(f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(there)} {name}")
     return Recorded(edge, cloud, labels)
+
+
+@cache
+def _piped() -> bytes:
+    """All of stdin."""
+    return sys.stdin.buffer.read() if sys.stdin is not None else b""
+
+
+def _suffix(path: Path) -> str:
+    """Of stdin the one of its format; empty: JSON."""
+    if path != STDIN:
+        return path.suffix.lower()
+    return next((suffix for magic, suffix in MAGIC.items() if _piped().startswith(magic)), "")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return io.BytesIO(_piped()) if path == STDIN else path.open("rb")
+
+
+def _json_lines(text: bytes) -> list[Item]:
+    items = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                items.append(Item(f"-:{number}", _value(json.loads(line))))
+            except (ValueError, RecursionError) as e:
+                raise BadInput(f"-:{number}: expected an input as JSON, or a {', '.join(SUFFIXES)} file: {_why(e)}") from e
+    if not items:
+        raise BadInput("-: there is nothing on stdin: expected a line of JSON for each input, or a .npy, .npz, .png or .jpg file")
+    return items
+
+
+def _value(value: Any) -> Any:
+    """Lists become arrays, float32 where there is a fraction; the rest stays as it is."""
+    if isinstance(value, dict):
+        return {name: _value(part) for name, part in value.items()}
+    if not isinstance(value, list):
+        return value
+    found = np.asarray(value)
+    return found.astype(np.float32) if found.dtype == np.float64 else found
 
 
 @contextmanager
@@ -140,7 +191,7 @@ def _pixels(path: Path) -> Any:
     except ImportError as e:
         raise RuntimeMissing(f"{path}: images are read with Pillow, which is not installed: pip install pillow") from e
     try:
-        with Image.open(path) as image:
+        with _opened(path) as file, Image.open(file) as image:
             plain = {"1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "LA": "L", "CMYK": "RGB", "YCbCr": "RGB"}
             return np.asarray(image.convert(plain.get(image.mode, image.mode)))
     except Image.DecompressionBombError as e:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.cli.exits import FAILED, OK, exits
+from edgeroute.cli.exits import FAILED, OK, exits, line
 from edgeroute.cli.options import Json
-from edgeroute.core.texts import printable
+from edgeroute.cli.tables import table
 from edgeroute.errors import BadInput, PolicyError, StoreError
 
 if TYPE_CHECKING:
     from edgeroute.stores.outbox import Outbox
 
 MOST_ROWS = 500
-"""Maximum number of table rows shown, the latest."""
+"""Maximum number of entries shown, the latest."""
 
 OfPolicy = Annotated[
     Path | None, typer.Option("--policy", "-p", metavar="FILE", help="The policy whose state folder it is.", show_default=False)
@@ -62,7 +62,9 @@ def listed(
         total = box.size(state_is)
     columns = ("id", "state", "target", "class", "queued", "attempts", "bytes", "error")
     cells = [(e.id, e.state, e.target, e.data_class, when(e.queued_at), e.attempts, e.bytes, e.error) for e in entries]
-    show(columns, cells, total)
+    table(columns, cells, [name for name in columns if name not in {"attempts", "bytes"}])
+    if total > MOST_ROWS:
+        print(f"these are the latest {MOST_ROWS:,} of {total:,}; --json has them all")
     now = {name: counts.pop(name) for name in ("waiting", "bytes")}
     for label, numbers in (("since the file was made", counts), ("now", now)):
         print(f"{label}: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in numbers.items())}")
@@ -77,14 +79,15 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="All that are dead.")] = False,
     policy: OfPolicy = None,
     state: InFolder = None,
+    as_json: Json = False,
 ) -> int:
     """Requeues dead letters, with a new time to live. Sends nothing: a router that uses the file does."""
     names = _chosen(ids, every, "--all")
     with _opened(policy, state) as box:
         dead = {name for name, state_is in box.states(names or ()).items() if state_is == "dead"}
         count = box.retry(names)
-    print(f"{count:,} wait again")
-    return _missing(names, dead, "there is no dead entry with this id")
+    print(_dumps({"requeued": count}) if as_json else f"{count:,} wait again")
+    return _missing(names, dead, "there is no dead entry with this id", as_json=as_json)
 
 
 @outbox.command()
@@ -96,6 +99,7 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     policy: OfPolicy = None,
     state: InFolder = None,
+    as_json: Json = False,
 ) -> int:
     """Deletes entries permanently, including answers not yet delivered to the application."""
     names = _chosen(ids, every, "--all-dead")
@@ -105,8 +109,9 @@ def drop(
         states = ", ".join(sorted({there[name] for name in going}))
         if going and not yes:
             typer.confirm(f"remove {len(going):,} ({states}) for good?", abort=True, err=True)
-        print(f"{box.drop(going):,} removed")
-    return _missing(names, there, "there is no entry with this id")
+        count = box.drop(going)
+    print(_dumps({"removed": count}) if as_json else f"{count:,} removed")
+    return _missing(names, there, "there is no entry with this id", as_json=as_json)
 
 
 @outbox.command()
@@ -119,6 +124,7 @@ def export(
     ] = None,
     policy: OfPolicy = None,
     state: InFolder = None,
+    as_json: Json = False,
 ) -> int:
     """Prints every entry with all its contents, including user data, as a line of JSON; bytes are base64."""
     with _opened(policy, state) as box:
@@ -134,7 +140,7 @@ def export(
             raise
         except OSError as e:
             raise StoreError(f"{out}: {e.strerror or e}") from e
-    print(f"{count:,} entries in {out}")
+    print(_dumps({"entries": count, "file": str(out)}) if as_json else f"{count:,} entries in {out}")
     return OK
 
 
@@ -157,42 +163,12 @@ def folder(policy: Path | None, state: Path | None) -> Path:
     return at(policy.parent, given)
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[object]], total: int | None = None) -> None:
-    """Prints a table. If stdout is not a terminal, each row is one line, however long.
-
-    Args:
-        columns: their names.
-        rows: the latest `MOST_ROWS` of them are shown.
-        total: how many rows there are, if these are not all.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table, console = Table(), Console(width=None if sys.stdout.isatty() else 1 << 16)
-    for name in columns:
-        table.add_column(name, overflow="fold", justify="right" if name in {"attempts", "bytes"} else "left")
-    for row in rows[-MOST_ROWS:]:
-        table.add_row(*(Text(_shown(cell)) for cell in row))
-    console.print(table)
-    if (total := total or len(rows)) > MOST_ROWS:
-        print(f"these are the latest {MOST_ROWS:,} of {total:,}; --json has them all")
-
-
 def when(at: float) -> str:
     """Formats an instant, seconds since 1970, in local time; one that no calendar has, which a file may hold, in seconds."""
     try:
         return datetime.fromtimestamp(at, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return f"{at:g} s"
-
-
-def _shown(cell: object) -> str:
-    """Formats a cell. Replaces control characters, since it may contain a server's text."""
-    if cell is None:
-        return "-"
-    text = f"{cell:,}" if isinstance(cell, int) else str(cell)
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _dumps(value: Any) -> str:
@@ -225,8 +201,8 @@ def _chosen(ids: list[str] | None, every: bool, option: str) -> list[str] | None
     return [*dict.fromkeys(ids)] if ids else None
 
 
-def _missing(names: Iterable[str] | None, there: Iterable[str], why: str) -> int:
+def _missing(names: Iterable[str] | None, there: Iterable[str], why: str, *, as_json: bool) -> int:
     missing = [name for name in names or () if name not in there]
     for name in missing:
-        print(printable(f"error: {name}: {why}"), file=sys.stderr)
+        print(line(BadInput(why), as_json=as_json, id=name), file=sys.stderr)
     return FAILED if missing else OK

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -13,7 +18,10 @@ from edgeroute.core.texts import printable
 
 def replay(
     trace: Annotated[
-        Path, typer.Argument(metavar="TRACE", help="A trace of a router, with the files it has filled.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="TRACE", help="A trace of a router, with the files it has filled; or `-` for stdin.", show_default=False
+        ),
     ],
     *,
     policy: Policy,
@@ -56,10 +64,24 @@ def replay(
     from edgeroute.replay import Battery
     from edgeroute.replay import replay as run
 
-    found = run(
-        trace, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
-        battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
-        keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
-    )  # fmt: skip
+    with _file(trace) as file:
+        found = run(
+            file, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
+            battery=None if battery is None else Battery(battery, battery_wh, idle_watts),
+            keep_mode=keep_mode, keep_deadline=keep_deadline, seed=seed,
+        )  # fmt: skip
     print(json.dumps(found.as_dict()) if as_json else printable(str(found)))
     return OK
+
+
+@contextmanager
+def _file(trace: Path) -> Iterator[Path]:
+    """The trace as a file: stdin is copied to one that only its owner can read."""
+    if str(trace) != "-":
+        yield trace
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "stdin.jsonl"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy

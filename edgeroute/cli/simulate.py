@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import sys
-from functools import partial
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeroute.cli.exits import OK, exits
 from edgeroute.cli.options import Json, seconds, share
+from edgeroute.cli.tables import console, table
 
 if TYPE_CHECKING:
     from edgeroute.replay.fleet.result import Result
@@ -21,6 +25,8 @@ LONGEST_S = 30 * 86_400.0
 MOST_PER_S = 1_000_000
 """Requests to the cloud that are simulated, per second."""
 MOST_MULTIPLE = 1_000
+POLL_S = 0.2
+"""Between two looks at the simulations, seconds: where a wait cannot be interrupted, Ctrl-C acts within that time."""
 WITHIN = 2
 """The required capacity is that with which the cloud recovers within so many times the outage."""
 
@@ -100,9 +106,6 @@ def fleet(
 
     Every device is simulated, as elements of arrays, in steps of 0.1 s. The required capacity is found with a sample of 20,000.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     from edgeroute.replay.fleet.scenario import AGAIN_S, EDGEROUTE, Scenario, clients
 
     given = {
@@ -121,14 +124,53 @@ def fleet(
         )
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
         raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as processes:
-        compared = clients(scenario, EDGEROUTE.spread_s if spread is None else spread)
-        rows = list(processes.map(partial(_row, scenario), compared))
+    rows = _rows(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread))
     if as_json:
         print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
         return OK
     show(scenario, rows)
     return OK
+
+
+def _rows(scenario: Scenario, compared: Sequence[Client]) -> list[dict[str, Any]]:
+    """The result of each simulation. They run in processes, which are ended at once if this one is interrupted."""
+    from concurrent.futures import ProcessPoolExecutor, wait
+    from multiprocessing import active_children, get_context
+
+    from edgeroute.cli.progress import bar
+
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    processes = ProcessPoolExecutor(
+        min(len(compared), os.cpu_count() or 1), mp_context=get_context("spawn"), initializer=signal.signal, initargs=quiet
+    )
+    try:
+        with _deaf():
+            results = [processes.submit(_row, scenario, client) for client in compared]
+        with bar() as progress:
+            task, left = progress.add_task(f"simulating {scenario.devices:,} devices", total=len(results)), {*results}
+            while left:
+                done, left = wait(left, timeout=POLL_S)
+                progress.advance(task, len(done))
+        return [result.result() for result in results]
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
+    finally:
+        processes.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignores Ctrl-C: a process that is started meanwhile does so for good, where its own handler would print a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
@@ -158,28 +200,24 @@ def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
 
 def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
     """Prints the results as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     from edgeroute.replay.fleet.capacity import MOST
 
-    console, table = Console(width=None if sys.stdout.isatty() else 1 << 16), Table()
-    for name in ("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"):
-        table.add_column(name, justify="left" if name == "devices" else "right")
-    for row in rows:
-        table.add_row(
+    lines = [
+        (
             row["name"], _time(row["cloud_back_s"]), _time(row["fleet_back_s"]), f"{row['peak']:.1f}x",
             f"{row['degraded'] / max(row['asked'], 1):.1%}", f"{row['wasted']:.0%}",
             f"> {MOST:g}x" if row["capacity_needed"] is None else f"{row['capacity_needed']:g}x",
-        )  # fmt: skip
-    console.print(
+        )
+        for row in rows
+    ]  # fmt: skip
+    out = console()
+    out.print(
         f"{scenario.devices:,} devices ask the cloud {scenario.normal_per_s:,.0f} times a second. It can answer "
         f"{scenario.capacity_per_s:,.0f}, and is away for {scenario.outage_s:g} s.",
-        highlight=False,
     )
-    console.print(table)
+    table(("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"), lines, ("devices",))
     for line in notes(scenario, rows):
-        console.print(line, highlight=False)
+        out.print(line)
 
 
 def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:

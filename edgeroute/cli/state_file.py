@@ -7,7 +7,6 @@ import json
 import sqlite3
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from edgeroute.errors import BadInput, StoreError
 
@@ -36,7 +35,7 @@ def read(folder: Path) -> dict[str, Value]:
     alone = "" if path.with_name("state.db-wal").exists() else "&immutable=1"
     try:
         with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro{alone}", uri=True, timeout=BUSY_S)
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{alone}", uri=True, timeout=BUSY_S)
         ) as connection:
             rows = connection.execute("SELECT name, value, updated FROM kept").fetchall()
     except sqlite3.Error as e:

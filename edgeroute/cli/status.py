@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
-from edgeroute.cli.outbox import InFolder, OfPolicy, folder, show, when
+from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
+from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
 from edgeroute.core.texts import printable
 
@@ -82,8 +83,9 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
-        show(("leg", "answers", "p50", "p99"), rows)
-    show(("spent", "so far", "limit"), [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()])
+        table(("leg", "answers", "p50", "p99"), rows, ("leg",))
+    rows = [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()]
+    table(("spent", "so far", "limit"), rows, ("spent",))
     if box is not None:
         print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
     if written is not None:

@@ -6,10 +6,9 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from edgeroute.cli.inputs import Item
+from edgeroute.cli.tables import console, pairs
 from edgeroute.core.texts import printable
 from edgeroute.observe.stats import Stats
 from edgeroute.types import Answer
@@ -45,25 +44,25 @@ class Tally:
 
     def show(self, stats: Stats, *, failed: int, batch: int) -> None:
         """Prints the summary. stats: of the router that answered; batch: inputs answered together."""
-        console, total = Console(), self.answered
+        out, total = console(), self.answered
         for line in self._first:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            out.print(line, markup=False, soft_wrap=True)
         if total > FIRST:
-            console.print(f"and {total - FIRST:,} more; --json shows them all", highlight=False)
-        table = Table(show_header=False)
-        table.add_row("answered", f"{total:,}" + (f", and {failed:,} failed" if failed else ""))
+            out.print(f"and {total - FIRST:,} more; --json shows them all")
+        rows = list[tuple[str, object]]()
+        rows.append(("answered", f"{total:,}" + (f", and {failed:,} failed" if failed else "")))
         for source in ("edge", "cloud"):
             count = self.sources[source]
-            table.add_row(f"by the {source}", f"{count:,}" + (f" ({count / total:.1%})" if total else ""))
-        table.add_row("degraded", f"{self.degraded:,}")
-        table.add_row("asked the cloud", f"{stats.deferral_rate:.1%} of requests")
+            rows.append((f"by the {source}", f"{count:,}" + (f" ({count / total:.1%})" if total else "")))
+        rows.append(("degraded", f"{self.degraded:,}"))
+        rows.append(("asked the cloud", f"{stats.deferral_rate:.1%} of requests"))
         if total:
             p50, p90, p99 = (f"{value * 1000:,.2f}" for value in np.quantile(self._latencies, (0.5, 0.9, 0.99)))
-            table.add_row("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else ""))
-        table.add_row("bytes", f"{stats.bytes_sent:,} sent, {stats.bytes_received:,} received")
+            rows.append(("latency, ms", f"p50 {p50}, p90 {p90}, p99 {p99}" + (f" (batches of {batch})" if batch > 1 else "")))
+        rows.append(("bytes", f"{stats.bytes_sent:,} sent, {stats.bytes_received:,} received"))
         if self.labelled:
-            table.add_row("accuracy", f"{self.right / self.labelled:.2%} of {self.labelled:,} with a label")
-        console.print(table)
+            rows.append(("accuracy", f"{self.right / self.labelled:.2%} of {self.labelled:,} with a label"))
+        pairs(rows)
 
 
 def _right(answer: Answer, label: Any) -> bool:

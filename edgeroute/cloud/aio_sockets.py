@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections import deque
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
-from edgeroute.cloud.sockets import STAGGER_S, Sockets
+from edgeroute.cloud.sockets import STAGGER_S, Sockets, refused
 
 
 class AsyncSockets(Sockets):
@@ -80,7 +79,7 @@ class AsyncSockets(Sockets):
             await self.loop.sock_connect(sock, there.address)
         except OSError as e:
             self.drop(sock)
-            raise OSError(e.errno, os.strerror(e.errno or 0)) from e
+            raise refused(e.errno) from e
         return sock
 
     async def _look_up(self, host: str, port: int) -> list[SocketAddress]:

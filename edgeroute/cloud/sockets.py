@@ -8,6 +8,7 @@ import os
 import select
 import selectors
 import socket
+import sys
 import threading
 from collections import deque
 from time import monotonic
@@ -200,7 +201,7 @@ class BlockingSockets(Sockets):
                 if not code:
                     self.keep_only(sock)
                     return sock
-                errors.append(OSError(code, os.strerror(code)))
+                errors.append(refused(code))
                 selector.unregister(sock)
                 self.drop(sock)
                 next_at = 0.0
@@ -211,7 +212,7 @@ class BlockingSockets(Sockets):
         code = sock.connect_ex(there.address)
         if code and code not in _UNDER_WAY:
             self.drop(sock)
-            raise OSError(code, os.strerror(code))
+            raise refused(code)
         return sock
 
     def _look_up(self, host: str, port: int) -> list[SocketAddress]:
@@ -225,6 +226,13 @@ class BlockingSockets(Sockets):
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()
+
+
+def refused(code: int | None) -> OSError:
+    """The error of this number, in the system's words."""
+    words: dict[int, str] = getattr(socket, "errorTab", {})  # Windows', whose own function does not know those of sockets
+    code = code or 0
+    return OSError(code, words.get(code) or os.strerror(code))
 
 
 def ready(sock: socket.socket, left_s: float | None) -> bool:
@@ -245,7 +253,7 @@ def readable(sock: socket.socket) -> bool:
     """Whether data, or the end of the stream, can be read without blocking."""
     if sock.fileno() < 0:
         return True
-    if not hasattr(select, "poll"):  # pragma: no cover - not POSIX
+    if sys.platform == "win32":
         return bool(select.select([sock], [], [], 0)[0])
     poll = select.poll()
     poll.register(sock, select.POLLIN)

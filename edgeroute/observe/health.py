@@ -9,7 +9,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from edgeroute.system import renew_after_fork
+from edgeroute.system import LINUX, renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.cloud.guard import Guard
@@ -64,6 +64,8 @@ class EndpointHealth:
             from edgeroute.observe.network import NetworkMonitor
 
             self._watch = NetworkMonitor(self.link_up)
+            if not LINUX:
+                log.info("this system does not tell when the network comes back: endpoints are probed by time alone")
         self._watch.start()
 
     def probe(self, guard: Guard) -> None:

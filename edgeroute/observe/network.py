@@ -104,6 +104,8 @@ def _listen() -> socket.socket | None:
 
 
 def _watch(netlink: socket.socket, stopped: socket.socket, on_up: Callable[[], None]) -> None:
+    if sys.platform != "linux":  # it has no netlink
+        return
     with netlink, stopped:
         poll = select.poll()
         poll.register(netlink, select.POLLIN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
@@ -12,9 +13,10 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.observe.sensors import Reading, Sensors, read
 from edgeroute.observe.stats import Counts
-from edgeroute.system import contained
+from edgeroute.system import LINUX, contained
 from edgeroute.types import Backend
 
+OWN = "give the router `sensors=`, a function that returns a Reading"
 READS_S = 10.0
 """Minimum time between two readings of the device's sensors, seconds."""
 log = logging.getLogger("edgeroute")
@@ -68,6 +70,17 @@ class Observer:
         if changed:
             self.facts = self.facts._replace(**reading._asdict())
         return changed
+
+    def lacking(self, policy: Policy, backends: Sequence[Backend]) -> list[str]:
+        """What this policy uses and this system does not have, one line each."""
+        lines = []
+        if policy.saver is not None and self._sensors is read and not LINUX:
+            lines.append(f"saver: neither battery nor temperature can be read on {sys.platform}, so it never applies: {OWN}")
+        if any(backend.side == "cloud" for backend in backends) and not LINUX:
+            lines.append(
+                f"{sys.platform} does not tell when the network is back: an endpoint that was away is probed by time alone"
+            )
+        return lines
 
     def no_hedge(self, backends: Sequence[Backend]) -> str:
         """Why hedges and audits are forbidden now; empty: they are allowed."""

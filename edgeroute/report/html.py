@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+NARROW = 4
+"""A table of more columns does not fit on a phone."""
+
 
 def escape(text: str) -> str:
     """Escapes text, with a non-breaking space before percent signs."""
@@ -36,7 +39,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], label: str) -> str
     """A horizontally scrolling table; the first cell of each row is its header. label: for screen readers."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     whole = f"<table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{_body(rows)}\n</tbody>\n</table>"
-    return f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">\n{whole}\n</div>'
+    hint = '<p class="hint">The table is wider than this screen: it scrolls sideways.</p>\n' if len(head) > NARROW else ""
+    return f'{hint}<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">\n{whole}\n</div>'
 
 
 def facts(rows: Iterable[Sequence[str]]) -> str:

@@ -21,6 +21,8 @@ from edgeroute.report.words import (
     interval,
     level,
     limit,
+    methods,
+    outcome,
     percent,
     size,
     verdict,
@@ -36,7 +38,9 @@ def promise(evaluation: Evaluation) -> str:
     """The certificate's guarantee, and whether it held on these examples."""
     certificate = evaluation.certificate
     short, long = verdict(evaluation, verdicts(evaluation))
-    said = f'<p class="verdict"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
+    kind, sign = outcome(evaluation, verdicts(evaluation))
+    mark = f'<span class="sign" aria-hidden="true">{sign}</span> ' if sign else ""
+    said = f'<p class="verdict {kind}">{mark}<strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
     rows = [("threshold", _threshold(evaluation))]
     if certificate is None:
         return html.section("The promise", said, html.facts(rows))
@@ -69,7 +73,7 @@ def numbers(evaluation: Evaluation) -> str:
     examples, right = evaluation.examples, "accuracy" if evaluation.labelled else "as the cloud says"
     boxes = []
     if "cascade" in accuracy:
-        boxes.append((f"{right}, both together", percent(accuracy["cascade"].value), interval(accuracy["cascade"])))
+        boxes.append((f"{right}, cascade", percent(accuracy["cascade"].value), interval(accuracy["cascade"])))
     elif "accepted" in accuracy:
         boxes.append((f"{right} of what the edge keeps", percent(accuracy["accepted"].value), interval(accuracy["accepted"])))
     boxes.append(("deferred", percent(deferral.value), interval(deferral)))
@@ -98,7 +102,7 @@ def numbers(evaluation: Evaluation) -> str:
         rows.append([LEGS[leg], *cells])
     quantiles = [f"p{q * 100:g}" for q in QUANTILES] if latency else []
     head = ["", right, "95 % interval", *quantiles, "deferred", *(["sent", "received"] if examples.sent_bytes else [])]
-    return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and both together"))
+    return html.section("In numbers", html.tiles(boxes), html.table(head, rows, "Edge, cloud and cascade"))
 
 
 def accuracy_over_deferral(evaluation: Evaluation) -> str:
@@ -126,7 +130,7 @@ def latency(evaluation: Evaluation) -> str:
         return ""
     caption = "The share of inputs that are answered within a time."
     if "cascade" in evaluation.seconds():
-        caption += " Both together: the edge, and then the cloud where it is asked."
+        caption += " Cascade: the edge, and then the cloud where it is asked."
     return html.section("Latency", html.figure(drawn, "The share of inputs answered over time, for each leg", caption))
 
 
@@ -142,10 +146,10 @@ def cost(evaluation: Evaluation) -> str:
         cells = [amount(one.what, value) for value in (one.edge, one.cloud, one.together(deferral))]
         rows.append([called[one.what], *cells, "none" if even is not None and even <= 0 else percent(even), percent(deferral)])
     text = (
-        "The edge is always paid, and the cloud where it is asked. So both together cost less than the cloud alone while the "
+        "The edge is always paid, and the cloud where it is asked. So the cascade costs less than the cloud alone while the "
         "deferral is below the break-even, 1 - edge / cloud."
     )
-    head = ["an input", "edge", "cloud", "both together", "break-even", "deferral here"]
+    head = ["an input", "edge", "cloud", "cascade", "break-even", "deferral here"]
     return html.section("Cost", html.paragraph(text), html.table(head, rows, "Cost of an input"))
 
 
@@ -216,7 +220,8 @@ def notes(evaluation: Evaluation) -> str:
     """Definitions and caveats of the numbers shown."""
     asked = evaluation.examples.cloud is not None
     said = [
-        "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked."
+        "An answer of the edge is accepted where its score is at least the threshold. Else it is deferred: the cloud is asked.",
+        "The cascade is edge and cloud together: the edge's answer where it is accepted, and else the cloud's.",
     ]
     if evaluation.labelled:
         said.append("Accuracy is the share of answers that are the label.")
@@ -224,13 +229,15 @@ def notes(evaluation: Evaluation) -> str:
         said.append("There are no labels. An answer counts as right where it is the cloud's, so the cloud has 100 %.")
     else:
         said.append("There are neither labels nor answers of the cloud, so nothing is said about what is right.")
+    if evaluation.certificate is not None and (how := methods(evaluation.certificate)):
+        said.append(how)
     said.append("Intervals are of 95 %, exact (Clopper-Pearson), for inputs that are drawn like these and independent.")
     if asked:
         said.append("The oracle knows which side is right, and defers first what gains by it. No score does better.")
     if "cascade" in evaluation.seconds():
-        said.append("The latency of both together is the sum of the two where the cloud is asked, with no hedging.")
+        said.append("The latency of the cascade is the sum of the two where the cloud is asked, with no hedging.")
     if evaluation.examples.sent_bytes or evaluation.examples.usd:
-        said.append("The cloud was asked for all inputs; what both together send, in bodies, and spend is scaled from that.")
+        said.append("The cloud was asked for all inputs; what the cascade sends, in bodies, and spends is scaled from that.")
     unscored = int(np.isnan(evaluation.examples.score).sum())
     if unscored:
         does = "accepted" if evaluation.accept_unsure else "deferred"

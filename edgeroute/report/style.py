@@ -9,7 +9,13 @@ h1 { font-size: 1.4rem; }
 figure { margin: 1.5rem 0; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
-.wide { overflow-x: auto; }
+.hint { display: none; }
+.wide { overflow-x: auto; background:
+  linear-gradient(90deg, var(--back) 1.5rem, transparent) local,
+  linear-gradient(270deg, var(--back) 1.5rem, transparent) right local,
+  linear-gradient(90deg, var(--faint), transparent .8rem), linear-gradient(270deg, var(--faint), transparent .8rem) right;
+  background-repeat: no-repeat; }
+@media (max-width: 40rem) { .hint { display: block; color: var(--dim); font-size: .9rem; margin: .5rem 0 0; } }
 table { border-collapse: collapse; width: 100%; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 th:first-child { text-align: left; }
@@ -23,6 +29,9 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p, ul, dl { max-width: 46rem; margin: .5rem 0; }
 .dim, figcaption, dt { color: var(--dim); font-size: .9rem; }
 .verdict { border-left: .3rem solid var(--ink); padding: .2rem .8rem; margin: 1rem 0; }
+.held { --tone: #1f6f3a; } .broken { --tone: #b3261e; } .open { --tone: #7a5200; }
+@media (prefers-color-scheme: dark) { .held { --tone: #7fd699; } .broken { --tone: #ff9b92; } .open { --tone: #f0c060; } }
+.verdict { border-color: var(--tone, var(--ink)); } .verdict strong, .sign { color: var(--tone, var(--ink)); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .8rem; max-width: none;
   margin: 1rem 0; }
 .tiles div { border: 1px solid var(--faint); border-radius: .4rem; padding: .5rem .8rem; }

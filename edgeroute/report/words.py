@@ -10,7 +10,27 @@ from edgeroute.report.evaluation.promise import Verdict
 from edgeroute.report.evaluation.share import Share
 
 NONE = "not known"
-LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "both together"}
+LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
+
+
+METHODS = {
+    "CP-harm": "an exact bound (Clopper-Pearson) of how often the edge's answer is kept where only the cloud is right",
+    "LR-BB": "an exact test (likelihood ratio, Berger-Boos) of what the edge's answers lose, less what they gain",
+    "D-BB": "an exact test (difference, Berger-Boos) of what the edge's answers lose, less what they gain",
+    "CP-error": "an exact bound (Clopper-Pearson) of the share of wrong answers among those that the edge gives alone",
+    "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
+    "rank": "the score of the example at the promised rank, which holds on average over examples",
+}
+"""What the tests behind certificates do."""
+TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
+
+
+def methods(certificate: Certificate) -> str:
+    """How the threshold was found, in words; empty: by a test that is not known here."""
+    said = "; ".join(METHODS[name] for name in certificate.method.split(" and ") if name in METHODS)
+    if not said:
+        return ""
+    return f"Method {certificate.method}: {said}.{f' {TRIED}' if certificate.sure is not None else ''}"
 
 
 def percent(share: float | None) -> str:
@@ -91,6 +111,18 @@ def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
     if certificate.sure is not None:
         said += f", or it is one of the {limit(1 - certificate.sure)} of certificates that promise too much"
     return "It did not hold on these inputs, and chance does not explain it.", f"{said}."
+
+
+def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
+    """What the verdict comes to, held, broken, open or none, as a class of the page; and a sign for it."""
+    if evaluation.certificate is None:
+        return "none", ""
+    if evaluation.uncalibrated or not found:
+        nothing_wrong = not evaluation.uncalibrated and evaluation.certificate.kind == "max_error" and evaluation.labelled
+        return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
+    if all(one.held for one in found):
+        return "held", "\N{CHECK MARK}"
+    return ("broken", "\N{BALLOT X}") if found[0].broken else ("open", "?")
 
 
 def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:

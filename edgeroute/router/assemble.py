@@ -23,7 +23,7 @@ from edgeroute.router.engine import Engine, prints
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import build
-from edgeroute.system import ThreadPool, contained
+from edgeroute.system import ThreadPool, contained, log
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def assemble(
     RULES[engine.snapshot.policy.offline].check(engine)
     if engine.snapshot.policy.saver is not None:
         observer.read()
+        for line in observer.lacking(engine.snapshot.policy, ()):
+            log.warning("%s", line)
     if engine.checkpoint is not None:
         engine.checkpoint.recall(engine.snapshot.clouds)
     if audit is not None:

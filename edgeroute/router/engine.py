@@ -282,7 +282,8 @@ class Engine:
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""
-        return check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
+        found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
+        return found._replace(lines=(*found.lines, *self.observer.lacking(self.snapshot.policy, self.snapshot.backends)))
 
     def close(self) -> None:
         """Stops threads and connections, and stores the state. Never raises."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.core.spending import Limits
+from edgeroute.errors import EdgerouteError, ModelMissing
 from edgeroute.router.assemble import guard
 from edgeroute.router.engine import Engine
 from edgeroute.router.snapshot import Snapshot, build
@@ -44,8 +45,23 @@ class PolicyFile:
         from edgeroute import settings  # pydantic is imported only for policy files
 
         functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
-        arguments: dict[str, Any] = settings.load(self.path).arguments(self.path.parent, **functions)
-        return {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
+        policy = settings.load(self.path)
+        try:
+            arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
+        except EdgerouteError as e:
+            raise type(e)(f"{self.path}: {e}") from e
+        made = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
+        self._check_models(made["edge"])
+        return made
+
+    def _check_models(self, edge: Any) -> None:
+        """Raises ModelMissing, with the key, if the file of a model is not there."""
+        edges = edge if isinstance(edge, list) else [edge]
+        for i, model in enumerate(edges):
+            path = getattr(model, "path", None)
+            if path is not None and not Path(path).exists():
+                key = f"edge[{i}].path" if len(edges) > 1 else "edge.path"
+                raise ModelMissing(f"{self.path}: {key}: there is no model at {path}")
 
     def reload(self, engine: Engine) -> None:
         """Reads the file again, and puts it in force.

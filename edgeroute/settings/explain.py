@@ -30,6 +30,8 @@ def _problem(loc: Key, kind: str, said: Mapping[str, Any], value: Any) -> Proble
         return Problem((*key, "protocol"), f"found {found(value['protocol'])}: {nearest(value['protocol'], CLOUDS)}")
     if kind == "literal_error":
         words = re.findall(r"'(\w+)'", said["expected"])
+        if isinstance(value, bool):  # in YAML `off`, too, is one
+            return Problem(key, f"found {found(value)}: expected one of {', '.join(words)}, in quotes")
         return Problem(key, f"found {found(value)}: {nearest(value, words)}")
     if kind == "expected":
         shown = sort(value) if key[-1] in _MAY_BE_SECRET else found(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
@@ -13,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline, Uncalibrated
+from edgeroute.errors import EdgerouteError
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
@@ -160,13 +163,16 @@ class Settings(BaseSettings):
             ModelError: a card or score is invalid.
             PolicyError: a certificate is missing or invalid.
         """
-        score, key = _score(self.score, folder)
+        with _named("score"):
+            score, key = _score(self.score, folder)
+        with _named("threshold"):
+            threshold = _certified(self.threshold, folder)
         edges, clouds = ([_kept(section, folder, key) for section in sections] for sections in (self.edge, self.cloud))
         state = at(folder, self.state or "")  # unused without a state folder: a section that needs one would be a contradiction
         rules = self.egress or (None if consent is None and redact is None else Egress.model_validate({}))
         return {
             **self.model_dump(exclude={*SECTIONS}),
-            "threshold": _certified(self.threshold, folder),
+            "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
             "edge": edges[0] if len(edges) == 1 else edges or None,
@@ -190,6 +196,15 @@ def _stamp(path: Path) -> Any:
         return file_stamp(path)
     inside = [Path(at) / name for at, _, names in os.walk(path) for name in names]
     return tuple(sorted((str(file), file_stamp(file)) for file in inside))
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Names the key in what is wrong with the file that it names."""
+    try:
+        yield
+    except EdgerouteError as e:
+        raise type(e)(f"{key}: {e}") from e
 
 
 def _certified(threshold: Any, folder: Path) -> Any:

@@ -44,7 +44,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    return [*_sides(data), *_times(data), *_folder(data), *_classes(data)]
+    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data)]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -107,6 +107,13 @@ def _classes(data: Mapping[str, Any]) -> Iterator[Problem]:
     never, may = (given if isinstance(given := rules.get(key), list) else [] for key in ("never_leave", "may_leave"))
     for name in [name for name in may if isinstance(name, str) and name in never]:
         yield Problem(("egress", "may_leave"), f"{found(name)} is in never_leave too")
+
+
+def _saver(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """A saver that would never apply."""
+    saver = data.get("saver")
+    if isinstance(saver, dict) and "battery_below" not in saver and "hotter_than" not in saver:
+        yield Problem(("saver",), "expected battery_below, hotter_than or both: without them it never applies")
 
 
 def found(value: Any) -> str:

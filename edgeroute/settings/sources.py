@@ -223,12 +223,36 @@ def _toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
     except ValueError as e:
-        raise ValueError(f"is not TOML: {e}") from None
+        raise ValueError(f"is not TOML: {_toml_words(str(e), text)}") from None
+
+
+def _toml_words(said: str, text: str) -> str:
+    """The parser's message, with the key of the line that it names and what to write; no value, which may be a secret."""
+    at = re.search(r" \(at line (\d+), column \d+\)$", said)
+    line = text.splitlines()[int(at[1]) - 1] if at and int(at[1]) <= len(text.splitlines()) else ""
+    if at is None or (key := re.match(r"\s*([\w.-]{1,60})\s*([=:])|\s*\[+([\w.-]{1,60})\]", line)) is None:
+        return said
+    if said.startswith("Cannot overwrite a value") and key[1]:
+        return _twice(key[1]) + at[0]
+    if key[3]:
+        several = f"; several of them are [[{key[3]}]]" if key[3] in LISTS else ""
+        return f"the section [{key[3]}] is there twice{several}{at[0]}" if "twice" in said else said
+    hints = {
+        "Invalid value": 'text is in straight quotes, as in "300ms"',
+        "Expected '=' after": "a key and its value have = between",
+    }
+    hint = next((f"; {words}" for start, words in hints.items() if said.startswith(start)), "")
+    return f"{key[1]}: {said[: at.start()]}{at[0]}{hint}"
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once)
+    except _Twice as e:
+        lines = [
+            number for number, line in enumerate(text.splitlines(), 1) for _ in re.findall(rf"{re.escape(e.quoted)}\s*:", line)
+        ]
+        raise ValueError(f"is not JSON: {e}{f' (at line {lines[1]})' if len(lines) == 2 else ''}") from None  # noqa: PLR2004
     except ValueError as e:
         raise ValueError(f"is not JSON: {_place(e)}") from None
 
@@ -237,8 +261,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; a key that is there twice is refused, where Python would keep the last."""
     if len(found := dict(pairs)) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(_twice(twice))
+        raise _Twice(twice)
     return found
+
+
+class _Twice(ValueError):
+    """A key of a JSON object that is there twice."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(_twice(key))
+        self.quoted = json.dumps(key)
 
 
 def _twice(key: str) -> str:
@@ -261,6 +293,8 @@ def _yaml(text: str) -> Any:
             loader.dispose()
     except yaml.MarkedYAMLError as e:
         said = _YAML_QUOTED.sub(r"\1", e.problem or "an error")
+        if "'\\t'" in (e.problem or ""):
+            said = "found a tab, where YAML is indented with spaces"
         raise ValueError(f"is not YAML: {said}{_at(e.problem_mark)}") from None
     except (yaml.YAMLError, ValueError) as e:
         raise ValueError(f"is not YAML: {str(e).splitlines()[0]}") from None

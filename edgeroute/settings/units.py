@@ -84,11 +84,13 @@ def _times(word: str) -> list[str]:
 
 
 def _sizes(word: str) -> list[str]:
+    if named := re.fullmatch("(kilo|mega|giga)?bytes?", word):
+        return [{"k": "KB", "m": "MB", "g": "GB"}.get((named[1] or "")[:1], "B")]
     return [unit for unit in BYTES if word in {unit.lower(), unit[:-1].lower()}][:1] if word else ["KB", "MB"]
 
 
 def _shares(word: str) -> list[str]:
-    return ["%"] if word in {"%", "percent"} else []
+    return ["%"] if word in {"", "%", "percent"} else []
 
 
 def text(title: str, pattern: str, example: str) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _secret(value: Any) -> Secret:
 def _score(value: Any) -> str:
     if isinstance(value, str) and (value in SCORES or re.fullmatch(_JSON, value)):
         return value
-    raise refused(f"found {found(value)}: {nearest(value, SCORES)} A path of a saved score ends in .json")
+    raise refused(f"found {found(value)}: {nearest(value, SCORES)}; the path of a saved score ends in .json")
 
 
 def _thresholds(value: Any) -> Any:
@@ -98,6 +98,12 @@ def _thresholds(value: Any) -> Any:
 
 def _no_threshold() -> NoReturn:
     raise expected("a number, the path of a certificate (.json), or a list with one of them for each edge model")
+
+
+def _verify(value: bool | str) -> bool | str:
+    if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
+        raise expected(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
+    return value
 
 
 def _header(name: str) -> str:
@@ -160,7 +166,8 @@ Hedge = Annotated[
     WithJsonSchema(text('duration, `"p10"` to `"p99"` or `"auto"`', f"{DURATION}|{HEDGE}", "p90")),
 ]
 Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
-Verify = Annotated[bool | _Text, said("true, false, or the path of a file with authorities in quotes")]
+_VERIFY = "true, false, or the path of a file with authorities in quotes"
+Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgeroute.errors import StoreError
+from edgeroute.stores.locks import ProcessLock
 from edgeroute.system import json_dumps, json_loads, plain, renew_after_fork
+
+if sys.platform != "win32":
+    from edgeroute.stores.locks import locked
+
+WAIT_S = 5.0
+"""How long a line waits for another process's, where they take turns, seconds."""
+_FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0)  # Windows would write CR LF
 
 
 class Journal:
     """Appends records to one file, opened at the first line; when full it is rotated to `path.1`, that one to `path.2`, ...
 
     An appended line survives the end of the process. There is no fsync: a power cut may lose the last lines.
+
+    On Windows, where O_APPEND is not atomic and an open file cannot be renamed, processes take turns: each holds a lock while it
+    opens the file, appends and closes it.
 
     Args:
         path: of the file; its folder is created. Mode 0600: readable by its owner only.
@@ -34,6 +45,7 @@ class Journal:
         self._max_bytes, self._keep = max_bytes, keep
         self._fd: int | None = None
         self._file = (0, 0)
+        self._turn = ProcessLock(self.path.with_name(self.path.name + ".lock")) if sys.platform == "win32" else None
         self.after_fork()
         renew_after_fork(self)
 
@@ -50,12 +62,10 @@ class Journal:
         line = _dumps(record) + b"\n"
         with self._lock:
             try:
-                fd, size = self._current(len(line))
-                if size and os.pread(fd, 1, size - 1) != b"\n":
-                    # the last line was truncated: start a new one; or it is just being written: then this adds an empty line
-                    line = b"\n" + line
-                if os.write(fd, line) < len(line):
-                    raise OSError(errno.ENOSPC, "no room for a whole line")  # noqa: TRY301 - what any other failure is, too
+                if self._turn is None:
+                    self._append(line)
+                else:
+                    self._append_in_turn(line, self._turn)
             except OSError as e:
                 self._drop()
                 raise StoreError(f"{self.path}: {e.strerror or e}") from e
@@ -64,6 +74,23 @@ class Journal:
         """Closes the file; the next line opens it again."""
         with self._lock:
             self._drop()
+
+    def _append(self, line: bytes) -> None:
+        fd, size = self._current(len(line))
+        if size and _byte(fd, size - 1) != b"\n":
+            # the last line was truncated: start a new one; or it is just being written: then this adds an empty line
+            line = b"\n" + line
+        if os.write(fd, line) < len(line):
+            raise OSError(errno.ENOSPC, "no room for a whole line")
+
+    def _append_in_turn(self, line: bytes, turn: ProcessLock) -> None:
+        if not turn.take(WAIT_S):
+            raise OSError(errno.EBUSY, f"another process has held its lock for {WAIT_S:g} s")
+        try:
+            self._append(line)
+            self._drop()
+        finally:
+            turn.leave()
 
     def _current(self, more: int) -> tuple[int, int]:
         """The descriptor for a line of so many bytes, and the file's size; reopens after another process has rotated."""
@@ -81,7 +108,7 @@ class Journal:
 
     def _open(self) -> os.stat_result:
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
         self._drop()
         self._fd, found = fd, os.fstat(fd)
         self._file = _which(found)
@@ -89,17 +116,24 @@ class Journal:
 
     def _rotate(self) -> None:
         """Rotates the files, unless another process is rotating or has just done so; never blocks."""
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            full = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)  # a new one: a forked child would share the lock of `_fd`
-            try:
-                fcntl.flock(full, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _which(self.path.stat()) == _which(os.fstat(full)) == self._file:
-                    for n in range(self._keep - 1, 0, -1):
-                        with contextlib.suppress(FileNotFoundError):
-                            _numbered(self.path, n).replace(_numbered(self.path, n + 1))
-                    self.path.replace(_numbered(self.path, 1))
-            finally:
-                os.close(full)
+        if sys.platform == "win32":  # this process has its turn; but somebody who reads the file prevents its renaming
+            self._drop()
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                self._renumber()
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                full = os.open(self.path, os.O_RDWR)  # a new one: a forked child would share the lock of `_fd`
+                try:
+                    if locked(full) and _which(self.path.stat()) == _which(os.fstat(full)) == self._file:
+                        self._renumber()
+                finally:
+                    os.close(full)
+
+    def _renumber(self) -> None:
+        for n in range(self._keep - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                _numbered(self.path, n).replace(_numbered(self.path, n + 1))
+        self.path.replace(_numbered(self.path, 1))
 
     def _drop(self) -> None:
         fd, self._fd = self._fd, None
@@ -167,6 +201,13 @@ def read(path: str | Path, *, since: float | None = None, exact: bool = True) ->
         exact: integers beyond 64 bits stay integers; False may be twice as fast.
     """
     return Reading(path, since, partial(json_loads, exact=exact))
+
+
+def _byte(fd: int, at: int) -> bytes:
+    if sys.platform != "win32":
+        return os.pread(fd, 1, at)
+    os.lseek(fd, at, os.SEEK_SET)  # nobody else uses this descriptor
+    return os.read(fd, 1)
 
 
 def _which(found: os.stat_result) -> tuple[int, int]:

@@ -230,7 +230,8 @@ class Database:
             except FileExistsError:  # another thread or process was faster
                 pass
             except OSError:  # a file system without hard links
-                made.rename(self.path)
+                with contextlib.suppress(FileExistsError):  # on Windows, if another was faster
+                    made.rename(self.path)
         finally:
             made.unlink(missing_ok=True)
 
@@ -253,16 +254,22 @@ class Database:
         self._drop()
         if getattr(error, "sqlite_errorname", _guess(error)) in _CORRUPT and _which(self.path) == (file or self._file):
             aside = self._set_aside()
+            if aside is None:
+                return StoreError(f"{self.path} is corrupt, and cannot be set aside while others have it open: {error}")
             log.error("%s was corrupt (%s); it is kept as %s, and a new one is begun", self.path, error, aside)
             return StoreError(f"{self.path} was corrupt, and is kept as {aside.name}: {error}")
         return StoreError(f"{self.path}: {error}")
 
-    def _set_aside(self) -> Path:
+    def _set_aside(self) -> Path | None:
+        """The file's new name; None: it cannot be renamed, as on Windows while somebody has it open."""
+        if self._reads.acquire(timeout=READS_S):
+            self._drop_reader()
+            self._reads.release()
         aside = next(p for n in count(1) if not (p := self.path.with_name(f"{self.path.name}.corrupt-{n}")).exists())
         for end in ("-wal", "-shm", ""):
             with contextlib.suppress(OSError):
                 self.path.with_name(self.path.name + end).rename(aside.with_name(aside.name + end))
-        return aside
+        return aside if aside.exists() else None
 
     def _drop(self) -> None:
         if self._connection is not None:

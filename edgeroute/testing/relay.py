@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import socket
 import struct
+import sys
 from time import monotonic
 
 from edgeroute.testing.listener import Listener, finish
 
 PIECE = 1 << 16
+_AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+"""`struct linger`: do not linger."""
 QUEUE = 256
 """Pieces in transit per direction of a relay before the sender is blocked."""
 
@@ -136,5 +139,5 @@ class Relay(Listener):
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Closes a connection with a reset (RST)."""
     with contextlib.suppress(OSError):
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     writer.transport.abort()

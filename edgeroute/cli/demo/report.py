@@ -15,6 +15,7 @@ from rich.text import Text
 
 from edgeroute.cli.demo.data import Images
 from edgeroute.cli.demo.measure import BATCH, Choice, Run, sweep
+from edgeroute.cli.tables import table
 from edgeroute.report.drawing import CLOUD, EDGE, INK, element, frame
 from edgeroute.report.style import STYLE
 from edgeroute.report.words import size
@@ -225,21 +226,15 @@ def show(report: Report, folder: Path | None, *, as_json: bool) -> None:
 
 
 def _print(report: Report, console: Console) -> None:
-    table = Table()
-    for i, name in enumerate(HEAD):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
-    for cells in rows(report):
-        table.add_row(*cells, style="bold" if cells[0] == "cascade" else None)
-    console.print(table)
+    table(HEAD, rows(report), ("",))
     console.print(gained(report), markup=False)
     console.print()
     try:
-        drawn = in_terminal(report, width=min(console.width, 100))
+        drawn = in_terminal(report, width=min(console.width, 100)) if console.encoding.startswith("utf") else ""
     except ImportError:
         console.print(f"No curve: plotext is not installed ({EXTRA})", markup=False)
     else:
-        print(drawn)
-        console.print("● the threshold in use")
+        print(f"{drawn}\n● the threshold in use" if drawn else "No curve: it has characters that this output's encoding lacks")
     console.print()
     listed = Table.grid(padding=(0, 1))
     for note in notes(report):

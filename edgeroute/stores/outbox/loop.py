@@ -1,15 +1,14 @@
-"""Background thread with leader election: it works while its process holds an `flock`, which one process has at a time."""
+"""Background thread with leader election: it works while its process holds a lock, which one process has at a time."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from edgeroute.stores.locks import ProcessLock
 from edgeroute.system import renew_after_fork
 
 log = logging.getLogger("edgeroute")
@@ -20,7 +19,7 @@ class Loop:
 
     Args:
         name: of the thread.
-        place: lock file. The kernel releases the lock when the process ends, `kill -9` included.
+        place: lock file. The system releases the lock when the process ends, `kill -9` included.
         step: returns seconds until the next call; exceptions are logged.
         poll_s: maximum seconds between calls, to notice other processes' writes and to take over the lock.
         busy: whether the lock must still be held after `close()`.
@@ -29,15 +28,14 @@ class Loop:
     def __init__(
         self, name: str, place: Path, step: Callable[[], float], *, poll_s: float, busy: Callable[[], bool] = lambda: False
     ) -> None:
-        self._name, self._place, self._step, self.poll_s, self._busy = name, place, step, poll_s, busy
+        self._name, self.lock, self._step, self.poll_s, self._busy = name, ProcessLock(place), step, poll_s, busy
         self._begun = self._closed = False
-        self._fd: int | None = None
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
         """Closes the inherited descriptor: the lock stays with the parent."""
-        self._leave()
+        self.lock.leave()
         self._changed = threading.Condition()
         self._nudged, self._said = False, ""
         self._thread: threading.Thread | None = None
@@ -81,7 +79,7 @@ class Loop:
                     break
             pause = self.poll_s
             try:
-                if self._take():
+                if self.lock.take():
                     pause = min(pause, self._step())
                 self._said = ""
             except Exception as e:
@@ -90,21 +88,4 @@ class Loop:
                     log.warning("the outbox waits: %s", said, exc_info=not isinstance(e, OSError))
         with self._changed:
             self._changed.wait_for(lambda: not self._busy())
-        self._leave()
-
-    def _take(self) -> bool:
-        if self._fd is not None:
-            return True
-        self._place.parent.mkdir(0o700, parents=True, exist_ok=True)
-        self._fd = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._leave()
-            return False
-        return True
-
-    def _leave(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        self.lock.leave()
