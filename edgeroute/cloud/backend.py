@@ -250,7 +250,6 @@ class FunctionBackend(AbandonedRuns):
             result = joined(self.function(x))
         except BaseException as e:
             exchange.after_attempt(0, e)
-            self.failures.log(f"{self.name} ({self.where})", e)  # here, since of a batch the other rows are answered
             raise
         exchange.after_attempt(0)
         return result
@@ -281,7 +280,6 @@ class FunctionBackend(AbandonedRuns):
         except BaseException as e:
             if not cancelled(e):
                 exchange.after_attempt(0, e)
-                self.failures.log(f"{self.name} ({self.where})", e)
             raise
         exchange.after_attempt(0)
 

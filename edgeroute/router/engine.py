@@ -184,8 +184,10 @@ class Engine:
             self.observe()
         if self.auditor is not None:
             self.auditor.passed(request, outcome)
-        if legs is not None and legs.exchanges and self.checkpoint is not None:
-            self.spending.keep()
+        if legs is not None:
+            if legs.exchanges and self.checkpoint is not None:
+                self.spending.keep()
+            log_failures(request, outcome)
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
@@ -300,6 +302,14 @@ class Engine:
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")
+
+
+def log_failures(request: Request, outcome: Outcome) -> None:
+    """Logs what the application's functions raised; once the walk has ended, so that no leg is late for it."""
+    for kind, leg, _, detail in outcome.log:
+        if kind == "failed":
+            backend = request.snapshot.backends[request.plan.legs[leg].target]
+            backend.failures.log(f"{backend.name} ({backend.where})", detail)
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:

@@ -361,7 +361,6 @@ class LegTask:
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:
     """The event of a failure. Input that the edge rejects is fatal (the caller's fault); input that a cloud rejects is not."""
-    backend.failures.log(f"{backend.name} ({backend.where})", error)
     return Failed(leg, error, monotonic(), fatal=backend.side == "edge" and isinstance(error, BadInput))
 
 
