@@ -95,7 +95,8 @@ def _by_the_card(path, images, never) -> tuple[str, str, float]:  # noqa: ANN001
             tensor += offset
             return session.run(["logits"], {"image": tensor.reshape(1, 1, 28, 28)})[0]
 
-        times = medians({"bare": bare, "infer": Router(edge=file, cloud=never, threshold=0.0).infer}, images)
+        with Router(edge=file, cloud=never, threshold=0.0) as router:
+            times = medians({"bare": bare, "infer": router.infer}, images)
     us = {what: value * 1e6 for what, value in times.items()}
     return f"{us['infer']:.1f} us", f"{us['bare']:.1f} us", us["infer"] - us["bare"]
 

@@ -426,7 +426,7 @@ def test_the_page_says_what_was_found(real):
     for one in real.classes():
         assert one.name in text
         assert f"{one.edge * 100:.2f} %" in text
-    for words in ("fashion-edge (78.8 KB)", "http://localhost/x", "policy.toml", "test.npz", "2026-11-24", "2,500 inputs"):
+    for words in ("fashion-edge (78.5 KB)", "http://localhost/x", "policy.toml", "test.npz", "2026-11-24", "2,500 inputs"):
         assert words in text
     assert f"{calibration_error(bins(real.examples.score, real.edge_right)) * 100:.2f} percentage points" in text
     assert verdict(real, verdicts(real))[1] in text

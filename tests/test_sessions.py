@@ -14,8 +14,8 @@ import tiny
 from both import LONG, Tasks, Threads
 from onnx import TensorProto, helper
 
-from edgeroute import BadInput, Cache, Closed, Ensemble, ModelError, NoAnswer, OnnxModel
-from edgeroute.router.session import States
+from edgeroute import BadInput, Cache, Closed, Ensemble, ModelError, NoAnswer, OnnxModel, StopToken
+from edgeroute.router.session import States, current
 from edgeroute.serve.app import app
 
 ROUTERS = pytest.mark.parametrize("make", [Threads, Tasks])
@@ -259,16 +259,36 @@ def test_a_call_without_an_answer_leaves_the_state(routers, make, vad):
 
 
 @ROUTERS
-def test_a_run_that_was_left_behind_changes_nothing(routers, make, vad):
-    """In a race that the cloud wins, the edge's run goes on after the call, while the next is under way, and after it."""
+@pytest.mark.parametrize("ends", ["before the next call", "after the next call"])
+def test_a_run_that_was_left_behind_changes_nothing(routers, make, vad, ends):
+    """In a race that the cloud wins, the edge's run goes on after the call."""
     held = Held(vad)
     stream = Stream(routers(make, held, lambda _: CLOUD, threshold=0.5, hedge_after=0))
     assert stream.infer(chunk(200)).source == "cloud"
     assert held.begun.wait(LONG)
-    stream.say(8, mode="only_edge")
+    if ends == "after the next call":
+        stream.say(8, mode="only_edge")
     held.gate.set()
     assert held.ended.wait(LONG)
+    if ends == "before the next call":
+        stream.say(8, mode="only_edge")
     assert stream.say(8, mode="only_edge") == heard([8, 8])[1]
+
+
+def test_a_run_that_ends_though_it_was_told_to_stop_changes_nothing(vad):
+    """Its answer is dropped, and so is its state."""
+
+    class Asked(StopToken):
+        @property
+        def asked(self):
+            return True
+
+    model, states = OnnxModel(vad), States()
+    with states.turn() as turn, current(turn):
+        model.run_one(chunk(8), Asked())
+        assert not turn.states
+        model.run_one(chunk(8), StopToken())
+        assert list(turn.states) == [model]
 
 
 def test_a_cancelled_call_leaves_the_state(vad):
