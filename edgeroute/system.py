@@ -17,8 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
-from edgeroute.core.codes import Coded
-from edgeroute.core.texts import FOREIGN, OWN, named, printable, told, typed
+from edgeroute.core.texts import FOREIGN, OWN, printable, told, typed
+from edgeroute.failures import Failures
 
 log = logging.getLogger("edgeroute")
 LINUX = sys.platform == "linux"
@@ -218,24 +218,6 @@ def contained(function: Callable[..., T], *arguments: object) -> T:
         if isinstance(e, KeyboardInterrupt) and not hasattr(_pooled, "thread"):
             raise
         raise NoException(f"{typed(e)}{f': {said}' if (said := told(e)) else ''}") from e
-
-
-class Failures:
-    """Logs what functions of the application raise, with the traceback: once a minute at most, for each instance."""
-
-    EVERY_S = 60.0
-
-    def __init__(self) -> None:
-        self.due = 0.0
-        """Monotonic instant from which the next one is logged."""
-
-    def log(self, what: str, error: BaseException) -> None:
-        """Logs it, unless it is edgeroute's own, whose text says it all, or no failure, such as a cancellation."""
-        now = time.monotonic()
-        if now < self.due or isinstance(error, Coded) or not isinstance(error, Exception | SystemExit):
-            return
-        self.due = now + self.EVERY_S
-        log.error("%s failed: %s (said once a minute at most)", what, named(error), exc_info=error)
 
 
 def cancelled(error: BaseException) -> bool:

@@ -14,7 +14,8 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Outcome, Prediction
-from edgeroute.system import Failures, plain
+from edgeroute.failures import Failures
+from edgeroute.system import plain
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -44,7 +44,8 @@ from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.texts import named
 from edgeroute.core.walk import Prediction, new
 from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError, nearest
-from edgeroute.system import Failures, contained
+from edgeroute.failures import Failures
+from edgeroute.system import contained
 
 logger = logging.getLogger("edgeroute")
 KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers")
