@@ -28,7 +28,6 @@ else:
 
 __all__ = ["Answer", "Cancel", "EdgeModel", "Endpoint", "Prediction", "Recorded", "Spent", "StopToken", "TensorSpec"]
 
-
 log = logging.getLogger("edgeroute")
 Source = Literal["edge", "cloud", "cache", "stale"]
 

@@ -383,14 +383,14 @@ def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(c
     certificate.save(tmp_path / "c.json")
     certificate._replace(n=4001).save(tmp_path / "d.json")
     policy = tmp_path / "policy.toml"
-    text = 'threshold = 1.5\n[audit]\nshare = 0\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    text = 'threshold = 1\n[audit]\nshare = 0\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
     policy.write_text(text)
     rng = np.random.default_rng(3)
     with Router.from_policy(policy, edge=edge, cloud=right) as router:
         for _ in range(10 * TOGETHER + 5):
             router.infer(0.1)  # all of them are deferred: the threshold is above every confidence
         for name in ("c", "d", "d"):
-            policy.write_text(text.replace("1.5", f'"{name}.json"'))
+            policy.write_text(text.replace("= 1\n[", f'= "{name}.json"\n['))
             router.reload()
             for x in rng.uniform(size=5 * TOGETHER).tolist():
                 router.infer(x)

@@ -457,7 +457,7 @@ def test_labels_for_some_of_the_inputs_alone(home, policy):
 # -------------------------------------------------------------------------------------------------- collect
 def edge_of(x):
     """An edge for `Router` that knows its own score."""
-    return int(x), 0.5 + int(x) / 20
+    return int(x), 0.5 + int(x) / 2000
 
 
 X = np.arange(100) % 10

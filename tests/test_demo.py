@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from edgeroute import OnnxModel
 from edgeroute.cli.demo.command import serving
-from edgeroute.cli.demo.data import IMAGES, LABELS, Images, read_idx, shipped, test_images, validation
+from edgeroute.cli.demo.data import IMAGES, LABELS, Images, read_idx, test_images, validation
 from edgeroute.cli.demo.measure import Choice, Run, choose, sweep
 from edgeroute.cli.demo.report import Report, gained, in_terminal, notes, numbers, page, points, show, size
 from edgeroute.confidence.scores import msp
@@ -102,7 +102,6 @@ def test_all_can_be_deferred():
 
 # ------------------------------------------------------------------------------------------------------ data
 def test_the_shipped_files(fashion):
-    assert shipped() == fashion
     known = validation(fashion)
     assert len(known.confidence) == len(known.edge_right) == len(known.cloud_right)
     assert known.edge_right.dtype == bool

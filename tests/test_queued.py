@@ -15,6 +15,7 @@ import pytest
 from both import GOOD, LONG, GatedServer, Tasks, Threads, unsure
 
 from edgeroute import Instrument, Outbox, Unreachable
+from edgeroute.core.texts import named
 from edgeroute.errors import StoreError
 from edgeroute.testing import FakeCloud
 
@@ -144,7 +145,7 @@ def test_what_does_not_get_there_is_reported(make, box, call, caplog, error):
     until(lambda: len(changes.seen) == len(answers))
     assert sorted(changes.seen) == sorted((answer.id, "not queued") for answer in answers)
     for answer in answers:
-        assert f"{answer.id} was being queued when its deadline came, and is not queued: {error}" in caplog.text
+        assert f"{answer.id} was being queued when its deadline came, and is not queued: {named(error)}" in caplog.text
     assert on_disk(box) == set()
 
 

@@ -51,8 +51,8 @@ def mistaken(name: str) -> str:
 
 
 def looks_like_probabilities(z: list[Any]) -> bool:
-    """Whether these numbers are 0 or more and sum to 1, which those of logits practically never do."""
-    return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
+    """Whether these numbers are from 0 to 1 and sum to 1, which those of logits practically never do; not 0 and 1 alone."""
+    return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK and any(0 < v < 1 for v in z)
 
 
 def binary(x: float, kind: str | None) -> list[float]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from edgeroute.edge.members import member, named
 from edgeroute.errors import ModelError
 from edgeroute.system import renew_after_fork
 from edgeroute.types import EdgeModel, StopToken
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("edgeroute")
 
@@ -65,6 +67,8 @@ class Runs:
     @asynccontextmanager
     async def one_async(self) -> AsyncIterator[None]:
         """A run on an event loop."""
+        import asyncio
+
         while not self._entered():
             turn = asyncio.get_running_loop().create_future()
             self._tasks.append(turn)

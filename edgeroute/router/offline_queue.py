@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -321,6 +320,8 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
     x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
     try:
         if backend.alone_async:
+            import asyncio
+
             predictions: list[Prediction] = asyncio.run(backend.run_async([x], INF, exchange))  # type: ignore[misc,arg-type]
             return predictions[0]
         return backend.run([x], INF, None, exchange)[0]

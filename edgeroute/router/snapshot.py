@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend, HttpBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.confidence.binding import BoundCertificate, effective_target
+from edgeroute.confidence.forms import SLACK
 from edgeroute.confidence.reader import bounded
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
@@ -232,7 +233,7 @@ def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certifi
 
 def _check_range(threshold: Any, score: str | Score) -> None:
     """Refuses a threshold that no confidence by this score can be compared with in earnest."""
-    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 or threshold == INF):
+    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
         percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
         raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from edgeroute.confidence.forms import SLACK
 from edgeroute.confidence.reader import bounded
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import NEEDS
@@ -61,7 +62,7 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
     for one in threshold if isinstance(threshold, list) else [threshold]:
         if not isinstance(one, int | float) or not abs(one) <= sys.float_info.max:
             continue
-        if score in SCORES and bounded(score) and not 0 <= one <= 1:
+        if score in SCORES and bounded(score) and not 0 <= one <= 1 + SLACK:
             percent = f": {one:g} % is {one / 100:g}" if 1 < one <= 100 else ""  # noqa: PLR2004 - a hundred per cent
             yield Problem(("threshold",), f"expected 0 to 1, where confidences by {score} are, found {found(one)}{percent}")
     if isinstance(threshold, list) and isinstance(edges, dict) and len(threshold) != len(edges):
