@@ -238,10 +238,10 @@ def test_too_few_examples_say_how_many_more(home, policy):
     """Nothing is written then."""
     args = ["calibrate", "-p", policy(), "-d", home / "val.npz", "--max-error", "1%", "--every", "10"]
     code, out, err = cli(*args)
-    assert (code, out) == (1, "")
+    assert (code, out) == (5, "")
     assert err == "error: max_error=0.01 with sure=0.95 needs at least 299 examples, and there are 120: 179 are missing\n"
     code, out, err = cli(*args, "--json")
-    assert (code, out) == (1, "")
+    assert (code, out) == (5, "")
     assert {k: json.loads(err)[k] for k in ("kind", "needed", "missing")} == {"kind": "NotEnough", "needed": 299, "missing": 179}
     assert not (home / "certificate.json").exists()
 

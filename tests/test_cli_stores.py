@@ -169,7 +169,7 @@ def test_drop_asks_first(state):
     """No answer and "n" remove nothing, "y" does; `--yes` does not ask."""
     for said in ("", "n\n"):
         code, out, err = cli("outbox", "drop", "w-1", "d-3", "--state", state, input=said)
-        assert (code, out.strip()) == (1, "")
+        assert (code, out.strip()) == (130, "")
         assert "remove 2 (dead, waiting) for good?" in err
         assert len(entries(state)[0]) == 3
     code, out, _ = cli("outbox", "drop", "w-1", "--state", state, input="y\n")

@@ -686,15 +686,17 @@ def test_output_that_is_none():
 
 
 def test_what_cannot_be_served(tmp_path):
-    """No model, a name twice or with a slash, inputs of text, a limit of 0: said before anyone listens."""
+    """No model, a name twice or with a slash, text for an input, a limit of 0: said before anyone listens."""
     for models in ([], [Fake(), Fake()], [Fake("a/b")]):
         with pytest.raises(PolicyError):
             app(models)
     with pytest.raises(PolicyError):
         app([Fake()], queue=0)
     text = Fake()
+    text.outputs = (*text.outputs, TensorSpec("words", "object", (-1,)))
+    app([text])
     text.inputs = (*text.inputs, TensorSpec("words", "object", (-1,)))
-    with pytest.raises(ModelError, match="words"):
+    with pytest.raises(ModelError, match=r"its inputs .*words.* are no numbers"):
         app([text])
     path = save(tmp_path / "scale.onnx")
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PolicyError, match="cannot listen"):

@@ -1,0 +1,29 @@
+"""Logs the failures of functions of the application, with their tracebacks, and not each time."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from edgeroute.core.codes import Coded
+from edgeroute.core.texts import named
+
+log = logging.getLogger("edgeroute")
+
+
+class Failures:
+    """Logs what functions of the application raise, with the traceback: once a minute at most, for each instance."""
+
+    EVERY_S = 60.0
+
+    def __init__(self) -> None:
+        self.due = 0.0
+        """Monotonic instant from which the next one is logged."""
+
+    def log(self, what: str, error: BaseException) -> None:
+        """Logs it, unless it is edgeroute's own, whose text says it all, or no failure, such as a cancellation."""
+        now = time.monotonic()
+        if now < self.due or isinstance(error, Coded) or not isinstance(error, Exception | SystemExit):
+            return
+        self.due = now + self.EVERY_S
+        log.error("%s failed: %s (said once a minute at most)", what, named(error), exc_info=error)
