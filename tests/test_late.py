@@ -487,7 +487,7 @@ def test_an_input_that_the_endpoint_cannot_encode(make, box):
         router = make(unsure, PlainJson(server.url), offline="queue", outbox=box)
         answer = router.infer(Odd())
         assert (answer.value, answer.degraded, answer.final) == ("edge", True, True)
-        assert "not queued: " in answer.reason
+        assert "cloud does not take this input: " in answer.reason
         assert box.counts()["stored"] == 0
 
 

@@ -547,8 +547,8 @@ def endless():
 @pytest.mark.parametrize(
     "x",
     [
-        np.array([object()]), np.ma.masked_array([1, 2], [True, False]), np.zeros(2, [("a", "i4")]), np.float32(1), {1: "a"}, {"a": np.ones(1), "b": 2},
-        {"a\0b": np.ones(1)}, {"\ud800": np.ones(1)}, {1, 2}, object(), [object()], bytearray(b"x"), endless(), lambda: None,
+        np.array([object()]), np.ma.masked_array([1, 2], [True, False]), np.zeros(2, [("a", "i4")]), np.float32(1), {1: "a"}, {"a": np.ones(1), "b": {2}},
+        {1, 2}, object(), [object()], bytearray(b"x"), endless(), lambda: None,
     ],
     ids=lambda x: type(x).__name__,
 )  # fmt: skip

@@ -118,6 +118,7 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
         "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "first_token": 0.15, "score": "margin", "no_confidence": "accept",
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
         "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "saver": None, "uncalibrated": "error", "certificate_max_age": 7776000.0,
+        "views": None,
     }  # fmt: skip
     assert set(given) == set(inspect.signature(Router).parameters) - {"trace", "sensors", "instruments", "unknown"}
 
@@ -300,7 +301,7 @@ def test_the_defaults_are_those_of_the_classes():
     mine = {
         "timeout": "timeout_s", "max_reply": "max_reply_bytes", "max_size": "max_bytes", "ttl": "ttl_s", "rate": "rate_per_s", "spread": "spread_s",
         "disk_max": "disk_max_bytes", "stale_while_revalidate": "stale_while_revalidate_s", "negative_ttl": "negative_ttl_s",
-        "stale_if_offline": "stale_if_offline_s", "hotter_than": "hotter_than_c",
+        "stale_if_offline": "stale_if_offline_s", "hotter_than": "hotter_than_c", "max_body": "max_body_bytes",
     }  # fmt: skip
     for section, made, needed in (
         (targets.Edge, OnnxModel, {"path": "a.onnx"}),
@@ -316,7 +317,7 @@ def test_the_defaults_are_those_of_the_classes():
     ):
         theirs = {**address, **inspect.signature(made).parameters}
         for key, value in section.model_validate(needed):
-            if key not in {"path", "url", "protocol", "file"}:
+            if key not in {"path", "url", "protocol", "file", "view"}:  # a view is the router's
                 default = theirs[mine.get(key, key)].default
                 default = None if default == INF else default  # a file says nothing where there is no limit
                 assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)

@@ -192,9 +192,10 @@ class HttpBackend(AbandonedRuns):
         return self.endpoint.address.variables  # type: ignore[no-any-return]
 
     def codec(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of the protocol, and of the card with the preprocessing, if there is one."""
+        """Fingerprint of the protocol, and of the card with the preprocessing, or the body, if there is one."""
         card = getattr(getattr(self.endpoint, "card", None), "path", None)
-        return type(self.endpoint).__name__ + ("" if card is None else f":{of(card)}")
+        own = self.endpoint.codec(of) if hasattr(self.endpoint, "codec") else "" if card is None else of(card)
+        return type(self.endpoint).__name__ + (f":{own}" if own else "")
 
     def close(self) -> None:
         """Closes the connections, those in use when they become idle."""

@@ -202,6 +202,11 @@ class Address:
         self.hidden: set[str] = set()
         """The proxy's password, in the forms in which it may be quoted."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
+        for name in headers or {}:
+            if not (
+                isinstance(name, str) and _HEADER_NAME.fullmatch(name)
+            ):  # not quoted: it may be a whole header, with its value
+                raise PolicyError("headers has a name that is none: it takes letters, digits and -, as in X-Tenant")
         self._headers = {name: ("", _secret(value)) for name, value in (headers or {}).items()}
         if api_key is not None:
             self._headers["Authorization"] = ("Bearer ", _secret(api_key))
@@ -253,6 +258,7 @@ def _secret(value: str | Secret) -> Secret:
     return value if isinstance(value, Secret) else Secret(value)
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _SENDABLE = re.compile(r"([!-~]([\t -~]*[!-~])?)?")
 _PASSWORD_LENGTH = 4
 _SECRET_LENGTH = 8

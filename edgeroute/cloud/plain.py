@@ -1,4 +1,4 @@
-"""Plain JSON over HTTP: one POST per input to any server."""
+"""Any HTTP API that answers JSON: one POST per input."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any
 import numpy as np
 
 from edgeroute.cloud.base import Address, Call, Reply, Talk, loads
+from edgeroute.cloud.body import MAX_BODY, Body, BodyType
+from edgeroute.cloud.encoding import to_json
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
-from edgeroute.errors import BadReply, Unreachable
-from edgeroute.system import contained, json_dumps
+from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
+from edgeroute.system import contained
 
 
 class PlainJson:
-    """POSTs one input as JSON, and extracts the answer from the reply by path.
+    """POSTs one input, as JSON or as fields, and extracts the answer from the JSON reply by path.
 
     Args:
         url: to post to.
         name: of the endpoint in answers, traces and messages.
-        encode: input -> JSON-serialisable body; None: `{"input": input}`, arrays as nested lists.
+        body: a JSON value with placeholders such as `{input}` and `{input.jpeg|base64}`; None: `{"input": "{input}"}`, or of
+            fields the input's own. Arrays become nested lists.
+        body_type: json, multipart or form.
+        max_body_bytes: a longer body is refused.
+        encode: input -> JSON-serialisable body, in place of `body`.
         value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
@@ -29,6 +35,9 @@ class PlainJson:
         labels: class index -> value, for `logits`; None: the edge model's.
         ping_path: health-check path that answers 2xx; None: only the connection is tested, with OPTIONS.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
+
+    Raises:
+        PolicyError: the body is no template, or as `Address`.
     """
 
     one_by_one = True
@@ -39,6 +48,9 @@ class PlainJson:
         url: str,
         *,
         name: str = "cloud",
+        body: Any = None,
+        body_type: BodyType = "json",
+        max_body_bytes: int = MAX_BODY,
         encode: Callable[[Any], Any] | None = None,
         value: str = "value",
         confidence: str | None = "confidence",
@@ -52,12 +64,21 @@ class PlainJson:
         self.where = self.address.origin + self.address.path
         self.name, self.labels = name, label_names(labels)
         self.kind = (checked_kind(kind) or "logits") if logits else "answers"
-        self._encode = encode or _plain
+        if encode is not None and (body is not None or body_type != "json"):
+            raise PolicyError("encode= makes the whole body, as JSON: give it, or body= and body_type=")
+        if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
+            raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
+        self._encode, self.body = encode, Body(_DEFAULT[body_type == "json"] if body is None else body, body_type, max_body_bytes)
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a function."""
-        return [of(self._encode), self.value, self.confidence, self.logits]
+        made = self.body.identity if self._encode is None else of(self._encode)
+        return [made, self.value, self.confidence, self.logits]
+
+    def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the protocol's
+        """The body's template; empty: none was given."""
+        return "" if self.body.identity in _DEFAULTS else self.body.identity
 
     def ping(self) -> Talk:
         """Checks that the server is there."""
@@ -99,9 +120,14 @@ class PlainJson:
         return [(self._pick(said, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
-        return Call(
-            "POST", self.address.path or "/", [("Content-Type", "application/json")], json_dumps(contained(self._encode, x))
-        )
+        try:
+            if self._encode is None:
+                kind, body = self.body(x)
+            else:
+                kind, body = "application/json", to_json(contained(self._encode, x), "what encode= returned")
+        except BadInput as e:
+            raise BadInput(f"{self.where}: {e}") from e
+        return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)
 
     def _numbers(self, said: Any, path: str) -> Any:
         picked, array = self._pick(said, path), None
@@ -137,6 +163,5 @@ class PlainJson:
 
 _MISSING = object()
 
-
-def _plain(x: Any) -> Any:
-    return {"input": x.tolist() if isinstance(x, np.ndarray) else x}
+_DEFAULT: tuple[Any, ...] = ("{input}", {"input": "{input}"})
+_DEFAULTS = {Body(_DEFAULT[1]).identity}

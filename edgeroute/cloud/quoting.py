@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 from unicodedata import combining, normalize
+from urllib.parse import parse_qsl
 
 from edgeroute.core.texts import FOREIGN
 from edgeroute.system import json_loads
@@ -32,6 +33,8 @@ _PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 """Of a word such as InvalidArgument."""
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _PLAIN = re.compile(r"[A-Za-z0-9 _.,:;'()/-]+")
+_FORM = re.compile(rb"[\w.*~-]+=[\w.*~%+&=-]*")
+_LISTED = re.compile(r"[\s,;]+")
 _COMMON = frozenset(
     _WORD.findall(
         "a an and any are as at be been by can cannot data datatype did do does dtype for found from has have in input inputs is"
@@ -139,7 +142,12 @@ def _sent(body: bytes, secrets: Iterable[str]) -> tuple[str, frozenset[str]]:
     own = _words(part for secret in secrets for part in _readings(secret))
     try:
         said = json_loads(body) if body else []
-    except (ValueError, RecursionError):  # tensors as bytes, where words are none
+    except (ValueError, RecursionError):
+        fields = _fields(body)
+        if fields:
+            texts = _words(fields)
+            return f"{''.join(texts)} {''.join(own)}", _pieces(texts) | _pieces(own)
+        # tensors as bytes, where words are none
         texts = _words([body.decode("utf-8", "ignore"), body.decode("latin-1")])
         return f"{''.join(texts)} {''.join(own)}", _pieces(own)
     texts, values = (_words(_values(said, keys=keys)) for keys in (True, False))  # without keys in between, values are adjacent
@@ -181,11 +189,28 @@ def _values(value: Any, *, keys: bool) -> Iterator[str]:
             yield from _values(part, keys=keys)
     else:
         yield str(value)
+        if isinstance(value, str):
+            yield from _decoded(_LISTED.split(value))
+
+
+def _fields(body: bytes) -> list[str]:
+    """The texts of a body of form fields, or in several parts; empty: it is neither."""
+    if body.startswith(b"--"):
+        return [body.decode("utf-8", "ignore"), *_decoded(body.decode("latin-1").split())]
+    if not _FORM.fullmatch(body):
+        return []
+    texts = [text for pair in parse_qsl(body.decode("ascii"), keep_blank_values=True) for text in pair]
+    return [*texts, *(found for text in texts for found in _decoded(_LISTED.split(text)))]
 
 
 def _readings(secret: str) -> Iterator[str]:
     """A header's value, and what a server may read in it: `Basic` is base64 of user and password."""
     yield secret
-    for word in secret.split():
+    yield from _decoded(secret.split())
+
+
+def _decoded(words: Iterable[str]) -> Iterator[str]:
+    """The texts of which base64 is among the words."""
+    for word in words:
         with contextlib.suppress(ValueError):  # the usual case
             yield base64.b64decode(word, validate=True).decode()

@@ -6,10 +6,10 @@ from typing import Final, Literal, NamedTuple, TypeAlias, get_args
 
 HeldCode = Literal[
     "breaker", "retry_after", "max_concurrent", "calls_per_s", "usd_per_day", "mb_per_day", "joules_per_hour", "calls_per_minute",
-    "ledger", "consent", "redaction", "threads", "stopped", "other",
+    "ledger", "consent", "redaction", "view", "threads", "stopped", "other",
 ]  # fmt: skip
 """Why an endpoint was not called: its breaker is open, or closed but on hold; a limit; the egress ledger cannot be written;
-no consent; the redaction failed; no free thread; the answer is no longer needed."""
+no consent; the redaction or the view of the input failed; no free thread; the answer is no longer needed."""
 ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held"]
 """Kind of error; empty: any other."""
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))

@@ -30,7 +30,9 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
             text = named(detail)
-            parts.append(text if getattr(detail, "held", False) else f"{leg.name} failed: {text}")
+            unfit = leg.permit is not None and getattr(detail, "code", "") == "bad_input"  # the caller's fault
+            said = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
+            parts.append(text if getattr(detail, "held", False) else said)
         elif kind == "timeout":
             parts.append(f"{leg.name} not there by the deadline of {plan.deadline_s * 1000:g} ms")
     if not outcome.accepted:

@@ -117,7 +117,7 @@ class Script:
         gate = self._gates[leg.name]
         if seen is not None and not seen.away:
             seen = None
-        if seen is not None and seen.failure.code in {"consent", "redaction"}:
+        if seen is not None and seen.failure.code in {"consent", "redaction", "view"}:
             gate.held += 1
             return Failed(i, Told(seen.error, seen.failure), now)
         known = None if seen is None or seen.held else seen

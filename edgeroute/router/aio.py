@@ -24,7 +24,7 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.off_loop import in_cloud_thread, submitted
+from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
+    from edgeroute.router.views import View
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
 
@@ -85,6 +86,7 @@ class AsyncRouter(EngineOwner, Generic[V]):
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
+        views: Mapping[str, View] | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
         **unknown: NoReturn,
@@ -98,7 +100,8 @@ class AsyncRouter(EngineOwner, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, views=views, trace=trace,
+            instruments=instruments,
         )  # fmt: skip
 
     async def infer(
@@ -274,7 +277,9 @@ class AsyncRouter(EngineOwner, Generic[V]):
         if error is not None:
             return Failed(start.leg, error, monotonic())
         to = legs.mail(start, send, own_thread=False)
-        off_loop = partial(in_cloud_thread, self.engine.cloud_threads, backend)
+        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
+        if permit is None:
+            off_loop = partial(in_edge_thread, self.engine.edge_threads)
         if streams:
             return self._leg(legs.run_stream_async(start, permit, backend, send, off_loop), start, backend, to)
         return self._leg(legs.run_async(start, permit, backend, off_loop), start, backend, to)
@@ -340,7 +345,7 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
             return ModelError(f"{backend.name}: {backend.abandoned} runs that were told to stop go on")
         error = legs.detach(start)  # what it began, as in a thread, may go on once its task was cancelled
         return None if legs.sequential and not legs.shows else error
-    return legs.detach(start) if not legs.sequential or legs.shows or legs.egress.asks else None
+    return legs.detach(start) if not legs.sequential or legs.shows or legs.blocks(start) else None
 
 
 def _quick(plan: Plan, backend: Any) -> bool:

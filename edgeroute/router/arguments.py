@@ -94,6 +94,9 @@ def check_types(given: Mapping[str, Any]) -> None:
         raise _wrong("metered", "True, False, or a function that returns either", metered)
     if not (sensors is None or callable(sensors)):
         raise _wrong("sensors", "a function that returns a Reading", sensors)
+    views = given.get("views")
+    if not (views is None or isinstance(views, Mapping)):
+        raise _wrong("views", 'a mapping such as {"edge": "image", "cloud": "jpeg"}', views)
     if not (state is None or isinstance(state, str | os.PathLike)):
         raise _wrong("state", "the path of a folder", state)
     instruments = given.get("instruments", ())

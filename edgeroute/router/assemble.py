@@ -153,7 +153,7 @@ def _stages(
         engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
     engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
     engine.fallback = Fallback(engine)
-    engine.plain = cache is None and outbox is None
+    engine.plain = cache is None and outbox is None and not engine.snapshot.views
     engine.steps = compose(stages, engine.walk)
 
 

@@ -86,7 +86,7 @@ class Engine:
         self.awaits = False
         """Whether the router awaits edges that are async."""
         self.plain = True
-        """Fast path: neither cache nor late replies are configured, so `infer` walks and records directly."""
+        """Fast path: no cache, late replies or views are configured, so `infer` walks and records directly."""
         self.tell: Callable[[Request, Result], None] | None = None
         """Reports a request's end to the instruments; None: there are none."""
         self.audited = 0.0
@@ -253,6 +253,8 @@ class Engine:
             RULES[made.policy.offline].check(self)
             if self.auditor is not None:
                 self.auditor.adopt(made.targets, made.certificates, prints(made))
+            if made.views:
+                self.plain = False  # before it is in force
             self.snapshot = made
         self.observer.reads_at = INF if made.policy.saver is None else -INF
         self.refresh_thresholds()
@@ -309,13 +311,16 @@ def log_failures(request: Request, outcome: Outcome) -> None:
     for kind, leg, _, detail in outcome.log:
         if kind == "failed":
             backend = request.snapshot.backends[request.plan.legs[leg].target]
-            backend.failures.log(f"{backend.name} ({backend.where})", detail)
+            if getattr(detail, "code", "") == "view":
+                backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
+            else:
+                backend.failures.log(f"{backend.name} ({backend.where})", detail)
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     """The fingerprints of each edge, by name."""
     edges = [(i, t.name) for i, t in enumerate(snapshot.targets) if t.side == "edge"]
-    return {name: fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress) for i, name in edges}
+    return {name: fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress, snapshot.views) for i, name in edges}
 
 
 def _first_s(policy_s: float, first_token: float | None) -> float:

@@ -218,6 +218,8 @@ def no_answer(plan: Plan, outcome: Outcome, note: str) -> BaseException:
     only = next(iter(errors.values()), None)
     if isinstance(only, Exception | SystemExit) and len(outcome.log) == 2 and not note:  # noqa: PLR2004 - started and failed
         return only  # it says it all
+    if only is not None and not late and all(isinstance(error, BadInput) for error in errors.values()):
+        return only  # the caller's fault alone, whatever the offline rule
     why = "; ".join(filter(None, (explain.reason(plan, outcome), note)))
     if outcome.leg is not None:
         return NoAnswer(f"no answer was accepted: {why}", errors)

@@ -11,6 +11,7 @@ from edgeroute.core.walk import Prediction, acceptable
 
 if TYPE_CHECKING:
     from edgeroute.core.plan import Plan
+    from edgeroute.router.views import TargetViews
     from edgeroute.stores.cache import Entry
     from edgeroute.types import Backend
 
@@ -23,8 +24,8 @@ LONGEST = 200
 class KeyPrefixes:
     """The cache key prefixes of one policy, made when they are first needed.
 
-    A prefix has the mode, the data class, and of each target that may answer its name and its `identity`; of clouds also the
-    credentials, hashed, and the redaction. It has no threshold: `accepted` decides by those in force.
+    A prefix has the mode, the data class, and of each target that may answer its name, its `identity` and its view of the input;
+    of clouds also the credentials, hashed, and the redaction. It has no threshold: `accepted` decides by those in force.
 
     Args:
         targets: in any state: only their names and sides are read.
@@ -32,6 +33,7 @@ class KeyPrefixes:
         scores: theirs.
         redact: the redaction in force.
         old: of an earlier policy of the same router, with the identities of backends in use still.
+        views: theirs.
 
     Attributes:
         known: by `id()`, a thing and what was said of it.
@@ -44,9 +46,11 @@ class KeyPrefixes:
         scores: Sequence[Any],
         redact: Callable[..., Any] | None,
         old: KeyPrefixes | None = None,
+        views: TargetViews | None = None,
     ) -> None:
         self._targets, self._backends, self._scores, self._redact = targets, backends, scores, redact
-        used = {id(thing) for thing in (*backends, *scores, redact)}
+        self._views = [None] * len(targets) if views is None else views.views
+        used = {id(thing) for thing in (*backends, *scores, redact, *self._views)}
         self.known: dict[int, tuple[object, str]] = {}
         if old is not None:
             self.known.update((key, known) for key, known in old.known.items() if key in used)
@@ -66,11 +70,13 @@ class KeyPrefixes:
 
     def _make(self, at: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool) -> bytes:
         parts: list[object] = [mode, data_class, leaves]
-        for target, backend, score in zip(self._targets, self._backends, self._scores, strict=True):
+        for target, backend, score, view in zip(self._targets, self._backends, self._scores, self._views, strict=True):
             if (mode != "only_cloud") if target.side == "edge" else leaves:
                 said = score if isinstance(score, str) else self._once(score, _score)
                 parts += [target.name, self._once(backend, _identity), said]
                 parts += [backend.credentials()] if hasattr(backend, "credentials") else []
+                if view is not None:
+                    parts.append(["key", view] if isinstance(view, str) else ["view", self._once(view, _fingerprint)])
         if leaves and self._redact is not None:
             parts.append(self._once(self._redact, _fingerprint))
         made = repr(parts).encode("utf-8", "surrogatepass")

@@ -7,31 +7,30 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
 from edgeroute.core.stream import Pieces, whole
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.router.call_inputs import CallInputs
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.late_events import Late, LateEvents
+from edgeroute.router.leg_task import PASSING, LegTask, Measured
 from edgeroute.router.request import Request
-from edgeroute.system import cancelled, contained
-from edgeroute.types import Answer, Backend, Spent, StopToken, own_copy
+from edgeroute.system import cancelled
+from edgeroute.types import Answer, Backend, Spent, StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.stores.cache import Cache
     from edgeroute.system import ThreadPool
 
+T = TypeVar("T")
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a blocking call without blocking the event loop."""
-Measured = Callable[[str, float], object]
-PASSING = (KeyboardInterrupt, SystemExit)
-"""What is no failure of a leg in the caller's own thread, since a signal handler may have raised it; anything else is one."""
 STUCK_MOST = 32
 """Number of abandoned runs of an edge model at which another, for which no thread is free, is rejected."""
 
@@ -84,7 +83,7 @@ class LegExecutor:
         self._many, self._until, self.egress = bool(first.batch), first.until, first.snapshot.egress
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
-        self._inputs, self._copied = [request.inputs for request in requests], False
+        self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
         self.late = None if late is None else LateEvents(requests, late)
         self._measured = None if self._many else measured  # a batch's time is not that of one input
 
@@ -102,33 +101,47 @@ class LegExecutor:
         leg = self.plan.legs[start.leg]
         backend: Any = self.backends[leg.target]
         try:
+            fit = self.inputs.fitting(start, leg.target) if self._many else None
+            if fit is not None:
+                if (ended := fit.ended()) is not None:
+                    return ended
+                start = fit.start
             if leg.permit is not None:
-                inputs = self._prepared(start, leg.permit, backend)
+                inputs = self._prepared(start, leg.permit, backend, stop)
                 with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
                     if exchange.prepay():
                         exchange.secure()
                     answers = backend.run(inputs, until, stop, exchange)
                 answer: Any = answers if self._many else answers[0]
             elif self._many:
-                answer = backend.run(_rows(self._inputs, start), stop)
+                answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
             else:
-                answer = backend.run_one(self._inputs[0], stop)
+                answer = backend.run_one(self.inputs.of(leg.target)[0], stop)
         except PASSING:
             raise
         except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
             return failed(start.leg, backend, e)
-        return new(Done, (start.leg, answer, monotonic()))
+        done = new(Done, (start.leg, answer, monotonic()))
+        return done if fit is None else fit.whole(done)
 
     async def run_async(self, start: Start, permit: Permit | None, backend: Any, off_loop: OffLoop) -> Event:
         """`run` on an event loop, for a backend that supports it."""
+        aside, target = partial(_aside, off_loop if self.blocks(start) else None), self.plan.legs[start.leg].target
         try:
+            fit = await aside(partial(self.inputs.fitting, start, target)) if self._many else None
+            if fit is not None:
+                if (ended := fit.ended()) is not None:
+                    return ended
+                start = fit.start
             if permit is None:
-                answers = await backend.run_async(_rows(self._inputs, start), self._many)
-                return Done(start.leg, answers if self._many else answers[0], monotonic())
-            inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
+                answers = await backend.run_async(await aside(partial(self.inputs.of, target, start.rows)), self._many)
+                done = Done(start.leg, answers if self._many else answers[0], monotonic())
+                return done if fit is None else fit.whole(done)
+            inputs = await aside(partial(self._prepared, start, permit, backend))
             if (load := backend.load) is not None:
                 await off_loop(load)  # not on the loop, where it would hold up everybody
-            with self._exchange(start, await self._entered_async(start, permit, backend)) as (until, exchange):
+            entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
+            with self._exchange(start, entered) as (until, exchange):
                 if exchange.prepay():
                     await off_loop(exchange.secure)
                 answers = await backend.run_async(inputs, until, exchange)
@@ -138,12 +151,21 @@ class LegExecutor:
             if cancelled(e):
                 raise
             return failed(start.leg, backend, e)
-        return Done(start.leg, answers if self._many else answers[0], monotonic())
+        done = Done(start.leg, answers if self._many else answers[0], monotonic())
+        return done if fit is None else fit.whole(done)
 
-    def _prepared(self, start: Start, permit: Permit, backend: CloudBackend) -> list[Any]:
-        """The inputs after consent and redaction."""
+    def blocks(self, start: Start) -> bool:
+        """Whether preparing that leg's inputs takes functions of the application."""
+        leg = self.plan.legs[start.leg]
+        return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
+
+    def _prepared(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
+        """What the cloud takes of the inputs, after consent and redaction."""
         try:
-            return self.egress.prepared(_rows(self._inputs, start), permit, backend.where)
+            seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
+            if stop is not None and stop.asked:
+                raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
+            return self.egress.prepared(seen, permit, backend.where)
         except Held as e:
             backend.guard.count_rejected(e.code)
             raise
@@ -152,16 +174,12 @@ class LegExecutor:
         """The guard's exchange, once it is this leg's turn. Raises if the negative cache has the input."""
         return backend.guard.enter(permit, self._id, *self._asking(start, backend), stop)
 
-    async def _entered_async(self, start: Start, permit: Permit, backend: CloudBackend) -> Exchange:
-        """As `_entered`, on an event loop."""
-        return await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
-
     def _asking(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
         """The number of calls, and until when to wait for their turn."""
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
-        rows = len(self._inputs) if start.rows is None else len(start.rows)
+        rows = len(self.inputs) if start.rows is None else len(start.rows)
         return backend.calls(rows), min(self._until, monotonic() + backend.patience_s)
 
     @contextmanager
@@ -220,9 +238,9 @@ class LegExecutor:
         backend: Any = self.backends[leg.target]
         try:
             if leg.permit is None:
-                answer = _forward(start, backend.stream(self._inputs[0], stop), send, stop)
+                answer = _forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop)
             else:
-                inputs = self._prepared(start, leg.permit, backend)
+                inputs = self._prepared(start, leg.permit, backend, stop)
                 with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
                     if exchange.prepay():
                         exchange.secure()
@@ -236,11 +254,14 @@ class LegExecutor:
     async def run_stream_async(self, start: Start, permit: Permit | None, backend: Any, send: Send, off_loop: OffLoop) -> Event:
         """`begin_stream` on an event loop, for what runs there alone."""
         try:
+            aside = partial(_aside, off_loop if self.blocks(start) else None)
             if permit is None:
-                answer = await backend.stream_async(self._inputs[0], lambda piece: send(Delta(start.leg, piece, monotonic())))
+                (x,) = await aside(partial(self.inputs.of, self.plan.legs[start.leg].target))
+                answer = await backend.stream_async(x, lambda piece: send(Delta(start.leg, piece, monotonic())))
                 return Done(start.leg, answer, monotonic())
-            inputs = await _off_loop(partial(self._prepared, start, permit, backend), self.egress, off_loop)
-            with self._exchange(start, await self._entered_async(start, permit, backend)) as (until, exchange):
+            inputs = await aside(partial(self._prepared, start, permit, backend))
+            entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
+            with self._exchange(start, entered) as (until, exchange):
                 if exchange.prepay():
                     await off_loop(exchange.secure)
                 pieces: list[Any] = []
@@ -263,12 +284,7 @@ class LegExecutor:
         """
         if self.late is not None and start.rows is not None:
             self.late.rows[start.leg] = start.rows
-        if not self._copied:
-            try:
-                self._inputs, self._copied = [contained(own_copy, x) for x in self._inputs], True
-            except Exception as e:  # noqa: BLE001 - an input's own way of being copied may raise anything
-                return e
-        return None
+        return self.inputs.own()
 
     def mail(self, start: Start, send: Send, *, own_thread: bool = True) -> Send:
         """Routes a leg's last event: to the walk, or once that has ended to the receiver of late events."""
@@ -294,9 +310,9 @@ class LegExecutor:
         return {leg: exchange.spent for leg, exchange in self.exchanges.items()}
 
 
-async def _off_loop(call: Callable[[], list[Any]], egress: Egress, off_loop: OffLoop) -> list[Any]:
-    """Runs consent and redaction off the event loop, since they may block."""
-    return await off_loop(call) if egress.asks else call()
+async def _aside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
+    """Runs views, consent and redaction off the event loop if they may block; with the caller's context, as everywhere."""
+    return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
 
 
 def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Prediction:
@@ -310,53 +326,6 @@ def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Predi
         return end.value  # type: ignore[no-any-return]
     finally:
         pieces.close()
-
-
-def _rows(inputs: list[Any], start: Start) -> list[Any]:
-    """Those of the inputs that the leg was started for."""
-    return inputs if start.rows is None else [inputs[row] for row in start.rows]
-
-
-class LegTask:
-    """A leg in a thread. The backend counts abandoned ones, for the planner."""
-
-    __slots__ = ("_backend", "_begun", "_ended", "_leg", "_measured", "_took_s", "token")
-
-    def __init__(self, leg: int, backend: Backend, measured: Measured | None = None) -> None:
-        self._leg, self._backend, self._measured, self.token = leg, backend, measured, StopToken()
-        self._begun, self._ended = monotonic(), False
-        self._took_s: float | None = None
-
-    def run(self, execute: Callable[[], Event], send: Send, *, here: bool = False) -> None:
-        """Runs the leg and always sends an event; but `PASSING` passes in the caller's own thread (here)."""
-        try:
-            event = execute()
-        except BaseException as e:
-            if here and isinstance(e, PASSING):
-                raise
-            event = Failed(self._leg, e, monotonic())
-        self._took_s = event.at - self._begun if type(event) is Done else None
-        self._ended = True
-        self._backend.stopping.discard(self)
-        if self.token.asked:
-            self._measure()
-        send(event)
-
-    def stop(self) -> None:
-        """Asks it to stop. Lock-free: if it has just ended, the count is corrected at once."""
-        if not self._ended:
-            self._backend.stopping.add(self)
-            if self._ended:
-                self._backend.stopping.discard(self)
-        else:
-            self._measure()
-        self.token()
-
-    def _measure(self) -> None:
-        """Reports how long the run took: the walk, which stops it, does not see its event any more."""
-        measured, self._measured = self._measured, None
-        if measured is not None and self._took_s is not None:
-            measured(self._backend.name, self._took_s)
 
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:

@@ -29,6 +29,12 @@ async def in_cloud_thread(threads: ThreadPool, backend: CloudBackend, call: Call
     return await done
 
 
+async def in_edge_thread(threads: ThreadPool, call: Callable[[], T]) -> T:
+    """The result of an edge's view of an input; computed here if no thread is free."""
+    done = submitted(threads.submit, call)
+    return call() if done is None else await done
+
+
 def submitted(submit: Callable[[Callable[[], object]], bool], call: Callable[[], T]) -> asyncio.Future[T] | None:
     """A future of `call` in a thread; None: there is no thread for it.
 

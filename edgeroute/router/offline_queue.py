@@ -17,7 +17,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.texts import named
 from edgeroute.core.walk import Outcome, Prediction
-from edgeroute.errors import CloudError, Held, MayNotLeave, PolicyError, Unreachable
+from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.system import contained
@@ -285,7 +285,10 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     backend = cast("CloudBackend", request.snapshot.backends[request.plan.legs[job.leg].target])
     allowed = request.plan.legs[job.leg].permit
     assert allowed is not None, "only a leg that may leave is queued"
-    (x,) = request.snapshot.egress.prepared([job.x], allowed, backend.where)
+    target = request.plan.legs[job.leg].target
+    seen = request.snapshot.views.of(request.snapshot.targets[target], target, job.x) if legs is None else None
+    seen = seen if legs is None else legs.inputs.for_outbox(request.id, target, job.x)
+    (x,) = request.snapshot.egress.prepared([seen], allowed, backend.where)
     call = backend.encode(x)
     if call is not None:
         form: dict[str, Any] = {
@@ -338,6 +341,8 @@ def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
         if leg.permit is None:
             continue
         what, detail = ended.get(i, ("never begun", None))
+        if isinstance(detail, BadInput):
+            continue  # the caller's: it would fail again
         if what != "failed":
             return i, None if what == "timeout" else ""
         if not isinstance(detail, CloudError) or detail.retriable:

@@ -11,7 +11,8 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
 from edgeroute.core.texts import named
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
-from edgeroute.router.legs import PASSING, LegExecutor
+from edgeroute.router.leg_task import PASSING
+from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import Snapshot
 from edgeroute.types import Backend
 
@@ -88,6 +89,7 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
     problems = [(backend, _problem(backend, timeout)) for backend in asked]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
     lines += [f"{r.name}: was not asked whether it is ready ({stays})" for r in snapshot.backends if r not in asked]
+    lines += snapshot.views.describe(snapshot.targets)
     places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
     if not places:
         lines.append("nothing can leave this device: there is no cloud")

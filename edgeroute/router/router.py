@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
     from edgeroute.router.arguments import Cloud, Edge
+    from edgeroute.router.views import View
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
 
@@ -79,6 +80,7 @@ class Router(EngineOwner, Generic[V]):
         sensors: a function that returns a `Reading` of battery and temperature, called in the background at most every 10
             seconds, while requests come; None: the standard Linux sensors.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
+        views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
         trace: receiver of each answer's trace: a function, the path of a file of JSON lines, or a `Trace`.
 
@@ -112,6 +114,7 @@ class Router(EngineOwner, Generic[V]):
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
+        views: Mapping[str, View] | None = None,
         trace: Trace | Callable[[Mapping[str, Any]], object] | str | Path | None = None,
         instruments: Sequence[Instrument] = (),
         **unknown: NoReturn,
@@ -123,7 +126,8 @@ class Router(EngineOwner, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, views=views, trace=trace,
+            instruments=instruments,
         )  # fmt: skip
 
     def infer(

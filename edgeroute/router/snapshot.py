@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -33,6 +33,7 @@ from edgeroute.edge.load import load
 from edgeroute.edge.members import member
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
+from edgeroute.router.views import TargetViews, View
 from edgeroute.types import Backend
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Snapshot(NamedTuple):
     """Cache key prefixes; unlike plans they do not depend on thresholds."""
     certificates: tuple[BoundCertificate | None, ...]
     """Per target: its certificate, if its threshold comes from one."""
+    views: TargetViews
+    """What of an input each target takes."""
 
     @property
     def clouds(self) -> list[CloudBackend]:
@@ -76,6 +79,7 @@ def build(
     egress: Egress | None = None,
     uncalibrated: Uncalibrated = "tell",
     certificate_max_age: float | None = None,
+    views: Mapping[Any, View] | None = None,
     guard: Callable[[CloudBackend], Guard],
     awaits: bool = False,
     old: Snapshot | None = None,
@@ -136,19 +140,23 @@ def build(
         backend = kind(name, endpoint, score, labels)
         backend.guard = guard(backend)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
+    seen = TargetViews(views or {}, targets)
     certificates = [
-        _promise(promised.get(i), policy, backends, i, specs[i][3], egress, certificate_max_age) for i in range(len(targets))
+        _promise(promised.get(i), policy, backends, i, specs[i][3], egress, certificate_max_age, seen)
+        for i in range(len(targets))
     ]
     if uncalibrated == "error":
         _all_hold(targets, certificates)
     scores = [spec[3] for spec in specs]
-    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes)
-    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, tuple(certificates))
+    prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
+    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, tuple(certificates), seen)
     return snapshot if not promised else snapshot._replace(targets=tuple(map(effective_target, targets, certificates)))
 
 
-def fingerprints(backends: Sequence[Backend], i: int, score: str | Score, egress: Egress) -> dict[str, str]:
-    """What a certificate for edge model number `i` is bound to: that model, the score, the cloud behind it and its codec."""
+def fingerprints(
+    backends: Sequence[Backend], i: int, score: str | Score, egress: Egress, views: TargetViews | None = None
+) -> dict[str, str]:
+    """What a certificate for edge model number `i` is bound to: that model, the score, the cloud behind it, codec and views."""
     from edgeroute.stores.cache import fingerprint
 
     clouds = [cast("CloudBackend", r) for r in backends if r.side == "cloud"]
@@ -160,6 +168,9 @@ def fingerprints(backends: Sequence[Backend], i: int, score: str | Score, egress
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
         found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+    for number, backend in enumerate(backends):
+        if views is not None and (number == i or backend.side == "cloud") and (view := views.identity(number, fingerprint)):
+            found["edge" if number == i else "codec"] += f" {view}"
     return found
 
 
@@ -171,13 +182,14 @@ def _promise(
     score: str | Score,
     egress: Egress,
     max_age_s: float | None,
+    views: TargetViews,
 ) -> BoundCertificate | None:
     if certificate is None:
         return None
     if policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
     return BoundCertificate(
-        certificate, fingerprints(backends, i, score, egress), INF if max_age_s is None else max_age_s / DAY_S
+        certificate, fingerprints(backends, i, score, egress, views), INF if max_age_s is None else max_age_s / DAY_S
     )
 
 

@@ -182,6 +182,13 @@ class Settings(BaseSettings):
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
             "saver": self.saver.make() if self.saver else None,
+            "views": {
+                (side, i): section.view
+                for side, sections in (("edge", self.edge), ("cloud", self.cloud))
+                for i, section in enumerate(sections)
+                if section.view is not None
+            }
+            or None,
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
         }
@@ -240,6 +247,7 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
-    key = (repr(section), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
+    own = section.model_copy(update={"view": None})  # which is the router's
+    key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     made = _made.get(key)
     return _made.setdefault(key, section.make(folder)) if made is None else made

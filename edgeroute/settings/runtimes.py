@@ -22,7 +22,7 @@ from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
 from edgeroute.settings.targets import Target
-from edgeroute.settings.values import ModelPath
+from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
 
@@ -34,6 +34,9 @@ class Registered(Target):
     target: ClassVar[str]
     """The runtime's class, `module:Class`."""
     path: ModelPath = Field(description="The model file or folder; its suffix picks the runtime.")
+    view: Text | None = Field(
+        None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
+    )
 
     def __repr_name__(self) -> str:
         return self.target
@@ -48,8 +51,8 @@ class Registered(Target):
         return load(at(folder, self.path), **{name: _resolved(value, folder) for name, value in self.options().items()})
 
     def options(self) -> dict[str, Any]:
-        """The keys that are given, except `path`."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path"})
+        """The keys that are given, except `path` and `view`, which is the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view"})
 
 
 def _listed(value: Any) -> list[Any]:
@@ -110,6 +113,8 @@ def _parameters(made: Any) -> Iterator[tuple[str, inspect.Parameter, Any]]:
         hints = {}
     _, *rest = inspect.signature(made).parameters.values()
     for parameter in rest:
+        if parameter.name in Registered.model_fields:
+            continue
         annotation = _plain(hints.get(parameter.name, Any))
         if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY} and _usable(annotation):
             yield parameter.name, parameter, annotation

@@ -206,7 +206,11 @@ def _named(data: Any) -> Iterator[str]:
 
 def _without_nulls(data: Any) -> Any:
     if isinstance(data, dict):
-        return {_text(str(key)): _without_nulls(value) for key, value in data.items() if value is not None}
+        return {
+            _text(str(key)): value if key == "body" else _without_nulls(value)  # a body may send null
+            for key, value in data.items()
+            if value is not None
+        }
     if isinstance(data, str):
         _text(data)
     return [_without_nulls(value) for value in data] if isinstance(data, list) else data

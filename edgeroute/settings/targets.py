@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from edgeroute.cloud.body import Body, BodyType
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence.scores import SCORES
@@ -18,6 +19,7 @@ from edgeroute.settings.units import Duration, Size
 from edgeroute.settings.values import (
     Amount,
     Binary,
+    BodyTemplate,
     Cert,
     Count,
     Headers,
@@ -33,6 +35,7 @@ from edgeroute.settings.values import (
     Threads,
     Url,
     Verify,
+    checked_body,
     refused,
 )
 
@@ -79,6 +82,9 @@ class Edge(Target):
     none_found: NoneFound | None = Field(
         None, description="What it means that a detector finds nothing: ask the next, accept, or one minus its best score."
     )
+    view: Text | None = Field(
+        None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
+    )
 
     def files(self) -> list[str]:
         """The model, its card and its score."""
@@ -87,7 +93,7 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        options = self.model_dump(exclude={"path", "card", "score"})
+        options = self.model_dump(exclude={"path", "card", "score", "view"})
         score = None if self.score is None else loaded_score(self.score, folder)
         return load(at(folder, self.path), **options, score=score, card=at(folder, self.card) if self.card else None)
 
@@ -124,6 +130,9 @@ class Cloud(Target):
         None, description="More requests a second are not sent, as if the endpoint were away. Without it: no limit."
     )
     max_concurrent: Count = Field(64, description="More requests at a time are not sent, as if the endpoint were away.")
+    view: Text | None = Field(
+        None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
+    )
 
     def files(self) -> list[str]:
         """The TLS certificates."""
@@ -169,9 +178,16 @@ class OpenInferenceCloud(Cloud):
 
 
 class JsonCloud(Cloud):
-    """Any server that takes and gives JSON: `{"input": ...}` is posted to the URL."""
+    """Any HTTP API that answers JSON: `{"input": ...}`, or a body of your own, is posted to the URL."""
 
     protocol: Literal["json"] = Field(description="How the endpoint is talked to.")
+    body_type: BodyType = Field("json", description="How the body is written: as JSON, or as the fields of a form or upload.")
+    body: BodyTemplate | None = Field(
+        None,
+        description='The body, with placeholders: `{ image = "{input.jpeg|base64}" }` (inputs.md). Without it '
+        '`{ input = "{input}" }`, or of fields those of the input.',
+    )
+    max_body: Size = Field("64MiB", validate_default=True, description="A longer body is not sent.")
     value: Text = Field("value", description="Where the value is in the reply, as in `result.0.label`.")
     confidence: Text = Field("confidence", description="Where the confidence is, if the reply has one.")
     logits: Text | None = Field(None, description="Where an array with a number for each class is, instead of `value`.")
@@ -179,10 +195,16 @@ class JsonCloud(Cloud):
         None, description="A path that answers 200 when the server is well; without it only the connection is tried."
     )
 
+    @field_validator("body", mode="after")
+    @classmethod
+    def _template(cls, body: Any, info: ValidationInfo) -> Any:
+        return checked_body(lambda: Body(body, info.data.get("body_type", "json")), body)
+
     def make(self, folder: Path) -> PlainJson:
         """Makes the endpoint."""
-        options = self.model_dump(include={"name", "value", "confidence", "logits", "kind", "labels", "ping_path"})
-        return PlainJson(self.url, **options, **self.address(folder))
+        read = {"value", "confidence", "logits", "kind", "labels"}
+        options = self.model_dump(include={"name", "ping_path", "body", "body_type", *read})
+        return PlainJson(self.url, **options, max_body_bytes=self.max_body, **self.address(folder))
 
 
 CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud}

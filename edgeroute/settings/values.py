@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NoReturn
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from edgeroute.cloud.base import Secret, bare
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
 from edgeroute.edge.runtimes import suffix_of, suffixes
-from edgeroute.errors import nearest
+from edgeroute.errors import PolicyError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.units import DURATION, duration, expected, text
 
@@ -126,6 +127,33 @@ def _headers(value: Any) -> dict[str, str | Secret]:
     return {name: v if isinstance(v, str) else _secret(v) for name, v in value.items()}
 
 
+_SECRET_FIELD = re.compile(
+    r"(api|access|secret|private)[_-]?key|.*(passw(or)?d|secret|credentials?)|(access|auth|api|bearer)[_-]?token|authorization"
+)
+
+
+def checked_body(make: Callable[[], object], body: Any) -> Any:
+    """A body's template, as it was given."""
+    literal = next(_literals(body), None)
+    if literal is not None:
+        raise refused(f'{literal}: a secret does not belong in a file: send it in headers, from {{ env = "ITS_NAME" }}')
+    try:
+        make()
+    except PolicyError as e:
+        raise refused(str(e).removeprefix("body: ").removeprefix("body.")) from None
+    return body
+
+
+def _literals(body: Any) -> Iterator[str]:
+    """The keys of a body that look like a secret's, and have it."""
+    if isinstance(body, dict):
+        for key, value in body.items():
+            if isinstance(value, str) and value and not value.startswith("{") and _SECRET_FIELD.fullmatch(str(key).lower()):
+                yield str(key)[:40]
+    for value in body.values() if isinstance(body, dict) else body if isinstance(body, list) else ():
+        yield from _literals(value)
+
+
 _THRESHOLD = [{"type": "number"}, text("path of a certificate", _JSON, "certificate.json")]
 _REFERENCE: dict[str, Any] = {
     "type": "object",
@@ -174,6 +202,13 @@ PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, 
 ModelPath = Annotated[Text, AfterValidator(_model)]
 Url = Annotated[Text, AfterValidator(_url)]
 SecretReference = Annotated[Secret, PlainValidator(_secret), WithJsonSchema({**_REFERENCE})]
+BodyTemplate = Annotated[
+    Any,
+    WithJsonSchema({
+        "anyOf": [{"type": kind} for kind in ("object", "array", "string")],
+        "title": "table, list or text",
+    }),
+]  # fmt: skip
 Headers = Annotated[
     dict[str, str | Secret],
     PlainValidator(_headers),

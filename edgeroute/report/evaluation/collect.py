@@ -61,7 +61,7 @@ def collect(
     runner = edge_runner(router, edge)
     right = None if labels is None else said(labels, runner.reader.labels, len(inputs))
     runner.ready(INF)
-    predictions, edge_s = _run(runner, inputs, advance)
+    predictions, edge_s = _run(_answering(router, runner), inputs, advance)
     answers: list[Answer | None] = []
     before = router.stats()
     if ask_cloud:
@@ -163,14 +163,24 @@ def _whole(number: Any) -> bool:
     return bool(-INF < number < INF and number == int(number))
 
 
-def _run(runner: EdgeBackend, inputs: Sequence[Any], advance: Callable[[int], object]) -> tuple[list[Prediction], Floats]:
+def _answering(router: Router, runner: EdgeBackend) -> Callable[[Any], Prediction]:
+    """Runs it on its view of an input."""
+    snapshot = router.engine.snapshot
+    number = next(i for i, backend in enumerate(snapshot.backends) if backend is runner)
+    target, views = snapshot.targets[number], snapshot.views
+    return lambda x: runner.run_one(views.of(target, number, x), None)
+
+
+def _run(
+    run: Callable[[Any], Prediction], inputs: Sequence[Any], advance: Callable[[int], object]
+) -> tuple[list[Prediction], Floats]:
     predictions, took_s = [], np.empty(len(inputs))
     for i, x in enumerate(inputs):
         try:
             if not i:
-                runner.run_one(x, None)  # warm-up
+                run(x)  # warm-up
             begun = perf_counter()
-            predictions.append(runner.run_one(x, None))
+            predictions.append(run(x))
             took_s[i] = perf_counter() - begun
         except BadInput as e:
             raise BadInput(f"input {i}: {e}") from e

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache.entry import CachedEntry, Entry
+from edgeroute.stores.mixed import pack, unpack
 from edgeroute.stores.sqlite import Database
 from edgeroute.system import ThreadPool, renew_after_fork
 
@@ -35,6 +36,8 @@ _FAULTS = (StoreError, UnicodeDecodeError)
 """UnicodeDecodeError: raised by sqlite3 when SQLite quotes a damaged schema in its message."""
 WAITING_BYTES = 4 << 20
 """Write-behind buffer limit; beyond it, new entries stay in memory only."""
+MIXED_PARTS = 4
+"""Parts of the JSON of an entry whose value and outputs are elsewhere."""
 TOGETHER = 64
 """Entries per transaction."""
 BUSY_MS = 100
@@ -191,7 +194,20 @@ def _crc(key: bytes, at: float, entry: str, outputs: bytes | None) -> int:
 
 
 def _packed(entry: Entry) -> _Row | None:
-    """Serialises to JSON and .npy; None: it would not be restored unchanged."""
+    """Serialises to JSON and .npy, and what is nested or has bytes in it as `mixed`; None: it would not be restored unchanged."""
+    return _plain(entry) or _mixed(entry)
+
+
+def _mixed(entry: Entry) -> _Row | None:
+    value, confidence, outputs, *rest, _ = entry
+    try:
+        packed, text = pack([value, outputs]), json.dumps([None if confidence is None else float(confidence), *rest])
+    except Exception:  # noqa: BLE001 - likewise
+        return None
+    return None if packed is None else _Row(text, packed)
+
+
+def _plain(entry: Entry) -> _Row | None:
     value, confidence, outputs, *rest, _ = entry
     names: Any = None
     arrays: list[Any] = []
@@ -214,7 +230,12 @@ def _packed(entry: Entry) -> _Row | None:
 
 
 def _unpacked(at: float, entry: str, blob: bytes | None) -> Entry:
-    value, outputs, names, kind, confidence, leg, side, reason = json.loads(entry)
+    found = json.loads(entry)
+    if len(found) == MIXED_PARTS:
+        confidence, leg, side, reason = found
+        value, outputs = unpack(blob or b"")
+        return Entry(value, confidence, outputs, leg, side, reason, at)
+    value, outputs, names, kind, confidence, leg, side, reason = found
     if kind == "tuple":
         outputs = tuple(outputs)
     if blob is not None:

@@ -1,0 +1,327 @@
+"""Bodies of requests to HTTP APIs: a template with placeholders, filled with an input; as JSON, multipart or form fields.
+
+A template is a JSON value. In its texts `{input}` is the input, `{input.jpeg}` what a mapping has under that key (`{input.0}`:
+what a list has at that index), and `{input.jpeg|base64}` that after a filter. `{{` and `}}` are braces. A text that is one
+placeholder becomes the value; in a longer text the value is a part of it. Values are encoded after the template is filled, so
+none of them can add a key, a field or a header; attributes are never read, and nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from edgeroute.cloud.encoding import BYTES, File, advice, described, form, multipart, scalar, to_json
+from edgeroute.core.texts import clean
+from edgeroute.errors import BadInput, PolicyError, check_number, nearest
+
+BodyType = Literal["json", "multipart", "form"]
+MAX_BODY = 64 << 20
+"""Default limit of a request's body, bytes."""
+MAX_NESTED, MAX_VALUES, MAX_TEXT = 32, 1000, 1 << 16
+"""Limits of a template: levels, values, characters."""
+FILE_KEYS = ("file", "filename", "type")
+"""Keys of a file in a multipart template."""
+OCTETS = "application/octet-stream"
+
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NAME = re.compile(r"[\w-]+")
+_MEDIA = re.compile(r"[\w.+-]+/[\w.+-]+(; ?[\w-]+=[\w.+-]+)*", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Placeholder(NamedTuple):
+    """`{input.path|filter}` of a template."""
+
+    path: tuple[str, ...]
+    filters: tuple[str, ...]
+    text: str
+    """As it is written."""
+
+
+class Body:
+    """Encodes inputs as bodies.
+
+    Args:
+        template: a JSON value with placeholders; a mapping for fields (multipart, form), or `{input}` for the input's own keys.
+        kind: json, multipart or form. In a multipart body bytes are files, and so is a mapping with `file`, and if needed
+            `filename` and `type`; other fields, and those of a form, are texts and numbers, several of one name as a list.
+        max_bytes: a longer body is refused.
+
+    Raises:
+        PolicyError: no such template; the message says where in it, and the nearest valid name.
+    """
+
+    def __init__(self, template: Any, kind: str = "json", max_bytes: int = MAX_BODY) -> None:
+        if kind not in (kinds := get_args(BodyType)):
+            raise PolicyError(f"there is no body_type {kind!r}: {nearest(kind, kinds)}")
+        check_number("max_body_bytes", max_bytes, least=1, whole=True)
+        self.kind, self.max_bytes = kind, int(max_bytes)
+        self.identity = repr((kind, template))
+        """What it makes of an input depends on this alone."""
+        parser = _Parser()
+        parsed = parser.value(template, "", 0)
+        if not parser.placeholders:
+            raise PolicyError("body: it has nothing of the input in it: write {input}, or a part of it as in {input.jpeg|base64}")
+        if kind == "json" or (isinstance(parsed, Placeholder) and not parsed.filters):
+            self._template = parsed
+        elif isinstance(parsed, dict) and parsed:
+            self._template = {name: _field(name, part, kind) for name, part in parsed.items()}
+        else:
+            raise PolicyError(
+                f'body: a {kind} body is a table of fields, as in {{ lang = "de", image = "{{input.jpeg}}" }}, or "{{input}}"'
+            )
+
+    def __call__(self, x: Any) -> tuple[str, bytes]:
+        """The content type and the body for one input.
+
+        Raises:
+            BadInput: a key is missing, a value cannot be written there, or it is too long.
+        """
+        filled = _Filling(x, self.max_bytes)
+        if self.kind == "json":
+            made = "application/json", to_json(filled.value(self._template), "the body")
+        else:
+            fields = list(self._fields(filled))
+            made = multipart(fields) if self.kind == "multipart" else form(fields)
+        if len(made[1]) > self.max_bytes:
+            raise filled.too_long(len(made[1]))
+        return made
+
+    def _fields(self, filled: _Filling) -> Iterator[tuple[str, Any]]:
+        """Name and value of each field: text, or for a multipart body a `File`."""
+        template = self._template
+        if isinstance(template, dict):
+            for name, parts in template.items():
+                yield from ((name, self._value(filled, name, part)) for part in parts)
+            return
+        fields = filled.value(template)
+        if not isinstance(fields, Mapping):
+            raise BadInput(
+                f"a {self.kind} body of {template.text} takes a mapping, not {described(fields)}: name the fields in body="
+            )
+        for name, value in fields.items():
+            if not isinstance(name, str) or not name or _CONTROL.search(name):
+                raise BadInput(f"{template.text} has a key that cannot be a field's name: it is empty, no text, or no one line")
+            yield name, self._written(value, name, f"{template.text}[{clean(name, 40)!r}]")
+
+    def _value(self, filled: _Filling, name: str, part: Any) -> Any:
+        if not isinstance(part, File):
+            return self._written(filled.value(part), name, str(getattr(part, "text", "")) or name)
+        content, filename = filled.value(part.content), filled.value(part.filename)
+        if isinstance(content, str):
+            content = content.encode("utf-8", "surrogatepass")
+        if not isinstance(content, BYTES):
+            raise BadInput(f"the file of {name!r} is {described(content)}, and takes bytes or text: encode it in a view")
+        if not isinstance(filename, str) or not filename or _CONTROL.search(filename):
+            raise BadInput(f"the file name of {name!r} is {described(filename)}, and takes text on one line")
+        return File(content, filename, part.kind)
+
+    def _written(self, value: Any, name: str, where: str) -> Any:
+        if isinstance(value, BYTES):
+            if self.kind == "multipart":
+                return File(value, name, OCTETS)
+            raise BadInput(f"{where} is {described(value)}, a form takes text: write |base64 after it, or body_type multipart")
+        return scalar(value, f"{where} is a field's value")
+
+    def __repr__(self) -> str:
+        return f"Body({self.kind})"
+
+
+class _Parser:
+    """Reads a template, and counts what is in it."""
+
+    def __init__(self) -> None:
+        self.placeholders = self._values = self._text = 0
+
+    def value(self, given: Any, at: str, deep: int) -> Any:
+        """The template with its texts parsed; `at`: where it is, for messages."""
+        self._values += 1
+        if self._values > MAX_VALUES or deep > MAX_NESTED:
+            raise PolicyError(f"body: more than {MAX_VALUES} values, or {MAX_NESTED} levels")
+        if isinstance(given, str):
+            return self._parsed(given, at)
+        if given is None or isinstance(given, bool | int) or (isinstance(given, float) and abs(given) < np.inf):
+            return given
+        if isinstance(given, Mapping):
+            return {self._key(key, at): self.value(part, f"{at}.{key}".lstrip("."), deep + 1) for key, part in given.items()}
+        if isinstance(given, list | tuple):
+            return [self.value(part, f"{at}[{i}]", deep + 1) for i, part in enumerate(given)]
+        raise PolicyError(f"{_at(at)}: a body takes what JSON has, not {described(given)}")
+
+    def _key(self, key: Any, at: str) -> str:
+        parsed = self._parsed(key, at) if isinstance(key, str) else None
+        if not isinstance(parsed, str):
+            raise PolicyError(f"{_at(at)}: a key is text without placeholders, not {clean(key, 40)!r}")
+        return parsed
+
+    def _parsed(self, text: str, at: str) -> Any:
+        """A text; or the one placeholder that it is, or a list of its parts."""
+        self._text += len(text)
+        if self._text > MAX_TEXT or any("\ud800" <= c <= "\udfff" for c in text):
+            raise PolicyError(f"body: more than {MAX_TEXT} characters, or half of one, as \\ud800 is")
+        parts: list[Any] = [""]
+        end = 0
+        for match in _PIECE.finditer(text):
+            before, end = text[end : match.start()], match.end()
+            parts[-1] += before
+            if match[0] in {"{{", "}}"}:
+                parts[-1] += match[0][0]
+            elif match[1] is None:
+                raise PolicyError(f"{_at(at)}: a single {match[0]!r}: a placeholder is {{input}}, and a brace is written twice")
+            else:
+                parts += [_placeholder(match[1], at), ""]
+                self.placeholders += 1
+        parts[-1] += text[end:]
+        if len(parts) == 1:
+            return parts[0]
+        kept = [part for part in parts if part != ""]
+        return kept[0] if len(kept) == 1 else _Text(kept)
+
+
+class _Text(NamedTuple):
+    """A text with placeholders in it."""
+
+    parts: list[Any]
+
+
+def _placeholder(said: str, at: str) -> Placeholder:
+    source, *filters = (part.strip() for part in said.split("|"))
+    root, *path = source.split(".")
+    text = f"{{{clean(said, 60)}}}"
+    if root != "input":
+        raise PolicyError(f"{_at(at)}: there is no {text}: {nearest(root, ['input'])} (a brace is written twice)")
+    for name in path:
+        if not _NAME.fullmatch(name):
+            raise PolicyError(f"{_at(at)}: {text}: after a dot comes a key of letters, digits, _ and -, or an index")
+    for name in filters:
+        if name not in FILTERS:
+            raise PolicyError(f"{_at(at)}: {text}: there is no filter {clean(name, 40)!r}: {nearest(name, FILTERS)}")
+    return Placeholder(tuple(path), tuple(filters), text)
+
+
+def _field(name: str, part: Any, kind: str) -> list[Any]:
+    """The values of a field, mostly one."""
+    if not name or _CONTROL.search(name):
+        raise PolicyError(f"body: a field's name is text on one line, not {clean(name, 40)!r}")
+    parts = part if isinstance(part, list) else [part]
+    return [_file(name, one) if isinstance(one, dict) and kind == "multipart" else _constant(name, one, kind) for one in parts]
+
+
+def _constant(name: str, part: Any, kind: str) -> Any:
+    if part is None or isinstance(part, dict | list):
+        more = ", or a file, { file = ..., filename = ..., type = ... }" if kind == "multipart" else ""
+        raise PolicyError(f"body.{clean(name, 40)}: the value of a field is text, a number, true or false{more}")
+    return part
+
+
+def _file(name: str, part: dict[str, Any]) -> File:
+    at = f"body.{clean(name, 40)}"
+    for key in part:
+        if key not in FILE_KEYS:
+            raise PolicyError(f"{at}: a file has no {clean(key, 40)!r}: {nearest(key, FILE_KEYS)}")
+    kind = part.get("type", OCTETS)
+    if not isinstance(part.get("file"), Placeholder | _Text | str):
+        raise PolicyError(f'{at}: a file takes its content, as in {{ file = "{{input.jpeg}}" }}')
+    if not isinstance(kind, str) or not _MEDIA.fullmatch(kind):
+        raise PolicyError(f'{at}.type: expected a media type, as in "image/jpeg"')
+    filename = part.get("filename", name)
+    if not isinstance(filename, Placeholder | _Text | str) or filename == "" or _CONTROL.search(str(filename)):
+        raise PolicyError(f"{at}.filename: expected text on one line")
+    return File(part["file"], filename, kind)
+
+
+class _Filling:
+    """Fills a template with one input. What base64 and arrays come to is counted before it is made."""
+
+    def __init__(self, x: Any, max_bytes: int) -> None:
+        self._x, self._left, self._max = x, max_bytes, max_bytes
+
+    def value(self, template: Any) -> Any:
+        """The template's value: of JSON types, arrays, bytes, or what else the input has."""
+        if isinstance(template, Placeholder):
+            return self._picked(template)
+        if isinstance(template, _Text):
+            return "".join(
+                part if isinstance(part, str) else scalar(self._picked(part), f"{part.text} is a part of a text")
+                for part in template.parts
+            )
+        if isinstance(template, dict):
+            return {key: self.value(part) for key, part in template.items()}
+        if isinstance(template, list):
+            return [self.value(part) for part in template]
+        return template
+
+    def _picked(self, placeholder: Placeholder) -> Any:
+        at = self._x
+        for i, key in enumerate(placeholder.path):
+            at = _item(at, key, ".".join(("input", *placeholder.path[:i])))
+        if isinstance(at, memoryview):
+            at = at.tobytes()
+        for name in placeholder.filters:
+            at = FILTERS[name](at, placeholder.text)
+            self.spend(len(at))
+        if isinstance(at, np.ndarray):
+            self.spend(2 * at.size)  # a digit and a comma each, at least
+        elif isinstance(at, str | bytes | bytearray) and not placeholder.filters:
+            self.spend(len(at))
+        return at
+
+    def spend(self, size: int) -> None:
+        """Counts some bytes of the body."""
+        self._left -= size
+        if self._left < 0:
+            raise self.too_long(self._max - self._left)
+
+    def too_long(self, size: int) -> BadInput:
+        """The error of a body of so many bytes or more."""
+        return BadInput(f"the request's body would be {size:,} bytes or more, and {self._max:,} are the most (max_body)")
+
+
+def _item(at: Any, key: str, where: str) -> Any:
+    if isinstance(at, Mapping):
+        if key in at:
+            return at[key]
+        names = [name for name in at if isinstance(name, str)]
+        raise BadInput(f"{where} has no {key!r}: {clean(nearest(key, names)) if names else 'it has no keys'}")
+    if isinstance(at, list | tuple | np.ndarray) and key.isdecimal() and key.isascii():
+        length = len(at) if not isinstance(at, np.ndarray) or at.ndim else 0
+        if len(key) < 10 and int(key) < length:  # noqa: PLR2004 - digits: longer ones are not converted
+            return at[int(key)]
+        raise BadInput(f"{where} has no item {key[:20]}: there are {length}")
+    raise BadInput(f"{where} is {described(at)}, which has no {key!r}: give a mapping, as in x={{{key!r}: ...}}")
+
+
+def _base64(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogatepass")
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        value = value.tobytes()
+    elif not isinstance(value, BYTES):
+        raise BadInput(f"{where} is {described(value)}, and base64 takes bytes, text or an array{advice(value)}")
+    return b64encode(value).decode("ascii")
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, BYTES):
+        try:
+            return bytes(value).decode()
+        except UnicodeDecodeError:
+            raise BadInput(f"{where} is {described(value)} that are no text in UTF-8: write |base64") from None
+    return scalar(value, where)
+
+
+def _json(value: Any, where: str) -> str:  # noqa: ARG001 - a filter's
+    return to_json(value).decode()
+
+
+FILTERS: Mapping[str, Callable[[Any, str], str]] = {"base64": _base64, "text": _text, "json": _json}
+"""Name -> function of a value and its placeholder."""
+
+
+def _at(at: str) -> str:
+    return f"body.{clean(at, 80)}" if at and not at.startswith("[") else f"body{clean(at, 80)}"
