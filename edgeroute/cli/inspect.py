@@ -44,9 +44,11 @@ def inspect(
     from edgeroute.cli.inspect_report import Report
 
     report: Report
-    if model.startswith(("http://", "https://")):
+    if model.lower().startswith(("http://", "https://")):
         if write:
-            raise typer.BadParameter("a card is written beside a model file; an endpoint has [cloud] in the policy", param_hint="--write")
+            raise typer.BadParameter(
+                "a card is written beside a model file; an endpoint has [cloud] in the policy", param_hint="--write"
+            )
         from edgeroute.cli.inspect_url import inspect_url
 
         report = inspect_url(model, sample, index, timeout, key_env)

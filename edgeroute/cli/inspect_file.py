@@ -18,7 +18,7 @@ from edgeroute.confidence.reader import Reader
 from edgeroute.core.texts import named
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.guess import LABELS, batch_of, card, named_classes, outputs
-from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, Tried, describe, feeds, pairs, quoted, variations
+from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
 from edgeroute.edge.inputs import Inputs
 from edgeroute.edge.load import load
 from edgeroute.edge.tensors import say
@@ -133,7 +133,9 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ModelError(f"{path} is no file")
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
-        raise ModelError(f"{path} has {size:,} bytes, and an .onnx file has at most {MOST_BYTES:,}: weights are in files beside it")
+        raise ModelError(
+            f"{path} has {size:,} bytes, and an .onnx file has at most {MOST_BYTES:,}: weights are in files beside it"
+        )
     model = Model(path, seconds)
     try:
         return _Inspection(path, model, None if sample is None else _sample(sample, model.inputs, index)).report()
@@ -177,19 +179,21 @@ class _Inspection:
         found = [one for guess in self.inputs for one in guess.findings]
         found += [_open_pair(one) for one in self.states if one.sure == "open"]
         found += outputs(self.read, self.rows)
-        made = {"sha256": sha256_of(self.path)} if self.path.is_file() else {}
+        made: dict[str, Any] = {"sha256": sha256_of(self.path)} if self.path.is_file() else {}
         found, labels = self._labels(found)
         made.update(card(self.inputs, self.states, found, self.batch))
         if labels:
             made["labels"] = labels
         self._by_sample(ways, made, found)
         if self.batch not in (None, 0):
-            found.append(Finding("output.batch", str(self.batch), "likely", "runs with one input and with three differ in that axis"))
+            found.append(
+                Finding("output.batch", str(self.batch), "likely", "runs with one input and with three differ in that axis")
+            )
         producer, _ = self.model.metadata
         facts = {"sha256": made["sha256"]} if "sha256" in made else {}
-        facts.update({"made by": quoted(producer)} if producer else {})
+        facts.update({"producer": quoted(producer)} if producer else {})
         there, old = self._card_there()
-        facts.update({"card": there} if there else {})
+        facts.update({"card_there": there} if there else {})
         kept = {one.output for one in self.states if one.sure != "open"}
         return Report(
             str(self.path), facts, [(one.spec, one.role) for one in self.inputs],
@@ -238,7 +242,9 @@ class _Inspection:
         try:
             missing = [one.spec.name for one in self.inputs if one.role == "constant" and one.value is None]
             if missing:
-                raise BadInput(f"it cannot be run without {', '.join(map(quoted, missing))}: an .npz sample may have it by that name")
+                raise BadInput(
+                    f"it cannot be run without {', '.join(map(quoted, missing))}: an .npz sample may have it by that name"
+                )
             plan = Inputs(Card(_prepared(card(self.inputs, self.states, []), preprocess)), self.model.inputs, self.model.outputs)
             self.model.renew()
             return Way(about, preprocess, self.model.run(self._fed(plan, x)), "")
@@ -249,11 +255,24 @@ class _Inspection:
         return {**plan.feed([x], self.model.name), **plan.constants, **plan.state}
 
     def _by_sample(self, ways: Sequence[Way], made: dict[str, Any], found: list[Finding]) -> None:
-        """The preprocessing that the sample shows: only where there is no other one."""
-        if len(ways) == 1 and ways[0].preprocess is not None and ways[0].raw is not None:
-            made.update(_prepared(made, ways[0].preprocess))
-            what = f"pixels {say(ways[0].preprocess['shape'])}, {ways[0].preprocess['layout']}"
-            found.append(Finding("preprocess", what, "likely", "the sample is such a picture, and integers are not scaled"))
+        """The preprocessing that the sample shows: its layout, where pixels are not scaled. Sizes are fitted in several ways."""
+        told = ways[0].preprocess if ways and ways[0].raw is not None else None
+        if told is None:
+            return
+        guess = next(one for one in self.inputs if one.tried)
+        about = f"inputs.{quoted(guess.spec.name)}.preprocess"
+        if len(ways) == 1 and told["layout"] != guess.layout:
+            plain = {key: value for key, value in told.items() if key != "resize"}
+            made.update(_prepared(made, plain))
+            found[:] = [one for one in found if one.about != about]
+            what = f"pixels {say(plain['shape'])}, {plain['layout']}, transposed to {guess.layout}"
+            found.append(Finding(about, what, "likely", "the sample is such a picture, and integers are not scaled"))
+        if "resize" in told and list(np.shape(self.sample.x if self.sample else ()))[:2] != told["resize"]:
+            side = min(told["resize"])
+            lines = f'"preprocess": {{..., "resize": {told["resize"]}}}  (stretched, as here)\n'
+            lines += f'"preprocess": {{..., "resize": {side}, "crop": {told["resize"]}}}  (cut out of the middle)'
+            why = f"the sample has another size than {say(told['resize'])}, which the model takes"
+            found.append(Finding(f"{about}.resize", "how are pictures fitted?", "open", why, lines))
 
     def _shown(self, ways: Sequence[Way], made: dict[str, Any], old: Card | None) -> list[Shown]:
         shown = list[Shown]()
@@ -298,17 +317,17 @@ class _Inspection:
         """Runs it on zeros and on random numbers, and keeps the outputs, row by row."""
         for way in ways:
             self._keep(way.raw or {}, 1)
-        tried = list[str]()
+        more = list[int]()
         self.model.renew()
         error: Exception | None = None
-        for about, feed in feeds(self.inputs, MOST_PROBED):
+        for feed in feeds(self.inputs, MOST_PROBED):
             try:
                 zeros = self.model.run(feed)
             except EdgerouteError as e:
                 error = e
                 continue
             count = self._count(feed)
-            for more, other in variations(self.inputs, feed):
+            for other in variations(self.inputs, feed):
                 try:
                     raw = self.model.run(other)
                 except EdgerouteError:
@@ -316,10 +335,13 @@ class _Inspection:
                 if count == 1 and self._count(other) > 1 and self.batch is None:
                     self.batch = batch_of(zeros, raw, self._count(other))
                 self._keep(raw, self._count(other))
-                tried.append(more)
+                more.append(self._count(other))
             self._keep(zeros, count)
             shapes = ", ".join(f"{quoted(name)} {say(array.shape)}" for name, array in feed.items())
-            self.notes.append(f"it runs on {', '.join([about, *tried])}: {shapes}")
+            several = f"; also with {max(more)} inputs at a time" if more and max(more) > count else ""
+            self.notes.append(f"it runs on zeros{' and random numbers' if more else ''}: {shapes}{several}")
+            assumed = [one.spec.name for one in self.inputs if one.role == "constant" and one.value is None]
+            self.notes += [f"{quoted(name)} was assumed to be {feed[name].reshape(-1)[0]}" for name in assumed]
             return
         self.notes.append(
             f"it does not run on zeros: {named(error)}" if error is not None
@@ -358,5 +380,6 @@ def _prepared(data: dict[str, Any], preprocess: dict[str, Any] | None) -> dict[s
 
 def _open_pair(one: Pair) -> Finding:
     about = f"state.{quoted(one.input)}"
-    line = f'"state": [{{"input": "{quoted(one.input)}", "output": "{quoted(one.output)}"}}]'
+    shape = ', "shape": [...]' if "size of the first" in one.grounds else ""
+    line = f'"state": [{{"input": {text(one.input)}, "output": {text(one.output)}{shape}}}]'
     return Finding(about, f"is {quoted(one.output)} fed back as {quoted(one.input)}?", "open", one.grounds, line)

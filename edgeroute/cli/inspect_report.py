@@ -21,6 +21,8 @@ from edgeroute.types import TensorSpec
 
 MOST = 24
 """Elements of a value that are shown."""
+LINES = 60
+"""Tensors, and findings of one kind, that are shown."""
 WIDEST = 100
 NARROWEST = 24
 
@@ -51,6 +53,8 @@ class Report:
     card: dict[str, Any] | None = None
     """What would be written; None: not for this model."""
     written: str = ""
+    policy: dict[str, str] = field(default_factory=dict)
+    """What `[cloud]` of a policy says of an endpoint."""
 
     def as_json(self) -> str:
         """All of it, as one object."""
@@ -65,6 +69,7 @@ class Report:
                 "sample": {"file": self.sample, "answers": [_answer(one) for one in self.shown]} if self.sample else None,
                 "card": self.card,
                 "written": self.written or None,
+                "policy": {"cloud": self.policy} if self.policy else None,
             },
             allow_nan=False,
         )
@@ -79,18 +84,22 @@ class Report:
     def _lines(self, width: int) -> Iterator[str]:
         yield from _wrapped(self.model, width)
         for name, fact in self.facts.items():
-            yield from _wrapped(f"{name}: {fact}", width, 2)
+            yield from _wrapped(f"{name.replace('_', ' ')}: {fact}", width, 2)
         for title, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             yield from ("", title)
-            for spec, role in tensors:
+            for spec, role in tensors[:LINES]:
                 more = "" if role in {"given", "read"} else f", {role}"
                 yield from _wrapped(f"{quoted(spec.name)}  {_dtype(spec)} {say(spec.shape)}{more}", width, 2)
+            if len(tensors) > LINES:
+                yield f"  and {len(tensors) - LINES} more: --json"
         for sure, title in (("certain", "known"), ("likely", "guessed, with good grounds"), ("open", "open: yours to say")):
             found = [one for one in self.findings if one.sure == sure]
             if found:
                 yield from ("", title)
-            for one in found:
+            for one in found[:LINES]:
                 yield from _finding(one, width)
+            if len(found) > LINES:
+                yield f"  and {len(found) - LINES} more: --json"
         if self.notes:
             yield from ("", "how it ran")
             for note in self.notes:
@@ -103,6 +112,9 @@ class Report:
         yield from self._end(width)
 
     def _end(self, width: int) -> Iterator[str]:
+        if self.policy:
+            yield from ("", "in a policy, as far as it is known")
+            yield from ("  [cloud]", *(f"  {key} = {json.dumps(value)}" for key, value in self.policy.items()))
         if self.card is None:
             return
         yield ""

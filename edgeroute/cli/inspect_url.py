@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
     with Router(None, endpoint, mode="only_cloud") as router:
         found = router.check()
     if not found.ok or endpoint.inputs is None:
-        raise CloudError(found.lines[0].removeprefix("! "))
+        raise CloudError(found.lines[0].partition(": ")[2])
     secrets = [value for _, value in endpoint.address.headers()]
     inputs, in_names = _quotable(endpoint.inputs, secrets, "input")
     outs, out_names = _quotable(endpoint.specs, secrets, "output")
@@ -56,19 +55,20 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
         outs = outs or [TensorSpec(name, str(value.dtype), (-1, *value.shape)) for name, value in row.items()]
         report.notes.append("the sample was sent, once")
     else:
-        report.notes.append("nothing was sent but the questions whether it is ready, and what it takes; --sample FILE sends that file")
+        report.notes.append(
+            "nothing was sent but the questions whether it is ready, and what it takes; --sample FILE sends that file"
+        )
     about_outputs = outputs(outs, rows) if rows else before
     report.findings = [one for guess in describe(inputs, []) for one in guess.findings] + about_outputs
     kind, output = (_said(about_outputs, key) for key in (KIND, NAME))
-    report.findings.append(_policy(endpoint.where, kind, output))
+    told = {"url": endpoint.where, "output": output, "kind": kind}
+    report.policy = {key: value for key, value in told.items() if value is not None}
     if rows:
         report.shown.append(_read(rows[0], kind, output))
     return report
 
 
-def _quotable(
-    specs: Sequence[TensorSpec], secrets: Sequence[str], what: str
-) -> tuple[list[TensorSpec], dict[str, str]]:
+def _quotable(specs: Sequence[TensorSpec], secrets: Sequence[str], what: str) -> tuple[list[TensorSpec], dict[str, str]]:
     """The tensors, under names that may be shown; and for each name the one that is shown."""
     shown, names = list[TensorSpec](), dict[str, str]()
     for i, spec in enumerate(specs):
@@ -113,16 +113,12 @@ def _said(found: Sequence[Finding], about: str) -> str | None:
     return next((one.says for one in found if one.about == about and one.sure != "open" and one.says != "?"), None)
 
 
-def _policy(where: str, kind: str | None, output: str | None) -> Finding:
-    lines = ["[cloud]", f'url = "{where}"']
-    lines += [f"{key} = {json.dumps(value)}" for key, value in (("output", output), ("kind", kind)) if value is not None]
-    return Finding("policy", "what a policy says of it", "likely", "what is certain or has good grounds: " + "; ".join(lines))
-
-
 def _read(row: Mapping[str, Any], kind: str | None, output: str | None) -> Shown:
     """What a router answers for these outputs."""
     try:
-        given: Any = row[output] if output is not None else row if kind in {"label+probabilities", "boxes"} else next(iter(row.values()))
+        given: Any = (
+            row[output] if output is not None else row if kind in {"label+probabilities", "boxes"} else next(iter(row.values()))
+        )
         answer = Reader(kind=kind, name="the endpoint").answer(given)
     except (EdgerouteError, LookupError, TypeError, ValueError) as e:
         return Shown("as it is", error=named(e))

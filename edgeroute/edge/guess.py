@@ -19,21 +19,23 @@ from edgeroute.confidence.forms import (
     looks_like_probabilities,
     tokens_and_logprobs,
 )
-from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, words
+from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
 from edgeroute.edge.tensors import Array, say
 from edgeroute.types import TensorSpec
 
 Row = Mapping[str, Any]
 """Outputs for one input, without a batch axis, by name."""
-_PROBABLE = frozenset("prob probs probability probabilities softmax proba".split())
-_LOGITS = frozenset("logit logits".split())
-_SCORES = frozenset("score scores class classes classification cls".split())
-_EMBEDDINGS = frozenset("embedding embeddings embed feature features hidden pooler pooled vector latent".split())
+_PROBABLE = frozenset(["prob", "probs", "probability", "probabilities", "softmax", "proba"])
+_LOGITS = frozenset(["logit", "logits"])
+_SCORES = frozenset(["score", "scores", "class", "classes", "classification", "cls"])
+_EMBEDDINGS = frozenset(
+    ["embedding", "embeddings", "embed", "feature", "features", "hidden", "pooler", "pooled", "vector", "latent"]
+)
 _COLUMNS = 6
 _SIDES = 4
 _MATRIX = 2
 KIND, NAME, LABELS = "output.kind", "output.name", "labels"
-_VALUE = "a value has no confidence: with it every input is deferred, unless the policy says no_confidence = \"accept\""
+_VALUE = 'A value has no confidence: every input is deferred, unless the policy says no_confidence = "accept"'
 
 
 def outputs(specs: Sequence[TensorSpec], rows: Sequence[Row]) -> list[Finding]:
@@ -65,7 +67,7 @@ def _kind(kind: str | None, sure: Sure, grounds: str, write: str = "") -> Findin
 
 
 def _line(kind: str, name: str | None = None) -> str:
-    return '"output": {' + (f'"name": "{quoted(name)}", ' if name else "") + f'"kind": "{kind}"}}'
+    return '"output": {' + (f'"name": {text(name)}, ' if name else "") + f'"kind": "{kind}"}}'
 
 
 def _boxes(rows: Sequence[Row]) -> list[Finding] | None:
@@ -123,14 +125,16 @@ def _chosen(specs: Sequence[TensorSpec]) -> tuple[str, list[Finding]]:
             why = f"of {there} it is the one whose name speaks of {'probabilities' if known is _PROBABLE else 'scores'}"
             return by_name[0], [Finding(NAME, by_name[0], "likely", why)]
     why = f"there are {there}, and nothing tells which of them is the answer: as it is, the first is read"
-    return specs[0].name, [Finding(NAME, "?", "open", why, f'"output": {{"name": "{quoted(specs[0].name)}"}}  (or another)')]
+    return specs[0].name, [Finding(NAME, "?", "open", why, f'"output": {{"name": {text(specs[0].name)}}}  (or another)')]
 
 
 def _one(name: str, values: Sequence[Any]) -> list[Finding]:
     """What one output is, by its values."""
     if values and all(is_by_class(value) for value in values):
         good = all(_probable(value) for value in values)
-        kind = _kind("probabilities", "likely", f"a number for each class, by name, from 0 and with the sum 1, {_counted(values)}")
+        kind = _kind(
+            "probabilities", "likely", f"a number for each class, by name, from 0 and with the sum 1, {_counted(values)}"
+        )
         return [kind] if good else [_kind(None, "open", "a number for each class, which are no probabilities", _line("logits"))]
     arrays = [as_array(value) for value in values]
     if not arrays or len({(array.ndim, array.dtype.kind) for array in arrays}) > 1:
@@ -187,7 +191,7 @@ def _classes(name: str, arrays: Sequence[Array]) -> list[Finding]:
     if said & (_LOGITS | _SCORES):
         return [_kind("logits", "likely", f"{why}, and its name is {quoted(name)}"), _class_names(n)]
     way = "as it is, they are read as logits, one for each class; an embedding or a regression would be read wrongly"
-    return [_kind("logits?", "open", f"{why}: {way}", f"{_line('logits')}  (or \"value\")"), _class_names(n)]
+    return [_kind("logits?", "open", f"{why}: {way}", f'{_line("logits")}  (or "value")'), _class_names(n)]
 
 
 def _wide(name: str, arrays: Sequence[Array]) -> list[Finding]:
@@ -208,9 +212,8 @@ def _are_columns(array: Array) -> bool:
 
 
 def _class_names(count: int | None) -> Finding:
-    many = "names of the classes, in order" if count is None else f"the {count} names of the classes, in order"
-    line = '"labels": ["...", ...]' + ("" if count is None else f"  ({count} of them)")
-    return Finding(LABELS, "?", "open", "without them an answer is a class's number", f"{line}: {many}")
+    line = '"labels": ["...", ...]  (' + ("names" if count is None else f"{count} names") + ", in the order of the classes)"
+    return Finding(LABELS, "?", "open", "without them an answer is a class's number", line)
 
 
 def _by_names(specs: Sequence[TensorSpec]) -> list[Finding]:
@@ -235,12 +238,12 @@ def named_classes(metadata: Mapping[str, str], count: int | None) -> tuple[str, 
     """Names of classes in a file's metadata, with their key: a list, or number -> name, as JSON or as Python writes it."""
     readers: tuple[Callable[[str], Any], ...] = (json.loads, ast.literal_eval)
     for key in ("names", "labels", "classes", "class_names"):
-        text = metadata.get(key, "")
-        if not 1 < len(text) < 1 << 16:
+        given = metadata.get(key, "")
+        if not 1 < len(given) < 1 << 16:
             continue
         for read in readers:
             with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-                said = read(text)
+                said = read(given)
                 if isinstance(said, dict) and sorted(map(int, said)) == list(range(len(said))):
                     said = [name for _, name in sorted((int(i), name) for i, name in said.items())]
                 if isinstance(said, list) and said and all(isinstance(one, str) for one in said) and count in (None, len(said)):

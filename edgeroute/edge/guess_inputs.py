@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -23,13 +24,14 @@ _GREY, _COLOURS, _ALPHA = 1, 3, 4
 _PICTURE = 3
 """Axes of a picture with channels."""
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
-_BEFORE = frozenset("in input inputs prev previous old past init initial 0".split())
-_AFTER = frozenset("out output outputs next new n t 1 cur current present updated".split())
+_BEFORE = frozenset(["in", "input", "inputs", "prev", "previous", "old", "past", "init", "initial", "0"])
+_AFTER = frozenset(["out", "output", "outputs", "next", "new", "n", "t", "1", "cur", "current", "present", "updated"])
 _STATES = frozenset(
-    "state states h c hn cn hidden cell cache mem memory ctx context rnn lstm gru buffer past present key value".split()
+    {"state", "states", "h", "c", "hn", "cn", "hidden", "cell", "cache", "mem", "memory", "ctx", "context", "rnn", "lstm", "gru"}
+    | {"buffer", "past", "present", "key", "value"}
 )
-TOKENS = frozenset("ids id tokens token mask".split())
-_RATES = frozenset("sr sample rate samplerate".split())
+TOKENS = frozenset(["ids", "id", "tokens", "token", "mask"])
+_RATES = frozenset(["sr", "sample", "rate", "samplerate"])
 _CACHE = re.compile(r"(?<=past|sent)_key_values")
 """Of a language model's cache: past_key_values.0.key and present.0.key."""
 _FREE = {"picture": (224, 64, 640, 32), "other": (16, 512, 64, 1, 576, 4096)}
@@ -100,6 +102,11 @@ def quoted(name: str) -> str:
     return clean(name, 60)
 
 
+def text(name: str) -> str:
+    """The same, as it is in JSON."""
+    return json.dumps(quoted(name), ensure_ascii=False)
+
+
 def words(name: str) -> list[str]:
     """The words in a name: `input_ids`, `inputIds` and `input.ids` have the same."""
     return [word.lower() for word in _WORDS.findall(name)]
@@ -142,9 +149,7 @@ def _same_form(spec: TensorSpec, other: TensorSpec) -> bool:
     return same and all(a == b or -1 in (a, b) for a, b in zip(spec.shape, other.shape, strict=True))
 
 
-def describe(
-    inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mapping[str, Any] | None = None
-) -> list[InputGuess]:
+def describe(inputs: Sequence[TensorSpec], states: Sequence[Pair], given: Mapping[str, Any] | None = None) -> list[InputGuess]:
     """What each input seems to be. `given`: of the sample, by name."""
     kept = {one.input: one for one in states if one.sure != "open"}
     alone = len(inputs) == 1
@@ -172,7 +177,7 @@ def _state(spec: TensorSpec, pair: Pair) -> InputGuess:
 
 
 def _constant(spec: TensorSpec, given: Any) -> InputGuess:
-    name, about = quoted(spec.name), f"inputs.{quoted(spec.name)}"
+    about = f"inputs.{quoted(spec.name)}"
     size = "no axes" if not spec.shape else "one element"
     if given is not None and np.size(given) == 1 and np.asarray(given).dtype.kind in "biuf":
         value = np.asarray(given).reshape(-1)[0].item()
@@ -180,7 +185,7 @@ def _constant(spec: TensorSpec, given: Any) -> InputGuess:
         return InputGuess(spec, "constant", None, None, (Finding(about, f"a constant, {value}", "likely", why),), (), value)
     usual = 16000 if not _RATES.isdisjoint(words(spec.name)) else None
     hint = f"; rates are {usual} or 8000 in most such models" if usual else ""
-    line = f'"inputs": [..., {{"name": "{name}", "value": {"?" if usual is None else usual}}}]'
+    line = f'"inputs": [..., {{"name": {text(spec.name)}, "value": {"?" if usual is None else usual}}}]'
     why = f"it has {size}, so none that counts the inputs; which number it is, the file does not say{hint}"
     return InputGuess(spec, "constant", None, None, (Finding(about, "a constant?", "open", why, line),))
 
@@ -204,8 +209,12 @@ def _given(spec: TensorSpec) -> InputGuess:
     elif row and row[-1] == -1:
         says = ("none", "likely", "numbers in any quantity, such as samples of sound: they are taken as they are")
     else:
-        count = f"{prod(row)} numbers for each input" if row and -1 not in row else "numbers"
-        says = ("none", "likely", f"{count}: features are taken as they are; what was scaled for training is yours to scale")
+        count = "numbers" if -1 in row else "one number" if prod(row) == 1 else f"{prod(row)} numbers"
+        says = (
+            "none",
+            "likely",
+            f"{count} for each input: features are taken as they are; what was scaled for training is yours to scale",
+        )
     line = ""
     if says[1] == "open" and len(row) == _PICTURE:
         line = '"layout": "CHW"  (or "HWC"), and "preprocess", if it is a picture'
@@ -264,20 +273,16 @@ def _picture(spec: TensorSpec, batch: int | None, layout: str, found: list[Findi
         more = ' (yours have the colours last? "preprocess" turns them)' if layout == "CHW" else ""
         found.append(Finding(f"{about}.preprocess", "none", "likely", f"{said}{more}"))
     else:
-        lines = "\n".join(f'"preprocess": {_json(one.preprocess)}  ({one.about})' for one in tried)
-        asked = "it takes floats: whether pixels are 0 to 255, 0 to 1, or normalised is in no file; it is in the training code"
+        lines = "\n".join(f'"preprocess": {json.dumps(one.preprocess)}  ({one.about})' for one in tried)
+        asked = (
+            "it takes floats: whether pixels are 0 to 255, 0 to 1, or normalised, the file does not say; the training code does"
+        )
         found.append(Finding(f"{about}.preprocess", "scale, mean and std?", "open", asked, lines))
     return InputGuess(spec, "given", batch, layout, tuple(found), tried)
 
 
 def _side(size: int) -> str:
     return "any" if size == -1 else str(size)
-
-
-def _json(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f'"{key}": {_json(one)}' for key, one in value.items()) + "}"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def _tried(dtype: str, layout: str, sizes: Mapping[str, int]) -> tuple[Tried, ...]:
@@ -288,28 +293,30 @@ def _tried(dtype: str, layout: str, sizes: Mapping[str, int]) -> tuple[Tried, ..
         base["resize"] = [sizes["H"], sizes["W"]]
     if dtype == "uint8":
         return (Tried("pixels as they are", base),)
-    tried = [Tried("0 to 1", {**base, "scale": round(1 / 255, 10)})]
+    tried = [Tried("0 to 1", {**base, "scale": 1 / 255})]
     if sizes.get("C") == _COLOURS:
-        tried.append(Tried("ImageNet's mean and std", {**base, "scale": round(1 / 255, 10), "mean": list(MEAN), "std": list(STD)}))
-    tried.append(Tried("-1 to 1", {**base, "scale": round(1 / 255, 10), "mean": 0.5, "std": 0.5}))
+        tried.append(Tried("ImageNet's mean and std", {**base, "scale": 1 / 255, "mean": list(MEAN), "std": list(STD)}))
+    tried.append(Tried("-1 to 1", {**base, "scale": 1 / 255, "mean": 0.5, "std": 0.5}))
     return (*tried, Tried("0 to 255", base))
 
 
-def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[tuple[str, dict[str, Array]]]:
+def feeds(inputs: Sequence[InputGuess], most: int) -> Iterator[dict[str, Array]]:
     """Tensors of zeros to try a model with, one for each size that its free axes may have; what has more elements is left out."""
     for i in range(max(map(len, _FREE.values()))):
         shapes = {one.spec.name: _shape(one, 1, i) for one in inputs}
         if sum(map(prod, shapes.values())) <= most:
-            yield "zeros", {one.spec.name: _zeros(one, shapes[one.spec.name]) for one in inputs}
+            yield {one.spec.name: _zeros(one, shapes[one.spec.name]) for one in inputs}
         if not any(-1 in one.spec.shape[1:] for one in inputs if one.role == "given"):
             return
 
 
-def variations(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[tuple[str, dict[str, Array]]]:
+def variations(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
     """Further tensors for a model that runs on these zeros: random ones, and several inputs at a time if it takes them."""
     rng = np.random.default_rng(0)
-    several = all(one.role == "constant" or (one.role == "given" and one.batch == 0 and one.spec.shape[0] == -1) for one in inputs)
-    for about, low, high in (("numbers around 0", -2.0, 2.0), ("numbers from 0 to 1", 0.0, 1.0), ("large numbers", -50.0, 50.0)):
+    several = all(
+        one.role == "constant" or (one.role == "given" and one.batch == 0 and one.spec.shape[0] == -1) for one in inputs
+    )
+    for low, high in ((-2.0, 2.0), (0.0, 1.0), (-50.0, 50.0)):
         feed = {}
         for one in inputs:
             array = zeros[one.spec.name]
@@ -318,7 +325,7 @@ def variations(inputs: Sequence[InputGuess], zeros: Mapping[str, Array]) -> Iter
                 shape = (count, *array.shape[1:]) if array.ndim else ()
                 array = _random(one.spec.dtype, shape, low, high, rng)
             feed[one.spec.name] = array
-        yield about, feed
+        yield feed
 
 
 def _shape(one: InputGuess, count: int, i: int) -> tuple[int, ...]:
