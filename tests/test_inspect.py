@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from edgeroute.types import TensorSpec
 HERE = Path(__file__).parent / "exported"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
 INPUTS = np.array(EXPECTED.pop("inputs"), np.float32)
-F, I, U = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
+F, INT, U = TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
 value, node = helper.make_tensor_value_info, helper.make_node
 RED = np.zeros((32, 32, 3), np.uint8)
 RED[..., 0] = 255
@@ -181,7 +182,15 @@ def test_names_of_classes_in_the_file():
     """A list or a mapping by number, as JSON or as Python writes it, of the right length; anything else is none."""
     assert named_classes({"names": "{0: 'cat', 1: 'dog'}"}, 2) == ("names", ["cat", "dog"])
     assert named_classes({"labels": '["cat", "dog"]'}, None) == ("labels", ["cat", "dog"])
-    for bad in ("{0: 'cat', 1: 'dog'}", "{0: 'cat', 2: 'dog', 3: 'cow'}", "[1, 2, 3]", "(" * 5000, "-" * 50000 + "1", "import os", "{"):
+    for bad in (
+        "{0: 'cat', 1: 'dog'}",
+        "{0: 'cat', 2: 'dog', 3: 'cow'}",
+        "[1, 2, 3]",
+        "(" * 5000,
+        "-" * 50000 + "1",
+        "import os",
+        "{",
+    ):
         assert named_classes({"names": bad}, 3) is None
 
 
@@ -294,7 +303,7 @@ def voice(path):
         node("Add", ["state", "step"], ["stateN"]),
     ]
     constants = [("one", np.array([1])), ("ends", np.array([0, 2])), ("step", np.array(1.0, np.float32))]
-    inputs = [value("input", F, ["n", "t"]), value("state", F, [1, "n", 4]), value("sr", I, [])]
+    inputs = [value("input", F, ["n", "t"]), value("state", F, [1, "n", 4]), value("sr", INT, [])]
     return tiny.save(path, nodes, inputs, [value("output", F, ["n", 1]), value("stateN", F, [None, None, None])], constants)
 
 
@@ -364,7 +373,10 @@ def test_a_card_that_is_there(tmp_path):
     assert "--force" in err
     assert card.read_text() == before
     report = look(path, "--sample", tmp_path / "x.npy")
-    assert [(one["way"], one["value"]) for one in report["sample"]["answers"]] == [("with the card that is there", "c"), ("as it is", 2)]
+    assert [(one["way"], one["value"]) for one in report["sample"]["answers"]] == [
+        ("with the card that is there", "c"),
+        ("as it is", 2),
+    ]
     card.write_text('{"output": {"knd": 1}}')
     report = look(path, "--write", "--force")
     assert "is there, and wrong" in report["card_there"]
@@ -401,7 +413,9 @@ def test_ascii(tmp_path):
     nodes = [node("Identity", ["größe\x1b[31m"], ["名前"])]
     path = tiny.save(tmp_path / "m.onnx", nodes, [value("größe\x1b[31m", F, ["n", 4])], [value("名前", F, ["n", 4])])
     command = [sys.executable, "-m", "edgeroute", "inspect", str(path)]
-    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"})
+    done = subprocess.run(
+        command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "40"}
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.isascii()
     assert b"\x1b" not in done.stdout
@@ -436,6 +450,43 @@ def test_a_model_that_does_not_end(tmp_path):
     report = look(tiny.endless(tmp_path / "m.onnx"), "--timeout", "300ms")
     assert "does not run on zeros: a run did not end" in report["notes"][0]
     assert found(report, "output.kind")["sure"] == "open"
+
+
+def test_ctrl_c_during_a_run(tmp_path):
+    """It ends with 130, and nothing is aborted: the run is told to stop, and waited for."""
+    path = tiny.endless(tmp_path / "m.onnx")
+    code = (
+        "import sys; from edgeroute.cli import inspect_file as f; real = f.Model.run\n"
+        "def run(self, feed): print('go', flush=True); return real(self, feed)\n"
+        f"f.Model.run = run; sys.argv = ['edgeroute', 'inspect', {str(path)!r}, '--timeout', '1h']\n"
+        "from edgeroute.__main__ import main; main()"
+    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background would ignore it
+    try:
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "go\n"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=60) == ("", "")
+            assert process.returncode == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_odd_models(tmp_path):
+    """Without inputs, of very many outputs, of very long names: each is told, and its card is one."""
+    none = tiny.save(
+        tmp_path / "none.onnx", [node("Identity", ["c"], ["y"])], [], [value("y", F, [1, 2])], [("c", np.ones((1, 2), "f"))]
+    )
+    assert look(none, "--write")["inputs"] == []
+    names = [f"y{i}{'z' * 500}" for i in range(300)]
+    nodes = [node("Identity", ["x"], [name]) for name in names]
+    path = tiny.save(tmp_path / "many.onnx", nodes, [value("x", F, ["n", 4])], [value(name, F, ["n", 4]) for name in names])
+    report = look(path, "--write")
+    assert len(report["outputs"]) == 300
+    code, out, _ = run(path)
+    assert code == 0
+    assert "and 240 more: --json" in out
+    assert max(map(len, out.splitlines())) < 100
 
 
 def test_a_sample_that_does_not_fit(tmp_path):
@@ -508,6 +559,20 @@ def test_nothing_is_sent_without_a_sample(tmp_path):
         assert len([request for request in server.requests if request.startswith(b"POST")]) == 1, "what does not fit is not sent"
 
 
+def test_a_detector_behind_an_endpoint(tmp_path):
+    """Its outputs have no batch axis, which their names excuse."""
+    np.save(tmp_path / "x.npy", np.array([1, 2, 3, 4], np.float32))
+    tensors = [tensor("boxes"), tensor("scores", shape=[-1]), tensor("labels", "INT64", [-1])]
+    data = {"boxes": ([2, 4], [0, 0, 9, 9, 1, 1, 2, 2]), "scores": ([2], [0.25, 0.75]), "labels": ([2], [7, 8])}
+    reply = {"outputs": [{**one, "shape": data[one["name"]][0], "data": data[one["name"]][1]} for one in tensors]}
+    with speaking({"inputs": [tensor("x")], "outputs": tensors}, reply) as server:
+        report = look(f"{server.url}/v2/models/m", "--sample", tmp_path / "x.npy")
+    assert report["policy"]["cloud"]["kind"] == "boxes"
+    (shown,) = report["sample"]["answers"]
+    assert shown["value"] == [{"label": 8, "score": 0.75, "box": [1.0, 1.0, 2.0, 2.0]}]
+    assert shown["confidence"] == 0.75
+
+
 def test_an_endpoint_that_lies(tmp_path, monkeypatch):
     """Names that are odd, or show something of the key, are not quoted; a reply that contradicts the metadata is refused."""
     monkeypatch.setenv("CLOUD_KEY", "correct-horse-battery")
@@ -533,7 +598,10 @@ def test_an_endpoint_that_lies(tmp_path, monkeypatch):
 
 
 def test_an_endpoint_that_is_down():
-    """One line, and the code of a cloud that cannot be reached."""
+    """One line, and the code of a cloud that cannot be reached; of wrong usage where the key is not set."""
     code, out, err = run("http://127.0.0.1:9/v2/models/m")
     assert (code, out) == (3, "")
     assert err.startswith("error: http://127.0.0.1:9")
+    code, out, err = run("http://127.0.0.1:9/v2/models/m", "--key-env", "NOT_SET_ANYWHERE")
+    assert (code, out) == (2, "")
+    assert "NOT_SET_ANYWHERE, which is not set" in err

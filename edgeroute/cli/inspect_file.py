@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.cli.exits import INTERRUPTED
 from edgeroute.cli.inputs import IMAGES, by_name, read
 from edgeroute.cli.inspect_report import Report, Shown
 from edgeroute.confidence.boxes import are_boxes
@@ -98,29 +102,39 @@ class Model:
 
 def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None = None) -> Any:
     """What it returns, in a thread, so that Ctrl-C acts meanwhile; after that time it is told to stop, and then left alone."""
-    ended = list[Any]()
+    ended, over = list[Any](), threading.Event()  # by `join`, some Pythons take a thread for ended once Ctrl-C has come
 
     def run() -> None:
         try:
             ended.append((f(), None))
         except BaseException as e:  # noqa: BLE001 - raised again in the thread that waits
             ended.append((None, e))
+        over.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    threading.Thread(target=run, daemon=True).start()
+    late = True
     try:
-        thread.join(seconds)
+        late = not over.wait(seconds)
     finally:
-        asked = thread.is_alive() and stop is not None
-        if asked and stop is not None:
-            stop()
-            thread.join(GRACE_S)
-    if asked or not ended:
+        if not over.is_set():
+            if stop is not None:
+                stop()
+                over.wait(GRACE_S)
+            if not over.is_set():
+                atexit.register(_leave, over)
+    if late:
         raise ModelError(f"a run did not end within {seconds:.3g} s, and was stopped")
     result, error = ended[0]
     if error is not None:
         raise error
     return result
+
+
+def _leave(over: threading.Event) -> None:
+    """Ends the process if a thread that nobody waits for is still in a native call: as it is, that would abort it."""
+    if not over.wait(GRACE_S):
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
 
 
 def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:

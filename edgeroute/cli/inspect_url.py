@@ -31,11 +31,11 @@ def inspect_url(url: str, sample: Path | None, index: int, seconds: float, key_e
     """
     options: dict[str, Any] = {"retries": 0, "timeout_s": seconds, "api_key": Secret(env=key_env) if key_env else None}
     endpoint = Described(url, name="the endpoint", **options)
+    secrets = [value for _, value in endpoint.address.headers()]
     with Router(None, endpoint, mode="only_cloud") as router:
         found = router.check()
     if not found.ok or endpoint.inputs is None:
         raise CloudError(found.lines[0].partition(": ")[2])
-    secrets = [value for _, value in endpoint.address.headers()]
     inputs, in_names = _quotable(endpoint.inputs, secrets, "input")
     outs, out_names = _quotable(endpoint.specs, secrets, "output")
     report = Report(endpoint.where, {"protocol": "Open Inference Protocol v2"})

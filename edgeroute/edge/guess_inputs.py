@@ -230,7 +230,7 @@ def _batch(spec: TensorSpec) -> tuple[int | None, tuple[str, Sure, str, str] | N
     if not shape:
         return None, None
     if shape[0] == -1:
-        return 0, ("the first axis counts the inputs", "likely", "it has any size in the file", "")
+        return 0, ("the first axis counts the inputs", "likely", "it may have any size", "")
     if shape[0] == 1:
         return 0, ("one input for each run", "likely", "the first axis has the size 1", "")
     if len(shape) == 1 or (len(shape) == _PICTURE and _layout(shape, spec.dtype) not in (None, "HW")):
