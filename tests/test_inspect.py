@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from edgeroute import OnnxModel, Router
 from edgeroute.cli.app import app
+from edgeroute.edge import runtimes
 from edgeroute.edge.card import Card
 from edgeroute.edge.guess import batch_of, named_classes, outputs
 from edgeroute.edge.guess_inputs import describe, pairs
@@ -456,7 +457,7 @@ def test_ctrl_c_during_a_run(tmp_path):
     """It ends with 130, and nothing is aborted: the run is told to stop, and waited for."""
     path = tiny.endless(tmp_path / "m.onnx")
     code = (
-        "import sys; from edgeroute.cli import inspect_file as f; real = f.Model.run\n"
+        "import sys; from edgeroute.cli import inspect_model as f; real = f.Model.run\n"
         "def run(self, feed): print('go', flush=True); return real(self, feed)\n"
         f"f.Model.run = run; sys.argv = ['edgeroute', 'inspect', {str(path)!r}, '--timeout', '1h']\n"
         "from edgeroute.__main__ import main; main()"
@@ -470,6 +471,38 @@ def test_ctrl_c_during_a_run(tmp_path):
             assert process.returncode == 130
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Doubles:
+    """A runtime of one's own, which takes no card."""
+
+    labels = kind = None
+
+    def __init__(self, path):
+        self.path, self.name = path, "doubles"
+        self.inputs = self.outputs = (spec("x", shape=(-1, 2)),)
+
+    def run(self, inputs, cancel=None):
+        """A batch."""
+        return np.stack([2 * x for x in inputs])
+
+    def run_feed(self, feed):
+        """Tensors."""
+        return 2 * feed["x"]
+
+
+def test_a_runtime_of_ones_own(tmp_path, monkeypatch):
+    """Its model is looked at likewise; a card is written only where the runtime takes one."""
+    monkeypatch.setattr(runtimes, "_registered", {".dbl": "test_inspect:Doubles"})
+    path = tmp_path / "m.dbl"
+    path.write_bytes(b"2")
+    np.save(tmp_path / "x.npy", np.array([1, 4], np.float32))
+    report = look(path, "--sample", tmp_path / "x.npy")
+    assert report["sample"]["answers"][0]["value"] == 1
+    assert found(report, "output.kind")["says"] == "logits?"
+    code, _, err = run(path, "--write")
+    assert (code, "does not take" in err) == (2, True)
+    assert not (tmp_path / "m.json").exists()
 
 
 def test_odd_models(tmp_path):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cli.exits import INTERRUPTED
-from edgeroute.cli.inputs import IMAGES, by_name, read
+from edgeroute.cli.inputs import IMAGES, STDIN, by_name, read
+from edgeroute.cli.inspect_model import Model
 from edgeroute.cli.inspect_report import Report, Shown
 from edgeroute.confidence.boxes import are_boxes
 from edgeroute.confidence.reader import Reader
@@ -24,10 +18,9 @@ from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.guess import LABELS, batch_of, card, named_classes, outputs
 from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
 from edgeroute.edge.inputs import Inputs
-from edgeroute.edge.load import load
 from edgeroute.edge.tensors import say
 from edgeroute.errors import BadInput, EdgerouteError, ModelError
-from edgeroute.types import StopToken, TensorSpec
+from edgeroute.types import TensorSpec
 
 MOST_BYTES = 1 << 31
 """Of an .onnx file: protobuf has no longer ones."""
@@ -35,8 +28,6 @@ MOST_PROBED = 1 << 22
 """Elements of the tensors that a model is tried with."""
 MOST_PICTURE = 1 << 26
 """Bytes of a picture file."""
-GRACE_S = 1.0
-"""How long a run that was told to stop may go on before it is left alone, seconds."""
 
 
 class Sample(NamedTuple):
@@ -56,85 +47,6 @@ class Way(NamedTuple):
     preprocess: dict[str, Any] | None
     raw: dict[str, Any] | None
     error: str
-
-
-class Model:
-    """A model without a card, as the file has it."""
-
-    def __init__(self, path: Path, seconds: float) -> None:
-        self.seconds = seconds
-        self.until = float("inf")
-        with tempfile.TemporaryDirectory() as folder:
-            bare = Path(folder) / "card.json"
-            bare.write_text("{}", encoding="utf-8")
-            model: Any = load(path, card=bare)
-        self.session = _within(model.load, None)
-        self.name, self.model = path.stem, model
-        self.inputs, self.outputs = tuple(model.inputs), tuple(model.outputs)
-        self.until = monotonic() + seconds
-
-    @property
-    def metadata(self) -> tuple[str, Mapping[str, str]]:
-        """Who has made the file, and what it says besides."""
-        meta = self.session.get_modelmeta() if hasattr(self.session, "get_modelmeta") else None
-        return ("", {}) if meta is None else (str(meta.producer_name), dict(meta.custom_metadata_map))
-
-    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
-        """The outputs by name.
-
-        Raises:
-            ModelError: it does not take that, or took too long.
-        """
-        left, stop = self.until - monotonic(), StopToken()
-        if left <= 0:
-            raise ModelError(f"it was not tried further: {self.seconds:g} s were over (--timeout)")
-        out = _within(lambda: self.model.run_feed(dict(feed), stop), left, stop)
-        return out if isinstance(out, dict) else {self.outputs[0].name: out}
-
-    def renew(self) -> None:
-        """As much time again, for the sample."""
-        self.until = monotonic() + self.seconds
-
-    def close(self) -> None:
-        """Frees it."""
-        self.model.close()
-
-
-def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None = None) -> Any:
-    """What it returns, in a thread, so that Ctrl-C acts meanwhile; after that time it is told to stop, and then left alone."""
-    ended, over = list[Any](), threading.Event()  # by `join`, some Pythons take a thread for ended once Ctrl-C has come
-
-    def run() -> None:
-        try:
-            ended.append((f(), None))
-        except BaseException as e:  # noqa: BLE001 - raised again in the thread that waits
-            ended.append((None, e))
-        over.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    late = True
-    try:
-        late = not over.wait(seconds)
-    finally:
-        if not over.is_set():
-            if stop is not None:
-                stop()
-                over.wait(GRACE_S)
-            if not over.is_set():
-                atexit.register(_leave, over)
-    if late:
-        raise ModelError(f"a run did not end within {seconds:.3g} s, and was stopped")
-    result, error = ended[0]
-    if error is not None:
-        raise error
-    return result
-
-
-def _leave(over: threading.Event) -> None:
-    """Ends the process if a thread that nobody waits for is still in a native call: as it is, that would abort it."""
-    if not over.wait(GRACE_S):
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)
 
 
 def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
@@ -164,7 +76,7 @@ def _sample(path: Path, specs: Sequence[TensorSpec], index: int) -> Sample:
     items = read(path)
     if index >= len(items):
         raise BadInput(f"{path} has {len(items)} inputs: there is none of the number {index}")
-    picture = path.suffix.lower() in IMAGES and path.stat().st_size <= MOST_PICTURE
+    picture = path != STDIN and path.suffix.lower() in IMAGES and path.stat().st_size <= MOST_PICTURE
     return Sample(path, items[index].x, path.read_bytes() if picture else None)
 
 
