@@ -137,6 +137,22 @@ def _value(value: Any) -> Any:
     return found.astype(np.float32) if found.dtype == np.float64 else found
 
 
+def by_name(path: Path, names: Iterable[str]) -> dict[str, Any]:
+    """The arrays of an .npz file that have these names; none of a file of another kind.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    if _suffix(path) != ".npz" or path.is_dir():
+        return {}
+    with _reading(path), _opened(path) as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            return {}
+        with archive:
+            return {name: _array(archive, name) for name in names if name in archive.files}
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Converts the errors of reading a file to BadInput: the content decides what numpy, zipfile and Pillow raise."""

@@ -141,7 +141,7 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised
         unknown = [p for p in self.providers if p not in ort.get_available_providers()]
         if unknown and self.on_downgrade == "error":
             raise ModelError(

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeroute.cli.exits import FAILED, OK
+from edgeroute.cli.options import Json, seconds
+
+
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A .onnx file, or the URL of a model behind the Open Inference Protocol: http://HOST/v2/models/NAME.",
+            show_default=False,
+        ),
+    ],
+    *,
+    sample: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="An input to run: .npy, .npz, .png, .jpg, or - for stdin; of several inputs an .npz with their names. Sent if MODEL is a URL.",
+            show_default=False,
+        ),
+    ] = None,
+    index: Annotated[int, typer.Option(min=0, help="The row of an .npz file.")] = 0,
+    write: Annotated[bool, typer.Option("--write", help="Write the card, NAME.json beside the model.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also over a card that is there.")] = False,
+    timeout: Annotated[
+        float, typer.Option(parser=seconds, metavar="TIME", help="For the runs, or the endpoint's replies.", show_default="10s")
+    ] = "10s",  # type: ignore[assignment]  # the parser's
+    key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The environment variable with the endpoint's key.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Says what a model takes and gives, what of it is certain, guessed and open, and writes its card."""
+    from edgeroute.cli.inspect_report import Report
+
+    report: Report
+    if model.lower().startswith(("http://", "https://")):
+        if write:
+            raise typer.BadParameter(
+                "a card is written beside a model file; an endpoint has [cloud] in the policy", param_hint="--write"
+            )
+        from edgeroute.cli.inspect_url import inspect_url
+
+        report = inspect_url(model, sample, index, timeout, key_env)
+    else:
+        from edgeroute.cli.inspect_file import inspect_file
+
+        path = Path(model)
+        if write:
+            _check_free(path, force=force)
+        report = inspect_file(path, sample, index, timeout)
+        if write and report.card is not None:
+            report.written = str(_write(path, report.card, force=force))
+    if as_json:
+        print(report.as_json())
+    else:
+        report.show()
+    return FAILED if report.shown and all(one.error for one in report.shown) else OK
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    card = path.with_suffix(".json")
+    if not force and (card.exists() or card.is_symlink()):
+        raise typer.BadParameter(f"{card} is there already: --force writes over it", param_hint="--write")
+
+
+def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
+    """Writes the card as a whole, once a router has accepted it. -> its path.
+
+    Raises:
+        ModelError: it does not load, or cannot be written.
+    """
+    from edgeroute.cli.inspect_report import card_text
+    from edgeroute.edge.load import load
+    from edgeroute.errors import ModelError
+    from edgeroute.router.router import Router
+
+    target = path.with_suffix(".json")
+    made = path.with_name(f".{path.stem}.{os.getpid()}.json")
+    try:
+        with made.open("x", encoding="utf-8") as file:
+            file.write(card_text(card))
+        with Router(load(path, card=made), threshold=0.5) as router:
+            found = router.check()
+        if not found.ok:
+            raise ModelError(f"the card was not written, since the model does not run with it: {found.lines[0]}")
+        if force:
+            made.replace(target)
+        else:
+            _put(made, target)
+    except FileExistsError:
+        raise typer.BadParameter(f"{target} is there already: --force writes over it", param_hint="--write") from None
+    except OSError as e:
+        if isinstance(e, ModelError):
+            raise
+        raise ModelError(f"{target} cannot be written: {e.strerror}") from e
+    finally:
+        made.unlink(missing_ok=True)
+    return target
+
+
+def _put(made: Path, target: Path) -> None:
+    """Gives the file its name, unless there is one of that name."""
+    try:
+        target.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with target.open("x"):
+            pass
+        made.replace(target)

@@ -1,0 +1,118 @@
+"""A model file without its card, as `inspect` runs it: for a limited time, and so that Ctrl-C acts meanwhile."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from inspect import signature
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from edgeroute.cli.exits import INTERRUPTED
+from edgeroute.edge.load import load
+from edgeroute.edge.members import member
+from edgeroute.errors import ModelError, PolicyError
+from edgeroute.types import EdgeModel, StopToken, TensorSpec
+
+GRACE_S = 1.0
+"""How long a run that was told to stop may go on before it is left alone, seconds."""
+
+
+class Model:
+    """A model without a card, as the file has it."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.seconds = seconds
+        self.until = float("inf")
+        with tempfile.TemporaryDirectory() as folder:
+            bare = Path(folder) / "card.json"
+            bare.write_text("{}", encoding="utf-8")
+            model = _loaded(path, bare)
+        self.session: Any = _within(load_it, None) if (load_it := member(model, "load")) is not None else None
+        self.name, self.model = path.stem, model
+        self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
+        self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs"))
+        if not self.outputs:
+            raise ModelError(f"{path}: its runtime does not say what the model takes and gives (inputs, outputs)")
+        self.until = monotonic() + seconds
+
+    @property
+    def metadata(self) -> tuple[str, Mapping[str, str]]:
+        """Who has made the file, and what it says besides."""
+        meta = self.session.get_modelmeta() if hasattr(self.session, "get_modelmeta") else None
+        return ("", {}) if meta is None else (str(meta.producer_name), dict(meta.custom_metadata_map))
+
+    def run(self, feed: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs by name.
+
+        Raises:
+            ModelError: it does not take that, or took too long.
+        """
+        left, stop = self.until - monotonic(), StopToken()
+        if left <= 0:
+            raise ModelError(f"it was not tried further: {self.seconds:g} s were over (--timeout)")
+        run = member(self.model, "run_feed")
+        if run is None:
+            raise ModelError("its runtime runs no tensors by name (run_feed)")
+        more = (stop,) if len(signature(run).parameters) > 1 else ()
+        out = _within(lambda: run(dict(feed), *more), left, stop)
+        return out if isinstance(out, dict) else {self.outputs[0].name: out}
+
+    def renew(self) -> None:
+        """As much time again, for the sample."""
+        self.until = monotonic() + self.seconds
+
+    def close(self) -> None:
+        """Frees it."""
+        if (close := member(self.model, "close")) is not None:
+            close()
+
+
+def _loaded(path: Path, bare: Path) -> EdgeModel:
+    """The model with that card, if its runtime takes one."""
+    try:
+        return load(path, card=bare)
+    except PolicyError:  # it takes none; or there is no runtime, which is told once more
+        return load(path)
+
+
+def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None = None) -> Any:
+    """What it returns, in a thread, so that Ctrl-C acts meanwhile; after that time it is told to stop, and then left alone."""
+    ended, over = list[Any](), threading.Event()  # by `join`, some Pythons take a thread for ended once Ctrl-C has come
+
+    def run() -> None:
+        try:
+            ended.append((f(), None))
+        except BaseException as e:  # noqa: BLE001 - raised again in the thread that waits
+            ended.append((None, e))
+        over.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    late = True
+    try:
+        late = not over.wait(seconds)
+    finally:
+        if not over.is_set():
+            if stop is not None:
+                stop()
+                over.wait(GRACE_S)
+            if not over.is_set():
+                atexit.register(_leave, over)
+    if late:
+        raise ModelError(f"a run did not end within {seconds:.3g} s, and was stopped")
+    result, error = ended[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _leave(over: threading.Event) -> None:
+    """Ends the process if a thread that nobody waits for is still in a native call: as it is, that would abort it."""
+    if not over.wait(GRACE_S):
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
