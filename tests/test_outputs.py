@@ -144,6 +144,13 @@ def test_a_mapping_from_class_to_probability():
     assert Reader().answer({"label": 3, "score": 0.7})[:2] == ({"label": 3, "score": 0.7}, None)
 
 
+def test_probabilities_of_a_tree():
+    """Are 0 and 1 alone: they are read beside a label, and are no reason for a warning where they may be logits."""
+    read = Reader().answer({"label": np.array([1]), "probabilities": np.array([0.0, 1.0, 0.0])})
+    assert (read.value, read.confidence) == (1, 1.0)
+    assert Reader().answer({"cat": 0.0, "dog": 1.0})[:2] == ("dog", 1.0)
+
+
 def test_a_label_and_probabilities():
     """As a mapping, a tuple or a list; the label counts, and not the largest."""
     p = np.array([0.1, 0.7, 0.2])

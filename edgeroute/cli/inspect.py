@@ -24,7 +24,7 @@ def inspect(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="An input to run: .npy, .npz, .png, .jpg, or - for stdin; of several inputs an .npz with their names. Sent if MODEL is a URL.",
+            help="An input: .npy, .npz (of several inputs, with their names), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
             show_default=False,
         ),
     ] = None,

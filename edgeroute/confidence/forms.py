@@ -52,7 +52,12 @@ def mistaken(name: str) -> str:
 
 def looks_like_probabilities(z: list[Any]) -> bool:
     """Whether these numbers are from 0 to 1 and sum to 1, which those of logits practically never do; not 0 and 1 alone."""
-    return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK and any(0 < v < 1 for v in z)
+    return sum_to_one(z) and any(0 < v < 1 for v in z)
+
+
+def sum_to_one(z: list[Any]) -> bool:
+    """Whether these numbers are from 0 to 1 and sum to 1."""
+    return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
 
 
 def binary(x: float, kind: str | None) -> list[float]:

@@ -36,6 +36,7 @@ from edgeroute.confidence.forms import (
     mistaken,
     plain,
     several,
+    sum_to_one,
     tokens_and_logprobs,
 )
 from edgeroute.confidence.labels import Labels
@@ -254,7 +255,7 @@ class Reader:
         if self.kind is None and are_boxes(row):
             return self._boxes(row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
-            if self.kind is None and not looks_like_probabilities(list(row.values())):
+            if self.kind is None and not sum_to_one(list(row.values())):
                 return None
             return self._by_class(row, row)
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
@@ -262,7 +263,7 @@ class Reader:
             return Prediction(plain(value), self._scored(row) if self._custom is not None else quantile(logprobs), row)
         if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
-            if isinstance(p, Mapping) or looks_like_probabilities(as_array(p).tolist()):
+            if isinstance(p, Mapping) or sum_to_one(as_array(p).tolist()):
                 return self._labelled(row)
         return None
 

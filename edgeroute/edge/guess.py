@@ -16,7 +16,7 @@ from edgeroute.confidence.forms import (
     as_array,
     is_by_class,
     label_and_probabilities,
-    looks_like_probabilities,
+    sum_to_one,
     tokens_and_logprobs,
 )
 from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, Sure, quoted, text, words
@@ -103,7 +103,7 @@ def _name_of(row: Row, part: Any) -> str:
 
 def _probable(part: Any) -> bool:
     numbers = list(part.values()) if isinstance(part, Mapping) else as_array(part).reshape(-1).tolist()
-    return looks_like_probabilities([float(v) for v in numbers])
+    return sum_to_one([float(v) for v in numbers])
 
 
 def _tokens(rows: Sequence[Row]) -> list[Finding] | None:
