@@ -24,7 +24,7 @@ def inspect(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="An input: .npy, .npz (of several inputs, with their names), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
+            help="Input: .npy, .npz (of several inputs, with their names), .png, .jpg, or - for stdin. Sent if MODEL is a URL.",
             show_default=False,
         ),
     ] = None,
