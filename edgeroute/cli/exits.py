@@ -82,7 +82,7 @@ def run(app: typer.Typer) -> NoReturn:
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:
     try:
-        return app(standalone_mode=False) or OK
+        return app(prog_name="edgeroute", standalone_mode=False) or OK
     except typer.Abort:
         print(file=sys.stderr)
         return INTERRUPTED

@@ -108,7 +108,9 @@ def drop(
         going = [*there] if names is None else [name for name in names if name in there]
         states = ", ".join(sorted({there[name] for name in going}))
         if going and not yes:
-            typer.confirm(f"remove {len(going):,} ({states}) for good?", abort=True, err=True)
+            print(f"remove {len(going):,} ({states}) for good? [y/N]: ", end="", file=sys.stderr, flush=True)  # not on stdout
+            if sys.stdin is None or sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+                raise typer.Abort
         count = box.drop(going)
     print(_dumps({"removed": count}) if as_json else f"{count:,} removed")
     return _missing(names, there, "there is no entry with this id", as_json=as_json)

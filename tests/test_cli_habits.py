@@ -1,0 +1,347 @@
+"""What people expect of any command: help, pipes, JSON, narrow and plain terminals, Ctrl-C, and exit codes that mean one thing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import pytest
+import tiny
+import typer
+from both import LONG
+
+from edgeroute.cli.app import app
+from edgeroute.cli.exits import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
+from edgeroute.cli.exits import run as run_app
+from edgeroute.testing import CannedServer
+
+PYTHON = [sys.executable, "-m", "edgeroute"]
+ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
+GROUPS = ("outbox list", "outbox retry", "outbox drop", "outbox export", "simulate fleet")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with a policy whose names are not ASCII, data, a trace and a state folder with an outbox."""
+    folder = tmp_path_factory.mktemp("desk")
+    tiny.linear(folder / "edge.onnx", card={"labels": ["café", "naïve", "日本"], "name": "modèle"})
+    (folder / "policy.toml").write_text(
+        'threshold = 0.9\noffline = "queue"\nstate = "state"\n[edge]\npath = "edge.onnx"\n'
+        '[cloud]\nurl = "http://127.0.0.1:9/v2/models/none"\nretries = 0\n[trace]\n',
+        encoding="utf-8",
+    )
+    rng = np.random.default_rng(1)
+    inputs = rng.normal(size=(600, 4)).astype(np.float32) * 5
+    np.savez(folder / "data.npz", images=inputs, labels=inputs[:, :3].argmax(1))
+    np.savez(folder / "few.npz", images=inputs[:3], labels=inputs[:3, :3].argmax(1))
+    np.save(folder / "one.npy", inputs[0])
+    np.savez(folder / "unsure.npz", images=np.full((3, 4), 0.1, np.float32), labels=[0, 0, 0])
+    code, _, err = run("infer", "-p", "policy.toml", "unsure.npz", cwd=folder)
+    assert code == 0, err
+    return folder
+
+
+def run(*args, stdin=b"", **options):
+    """A command -> exit code, stdout, stderr, as bytes where they are no text."""
+    done = subprocess.run([*PYTHON, *map(str, args)], input=stdin, check=False, capture_output=True, timeout=240, **options)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+COMMANDS = [
+    "check -p policy.toml",
+    "decide -p policy.toml one.npy",
+    "infer -p policy.toml unsure.npz",
+    "calibrate -p policy.toml -d data.npz --max-error 5%",
+    "evaluate -p policy.toml -d data.npz --no-cloud",
+    "replay state/trace.jsonl -p policy.toml",
+    "status --state state",
+    "status -p policy.toml",
+    "egress --state state",
+    "outbox list --state state",
+    "outbox export --state state",
+    "outbox retry --all --state state",
+    "outbox drop --all-dead --state state",
+    "schema",
+    "schema card",
+    "docs",
+    "docs platforms",
+    "simulate fleet --devices 100 --length 2m",
+]
+
+
+def test_short_help_and_completion():
+    """`-h` is `--help`, for each command; a shell is completed."""
+    code, out, err = run("-h")
+    assert (code, err) == (0, "")
+    for name in ALL:
+        assert name in out
+    assert "--install-completion" in out
+    assert run("outbox", "-h")[0] == 0
+    code, out, _ = run("infer", "-h")
+    assert code == 0
+    assert "--policy" in re.sub(r"\x1b\[[\d;]*m", "", out)
+    code, out, _ = run(
+        env={**os.environ, "_EDGEROUTE_COMPLETE": "complete_bash", "COMP_WORDS": "edgeroute cali", "COMP_CWORD": "1"}
+    )
+    assert out.split() == ["calibrate"]
+
+
+def test_each_command_has_json():
+    """None is left out."""
+    group = typer.main.get_command(app)
+    found = {name: command for name, command in group.commands.items() if not hasattr(command, "commands")}
+    found |= {f"{name} {sub}": c for name, g in group.commands.items() for sub, c in getattr(g, "commands", {}).items()}
+    assert set(found) >= {*ALL, *GROUPS}
+    without = [name for name, command in found.items() if not any("--json" in parameter.opts for parameter in command.params)]
+    assert without == []
+
+
+@pytest.fixture
+def inside(desk, monkeypatch):
+    """A command in this process, as `run` has it, with an encoding of its output."""
+    monkeypatch.chdir(desk)
+
+    def run_inside(command, encoding):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        monkeypatch.setattr(sys, "argv", ["edgeroute", *command.split()])
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        with pytest.raises(SystemExit) as ended:
+            run_app(app)
+        monkeypatch.undo()
+        monkeypatch.chdir(desk)
+        for stream in streams:
+            stream.flush()
+        return ended.value.code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+    return run_inside
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_and_ascii(inside, command):
+    """With --json stdout is JSON and nothing else, a document or a line each; without it, in ASCII, no command fails."""
+    code, out, err = inside(f"{command} --json", "utf-8")
+    assert "Traceback" not in err
+    documents = [json.loads(line) for line in out.splitlines()]
+    assert documents
+    again, out, err = inside(command, "ascii")
+    assert again == code, err
+    assert out
+    assert "Traceback" not in err
+
+
+class Terminal:
+    """A program in a terminal of 40 columns."""
+
+    def __init__(self, command, **options):
+        self._mine, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 40)) if hasattr(termios, "tcsetwinsize") else _size(theirs)
+        environment = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}} | {"TERM": "xterm"}
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, **options)
+        os.close(theirs)
+
+    def read(self):
+        """All that it shows, to its end."""
+        said = b""
+        while True:
+            try:
+                piece = os.read(self._mine, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            said += piece
+        os.close(self._mine)
+        self.process.wait()
+        return said.decode(errors="replace").replace("\r", "")
+
+
+def _size(descriptor):
+    import fcntl
+    import struct
+
+    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "command", ["outbox list --state state", "egress --state state", "evaluate -p policy.toml -d data.npz --no-cloud"]
+)
+def test_forty_columns(desk, command):
+    """A table that does not fit is a paragraph for each row; no word is cut into letters, nothing is left out."""
+    terminal = Terminal([*PYTHON, *command.split()], cwd=desk)
+    said = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.read())
+    assert terminal.process.returncode == 0, said
+    lines = said.splitlines()
+    assert "Traceback" not in said
+    assert all(len(line) <= 40 for line in lines if "│" in line), said
+    assert "…" not in said
+    if "outbox" in command:
+        assert "state: waiting" in lines
+        assert any(line.startswith("attempts: ") for line in lines)
+
+
+def test_progress_of_a_fleet_is_shown_on_a_terminal_alone(desk):
+    """On stderr."""
+    command = "simulate fleet --devices 100 --length 2m"
+    assert "simulating" in Terminal([*PYTHON, *command.split()], cwd=desk).read()
+    code, _, err = run(*command.split(), cwd=desk)
+    assert (code, err) == (0, "")
+
+
+# ------------------------------------------------------------------------------------------------- stdin
+def test_an_array_from_stdin(desk):
+    """As from a file; an .npz has its rows, and an image is one."""
+    file = io.BytesIO()
+    np.save(file, np.array([9, 0, 0, 0], np.float32))
+    code, out, err = run("infer", "-p", "policy.toml", "-", "--json", stdin=file.getvalue(), cwd=desk)
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert (answer["input"], answer["value"]) == ("-", "café")
+    code, out, err = run("infer", "-p", "policy.toml", "-", "--json", stdin=(desk / "few.npz").read_bytes(), cwd=desk)
+    assert [json.loads(line)["input"] for line in out.splitlines()] == ["-[0]", "-[1]", "-[2]"]
+
+
+def test_lines_of_json_from_stdin(desk):
+    """A line is an input; one that is none is told of with its number."""
+    code, out, err = run("infer", "-p", "policy.toml", "-", "--json", stdin=b"[9.0, 0, 0, 0]\n\n[0, 9.5, 0, 0]\n", cwd=desk)
+    assert (code, err) == (0, "")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [(a["input"], a["value"]) for a in answers] == [("-:1", "café"), ("-:3", "naïve")]
+    code, out, err = run("decide", "-p", "policy.toml", "-", "--json", stdin=b"[9.0, 0, 0, 0]", cwd=desk)
+    assert (code, json.loads(out)["sends_to"]) == (0, [])
+    code, out, err = run("infer", "-p", "policy.toml", "-", "--json", stdin=b"[1, 2\n", cwd=desk)
+    assert (code, out) == (1, "")
+    assert json.loads(err)["error"].startswith("-:1: expected an input as JSON")
+    code, out, err = run("infer", "-p", "policy.toml", "-", cwd=desk)
+    assert code == 1
+    assert "nothing on stdin" in err
+
+
+def test_examples_and_traces_from_stdin(desk):
+    """Where a file is read, stdin is."""
+    data = (desk / "data.npz").read_bytes()
+    code, out, err = run("evaluate", "-p", "policy.toml", "-d", "-", "--no-cloud", "--json", stdin=data, cwd=desk)
+    assert (code, json.loads(out)["n"]) == (0, 600), err
+    trace = (desk / "state" / "trace.jsonl").read_bytes()
+    code, out, err = run("replay", "-", "-p", "policy.toml", "--json", stdin=trace, cwd=desk)
+    assert code == 0, err
+    assert json.loads(out) == json.loads(run("replay", "state/trace.jsonl", "-p", "policy.toml", "--json", cwd=desk)[1])
+
+
+# ------------------------------------------------------------------------------------------------- exit codes
+def test_each_way_to_fail_has_a_code_of_its_own(desk, monkeypatch):
+    """1 is an input, and nothing else."""
+    assert run("infer", "-p", "policy.toml", "none.npy", cwd=desk)[0] == 1
+    assert run("check", "-p", "none.toml", cwd=desk)[0] == USAGE
+    assert run("infer", "-p", "policy.toml", "unsure.npz", "--mode", "only_cloud", cwd=desk)[0] == NO_ANSWER
+    code, out, _ = run("check", "-p", "policy.toml", "--json", cwd=desk)
+    assert (code, json.loads(out)["ok"]) == (NOT_READY, False)
+    code, out, err = run("calibrate", "-p", "policy.toml", "-d", "few.npz", "--max-error", "1%", "--json", cwd=desk)
+    assert (code, out, json.loads(err)["kind"]) == (TOO_FEW, "", "NotEnough")
+
+
+def test_a_usage_error_is_json_where_that_is_asked_for():
+    """On stderr; stdout is empty."""
+    code, out, err = run("infer", "--json", "--batch", "x", "-p", "a.toml", "b.npy")
+    assert (code, out) == (USAGE, "")
+    said = json.loads(err)
+    assert said["kind"] == "Usage"
+    assert "--batch" in said["error"]
+    code, out, err = run("infer", "--batch", "x", "-p", "a.toml", "b.npy")
+    assert (code, out) == (USAGE, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_mistake_of_ours_has_a_code_of_its_own(as_json):
+    """It is told with its traceback, or as JSON."""
+    code = (
+        "import sys, edgeroute.cli.schema as m, edgeroute.settings as s\n"
+        "def wrong(): raise ZeroDivisionError('ours')\n"
+        "s.schema = wrong\n"
+        "sys.argv = ['edgeroute', 'schema', *sys.argv[1:]]\n"
+        "from edgeroute.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *(["--json"] if as_json else [])], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (CRASHED, "")
+    if as_json:
+        assert json.loads(done.stderr) == {"error": "ours", "kind": "ZeroDivisionError"}
+    else:
+        assert "ZeroDivisionError: ours" in done.stderr
+
+
+def test_a_question_that_is_not_answered_changes_nothing(desk):
+    """The end of stdin is no yes."""
+    ids = [e["id"] for e in json.loads(run("outbox", "list", "--state", "state", "--json", cwd=desk)[1])["entries"]]
+    code, out, err = run("outbox", "drop", ids[0], "--state", "state", cwd=desk)
+    assert (code, out) == (INTERRUPTED, "")
+    assert "Traceback" not in err
+    assert len(json.loads(run("outbox", "list", "--state", "state", "--json", cwd=desk)[1])["entries"]) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "command", ["schema", "docs design", "outbox export --state state", "--help", "infer -p policy.toml data.npz --json"]
+)
+def test_a_reader_that_goes_away(desk, command):
+    """`| head`: no traceback, nothing on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*PYTHON, *command.split()], stdout=write, stderr=subprocess.PIPE, check=False, cwd=desk)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (NOBODY_READS, b"")
+
+
+# ------------------------------------------------------------------------------------------------- Ctrl-C
+@pytest.fixture
+def interruptible():
+    """What is started hears SIGINT, though these tests may have been started where that is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    "command", ["calibrate --max-loss 5% -d data.npz", "evaluate -d data.npz", "infer data.npz --mode only_cloud"]
+)
+def test_ctrl_c_while_the_cloud_is_silent(desk, interruptible, command, tmp_path):
+    """The command ends, with its code and without a word; it would wait much longer."""
+    with CannedServer(None) as silent:
+        (tmp_path / "edge.onnx").write_bytes((desk / "edge.onnx").read_bytes())
+        text = f'threshold = 0.9\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{silent.url}/v2/models/m"\ntimeout = "1h"\n'
+        (tmp_path / "policy.toml").write_text(text)
+        arguments = [*PYTHON, *command.split(), "-p", str(tmp_path / "policy.toml")]
+        with subprocess.Popen(arguments, cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            silent.wait_for(lambda: bool(silent.requests))
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=LONG)
+    assert (process.returncode, out, err) == (INTERRUPTED, b"", b"")
+
+
+def test_ctrl_c_ends_the_processes_of_a_simulation(interruptible):
+    """All of them, though they would simulate for minutes; where the terminal interrupts each of them, too, none says a word."""
+    command = [*PYTHON, "simulate", "fleet", "--devices", "5000000", "--length", "60m", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        children, status = (Path(f"/proc/{process.pid}/{name}") for name in (f"task/{process.pid}/children", "status"))
+        started, heard = [], False
+        while len(started) < 2 or not heard:  # it does not listen while it starts them
+            assert process.poll() is None
+            started = children.read_text().split()
+            heard = bool(int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & 1 << signal.SIGINT - 1)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=LONG)
+    assert (process.returncode, out, err) == (INTERRUPTED, b"", b"")
+    until = monotonic() + LONG
+    while any(Path(f"/proc/{child}").exists() for child in started):  # one of them, Python's own, ends after its parent
+        assert monotonic() < until
