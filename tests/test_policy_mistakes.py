@@ -127,7 +127,7 @@ VARIABLES = [  # name, value, what it says
     ("EDGEROUTE_CLOUD__TIMOUT", "2s", 'did you mean "EDGEROUTE_CLOUD__TIMEOUT"?'),
     ("EDGEROUTE_CLOUD__1__TIMEOUT", "2s", "there is no [[cloud]] number 1"),
     ("EDGEROUTE_CLOUD__TIMEOUT", "2", 'did you mean "2ms" or "2s"?'),
-    ("EDGEROUTE_EDGE", "edge.onnx", 'did you mean "EDGEROUTE_EDGE__PATH"?'),
+    ("EDGEROUTE_EDGE", "edge.onnx", 'did you mean "EDGEROUTE_EDGE__'),
     ("EDGEROUTE_MODE", "only_clod", 'did you mean "only_cloud"?'),
     ("EDGEROUTE_THRESHOLD", "", "is empty"),
     ("EDGEROUTE_THRESHOLD", "high", "expected a number"),

@@ -196,7 +196,7 @@ def test_its_keys_are_its_arguments(lookup, policy):
     ("text", "says"),
     [
         ("thread = 2", 'edge.thread: there is no such key: did you mean "threads"?'),
-        ("providers = []", "edge.providers: there is no such key: expected one of path, threads, delegate, words, table, "),
+        ("providers = []", "edge.providers: there is no such key: expected one of path, view, threads, delegate, words, table, "),
         ('threads = "2"', 'edge.threads: expected a valid integer, found "2"'),
         ('delegate = "gpus"', 'edge.delegate: found "gpus": did you mean "gpu"?'),
         ("words = 5", "edge.words: expected a valid array, found 5"),
