@@ -317,6 +317,14 @@ def test_a_body_has_a_limit(template, x):
         PlainJson("http://h/x", max_body_bytes=0)
 
 
+def test_what_is_too_long_is_not_built(monkeypatch):
+    """Base64, texts and arrays are counted before the body is written: a template may have the input many times."""
+    monkeypatch.setattr("edgeroute.cloud.body.to_json", None)
+    for template, x in (("{input|base64}", b"x" * 800), (["{input}"] * 30, "x" * 40), ({"a": "{input}"}, np.zeros(600))):
+        with pytest.raises(BadInput, match=r"\(max_body\)"):
+            Body(template, max_bytes=1000)(x)
+
+
 @pytest.mark.parametrize("name", ["X\r\nEvil: 1", "X Y", "", "X:", "Ä"])
 def test_a_header_has_a_name(name):
     """Nothing is sent with one that would end the header."""

@@ -7,6 +7,7 @@ import contextvars
 import json
 import re
 import threading
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -324,6 +325,30 @@ def test_a_slow_cloud_view_delays_no_answer(make, call, due):
         assert server.requests == []
 
 
+@pytest.mark.parametrize("make", BOTH)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_function_is_not_called_for_a_call_that_is_over(make, call, due):
+    """It could not be stopped as a request can be: once its view is ready, its answer is not needed any more."""
+    began, go, called = threading.Event(), threading.Event(), []
+
+    def slow(x):
+        began.set()
+        go.wait(LONG)
+        return x["jpeg"]
+
+    with make(Model(), called.append, threshold=0.5, views={"cloud": slow}) as router:
+        backend = router.engine.snapshot.clouds[0]
+        try:
+            assert ask(router, call, PHOTO, deadline=due(began.is_set)).value == "edge"
+            assert backend.abandoned == 1
+        finally:
+            go.set()
+        end = monotonic() + LONG
+        while backend.abandoned and monotonic() < end:
+            threading.Event().wait(0.001)
+        assert (backend.abandoned, called) == (0, [])
+
+
 def test_a_slow_edge_view_is_the_edges_time():
     """With a race the cloud answers meanwhile."""
     go = threading.Event()
@@ -357,6 +382,30 @@ def test_the_event_loop_is_not_held_up():
         router.wait(main(router.router, "caller"))
     assert {context for _, context in seen} == {"caller"}
     assert loop[0] not in {thread for thread, _ in seen}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_edge_that_is_awaited_has_its_view(call):
+    """Computed in a thread if it is a function, and once; what fails in it is the edge's failure."""
+    given, view = [], View(lambda x: x["image"])
+
+    async def edge(x):
+        given.append(x)
+        return "edge", 0.9
+
+    with CannedServer(GOOD) as server:
+        cloud = PlainJson(server.url, body=BODY)
+        for own in ("image", view):
+            with Tasks(edge, cloud, threshold=0.5, views={"edge": own, "cloud": "jpeg"}) as router:
+                assert ask(router, call, PHOTO).source == "edge"
+                assert router.wait(router.router.decide(PHOTO)).sends_to == ()
+        assert [x.tolist() for x in given] == [[0, 1, 2, 3]] * 4
+        assert len(view.threads) == 2
+        assert all(name.startswith("edgeroute-") for name in view.threads)
+        with Tasks(edge, cloud, threshold=0.5, views={"edge": broken, "cloud": "jpeg"}) as router:
+            assert ask(router, call, PHOTO).source == "cloud"
+        with Tasks(edge, cloud, threshold=0.5, views={"edge": "imge"}) as router, pytest.raises(BadInput, match="did you mean"):
+            ask(router, call, PHOTO)
 
 
 @pytest.mark.parametrize("make", BOTH)
