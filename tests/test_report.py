@@ -27,8 +27,8 @@ from edgeroute.report.evaluation.examples import Examples
 from edgeroute.report.evaluation.promise import Verdict, verdicts
 from edgeroute.report.evaluation.share import bins, calibration_error, share
 from edgeroute.report.page import page, write
-from edgeroute.report.style import STYLE
-from edgeroute.report.words import duration, level, size, verdict
+from edgeroute.report.style import EVALUATION, STYLE
+from edgeroute.report.words import duration, level, methods, size, verdict
 
 CLASSES = ["a", "b", "c"]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -556,6 +556,46 @@ def luminance(color):
     )
 
 
+@pytest.mark.parametrize("drawn", ["held", "open", "broken"])
+def test_the_verdict_has_a_colour_a_sign_and_words(drawn):
+    """Each kind has its own of all three: neither colours nor a sign need be seen."""
+    wrong = {"held": 0, "open": 12, "broken": 60}[drawn]
+    made = examples([(0.9, "b", "a", "a")] * wrong + [(0.9, "a", "a", "a")] * (200 - wrong))
+    text = page(Evaluation(made, 0.5, {}, promised(value=0.05)))
+    sign, words = {
+        "held": ("\u2713", "It held on these inputs."),
+        "open": ("?", "which chance may explain."),
+        "broken": ("\u2717", "chance does not explain it."),
+    }[drawn]
+    (shown,) = re.findall(
+        r'<p class="verdict (\w+)"><span class="sign" aria-hidden="true">(.)</span> <strong>(.*?)</strong>', text
+    )
+    assert shown[:2] == (drawn, sign)
+    assert shown[2].endswith(words)
+
+
+def test_colours_of_the_verdict_can_be_read():
+    """In light and dark mode they stand out from the page by 4.5 to 1 and more."""
+    backs = [dict(re.findall(r"--(\w+): (#\w+)", line))["back"] for line in STYLE.splitlines() if "--back:" in line]
+    tones = [re.findall(r"--tone: (#\w+)", line) for line in EVALUATION.splitlines() if "--tone: #" in line]
+    assert [len(found) for found in tones] == [3, 3]
+    for back, found in zip(backs, tones, strict=True):
+        for tone in found:
+            high, low = sorted((luminance(tone), luminance(back)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_one_word_for_edge_and_cloud_together_and_the_methods(real):
+    """It is the cascade, which the page explains, as it does the method of its certificate."""
+    text = read(real)
+    assert "both together" not in text.lower()
+    assert "The cascade is edge and cloud together" in text
+    assert f"Method {real.certificate.method}: " in text
+    for method in ("CP-harm", "LR-BB", "D-BB", "CP-error", "Beta", "rank"):
+        assert len(methods(real.certificate._replace(method=method))) > 60
+    assert methods(real.certificate._replace(method="another")) == ""
+
+
 def test_text_can_be_read_in_light_and_dark():
     """Text stands out from the page by 4.5 to 1 and more in both."""
     both = [dict(re.findall(r"--(\w+): (#\w+)", line)) for line in STYLE.splitlines() if "--back:" in line]
@@ -567,7 +607,7 @@ def test_text_can_be_read_in_light_and_dark():
 
 
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_a_real_browser_shows_it(real, tmp_path, width):
     """At the width of a phone nothing but tables is wider than the screen, and the figures' text has 10 pixels and more."""
     long = real._replace(names=real.names._replace(cloud="https://" + "a" * 300, policy="p" * 100))
@@ -579,7 +619,12 @@ onload = () => {
     return parseFloat(getComputedStyle(text).fontSize) * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
   });
   document.body.textContent = JSON.stringify({scroll: root.scrollWidth, inner: page.defaultView.innerWidth,
-    text: Math.min(...texts), figures: page.querySelectorAll("svg").length});
+    text: Math.min(...texts), figures: page.querySelectorAll("svg").length,
+    tables: [...page.querySelectorAll(".wide")].map(box => {
+      const hint = box.previousElementSibling;
+      const told = hint !== null && hint.className === "hint" && hint.getClientRects().length > 0;
+      return [box.scrollWidth > box.clientWidth, told];
+    })});
 }"""
     wrapper = tmp_path / "wrapper.html"
     frame = f'<iframe width="{width}" height="800" style="border: 0" srcdoc="{html.escape(page(long))}"></iframe>'
@@ -596,4 +641,7 @@ onload = () => {
     assert seen["inner"] == width
     assert seen["scroll"] <= width
     assert seen["figures"] == 4
+    assert all(told for scrolls, told in seen["tables"] if scrolls), "a table that scrolls says so"
+    assert any(scrolls for scrolls, _ in seen["tables"]) == (width < 500)
+    assert not any(told for _, told in seen["tables"] if width > 500)
     assert seen["text"] >= 10

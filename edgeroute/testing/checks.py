@@ -274,6 +274,8 @@ class Checks(Running):
 
     def fork(self) -> Iterator[str]:
         """A child answers, and so does its parent afterwards."""
+        if sys.platform == "win32":  # it has no fork
+            return
         read, write = os.pipe()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # there are other threads, as in the programs that fork
