@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 from both import Due
+from hypothesis import HealthCheck, settings
 
 import edgeroute
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")  # a busy machine is slow, and no property is about time
 
 
 @pytest.fixture(scope="session")

@@ -279,18 +279,19 @@ def test_no_error_in_a_chain_has_what_was_not_understood(reply, kind, make):
 
 def test_of_an_answer_that_is_no_label_its_kind_is_said(make, tmp_path):
     """In the reason, and in the outbox's dead letter and on the command line; not the text, which may be an echo."""
-    up = threading.Event()
+    refused = []
 
     def echo(request):
-        value = f"{json.loads(body(request))['input']} {auth(request)}"
-        return ok({"value": value, "confidence": 0.9}) if up.is_set() else http_reply(status=503)
+        if not refused:
+            refused.append(request)
+            return http_reply(status=503)
+        return ok({"value": f"{json.loads(body(request))['input']} {auth(request)}", "confidence": 0.9})
 
     state = tmp_path / "state"
     with CannedServer(echo) as server:
         cloud = PlainJson(server.url, labels=LABELS, api_key=Secret(KEY), retries=0)
         router = make(cloud, offline="queue", state=state, outbox=Outbox(state / "outbox.db", spread_s=0))
         router.infer(INPUT)
-        up.set()
         with pytest.raises(EdgerouteError, match=r"the answer, text of \d+ characters, is none of the 2 labels"):
             router.infer(INPUT, mode="only_cloud")
         outbox, pause = router.engine.queue.outbox, threading.Event()
