@@ -9,6 +9,7 @@ from edgeroute.core.codes import Coded
 from edgeroute.core.texts import named
 
 log = logging.getLogger("edgeroute")
+MESSAGE = "%s failed: %s (said once a minute at most)"
 
 
 class Failures:
@@ -26,4 +27,8 @@ class Failures:
         if now < self.due or isinstance(error, Coded) or not isinstance(error, Exception | SystemExit):
             return
         self.due = now + self.EVERY_S
-        log.error("%s failed: %s (said once a minute at most)", what, named(error), exc_info=error)
+        info = (type(error), error, error.__traceback__)
+        record = log.makeRecord(log.name, logging.ERROR, __file__, 0, MESSAGE, (what, named(error)), info)
+        if log.isEnabledFor(logging.ERROR) and log.filter(record):  # which makes text of the traceback
+            record.exc_info = None  # who keeps the record would keep its frames, and all that was in the call
+            log.callHandlers(record)

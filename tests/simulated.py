@@ -65,6 +65,8 @@ def take_away(system: str, root: Path) -> None:
         for name in names.split():
             if hasattr(module, name):
                 delattr(module, name)
+    if hasattr(os, "process_cpu_count"):  # from Python 3.13 on; it was made for a system that has `sched_getaffinity`
+        os.process_cpu_count = os.cpu_count
     if system == "win32":
         socket.socketpair = _socketpair
         asyncio.ProactorEventLoop = asyncio.SelectorEventLoop
@@ -370,7 +372,7 @@ def commands():
 
 def serve():
     """It answers, until SIGINT."""
-    from urllib.request import urlopen
+    from http.client import HTTPConnection
 
     from edgeroute.serve.run import serve as run
 
@@ -378,8 +380,10 @@ def serve():
 
     def ask(url):
         try:
-            with urlopen(f"{url}/v2/models/edge", timeout=LONG) as reply:
-                seen.append(json.load(reply)["name"])
+            connection = HTTPConnection(url.removeprefix("http://"), timeout=LONG)
+            connection.request("GET", "/v2/models/edge")
+            seen.append(json.load(connection.getresponse())["name"])
+            connection.close()
         finally:
             signal.raise_signal(signal.SIGINT)
 
