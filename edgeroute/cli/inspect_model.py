@@ -92,9 +92,9 @@ def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None 
             ended.append((None, e))
         over.set()
 
-    threading.Thread(target=run, daemon=True).start()
-    late = True
+    thread, late = threading.Thread(target=run, daemon=True), True
     try:
+        thread.start()  # Ctrl-C may come in the middle of it, when the thread runs
         late = not over.wait(seconds)
     finally:
         if not over.is_set():
