@@ -97,12 +97,11 @@ def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None 
         thread.start()  # Ctrl-C may come in the middle of it, when the thread runs
         late = not over.wait(seconds)
     finally:
-        if not over.is_set():
+        if late:
             if stop is not None:
                 stop()
                 over.wait(GRACE_S)
-            if not over.is_set():
-                atexit.register(_leave, over)
+            atexit.register(_leave, over, thread)
     if late:
         raise ModelError(f"a run did not end within {seconds:.3g} s, and was stopped")
     result, error = ended[0]
@@ -111,8 +110,8 @@ def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None 
     return result
 
 
-def _leave(over: threading.Event) -> None:
-    """Ends the process if a thread that nobody waits for is still in a native call: as it is, that would abort it."""
-    if not over.wait(GRACE_S):
+def _leave(over: threading.Event, thread: threading.Thread) -> None:
+    """Ends the process if a thread that nobody waits for is still in a native call, or on its way out: that would abort it."""
+    if thread.is_alive() and (not over.wait(GRACE_S) or thread.is_alive()):
         sys.stdout.flush()
         os._exit(INTERRUPTED)
