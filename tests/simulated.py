@@ -27,21 +27,21 @@ from pathlib import Path
 MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
 NAMES = {
     os: "fork forkpty register_at_fork getuid geteuid getgid fchown chown O_NOFOLLOW O_DIRECTORY O_CLOEXEC posix_fallocate pread "
-    "pwrite preadv pwritev fdatasync sched_getaffinity getpgid killpg setsid mkfifo statvfs getloadavg sysconf WNOHANG",
+    "pwrite preadv pwritev fdatasync getpgid killpg setsid mkfifo statvfs getloadavg",
     time: "clock_gettime clock_gettime_ns CLOCK_MONOTONIC CLOCK_REALTIME CLOCK_BOOTTIME",
     socket: "AF_UNIX AF_NETLINK NETLINK_ROUTE SO_REUSEPORT",
     signal: "SIGHUP SIGUSR1 SIGUSR2 SIGALRM SIGCHLD SIGKILL SIGPIPE",
     select: "poll epoll",
     selectors: "PollSelector EpollSelector",
 }
-MAC_NAMES = {time: "CLOCK_BOOTTIME", socket: "AF_NETLINK NETLINK_ROUTE", os: "sched_getaffinity O_DIRECT", select: "epoll"}
+MAC_NAMES = {time: "CLOCK_BOOTTIME", socket: "AF_NETLINK NETLINK_ROUTE", os: "O_DIRECT", select: "epoll"}
 USED = (
-    "asyncio anyio anyio._backends._asyncio concurrent.futures.process edgeroute_none filelock httpcore http.client logging.handlers "
+    "asyncio anyio anyio._backends._asyncio concurrent.futures.process filelock httpcore http.client logging.handlers "
     "matplotlib.pyplot multiprocessing.popen_spawn_posix multiprocessing.resource_tracker multiprocessing.util numpy onnxruntime orjson "
     "PIL.Image plotext pydantic_settings rich.console rich.progress rich.table shutil sqlite3 ssl starlette.applications "
     "subprocess tenacity typer typer.rich_utils urllib.request uuid uvicorn uvicorn.protocols.http.h11_impl uvicorn.lifespan.on yaml"
 )
-"""What others have written for their systems is imported before: it is edgeroute that is tried."""
+"""What others have written for their systems is imported before: names that only Python uses stay."""
 FORBIDDEN = set('<>:"|?*')
 
 
