@@ -12,7 +12,7 @@ import pytest
 import simulated
 
 HERE = Path(__file__).parent
-NEUTRAL = ("core/test_plan.py", "test_arguments.py", "test_trace.py", "test_refine.py")
+NEUTRAL = ("core/test_plan.py", "test_arguments.py", "test_trace.py", "test_cache_keys.py")
 """Tests that need nothing of Linux: files in use, threads, tasks and processes are ours there as well."""
 
 
