@@ -150,7 +150,7 @@ def deadline():
     over = threading.Event()
     try:
         with Router(unsure, lambda _: (over.wait(LONG), ("b", 0.9))[1], threshold=0.8) as router:
-            answer = router.infer(1, deadline=0.05)
+            answer = router.infer(1, deadline=0.5)
             assert (answer.value, answer.degraded) == ("a", True)
             over.set()
     finally:

@@ -202,7 +202,7 @@ def test_a_disk_that_hangs_costs_no_answer(make, tmp_path, call):
             gate.wait(LONG)
 
     cache._disk.get = hang
-    router = make(sure, None, cache=cache, deadline=1.0)
+    router = make(sure, None, cache=cache, deadline=3.0)
     try:
         for x in range(4):
             answer = ask(router, call, x)
@@ -248,7 +248,7 @@ def test_an_embedding_has_a_share_of_the_deadline(make):
         gate.wait(LONG)
         return np.ones(3)
 
-    router = make(unsure, FakeCloud([("cloud", 0.9)] * 2), cache=Cache(semantic=Semantic(embed)), deadline=1.0)
+    router = make(unsure, FakeCloud([("cloud", 0.9)] * 2), cache=Cache(semantic=Semantic(embed)), deadline=4.0)
     assert router.infer("a text").value == "cloud"
     assert begun == ["a text"]
     gate.set()

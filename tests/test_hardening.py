@@ -130,7 +130,7 @@ def test_a_buffer_that_is_used_again(make, gate, x):
         read.put(list(x))
         return "cloud", 0.9
 
-    assert make(unsure, cloud).infer(x, deadline=0.2).degraded
+    assert make(unsure, cloud).infer(x, deadline=1.0).degraded
     x[0] = 9
     gate.set()
     assert read.get(timeout=LONG) == before
@@ -195,7 +195,7 @@ def test_of_two_clouds_that_are_late_one_is_told(make, gate, call):
         def attempt_ended(self, event):
             ended.put(event)
 
-    router = make(unsure, [cloud(0), cloud(1)], deadline=0.3, hedge_after=0.01, instruments=[Ends()])
+    router = make(unsure, [cloud(0), cloud(1)], deadline=1.0, hedge_after=0.01, instruments=[Ends()])
     router.on_late(lambda late: told.put((late.id, late.value)))
     answer = ask(router, call, "x")
     assert answer.degraded
@@ -244,7 +244,7 @@ def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
                     await over.wait()
             ended.append(True)
 
-        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=0.2)
+        router = AsyncRouter(unsure, cloud, threshold=0.5, deadline=1.0)
         assert (await router.infer("x")).degraded
         await router.close()
         assert not ended
@@ -259,7 +259,7 @@ def test_closing_does_not_wait_for_a_coroutine_that_goes_on(caplog):
 @pytest.mark.parametrize("ended", [False, True], ids=["open", "closed"])
 def test_closing_on_another_loop(ended):
     """A leg that was left on the loop before is not this one's to end."""
-    router, loop = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2), asyncio.new_event_loop()
+    router, loop = AsyncRouter(unsure, hangs, threshold=0.5, deadline=1.0), asyncio.new_event_loop()
     router.on_late(lambda late: None)
     assert loop.run_until_complete(router.infer("x")).degraded
     (left,) = asyncio.all_tasks(loop)
@@ -275,7 +275,7 @@ def test_closing_that_is_cancelled():
     """It is closed all the same."""
 
     async def main():
-        router = AsyncRouter(unsure, hangs, threshold=0.5, deadline=0.2)
+        router = AsyncRouter(unsure, hangs, threshold=0.5, deadline=1.0)
         router.on_late(lambda late: None)
         await router.infer("x")
         closing = asyncio.ensure_future(router.close())

@@ -270,7 +270,7 @@ def test_an_outage_from_its_beginning_to_its_end(make, kind, fault, before, tmp_
     """Three faults and no more, edge answers throughout, one probe without user data, and the next input goes to the cloud."""
     with Cloud(monkeypatch if fault == "no such name" else None) as cloud:
         server, relay = cloud.server, cloud.relay
-        client = make(unsure, cloud.endpoint(), state=tmp_path, deadline=0.5 if fault in SLOW else LONG)
+        client = make(unsure, cloud.endpoint(), state=tmp_path, deadline=1.0 if fault in SLOW else LONG)
         if before == "met":
             assert_cloud(client.infer(deadline=LONG))
         cloud.breaks(fault)
@@ -607,7 +607,7 @@ def test_so_many_calls_at_a_time(make):
         client = make(unsure, PlainJson(server.url, timeout_s=NEVER_S, retries=0, max_concurrent=2))
         under_way = [client.begin("infer", DATUM) for _ in range(2)]
         server.wait_for(lambda: len(server.requests) == 2)
-        assert_stands(client.infer(deadline=0.05), r"by the deadline|2 calls are under way \(max_concurrent\)")
+        assert_stands(client.infer(deadline=0.5), r"by the deadline|2 calls are under way \(max_concurrent\)")
         under_way.append(client.begin("infer", DATUM))
         while not client.guard.turns.waiting:
             assert not under_way[-1].done()
