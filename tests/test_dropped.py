@@ -89,7 +89,7 @@ def full(folder, server):
 
 def test_many_leave_nothing(kind, tmp_path, said, caplog):
     """No thread, file or connection of 400 routers, with state, outbox, disk cache and an open breaker; it is logged once."""
-    threads, files = set(threading.enumerate()), open_files()
+    threads, files = set(threading.enumerate()), set(open_files())
     with CannedServer(GOOD) as server, caplog.at_level(logging.WARNING, "edgeroute"):
         serving = set(threading.enumerate())
         for i in range(400):
@@ -99,7 +99,7 @@ def test_many_leave_nothing(kind, tmp_path, said, caplog):
             used(kind, options.pop("edge", unsure), options.pop("cloud", PlainJson(server.url)), **options)
         assert settled(lambda: set(threading.enumerate()) <= serving)
     assert settled(lambda: set(threading.enumerate()) <= threads)
-    assert settled(lambda: open_files() == files)
+    assert settled(lambda: not set(open_files()) - files)
     assert len([text for text in said() if text.startswith("unclosed router <edgeroute.")]) == 400
     assert not [text for text in said() if not text.startswith("unclosed router")], "all in it was closed, and not just dropped"
     assert len([r for r in caplog.records if "dropped without close()" in r.message]) == 1

@@ -52,6 +52,13 @@ def names(path):
     return found
 
 
+@pytest.fixture(autouse=True)
+def alone():
+    """The threads of stores of earlier tests have ended."""
+    for thread in threads():
+        thread.join(LONG)
+
+
 def threads():
     return [t for t in threading.enumerate() if t.name == "edgeroute-state"]
 
