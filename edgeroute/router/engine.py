@@ -28,7 +28,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
-from edgeroute.router.snapshot import Snapshot, fingerprints
+from edgeroute.router.snapshot import Snapshot, chosen, fingerprints
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer
 
@@ -233,10 +233,14 @@ class Engine:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
             snapshot, auditor = self.snapshot, self.auditor
-            targets = []
-            for target, certificate in zip(snapshot.targets, snapshot.certificates, strict=True):
+            targets, moved = [], ""
+            for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
                 monitor = None if auditor is None else auditor.watch(target.name)
-                targets.append(effective_target(target, certificate) if monitor is None else monitor.target(target))
+                made = effective_target(target, certificate) if monitor is None else monitor.target(target)
+                targets.append(made if not moved or certificate is None else made._replace(label=f"uncalibrated: {moved}"))
+                given = chosen(snapshot, i)
+                if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
+                    moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
             if tuple(targets) != snapshot.targets:
                 self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
@@ -319,8 +323,7 @@ def log_failures(request: Request, outcome: Outcome) -> None:
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     """The fingerprints of each edge, by name."""
-    edges = [(i, t.name) for i, t in enumerate(snapshot.targets) if t.side == "edge"]
-    return {name: fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress, snapshot.views) for i, name in edges}
+    return {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
 
 
 def _first_s(policy_s: float, first_token: float | None) -> float:

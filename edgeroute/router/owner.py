@@ -94,7 +94,7 @@ class EngineOwner:
         """
         snapshot = self.engine.snapshot
         i = [i for i, t in enumerate(snapshot.targets) if t.side == "edge"][edge]
-        return fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress, snapshot.views)
+        return fingerprints(snapshot, i)
 
     def _close(self) -> None:
         _close(self.engine, self._file)
