@@ -21,7 +21,7 @@ INF = float("inf")
 VERSION = 2
 BOUND_TO = {
     "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
-    "earlier": "ladder of edge models before it",
+    "earlier": "edge models before it",
 }  # fmt: skip
 """What a certificate can be bound to -> its name in messages."""
 _VERSION = {
@@ -150,8 +150,8 @@ class Certificate(NamedTuple):
             what = BOUND_TO[name]
             if UNIDENTIFIED in used:
                 differ.append(f"the {what} cannot be identified: give version=, as in {_VERSION[name]}")
-            elif name == "earlier" and not (made and used):
-                differ.append(_ALL_REACH if used else "it was made for what the edge models before it defer, and there are none")
+            elif name == "earlier":
+                differ.append(_reaches(made or "", used))
             elif made is None:
                 differ.append(f"it does not say for which {what} it was made")
             elif UNIDENTIFIED in made:
@@ -223,7 +223,13 @@ def _checksum(data: Mapping[str, Any]) -> str:
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-_ALL_REACH = "it was made for all inputs, and only those that the edge models before it defer reach this one"
+def _reaches(made: str, used: str) -> str:
+    """Why the inputs that reach an edge model are not those of the certificate."""
+    if not made:
+        return "it was made for all inputs, and only those that the edge models before it defer reach this one"
+    if not used:
+        return "it was made for what the edge models before it defer, and there are none"
+    return "the edge models before it, or their thresholds, are not those that it was made for"
 
 
 def _percent(share: float) -> str:
