@@ -234,7 +234,7 @@ def test_a_later_edge_that_other_inputs_reach_is_uncalibrated(first, made):
         why = "the edge models before it, or their thresholds, are not those that it was made for"
     with Router([small, larger], cloud, threshold=[given, second]) as router:
         assert labels(router)[1].startswith(f"uncalibrated: {why}")
-    with pytest.raises(PolicyError, match="the threshold of (small|larger) promises nothing here"):
+    with pytest.raises(PolicyError, match=r"the threshold of (small|larger) promises nothing here"):
         Router([small, larger], cloud, threshold=[given, second], uncalibrated="error")
 
 
