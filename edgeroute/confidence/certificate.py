@@ -174,8 +174,12 @@ class Certificate(NamedTuple):
         Raises:
             OSError: it cannot be written.
         """
+        replace_file(Path(path), json.dumps(self.as_dict(), indent=2) + "\n")
+
+    def as_dict(self) -> dict[str, Any]:
+        """It in JSON types, as in its file."""
         data = self._data()
-        replace_file(Path(path), json.dumps(data | {"checksum": _checksum(data)}, indent=2) + "\n")
+        return data | {"checksum": _checksum(data)}
 
     def _data(self) -> dict[str, Any]:
         return {

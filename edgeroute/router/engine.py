@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeroute.cloud.spending import SharedSpending
+    from edgeroute.core.facts import Facts
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instruments import Instruments
@@ -60,6 +61,7 @@ class Engine:
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         steps: the composed stages, for calls that any optional part takes part in.
+        name, numbers: of which the ids of requests are made.
     """
 
     snapshot: Snapshot
@@ -91,7 +93,7 @@ class Engine:
         """Reports a request's end to the instruments; None: there are none."""
         self.audited = 0.0
         """Share of requests audited, 0..1."""
-        self.name, self._numbers = os.urandom(6).hex(), count(1)
+        self.name, self.numbers = os.urandom(6).hex(), count(1)
         self._refreshing = threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
@@ -123,7 +125,7 @@ class Engine:
             observer.reads_at = INF  # until they have been read
             self.local_threads.submit(self._read)
         first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
-        identity = f"{self.name}-{next(self._numbers)}"
+        identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
@@ -147,15 +149,8 @@ class Engine:
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
-        if mode is not None and mode not in MODES:
-            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-        check_seconds("deadline", deadline)
-        if data_class is not None and not (isinstance(data_class, str) and data_class):
-            raise PolicyError(f"data_class is a name, not {data_class!r}")
         facts = self.observer.facts
-        made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
-        if isinstance(made, Refusal):
-            raise (MayNotLeave if made.denied else PolicyError)(made.reason)
+        made = planned(snapshot, facts, mode, deadline, data_class)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
@@ -185,9 +180,7 @@ class Engine:
         if self.auditor is not None:
             self.auditor.passed(request, outcome)
         if legs is not None:
-            if legs.exchanges and self.checkpoint is not None:
-                self.spending.keep()
-            log_failures(request, outcome)
+            settle(self, request, outcome, legs)
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
@@ -308,6 +301,30 @@ class Engine:
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")
+
+
+def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
+    """The plan for such a request.
+
+    Raises:
+        PolicyError, MayNotLeave: there is none.
+    """
+    if mode is not None and mode not in MODES:
+        raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
+    check_seconds("deadline", deadline)
+    if data_class is not None and not (isinstance(data_class, str) and data_class):
+        raise PolicyError(f"data_class is a name, not {data_class!r}")
+    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
+    if isinstance(made, Refusal):
+        raise (MayNotLeave if made.denied else PolicyError)(made.reason)
+    return made
+
+
+def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+    """Checkpoints what a request's calls have cost, and logs what failed."""
+    if legs.exchanges and engine.checkpoint is not None:
+        engine.spending.keep()
+    log_failures(request, outcome)
 
 
 def log_failures(request: Request, outcome: Outcome) -> None:

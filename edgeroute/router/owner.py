@@ -96,6 +96,11 @@ class EngineOwner:
         i = [i for i, t in enumerate(snapshot.targets) if t.side == "edge"][edge]
         return fingerprints(snapshot, i)
 
+    @property
+    def _policy_name(self) -> str:
+        """The name of the policy file; empty: there is none."""
+        return "" if self._file is None else self._file.path.name
+
     def _close(self) -> None:
         _close(self.engine, self._file)
 
