@@ -16,7 +16,7 @@ from edgeroute.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, Giv
 from edgeroute.cli.exits import OK, TOO_FEW, line
 from edgeroute.cli.options import Json, Policy, share
 from edgeroute.cli.tables import console, pairs, table
-from edgeroute.errors import StoreError
+from edgeroute.errors import PolicyError, StoreError
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Kind
@@ -96,7 +96,10 @@ def calibrate(
     from edgeroute.router.aside import Aside
 
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
-    with _instead(threshold="0", score="msp" if score in {"auto", "learned"} else score), plain(policy) as router:
+    with (
+        _instead(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
+        plain(policy) as router,
+    ):
         try:
             if audited:
                 result = _recorded(router, None, want, edge, policy, every)
@@ -153,6 +156,20 @@ def _sure(text: str, kind: Kind) -> float | None:
         why = "only --max-defer can hold on average: the others are promised with a probability"
         raise typer.BadParameter(why, param_hint="--sure")
     return None
+
+
+def _thresholds(policy: Path, edge: int) -> str:
+    """Thresholds to calibrate with: of the edge models before this one those of the policy, and 0 of the others."""
+    from edgeroute.settings import load
+
+    settings = load(policy) if edge else None
+    if settings is None or edge >= (count := len(settings.edge)):
+        return "0"
+    given = settings.threshold
+    own = given if isinstance(given, list) else [given] * count
+    if given is None:
+        raise PolicyError(f"{policy}: the edge models before number {edge} need their thresholds: calibrate them first")
+    return json.dumps([*own[:edge], *[0] * (count - edge)])
 
 
 @contextmanager

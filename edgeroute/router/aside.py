@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
+from edgeroute.core.walk import acceptable
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.members import member
 from edgeroute.errors import Closed, MayNotLeave, PolicyError
@@ -21,7 +22,7 @@ from edgeroute.router.calls import Block, Pause, Steps, walked
 from edgeroute.router.engine import planned, settle
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request
-from edgeroute.router.snapshot import fingerprints
+from edgeroute.router.snapshot import chosen, fingerprints
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
@@ -67,9 +68,10 @@ class Aside:
                 )
             self.score = score
             self.runner = EdgeBackend(self.runner.name, self.runner.model, score)
-        backends = tuple(self.runner if i == self.number else backend for i, backend in enumerate(snapshot.backends))
+        backends, specs = list(snapshot.backends), list(snapshot.specs)
+        backends[self.number], specs[self.number] = self.runner, (*specs[self.number][:3], self.score)
         policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None)
-        self.snapshot = snapshot._replace(policy=policy, backends=backends, plans={})
+        self.snapshot = snapshot._replace(policy=policy, backends=tuple(backends), specs=tuple(specs), plans={})
 
     @property
     def clouds(self) -> list[CloudBackend]:
@@ -78,8 +80,7 @@ class Aside:
 
     def fingerprints(self) -> dict[str, str]:
         """What a certificate for this edge model and this score is bound to. Reads files."""
-        snapshot = self.snapshot
-        return fingerprints(snapshot.backends, self.number, self.score, snapshot.egress, snapshot.views)
+        return fingerprints(self.snapshot, self.number)
 
     def ready(self) -> Steps[None]:
         """Loads the edge model.
@@ -89,14 +90,20 @@ class Aside:
         """
         yield Block(partial(self.runner.ready, INF), INF)
 
-    def run(self, x: Any) -> Steps[Walked]:
-        """Runs the edge model."""
+    def run(self, x: Any, number: int | None = None) -> Steps[Walked]:
+        """Runs the edge model, or the one before it with that position among the targets."""
         made = planned(self.snapshot, self._engine.observer.facts, "only_edge", None, None)
-        leg = next(leg for leg in made.legs if leg.target == self.number)
+        leg = next(leg for leg in made.legs if leg.target == (self.number if number is None else number))
         leg = leg._replace(final=True, standby=False, hedge_after_s=INF, start_by_s=INF)
         (found,) = yield from self._walked(made._replace(legs=(leg,), order=(0,), sequential=True), [x])
         yield Pause(0.0)
         return found
+
+    def keeps(self, number: int, one: Walked) -> bool:
+        """Whether the edge model with that position keeps the input that it was run on, by the threshold that it was given."""
+        (leg,), target, prediction = one.request.plan.legs, chosen(self.snapshot, number), one.outcome.prediction
+        own = leg._replace(final=False, threshold=target.threshold, thresholds=target.thresholds)
+        return prediction is not None and acceptable(own, prediction)
 
     def may_leave(self, data_class: str | None) -> Plan:
         """The plan for calls of the clouds.

@@ -33,11 +33,12 @@ def collect(
     data_class: str | None = None,
     batch: int = 1,
     advance: Callable[[int], object] = lambda _: None,
-) -> Steps[Examples]:
-    """Runs the edge model and the cloud on each input, regardless of the threshold.
+) -> Steps[tuple[Examples, int]]:
+    """Runs the edge model and the cloud on each input that reaches it, regardless of its threshold; and how many do.
 
-    The edge runs inputs one by one. Egress rules, consent, limits and ledger apply to the cloud, and its rate is kept to. Inputs
-    without a cloud answer are dropped, at most `MAY_FAIL` of them.
+    Of several edge models a later one is reached by what those before it defer, by the thresholds that they were given. They run
+    inputs one by one. Egress rules, consent, limits and ledger apply to the cloud, and its rate is kept to. Inputs without a
+    cloud answer are dropped, at most `MAY_FAIL` of them.
 
     Args:
         aside: of the router.
@@ -62,19 +63,25 @@ def collect(
     if ask_cloud:
         aside.may_leave(data_class)  # before anything is run
     yield from aside.ready()
-    runs = list[_Reply]()
+    runs = dict[int, _Reply]()
     yield from _run(aside, 0, inputs[0])  # warm-up
     for i, x in enumerate(inputs):
-        runs.append((yield from _run(aside, i, x)))
-        if not i and right is not None:
-            _check_comparable(runs[0].prediction.value, right[0], runner.where)
+        if not (yield from _reaches(aside, i, x)):
+            advance(1 + ask_cloud)
+            continue
+        runs[i] = yield from _run(aside, i, x)
+        if len(runs) == 1 and right is not None:
+            _check_comparable(runs[i].prediction.value, right[i], runner.where)
         advance(1)
-    asking = _Asking(aside, inputs, data_class, advance)
+    if not runs:
+        raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it keep them all")
+    reached = list(runs)
+    asking = _Asking(aside, inputs, len(reached), data_class, advance)
     if ask_cloud:
         size = aside.together(batch)
-        for start in range(0, len(inputs), size):
-            yield from asking.ask(range(start, min(start + size, len(inputs))))
-    kept = [i for i in range(len(inputs)) if not ask_cloud or i in asking.replies]
+        for start in range(0, len(reached), size):
+            yield from asking.ask(reached[start : start + size])
+    kept = [i for i in reached if not ask_cloud or i in asking.replies]
     outputs = _stacked([runs[i].prediction.outputs for i in kept])
     if runner.reader.kind in {None, "logits"} and outputs is not None and _probabilities(outputs):
         raise ModelError(
@@ -82,7 +89,7 @@ def collect(
             'the softmax, or have the card say "output": {"kind": "probabilities"}'
         )
     replies = [asking.replies[i] for i in kept] if ask_cloud else []
-    return Examples(
+    made = Examples(
         score=_scores([runs[i].prediction for i in kept]),
         edge=[runs[i].prediction.value for i in kept],
         cloud=[reply.prediction.value for reply in replies] if ask_cloud else None,
@@ -94,6 +101,7 @@ def collect(
         received_bytes=asking.spent.received_bytes,
         usd=asking.spent.usd,
     )
+    return made, len(reached)
 
 
 def recorded(aside: Aside, edge_outputs: Floats, cloud_outputs: Floats | None, labels: Sequence[Any] | None) -> Examples:
@@ -170,15 +178,33 @@ class _Reply(NamedTuple):
     took_s: float
 
 
+def _reaches(aside: Aside, i: int, x: Any) -> Steps[bool]:
+    """Whether the edge models before it defer input number `i`."""
+    for number in range(aside.number):
+        one = yield from aside.run(x, number)
+        if one.outcome.prediction is None:
+            raise _failed(i, one)
+        if aside.keeps(number, one):
+            return False
+    return True
+
+
 def _run(aside: Aside, i: int, x: Any) -> Steps[_Reply]:
     """Runs the edge model on input number `i`."""
     one = yield from aside.run(x)
     if (reply := _reply(one)) is not None:
         return reply
+    raise _failed(i, one)
+
+
+def _failed(i: int, one: Walked) -> BaseException:
+    """Why an edge model did not answer input number `i`."""
     error = no_answer(one.request.plan, one.outcome, "")
     if isinstance(error, BadInput):
-        raise BadInput(f"input {i}: {error}") from error
-    raise error
+        told = BadInput(f"input {i}: {error}")
+        told.__cause__ = error
+        return told
+    return error
 
 
 def _reply(one: Walked) -> _Reply | None:
@@ -194,8 +220,11 @@ class _Asking:
         spent: on all of them.
     """
 
-    def __init__(self, aside: Aside, inputs: Sequence[Any], data_class: str | None, advance: Callable[[int], object]) -> None:
-        self._aside, self._inputs, self._data_class, self._advance = aside, inputs, data_class, advance
+    def __init__(
+        self, aside: Aside, inputs: Sequence[Any], reached: int, data_class: str | None, advance: Callable[[int], object]
+    ) -> None:
+        self._aside, self._inputs, self._reached = aside, inputs, reached
+        self._data_class, self._advance = data_class, advance
         self._failed = self._asked = 0
         self._left = False
         """Whether any was not answered."""
@@ -238,12 +267,12 @@ class _Asking:
         self._failed += 1
         self._asked += 1
         self._advance(1)
-        may_fail = int(MAY_FAIL * len(self._inputs))
+        may_fail = int(MAY_FAIL * self._reached)
         if self._failed > may_fail or not self.replies:
             why = self._why if isinstance(self._why, EdgerouteError) else named(self._why)
             raise NoAnswer(
                 f"the cloud did not answer {self._failed} of the {self._asked} inputs that it was asked about, and of "
-                f"{len(self._inputs)} at most {may_fail} may be left out: {why}"
+                f"{self._reached} at most {may_fail} may be left out: {why}"
             ) from self._why
 
 

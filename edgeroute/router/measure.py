@@ -157,9 +157,14 @@ def _examples(
     inputs, labels = yield from rows(X, y, every)
     total = len(inputs)
     with shown(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
-        made = yield from collect(aside, inputs, labels, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance)
-    left_out = total - len(made.edge)
-    return made, [f"{left_out:,} of {total:,} inputs are left out: the cloud did not answer them"] if left_out else []
+        made, reached = yield from collect(
+            aside, inputs, labels, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
+        )
+    left_out = {
+        "the edge models before it keep them": total - reached,
+        "the cloud did not answer them": reached - len(made.edge),
+    }
+    return made, [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
 
 
 def calibrated(aside: Aside, made: Examples, want: Wanted, notes: Sequence[str], *, policy: str = "") -> CalibrationResult:
