@@ -491,7 +491,11 @@ YES = np.ones(400)
         ((YES / 2, YES), {"max_error": 0.1}, "the score is 0.5 for every example"),
         ((GOOD, YES), {"max_error": 0.1, "per_class": [1]}, "per_class has 1 classes, and there are 400 scores"),
         ((GOOD,), {"max_defer": 0.1, "per_class": YES}, "max_defer has one threshold for all classes"),
-        ((GOOD, YES), {"max_error": 0.1, "fingerprints": {"model": "x"}}, "bound to edge, cloud, score, codec, and not to model"),
+        (
+            (GOOD, YES),
+            {"max_error": 0.1, "fingerprints": {"model": "x"}},
+            "bound to edge, cloud, score, codec, earlier, and not to model",
+        ),
         ((GOOD, YES), {"max_error": 0.1, "parameters": {"t": math.nan}}, "what JSON can hold"),
         ((GOOD, YES), {"max_error": 0.1, "parameters": {"t": object()}}, "what JSON can hold"),
         (

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from edgeroute import Egress, OpenInference, PlainJson, PolicyError, Router
+from edgeroute import Audit, Egress, OpenInference, PlainJson, PolicyError, Router
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.observe.stats import TOGETHER
 
@@ -184,3 +184,78 @@ def test_a_card_of_the_endpoint_is_part_of_it(tmp_path):
         assert one.fingerprints()["codec"] != two.fingerprints()["codec"]
     with Router(edge, PlainJson("http://127.0.0.1:1"), threshold=0.5) as three:
         assert three.fingerprints()["codec"] == "PlainJson"
+
+
+# ------------------------------------------------------------------------------------------------------------------ ladders
+def small(x):
+    return "small", x
+
+
+def larger(x):
+    return "larger", x
+
+
+def of_ladder(thresholds, number, edges=(small, larger)):
+    """A certificate for that edge of a ladder with these thresholds."""
+    with Router(list(edges), cloud, threshold=thresholds) as router:
+        return calibrate(SCORE, RIGHT, CLOUD, max_loss=0.02, sure=0.95, fingerprints=router.fingerprints(number))
+
+
+def labels(router):
+    return [target.label for target in router.engine.snapshot.targets if target.side == "edge"]
+
+
+@pytest.fixture(scope="module")
+def first():
+    return of_ladder([0.5, 0.5], 0)
+
+
+def test_a_later_edge_has_a_promise_of_what_reaches_it(first):
+    """It is bound to the edge before it and that one's threshold, and says so."""
+    second = of_ladder([first, 0.5], 1)
+    assert f"the {second.n:,} examples of {second.date} that the edge models before it defer:" in second.guarantee
+    with Router([small, larger], cloud, threshold=[first, second], uncalibrated="error") as router:
+        assert labels(router) == ["loss <= 2 %, 95 % sure"] * 2
+        assert router.fingerprints(1)["earlier"] == second.fingerprints["earlier"]
+
+
+@pytest.mark.parametrize("made", ["as a first edge", "another threshold", "another model", "a plain number"])
+def test_a_later_edge_that_other_inputs_reach_is_uncalibrated(first, made):
+    """The threshold is used, and nothing confirms a promise that was not certified."""
+    given = first
+    if made == "as a first edge":
+        second = of_ladder([0.5], 0, edges=[larger])
+        why = "it was made for all inputs, and only those that the edge models before it defer reach this one"
+    else:
+        second = of_ladder(
+            [0.25 if made == "another threshold" else first, 0.5], 1, [other if "model" in made else small, larger]
+        )
+        given = first.threshold + 0.01 if made == "a plain number" else first
+        why = "the edge models before it, or their thresholds, are not those that it was made for"
+    with Router([small, larger], cloud, threshold=[given, second]) as router:
+        assert labels(router)[1].startswith(f"uncalibrated: {why}")
+    with pytest.raises(PolicyError, match=r"the threshold of (small|larger) promises nothing here"):
+        Router([small, larger], cloud, threshold=[given, second], uncalibrated="error")
+
+
+def test_a_later_edge_that_is_first_now_is_uncalibrated(first):
+    """What reaches it is more than it was made for."""
+    second = of_ladder([first, 0.5], 1)
+    with Router(larger, cloud, threshold=second) as router:
+        assert labels(router) == ["uncalibrated: it was made for what the edge models before it defer, and there are none"]
+
+
+def test_a_threshold_that_an_alarm_raised_ends_the_promises_after_it(first):
+    """More reaches the later edges then; a new calibration is for the threshold that the model was given."""
+    second = of_ladder([first, 0.5], 1)
+    with Router([small, larger], cloud, threshold=[first, second], audit=Audit(share=1.0, on_alarm="raise")) as router:
+        monitor = router.engine.auditor.watch("small")
+        monitor.at_least = 2.0
+        router.engine.refresh_thresholds()
+        assert (
+            labels(router)[1] == "uncalibrated: small, whose threshold was raised, defers more to it than when it was calibrated"
+        )
+        assert router.fingerprints(1) == {**second.fingerprints}
+        monitor.at_least = -np.inf
+        router.engine.refresh_thresholds()
+        assert labels(router) == ["loss <= 2 %, 95 % sure"] * 2

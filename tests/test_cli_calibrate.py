@@ -19,9 +19,9 @@ from edgeroute.confidence import Certificate, Learned, crossfit, fit, msp
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.binding import digest
 from edgeroute.errors import BadInput, CloudError, MayNotLeave, ModelError, NoAnswer, PolicyError
-from edgeroute.report.evaluation.audited import audited
-from edgeroute.report.evaluation.collect import collect, recorded, said
-from edgeroute.report.evaluation.fitted import fitted
+from edgeroute.evaluation.audited import audited
+from edgeroute.evaluation.fitted import fitted
+from edgeroute.router.collect import collect, recorded, said
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Outbox, Waiting

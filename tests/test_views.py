@@ -26,7 +26,7 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.confidence import calibrate
-from edgeroute.report.evaluation.collect import collect
+from edgeroute.router.collect import collect
 from edgeroute.router.request import Request
 from edgeroute.stores.cache import Entry, digest
 from edgeroute.stores.mixed import framed, pack, unpack

@@ -5,13 +5,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgeroute.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, examples, given, plain
+from edgeroute.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, Given, given, plain
 from edgeroute.cli.exits import OK, TOO_FEW, line
 from edgeroute.cli.options import Json, Policy, share
 from edgeroute.cli.tables import console, pairs, table
@@ -19,8 +20,8 @@ from edgeroute.errors import PolicyError, StoreError
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Kind
-    from edgeroute.report.evaluation.certified import Certified, Fit
-    from edgeroute.report.evaluation.examples import Examples
+    from edgeroute.report.results import CalibrationResult
+    from edgeroute.router.router import Router
 
 Score = Literal["auto", "learned", "msp", "margin", "entropy", "energy"]
 
@@ -92,49 +93,43 @@ def calibrate(
 
     from edgeroute.confidence import NotEnough
     from edgeroute.edge.members import member
-    from edgeroute.report.evaluation.certified import certified
-    from edgeroute.report.evaluation.collect import edge_runner
+    from edgeroute.router.aside import Aside
 
-    fit: Fit | None = score if score == "auto" or score == "learned" else None  # noqa: PLR1714 - so that mypy can follow
-    with _instead(threshold="0", score="msp" if fit else score), plain(policy) as router:
-        runner = edge_runner(router, edge)
-        if audited:
-            made, notes = _from_audit(policy, router.fingerprints(edge), runner.name, every)
-        else:
-            found = given(data or [], every)
-            ask_cloud = kind == "max_loss" or (fit is not None and kind == "max_defer")
-            if ask_cloud and not found.recorded and not router.engine.snapshot.clouds:
-                raise PolicyError(f"{policy}: there is no [cloud] in it, and {kind} is measured against one")
-            made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
-        fingerprints, used = router.fingerprints(edge), runner.reader.score
-        model = Path(member(runner.model, "path") or "model")
-    name = used if isinstance(used, str) else getattr(used, "name", "function")
-    if not isinstance(used, str):
-        notes.append(f"the policy's score, {name}, was fitted: the promise holds if that was to other examples than these")
-    try:
-        result = certified(made, kind, value, odds, per_class=per_class, fit=fit, ood=ood, score=name, fingerprints=fingerprints)
-    except NotEnough as e:
-        missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
-        print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
-        return TOO_FEW
-    notes += result.notes
+    want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
+    with (
+        _instead(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
+        plain(policy) as router,
+    ):
+        try:
+            if audited:
+                result = _recorded(router, None, want, edge, policy, every)
+            elif (found := given(data or [], every, router)).recorded:
+                result = _recorded(router, found, want, edge, policy, every)
+            else:
+                result = router.calibrate(found.inputs, found.labels, edge=edge, data_class=data_class, batch=batch, **want)
+                result = replace(result, notes=[*found.notes, *result.notes])
+        except NotEnough as e:
+            missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
+            print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
+            return TOO_FEW
+        model = Path(member(Aside(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"
     lines = {"threshold": _from(policy, path)}
-    if result.fitted is not None and result.fitted.learned is not None:
+    if result.fitted is not None:
         saved = score_out or model.with_suffix(".score.json")
-        result.fitted.learned.save(saved)
+        result.fitted.save(saved)
         lines["score"] = _from(policy, saved)
     elif score is not None:
-        lines["score"] = name
+        lines["score"] = str(result.score)
     try:
         result.certificate.save(path)
     except OSError as e:
         raise StoreError(f"{path} cannot be written: {e.strerror or e}") from e
     if as_json:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        print(json.dumps({"certificate": told, "path": str(path), "policy": lines, "notes": notes}))
+        certificate = result.certificate.as_dict()
+        print(json.dumps({"certificate": certificate, "path": str(path), "policy": lines, "notes": [*result.notes]}))
         return OK
-    for note in notes:
+    for note in result.notes:
         print(note, file=sys.stderr)
     _show(result, path, lines, edge)
     return OK
@@ -163,6 +158,20 @@ def _sure(text: str, kind: Kind) -> float | None:
     return None
 
 
+def _thresholds(policy: Path, edge: int) -> str:
+    """Thresholds to calibrate with: of the edge models before this one those of the policy, and 0 of the others."""
+    from edgeroute.settings import load
+
+    settings = load(policy) if edge else None
+    if settings is None or edge >= (count := len(settings.edge)):
+        return "0"
+    given = settings.threshold
+    own = given if isinstance(given, list) else [given] * count
+    if given is None:
+        raise PolicyError(f"{policy}: the edge models before number {edge} need their thresholds: calibrate them first")
+    return json.dumps([*own[:edge], *[0] * (count - edge)])
+
+
 @contextmanager
 def _instead(**keys: str | None) -> Iterator[None]:
     """Sets EDGEROUTE_ variables that override policy keys whose values may not exist yet."""
@@ -179,12 +188,24 @@ def _instead(**keys: str | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _from_audit(policy: Path, fingerprints: dict[str, str], target: str, every: int) -> tuple[Examples, list[str]]:
+def _recorded(
+    router: Router, found: Given | None, want: dict[str, Any], edge: int, policy: Path, every: int
+) -> CalibrationResult:
+    """Of what a file has recorded, or, if there is none, the audit log."""
     from edgeroute.cli.outbox import folder
-    from edgeroute.report.evaluation.audited import audited
+    from edgeroute.evaluation.audited import audited
+    from edgeroute.router.aside import Aside
+    from edgeroute.router.collect import recorded
+    from edgeroute.router.measure import calibrated, wanted
 
-    found = audited(folder(policy, None) / "audit.jsonl", target, fingerprints, every=every)
-    return found.examples, found.notes
+    options = {**dict.fromkeys(("max_loss", "max_error", "max_defer")), **want}
+    asked = wanted(**options)
+    aside = Aside(router.engine, edge, "msp" if asked.fit else asked.score)
+    if found is not None:
+        made, notes = recorded(aside, found.edge, found.cloud, found.labels), found.notes
+    else:
+        made, notes = audited(folder(policy, None) / "audit.jsonl", aside.runner.name, aside.fingerprints(), every=every)
+    return calibrated(aside, made, asked, notes, policy=policy.name)
 
 
 def _from(policy: Path, path: Path) -> str:
@@ -194,22 +215,24 @@ def _from(policy: Path, path: Path) -> str:
     return str(there) if apart else os.path.relpath(there, folder)
 
 
-def _show(result: Certified, path: Path, lines: dict[str, str], edge: int) -> None:
-    certificate, fitted = result.certificate, result.fitted
+def _show(result: CalibrationResult, path: Path, lines: dict[str, str], edge: int) -> None:
+    from edgeroute.report.words import SIDES
+
+    certificate = result.certificate
     console().print(certificate.guarantee, markup=False)
     rows = list[tuple[str, object]]()
     low, high = certificate.deferral_interval
     rows += [
         ("promise", certificate.label),
         ("method", f"{certificate.method or 'none'}, {certificate.n:,} examples"),
-        ("score", certificate.score if fitted is None else fitted.why),
+        ("score", result.why or certificate.score),
     ]
     if not certificate.thresholds:
         rows.append(("threshold", _threshold(certificate.threshold)))
     rows.append(("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}"))
     for side, accuracy in certificate.accuracy.items():
         agreement = "as the cloud says" if certificate.agreement else "right"
-        rows.append((_SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples"))
+        rows.append((SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples"))
     if certificate.unscored:
         rows.append(("without a score", f"{certificate.unscored:.1%} of the examples: deferred"))
     pairs(rows)
@@ -219,9 +242,6 @@ def _show(result: Certified, path: Path, lines: dict[str, str], edge: int) -> No
     print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
     for key, value in lines.items():
         print(f"    {key} = {json.dumps(value)}")
-
-
-_SIDES = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade", "accepted": "edge, where kept"}
 
 
 def _threshold(value: float) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,10 +25,13 @@ def decide(
     from edgeroute.cli.inputs import read
     from edgeroute.router.router import Router
 
-    items = read(given)
-    if index >= len(items):
-        raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
+    def told(note: str) -> None:
+        print(json.dumps({"note": note}) if as_json else printable(note), file=sys.stderr)
+
     with Router.from_policy(policy) as router:
+        items = read(given, router.engine.snapshot.views.keys, told)
+        if index >= len(items):
+            raise typer.BadParameter(f"this file has {len(items)} inputs", param_hint="--index")
         found = router.decide(items[index].x)
     if as_json:
         print(json.dumps({"input": items[index].name, "sends_to": found.sends_to, "steps": found.steps}))

@@ -2,26 +2,23 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
-from math import inf
 from pathlib import Path
-from time import gmtime, strftime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeroute import system
-from edgeroute.cli.examples import Data, DataClass, EdgeNumber, Every, examples, given, plain
+from edgeroute.cli.examples import Data, DataClass, EdgeNumber, Every, Given, given, plain
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
 from edgeroute.cli.tables import console, pairs, table
-from edgeroute.core.explain import finite
-from edgeroute.errors import PolicyError, RuntimeMissing, StoreError
+from edgeroute.errors import RuntimeMissing
 
 if TYPE_CHECKING:
-    from edgeroute.report.evaluation.evaluation import Evaluation
-    from edgeroute.report.evaluation.examples import Examples
-    from edgeroute.report.evaluation.share import Share
+    from edgeroute.evaluation.evaluation import Evaluation
+    from edgeroute.evaluation.share import Share
+    from edgeroute.report.results import EvaluationResult
     from edgeroute.router.router import Router
 
 
@@ -53,26 +50,27 @@ def evaluate(
     """
     if report is not None:
         _may_write(report)
-    found = given(data, every)
-    if no_cloud:
-        found = found._replace(cloud=None)
+    options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
     with plain(policy) as router:
-        ask_cloud = not no_cloud and bool(router.engine.snapshot.clouds)
-        made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
-        evaluation = _evaluation(router, made, edge, policy, data)._replace(edge_usd=edge_usd, edge_joules=edge_joules)
+        found = given(data, every, router)
+        if no_cloud:
+            found = found._replace(cloud=None)
+        if found.recorded:
+            result = _of_recorded(router, found, **options)
+        else:
+            result = router.evaluate(
+                found.inputs, found.labels, ask_cloud=not no_cloud, data_class=data_class, batch=batch, **options
+            )
+    names = result.evaluation.names._replace(policy=policy.name, data=", ".join(file.name for file in data))
+    result = replace(result, evaluation=result.evaluation._replace(names=names), notes=[*found.notes, *result.notes])
     if report is not None:
-        from edgeroute.report.page import write
-
-        try:
-            write(evaluation, report)
-        except OSError as e:
-            raise StoreError(f"{report} cannot be written: {e.strerror or e}") from e
+        result.save(report)
     if as_json:
-        print(json.dumps(_numbers(evaluation, notes), allow_nan=False))
+        print(json.dumps(result.as_dict(), allow_nan=False))
         return OK
-    for note in notes:
+    for note in result.notes:
         print(note, file=sys.stderr)
-    _show(evaluation)
+    _show(result.evaluation)
     if report is not None:
         print(f"written to {report}")
     return OK
@@ -90,67 +88,19 @@ def _may_write(report: Path) -> None:
         raise RuntimeMissing("--report draws with matplotlib, which is not installed: pip install 'edgeroute[demo]'")
 
 
-def _evaluation(router: Router, made: Examples, edge: int, policy: Path, data: list[Path]) -> Evaluation:
-    from edgeroute.edge.members import member
-    from edgeroute.report.evaluation.collect import edge_runner
-    from edgeroute.report.evaluation.evaluation import Evaluation, Names
+def _of_recorded(router: Router, found: Given, edge: int, **costs: float | None) -> EvaluationResult:
+    from edgeroute.report.results import EvaluationResult
+    from edgeroute.router.aside import Aside
+    from edgeroute.router.collect import recorded
+    from edgeroute.router.measure import check_threshold, evaluated
 
-    runner, snapshot = edge_runner(router, edge), router.engine.snapshot
-    i = snapshot.backends.index(runner)
-    target, promise = snapshot.targets[i], snapshot.certificates[i]
-    if target.threshold is None and snapshot.clouds:
-        raise PolicyError(f"{policy}: there is no threshold in it to evaluate: `edgeroute calibrate` finds one")
-    path, score = Path(member(runner.model, "path") or ""), runner.reader.score
-    names = Names(
-        edge=runner.model.name,
-        cloud=", ".join(cloud.where for cloud in snapshot.clouds),
-        score=score if isinstance(score, str) else getattr(score, "name", "function"),
-        policy=policy.name,
-        data=", ".join(file.name for file in data),
-        date=strftime("%Y-%m-%d", gmtime(system.now())),
-        edge_bytes=path.stat().st_size if path.is_file() else None,
-    )
-    found = Evaluation(
-        made,
-        -inf if target.threshold is None else target.threshold,
-        target.thresholds,
-        None if promise is None else promise.certificate,
-        "" if promise is None else promise.broken() or "",
-        names,
-        accept_unsure=snapshot.policy.no_confidence == "accept",
-    )
-    return found._replace(terms=snapshot.clouds[0].terms) if snapshot.clouds else found
-
-
-def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
-    """Numbers for programs. Shares 0..1, with their 95 % intervals; times in seconds."""
-    from edgeroute.report.evaluation.evaluation import QUANTILES
-    from edgeroute.report.evaluation.promise import verdicts
-
-    made, certificate = evaluation.examples, evaluation.certificate
-    return {
-        "n": evaluation.n,
-        "labelled": evaluation.labelled,
-        "threshold": finite(evaluation.threshold),
-        "thresholds": {label: finite(t) for label, t in evaluation.thresholds.items()},
-        "accuracy": {side: _share(found) for side, found in evaluation.accuracy().items()},
-        "deferral": _share(evaluation.deferral),
-        "latency_s": {
-            leg: {f"p{q * 100:g}": t for q, t in zip(QUANTILES, times, strict=True)}
-            for leg, times in evaluation.latency().items()
-        },
-        "sent_bytes": made.sent_bytes,
-        "received_bytes": made.received_bytes,
-        "usd": made.usd,
-        "promise": None if certificate is None else certificate.label,
-        "uncalibrated": evaluation.uncalibrated,
-        "held": [{**one._asdict(), "held": one.held, "broken": one.broken} for one in verdicts(evaluation)],
-        "notes": notes,
-    }
+    aside = Aside(router.engine, edge)
+    check_threshold(aside)
+    return EvaluationResult(evaluated(aside, recorded(aside, found.edge, found.cloud, found.labels))._replace(**costs))  # type: ignore[arg-type]
 
 
 def _show(evaluation: Evaluation) -> None:
-    from edgeroute.report.evaluation.promise import verdicts
+    from edgeroute.evaluation.promise import verdicts
     from edgeroute.report.words import duration, level, size, verdict
 
     made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
@@ -180,7 +130,3 @@ def _show(evaluation: Evaluation) -> None:
 
 def _interval(found: Share) -> str:
     return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%})" if found.of else "-"
-
-
-def _share(found: Share) -> dict[str, Any]:
-    return {**found._asdict(), "value": found.value if found.of else None}

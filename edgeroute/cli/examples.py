@@ -12,7 +12,6 @@ import typer
 from edgeroute.errors import BadInput
 
 if TYPE_CHECKING:
-    from edgeroute.report.evaluation.examples import Examples
     from edgeroute.router.router import Router
 
 DATA = (
@@ -35,6 +34,8 @@ class Given(NamedTuple):
     """Recorded outputs [n, classes]."""
     cloud: Any
     labels: list[Any] | None
+    notes: list[str]
+    """On what was read, one line each."""
 
     @property
     def recorded(self) -> bool:
@@ -42,8 +43,8 @@ class Given(NamedTuple):
         return not self.inputs
 
 
-def given(paths: Sequence[Path], every: int) -> Given:
-    """Reads the files, and takes every `every`-th example.
+def given(paths: Sequence[Path], every: int, router: Router) -> Given:
+    """Reads the files, with what the router's views take of an input, and takes every `every`-th example.
 
     Raises:
         BadInput: a file cannot be read, or they do not fit together.
@@ -53,11 +54,11 @@ def given(paths: Sequence[Path], every: int) -> Given:
 
     from edgeroute.cli.inputs import Item, Recorded, files, read, recorded
 
-    known, items = list[Recorded](), list[Item]()
+    known, items, notes = list[Recorded](), list[Item](), list[str]()
     for path in files(paths):
-        found = recorded(path)
+        found = recorded(path, notes.append)
         if found is None:
-            items += read(path)
+            items += read(path, router.engine.snapshot.views.keys, notes.append)
         else:
             known.append(found)
     if known and items:
@@ -65,14 +66,15 @@ def given(paths: Sequence[Path], every: int) -> Given:
     if not known and not items:
         raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
     if not known:
-        return Given([item.x for item in items[::every]], [], None, _whole([item.label for item in items])[::every] or None)
+        labels = _whole([item.label for item in items])
+        return Given([item.x for item in items[::every]], [], None, labels[::every] or None, notes)
     if len({outputs.edge.shape[1:] for outputs in known}) > 1 or len({outputs.cloud is None for outputs in known}) > 1:
         raise BadInput("the recorded outputs differ in their classes, or some are of the cloud too and others are not")
     edge = np.concatenate([outputs.edge for outputs in known])[::every]
     clouds = [outputs.cloud for outputs in known if outputs.cloud is not None]
     none: list[Any] = [None]
     labels = _whole([label for o in known for label in o.labels or none * len(o.edge)])
-    return Given([], edge, np.concatenate(clouds)[::every] if clouds else None, labels[::every] or None)
+    return Given([], edge, np.concatenate(clouds)[::every] if clouds else None, labels[::every] or None, [TRUST, *notes])
 
 
 def _whole(labels: list[Any]) -> list[Any]:
@@ -99,29 +101,3 @@ def plain(policy: Path, **more: Any) -> Iterator[Router]:
     arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
     with Router.from_policy(policy, **arguments) as router:
         yield router
-
-
-def examples(
-    router: Router, found: Given, *, edge: int, ask_cloud: bool, data_class: str | None, batch: int
-) -> tuple[Examples, list[str]]:
-    """Answers the inputs, or uses the recorded outputs. Returns the examples, and notes on them, one line each."""
-    from edgeroute.cli.progress import bar
-    from edgeroute.report.evaluation.collect import collect, recorded
-
-    if found.recorded:
-        return recorded(router, found.edge, found.cloud, found.labels, edge=edge), [TRUST]
-    total = len(found.inputs)
-    with bar() as progress:
-        task = progress.add_task("asking edge and cloud" if ask_cloud else "asking the edge", total=total * (1 + ask_cloud))
-        made = collect(
-            router,
-            found.inputs,
-            found.labels,
-            edge=edge,
-            ask_cloud=ask_cloud,
-            data_class=data_class,
-            batch=batch,
-            advance=lambda count: progress.advance(task, count),
-        )
-    left_out = total - len(made.edge)
-    return made, [f"{left_out:,} of {total:,} inputs are left out: the cloud did not answer them"] if left_out else []

@@ -9,6 +9,7 @@ import typer
 
 from edgeroute.cli.exits import FAILED, NO_ANSWER, OK, code_of, line
 from edgeroute.cli.options import Json, Policy, seconds
+from edgeroute.core.texts import printable
 from edgeroute.errors import EdgerouteError, ModelMissing, PolicyError, RuntimeMissing
 
 if TYPE_CHECKING:
@@ -38,24 +39,29 @@ def infer(
 ) -> int:
     """Answers inputs. A failed input does not stop the others."""
     from edgeroute.cli.inputs import files, read
-    from edgeroute.cli.progress import bar
     from edgeroute.cli.tally import Tally
+    from edgeroute.report.progress import bar
     from edgeroute.router.router import Router
 
     tally, failures = Tally(), list[EdgerouteError]()
     paths = files(given)
     with Router.from_policy(policy) as router, bar() as progress:
+        keys = router.engine.snapshot.views.keys
         task = progress.add_task("answering", total=len(paths))
 
         def failed(error: EdgerouteError, **about: str) -> None:
             failures.append(error)
             progress.print(line(error, as_json=as_json, **about), markup=False, highlight=False, soft_wrap=True)
 
+        def told(note: str) -> None:
+            text = json.dumps({"note": note}) if as_json else printable(note)
+            progress.print(text, markup=False, highlight=False, soft_wrap=True)
+
         def items() -> Iterator[Item]:
             total = len(paths)
             for path in paths:
                 try:
-                    rows = read(path)
+                    rows = read(path, keys, told)
                 except EdgerouteError as e:  # its message contains the path
                     failed(e, **({"input": str(path)} if as_json else {}))
                     progress.advance(task)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,9 +18,17 @@ from edgeroute.errors import BadInput, EdgerouteError, RuntimeMissing
 
 IMAGES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (".npy", ".npz", *IMAGES)
+MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
+INPUTS, LABELS = ("images", "X", "x"), ("labels", "y")
+"""Names of the arrays of inputs and of labels in an .npz file, the first that is there."""
+CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
+"""Keys of a view that mean the content of an image's file; any other means its pixels."""
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 """Beginning of a file -> its suffix, for what is piped; anything else is lines of JSON."""
+
+
+Note: TypeAlias = Callable[[str], object]
 
 
 class Item(NamedTuple):
@@ -51,13 +59,19 @@ class Recorded(NamedTuple):
     labels: list[int | str] | None
 
 
-def read(path: Path) -> list[Item]:
-    """Reads inputs: a .npy file or an image is one; each row of an .npz file's `images`, or else of its first array, is one.
+def read(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
+    """Reads inputs: a .npy file or an image is one; of an .npz file each row of `images` or `X`, or else of its first array.
 
     `-` is stdin, with one of these formats, or JSON: each line is an input, where a list of numbers is an array.
 
+    Args:
+        path: of the file.
+        keys: that the policy's views take of an input. Then each is a mapping: of an .npz file a row of each of its arrays; of an
+            image its pixels, or the content of the file where a key means that.
+        note: is told what of the file is not used.
+
     Raises:
-        BadInput: the file cannot be read.
+        BadInput: the file cannot be read, or has not what the views take.
         RuntimeMissing: it is an image, and Pillow is not installed.
     """
     suffix = _suffix(path)
@@ -67,14 +81,23 @@ def read(path: Path) -> list[Item]:
         raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
     with _reading(path):
         if suffix in IMAGES:
-            return [Item(str(path), _pixels(path))]
+            return [Item(str(path), _image(path, keys) if keys else _pixels(path))]
         with _opened(path) as file:  # numpy does not close a path that it opened itself after every error
             found = np.load(file, allow_pickle=False)
-            return [Item(str(path), found)] if isinstance(found, np.ndarray) else _rows(path, found)
+            if not isinstance(found, np.ndarray):
+                return _rows(path, found, keys, note)
+            if keys:
+                raise BadInput(
+                    f"{path} holds one array, and the policy's views take {_listed(keys)} of an input: give an .npz file with "
+                    "arrays of these names, an image, or lines of JSON"
+                )
+            return [Item(str(path), found)]
 
 
-def recorded(path: Path) -> Recorded | None:
-    """Reads outputs from an .npz file that has `edge_logits` and no `images`; None: no such file.
+def recorded(path: Path, note: Note = lambda _: None) -> Recorded | None:
+    """Reads outputs from an .npz file that has `edge_logits` and no inputs by their names; None: no such file.
+
+    note: is told what of the file is not used.
 
     Raises:
         BadInput: the file cannot be read.
@@ -86,8 +109,10 @@ def recorded(path: Path) -> Recorded | None:
         if isinstance(archive, np.ndarray):
             return None
         with archive:
-            if "edge_logits" not in archive.files or "images" in archive.files:
+            if "edge_logits" not in archive.files or any(name in archive.files for name in INPUTS):
                 return None
+            used = ["edge_logits", "cloud_logits", _first(LABELS, archive.files) or "labels"]
+            _tell(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
             edge = _array(archive, "edge_logits")
             cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
             labels = _labels(archive)
@@ -173,20 +198,50 @@ def _why(error: Exception) -> str:
     return text if clear else f"{type(error).__name__}: {text}"
 
 
-def _rows(path: Path, archive: Any) -> list[Item]:
+def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
     with archive:
-        names = [name for name in archive.files if name != "labels"]
-        if not names:
+        labels = _labels(archive, keys)
+        others = [name for name in archive.files if name not in LABELS or name in keys]
+        if not others:
             raise ValueError("it holds no array of inputs")
-        rows = _array(archive, "images" if "images" in names else names[0])
-        labels = _labels(archive)
-    if not rows.ndim:
+        if missing := [key for key in keys if key not in others]:
+            there = _listed(archive.files)
+            raise ValueError(f"the policy's views take {_listed(missing)} of an input, and its arrays are {there}")
+        taken = [*keys] or [_first(INPUTS, others) or others[0]]
+        arrays = {name: _array(archive, name) for name in (others if keys else taken)}
+    if any(not arrays[name].ndim for name in taken):
         raise ValueError("its array is one number, not rows")
-    if labels is None:
-        labels = [None] * len(rows)
-    elif len(labels) != len(rows):
-        raise ValueError(f"it holds {len(rows)} inputs and {len(labels)} labels")
-    return [Item(f"{path}[{i}]", row, label) for i, (row, label) in enumerate(zip(rows, labels, strict=True))]
+    count = len(arrays[taken[0]])
+    if uneven := [name for name in taken if len(arrays[name]) != count]:
+        raise ValueError(f"it holds {count} rows of {taken[0]!r} and {len(arrays[uneven[0]])} of {uneven[0]!r}")
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"it holds {count} inputs and {len(labels)} labels")
+    rows = {name: array for name, array in arrays.items() if array.ndim and len(array) == count}
+    used = [*rows, _first([name for name in LABELS if name not in keys], archive.files)]
+    _tell(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(taken)}", note)
+    inputs: list[Any] = [_row(row) for row in rows[taken[0]]]
+    if keys:
+        inputs = [{name: _row(array[i]) for name, array in rows.items()} for i in range(count)]
+    return [Item(f"{path}[{i}]", x, label) for i, (x, label) in enumerate(zip(inputs, labels or [None] * count, strict=True))]
+
+
+def _row(row: Any) -> Any:
+    """One of an array: bytes and text as such."""
+    return row.item() if isinstance(row, np.bytes_ | np.str_) else row
+
+
+def _tell(path: Path, unused: Sequence[str], instead: str, note: Note) -> None:
+    if unused:
+        arrays = "the array" if len(unused) == 1 else "the arrays"
+        note(f"{path}: {arrays} {_listed(unused)} {'is' if len(unused) == 1 else 'are'} not used: {instead}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _first(names: Sequence[str], there: Sequence[str]) -> str | None:
+    return next((name for name in names if name in there), None)
 
 
 def _array(archive: Any, name: str) -> Any:
@@ -196,8 +251,19 @@ def _array(archive: Any, name: str) -> Any:
     return found
 
 
-def _labels(archive: Any) -> list[Any] | None:
-    return _array(archive, "labels").ravel().tolist() if "labels" in archive.files else None
+def _labels(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
+    name = _first([name for name in LABELS if name not in keys], archive.files)
+    return None if name is None else _array(archive, name).ravel().tolist()
+
+
+def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """Under each key the pixels, or the file's content."""
+    suffix = _suffix(path)
+    if wrong := [key for key in keys if f".{key}" in IMAGES and MEDIA[f".{key}"] != MEDIA[suffix]]:
+        raise BadInput(f"{path} is a {MEDIA[suffix]} file, and the policy's views take {_listed(wrong)} of an input")
+    content = _piped() if path == STDIN else path.read_bytes()
+    pixels = None if set(keys) <= set(CONTENT) else _pixels(path)
+    return {key: content if key in CONTENT else pixels for key in keys}
 
 
 def _pixels(path: Path) -> Any:

@@ -137,7 +137,7 @@ def _rows(scenario: Scenario, compared: Sequence[Client]) -> list[dict[str, Any]
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import active_children, get_context
 
-    from edgeroute.cli.progress import bar
+    from edgeroute.report.progress import bar
 
     quiet = (signal.SIGINT, signal.SIG_IGN)
     processes = ProcessPoolExecutor(

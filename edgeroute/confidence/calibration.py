@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, log, sqrt
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,34 @@ def calibrate(
         NotEnough: even n error-free examples would not prove it.
         PolicyError: an argument is invalid, or the score is the same for all examples.
     """
-    kind, value, delta = _target(max_loss, max_error, max_defer, sure)
+    told: list[str] = []
+    made = certificate_of(
+        score, edge_correct, cloud_correct, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure,
+        per_class=per_class, agree=agree, name=name, parameters=parameters, fingerprints=fingerprints, told=told,
+    )  # fmt: skip
+    for note in told:
+        warnings.warn(note, stacklevel=2)
+    return made
+
+
+def certificate_of(
+    score: ArrayLike,
+    edge_correct: ArrayLike | None,
+    cloud_correct: ArrayLike | None,
+    *,
+    max_loss: float | None,
+    max_error: float | None,
+    max_defer: float | None,
+    sure: float | None,
+    per_class: Sequence[object] | NDArray[Any] | None,
+    agree: ArrayLike | None,
+    name: str,
+    parameters: Mapping[str, Any] | None,
+    fingerprints: Mapping[str, str] | None,
+    told: list[str],
+) -> Certificate:
+    """As `calibrate`, whose warnings are appended to `told`: Python's own are the process's, and this may run in a thread."""
+    kind, value, delta = checked_target(max_loss, max_error, max_defer, sure)
     scores = _scores(score)
     n = len(scores)
     edge = _zero_one("edge_correct", edge_correct, n)
@@ -101,11 +129,9 @@ def calibrate(
             needed=enough,
             missing=enough - have,
         )
-    _look(scores)
+    told += _ties(scores)
     if few:
-        warnings.warn(
-            f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(few))}", stacklevel=2
-        )
+        told.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(few))}")
 
     steps: dict[str, Step] = {}
     accepted = np.zeros(n, bool)
@@ -171,23 +197,32 @@ def _at_most(k: int | np.integer[Any], m: int | np.integer[Any]) -> float | None
     return upper(int(k), int(m), 0.05) if m else None
 
 
-def _target(
+def checked_target(
     max_loss: float | None, max_error: float | None, max_defer: float | None, sure: float | None
 ) -> tuple[Kind, float, float | None]:
+    """The guarantee asked for: its kind, its limit, and the risk that it does not hold, None: it holds on average.
+
+    Raises:
+        PolicyError: there is none, there are several, or a number is no share.
+    """
     targets: dict[Kind, float | None] = {"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer}
     given = [(kind, value) for kind, value in targets.items() if value is not None]
     if len(given) != 1:
         raise PolicyError(f"exactly one of {', '.join(targets)} is to be given, and there are {len(given)}")
     ((kind, value),) = given
-    if not 0 < value < 1:
+    if not _is_share(value):
         raise PolicyError(f"{kind} is a share between 0 and 1, not {value!r}")
     if sure is None:
         if kind != "max_defer":
             raise PolicyError(f"sure=None is for max_defer alone: {kind} is promised with a probability")
         return kind, float(value), None
-    if not 0 < sure < 1:
+    if not _is_share(sure):
         raise PolicyError(f"sure is a probability between 0 and 1, not {sure!r}")
-    return kind, float(value), round(1 - sure, 12)
+    return kind, float(value), round(1 - float(sure), 12)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
 
 
 def _scores(score: ArrayLike) -> Floats:
@@ -225,18 +260,16 @@ def _classes(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: i
     return {str(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
 
 
-def _look(scores: Floats) -> None:
-    """Rejects a constant score, warns of a heavily tied one."""
+def _ties(scores: Floats) -> list[str]:
+    """Rejects a constant score; a warning of a heavily tied one, if it is."""
     levels, counts = np.unique(scores[~np.isnan(scores)], return_counts=True)
     if len(levels) < 2:  # noqa: PLR2004 - nothing to tell apart
         raise PolicyError("no example has a score" if not len(levels) else f"the score is {levels[0]:g} for every example")
     tied = counts.max() / len(scores)
-    if tied > TIED:
-        warnings.warn(
-            f"{tied:.0%} of the examples share the score {levels[counts.argmax()]:g}, and are accepted or deferred together; "
-            "a softmax of 8 bits does that: take the score from logits",
-            stacklevel=3,
-        )
+    if tied <= TIED:
+        return []
+    said = f"{tied:.0%} of the examples share the score {levels[counts.argmax()]:g}, and are accepted or deferred together"
+    return [f"{said}; a softmax of 8 bits does that: take the score from logits"]
 
 
 def _accuracy(accepted: Bools, edge: Bools | None, cloud: Bools | None) -> dict[str, float]:

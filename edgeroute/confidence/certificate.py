@@ -19,11 +19,14 @@ from edgeroute.system import now, replace_file
 Kind = Literal["max_loss", "max_error", "max_defer"]
 INF = float("inf")
 VERSION = 2
-BOUND_TO = {"edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec"}
+BOUND_TO = {
+    "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
+    "earlier": "edge models before it",
+}  # fmt: skip
 """What a certificate can be bound to -> its name in messages."""
 _VERSION = {
     "edge": 'CallableModel(f, version="1")', "cloud": 'Function(f, version="1")',
-    "score": 'f.version = "1"', "codec": 'f.version = "1"',
+    "score": 'f.version = "1"', "codec": 'f.version = "1"', "earlier": 'CallableModel(f, version="1")',
 }  # fmt: skip
 """How each is given a version, for one that cannot be identified otherwise."""
 
@@ -112,7 +115,8 @@ class Certificate(NamedTuple):
         if self.threshold == INF and all(t == INF for t in self.thresholds.values()):
             text += ", since the edge gives no answer alone: no threshold keeps the promise with these examples"
         odds = "On average over calibrations" if self.sure is None else f"With {_percent(self.sure)} confidence"
-        return f"{odds}, on inputs drawn like the {self.n:,} examples of {self.date}: {text}."
+        deferred = " that the edge models before it defer" if self.fingerprints.get("earlier") else ""
+        return f"{odds}, on inputs drawn like the {self.n:,} examples of {self.date}{deferred}: {text}."
 
     def threshold_for(self, label: object) -> float:
         """The threshold for an edge answer with this label."""
@@ -125,6 +129,7 @@ class Certificate(NamedTuple):
         cloud: str | None = None,
         score: str | None = None,
         codec: str | None = None,
+        earlier: str | None = None,
         max_age_days: float = INF,
     ) -> str | None:
         """Why this certificate does not apply to the setup in use, in words; None: it applies.
@@ -134,16 +139,19 @@ class Certificate(NamedTuple):
             cloud: fingerprint of the cloud model.
             score: fingerprint of the score.
             codec: fingerprint of the payload codec.
+            earlier: fingerprint of the edge models before it and their thresholds; empty: there are none.
             max_age_days: maximum age of the calibration.
         """
         differ = []
-        for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec}.items():
-            made = self.fingerprints.get(name)
+        for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec, "earlier": earlier}.items():
+            made = self.fingerprints.get(name, "" if name == "earlier" else None)
             if used is None or used == made:
                 continue
             what = BOUND_TO[name]
             if UNIDENTIFIED in used:
                 differ.append(f"the {what} cannot be identified: give version=, as in {_VERSION[name]}")
+            elif name == "earlier":
+                differ.append(_reaches(made or "", used))
             elif made is None:
                 differ.append(f"it does not say for which {what} it was made")
             elif UNIDENTIFIED in made:
@@ -166,8 +174,12 @@ class Certificate(NamedTuple):
         Raises:
             OSError: it cannot be written.
         """
+        replace_file(Path(path), json.dumps(self.as_dict(), indent=2) + "\n")
+
+    def as_dict(self) -> dict[str, Any]:
+        """It in JSON types, as in its file."""
         data = self._data()
-        replace_file(Path(path), json.dumps(data | {"checksum": _checksum(data)}, indent=2) + "\n")
+        return data | {"checksum": _checksum(data)}
 
     def _data(self) -> dict[str, Any]:
         return {
@@ -213,6 +225,15 @@ class Certificate(NamedTuple):
 
 def _checksum(data: Mapping[str, Any]) -> str:
     return sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _reaches(made: str, used: str) -> str:
+    """Why the inputs that reach an edge model are not those of the certificate."""
+    if not made:
+        return "it was made for all inputs, and only those that the edge models before it defer reach this one"
+    if not used:
+        return "it was made for what the edge models before it defer, and there are none"
+    return "the edge models before it, or their thresholds, are not those that it was made for"
 
 
 def _percent(share: float) -> str:

@@ -43,15 +43,16 @@ class Admission:
     Attributes:
         under_way: the slots of calls in progress.
         overdue: those among them that were counted as faults, since they are late.
+        rate: calls per second.
         rejected: number of requests rejected.
     """
 
-    __slots__ = ("_careful", "_rate", "breaker", "budget", "overdue", "rejected", "spending", "terms", "under_way", "usual")
+    __slots__ = ("_careful", "breaker", "budget", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual")
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual = Breaker(), Latency()
-        self.budget, self._rate = RetryBudget(), Rate(terms.calls_per_s)
+        self.budget, self.rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
         self.overdue: set[Hashable] = set()
         self.rejected = 0
@@ -89,7 +90,7 @@ class Admission:
 
     def take(self, now: float, calls: int) -> Rejection | None:
         """Takes so many calls from the rate; or returns why not, and takes none."""
-        if self._rate.take(now, calls):
+        if self.rate.take(now, calls):
             return None
         most = self.terms.calls_per_s
         text = f"it has had {most:g} calls a second" if calls == 1 else f"{calls} calls at once, with {most:g} a second"
@@ -179,4 +180,4 @@ class Admission:
     def has_headroom(self, now: float) -> bool:
         """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
         busy = 2 * len(self.under_way) >= self.terms.max_concurrent or self._unsure(2 * len(self.under_way) + 1, now)
-        return not busy and self.breaker.allows(now) and self._rate.spare(now)
+        return not busy and self.breaker.allows(now) and not self.rate.spare_in(now)

@@ -73,6 +73,9 @@ class Rate:
         self._left -= calls
         return True
 
-    def spare(self, now: float) -> bool:
-        """Whether at least half of the burst is left, so that a low-priority call may take one."""
-        return self._left + max(0.0, now - self._at) * self._per_s >= self._burst / 2 if self._per_s < INF else True
+    def spare_in(self, now: float, calls: int = 1) -> float:
+        """Seconds until a low-priority request may take that many calls, and half of the burst is there; inf: never so many."""
+        if self._per_s == INF or calls > self._burst:
+            return 0.0 if self._per_s == INF else INF
+        left = self._left + max(0.0, now - self._at) * self._per_s
+        return max(0.0, max(calls, self._burst / 2) - left) / self._per_s

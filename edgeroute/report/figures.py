@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.evaluation.evaluation import Evaluation
+from edgeroute.evaluation.share import Bin, Share
 from edgeroute.report.drawing import CLOUD, EDGE, INK, SIZE, element, frame
-from edgeroute.report.evaluation.evaluation import Evaluation
-from edgeroute.report.evaluation.share import Bin, Share
 from edgeroute.report.words import LEGS
 
 HISTOGRAM_BINS = 30

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import isinf
 
 import numpy as np
 
 from edgeroute.confidence.scores import SCORES
+from edgeroute.evaluation.evaluation import QUANTILES, Class, Evaluation
+from edgeroute.evaluation.promise import verdicts
+from edgeroute.evaluation.share import bins, calibration_error
 from edgeroute.report import figures, html
-from edgeroute.report.evaluation.evaluation import QUANTILES, Class, Evaluation
-from edgeroute.report.evaluation.promise import verdicts
-from edgeroute.report.evaluation.share import bins, calibration_error
 from edgeroute.report.words import (
     LEGS,
     NONE,
+    SIDES,
     amount,
     counted,
     counted_classes,
@@ -55,6 +57,38 @@ def promise(evaluation: Evaluation) -> str:
         ("checksum", certificate.checksum[:16]),
     ]
     return html.section("The promise", html.paragraph(certificate.guarantee), said, html.facts(rows))
+
+
+def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
+    """The certificate, as it comes from these examples. why: why its score is the one that it is; empty: it was given."""
+    certificate = evaluation.certificate
+    assert certificate is not None, "it was made"
+    low, high = certificate.deferral_interval
+    method = f"{certificate.method or 'none'}, {counted(certificate.n, 'example')}, {certificate.date}"
+    rows = [
+        ("promise", certificate.label),
+        ("method", method),
+        ("score", f"{certificate.score}: {why}" if why else certificate.score),
+        ("threshold", _threshold(evaluation)),
+        ("deferred", f"{percent(certificate.deferral_rate)} of the examples; of all inputs {percent(low)} to {percent(high)}"),
+    ]
+    right = "as the cloud says" if certificate.agreement else "right"
+    rows += [(SIDES.get(side, side), f"{percent(share)} {right}") for side, share in certificate.accuracy.items()]
+    if certificate.unscored:
+        rows.append(("without a score", f"{percent(certificate.unscored)} of the examples, which are deferred"))
+    rows.append(("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"))
+    told = html.paragraph(
+        "The threshold was found on these examples, so what it does on them is optimistic. The promise is about new inputs; an "
+        "evaluation on other examples tests it."
+    )
+    return html.section(
+        "The promise", html.paragraph(certificate.guarantee), html.facts(rows), told, *(html.paragraph(note) for note in notes)
+    )
+
+
+def undrawn() -> str:
+    """What is in place of the figures."""
+    return html.paragraph("The figures need matplotlib, which is not installed: pip install 'edgeroute[demo]'.")
 
 
 def _threshold(evaluation: Evaluation) -> str:

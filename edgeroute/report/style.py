@@ -46,3 +46,15 @@ thead th { color: var(--dim); font-size: .9rem; }
 .facts td { text-align: left; white-space: normal; }
 """
 """Evaluation page, appended to `STYLE`."""
+CELL_CLASS = "edgeroute-report"
+"""Of the element in a notebook."""
+CELL = f"""
+.{CELL_CLASS} {{ --back: transparent; --ink: currentcolor; --dim: currentcolor; --faint: rgba(128, 128, 128, .4);
+  max-width: 66rem; overflow-wrap: anywhere; font-family: system-ui, sans-serif; line-height: 1.5; }}
+.{CELL_CLASS} .title {{ font-size: 1.3rem; font-weight: 600; }}
+.{CELL_CLASS} .dim, .{CELL_CLASS} figcaption, .{CELL_CLASS} dt, .{CELL_CLASS} .tiles dd + dd {{ opacity: .75; }}
+.{CELL_CLASS} .wide {{ background: none; }}
+.{CELL_CLASS} .held {{ --tone: #2e8b57; }} .{CELL_CLASS} .broken {{ --tone: #d9483b; }} .{CELL_CLASS} .open {{ --tone: #b07d1c; }}
+.{CELL_CLASS} .verdict strong {{ color: inherit; }}
+"""
+"""In a notebook, whose colours are not the system's: the text's own, and tones that are seen on light and on dark."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from math import isnan
 
 from edgeroute.confidence.certificate import INF, Certificate
-from edgeroute.report.evaluation.evaluation import Evaluation
-from edgeroute.report.evaluation.promise import Verdict
-from edgeroute.report.evaluation.share import Share
+from edgeroute.evaluation.evaluation import Evaluation
+from edgeroute.evaluation.promise import Verdict
+from edgeroute.evaluation.share import Share
 
 NONE = "not known"
 LEGS = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade"}
+SIDES = {**LEGS, "accepted": "edge, where kept"}
 
 
 METHODS = {

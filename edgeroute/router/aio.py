@@ -19,13 +19,13 @@ from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
-from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
+from edgeroute.router.measuring import AsyncMeasuring
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
-from edgeroute.router.owner import EngineOwner
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
@@ -55,7 +55,7 @@ CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
 
-class AsyncRouter(EngineOwner, Generic[V]):
+class AsyncRouter(AsyncMeasuring, Generic[V]):
     """`Router` for asyncio. Endpoints, and edges that are `async def`, run on the event loop, other models in threads.
 
     One router serves one loop at a time. The arguments are those of `Router`.
@@ -259,6 +259,8 @@ class AsyncRouter(EngineOwner, Generic[V]):
             return await drive(step.walk, partial(self._begin, step.legs, step.streams, None), to)
         if type(step) is Join:
             return await step.flight.wait_async(step.timeout_s)
+        if type(step) is Pause:
+            return await asyncio.sleep(step.seconds)
         assert type(step) is Block, "there is no other step"
         return await self._in_thread(*step)
 

@@ -53,7 +53,13 @@ class Block(NamedTuple):
     """Without a free thread it is called in the next one, or in the caller's if too many wait; False: then it is late."""
 
 
-Step: TypeAlias = Walk | Join | Block
+class Pause(NamedTuple):
+    """Step: let other tasks run, for so many seconds at least. It has no result."""
+
+    seconds: float
+
+
+Step: TypeAlias = Walk | Join | Block | Pause
 Steps: TypeAlias = Generator[Step, Any, T]
 Result: TypeAlias = Answer | BaseException
 """Result of one request: an answer, or the exception to raise."""

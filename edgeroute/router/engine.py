@@ -28,7 +28,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
-from edgeroute.router.snapshot import Snapshot, fingerprints
+from edgeroute.router.snapshot import Snapshot, chosen, fingerprints
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeroute.cloud.spending import SharedSpending
+    from edgeroute.core.facts import Facts
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instruments import Instruments
@@ -60,6 +61,7 @@ class Engine:
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         steps: the composed stages, for calls that any optional part takes part in.
+        name, numbers: of which the ids of requests are made.
     """
 
     snapshot: Snapshot
@@ -91,7 +93,7 @@ class Engine:
         """Reports a request's end to the instruments; None: there are none."""
         self.audited = 0.0
         """Share of requests audited, 0..1."""
-        self.name, self._numbers = os.urandom(6).hex(), count(1)
+        self.name, self.numbers = os.urandom(6).hex(), count(1)
         self._refreshing = threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
@@ -123,7 +125,7 @@ class Engine:
             observer.reads_at = INF  # until they have been read
             self.local_threads.submit(self._read)
         first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
-        identity = f"{self.name}-{next(self._numbers)}"
+        identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
@@ -147,15 +149,8 @@ class Engine:
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
-        if mode is not None and mode not in MODES:
-            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-        check_seconds("deadline", deadline)
-        if data_class is not None and not (isinstance(data_class, str) and data_class):
-            raise PolicyError(f"data_class is a name, not {data_class!r}")
         facts = self.observer.facts
-        made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
-        if isinstance(made, Refusal):
-            raise (MayNotLeave if made.denied else PolicyError)(made.reason)
+        made = planned(snapshot, facts, mode, deadline, data_class)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
@@ -185,9 +180,7 @@ class Engine:
         if self.auditor is not None:
             self.auditor.passed(request, outcome)
         if legs is not None:
-            if legs.exchanges and self.checkpoint is not None:
-                self.spending.keep()
-            log_failures(request, outcome)
+            settle(self, request, outcome, legs)
 
     def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
@@ -233,10 +226,14 @@ class Engine:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
             snapshot, auditor = self.snapshot, self.auditor
-            targets = []
-            for target, certificate in zip(snapshot.targets, snapshot.certificates, strict=True):
+            targets, moved = [], ""
+            for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
                 monitor = None if auditor is None else auditor.watch(target.name)
-                targets.append(effective_target(target, certificate) if monitor is None else monitor.target(target))
+                made = effective_target(target, certificate) if monitor is None else monitor.target(target)
+                targets.append(made if not moved or certificate is None else made._replace(label=f"uncalibrated: {moved}"))
+                given = chosen(snapshot, i)
+                if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
+                    moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
             if tuple(targets) != snapshot.targets:
                 self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
@@ -306,6 +303,30 @@ class Engine:
             quietly(close, "closing a router")
 
 
+def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
+    """The plan for such a request.
+
+    Raises:
+        PolicyError, MayNotLeave: there is none.
+    """
+    if mode is not None and mode not in MODES:
+        raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
+    check_seconds("deadline", deadline)
+    if data_class is not None and not (isinstance(data_class, str) and data_class):
+        raise PolicyError(f"data_class is a name, not {data_class!r}")
+    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
+    if isinstance(made, Refusal):
+        raise (MayNotLeave if made.denied else PolicyError)(made.reason)
+    return made
+
+
+def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+    """Checkpoints what a request's calls have cost, and logs what failed."""
+    if legs.exchanges and engine.checkpoint is not None:
+        engine.spending.keep()
+    log_failures(request, outcome)
+
+
 def log_failures(request: Request, outcome: Outcome) -> None:
     """Logs what the application's functions raised; once the walk has ended, so that no leg is late for it."""
     for kind, leg, _, detail in outcome.log:
@@ -319,8 +340,7 @@ def log_failures(request: Request, outcome: Outcome) -> None:
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     """The fingerprints of each edge, by name."""
-    edges = [(i, t.name) for i, t in enumerate(snapshot.targets) if t.side == "edge"]
-    return {name: fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress, snapshot.views) for i, name in edges}
+    return {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
 
 
 def _first_s(policy_s: float, first_token: float | None) -> float:

@@ -94,7 +94,12 @@ class EngineOwner:
         """
         snapshot = self.engine.snapshot
         i = [i for i, t in enumerate(snapshot.targets) if t.side == "edge"][edge]
-        return fingerprints(snapshot.backends, i, snapshot.specs[i][3], snapshot.egress, snapshot.views)
+        return fingerprints(snapshot, i)
+
+    @property
+    def _policy_name(self) -> str:
+        """The name of the policy file; empty: there is none."""
+        return "" if self._file is None else self._file.path.name
 
     def _close(self) -> None:
         _close(self.engine, self._file)

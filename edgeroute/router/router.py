@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
-from time import monotonic
+from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
@@ -16,11 +16,11 @@ from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, walk
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
-from edgeroute.router.calls import Block, Join, Result, Step, Steps, Walk, answer_of
+from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import blocking, inline
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import run_first
-from edgeroute.router.owner import EngineOwner
+from edgeroute.router.measuring import Measuring
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Router(EngineOwner, Generic[V]):
+class Router(Measuring, Generic[V]):
     """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -263,6 +263,9 @@ class Router(EngineOwner, Generic[V]):
         """
         return self.engine.check(timeout)
 
+    def _executed(self, steps: Steps[T]) -> T:
+        return _whole(pump(steps, self.engine))
+
     def close(self) -> None:
         """Stops threads and connections. Never raises."""
         self._close()
@@ -316,6 +319,8 @@ def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
             shown.close()
     if type(step) is Join:
         return step.flight.wait(step.timeout_s)
+    if type(step) is Pause:
+        return sleep(step.seconds)
     assert type(step) is Block, "there is no other step"
     return _blocked(step, engine)
 

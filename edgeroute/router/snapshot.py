@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -14,6 +16,7 @@ from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.confidence.forms import SLACK
 from edgeroute.confidence.reader import bounded
 from edgeroute.confidence.scores import Score
+from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import (
     HEDGE,
@@ -122,16 +125,18 @@ def build(
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
         name = _name("edge", model.name, i, len(edges), targets)
-        value = limit
-        if not isinstance(value, float | None):
-            promised[len(targets)] = value
-            value = value.threshold
+        target = Target(name, "edge")
+        if isinstance(limit, float | None):
+            target = target._replace(threshold=limit)
+        else:
+            promised[len(targets)] = limit
+            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds)
         own = member(model, "score") or score
         _check_range(limit, own)
         runner = EdgeBackend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
-        add(("edge", name, given, own), Target(name, "edge", value), runner)
+        add(("edge", name, given, own), target, runner)
         labels = member(model, "labels") or labels
     for i, given in enumerate(clouds):
         endpoint = _endpoint(given)
@@ -141,25 +146,28 @@ def build(
         backend.guard = guard(backend)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
     seen = TargetViews(views or {}, targets)
-    certificates = [
-        _promise(promised.get(i), policy, backends, i, specs[i][3], egress, certificate_max_age, seen)
-        for i in range(len(targets))
-    ]
-    if uncalibrated == "error":
-        _all_hold(targets, certificates)
     scores = [spec[3] for spec in specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
-    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, tuple(certificates), seen)
-    return snapshot if not promised else snapshot._replace(targets=tuple(map(effective_target, targets, certificates)))
+    none = (None,) * len(targets)
+    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen)
+    certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
+    if uncalibrated == "error":
+        _all_hold(targets, certificates)
+    if not promised:
+        return snapshot
+    return snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
 
 
-def fingerprints(
-    backends: Sequence[Backend], i: int, score: str | Score, egress: Egress, views: TargetViews | None = None
-) -> dict[str, str]:
-    """What a certificate for edge model number `i` is bound to: that model, the score, the cloud behind it, codec and views."""
+def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """What a certificate for edge model number `i` is bound to, by the names of `BOUND_TO`.
+
+    That is the model, its score and view, the cloud behind it and its codec; and the edge models before it, each with its own
+    threshold, as they decide which inputs reach it.
+    """
     from edgeroute.stores.cache import fingerprint
 
-    clouds = [cast("CloudBackend", r) for r in backends if r.side == "cloud"]
+    backends, egress, views = snapshot.backends, snapshot.egress, snapshot.views
+    clouds, score = snapshot.clouds, snapshot.specs[i][3]
     found = {
         "edge": backends[i].fingerprint(fingerprint),
         "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
@@ -169,28 +177,40 @@ def fingerprints(
         found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
     for number, backend in enumerate(backends):
-        if views is not None and (number == i or backend.side == "cloud") and (view := views.identity(number, fingerprint)):
+        if (number == i or backend.side == "cloud") and (view := views.identity(number, fingerprint)):
             found["edge" if number == i else "codec"] += f" {view}"
+    if i:
+        found["earlier"] = _earlier(snapshot, i)
     return found
 
 
-def _promise(
-    certificate: Certificate | None,
-    policy: Policy,
-    backends: Sequence[Backend],
-    i: int,
-    score: str | Score,
-    egress: Egress,
-    max_age_s: float | None,
-    views: TargetViews,
-) -> BoundCertificate | None:
+def chosen(snapshot: Snapshot, i: int) -> Target:
+    """The target with the threshold that it was given, whatever an alarm has made of it since."""
+    target, promise = snapshot.targets[i], snapshot.certificates[i]
+    if promise is None:
+        return target
+    return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
+
+
+def _earlier(snapshot: Snapshot, i: int) -> str:
+    """One hash over the edge models before number `i`: their fingerprints and their own thresholds."""
+    models = []
+    for number in range(i):
+        prints, target = fingerprints(snapshot, number), chosen(snapshot, number)
+        own = {name: prints[name] for name in ("edge", "score")}
+        models.append([own, str(target.threshold), {label: str(t) for label, t in target.thresholds.items()}])
+    text = json.dumps(models, sort_keys=True)
+    unknown = f"{UNIDENTIFIED} " if UNIDENTIFIED in text else ""
+    return unknown + sha256(text.encode()).hexdigest()
+
+
+def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_age_s: float | None) -> BoundCertificate | None:
     if certificate is None:
         return None
-    if policy.no_confidence != "defer":
+    if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
-    return BoundCertificate(
-        certificate, fingerprints(backends, i, score, egress, views), INF if max_age_s is None else max_age_s / DAY_S
-    )
+    used = {"earlier": "", **fingerprints(snapshot, i)}
+    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S)
 
 
 def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:

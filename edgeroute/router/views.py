@@ -53,6 +53,11 @@ class TargetViews:
         """Whether there is any."""
         return any(view is not None for view in self.views)
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of an input that they take."""
+        return list(dict.fromkeys(view for view in self.views if isinstance(view, str)))
+
     def blocks(self, target: int) -> bool:
         """Whether that target's view is a function, which may block."""
         return callable(self.views[target])

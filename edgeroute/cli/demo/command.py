@@ -81,8 +81,8 @@ def run(*, n: int | None, rtt: float, data: Path | None, most: float) -> Report:
     from edgeroute.cli.demo.data import test_images, validation
     from edgeroute.cli.demo.measure import Run, choose, measure, sweep
     from edgeroute.cli.demo.report import SLACK, Report
-    from edgeroute.cli.progress import bar
     from edgeroute.models import fashion
+    from edgeroute.report.progress import bar
     from edgeroute.router.router import Router
 
     pair = fashion()

@@ -10,8 +10,8 @@ import numpy as np
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.curve import deferral_curve
 from edgeroute.core.policy import Terms
-from edgeroute.report.evaluation.examples import Bools, Examples, Floats
-from edgeroute.report.evaluation.share import Share, share
+from edgeroute.evaluation.examples import Bools, Examples, Floats
+from edgeroute.evaluation.share import Share, share
 
 Line = tuple[Floats, Floats]
 """Deferral rate [k], ascending, and accuracy [k]."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeroute.confidence.binding import digest
 from edgeroute.errors import BadInput
-from edgeroute.report.evaluation.examples import Examples
+from edgeroute.evaluation.examples import Examples
 from edgeroute.stores.journal import read
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeroute.confidence.exact import upper
-from edgeroute.report.evaluation.examples import Bools, Floats
+from edgeroute.evaluation.examples import Bools, Floats
 
 RISK = 0.05
 """Probability that a confidence interval misses the truth."""

@@ -12,7 +12,7 @@ from edgeroute.confidence.exact import Ints
 from edgeroute.confidence.fitting import auto, fit
 from edgeroute.confidence.learned import Learned
 from edgeroute.errors import PolicyError
-from edgeroute.report.evaluation.examples import Bools, Floats
+from edgeroute.evaluation.examples import Bools, Floats
 
 
 class Fitted(NamedTuple):

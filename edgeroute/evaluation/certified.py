@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from edgeroute.confidence.calibration import calibrate
+from edgeroute.confidence.calibration import certificate_of
 from edgeroute.confidence.certificate import Certificate, Kind
 from edgeroute.errors import PolicyError
-from edgeroute.report.evaluation.examples import Bools, Examples
-from edgeroute.report.evaluation.fitted import Fitted, fitted
+from edgeroute.evaluation.examples import Bools, Examples
+from edgeroute.evaluation.fitted import Fitted, fitted
 
 Fit = Literal["auto", "learned"]
 
@@ -60,28 +59,29 @@ def certified(
     found = None if fit is None else _fitted(made, kind, edge, cloud, fit, ood)
     learned = None if found is None else found.learned
     bound = dict(fingerprints) if learned is None else {**fingerprints, "score": learned.fingerprint}
-    target: dict[str, Any] = {kind: value}
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        certificate = calibrate(
-            made.score if found is None else found.scores,
-            edge,
-            cloud,
-            **target,
-            sure=sure,
-            per_class=made.edge if per_class else None,
-            agree=made.agree,
-            name=score if learned is None else "learned",
-            parameters={} if found is None else {"chosen_because": found.why},
-            fingerprints=bound,
-        )
-    return Certified(certificate, found, [str(one.message) for one in told])
+    told: list[str] = []
+    certificate = certificate_of(
+        made.score if found is None else found.scores,
+        edge,
+        cloud,
+        max_loss=value if kind == "max_loss" else None,
+        max_error=value if kind == "max_error" else None,
+        max_defer=value if kind == "max_defer" else None,
+        sure=sure,
+        per_class=made.edge if per_class else None,
+        agree=made.agree,
+        name=score if learned is None else "learned",
+        parameters={} if found is None else {"chosen_because": found.why},
+        fingerprints=bound,
+        told=told,
+    )
+    return Certified(certificate, found, told)
 
 
 def _right(made: Examples, kind: Kind) -> tuple[Bools | None, Bools | None]:
     """Correctness of edge and cloud, as arguments of `calibrate`."""
     if kind == "max_error" and made.labels is None:
-        raise PolicyError("max_error needs labels: an array `labels` beside the inputs in the .npz file")
+        raise PolicyError("max_error needs labels, what is right for each input: y, or in an .npz file an array `labels`")
     if kind == "max_loss" and made.cloud is None:
         raise PolicyError("max_loss is measured against the cloud: record cloud_logits too, or give the inputs themselves")
     if made.labels is None:

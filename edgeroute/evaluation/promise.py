@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeroute.confidence.certificate import Certificate
-from edgeroute.report.evaluation.evaluation import Evaluation
-from edgeroute.report.evaluation.examples import Bools
-from edgeroute.report.evaluation.share import RISK, share
+from edgeroute.evaluation.evaluation import Evaluation
+from edgeroute.evaluation.examples import Bools
+from edgeroute.evaluation.share import RISK, share
 
 ROUNDED = 1e-12
 

@@ -1,0 +1,305 @@
+"""Collects answers, confidence, latency and cost of edge and cloud on a set of inputs, as steps of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isnan
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.reader import Reader
+from edgeroute.core.policy import INF
+from edgeroute.core.texts import named
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import BadInput, BadReply, EdgerouteError, ModelError, NoAnswer, PolicyError
+from edgeroute.evaluation.examples import Examples, Floats
+from edgeroute.router.aside import Aside
+from edgeroute.router.calls import Steps
+from edgeroute.router.fallback import no_answer
+from edgeroute.router.legs import Walked
+from edgeroute.types import Spent
+
+MAY_FAIL = 0.01
+"""Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
+
+
+def collect(
+    aside: Aside,
+    inputs: Sequence[Any],
+    labels: Sequence[Any] | None = None,
+    *,
+    ask_cloud: bool = True,
+    data_class: str | None = None,
+    batch: int = 1,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Steps[tuple[Examples, int]]:
+    """Runs the edge model and the cloud on each input that reaches it, regardless of its threshold; and how many do.
+
+    Of several edge models a later one is reached by what those before it defer, by the thresholds that they were given. They run
+    inputs one by one. Egress rules, consent, limits and ledger apply to the cloud, and its rate is kept to. Inputs without a
+    cloud answer are dropped, at most `MAY_FAIL` of them.
+
+    Args:
+        aside: of the router.
+        inputs: as for `infer`.
+        labels: ground truth, one per input: values as the edge returns them, or class indices.
+        ask_cloud: False: run the edge only.
+        data_class: of the inputs.
+        batch: inputs per cloud request. With more than one, cloud latency is not measured, and cost is that of fewer, larger
+            requests.
+        advance: called with the number of inputs just answered, by edge or cloud.
+
+    Raises:
+        BadInput: there are no inputs, one does not fit the edge model, or a label is not one of its classes.
+        MayNotLeave: the data class forbids sending.
+        NoAnswer: the cloud failed on more than `MAY_FAIL` of the inputs.
+        ModelError: the edge model cannot be used, or returns probabilities where its card says logits.
+    """
+    if not len(inputs):
+        raise BadInput("there are no inputs")
+    runner = aside.runner
+    right = None if labels is None else said(labels, runner.reader.labels, len(inputs))
+    if ask_cloud:
+        aside.may_leave(data_class)  # before anything is run
+    yield from aside.ready()
+    runs = dict[int, _Reply]()
+    yield from _run(aside, 0, inputs[0])  # warm-up
+    for i, x in enumerate(inputs):
+        if not (yield from _reaches(aside, i, x)):
+            advance(1 + ask_cloud)
+            continue
+        runs[i] = yield from _run(aside, i, x)
+        if len(runs) == 1 and right is not None:
+            _check_comparable(runs[i].prediction.value, right[i], runner.where)
+        advance(1)
+    if not runs:
+        raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it keep them all")
+    reached = list(runs)
+    asking = _Asking(aside, inputs, len(reached), data_class, advance)
+    if ask_cloud:
+        size = aside.together(batch)
+        for start in range(0, len(reached), size):
+            yield from asking.ask(reached[start : start + size])
+    kept = [i for i in reached if not ask_cloud or i in asking.replies]
+    outputs = _stacked([runs[i].prediction.outputs for i in kept])
+    if runner.reader.kind in {None, "logits"} and outputs is not None and _probabilities(outputs):
+        raise ModelError(
+            f"{runner.where} gives probabilities, and its card says logits: the scores would be wrong. Give the output before "
+            'the softmax, or have the card say "output": {"kind": "probabilities"}'
+        )
+    replies = [asking.replies[i] for i in kept] if ask_cloud else []
+    made = Examples(
+        score=_scores([runs[i].prediction for i in kept]),
+        edge=[runs[i].prediction.value for i in kept],
+        cloud=[reply.prediction.value for reply in replies] if ask_cloud else None,
+        labels=None if right is None else [right[i] for i in kept],
+        outputs=outputs,
+        edge_s=np.array([runs[i].took_s for i in kept], float),
+        cloud_s=np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float) if ask_cloud else None,
+        sent_bytes=asking.spent.sent_bytes,
+        received_bytes=asking.spent.received_bytes,
+        usd=asking.spent.usd,
+    )
+    return made, len(reached)
+
+
+def recorded(aside: Aside, edge_outputs: Floats, cloud_outputs: Floats | None, labels: Sequence[Any] | None) -> Examples:
+    """Examples from recorded outputs [n, classes], decoded as the router would. Runs no model.
+
+    It is not checked that they come from these models.
+
+    Raises:
+        BadInput: wrong shape or dtype, or a label that is not one of the edge's classes.
+    """
+    own = aside.runner.reader
+    predictions = _read("edge_logits", edge_outputs, own)
+    n = len(predictions)
+    clouds = None
+    if cloud_outputs is not None:
+        away = next((r for r in aside.clouds), None)
+        clouds = _read("cloud_logits", cloud_outputs, getattr(away, "reader", None) or Reader(labels=own.labels))
+        if len(clouds) != n:
+            raise BadInput(f"there are {n} edge_logits and {len(clouds)} cloud_logits")
+    return Examples(
+        score=_scores(predictions),
+        edge=[p.value for p in predictions],
+        cloud=None if clouds is None else [p.value for p in clouds],
+        labels=None if labels is None else said(labels, own.labels, n),
+        outputs=np.asarray(edge_outputs, float),
+        edge_s=np.full(n, np.nan),
+        cloud_s=None if clouds is None else np.full(n, np.nan),
+        sent_bytes=0,
+        received_bytes=0,
+        usd=0.0,
+    )
+
+
+def said(labels: Sequence[Any], names: Sequence[Any] | None, n: int) -> list[Any]:
+    """Converts n labels to the values a model with these class names returns; a number is a class index.
+
+    Raises:
+        BadInput: not n labels, or one is not a class, missing or NaN.
+    """
+    if len(labels) != n:
+        raise BadInput(f"there are {n} inputs and {len(labels)} labels")
+    found: list[Any] = []
+    for i, label in enumerate(labels):
+        number = isinstance(label, int | float | np.number)
+        if label is None or (number and isnan(label)):
+            raise BadInput(f"label {i} is {label!r}: each input has a label, or none has")
+        if names is None:
+            found.append(int(label) if isinstance(label, float | np.number) and _whole(label) else label)
+        elif isinstance(label, str):
+            if label not in names:
+                raise BadInput(f"label {i} is {label!r}, and the edge model says {', '.join(map(str, names))}")
+            found.append(label)
+        elif not number or not _whole(label) or not 0 <= label < len(names):
+            raise BadInput(f"label {i} is {label!r}, and the edge model's classes are numbers 0 to {len(names) - 1}")
+        else:
+            found.append(names[int(label)])
+    return found
+
+
+def _whole(number: Any) -> bool:
+    """Whether it is a whole number, which infinities are not."""
+    return bool(-INF < number < INF and number == int(number))
+
+
+def _check_comparable(value: Any, label: Any, where: str) -> None:
+    """Refuses labels that no answer of the model can be equal to."""
+    if isinstance(value, str) != isinstance(label, str):
+        kinds = ["a text" if isinstance(one, str) else f"of type {type(one).__name__}" for one in (value, label)]
+        raise BadInput(f"{where} answers {value!r}, which is {kinds[0]}, and the labels are {kinds[1]}: give them as it answers")
+
+
+class _Reply(NamedTuple):
+    prediction: Prediction
+    took_s: float
+
+
+def _reaches(aside: Aside, i: int, x: Any) -> Steps[bool]:
+    """Whether the edge models before it defer input number `i`."""
+    for number in range(aside.number):
+        one = yield from aside.run(x, number)
+        if one.outcome.prediction is None:
+            raise _failed(i, one)
+        if aside.keeps(number, one):
+            return False
+    return True
+
+
+def _run(aside: Aside, i: int, x: Any) -> Steps[_Reply]:
+    """Runs the edge model on input number `i`."""
+    one = yield from aside.run(x)
+    if (reply := _reply(one)) is not None:
+        return reply
+    raise _failed(i, one)
+
+
+def _failed(i: int, one: Walked) -> BaseException:
+    """Why an edge model did not answer input number `i`."""
+    error = no_answer(one.request.plan, one.outcome, "")
+    if isinstance(error, BadInput):
+        told = BadInput(f"input {i}: {error}")
+        told.__cause__ = error
+        return told
+    return error
+
+
+def _reply(one: Walked) -> _Reply | None:
+    outcome = one.outcome
+    return None if outcome.prediction is None else _Reply(outcome.prediction, outcome.ended - outcome.begun)
+
+
+class _Asking:
+    """Asks the cloud about inputs.
+
+    Attributes:
+        replies: by the input's number.
+        spent: on all of them.
+    """
+
+    def __init__(
+        self, aside: Aside, inputs: Sequence[Any], reached: int, data_class: str | None, advance: Callable[[int], object]
+    ) -> None:
+        self._aside, self._inputs, self._reached = aside, inputs, reached
+        self._data_class, self._advance = data_class, advance
+        self._failed = self._asked = 0
+        self._left = False
+        """Whether any was not answered."""
+        self._why: BaseException = NoAnswer("")
+        self.replies: dict[int, _Reply] = {}
+        self.spent = Spent(0, 0, 0.0, 0.0)
+
+    def ask(self, rows: Sequence[int]) -> Steps[None]:
+        """Asks about these together, and again about each of those that were not answered.
+
+        Raises:
+            NoAnswer: too many were not answered.
+            PolicyError: as for every other input.
+        """
+        walks = yield from self._aside.ask([self._inputs[row] for row in rows], self._data_class)
+        for cost in walks[0].costs.values():
+            sent, received, usd, joules = self.spent
+            self.spent = Spent(sent + cost.sent_bytes, received + cost.received_bytes, usd + cost.usd, joules + cost.joules)
+        left = list[int]()
+        for row, one in zip(rows, walks, strict=True):
+            if (reply := _reply(one)) is not None:
+                self.replies[row] = reply
+                self._asked += 1
+                self._advance(1)
+                continue
+            error = no_answer(one.request.plan, one.outcome, "")
+            if isinstance(error, PolicyError):  # the same for every input
+                raise error
+            if not self._left or not getattr(error, "held", False):  # prefer the cause to a later breaker or limit
+                self._why = error
+            self._left = True
+            left.append(row)
+        for row in left:
+            if len(rows) > 1:  # one bad input may fail the whole batch
+                yield from self.ask([row])
+            else:
+                self._leave_out()
+
+    def _leave_out(self) -> None:
+        self._failed += 1
+        self._asked += 1
+        self._advance(1)
+        may_fail = int(MAY_FAIL * self._reached)
+        if self._failed > may_fail or not self.replies:
+            why = self._why if isinstance(self._why, EdgerouteError) else named(self._why)
+            raise NoAnswer(
+                f"the cloud did not answer {self._failed} of the {self._asked} inputs that it was asked about, and of "
+                f"{self._reached} at most {may_fail} may be left out: {why}"
+            ) from self._why
+
+
+def _read(what: str, outputs: Floats, reader: Reader) -> list[Prediction]:
+    array = np.asarray(outputs)
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or not array.size:  # noqa: PLR2004 - examples and classes
+        raise BadInput(f"{what}: expected numbers [n, classes], found {array.dtype} {list(array.shape)}")
+    if reader.kind in {None, "logits"} and _probabilities(array):
+        raise BadInput(f"{what}: these are probabilities, each row adds up to 1: record the outputs before the softmax")
+    try:
+        return reader.many(array, len(array))
+    except BadReply as e:
+        raise BadInput(f"{what}: {e}") from e
+
+
+def _scores(predictions: Sequence[Prediction]) -> Floats:
+    return np.array([np.nan if p.confidence is None else p.confidence for p in predictions], float)
+
+
+def _stacked(outputs: Sequence[Any]) -> Floats | None:
+    """Stacks to [n, classes]; None if the outputs are not numeric rows of equal length."""
+    if all(isinstance(o, np.ndarray) and o.ndim == 1 and o.dtype.kind in "fiu" for o in outputs):
+        lengths = {len(o) for o in outputs}
+        return np.array(outputs, float) if len(lengths) == 1 else None
+    return None
+
+
+def _probabilities(outputs: Floats) -> bool:
+    """Whether these are softmax outputs: all rows non-negative with sum 1, which logits practically never are."""
+    return bool(outputs.shape[-1] > 1 and (outputs >= 0).all() and np.allclose(outputs.sum(-1), 1, atol=1e-3))

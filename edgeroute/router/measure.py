@@ -1,0 +1,231 @@
+"""Calibration and evaluation of a router on examples, as steps of a call: threads and asyncio share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+from time import gmtime, strftime
+from typing import TYPE_CHECKING, Any
+
+from edgeroute import system
+from edgeroute.confidence.binding import BoundCertificate
+from edgeroute.confidence.calibration import checked_target
+from edgeroute.confidence.certificate import Kind
+from edgeroute.confidence.scores import SCORES, Score
+from edgeroute.core.codes import UNIDENTIFIED
+from edgeroute.core.policy import INF
+from edgeroute.edge.members import member
+from edgeroute.errors import PolicyError, check_number, nearest
+from edgeroute.evaluation.certified import Fit, certified
+from edgeroute.evaluation.evaluation import Evaluation, Names
+from edgeroute.evaluation.examples import Examples
+from edgeroute.report.progress import Progress, shown
+from edgeroute.report.results import CalibrationResult, EvaluationResult
+from edgeroute.router.aside import Aside
+from edgeroute.router.calls import Block, Steps
+from edgeroute.router.collect import collect
+from edgeroute.router.data import rows
+
+if TYPE_CHECKING:
+    from edgeroute.router.engine import Engine
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The certificate that is asked for.
+
+    Attributes:
+        kind: of its guarantee.
+        value: its limit, 0..1.
+        sure: its confidence level; None: it holds on average.
+        per_class: a threshold for each class that the edge predicts.
+        score: a name or a function; "auto" or "learned": fitted; None: the one in use.
+        ood: a fitted score also looks at how foreign an input is.
+    """
+
+    kind: Kind
+    value: float
+    sure: float | None
+    per_class: bool
+    score: str | Score | None
+    ood: bool
+
+    @property
+    def fit(self) -> Fit | None:
+        """How a score is fitted; None: it is given."""
+        return self.score if self.score == "auto" or self.score == "learned" else None  # type: ignore[return-value] # noqa: PLR1714
+
+
+def wanted(
+    *,
+    max_loss: float | None,
+    max_error: float | None,
+    max_defer: float | None,
+    sure: float | None,
+    per_class: bool,
+    score: str | Score | None,
+    ood: bool,
+) -> Wanted:
+    """Checks what is asked for.
+
+    Raises:
+        PolicyError: it cannot be.
+    """
+    kind, value, _ = checked_target(max_loss, max_error, max_defer, sure)
+    if per_class and kind == "max_defer":
+        raise PolicyError("max_defer has one threshold for all classes: leave out per_class")
+    if isinstance(score, str) and score not in (known := [*SCORES, "auto", "learned"]):
+        raise PolicyError(f"there is no score {score!r}: {nearest(score, known)}")
+    if not (score is None or isinstance(score, str) or callable(score)):
+        raise PolicyError(f"score= takes a name or a function of the outputs of one input, not a {type(score).__name__}")
+    made = Wanted(kind, value, None if sure is None else float(sure), per_class, score, ood)
+    if ood and made.fit is None:
+        raise PolicyError('ood is for a score that is fitted: score="learned" or "auto"')
+    return made
+
+
+def calibration(
+    engine: Engine,
+    X: Any,  # noqa: N803 - as in scikit-learn
+    y: Any,
+    want: Wanted,
+    *,
+    edge: int,
+    data_class: str | None,
+    batch: int,
+    every: int,
+    progress: Progress,
+    policy: str,
+) -> Steps[CalibrationResult]:
+    """Finds the lowest threshold with the guarantee; see `Router.calibrate`."""
+    check_number("batch", batch, least=1, whole=True)
+    aside = Aside(engine, edge, "msp" if want.fit else want.score)
+    if want.kind == "max_error" and y is None:
+        raise PolicyError("max_error needs labels, what is right for each input: y, or in an .npz file an array `labels`")
+    if want.kind == "max_loss" and not aside.clouds:
+        raise PolicyError("max_loss is measured against the cloud, and there is none: no cloud=, no [cloud] in the policy")
+    ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and aside.clouds)
+    if want.fit and y is None and not ask_cloud:
+        raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")
+    made, notes = yield from _examples(aside, X, y, ask_cloud, data_class, batch, every, progress)
+    result: CalibrationResult = yield Block(partial(calibrated, aside, made, want, notes, policy=policy), INF)
+    return result
+
+
+def evaluation(
+    engine: Engine,
+    X: Any,  # noqa: N803 - as in scikit-learn
+    y: Any,
+    *,
+    ask_cloud: bool,
+    edge: int,
+    data_class: str | None,
+    batch: int,
+    every: int,
+    edge_usd: float | None,
+    edge_joules: float | None,
+    progress: Progress,
+    policy: str,
+) -> Steps[EvaluationResult]:
+    """Evaluates the threshold in force; see `Router.evaluate`."""
+    check_number("batch", batch, least=1, whole=True)
+    for name, value in (("edge_usd", edge_usd), ("edge_joules", edge_joules)):
+        if value is not None:
+            check_number(name, value)
+    aside = Aside(engine, edge)
+    check_threshold(aside)
+    asks = ask_cloud and bool(aside.clouds)
+    made, notes = yield from _examples(aside, X, y, asks, data_class, batch, every, progress)
+    found = yield Block(partial(evaluated, aside, made, policy=policy), INF)
+    return EvaluationResult(found._replace(edge_usd=edge_usd, edge_joules=edge_joules), notes)
+
+
+def _examples(
+    aside: Aside,
+    X: Any,  # noqa: N803
+    y: Any,
+    ask_cloud: bool,
+    data_class: str | None,
+    batch: int,
+    every: int,
+    progress: Progress,
+) -> Steps[tuple[Examples, list[str]]]:
+    """The examples, and notes on them."""
+    inputs, labels = yield from rows(X, y, every)
+    total = len(inputs)
+    with shown(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
+        made, reached = yield from collect(
+            aside, inputs, labels, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
+        )
+    left_out = {
+        "the edge models before it keep them": total - reached,
+        "the cloud did not answer them": reached - len(made.edge),
+    }
+    return made, [f"{count:,} of {total:,} inputs are left out: {why}" for why, count in left_out.items() if count]
+
+
+def calibrated(aside: Aside, made: Examples, want: Wanted, notes: Sequence[str], *, policy: str = "") -> CalibrationResult:
+    """The certificate that these examples give. Reads the models' files.
+
+    Raises:
+        NotEnough: there are too few.
+        PolicyError: they lack what the guarantee needs.
+    """
+    notes, used, prints = list(notes), aside.score, aside.fingerprints()
+    if want.fit is None and not isinstance(used, str):
+        notes.append(f"the score in use, {_named(used)}, was fitted: the promise holds if that was to other examples than these")
+    found = certified(
+        made, want.kind, want.value, want.sure,
+        per_class=want.per_class, fit=want.fit, ood=want.ood, score=_named(used), fingerprints=prints,
+    )  # fmt: skip
+    certificate, fitted = found.certificate, found.fitted
+    notes += found.notes
+    if any(UNIDENTIFIED in one for name, one in prints.items() if name != "score"):
+        again = BoundCertificate(certificate, {k: v for k, v in aside.fingerprints().items() if k != "score"}, INF)
+        notes.append(f"a router will call this certificate uncalibrated: {again.broken()}")
+    if fitted is not None:
+        made = made._replace(score=fitted.scores)
+        used = used if fitted.learned is None else fitted.learned
+    seen = _evaluation(aside, made, certificate.threshold, policy, _named(used))
+    seen = seen._replace(thresholds=certificate.thresholds, certificate=certificate)
+    return CalibrationResult(certificate, used, "" if fitted is None else fitted.why, seen, notes)
+
+
+def check_threshold(aside: Aside) -> None:
+    """Raises PolicyError if there is no threshold to evaluate."""
+    if aside.snapshot.targets[aside.number].threshold is None and aside.clouds:
+        raise PolicyError("there is no threshold to evaluate: calibrate finds one")
+
+
+def evaluated(aside: Aside, made: Examples, *, policy: str = "") -> Evaluation:
+    """What the threshold in force does on these examples."""
+    target, promise = aside.snapshot.targets[aside.number], aside.snapshot.certificates[aside.number]
+    found = _evaluation(aside, made, -inf if target.threshold is None else target.threshold, policy, _named(aside.score))
+    return found._replace(
+        thresholds=target.thresholds,
+        certificate=None if promise is None else promise.certificate,
+        uncalibrated="" if promise is None else promise.broken() or "",
+        accept_unsure=aside.snapshot.policy.no_confidence == "accept",
+    )
+
+
+def _evaluation(aside: Aside, made: Examples, threshold: float, policy: str, score: str) -> Evaluation:
+    model, clouds = aside.runner.model, aside.clouds
+    path = Path(member(model, "path") or "")
+    names = Names(
+        edge=model.name,
+        cloud=", ".join(cloud.where for cloud in clouds),
+        score=score,
+        policy=policy,
+        date=strftime("%Y-%m-%d", gmtime(system.now())),
+        edge_bytes=path.stat().st_size if path.is_file() else None,
+    )
+    found = Evaluation(made, threshold, names=names)
+    return found._replace(terms=clouds[0].terms) if clouds else found
+
+
+def _named(score: str | Callable[[Any], float]) -> str:
+    return score if isinstance(score, str) else getattr(score, "name", "function")

@@ -1,0 +1,134 @@
+"""Ladders of edge models: each is calibrated on what reaches it, and its promise is of these inputs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+from edgeroute import BadInput, Router
+from edgeroute.confidence import calibrate
+
+PYTHON = [sys.executable, "-m", "edgeroute"]
+SMALL = [[2, 0.4, 0], [0, 2, 0.4], [0.4, 0, 2], [1.5, -1.5, 0.5], [0.5, 1, -1.5]]
+LARGER = [[4, 0, 0], [0, 4, 0], [0, 0, 4], [1, -1, 0], [0, 0.5, -0.5]]
+RIGHT = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0], [0, 0, 0]]
+
+
+def drawn(n, seed):
+    """Inputs [n, 5], of which the first three numbers say which class is right, and the labels."""
+    x = np.random.default_rng(seed).normal(size=(n, 5)).astype(np.float32)
+    return x, x[:, :3].argmax(1)
+
+
+def judged(weights, x, y):
+    """Confidence [n] of a model with these weights, and whether it is right [n]."""
+    logits = x @ np.array(weights, np.float32)
+    likely = np.exp(logits - logits.max(1, keepdims=True))
+    return (likely / likely.sum(1, keepdims=True)).max(1).astype(float), logits.argmax(1) == y
+
+
+def is_right(x):
+    return int(np.argmax(x[:3]))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with two edge models."""
+    folder = tmp_path_factory.mktemp("ladder")
+    tiny.linear(folder / "small.onnx", size=5, weights=SMALL)
+    tiny.linear(folder / "larger.onnx", size=5, weights=LARGER)
+    return folder
+
+
+def test_a_later_edge_is_calibrated_on_what_reaches_it(home):
+    """By the thresholds that the models before it were given; the certificate holds in the router with both."""
+    x, y = drawn(1500, 0)
+    edges = [str(home / "small.onnx"), str(home / "larger.onnx")]
+    with Router(edges, is_right, threshold=[0.0, 0.0]) as router:
+        first = router.calibrate(x, y, max_loss=0.03).certificate
+    with Router(edges, is_right, threshold=[first, 0.0]) as router:
+        second = router.calibrate(x, y, max_loss=0.03, edge=1)
+        measured = router.evaluate(x, y, edge=1)
+    score, _ = judged(SMALL, x, y)
+    reach = score < first.threshold
+    assert 100 < reach.sum() < len(x) - 100
+    assert second.certificate.n == measured.as_dict()["n"] == reach.sum()
+    assert f"{len(x) - reach.sum():,} of 1,500 inputs are left out: the edge models before it keep them" in second.notes
+    assert second.certificate.threshold == pytest.approx(
+        calibrate(*judged(LARGER, x[reach], y[reach]), np.ones(reach.sum(), bool), max_loss=0.03).threshold, abs=1e-6
+    )
+    with Router(edges, is_right, threshold=[first, second.certificate], uncalibrated="error") as router:
+        answers = [router.infer(one) for one in x[:200]]
+    assert {answer.source for answer in answers} == {"edge", "cloud"}
+    assert all("95 % sure" in answer.reason for answer in answers if answer.source == "edge")
+
+
+def test_where_nothing_reaches_it(home):
+    """It cannot be calibrated, and the message says why."""
+    router = Router([str(home / "small.onnx"), lambda x: (0, 0.5)], is_right, threshold=[0.0, 0.0])
+    with router, pytest.raises(BadInput, match=r"none of the 20 inputs reaches .*: the edge models before it keep them all"):
+        router.calibrate(drawn(20, 0)[0], max_defer=0.5, edge=1)
+
+
+def test_the_command_line(home):
+    """One model after the other; each certificate is named in the policy before the next is made."""
+    x, y = drawn(1500, 1)
+    np.savez(home / "val.npz", images=x, labels=y)
+    model = tiny.linear(home / "right.onnx", size=5, weights=RIGHT, card={"name": "right"})
+    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
+        url = f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
+
+        def policy(threshold):
+            path = home / "policy.toml"
+            edges = '[[edge]]\npath = "small.onnx"\n[[edge]]\npath = "larger.onnx"\n'
+            path.write_text(f'threshold = {threshold}\n{edges}[cloud]\nurl = "{url}"\n')
+            return path
+
+        def made(path, number):
+            command = ["calibrate", "--policy", path, "-d", home / "val.npz", "--max-loss", "3%", "--edge", number, "--json"]
+            done = subprocess.run(
+                [*PYTHON, *map(str, command), "--out", str(home / f"{number}.json")],
+                check=False, capture_output=True, text=True, timeout=200,
+            )  # fmt: skip
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr
+            return json.loads(done.stdout)
+
+        assert made(policy("0.5"), 0)["notes"] == []
+        said = made(policy('["0.json", "1.json"]'), 1)  # which is not there yet
+        assert "the edge models before it keep them" in said["notes"][0]
+        assert "that the edge models before it defer: " in said["certificate"]["guarantee"]
+        check = subprocess.run(
+            [*PYTHON, "check", "--policy", str(policy('["0.json", "1.json"]'))], check=False, capture_output=True, text=True
+        )
+        assert check.stdout.count("certified, loss <= 3 %, 95 % sure") == 2, check.stdout
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("kind", ["max_loss", "max_error"])
+def test_the_promise_of_a_later_edge_holds(kind):
+    """Over 300 calibrations, both models each time on the same 1,500 examples: broken in at most 5 %, and three standard errors."""
+    limit, broken, draws = 0.03, 0, 300
+    x, y = drawn(200_000, 2)
+    first, first_right = judged(SMALL, x, y)
+    second, second_right = judged(LARGER, x, y)
+    cloud = np.ones(len(x), bool) if kind == "max_loss" else None
+    rng = np.random.default_rng(3)
+    for _ in range(draws):
+        rows = rng.integers(0, len(x), 1500)
+
+        def certified(score, right, rows):
+            return calibrate(score[rows], right[rows], None if cloud is None else cloud[rows], **{kind: limit}).threshold
+
+        threshold = certified(first, first_right, rows)
+        own = certified(second, second_right, rows[first[rows] < threshold])
+        reach = first < threshold
+        kept = reach & (second >= own)
+        true = (kept & ~second_right).sum() / max(1, (reach if kind == "max_loss" else kept).sum())
+        broken += true > limit
+    assert broken / draws <= 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5
