@@ -15,7 +15,10 @@ from time import monotonic
 import edgeroute
 from edgeroute import AsyncRouter, Router
 from edgeroute.core.walk import Elapsed
+from edgeroute.router.aside import Aside
+from edgeroute.router.collect import collect
 from edgeroute.router.legs import LegExecutor
+from edgeroute.router.router import pump
 from edgeroute.testing import CannedServer, Relay, http_reply
 from edgeroute.testing.server import _length
 
@@ -332,3 +335,14 @@ def running(application):
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def collected(router, inputs, labels=None, *, edge=0, score=None, **options):
+    """What `calibrate` and `evaluate` of a `Router` collect of these inputs."""
+    (found,) = executed(pump(collect(Aside(router.engine, edge, score), inputs, labels, **options), router.engine))
+    return found
+
+
+def executed(steps):
+    """Executes a pump that shows nothing; yields its result."""
+    yield (yield from steps)

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from both import collected
 
 from edgeroute import Router, system
 from edgeroute.cloud.backend import Function
@@ -21,7 +22,8 @@ from edgeroute.confidence.binding import digest
 from edgeroute.errors import BadInput, CloudError, MayNotLeave, ModelError, NoAnswer, PolicyError
 from edgeroute.evaluation.audited import audited
 from edgeroute.evaluation.fitted import fitted
-from edgeroute.router.collect import collect, recorded, said
+from edgeroute.router.aside import Aside
+from edgeroute.router.collect import recorded, said
 from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Outbox, Waiting
@@ -315,7 +317,7 @@ def test_without_a_cloud_there_is_nothing_to_measure_against(home):
     path.write_text('[edge]\npath = "edge.onnx"\n')
     code, _, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%")
     assert code == 2
-    assert "there is no [cloud] in it" in err
+    assert "no [cloud] in the policy" in err
     np.savez(home / "edge.npz", edge_logits=logits(drawn(400, 0)[0]))
     code, _, err = cli("calibrate", "-p", path, "-d", home / "edge.npz", "--max-loss", "5%")
     assert code == 2
@@ -469,7 +471,7 @@ def test_collecting_asks_for_each_once(home, cloud):
     for batch in (1, 7, 64):
         counted = []
         with Router(home / "edge.onnx", cloud, threshold=0.5) as router:
-            found = collect(router, x, y, batch=batch, advance=counted.append)
+            found = collected(router, x, y, batch=batch, advance=counted.append)
             assert found.edge == [router.infer(one, mode="only_edge").value for one in x]
             assert found.score == pytest.approx([router.infer(one, mode="only_edge").confidence for one in x])
         assert found.cloud == found.labels == [LABELS[label] for label in y]
@@ -492,13 +494,13 @@ def test_inputs_that_the_cloud_does_not_answer_are_left_out(home):
     for batch in (1, 8):
         with Router(edge_of, cloud, threshold=0.5) as router:
             bad = 149
-            found = collect(router, x, x, batch=batch)
+            found = collected(router, x, x, batch=batch)
             assert found.edge == found.cloud == found.labels == [one for one in x if one != bad]
             assert len(found.score) == len(found.edge_s) == len(found.cloud_s) == 199
     with Router(edge_of, cloud, threshold=0.5) as router:
         bad = 5
         with pytest.raises(NoAnswer, match=r"did not answer 3 of the .* at most 2 may be left out: not that one"):
-            collect(router, np.arange(200) % 20)
+            collected(router, np.arange(200) % 20)
 
 
 def test_the_first_failure_is_enough_where_nothing_was_answered():
@@ -510,14 +512,14 @@ def test_the_first_failure_is_enough_where_nothing_was_answered():
         raise CloudError("away")
 
     with Router(edge_of, cloud, threshold=0.5) as router, pytest.raises(NoAnswer, match=r"1 of the 1 inputs.*away"):
-        collect(router, np.arange(1000))
+        collected(router, np.arange(1000))
     assert len(calls) == 1
 
 
 def test_no_faster_than_the_endpoint_bears():
     """Its calls a second are kept to, where `infer` would be held back."""
     with Router(edge_of, Function(int, calls_per_s=400), threshold=0.5) as router:
-        assert collect(router, np.arange(700)).cloud == [*range(700)]
+        assert collected(router, np.arange(700)).cloud == [*range(700)]
 
 
 def test_what_may_not_leave_is_not_collected():
@@ -525,15 +527,15 @@ def test_what_may_not_leave_is_not_collected():
     egress = Egress(never_leave=["medical"], may_leave=["product"])
     with Router(edge_of, int, threshold=0.5, egress=egress) as router:
         with pytest.raises(MayNotLeave, match="asked about every example"):
-            collect(router, X, data_class="medical")
-        assert collect(router, X, data_class="medical", ask_cloud=False).cloud is None
-        assert collect(router, X, data_class="product").cloud == X.tolist()
+            collected(router, X, data_class="medical")
+        assert collected(router, X, data_class="medical", ask_cloud=False).cloud is None
+        assert collected(router, X, data_class="product").cloud == X.tolist()
 
 
 def test_answers_without_a_confidence_or_with_other_outputs():
     """They count as NaN, and there is no array of outputs."""
     with Router(lambda x: (int(x), None), int, threshold=0.5) as router:
-        found = collect(router, X)
+        found = collected(router, X)
     assert np.isnan(found.score).all()
     assert found.outputs is None
     with pytest.raises(PolicyError, match="two logits or more"):
@@ -549,24 +551,27 @@ def test_probabilities_that_a_card_calls_logits(home):
 
     x, _ = drawn(20, 5)
     with Router(model, int, threshold=0.5) as router, pytest.raises(ModelError, match="gives probabilities"):
-        collect(router, x, ask_cloud=False)
+        collected(router, x, ask_cloud=False)
 
 
 def test_which_edge(home):
     """By its number, whatever the thresholds; there is no other."""
     with Router([edge_of, lambda x: (int(x) + 1, 0.9)], int, threshold=0.5) as router:
-        assert collect(router, X, edge=1, ask_cloud=False).edge == (X + 1).tolist()
+        assert collected(router, X, edge=1, ask_cloud=False).edge == (X + 1).tolist()
         for number in (2, -1):
             with pytest.raises(PolicyError, match="there is no edge model number"):
-                collect(router, X, edge=number)
+                collected(router, X, edge=number)
         with pytest.raises(BadInput, match="edge_logits: expected numbers"):
-            recorded(router, np.array([["a"]]), None, None)
+            recorded(Aside(router.engine), np.array([["a"]]), None, None)
 
 
 def test_labels_as_the_model_says_them():
     """Numbers are places in its list of names; without one, labels are taken as they are."""
     assert said([0, 2.0, "b", np.uint8(1)], LABELS, 4) == ["a", "c", "b", "b"]
     assert said([0, 2.0, "x", 0.5, np.inf], None, 5) == [0, 2, "x", 0.5, np.inf]
+    for wrong in (None, np.nan, np.float32("nan")):
+        with pytest.raises(BadInput, match="label 1 is"):
+            said([0, wrong], None, 2)
     for wrong in (3, -1, 0.5, "d", None, np.nan, np.inf, -np.inf, np.float32("nan")):
         with pytest.raises(BadInput, match="label 0 is"):
             said([wrong], LABELS, 1)

@@ -11,7 +11,7 @@ from time import monotonic
 
 import numpy as np
 import pytest
-from both import CALLS, DOWN, GOOD, LONG, Tasks, Threads, ask, sure, unsure
+from both import CALLS, DOWN, GOOD, LONG, Tasks, Threads, ask, collected, sure, unsure
 
 from edgeroute import (
     AsyncRouter,
@@ -26,7 +26,6 @@ from edgeroute import (
     Unreachable,
 )
 from edgeroute.confidence import calibrate
-from edgeroute.router.collect import collect
 from edgeroute.router.request import Request
 from edgeroute.stores.cache import Entry, digest
 from edgeroute.stores.mixed import framed, pack, unpack
@@ -496,9 +495,9 @@ def test_examples_are_answered_through_the_views():
     """Calibration and evaluation run the same models on the same views, and a certificate is bound to them."""
     model = Model(confidence=0.7)
     with CannedServer(GOOD) as server, Router(model, PlainJson(server.url, body=BODY), threshold=0.5, views=KEYS) as router:
-        found = collect(router, [PHOTO] * 3)
+        found = collected(router, [PHOTO] * 3)
         with pytest.raises(BadInput, match="input 0: the input has no 'image'"):
-            collect(router, [{"jpeg": b""}])
+            collected(router, [{"jpeg": b""}])
     assert (found.edge, found.cloud) == (["edge"] * 3, ["cloud"] * 3)
     assert {given.tolist() == [0, 1, 2, 3] for given in model.given} == {True}
 

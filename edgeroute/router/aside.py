@@ -130,12 +130,13 @@ class Aside:
 
     def _walked(self, plan: Plan, inputs: Sequence[Any]) -> Steps[list[Walked]]:
         self._check_open()
-        engine, begun = self._engine, monotonic()
+        engine = self._engine
         identity = f"{engine.name}-{next(engine.numbers)}"
-        requests = [Request(identity, x, plan, self.snapshot, begun, INF) for x in inputs]
+        requests = [Request(identity, x, plan, self.snapshot, monotonic(), INF) for x in inputs]
         if len(requests) > 1:
             requests = [one._replace(id=f"{identity}.{row}", batch=identity) for row, one in enumerate(requests)]
         legs = LegExecutor(requests, engine.edge_threads, engine.cloud_threads)
+        requests[0] = requests[0]._replace(begun=monotonic())  # what came before is no part of its latency
         walks = yield from walked(requests, legs)
         for one in walks:
             settle(engine, one.request, one.outcome, legs)

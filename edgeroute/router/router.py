@@ -320,7 +320,7 @@ def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
     if type(step) is Join:
         return step.flight.wait(step.timeout_s)
     if type(step) is Pause:
-        return sleep(step.seconds)
+        return sleep(step.seconds) if step.seconds else None  # threads take turns by themselves
     assert type(step) is Block, "there is no other step"
     return _blocked(step, engine)
 

@@ -101,10 +101,20 @@ def test_any_stretch_of_time_has_its_share(per_s, burst, steps):
 def test_what_is_not_urgent_leaves_half():
     """At first it may have one, and with half of the burst gone none, until time has filled it up; without a limit always."""
     rate = Rate(2.0, burst=4.0)
-    assert rate.spare(0.0)
-    assert [rate.take(0.0), rate.take(0.0), rate.spare(0.0)] == [True, True, True]
+    assert rate.spare_in(0.0) == 0
+    assert [rate.take(0.0), rate.take(0.0), rate.spare_in(0.0)] == [True, True, 0]
     assert rate.take(0.0)
-    assert not rate.spare(0.0)
-    assert not rate.spare(-1.0), "an earlier instant adds nothing"
-    assert rate.spare(0.5)
-    assert Rate(INF).spare(0.0)
+    assert rate.spare_in(0.0) == 0.5
+    assert rate.spare_in(-1.0) == 0.5, "an earlier instant adds nothing"
+    assert rate.spare_in(0.5) == 0
+    assert Rate(INF).spare_in(0.0, 1000) == 0
+
+
+def test_how_long_several_calls_wait():
+    """Until the bucket has them all, and half of it is there; more than it ever holds wait for ever."""
+    rate = Rate(2.0, burst=4.0)
+    assert all(rate.take(0.0) for _ in range(4))
+    assert [rate.spare_in(0.0, calls) for calls in (1, 2, 3, 4, 5)] == [1.0, 1.0, 1.5, 2.0, INF]
+    slow = Rate(0.5)
+    assert slow.take(0.0)
+    assert [slow.spare_in(now) for now in (0.0, 1.0, 2.0)] == [2.0, 1.0, 0.0], "half of a burst of one is no call yet"
