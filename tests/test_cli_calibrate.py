@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -596,7 +597,7 @@ def log_of(home, prints, rows, name="audit.jsonl"):
     for i, (score, agrees) in enumerate(rows):
         journal.append({
             "at": 1.7e9 + i, "id": f"r-{i}", "target": "edge", "edge_confidence": score, "agrees": agrees, "audited": "shadow",
-            "fingerprints": digest(prints),
+            "probability": 0.01, "fingerprints": digest(prints),
         })  # fmt: skip
     journal.close()
     return home / name
@@ -623,10 +624,30 @@ def test_the_audit_log_as_examples(tmp_path):
         "3 lines of the audit log are left out",
     ]
     assert audited(path, "edge", prints, every=2).examples.score.tolist() == [0.5, 0.75]
+    journal = Journal(path)
+    journal.append({"target": "edge", "edge_confidence": 0.1, "agrees": True, "fingerprints": digest(prints)})
+    journal.close()
+    assert any("do not say with which probability" in note for note in audited(path, "edge", prints).notes)
     with pytest.raises(BadInput, match=r"no audit of edge in it; .* another endpoint"):
         audited(path, "edge", {"edge": "3"})
     with pytest.raises(BadInput, match="no audit log"):
         audited(tmp_path / "none.jsonl", "edge", prints)
+
+
+def test_what_was_drawn_more_often_counts_less(tmp_path):
+    """Of lines that were drawn four times as often a quarter is kept, always the same, and the result says so."""
+    path = log_of(tmp_path, {}, [(0.9, True)] * 1000)
+    journal = Journal(path)
+    for i in range(4000):
+        line = {"id": f"s-{i}", "target": "edge", "edge_confidence": 0.1, "agrees": False, "audited": "deferred"}
+        journal.append({**line, "probability": 0.04, "fingerprints": digest({})})
+    journal.close()
+    found = audited(path, "edge", {})
+    low = found.examples.score < 0.5
+    assert np.count_nonzero(~low) == 1000
+    assert abs(np.count_nonzero(low) - 1000) < 5 * (4000 * 0.25 * 0.75) ** 0.5
+    assert found.notes[0].startswith(f"{4000 - np.count_nonzero(low):,} lines of the audit log are left out at random")
+    assert audited(path, "edge", {}).examples.score.tolist() == found.examples.score.tolist()
 
 
 def test_from_audits_to_a_new_certificate(home, policy, cloud):
@@ -635,6 +656,8 @@ def test_from_audits_to_a_new_certificate(home, policy, cloud):
     with Router.from_policy(path) as router:
         for x in drawn(600, 6)[0]:
             router.infer(x)
+            while router.engine.auditor.busy:  # none is to wait, or fewer would be drawn
+                threading.Event().wait(0.001)
     count = len((home / "state" / "audit.jsonl").read_text().splitlines())
     assert count > 20
     found, told = made("-p", path, "--audited", "--max-loss", "20%")

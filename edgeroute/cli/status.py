@@ -141,7 +141,6 @@ def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | 
 def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
     """The status at the end of the last run."""
     drifts = dumped.get("drift") or {}
-    rates = drifts.get("deferral_up") or {}
     alarm, threshold, usual = dumped.get("alarm"), dumped.get("threshold"), dumped.get("deferral_interval")
     return Edge(
         target=name,
@@ -154,8 +153,8 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
         limit=dumped.get("limit"),
         evidence=_evidence(drifts.get("disagreement")),
         alarm=alarm if isinstance(alarm, dict) else None,
-        judged=_count(rates.get("count", dumped.get("judged"))),
-        deferred=_count(rates.get("ones", dumped.get("deferred"))),
+        judged=_count(dumped.get("judged")),
+        deferred=_count(dumped.get("deferred")),
         usual=None if usual is None else (usual[0], usual[1]),
     )
 

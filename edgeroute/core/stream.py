@@ -55,6 +55,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     log: list[Mark] = []
     now = begun
     best: tuple[int, Prediction, list[object]] | None = None
+    held: dict[int, Prediction] = {}
 
     pending = [*plan.order]
     quiet: dict[int, list[Event]] = {}
@@ -103,14 +104,15 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
                     log.append(Mark("accepted", i, now, prediction.confidence))
                     for piece in () if open_at_once else pieces:
                         yield Emit(i, Prediction(piece, None, None), ())
-                    return Outcome(i, prediction, True, log, begun, now)
+                    return Outcome(i, prediction, True, log, begun, now, held)
                 log.append(Mark("below", i, now, prediction.confidence))
                 best = i, prediction, pieces
+                held[i] = prediction
                 break
             elif type(event) is Failed:
                 log.append(Mark("failed", i, now, event.error))
                 if spoken and open_at_once:
-                    return Outcome(i, _part(pieces), False, log, begun, now)
+                    return Outcome(i, _part(pieces), False, log, begun, now, held)
                 if event.fatal and best is None:
                     return Outcome(None, None, False, log, begun, now)
                 break
@@ -124,7 +126,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
                 if now >= deadline:
                     log.append(Mark("timeout", i, now))
                     if spoken and open_at_once:
-                        return Outcome(i, _part(pieces), False, log, begun, now)
+                        return Outcome(i, _part(pieces), False, log, begun, now, held)
                 else:
                     late = FirstTokenLate(f"it had not begun to answer after {(now - log[-1][2]) * 1000:.0f} ms")
                     log.append(Mark("failed", i, now, late))
@@ -135,7 +137,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
     i, prediction, pieces = best
     for piece in pieces if plan.offline in {"edge", "queue"} else ():  # otherwise the offline rule replaces it
         yield Emit(i, Prediction(piece, None, None), ())
-    return Outcome(i, prediction, False, log, begun, now)
+    return Outcome(i, prediction, False, log, begun, now, held)
 
 
 def whole(pieces: list[object]) -> object:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from math import log1p
-from typing import TYPE_CHECKING, Any, Protocol
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate, digest
+from edgeroute.core.codes import Failure
 from edgeroute.core.plan import Leg, Plan
-from edgeroute.core.policy import INF, Target
+from edgeroute.core.policy import Target
 from edgeroute.core.texts import typed
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
 from edgeroute.errors import PolicyError, StoreError
 from edgeroute.observe.stats import AuditStats
 from edgeroute.record.drift_monitor import Audit, DriftMonitor
+from edgeroute.record.sampling import Drawn, Sampler
 from edgeroute.system import contained, renew_after_fork
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "AuditStats", "Auditor"]
 TOGETHER = 2
-"""Maximum number of concurrent audits; any beyond that are skipped."""
+"""Maximum number of concurrent audits; any beyond that wait."""
+UNTIL_NEXT = "audit-next"
+"""Name of the stored number of requests until the next that is counted for the deferral rate."""
+NEVER = frozenset({"consent", "redaction", "view"})
+"""Why a cloud was not asked: it never will be for this input."""
 log = logging.getLogger("edgeroute")
 
 
@@ -45,11 +51,33 @@ class Audited(Protocol):
 class Asks(Protocol):
     """Calls the cloud for an audit."""
 
+    def allowed(self) -> bool:
+        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
+
     def room(self, request: Audited, leg: int) -> bool:
-        """Whether that leg's endpoint has capacity for a low-priority call now."""
+        """Whether, besides, that leg's endpoint has capacity for one."""
 
     def prepare(self, request: Audited, leg: int) -> Callable[[], Event]:
         """Binds the input as it is now; returns a function that calls the cloud and blocks."""
+
+
+class _Comparison(NamedTuple):
+    """An edge's answer that is to be compared with the cloud's."""
+
+    leg: Leg
+    prediction: Prediction
+    how: str
+    """`shadow`: the edge's answer was accepted; `deferred`: it was not."""
+
+
+class _Waiting(NamedTuple):
+    """An audit that waits for its call of the cloud."""
+
+    request: Audited
+    cloud: int
+    ask: Callable[[], Event]
+    drawn: Drawn
+    edges: list[_Comparison]
 
 
 class Auditor:
@@ -64,6 +92,9 @@ class Auditor:
         alarm: called with an edge model's name and the alarm's text.
         journal: receives a line per comparison; None: none is written.
         store: state that outlives the process; None: there is none.
+
+    Attributes:
+        arrives: draws a request that arrives now; what it returns, unless that is None, `ended` takes once it has ended.
 
     Raises:
         PolicyError: the settings are invalid.
@@ -86,14 +117,24 @@ class Auditor:
         self._changed, self._alarm, self._journal, self._kept = changed, alarm, journal, store
         self._watches: dict[str, DriftMonitor] = {}
         self._prints: dict[str, str] = {}
-        self._wait = self._gap()
         self._said: set[str] = set()
+        due = None if store is None else store.get(UNTIL_NEXT)
+        due = due if type(due) is int else None
+        self._sampler = Sampler(audit.share, audit.scene, lambda: len(self._queue), self._allowed, due)
+        self.arrives: Callable[[], Drawn | None] = self._sampler.arrives
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A new lock for the child, which has no audit in progress."""
-        self._lock, self.busy = threading.RLock(), 0
+        """A new lock for the child, which has no audit in progress: those that wait are its parent's."""
+        self._lock, self._running, self._held_up = threading.RLock(), 0, False
+        self._idle = threading.Condition(self._lock)
+        self._queue: deque[_Waiting] = deque()
+
+    @property
+    def busy(self) -> int:
+        """Number of audits that are under way, or wait."""
+        return self._running + len(self._queue)
 
     def adopt(
         self,
@@ -130,106 +171,151 @@ class Auditor:
         with self._lock:
             return tuple(watch.stats(name) for name, watch in self._watches.items())
 
-    def passed(self, request: Audited, outcome: Outcome) -> None:
-        """Samples a finished request; each is drawn with the same probability."""
-        self._wait -= 1
-        if self._wait > 0:
-            return
-        self._wait = self._gap()
+    def ended(self, drawn: Drawn, request: Audited, outcome: Outcome) -> None:
+        """Audits or counts a request that was drawn when it arrived."""
         try:
-            self._take(request, outcome)
+            if drawn.rate:
+                self._count(request, outcome)
+            if drawn.probability:
+                self._take(drawn, request, outcome)
         except Exception as e:
             what = typed(e)
             log.exception("an audit failed: %s; the answer is not touched by it", what)
 
     def observe(self) -> None:
         """Updates the monitors from the counters."""
-        news = False
         with self._lock:
             for name, watch in self._watches.items():
-                if watch.counted(*self._counts.judged(name)):
-                    self._report(name, watch)
-                    news = True
+                watch.counted(*self._counts.judged(name))
             self._note()
-        if news:
-            self._changed()
+        self._start()
+
+    def drain(self, timeout_s: float) -> None:
+        """Waits for the audits that can be made now: without it, a program that ends soon would log deferred answers alone."""
+        until = monotonic() + timeout_s
+        with self._lock:
+            while (self._running or (self._queue and not self._held_up)) and self._idle.wait(until - monotonic()):
+                pass
 
     def close(self) -> None:
         """Stores the state for later runs."""
         with self._lock:
             self._note()
+            if self._kept is not None:
+                self._kept.put(UNTIL_NEXT, self._sampler.remaining())
         if self._journal is not None:
             self._journal.close()
 
-    def _gap(self) -> float:
-        """Number of requests until the next sample (geometric): each request is drawn independently."""
-        share = self.audit.share
-        if share <= 0:
-            return INF
-        return 1 if share >= 1 else 1 + int(log1p(-random.random()) / log1p(-share))  # noqa: S311 - a sample, not a secret
-
-    def _take(self, request: Audited, outcome: Outcome) -> None:
+    def _count(self, request: Audited, outcome: Outcome) -> None:
+        """Counts, for the deferral rate of each edge that judged it, whether its answer was below the threshold."""
+        news = False
         legs = request.plan.legs
-        leg = None if outcome.leg is None else legs[outcome.leg]
-        if leg is None or outcome.prediction is None or not outcome.accepted:
-            return
+        for kind, i, _, _ in outcome.log:
+            if kind not in {"accepted", "below"} or not judged(legs[i]):
+                continue
+            with self._lock:
+                watch = self._watches.get(legs[i].name)
+                if watch is not None and watch.sampled(legs[i].threshold, below=kind == "below"):
+                    self._report(legs[i].name, watch)
+                    self._note()
+                    news = True
+        if news:
+            self._changed()
+
+    def _take(self, drawn: Drawn, request: Audited, outcome: Outcome) -> None:
+        """Compares each edge's answer with that of the cloud, which has answered the request, or is asked in the background.
+
+        It is not, for either side, where asking it has failed or would fail.
+        """
+        legs = request.plan.legs
+        edges = [_Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
+        if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
+            edges.append(_Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
         cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
-        # without capacity for audits, deferred answers are skipped too, or their share of the sample would grow
-        if cloud is None or self.busy >= TOGETHER or not self._asks.room(request, cloud):
+        if cloud is None or not edges:
             return
-        if leg.permit is not None:
-            for i, edge in outcome.held.items():
-                if judged(legs[i]):
-                    self._compare(request.id, legs[i], edge, outcome.prediction, "deferred")
-        elif judged(leg):
-            self._shadow(request, cloud, leg, outcome.prediction)
+        if outcome.leg == cloud and outcome.accepted and outcome.prediction is not None:
+            self._compare(request.id, drawn, edges, outcome.prediction)
+        elif not _failed(outcome, cloud):
+            # bound now: the caller may go on to write the next frame into the same array
+            self._queue.append(_Waiting(request, cloud, self._asks.prepare(request, cloud), drawn, edges))
+        self._start()
 
-    def _shadow(self, request: Audited, cloud: int, leg: Leg, edge: Prediction) -> None:
-        """Calls the cloud in the background, and compares."""
-        ask = self._asks.prepare(request, cloud)  # bound now: the caller may go on to write the next frame into the same array
+    def _allowed(self) -> bool:
+        try:
+            return self._asks.allowed()
+        except Exception:
+            log.exception("an audit failed; no answer is touched by it")
+            return False
 
-        def shadow() -> None:
+    def _start(self) -> None:
+        """Starts as many of the audits that wait as may be made now."""
+        while self._queue:
+            with self._lock:
+                if not self._queue or self._running >= TOGETHER:
+                    return
+                one = self._queue.popleft()
+                self._running += 1
+            started = False
             try:
-                event = ask()
-                if type(event) is Done:
-                    self._compare(request.id, leg, edge, event.answer, "shadow")
-            except Exception:
-                log.exception("an audit failed; no answer is touched by it")
+                started = self._asks.room(one.request, one.cloud) and self._submit(lambda one=one: self._ask(one))  # type: ignore[misc]
             finally:
                 with self._lock:
-                    self.busy -= 1
+                    self._held_up = not started
+                    if not started:
+                        self._running -= 1
+                        self._queue.appendleft(one)
+                        self._idle.notify_all()
+            if not started:
+                return
 
-        with self._lock:
-            self.busy += 1
-        if not self._submit(shadow):
+    def _ask(self, one: _Waiting) -> None:
+        """Calls the cloud, and compares."""
+        try:
+            event = one.ask()
+            if type(event) is Done:
+                self._compare(one.request.id, one.drawn, one.edges, event.answer)
+        except Exception:
+            log.exception("an audit failed; no answer is touched by it")
+        finally:
             with self._lock:
-                self.busy -= 1
+                self._running -= 1
+                self._idle.notify_all()
+        self._start()
 
-    def _compare(self, identity: str, leg: Leg, edge: Prediction, cloud: Prediction, how: str) -> None:
-        agrees = bool(contained(self.audit.agrees or same, edge.value, cloud.value))
-        confidence = edge.confidence
-        known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
-        name = leg.name
-        if self._journal is not None:  # before it is counted: who reads the count finds the line
-            record = {
-                "at": round(system.now(), 3), "id": identity, "target": name,
+    def _compare(self, identity: str, drawn: Drawn, edges: Sequence[_Comparison], cloud: Prediction) -> None:
+        news = False
+        for leg, edge, how in edges:
+            agrees = bool(contained(self.audit.agrees or same, edge.value, cloud.value))
+            confidence = edge.confidence
+            known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
+            # before it is counted: who reads the count finds the line
+            self._journalled({
+                "at": round(system.now(), 3), "id": identity, "target": leg.name,
                 "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
-                "agrees": agrees, "audited": how, "fingerprints": self._prints.get(name, ""),
-            }  # fmt: skip
-            try:
-                self._journal.append(record)
-            except StoreError as e:
-                if (what := str(e)) not in self._said:
-                    self._said.add(what)
-                    log.warning("an audit could not be noted: %s", what)
-        with self._lock:
-            watch = self._watches.get(name)
-            alarm = watch is not None and watch.compared(confidence if known else None, agrees=agrees, accepted=how == "shadow")
-            if alarm and watch is not None:
-                self._report(name, watch)
-                self._note()
-        if alarm:
+                "agrees": agrees, "audited": how, "probability": drawn.probability,
+                "fingerprints": self._prints.get(leg.name, ""),
+            })  # fmt: skip
+            if how == "deferred":
+                continue
+            with self._lock:
+                watch = self._watches.get(leg.name)
+                if watch is not None and watch.compared(confidence if known else None, agrees=agrees, counted=drawn.counted):
+                    self._report(leg.name, watch)
+                    self._note()
+                    news = True
+        if news:
             self._changed()
+
+    def _journalled(self, line: Mapping[str, Any]) -> None:
+        if self._journal is None:
+            return
+        try:
+            self._journal.append(line)
+        except StoreError as e:
+            if (what := str(e)) not in self._said:
+                self._said.add(what)
+                log.warning("an audit could not be noted: %s", what)
 
     def _note(self) -> None:
         if self._kept is not None:
@@ -237,13 +323,18 @@ class Auditor:
                 self._kept.put(f"audit:{name}", watch.dump())
 
     def _report(self, name: str, watch: DriftMonitor) -> None:
-        if self.audit.on_alarm == "tell":
-            what = "nothing else was changed (on_alarm is tell)"
-        else:
-            what = f"{'all' if watch.at_least == INF else 'half of what was accepted'} is deferred from now on"
         said = "" if watch.alarm is None else watch.alarm.what
-        log.warning("%s: %s; %s; calibrate again", name, said, what)
+        log.warning("%s: %s; %s; calibrate again", name, said, watch.reaction)
         self._alarm(name, said)
+
+
+def _failed(outcome: Outcome, cloud: int) -> bool:
+    """Whether that leg was asked and failed. Not if there was no room for it, or no time, which an audit waits for."""
+    for kind, leg, _, detail in outcome.log:
+        if kind == "failed" and leg == cloud:
+            failure = Failure.of(detail)
+            return failure.code in NEVER or not (failure.held or failure.code == "timeout")
+    return False
 
 
 def same(edge: Any, cloud: Any) -> bool:
@@ -255,5 +346,7 @@ def same(edge: Any, cloud: Any) -> bool:
 def _check(audit: Audit) -> None:
     if not 0 <= audit.share <= 1:
         raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
+    if type(audit.scene) is not int or audit.scene < 1:
+        raise PolicyError(f"audit: scene is a number of requests, 1 or more, not {audit.scene!r}")
     if audit.on_alarm not in {"tell", "raise", "defer"}:
         raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")

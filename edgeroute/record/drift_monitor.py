@@ -28,10 +28,14 @@ class Audit(NamedTuple):
     """Share of all requests, 0..1. For those that the edge answers, the cloud is called in the background, if the data class, the
     limits and the link allow it; for those deferred to the cloud the comparison is free. 0: only deferral rates are monitored."""
     on_alarm: OnAlarm = "tell"
-    """`tell`: report it in the log, the reasons and `stats`; `raise`: also defer half of what was accepted, at each alarm;
-    `defer`: also defer everything."""
+    """When more answers differ from the cloud's than should: `tell`: report it in the log, the reasons and `stats`; `raise`: also
+    defer half of what was accepted, at each alarm; `defer`: also defer everything. An alarm of the deferral rate only tells, and
+    so does any alarm of a certificate for `max_defer`, whose promise more deferrals would break."""
     agrees: Callable[[Any, Any], bool] | None = None
     """`f(edge's value, cloud's value)`: whether they agree; None: equality."""
+    scene: int = 30
+    """Number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count requests
+    that are at least so far apart. 1: the inputs are independent."""
 
 
 class Alarm(NamedTuple):
@@ -64,6 +68,7 @@ class DriftMonitor:
         self._accepted: deque[float] = deque(maxlen=RECENT)
         self._wrong: deque[bool] = deque(maxlen=SHOWN)
         self._seen = (0, 0)
+        self._totals = (0, 0)
         self._differs: Drift | None = None
         self._more: Drift | None = None
         self._fewer: Drift | None = None
@@ -79,48 +84,65 @@ class DriftMonitor:
         self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
 
-    def compared(self, confidence: float | None, *, agrees: bool, accepted: bool) -> bool:
-        """Records the comparison of an edge answer with the cloud's. Returns whether it causes a new alarm."""
-        if not accepted:
-            return False
+    def compared(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
+        """Records the comparison of an accepted answer with the cloud's. Returns whether it causes an alarm.
+
+        Args:
+            confidence: of the edge; None: there is none.
+            agrees: whether the cloud says the same.
+            counted: whether the alarm counts it; False: it may depend on the last one.
+        """
         self.audited += 1
         self.disagreed += not agrees
         self._wrong.append(not agrees)
         if confidence is not None:
             self._accepted.append(float(confidence))
-        if self._differs is None:
+        drift = self._differs
+        if drift is None or not counted or drift.alarmed:
             return False
-        self._differs.add(float(not agrees))
-        if not self._differs.alarmed:
+        drift.add(float(not agrees))
+        if not drift.alarmed:
             return False
-        return self._alarmed(
+        self._alarmed(
             f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
-            f"and at most {self._differs.level:.2%} should"
+            f"and at most {drift.level:.2%} should"
         )
+        return True
 
     def since(self, judged: int, below: int) -> None:
         """Sets the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
         self._seen = judged, below
 
-    def counted(self, judged: int, below: int) -> bool:
-        """Records the totals of answers compared with the threshold and of those below it. Returns as `compared`."""
-        n, ones = judged - self._seen[0], below - self._seen[1]
+    def counted(self, judged: int, below: int) -> None:
+        """Records the totals of answers compared with the threshold and of those below it."""
+        self._totals = self._totals[0] + judged - self._seen[0], self._totals[1] + below - self._seen[1]
         self._seen = judged, below
-        if n <= 0:
-            return False
-        if self.at_least > (-INF if self.promise is None else self.promise.certificate.threshold):
+
+    def sampled(self, threshold: float | None, *, below: bool) -> bool:
+        """Records whether an answer of the sample for the deferral rate was below the threshold. Returns as `compared`."""
+        if self.promise is None or threshold != self.promise.certificate.threshold or self.at_least > threshold:
             return False  # not the certified threshold, to which the certified rate does not apply
-        for drift, seen, what in ((self._more, ones, "more"), (self._fewer, n - ones, "fewer")):
-            if drift is not None and not drift.alarmed:
-                drift.add_many(seen, n)
-                if drift.alarmed:
-                    rate = drift.ones / drift.count
-                    share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
-                    return self._alarmed(
-                        f"{what} inputs than usual are deferred, {share:.1%} of the last {drift.count:,}, where it was "
-                        f"{'at most' if what == 'more' else 'at least'} {usual:.1%}"
-                    )
+        for drift, one, what in ((self._more, below, "more"), (self._fewer, not below, "fewer")):
+            if drift is None or drift.alarmed:
+                continue
+            drift.add(float(one))
+            if drift.alarmed and self.alarm is None:
+                rate = drift.ones / drift.count
+                share, usual = (rate, drift.level) if what == "more" else (1 - rate, 1 - drift.level)
+                self._told(
+                    f"{what} inputs than usual are deferred, {share:.1%} of a sample of {drift.count:,}, where it was "
+                    f"{'at most' if what == 'more' else 'at least'} {usual:.1%}",
+                    "tell",
+                )
+                return True
         return False
+
+    @property
+    def reaction(self) -> str:
+        """What the alarm changed, in words."""
+        if self.alarm is None or self.alarm.action == "tell":
+            return "nothing else was changed (it only tells)"
+        return f"{'all' if self.at_least == INF else 'half of what was accepted'} is deferred from now on"
 
     def stats(self, name: str) -> AuditStats:
         """Statistics so far."""
@@ -128,22 +150,32 @@ class DriftMonitor:
         said = "" if self.alarm is None else self.alarm.what
         return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said)
 
-    def _alarmed(self, what: str) -> bool:
-        """Records an alarm. Returns whether it is new."""
-        action = self._audit.on_alarm
-        if self.alarm is not None and action != "raise":
-            return False
-        now = system.now()
-        self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
+    def _alarmed(self, what: str) -> None:
+        """Records an alarm of the audits, and reacts to it."""
+        defers = self.promise is not None and self.promise.certificate.kind == "max_defer"
+        action = "tell" if defers else self._audit.on_alarm
+        self._told(what, action)
         if action == "defer":
             self.at_least = INF
         elif action == "raise":
-            higher = [c for c in self._accepted if c > self.at_least]
-            self.at_least = median(higher) if len(higher) > 1 else INF
+            self.at_least = self._raised()
             self._accepted.clear()
             self._differs = None if self.limit is None else Drift(self.limit)
-            self._more = self._fewer = None
-        return True
+
+    def _raised(self) -> float:
+        """The next lower bound of the threshold: half of what was accepted is below; inf, if it is not known where half is.
+
+        Not above the highest threshold at which the promise was certified, where what is accepted may be worse; if there is an
+        alarm even there, nothing is accepted.
+        """
+        higher = [c for c in self._accepted if c > self.at_least]
+        half = median(higher) if len(higher) > 1 else INF
+        highest = highest_certified(self.promise)
+        return half if half <= highest else highest if self.at_least < highest else INF
+
+    def _told(self, what: str, action: OnAlarm) -> None:
+        now = system.now()
+        self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
 
     def dump(self) -> dict[str, Any]:
         """JSON-serialisable state for later runs."""
@@ -161,8 +193,8 @@ class DriftMonitor:
             "raised": None if self.at_least == -INF else str(self.at_least),
             "accepted": list(self._accepted),
             "drift": {name: drift.dump() for name, drift in drifts.items() if drift is not None},
-            "judged": self._seen[0],
-            "deferred": self._seen[1],
+            "judged": self._totals[0],
+            "deferred": self._totals[1],
         }
 
     def load(self, dumped: Mapping[str, Any]) -> None:
@@ -172,6 +204,7 @@ class DriftMonitor:
         with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             self.audited, self.disagreed = int(dumped["audited"]), int(dumped["disagreed"])
             self._accepted.extend(map(float, dumped["accepted"]))
+            self._totals = int(dumped["judged"]), int(dumped["deferred"])
             alarm = dumped["alarm"]
             self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
             self.at_least = -INF if dumped["raised"] is None else float(dumped["raised"])
@@ -186,6 +219,12 @@ def _drift(dumped: Mapping[str, Any], name: str, level: float) -> Drift:
         return Drift.load(dumped["drift"][name], level)
     except (KeyError, TypeError, ValueError):
         return Drift(level)
+
+
+def highest_certified(promise: BoundCertificate | None) -> float:
+    """The highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
+    highest = None if promise is None else getattr(promise.certificate, "highest", None)
+    return INF if highest is None else float(highest)
 
 
 def limit(promise: BoundCertificate) -> float | None:

@@ -128,14 +128,15 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         """`infer` without optional stages: walk and record directly."""
         engine = self.engine
         backend: Any = request.snapshot.backends[request.plan.legs[0].target]
+        drawn = None if engine.auditor is None else engine.auditor.arrives()
         first = run_first(request) if _quick(request.plan, backend) else None
         if type(first) is Outcome:
-            engine.record(request, first, None)
+            engine.record(request, first, None, drawn)
             return Answer(request.plan, first, request.id)
         legs = engine.legs([request])
         known: Any = first
         begin = partial(self._begin, legs, False, known)
-        return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs)
+        return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs, drawn)
 
     async def refine(
         self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None

@@ -188,12 +188,14 @@ class _Asks:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def allowed(self) -> bool:
+        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
+        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.backends)
+
     def room(self, request: Any, leg: int) -> bool:
-        """Whether that leg's endpoint has capacity for a low-priority call now."""
+        """Whether, besides, that leg's endpoint has capacity for one."""
         backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
-        if self._engine.stays_home():
-            return False
-        return not self._engine.observer.no_hedge(request.snapshot.backends) and backend.guard.has_headroom()
+        return self.allowed() and backend.guard.has_headroom()
 
     def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
         """Binds the input as it is now; returns a function that calls the cloud and blocks."""

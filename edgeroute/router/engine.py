@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.instruments import Instruments
+    from edgeroute.record.sampling import Drawn
     from edgeroute.router.caching import Caching
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.journal import Journal
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 AGES_S = 60.0
 """Minimum interval between checks of certificates' age, seconds."""
+CLOSE_S = 1.0
+"""Maximum time that closing waits for audits under way, seconds."""
 MOST_PLANS = 1000
 """Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
 
@@ -167,27 +170,29 @@ class Engine:
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
         """The innermost step: walks, records and makes answers."""
+        auditor = self.auditor
+        drawn = [None if auditor is None else auditor.arrives() for _ in requests]
         walks = yield from walked(requests, self.legs(requests))
-        for one in walks:
-            self.record(one.request, one.outcome, one.legs)
+        for one, own in zip(walks, drawn, strict=True):
+            self.record(one.request, one.outcome, one.legs, own)
         results = yield from self.fallback.answers(walks)
         return results
 
-    def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None) -> None:
-        """Counts a request, samples it for an audit, and checkpoints the spending."""
+    def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
+        """Counts a request, audits it if it was drawn, and checkpoints the spending."""
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
-        if self.auditor is not None:
-            self.auditor.passed(request, outcome)
+        if drawn is not None and self.auditor is not None:
+            self.auditor.ended(drawn, request, outcome)
         if legs is not None:
             settle(self, request, outcome, legs)
 
-    def finish(self, request: Request, outcome: Outcome, legs: LegExecutor | None = None) -> Result:
+    def finish(self, request: Request, outcome: Outcome, legs: LegExecutor, drawn: Drawn | None) -> Result:
         """Records a request on the fast path and returns its result, which needs no further step."""
-        self.record(request, outcome, legs)
+        self.record(request, outcome, legs, drawn)
         if outcome.accepted:
-            return Answer(request.plan, outcome, request.id, None if legs is None else legs.costs())
-        one = Walked(request, outcome, {} if legs is None else legs.costs(), legs=legs)
+            return Answer(request.plan, outcome, request.id, legs.costs())
+        one = Walked(request, outcome, legs.costs(), legs=legs)
         try:
             next(self.fallback.answers([one]))
         except StopIteration as end:
@@ -290,7 +295,8 @@ class Engine:
         """Stops threads and connections, and stores the state. Never raises."""
         self.closed = True
         self.late.close()
-        parts: list[Callable[[], object]] = [self.health.close, *(backend.guard.turns.close for backend in self.snapshot.clouds)]
+        parts: list[Callable[[], object]] = [] if self.auditor is None else [partial(self.auditor.drain, CLOSE_S)]
+        parts += [self.health.close, *(backend.guard.turns.close for backend in self.snapshot.clouds)]
         parts += [
             part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
         ]

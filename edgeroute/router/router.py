@@ -279,13 +279,15 @@ class Router(Measuring, Generic[V]):
 
 def _plain(engine: Engine, request: Request) -> Result:
     """`infer` without optional stages: walk and record directly."""
+    auditor = engine.auditor
+    drawn = None if auditor is None else auditor.arrives()
     first: Any = run_first(request)
     if type(first) is Outcome:
-        engine.record(request, first, None)
+        engine.record(request, first, None, drawn)
         return Answer(request.plan, first, request.id)
     legs, steps = engine.legs([request]), walk(request.plan, request.begun)
     outcome = inline.drive(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, legs.begin)
-    return engine.finish(request, outcome, legs)
+    return engine.finish(request, outcome, legs, drawn)
 
 
 def pump(steps: Steps[T], engine: Engine) -> Generator[Any, None, T]:

@@ -62,7 +62,12 @@ class Audit(Section):
     on_alarm: OnAlarm = Field(
         "tell",
         description='When the promise fails: `"tell"`: log, reasons and `edgeroute status` say so; `"raise"`: and half of what '
-        'was accepted is deferred from then on, at each alarm; `"defer"`: and all of it.',
+        'was accepted is deferred from then on, at each alarm; `"defer"`: and all of it. One of the deferral rate only tells.',
+    )
+    scene: Count = Field(
+        30,
+        description="How many requests in a row may have inputs that are alike, as frames of a film or a burst: alarms count "
+        "requests that are at least so far apart. 1: the inputs are independent.",
     )
 
     def make(self) -> drift_monitor.Audit:

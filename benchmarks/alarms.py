@@ -1,0 +1,184 @@
+"""Drift alarms and audits through the real router: `python benchmarks/alarms.py [runs]`.
+
+1. How many requests pass before a false alarm, while the world stays as it was at the calibration, for inputs that come alone, in
+   scenes, and in bursts of one input repeated.
+2. How many requests, and audits, pass from a change of the world to its alarm.
+3. Of which side the audited requests are under a cloud that is too slow for them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from edgeroute import Audit, Router
+from edgeroute.confidence import Certificate, calibrate
+from edgeroute.stores.journal import read
+
+MOST = 200_000
+"""Requests after which a run without an alarm is cut off."""
+Array = np.ndarray
+
+
+def harm(x: Array) -> Array:
+    """The probability, by an input's score, that the edge says something else than the cloud: 1.6 % of all, few of the sure."""
+    return 0.4 * np.clip(0.3 - x, 0, None) + 0.01
+
+
+def world(
+    rng: np.random.Generator, scene: int, worse: float = 1.0, unsure: float = 0.0, spread: float = 0.3
+) -> Iterator[tuple[float, bool]]:
+    """Requests: (score, whether the cloud says something else), forever, in scenes of so many.
+
+    Scores within a scene differ by `spread`: 0 is one input, repeated. Whether it differs, a scene has in common where spread is 0.
+
+    Args:
+        rng: random numbers.
+        scene: number of successive requests whose inputs are alike.
+        worse: factor of the probability that the answers differ.
+        unsure: share of inputs of which the score is low, in place of what it was.
+        spread: see above.
+    """
+    while True:
+        centres = rng.random(4096)
+        scores = np.repeat(centres, scene)
+        if spread and scene > 1:
+            scores = (scores + rng.uniform(0, spread, len(scores))) % 1  # still uniform
+        low = np.repeat(rng.random(4096) < unsure, scene)
+        scores = np.where(low, scores * 0.2, scores)
+        luck = rng.random(len(scores)) if spread else np.repeat(rng.random(4096), scene)
+        yield from zip(scores.tolist(), (luck < worse * harm(scores)).tolist(), strict=True)
+
+
+def certificate() -> Certificate:
+    """Of 4,000 independent inputs of the world as it is."""
+    rng = np.random.default_rng(0)
+    stream = world(rng, 1)
+    scores, differ = map(np.array, zip(*(next(stream) for _ in range(4000)), strict=True))
+    return calibrate(scores, ~differ, max_loss=0.02)
+
+
+def edge(x: tuple[float, bool]) -> tuple[str, float]:
+    """The edge: as sure as it is told."""
+    return "a", x[0]
+
+
+def cloud(x: tuple[float, bool]) -> str:
+    """The cloud: it says what the edge says, or not."""
+    return "b" if x[1] else "a"
+
+
+def until_alarm(made: Certificate, audit: Audit, stream: Iterator[tuple[float, bool]], most: int) -> tuple[int, int, str]:
+    """(requests, audited accepted answers, the alarm's text; empty: none) of one router."""
+    with Router(edge, cloud, threshold=made, audit=audit) as router:
+        monitor = router.engine.auditor.watch("edge")
+        for n in range(1, most + 1):  # noqa: B007 - the number is returned
+            router.infer(next(stream))
+            if monitor.alarm is not None:
+                break
+            while router.engine.auditor.busy:  # one at a time, so that each run is the same
+                time.sleep(0)
+        alarm = monitor.alarm
+        return n, monitor.audited, "" if alarm is None else alarm.what
+
+
+def false_alarms(made: Certificate, runs: int) -> None:
+    """Prints how far a false alarm is away."""
+    print(f"\nrequests before a false alarm, mean of {runs} runs that are cut off at {MOST:,}; alarms in brackets")
+    for what, spread in (("scenes", 0.3), ("bursts of one input", 0.0)):
+        for scene in (1, 2, 3, 5, 10, 30):
+            found = []
+            for run in range(runs):
+                random.seed(run)
+                rng = np.random.default_rng(1000 * scene + run)
+                found.append(until_alarm(made, Audit(share=0.05), world(rng, scene, spread=spread), MOST))
+            mean, alarms = np.mean([n for n, _, _ in found]), sum(bool(text) for *_, text in found)
+            print(f"  {what} of {scene}: >= {mean:,.0f} ({alarms})", flush=True)
+
+
+def delays(made: Certificate, runs: int) -> None:
+    """Prints how soon a change is found."""
+    accepted = 1 - made.deferral_rate
+    print(f"\nfrom a change to its alarm, mean of {runs} runs of independent inputs; {accepted:.0%} are accepted")
+    for share in (0.005, 0.05):
+        for worse in (2, 4, 8):
+            found = []
+            for run in range(runs):
+                random.seed(run)
+                stream = world(np.random.default_rng(run), 1, worse=worse)
+                found.append(until_alarm(made, Audit(share=share), stream, 4 * MOST))
+            requests, audits = np.mean([n for n, _, _ in found]), np.mean([m for _, m, _ in found])
+            late = sum(not text for *_, text in found)
+            print(
+                f"  differs {worse} times as often, share {share:.1%}: {requests:,.0f} requests, {audits:,.0f} audits ({late} without)",
+                flush=True,
+            )
+    for unsure in (0.1, 0.2, 0.4):
+        found = []
+        for run in range(runs):
+            random.seed(run)
+            stream = world(np.random.default_rng(run), 1, unsure=unsure)
+            found.append(until_alarm(made, Audit(share=0), stream, 4 * MOST))
+        print(f"  {unsure:.0%} more inputs are unsure: {np.mean([n for n, _, _ in found]):,.0f} requests", flush=True)
+
+
+def fairness(callers: int, scene: int, share: float, n: int = 12_000, seed: int = 1) -> str:
+    """The share of the deferred among the audited, and among all."""
+    rng = np.random.default_rng(seed)
+    sure = np.where(np.repeat(rng.random(-(-n // scene)) < 0.1, scene)[:n], 0.1, 0.9)
+
+    def slow(_: float) -> str:
+        time.sleep(0.02)
+        return "a"
+
+    with tempfile.TemporaryDirectory() as state:
+        with Router(lambda x: ("a", x), slow, threshold=0.5, state=state, audit=Audit(share=share)) as router:
+
+            def call(own: Array) -> None:
+                for x in own.tolist():
+                    router.infer(x)
+
+            calls = [threading.Thread(target=call, args=(sure[i::callers],)) for i in range(callers)]
+            for one in calls:
+                one.start()
+            for one in calls:
+                one.join()
+            while router.engine.auditor.busy:
+                time.sleep(0.01)
+        lines = list(read(Path(state) / "audit.jsonl"))
+    true = (sure < 0.5).mean()
+    deferred = np.array([line["edge_confidence"] < 0.5 for line in lines])
+    weight = np.array([1 / line.get("probability", 1.0) for line in lines])
+    found = (weight * deferred).sum() / weight.sum()
+    error = np.sqrt((weight**2 * (deferred - found) ** 2).sum()) / weight.sum()
+    return (
+        f"  {callers} callers, scenes of {scene}, share {share:.1%}: {len(lines):,} audits, {deferred.mean():.3f} deferred, weighted "
+        f"{found:.3f} (s.e. {error:.3f}); of all requests {true:.3f}, z {(found - true) / error:+.1f}"
+    )
+
+
+def main(runs: int) -> None:
+    """Prints everything."""
+    logging.disable(logging.CRITICAL)
+    print("deferred among the audited, cloud 20 ms", flush=True)
+    for callers in (1, 8):
+        for scene in (1, 40):
+            for share in (0.05, 0.3):
+                print(fairness(callers, scene, share), flush=True)
+    made = certificate()
+    print(json.dumps({"threshold": made.threshold, "deferred": made.deferral_interval, "disagreement": made.disagreement}))
+    false_alarms(made, runs)
+    delays(made, 4 * runs)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
