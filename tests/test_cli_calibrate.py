@@ -556,8 +556,8 @@ def test_probabilities_that_a_card_calls_logits(home):
 
 
 def test_which_edge(home):
-    """By its number, whatever the thresholds; there is no other."""
-    with Router([edge_of, lambda x: (int(x) + 1, 0.9)], int, threshold=0.5) as router:
+    """By its number; there is no other."""
+    with Router([edge_of, lambda x: (int(x) + 1, 0.9)], int, threshold=[1.0, 0.5]) as router:
         assert collected(router, X, edge=1, ask_cloud=False).edge == (X + 1).tolist()
         for number in (2, -1):
             with pytest.raises(PolicyError, match="there is no edge model number"):

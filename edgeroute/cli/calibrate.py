@@ -160,12 +160,13 @@ def _sure(text: str, kind: Kind) -> float | None:
 
 def _thresholds(policy: Path, edge: int) -> str:
     """Thresholds to calibrate with: of the edge models before this one those of the policy, and 0 of the others."""
-    from edgeroute.settings import load
+    from edgeroute.settings.sources import read
 
-    settings = load(policy) if edge else None
-    if settings is None or edge >= (count := len(settings.edge)):
+    data = read(policy) if edge else {}
+    edges, given = data.get("edge", []), data.get("threshold")
+    count = len(edges) if isinstance(edges, list) else 1
+    if edge >= count:
         return "0"
-    given = settings.threshold
     own = given if isinstance(given, list) else [given] * count
     if given is None:
         raise PolicyError(f"{policy}: the edge models before number {edge} need their thresholds: calibrate them first")
