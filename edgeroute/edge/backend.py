@@ -20,7 +20,7 @@ from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gathered
 from edgeroute.edge.identity import fingerprint
-from edgeroute.edge.members import checked, is_awaited, member
+from edgeroute.edge.members import checked, feed_of, is_awaited, member
 from edgeroute.edge.runs import runs_of
 from edgeroute.errors import ModelError
 from edgeroute.system import AbandonedRuns
@@ -132,7 +132,7 @@ class EdgeBackend(AbandonedRuns):
 
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""
-        specs, run = member(self.model, "inputs"), member(self.model, "run_feed")
+        specs, run = member(self.model, "inputs"), feed_of(self.model)
         shapes = [(1, *spec.shape[1:]) for spec in specs]
         if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
             return None

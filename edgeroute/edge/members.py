@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -94,7 +94,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
     def run_feed(self, feed: dict[str, Any]) -> Any:
-        """Runs tensors as in `inputs`, by name, with the batch axis: for `edgeroute serve`. Default: `run` on the rows."""
+        """Runs tensors as in `inputs`, by name, with the batch axis: for `edgeroute serve`. Default: `run` on the rows.
+
+        A second parameter of it is given the stop token, or None, as that of `run` is.
+        """
 
     def load(self) -> Any:
         """Loads the model, if it is not loaded; `run` does so by itself. A plain function, called from any thread."""
@@ -120,6 +123,18 @@ def member(model: EdgeModel, name: Name) -> Any:
     """An optional member of a model; its default if the model lacks it or has None."""
     found = getattr(model, name, None)
     return DEFAULTS[name] if found is None else found
+
+
+def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
+    """Its `run_feed` as a function of tensors and a stop token, which it is given if it takes one; None: it has none."""
+    run: Callable[..., Any] | None = member(model, "run_feed")
+    if run is None:
+        return None
+    try:
+        inspect.signature(run).bind({}, None)
+    except (TypeError, ValueError):  # it takes the tensors alone; or a native function does not say what it takes
+        return lambda feed, _: run(feed)
+    return run
 
 
 def is_model(thing: object) -> bool:
