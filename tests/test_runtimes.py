@@ -51,6 +51,14 @@ class Lookup:
         return [(Path(self.path).read_text(), 0.9) for _ in inputs]
 
 
+class Names(Lookup):
+    """One that depends on a file beside its own."""
+
+    @property
+    def files(self):
+        return [Path(self.path).with_name("words.txt")]
+
+
 class Needs(Lookup):
     """One that needs a key."""
 
@@ -270,6 +278,20 @@ def test_a_reload_reuses_an_unchanged_model(lookup, policy):
     assert policy(model="f.look")["edge"] is made
     (folder / "deep" / "w").touch()
     assert policy(model="f.look")["edge"] is not made
+    (lookup.parent / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(lookup.parent / "elsewhere", target_is_directory=True)
+    made = policy(model="f.look")["edge"]
+    (lookup.parent / "elsewhere" / "v").touch()
+    assert policy(model="f.look")["edge"] is not made
+
+
+def test_a_reload_looks_at_the_files_that_the_model_names(lookup, policy):
+    """Those that no key of the policy names, as its fingerprint does."""
+    edgeroute.register(".look", "looks:Names")
+    made = policy()["edge"]
+    assert policy()["edge"] is made
+    lookup.with_name("words.txt").write_text("other")
+    assert policy()["edge"] is not made
 
 
 def test_the_schema_knows_them(lookup, capsys):

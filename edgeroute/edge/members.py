@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from edgeroute.errors import PolicyError, check_number
+from edgeroute.files import file_stamp
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
@@ -147,6 +148,11 @@ def files(model: EdgeModel) -> list[Path]:
     further = member(model, "files")
     listed = [further] if isinstance(further, str | Path) else [*further]  # a single one is meant as one
     return [Path(path) for path in (member(model, "path"), *listed) if path is not None]
+
+
+def stamps(model: EdgeModel) -> tuple[Any, ...]:
+    """Those files with their times and sizes: once this is another, the model on disk may be another one than was loaded."""
+    return tuple((path.absolute(), file_stamp(path)) for path in files(model))
 
 
 def awaited(function: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -30,7 +31,7 @@ from edgeroute.core.policy import (
 )
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
-from edgeroute.edge.members import member
+from edgeroute.edge.members import member, stamps
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.router.views import TargetViews, View
@@ -131,7 +132,8 @@ def build(
         runner = EdgeBackend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
-        add(("edge", name, given, own), Target(name, "edge", value), runner)
+        read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
+        add(("edge", name, given, own, read), Target(name, "edge", value), runner)
         labels = member(model, "labels") or labels
     for i, given in enumerate(clouds):
         endpoint = _endpoint(given)
