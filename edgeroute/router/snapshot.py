@@ -96,9 +96,9 @@ def build(
     """
     egress = egress or Egress()
     policy = Policy(
-        deadline_s=INF if deadline is None else deadline,
-        hedge_after=INF if hedge_after is None else hedge_after,
-        first_token_s=INF if first_token is None else first_token,
+        deadline_s=_seconds(deadline),
+        hedge_after=hedge_after if isinstance(hedge_after, str) else _seconds(hedge_after),
+        first_token_s=_seconds(first_token),
         rules=egress.rules,
         **rest,
     )
@@ -255,6 +255,10 @@ def _check_range(threshold: Any, score: str | Score) -> None:
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a backend was made from, to look it up by; what has no hash, as a dataclass has none, is the same only as itself."""
     return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
+
+
+def _seconds(given: float | None) -> float:
+    return INF if given is None else float(given)
 
 
 def _listed(given: Any) -> list[Any]:
