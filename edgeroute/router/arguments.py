@@ -49,7 +49,7 @@ CLASSES: Mapping[str, tuple[str, str]] = {
 }
 """Argument -> module and name of its class, imported only if it is given."""
 MEANT = {
-    "timeout": "deadline=2, say: seconds over edge and cloud together; one endpoint alone: OpenInference(url, timeout_s=2)",
+    "timeout": "deadline=2, say: seconds from call to answer; one endpoint alone: OpenInference(url, timeout_s=2)",
     "model": 'edge="model.onnx", or a model object, or a function',
     "models": 'edge=["small.onnx", "large.onnx"], the smallest first',
     "url": 'cloud="http://HOST/v2/models/NAME"',
