@@ -86,15 +86,6 @@ def clock() -> tuple[str, float]:
     return boot, _OFFSET
 
 
-def file_stamp(path: Path) -> tuple[int, int] | None:
-    """(modification time in ns, size) of a file, to detect changes; None: it cannot be read."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
-
-
 def json_dumps(data: Any, default: Callable[[Any], Any] | None = None, *, arrays: bool = False) -> bytes:
     """Encodes compact JSON, with either library: NaN and infinities become null.
 

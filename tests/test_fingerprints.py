@@ -229,6 +229,28 @@ def test_external_data_counts(tmp_path, name):
     assert edge_of(path) != before
 
 
+@pytest.mark.parametrize("by", ["policy", "argument"])
+def test_a_reload_takes_what_a_fingerprint_sees(tmp_path, by):
+    """Other weights beside the same .onnx are another model, which is loaded; an unchanged one stays as it is."""
+    path = logits(tmp_path / "m.onnx", [1, 2], external="w.bin")
+    file = tmp_path / "policy.toml"
+    edge, cloud = '[edge]\npath = "m.onnx"\n', '[cloud]\nurl = "http://127.0.0.1:9/v2/models/none"\n'
+    file.write_text(edge if by == "policy" else cloud)
+    more = {} if by == "policy" else {"edge": path, "threshold": 0}
+    x = np.array([2, 3], np.float32)
+    with Router.from_policy(file, **more) as router:
+        known, backend = router.fingerprints(), router.engine.snapshot.backends[0]
+        assert router.infer(x).value == 1
+        router.reload()
+        assert router.engine.snapshot.backends[0] is backend
+        other = tmp_path / "new"
+        other.write_bytes(np.float32([2, 1]).tobytes())
+        other.replace(tmp_path / "w.bin")
+        assert router.fingerprints() != known
+        router.reload()
+        assert router.infer(x).value == 0
+
+
 def test_external_data_is_looked_for_beside_the_model_alone(tmp_path):
     """As onnxruntime does; a place in the metadata is none, and no model is no error yet."""
     inner = tmp_path / "inner"

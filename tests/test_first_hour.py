@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -83,13 +84,100 @@ def test_an_argument_that_is_not_there_is_a_type_error():
         Router(unsure, sure, threshold=0.5, timeout=2)
 
 
-@pytest.mark.parametrize("deadline", ["2s", timedelta(seconds=2), -1, float("nan")])
-def test_a_wrong_deadline_of_a_call(deadline):
-    """Likewise, and the next call is answered."""
+def asked(kind, of, call, **options):
+    """What a call with these options raises, of a router of that kind or its session; calls before and after it are answered."""
+    x = [1] if call == "infer_many" else 1
+
+    def of_threads():
+        with Router(unsure, sure, threshold=0.5) as router:
+            router.infer(1, deadline=1)  # a plan for that is kept, and True is equal to 1
+            target = router if of == "router" else router.session()
+            try:
+                list(getattr(target, call)(x, **options))
+            except PolicyError as e:
+                assert router.infer(1, deadline=np.float32(20)).source == "cloud"
+                return e
+
+    async def of_tasks():
+        async with AsyncRouter(unsure, sure, threshold=0.5) as router:
+            await router.infer(1, deadline=1)
+            target = router if of == "router" else router.session()
+            try:
+                found = getattr(target, call)(x, **options)
+                _ = [one async for one in found] if hasattr(found, "__aiter__") else await found
+            except PolicyError as e:
+                assert (await router.infer(1, deadline=np.float32(20))).source == "cloud"
+                return e
+
+    return of_threads() if kind is Router else asyncio.run(of_tasks())
+
+
+WHO = [(kind, of) for kind in (Router, AsyncRouter) for of in ("router", "session")]
+REFUSED_IN_A_CALL = [
+    ({"timeout": 2}, "there is no argument timeout= of {}: write deadline=2, say: seconds from this call"),
+    ({"deadlin": 2}, 'there is no argument deadlin= of {}: did you mean "deadline"?'),
+    ({"threshold": 0.5}, "there is no argument threshold= of {}: it is the router's, as in {kind}(threshold=...)"),
+    (
+        {"deadline": "2s"},
+        'deadline= takes seconds, a number of more than 0, not a str: write deadline=2 ("2s" is for policy files)',
+    ),
+    ({"deadline": timedelta(seconds=2)}, "deadline= takes seconds, a number of more than 0, not a timedelta: write deadline=2"),
+    ({"deadline": [2]}, "deadline= takes seconds, a number of more than 0, not a list"),
+    ({"deadline": np.array(2)}, "deadline= takes seconds, a number of more than 0, not a ndarray"),
+    ({"deadline": True}, "deadline= takes seconds, a number of more than 0, not True"),
+    ({"deadline": float("nan")}, "deadline= takes seconds, a number of more than 0, not nan"),
+    ({"deadline": -1}, "deadline= takes seconds, a number of more than 0, not -1"),
+    ({"mode": ["only_edge"]}, "there is no mode ['only_edge']: did you mean \"only_edge\"?"),
+    ({"data_class": ["a"]}, "data_class is a name, not ['a']"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), REFUSED_IN_A_CALL)
+@pytest.mark.parametrize(("kind", "of"), WHO)
+def test_a_wrong_argument_of_a_call(kind, of, options, said):
+    """Is refused with what to write, by every way of asking, and the next call is answered."""
+    for call in ("infer", "refine", "stream", "infer_many", *(["decide"] if of == "router" else [])):
+        error = asked(kind, of, call, **options)
+        assert str(error) == said.format(call, kind=kind.__name__)
+        assert isinstance(error, TypeError) == ("there is no argument" in said)
+
+
+@pytest.mark.parametrize(("kind", "of"), WHO)
+def test_a_wrong_first_token_of_a_stream(kind, of):
+    """As its deadline; a call that is no stream is told whose it is."""
+    assert "first_token= takes seconds" in str(asked(kind, of, "stream", first_token="1s"))
+    assert "no argument first_token= of infer: it is the router's" in str(asked(kind, of, "infer", first_token=1))
+
+
+def test_seconds_of_numpy():
+    """Are Python's own from then on: a single-precision instant would be seconds off once a machine has run for long."""
+    with Router(
+        unsure, sure, threshold=0.5, deadline=np.float32(20), hedge_after=np.float32(5), first_token=np.int64(3)
+    ) as router:
+        policy = router.engine.snapshot.policy
+        assert [type(s) for s in (policy.deadline_s, policy.hedge_after, policy.first_token_s)] == [float] * 3
+        assert type(router.decide(1, deadline=np.float32(2)).plan.deadline_s) is float
+        with router.stream(1, first_token=np.float32(2)) as stream:
+            list(stream)
+        assert stream.answer.source == "cloud"
+
+
+def test_an_argument_that_is_not_there_is_refused_before_the_first_piece():
+    """By the call itself, also where what it returns has not begun."""
     with Router(unsure, sure, threshold=0.5) as router:
-        with pytest.raises(PolicyError, match="deadline= takes seconds"):
-            router.infer(1, deadline=deadline)
-        assert router.infer(1, deadline=np.float32(20)).source == "cloud"
+        for target in (router, router.session()):
+            for call in (target.refine, target.stream):
+                with pytest.raises(TypeError, match="there is no argument timeout="):
+                    call(1, timeout=2)
+
+
+def test_a_wrong_timeout_of_a_check():
+    """In one line, and not as what is wrong with each target."""
+    with (
+        Router(unsure, sure, threshold=0.5) as router,
+        pytest.raises(PolicyError, match=r"timeout= takes seconds.*write timeout=5"),
+    ):
+        router.check(timeout="5s")
 
 
 def test_what_the_messages_say_works():
@@ -139,6 +227,15 @@ Router(edge=["a.onnx", 42])  # wrong
 Router("a.onnx", cloud=42)  # wrong
 Router("a.onnx", timeout=2)  # wrong
 AsyncRouter(edge=42)  # wrong
+Router("a.onnx").infer(1, timeout=2)  # wrong
+Router("a.onnx").infer(1, deadline="2s")  # wrong
+Router("a.onnx").refine(1, timeout=2)  # wrong
+Router("a.onnx").stream(1, timeout=2)  # wrong
+Router("a.onnx").infer_many([1], timeout=2)  # wrong
+Router("a.onnx").decide(1, timeout=2)  # wrong
+Router("a.onnx").session().infer(1, timeout=2)  # wrong
+AsyncRouter("a.onnx").infer(1, timeout=2)  # wrong
+AsyncRouter("a.onnx").session().stream(1, timeout=2)  # wrong
 
 def wrong(router: Router[str]) -> int:
     return router.infer(1).value  # wrong

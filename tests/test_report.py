@@ -240,7 +240,7 @@ def test_costs():
 @settings(deadline=None)
 @given(st.floats(0.01, 10), st.floats(0.01, 10), st.floats(0, 1))
 def test_below_the_break_even_it_is_cheaper(edge, cloud, deferral):
-    """Edge and cloud together cost less than the cloud alone exactly where the deferral is below the break-even."""
+    """The cascade costs less than the cloud alone exactly where the deferral is below the break-even."""
     cost = Cost("seconds", edge, cloud)
     if abs(deferral - cost.break_even) > 1e-9:
         assert (deferral < cost.break_even) == (cost.together(deferral) < cloud)

@@ -13,7 +13,7 @@ import pytest
 from both import LONG
 
 import edgeroute
-from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, TensorSpec, settings
+from edgeroute import CallableModel, ModelError, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken, TensorSpec, settings
 from edgeroute.edge import members, runtimes
 from edgeroute.edge.load import load
 from edgeroute.edge.members import DEFAULTS, EdgeMembers
@@ -49,6 +49,14 @@ class Lookup:
 
     def run(self, inputs, cancel=None):
         return [(Path(self.path).read_text(), 0.9) for _ in inputs]
+
+
+class Names(Lookup):
+    """One that depends on a file beside its own."""
+
+    @property
+    def files(self):
+        return [Path(self.path).with_name("words.txt")]
 
 
 class Needs(Lookup):
@@ -270,6 +278,20 @@ def test_a_reload_reuses_an_unchanged_model(lookup, policy):
     assert policy(model="f.look")["edge"] is made
     (folder / "deep" / "w").touch()
     assert policy(model="f.look")["edge"] is not made
+    (lookup.parent / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(lookup.parent / "elsewhere", target_is_directory=True)
+    made = policy(model="f.look")["edge"]
+    (lookup.parent / "elsewhere" / "v").touch()
+    assert policy(model="f.look")["edge"] is not made
+
+
+def test_a_reload_looks_at_the_files_that_the_model_names(lookup, policy):
+    """Those that no key of the policy names, as its fingerprint does."""
+    edgeroute.register(".look", "looks:Names")
+    made = policy()["edge"]
+    assert policy()["edge"] is made
+    lookup.with_name("words.txt").write_text("other")
+    assert policy()["edge"] is not made
 
 
 def test_the_schema_knows_them(lookup, capsys):
@@ -376,6 +398,63 @@ def test_a_class_is_no_model():
     """It is to be made first."""
     with pytest.raises(PolicyError, match=r"edge= takes a model, and Plain is a class: pass Plain\(\.\.\.\)"):
         load(Plain)
+
+
+class Softmax(Plain):
+    """Gives probabilities, and does not call them so; its tensors are run by the `run_feed` of a test."""
+
+    inputs = (TensorSpec("x", "float32", (-1, 2)),)
+    outputs = (TensorSpec("y", "float32", (-1, 2)),)
+
+    def __init__(self, run_feed):
+        self.given = []
+        self.run_feed = run_feed.__get__(self)
+
+
+def alone(self, feed):
+    """Takes the tensors alone."""
+    self.given.append(feed)
+    return np.full((len(feed["x"]), 2), 0.5)
+
+
+def named_otherwise(self, tensors, token):
+    """Takes a stop token, whatever that is called."""
+    self.given.append(token)
+    return alone(self, tensors)
+
+
+def with_default(self, feed, cancel=None):
+    """Takes one if it is given."""
+    return named_otherwise(self, feed, cancel)
+
+
+@pytest.mark.parametrize("run_feed", [alone, named_otherwise, with_default])
+def test_run_feed_takes_a_stop_token_or_none(run_feed):
+    """`check` tries zeros by either form, and finds probabilities; `edgeroute serve` runs either."""
+    from test_serve import running
+
+    model = Softmax(run_feed)
+    with Router(model) as router:
+        checked = router.check()
+    assert not checked.ok
+    assert 'kind = "probabilities"' in checked.lines[0]
+    *token, feed = model.given
+    assert feed["x"].tolist() == [[0, 0]]
+    assert [type(one) for one in token] == ([] if run_feed is alone else [StopToken])
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [3, 4]}]}
+    with running(app([model])) as client:
+        assert client.post("/v2/models/plain/infer", json=body).json()["outputs"][0]["data"] == [0.5, 0.5]
+    assert (model.given[-1]["x"].tolist(), model.given[-2]) == ([[3, 4]], feed if run_feed is alone else None)
+
+
+def test_run_feed_of_a_native_function():
+    """One that does not say what it takes is given the tensors alone; what it raises is its own."""
+    model = Plain()
+    model.run_feed = dict
+    assert members.feed_of(model)({"x": 1}, None) == {"x": 1}
+    model.run_feed = max  # has no signature
+    assert members.feed_of(model)({"x": 1}, None) == "x"
+    assert members.feed_of(Plain()) is None
 
 
 @pytest.mark.parametrize("call", ["infer", "infer_many", "stream"])

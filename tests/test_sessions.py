@@ -401,6 +401,26 @@ def test_reset_and_close(routers, make, vad):
         Stream.say(other, 1) if make is Threads else router.wait(other.session.infer(chunk(1)))
 
 
+def test_check_says_that_a_session_is_needed(routers, vad):
+    """Of a model with a state, and of an ensemble of such; of no other."""
+    for edge, needed in ((vad, True), (Ensemble([vad, vad]), True), (lambda _: CLOUD, False)):
+        checked = routers(Threads, edge).check()
+        assert checked.ok
+        assert ("is ready, but only in a session" in checked.lines[0]) is needed
+        assert ("`with router.session() as s: s.infer(x)`" in checked.lines[0]) is needed
+
+
+def test_check_tries_a_model_with_a_state(routers, tmp_path):
+    """On zeros, as the first chunk of a stream: so it finds probabilities that are read as logits."""
+    path, value = tmp_path / "m.onnx", helper.make_tensor_value_info
+    nodes = [helper.make_node("Add", ["x", "state"], ["stateN"]), helper.make_node("Softmax", ["stateN"], ["y"])]
+    names = [value(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "state", "y", "stateN")]
+    tiny.save(path, nodes, names[:2], names[2:])
+    path.with_suffix(".json").write_text(json.dumps({"state": CARD["state"], "output": {"name": "y"}}))
+    checked = routers(Threads, path).check()
+    assert (checked.ok, 'Write kind = "probabilities"' in checked.lines[0]) == (False, True)
+
+
 @ROUTERS
 def test_models_without_a_state_work_in_a_session(routers, make):
     """As outside of one."""

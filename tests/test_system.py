@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgeroute import system
-from edgeroute.system import file_stamp, json_dumps, json_loads, plain, replace_file
+from edgeroute.files import file_stamp
+from edgeroute.system import json_dumps, json_loads, plain, replace_file
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),

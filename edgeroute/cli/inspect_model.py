@@ -8,14 +8,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from inspect import signature
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from edgeroute.cli.exits import INTERRUPTED
 from edgeroute.edge.load import load
-from edgeroute.edge.members import member
+from edgeroute.edge.members import feed_of, member
 from edgeroute.errors import ModelError, PolicyError
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
@@ -56,11 +55,10 @@ class Model:
         left, stop = self.until - monotonic(), StopToken()
         if left <= 0:
             raise ModelError(f"it was not tried further: {self.seconds:g} s were over (--timeout)")
-        run = member(self.model, "run_feed")
+        run = feed_of(self.model)
         if run is None:
             raise ModelError("its runtime runs no tensors by name (run_feed)")
-        more = (stop,) if len(signature(run).parameters) > 1 else ()
-        out = _within(lambda: run(dict(feed), *more), left, stop)
+        out = _within(lambda: run(dict(feed), stop), left, stop)
         return out if isinstance(out, dict) else {self.outputs[0].name: out}
 
     def renew(self) -> None:

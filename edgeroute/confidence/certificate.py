@@ -72,7 +72,7 @@ class Certificate(NamedTuple):
     deferral_interval: tuple[float, float]
     """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None), uniform over thresholds."""
     accuracy: Mapping[str, float]
-    """On the examples, of: edge, cloud, cascade (both together), accepted (the edge's own answers); those that are known.
+    """On the examples, of: edge, cloud, cascade (edge and cloud together), accepted (the edge's own answers); those known.
 
     The threshold was chosen on the same examples, so the last two are optimistic; the guarantee is about new inputs.
     """
@@ -109,7 +109,7 @@ class Certificate(NamedTuple):
             )
         else:
             points = f"{self.value * 100:g} percentage point" + ("" if self.value == 0.01 else "s")  # noqa: PLR2004 - one
-            text = f"the accuracy of edge and cloud together is at most {points} below that of the cloud alone"
+            text = f"the accuracy of the cascade is at most {points} below that of the cloud alone"
         if self.thresholds:
             text += ", in each class that the edge predicts, all at once"
         if self.threshold == INF and all(t == INF for t in self.thresholds.values()):

@@ -1,4 +1,4 @@
-"""The deferral curve: accuracy of edge and cloud together over the share of inputs that is deferred, and the area under it."""
+"""The deferral curve: accuracy of the cascade over the share of inputs that is deferred, and the area under it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Curve(NamedTuple):
     deferred: Array
     """0..1, ascending: 0, then a point for each distinct score."""
     accuracy: Array
-    """0..1, of edge and cloud together."""
+    """0..1, of the cascade."""
     area: float
     """Over a random choice's curve, as a share of an oracle's: 0 random, 1 oracle; NaN where there is nothing to choose."""
 

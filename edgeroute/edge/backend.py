@@ -19,9 +19,11 @@ from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gathered
+from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.identity import fingerprint
-from edgeroute.edge.members import checked, is_awaited, member
+from edgeroute.edge.members import checked, feed_of, is_awaited, member
 from edgeroute.edge.runs import runs_of
+from edgeroute.edge.state import IN_SESSION, in_a_turn
 from edgeroute.errors import ModelError
 from edgeroute.system import AbandonedRuns
 from edgeroute.types import EdgeModel, StopToken
@@ -132,7 +134,7 @@ class EdgeBackend(AbandonedRuns):
 
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""
-        specs, run = member(self.model, "inputs"), member(self.model, "run_feed")
+        specs, run = member(self.model, "inputs"), feed_of(self.model)
         shapes = [(1, *spec.shape[1:]) for spec in specs]
         if run is None or not specs or any(-1 in shape for shape in shapes) or sum(map(prod, shapes)) > MOST_PROBED:
             return None
@@ -142,7 +144,8 @@ class EdgeBackend(AbandonedRuns):
         timer.start()
         try:
             with nullcontext() if self._runs is None else self._runs.one(stop):
-                return run({spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}, stop)
+                feed = {spec.name: np.zeros(shape, spec.dtype) for spec, shape in zip(specs, shapes, strict=True)}
+                return in_a_turn(run, feed, stop)
         except Exception as e:  # noqa: BLE001 - zeros may not be an input of this model: its first one tells
             log.debug("%s does not run on zeros: %s", self.where, e)
             return None
@@ -150,9 +153,10 @@ class EdgeBackend(AbandonedRuns):
             timer.cancel()
 
     def describe(self) -> str:
-        """Status line for `check`: the model, and a downgrade of the execution provider."""
+        """Status line for `check`: the model, whether it needs a session, and a downgrade of the execution provider."""
         downgraded = member(self.model, "downgraded")
-        return f"{self.where} is ready" + (f" ({downgraded})" if downgraded else "")
+        session = f", but only in a session, since it {IN_SESSION}" if _keeps_state(self.model) else ""
+        return f"{self.where} is ready{session}" + (f" ({downgraded})" if downgraded else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of all that the model's outputs depend on; `of` takes that of a file or a callable."""
@@ -167,3 +171,9 @@ class EdgeBackend(AbandonedRuns):
         """Frees the model, once no run is under way: a native runtime would crash the process."""
         if self._close is not None:
             self._close()
+
+
+def _keeps_state(model: EdgeModel) -> bool:
+    """Whether its card, or that of a model that it consists of, has a state."""
+    card = member(model, "card")
+    return bool(getattr(card, "state", ())) or (isinstance(model, Ensemble) and any(map(_keeps_state, model.models)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from edgeroute.errors import PolicyError, check_number
+from edgeroute.files import file_stamp
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 
@@ -94,7 +95,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
     def run_feed(self, feed: dict[str, Any]) -> Any:
-        """Runs tensors as in `inputs`, by name, with the batch axis: for `edgeroute serve`. Default: `run` on the rows."""
+        """Runs tensors as in `inputs`, by name, with the batch axis: for `edgeroute serve`. Default: `run` on the rows.
+
+        A second parameter of it is given the stop token, or None, as that of `run` is.
+        """
 
     def load(self) -> Any:
         """Loads the model, if it is not loaded; `run` does so by itself. A plain function, called from any thread."""
@@ -122,6 +126,18 @@ def member(model: EdgeModel, name: Name) -> Any:
     return DEFAULTS[name] if found is None else found
 
 
+def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
+    """Its `run_feed` as a function of tensors and a stop token, which it is given if it takes one; None: it has none."""
+    run: Callable[..., Any] | None = member(model, "run_feed")
+    if run is None:
+        return None
+    try:
+        inspect.signature(run).bind({}, None)
+    except (TypeError, ValueError):  # it takes the tensors alone; or a native function does not say what it takes
+        return lambda feed, _: run(feed)
+    return run
+
+
 def is_model(thing: object) -> bool:
     """Whether it has a `run` to be called, and is no class."""
     return callable(getattr(thing, "run", None)) and not isinstance(thing, type)
@@ -132,6 +148,11 @@ def files(model: EdgeModel) -> list[Path]:
     further = member(model, "files")
     listed = [further] if isinstance(further, str | Path) else [*further]  # a single one is meant as one
     return [Path(path) for path in (member(model, "path"), *listed) if path is not None]
+
+
+def stamps(model: EdgeModel) -> tuple[Any, ...]:
+    """Those files with their times and sizes: once this is another, the model on disk may be another one than was loaded."""
+    return tuple((path.absolute(), file_stamp(path)) for path in files(model))
 
 
 def awaited(function: Any) -> bool:

@@ -7,11 +7,13 @@ was left behind (by a deadline, say) changes nothing any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextvars import ContextVar
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
 
 from edgeroute.errors import BadInput
+
+T = TypeVar("T")
 
 
 class Turn:
@@ -28,6 +30,12 @@ class Turn:
 TURN: ContextVar[Turn | None] = ContextVar("edgeroute_turn", default=None)
 
 
+IN_SESSION = (
+    "keeps a state from one input to the next, one for each stream: use a session, `with router.session() as s: s.infer(x)`"
+)
+"""What a model does that keeps a state, and what to write."""
+
+
 def turn_of(name: str) -> Turn:
     """The call under way, for a model of that name.
 
@@ -36,8 +44,12 @@ def turn_of(name: str) -> Turn:
     """
     turn = TURN.get()
     if turn is None:
-        raise BadInput(
-            f"{name} keeps a state from one input to the next, one for each stream: use a session, "
-            "`with router.session() as s: s.infer(x)`"
-        )
+        raise BadInput(f"{name} {IN_SESSION}")
     return turn
+
+
+def in_a_turn(function: Callable[..., T], *arguments: object) -> T:
+    """Calls it as the first call of a session of its own."""
+    context = copy_context()
+    context.run(TURN.set, Turn({}))
+    return context.run(function, *arguments)

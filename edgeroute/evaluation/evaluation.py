@@ -134,7 +134,7 @@ class Evaluation(NamedTuple):
         return None if edge is None or cloud is None else np.where(self.accepted, edge, cloud)
 
     def accuracy(self) -> dict[str, Share]:
-        """Accuracy of edge, cloud, cascade (both together) and accepted (edge answers kept); those that are known."""
+        """Accuracy of edge, cloud, cascade (edge and cloud together) and accepted (edge answers kept); those that are known."""
         edge, accepted = self.edge_right, self.accepted
         found = {
             "edge": edge,

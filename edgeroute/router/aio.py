@@ -112,8 +112,11 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
+        **unknown: NoReturn,
     ) -> Answer[V]:
         """As `Router.infer`. Cancelling it cancels all running legs."""
+        if unknown:
+            check_unknown(AsyncRouter.infer, unknown, AsyncRouter)
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -139,9 +142,17 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs, drawn)
 
     async def refine(
-        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> AsyncGenerator[Answer[V], None]:
         """As `Router.refine`."""
+        if unknown:
+            check_unknown(AsyncRouter.refine, unknown, AsyncRouter)
         request = self.engine.request(x, mode, deadline, data_class, shows="provisional")
         async for shown in self._shown(request):
             yield shown if isinstance(shown, Answer) else answer_of(shown[0])
@@ -154,8 +165,11 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         deadline: float | None = None,
         first_token: float | None = None,
         data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> AsyncStream:
         """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
+        if unknown:
+            check_unknown(AsyncRouter.stream, unknown, AsyncRouter)
         return AsyncStream(self._pieces(x, mode, deadline, first_token, data_class))
 
     async def _pieces(
@@ -187,9 +201,17 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             await asyncio.gather(task, return_exceptions=True)
 
     async def infer_many(
-        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        batch: Sequence[Any],
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> list[Answer[V]]:
         """As `Router.infer_many`."""
+        if unknown:
+            check_unknown(AsyncRouter.infer_many, unknown, AsyncRouter)
         if not length(batch):
             return []
         results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
@@ -200,9 +222,17 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         return AsyncSession(self)
 
     async def decide(
-        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> Decision:
         """As `Router.decide`."""
+        if unknown:
+            check_unknown(AsyncRouter.decide, unknown, AsyncRouter)
         request = self.engine.request(x, mode, deadline, data_class)
         legs, event = self.engine.legs([request]), None
         steps = decide(request.plan, legs, self.engine.audited)

@@ -69,7 +69,8 @@ class Aside:
             self.score = score
             self.runner = EdgeBackend(self.runner.name, self.runner.model, score)
         backends, specs = list(snapshot.backends), list(snapshot.specs)
-        backends[self.number], specs[self.number] = self.runner, (*specs[self.number][:3], self.score)
+        kind, name, given, _, *more = specs[self.number]
+        backends[self.number], specs[self.number] = self.runner, (kind, name, given, self.score, *more)
         policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None)
         self.snapshot = snapshot._replace(policy=policy, backends=tuple(backends), specs=tuple(specs), plans={})
 

@@ -50,6 +50,8 @@ AGES_S = 60.0
 """Minimum interval between checks of certificates' age, seconds."""
 CLOSE_S = 1.0
 """Maximum time that closing waits for audits under way, seconds."""
+PLAIN = (None, None, None)
+"""Key of the plan for calls that override nothing."""
 MOST_PLANS = 1000
 """Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
 
@@ -122,7 +124,12 @@ class Engine:
         if type(x) not in AGAIN and once(x):
             raise refused(x)
         snapshot = self.snapshot
-        made = snapshot.plans.get((mode, deadline, data_class)) or self._plan(snapshot, mode, deadline, data_class)
+        if deadline is None and mode is None and data_class is None:
+            made = snapshot.plans.get(PLAIN)
+        else:
+            made = _kept(snapshot, mode, deadline, data_class)
+        if made is None:
+            made = self._plan(snapshot, mode, deadline, data_class)
         begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
             observer.reads_at = INF  # until they have been read
@@ -153,7 +160,8 @@ class Engine:
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
         facts = self.observer.facts
-        made = planned(snapshot, facts, mode, deadline, data_class)
+        seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
+        made = planned(snapshot, facts, mode, seconds, data_class)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
@@ -288,6 +296,7 @@ class Engine:
 
     def check(self, timeout: float) -> Check:
         """Status of models and endpoints, and what may leave."""
+        check_seconds("timeout", timeout)
         found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
         return found._replace(lines=(*found.lines, *self.observer.lacking(self.snapshot.policy, self.snapshot.backends)))
 
@@ -349,12 +358,22 @@ def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     return {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
 
 
+def _kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan | None:
+    """The plan that was made for such a request; None: there is none, or one of these is nothing to ask for it by."""
+    if deadline is True:  # which is equal to 1
+        return None
+    try:
+        return snapshot.plans.get((mode, deadline, data_class))
+    except TypeError:  # without a hash: a list, say
+        return None
+
+
 def _first_s(policy_s: float, first_token: float | None) -> float:
     """Limit of the time to the first token, seconds."""
     if first_token is None:
         return policy_s
     check_seconds("first_token", first_token)
-    return first_token
+    return float(first_token)
 
 
 def quietly(close: Callable[[], object], when: str) -> None:

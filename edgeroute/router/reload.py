@@ -11,10 +11,10 @@ from typing import Any
 
 from edgeroute.core.spending import Limits
 from edgeroute.errors import EdgerouteError, ModelMissing
+from edgeroute.files import file_stamp
 from edgeroute.router.assemble import guard
 from edgeroute.router.engine import Engine
 from edgeroute.router.snapshot import Snapshot, build
-from edgeroute.system import file_stamp
 
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0

@@ -138,6 +138,7 @@ class Router(Measuring, Generic[V]):
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
+        **unknown: NoReturn,
     ) -> Answer[V]:
         """Answers one input: an array without batch axis, name -> array, or whatever the callables take.
 
@@ -147,11 +148,15 @@ class Router(Measuring, Generic[V]):
             deadline: seconds from now; overrides the policy's.
             data_class: the kind of data; egress rules decide whether it may leave.
             importance: if it is queued and the outbox is full, the least important entry is dropped first.
+            unknown: there are no others; what is often tried is told with what to write.
 
         Raises:
             BadInput: the edge model cannot take it, or it can be read only once: an iterator, an open file.
             NoAnswer: no leg answered, or the cloud was needed and did not, and the policy's offline rule is "raise".
+            PolicyError: an argument is invalid, or there is none of that name (which is a TypeError as well).
         """
+        if unknown:
+            check_unknown(Router.infer, unknown, Router)
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, importance)
         if engine.plain:
@@ -165,7 +170,13 @@ class Router(Measuring, Generic[V]):
         return answer_of(result)
 
     def refine(
-        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> Generator[Answer[V], None, None]:
         """Yields the edge's answer as soon as possible, and then the final one; `answer.final` distinguishes them.
 
@@ -175,8 +186,15 @@ class Router(Measuring, Generic[V]):
 
         Raises:
             BadInput: the edge model cannot take it.
-            NoAnswer: as `infer`.
+            NoAnswer, PolicyError: as `infer`.
         """
+        if unknown:
+            check_unknown(Router.refine, unknown, Router)
+        return self._refined(x, mode, deadline, data_class)
+
+    def _refined(
+        self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None
+    ) -> Generator[Answer[V], None, None]:
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, shows="provisional")
         (result,) = yield from pump(engine.steps([request]), engine)
@@ -190,6 +208,7 @@ class Router(Measuring, Generic[V]):
         deadline: float | None = None,
         first_token: float | None = None,
         data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> Stream:
         """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
 
@@ -203,7 +222,13 @@ class Router(Measuring, Generic[V]):
             deadline: seconds from now; overrides the policy's.
             first_token: seconds within which a target has to begin, or the next is called; overrides the policy's.
             data_class: the kind of data.
+            unknown: as `infer`.
+
+        Raises:
+            PolicyError: as `infer`; of what is wrong with a value, in the `for`.
         """
+        if unknown:
+            check_unknown(Router.stream, unknown, Router)
         return Stream(self._pieces(x, mode, deadline, first_token, data_class))
 
     def _pieces(
@@ -226,7 +251,13 @@ class Router(Measuring, Generic[V]):
         return answer
 
     def infer_many(
-        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        batch: Sequence[Any],
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> list[Answer[V]]:
         """Answers several inputs, in order.
 
@@ -235,7 +266,10 @@ class Router(Measuring, Generic[V]):
         Raises:
             BadInput: the edge model cannot take one of them.
             NoAnswer: as `infer`, for the first input without an answer; the others were answered and recorded all the same.
+            PolicyError: as `infer`.
         """
+        if unknown:
+            check_unknown(Router.infer_many, unknown, Router)
         if not length(batch):
             return []
         engine = self.engine
@@ -246,13 +280,22 @@ class Router(Measuring, Generic[V]):
         return Session(self)
 
     def decide(
-        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> Decision:
         """Explains the route that this input would take. Runs the edge; sends nothing.
 
         Raises:
             BadInput: the edge model cannot take it.
+            PolicyError: as `infer`.
         """
+        if unknown:
+            check_unknown(Router.decide, unknown, Router)
         return self.engine.decide(x, mode, deadline, data_class)
 
     def check(self, *, timeout: float = 5.0) -> Check:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from edgeroute.core.policy import Mode
 from edgeroute.edge.state import TURN, Turn
 from edgeroute.errors import BadInput, Closed
+from edgeroute.router.arguments import check_unknown
 from edgeroute.router.streams import AsyncStream, Stream, last
 from edgeroute.system import renew_after_fork
 from edgeroute.types import Answer
@@ -125,6 +126,7 @@ class Session:
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
+        **unknown: NoReturn,
     ) -> Answer:
         """As `Router.infer`, for the next input of the stream.
 
@@ -132,21 +134,41 @@ class Session:
             BadInput: as there, or another call of this session is under way.
             Closed: the session or the router was closed.
         """
+        if unknown:
+            check_unknown(Session.infer, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return self._router.infer(x, mode=mode, deadline=deadline, data_class=data_class, importance=importance)
 
     def infer_many(
-        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        batch: Sequence[Any],
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> list[Answer]:
         """As `Router.infer_many`, for the next inputs of the stream: a model with a state runs them one after the other."""
+        if unknown:
+            check_unknown(Session.infer_many, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return self._router.infer_many(batch, mode=mode, deadline=deadline, data_class=data_class)
 
     def refine(
-        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> Generator[Answer, None, None]:
         """As `Router.refine`, for the next input. Closed early, it leaves the state as it was."""
-        answers = self._router.refine(x, mode=mode, deadline=deadline, data_class=data_class)
+        if unknown:
+            check_unknown(Session.refine, unknown, type(self._router))
+        return self._refined(self._router.refine(x, mode=mode, deadline=deadline, data_class=data_class))
+
+    def _refined(self, answers: Generator[Answer, None, None]) -> Generator[Answer, None, None]:
         with self._states.turn() as turn, closing(answers):
             while (answer := _next(turn, answers)) is not _END:
                 yield answer
@@ -159,8 +181,11 @@ class Session:
         deadline: float | None = None,
         first_token: float | None = None,
         data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> Stream:
         """As `Router.stream`, for the next input. Left early, it leaves the state as it was."""
+        if unknown:
+            check_unknown(Session.stream, unknown, type(self._router))
         return Stream(
             self._pieces(self._router.stream(x, mode=mode, deadline=deadline, first_token=first_token, data_class=data_class))
         )
@@ -203,22 +228,41 @@ class AsyncSession:
         deadline: float | None = None,
         data_class: str | None = None,
         importance: float = 0.0,
+        **unknown: NoReturn,
     ) -> Answer:
         """As `Session.infer`. Cancelling it leaves the state as it was."""
+        if unknown:
+            check_unknown(AsyncSession.infer, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return await self._router.infer(x, mode=mode, deadline=deadline, data_class=data_class, importance=importance)
 
     async def infer_many(
-        self, batch: Sequence[Any], *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        batch: Sequence[Any],
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> list[Answer]:
         """As `Session.infer_many`."""
+        if unknown:
+            check_unknown(AsyncSession.infer_many, unknown, type(self._router))
         with self._states.turn() as turn, current(turn):
             return await self._router.infer_many(batch, mode=mode, deadline=deadline, data_class=data_class)
 
     async def refine(
-        self, x: Any, *, mode: Mode | None = None, deadline: float | None = None, data_class: str | None = None
+        self,
+        x: Any,
+        *,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> AsyncGenerator[Answer, None]:
         """As `Session.refine`."""
+        if unknown:
+            check_unknown(AsyncSession.refine, unknown, type(self._router))
         with self._states.turn() as turn:
             async with aclosing(self._router.refine(x, mode=mode, deadline=deadline, data_class=data_class)) as answers:
                 while (answer := await _anext(turn, answers)) is not _END:
@@ -232,8 +276,11 @@ class AsyncSession:
         deadline: float | None = None,
         first_token: float | None = None,
         data_class: str | None = None,
+        **unknown: NoReturn,
     ) -> AsyncStream:
         """As `Session.stream`."""
+        if unknown:
+            check_unknown(AsyncSession.stream, unknown, type(self._router))
         return AsyncStream(
             self._pieces(self._router.stream(x, mode=mode, deadline=deadline, first_token=first_token, data_class=data_class))
         )

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -33,7 +34,7 @@ from edgeroute.core.policy import (
 )
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
-from edgeroute.edge.members import member
+from edgeroute.edge.members import member, stamps
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.router.views import TargetViews, View
@@ -98,9 +99,9 @@ def build(
     """
     egress = egress or Egress()
     policy = Policy(
-        deadline_s=INF if deadline is None else deadline,
-        hedge_after=INF if hedge_after is None else hedge_after,
-        first_token_s=INF if first_token is None else first_token,
+        deadline_s=_seconds(deadline),
+        hedge_after=hedge_after if isinstance(hedge_after, str) else _seconds(hedge_after),
+        first_token_s=_seconds(first_token),
         rules=egress.rules,
         **rest,
     )
@@ -136,7 +137,8 @@ def build(
         runner = EdgeBackend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
-        add(("edge", name, given, own), target, runner)
+        read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
+        add(("edge", name, given, own, read), target, runner)
         labels = member(model, "labels") or labels
     for i, given in enumerate(clouds):
         endpoint = _endpoint(given)
@@ -273,6 +275,10 @@ def _check_range(threshold: Any, score: str | Score) -> None:
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a backend was made from, to look it up by; what has no hash, as a dataclass has none, is the same only as itself."""
     return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
+
+
+def _seconds(given: float | None) -> float:
+    return INF if given is None else float(given)
 
 
 def _listed(given: Any) -> list[Any]:

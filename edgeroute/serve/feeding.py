@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeroute.edge.card import Array, Card
-from edgeroute.edge.members import is_awaited, member
+from edgeroute.edge.members import feed_of, is_awaited, member
 from edgeroute.errors import EdgerouteError, ModelError, PolicyError
 from edgeroute.types import EdgeModel, TensorSpec
 
@@ -45,8 +45,8 @@ class Fed:
     def __init__(self, model: EdgeModel) -> None:
         self.name, self.model = model.name, model
         self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
-        own = member(model, "run_feed")
-        self.run_feed = own or self._rows
+        own = feed_of(model)
+        self.run_feed: Callable[[dict[str, Array]], Any] = self._rows if own is None else lambda feed: own(feed, None)
         self._loop: asyncio.AbstractEventLoop | None = None
         if own is None and is_awaited(model):
             self._loop = asyncio.new_event_loop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline, Uncalibrated
+from edgeroute.edge.members import is_model, stamps
 from edgeroute.errors import EdgerouteError
+from edgeroute.files import file_stamp
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
@@ -23,7 +24,6 @@ from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Sav
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
 from edgeroute.settings.units import Duration
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
-from edgeroute.system import file_stamp
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
@@ -197,14 +197,6 @@ class Settings(BaseSettings):
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
 
 
-def _stamp(path: Path) -> Any:
-    """Changes with a file, and with any file in a folder."""
-    if not path.is_dir():
-        return file_stamp(path)
-    inside = [Path(at) / name for at, _, names in os.walk(path) for name in names]
-    return tuple(sorted((str(file), file_stamp(file)) for file in inside))
-
-
 @contextmanager
 def _named(key: str) -> Iterator[None]:
     """Names the key in what is wrong with the file that it names."""
@@ -241,13 +233,23 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     """The object made from an equal section of an equal policy, while a router holds it.
 
     A reload reuses the backends whose model or endpoint is the same object. "Equal" includes the files that the section
-    names, by time and size, so that a new model or certificate under an old name is a new object; and the score, since
-    another score means another backend, and the old one closes its model. The references are weak: what no router holds
-    is freed.
+    names, by time and size, so that a new model or certificate under an old name is a new object, and all that the model made
+    from it says that it depends on; and the score, since another score means another backend, and the old one closes its
+    model. The references are weak: what no router holds is freed.
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
     own = section.model_copy(update={"view": None})  # which is the router's
-    key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
-    made = _made.get(key)
-    return _made.setdefault(key, section.make(folder)) if made is None else made
+    key = (repr(own), secrets, score, folder.resolve(), *((path, file_stamp(path)) for path in paths))
+    last = _made.get(key)
+    made = None if last is None else _made.get((key, _files(last)))
+    if made is None:
+        made = section.make(folder)
+        made = _made.setdefault((key, _files(made)), made)
+        _made[key] = made
+    return made
+
+
+def _files(made: Any) -> Any:
+    """What tells whether one of the files that a model's outputs depend on has changed."""
+    return stamps(made) if is_model(made) else ()

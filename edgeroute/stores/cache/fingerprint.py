@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from hashlib import sha256
 from os import PathLike
@@ -12,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from edgeroute.core.codes import UNIDENTIFIED
+from edgeroute.files import files_in
 from edgeroute.stores.cache.key import digest
 
 _CHUNK_BYTES = 1 << 20
@@ -54,21 +54,7 @@ def _file(path: Path) -> str:
 
 
 def _folder(folder: Path) -> str:
-    """Links are followed, but not to a folder that they are in."""
-    said: list[str] = []
-    seen = set[tuple[int, int]]()
-
-    def failed(error: OSError) -> None:
-        raise error
-
-    for at, folders, files in os.walk(folder, onerror=failed, followlinks=True):
-        found = Path(at).stat()
-        if (found.st_dev, found.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((found.st_dev, found.st_ino))
-        folders.sort()
-        said += [f"{(Path(at) / name).relative_to(folder).as_posix()} {_file(Path(at) / name)}" for name in sorted(files)]
+    said = [f"{file.relative_to(folder).as_posix()} {_file(file)}" for file in files_in(folder)]
     return sha256("\n".join(["folder", *said]).encode("utf-8", "surrogatepass")).hexdigest()
 
 
