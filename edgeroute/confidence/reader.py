@@ -127,7 +127,10 @@ class Reader:
             z = row.tolist()
             top = max(z)
             return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
-        return self._read(outputs if boxes_without_batch(self.kind, outputs) else _row(outputs, 0))
+        if boxes_without_batch(self.kind, outputs):
+            return self._read(outputs)
+        self._counted(outputs, 1)
+        return self._read(_row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
         """outputs: for `count` inputs along the first axis.
@@ -137,9 +140,20 @@ class Reader:
         """
         if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
-        if _length(outputs) != count:
-            raise BadReply(f"{count} inputs gave {_length(outputs)} outputs")
+        self._counted(outputs, count)
         return [self._read(_row(outputs, i)) for i in range(count)]
+
+    def _counted(self, outputs: Any, count: int) -> None:
+        """Refuses outputs whose first axis does not count the inputs: a row of them would be no input's."""
+        try:
+            found = f"{_length(outputs)} outputs"
+        except TypeError:  # an array that has no axes
+            found = "an output without axes"
+        if found != f"{count} outputs":
+            raise BadReply(
+                f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
+                'says so, as in "output": {"batch": "none"}'
+            )
 
     def answer(self, result: Any) -> Prediction:
         """result: what a callable returned for one input."""
