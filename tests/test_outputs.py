@@ -138,6 +138,32 @@ def test_rows_of_probabilities(wrap):
     assert (read.value, read.confidence) == ("b", pytest.approx(0.7))
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "value"),
+    [
+        ("probabilities", np.array([1.0, 5.0, 2.0]), 1), ("probabilities", [-0.5, 0.2, 0.9], 2), ("probabilities", np.array([1.5]), 1),
+        ("probabilities", {"cat": 70.0, "dog": 30.0}, "cat"), ("probabilities", np.array([-0.5]), 0), ("probabilities", 2.0, 1),
+        ("probabilities", np.arange(100.0), 99), ("label+probabilities", {"label": 1, "p": np.array([3.0, 5.0])}, 1),
+        ("label+probabilities", {"label": 1, "p": {0: 3.0, 1: 5.0}}, 1), ("logprobs", np.array([1.0, 5.0]), 1),
+        ("logprobs", np.array([21.7]), 1), ("logprobs", np.arange(100.0), 99), ("logprobs", {"t": np.array([7]), "p": np.array([1.5])}, 7),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not_of_their_kind_give_no_confidence(make, kind, row, value):
+    """They would give a wrong one, of up to 1. The reason says what is wrong, and the class is still the largest."""
+    with make(CallableModel(lambda _: row, kind=kind), lambda _: "cloud", threshold=0.1) as router:
+        answer = router.infer(1)
+        assert answer.source == "cloud"
+        assert f"kind is {kind.removeprefix('label+')}" in answer.reason
+    with make(CallableModel(lambda _: row, kind=kind), threshold=0.1, no_confidence="accept") as router:
+        assert router.infer(1).value == value
+
+
+def test_quantised_probabilities_have_any_scale():
+    """Integers of 0 to 255, say; and a sum of floats may be a rounding off 1."""
+    assert Reader(kind="probabilities").answer(np.array([0, 51, 204], np.uint8))[:2] == (2, pytest.approx(0.8))
+    assert Reader(kind="probabilities").answer(np.array([0.0, 1.0005]))[:2] == (1, pytest.approx(1))
+
+
 def test_a_mapping_from_class_to_probability():
     """Is one if its numbers sum to 1; else it is the value."""
     assert Reader().answer({"cat": 0.25, "dog": 0.75})[:2] == ("dog", pytest.approx(0.75))

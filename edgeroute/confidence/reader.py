@@ -34,6 +34,7 @@ from edgeroute.confidence.forms import (
     label_and_probabilities,
     looks_like_probabilities,
     mistaken,
+    outside,
     plain,
     several,
     sum_to_one,
@@ -53,6 +54,8 @@ KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "v
 """What the outputs of a model can be."""
 CLASSES: Final = ("logits", "probabilities", "logprobs")
 """Kinds with a number for each class."""
+LIMITED: Final = ("probabilities", "logprobs")
+"""Those of them that are within limits."""
 
 
 def checked_kind(kind: str | None) -> str | None:
@@ -181,9 +184,12 @@ class Reader:
         kind = self.kind
         if not self._seen:
             self._look(z, first)
+        if len(z) == 1 and kind not in CLASSES:
+            return self._single(row, z[0])
+        if kind in LIMITED and self._custom is None and (wrong := outside(kind, min(z), max(z), first)) is not None:
+            best = z.index(max(z)) if len(z) > 1 else int(z[0] > 0.5)  # noqa: PLR2004 - the second of two classes
+            return Prediction(self._names.at(best, max(len(z), 2)), wrong, row)
         if len(z) == 1:
-            if kind not in CLASSES:
-                return self._single(row, z[0])
             z = binary(z[0], kind)
         elif kind == "probabilities":
             z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
@@ -226,6 +232,8 @@ class Reader:
             self._look([float(v) for v in array.tolist()], first)
         if self._custom is not None and not self._logits:
             confidence = self._scored(row)
+        elif self._custom is None and (wrong := outside(self.kind, array.min(), array.max(), array)) is not None:
+            confidence = wrong
         else:
             with np.errstate(all="ignore"):
                 z = np.log(array) if self.kind == "probabilities" else array
@@ -274,7 +282,10 @@ class Reader:
             return self._by_class(row, row)
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            return Prediction(plain(value), self._scored(row) if self._custom is not None else quantile(logprobs), row)
+            sure = self._scored(row) if self._custom is not None else None
+            if self._custom is None:
+                sure = outside("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
+            return Prediction(plain(value), sure, row)
         if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
             if isinstance(p, Mapping) or sum_to_one(as_array(p).tolist()):
@@ -294,6 +305,9 @@ class Reader:
         return Prediction(self._names.named(plain(label)), read.confidence, row)
 
     def _probable(self, p: Array, row: Any) -> Prediction:
+        wrong = outside("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
+        if wrong is not None:
+            return Prediction(int(p.argmax()), wrong, row)
         z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
         if len(z) == 1:
             z = binary(float(p[0]), "probabilities")
