@@ -278,10 +278,10 @@ def test_the_kinds_are_the_same_everywhere():
 
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), ["a", "b"], ("a", "b"), iter(["a", "b"]), {"a": 0, "b": 1}.keys()])
 def test_labels_in_any_container(labels):
-    """numpy's, too; text alone is no list of labels."""
+    """numpy's, too. Text alone is no list of labels, and a set has no order: its first name would be another in each process."""
     assert CallableModel(len, labels=labels).labels == ("a", "b")
-    for wrong in ("ab", {"a": 1}):
-        with pytest.raises(PolicyError, match="a name for each class"):
+    for wrong in ("ab", {"a": 1}, {"a", "b"}, frozenset("ab"), 3, np.array("a"), [["a"], ["b"]], np.array([["a", "b"]]), object()):
+        with pytest.raises(PolicyError, match="a name for each class, in order"):
             CallableModel(len, labels=wrong)
     assert CallableModel(len, labels=np.array([3, 7])).labels == (3, 7)
     assert CallableModel(len, labels=np.array([])).labels is None

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
-from edgeroute.confidence.forms import plain
+from edgeroute.confidence.forms import form_of, plain
 from edgeroute.errors import BadReply, PolicyError
 
 
 def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
-    """Labels in any container, numpy's too, as a tuple of plain values; None and an empty one: there are none."""
+    """Labels in any container that has an order, numpy's too, as a tuple of plain values; None and an empty one: there are none.
+
+    Raises:
+        PolicyError: it has no order, as a set, or no items, or these are lists themselves.
+    """
     if labels is None:
         return None
-    if isinstance(labels, str | bytes | Mapping):
-        raise PolicyError(f"labels= takes a list with a name for each class, in order, not {type(labels).__name__}")
-    found = labels.tolist() if isinstance(labels, np.ndarray) else [plain(label) for label in labels]
+    unordered = isinstance(labels, AbstractSet) and not isinstance(labels, KeysView)
+    found: list[Any] | None = None
+    if not unordered and not isinstance(labels, str | bytes | Mapping):
+        with suppress(TypeError):  # it has no items
+            found = [plain(label) for label in labels]
+    if found is None or any(isinstance(name, list | dict | set) for name in found):
+        raise PolicyError(f"labels= takes a list with a name for each class, in order, not {form_of(labels)}")
     return tuple(found) or None
 
 
