@@ -287,6 +287,25 @@ def test_labels_in_any_container(labels):
     assert CallableModel(len, labels=np.array([])).labels is None
 
 
+def test_a_label_with_a_confidence_is_looked_up_as_one_without():
+    """By its text, else by its number; one that is none of them is an error. An API's numbers are none: it has names."""
+    read = Reader(labels=["9", "8", "7"], name="m")
+    for given, label in ((9, "9"), ("8", "8"), (2, "7"), (np.int64(2), "7"), (True, "8")):
+        assert read.answer((given, 0.9))[:2] == (label, 0.9)
+        assert read.answer(np.array(given)).value == label
+    for given in (3, "x", -1):
+        for row in ((given, 0.9), np.array(given)):
+            with pytest.raises(BadReply, match="none of its 3"):
+                read.answer(row)
+    with pytest.raises(BadReply, match="none of the 3 labels"):
+        ReplyReader(labels=["9", "8", "7"]).answer((2, 0.9))
+
+
+def test_a_label_in_an_array_of_its_own():
+    """As scikit-learn's `predict` gives it."""
+    assert Reader(labels=["9", "8", "7"]).answer((np.array([2]), 0.9)).value == "7"
+
+
 def test_both_sides_compare_equal(make):
     """A cloud's 9 is the edge's "9", as a number of numpy's, of JSON or of a function."""
     labels = [str(i) for i in range(10)]

@@ -331,12 +331,18 @@ class Reader:
         if isinstance(value, np.generic):
             value = value.item()
         if self.labels is not None:
-            value = self._names.same(value)
+            value = self._named(value)
         if self._custom is not None:
             return Prediction(value, self._scored(row), row)
         if type(sure) is float and 0.0 <= sure <= 1.0:
             return Prediction(value, sure, row)
         return Prediction(value, self._given_confidence(sure), row)
+
+    def _named(self, value: Any) -> Any:
+        """The label that is meant, in an array of its own as `predict` gives it too; other values are no labels."""
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
+            value = value.reshape(-1)[0].item()
+        return self._names.named(value) if isinstance(value, str | int) else value
 
     def _given_confidence(self, given: Any) -> float | None:
         sure, wrong = confidence(given, bounded=self._bounded)
