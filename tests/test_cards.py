@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -334,6 +336,8 @@ def test_encoded_pictures(tmp_path, photo):
     turned[0x0112] = 6  # the camera was held upright: to be shown turned by 90 degrees
     upright = image.transpose(Image.Transpose.ROTATE_90)
     assert (model.run_one(encoded(upright, "PNG", exif=turned)) == expected).all()
+    opened = Image.open(io.BytesIO(encoded(upright, "PNG", exif=turned)))
+    assert (model.run_one(opened) == expected).all(), "an image that Pillow has opened is turned, too"
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"GIF89a" + b"\0" * 40])
@@ -360,8 +364,24 @@ def test_a_file_that_is_cut_off(tmp_path, photo):
 def test_deep_pictures_are_refused(tmp_path):
     """16 bits a channel would be clipped to 8."""
     deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
-    with pytest.raises(BadInput, match="more than 8 bits a channel"):
-        fitted(tmp_path).run_one(encoded(deep, "PNG"))
+    for given in (encoded(deep, "PNG"), deep):
+        with pytest.raises(BadInput, match="more than 8 bits a channel"):
+            fitted(tmp_path).run_one(given)
+
+
+@pytest.mark.parametrize(("colours", "samples"), [(2, 3), (6, 4), (4, 2)], ids=["RGB", "RGBA", "grey with alpha"])
+def test_deep_colours_are_refused(tmp_path, colours, samples):
+    """Pillow scales these to 8 bits without a word, and their mode does not tell."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + b"\x12\x34" * samples * 8
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, colours, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(row * 8)) + chunk(b"IEND", b"")
+    for given in (png, Image.open(io.BytesIO(png))):
+        with pytest.raises(BadInput, match="more than 8 bits a channel"):
+            fitted(tmp_path).run_one(given)
 
 
 def test_without_pillow(tmp_path, photo, monkeypatch):

@@ -280,7 +280,7 @@ def test_the_kinds_are_the_same_everywhere():
 def test_labels_in_any_container(labels):
     """numpy's, too. Text alone is no list of labels, and a set has no order: its first name would be another in each process."""
     assert CallableModel(len, labels=labels).labels == ("a", "b")
-    for wrong in ("ab", {"a": 1}, {"a", "b"}, frozenset("ab"), 3, np.array("a"), [["a"], ["b"]], np.array([["a", "b"]]), object()):
+    for wrong in ("ab", {"a": 1}, {"a", "b"}, frozenset("ab"), 3, np.array("a"), [["a"], ["b"]], np.array([["a", "b"]])):
         with pytest.raises(PolicyError, match="a name for each class, in order"):
             CallableModel(len, labels=wrong)
     assert CallableModel(len, labels=np.array([3, 7])).labels == (3, 7)
@@ -290,11 +290,11 @@ def test_labels_in_any_container(labels):
 def test_a_label_with_a_confidence_is_looked_up_as_one_without():
     """By its text, else by its number; one that is none of them is an error. An API's numbers are none: it has names."""
     read = Reader(labels=["9", "8", "7"], name="m")
-    for given, label in ((9, "9"), ("8", "8"), (2, "7"), (np.int64(2), "7"), (True, "8")):
-        assert read.answer((given, 0.9))[:2] == (label, 0.9)
-        assert read.answer(np.array(given)).value == label
-    for given in (3, "x", -1):
-        for row in ((given, 0.9), np.array(given)):
+    for meant, label in ((9, "9"), ("8", "8"), (2, "7"), (np.int64(2), "7"), (True, "8")):
+        assert read.answer((meant, 0.9))[:2] == (label, 0.9)
+        assert read.answer(np.array(meant)).value == label
+    for none in (3, "x", -1):
+        for row in ((none, 0.9), np.array(none)):
             with pytest.raises(BadReply, match="none of its 3"):
                 read.answer(row)
     with pytest.raises(BadReply, match="none of the 3 labels"):
