@@ -73,6 +73,12 @@ def colours(path, layout="CHW", **card):
         ({"inputs": [{"name": "x"}], "state": [{"input": "x", "output": "y"}]}, "x is there twice"),
         ({"input": {"name": "x"}, "inputs": []}, "inputs: with it there is no input"),
         ({"labels": 3}, "labels: expected a list, found 3"),
+        ({"output": {"labels": "ab"}}, 'output.labels: expected a list, found "ab"'),
+        ({"labels": ["a"], "output": {"labels": ["b"]}}, "labels: there are others in output"),
+        ({"output": {"positive": 0}}, "output.positive: there is no such key"),
+        ({"output": {"kind": "logit"}}, 'output.kind: found "logit": did you mean "logits"?'),
+        ({"output": {"score": "margins"}}, 'output.score: found "margins": did you mean "margin"?'),
+        ({"output": {"none_found": "acept"}}, 'output.none_found: found "acept": did you mean "accept"?'),
         ({"labels": [["a"]]}, 'labels[0]: expected another value, found ["a"]'),
         ({"sha256": 3}, "sha256: expected text, found 3"),
         ({"preprocess": {"dtype": "uint8", "shape": [4]}}, "preprocess: it needs input"),
@@ -87,6 +93,14 @@ def test_a_mistake_is_told_with_its_place_and_what_to_write(card, message):
     with pytest.raises(ModelError) as caught:
         Card(card)
     assert message in str(caught.value)
+
+
+def test_each_key_of_the_output_counts(tmp_path):
+    """Labels there are those at the top; and a detector's rule."""
+    output = {"kind": "logits", "labels": ["a", "b", "c"], "score": "margin", "none_found": "accept"}
+    model = OnnxModel(tiny.linear(tmp_path / "m.onnx", card={"output": output}))
+    assert (model.labels, model.kind, model.score, model.none_found) == (("a", "b", "c"), "logits", "margin", "accept")
+    assert Card({"labels": ["a"], "output": {"labels": ["a"]}}).labels == ("a",)
 
 
 def carded(**preprocess):

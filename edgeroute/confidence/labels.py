@@ -7,6 +7,8 @@ from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from edgeroute.confidence.forms import form_of, plain
 from edgeroute.errors import BadReply, PolicyError
 
@@ -71,3 +73,9 @@ class Labels:
         if isinstance(value, int) and 0 <= value < len(labels):
             return labels[value]
         raise BadReply(f"{self._name} gives a label that is none of its {len(labels)}")
+
+    def meant(self, value: Any) -> Any:
+        """The same of an answer's value, which may be an array of one label, as `predict` gives it; other values are no labels."""
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
+            value = value.reshape(-1)[0].item()
+        return self.named(value) if isinstance(value, str | int) else value

@@ -132,7 +132,7 @@ class Reader:
             return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
         if boxes_without_batch(self.kind, outputs):
             return self._read(outputs)
-        self._counted(outputs, 1)
+        _counted(outputs, 1)
         return self._read(_row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
@@ -143,20 +143,8 @@ class Reader:
         """
         if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
-        self._counted(outputs, count)
+        _counted(outputs, count)
         return [self._read(_row(outputs, i)) for i in range(count)]
-
-    def _counted(self, outputs: Any, count: int) -> None:
-        """Refuses outputs whose first axis does not count the inputs: a row of them would be no input's."""
-        try:
-            found = f"{_length(outputs)} outputs"
-        except TypeError:  # an array that has no axes
-            found = "an output without axes"
-        if found != f"{count} outputs":
-            raise BadReply(
-                f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
-                'says so, as in "output": {"batch": "none"}'
-            )
 
     def answer(self, result: Any) -> Prediction:
         """result: what a callable returned for one input."""
@@ -331,18 +319,12 @@ class Reader:
         if isinstance(value, np.generic):
             value = value.item()
         if self.labels is not None:
-            value = self._named(value)
+            value = self._names.meant(value)
         if self._custom is not None:
             return Prediction(value, self._scored(row), row)
         if type(sure) is float and 0.0 <= sure <= 1.0:
             return Prediction(value, sure, row)
         return Prediction(value, self._given_confidence(sure), row)
-
-    def _named(self, value: Any) -> Any:
-        """The label that is meant, in an array of its own as `predict` gives it too; other values are no labels."""
-        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
-            value = value.reshape(-1)[0].item()
-        return self._names.named(value) if isinstance(value, str | int) else value
 
     def _given_confidence(self, given: Any) -> float | None:
         sure, wrong = confidence(given, bounded=self._bounded)
@@ -369,3 +351,16 @@ def _row(outputs: Any, i: int) -> Any:
 
 def _length(outputs: Any) -> int:
     return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)
+
+
+def _counted(outputs: Any, count: int) -> None:
+    """Refuses outputs whose first axis does not count the inputs: a row of them would be no input's."""
+    try:
+        found = f"{_length(outputs)} outputs"
+    except TypeError:  # an array that has no axes
+        found = "an output without axes"
+    if found != f"{count} outputs":
+        raise BadReply(
+            f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
+            'says so, as in "output": {"batch": "none"}'
+        )

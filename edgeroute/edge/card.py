@@ -65,8 +65,8 @@ class Card:
             _check(data)
             self.name = str(data.get("name", ""))
             self.description = str(data.get("description", ""))
-            self.labels = tuple(map(str, data["labels"])) if data.get("labels") else None
             output = data.get("output", {})
+            self.labels = _labels(data.get("labels"), output.get("labels"))
             self.kind: str | None = output.get("kind")
             self.output: str | None = output.get("name")
             self.score: str | None = output.get("score")
@@ -125,6 +125,12 @@ def _given(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _given(value) for key, value in data.items() if value is not None}
     return [_given(value) if isinstance(value, dict) else value for value in data] if isinstance(data, list) else data
+
+
+def _labels(above: list[Any] | None, of_output: list[Any] | None) -> tuple[str, ...] | None:
+    if above and of_output and above != of_output:
+        raise ValueError("labels: there are others in output: write them once")
+    return tuple(map(str, above or of_output or ())) or None
 
 
 def _inputs(data: dict[str, Any]) -> tuple[CardInput, ...]:
