@@ -499,6 +499,30 @@ def test_a_model_without_a_batch_axis(tmp_path):
         model.run([x, x[:2]])
 
 
+def test_a_batch_axis_that_nobody_tells(tmp_path):
+    """[4, any] could be batches of 4, or have its batch axis last: a row of the wrong axis would run, too, and be wrong."""
+    path = tmp_path / "m.onnx"
+    x, y = value("x", 1, [4, "n"]), value("y", 1, [2, "n"])
+    w = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
+    tiny.save(path, [helper.make_node("MatMul", ["w", "x"], ["y"])], [x], [y], [("w", w)])
+    sample = np.array([5, 1, 1, 2], np.float32)
+    with Router(path) as router:
+        check = router.check()
+        assert not check.ok
+        assert "[4, any]: its first axis counts the inputs, 4 at a time, or another one does, or none." in str(check)
+        for ask in (router.infer, lambda x: router.infer_many([x, x])):
+            with pytest.raises(
+                ModelError, match='Write which into its card: "input": {"name": "x", "batch": 1}, or "batch": "none"'
+            ):
+                ask(sample)
+    path.with_suffix(".json").write_text('{"input": {"name": "x", "batch": 1}, "output": {"batch": 1}}')
+    with Router(path) as router:
+        assert router.check().ok
+        assert [a.value for a in router.infer_many([sample, sample[::-1]])] == [0, 1]
+    path.with_suffix(".json").write_text('{"input": {"name": "x", "batch": 0}}')
+    assert OnnxModel(path).load()
+
+
 def test_a_batch_axis_of_fixed_size(tmp_path):
     """One, as many exporters write it: one at a time. Any other: so many at once, the last one again where some are missing."""
     one = same(tmp_path / "one.onnx", [1, 4])

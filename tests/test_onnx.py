@@ -74,6 +74,13 @@ def test_wrong_input_is_the_callers_fault(model, x, message):
         model.run([x])
 
 
+def test_masked_arrays(model):
+    """What is masked is not there; the numbers beneath the mask were read. Without a mask they are arrays."""
+    with pytest.raises(BadInput, match="x: a masked array: fill it"):
+        model.run_one(np.ma.array(X, mask=[0, 0, 1, 0]))
+    assert (model.run_one(np.ma.array(X)) == model.run_one(X)).all()
+
+
 def test_large_finite_values_are_fine(model):
     """A sum that overflows is not taken for infinity."""
     assert model.run([np.full(4, 3e38, np.float32)]).shape == (1, 3)

@@ -75,7 +75,7 @@ class Labels:
         raise BadReply(f"{self._name} gives a label that is none of its {len(labels)}")
 
     def meant(self, value: Any) -> Any:
-        """The same of an answer's value, which may be an array of one label, as `predict` gives it; other values are no labels."""
+        """The same of an answer's value, perhaps an array of one label, as `predict` gives it; other values are no labels."""
         if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
             value = value.reshape(-1)[0].item()
         return self.named(value) if isinstance(value, str | int) else value

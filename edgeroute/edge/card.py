@@ -29,6 +29,8 @@ class CardInput(NamedTuple):
     shape: tuple[int, ...] | None
     batch: int | None
     """The axis that counts the inputs; None: there is none."""
+    told: bool
+    """Whether the card says so."""
     value: Any
     """A constant; None: the caller gives the input."""
     preprocess: Preprocess | None
@@ -157,13 +159,19 @@ def _input(data: dict[str, Any], at: str) -> CardInput:
     if preprocess is None:
         if "layout" in data and shape is not None:
             _check_layout(data["layout"], shape, batch, at)
-        return CardInput(name, dtype, shape, batch, data.get("value"), None)
+        return CardInput(name, dtype, shape, batch, "batch" in data, data.get("value"), None)
     if "value" in data:
         raise ValueError(f"{at}: a constant, value, has no preprocess")
     if dtype is None or shape is None:
         raise ValueError(f"{at}: preprocess needs dtype and shape of the model's tensor beside it")
     return CardInput(
-        name, dtype, shape, batch, None, _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
+        name,
+        dtype,
+        shape,
+        batch,
+        "batch" in data,
+        None,
+        _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess),
     )
 
 

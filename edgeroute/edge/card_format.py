@@ -127,7 +127,7 @@ CARD = _table(
         "preprocess": {**PREPROCESS, "description": "From what the caller gives to `input`."},
         "state": _key("Outputs that are fed back as inputs.", "a list of objects", "array", items=STATE),
         "output": {**OUTPUT, "description": "What comes out, and how it is read."},
-        "labels": _key("The classes' names in order; a single number is about the second of two.", "a list", "array", items=_LABEL),
+        "labels": _key("The classes' names in order; one number is about the second of two.", "a list", "array", items=_LABEL),
         **{key: _any("For readers.") for key in ("file", "bytes", "licence", "license", "data", "rebuild", "steps", "notes")},
         "$schema": _key("For editors.", "text", "string"),
     },
