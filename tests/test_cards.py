@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,12 @@ def colours(path, layout="CHW", **card):
         ({"inputs": [{"name": "x"}], "state": [{"input": "x", "output": "y"}]}, "x is there twice"),
         ({"input": {"name": "x"}, "inputs": []}, "inputs: with it there is no input"),
         ({"labels": 3}, "labels: expected a list, found 3"),
+        ({"output": {"labels": "ab"}}, 'output.labels: expected a list, found "ab"'),
+        ({"labels": ["a"], "output": {"labels": ["b"]}}, "labels: there are others in output"),
+        ({"output": {"positive": 0}}, "output.positive: there is no such key"),
+        ({"output": {"kind": "logit"}}, 'output.kind: found "logit": did you mean "logits"?'),
+        ({"output": {"score": "margins"}}, 'output.score: found "margins": did you mean "margin"?'),
+        ({"output": {"none_found": "acept"}}, 'output.none_found: found "acept": did you mean "accept"?'),
         ({"labels": [["a"]]}, 'labels[0]: expected another value, found ["a"]'),
         ({"sha256": 3}, "sha256: expected text, found 3"),
         ({"preprocess": {"dtype": "uint8", "shape": [4]}}, "preprocess: it needs input"),
@@ -85,6 +93,14 @@ def test_a_mistake_is_told_with_its_place_and_what_to_write(card, message):
     with pytest.raises(ModelError) as caught:
         Card(card)
     assert message in str(caught.value)
+
+
+def test_each_key_of_the_output_counts(tmp_path):
+    """Labels there are those at the top; and a detector's rule."""
+    output = {"kind": "logits", "labels": ["a", "b", "c"], "score": "margin", "none_found": "accept"}
+    model = OnnxModel(tiny.linear(tmp_path / "m.onnx", card={"output": output}))
+    assert (model.labels, model.kind, model.score, model.none_found) == (("a", "b", "c"), "logits", "margin", "accept")
+    assert Card({"labels": ["a"], "output": {"labels": ["a"]}}).labels == ("a",)
 
 
 def carded(**preprocess):
@@ -334,6 +350,8 @@ def test_encoded_pictures(tmp_path, photo):
     turned[0x0112] = 6  # the camera was held upright: to be shown turned by 90 degrees
     upright = image.transpose(Image.Transpose.ROTATE_90)
     assert (model.run_one(encoded(upright, "PNG", exif=turned)) == expected).all()
+    opened = Image.open(io.BytesIO(encoded(upright, "PNG", exif=turned)))
+    assert (model.run_one(opened) == expected).all(), "an image that Pillow has opened is turned, too"
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"GIF89a" + b"\0" * 40])
@@ -360,8 +378,24 @@ def test_a_file_that_is_cut_off(tmp_path, photo):
 def test_deep_pictures_are_refused(tmp_path):
     """16 bits a channel would be clipped to 8."""
     deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
-    with pytest.raises(BadInput, match="more than 8 bits a channel"):
-        fitted(tmp_path).run_one(encoded(deep, "PNG"))
+    for given in (encoded(deep, "PNG"), deep):
+        with pytest.raises(BadInput, match="more than 8 bits a channel"):
+            fitted(tmp_path).run_one(given)
+
+
+@pytest.mark.parametrize(("colours", "samples"), [(2, 3), (6, 4), (4, 2)], ids=["RGB", "RGBA", "grey with alpha"])
+def test_deep_colours_are_refused(tmp_path, colours, samples):
+    """Pillow scales these to 8 bits without a word, and their mode does not tell."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" + b"\x12\x34" * samples * 8
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, colours, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(row * 8)) + chunk(b"IEND", b"")
+    for given in (png, Image.open(io.BytesIO(png))):
+        with pytest.raises(BadInput, match="more than 8 bits a channel"):
+            fitted(tmp_path).run_one(given)
 
 
 def test_without_pillow(tmp_path, photo, monkeypatch):
@@ -463,6 +497,30 @@ def test_a_model_without_a_batch_axis(tmp_path):
     assert (model.run([x, x + 1]) == np.stack([x, x + 1])).all()
     with pytest.raises(BadInput, match=r"input 1 of the batch: x: expected \[3, 4\]"):
         model.run([x, x[:2]])
+
+
+def test_a_batch_axis_that_nobody_tells(tmp_path):
+    """[4, any] could be batches of 4, or have its batch axis last: a row of the wrong axis would run, too, and be wrong."""
+    path = tmp_path / "m.onnx"
+    x, y = value("x", 1, [4, "n"]), value("y", 1, [2, "n"])
+    w = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], np.float32)
+    tiny.save(path, [helper.make_node("MatMul", ["w", "x"], ["y"])], [x], [y], [("w", w)])
+    sample = np.array([5, 1, 1, 2], np.float32)
+    with Router(path) as router:
+        check = router.check()
+        assert not check.ok
+        assert "[4, any]: its first axis counts the inputs, 4 at a time, or another one does, or none." in str(check)
+        for ask in (router.infer, lambda x: router.infer_many([x, x])):
+            with pytest.raises(
+                ModelError, match='Write which into its card: "input": {"name": "x", "batch": 1}, or "batch": "none"'
+            ):
+                ask(sample)
+    path.with_suffix(".json").write_text('{"input": {"name": "x", "batch": 1}, "output": {"batch": 1}}')
+    with Router(path) as router:
+        assert router.check().ok
+        assert [a.value for a in router.infer_many([sample, sample[::-1]])] == [0, 1]
+    path.with_suffix(".json").write_text('{"input": {"name": "x", "batch": 0}}')
+    assert OnnxModel(path).load()
 
 
 def test_a_batch_axis_of_fixed_size(tmp_path):

@@ -11,8 +11,10 @@ import threading
 import numpy as np
 import pytest
 import tiny
+from onnx import TensorProto, helper
+from tiny import save
 
-from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
+from edgeroute import BadInput, BadReply, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
 from edgeroute.edge import onnx as edge_onnx
 from edgeroute.edge.load import load
 
@@ -72,6 +74,13 @@ def test_wrong_input_is_the_callers_fault(model, x, message):
         model.run([x])
 
 
+def test_masked_arrays(model):
+    """What is masked is not there; the numbers beneath the mask were read. Without a mask they are arrays."""
+    with pytest.raises(BadInput, match="x: a masked array: fill it"):
+        model.run_one(np.ma.array(X, mask=[0, 0, 1, 0]))
+    assert (model.run_one(np.ma.array(X)) == model.run_one(X)).all()
+
+
 def test_large_finite_values_are_fine(model):
     """A sum that overflows is not taken for infinity."""
     assert model.run([np.full(4, 3e38, np.float32)]).shape == (1, 3)
@@ -104,6 +113,38 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path):
         model.run([{"a": a}])
     with pytest.raises(BadInput, match="2 inputs"):
         model.run([a])
+
+
+def across(path, shape, *nodes):
+    """A model of x [n, 4] whose output has another axis, or none, that counts the inputs."""
+    value = helper.make_tensor_value_info
+    x, y = value("x", TensorProto.FLOAT, ["n", 4]), value("y", TensorProto.FLOAT, shape)
+    return save(path, nodes, [x], [y], [("flat", np.array([-1]))])
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "wrong"),
+    [
+        (helper.make_node("Transpose", ["x"], ["y"]), [4, "n"], "1 inputs gave 4 outputs"),
+        (helper.make_node("Reshape", ["x", "flat"], ["y"]), ["m"], "1 inputs gave 4 outputs"),
+        (helper.make_node("ReduceMax", ["x"], ["y"], axes=[0], keepdims=0), [4], "1 inputs gave 4 outputs"),
+        (helper.make_node("ReduceMax", ["x"], ["y"], keepdims=0), [], "1 inputs gave an output without axes"),
+    ],
+)
+def test_an_output_whose_first_axis_does_not_count_the_inputs(tmp_path, node, shape, wrong):
+    """Its first row would be a part of the answer, and no answer: it is refused, for one input too, and told what to write."""
+    path = across(tmp_path / "m.onnx", shape, node)
+    for ask in (Router.infer, lambda router, x: router.infer_many([x])):
+        with Router(path, no_confidence="accept") as router, pytest.raises(BadReply, match=f"{wrong}: .*card says so"):
+            ask(router, np.array([1, 2, 3, 9], np.float32))
+
+
+def test_the_card_tells_the_axis_of_the_outputs(tmp_path):
+    """Then such a model is read."""
+    path = across(tmp_path / "m.onnx", [4, "n"], helper.make_node("Transpose", ["x"], ["y"]))
+    path.with_suffix(".json").write_text('{"output": {"batch": 1}}')
+    with Router(path) as router:
+        assert router.infer(np.array([1, 2, 9, 3], np.float32)).value == 2
 
 
 def test_one_input_may_be_a_mapping_too(model):

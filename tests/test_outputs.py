@@ -138,6 +138,32 @@ def test_rows_of_probabilities(wrap):
     assert (read.value, read.confidence) == ("b", pytest.approx(0.7))
 
 
+@pytest.mark.parametrize(
+    ("kind", "row", "value"),
+    [
+        ("probabilities", np.array([1.0, 5.0, 2.0]), 1), ("probabilities", [-0.5, 0.2, 0.9], 2), ("probabilities", np.array([1.5]), 1),
+        ("probabilities", {"cat": 70.0, "dog": 30.0}, "cat"), ("probabilities", np.array([-0.5]), 0), ("probabilities", 2.0, 1),
+        ("probabilities", np.arange(100.0), 99), ("label+probabilities", {"label": 1, "p": np.array([3.0, 5.0])}, 1),
+        ("label+probabilities", {"label": 1, "p": {0: 3.0, 1: 5.0}}, 1), ("logprobs", np.array([1.0, 5.0]), 1),
+        ("logprobs", np.array([21.7]), 1), ("logprobs", np.arange(100.0), 99), ("logprobs", {"t": np.array([7]), "p": np.array([1.5])}, 7),
+    ],
+)  # fmt: skip
+def test_numbers_that_are_not_of_their_kind_give_no_confidence(make, kind, row, value):
+    """They would give a wrong one, of up to 1. The reason says what is wrong, and the class is still the largest."""
+    with make(CallableModel(lambda _: row, kind=kind), lambda _: "cloud", threshold=0.1) as router:
+        answer = router.infer(1)
+        assert answer.source == "cloud"
+        assert f"kind is {kind.removeprefix('label+')}" in answer.reason
+    with make(CallableModel(lambda _: row, kind=kind), threshold=0.1, no_confidence="accept") as router:
+        assert router.infer(1).value == value
+
+
+def test_quantised_probabilities_have_any_scale():
+    """Integers of 0 to 255, say; and a sum of floats may be a rounding off 1."""
+    assert Reader(kind="probabilities").answer(np.array([0, 51, 204], np.uint8))[:2] == (2, pytest.approx(0.8))
+    assert Reader(kind="probabilities").answer(np.array([0.0, 1.0005]))[:2] == (1, pytest.approx(1))
+
+
 def test_a_mapping_from_class_to_probability():
     """Is one if its numbers sum to 1; else it is the value."""
     assert Reader().answer({"cat": 0.25, "dog": 0.75})[:2] == ("dog", pytest.approx(0.75))
@@ -252,13 +278,32 @@ def test_the_kinds_are_the_same_everywhere():
 
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), ["a", "b"], ("a", "b"), iter(["a", "b"]), {"a": 0, "b": 1}.keys()])
 def test_labels_in_any_container(labels):
-    """numpy's, too; text alone is no list of labels."""
+    """numpy's, too. Text alone is no list of labels, and a set has no order: its first name would be another in each process."""
     assert CallableModel(len, labels=labels).labels == ("a", "b")
-    for wrong in ("ab", {"a": 1}):
-        with pytest.raises(PolicyError, match="a name for each class"):
+    for wrong in ("ab", {"a": 1}, {"a", "b"}, frozenset("ab"), 3, np.array("a"), [["a"], ["b"]], np.array([["a", "b"]])):
+        with pytest.raises(PolicyError, match="a name for each class, in order"):
             CallableModel(len, labels=wrong)
     assert CallableModel(len, labels=np.array([3, 7])).labels == (3, 7)
     assert CallableModel(len, labels=np.array([])).labels is None
+
+
+def test_a_label_with_a_confidence_is_looked_up_as_one_without():
+    """By its text, else by its number; one that is none of them is an error. An API's numbers are none: it has names."""
+    read = Reader(labels=["9", "8", "7"], name="m")
+    for meant, label in ((9, "9"), ("8", "8"), (2, "7"), (np.int64(2), "7"), (True, "8")):
+        assert read.answer((meant, 0.9))[:2] == (label, 0.9)
+        assert read.answer(np.array(meant)).value == label
+    for none in (3, "x", -1):
+        for row in ((none, 0.9), np.array(none)):
+            with pytest.raises(BadReply, match="none of its 3"):
+                read.answer(row)
+    with pytest.raises(BadReply, match="none of the 3 labels"):
+        ReplyReader(labels=["9", "8", "7"]).answer((2, 0.9))
+
+
+def test_a_label_in_an_array_of_its_own():
+    """As scikit-learn's `predict` gives it."""
+    assert Reader(labels=["9", "8", "7"]).answer((np.array([2]), 0.9)).value == "7"
 
 
 def test_both_sides_compare_equal(make):

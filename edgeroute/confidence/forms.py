@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeroute.confidence.scores import NAN, Array, quantile
+from edgeroute.confidence.unscored import Unscored
 
 TINY: Final = -745.0
 """Logarithm of the smallest float."""
@@ -58,6 +59,22 @@ def looks_like_probabilities(z: list[Any]) -> bool:
 def sum_to_one(z: list[Any]) -> bool:
     """Whether these numbers are from 0 to 1 and sum to 1."""
     return len(z) > 1 and min(z) >= 0 and abs(sum(z) - 1) < SUM_SLACK
+
+
+def outside(kind: str | None, low: float, high: float, numbers: Any) -> Unscored | None:
+    """Why numbers cannot be of this kind, so that they give no confidence; None: they can.
+
+    Args:
+        kind: of the outputs.
+        low: the least of the numbers.
+        high: the greatest.
+        numbers: integers may be quantised probabilities, of any scale.
+    """
+    if kind == "probabilities" and (low < 0 or (high > 1 + SUM_SLACK and as_array(numbers).dtype.kind == "f")):
+        return Unscored(f"outputs of {low:g} to {high:g}, and kind is probabilities, which are from 0 to 1")
+    if kind == "logprobs" and high > SUM_SLACK:
+        return Unscored(f"outputs of up to {high:g}, and kind is logprobs, which are 0 or less")
+    return None
 
 
 def binary(x: float, kind: str | None) -> list[float]:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from edgeroute.confidence.forms import plain
+from edgeroute.confidence.forms import form_of, plain
 from edgeroute.errors import BadReply, PolicyError
 
 
 def label_names(labels: Iterable[Any] | None) -> tuple[Any, ...] | None:
-    """Labels in any container, numpy's too, as a tuple of plain values; None and an empty one: there are none."""
+    """Labels in any container that has an order, numpy's too, as a tuple of plain values; None and an empty one: there are none.
+
+    Raises:
+        PolicyError: it has no order, as a set, or no items, or these are lists themselves.
+    """
     if labels is None:
         return None
-    if isinstance(labels, str | bytes | Mapping):
-        raise PolicyError(f"labels= takes a list with a name for each class, in order, not {type(labels).__name__}")
-    found = labels.tolist() if isinstance(labels, np.ndarray) else [plain(label) for label in labels]
+    unordered = isinstance(labels, AbstractSet) and not isinstance(labels, KeysView)
+    found: list[Any] | None = None
+    if not unordered and not isinstance(labels, str | bytes | Mapping):
+        with suppress(TypeError):  # it has no items
+            found = [plain(label) for label in labels]
+    if found is None or any(isinstance(name, list | dict | set) for name in found):
+        raise PolicyError(f"labels= takes a list with a name for each class, in order, not {form_of(labels)}")
     return tuple(found) or None
 
 
@@ -63,3 +73,9 @@ class Labels:
         if isinstance(value, int) and 0 <= value < len(labels):
             return labels[value]
         raise BadReply(f"{self._name} gives a label that is none of its {len(labels)}")
+
+    def meant(self, value: Any) -> Any:
+        """The same of an answer's value, perhaps an array of one label, as `predict` gives it; other values are no labels."""
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "biuU":
+            value = value.reshape(-1)[0].item()
+        return self.named(value) if isinstance(value, str | int) else value

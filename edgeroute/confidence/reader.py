@@ -34,6 +34,7 @@ from edgeroute.confidence.forms import (
     label_and_probabilities,
     looks_like_probabilities,
     mistaken,
+    outside,
     plain,
     several,
     sum_to_one,
@@ -53,6 +54,8 @@ KINDS: Final = ("logits", "probabilities", "logprobs", "label+probabilities", "v
 """What the outputs of a model can be."""
 CLASSES: Final = ("logits", "probabilities", "logprobs")
 """Kinds with a number for each class."""
+LIMITED: Final = ("probabilities", "logprobs")
+"""Those of them that are within limits."""
 
 
 def checked_kind(kind: str | None) -> str | None:
@@ -127,7 +130,10 @@ class Reader:
             z = row.tolist()
             top = max(z)
             return new(Prediction, (self.labels[z.index(top)], self._row(z, top), row))  # type: ignore[index]
-        return self._read(outputs if boxes_without_batch(self.kind, outputs) else _row(outputs, 0))
+        if boxes_without_batch(self.kind, outputs):
+            return self._read(outputs)
+        _counted(outputs, 1)
+        return self._read(_row(outputs, 0))
 
     def many(self, outputs: Any, count: int) -> list[Prediction]:
         """outputs: for `count` inputs along the first axis.
@@ -137,8 +143,7 @@ class Reader:
         """
         if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
-        if _length(outputs) != count:
-            raise BadReply(f"{count} inputs gave {_length(outputs)} outputs")
+        _counted(outputs, count)
         return [self._read(_row(outputs, i)) for i in range(count)]
 
     def answer(self, result: Any) -> Prediction:
@@ -167,9 +172,12 @@ class Reader:
         kind = self.kind
         if not self._seen:
             self._look(z, first)
+        if len(z) == 1 and kind not in CLASSES:
+            return self._single(row, z[0])
+        if kind in LIMITED and self._custom is None and (wrong := outside(kind, min(z), max(z), first)) is not None:
+            best = z.index(max(z)) if len(z) > 1 else int(z[0] > 0.5)  # noqa: PLR2004 - the second of two classes
+            return Prediction(self._names.at(best, max(len(z), 2)), wrong, row)
         if len(z) == 1:
-            if kind not in CLASSES:
-                return self._single(row, z[0])
             z = binary(z[0], kind)
         elif kind == "probabilities":
             z = [log(p) if p > 0 else TINY if p == 0 else NAN for p in z]
@@ -212,6 +220,8 @@ class Reader:
             self._look([float(v) for v in array.tolist()], first)
         if self._custom is not None and not self._logits:
             confidence = self._scored(row)
+        elif self._custom is None and (wrong := outside(self.kind, array.min(), array.max(), array)) is not None:
+            confidence = wrong
         else:
             with np.errstate(all="ignore"):
                 z = np.log(array) if self.kind == "probabilities" else array
@@ -260,7 +270,10 @@ class Reader:
             return self._by_class(row, row)
         if self.kind == "logprobs" and (tokens := tokens_and_logprobs(row)) is not None:
             value, logprobs = tokens
-            return Prediction(plain(value), self._scored(row) if self._custom is not None else quantile(logprobs), row)
+            sure = self._scored(row) if self._custom is not None else None
+            if self._custom is None:
+                sure = outside("logprobs", min(logprobs, default=0), max(logprobs, default=0), logprobs) or quantile(logprobs)
+            return Prediction(plain(value), sure, row)
         if self.kind is None and len(row) > 1 and (parts := label_and_probabilities(row)) is not None:
             p = parts[1]
             if isinstance(p, Mapping) or sum_to_one(as_array(p).tolist()):
@@ -280,6 +293,9 @@ class Reader:
         return Prediction(self._names.named(plain(label)), read.confidence, row)
 
     def _probable(self, p: Array, row: Any) -> Prediction:
+        wrong = outside("probabilities", p.min(), p.max(), p) if p.size and self._custom is None else None
+        if wrong is not None:
+            return Prediction(int(p.argmax()), wrong, row)
         z = [log(v) if v > 0 else TINY if v == 0 else NAN for v in p.tolist()]
         if len(z) == 1:
             z = binary(float(p[0]), "probabilities")
@@ -303,7 +319,7 @@ class Reader:
         if isinstance(value, np.generic):
             value = value.item()
         if self.labels is not None:
-            value = self._names.same(value)
+            value = self._names.meant(value)
         if self._custom is not None:
             return Prediction(value, self._scored(row), row)
         if type(sure) is float and 0.0 <= sure <= 1.0:
@@ -335,3 +351,16 @@ def _row(outputs: Any, i: int) -> Any:
 
 def _length(outputs: Any) -> int:
     return min(len(array) for array in outputs.values()) if type(outputs) is dict else len(outputs)
+
+
+def _counted(outputs: Any, count: int) -> None:
+    """Refuses outputs whose first axis does not count the inputs: a row of them would be no input's."""
+    try:
+        found = f"{_length(outputs)} outputs"
+    except TypeError:  # an array that has no axes
+        found = "an output without axes"
+    if found != f"{count} outputs":
+        raise BadReply(
+            f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
+            'says so, as in "output": {"batch": "none"}'
+        )

@@ -21,6 +21,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import gathered
 from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.identity import fingerprint
+from edgeroute.edge.inputs import unsaid
 from edgeroute.edge.members import checked, feed_of, is_awaited, member
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.state import IN_SESSION, in_a_turn
@@ -123,11 +124,14 @@ class EdgeBackend(AbandonedRuns):
         """Loads the model, and runs it on zeros to see what its outputs are, where it says what it takes.
 
         Raises:
-            ModelError: it gives probabilities, and they would be read as logits.
+            ModelError: it gives probabilities, and they would be read as logits; or it is not known which axis counts the inputs.
         """
         load = member(self.model, "load")
         if load is not None:
             load()
+        card = member(self.model, "card")
+        if card is not None and (text := unsaid(card, member(self.model, "inputs"))):
+            raise ModelError(f"{self.where}: {text}")
         outputs = self._of_zeros(min(PROBE_S, until - monotonic())) if self.reader.kind in {None, "logits"} else None
         if outputs is not None and self.reader.mistakes(outputs):
             raise ModelError(mistaken(self.model.name))

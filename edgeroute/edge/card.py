@@ -29,6 +29,8 @@ class CardInput(NamedTuple):
     shape: tuple[int, ...] | None
     batch: int | None
     """The axis that counts the inputs; None: there is none."""
+    told: bool
+    """Whether the card says so."""
     value: Any
     """A constant; None: the caller gives the input."""
     preprocess: Preprocess | None
@@ -65,8 +67,8 @@ class Card:
             _check(data)
             self.name = str(data.get("name", ""))
             self.description = str(data.get("description", ""))
-            self.labels = tuple(map(str, data["labels"])) if data.get("labels") else None
             output = data.get("output", {})
+            self.labels = _labels(data.get("labels"), output.get("labels"))
             self.kind: str | None = output.get("kind")
             self.output: str | None = output.get("name")
             self.score: str | None = output.get("score")
@@ -127,6 +129,12 @@ def _given(data: Any) -> Any:
     return [_given(value) if isinstance(value, dict) else value for value in data] if isinstance(data, list) else data
 
 
+def _labels(above: list[Any] | None, of_output: list[Any] | None) -> tuple[str, ...] | None:
+    if above and of_output and above != of_output:
+        raise ValueError("labels: there are others in output: write them once")
+    return tuple(map(str, above or of_output or ())) or None
+
+
 def _inputs(data: dict[str, Any]) -> tuple[CardInput, ...]:
     several, one, above = data.get("inputs"), data.get("input"), data.get("preprocess")
     if several is not None:
@@ -151,13 +159,19 @@ def _input(data: dict[str, Any], at: str) -> CardInput:
     if preprocess is None:
         if "layout" in data and shape is not None:
             _check_layout(data["layout"], shape, batch, at)
-        return CardInput(name, dtype, shape, batch, data.get("value"), None)
+        return CardInput(name, dtype, shape, batch, "batch" in data, data.get("value"), None)
     if "value" in data:
         raise ValueError(f"{at}: a constant, value, has no preprocess")
     if dtype is None or shape is None:
         raise ValueError(f"{at}: preprocess needs dtype and shape of the model's tensor beside it")
     return CardInput(
-        name, dtype, shape, batch, None, _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
+        name,
+        dtype,
+        shape,
+        batch,
+        "batch" in data,
+        None,
+        _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess),
     )
 
 

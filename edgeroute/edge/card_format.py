@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Any
 
+from edgeroute.confidence.boxes import RULES
+from edgeroute.confidence.reader import KINDS
+from edgeroute.confidence.scores import SCORES
 from edgeroute.core.texts import clean
 from edgeroute.errors import nearest
 
@@ -103,10 +106,10 @@ STATE = _table(
 OUTPUT = _table(
     {
         "name": _key("Of the output to read; without it all of them.", "text", "string"),
-        "kind": _key("What the output is.", "text", "string"),
-        "labels": _any("The classes' names in order."),
-        "score": _any("How the confidence is taken from the outputs."),
-        "positive": _any("The class that a single number speaks of."),
+        "kind": _key("What the output is.", "a kind", "string", enum=list(KINDS)),
+        "labels": _key("As `labels` at the top.", "a list", "array", items=_LABEL),
+        "score": _key("How the confidence is taken from the outputs.", "a score", "string", enum=list(SCORES)),
+        "none_found": _key("What it means that a detector finds nothing.", "a rule", "string", enum=list(RULES)),
         "batch": _key('Which axis of each output counts the inputs, from 0; `"none"`: there is no such axis.', _AXIS,
                       anyOf=_BATCH),
         "dtype": _key("For readers.", "text", "string"),
@@ -124,7 +127,7 @@ CARD = _table(
         "preprocess": {**PREPROCESS, "description": "From what the caller gives to `input`."},
         "state": _key("Outputs that are fed back as inputs.", "a list of objects", "array", items=STATE),
         "output": {**OUTPUT, "description": "What comes out, and how it is read."},
-        "labels": _key("The classes' names in order.", "a list", "array", items=_LABEL),
+        "labels": _key("The classes' names in order; one number is about the second of two.", "a list", "array", items=_LABEL),
         **{key: _any("For readers.") for key in ("file", "bytes", "licence", "license", "data", "rebuild", "steps", "notes")},
         "$schema": _key("For editors.", "text", "string"),
     },

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.edge.card import Card, CardInput, CardState
-from edgeroute.edge.tensors import Array, Plain, Prepare
+from edgeroute.edge.tensors import Array, Plain, Prepare, say
 from edgeroute.errors import BadInput, nearest
 from edgeroute.types import TensorSpec
 
@@ -88,6 +88,23 @@ class Inputs:
         if self.batch is None:
             return np.asarray(output)[None]
         return np.moveaxis(output, self.batch, 0) if self.batch else output
+
+
+def unsaid(card: Card, inputs: Sequence[TensorSpec]) -> str:
+    """What the card is to say of an input whose first axis may be another than the one that counts the inputs; empty: nothing.
+
+    An axis of any size behind one of a fixed size counts them, or the first does, so many at a time, or none. A row of the
+    wrong one runs as well, and gives an answer to another question.
+    """
+    for spec in inputs:
+        told = card.of(spec.name)
+        if len(spec.shape) > 1 and spec.shape[0] > 1 and -1 in spec.shape and (told is None or not told.told):
+            return (
+                f"the input {spec.name} is {say(spec.shape)}: its first axis counts the inputs, {spec.shape[0]} at a time, or "
+                'another one does, or none. Write which into its card: "input": '
+                f'{{"name": "{spec.name}", "batch": {spec.shape.index(-1)}}}, or "batch": "none"'
+            )
+    return ""
 
 
 def _check(told: CardInput, specs: Mapping[str, TensorSpec]) -> None:

@@ -15,7 +15,7 @@ from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array, Card, sha256_of
 from edgeroute.edge.external import external_data
-from edgeroute.edge.inputs import Inputs
+from edgeroute.edge.inputs import Inputs, unsaid
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.state import turn_of
 from edgeroute.errors import BadInput, ModelError, RuntimeMissing
@@ -218,6 +218,8 @@ class OnnxModel:
 
     def feed(self, inputs: list[Any]) -> dict[str, Array]:
         """The model's tensors for these inputs, after the card's preprocessing, without constants and state."""
+        if text := unsaid(self.card, self.inputs):
+            raise ModelError(f"{self.path}: {text}")
         return self._plan.feed(inputs, self.name)
 
     def run_feed(self, feed: dict[str, Array], cancel: StopToken | None = None) -> Array | dict[str, Array]:

@@ -40,7 +40,7 @@ class Picture(NamedTuple):
         if isinstance(x, bytes | bytearray | memoryview):
             return self._array(self._fitted(self._decoded(bytes(x))))
         if hasattr(x, "getpixel"):  # a Pillow image
-            return self._array(self._fitted(x))
+            return self._array(self._fitted(self._upright(x, "this image")))
         if not isinstance(x, np.ndarray):
             return x
         array: Array = x
@@ -70,23 +70,33 @@ class Picture(NamedTuple):
 
     def _decoded(self, data: bytes) -> Any:
         """The picture in a file, the right way up."""
-        pillow = _pillow()
+        what, pillow = f"these {len(data)} bytes", _pillow()
         try:
             image = pillow.open(io.BytesIO(data), formats=FORMATS)
-            small = image.width * image.height <= MOST_PIXELS
-            upright = imported("PIL.ImageOps").exif_transpose(image) if small else None  # it is decoded only here
         except Exception as e:  # Pillow's decoders raise what they find
-            raise BadInput(f"{self.name}: these {len(data)} bytes are no picture that can be read ({', '.join(FORMATS)})") from e
-        if upright is None:
+            raise self._unreadable(what) from e
+        if image.width * image.height > MOST_PIXELS:
             raise BadInput(f"{self.name}: a picture of {say((image.height, image.width))} is too large")
+        return self._upright(image, what)
+
+    def _upright(self, image: Any, what: str) -> Any:
+        """The image decoded, and turned as its file says: a camera's is often on its side."""
+        deep = _deep(image)  # known only until it is decoded
+        try:
+            upright = imported("PIL.ImageOps").exif_transpose(image)
+        except Exception as e:  # likewise
+            raise self._unreadable(what) from e
+        if deep:
+            raise BadInput(
+                f"{self.name}: a picture of more than 8 bits a channel ({deep}): convert it, its scale is yours to say"
+            )
         return upright
+
+    def _unreadable(self, what: str) -> BadInput:
+        return BadInput(f"{self.name}: {what} are no picture that can be read ({', '.join(FORMATS)})")
 
     def _fitted(self, image: Any) -> Any:
         """The image in the mode and size that are wanted."""
-        if image.mode.startswith(DEEP):
-            raise BadInput(
-                f"{self.name}: a picture of more than 8 bits a channel ({image.mode}): convert it, its scale is yours to say"
-            )
         mode = MODES[self.channels]
         image = image if image.mode == mode else image.convert(mode)
         if self._fits(image.height, image.width):
@@ -123,6 +133,14 @@ class Picture(NamedTuple):
     def _array(self, image: Any) -> Array:
         array: Array = np.asarray(image)
         return array[..., None] if self.channels == 1 and array.ndim == 2 else array  # noqa: PLR2004 - grey
+
+
+def _deep(image: Any) -> str:
+    """How an image that is not decoded yet has more than 8 bits a channel, which Pillow clips or scales; empty: it has not."""
+    if image.mode.startswith(DEEP):
+        return str(image.mode)
+    raw = [str(tile[3][0] if isinstance(tile[3], tuple) else tile[3]) for tile in getattr(image, "tile", ()) if tile[3]]
+    return next((mode for mode in raw if ";16" in mode), "")
 
 
 def _pillow() -> Any:

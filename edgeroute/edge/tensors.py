@@ -91,6 +91,12 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
 
 def _row(given: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
     x: Array = given if isinstance(given, np.ndarray) else _array(given, spec)
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise BadInput(
+                f"{spec.name}: a masked array: fill it, as with x.filled(0): what stands for the missing is yours to say"
+            )
+        x = x.data
     if x.ndim == len(shape) + 1 and x.shape[0] == 1:
         x = x[0]
     if x.shape != shape and (x.ndim != len(shape) or any(w not in (-1, g) for w, g in zip(shape, x.shape, strict=True))):
