@@ -49,7 +49,8 @@ class Sampler:
         self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
         self._numbers, self._halvings, self._changed, self._counts_from = count(1), 0, 0, 0
         self._audit = self._gap()
-        self._rate = random.randint(1, 3 * scene) if due is None else max(1, due)  # noqa: S311 - a sample, not a secret
+        first = random.randint(1, 3 * scene) if due is None else due  # noqa: S311 - a sample, not a secret
+        self._rate = min(max(1, first), 3 * scene)
         self._due = min(self._audit, self._rate)
         self.after_fork()
         renew_after_fork(self)
