@@ -518,6 +518,22 @@ def test_labels_that_are_not_expected_or_of_no_use():
             router.report("nothing", "a")
 
 
+def test_graded_labels_are_taken(certificate):
+    """How right a value is may be a number; what is none is refused, and nothing was counted."""
+    near = Audit(share=1, scene=1, labelled=True, agrees=lambda value, truth: 1 - abs(value - truth))
+    with Router(lambda x: (0.5, x), lambda _: 0.75, threshold=certificate, audit=near) as router:
+        ids = []
+        for _ in range(200):
+            ids.append(router.infer(0.9).id)
+            idle(router)
+        with pytest.raises(ValueError, match="a number from 0 to 1, not -2"):
+            router.report(ids.pop(), 3.5)
+        assert router.stats().audits[0].labelled == 0
+        for one in ids:
+            router.report(one, 0.75)
+        assert "75.0% are right, 100.0% of the cloud's" in router.stats().audits[0].alarm
+
+
 def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
     """Most audited answers never get one."""
     monkeypatch.setattr("edgeroute.record.audit.UNLABELLED_MOST", 3)

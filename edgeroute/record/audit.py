@@ -196,11 +196,12 @@ class Auditor:
 
     def report(self, identity: str, truth: Any) -> bool:
         """Records the right value for an audited answer of an edge. Returns whether it is one."""
-        one = self._unlabelled.pop(identity, None)
+        with self._lock:
+            one = self._unlabelled.pop(identity, None)
         if one is None:
             return False
         agrees = self.audit.agrees or same
-        edge, cloud = (bool(contained(agrees, value, truth)) for value in (one.edge, one.cloud))
+        edge, cloud = (float(contained(agrees, value, truth)) for value in (one.edge, one.cloud))
         with self._lock:
             watch = self._watches.get(one.leg.name)
             counted = watch is not None and one.counted and one.leg.threshold == watch.threshold

@@ -31,8 +31,9 @@ class Audit(NamedTuple):
     """When more answers differ from the cloud's than should: `tell`: report it in the log, the reasons and `stats`; `raise`: also
     defer half of what was accepted, at each alarm; `defer`: also defer everything. An alarm of the deferral rate only tells, and
     so does any alarm of a certificate for `max_defer`, whose promise more deferrals would break."""
-    agrees: Callable[[Any, Any], bool] | None = None
-    """`f(edge's value, cloud's value)`: whether they agree; None: equality."""
+    agrees: Callable[[Any, Any], float] | None = None
+    """`f(edge's value, cloud's value)`: whether they agree; None: equality. With labels also `f(a value, the right one)`, which
+    may be a number from 0 to 1 where answers are graded."""
     scene: int = 30
     """Number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count requests
     that are at least so far apart. 1: the inputs are independent."""
@@ -70,7 +71,7 @@ class DriftMonitor:
         self.at_least = -INF
         self._accepted: deque[float] = deque(maxlen=RECENT)
         self._wrong: deque[bool] = deque(maxlen=SHOWN)
-        self._right: deque[tuple[bool, bool]] = deque(maxlen=SHOWN)
+        self._right: deque[tuple[float, float]] = deque(maxlen=SHOWN)
         self._seen = (0, 0)
         self._totals = (0, 0)
         self._audits: Drift | None = None
@@ -115,21 +116,29 @@ class DriftMonitor:
         )
         return True
 
-    def reported(self, *, edge: bool, cloud: bool, counted: bool) -> bool:
-        """Records whether the edge was right in an audited answer of its own, and the cloud. Returns as `compared`."""
+    def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
+        """Records how right an audited answer of the edge was, 0..1, and the cloud's. Returns as `compared`.
+
+        Raises:
+            ValueError: one is NaN or outside 0..1.
+        """
+        if not (0 <= edge <= 1 and 0 <= cloud <= 1):
+            raise ValueError(f"how right an answer is, is a number from 0 to 1, not {edge} or {cloud}")
         if not self._audit.labelled or self.promise is None:
             return False
         self.labelled += 1
         self._right.append((edge, cloud))
         errors = self.promise.certificate.kind == "max_error"
-        if not self._tested(float(not edge) if errors else (1 + cloud - edge) / 2, counted=counted):
+        if not self._tested(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
             return False
-        wrong, other = (sum(not right for right in side) for side in zip(*self._right, strict=True))
-        most = f"at most {self.limit:.2%} should be" if errors else f"the difference should be at most {self.limit:.2%}"
-        self._alarmed(
-            f"of the last {len(self._right)} audited answers with a label {wrong} are wrong"
-            f"{'' if errors else f', where the cloud had {other} wrong'}, and {most}"
+        of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
+        said = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
+        most = (
+            f"at most {self.limit:.2%} may be wrong"
+            if errors
+            else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
         )
+        self._alarmed(f"{said}, {'and ' if errors else ''}{most}")
         return True
 
     def _tested(self, x: float, *, counted: bool) -> bool:
