@@ -481,6 +481,70 @@ def test_a_promise_of_few_deferrals_is_not_broken_by_an_alarm(on_alarm, caplog):
     assert watch.reaction == "nothing else was changed (it only tells)"
 
 
+@pytest.mark.parametrize("kind", ["max_loss", "max_error"])
+def test_with_labels_the_loss_is_tested(make, kind, tmp_path, caplog):
+    """A cloud that says something else is no loss while the edge is right; once that is wrong, there is an alarm. It survives."""
+    caplog.set_level(logging.CRITICAL)
+    edge_right = SCORE > 0.02
+    made = calibrate(SCORE, edge_right, np.ones(4000, bool), **{kind: 0.05}, agree=edge_right)
+    audit = Audit(share=1, scene=1, labelled=True)
+    router = make(edge, wrong, threshold=made, audit=audit, state=tmp_path)
+    told = router.stats().audits[0]
+    for truth, alarmed in (("a", False), ("b", True)):
+        for _ in range(300):
+            answer = router.infer(0.99)
+            until(lambda: not router.engine.auditor.busy)
+            assert router.report(answer.id, truth)
+            assert not router.report(answer.id, truth), "once"
+            told = router.stats().audits[0]
+            if told.alarm:
+                break
+        assert bool(told.alarm) == alarmed
+    assert told.labelled < told.audited + 1
+    assert told.disagreed == told.audited
+    assert "audited answers with a label" in told.alarm
+    router.close()
+    again = make(edge, wrong, threshold=made, audit=audit, state=tmp_path)
+    assert again.stats().audits[0]._replace(evidence=0) == told._replace(evidence=0)
+
+
+def test_labels_that_are_not_expected_or_of_no_use():
+    """Of answers that were not audited, of the cloud's, and of none."""
+    with Router(edge, right, threshold=0.5, audit=Audit(share=1, labelled=True)) as router:
+        assert not router.report(router.infer(0.1).id, "a")
+        assert not router.report("nothing", "a")
+    for audit in (None, Audit()):
+        with Router(edge, right, threshold=0.5, audit=audit) as router, pytest.raises(PolicyError, match="labelled=True"):
+            router.report("nothing", "a")
+
+
+def test_graded_labels_are_taken(certificate):
+    """How right a value is may be a number; what is none is refused, and nothing was counted."""
+    near = Audit(share=1, scene=1, labelled=True, agrees=lambda value, truth: 1 - abs(value - truth))
+    with Router(lambda x: (0.5, x), lambda _: 0.75, threshold=certificate, audit=near) as router:
+        ids = []
+        for _ in range(200):
+            ids.append(router.infer(0.9).id)
+            idle(router)
+        with pytest.raises(ValueError, match="a number from 0 to 1, not -2"):
+            router.report(ids.pop(), 3.5)
+        assert router.stats().audits[0].labelled == 0
+        for one in ids:
+            router.report(one, 0.75)
+        assert "75.0% are right, 100.0% of the cloud's" in router.stats().audits[0].alarm
+
+
+def test_of_those_that_wait_for_a_label_the_oldest_is_given_up(monkeypatch):
+    """Most audited answers never get one."""
+    monkeypatch.setattr("edgeroute.record.audit.UNLABELLED_MOST", 3)
+    with Router(edge, right, threshold=0.5, audit=Audit(share=1, labelled=True)) as router:
+        ids = []
+        for _ in range(5):
+            ids.append(router.infer(0.9).id)
+            idle(router)
+        assert [router.report(one, "a") for one in ids] == [False, False, True, True, True]
+
+
 def test_a_raise_stops_at_the_highest_certified_threshold(certificate):
     """Above it what is accepted may be worse. If there is an alarm even there, nothing is accepted."""
     from edgeroute.record import drift_monitor

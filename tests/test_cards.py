@@ -512,7 +512,7 @@ def test_a_batch_axis_that_nobody_tells(tmp_path):
         assert "[4, any]: its first axis counts the inputs, 4 at a time, or another one does, or none." in str(check)
         for ask in (router.infer, lambda x: router.infer_many([x, x])):
             with pytest.raises(
-                ModelError, match='Write which into its card: "input": {"name": "x", "batch": 1}, or "batch": "none"'
+                ModelError, match=r'Write which into its card: "input": {"name": "x", "batch": 1}, or "batch": "none"'
             ):
                 ask(sample)
     path.with_suffix(".json").write_text('{"input": {"name": "x", "batch": 1}, "output": {"batch": 1}}')

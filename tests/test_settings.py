@@ -609,7 +609,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('deadline = "2 hours"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "2 hours"; did you mean "2h"?'),
         ('ttl = "1h"\n' + BOTH, "ttl: there is no such key: it belongs in [cache] or [outbox]"),
         (BOTH + "[cloud.limits]\nusd_per_day = 1", "cloud.limits: there is no such key: it is a section of its own, [limits]"),
-        (BOTH + '[audit]\nbudget = "50%"', "audit.budget: there is no such key: expected one of share, on_alarm"),
+        (BOTH + '[audit]\nbudget = "50%"', "audit.budget: there is no such key: expected one of share, on_alarm, scene, labelled"),
         (BOTH + "[limits]\nusd_a_day = 1", 'limits.usd_a_day: there is no such key: did you mean "usd_per_day"?'),
         (BOTH + "[limits]\nusd_per_call = 1", "limits.usd_per_call: there is no such key: it belongs in [cloud]"),
         (BOTH + '[limits]\nusd_per_day = "1"', 'limits.usd_per_day: expected a number, 0 or more, found "1"'),

@@ -43,9 +43,9 @@ class Edge(NamedTuple):
     """Accepted answers compared with the cloud's."""
     disagreed: int
     limit: float | None
-    """Share of them that may differ."""
+    """Share of them that may differ; with labels the loss, or error rate, that there may be."""
     evidence: float
-    """Evidence that more differ; at 10,000 there is an alarm."""
+    """Evidence that it is more; at 10,000 there is an alarm."""
     alarm: Mapping[str, Any] | None
     """Time (seconds since 1970), text, and the reaction."""
     judged: int
@@ -53,6 +53,8 @@ class Edge(NamedTuple):
     deferred: int
     usual: tuple[float, float] | None
     """Interval of the deferral rate in the certificate."""
+    labelled: int | None = None
+    """Audited answers of which the right value was reported; None: labels are not expected."""
 
 
 def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = False) -> int:
@@ -151,11 +153,12 @@ def _of_dump(name: str, dumped: Mapping[str, Any]) -> Edge:
         audited=_count(dumped.get("audited")),
         disagreed=_count(dumped.get("disagreed")),
         limit=dumped.get("limit"),
-        evidence=_evidence(drifts.get("disagreement")),
+        evidence=_evidence(drifts.get("loss", drifts.get("disagreement"))),
         alarm=alarm if isinstance(alarm, dict) else None,
         judged=_count(dumped.get("judged")),
         deferred=_count(dumped.get("deferred")),
         usual=None if usual is None else (usual[0], usual[1]),
+        labelled=_count(dumped.get("labelled")) if "loss" in drifts else None,
     )
 
 
@@ -214,9 +217,11 @@ def _show(edge: Edge) -> None:
     if edge.alarm is not None:
         print(printable(f"  ALARM at {when(edge.alarm['at'])}: {edge.alarm['what']}; action: {edge.alarm['action']}"))
     if edge.audited:
-        most = "" if edge.limit is None else f", and at most {edge.limit:.2%} should"
+        most = "" if edge.limit is None or edge.labelled is not None else f", and at most {edge.limit:.2%} should"
         rate = edge.disagreed / edge.audited
         print(f"  audited {edge.audited:,}: {edge.disagreed:,} ({rate:.2%}) differ from the cloud{most}")
+        if edge.labelled is not None and edge.limit is not None:
+            print(f"  with a label {edge.labelled:,}: the loss of accuracy, or error rate, may be {edge.limit:.2%}")
         print(f"  evidence that the promise fails: {edge.evidence:,.3g}, with an alarm at 10,000")
     if edge.judged:
         usual = "" if edge.usual is None else f", where {edge.usual[0]:.1%} to {edge.usual[1]:.1%} is usual"

@@ -1,16 +1,15 @@
-"""Sequential test: detects that a mean exceeds its level, with few false alarms and under any dependence between values."""
+"""Sequential test: detects that a mean exceeds its level, with few false alarms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, inf, log
+from math import inf
 from typing import Any, Final
 
 ALARM: Final = 1e4
-"""Average run length to a false alarm, in values: at least this while the mean is within its level."""
+"""Average run length to a false alarm, in values: at least this while the mean, given those before, is within its level."""
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9; each is quickest for a drift of its own size
-_LOG_MOST: Final = 230.0
-_MOST: Final = exp(_LOG_MOST)
+_MOST: Final = 1e100
 """Cap of the wealth, far below float overflow."""
 
 
@@ -20,6 +19,9 @@ class Drift:
     At each value a new bet of 1 is made that the mean is higher, and all bets are won or lost by `x - level`. While it is not
     higher, a bet is worth at most 1 on average. So wealth minus the number of values so far does not rise on average
     (it is a supermartingale), and when wealth reaches `alarm`, the number of values so far is at least that on average.
+
+    Values may depend on each other in any way that keeps each one's mean, given those before, within the level. Frames of one
+    scene do not: after one that differs the next one is likely to. Values that are fed here are therefore taken far apart.
 
     Not synchronised: threads that share it need a lock.
 
@@ -37,7 +39,7 @@ class Drift:
         ValueError: `level` or `alarm` is out of range.
     """
 
-    __slots__ = ("_alarm", "_logs", "_wealth", "alarmed", "count", "level", "ones")
+    __slots__ = ("_alarm", "_wealth", "alarmed", "count", "level", "ones")
 
     def __init__(self, level: float, *, alarm: float = ALARM) -> None:
         if not (0 < level < 1 and 0 < alarm <= _MOST):
@@ -48,7 +50,6 @@ class Drift:
         self.alarmed = False
         self._alarm: Final = alarm
         self._wealth = [0.0] * len(_RATES)
-        self._logs: Final = [(log(level + rate * (1 - level)) - log(level), log(1 - rate)) for rate in _RATES]
 
     @property
     def evidence(self) -> float:
@@ -64,30 +65,9 @@ class Drift:
         if not 0 <= x <= 1:
             raise ValueError(f"{x} is not in 0..1")
         odds = x / self.level - 1
-        self._take([min(_MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)], x, 1)
-
-    def add_many(self, ones: int, n: int) -> None:
-        """Adds `n` values at once, `ones` of them 1 and the others 0, in unknown order.
-
-        Detection is slower than one at a time: by up to `n` values for a strong drift, by half as much again for a slight one.
-
-        Raises:
-            ValueError: the counts are not possible.
-        """
-        if not 0 <= ones <= n:
-            raise ValueError(f"{ones} of {n} values cannot be 1")
-        if n:
-            # All n new bets are made before the first value. Each of them, and the previous wealth, is multiplied by a product
-            # with a mean of at most 1, given the past: wealth still rises by at most n on average, and the average run length
-            # to an alarm, which is tested only at the ends of batches, is still at least `alarm` values.
-            zeros, wealth = n - ones, self._wealth
-            grown = [log(had + n) + ones * up + zeros * down for had, (up, down) in zip(wealth, self._logs, strict=True)]
-            self._take([exp(min(_LOG_MOST, g)) for g in grown], ones, n)
-
-    def _take(self, wealth: list[float], ones: float, n: int) -> None:
-        self._wealth = wealth
-        self.count += n
-        self.ones += ones
+        self._wealth = [min(_MOST, (had + 1) * (1 + rate * odds)) for had, rate in zip(self._wealth, _RATES, strict=True)]
+        self.count += 1
+        self.ones += x
         self.alarmed = self.alarmed or self.evidence >= self._alarm
 
     def dump(self) -> dict[str, object]:
@@ -111,6 +91,6 @@ class Drift:
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise ValueError(f"not a dump of a drift alarm: {e!r}") from e
         if made == level:
-            drift._take(wealth, ones, count)
-            drift.alarmed = drift.alarmed or alarmed
+            drift._wealth, drift.ones, drift.count = wealth, ones, count
+            drift.alarmed = alarmed or drift.evidence >= drift._alarm
         return drift

@@ -50,11 +50,13 @@ class AuditStats(NamedTuple):
     disagreed: int
     """Those that differ."""
     limit: float | None
-    """Share that the certificate allows to differ; None: it states none."""
+    """Share that the certificate allows to differ; with labels the loss, or error rate, of accepted answers. None: not stated."""
     evidence: float
-    """Evidence against that; 10,000 is an alarm, which takes at least that many audits on average if nothing has changed."""
+    """Evidence against that; 10,000 is an alarm, which takes as many counted audits on average, or more, without a change."""
     alarm: str
     """The alarm's text; empty: none."""
+    labelled: int = 0
+    """Those for which the right value was reported."""
 
 
 class Stats(NamedTuple):

@@ -32,6 +32,8 @@ TOGETHER = 2
 """Maximum number of concurrent audits; any beyond that wait."""
 UNTIL_NEXT = "audit-next"
 """Name of the stored number of requests until the next that is counted for the deferral rate."""
+UNLABELLED_MOST = 10_000
+"""Number of audited answers that wait for a label; the oldest is given up for another."""
 NEVER = frozenset({"consent", "redaction", "view"})
 """Why a cloud was not asked: it never will be for this input."""
 log = logging.getLogger("edgeroute")
@@ -68,6 +70,15 @@ class _Comparison(NamedTuple):
     prediction: Prediction
     how: str
     """`shadow`: the edge's answer was accepted; `deferred`: it was not."""
+
+
+class _Unlabelled(NamedTuple):
+    """An audited answer of an edge for which a label may be reported."""
+
+    leg: Leg
+    edge: Any
+    cloud: Any
+    counted: bool
 
 
 class _Waiting(NamedTuple):
@@ -117,6 +128,7 @@ class Auditor:
         self._changed, self._alarm, self._journal, self._kept = changed, alarm, journal, store
         self._watches: dict[str, DriftMonitor] = {}
         self._prints: dict[str, str] = {}
+        self._unlabelled: dict[str, _Unlabelled] = {}
         self._said: set[str] = set()
         due = None if store is None else store.get(UNTIL_NEXT)
         due = due if type(due) is int else None
@@ -181,6 +193,25 @@ class Auditor:
         except Exception as e:
             what = typed(e)
             log.exception("an audit failed: %s; the answer is not touched by it", what)
+
+    def report(self, identity: str, truth: Any) -> bool:
+        """Records the right value for an audited answer of an edge. Returns whether it is one."""
+        with self._lock:
+            one = self._unlabelled.pop(identity, None)
+        if one is None:
+            return False
+        agrees = self.audit.agrees or same
+        edge, cloud = (float(contained(agrees, value, truth)) for value in (one.edge, one.cloud))
+        with self._lock:
+            watch = self._watches.get(one.leg.name)
+            counted = watch is not None and one.counted and one.leg.threshold == watch.threshold
+            news = watch is not None and watch.reported(edge=edge, cloud=cloud, counted=counted)
+            if news and watch is not None:
+                self._report(one.leg.name, watch)
+                self._note()
+        if news:
+            self._changed()
+        return True
 
     def observe(self) -> None:
         """Updates the monitors from the counters."""
@@ -300,7 +331,14 @@ class Auditor:
                 continue
             with self._lock:
                 watch = self._watches.get(leg.name)
-                if watch is not None and watch.compared(confidence if known else None, agrees=agrees, counted=drawn.counted):
+                if watch is None:
+                    continue
+                if self.audit.labelled:
+                    self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted)
+                    if len(self._unlabelled) > UNLABELLED_MOST:
+                        del self._unlabelled[next(iter(self._unlabelled))]
+                counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
+                if watch.compared(confidence if known else None, agrees=agrees, counted=counted):
                     self._report(leg.name, watch)
                     self._note()
                     news = True

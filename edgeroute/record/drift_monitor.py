@@ -31,11 +31,15 @@ class Audit(NamedTuple):
     """When more answers differ from the cloud's than should: `tell`: report it in the log, the reasons and `stats`; `raise`: also
     defer half of what was accepted, at each alarm; `defer`: also defer everything. An alarm of the deferral rate only tells, and
     so does any alarm of a certificate for `max_defer`, whose promise more deferrals would break."""
-    agrees: Callable[[Any, Any], bool] | None = None
-    """`f(edge's value, cloud's value)`: whether they agree; None: equality."""
+    agrees: Callable[[Any, Any], float] | None = None
+    """`f(edge's value, cloud's value)`: whether they agree; None: equality. With labels also `f(a value, the right one)`, which
+    may be a number from 0 to 1 where answers are graded."""
     scene: int = 30
     """Number of successive requests whose inputs may be alike, as frames of one scene or of a burst are. Alarms count requests
     that are at least so far apart. 1: the inputs are independent."""
+    labelled: bool = False
+    """Whether the right values of audited answers are reported (`router.report`): then alarms test the loss of accuracy, or the
+    error rate, that the certificate promises, and not how often the answers differ."""
 
 
 class Alarm(NamedTuple):
@@ -60,22 +64,24 @@ class DriftMonitor:
 
     def __init__(self, promise: BoundCertificate | None, audit: Audit) -> None:
         self.promise, self._audit = promise, audit
-        self.audited = self.disagreed = 0
+        self.audited = self.disagreed = self.labelled = 0
         self.alarm: Alarm | None = None
         self.limit: float | None = None
         self._stands: Target | None = None
         self.at_least = -INF
         self._accepted: deque[float] = deque(maxlen=RECENT)
         self._wrong: deque[bool] = deque(maxlen=SHOWN)
+        self._right: deque[tuple[float, float]] = deque(maxlen=SHOWN)
         self._seen = (0, 0)
         self._totals = (0, 0)
-        self._differs: Drift | None = None
+        self._audits: Drift | None = None
+        """Of the loss if there are labels, else of the share that differs."""
         self._more: Drift | None = None
         self._fewer: Drift | None = None
         if promise is not None:
             low, high = promise.certificate.deferral_interval
-            self.limit = limit(promise)
-            self._differs = None if self.limit is None else Drift(self.limit)
+            self.limit = loss_limit(promise) if audit.labelled else limit(promise)
+            self._audits = self._new()
             self._more = Drift(high) if 0 < high < 1 else None
             self._fewer = Drift(1 - low) if 0 < low < 1 else None
 
@@ -83,6 +89,11 @@ class DriftMonitor:
         """The target with its effective threshold."""
         self._stands = effective_target(target, self.promise, "" if self.alarm is None else self.alarm.what, self.at_least)
         return self._stands
+
+    @property
+    def threshold(self) -> float | None:
+        """The effective threshold; None: not known yet."""
+        return None if self._stands is None else self._stands.threshold
 
     def compared(self, confidence: float | None, *, agrees: bool, counted: bool) -> bool:
         """Records the comparison of an accepted answer with the cloud's. Returns whether it causes an alarm.
@@ -97,17 +108,53 @@ class DriftMonitor:
         self._wrong.append(not agrees)
         if confidence is not None:
             self._accepted.append(float(confidence))
-        drift = self._differs
-        if drift is None or not counted or drift.alarmed:
-            return False
-        drift.add(float(not agrees))
-        if not drift.alarmed:
+        if self._audit.labelled or not self._tested(float(not agrees), counted=counted):
             return False
         self._alarmed(
             f"of the last {len(self._wrong)} audited answers {sum(self._wrong)} differ from the cloud's, "
-            f"and at most {drift.level:.2%} should"
+            f"and at most {self.limit:.2%} should"
         )
         return True
+
+    def reported(self, *, edge: float, cloud: float, counted: bool) -> bool:
+        """Records how right an audited answer of the edge was, 0..1, and the cloud's. Returns as `compared`.
+
+        Raises:
+            ValueError: one is NaN or outside 0..1.
+        """
+        if not (0 <= edge <= 1 and 0 <= cloud <= 1):
+            raise ValueError(f"how right an answer is, is a number from 0 to 1, not {edge} or {cloud}")
+        if not self._audit.labelled or self.promise is None:
+            return False
+        self.labelled += 1
+        self._right.append((edge, cloud))
+        errors = self.promise.certificate.kind == "max_error"
+        if not self._tested(1 - edge if errors else (1 + cloud - edge) / 2, counted=counted):
+            return False
+        of_edge, of_cloud = (sum(side) / len(self._right) for side in zip(*self._right, strict=True))
+        said = f"of the last {len(self._right)} audited answers with a label {of_edge:.1%} are right"
+        most = (
+            f"at most {self.limit:.2%} may be wrong"
+            if errors
+            else f"{of_cloud:.1%} of the cloud's, and {self.limit:.2%} is the most that may be lost"
+        )
+        self._alarmed(f"{said}, {'and ' if errors else ''}{most}")
+        return True
+
+    def _tested(self, x: float, *, counted: bool) -> bool:
+        """Adds a value to the test of the audits. Returns whether that causes its alarm."""
+        drift = self._audits
+        if drift is None or not counted or drift.alarmed:
+            return False
+        drift.add(x)
+        return drift.alarmed
+
+    def _new(self) -> Drift | None:
+        """A new test of the audits. A loss of -1 to 1 is tested as half of it and a half."""
+        if self.limit is None or self.promise is None:
+            return None
+        halved = self._audit.labelled and self.promise.certificate.kind != "max_error"
+        return Drift((1 + self.limit) / 2 if halved else self.limit)
 
     def since(self, judged: int, below: int) -> None:
         """Sets the baseline of the counters: earlier answers were judged by another threshold, or have been counted."""
@@ -146,9 +193,9 @@ class DriftMonitor:
 
     def stats(self, name: str) -> AuditStats:
         """Statistics so far."""
-        evidence = 0.0 if self._differs is None else self._differs.evidence
+        evidence = 0.0 if self._audits is None else self._audits.evidence
         said = "" if self.alarm is None else self.alarm.what
-        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said)
+        return AuditStats(name, self.audited, self.disagreed, self.limit, evidence, said, self.labelled)
 
     def _alarmed(self, what: str) -> None:
         """Records an alarm of the audits, and reacts to it."""
@@ -160,7 +207,7 @@ class DriftMonitor:
         elif action == "raise":
             self.at_least = self._raised()
             self._accepted.clear()
-            self._differs = None if self.limit is None else Drift(self.limit)
+            self._audits = self._new()
 
     def _raised(self) -> float:
         """The next lower bound of the threshold: half of what was accepted is below; inf, if it is not known where half is.
@@ -177,9 +224,14 @@ class DriftMonitor:
         now = system.now()
         self.alarm = Alarm(now, f"drift alarm of {strftime('%Y-%m-%d', gmtime(now))}: {what}", action)
 
+    @property
+    def _name(self) -> str:
+        """Of the test of the audits, in a dump."""
+        return "loss" if self._audit.labelled else "disagreement"
+
     def dump(self) -> dict[str, Any]:
         """JSON-serialisable state for later runs."""
-        drifts = {"disagreement": self._differs, "deferral_up": self._more, "deferral_down": self._fewer}
+        drifts = {self._name: self._audits, "deferral_up": self._more, "deferral_down": self._fewer}
         return {
             "certificate": None if self.promise is None else self.promise.certificate.checksum,
             "date": None if self.promise is None else self.promise.certificate.date,
@@ -188,6 +240,7 @@ class DriftMonitor:
             "deferral_interval": None if self.promise is None else self.promise.certificate.deferral_interval,
             "audited": self.audited,
             "disagreed": self.disagreed,
+            "labelled": self.labelled,
             "limit": self.limit,
             "alarm": None if self.alarm is None else self.alarm._asdict(),
             "raised": None if self.at_least == -INF else str(self.at_least),
@@ -205,12 +258,13 @@ class DriftMonitor:
             self.audited, self.disagreed = int(dumped["audited"]), int(dumped["disagreed"])
             self._accepted.extend(map(float, dumped["accepted"]))
             self._totals = int(dumped["judged"]), int(dumped["deferred"])
+            self.labelled = int(dumped.get("labelled", 0))
             alarm = dumped["alarm"]
             self.alarm = None if alarm is None else Alarm(float(alarm["at"]), str(alarm["what"]), alarm["action"])
             self.at_least = -INF if dumped["raised"] is None else float(dumped["raised"])
-        self._differs, self._more, self._fewer = (
+        self._audits, self._more, self._fewer = (
             drift and _drift(dumped, name, drift.level)
-            for name, drift in (("disagreement", self._differs), ("deferral_up", self._more), ("deferral_down", self._fewer))
+            for name, drift in ((self._name, self._audits), ("deferral_up", self._more), ("deferral_down", self._fewer))
         )
 
 
@@ -225,6 +279,15 @@ def highest_certified(promise: BoundCertificate | None) -> float:
     """The highest threshold at which the promise was certified; inf: it holds at all above the certificate's own."""
     highest = None if promise is None else getattr(promise.certificate, "highest", None)
     return INF if highest is None else float(highest)
+
+
+def loss_limit(promise: BoundCertificate) -> float | None:
+    """The loss, or the error rate, that a certificate allows for each accepted answer; None: it promises neither."""
+    certificate = promise.certificate
+    if certificate.kind == "max_defer" or not 0 <= certificate.deferral_rate < 1:
+        return None
+    most = certificate.value if certificate.kind == "max_error" else certificate.value / (1 - certificate.deferral_rate)
+    return most if most < 1 else None
 
 
 def limit(promise: BoundCertificate) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from itertools import count
 from math import log1p
 from typing import NamedTuple
 
@@ -47,10 +46,11 @@ class Sampler:
         self, share: float, scene: int, waiting: Callable[[], int], allowed: Callable[[], bool], due: int | None = None
     ) -> None:
         self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
-        self._numbers, self._halvings, self._changed, self._counts_from = count(1), 0, 0, 0
+        self._halvings = self._changed = self._counts_from = self._seen = 0
         self._audit = self._gap()
-        self._rate = random.randint(1, 3 * scene) if due is None else max(1, due)  # noqa: S311 - a sample, not a secret
-        self._due = min(self._audit, self._rate)
+        first = random.randint(1, 3 * scene) if due is None else due  # noqa: S311 - a sample, not a secret
+        self._rate = min(max(1, first), 3 * scene)
+        self._step = self._left = min(self._audit, self._rate)
         self.after_fork()
         renew_after_fork(self)
 
@@ -60,28 +60,29 @@ class Sampler:
 
     def arrives(self) -> Drawn | None:
         """What is done with the request that arrives now, once it has ended; None: nothing, as for most."""
-        number = next(self._numbers)  # atomic
-        return None if number < self._due else self._draw(number)
+        left = self._left = self._left - 1  # without a lock: of a race that loses one, it is only later by one
+        return None if left > 0 else self._draw()
 
     def remaining(self) -> int:
         """Number of requests until the next that is counted for the deferral rate, for the next run."""
         with self._lock:
-            return max(1, self._rate - next(self._numbers))
+            return max(1, self._rate - (self._seen + int(self._step - self._left)))
 
-    def _draw(self, number: int) -> Drawn | None:
+    def _draw(self) -> Drawn | None:
         with self._lock:
-            if number < self._due:  # another thread's was drawn in its place
+            if self._left > 0:  # another thread's was drawn in its place
                 return None
+            number = self._seen = self._seen + int(self._step - self._left)
             rate, probability, counted = number >= self._rate, 0.0, False
             if rate:
-                self._rate = number + random.randint(self._scene, 3 * self._scene)  # noqa: S311
+                self._rate = number + self._scene + int(random.random() * (2 * self._scene + 1))  # noqa: S311
             if number >= self._audit:
                 self._audit = number + self._gap()
                 probability = self._probability(number)
                 counted = probability > 0 and number >= self._counts_from
                 if counted:
                     self._counts_from = number + self._scene
-            self._due = min(self._audit, self._rate)
+            self._step = self._left = min(self._audit, self._rate) - number
         if probability and not self._allowed():
             probability, counted = 0.0, False
         return Drawn(probability, counted, rate) if rate or probability else None

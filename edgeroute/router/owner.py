@@ -82,6 +82,26 @@ class EngineOwner:
         self.engine.on_late(function)
         return function
 
+    def report(self, identity: str, truth: Any) -> bool:
+        """Reports the right value for an answer, by its `id`: with `Audit(labelled=True)` drift alarms test the loss of accuracy.
+
+        Report it for all answers, or for a random part of them, not only for wrong ones. Labels of earlier runs are not taken.
+
+        Args:
+            identity: of the answer.
+            truth: what the answer's value should be; compared by `Audit.agrees`, or for equality.
+
+        Returns:
+            Whether it was of use: the edge gave that answer, and it was audited. At most 10,000 audited answers wait for a label.
+
+        Raises:
+            PolicyError: labels are not expected.
+        """
+        auditor = self.engine.auditor
+        if auditor is None or not auditor.audit.labelled:
+            raise PolicyError("labels are for drift alarms: give audit=Audit(labelled=True), or labelled = true in [audit]")
+        return auditor.report(identity, truth)
+
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
         return self.engine.stats()

@@ -69,6 +69,10 @@ class Audit(Section):
         description="How many requests in a row may have inputs that are alike, as frames of a film or a burst: alarms count "
         "requests that are at least so far apart. 1: the inputs are independent.",
     )
+    labelled: Flag = Field(
+        False,
+        description="Right values are reported (`router.report`): alarms test the loss, and not how often the answers differ.",
+    )
 
     def make(self) -> drift_monitor.Audit:
         """Makes the audit settings."""

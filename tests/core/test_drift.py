@@ -14,7 +14,6 @@ from edgeroute.core.drift import _MOST, ALARM, Drift
 
 LEVEL = 0.02
 levels = st.floats(1e-4, 0.999)
-batches = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 values = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0))
 
 
@@ -24,26 +23,22 @@ def fed(drift: Drift, xs) -> Drift:
     return drift
 
 
-def first_alarms(xs: np.ndarray, batch: int = 1, level: float = LEVEL) -> np.ndarray:
+def first_alarms(xs: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """For each row, after how many values the alarm goes off; the length of the row, if it does not."""
     rows, length = xs.shape
     rates = np.geomspace(0.05, 0.9, 8)
     wealth, when = np.zeros((rows, 8)), np.full(rows, length)
-    for end in range(batch, length + 1, batch):
-        won = np.prod(1 + rates * (xs[:, end - batch : end, None] / level - 1), axis=1)
-        wealth = np.minimum((wealth + batch) * won, _MOST)
+    for end in range(1, length + 1):
+        wealth = np.minimum((wealth + 1) * (1 + rates * (xs[:, end - 1, None] / level - 1)), _MOST)
         when[(wealth.mean(1) >= ALARM) & (when == length)] = end
     return when
 
 
-def first_alarm(xs, batch: int = 1, level: float = LEVEL) -> int:
+def first_alarm(xs, level: float = LEVEL) -> int:
     """The same of one row, by the class."""
     drift = Drift(level)
-    for end in range(batch, len(xs) + 1, batch):
-        if batch == 1:
-            drift.add(xs[end - 1])
-        else:
-            drift.add_many(int(xs[end - batch : end].sum()), batch)
+    for end, x in enumerate(xs, 1):
+        drift.add(x)
         if drift.alarmed:
             return end
     return len(xs)
@@ -68,28 +63,15 @@ def dependent(rows: int, length: int, seed: int = 1, level: float = LEVEL) -> np
     return xs
 
 
-@given(levels, st.lists(st.one_of(values, batches), max_size=40))
+@given(levels, st.lists(values, max_size=40))
 def test_evidence_is_a_wealth(level, taken):
     """It is never negative, never overflows, and once it has reached the alarm that stays."""
     drift, alarmed = Drift(level), False
     for one in taken:
-        drift.add_many(*one) if isinstance(one, tuple) else drift.add(one)
+        drift.add(one)
         assert 0 <= drift.evidence <= _MOST * 1.001
         alarmed = alarmed or drift.evidence >= ALARM
         assert drift.alarmed == alarmed
-
-
-@given(levels, st.lists(batches, max_size=10), st.booleans())
-def test_a_batch_of_one_is_one(level, before, x):
-    """A batch of one value is that value."""
-    one, many = Drift(level), Drift(level)
-    for batch in before:
-        one.add_many(*batch)
-        many.add_many(*batch)
-    one.add(x)
-    many.add_many(int(x), 1)
-    assert (one.count, one.ones) == (many.count, many.ones)
-    assert one.evidence == pytest.approx(many.evidence, rel=1e-9)
 
 
 @given(levels, st.lists(values, min_size=1, max_size=20), st.randoms())
@@ -110,32 +92,12 @@ def test_the_wealth_is_that_of_the_bets(level, xs):
     assert fed(Drift(level), xs).evidence == pytest.approx(expected, rel=1e-9)
 
 
-@given(st.floats(0.01, 0.9), st.lists(st.booleans(), min_size=1, max_size=60))
-def test_a_batch_has_all_its_bets_made_before(level, xs):
-    """A batch's evidence is as many bets as it has values, each multiplied by the whole product, in no matter what order."""
-    won = np.prod([1 + np.geomspace(0.05, 0.9, 8) * (x / level - 1) for x in xs], axis=0)
-    drift = Drift(level)
-    drift.add_many(sum(xs), len(xs))
-    assert drift.evidence == pytest.approx((won * len(xs)).mean(), rel=1e-9)
-
-
-def test_an_empty_batch_is_nothing():
-    """No values change nothing, before the first value and after it."""
-    drift = Drift(LEVEL)
-    drift.add_many(0, 0)
-    drift.add(1)
-    before = drift.dump()
-    drift.add_many(0, 0)
-    assert drift.dump() == before
-
-
 def test_a_long_drift_and_a_tiny_level_do_not_overflow():
-    """Ten thousand ones in a row, or millions at once, are evidence up to a limit, even where the level is next to nothing."""
+    """Ten thousand ones in a row are evidence up to a limit, even where the level is next to nothing."""
     for level in (LEVEL, 5e-324):
         drift = fed(Drift(level), [1.0] * 10_000)
-        drift.add_many(5_000_000, 5_000_000)
         assert ALARM <= drift.evidence <= _MOST * 1.001
-        drift.add_many(0, 10**9)
+        fed(drift, [0.0] * 10_000)
         assert drift.evidence >= 0
         assert drift.alarmed
 
@@ -144,7 +106,7 @@ def test_an_alarm_stays():
     """What comes after an alarm may take the evidence back, not the alarm."""
     drift = fed(Drift(LEVEL), [1.0] * 50)
     assert drift.alarmed
-    drift.add_many(0, 100_000)
+    fed(drift, [0.0] * 2000)
     assert drift.evidence < ALARM
     assert drift.alarmed
 
@@ -158,13 +120,6 @@ def test_no_value(x):
     assert drift.count == drift.evidence == 0
 
 
-@pytest.mark.parametrize("batch", [(-1, 3), (4, 3), (0, -1), (nan, 3), (0, nan)])
-def test_no_batch(batch):
-    """More ones than values, or fewer than none, are refused."""
-    with pytest.raises(ValueError, match="cannot be 1"):
-        Drift(LEVEL).add_many(*batch)
-
-
 @pytest.mark.parametrize(("level", "alarm"), [(0, 1e4), (1, 1e4), (-0.1, 1e4), (nan, 1e4), (0.1, 0), (0.1, nan), (0.1, inf)])
 def test_no_promise(level, alarm):
     """A level that cannot be exceeded, and an alarm that cannot be reached, are refused."""
@@ -173,12 +128,10 @@ def test_no_promise(level, alarm):
 
 
 @settings(deadline=None)
-@given(levels, st.lists(values, max_size=40), st.lists(batches, max_size=3), st.lists(values, max_size=10))
-def test_it_survives_a_restart(level, xs, many, newer):
+@given(levels, st.lists(values, max_size=40), st.lists(values, max_size=10))
+def test_it_survives_a_restart(level, xs, newer):
     """Through JSON and back it is the same, and goes on the same."""
     drift = fed(Drift(level), xs)
-    for batch in many:
-        drift.add_many(*batch)
     other = Drift.load(json.loads(json.dumps(drift.dump())), level)
     assert other.dump() == drift.dump()
     assert fed(other, newer).dump() == fed(drift, newer).dump()
@@ -187,7 +140,7 @@ def test_it_survives_a_restart(level, xs, many, newer):
 def test_an_alarm_survives_a_restart():
     """Even if the evidence is back below it, or the alarm is later now; one that is sooner now goes off at once."""
     drift = fed(Drift(LEVEL), [1.0] * 50)
-    drift.add_many(0, 100_000)
+    fed(drift, [0.0] * 2000)
     assert Drift.load(drift.dump(), LEVEL).alarmed
     quiet = fed(Drift(LEVEL), [1.0])
     assert not Drift.load(quiet.dump(), LEVEL).alarmed
@@ -219,29 +172,19 @@ def test_what_is_no_dump(dumped):
         Drift.load(dumped, LEVEL)
 
 
-@pytest.mark.parametrize("batch", [1, 64])
-def test_the_copy_for_many_is_the_class(batch):
+def test_the_copy_for_many_is_the_class():
     """The simulation below and the class go off at the same value, in drift, without, and where values depend on each other."""
-    rows = [*stream(0.06, 4, 2048), *stream(LEVEL, 2, 2048), *stream(0.2, 2, 2048)]
-    rows += [*dependent(2, 2048)] if batch == 1 else []
-    assert [*first_alarms(np.array(rows), batch)] == [first_alarm(row, batch) for row in rows]
+    rows = [*stream(0.06, 4, 2048), *stream(LEVEL, 2, 2048), *stream(0.2, 2, 2048), *dependent(2, 2048)]
+    assert [*first_alarms(np.array(rows))] == [first_alarm(row) for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("share", "one", "by_64"), [(0.04, 755, 1113), (0.06, 223, 292), (0.1, 81, 114), (0.2, 28, 65)], ids=lambda s: f"{s:g}"
-)
-def test_how_soon(share, one, by_64):
-    """Against a promise of 2 %, so many values come before the alarm on average, one at a time and 64 at a time."""
-    xs = stream(share, 400, 128 * 64)
-    assert first_alarms(xs).mean() == pytest.approx(one, rel=0.1)
-    assert first_alarms(xs, 64).mean() == pytest.approx(by_64, rel=0.1)
+@pytest.mark.parametrize(("share", "count"), [(0.04, 755), (0.06, 223), (0.1, 81), (0.2, 28)], ids=lambda s: f"{s:g}")
+def test_how_soon(share, count):
+    """Against a promise of 2 %, so many values come before the alarm on average."""
+    assert first_alarms(stream(share, 400, 128 * 64)).mean() == pytest.approx(count, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("xs", "batch"),
-    [(lambda: stream(LEVEL, 200, 20_032), 1), (lambda: stream(LEVEL, 200, 20_032), 64), (lambda: dependent(200, 20_000), 1)],
-    ids=["one", "by 64", "dependent"],
-)
-def test_how_seldom(xs, batch):
+@pytest.mark.parametrize("xs", [lambda: stream(LEVEL, 200, 20_000), lambda: dependent(200, 20_000)], ids=["one", "dependent"])
+def test_how_seldom(xs):
     """Without drift at least 10,000 values come before an alarm on average, though runs are cut off at 20,000."""
-    assert first_alarms(xs(), batch).mean() >= ALARM
+    assert first_alarms(xs()).mean() >= ALARM
