@@ -88,6 +88,14 @@ class Tasks:
         """As the router's."""
         return self.wait(self.router.infer_many(*args, **kwargs))
 
+    def calibrate(self, *args, **kwargs):
+        """As the router's."""
+        return self.wait(self.router.calibrate(*args, **kwargs))
+
+    def evaluate(self, *args, **kwargs):
+        """As the router's."""
+        return self.wait(self.router.evaluate(*args, **kwargs))
+
     def refine(self, *args, **kwargs):
         """As the router's, for a `for`."""
         steps = self.router.refine(*args, **kwargs)

@@ -8,13 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from math import inf, nan
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import Closed
 from scipy.stats import binomtest
 
 from edgeroute.confidence import calibrate, msp
@@ -347,37 +347,6 @@ def test_units():
 
 
 # ------------------------------------------------------------------------------------------------------ page
-class Closed(HTMLParser):
-    """Fails where an element is not closed in order, and remembers what there is."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.text = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        """Opens it."""
-        self.handle_startendtag(tag, attrs)
-        if tag not in {"meta", "br"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        """Remembers it."""
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id"]
-
-    def handle_endtag(self, tag):
-        """Closes the last."""
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        """Remembers what can be read."""
-        if self.open[-1:] != ["style"]:
-            self.text.append(data)
-
-
 def read(evaluation):
     """The page's text, after everything that holds of any page."""
     text = page(evaluation)

@@ -187,6 +187,7 @@ class Certificate(NamedTuple):
             **self._asdict(),
             "threshold": finite(self.threshold),
             "thresholds": {label: finite(t) for label, t in self.thresholds.items()},
+            "deferral_interval": list(self.deferral_interval),
             "guarantee": self.guarantee,
         }
 

@@ -1,0 +1,153 @@
+"""Files as inputs of the command line: which arrays of an .npz file are used, and what the keys of a policy's views take of a file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from edgeroute.cli.inputs import read, recorded
+from edgeroute.errors import BadInput
+from edgeroute.testing import CannedServer, http_reply
+
+PYTHON = [sys.executable, "-m", "edgeroute"]
+ROWS = np.eye(3, 4, dtype=np.float32)
+JPEGS = np.array([b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"])
+
+
+def cli(*args):
+    """Runs a command to its end -> exit code, stdout, stderr."""
+    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ which arrays
+@pytest.mark.parametrize(
+    ("arrays", "used", "labels", "note"),
+    [
+        ({"images": ROWS, "labels": [0, 1, 2]}, ROWS, [0, 1, 2], None),
+        ({"X": ROWS, "y": [0, 1, 2]}, ROWS, [0, 1, 2], None),
+        ({"y": [0, 1, 2], "x": ROWS}, ROWS, [0, 1, 2], None),
+        ({"other": ROWS + 1, "X": ROWS}, ROWS, [None] * 3, "the array 'other' is not used: inputs are in 'X'"),
+        ({"images": ROWS, "X": ROWS + 1}, ROWS, [None] * 3, "the array 'X' is not used: inputs are in 'images'"),
+        ({"X": ROWS, "labels": [0, 1, 2], "y": [2, 2, 2]}, ROWS, [0, 1, 2], "the array 'y' is not used: inputs are in 'X'"),
+        ({"arr_0": ROWS, "arr_1": [0, 1, 2]}, ROWS, [None] * 3, "the array 'arr_1' is not used: inputs are in 'arr_0'"),
+        ({"images": ROWS, "a": 1, "b": 2}, ROWS, [None] * 3, "the arrays 'a', 'b' are not used: inputs are in 'images'"),
+    ],
+)
+def test_which_arrays_are_used(tmp_path, arrays, used, labels, note):
+    """`images` or X, `labels` or y; else the first. Any other is told."""
+    path, notes = tmp_path / "x.npz", []
+    np.savez(path, **arrays)
+    items = read(path, note=notes.append)
+    assert np.array_equal([item.x for item in items], used)
+    assert [item.label for item in items] == labels
+    assert notes == ([] if note is None else [f"{path}: {note}"])
+    assert recorded(path) is None
+
+
+def test_recorded_outputs_with_y(tmp_path):
+    """Their labels have the same names, and what is not used is told, too; with inputs beside them they are not read."""
+    path, notes = tmp_path / "x.npz", []
+    np.savez(path, edge_logits=ROWS, y=[0, 1, 2], seed=3)
+    assert recorded(path, notes.append).labels == [0, 1, 2]
+    assert notes == [f"{path}: the array 'seed' is not used: outputs are in 'edge_logits'"]
+    np.savez(path, edge_logits=ROWS, X=ROWS)
+    assert recorded(path) is None
+
+
+def test_commands_tell_of_it(tmp_path):
+    """On stderr, as a line, or as JSON; calibration and evaluation have it among their notes."""
+    edge = tiny.linear(tmp_path / "edge.onnx", card={"labels": ["a", "b", "c"]})
+    policy, data = tmp_path / "policy.toml", tmp_path / "x.npz"
+    policy.write_text(f'[edge]\npath = "{edge}"\n')
+    inputs = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
+    np.savez(data, X=inputs, y=inputs[:, :3].argmax(1), weights=ROWS)
+    note = f"{data}: the array 'weights' is not used: inputs are in 'X'"
+    code, out, err = cli("infer", "-p", policy, data)
+    assert (code, err) == (0, f"{note}\n")
+    assert "100.00% of 120 with a label" in out
+    code, out, err = cli("infer", "-p", policy, data, "--json")
+    assert (code, json.loads(err), len(out.splitlines())) == (0, {"note": note}, 120)
+    assert cli("decide", "-p", policy, data)[2] == f"{note}\n"
+    for command in (["evaluate"], ["calibrate", "--max-error", "5%"]):
+        code, out, err = cli(*command, "-p", policy, "-d", data)
+        assert (code, err) == (0, f"{note}\n")
+        code, out, err = cli(*command, "-p", policy, "-d", data, "--json")
+        assert (code, err, json.loads(out)["notes"]) == (0, "", [note])
+
+
+# ------------------------------------------------------------------------------------------- what the views take
+def test_rows_of_several_arrays(tmp_path):
+    """With views that name keys each input has a row of every array, so that a cloud without a view has the rest, too."""
+    path, notes = tmp_path / "x.npz", []
+    np.savez(path, image=ROWS, jpeg=JPEGS, lang=["de", "en", "fr"], y=[0, 1, 2], scale=2.0, few=ROWS[:2])
+    items = read(path, ["image", "jpeg"], notes.append)
+    assert [item.label for item in items] == [0, 1, 2]
+    assert items[1].x.keys() == {"image", "jpeg", "lang"}
+    assert items[1].x["image"].tolist() == ROWS[1].tolist()
+    assert (items[1].x["jpeg"], items[1].x["lang"]) == (b"\xff\xd8two", "en")
+    assert {type(items[1].x[name]) for name in ("jpeg", "lang")} == {bytes, str}
+    assert notes == [f"{path}: the arrays 'scale', 'few' are not used: inputs are in 'image', 'jpeg'"]
+    assert read(path, ["y"])[2].x["y"] == 2, "a key may have any name"
+
+
+def test_a_file_that_lacks_what_the_views_take(tmp_path):
+    """The message says what there is, and what to do instead."""
+    path = tmp_path / "x.npz"
+    np.savez(path, images=ROWS, jpeg=JPEGS)
+    with pytest.raises(BadInput, match="the policy's views take 'image' of an input, and its arrays are 'images', 'jpeg'"):
+        read(path, ["image", "jpeg"])
+    np.savez(path, image=ROWS, jpeg=JPEGS[:2])
+    with pytest.raises(BadInput, match="it holds 3 rows of 'image' and 2 of 'jpeg'"):
+        read(path, ["image", "jpeg"])
+    np.save(tmp_path / "x.npy", ROWS[0])
+    with pytest.raises(BadInput, match=r"one array, and the policy's views take 'image' of an input: give an \.npz file with"):
+        read(tmp_path / "x.npy", ["image"])
+
+
+@pytest.mark.parametrize(("suffix", "keys"), [("png", ["image", "png", "bytes"]), ("jpg", ["pixels", "jpeg", "file"])])
+def test_an_image_has_pixels_and_content(tmp_path, suffix, keys):
+    """A key that names a format, or bytes, means the file; any other its pixels."""
+    path = tmp_path / f"x.{suffix}"
+    Image.new("RGB", (3, 2)).save(path)
+    (item,) = read(path, keys)
+    assert item.x[keys[0]].shape == (2, 3, 3)
+    assert item.x[keys[1]] == item.x[keys[2]] == path.read_bytes()
+    assert list(item.x) == keys
+
+
+def test_an_image_of_another_format_than_the_view_names(tmp_path):
+    """It would be sent as what it is not."""
+    Image.new("L", (3, 2)).save(tmp_path / "x.png")
+    with pytest.raises(BadInput, match=r"x\.png is a PNG file, and the policy's views take 'jpeg' of an input"):
+        read(tmp_path / "x.png", ["image", "jpeg"])
+
+
+@pytest.mark.parametrize("command", [["infer"], ["evaluate", "-d"]])
+def test_commands_answer_photos_by_views(tmp_path, command):
+    """The edge has the pixels, and the cloud the file as it is, from an .npz file or a folder."""
+    tiny.linear(tmp_path / "edge.onnx", dtype="uint8", card={"labels": ["a", "b", "c"]})
+    pixels = np.array([[[0, 1, 2, 3]], [[1, 1, 2, 3]]], np.uint8)
+    photos, policy = tmp_path / "photos", tmp_path / "policy.toml"
+    photos.mkdir()
+    for i, one in enumerate(pixels):
+        Image.fromarray(one).save(photos / f"{i}.png")
+    content = [(photos / f"{i}.png").read_bytes() for i in range(2)]
+    np.savez(tmp_path / "x.npz", image=pixels[:, 0], png=np.array(content))
+    with CannedServer(http_reply(b'{"value": "b", "confidence": 0.9}')) as server:
+        policy.write_text(
+            'threshold = 1.0\n[edge]\npath = "edge.onnx"\nview = "image"\n'
+            f'[cloud]\nprotocol = "json"\nurl = "{server.url}"\nview = "png"\nbody = {{ content = "{{input|base64}}" }}\n'
+        )
+        for data in (tmp_path / "x.npz", photos):
+            code, _, err = cli(command[0], "-p", policy, *command[1:], data, "--json")
+            assert (code, err) == (0, "")
+    sent = [json.loads(request.partition(b"\r\n\r\n")[2])["content"] for request in server.requests]
+    assert sent == [base64.b64encode(one).decode() for one in content * 2]
