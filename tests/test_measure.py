@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import pty
 import re
@@ -171,13 +172,13 @@ def test_scores(model):
 
 
 def test_one_of_several_edges_by_its_number(model):
-    """Whatever the thresholds of the others."""
+    """On what reaches it, which here is everything."""
     second = CallableModel(lambda x: (LABELS[int(x[:3].argmax())], 0.25 + abs(float(x[3])) / 100), name="second", version="1")
-    with Router([model, second], CLOUD, threshold=[0.0, 0.5]) as router:
+    with Router([model, second], CLOUD, threshold=[math.inf, 0.5]) as router:
         found = router.evaluate(X, NAMES, edge=1)
         assert found.accuracy["edge"].value == 1
         assert found.deferral.value == 1
-        assert router.evaluate(X, Y).deferral.value == 0
+        assert router.evaluate(X, Y).deferral.value == 1
         for number in (2, -1, True):
             with pytest.raises(PolicyError, match="there is no edge model number"):
                 router.evaluate(X, Y, edge=number)

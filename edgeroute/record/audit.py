@@ -105,6 +105,7 @@ class Auditor:
         store: state that outlives the process; None: there is none.
 
     Attributes:
+        sampler: draws requests.
         arrives: draws a request that arrives now; what it returns, unless that is None, `ended` takes once it has ended.
 
     Raises:
@@ -132,8 +133,8 @@ class Auditor:
         self._said: set[str] = set()
         due = None if store is None else store.get(UNTIL_NEXT)
         due = due if type(due) is int else None
-        self._sampler = Sampler(audit.share, audit.scene, lambda: len(self._queue), self._allowed, due)
-        self.arrives: Callable[[], Drawn | None] = self._sampler.arrives
+        self.sampler = Sampler(audit.share, audit.scene, lambda: len(self._queue), self._allowed, due)
+        self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
         self.after_fork()
         renew_after_fork(self)
 
@@ -233,7 +234,7 @@ class Auditor:
         with self._lock:
             self._note()
             if self._kept is not None:
-                self._kept.put(UNTIL_NEXT, self._sampler.remaining())
+                self._kept.put(UNTIL_NEXT, self.sampler.remaining())
         if self._journal is not None:
             self._journal.close()
 

@@ -160,8 +160,7 @@ class Engine:
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
         facts = self.observer.facts
-        seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
-        made = planned(snapshot, facts, mode, seconds, data_class)
+        made = planned(snapshot, facts, mode, deadline, data_class)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
@@ -329,7 +328,8 @@ def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float
     check_seconds("deadline", deadline)
     if data_class is not None and not (isinstance(data_class, str) and data_class):
         raise PolicyError(f"data_class is a name, not {data_class!r}")
-    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=deadline, data_class=data_class)
+    seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
+    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class)
     if isinstance(made, Refusal):
         raise (MayNotLeave if made.denied else PolicyError)(made.reason)
     return made

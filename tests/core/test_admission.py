@@ -478,7 +478,7 @@ class Against(RuleBasedStateMachine):
         assert len(self.here) <= self.terms.max_concurrent
         usd, mb, joules, _ = rules.spending.spent(DAY)
         assert (usd, mb, joules) == pytest.approx((self.usd, self.mb, self.joules))
-        free = self.tokens + max(0.0, self.now - self.at) * self.terms.calls_per_s >= max(1.0, self.terms.calls_per_s) / 2
+        free = self.tokens + max(0.0, self.now - self.at) * self.terms.calls_per_s >= max(1.0, self.terms.calls_per_s / 2)
         free = free or self.terms.calls_per_s == INF
         assert rules.has_headroom(self.now) == (self.allowed() and free and 2 * len(self.here) < self.terms.max_concurrent)
 
