@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -170,6 +169,23 @@ def test_scores(model):
             router.calibrate(X, Y, max_error=0.1, score="learned")
 
 
+def test_a_score_fitted_to_probabilities():
+    """It is fitted to their logarithms, which it is given in use, too: the scores are as those of the logits."""
+
+    def softmax(x):
+        z = np.exp(logits(x).astype(float))
+        return z / z.sum()
+
+    edge = CallableModel(softmax, kind="probabilities", labels=LABELS, version="1")
+    with Router(edge, CLOUD, threshold=0.5) as router:
+        found = router.calibrate(X, Y, max_loss=0.05, score="learned")
+    with Router(edge, CLOUD, threshold=found.certificate, score=found.score, uncalibrated="error") as router:
+        sure = np.array([router.infer(x, mode="only_edge").confidence for x in X])
+        tested = router.evaluate(X, Y)
+    assert sure == pytest.approx(found.score.many(np.log([softmax(x) for x in X])))
+    assert tested.deferral.value == pytest.approx(found.certificate.deferral_rate, abs=0.03)
+
+
 def test_one_of_several_edges_by_its_number(model):
     """Whatever the thresholds of the others."""
     second = CallableModel(lambda x: (LABELS[int(x[:3].argmax())], 0.25 + abs(float(x[3])) / 100), name="second", version="1")
@@ -198,6 +214,16 @@ def test_a_model_that_nothing_identifies():
     with Router(unknown, threshold=0.5) as router:
         (note,) = router.calibrate(X, NAMES, max_error=0.9).notes
     assert "will call this certificate uncalibrated: the edge model cannot be identified: give version=" in note
+
+
+def test_where_no_threshold_keeps_the_promise(model):
+    """All is deferred, in plain words."""
+    with Router(model, threshold=0.5) as router:
+        found = router.calibrate(X, (logits(X).argmax(1) + 1) % 3, max_error=0.05)
+    assert repr(found) == (
+        "<CalibrationResult error <= 5 %, 95 % sure: no threshold of msp keeps it with 600 examples, so all are deferred>"
+    )
+    Closed(found.html())
 
 
 def test_a_certificate_for_each_class(model):
@@ -584,6 +610,7 @@ def test_progress_in_a_terminal(model):
         f"router = Router({str(model)!r}, threshold=0.5)\n"
         "router.evaluate(np.zeros((200, 4), np.float32)); router.close()"
     )
+    pty = pytest.importorskip("pty")
     main, other = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, stdout=subprocess.PIPE, stderr=other, env={**os.environ, "TERM": "xterm"}

@@ -1,4 +1,4 @@
-"""`calibrate` and `evaluate` of both routers. What they take part in is imported with the first call."""
+"""`calibrate` and `evaluate` of both routers. What they need is imported with the first call."""
 
 from __future__ import annotations
 
