@@ -537,9 +537,7 @@ def test_the_loop_goes_on(model, quick):
 
         async with AsyncRouter(model, threshold=0.5) as router:
             if quick:
-                for x in X[:200]:
-                    await router.infer(x)
-                assert router.engine.observer.facts.edge_s > 0
+                router.engine.observer.facts = router.engine.observer.facts._replace(edge_s=1e-6)
             task = asyncio.ensure_future(tick())
             found = await router.evaluate(X, Y)
             ended.append(True)
@@ -573,6 +571,26 @@ def test_cancelling_ends_it(model):
             return await router.infer(X[0], mode="only_cloud")
 
     assert asyncio.run(asyncio.wait_for(measured(), LONG)).value == knows(X[0])[0]
+
+
+def test_closed_while_the_cloud_is_asked(model):
+    """The call ends with that, not with a failure of the cloud."""
+
+    async def measured():
+        begun = asyncio.Event()
+
+        async def cloud(x):
+            begun.set()
+            await asyncio.Event().wait()
+
+        async with AsyncRouter(model, cloud, threshold=0.5) as router:
+            task = asyncio.ensure_future(router.evaluate(X, Y))
+            await begun.wait()
+            await router.close()
+            with pytest.raises(RouterClosed):
+                await task
+
+    asyncio.run(asyncio.wait_for(measured(), LONG))
 
 
 # ----------------------------------------------------------------------------------------------------- progress
