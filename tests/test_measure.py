@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -528,24 +529,24 @@ def test_the_loop_goes_on(model, quick):
     """Other tasks have their turn between any two inputs, whether the edge runs in a thread or, quick, on the loop."""
 
     async def measured():
-        ticks, ended = [], []
+        ticks, seen = [], []
 
         async def tick():
-            while not ended:
-                ticks.append(router.engine.closed)
+            while len(seen) < len(X):
+                ticks.append(None)
                 await asyncio.sleep(0)
 
         async with AsyncRouter(model, threshold=0.5) as router:
             if quick:
                 router.engine.observer.facts = router.engine.observer.facts._replace(edge_s=1e-6)
             task = asyncio.ensure_future(tick())
-            found = await router.evaluate(X, Y)
-            ended.append(True)
+            await router.evaluate(X, Y, progress=lambda *_: seen.append(len(ticks)))
             await task
-        return found.n, len(ticks)
+        return seen
 
-    count, ticks = asyncio.run(measured())
-    assert ticks >= count == 600
+    seen = asyncio.run(measured())
+    assert len(seen) == len(X)
+    assert all(one < after for one, after in itertools.pairwise(seen))
 
 
 def test_cancelling_ends_it(model):
