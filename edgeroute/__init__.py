@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
     from edgeroute.record.trace import Trace
+    from edgeroute.report.results import CalibrationResult, EvaluationResult
     from edgeroute.router.aio import AsyncRouter
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.router import Router
@@ -70,6 +71,7 @@ _HOMES = {
     "Router": "router.router",
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
+    **dict.fromkeys(("CalibrationResult", "EvaluationResult"), "report.results"),
     "Audit": "record.drift_monitor",
     **dict.fromkeys(("AttemptEnded", "Instrument", "RequestEnded"), "record.instruments"),
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
@@ -97,6 +99,7 @@ __all__ = [
     "BadInput",
     "BadReply",
     "Cache",
+    "CalibrationResult",
     "CallableModel",
     "Cancel",
     "Check",
@@ -109,6 +112,7 @@ __all__ = [
     "EdgerouteError",
     "Egress",
     "Ensemble",
+    "EvaluationResult",
     "Function",
     "Held",
     "Instrument",

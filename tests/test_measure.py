@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import math
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -171,6 +171,23 @@ def test_scores(model):
             router.calibrate(X, Y, max_error=0.1, score="learned")
 
 
+def test_a_score_fitted_to_probabilities():
+    """It is fitted to their logarithms, which it is given in use, too: the scores are as those of the logits."""
+
+    def softmax(x):
+        z = np.exp(logits(x).astype(float))
+        return z / z.sum()
+
+    edge = CallableModel(softmax, kind="probabilities", labels=LABELS, version="1")
+    with Router(edge, CLOUD, threshold=0.5) as router:
+        found = router.calibrate(X, Y, max_loss=0.05, score="learned")
+    with Router(edge, CLOUD, threshold=found.certificate, score=found.score, uncalibrated="error") as router:
+        sure = np.array([router.infer(x, mode="only_edge").confidence for x in X])
+        tested = router.evaluate(X, Y)
+    assert sure == pytest.approx(found.score.many(np.log([softmax(x) for x in X])))
+    assert tested.deferral.value == pytest.approx(found.certificate.deferral_rate, abs=0.03)
+
+
 def test_one_of_several_edges_by_its_number(model):
     """On what reaches it, which here is everything."""
     second = CallableModel(lambda x: (LABELS[int(x[:3].argmax())], 0.25 + abs(float(x[3])) / 100), name="second", version="1")
@@ -199,6 +216,16 @@ def test_a_model_that_nothing_identifies():
     with Router(unknown, threshold=0.5) as router:
         (note,) = router.calibrate(X, NAMES, max_error=0.9).notes
     assert "will call this certificate uncalibrated: the edge model cannot be identified: give version=" in note
+
+
+def test_where_no_threshold_keeps_the_promise(model):
+    """All is deferred, in plain words."""
+    with Router(model, threshold=0.5) as router:
+        found = router.calibrate(X, (logits(X).argmax(1) + 1) % 3, max_error=0.05)
+    assert repr(found) == (
+        "<CalibrationResult error <= 5 %, 95 % sure: no threshold of msp keeps it with 600 examples, so all are deferred>"
+    )
+    Closed(found.html())
 
 
 def test_a_certificate_for_each_class(model):
@@ -503,26 +530,24 @@ def test_the_loop_goes_on(model, quick):
     """Other tasks have their turn between any two inputs, whether the edge runs in a thread or, quick, on the loop."""
 
     async def measured():
-        ticks, ended = [], []
+        ticks, seen = [], []
 
         async def tick():
-            while not ended:
-                ticks.append(router.engine.closed)
+            while len(seen) < len(X):
+                ticks.append(None)
                 await asyncio.sleep(0)
 
         async with AsyncRouter(model, threshold=0.5) as router:
             if quick:
-                for x in X[:200]:
-                    await router.infer(x)
-                assert router.engine.observer.facts.edge_s > 0
+                router.engine.observer.facts = router.engine.observer.facts._replace(edge_s=1e-6)
             task = asyncio.ensure_future(tick())
-            found = await router.evaluate(X, Y)
-            ended.append(True)
+            await router.evaluate(X, Y, progress=lambda *_: seen.append(len(ticks)))
             await task
-        return found.n, len(ticks)
+        return seen
 
-    count, ticks = asyncio.run(measured())
-    assert ticks >= count == 600
+    seen = asyncio.run(measured())
+    assert len(seen) == len(X)
+    assert all(one < after for one, after in itertools.pairwise(seen))
 
 
 def test_cancelling_ends_it(model):
@@ -548,6 +573,26 @@ def test_cancelling_ends_it(model):
             return await router.infer(X[0], mode="only_cloud")
 
     assert asyncio.run(asyncio.wait_for(measured(), LONG)).value == knows(X[0])[0]
+
+
+def test_closed_while_the_cloud_is_asked(model):
+    """The call ends with that, not with a failure of the cloud."""
+
+    async def measured():
+        begun = asyncio.Event()
+
+        async def cloud(x):
+            begun.set()
+            await asyncio.Event().wait()
+
+        async with AsyncRouter(model, cloud, threshold=0.5) as router:
+            task = asyncio.ensure_future(router.evaluate(X, Y))
+            await begun.wait()
+            await router.close()
+            with pytest.raises(RouterClosed):
+                await task
+
+    asyncio.run(asyncio.wait_for(measured(), LONG))
 
 
 # ----------------------------------------------------------------------------------------------------- progress
@@ -585,6 +630,7 @@ def test_progress_in_a_terminal(model):
         f"router = Router({str(model)!r}, threshold=0.5)\n"
         "router.evaluate(np.zeros((200, 4), np.float32)); router.close()"
     )
+    pty = pytest.importorskip("pty")
     main, other = pty.openpty()
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, stdout=subprocess.PIPE, stderr=other, env={**os.environ, "TERM": "xterm"}

@@ -26,7 +26,8 @@ from edgeroute.evaluation.examples import Examples
 from edgeroute.evaluation.promise import Verdict, verdicts
 from edgeroute.evaluation.share import bins, calibration_error, share
 from edgeroute.report.drawing import INK
-from edgeroute.report.page import page, write
+from edgeroute.report.page import page
+from edgeroute.report.results import EvaluationResult
 from edgeroute.report.style import EVALUATION, STYLE
 from edgeroute.report.words import duration, level, methods, size, verdict
 
@@ -406,7 +407,7 @@ def test_the_same_evaluation_gives_the_same_page(real, tmp_path):
     text = page(real)
     assert page(real) == text
     (tmp_path / "report.html").write_text("old")
-    write(real, tmp_path / "report.html")
+    EvaluationResult(real).save(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
@@ -512,7 +513,7 @@ def test_without_matplotlib(real, tmp_path, monkeypatch):
     """It is said what to install, and no half a file is left."""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'edgeroute\[demo\]'"):
-        write(real, tmp_path / "report.html")
+        EvaluationResult(real).save(tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,1 +1,1 @@
-"""Evaluation of a threshold on examples: collecting answers of edge and cloud, calibration, and statistics."""
+"""Statistics of examples that edge and cloud have answered: calibration, fitting a score, evaluation of a threshold."""

@@ -1,1 +1,1 @@
-"""Evaluation report as one self-contained HTML file: no external resources, no scripts, light and dark mode."""
+"""Calibration and evaluation as self-contained HTML: no external resources, no scripts, light and dark mode; and progress."""

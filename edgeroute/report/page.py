@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 from edgeroute.evaluation.evaluation import Evaluation
@@ -13,7 +11,6 @@ from edgeroute.report import sections
 from edgeroute.report.html import beside, escape
 from edgeroute.report.style import CELL, CELL_CLASS, EVALUATION, STYLE
 from edgeroute.report.words import counted, size
-from edgeroute.system import replace_file
 
 
 class Page(NamedTuple):
@@ -119,13 +116,3 @@ def _scoped(style: str, scope: str) -> str:
 def page(evaluation: Evaluation) -> str:
     """The page of an evaluation; see `evaluated`."""
     return document(evaluated(evaluation))
-
-
-def write(evaluation: Evaluation, path: str | PathLike[str]) -> None:
-    """Writes the page of an evaluation, replacing an existing file atomically.
-
-    Raises:
-        RuntimeMissing: matplotlib is not installed.
-        OSError: the file cannot be written.
-    """
-    replace_file(Path(path), page(evaluation))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from edgeroute.confidence.certificate import Certificate
+from edgeroute.confidence.certificate import INF, Certificate
 from edgeroute.confidence.learned import Learned
 from edgeroute.confidence.scores import Score
 from edgeroute.errors import RuntimeMissing, StoreError
@@ -176,6 +176,8 @@ class CalibrationResult:
         least = f"thresholds of {counted_classes(len(made.thresholds))}"
         least = least if made.thresholds else f"threshold {level(made.threshold)}"
         said = f"{made.label}: {least} of {self._score}, {percent(made.deferral_rate)} of {counted(made.n, 'example')} deferred"
+        if made.threshold == INF and all(threshold == INF for threshold in made.thresholds.values()):
+            said = f"{made.label}: no threshold of {self._score} keeps it with {counted(made.n, 'example')}, so all are deferred"
         return f"<CalibrationResult {said}>"
 
 

@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Step: let other tasks run, for so many seconds at least. It has no result."""
+    """Step: let others run, for so many seconds at least. It has no result."""
 
     seconds: float
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import exp, isnan
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.forms import TINY
 from edgeroute.confidence.reader import Reader
 from edgeroute.core.policy import INF
 from edgeroute.core.texts import named
@@ -20,6 +21,7 @@ from edgeroute.router.fallback import no_answer
 from edgeroute.router.legs import Walked
 from edgeroute.types import Spent
 
+SMALLEST = exp(TINY)
 MAY_FAIL = 0.01
 """Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
 
@@ -94,7 +96,7 @@ def collect(
         edge=[runs[i].prediction.value for i in kept],
         cloud=[reply.prediction.value for reply in replies] if ask_cloud else None,
         labels=None if right is None else [right[i] for i in kept],
-        outputs=outputs,
+        outputs=_as_logits(runner.reader, outputs),
         edge_s=np.array([runs[i].took_s for i in kept], float),
         cloud_s=np.array([reply.took_s if batch == 1 else np.nan for reply in replies], float) if ask_cloud else None,
         sent_bytes=asking.spent.sent_bytes,
@@ -126,7 +128,7 @@ def recorded(aside: Aside, edge_outputs: Floats, cloud_outputs: Floats | None, l
         edge=[p.value for p in predictions],
         cloud=None if clouds is None else [p.value for p in clouds],
         labels=None if labels is None else said(labels, own.labels, n),
-        outputs=np.asarray(edge_outputs, float),
+        outputs=_as_logits(own, np.asarray(edge_outputs, float)),
         edge_s=np.full(n, np.nan),
         cloud_s=None if clouds is None else np.full(n, np.nan),
         sent_bytes=0,
@@ -298,6 +300,13 @@ def _stacked(outputs: Sequence[Any]) -> Floats | None:
         lengths = {len(o) for o in outputs}
         return np.array(outputs, float) if len(lengths) == 1 else None
     return None
+
+
+def _as_logits(reader: Reader, outputs: Floats | None) -> Floats | None:
+    """What a score is fitted to: of a model that gives probabilities their logarithms, which it will be given, too."""
+    if outputs is None or reader.kind != "probabilities":
+        return outputs
+    return np.log(np.maximum(outputs, SMALLEST))
 
 
 def _probabilities(outputs: Floats) -> bool:
