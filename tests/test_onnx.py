@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -152,9 +153,40 @@ def across(path, shape, *nodes):
 def test_an_output_whose_first_axis_does_not_count_the_inputs(tmp_path, node, shape, wrong):
     """Its first row would be a part of the answer, and no answer: it is refused, for one input too, and told what to write."""
     path = across(tmp_path / "m.onnx", shape, node)
+    with Router(path) as router:
+        check = router.check()
+        assert not check.ok
+        assert wrong in str(check)
     for ask in (Router.infer, lambda router, x: router.infer_many([x])):
         with Router(path, no_confidence="accept") as router, pytest.raises(BadReply, match=f"{wrong}: .*card says so"):
             ask(router, np.array([1, 2, 3, 9], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"labels": ["a", "b"]}, "3 outputs, but 2 labels"),
+        ({"kind": "label+probabilities"}, "m is to give a label and probabilities"),
+        ({"kind": "boxes"}, r"m gives an output \[3\]: boxes are"),
+        ({"kind": "probabilities"}, "m gives outputs of -1 to 5, and kind is probabilities"),
+        ({"kind": "logprobs"}, "m gives outputs of up to 5, and kind is logprobs"),
+    ],
+)
+def test_check_reads_what_zeros_give(tmp_path, options, wrong):
+    """What would fail at each call, or give no confidence, is no model that is ready."""
+    value = helper.make_tensor_value_info
+    x, y = value("x", TensorProto.FLOAT, ["n", 3]), value("y", TensorProto.FLOAT, ["n", 3])
+    path = save(
+        tmp_path / "m.onnx", [helper.make_node("Add", ["x", "b"], ["y"])], [x], [y], [("b", np.array([-1, 5, 2], np.float32))]
+    )
+    with Router(OnnxModel(path, **options)) as router:
+        check = router.check()
+        assert not check.ok
+        assert re.search(wrong, str(check)), str(check)
+    with Router(OnnxModel(path, **options), score=lambda outputs: 1 / len(outputs)) as router:
+        assert router.check().ok == ("kind" in options and options["kind"] in ("probabilities", "logprobs"))
+    with Router(OnnxModel(path, labels=["a", "b", "c"])) as router:
+        assert router.check().ok
 
 
 def test_the_card_tells_the_axis_of_the_outputs(tmp_path):
