@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import pathlib
 from email import message_from_bytes
 from urllib.parse import parse_qs
@@ -285,12 +286,37 @@ def test_an_input_that_does_not_fit(template, x, why):
 
 
 @pytest.mark.parametrize("quick", [True, False], ids=["orjson", "json"])
+@pytest.mark.parametrize(
+    "x",
+    [
+        math.nan,
+        -math.inf,
+        np.float32("nan"),
+        np.array(np.inf),
+        np.array([1, np.nan]),
+        [None, {"a": math.inf}],
+        np.float16([np.inf]),
+    ],
+)
+def test_what_json_would_write_as_null(monkeypatch, quick, x):
+    """NaN, infinity and what is masked are not sent as something that the API takes for a missing number; null itself is."""
+    if not quick:
+        monkeypatch.setattr(encoding, "_QUICK", False)
+    for template in ("{input}", {"a": ["{input}"]}, {"a": "{input|json}"}):
+        with pytest.raises(BadInput, match="NaN or infinity"):
+            Body(template)(x)
+    with pytest.raises(BadInput, match="a masked array"):
+        encoding.to_json({"a": np.ma.array([1, 2], mask=[0, 1])})
+    assert encoding.to_json({"a": [None, "null", np.ma.array([1.0])]}) == b'{"a":[null,"null",[1.0]]}'
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["orjson", "json"])
 def test_nothing_is_written_as_something_else(monkeypatch, quick):
-    """Not even beside NaN, with which Python's encoder would write a path as text. An input in itself has an end, too."""
+    """Not even beside null, with which Python's encoder would write a path as text. An input in itself has an end, too."""
     if not quick:
         monkeypatch.setattr(encoding, "_QUICK", False)
     with pytest.raises(BadInput, match=r"Path at 'b\.0'"):
-        encoding.to_json({"a": float("nan"), "b": [pathlib.Path("x")], "c": 10**30})
+        encoding.to_json({"a": None, "b": [pathlib.Path("x")], "c": 10**30})
     itself = []
     itself.append(itself)
     with pytest.raises(BadInput, match="nested too deeply for JSON, or in itself"):

@@ -411,6 +411,20 @@ def test_without_pillow(tmp_path, photo, monkeypatch):
         assert router.check().ok
 
 
+@pytest.mark.parametrize(
+    ("wanted", "given"), [("float32", "uint8"), ("float32", "int64"), ("float32", "bool"), ("uint8", "bool")]
+)
+def test_a_picture_of_another_kind_of_numbers(tmp_path, wanted, given):
+    """Pixels of 0 to 255 where the card has floats of 0 to 1 would be wrong by a factor of 255, as the other way round."""
+    card = {"preprocess": {"dtype": wanted, "shape": [4, 5, 3], "layout": "HWC"}, "input": {"layout": "CHW"}}
+    model = OnnxModel(colours(tmp_path / "m.onnx", **card))
+    picture = np.ones((4, 5, 3))
+    assert model.run_one(picture.astype(wanted)).tolist() == [[1, 1, 1]]
+    for way in (model.run_one, lambda x: model.run([x, x])):
+        with pytest.raises(BadInput, match=rf"x: expected {wanted}, got {given}; convert it, so that its scale is yours to say"):
+            way(picture.astype(given))
+
+
 # -------------------------------------------------------------------------------------- several inputs, axes, constants
 def mixed(path, card):
     """x [2, n], k (a scalar), w [3, n] -> y [n, 2] = x.T * k, z [n, 3] = w.T."""
@@ -512,7 +526,7 @@ def test_a_batch_axis_that_nobody_tells(tmp_path):
         assert "[4, any]: its first axis counts the inputs, 4 at a time, or another one does, or none." in str(check)
         for ask in (router.infer, lambda x: router.infer_many([x, x])):
             with pytest.raises(
-                ModelError, match=r'Write which into its card: "input": {"name": "x", "batch": 1}, or "batch": "none"'
+                ModelError, match=r'Write which into its card: "input": \{"name": "x", "batch": 1\}, or "batch": "none"'
             ):
                 ask(sample)
     path.with_suffix(".json").write_text('{"input": {"name": "x", "batch": 1}, "output": {"batch": 1}}')

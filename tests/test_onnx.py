@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import threading
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 from onnx import TensorProto, helper
@@ -115,6 +117,23 @@ def test_several_inputs_and_outputs_go_by_name(tmp_path):
         model.run([a])
 
 
+@pytest.mark.parametrize("kind", ["BFLOAT16", "FLOAT8E4M3FN", "INT4"])
+def test_types_that_numpy_does_not_have(tmp_path, kind):
+    """Are refused as the model is loaded: bfloat16 fails in each run, and the bytes of float8 would be read as numbers."""
+    value, told = helper.make_tensor_value_info, getattr(TensorProto, kind)
+    x, y, z = value("x", TensorProto.FLOAT, ["n", 4]), value("y", told, ["n", 4]), value("z", TensorProto.FLOAT, ["n", 4])
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=told), helper.make_node("Identity", ["x"], ["z"])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y, z]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    with Router(tmp_path / "m.onnx") as router:
+        check = router.check()
+    assert not check.ok
+    assert f"its output y is a tensor({kind.lower()})" in str(check)
+    assert OnnxModel(tmp_path / "m.onnx", output="z").run_one(X).tolist() == [X.tolist()]
+
+
 def across(path, shape, *nodes):
     """A model of x [n, 4] whose output has another axis, or none, that counts the inputs."""
     value = helper.make_tensor_value_info
@@ -134,9 +153,40 @@ def across(path, shape, *nodes):
 def test_an_output_whose_first_axis_does_not_count_the_inputs(tmp_path, node, shape, wrong):
     """Its first row would be a part of the answer, and no answer: it is refused, for one input too, and told what to write."""
     path = across(tmp_path / "m.onnx", shape, node)
+    with Router(path) as router:
+        check = router.check()
+        assert not check.ok
+        assert wrong in str(check)
     for ask in (Router.infer, lambda router, x: router.infer_many([x])):
         with Router(path, no_confidence="accept") as router, pytest.raises(BadReply, match=f"{wrong}: .*card says so"):
             ask(router, np.array([1, 2, 3, 9], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"labels": ["a", "b"]}, "3 outputs, but 2 labels"),
+        ({"kind": "label+probabilities"}, "m is to give a label and probabilities"),
+        ({"kind": "boxes"}, r"m gives an output \[3\]: boxes are"),
+        ({"kind": "probabilities"}, "m gives outputs of -1 to 5, and kind is probabilities"),
+        ({"kind": "logprobs"}, "m gives outputs of up to 5, and kind is logprobs"),
+    ],
+)
+def test_check_reads_what_zeros_give(tmp_path, options, wrong):
+    """What would fail at each call, or give no confidence, is no model that is ready."""
+    value = helper.make_tensor_value_info
+    x, y = value("x", TensorProto.FLOAT, ["n", 3]), value("y", TensorProto.FLOAT, ["n", 3])
+    path = save(
+        tmp_path / "m.onnx", [helper.make_node("Add", ["x", "b"], ["y"])], [x], [y], [("b", np.array([-1, 5, 2], np.float32))]
+    )
+    with Router(OnnxModel(path, **options)) as router:
+        check = router.check()
+        assert not check.ok
+        assert re.search(wrong, str(check)), str(check)
+    with Router(OnnxModel(path, **options), score=lambda outputs: 1 / len(outputs)) as router:
+        assert router.check().ok == ("kind" in options and options["kind"] in ("probabilities", "logprobs"))
+    with Router(OnnxModel(path, labels=["a", "b", "c"])) as router:
+        assert router.check().ok
 
 
 def test_the_card_tells_the_axis_of_the_outputs(tmp_path):

@@ -61,7 +61,7 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
     if _QUICK:
         with suppress(TypeError, RecursionError):  # the error, if it is one, is told below
             made = json_dumps(value, listed)
-            if not refused:  # with NaN in it, foreign types would have been written as text
+            if not refused and b"null" not in made:  # for NaN, too, and beside it foreign types would have been written as text
                 return made
     try:
         return json_dumps(_strict(value, whose, ""))
@@ -71,6 +71,10 @@ def to_json(value: Any, whose: str = "the input") -> bytes:
 
 def _strict(value: Any, whose: str, at: str) -> Any:
     """The value in JSON's types, which its encoder writes without further questions."""
+    missing = _missing(value)
+    if missing:
+        hint = "which JSON does not have: what stands for it is yours to say"
+        raise BadInput(f"{whose} {'has' if at else 'is'} {missing}{_there(at)}, {hint}")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
@@ -86,6 +90,14 @@ def _strict(value: Any, whose: str, at: str) -> Any:
     if found is value:
         raise BadInput(f"{whose} {'has' if at else 'is'} {described(value)}{_there(at)}, which JSON does not have{advice(value)}")
     return _strict(found, whose, at)
+
+
+def _missing(value: Any) -> str:
+    """What of a number or an array of numbers would be written as null; empty: nothing."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        return "a masked array"
+    floats = isinstance(value, float | np.floating) or (isinstance(value, np.ndarray) and value.dtype.kind == "f")
+    return "" if not floats or np.isfinite(value).all() else "NaN or infinity"
 
 
 def _there(at: str) -> str:

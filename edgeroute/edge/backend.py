@@ -15,6 +15,7 @@ import numpy as np
 from edgeroute.confidence.forms import mistaken
 from edgeroute.confidence.reader import Reader
 from edgeroute.confidence.scores import Score
+from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.policy import Side
 from edgeroute.core.stream import Pieces, single, spoken
 from edgeroute.core.walk import Prediction
@@ -124,7 +125,9 @@ class EdgeBackend(AbandonedRuns):
         """Loads the model, and runs it on zeros to see what its outputs are, where it says what it takes.
 
         Raises:
-            ModelError: it gives probabilities, and they would be read as logits; or it is not known which axis counts the inputs.
+            ModelError: its outputs are not what is said of them, or would be read as what they are not; or it is not known which
+                axis counts the inputs.
+            BadReply: they have other classes than there are labels, or another number of rows than there are inputs.
         """
         load = member(self.model, "load")
         if load is not None:
@@ -132,9 +135,20 @@ class EdgeBackend(AbandonedRuns):
         card = member(self.model, "card")
         if card is not None and (text := unsaid(card, member(self.model, "inputs"))):
             raise ModelError(f"{self.where}: {text}")
-        outputs = self._of_zeros(min(PROBE_S, until - monotonic())) if self.reader.kind in {None, "logits"} else None
-        if outputs is not None and self.reader.mistakes(outputs):
+        outputs = self._of_zeros(min(PROBE_S, until - monotonic()))
+        if outputs is None:
+            return
+        if self.reader.kind in {None, "logits"} and self.reader.mistakes(outputs):
             raise ModelError(mistaken(self.model.name))
+        if card is None or card.batch_first:
+            self._check_read(outputs)
+
+    def _check_read(self, outputs: Any) -> None:
+        """Reads outputs by a reader of their own, without the caller's score: zeros are no input that it was made for."""
+        reader = self.reader
+        one = Reader(labels=reader.labels, kind=reader.kind, name=reader.name, none_found=reader.none_found).one(outputs)
+        if isinstance(one.confidence, Unscored) and not callable(reader.score):
+            raise ModelError(f"{reader.name} gives {one.confidence.why}")
 
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""

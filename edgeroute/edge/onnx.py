@@ -163,6 +163,7 @@ class OnnxModel:
         self.inputs, self.outputs = self._plan.given, self._plan.outputs
         self._check_card()
         self._names = [self.output] if self.output else [node.name for node in self.outputs]
+        self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
         self._prepare = self._plan.one
         self._run_options = ort.RunOptions
@@ -182,6 +183,17 @@ class OnnxModel:
         names = [spec.name for spec in self.outputs]
         if self.output and self.output not in names:
             raise ModelError(f"{self.path} has no output {self.output!r}, which is to be read: it has {', '.join(names)}")
+
+    def _check_types(self, session: Any) -> None:
+        """Refuses tensors that numpy has no type for, each run of which would fail."""
+        for kind, nodes in (("input", session.get_inputs()), ("output", session.get_outputs())):
+            for node in nodes:
+                known = not node.type.startswith("tensor(") or node.type in _DTYPES or node.type == "tensor(string)"
+                if not known and (kind == "input" or node.name in self._names):
+                    raise ModelError(
+                        f"{self.path}: its {kind} {node.name} is a {node.type}, which numpy does not have: export it with a cast "
+                        "to float32 in the graph"
+                    )
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """Each input an array (or name -> array) without the batch axis -> outputs [n, ...]; a mapping if several."""

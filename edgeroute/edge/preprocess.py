@@ -68,6 +68,8 @@ class Preprocess:
         self._dtype = np.dtype(gives.dtype)
         if self.factor is None and not np.can_cast(accepts.dtype, self._dtype, "same_kind"):
             raise ValueError(f"{accepts.dtype} cannot be given as {gives.dtype}")
+        self._scaled = None if layouts.given is None else np.dtype(accepts.dtype)
+        """Of a picture: its numbers have a scale, which another kind of numbers would not have."""
         self._usual = self._fast()
 
     @property
@@ -107,6 +109,9 @@ class Preprocess:
         """
         if self.picture is not None:
             inputs = [self.picture(x) for x in inputs]
+        if self._scaled is not None:
+            for x in inputs:
+                self._check_scale(x)
         if self._batch is None and len(inputs) > 1:
             raise BadInput(
                 f"{self.gives.name}: it has no batch axis, and there are {len(inputs)} inputs: give them one at a time"
@@ -116,6 +121,14 @@ class Preprocess:
             out *= self.factor
             out += self.offset
         return out
+
+    def _check_scale(self, x: Any) -> None:
+        """Refuses pixels of 0 to 255 for floats of 0 to 1, and truths for either."""
+        found, wanted = getattr(x, "dtype", None), self._scaled
+        if not isinstance(found, np.dtype) or wanted is None or found.kind not in "biu":
+            return
+        if wanted.kind == "f" or (found.kind == "b") != (wanted.kind == "b"):
+            raise BadInput(f"{self.gives.name}: expected {wanted}, got {found}; convert it, so that its scale is yours to say")
 
     def _arrange(self, x: Array) -> Array:
         """[n, *accepts] -> the tensor's axes."""
