@@ -7,24 +7,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from edgeroute.cli.exits import OK
-from edgeroute.cli.options import Json, Policy, seconds, share
+from edgeroute.cli.options import Json, seconds, share
+from edgeroute.cli.saving import LOG, CloudModel, CloudPrice, EdgeModel, EdgePrice, Id, Match, MaxLoss, Score, Sure, given, saving
 from edgeroute.core.texts import printable
 
 
 def replay(
     trace: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="TRACE", help="A trace of a router, with the files it has filled; or `-` for stdin.", show_default=False
+            metavar="FILE",
+            help="A trace of a router, with the files it has filled; with --from one or more files of a log; or `-` for stdin.",
+            show_default=False,
         ),
     ],
     *,
-    policy: Policy,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", "-p", metavar="FILE", help="The policy that a trace is replayed under.", show_default=False),
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option(
@@ -58,13 +64,50 @@ def replay(
     keep_mode: Annotated[bool, typer.Option("--keep-mode", help="Keep the mode that each request was recorded with.")] = False,
     keep_deadline: Annotated[bool, typer.Option("--keep-deadline", help="Keep each request's deadline.")] = False,
     seed: Annotated[int, typer.Option(help="Of what is left to chance.")] = 0,
+    log: Annotated[
+        Literal["openai-log", "litellm-log", "csv"] | None,
+        typer.Option(
+            "--from",
+            help="What a certified threshold would save, from requests that two models answered.",
+            show_default=False,
+            rich_help_panel=LOG,
+        ),
+    ] = None,
+    max_loss: MaxLoss = None,
+    sure: Sure = None,
+    edge_model: EdgeModel = None,
+    cloud_model: CloudModel = None,
+    edge_price: EdgePrice = None,
+    cloud_price: CloudPrice = None,
+    id_at: Id = None,
+    score_at: Score = None,
+    match: Match = None,
     as_json: Json = False,
 ) -> int:
-    """Replays recorded requests under another policy or network. Runs no model; sends nothing."""
+    """Replays recorded requests under another policy or network. Runs no model; sends nothing.
+
+    With --from: what could be left to the smaller of two models, with a guarantee, from a foreign log of what both answered.
+    """
+    of_log = {
+        "--max-loss": max_loss, "--sure": sure, "--edge-model": edge_model, "--cloud-model": cloud_model,
+        "--edge-price": edge_price, "--cloud-price": cloud_price, "--id": id_at, "--score": score_at, "--match": match,
+    }  # fmt: skip
+    if log is not None:
+        given({"--policy": policy, "--network": network, "--battery": battery, "--thermal": thermal}, "a trace, not --from")
+        return saving(
+            trace, log, max_loss=max_loss, sure=sure, edge_model=edge_model, cloud_model=cloud_model, edge_price=edge_price,
+            cloud_price=cloud_price, id_at=id_at, score_at=score_at, match=match, as_json=as_json,
+        )  # fmt: skip
+    given(of_log, "a foreign log: --from says of which kind")
+    if policy is None:
+        raise typer.BadParameter("a trace is replayed under one; a foreign log is read with --from", param_hint="--policy")
+    if len(trace) > 1:
+        raise typer.BadParameter("one trace at a time: the files that it has filled are read with it", param_hint="FILE")
+
     from edgeroute.replay import Battery
     from edgeroute.replay import replay as run
 
-    with _file(trace) as file:
+    with _file(trace[0]) as file:
         found = run(
             file, policy, network=network, server_s=server_time, edge_joules=edge_joules, thermal=thermal,
             battery=None if battery is None else Battery(battery, battery_wh, idle_watts),

@@ -1,0 +1,117 @@
+"""Reads a table (CSV): a row for each request, with a confidence and what both models answered, or how correct each is."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite, nan
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from edgeroute.errors import BadInput
+from edgeroute.replay.logs.answer import Ask, Skip, number, same
+from edgeroute.replay.logs.lines import LeftOut, lines
+
+SCORES, ANSWERS, USD = ("edge_score", "cloud_score"), ("edge_answer", "cloud_answer"), ("edge_usd", "cloud_usd")
+COLUMNS: Final = "confidence, edge_score and cloud_score (0..1) or edge_answer and cloud_answer; if known id, edge_usd, cloud_usd"
+_TRUTHS: Final = {"true": 1.0, "false": 0.0}
+
+
+class Row(NamedTuple):
+    """A request that both models answered."""
+
+    id: str
+    confidence: float
+    """NaN: there is none."""
+    edge: float
+    """How correct the edge is, 0..1; where answers are compared, 1: as the cloud."""
+    cloud: float
+    usd: tuple[float | None, float | None]
+    """Costs of edge and cloud."""
+
+
+def rows(paths: Iterable[Path], ask: Ask, left: LeftOut) -> tuple[list[Row], bool]:
+    """The rows of all tables, and whether their answers are compared: there are no scores.
+
+    Raises:
+        BadInput: a file cannot be read, or lacks a column.
+    """
+    found, compared = list[Row](), set[bool]()
+    for path in paths:
+        text = _Text(path, left)
+        table = csv.DictReader(text)
+        header = _header(table, path)
+        compared.add(not header.issuperset(SCORES))
+        if len(compared) > 1:
+            raise BadInput(f"{path}: these tables have scores in one and answers in another")
+        while True:
+            try:
+                row = next(table, None)
+                if row is None:
+                    break
+                found.append(_row(row, ask, scores=not any(compared)))
+            except csv.Error:
+                left.add("no row of a table: a field that is too long, or damaged", f"{path}:{text.number}")
+            except Skip as e:
+                left.add(str(e), f"{path}:{text.number}")
+    return found, any(compared)
+
+
+class _Text:
+    """The lines of a file as text, as `csv` takes them."""
+
+    def __init__(self, path: Path, left: LeftOut) -> None:
+        self.number = 0
+        self._lines, self._left = lines([path]), left
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            place, text = next(self._lines)
+            self.number = int(place.rpartition(":")[2])
+            if text is not None:
+                return text.decode("utf-8-sig", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+            self._left.add("a line of more than 16 MiB", place)
+
+
+def _header(table: csv.DictReader[str], path: Path) -> set[str]:
+    try:
+        header = {*(table.fieldnames or ())}
+    except csv.Error as e:
+        raise BadInput(f"{path}:1: no header of a table: {COLUMNS}") from e
+    if "confidence" not in header or not (header.issuperset(SCORES) or header.issuperset(ANSWERS)):
+        raise BadInput(f"{path}:1: the first line names the columns: {COLUMNS}")
+    return header
+
+
+def _row(row: Mapping[str | None, str | None], ask: Ask, *, scores: bool) -> Row:
+    text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
+    confidence = float("nan") if text["confidence"] in {"", "nan", "NaN"} else _number("confidence", text["confidence"])
+    if scores:
+        edge, cloud = (_score(name, text[name]) for name in SCORES)
+    else:
+        mine, other = (row.get(name) for name in ANSWERS)
+        if mine is None or other is None:
+            raise Skip("a row that ends before its answers")
+        edge, cloud = float(same(mine, [], ask) == same(other, [], ask)), 1.0
+    usd = [number(_number(name, text[name])) if text[name] else None for name in USD]
+    return Row(text["id"], confidence, edge, cloud, (usd[0], usd[1]))
+
+
+def _score(name: str, text: str) -> float:
+    found = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else _number(name, text)
+    if not 0 <= found <= 1:
+        raise Skip(f"{name} is not from 0 to 1")
+    return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = nan
+    if not isfinite(found):
+        raise Skip(f"{name} is no number")
+    return found
