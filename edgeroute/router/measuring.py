@@ -41,8 +41,8 @@ class Measuring(EngineOwner):
 
         Exactly one of `max_loss`, `max_error` and `max_defer` says what is guaranteed. Nothing of the router changes: the result
         has the certificate, and the score that it is for. The edge runs every example, and for `max_loss` the cloud is asked
-        about each, whatever threshold and mode. Egress rules, consent, limits, ledger hold; half of an endpoint's rate is left to
-        other calls. Cache, outbox, audits, deadline and hedges take no part. In `stats()` examples count as bytes and cost alone.
+        about each, whatever threshold and mode. Egress rules, consent, limits and ledger hold; half of an endpoint's rate is left
+        to other calls. Cache, outbox, audits, deadline and hedges take no part. In `stats()` examples count as bytes and cost.
 
         Args:
             X: the inputs: an array [n, ...], a sequence of them, or a mapping from name to the rows of one of several inputs.
