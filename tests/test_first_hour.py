@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -319,7 +318,6 @@ def test_without_the_command_line_its_extra_is_named(tmp_path):
         assert (Path(done.stderr.strip().split(" is in ")[1]) / "quickstart.md").exists()
 
 
-@pytest.mark.skipif(find_spec("skl2onnx") is None, reason="skl2onnx is not installed")
 def test_a_pair_of_scikit_learn_by_the_page_alone(tmp_path):
     """docs/first-hour.md: at most three commands and one file to a right answer, of edge and cloud."""
     page = (Path(__file__).parent.parent / "docs" / "first-hour.md").read_text()
