@@ -276,6 +276,40 @@ def test_the_kinds_are_the_same_everywhere():
             make("probabilites")
 
 
+P = np.array([[0.25, 0.75]])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"label": np.array([1]), "p": P}, {"label": np.array([1]), "p": [{0: 0.25, 1: 0.75}]}, {"p": P, "label": np.array([1])},
+        {"label": 1, "p": [[0.25, 0.75]]},
+    ],
+)  # fmt: skip
+def test_a_label_and_probabilities_with_a_batch_axis(row):
+    """As scikit-learn's `predict` and `predict_proba` give them for one input, by their form and by their kind."""
+    for kind in (None, "label+probabilities"):
+        assert Reader(kind=kind).answer(row)[:2] == (1, pytest.approx(0.75))
+    assert Reader(kind="label+probabilities").answer(tuple(row.values()))[:2] == (1, pytest.approx(0.75))
+
+
+@pytest.mark.parametrize("n", [2, 0])
+def test_boxes_with_a_batch_axis(n):
+    """Of 1, as a function that runs a detector gives them: the same with their kind and without."""
+    row = {"boxes": BOXES[None, :n], "scores": np.array([[0.6, 0.9]])[:, :n], "labels": np.array([[0, 1]])[:, :n]}
+    told, found = Reader(kind="boxes").answer(row), Reader().answer(row)
+    assert found[:2] == told[:2]
+    assert len(found.value) == n
+
+
+def test_one_box_without_any_axis():
+    """As `squeeze` leaves it: its sides are no logits."""
+    row = {"boxes": np.array([0, 0, 9, 9.0]), "scores": np.array(0.9), "labels": np.array(1)}
+    for kind in (None, "boxes"):
+        read = Reader(kind=kind).answer(row)
+        assert ([(one["label"], one["score"]) for one in read.value], read.confidence) == ([(1, 0.9)], 0.9)
+
+
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), ["a", "b"], ("a", "b"), iter(["a", "b"]), {"a": 0, "b": 1}.keys()])
 def test_labels_in_any_container(labels):
     """numpy's, too. Text alone is no list of labels, and a set has no order: its first name would be another in each process."""
