@@ -21,6 +21,7 @@ from edgeroute.core.stream import whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import CallableModel
 from edgeroute.edge.ensemble import Ensemble
+from edgeroute.edge.identity import fingerprint
 from edgeroute.edge.members import files, member
 from edgeroute.errors import BadInput
 from edgeroute.testing.comparing import bad_of, equal, said, short, shown, swallowed, whole_of, with_nan
@@ -79,6 +80,8 @@ class Checks(Running):
         settings = member(self.model, "settings")
         if not isinstance(settings, Mapping):
             yield f"settings is a {type(settings).__name__}: make it a mapping of names to values"
+        elif len({fingerprint(self.model, str) for _ in range(2)}) > 1:
+            yield "its settings are others at each look, so no certificate would apply: have in them what its outputs depend on"
         load: Callable[[], object] | None = member(self.model, "load")
         if load is not None:
             self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
@@ -141,6 +144,17 @@ class Checks(Running):
             if not equal(now, was, 0.0):
                 yield f"it wrote to sample {i}: inputs are the caller's, so copy what is changed"
                 break
+
+    def kept(self) -> Iterator[str]:
+        """Outputs are the answer's: later runs write to others."""
+        for many, way in ((True, "run"), (False, "run_one")):
+            (answer,) = self.ask([self.samples[0]], many=many)
+            was = own_copy(answer.outputs)
+            for x in self.samples[1:]:
+                self.ask([x], many=many)
+            if not equal(answer.outputs, was, 0.0):
+                yield f"a later {way} changed the outputs of an earlier one: give each its own, not one array that is used again"
+                return
 
     def refuses(self, bad: Sequence[Any]) -> Iterator[str]:
         """What it cannot take stays `BadInput`, by each way and in a batch."""

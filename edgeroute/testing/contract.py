@@ -70,6 +70,7 @@ def edge_contract(
         ("batch", subject.batch),
         ("run_one and stream", subject.ways),
         ("inputs", subject.unwritten),
+        ("outputs", subject.kept),
         ("bad input", lambda: subject.refuses(bad)),
         ("NaN", lambda: subject.nan(missing=nan_is_missing)),
         ("threads", subject.threads),
