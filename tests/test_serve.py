@@ -687,6 +687,19 @@ def test_unforeseen(caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "output", [[np.ones(1)], [], [{"a": 1.0}, {"b": 1.0}], [{0: object()}]], ids=["tensors", "none", "keys", "objects"]
+)
+def test_output_that_is_no_tensor(output):
+    """It is the model's failure, and the next request is answered: neither waits for ever."""
+    model = Fake()
+    model.run_feed = lambda _: output
+    with running(app([model])) as client:
+        for _ in range(2):
+            reply = ask_fake(client, 1)
+            assert (reply.status_code, "error" in reply.json()) == (500, True)
+
+
 def test_output_that_is_none():
     """An output that the model does not give is the model's failure."""
     model = Fake()
