@@ -145,17 +145,6 @@ class Checks(Running):
                 yield f"it wrote to sample {i}: inputs are the caller's, so copy what is changed"
                 break
 
-    def kept(self) -> Iterator[str]:
-        """Outputs are the answer's: later runs write to others."""
-        for many, way in ((True, "run"), (False, "run_one")):
-            (answer,) = self.ask([self.samples[0]], many=many)
-            was = own_copy(answer.outputs)
-            for x in self.samples[1:]:
-                self.ask([x], many=many)
-            if not equal(answer.outputs, was, 0.0):
-                yield f"a later {way} changed the outputs of an earlier one: give each its own, not one array that is used again"
-                return
-
     def refuses(self, bad: Sequence[Any]) -> Iterator[str]:
         """What it cannot take stays `BadInput`, by each way and in a batch."""
         derived = [(x, False) for x in bad_of(self._samples[0])]
@@ -368,6 +357,18 @@ class Checks(Running):
 
     def _same(self, a: Prediction, b: Prediction) -> bool:
         return equal(a.value, b.value, self.rtol) and equal(a.confidence, b.confidence, self.rtol)
+
+
+def kept(subject: Checks) -> Iterator[str]:
+    """Outputs are the answer's: later runs write to others."""
+    for many, way in ((True, "run"), (False, "run_one")):
+        (answer,) = subject.ask([subject.samples[0]], many=many)
+        was = own_copy(answer.outputs)
+        for x in subject.samples[1:]:
+            subject.ask([x], many=many)
+        if not equal(answer.outputs, was, 0.0):
+            yield f"a later {way} changed the outputs of an earlier one: give each its own, not one array that is used again"
+            return
 
 
 def _calls(model: EdgeModel) -> bool:
