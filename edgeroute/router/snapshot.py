@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
@@ -238,7 +239,7 @@ def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certifi
     for value in values:
         if hasattr(value, "guarantee"):  # a certificate
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
             raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
     return [value if hasattr(value, "guarantee") else float(value) for value in values]
 
