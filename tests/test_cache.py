@@ -277,7 +277,7 @@ def test_the_fingerprint_of_a_function_is_the_same_in_every_process():
 
 
 def test_functions_that_do_something_else_have_another_fingerprint():
-    """Code, constants, attributes, defaults, globals, closures and the functions that are called all count."""
+    """Code, constants, those of classes and modules too, attributes, defaults, globals, closures and what is called all count."""
     codes = [
         "def f(x): return x + 1", "def f(x): return x + 1.0", "def f(x): return x + True", "def f(x): return x - 1",
         "def f(x): return x.a", "def f(x): return x.b", "def f(x, y=1): return x + 1", "def f(x, y=2): return x + 1",
@@ -287,6 +287,10 @@ def test_functions_that_do_something_else_have_another_fingerprint():
         "def f(x):\n  def h(): return 1\n  return h()", "def f(x):\n  def h(): return 2\n  return h()",
         "def f(x): return x + (1, 2)", "def f(x): return x + (1, 3)", "def f(x): return x in {'a', 'b'}", "def f(x): return x in {'a', 'c'}",
         "def o(n):\n  def f(x): return n\n  return f\nf = o(1)", "def o(n):\n  def f(x): return n\n  return f\nf = o(2)",
+        "class C: k = 1\ndef f(x): return x + C.k", "class C: k = 2\ndef f(x): return x + C.k",
+        "class B: k = 3\nclass C(B): pass\ndef f(x): return x + C.k", "import math\ndef f(x): return x + math.pi",
+        "import types\nm = types.ModuleType('m')\nm.k = 1\ndef f(x): return x + m.k",
+        "import types\nm = types.ModuleType('m')\nm.k = 2\ndef f(x): return x + m.k",
     ]  # fmt: skip
     found = []
     for code in codes:

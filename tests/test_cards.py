@@ -513,6 +513,18 @@ def test_a_model_without_a_batch_axis(tmp_path):
         model.run([x, x[:2]])
 
 
+def test_an_input_of_unknown_axes(tmp_path):
+    """A file may not know how many axes a tensor has: then the card tells."""
+    path = tmp_path / "m.onnx"
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value("x", 1, None)], [value("y", 1, None)])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    with pytest.raises(BadInput, match=r"expected \[\] float32"):
+        OnnxModel(path).run_one(np.zeros(4, np.float32))
+    path.with_suffix(".json").write_text('{"input": {"name": "x", "dtype": "float32", "shape": [-1, 4]}}')
+    with Router(path) as router:
+        assert [a.value for a in router.infer_many([np.array([0, 0, 5, 1], np.float32)] * 2)] == [2, 2]
+
+
 def test_a_batch_axis_that_nobody_tells(tmp_path):
     """[4, any] could be batches of 4, or have its batch axis last: a row of the wrong axis would run, too, and be wrong."""
     path = tmp_path / "m.onnx"

@@ -280,6 +280,7 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path):
 
 
 def test_what_is_no_input(tmp_path):
+    (tmp_path / "x.txt").write_text("text")
     np.savez(tmp_path / "labels.npz", labels=[1])
     np.savez(tmp_path / "few.npz", images=np.zeros((2, 3)), labels=[1])
     np.savez(tmp_path / "number.npz", images=np.float32(1))
@@ -287,6 +288,7 @@ def test_what_is_no_input(tmp_path):
         tmp_path: "expected .npy",
         tmp_path / "x.txt": "expected .npy",
         tmp_path / "none.npy": "there is no such file",
+        tmp_path / "none": "there is no such file",
         tmp_path / "labels.npz": "no array",
         tmp_path / "few.npz": "2 inputs and 1 labels",
         tmp_path / "number.npz": "cannot be read",

@@ -274,6 +274,37 @@ class Dies(Sound):
         return super().run(inputs, cancel)
 
 
+class Reuses(Sound):
+    """One array for the outputs of all runs."""
+
+    def __init__(self):
+        self.out = np.zeros((8, 2), np.float32)
+
+    def run(self, inputs, cancel=None):
+        found = super().run(inputs, cancel)
+        self.out[: len(found)] = found
+        return self.out[: len(found)]
+
+
+class ReusesOne(Sound):
+    """Of `run_one` alone."""
+
+    def __init__(self):
+        self.out = np.zeros((1, 2), np.float32)
+
+    def run_one(self, x, cancel=None):
+        self.out[:] = self.run([x], cancel)
+        return self.out
+
+
+class NeverTheSame(Sound):
+    """Its settings have a new value each time."""
+
+    @property
+    def settings(self):
+        return {"made": os.urandom(8)}
+
+
 class Closes(Sound):
     """It is closed as the protocol says."""
 
@@ -337,6 +368,9 @@ BROKEN = {
     OtherOne: ("run_one and stream", "and run_one 1 at .*: they answer alike"),
     OtherStream: ("run_one and stream", r"and stream \[2\] at 0.9 in \[2\]: make them alike"),
     Writes: ("inputs", "it wrote to sample 0: inputs are the caller's"),
+    Reuses: ("outputs", "a later run changed the outputs of an earlier one"),
+    ReusesOne: ("outputs", "a later run_one changed the outputs of an earlier one"),
+    NeverTheSame: ("members", "its settings are others at each look"),
     Swallows: (
         "bad input",
         r"BadInput became ModelError \(the runtime failed: two finite numbers, please\) \(run\), and the router .* cloud: let it",

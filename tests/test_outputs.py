@@ -10,7 +10,7 @@ from both import LONG, Tasks, Threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, PolicyError, Router
+from edgeroute import BadReply, CallableModel, Function, ModelError, PlainJson, PolicyError, Prediction, Router
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.confidence import KINDS, Reader
 from edgeroute.testing import CannedServer, http_reply
@@ -276,6 +276,40 @@ def test_the_kinds_are_the_same_everywhere():
             make("probabilites")
 
 
+P = np.array([[0.25, 0.75]])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"label": np.array([1]), "p": P}, {"label": np.array([1]), "p": [{0: 0.25, 1: 0.75}]}, {"p": P, "label": np.array([1])},
+        {"label": 1, "p": [[0.25, 0.75]]},
+    ],
+)  # fmt: skip
+def test_a_label_and_probabilities_with_a_batch_axis(row):
+    """As scikit-learn's `predict` and `predict_proba` give them for one input, by their form and by their kind."""
+    for kind in (None, "label+probabilities"):
+        assert Reader(kind=kind).answer(row)[:2] == (1, pytest.approx(0.75))
+    assert Reader(kind="label+probabilities").answer(tuple(row.values()))[:2] == (1, pytest.approx(0.75))
+
+
+@pytest.mark.parametrize("n", [2, 0])
+def test_boxes_with_a_batch_axis(n):
+    """Of 1, as a function that runs a detector gives them: the same with their kind and without."""
+    row = {"boxes": BOXES[None, :n], "scores": np.array([[0.6, 0.9]])[:, :n], "labels": np.array([[0, 1]])[:, :n]}
+    told, found = Reader(kind="boxes").answer(row), Reader().answer(row)
+    assert found[:2] == told[:2]
+    assert len(found.value) == n
+
+
+def test_one_box_without_any_axis():
+    """As `squeeze` leaves it: its sides are no logits."""
+    row = {"boxes": np.array([0, 0, 9, 9.0]), "scores": np.array(0.9), "labels": np.array(1)}
+    for kind in (None, "boxes"):
+        read = Reader(kind=kind).answer(row)
+        assert ([(one["label"], one["score"]) for one in read.value], read.confidence) == ([(1, 0.9)], 0.9)
+
+
 @pytest.mark.parametrize("labels", [np.array(["a", "b"]), ["a", "b"], ("a", "b"), iter(["a", "b"]), {"a": 0, "b": 1}.keys()])
 def test_labels_in_any_container(labels):
     """numpy's, too. Text alone is no list of labels, and a set has no order: its first name would be another in each process."""
@@ -304,6 +338,39 @@ def test_a_label_with_a_confidence_is_looked_up_as_one_without():
 def test_a_label_in_an_array_of_its_own():
     """As scikit-learn's `predict` gives it."""
     assert Reader(labels=["9", "8", "7"]).answer((np.array([2]), 0.9)).value == "7"
+
+
+def test_a_prediction_is_an_answer(make):
+    """Of a plain function as of a generator; and of one that is awaited."""
+    with make(lambda _: Prediction("cat", np.float32(0.5), None), threshold=0.5) as router:
+        assert (router.infer(1).value, router.infer(1).confidence) == ("cat", 0.5)
+
+    async def see(_):
+        return Prediction("cat", 0.5, None)
+
+    with Tasks(see, threshold=0.5) as router:
+        assert (router.infer(1).value, router.infer(1).confidence) == ("cat", 0.5)
+
+
+def test_a_function_has_a_score_and_a_rule_of_its_own(make):
+    """As a model file has."""
+
+    def nothing(_):
+        return {"boxes": BOXES, "scores": np.array([0.1, 0.2]), "labels": np.array([0, 1])}
+
+    for rule, sure in ((None, 0), ("accept", 1), ("score", 0.8)):
+        with make(CallableModel(nothing, none_found=rule), threshold=0.5) as router:
+            assert router.infer(1).confidence == pytest.approx(sure)
+    with pytest.raises(PolicyError, match='did you mean "accept"'):
+        CallableModel(nothing, none_found="acept")
+    with make(CallableModel(lambda _: np.array([1.0, 5.0, 5.0]), score="margin"), threshold=0.5) as router:
+        assert router.infer(1).confidence == 0
+
+
+def test_a_threshold_of_numpy(make):
+    """Is a number, too."""
+    with make(lambda _: ("cat", 0.9), lambda _: "dog", threshold=np.float32(0.5)) as router:
+        assert router.infer(1).source == "edge"
 
 
 def test_both_sides_compare_equal(make):

@@ -559,12 +559,23 @@ def test_other_shapes_run_apart():
         assert model.sizes == [1, 3, 3]
 
 
-def test_fixed_first_axis(tmp_path):
-    """A model whose first axis is fixed runs request by request."""
-    model = OnnxModel(save(tmp_path / "scale.onnx", rows=2))
+@pytest.mark.parametrize("size", [1, 2])
+def test_fixed_first_axis(tmp_path, size):
+    """A model that takes so many rows at a time is served for any number: each client gets its own, and no more."""
+    model = OnnxModel(save(tmp_path / "scale.onnx", rows=size))
     with running(app([model])) as client:
-        assert client.get("/v2/models/scale").json()["inputs"][0]["shape"] == [2, 3]
-        assert (unpack(client.post(INFER, json=ASK))["logits"] == X * WEIGHTS).all()
+        about = client.get("/v2/models/scale").json()
+        assert [one["shape"][0] for one in (*about["inputs"], *about["outputs"])] == [-1] * 4
+        for rows in (1, 2, 3):
+            x, flags = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3), np.arange(rows, dtype=np.uint8)
+            ask = {"inputs": [tensor("x", x, data=x.tolist()), tensor("flags", flags, data=flags.tolist())]}
+            found = unpack(client.post(INFER, json=ask))
+            assert (found["logits"] == x * WEIGHTS).all()
+            assert (found["same"] == flags).all()
+
+
+def test_fixed_first_axis_under_load():
+    """It never gets more rows than it takes."""
     fake = Fake(shape=(1, 1))
     fake.gate.set()
     with running(app([fake])) as client, ThreadPoolExecutor(4) as pool:
@@ -674,6 +685,19 @@ def test_unforeseen(caplog):
         reply = ask_fake(client, 1)
     assert (reply.status_code, reply.json()["error"].startswith("a fault of the server")) == (500, True)
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "output", [[np.ones(1)], [], [{"a": 1.0}, {"b": 1.0}], [{0: object()}]], ids=["tensors", "none", "keys", "objects"]
+)
+def test_output_that_is_no_tensor(output):
+    """It is the model's failure, and the next request is answered: neither waits for ever."""
+    model = Fake()
+    model.run_feed = lambda _: output
+    with running(app([model])) as client:
+        for _ in range(2):
+            reply = ask_fake(client, 1)
+            assert (reply.status_code, "error" in reply.json()) == (500, True)
 
 
 def test_output_that_is_none():

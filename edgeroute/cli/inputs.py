@@ -78,6 +78,8 @@ def read(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> l
     if path == STDIN and not suffix:
         return _json_lines(_piped())
     if path.is_dir() or suffix not in SUFFIXES:
+        if not path.exists():
+            raise BadInput(f"{path}: there is no such file")
         raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
     with _reading(path):
         if suffix in IMAGES:

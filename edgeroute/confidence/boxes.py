@@ -48,6 +48,13 @@ def are_boxes(outputs: Mapping[Any, Any]) -> bool:
     return len(shape) == 2 and shape[1] == _SIDES  # noqa: PLR2004 - boxes and sides
 
 
+def have_boxes(outputs: Mapping[Any, Any]) -> bool:
+    """The same of what a function returned, which may have a batch axis of 1, or be squeezed to the four sides of one box."""
+    names = _names(outputs)
+    shape: tuple[int, ...] = () if names is None else getattr(outputs[names[0]], "shape", ())
+    return shape == (_SIDES,) or are_boxes(outputs) or (len(shape) == 3 and shape[0] == 1 and shape[2] == _SIDES)  # noqa: PLR2004
+
+
 def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
     """Whether these are a detector's outputs for one picture that have no batch axis."""
     return kind in {None, "boxes"} and isinstance(outputs, Mapping) and are_boxes(outputs)
@@ -98,6 +105,7 @@ def _parts(row: Any, wrong: Callable[[str], Exception]) -> tuple[Array, Array, A
         boxes, scores = np.asarray(row[names[0]]), np.asarray(row[names[1]]).reshape(-1)
         classes = np.zeros(len(scores)) if names[2] is None else np.asarray(row[names[2]]).reshape(-1)
         boxes = boxes[0] if boxes.ndim == 3 and len(boxes) == 1 else boxes  # noqa: PLR2004 - with its batch axis
+        boxes = boxes[None] if boxes.shape == (_SIDES,) and len(scores) == 1 else boxes
         number = next((row[name] for name in row if "num" in str(name).lower()), None)
         if number is not None and np.size(number) == 1:
             n = int(np.asarray(number).reshape(-1)[0])

@@ -87,8 +87,9 @@ def binary(x: float, kind: str | None) -> list[float]:
 
 def label_and_probabilities(row: Mapping[Any, Any]) -> tuple[Any, Any] | None:
     """The output that is one label, and the one with a number for each class; None: there are none."""
-    label = next((v for v in row.values() if _is_label(v)), None)
-    p = next((v for v in row.values() if is_by_class(v) or _is_row(v)), None)
+    parts = [_without_batch(v) for v in row.values()]
+    label = next((v for v in parts if _is_label(v)), None)
+    p = next((v for v in parts if is_by_class(v) or _is_row(v)), None)
     return None if label is None or p is None else (label, p)
 
 
@@ -98,6 +99,14 @@ def tokens_and_logprobs(row: Mapping[Any, Any]) -> tuple[Any, Array] | None:
     tokens = next((a for a in arrays if a.ndim == 1 and a.dtype.kind in "iuUS"), None)
     logprobs = next((a for a in arrays if a.ndim == 1 and a.dtype.kind == "f"), None)
     return None if tokens is None or logprobs is None or len(tokens) != len(logprobs) else (tokens, logprobs)
+
+
+def _without_batch(value: Any) -> Any:
+    """Probabilities without a batch axis of 1, as `predict_proba` gives it: of an array, or a list of one mapping."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+        return value[0]
+    array = as_array(value)
+    return array[0] if array.ndim == 2 and len(array) == 1 and array.dtype.kind == "f" else value  # noqa: PLR2004 - rows
 
 
 def _is_label(value: Any) -> bool:

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.boxes import are_boxes, boxes_without_batch, checked_rule, read_boxes
+from edgeroute.confidence.boxes import boxes_without_batch, checked_rule, have_boxes, read_boxes
 from edgeroute.confidence.forms import (
     TINY,
     as_array,
@@ -262,7 +262,7 @@ class Reader:
 
     def _mapping(self, row: Mapping[Any, Any]) -> Prediction | None:
         """Outputs with names, where the names or the forms tell what they are; None: the first is read."""
-        if self.kind is None and are_boxes(row):
+        if self.kind is None and have_boxes(row):
             return self._boxes(row)
         if self.kind in {None, "probabilities"} and len(row) > 1 and is_by_class(row):
             if self.kind is None and not sum_to_one(list(row.values())):

@@ -8,8 +8,10 @@ from contextlib import aclosing
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
+from edgeroute.confidence.boxes import checked_rule
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
+from edgeroute.confidence.scores import Score
 from edgeroute.core.stream import joined, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.members import awaited
@@ -18,7 +20,7 @@ from edgeroute.types import StopToken, TensorSpec
 
 
 class CallableModel:
-    """`f(x)` for one input, returning `(value, confidence)` or logits, an array [classes].
+    """`f(x)` for one input, returning `(value, confidence)`, a `Prediction`, or logits, an array [classes].
 
     A generator function yields its value in pieces and returns the confidence. A coroutine function, an asynchronous generator
     function, and an object whose `__call__` is one of them are awaited, by `AsyncRouter` alone.
@@ -28,6 +30,8 @@ class CallableModel:
         name: in answers; None: the function's own.
         labels: class index -> value; None: the value is the index.
         kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
+        score: for this function, in place of the router's.
+        none_found: of a detector, see `edgeroute.confidence.boxes`; None: "defer".
         version: changed by you whenever its answers change, for certificates and the cache on disk. None: the function's code and
             constants tell; a function that uses an object, as a model, cannot be identified by them.
         parallel: how many calls may go at a time; None: any number.
@@ -41,6 +45,8 @@ class CallableModel:
         name: str | None = None,
         labels: Iterable[Any] | None = None,
         kind: str | None = None,
+        score: str | Score | None = None,
+        none_found: str | None = None,
         version: str | None = None,
         parallel: int | None = None,
         inputs: Sequence[TensorSpec] = (),
@@ -49,6 +55,7 @@ class CallableModel:
         self.function = function
         self.name = name or str(getattr(function, "__name__", type(function).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
+        self.score, self.none_found = score, checked_rule(none_found or "defer")
         self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
         self.settings: Mapping[str, Any] = {"function": function}
         self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
@@ -69,6 +76,8 @@ class CallableModel:
         kind = type(result)
         if kind is tuple:
             return result
+        if kind is Prediction:
+            return result[:2]
         if kind in _AWAITED:
             if kind is CoroutineType:
                 result.close()  # or Python would warn that it was never awaited
@@ -79,7 +88,8 @@ class CallableModel:
         """Awaits the function once per input, one after the other."""
         if self._speaks:
             return [await gathered(self._stream_async(x)) for x in inputs]
-        return [await self.function(x) for x in inputs]
+        results = [await self.function(x) for x in inputs]
+        return [result[:2] if type(result) is Prediction else result for result in results]
 
     async def _stream_async(self, x: Any, cancel: StopToken | None = None) -> AsyncGenerator[Any, None]:  # noqa: ARG002
         async with aclosing(self.function(x)) as pieces:

@@ -38,6 +38,7 @@ class Inputs:
     """
 
     def __init__(self, card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        inputs = [_shaped(spec, card.of(spec.name)) for spec in inputs]
         specs = {spec.name: spec for spec in inputs}
         self.constants: dict[str, Array] = {}
         self.state = {one.input: _first(one, specs, {spec.name: spec for spec in outputs}) for one in card.state}
@@ -88,6 +89,11 @@ class Inputs:
         if self.batch is None:
             return np.asarray(output)[None]
         return np.moveaxis(output, self.batch, 0) if self.batch else output
+
+
+def _shaped(spec: TensorSpec, told: CardInput | None) -> TensorSpec:
+    """An input of which the file does not know how many axes it has, which looks like a number, as the card says."""
+    return spec if spec.shape or told is None or not told.shape else spec._replace(shape=told.shape)
 
 
 def unsaid(card: Card, inputs: Sequence[TensorSpec]) -> str:

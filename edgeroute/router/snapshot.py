@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import sha256
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
@@ -260,7 +261,7 @@ def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certifi
     for value in values:
         if hasattr(value, "guarantee"):  # a certificate
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
             raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
     return [value if hasattr(value, "guarantee") else float(value) for value in values]
 

@@ -165,19 +165,21 @@ class Batcher:
     def _once(self, feed: dict[str, Array]) -> dict[str, Array]:
         try:
             out = self.model.run_feed(feed)
+            self.runs += 1
+            named = out if isinstance(out, dict) else {self._names[0]: out}
+            return {name: _tensor(output) for name, output in named.items()}
         except ModelError:
             raise
         except Exception as e:  # any exception is the model's failure
             _log.exception("%s failed", self.model.name)
             raise ModelError(f"{self.model.name} failed with {type(e).__name__}; the server's log has the rest") from e
-        self.runs += 1
-        named = out if isinstance(out, dict) else {self._names[0]: out}
-        return {name: _tensor(output) for name, output in named.items()}
 
 
 def _tensor(output: Array | list[Mapping[Any, float]]) -> Array:
     """An output as an array; mappings from class to probability [n] as [n, classes], in the order of the first."""
     if not isinstance(output, list):
         return output
+    if not output or not all(isinstance(row, Mapping) for row in output):
+        raise ModelError("an output is a sequence of tensors, which the protocol does not have: give it as one tensor")
     names = list(output[0])
     return np.array([[row[name] for name in names] for row in output], np.float32)

@@ -54,6 +54,10 @@ class Fed:
         self.card: Card = member(model, "card") or Card()
         self.only: str | None = member(model, "output")
         self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs")) or self._tried()
+        self._size, self._whole = _fixed(self), self.run_feed
+        if self._size:  # clients send as many rows as they have
+            self.inputs, self.outputs = (tuple(map(_of_any_number, specs)) for specs in (self.inputs, self.outputs))
+            self.run_feed = self._parts
 
     def _rows(self, feed: dict[str, Array]) -> dict[str, Array]:
         """Rows as `run` takes them: an array, or, of several inputs, name -> array."""
@@ -65,6 +69,19 @@ class Fed:
             rows = [{spec.name: array[i] for spec, array in zip(self.inputs, arrays, strict=True)} for i in range(count)]
         found = self.model.run(rows, None)
         return self._named(found if self._loop is None else asyncio.run_coroutine_threadsafe(found, self._loop).result())
+
+    def _parts(self, feed: dict[str, Array]) -> Any:
+        """Runs of the only number of rows that the model takes, the last row again where some are missing."""
+        size, count = self._size, len(next(iter(feed.values())))
+        missing = -count % size
+        if missing:
+            feed = {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feed.items()}
+        parts = [
+            self._whole({name: array[at : at + size] for name, array in feed.items()}) for at in range(0, count + missing, size)
+        ]
+        if isinstance(parts[0], Mapping):
+            return {name: _joined([part[name] for part in parts])[:count] for name in parts[0]}
+        return _joined(parts)[:count]
 
     def close(self) -> None:
         """Ends the loop of a model that is awaited."""
@@ -99,6 +116,21 @@ class Fed:
             ) from e
         named = found if isinstance(found, Mapping) else {"output": np.asarray(found)}
         return tuple(TensorSpec(name, array.dtype.name, (-1, *array.shape[1:])) for name, array in named.items())
+
+
+def _fixed(model: Fed) -> int:
+    """The only number of rows that a model takes at a time, and each of its outputs has; 0: any, or it has no such axis."""
+    sizes = {spec.shape[0] if spec.shape else 0 for spec in (*model.inputs, *model.outputs)}
+    return max(0, sizes.pop()) if len(sizes) == 1 and model.card.batch_first else 0
+
+
+def _of_any_number(spec: TensorSpec) -> TensorSpec:
+    return spec._replace(shape=(-1, *spec.shape[1:]))
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Outputs of several runs as those of one; some are lists."""
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

@@ -21,6 +21,7 @@ from edgeroute.core.stream import whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import CallableModel
 from edgeroute.edge.ensemble import Ensemble
+from edgeroute.edge.identity import fingerprint
 from edgeroute.edge.members import files, member
 from edgeroute.errors import BadInput
 from edgeroute.testing.comparing import bad_of, equal, said, short, shown, swallowed, whole_of, with_nan
@@ -79,6 +80,8 @@ class Checks(Running):
         settings = member(self.model, "settings")
         if not isinstance(settings, Mapping):
             yield f"settings is a {type(settings).__name__}: make it a mapping of names to values"
+        elif len({fingerprint(self.model, str) for _ in range(2)}) > 1:
+            yield "its settings are others at each look, so no certificate would apply: have in them what its outputs depend on"
         load: Callable[[], object] | None = member(self.model, "load")
         if load is not None:
             self.wait(self.thread(lambda: (load(), load())), "load, called twice,")
@@ -354,6 +357,18 @@ class Checks(Running):
 
     def _same(self, a: Prediction, b: Prediction) -> bool:
         return equal(a.value, b.value, self.rtol) and equal(a.confidence, b.confidence, self.rtol)
+
+
+def kept(subject: Checks) -> Iterator[str]:
+    """Outputs are the answer's: later runs write to others."""
+    for many, way in ((True, "run"), (False, "run_one")):
+        (answer,) = subject.ask([subject.samples[0]], many=many)
+        was = own_copy(answer.outputs)
+        for x in subject.samples[1:]:
+            subject.ask([x], many=many)
+        if not equal(answer.outputs, was, 0.0):
+            yield f"a later {way} changed the outputs of an earlier one: give each its own, not one array that is used again"
+            return
 
 
 def _calls(model: EdgeModel) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeroute.edge.load import load
 from edgeroute.errors import EdgerouteError
-from edgeroute.testing.checks import Checks
+from edgeroute.testing.checks import Checks, kept
 from edgeroute.testing.comparing import said
 from edgeroute.testing.running import Hangs
 from edgeroute.types import EdgeModel
@@ -70,6 +70,7 @@ def edge_contract(
         ("batch", subject.batch),
         ("run_one and stream", subject.ways),
         ("inputs", subject.unwritten),
+        ("outputs", lambda: kept(subject)),
         ("bad input", lambda: subject.refuses(bad)),
         ("NaN", lambda: subject.nan(missing=nan_is_missing)),
         ("threads", subject.threads),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha256
+from inspect import getattr_static
 from os import PathLike
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
@@ -26,11 +27,11 @@ def fingerprint(thing: object) -> str:
     """A text that identifies a model, stable across processes where possible.
 
     A path (str or PathLike): SHA-256 of the file's content, recomputed when its mtime or size changes; of a folder, of the names
-    and contents of all files in it. A function: its code and what that refers to: functions likewise; constants; modules,
-    classes and builtin functions by name only. A function with an attribute `version`, a text: its name and that. Anything
-    else, and a function that refers to anything else (a model object, a list), gets a new unique text **at every call**, which
-    begins with `UNIDENTIFIED`: call once and store the result. Cache entries for it then hit only within this process, and never
-    match those of another.
+    and contents of all files in it. A function: its code and what that refers to: functions likewise; constants, those of modules
+    and classes too; modules, classes and builtin functions by name else. A function with an attribute `version`, a text: its
+    name and that. Anything else, and a function that refers to anything else (a model object, a list), gets a new unique text
+    **at every call**, which begins with `UNIDENTIFIED`: call once and store the result. Cache entries for it then hit only
+    within this process, and never match those of another.
 
     Raises:
         OSError: the file cannot be read.
@@ -78,10 +79,23 @@ def _function(f: FunctionType, seen: set[FunctionType]) -> list[Any]:
         cells = [cell.cell_contents for cell in f.__closure__ or ()]
     except ValueError:  # an unbound closure cell
         raise _UnknownError from None
-    names = sorted(name for name in _names(f.__code__) if name in f.__globals__)
+    used = _names(f.__code__)
+    names = sorted(name for name in used if name in f.__globals__)
     keywords = f.__kwdefaults__ or {}
     values = [*cells, *(f.__defaults__ or ()), *keywords.values(), *(f.__globals__[name] for name in names)]
-    return [*said, _code(f.__code__), [*keywords], names, [_value(v, seen) for v in values]]
+    return [*said, _code(f.__code__), [*keywords], names, [_value(v, seen) for v in values], *_constants_of(values, used)]
+
+
+def _constants_of(values: list[Any], used: set[str]) -> list[Any]:
+    """The constants that it takes from modules and classes, as in `settings.LIMIT`; none: nothing."""
+    found = [
+        [owner.__name__, name, _constant(constant)]
+        for owner in values
+        if isinstance(owner, ModuleType | type)
+        for name in sorted(used)
+        if type(constant := getattr_static(owner, name, object)) in _SIMPLE
+    ]
+    return [found] if found else []
 
 
 def _value(v: Any, seen: set[FunctionType]) -> list[Any]:
