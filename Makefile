@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench campaign fuzz models docs clean
+.PHONY: demo test check bench bench-promises campaign fuzz models docs clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -20,6 +20,9 @@ check: $(VENV)/test.installed  ## linter, formatter, types
 
 bench: $(VENV)/bench.installed  ## every figure, in one table
 	$(BIN)/python benchmarks/run.py
+
+bench-promises: $(VENV)/demo.installed  ## what is promised and what holds, per task; ARGS='--routerarena FILE' adds recorded sets
+	$(BIN)/python benchmarks/promises.py $(ARGS)
 
 campaign: $(VENV)/test.installed  ## ten thousand random fault schedules (about ten minutes)
 	$(BIN)/python tests/campaign.py

@@ -1,0 +1,205 @@
+"""Loads sets of requests that others recorded with two models: RouterArena, RouteLLM, rational-llm-cascades, and any table.
+
+None is part of the project: each file is one that its user has fetched.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from edgeroute.confidence import crossfit
+from edgeroute.confidence.logistic import expit, irls, with_constant
+from edgeroute.replay.logs import Read, read_pairs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+HASHED = 32
+"""Features of hashed words."""
+RIDGE = 30.0
+NUMBERS = frozenset({"dtype", "ndarray", "scalar", "_reconstruct", "_frombuffer", "float64", "float32", "bool_"})
+"""Names of numpy that a pickle of numbers needs."""
+ROUGE = 20
+"""XSum: the sum of a summary's ratings from which it counts as correct, as in that repository's notebooks."""
+PATTERNS = (
+    r"\d", r"[A-Z]", r"[^\w\s]", r"[^\x00-\x7f]", r"\n", r"\?", r"^\(?[A-J][.):]", r"\\|\$", r"[{};]|def |return", r"\bnot\b|\bexcept\b",
+    r"\bwho\b|\bwhen\b|\bwhere\b", r"\bwhy\b|\bhow\b", r"\bstatement\b", r"=|\+",
+)  # fmt: skip
+"""Counted in a text."""
+
+
+class Task(NamedTuple):
+    """Requests that an edge and a cloud answered, as recorded."""
+
+    name: str
+    by: str
+    """What the score is."""
+    score: Array
+    """[n], higher where the edge is surer."""
+    edge: Array
+    """[n], how correct, 0..1."""
+    cloud: Array
+
+
+class Broken(Exception):
+    """A file is not of the shape that its repository publishes."""
+
+
+def routerarena(paths: Sequence[Path]) -> Task:
+    """Two of its `cached_results/MODEL.jsonl`, joined by `global_index`; or a table (csv, csv.gz) with `question` and MODEL_score twice.
+
+    Scores are 0..1, and partial ones occur; what is below 0 is 0. The weaker model is the edge.
+    """
+    if [path.suffix for path in paths] == [".jsonl"] * 2:
+        results = [_results(path) for path in paths]
+        both = [index for index in results[0] if index in results[1]]
+        texts = [results[0][index][0] for index in both]
+        scores = {path.stem: np.array([one[index][1] for index in both]) for path, one in zip(paths, results, strict=True)}
+    else:
+        rows = [row for path in paths for row in _table(path)]
+        names = [name for name in rows[0] if name.endswith("_score") and "question" in rows[0]]
+        texts = [row["question"] for row in rows if names]
+        scores = {name.removesuffix("_score"): np.array([float(row[name]) for row in rows]) for name in names}
+    if len(scores) != 2 or not texts:
+        raise Broken(
+            f"{paths[0]}: expected two files of cached_results, or a table with question and two columns that end in _score"
+        )
+    (edge, a), (cloud, b) = sorted(
+        ((name, np.clip(score, 0, 1)) for name, score in scores.items()), key=lambda one: one[1].mean()
+    )
+    return _by_text(f"RouterArena ({edge}, {cloud})", texts, a, b)
+
+
+def _results(path: Path) -> dict[str, tuple[str, float]]:
+    """`global_index` -> question and score, of the lines that have been evaluated."""
+    found = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            one = json.loads(line)
+            if one["evaluation_result"] is not None:
+                found[one["global_index"]] = one["question"], float(one["evaluation_result"]["score"])
+        except (KeyError, TypeError, ValueError) as e:  # noqa: PERF203 - with the number of the line
+            raise Broken(f"{path}:{number}: no line of RouterArena's cached results: {type(e).__name__}: {e}") from e
+    return found
+
+
+def routellm(paths: Sequence[Path]) -> Task:
+    """Tables of routellm/evals/{mmlu/responses,gsm8k}: `prompt`, and a column of True and False for each of two models."""
+    rows = [row for path in paths for row in _table(path)]
+    names = [name for name, value in rows[0].items() if name != "prompt" and value in {"True", "False"}]
+    if len(names) != 2 or "prompt" not in rows[0]:
+        raise Broken(f"{paths[0]}: expected columns prompt and two of True and False")
+    right = [np.array([row[name] == "True" for row in rows], float) for name in names]
+    (edge, a), (cloud, b) = sorted(zip(names, right, strict=True), key=lambda one: one[1].mean())
+    return _by_text(f"RouteLLM {paths[0].stem} ({edge}, {cloud})", [row["prompt"] for row in rows], a, b)
+
+
+def cascades(paths: Sequence[Path], edge: str = "", cloud: str = "") -> Task:
+    """Pickles of rational-llm-cascades (`benchmarks/data/*/chain_results`), read without running any code of theirs.
+
+    Each is a dictionary with `raw_confidences` and `model_correctness`, both MODEL -> list. Without names, its first and last model.
+    """
+    found = [_chain(path, edge, cloud) for path in paths]
+    parts = (np.concatenate(part) for part in zip(*(one for one, _ in found), strict=True))
+    return Task(f"{paths[0].stem.split('_full_')[0]} ({found[0][1]})", "its own confidence", *parts)
+
+
+def _chain(path: Path, edge: str, cloud: str) -> tuple[tuple[Array, Array, Array], str]:
+    """Confidence of the edge and correctness of both in one file, and which they are."""
+    try:
+        with path.open("rb") as file:
+            found = _Inert(file).load()
+        correct = found["model_correctness"]
+        models = [*correct]
+        edge, cloud = edge or models[0], cloud or models[-1]
+        confidence = np.array([np.nan if x is None else float(x) for x in found["raw_confidences"][edge]])
+        a, b = (np.array([_correct(x) for x in correct[name]]) for name in (edge, cloud))
+    except OSError:
+        raise
+    except Exception as e:
+        raise Broken(f"{path}: not of the shape of that repository's chain results: {type(e).__name__}: {e}") from e
+    if not confidence.shape == a.shape == b.shape or not a.size:
+        raise Broken(f"{path}: {confidence.size} confidences, and answers to {a.size} and {b.size} requests")
+    return (confidence, a, b), f"{edge}, {cloud}"
+
+
+def table(path: Path) -> Task:
+    """A table as `edgeroute replay --from csv` reads it: confidence, edge_score, cloud_score."""
+    pairs = read_pairs([path], "csv", Read())
+    cloud = np.ones_like(pairs.edge) if pairs.cloud is None else pairs.cloud
+    return Task(path.stem, "its confidence", pairs.confidence, pairs.edge, cloud)
+
+
+def features(texts: Sequence[str]) -> Array:
+    """Plain features of texts, [n, k]: length, counts of `PATTERNS`, hashed words."""
+    rows = []
+    for text in texts:
+        words = re.findall(r"\w+", text.lower())
+        hashed = np.bincount([crc32(word.encode()) % HASHED for word in words], minlength=HASHED)
+        plain = [len(text), len(words), len(text) / (1 + len(words)), *(len(re.findall(p, text, re.MULTILINE)) for p in PATTERNS)]
+        rows.append(np.log1p([*plain, *hashed]))
+    return np.array(rows)
+
+
+def _by_text(name: str, texts: Sequence[str], edge: Array, cloud: Array) -> Task:
+    """Scored by two regressions on plain features of the text, cross-fitted: of how often the cloud is better, and the edge."""
+    x, gain = features(texts), cloud - edge
+
+    def fit(rows: Array) -> Callable[[Array], Array]:
+        mean, scale = x[rows].mean(0), np.maximum(x[rows].std(0), 1e-9)
+        inputs = with_constant((x[rows] - mean) / scale)
+        penalty = np.append(1e-6, np.full(x.shape[1], RIDGE))
+        win, harm = (irls(inputs, np.maximum(sign * gain[rows], 0), penalty) for sign in (-1, 1))
+        return lambda others: expit(with_constant((x[others] - mean) / scale) @ np.stack([win, harm], 1)) @ [1, -1]
+
+    return Task(name, "text features, cross-fitted", crossfit(fit, len(gain)), edge, cloud)
+
+
+def _correct(x: object) -> float:
+    """Whether it is correct; of a summary with several ratings their sum decides."""
+    return float(sum(x.values()) >= ROUGE) if isinstance(x, dict) else float(x)  # type: ignore[arg-type]
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    csv.field_size_limit(1 << 24)
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    if not rows:
+        raise Broken(f"{path}: no rows")
+    return rows
+
+
+class _Nothing:
+    """In place of any class or function that a pickle names: takes whatever it is built from, and does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Ignores its arguments."""
+
+    def __setstate__(self, _: object) -> None:
+        """Ignores its state."""
+
+    def __setitem__(self, *_: object) -> None:
+        """Ignores an item."""
+
+    def append(self, _: object) -> None:
+        """Ignores an item."""
+
+    extend = add = append
+
+
+class _Inert(pickle.Unpickler):
+    """Reads a pickle's plain values and numpy's numbers; whatever else it names is `_Nothing`, and no function is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names that hold numbers."""
+        if module.partition(".")[0] == "numpy" and name in NUMBERS:
+            return super().find_class(module, name)
+        return _Nothing
