@@ -518,6 +518,18 @@ def test_labels_that_are_not_expected_or_of_no_use():
             router.report("nothing", "a")
 
 
+def test_a_label_may_come_before_the_clouds_answer(make, certificate):
+    """It waits for that, and is taken then; once."""
+    gate = threading.Event()
+    router = make(edge, FakeCloud(lambda _: "b", gate=gate), threshold=certificate, audit=Audit(share=1, labelled=True))
+    first = router.infer(0.9).id
+    assert router.report(first, "a")
+    assert not router.report(first, "a")
+    gate.set()
+    until(lambda: router.stats().audits[0].labelled == 1 and not router.engine.auditor.busy)
+    assert not router.report(first, "a"), "it was taken"
+
+
 def test_graded_labels_are_taken(certificate):
     """How right a value is may be a number; what is none is refused, and nothing was counted."""
     near = Audit(share=1, scene=1, labelled=True, agrees=lambda value, truth: 1 - abs(value - truth))

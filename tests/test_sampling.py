@@ -100,4 +100,8 @@ def test_programs_that_answer_few_requests_are_watched_too(tmp_path):
         store.put(UNTIL_NEXT, kept)
         store.close()
         with Router(lambda _: ("a", 0.9), lambda _: "a", threshold=0.5, audit=Audit(), state=tmp_path / f"{kept}") as router:
-            assert 1 <= router.engine.auditor.sampler.remaining() <= 90
+            router.infer(0)
+        store = KeyValueStore(tmp_path / f"{kept}" / "state.db")
+        assert 1 <= store.get(UNTIL_NEXT) <= 90
+        assert kept != 7 or store.get(UNTIL_NEXT) == 6
+        store.close()

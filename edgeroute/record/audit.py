@@ -16,9 +16,9 @@ from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import Target
 from edgeroute.core.texts import typed
 from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
-from edgeroute.errors import PolicyError, StoreError
+from edgeroute.errors import StoreError
 from edgeroute.observe.stats import AuditStats
-from edgeroute.record.drift_monitor import Audit, DriftMonitor
+from edgeroute.record.drift_monitor import Audit, DriftMonitor, check_audit
 from edgeroute.record.sampling import Drawn, Sampler
 from edgeroute.system import contained, renew_after_fork
 
@@ -37,6 +37,7 @@ UNLABELLED_MOST = 10_000
 NEVER = frozenset({"consent", "redaction", "view"})
 """Why a cloud was not asked: it never will be for this input."""
 log = logging.getLogger("edgeroute")
+_NONE: Any = object()
 
 
 class Audited(Protocol):
@@ -124,12 +125,14 @@ class Auditor:
         journal: Journal | None,
         store: KeyValueStore | None,
     ) -> None:
-        _check(audit)
+        check_audit(audit)
         self.audit, self._submit, self._counts, self._asks = audit, submit, counts, asks
         self._changed, self._alarm, self._journal, self._kept = changed, alarm, journal, store
         self._watches: dict[str, DriftMonitor] = {}
         self._prints: dict[str, str] = {}
         self._unlabelled: dict[str, _Unlabelled] = {}
+        self._early: dict[str, Any] = {}
+        """Ids of audits that wait or are under way -> the label that was reported meanwhile, or `_NONE`."""
         self._said: set[str] = set()
         due = None if store is None else store.get(UNTIL_NEXT)
         due = due if type(due) is int else None
@@ -198,6 +201,9 @@ class Auditor:
     def report(self, identity: str, truth: Any) -> bool:
         """Records the right value for an audited answer of an edge. Returns whether it is one."""
         with self._lock:
+            if self._early.get(identity) is _NONE:
+                self._early[identity] = truth  # taken once the cloud has answered
+                return True
             one = self._unlabelled.pop(identity, None)
         if one is None:
             return False
@@ -270,7 +276,10 @@ class Auditor:
             self._compare(request.id, drawn, edges, outcome.prediction)
         elif not _failed(outcome, cloud):
             # bound now: the caller may go on to write the next frame into the same array
-            self._queue.append(_Waiting(request, cloud, self._asks.prepare(request, cloud), drawn, edges))
+            waiting = _Waiting(request, cloud, self._asks.prepare(request, cloud), drawn, edges)
+            if self.audit.labelled and edges[-1].how == "shadow":
+                self._early[request.id] = _NONE
+            self._queue.append(waiting)
         self._start()
 
     def _allowed(self) -> bool:
@@ -307,10 +316,15 @@ class Auditor:
             event = one.ask()
             if type(event) is Done:
                 self._compare(one.request.id, one.drawn, one.edges, event.answer)
+            with self._lock:
+                truth = self._early.pop(one.request.id, _NONE)
+            if truth is not _NONE:
+                self.report(one.request.id, truth)
         except Exception:
             log.exception("an audit failed; no answer is touched by it")
         finally:
             with self._lock:
+                self._early.pop(one.request.id, None)
                 self._running -= 1
                 self._idle.notify_all()
         self._start()
@@ -380,12 +394,3 @@ def same(edge: Any, cloud: Any) -> bool:
     """Whether two values are equal; for arrays: all elements."""
     equal = edge == cloud
     return bool(equal.all()) if hasattr(equal, "all") else bool(equal)
-
-
-def _check(audit: Audit) -> None:
-    if not 0 <= audit.share <= 1:
-        raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
-    if type(audit.scene) is not int or audit.scene < 1:
-        raise PolicyError(f"audit: scene is a number of requests, 1 or more, not {audit.scene!r}")
-    if audit.on_alarm not in {"tell", "raise", "defer"}:
-        raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")

@@ -13,6 +13,7 @@ from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.core.drift import Drift
 from edgeroute.core.policy import INF, OnAlarm, Target
+from edgeroute.errors import PolicyError
 from edgeroute.observe.stats import AuditStats
 
 SHOWN = 50
@@ -303,3 +304,13 @@ def limit(promise: BoundCertificate) -> float | None:
     allowed = certificate.value / (1 - certificate.deferral_rate) if certificate.kind == "max_loss" else 0.0
     most = max(seen, allowed)
     return most if 0 < most < 1 else None
+
+
+def check_audit(audit: Audit) -> None:
+    """Raises PolicyError if these settings are invalid."""
+    if not 0 <= audit.share <= 1:
+        raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
+    if type(audit.scene) is not int or audit.scene < 1:
+        raise PolicyError(f"audit: scene is a number of requests, 1 or more, not {audit.scene!r}")
+    if audit.on_alarm not in {"tell", "raise", "defer"}:
+        raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")
