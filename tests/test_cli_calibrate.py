@@ -96,7 +96,7 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     path = policy(cloud)
     code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--sure", "90%")
     assert (code, err) == (0, "")
-    assert "With 90 % confidence, on inputs drawn like the 1,200 examples" in out
+    assert "With 90 % confidence, on inputs drawn independently and like the 1,200 examples" in out
     assert out.endswith('in the policy:\n    threshold = "certificate.json"\n')
     x, y = drawn(1200, 0)
     found, right = Certificate.load(home / "certificate.json"), logits(x).argmax(1) == y

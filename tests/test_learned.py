@@ -113,8 +113,8 @@ def test_the_area_is_the_mean_over_orders_of_ties():
     "arguments", [([], [], []), ([1.0], [1], [0, 1]), ([1.0], [2], [1]), ([1.0], [math.nan], [1]), ([[1.0]], [1], [1])]
 )
 def test_a_curve_of_nothing(arguments):
-    """No examples, other lengths, and answers that are not 0 or 1 are refused."""
-    with pytest.raises(PolicyError, match=r"expected|is 0 or 1"):
+    """No examples, other lengths, and answers that are not from 0 to 1 are refused."""
+    with pytest.raises(PolicyError, match=r"expected|from 0 to 1"):
         deferral_curve(*arguments)
 
 
@@ -460,7 +460,7 @@ def test_separable_harm():
         ({"logits": np.zeros(6)}, "expected .n, classes."),
         ({"logits": np.zeros((500, 1))}, "at least two classes"),
         ({"edge_correct": np.ones(499)}, r"answers \[499\] and \[500\]"),
-        ({"cloud_correct": np.full(500, 0.5)}, "0 or 1"),
+        ({"cloud_correct": np.full(500, 1.5)}, "from 0 to 1"),
         ({"folds": 1}, "expected 2 to 50 folds"),
         ({"ridge": ()}, "positive numbers"),
         ({"ridge": (0.0, 3.0)}, "positive numbers"),

@@ -111,7 +111,7 @@ class _Examples(NamedTuple):
         """Features of all examples, with the class means of the training examples. train: [n], bool."""
         if self.logits is None:
             return self.table, None
-        foreign = Foreign.fit(self.logits[train], self.edge[train])
+        foreign = Foreign.fit(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - rather right than wrong
         return of_logits(self.logits, foreign), foreign
 
 
