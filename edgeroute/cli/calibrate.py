@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edgeroute.cli.examples import DataClass, DataOrNone, EdgeNumber, Every, examples, given, plain
+from edgeroute.cli.examples import TRUST, DataClass, DataOrNone, EdgeNumber, Every, examples, given, plain
 from edgeroute.cli.exits import OK, TOO_FEW, line
 from edgeroute.cli.options import Json, Policy, share
 from edgeroute.cli.tables import console, pairs, table
 from edgeroute.errors import PolicyError, StoreError
 
 if TYPE_CHECKING:
-    from edgeroute.confidence.certificate import Kind
+    from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.report.evaluation.certified import Certified, Fit
     from edgeroute.report.evaluation.examples import Examples
 
@@ -45,6 +45,12 @@ def calibrate(
     sure: Annotated[
         str, typer.Option(metavar="SHARE", help="How sure the promise is. With --max-defer also `average`: it holds on average.")
     ] = "95%",
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What graded answers were graded by, as in F1: named in the promise.", show_default=False
+        ),
+    ] = "",
     per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all promises at once.")] = False,
     score: Annotated[
         Score | None,
@@ -77,6 +83,8 @@ def calibrate(
     --max-loss calls the cloud for every example; without labels it guarantees agreement with the cloud.
 
     --max-error needs labels. --max-defer needs neither labels nor the cloud.
+
+    Answers that are graded from 0 to 1 come in .npz files with confidence, edge_scores, perhaps cloud_scores and groups.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
     if bool(data) == audited:
@@ -90,6 +98,7 @@ def calibrate(
         raise typer.BadParameter("it is for a score that is fitted: --score learned or auto", param_hint="--ood")
     odds = _sure(sure, kind)
 
+    from edgeroute.cli.graded import certified_graded, graded, only_graded
     from edgeroute.confidence import NotEnough
     from edgeroute.edge.members import member
     from edgeroute.report.evaluation.certified import certified
@@ -98,7 +107,11 @@ def calibrate(
     fit: Fit | None = score if score == "auto" or score == "learned" else None  # noqa: PLR1714 - so that mypy can follow
     with _instead(threshold="0", score="msp" if fit else score), plain(policy) as router:
         runner = edge_runner(router, edge)
-        if audited:
+        scored = None if audited else graded(data or [], every)
+        if scored is not None:
+            only_graded(score=score, per_class=per_class, class_=data_class)
+            made, notes = None, [TRUST]
+        elif audited:
             made, notes = _from_audit(policy, router.fingerprints(edge), runner.name, every)
         else:
             found = given(data or [], every)
@@ -112,7 +125,13 @@ def calibrate(
     if not isinstance(used, str):
         notes.append(f"the policy's score, {name}, was fitted: the promise holds if that was to other examples than these")
     try:
-        result = certified(made, kind, value, odds, per_class=per_class, fit=fit, ood=ood, score=name, fingerprints=fingerprints)
+        if scored is not None:
+            result = certified_graded(scored, kind, value, odds, metric, name, fingerprints)
+        else:
+            assert made is not None
+            result = certified(
+                made, kind, value, odds, per_class=per_class, fit=fit, ood=ood, score=name, fingerprints=fingerprints
+            )
     except NotEnough as e:
         missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
         print(json.dumps(missing) if as_json else line(e, as_json=False), file=sys.stderr)
@@ -201,15 +220,23 @@ def _show(result: Certified, path: Path, lines: dict[str, str], edge: int) -> No
     low, high = certificate.deferral_interval
     rows += [
         ("promise", certificate.label),
-        ("method", f"{certificate.method or 'none'}, {certificate.n:,} examples"),
+        ("method", f"{certificate.method or 'none'}, {_drawn(certificate)}"),
         ("score", certificate.score if fitted is None else fitted.why),
     ]
     if not certificate.thresholds:
         rows.append(("threshold", _threshold(certificate.threshold)))
     rows.append(("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}"))
     for side, accuracy in certificate.accuracy.items():
-        agreement = "as the cloud says" if certificate.agreement else "right"
-        rows.append((_SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples"))
+        right = f"{accuracy:.2%} {'as the cloud says' if certificate.agreement else 'right'}"
+        rows.append(
+            (
+                _SIDES.get(side, side),
+                f"{f'mean {certificate.metric} {accuracy:.4f}' if certificate.metric else right}, on the same examples",
+            )
+        )
+    if certificate.area is not None:
+        area, low, high = certificate.area
+        rows.append(("score's area", f"{area:.2f} ({low:.2f} to {high:.2f}); 0 is random, 1 an oracle"))
     if certificate.unscored:
         rows.append(("without a score", f"{certificate.unscored:.1%} of the examples: deferred"))
     pairs(rows)
@@ -222,6 +249,11 @@ def _show(result: Certified, path: Path, lines: dict[str, str], edge: int) -> No
 
 
 _SIDES = {"edge": "edge alone", "cloud": "cloud alone", "cascade": "cascade", "accepted": "edge, where kept"}
+
+
+def _drawn(certificate: Certificate) -> str:
+    of = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
+    return f"{certificate.n:,} examples{of}"
 
 
 def _threshold(value: float) -> str:

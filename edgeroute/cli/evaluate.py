@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.util import find_spec
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from time import gmtime, strftime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from edgeroute.core.explain import finite
 from edgeroute.errors import PolicyError, RuntimeMissing, StoreError
 
 if TYPE_CHECKING:
+    from edgeroute.confidence.area import Area
     from edgeroute.report.evaluation.evaluation import Evaluation
     from edgeroute.report.evaluation.examples import Examples
     from edgeroute.report.evaluation.share import Share
@@ -60,6 +61,8 @@ def evaluate(
         ask_cloud = not no_cloud and bool(router.engine.snapshot.clouds)
         made, notes = examples(router, found, edge=edge, ask_cloud=ask_cloud, data_class=data_class, batch=batch)
         evaluation = _evaluation(router, made, edge, policy, data)._replace(edge_usd=edge_usd, edge_joules=edge_joules)
+    from edgeroute.report.words import seen_before
+
     if report is not None:
         from edgeroute.report.page import write
 
@@ -72,6 +75,8 @@ def evaluate(
         return OK
     for note in notes:
         print(note, file=sys.stderr)
+    if seen := seen_before(evaluation):
+        print(seen, file=sys.stderr)
     _show(evaluation)
     if report is not None:
         print(f"written to {report}")
@@ -144,6 +149,8 @@ def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
         "usd": made.usd,
         "promise": None if certificate is None else certificate.label,
         "uncalibrated": evaluation.uncalibrated,
+        "seen_before": evaluation.seen_before,
+        "area": _area(evaluation.area()),
         "held": [{**one._asdict(), "held": one.held, "broken": one.broken} for one in verdicts(evaluation)],
         "notes": notes,
     }
@@ -151,7 +158,7 @@ def _numbers(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
 
 def _show(evaluation: Evaluation) -> None:
     from edgeroute.report.evaluation.promise import verdicts
-    from edgeroute.report.words import duration, level, size, verdict
+    from edgeroute.report.words import duration, level, ranking, size, verdict
 
     made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
     lines = list[tuple[str, ...]]()
@@ -171,11 +178,17 @@ def _show(evaluation: Evaluation) -> None:
             f", ${made.usd:,.4g}" if made.usd else ""
         )
         rows.append(("the cloud for all", spent))
+    if (area := evaluation.area()) is not None and not isnan(area.value):
+        rows.append(("score's area", ranking(area)))
     if certificate is not None:
         rows.append(("promise", certificate.label))
     pairs(rows)
     short, long = verdict(evaluation, verdicts(evaluation))
     console().print(f"{short} {long}", markup=False)
+
+
+def _area(found: Area | None) -> dict[str, float] | None:
+    return None if found is None or isnan(found.value) else found._asdict()
 
 
 def _interval(found: Share) -> str:

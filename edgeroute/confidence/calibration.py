@@ -23,6 +23,9 @@ from edgeroute.confidence.units import one_of_each
 from edgeroute.errors import PolicyError
 from edgeroute.system import now
 
+WORTH = 0.02
+"""Deferrals that a better score could save from which a useless one is told."""
+
 
 def calibrate(
     score: ArrayLike,
@@ -162,8 +165,8 @@ def certificate_of(
     units = n if together is None else int(together.max()) + 1
     wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=together is not None)
     area = _area(kind, scores, edge, cloud, together)
-    if area is not None and area.by_chance:
-        told.append(_by_chance(area, kind, value, edge, cloud, rate))
+    if area is not None and area.by_chance and (text := _by_chance(area, kind, value, edge, cloud, rate)):
+        told.append(text)
     return Certificate(
         kind=kind,
         value=value,
@@ -252,10 +255,12 @@ def _area(kind: Kind, scores: Floats, edge: Floats | None, cloud: Floats | None,
 
 
 def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud: Floats | None, rate: float) -> str:
-    """What to do about such a score, and what a better one could save."""
+    """What to do about such a score, and what a better one could save; empty: nothing."""
     saved = ""
     if edge is not None and kind != "max_defer":
         best = least_deferral(kind, value, edge, np.ones(len(edge)) if cloud is None else cloud)
+        if rate - best < WORTH:
+            return ""
         saved = f". The best possible would defer {best:.0%} of these examples, where this one defers {rate:.0%}"
     how = "worse than" if area.high < 0 else "no better than"
     return (

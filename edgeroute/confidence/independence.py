@@ -130,5 +130,7 @@ def overlap(sketched: str, rows: ArrayLike) -> float:
 def _hashes(rows: ArrayLike) -> set[str]:
     """Of each distinct row, to 6 digits, so that the order of a sum does not matter."""
     table = np.asarray(rows, np.float64)
+    if not table.size:
+        return set()
     table = table.reshape(len(table), -1)
     return {blake2b(",".join([f"{v:.6g}" for v in row]).encode(), digest_size=_HASH // 2).hexdigest() for row in table.tolist()}

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeroute.confidence.calibration import calibrate
 from edgeroute.confidence.certificate import Certificate, Kind
+from edgeroute.confidence.independence import sketch
 from edgeroute.errors import PolicyError
 from edgeroute.report.evaluation.examples import Bools, Examples
 from edgeroute.report.evaluation.fitted import Fitted, fitted
@@ -75,6 +76,8 @@ def certified(
             parameters={} if found is None else {"chosen_because": found.why},
             fingerprints=bound,
         )
+    if made.outputs is not None:  # a fitted score has other values on these examples once it is fitted to all of them
+        certificate = certificate._replace(examples=sketch(made.outputs))
     return Certified(certificate, found, [str(one.message) for one in told])
 
 
