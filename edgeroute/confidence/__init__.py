@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.fitting import auto, fit, fit_text
     from edgeroute.confidence.independence import overlap, sketch
     from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.tables import prompt_features
 
 _HOMES = {
     **dict.fromkeys(("Area", "measured_area"), "area"),
@@ -27,6 +28,7 @@ _HOMES = {
     **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
     **dict.fromkeys(("overlap", "sketch"), "independence"),
     "Learned": "learned",
+    "prompt_features": "tables",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "measured_area",
     "msp",
     "overlap",
+    "prompt_features",
     "quantile",
     "sketch",
     "text_features",

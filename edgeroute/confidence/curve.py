@@ -6,6 +6,7 @@ from math import inf, nan
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edgeroute.confidence.features import Array
 from edgeroute.errors import PolicyError
@@ -22,7 +23,7 @@ class Curve(NamedTuple):
     """Over a random choice's curve, as a share of an oracle's: 0 random, 1 oracle; NaN where there is nothing to choose."""
 
 
-def deferral_curve(score: Array, edge_correct: Array, cloud_correct: Array) -> Curve:
+def deferral_curve(score: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike) -> Curve:
     """The curve of a score. score: [n], the lowest are deferred first, NaN before all; the others: [n], 0 to 1.
 
     Raises:
@@ -50,7 +51,7 @@ def area_share(parts: Array, gain: Array) -> float:
     return float(parts.sum()) / oracle if oracle > 0 else nan
 
 
-def outcomes(edge_correct: Array, cloud_correct: Array, n: int) -> tuple[Array, Array]:
+def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple[Array, Array]:
     """How correct the edge is, [n], and what deferring gains: above 0 harm, below 0 win; of graded answers any size to 1."""
     edge, cloud = np.asarray(edge_correct), np.asarray(cloud_correct)
     if n < 1 or edge.shape != (n,) or cloud.shape != (n,):
