@@ -16,8 +16,10 @@ from scipy import optimize, stats
 
 from edgeroute import PolicyError
 from edgeroute.confidence import certificate, exact, fixed_sequence
+from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.confidence.calibration import calibrate, crossfit
 from edgeroute.confidence.certificate import Certificate, NotEnough
+from edgeroute.core.policy import Target
 
 INF = float("inf")
 rates = st.floats(0.005, 0.3)
@@ -663,6 +665,48 @@ def test_the_promise_in_words():
     c = c._replace(kind="max_defer", sure=None)
     assert c.label == "deferral <= 2 %, on average"
     assert c.guarantee.startswith("On average over calibrations, on inputs drawn independently and like")
+
+
+def test_what_is_raised_stays_where_it_was_certified():
+    """Above its highest threshold `max_error` was not tested; `max_defer` is never raised; a loss only falls; inf defers all."""
+    score, edge, cloud = examples(3000)
+    error, defer, loss = (quietly(score, edge, cloud, **{kind: 0.2}) for kind in ("max_error", "max_defer", "max_loss"))
+    assert error.threshold < error.highest < np.quantile(score, 0.82)
+    assert error.raised(error.highest - 0.01) == error.highest - 0.01
+    assert error.raised(0.99) == error.highest
+    assert (defer.highest, defer.raised(0.99)) == (defer.threshold, defer.threshold)
+    assert (loss.highest, loss.raised(0.99), loss.raised(-1.0)) == (None, 0.99, loss.threshold)
+    assert error.raised(INF) == loss.raised(INF) == INF
+    classes = np.arange(3000) % 2
+    each = quietly(score, edge, max_error=0.2, per_class=classes)
+    alone = [quietly(score[classes == c], edge[classes == c], max_error=0.2, sure=0.975).highest for c in (0, 1)]
+    assert each.highest == min(alone)
+    target = effective_target(Target("edge", "edge", 0.5), BoundCertificate(error, {}, INF), at_least=0.99)
+    assert target.threshold == error.highest
+
+
+def test_a_noisy_top_does_not_end_it():
+    """Where the most confident answers are the worst, testing begins again below them, and nothing above is certified."""
+    rng = np.random.default_rng(0)
+    score = rng.random(4000)
+    edge = rng.random(4000) > np.where(score > 0.85, 0.08, 0.005 + 0.05 * (1 - score) ** 4)
+    found = quietly(score, edge, max_error=0.05)
+    assert found.threshold < 0.2
+    assert np.mean(score >= found.highest) == pytest.approx(0.4, abs=0.01) or np.mean(score >= found.highest) == pytest.approx(
+        0.6, abs=0.01
+    )
+
+
+def test_an_older_certificate_is_read(tmp_path):
+    """What it does not have is as if it were not known."""
+    path = tmp_path / "certificate.json"
+    made = a_certificate()
+    made.save(path)
+    data = json.loads(path.read_text())
+    newer = {"checksum", "metric", "groups", "highest", "area", "examples"}
+    old = {name: value for name, value in data.items() if name not in newer}
+    path.write_text(json.dumps({**old, "checksum": certificate._checksum(old)}))
+    assert Certificate.load(path) == made._replace(area=None, examples="")
 
 
 def test_a_calibration_is_repeatable():
