@@ -54,9 +54,7 @@ def calibrate(
     per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all promises at once.")] = False,
     score: Annotated[
         Score | None,
-        typer.Option(
-            help="`learned` fits one to the examples, `auto` does if it is clearly better.", show_default="the policy's"
-        ),
+        typer.Option(help="`learned` fits one to the examples, `auto` blends it with msp.", show_default="the policy's"),
     ] = None,
     ood: Annotated[bool, typer.Option("--ood", help="A fitted score also looks at how foreign an input is.")] = False,
     score_out: Annotated[

@@ -146,7 +146,9 @@ def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
     if evaluation.certificate is None:
         return "none", ""
     if evaluation.uncalibrated or not found:
-        nothing_wrong = not evaluation.uncalibrated and evaluation.certificate.kind == "max_error" and evaluation.labelled
+        certificate = evaluation.certificate
+        by_label = certificate.kind == "max_error" and evaluation.labelled and not certificate.metric
+        nothing_wrong = by_label and not evaluation.uncalibrated
         return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
     if all(one.held for one in found):
         return "held", "\N{CHECK MARK}"
@@ -154,6 +156,8 @@ def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
 
 
 def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:
+    if certificate.metric:
+        return "Whether it held is not known:", f"it is about {certificate.metric}, and these examples are right or wrong alone."
     if certificate.kind == "max_error" and evaluation.labelled:
         return "It held on these inputs.", "The edge gives no answer alone, so none is wrong."
     missing = "labels" if not (evaluation.labelled or certificate.agreement) else "the cloud's answers"

@@ -48,7 +48,7 @@ def certified(
         value: its limit, 0..1.
         sure: its confidence level; None: on average.
         per_class: a threshold per predicted class.
-        fit: fit a score: "learned": always; "auto": if it is significantly better than msp. None: do not fit.
+        fit: fit a score: "learned", or "auto": blended with msp. None: do not fit.
         ood: add out-of-distribution features to a fitted score.
         score: the score's name, unless one is fitted.
         fingerprints: from `Router.fingerprints`.
