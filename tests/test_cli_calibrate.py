@@ -687,6 +687,16 @@ def test_graded_answers_that_do_not_fit(home, policy, arrays, args, why):
     assert re.search(why, " ".join(err.split()))
 
 
+def test_a_metric_of_answers_that_are_not_graded(home, policy):
+    """It would be named in a promise that is about something else. And graded answers are not evaluated."""
+    np.savez(home / "f1.npz", **grades())
+    code, _, err = cli("evaluate", "-p", policy(first="threshold = 0.7"), "-d", home / "f1.npz")
+    assert (code, "graded answers can be calibrated on" in err) == (1, True)
+    code, _, err = cli("calibrate", "-p", policy(), "-d", home / "val.npz", "--max-error", "20%", "--metric", "F1")
+    assert code
+    assert "graded answers" in err
+
+
 def test_an_evaluation_on_the_calibrations_own_examples_says_so(home, policy, cloud):
     """They cannot tell whether the promise holds; other examples can."""
     path = policy(cloud, "threshold = 0.5")

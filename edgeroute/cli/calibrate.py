@@ -109,6 +109,10 @@ def calibrate(
         if scored is not None:
             only_graded(score=score, per_class=per_class, class_=data_class)
             made, notes = None, [TRUST]
+        elif metric:
+            raise typer.BadParameter(
+                "it is of graded answers: an .npz file with confidence and edge_scores", param_hint="--metric"
+            )
         elif audited:
             made, notes = _from_audit(policy, router.fingerprints(edge), runner.name, every)
         else:

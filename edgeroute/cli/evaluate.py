@@ -16,7 +16,7 @@ from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
 from edgeroute.cli.tables import console, pairs, table
 from edgeroute.core.explain import finite
-from edgeroute.errors import PolicyError, RuntimeMissing, StoreError
+from edgeroute.errors import BadInput, PolicyError, RuntimeMissing, StoreError
 
 if TYPE_CHECKING:
     from edgeroute.confidence.area import Area
@@ -52,8 +52,12 @@ def evaluate(
 
     Without labels, correct means agreeing with the cloud.
     """
+    from edgeroute.cli.graded import graded
+
     if report is not None:
         _may_write(report)
+    if graded(data, every) is not None:
+        raise BadInput("graded answers can be calibrated on, and are not evaluated: give inputs, or recorded outputs")
     found = given(data, every)
     if no_cloud:
         found = found._replace(cloud=None)
