@@ -15,8 +15,10 @@ from edgeroute.cli.demo.data import DEBIAN, read_idx
 from edgeroute.confidence import Reader, auto, deferral_curve, fit, msp
 
 CLASSES, TEST = 10, 8_000
-LOSS = 0.002
-"""Maximum mean loss of `auto` against msp, over splits."""
+LOSS = 0.005
+"""Maximum mean loss of `auto` against msp, over splits, in any case."""
+GAIN, FEW = 0.07, 500
+"""Minimum gain over msp in the mean of the simulated specialists, from so few examples."""
 UNSEEN = [2, 6, 7]
 """Pullover, shirt and sneaker: classes unknown to the recorded specialist."""
 
@@ -161,34 +163,43 @@ CASES: dict[str, Callable[[np.random.Generator, int], Pair]] = {
 """Name -> generator of a case. The last four need Debian's dataset-fashion-mnist."""
 
 
-def areas(case: str, n: int, seed: int) -> tuple[float, float, float, bool]:
-    """One split, fitted to n examples -> areas of msp, learned and auto on the rest, and whether auto chose learned."""
+SPECIALISTS = ("edge is a specialist", "edge never saw 3 classes", "cloud is a specialist")
+
+
+def areas(case: str, n: int, seed: int) -> tuple[float, float, float, float]:
+    """One split, fitted to n examples -> areas of msp, learned and auto on the rest, and the weight of the fit in auto."""
     pair = CASES[case](np.random.default_rng(seed), n + TEST)
     edge, cloud = (logits.argmax(1) == pair.labels for logits in pair[:2])
     given = pair.edge[:n], edge[:n], cloud[:n]
     chosen = auto(*given)
-    learned = chosen if chosen.name == "learned" else fit(*given)
+    learned = fit(*given)
     scores = msp(pair.edge[n:]), learned.many(pair.edge[n:]), chosen.many(pair.edge[n:])
     a, b, c = (deferral_curve(score, edge[n:], cloud[n:]).area for score in scores)
-    return a, b, c, chosen.name == "learned"
+    return a, b, c, chosen.data["blend"]["weight"] if chosen.name == "learned" else 0.0
 
 
 def table(splits: int, sizes: list[int], seed: int, cases: list[str]) -> str:
     """One row per case and size: mean areas, gain of auto over msp and over the better of both, and its worst split."""
     lines = [
-        "| case | n | msp | learned | auto | auto is learned | auto - msp | auto - better | auto - msp, worst split |",
+        "| case | n | msp | learned | auto | of auto is learned | auto - msp | auto - better | auto - msp, worst split |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    least = 0.0
+    least, gained = 0.0, list[float]()
     for case in cases:
         for n in sizes:
             found = np.array([areas(case, n, seed + i) for i in range(splits)])
             a, b, c, share = found.mean(0)
             worst = (found[:, 2] - found[:, 0]).min()
             least = min(least, c - a)
+            if n == FEW and case in SPECIALISTS:
+                gained.append(c - a)
             gains = f"{c - a + 0.0:+.4f} | {c - max(a, b) + 0.0:+.4f} | {worst:+.3f}"
             lines.append(f"| {case} | {n} | {a:.3f} | {b:.3f} | {c:.3f} | {share:.0%} | {gains} |")
     kept = "kept" if -least <= LOSS else "MISSED"
+    if gained:
+        mean = sum(gained) / len(gained)
+        held = "kept" if mean >= GAIN else "MISSED"
+        lines += ["", f"Gain at n = {FEW} over the simulated specialists: {mean:.3f}, at least {GAIN}: {held}."]
     return "\n".join(
         [*lines, "", f"The most that auto loses on msp, on average over {splits} splits: {abs(least):.4f}, limit {LOSS}: {kept}."]
     )

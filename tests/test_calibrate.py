@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from edgeroute import PolicyError
-from edgeroute.confidence import certificate, exact
+from edgeroute.confidence import certificate, exact, fixed_sequence
+from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.confidence.calibration import calibrate, crossfit
 from edgeroute.confidence.certificate import Certificate, NotEnough
+from edgeroute.core.policy import Target
 
 INF = float("inf")
 rates = st.floats(0.005, 0.3)
@@ -208,17 +211,33 @@ def test_relative_by_the_book(given_, eps, sure):
 def test_selective_by_the_book(given_, alpha, sure):
     """From where enough are accepted, until the wrong ones among them are too many."""
     score, edge, _ = given_
-    delta = round(1 - sure, 12)
-    first = exact.needed(alpha, delta)
-    assume(len(score) >= first)
-    first = max(first, math.ceil(0.2 * len(score)))
-
-    def passes(m, _h, _w, wrong):
-        return None if m < first else bool(stats.binom.cdf(wrong, m, alpha) <= delta)
-
+    n, delta = len(score), round(1 - sure, 12)
+    assume(n >= exact.needed(alpha, delta))
+    begins, left = {}, 0.0
+    for rate, later in itertools.pairwise([*fixed_sequence.STARTS, 1.0]):
+        left += fixed_sequence.STARTS[rate]
+        begin = max(exact.needed(alpha, delta * left), math.ceil(rate * n))
+        if begin < later * n or later == 1:  # else its part of the risk waits for the next
+            begins[begin], left = begins.get(begin, 0.0) + left, 0.0
+    risk, kept, top = 0.0, 0, 0
+    rows = [int((score >= level).sum()) for level in sorted(set(score[~np.isnan(score)]), reverse=True)]
+    order = np.argsort(-np.where(np.isnan(score), -INF, score), kind="stable")
+    run = 0
+    for before, m in itertools.pairwise([0, *rows]):
+        new = sum(p for begin, p in begins.items() if before < begin <= m)
+        if new and not risk:
+            run = m
+        risk += new
+        if risk and stats.binom.cdf(int((~edge[order[:m]]).sum()), m, alpha) <= delta * risk:
+            kept, top = m, run
+        else:
+            risk = 0.0
     certificate = quietly(score, edge, max_error=alpha, sure=sure)
-    assert (score >= certificate.threshold).sum() == by_the_book(score, edge, edge, passes)
+    assert (score >= certificate.threshold).sum() == kept
     assert certificate.method == "CP-error"
+    highest = INF if certificate.highest is None else certificate.highest
+    assert (score >= highest).sum() == top
+    assert highest >= certificate.threshold
 
 
 @settings(max_examples=150, deadline=None)
@@ -326,7 +345,7 @@ def test_a_faultless_edge_needs_299_examples():
 def test_what_cannot_be_promised_defers_everything():
     """An edge that is always wrong is never accepted, and the certificate says so."""
     for n in (300, 1000, 5000):
-        score = np.arange(n) % 11  # nine in a hundred have the highest
+        score = np.random.default_rng(0).permutation(n) % 11  # nine in a hundred have the highest
         for target in ({"max_loss": 0.01}, {"max_error": 0.05}):
             certificate = calibrate(score, np.zeros(n), np.ones(n), **target)
             assert (certificate.threshold, certificate.deferral_rate, certificate.deferral_interval) == (INF, 1, (1, 1))
@@ -339,7 +358,7 @@ def test_many_wins_pay_for_harms(n):
     """Where the edge is right as often as the cloud, all is accepted, though each knows what the other does not."""
     rng = np.random.default_rng(0)
     u, score = rng.random(n), rng.random(n)
-    certificate = calibrate(score, u > 0.1, (u < 0.1) | (u > 0.4), max_loss=0.01)
+    certificate = quietly(score, u > 0.1, (u < 0.1) | (u > 0.4), max_loss=0.01)
     assert certificate.deferral_rate == 0
     assert certificate.accuracy["accepted"] == certificate.accuracy["cascade"] == certificate.accuracy["edge"]
 
@@ -356,7 +375,7 @@ def test_the_interval_covers():
     """The true deferral rate lies in the interval of all but a few of 200 draws, though labels chose the threshold."""
     missed = 0
     for seed in range(200):
-        certificate = calibrate(*examples(400, seed), max_loss=0.05)
+        certificate = quietly(*examples(400, seed), max_loss=0.05)
         low, high = certificate.deferral_interval
         missed += not low <= min(certificate.threshold, 1.0) <= high  # scores are uniform on 0..1
     assert missed <= 0.05 * 200
@@ -397,7 +416,7 @@ def test_classes_are_known_by_their_text():
     assert certificate.threshold_for(0) == certificate.threshold_for("0") == certificate.threshold_for(classes[0]) < INF
     assert certificate.threshold_for(1) == INF
     assert certificate.unscored == 0.5
-    large = calibrate(np.tile(score, 10), np.tile(edge, 10), np.tile(cloud, 10), max_loss=0.05, per_class=np.tile(classes, 10))
+    large = quietly(np.tile(score, 10), np.tile(edge, 10), np.tile(cloud, 10), max_loss=0.05, per_class=np.tile(classes, 10))
     assert (large.method, large.threshold_for(1)) == ("D-BB", INF)
 
 
@@ -479,10 +498,20 @@ YES = np.ones(400)
         ((GOOD,), {"max_error": 0.1}, "max_error needs edge_correct"),
         ((GOOD, YES[1:]), {"max_error": 0.1}, r"edge_correct is of shape \(399,\), and there are 400 scores"),
         ((GOOD, YES, YES[1:]), {"max_loss": 0.1}, "cloud_correct is of shape"),
-        ((GOOD, YES * 3), {"max_error": 0.1}, "edge_correct says for each example whether it is right"),
-        ((GOOD, YES, GOOD), {"max_loss": 0.1}, "cloud_correct says"),
-        ((GOOD, YES * math.nan), {"max_error": 0.1}, "edge_correct says"),
-        ((GOOD, ["yes"] * 400), {"max_error": 0.1}, "edge_correct says"),
+        (
+            (GOOD, YES * 3),
+            {"max_error": 0.1},
+            "edge_correct says for each example how correct it is, from 0 to 1, and one is 3: scale",
+        ),
+        ((GOOD, YES, -GOOD), {"max_loss": 0.1}, "cloud_correct says"),
+        ((GOOD, YES * math.nan), {"max_error": 0.1}, "edge_correct is NaN for 400 examples"),
+        ((GOOD, ["yes"] * 400), {"max_error": 0.1}, "edge_correct says for each example how correct it is: bool, or numbers"),
+        ((GOOD, YES, YES), {"max_loss": 0.1, "agree": GOOD}, "agree says for each example whether edge and cloud agree"),
+        ((GOOD, YES), {"max_error": 0.1, "groups": [1]}, "groups has 1 names, and there are 400 scores"),
+        ((GOOD, YES), {"max_error": 0.1, "groups": [None] * 400}, "groups has None or NaN in it"),
+        ((GOOD, YES), {"max_error": 0.1, "groups": [[1]] * 400}, "groups has one name for each example"),
+        ((GOOD, YES), {"max_error": 0.1, "groups": YES, "per_class": YES}, "per_class and groups cannot both be given"),
+        ((GOOD, YES), {"max_error": 0.1, "groups": np.arange(400) // 20}, "at least 29 groups, and there are 20: 9 are missing"),
         ((GOOD.reshape(20, 20), YES), {"max_error": 0.1}, r"one number for each example, and this is of shape \(20, 20\)"),
         (([], []), {"max_error": 0.1}, "one number for each example"),
         ((["a"], [1]), {"max_error": 0.1}, "score is an array of numbers"),
@@ -602,8 +631,20 @@ def test_a_certificate_of_something_else():
     assert certificate.matches(edge="sha-of-another") == "it was made for edge model sha-of-edge, and this is sha-of-another"
     both = certificate.matches(cloud="module.function fedcba9876543210", codec="jpeg-50")
     assert both == (
-        "it was made for cloud model ...456789abcdef, and this is ...ba9876543210; "
+        "it was made for cloud model 0123456789abcdef, and this is fedcba9876543210; "
         "it was made for payload codec jpeg-85, and this is jpeg-50"
+    )
+    several = certificate._replace(fingerprints={"cloud": f"here.one {'a' * 64} there.two {'b' * 64} key"})
+    assert several.matches(cloud=f"here.one {'c' * 64} there.two {'b' * 64} key") == (
+        f"it was made for cloud model ...{'a' * 12}, and this is ...{'c' * 12}"
+    )
+    assert several.matches(cloud=f"here.one {'a' * 64} there.two {'b' * 64}").endswith(
+        f"{'b' * 12} key, and this is ...{'b' * 12}"
+    )
+    alike = certificate._replace(fingerprints={"cloud": "a" * 64 + "b" * 64})
+    assert (
+        alike.matches(cloud="c" * 64 + "b" * 64)
+        == f"it was made for cloud model {'a' * 64 + 'b' * 64}, and this is {'c' * 64 + 'b' * 64}"
     )
     unbound = certificate._replace(fingerprints={}, date="2020-01-01")
     assert unbound.matches(edge="x") == "it does not say for which edge model it was made"
@@ -617,7 +658,7 @@ def test_the_promise_in_words():
     c = a_certificate()
     assert c.label == "loss <= 2 %, 95 % sure"
     assert c.guarantee == (
-        f"With 95 % confidence, on inputs drawn like the 1,000 examples of {c.date}: "
+        f"With 95 % confidence, on inputs drawn independently and like the 1,000 examples of {c.date}: "
         "the accuracy of the cascade is at most 2 percentage points below that of the cloud alone."
     )
     assert "at most 1 percentage point below" in c._replace(value=0.01).guarantee
@@ -627,7 +668,49 @@ def test_the_promise_in_words():
     assert "at most 2 % of the answers that the edge gives alone are wrong" in c.guarantee
     c = c._replace(kind="max_defer", sure=None)
     assert c.label == "deferral <= 2 %, on average"
-    assert c.guarantee.startswith("On average over calibrations, on inputs drawn like")
+    assert c.guarantee.startswith("On average over calibrations, on inputs drawn independently and like")
+
+
+def test_what_is_raised_stays_where_it_was_certified():
+    """Above its highest threshold `max_error` was not tested; `max_defer` is never raised; a loss only falls; inf defers all."""
+    score, edge, cloud = examples(3000)
+    error, defer, loss = (quietly(score, edge, cloud, **{kind: 0.2}) for kind in ("max_error", "max_defer", "max_loss"))
+    assert error.threshold < error.highest < np.quantile(score, 0.82)
+    assert error.raised(error.highest - 0.01) == error.highest - 0.01
+    assert error.raised(0.99) == error.highest
+    assert (defer.highest, defer.raised(0.99)) == (defer.threshold, defer.threshold)
+    assert (loss.highest, loss.raised(0.99), loss.raised(-1.0)) == (None, 0.99, loss.threshold)
+    assert error.raised(INF) == loss.raised(INF) == INF
+    classes = np.arange(3000) % 2
+    each = quietly(score, edge, max_error=0.2, per_class=classes)
+    alone = [quietly(score[classes == c], edge[classes == c], max_error=0.2, sure=0.975).highest for c in (0, 1)]
+    assert each.highest == min(alone)
+    target = effective_target(Target("edge", "edge", 0.5), BoundCertificate(error, {}, INF), at_least=0.99)
+    assert target.threshold == error.highest
+
+
+def test_a_noisy_top_does_not_end_it():
+    """Where the most confident answers are the worst, testing begins again below them, and nothing above is certified."""
+    rng = np.random.default_rng(0)
+    score = rng.random(4000)
+    edge = rng.random(4000) > np.where(score > 0.85, 0.08, 0.005 + 0.05 * (1 - score) ** 4)
+    found = quietly(score, edge, max_error=0.05)
+    assert found.threshold < 0.2
+    assert np.mean(score >= found.highest) == pytest.approx(0.4, abs=0.01) or np.mean(score >= found.highest) == pytest.approx(
+        0.6, abs=0.01
+    )
+
+
+def test_an_older_certificate_is_read(tmp_path):
+    """What it does not have is as if it were not known."""
+    path = tmp_path / "certificate.json"
+    made = a_certificate()
+    made.save(path)
+    data = json.loads(path.read_text())
+    newer = {"checksum", "metric", "groups", "highest", "area", "examples"}
+    old = {name: value for name, value in data.items() if name not in newer}
+    path.write_text(json.dumps({**old, "checksum": certificate._checksum(old)}))
+    assert Certificate.load(path) == made._replace(area=None, examples="")
 
 
 def test_a_calibration_is_repeatable():

@@ -99,7 +99,7 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     path = policy(cloud)
     code, out, err = cli("calibrate", "-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--sure", "90%")
     assert (code, err) == (0, "")
-    assert "With 90 % confidence, on inputs drawn like the 1,200 examples" in out
+    assert "With 90 % confidence, on inputs drawn independently and like the 1,200 examples" in out
     assert out.endswith('in the policy:\n    threshold = "certificate.json"\n')
     x, y = drawn(1200, 0)
     found, right = Certificate.load(home / "certificate.json"), logits(x).argmax(1) == y
@@ -109,7 +109,7 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
         msp(logits(x)), right, np.ones(1200, bool), agree=right, max_loss=0.05, sure=0.9, name="msp", fingerprints=prints
     )
     assert found.threshold == pytest.approx(wanted.threshold, abs=1e-6)
-    assert found._replace(threshold=0) == wanted._replace(threshold=0)
+    assert found._replace(threshold=0, examples="") == wanted._replace(threshold=0, examples="")  # of outputs, and of scores
     assert found.disagreement is not None
 
     path = policy(cloud, 'threshold = "certificate.json"\nuncalibrated = "error"')
@@ -667,6 +667,81 @@ def test_from_audits_to_a_new_certificate(home, policy, cloud):
 
 
 # --------------------------------------------------------------------------------------------------- status
+def grades(n=1500, seed=0):
+    """Confidence, and the F1 of both sides."""
+    rng = np.random.default_rng(seed)
+    score, cloud_scores = rng.random(n), rng.beta(6, 1.2, n)
+    return {
+        "confidence": score,
+        "edge_scores": np.clip(cloud_scores - 0.3 * rng.random(n) * (1 - score) ** 2, 0, 1),
+        "cloud_scores": cloud_scores,
+    }
+
+
+def test_graded_answers_are_calibrated_on(home, policy):
+    """From recorded scores of any metric, in groups too; the promise names it."""
+    arrays = grades()
+    np.savez(home / "f1.npz", **arrays)
+    code, out, err = cli("calibrate", "-p", policy(), "-d", home / "f1.npz", "--max-loss", "1%", "--metric", "F1")
+    assert (code, err.startswith("taken on trust")) == (0, True)
+    assert "the mean F1 of edge and cloud together is at most 0.01 below that of the cloud alone" in " ".join(out.split())
+    found = Certificate.load(home / "certificate.json")
+    wanted = certify(arrays["confidence"], arrays["edge_scores"], arrays["cloud_scores"], max_loss=0.01, metric="F1")
+    assert (found.threshold, found.method, found.metric) == (wanted.threshold, "betting", "F1")
+    assert set(found.fingerprints) == {"edge", "cloud", "score", "codec"}
+    np.savez(home / "scenes.npz", **arrays, groups=np.arange(1500) // 3)
+    found, told = made("-p", policy(), "-d", home / "scenes.npz", "--max-loss", "5%", "--metric", "F1")
+    assert (found.groups, found.n, told["certificate"]["groups"]) == (500, 1500, 500)
+    found, _ = made("-p", policy(), "-d", home / "scenes.npz", "--max-error", "30%", "--every", "3")
+    assert (found.n, found.metric) == (500, "correctness")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "args", "why"),
+    [
+        ({"confidence": None}, ["--max-loss", "5%"], "has no array confidence"),
+        ({"cloud_scores": None}, ["--max-loss", "5%"], "record cloud_scores too"),
+        ({"cloud_scores": np.ones(3)}, ["--max-loss", "5%"], r"one number for each example.*cloud_scores \[3\]"),
+        ({"edge_scores": np.full(1500, 7.5)}, ["--max-loss", "5%"], "from 0 to 1, and one is 7.5: scale it"),
+        ({"edge_scores": np.full(1500, np.nan)}, ["--max-loss", "5%"], "edge_correct is NaN for 1500 examples"),
+        ({}, ["--max-loss", "5%", "--per-class"], "the answers are graded"),
+    ],
+)
+def test_graded_answers_that_do_not_fit(home, policy, arrays, args, why):
+    """One line says what is missing or wrong."""
+    np.savez(home / "f1.npz", **{name: array for name, array in (grades() | arrays).items() if array is not None})
+    code, _, err = cli("calibrate", "-p", policy(), "-d", home / "f1.npz", *args)
+    assert code
+    assert re.search(why, " ".join(err.split()))
+
+
+def test_a_metric_of_answers_that_are_not_graded(home, policy):
+    """It would be named in a promise that is about something else. And graded answers are not evaluated."""
+    np.savez(home / "f1.npz", **grades())
+    code, _, err = cli("evaluate", "-p", policy(first="threshold = 0.7"), "-d", home / "f1.npz")
+    assert (code, "graded answers can be calibrated on" in err) == (1, True)
+    code, _, err = cli("calibrate", "-p", policy(), "-d", home / "val.npz", "--max-error", "20%", "--metric", "F1")
+    assert code
+    assert "graded answers" in err
+
+
+def test_an_evaluation_on_the_calibrations_own_examples_says_so(home, policy, cloud):
+    """They cannot tell whether the promise holds; other examples can."""
+    path = policy(cloud, "threshold = 0.5")
+    made("-p", path, "-d", home / "val.npz", "--max-loss", "5%", "--score", "learned")
+    path = policy(cloud, 'threshold = "certificate.json"\nscore = "edge.score.json"')
+    code, out, err = cli("evaluate", "-p", path, "-d", home / "val.npz")
+    assert code == 0
+    assert re.search(r"About (9\d|100)% of these examples are those that the certificate was calibrated on", err)
+    assert "score's area" in out
+    x, y = drawn(1000, 5)
+    np.savez(home / "other.npz", images=x, labels=y)
+    code, out, err = cli("evaluate", "-p", path, "-d", home / "other.npz", "--json")
+    told = json.loads(out)
+    assert (code, err, told["seen_before"]) == (0, "", 0)
+    assert told["area"]["low"] < told["area"]["value"] < told["area"]["high"]
+
+
 def listing(folder):
     """Every file with its content."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -19,7 +19,8 @@ from edgeroute.cli.tables import console, pairs, table
 from edgeroute.errors import PolicyError, StoreError
 
 if TYPE_CHECKING:
-    from edgeroute.confidence.certificate import Kind
+    from edgeroute.cli.graded import CertifiedGraded
+    from edgeroute.confidence.certificate import Certificate, Kind
     from edgeroute.report.results import CalibrationResult
     from edgeroute.router.router import Router
 
@@ -46,12 +47,16 @@ def calibrate(
     sure: Annotated[
         str, typer.Option(metavar="SHARE", help="How sure the promise is. With --max-defer also `average`: it holds on average.")
     ] = "95%",
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What graded answers were graded by, as in F1: named in the promise.", show_default=False
+        ),
+    ] = "",
     per_class: Annotated[bool, typer.Option("--per-class", help="A threshold for each class, all promises at once.")] = False,
     score: Annotated[
         Score | None,
-        typer.Option(
-            help="`learned` fits one to the examples, `auto` does if it is clearly better.", show_default="the policy's"
-        ),
+        typer.Option(help="`learned` fits one to the examples, `auto` blends it with msp.", show_default="the policy's"),
     ] = None,
     ood: Annotated[bool, typer.Option("--ood", help="A fitted score also looks at how foreign an input is.")] = False,
     score_out: Annotated[
@@ -78,6 +83,8 @@ def calibrate(
     --max-loss calls the cloud for every example; without labels it guarantees agreement with the cloud.
 
     --max-error needs labels. --max-defer needs neither labels nor the cloud.
+
+    Answers that are graded from 0 to 1 come in .npz files with confidence, edge_scores, perhaps cloud_scores and groups.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
     if bool(data) == audited:
@@ -91,17 +98,26 @@ def calibrate(
         raise typer.BadParameter("it is for a score that is fitted: --score learned or auto", param_hint="--ood")
     odds = _sure(sure, kind)
 
+    from edgeroute.cli.graded import certified_graded, graded, only_graded
     from edgeroute.confidence import NotEnough
     from edgeroute.edge.members import member
     from edgeroute.router.aside import Aside
 
+    result: CalibrationResult | CertifiedGraded
     want: dict[str, Any] = {kind: value, "sure": odds, "per_class": per_class, "score": score, "ood": ood}
     with (
         _instead(threshold=_thresholds(policy, edge), score="msp" if score in {"auto", "learned"} else score),
         plain(policy) as router,
     ):
         try:
-            if audited:
+            scored = None if audited else graded(data or [], every)
+            if scored is None and metric:
+                why = "it is of graded answers: an .npz file with confidence and edge_scores"
+                raise typer.BadParameter(why, param_hint="--metric")
+            if scored is not None:
+                only_graded(score=score, per_class=per_class, class_=data_class)
+                result = certified_graded(scored, kind, value, odds, metric, Aside(router.engine, edge))
+            elif audited:
                 result = _recorded(router, None, want, edge, policy, every)
             elif (found := given(data or [], every, router)).recorded:
                 result = _recorded(router, found, want, edge, policy, every)
@@ -216,7 +232,7 @@ def _from(policy: Path, path: Path) -> str:
     return str(there) if apart else os.path.relpath(there, folder)
 
 
-def _show(result: CalibrationResult, path: Path, lines: dict[str, str], edge: int) -> None:
+def _show(result: CalibrationResult | CertifiedGraded, path: Path, lines: dict[str, str], edge: int) -> None:
     from edgeroute.report.words import SIDES
 
     certificate = result.certificate
@@ -225,15 +241,19 @@ def _show(result: CalibrationResult, path: Path, lines: dict[str, str], edge: in
     low, high = certificate.deferral_interval
     rows += [
         ("promise", certificate.label),
-        ("method", f"{certificate.method or 'none'}, {certificate.n:,} examples"),
+        ("method", f"{certificate.method or 'none'}, {_drawn(certificate)}"),
         ("score", result.why or certificate.score),
     ]
     if not certificate.thresholds:
         rows.append(("threshold", _threshold(certificate.threshold)))
     rows.append(("deferred", f"{certificate.deferral_rate:.1%} of the examples; of all inputs {low:.1%} to {high:.1%}"))
     for side, accuracy in certificate.accuracy.items():
-        agreement = "as the cloud says" if certificate.agreement else "right"
-        rows.append((SIDES.get(side, side), f"{accuracy:.2%} {agreement}, on the same examples"))
+        right = f"{accuracy:.2%} {'as the cloud says' if certificate.agreement else 'right'}"
+        mean = f"mean {certificate.metric} {accuracy:.4f}"
+        rows.append((SIDES.get(side, side), f"{mean if certificate.metric else right}, on the same examples"))
+    if certificate.area is not None:
+        area, low, high = certificate.area
+        rows.append(("score's area", f"{area:.2f} ({low:.2f} to {high:.2f}); 0 is random, 1 an oracle"))
     if certificate.unscored:
         rows.append(("without a score", f"{certificate.unscored:.1%} of the examples: deferred"))
     pairs(rows)
@@ -243,6 +263,11 @@ def _show(result: CalibrationResult, path: Path, lines: dict[str, str], edge: in
     print(f"written to {path}; in the policy" + (f", for edge model {edge}:" if edge else ":"))
     for key, value in lines.items():
         print(f"    {key} = {json.dumps(value)}")
+
+
+def _drawn(certificate: Certificate) -> str:
+    of = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
+    return f"{certificate.n:,} examples{of}"
 
 
 def _threshold(value: float) -> str:

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from edgeroute.cli.examples import Data, DataClass, EdgeNumber, Every, Given, gi
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json, Policy
 from edgeroute.cli.tables import console, pairs, table
-from edgeroute.errors import RuntimeMissing
+from edgeroute.errors import BadInput, RuntimeMissing
 
 if TYPE_CHECKING:
     from edgeroute.evaluation.evaluation import Evaluation
@@ -48,8 +49,13 @@ def evaluate(
 
     Without labels, correct means agreeing with the cloud.
     """
+    from edgeroute.cli.graded import graded
+    from edgeroute.report.words import seen_before
+
     if report is not None:
         _may_write(report)
+    if graded(data, every) is not None:
+        raise BadInput("graded answers can be calibrated on, and are not evaluated: give inputs, or recorded outputs")
     options: dict[str, Any] = {"edge": edge, "edge_usd": edge_usd, "edge_joules": edge_joules}
     with plain(policy) as router:
         found = given(data, every, router)
@@ -70,6 +76,8 @@ def evaluate(
         return OK
     for note in result.notes:
         print(note, file=sys.stderr)
+    if seen := seen_before(result.evaluation):
+        print(seen, file=sys.stderr)
     _show(result.evaluation)
     if report is not None:
         print(f"written to {report}")
@@ -101,7 +109,7 @@ def _of_recorded(router: Router, found: Given, edge: int, **costs: float | None)
 
 def _show(evaluation: Evaluation) -> None:
     from edgeroute.evaluation.promise import verdicts
-    from edgeroute.report.words import duration, level, size, verdict
+    from edgeroute.report.words import duration, level, ranking, size, verdict
 
     made, certificate, times = evaluation.examples, evaluation.certificate, evaluation.latency()
     lines = list[tuple[str, ...]]()
@@ -121,6 +129,8 @@ def _show(evaluation: Evaluation) -> None:
             f", ${made.usd:,.4g}" if made.usd else ""
         )
         rows.append(("the cloud for all", spent))
+    if (area := evaluation.area()) is not None and not isnan(area.value):
+        rows.append(("score's area", ranking(area)))
     if certificate is not None:
         rows.append(("promise", certificate.label))
     pairs(rows)

@@ -9,25 +9,32 @@ from edgeroute.confidence.reader import KINDS, Reader
 from edgeroute.confidence.scores import SCORES, agreement, energy, entropy, margin, msp, quantile
 
 if TYPE_CHECKING:
+    from edgeroute.confidence.area import Area, measured_area
     from edgeroute.confidence.calibration import calibrate, crossfit
     from edgeroute.confidence.certificate import Certificate, NotEnough
     from edgeroute.confidence.curve import deferral_curve
     from edgeroute.confidence.features import text_features
     from edgeroute.confidence.fitting import auto, fit, fit_text
+    from edgeroute.confidence.independence import overlap, sketch
     from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.tables import prompt_features
 
 _HOMES = {
+    **dict.fromkeys(("Area", "measured_area"), "area"),
     **dict.fromkeys(("calibrate", "crossfit"), "calibration"),
     **dict.fromkeys(("Certificate", "NotEnough"), "certificate"),
     "deferral_curve": "curve",
     "text_features": "features",
     **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
+    **dict.fromkeys(("overlap", "sketch"), "independence"),
     "Learned": "learned",
+    "prompt_features": "tables",
 }
 
 __all__ = [
     "KINDS",
     "SCORES",
+    "Area",
     "Certificate",
     "Learned",
     "NotEnough",
@@ -42,8 +49,12 @@ __all__ = [
     "fit",
     "fit_text",
     "margin",
+    "measured_area",
     "msp",
+    "overlap",
+    "prompt_features",
     "quantile",
+    "sketch",
     "text_features",
 ]
 

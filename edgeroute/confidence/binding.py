@@ -38,13 +38,14 @@ def effective_target(target: Target, promise: BoundCertificate | None, alarm: st
         target: with any threshold and label.
         promise: the certificate that the threshold comes from; None: a plain number, left unchanged.
         alarm: why a drift alarm invalidates the certificate; empty: no alarm.
-        at_least: lower bound of the threshold, and of every per-class threshold.
+        at_least: lower bound of the threshold, and of every per-class threshold, as far as the certificate goes: it raises none
+            above the highest that is certified. inf: everything is deferred.
     """
     if promise is None:
         return target
     certificate, broken = promise.certificate, alarm or promise.broken()
     return target._replace(
-        threshold=max(certificate.threshold, at_least),
-        thresholds={label: max(own, at_least) for label, own in certificate.thresholds.items()},
+        threshold=certificate.raised(at_least),
+        thresholds={label: certificate.raised(at_least, label) for label in certificate.thresholds},
         label=certificate.label if broken is None else f"uncalibrated: {broken}",
     )

@@ -6,21 +6,25 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, log, sqrt
-from numbers import Real
+from math import ceil, isnan
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeroute.confidence.area import Area, measured_area
 from edgeroute.confidence.certificate import BOUND_TO, INF, Certificate, Kind, NotEnough
+from edgeroute.confidence.checked import checked_scores, checked_target, classes, correct, is_graded, numbered
+from edgeroute.confidence.deferral import least_deferral, spread
 from edgeroute.confidence.exact import Floats, Ints, needed, upper
-from edgeroute.confidence.fixed_sequence import Bools, Step, lowest_threshold
+from edgeroute.confidence.fixed_sequence import Step, lowest_threshold
+from edgeroute.confidence.independence import dependence, sketch
+from edgeroute.confidence.units import one_of_each
 from edgeroute.errors import PolicyError
 from edgeroute.system import now
 
-TIED = 0.1
-"""Share of examples with one tied score above which a warning is given."""
+WORTH = 0.02
+"""Deferrals that a better score could save from which a useless one is told."""
 
 
 def calibrate(
@@ -33,12 +37,14 @@ def calibrate(
     max_defer: float | None = None,
     sure: float | None = 0.95,
     per_class: Sequence[object] | NDArray[Any] | None = None,
+    groups: Sequence[object] | NDArray[Any] | None = None,
+    metric: str = "",
     agree: ArrayLike | None = None,
     name: str = "score",
     parameters: Mapping[str, Any] | None = None,
     fingerprints: Mapping[str, str] | None = None,
 ) -> Certificate:
-    """The lowest threshold whose guarantee these examples certify. They must be i.i.d. and drawn like future inputs.
+    """The lowest threshold whose guarantee these examples certify. They must be independent and drawn like future inputs.
 
     Exactly one target is given, 0..1. Its guarantee holds with probability `sure` over draws of the examples:
 
@@ -48,13 +54,16 @@ def calibrate(
         max_defer   deferral rate <= max_defer; needs no labels. With `sure=None` it holds on average over draws instead of
                     with a probability in each, which defers a little more
 
+    Correctness may be graded, 0..1 (F1, IoU, a judge's score, 1 - word error rate): accuracy is then its mean, and error one
+    minus it. How it is tested depends on the number of examples alone (`edgeroute.confidence.fixed_sequence`).
+
     If no threshold can be certified, the threshold is inf: every input is deferred. Examples with a NaN score count as
-    deferred.
+    deferred. Examples that look dependent, and a score that ranks no better than chance, are told by a warning.
 
     Args:
         score: [n], higher for more confident. If it was fitted on these examples, take it from `crossfit`.
-        edge_correct: [n], bool or 0/1.
-        cloud_correct: [n], bool or 0/1.
+        edge_correct: [n], bool, or 0..1.
+        cloud_correct: [n], bool, or 0..1.
         max_loss: see above.
         max_error: see above.
         max_defer: see above.
@@ -62,6 +71,10 @@ def calibrate(
         per_class: [n], the class that the edge predicts for each example. Each class then gets its own threshold and
             guarantee at risk (1 - sure) / classes, so that all hold simultaneously. A class with too few examples is
             always deferred, with a warning.
+        groups: [n], what examples that are not independent have in common: their scene, user or session. Groups are then what is
+            drawn, and each counts the same: by its mean loss, or for max_error and max_defer by one of its examples, drawn by
+            chance. Every number of the certificate weighs the examples so.
+        metric: what graded correctness is, as in "F1": for the certificate's text.
         agree: [n], whether edge and cloud agree, bool or 0/1: gives the limit for drift audits. Not needed where
             `edge_correct` already means agreement.
         name: of the score.
@@ -70,13 +83,14 @@ def calibrate(
             examples come from.
 
     Raises:
-        NotEnough: even n error-free examples would not prove it.
+        NotEnough: even n error-free examples (or groups) would not prove it.
         PolicyError: an argument is invalid, or the score is the same for all examples.
     """
     told: list[str] = []
     made = certificate_of(
         score, edge_correct, cloud_correct, max_loss=max_loss, max_error=max_error, max_defer=max_defer, sure=sure,
-        per_class=per_class, agree=agree, name=name, parameters=parameters, fingerprints=fingerprints, told=told,
+        per_class=per_class, groups=groups, metric=metric, agree=agree, name=name, parameters=parameters,
+        fingerprints=fingerprints, told=told,
     )  # fmt: skip
     for note in told:
         warnings.warn(note, stacklevel=2)
@@ -98,15 +112,17 @@ def certificate_of(
     parameters: Mapping[str, Any] | None,
     fingerprints: Mapping[str, str] | None,
     told: list[str],
+    groups: Sequence[object] | NDArray[Any] | None = None,
+    metric: str = "",
 ) -> Certificate:
     """As `calibrate`, whose warnings are appended to `told`: Python's own are the process's, and this may run in a thread."""
     kind, value, delta = checked_target(max_loss, max_error, max_defer, sure)
-    scores = _scores(score)
+    scores = checked_scores(score)
     n = len(scores)
-    edge = _zero_one("edge_correct", edge_correct, n)
-    cloud = _zero_one("cloud_correct", cloud_correct, n)
-    same = _zero_one("agree", agree, n)
-    if same is None and kind == "max_loss" and cloud is None:
+    edge, cloud = correct("edge_correct", edge_correct, n), correct("cloud_correct", cloud_correct, n)
+    graded = bool(metric) or is_graded(edge, cloud)
+    same = _agree(agree, n)
+    if same is None and kind == "max_loss" and cloud is None and not graded:
         same = edge
     if edge is None and kind != "max_defer":
         raise PolicyError(f"{kind} needs edge_correct")
@@ -116,37 +132,41 @@ def certificate_of(
         parameters = json.loads(json.dumps(parameters or {}, allow_nan=False))
     except (TypeError, ValueError) as e:
         raise PolicyError(f"the parameters of a score are what JSON can hold: {e}") from e
-    classes = _classes(per_class, kind, n)
-    risk = None if delta is None else delta / len(classes)
+    together = numbered(groups, n)
+    if together is not None and per_class is not None:
+        raise PolicyError("per_class and groups cannot both be given: a group has no one class")
+    each = classes(per_class, kind, n)
+    if together is not None and kind != "max_loss":
+        each = {"": one_of_each(together)}
+    in_groups = together if kind == "max_loss" else None
+    sizes = {label: len(rows) if in_groups is None else len(np.bincount(in_groups)) for label, rows in each.items()}
+    risk = None if delta is None else delta / len(each)
     enough = ceil(1 / value) - 1 if risk is None else needed(value, risk)
-    few = {label for label, rows in classes.items() if len(rows) < enough}
-    if len(few) == len(classes):
-        have = max(len(rows) for rows in classes.values())
-        where = "" if per_class is None else " of one predicted class"
-        odds = "on average" if sure is None else f"with sure={sure:g}"
-        raise NotEnough(
-            f"{kind}={value:g} {odds} needs at least {enough} examples{where}, and there are {have}: {enough - have} are missing",
-            needed=enough,
-            missing=enough - have,
-        )
-    told += _ties(scores)
+    few = {label for label, size in sizes.items() if size < enough}
+    if len(few) == len(sizes):
+        what = "groups" if together is not None else "examples" if per_class is None else "examples of one predicted class"
+        raise _not_enough(kind, value, sure, enough, max(sizes.values()), what)
     if few:
         told.append(f"always deferred, since {enough} examples are needed of each class: {', '.join(sorted(few))}")
-
+    told += dependence(scores, edge, cloud, together)
     steps: dict[str, Step] = {}
     accepted = np.zeros(n, bool)
-    spread = 0.0
-    for label, rows in classes.items():
+    for label, rows in each.items():
         if label in few:
             steps[label] = Step(INF, "none")
             continue
-        step = steps[label] = lowest_threshold(
-            kind, value, risk, scores[rows], *(None if x is None else x[rows] for x in (edge, cloud))
-        )
-        accepted[rows] = scores[rows] >= step.threshold
-        if step.threshold < INF:
-            spread += sqrt(len(rows) * log(2 * len(classes) / (0.05 if delta is None else delta)) / 2) / n  # Massart's bound
-    rate = float((~accepted).mean())
+        parts = (None if x is None else x[rows] for x in (edge, cloud))
+        steps[label] = lowest_threshold(kind, value, risk, scores[rows], *parts, graded=graded, groups=in_groups)
+        everywhere = rows if per_class is not None else np.arange(n)
+        accepted[everywhere] = scores[everywhere] >= steps[label].threshold
+    weights = None if together is None else 1 / np.bincount(together)[together]
+    rate = _mean(~accepted, weights)
+    none = all(step.threshold == INF for step in steps.values())
+    units = n if together is None else int(together.max()) + 1
+    wide = 0.0 if none else spread(units, delta or 0.05, classes=len(each), grouped=together is not None)
+    area = _area(kind, scores, edge, cloud, together)
+    if area is not None and area.by_chance and (text := _by_chance(area, kind, value, edge, cloud, rate)):
+        told.append(text)
     return Certificate(
         kind=kind,
         value=value,
@@ -158,17 +178,24 @@ def certificate_of(
         threshold=steps[""].threshold if per_class is None else INF,
         thresholds={} if per_class is None else {label: step.threshold for label, step in steps.items()},
         deferral_rate=rate,
-        deferral_interval=(max(0.0, rate - spread), min(1.0, rate + spread)),
-        accuracy=_accuracy(accepted, edge, cloud),
-        unscored=float(np.isnan(scores).mean()),
+        deferral_interval=(max(0.0, rate - wide), min(1.0, rate + wide)),
+        accuracy=_accuracy(accepted, edge, cloud, weights),
+        unscored=_mean(np.isnan(scores), weights),
         score=name,
         parameters=parameters or {},
         fingerprints=dict(fingerprints or {}),
-        disagreement=None if same is None else _at_most(np.count_nonzero(accepted & ~same), np.count_nonzero(accepted)),
+        disagreement=None if same is None else _disagreement(accepted, same, together),
+        metric=(metric or "correctness") if graded else "",
+        groups=None if together is None else units,
+        highest=min((step.highest for step in steps.values() if step.highest < INF), default=None),
+        area=None if area is None or isnan(area.value) else (round(area.value, 6), round(area.low, 6), round(area.high, 6)),
+        examples=sketch(scores),
     )
 
 
-def crossfit(fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, folds: int = 5, seed: int = 0) -> Floats:
+def crossfit(
+    fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, folds: int = 5, seed: int = 0, groups: ArrayLike | None = None
+) -> Floats:
     """Out-of-fold scores [n] of n examples, by k-fold cross-fitting: each example is scored by a fit without it.
 
     Scores of examples that were fitted on are biased, and the guarantee would be violated more often than stated.
@@ -178,104 +205,80 @@ def crossfit(fit: Callable[[Ints], Callable[[Ints], ArrayLike]], n: int, *, fold
         n: number of examples.
         folds: number of folds.
         seed: of the random split.
+        groups: [n], as for `calibrate`: each is scored by a fit without any of it.
 
     Raises:
         PolicyError: there are not as many examples as folds, or fewer than two folds.
     """
-    if not 2 <= folds <= n:  # noqa: PLR2004 - one to fit on, one to score
-        raise PolicyError(f"{n} examples cannot be divided into {folds} folds")
+    together = numbered(None if groups is None else np.asarray(groups), n)
+    units = n if together is None else int(together.max(initial=-1)) + 1
+    if not 2 <= folds <= units:  # noqa: PLR2004 - one to fit on, one to score
+        raise PolicyError(f"{units} {'examples' if together is None else 'groups'} cannot be divided into {folds} folds")
     scores = np.empty(n)
-    fold = np.random.default_rng(seed).permutation(n) % folds
+    fold = np.random.default_rng(seed).permutation(units) % folds
+    fold = fold if together is None else fold[together]
     for i in range(folds):
         out = np.flatnonzero(fold == i)
         scores[out] = fit(np.flatnonzero(fold != i))(out)
     return scores
 
 
-def _at_most(k: int | np.integer[Any], m: int | np.integer[Any]) -> float | None:
-    """Upper 95 % confidence bound of a proportion, k of m (Clopper and Pearson, 1934)."""
-    return upper(int(k), int(m), 0.05) if m else None
+def _disagreement(accepted: NDArray[np.bool_], same: Floats, groups: Ints | None) -> float | None:
+    """Upper 95 % confidence bound of the share of accepted answers that differ (Clopper and Pearson, 1934); None: of none."""
+    rows = np.arange(len(same)) if groups is None else one_of_each(groups)
+    kept = np.count_nonzero(accepted[rows])
+    return upper(int(np.count_nonzero(accepted[rows] & (same[rows] < 1))), int(kept), 0.05) if kept else None
 
 
-def checked_target(
-    max_loss: float | None, max_error: float | None, max_defer: float | None, sure: float | None
-) -> tuple[Kind, float, float | None]:
-    """The guarantee asked for: its kind, its limit, and the risk that it does not hold, None: it holds on average.
-
-    Raises:
-        PolicyError: there is none, there are several, or a number is no share.
-    """
-    targets: dict[Kind, float | None] = {"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer}
-    given = [(kind, value) for kind, value in targets.items() if value is not None]
-    if len(given) != 1:
-        raise PolicyError(f"exactly one of {', '.join(targets)} is to be given, and there are {len(given)}")
-    ((kind, value),) = given
-    if not _is_share(value):
-        raise PolicyError(f"{kind} is a share between 0 and 1, not {value!r}")
-    if sure is None:
-        if kind != "max_defer":
-            raise PolicyError(f"sure=None is for max_defer alone: {kind} is promised with a probability")
-        return kind, float(value), None
-    if not _is_share(sure):
-        raise PolicyError(f"sure is a probability between 0 and 1, not {sure!r}")
-    return kind, float(value), round(1 - float(sure), 12)
+def _agree(agree: ArrayLike | None, n: int) -> Floats | None:
+    same = correct("agree", agree, n)
+    if is_graded(same):
+        raise PolicyError("agree says for each example whether edge and cloud agree: bool, or 0 and 1")
+    return same
 
 
-def _is_share(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
+def _not_enough(kind: Kind, value: float, sure: float | None, enough: int, have: int, what: str) -> NotEnough:
+    odds = "on average" if sure is None else f"with sure={sure:g}"
+    return NotEnough(
+        f"{kind}={value:g} {odds} needs at least {enough} {what}, and there are {have}: {enough - have} are missing",
+        needed=enough,
+        missing=enough - have,
+    )
 
 
-def _scores(score: ArrayLike) -> Floats:
-    try:
-        scores = np.asarray(score, np.float64)
-    except (TypeError, ValueError) as e:
-        raise PolicyError(f"score is an array of numbers: {e}") from e
-    if scores.ndim != 1 or not scores.size:
-        raise PolicyError(f"score has one number for each example, and this is of shape {scores.shape}")
-    if np.isinf(scores).any():
-        raise PolicyError(f"{np.isinf(scores).sum()} scores are infinite: no threshold could defer, or accept, such inputs")
-    return scores
-
-
-def _zero_one(what: str, values: ArrayLike | None, n: int) -> Bools | None:
-    if values is None:
+def _area(kind: Kind, scores: Floats, edge: Floats | None, cloud: Floats | None, groups: Ints | None) -> Area | None:
+    """How well the score ranks for this target; None: there is nothing to tell it by."""
+    if edge is None:
         return None
-    array = np.asarray(values)
-    if array.shape != (n,):
-        raise PolicyError(f"{what} is of shape {array.shape}, and there are {n} scores")
-    if array.dtype.kind not in "biuf" or not ((array == 0) | (array == 1)).all():
-        raise PolicyError(f"{what} says for each example whether it is right: bool, or 0 and 1")
-    return array.astype(bool)
+    right = np.ones(len(edge)) if cloud is None or kind == "max_error" else cloud
+    return measured_area(scores, edge, right, groups)
 
 
-def _classes(per_class: Sequence[object] | NDArray[Any] | None, kind: Kind, n: int) -> dict[str, Ints]:
-    """Class -> indices of its examples."""
-    if per_class is None:
-        return {"": np.arange(n)}
-    if kind == "max_defer":
-        raise PolicyError("max_defer has one threshold for all classes")
-    if len(per_class) != n:
-        raise PolicyError(f"per_class has {len(per_class)} classes, and there are {n} scores")
-    labels = np.array([str(label) for label in per_class])
-    return {str(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+def _by_chance(area: Area, kind: Kind, value: float, edge: Floats | None, cloud: Floats | None, rate: float) -> str:
+    """What to do about such a score, and what a better one could save; empty: nothing."""
+    saved = ""
+    if edge is not None and kind != "max_defer":
+        best = least_deferral(kind, value, edge, np.ones(len(edge)) if cloud is None else cloud)
+        if rate - best < WORTH:
+            return ""
+        saved = f". The best possible would defer {best:.0%} of these examples, where this one defers {rate:.0%}"
+    how = "worse than" if area.high < 0 else "no better than"
+    return (
+        f"the score seems to rank {how} chance: its area under the deferral curve is {area.value:.2f} ({area.low:.2f} to "
+        f"{area.high:.2f}; 0 is random, 1 an oracle). Try another score (margin, entropy, a quantile of log-probabilities), "
+        f"a learned one (`auto`, or `fit` on features of the input), more examples, or a better edge{saved}"
+    )
 
 
-def _ties(scores: Floats) -> list[str]:
-    """Rejects a constant score; a warning of a heavily tied one, if it is."""
-    levels, counts = np.unique(scores[~np.isnan(scores)], return_counts=True)
-    if len(levels) < 2:  # noqa: PLR2004 - nothing to tell apart
-        raise PolicyError("no example has a score" if not len(levels) else f"the score is {levels[0]:g} for every example")
-    tied = counts.max() / len(scores)
-    if tied <= TIED:
-        return []
-    said = f"{tied:.0%} of the examples share the score {levels[counts.argmax()]:g}, and are accepted or deferred together"
-    return [f"{said}; a softmax of 8 bits does that: take the score from logits"]
-
-
-def _accuracy(accepted: Bools, edge: Bools | None, cloud: Bools | None) -> dict[str, float]:
-    found: dict[str, Bools | None] = {"edge": edge, "cloud": cloud}
+def _accuracy(accepted: NDArray[np.bool_], edge: Floats | None, cloud: Floats | None, weights: Floats | None) -> dict[str, float]:
+    found = {name: _mean(right, weights) for name, right in (("edge", edge), ("cloud", cloud)) if right is not None}
     if edge is not None:
-        found["accepted"] = edge[accepted]
+        if accepted.any():
+            found["accepted"] = _mean(edge[accepted], None if weights is None else weights[accepted])
         if cloud is not None:
-            found["cascade"] = np.where(accepted, edge, cloud)
-    return {name: float(right.mean()) for name, right in found.items() if right is not None and right.size}
+            found["cascade"] = _mean(np.where(accepted, edge, cloud), weights)
+    return found
+
+
+def _mean(values: NDArray[Any], weights: Floats | None) -> float:
+    return float(values.mean() if weights is None else np.average(values, weights=weights))

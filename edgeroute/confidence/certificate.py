@@ -57,7 +57,7 @@ class Certificate(NamedTuple):
     sure: float | None
     """Confidence level of the guarantee over calibrations; None: it holds on average over them."""
     method: str
-    """The test used: CP-harm, LR-BB, D-BB, CP-error, Beta or rank."""
+    """The test used: CP-harm, LR-BB, D-BB, CP-error, each perhaps dithered, betting, Beta or rank."""
     agreement: bool
     """Calibrated without labels: correct meant "agrees with the cloud"."""
     n: int
@@ -70,7 +70,8 @@ class Certificate(NamedTuple):
     deferral_rate: float
     """On the examples, 0..1."""
     deferral_interval: tuple[float, float]
-    """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None), uniform over thresholds."""
+    """Confidence interval of the deferral rate on all inputs, at level `sure` (95 % if None) for itself, and not jointly with the
+    guarantee. Uniform over thresholds, so that it holds though the threshold was chosen on the same examples."""
     accuracy: Mapping[str, float]
     """On the examples, of: edge, cloud, cascade (edge and cloud together), accepted (the edge's own answers); those known.
 
@@ -84,39 +85,73 @@ class Certificate(NamedTuple):
     fingerprints: Mapping[str, str]
     """Keys of `BOUND_TO` -> fingerprint; not all need be there."""
     disagreement: float | None = None
-    """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's; None: unknown."""
+    """Upper 95 % confidence bound of the share of accepted answers that differ from the cloud's, as of one fixed beforehand; this
+    threshold was chosen on the same examples, so it is a limit for alarms and no guarantee. None: unknown."""
+    metric: str = ""
+    """What measures how correct an answer is, 0..1; empty: it is right or wrong."""
+    groups: int | None = None
+    """Number of groups that were drawn independently, each of which counts the same; None: the examples were."""
+    highest: float | None = None
+    """The highest threshold that is certified, in each class; None: any higher one is. Beyond it the guarantee may not hold."""
+    area: tuple[float, float, float] | None = None
+    """Normalised area under the score's deferral curve, 0 random and 1 an oracle, and its 95 % interval; None: unknown."""
+    examples: str = ""
+    """A sketch of the examples, which tells them from others (`edgeroute.confidence.sketch`)."""
 
     @property
     def label(self) -> str:
         """The guarantee in short, as quoted in an answer's reason."""
         what = {"max_loss": "loss", "max_error": "error", "max_defer": "deferral"}[self.kind]
+        most = _percent(self.value)
+        if self.metric and self.kind != "max_defer":
+            what, most = f"{self.metric} {what}", f"{self.value:g}"
         each = " in each class" if self.thresholds else ""
-        return f"{what} <= {_percent(self.value)}{each}, " + (
-            "on average" if self.sure is None else f"{_percent(self.sure)} sure"
-        )
+        return f"{what} <= {most}{each}, " + ("on average" if self.sure is None else f"{_percent(self.sure)} sure")
 
     @property
     def guarantee(self) -> str:
         """The guarantee in one sentence."""
-        share = _percent(self.value)
-        if self.kind == "max_defer":
-            text = f"at most {share} of the inputs are deferred to the cloud"
-        elif self.kind == "max_error":
-            text = f"at most {share} of the answers that the edge gives alone are wrong"
-        elif self.agreement:
-            text = (
-                f"at most {share} of the inputs get another answer than the cloud's, so at most that much of its accuracy is lost"
-            )
-        else:
-            points = f"{self.value * 100:g} percentage point" + ("" if self.value == 0.01 else "s")  # noqa: PLR2004 - one
-            text = f"the accuracy of the cascade is at most {points} below that of the cloud alone"
+        text = self._promise
         if self.thresholds:
             text += ", in each class that the edge predicts, all at once"
         if self.threshold == INF and all(t == INF for t in self.thresholds.values()):
             text += ", since the edge gives no answer alone: no threshold keeps the promise with these examples"
         odds = "On average over calibrations" if self.sure is None else f"With {_percent(self.sure)} confidence"
-        deferred = " that the edge models before it defer" if self.fingerprints.get("earlier") else ""
-        return f"{odds}, on inputs drawn like the {self.n:,} examples of {self.date}{deferred}: {text}."
+        like = f"inputs drawn independently and like the {self.n:,} examples of {self.date}"
+        if self.groups is not None:
+            like = (
+                f"inputs of groups drawn independently and like the {self.groups:,} groups of the {self.n:,} examples of "
+                f"{self.date}, each counted the same"
+            )
+        deferred = ", and that the edge models before it defer" if self.fingerprints.get("earlier") else ""
+        return f"{odds}, on {like}{deferred}: {text}."
+
+    @property
+    def _promise(self) -> str:
+        share = _percent(self.value)
+        if self.kind == "max_defer":
+            return f"at most {share} of the inputs are deferred to the cloud"
+        if self.metric:
+            if self.kind == "max_error":
+                return f"the mean {self.metric} of the answers that the edge gives alone is at least {1 - self.value:g}"
+            if self.agreement:
+                return f"the mean {self.metric} of the answers against the cloud's own is at least {1 - self.value:g}"
+            return f"the mean {self.metric} of the cascade is at most {self.value:g} below that of the cloud alone"
+        if self.kind == "max_error":
+            return f"at most {share} of the answers that the edge gives alone are wrong"
+        if self.agreement:
+            return (
+                f"at most {share} of the inputs get another answer than the cloud's, so at most that much of its accuracy is lost"
+            )
+        points = f"{self.value * 100:g} percentage point" + ("" if self.value == 0.01 else "s")  # noqa: PLR2004 - one
+        return f"the accuracy of the cascade is at most {points} below that of the cloud alone"
+
+    def raised(self, at_least: float, label: str = "") -> float:
+        """The threshold of a class, or of all, raised to at least this as far as it is certified. inf: everything is deferred."""
+        own = self.thresholds.get(label, self.threshold)
+        if at_least == INF or self.highest is None:
+            return max(own, at_least)
+        return max(own, min(at_least, self.highest))
 
     def threshold_for(self, label: object) -> float:
         """The threshold for an edge answer with this label."""
@@ -157,7 +192,8 @@ class Certificate(NamedTuple):
             elif UNIDENTIFIED in made:
                 differ.append(f"the {what} that it was made for could not be identified: calibrate again")
             else:
-                differ.append(f"it was made for {what} {_end(made)}, and this is {_end(used)}")
+                then, here = _parted(made, used)
+                differ.append(f"it was made for {what} {then}, and this is {here}")
         age = (datetime.fromtimestamp(now(), timezone.utc).date() - day.fromisoformat(self.date)).days
         if age > max_age_days:
             differ.append(f"it is {age} days old, and may be {max_age_days:g}")
@@ -219,7 +255,10 @@ class Certificate(NamedTuple):
                 "thresholds": {label: float(t) for label, t in data["thresholds"].items()},
                 "deferral_interval": (low, high),
             }
-            return cls(**{name: data[name] for name in cls._fields})
+            if data.get("area") is not None:
+                value, *between = data["area"]
+                data["area"] = (value, *between)
+            return cls(**{name: data[name] for name in cls._fields if name in data or name not in cls._field_defaults})
         except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as e:
             raise PolicyError(f"{path} is not a certificate: {type(e).__name__}: {e}") from e
 
@@ -241,6 +280,17 @@ def _percent(share: float) -> str:
     return f"{share * 100:g} %"
 
 
-def _end(fingerprint: str) -> str:
-    """A fingerprint shortened to its end; it may begin with a name."""
-    return fingerprint if len(fingerprint) <= 16 else f"...{fingerprint[-12:]}"  # noqa: PLR2004 - short enough to read
+def _parted(made: str, used: str) -> tuple[str, str]:
+    """Where two fingerprints differ, of each the words that the other has not at the same place, shortened to their ends."""
+    words = [text.split(" ") for text in (made, used)]
+    for end in (0, -1):
+        while min(map(len, words)) > 1 and words[0][end] == words[1][end]:
+            for part in words:
+                part.pop(end)
+    then, here = (" ".join(map(_end, part)) for part in words)
+    return (then, here) if then != here else (made, used)
+
+
+def _end(word: str) -> str:
+    """A word of a fingerprint shortened to its end."""
+    return word if len(word) <= 16 else f"...{word[-12:]}"  # noqa: PLR2004 - short enough to read

@@ -6,13 +6,14 @@ from math import inf, nan
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edgeroute.confidence.features import Array
 from edgeroute.errors import PolicyError
 
 
 class Curve(NamedTuple):
-    """Accuracy over the share deferred; the lowest scores go to the cloud first, equal ones together."""
+    """Accuracy (of graded answers their mean) over the share deferred; the lowest scores go first, equal ones together."""
 
     deferred: Array
     """0..1, ascending: 0, then a point for each distinct score."""
@@ -22,11 +23,11 @@ class Curve(NamedTuple):
     """Over a random choice's curve, as a share of an oracle's: 0 random, 1 oracle; NaN where there is nothing to choose."""
 
 
-def deferral_curve(score: Array, edge_correct: Array, cloud_correct: Array) -> Curve:
-    """The curve of a score. score: [n], the lowest are deferred first, NaN before all; the others: [n], 0 or 1.
+def deferral_curve(score: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike) -> Curve:
+    """The curve of a score. score: [n], the lowest are deferred first, NaN before all; the others: [n], 0 to 1.
 
     Raises:
-        PolicyError: there are no examples, the lengths differ, or one of the last two holds something other than 0 and 1.
+        PolicyError: there are no examples, the lengths differ, or one of the last two holds something that is not from 0 to 1.
     """
     s = np.asarray(score, np.float64)
     edge, gain = outcomes(edge_correct, cloud_correct, s.shape[0] if s.ndim == 1 else -1)
@@ -50,13 +51,13 @@ def area_share(parts: Array, gain: Array) -> float:
     return float(parts.sum()) / oracle if oracle > 0 else nan
 
 
-def outcomes(edge_correct: Array, cloud_correct: Array, n: int) -> tuple[Array, Array]:
-    """Whether the edge is right, [n], and what deferring gains: 1 harm, -1 win, else 0."""
+def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple[Array, Array]:
+    """How correct the edge is, [n], and what deferring gains: above 0 harm, below 0 win; of graded answers any size to 1."""
     edge, cloud = np.asarray(edge_correct), np.asarray(cloud_correct)
     if n < 1 or edge.shape != (n,) or cloud.shape != (n,):
         raise PolicyError(
             f"{n} outputs or scores, answers {list(edge.shape)} and {list(cloud.shape)}: expected [n] of each, n >= 1"
         )
-    if not all(np.isin(answers, (0, 1)).all() for answers in (edge, cloud)):
-        raise PolicyError("whether an answer is correct is 0 or 1, or a bool, and there is something else")
-    return edge.astype(bool), cloud.astype(np.float64) - edge.astype(np.float64)
+    if not all(answers.dtype.kind in "biuf" and ((answers >= 0) & (answers <= 1)).all() for answers in (edge, cloud)):
+        raise PolicyError("how correct an answer is goes from 0 to 1, or is a bool, and there is something else")
+    return edge.astype(np.float64), cloud.astype(np.float64) - edge.astype(np.float64)

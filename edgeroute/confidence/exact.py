@@ -137,7 +137,9 @@ def _grid(n: int, eps: float, gamma: float, events: int) -> Iterator[tuple[float
     """Grid of the nuisance parameter q, from eps up; with each the largest event count whose confidence bound is below q.
 
     The last is the first to reach `events`. Steps are a quarter of a standard deviation of the count, or 8 % if that is more;
-    a bound between two is rounded up. A finer grid changed none of the limits that were checked.
+    a bound between two is rounded up, which makes limits stricter. As the maximum is over the grid alone, some limits are looser
+    than by a grid four times as fine: 8 of 1,125 of LR-BB that were compared, and 495 of 36,900 of D-BB. The chance of rejecting,
+    the largest over 300 and more values of q, stayed below delta in each of 12 settings (.025 to .048 of .05): gamma leaves room.
     """
     root = sqrt(eps)
     while root < 1:

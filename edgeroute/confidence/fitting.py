@@ -1,21 +1,27 @@
-"""Fits a learned score by ridge logistic regression with cross-validation; `auto` keeps msp unless the fit is clearly better.
+"""Fits a learned score by ridge logistic regression with cross-validation; `auto` trusts it as far as its examples go.
 
 The first feature, the log odds of msp, is almost unpenalised and all others are penalised, so the less there is to learn, the
-closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile.
+closer the ranking is to that of msp (Chow, 1970). For texts the first feature is the 10 % quantile; of a table it is the base
+score, if there is one.
+
+`auto` blends two ranks, that by msp (or the base score) and that by the fit, with a weight of events / (events + 60) for the fit:
+events are the examples on which edge and cloud differ, and all that can be learned from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from edgeroute.confidence.curve import area_parts, area_share, outcomes
 from edgeroute.confidence.features import PER_CLASS, TEXT, Array, Foreign, names, of_logits, text_features
 from edgeroute.confidence.learned import VERSION, Learned, fallback
 from edgeroute.confidence.logistic import expit, irls, log_odds, with_constant
+from edgeroute.confidence.tables import is_table, table_of
 from edgeroute.errors import PolicyError
 
 RIDGE = (3.0, 30.0, 300.0)
@@ -23,11 +29,10 @@ FEW = 50
 """Fewest examples to learn from."""
 RARE = 20
 """With fewer harms (or wins) their rate is a constant, without features; with fewer of both nothing is learned."""
-CLEARLY = 1.645
-"""Standard errors by which `auto` requires the fit to be better, in area and in likelihood: one-sided tests at 5 %.
-
-With one standard error a worse score was chosen in 3 to 10 % of draws, by .05 and more of area where harms and wins are few.
-"""
+TRUST = 60
+"""Events (harms and wins) from which `auto` trusts the fit as much as msp."""
+KNOTS = 65
+"""Quantiles of a score that are kept, for its ranks."""
 FREE = 0.01
 """Ridge of the intercept and the first feature: keeps the weights finite on separable examples."""
 NO_SLOPES = 1e9
@@ -35,55 +40,55 @@ NO_SLOPES = 1e9
 
 
 def fit(
-    logits: Array,
-    edge_correct: Array,
-    cloud_correct: Array,
+    features: Any,
+    edge_correct: ArrayLike,
+    cloud_correct: ArrayLike,
     *,
+    base: str | None = None,
     ridge: Sequence[float] = RIDGE,
     folds: int = 5,
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """Fits a learned score; falls back to msp where there is too little to learn from, and says why.
+    """Fits a learned score; falls back to msp, or the base score, where there is too little to learn from, and says why.
 
     Args:
-        logits: of the edge model, [n, classes]; rows with NaN or inf are excluded.
-        edge_correct: [n], 0 or 1.
-        cloud_correct: [n], 0 or 1.
+        features: logits of the edge model, [n, classes]; or a table of any features (`edgeroute.confidence.tables`): a mapping
+            from name to [n] or [n, d], or a list of mappings. Rows with NaN or inf are excluded.
+        edge_correct: [n], 0 to 1.
+        cloud_correct: [n], 0 to 1.
+        base: of a table the column that is a confidence already; None: there is none.
         ridge: candidates; the one with the best held-out likelihood is used.
         folds: number of cross-validation folds.
         seed: of the random split; the same seed gives the same score.
-        ood: also use energy and distance, which detect out-of-distribution inputs. Slower, and no longer invariant to a
-            constant added to all logits.
+        ood: of logits also use energy and distance, which detect out-of-distribution inputs. Slower, and no longer invariant to
+            a constant added to all logits.
 
     Raises:
         PolicyError: an argument is invalid.
     """
-    return _fit(_examples(logits, edge_correct, cloud_correct, ood), ridge, folds, seed, choose=False)
+    return _fit(_given(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=False)
 
 
 def auto(
-    logits: Array,
-    edge_correct: Array,
-    cloud_correct: Array,
+    features: Any,
+    edge_correct: ArrayLike,
+    cloud_correct: ArrayLike,
     *,
+    base: str | None = None,
     ridge: Sequence[float] = RIDGE,
     folds: int = 5,
     seed: int = 0,
     ood: bool = False,
 ) -> Learned:
-    """As `fit`, but keeps msp unless the fit is clearly better on held-out examples.
-
-    Clearly: by one-sided tests at 5 % each, both the area under the deferral curve and the likelihood of harms and wins are
-    larger than with msp alone. Few examples differ between edge and cloud, so either test alone is easily misled.
-    """
-    return _fit(_examples(logits, edge_correct, cloud_correct, ood), ridge, folds, seed, choose=True)
+    """As `fit`, blended with msp or the base score: the fewer examples there were to learn from, the closer it is to that."""
+    return _fit(_given(features, edge_correct, cloud_correct, base, ood), ridge, folds, seed, blend=True)
 
 
 def fit_text(
     token_logprobs: Sequence[Sequence[float]],
-    edge_correct: Array,
-    cloud_correct: Array,
+    edge_correct: ArrayLike,
+    cloud_correct: ArrayLike,
     *,
     ridge: Sequence[float] = RIDGE,
     folds: int = 5,
@@ -92,7 +97,7 @@ def fit_text(
     """As `fit`, from the token log-probabilities of texts; falls back to their 10 % quantile."""
     table = np.array([text_features(one) for one in token_logprobs], np.float64).reshape(-1, len(TEXT))
     edge, gain = outcomes(edge_correct, cloud_correct, len(table))
-    return _fit(_usable(_Examples(0, None, table, edge, gain), table), ridge, folds, seed, choose=False)
+    return _fit(_usable(_Examples(0, None, table, edge, gain), table), ridge, folds, seed, blend=False)
 
 
 class _Examples(NamedTuple):
@@ -106,16 +111,46 @@ class _Examples(NamedTuple):
     gain: Array
     """1 harm, -1 win, 0 neither."""
     left_out: int = 0
+    columns: tuple[list[str], list[int]] | None = None
+    """Of a table, the names of the features, and how many columns each has."""
+    base: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the score that is there without a fit."""
+        return fallback(self.classes) if self.columns is None else "base"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the features are, for the file."""
+        found: dict[str, Any] = {"version": VERSION, "classes": self.classes}
+        if self.columns is not None:
+            found |= {"columns": self.columns[0], "widths": self.columns[1], "base": self.base}
+        return found
 
     def fold(self, train: Array) -> tuple[Array, Foreign | None]:
         """Features of all examples, with the class means of the training examples. train: [n], bool."""
         if self.logits is None:
             return self.table, None
-        foreign = Foreign.fit(self.logits[train], self.edge[train])
+        foreign = Foreign.fit(self.logits[train], self.edge[train] >= 0.5)  # noqa: PLR2004 - rather right than wrong
         return of_logits(self.logits, foreign), foreign
 
 
-def _examples(logits: Array, edge_correct: Array, cloud_correct: Array, ood: bool) -> _Examples:
+def _given(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, base: str | None, ood: bool) -> _Examples:
+    if not is_table(features):
+        if base is not None:
+            raise PolicyError("base= names a column of a table, and these are logits")
+        return _examples(features, edge_correct, cloud_correct, ood)
+    if ood:
+        raise PolicyError("ood= is of logits, and this is a table of features")
+    names, widths, table = table_of(features, base)
+    edge, gain = outcomes(edge_correct, cloud_correct, len(table))
+    if base is None:  # nothing is known before the fit: a constant in its place
+        table = np.concatenate([np.zeros((len(table), 1)), table], 1)
+    return _usable(_Examples(0, None, table, edge, gain, columns=(names, widths), base=base), table)
+
+
+def _examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike, ood: bool) -> _Examples:
     z = np.asarray(logits, np.float64)
     if z.ndim != 2 or z.shape[1] < 2:  # noqa: PLR2004 - two axes, two classes
         raise PolicyError(f"logits {list(z.shape)}: expected [n, classes], and at least two classes")
@@ -127,49 +162,58 @@ def _examples(logits: Array, edge_correct: Array, cloud_correct: Array, ood: boo
 def _usable(given: _Examples, table: Array) -> _Examples:
     keep = np.isfinite(table).all(1)
     logits = None if given.logits is None else given.logits[keep]
-    return _Examples(given.classes, logits, table[keep], given.edge[keep], given.gain[keep], int((~keep).sum()))
+    return given._replace(
+        logits=logits, table=table[keep], edge=given.edge[keep], gain=given.gain[keep], left_out=int((~keep).sum())
+    )
 
 
-def _fit(given: _Examples, ridge: Sequence[float], folds: int, seed: int, *, choose: bool) -> Learned:
+def _fit(given: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
-    name, without = fallback(given.classes), f", without {given.left_out} that hold NaN or inf" if given.left_out else ""
-    n, harms, wins = len(given.gain), int((given.gain > 0).sum()), int((given.gain < 0).sum())
+    name, without = given.name, f", without {given.left_out} that hold NaN or inf" if given.left_out else ""
+    n, harms, wins = len(given.gain), float(np.maximum(given.gain, 0).sum()), float(np.maximum(-given.gain, 0).sum())
 
     def fall_back(why: str) -> Learned:
         reason = f"{name}, since {why} ({n} examples{without})"
-        return Learned({"version": VERSION, "name": name, "chosen_because": reason, "classes": given.classes})
+        return Learned({**given.described, "name": name, "chosen_because": reason})
 
     if n < FEW:
         return fall_back(f"there are fewer than {FEW} examples")
     if not harms:
         return fall_back("the cloud is never right where the edge is wrong")
     if max(harms, wins) < RARE:
-        return fall_back(f"edge and cloud hardly differ: {harms} harms and {wins} wins, and {RARE} of either are needed")
+        return fall_back(f"edge and cloud hardly differ: {harms:g} harms and {wins:g} wins, and {RARE} of either are needed")
     if not np.ptp(given.table, 0).any():
         return fall_back("all outputs are alike")
 
     areas, losses = _crossvalidate(given, ridge, folds, seed)
     best = int(losses[1:].sum(1).argmin()) + 1
     area, plain = (area_share(areas[i], given.gain) for i in (best, 0))
-    figures = f"area {area:.3f} against {plain:.3f} for {name}, {folds}-fold cross-validated"
-    if choose and not (_clearly(areas[best] - areas[0]) and _clearly(losses[0] - losses[best])):
-        return fall_back(f"what can be learned is not clearly better: {figures}")
     table, foreign = given.fold(np.ones(n, bool))
-    harm, win = _train(table, given, np.ones(n, bool), ridge[best - 1]).tolist()
-    told = f"{figures}; ridge {ridge[best - 1]:g} ({n} examples{without}: {harms} harms, {wins} wins)"
+    weights = _train(table, given, np.ones(n, bool), ridge[best - 1])
+    said, kept = "learned", None
+    if blend:
+        trust = (harms + wins) / (harms + wins + TRUST)
+        said = f"learned, {trust:.0%} of it and {1 - trust:.0%} of {name}"
+        own = expit(with_constant(table) @ weights.T) @ [-1, 1]
+        kept = {"weight": trust, "base": _knots(table[:, 0]), "fit": _knots(own)}
+    told = f"area {area:.3f} of the fit against {plain:.3f} for {name}, {folds}-fold cross-validated; ridge {ridge[best - 1]:g}"
     return Learned(
         {
-            "version": VERSION,
+            **given.described,
             "name": "learned",
-            "chosen_because": f"learned, {told}",
-            "classes": given.classes,
-            "features": names(given.classes, foreign is not None),
-            "harm": harm,
-            "win": win,
+            "chosen_because": f"{said}, {told} ({n} examples{without}: {harms:.4g} harms, {wins:.4g} wins)",
+            "features": names(given.classes, foreign is not None) if given.columns is None else table.shape[1],
+            "harm": weights[0].tolist(),
+            "win": weights[1].tolist(),
             "foreign": None if foreign is None else {part: a.tolist() for part, a in foreign._asdict().items()},
+            **({} if kept is None else {"blend": kept}),
         }
     )
+
+
+def _knots(values: Array) -> list[float]:
+    return np.quantile(values, np.linspace(0, 1, KNOTS)).tolist()  # type: ignore[no-any-return]
 
 
 def _crossvalidate(given: _Examples, ridge: Sequence[float], folds: int, seed: int) -> tuple[Array, Array]:
@@ -185,12 +229,8 @@ def _crossvalidate(given: _Examples, ridge: Sequence[float], folds: int, seed: i
             logits = inputs @ _train(table, given, ~left_out, strength).T
             harm, win = expit(logits).T
             areas[i, left_out] = area_parts(win - harm if i else table[left_out, 0], gain)
-            losses[i, left_out] = (np.logaddexp(0, logits) - logits * np.stack([gain > 0, gain < 0], 1)).sum(1)
+            losses[i, left_out] = (np.logaddexp(0, logits) - logits * np.maximum(np.stack([gain, -gain], 1), 0)).sum(1)
     return areas, losses
-
-
-def _clearly(gains: Array) -> bool:
-    return bool(gains.sum() > CLEARLY * gains.std() * np.sqrt(gains.size))
 
 
 def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
@@ -205,8 +245,8 @@ def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
     penalty[:2] = FREE
     weights = np.zeros((2, inputs.shape[1]))
     for row, sign in zip(weights, (1, -1), strict=True):
-        happened = given.gain == sign
-        y = happened[train].astype(np.float64)
+        happened = np.maximum(sign * given.gain, 0)
+        y = happened[train]
         if happened.sum() < RARE:
             row[0] = log_odds(y)
         else:

@@ -1,22 +1,28 @@
-"""Fixed-sequence testing of candidate thresholds (risk control); the exact tests themselves are in exact.py.
+"""Fixed-sequence testing of candidate thresholds (risk control); the tests themselves are in exact.py and betting.py.
 
 Candidate thresholds are tested from the highest score down, one block of tied scores at a time. At each, the null hypothesis
 "the guarantee is violated at this threshold" is tested, and the sequence stops at the first one not rejected, so no
 correction for multiple testing is needed. No candidate is skipped: to pass the first threshold t* that violates the
 guarantee, the sequence would have to reject the null at t* itself, which does not depend on the data; so the total risk is
-that of one test.
+that of one test. All thresholds that were passed are certified at once, and none above the first that was tested.
+
+For max_error testing begins at a rank, since few examples prove little; and where a noisy top ends it, it begins again at further
+ranks, each with a part of the risk that is added to what is left of the parts before (the fallback procedure; Wiens, 2003).
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil, floor, log
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeroute.confidence.betting import accept_betting
 from edgeroute.confidence.certificate import INF, Kind
 from edgeroute.confidence.exact import Floats, Ints, d_limits, lr_limits, most, most_of_each, needed
+from edgeroute.confidence.units import Units, units
 from edgeroute.errors import PolicyError
 
 Bools = NDArray[np.bool_]
@@ -24,8 +30,10 @@ FEW = 1.5
 """Below n * eps = FEW * log(1 / delta) (4.5 at 95 %) only harms are tested: wins are too rare to help."""
 MANY = 4000
 """Most examples for the likelihood-ratio test; beyond, the difference test is as powerful and faster."""
-START = 0.2
-"""Selective error is first tested at this acceptance rate: fewer examples prove little and may end the sequence early."""
+BETTING = 3.3
+"""From n * eps = BETTING * log(1 / delta) (10 at 95 %) losses of any size are bet on; below, they are dithered."""
+STARTS = {0.2: 0.8, 0.4: 0.1, 0.6: 0.1}
+"""Acceptance rate at which selective error is tested first, or again -> its part of the risk. Fewer examples prove little."""
 
 
 class Step(NamedTuple):
@@ -33,32 +41,61 @@ class Step(NamedTuple):
 
     threshold: float
     method: str
+    highest: float = INF
+    """The first threshold of those tested without a gap: higher ones are not certified. inf: all of them are."""
 
 
 def lowest_threshold(
-    kind: Kind, value: float, delta: float | None, scores: Floats, edge: Bools | None, cloud: Bools | None
+    kind: Kind,
+    value: float,
+    delta: float | None,
+    scores: Floats,
+    edge: Floats | None,
+    cloud: Floats | None,
+    *,
+    graded: bool = False,
+    groups: Ints | None = None,
 ) -> Step:
-    """Tests the thresholds of one class, or of all examples; there are enough of them for the first test."""
+    """Tests the thresholds of one class, or of all examples; there are enough of them for the first test.
+
+    Args:
+        kind: what is promised.
+        value: its limit.
+        delta: the risk; None: on average, for max_defer.
+        scores: [n], NaN: deferred.
+        edge: [n], how correct it is, 0..1.
+        cloud: [n], likewise; None: the edge's is agreement with the cloud.
+        graded: whether it is more than 0 or 1.
+        groups: [n], numbers of groups, for max_loss; None: the examples are independent.
+    """
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN comes last
     s = scores[order]
     ends = np.flatnonzero(np.append(s[1:] != s[:-1], True)[: len(s)])  # the last of each block of equal scores
     if kind == "max_defer":
         blocks, method = _by_rank(value, delta, len(scores), s[ends], len(scores) - 1 - ends)
-    else:
-        assert edge is not None
-        assert delta is not None
-        wrong = ~edge[order]
-        if kind == "max_error":
-            blocks, method = (
-                accept_selective(np.cumsum(wrong, dtype=np.int64)[ends], ends + 1, len(scores), value, delta),
-                "CP-error",
-            )
-        else:
-            right = np.ones(len(order), bool) if cloud is None else cloud[order]
-            h, w = (np.cumsum(found, dtype=np.int64)[ends] for found in (wrong & right, ~wrong & ~right))
-            method = relative_method(len(scores), value, delta, wins=cloud is not None)
-            blocks = accept_relative(method, h, w, len(scores), value, delta)
+        threshold = between(s, ends, blocks)
+        return Step(threshold, method, threshold)
+    assert edge is not None
+    assert delta is not None
+    if kind == "max_error":
+        wrong = units(1 - edge, order, None).dithered()[0] if graded else np.cumsum(edge[order] < 1, dtype=np.int64)
+        first, blocks = accept_selective(wrong[ends], ends + 1, len(scores), value, delta)
+        method = "dithered CP-error" if graded else "CP-error"
+        return Step(between(s, ends, blocks), method, between(s, ends, first + 1) if blocks else INF)
+    right = np.ones(len(scores)) if cloud is None else cloud
+    blocks, method = _relative(
+        units(right - edge, order, groups), ends, value, delta, graded or groups is not None, cloud is not None
+    )
     return Step(between(s, ends, blocks), method)
+
+
+def _relative(found: Units, ends: Ints, eps: float, delta: float, sized: bool, wins: bool) -> tuple[int, str]:
+    """Number of leading blocks that pass the max_loss test, and which. sized: losses are of any size, not only harms and wins."""
+    if sized and found.n * eps >= BETTING * log(1 / delta):
+        return accept_betting(found.after, found.of, ends, found.n, eps, delta), "betting"
+    h, w = (counts[ends] for counts in found.dithered())
+    method = relative_method(found.n, eps, delta, wins=wins)
+    return accept_relative(method, h, w, found.n, eps, delta), f"dithered {method}" if sized else method
 
 
 def relative_method(n: int, eps: float, delta: float, *, wins: bool) -> str:
@@ -73,7 +110,7 @@ def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: fl
     if method == "CP-harm":
         return passed(h <= most(n, eps, delta))
     if method == "D-BB":
-        limits = d_limits(n, eps, delta, min(n, _rounded(int(h[-1] + w[-1])))) if len(h) else h
+        limits = d_limits(n, eps, delta, min(n, _rounded(int((h + w).max())))) if len(h) else h
         return passed(h - w <= limits[h + w])
     wins = 16
     while True:  # most sequences stop at few wins, and the table grows with their square
@@ -84,14 +121,29 @@ def accept_relative(method: str, h: Ints, w: Ints, n: int, eps: float, delta: fl
         wins *= 2
 
 
-def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -> int:
-    """Number of leading blocks that pass the max_error test. wrong, m: cumulative errors and examples [blocks].
+def accept_selective(wrong: Ints, m: Ints, n: int, alpha: float, delta: float) -> tuple[int, int]:
+    """The first and the number of leading blocks that pass the max_error test, those above the first not tested; 0: none does.
 
-    The first tested block is chosen by rank, not by a fixed score, so the test is exact except for the example at that rank.
+    wrong, m: cumulative errors and examples [blocks]. The blocks tested first are chosen by rank, not by a fixed score, so the
+    test is exact except for the examples at these ranks.
     """
-    first = int(np.searchsorted(m, max(needed(alpha, delta), ceil(START * n))))
-    blocks = passed(wrong[first:] <= most_of_each(n, alpha, delta)[m[first:]])
-    return first + blocks if blocks else 0
+    parts, left = dict[int, float](), 0.0
+    for rate, after in zip(STARTS, [*list(STARTS)[1:], 1.0], strict=True):
+        left += STARTS[rate]
+        begin = max(needed(alpha, delta * left), ceil(rate * n))
+        if begin < after * n or after == 1:  # else so few would prove nothing at this part of the risk
+            block = int(np.searchsorted(m, begin))
+            parts[block] = parts.get(block, 0.0) + left
+            left = 0.0
+    risk, lowest, alive = 0.0, (0, 0), False
+    for begin, end in pairwise([*parts, len(m)]):
+        risk = parts[begin] + (risk if alive else 0.0)
+        first = lowest[0] if alive else begin
+        reach = begin + passed(wrong[begin:end] <= most_of_each(n, alpha, delta * risk)[m[begin:end]])
+        alive = reach == end
+        if reach > begin:
+            lowest = first, reach
+    return lowest
 
 
 def _by_rank(value: float, delta: float | None, n: int, levels: Floats, below: Ints) -> tuple[int, str]:

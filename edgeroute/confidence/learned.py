@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from edgeroute.confidence.blend import Blend
 from edgeroute.confidence.features import PER_CLASS, Array, Foreign, names, of_logits, of_row, text_features
 from edgeroute.confidence.logistic import expit, sigmoid, with_constant
 from edgeroute.confidence.scores import ROWS, SMALL, msp, quantile
+from edgeroute.confidence.tables import row_of
 from edgeroute.errors import BadReply, ModelError, ModelMissing, StoreError
 from edgeroute.system import replace_file
 
@@ -29,18 +31,18 @@ VERSION = 1
 class Learned:
     """A fitted score: outputs of one input -> how sure to leave it to the edge. What `fit`, `fit_text` and `auto` return.
 
-    `name` is `learned` (0..1) or the fallback score, `msp` or `quantile`; `chosen_because` has the reason. Outputs with NaN
-    score NaN. Calibrate its threshold on examples that it was not fitted to.
+    `name` is `learned` (0..1) or the fallback score: `msp`, `quantile`, or `base` of a table; `chosen_because` has the reason.
+    Outputs with NaN score NaN. Calibrate its threshold on examples that it was not fitted to.
 
     Args:
         data: as `save` writes it.
 
+    Attributes:
+        of_logits: takes logits: of a model that gives probabilities, their logarithms. Else what the model gives.
+
     Raises:
         ModelError: the data is broken, or of another version.
     """
-
-    of_logits = True
-    """Takes logits: of a model that gives probabilities, their logarithms."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         try:
@@ -57,36 +59,45 @@ class Learned:
         """Validates and unpacks the weights: whole for `many`; for one row the one-hot part apart, with the constant in it."""
         if type(self.classes) is not int or self.classes < 0 or self.classes == 1:
             raise ValueError(f"{self.classes!r} classes")
-        self._text, self._fitted = self.classes == 0, self.name == "learned"
+        self._table = None if "columns" not in data else (list(data["columns"]), [int(width) for width in data["widths"]])
+        self._base = data.get("base")
+        self._text, self._fitted = self.classes == 0 and self._table is None, self.name == "learned"
+        self.of_logits = self.classes > 0
         if not self._fitted:
-            if self.name != fallback(self.classes):
+            if self.name != (fallback(self.classes) if self._table is None else "base"):
                 raise ValueError(f"there is no score {self.name!r} of {self.classes} classes")
             return
+        self._blend = Blend(data["blend"]) if "blend" in data else None
         self._foreign: Foreign | None = None
         if data["foreign"] is not None:
             self._foreign = Foreign(*(np.array(data["foreign"][part], np.float64) for part in Foreign._fields))
             whiten, means = self._foreign
             if whiten.shape != (self.classes, self.classes) or means.shape != (len(means) or 1, self.classes):
                 raise ValueError(f"{means.shape} means and {whiten.shape} to whiten, for {self.classes} classes")
-        columns = names(self.classes, self._foreign is not None)
+        columns: Any = names(self.classes, self._foreign is not None)
+        if self._table is not None:
+            columns = sum(self._table[1]) + (self._base is None)
         if data["features"] != columns:
             raise ValueError("its features are not those of this version")
+        count = columns if isinstance(columns, int) else len(columns)
         self._weights = np.array([data["harm"], data["win"]], np.float64)
-        if self._weights.shape != (2, len(columns) + 1):
-            raise ValueError(f"{self._weights.shape} weights for {len(columns)} features and a constant, twice")
+        if self._weights.shape != (2, count + 1):
+            raise ValueError(f"{self._weights.shape} weights for {count} features and a constant, twice")
         if not all(np.isfinite(part).all() for part in (self._weights, *(self._foreign or ()))):
             raise ValueError("a weight is not finite")
-        plain = len(columns) + 1 - (self.classes if self.classes <= PER_CLASS else 0)
+        plain = count + 1 - (self.classes if self.classes <= PER_CLASS else 0)
         (self._harm, self._harm_of), (self._win, self._win_of) = (
             (w[1:plain], [w[0] + v for v in w[plain:]] or w[:1]) for w in self._weights.tolist()
         )
 
     def __call__(self, outputs: Any) -> float:
-        """outputs: logits [classes], or a text's token log-probabilities, alone or as `(text, log-probabilities)`.
+        """outputs: logits [classes]; or, alone or in `(value, these)`, a text's token log-probabilities or a mapping of features.
 
         Raises:
-            BadReply: the number of classes differs from that of the fit.
+            BadReply: the number of classes differs from that of the fit, or a feature is missing.
         """
+        if self._table is not None:
+            return self._of_features(outputs[1] if type(outputs) is tuple else outputs)
         if self._text:
             logprobs = outputs[1] if type(outputs) is tuple else outputs
             return self._weigh(text_features(logprobs), 0) if self._fitted else quantile(logprobs)
@@ -102,14 +113,30 @@ class Learned:
     def _weigh(self, vector: list[float], predicted: int) -> float:
         harm = self._harm_of[predicted] + sum(map(mul, self._harm, vector))
         win = self._win_of[predicted] + sum(map(mul, self._win, vector))
-        return 0.5 + 0.5 * (sigmoid(win) - sigmoid(harm))
+        better = sigmoid(win) - sigmoid(harm)
+        return 0.5 + 0.5 * better if self._blend is None else self._blend.one(vector[0], better)
+
+    def _of_features(self, features: Any) -> float:
+        assert self._table is not None
+        row = row_of(features, *self._table)
+        if not self._fitted:
+            return row[0] if self._base is not None else 0.5
+        return self._weigh(row if self._base is not None else [0.0, *row], 0)
 
     def many(self, outputs: Any) -> Array:
-        """outputs: logits [n, classes], or n texts' token log-probabilities -> [n].
+        """outputs: logits [n, classes], n texts' token log-probabilities, or a table as it was fitted to -> [n].
 
         Raises:
-            BadReply: the number of classes differs from that of the fit.
+            BadReply: the number of classes differs from that of the fit, or a feature is missing.
         """
+        if self._table is not None:
+            names_ = self._table[0]
+            if isinstance(outputs, Mapping):
+                missing = [name for name in names_ if name not in outputs]
+                if missing:
+                    raise BadReply(f"the score needs a feature {missing[0]!r} that it was fitted to")
+                outputs = [dict(zip(names_, row, strict=True)) for row in zip(*(outputs[name] for name in names_), strict=True)]
+            return np.array([self._of_features(one) for one in outputs], np.float64)
         if self._text:
             return np.array([self(one) for one in outputs], np.float64)
         logits = np.asarray(outputs, np.float64)
@@ -118,8 +145,10 @@ class Learned:
         with np.errstate(invalid="ignore"):
             if not self._fitted:
                 return msp(logits)
-            harm, win = expit(with_constant(of_logits(logits, self._foreign)) @ self._weights.T).T
-        return 0.5 + 0.5 * (win - harm)  # type: ignore[no-any-return]
+            features = of_logits(logits, self._foreign)
+            harm, win = expit(with_constant(features) @ self._weights.T).T
+            better: Array = win - harm
+            return 0.5 + 0.5 * better if self._blend is None else self._blend.many(features[:, 0], better)
 
     @cached_property
     def fingerprint(self) -> str:

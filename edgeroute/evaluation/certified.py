@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeroute.confidence.calibration import certificate_of
 from edgeroute.confidence.certificate import Certificate, Kind
+from edgeroute.confidence.independence import sketch
 from edgeroute.errors import PolicyError
 from edgeroute.evaluation.examples import Bools, Examples
 from edgeroute.evaluation.fitted import Fitted, fitted
@@ -46,7 +47,7 @@ def certified(
         value: its limit, 0..1.
         sure: its confidence level; None: on average.
         per_class: a threshold per predicted class.
-        fit: fit a score: "learned": always; "auto": if it is significantly better than msp. None: do not fit.
+        fit: fit a score: "learned", or "auto": blended with msp. None: do not fit.
         ood: add out-of-distribution features to a fitted score.
         score: the score's name, unless one is fitted.
         fingerprints: from `Router.fingerprints`.
@@ -75,6 +76,8 @@ def certified(
         fingerprints=bound,
         told=told,
     )
+    if made.outputs is not None:  # a fitted score has other values on these examples once it is fitted to all of them
+        certificate = certificate._replace(examples=sketch(made.outputs))
     return Certified(certificate, found, told)
 
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.area import Area, measured_area
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.curve import deferral_curve
+from edgeroute.confidence.independence import overlap
 from edgeroute.core.policy import Terms
 from edgeroute.evaluation.examples import Bools, Examples, Floats
 from edgeroute.evaluation.share import Share, share
@@ -160,6 +162,19 @@ class Evaluation(NamedTuple):
         first = np.flatnonzero(np.append(True, (rising[1:] != rising[:-1]) & ~np.isnan(rising[1:])))
         accepted = self.n - first
         return first / self.n, edge[order][::-1].cumsum()[accepted - 1] / accepted
+
+    def area(self) -> Area | None:
+        """How well the score ranks, 0 random and 1 an oracle; without the cloud by the edge's errors. None: it is unknown."""
+        edge, cloud = self.edge_right, self.cloud_right
+        return None if edge is None else measured_area(self.examples.score, edge, np.ones(self.n) if cloud is None else cloud)
+
+    @property
+    def seen_before(self) -> float:
+        """About which share of these examples the certificate was calibrated on, 0..1: what holds on them is no evidence."""
+        if self.certificate is None:
+            return 0.0
+        kept, outputs = self.certificate.examples, self.examples.outputs
+        return max(overlap(kept, self.examples.score), 0.0 if outputs is None else overlap(kept, outputs))
 
     def oracle(self) -> Line | None:
         """`curve` of an oracle that knows which side is correct and defers the gains first; None: no cloud answers."""

@@ -38,20 +38,21 @@ def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_corre
         edge_correct: [n], bool.
         cloud_correct: [n], bool.
         ood: add out-of-distribution features.
-        choose: use the learned score only if significantly better than msp, as `auto`.
+        choose: blend the learned score with msp, as `auto`.
 
     Raises:
         PolicyError: the outputs are not an array of logits.
     """
     if outputs is None or outputs.shape[1] < 2:  # noqa: PLR2004 - nothing to tell apart
         raise PolicyError("a score is learned from two logits or more for each input, as many each time: this model gives others")
-    made = (auto if choose else fit)(outputs, edge_correct, cloud_correct, ood=ood)
+    train_on = auto if choose else fit
+    made = train_on(outputs, edge_correct, cloud_correct, ood=ood)
     if made.name != "learned":
         return Fitted(None, msp, made.chosen_because)
     fell_back: list[str] = []
 
     def without(train: Ints) -> Callable[[Ints], Floats]:
-        part = fit(outputs[train], edge_correct[train], cloud_correct[train], ood=ood)
+        part = train_on(outputs[train], edge_correct[train], cloud_correct[train], ood=ood)
         if part.name != "learned":
             fell_back.append(part.chosen_because)
         return lambda left_out: part.many(outputs[left_out])

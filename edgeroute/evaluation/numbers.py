@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from typing import Any
 
 from edgeroute.core.explain import finite
@@ -35,6 +36,8 @@ def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
         "usd": made.usd,
         "promise": None if certificate is None else certificate.label,
         "uncalibrated": evaluation.uncalibrated,
+        "seen_before": evaluation.seen_before,
+        "area": None if (area := evaluation.area()) is None or isnan(area.value) else area._asdict(),
         "held": [{**one._asdict(), "held": one.held, "broken": one.broken} for one in verdicts(evaluation)],
         "notes": list(notes),
     }

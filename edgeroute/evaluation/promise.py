@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 def verdicts(evaluation: Evaluation) -> list[Verdict]:
     """Verdicts, worst first, one per class with a guarantee; empty: no guarantee, or not measurable on these examples."""
     certificate = evaluation.certificate
-    if certificate is None:
+    if certificate is None or certificate.metric:  # graded answers are not among these examples
         return []
     if not certificate.thresholds:
         found = [_verdict(evaluation, certificate, "", np.ones(evaluation.n, bool), RISK)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import isinf
+from math import isinf, isnan
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from edgeroute.report.words import (
     methods,
     outcome,
     percent,
+    ranking,
+    seen_before,
     size,
     verdict,
 )
@@ -56,7 +58,9 @@ def promise(evaluation: Evaluation) -> str:
         ("bound to", ", ".join(sorted(certificate.fingerprints)) or "nothing"),
         ("checksum", certificate.checksum[:16]),
     ]
-    return html.section("The promise", html.paragraph(certificate.guarantee), said, html.facts(rows))
+    seen = seen_before(evaluation)
+    own = html.paragraph(seen) if seen else ""
+    return html.section("The promise", html.paragraph(certificate.guarantee), said, own, html.facts(rows))
 
 
 def calibration(evaluation: Evaluation, why: str, notes: Iterable[str]) -> str:
@@ -154,6 +158,8 @@ def accuracy_over_deferral(evaluation: Evaluation) -> str:
         )
     if evaluation.thresholds:
         caption += " The line has one threshold for all classes; in use is one for each, so the point may lie beside the line."
+    if (area := evaluation.area()) is not None and not isnan(area.value):
+        caption += f" The area between the line and that of deferring at random, as a share of an oracle's: {ranking(area)}."
     return html.section(title, html.figure(drawn, title, caption))
 
 

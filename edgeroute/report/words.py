@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isnan
 
+from edgeroute.confidence.area import Area
 from edgeroute.confidence.certificate import INF, Certificate
 from edgeroute.evaluation.evaluation import Evaluation
 from edgeroute.evaluation.promise import Verdict
@@ -19,16 +20,22 @@ METHODS = {
     "LR-BB": "an exact test (likelihood ratio, Berger-Boos) of what the edge's answers lose, less what they gain",
     "D-BB": "an exact test (difference, Berger-Boos) of what the edge's answers lose, less what they gain",
     "CP-error": "an exact bound (Clopper-Pearson) of the share of wrong answers among those that the edge gives alone",
+    "betting": "a test by betting (Waudby-Smith and Ramdas) of what the edge's answers lose, less what they gain, of any size",
     "Beta": "the exact distribution (Beta) of the share of inputs whose score is below that of one of the examples",
     "rank": "the score of the example at the promised rank, which holds on average over examples",
 }
 """What the tests behind certificates do."""
+DITHERED = "dithered "
+"""Before the name of a test: of graded answers made right or wrong by chance."""
 TRIED = "Thresholds were tried from the strictest on, up to the first that failed, so trying many costs the promise nothing."
 
 
 def methods(certificate: Certificate) -> str:
     """How the threshold was found, in words; empty: by a test that is not known here."""
-    said = "; ".join(METHODS[name] for name in certificate.method.split(" and ") if name in METHODS)
+    names = [name.removeprefix(DITHERED) for name in certificate.method.split(" and ")]
+    said = "; ".join(METHODS[name] for name in dict.fromkeys(names) if name in METHODS)
+    if DITHERED in certificate.method:
+        said += "; a grade counts as right with a chance of its own size, which keeps the test exact (dithering)"
     if not said:
         return ""
     return f"Method {certificate.method}: {said}.{f' {TRIED}' if certificate.sure is not None else ''}"
@@ -114,12 +121,35 @@ def verdict(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
     return "It did not hold on these inputs, and chance does not explain it.", f"{said}."
 
 
+SEEN = 0.05
+"""Share of examples seen before from which it is told."""
+
+
+def seen_before(evaluation: Evaluation) -> str:
+    """That these are the calibration's own examples; empty: they are not."""
+    share = evaluation.seen_before
+    if share < SEEN:
+        return ""
+    return (
+        f"About {share:.0%} of these examples are those that the certificate was calibrated on: that it holds on them says "
+        "nothing. Evaluate on others."
+    )
+
+
+def ranking(area: Area) -> str:
+    """How well a score ranks, and what to try if it does not."""
+    said = f"{area.value:.2f} ({area.low:.2f} to {area.high:.2f}); 0 is random, 1 an oracle"
+    return f"{said}: no better than chance, try another score, or a learned one" if area.by_chance else said
+
+
 def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
     """What the verdict comes to, held, broken, open or none, as a class of the page; and a sign for it."""
     if evaluation.certificate is None:
         return "none", ""
     if evaluation.uncalibrated or not found:
-        nothing_wrong = not evaluation.uncalibrated and evaluation.certificate.kind == "max_error" and evaluation.labelled
+        certificate = evaluation.certificate
+        by_label = certificate.kind == "max_error" and evaluation.labelled and not certificate.metric
+        nothing_wrong = by_label and not evaluation.uncalibrated
         return ("held", "\N{CHECK MARK}") if nothing_wrong else ("open", "?")
     if all(one.held for one in found):
         return "held", "\N{CHECK MARK}"
@@ -127,6 +157,8 @@ def outcome(evaluation: Evaluation, found: list[Verdict]) -> tuple[str, str]:
 
 
 def _unmeasured(evaluation: Evaluation, certificate: Certificate) -> tuple[str, str]:
+    if certificate.metric:
+        return "Whether it held is not known:", f"it is about {certificate.metric}, and these examples are right or wrong alone."
     if certificate.kind == "max_error" and evaluation.labelled:
         return "It held on these inputs.", "The edge gives no answer alone, so none is wrong."
     missing = "labels" if not (evaluation.labelled or certificate.agreement) else "the cloud's answers"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate
-from edgeroute.confidence.calibration import checked_target
 from edgeroute.confidence.certificate import Kind
+from edgeroute.confidence.checked import checked_target
 from edgeroute.confidence.scores import SCORES, Score
 from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.policy import INF

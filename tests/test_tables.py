@@ -1,0 +1,186 @@
+"""A score learned from features of one's own, and from prompts before anything is generated."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgeroute import BadReply, ModelError, PolicyError, Router
+from edgeroute.confidence import Learned, auto, calibrate, crossfit, deferral_curve, fit, prompt_features
+from edgeroute.confidence.blend import Ranks
+
+
+def examples(n, seed=0):
+    """Short inputs of kind 1 are the edge's, long ones the cloud's; `sure` knows a little, an embedding something else."""
+    rng = np.random.default_rng(seed)
+    length, kind, noise = rng.exponential(20, n), rng.integers(0, 2, n), rng.normal(size=(n, 3))
+    risk = 1 / (1 + np.exp(2 + 1.5 * noise[:, 1] - 0.08 * length + 2 * kind))
+    edge, cloud = rng.random(n) > risk, rng.random(n) < 0.95
+    sure = 1 - risk + 0.3 * rng.normal(size=n)
+    return {"length": length, "kind": kind, "embedding": noise, "sure": sure}, edge, cloud
+
+
+def area(score, edge, cloud):
+    return deferral_curve(score, edge, cloud).area
+
+
+def test_any_features():
+    """They beat each of themselves; one input and many, records and columns have the same scores."""
+    table, edge, cloud = examples(3000, 1)
+    score = fit(*examples(1500))
+    assert score.name == "learned"
+    assert area(score.many(table), edge, cloud) > 0.1 + max(area(part, edge, cloud) for part in (-table["length"], table["kind"]))
+    records = [{name: column[i] for name, column in table.items()} for i in range(50)]
+    assert score.many(records) == pytest.approx(score.many(table)[:50])
+    assert [score(one) for one in records] == pytest.approx(score.many(records))
+    assert score(("an answer", records[0])) == score(records[0])
+    again = fit([{name: column[i] for name, column in examples(1500)[0].items()} for i in range(1500)], *examples(1500)[1:])
+    assert again.many(records) == pytest.approx(score.many(records))
+
+
+def test_a_base_score():
+    """`auto` is near it while there is little to learn from, and better than it once there is; alone it is what is left."""
+    table, edge, cloud = examples(4000, 1)
+    few, many = (auto(*examples(n), base="sure") for n in (150, 1500))
+    assert 0 < few.data["blend"]["weight"] < 0.5 < many.data["blend"]["weight"]
+    assert area(few.many(table), edge, cloud) > area(table["sure"], edge, cloud) - 0.05
+    assert area(many.many(table), edge, cloud) > area(table["sure"], edge, cloud) + 0.03
+    small = {name: column[:30] for name, column in table.items()}
+    nothing = auto(small, edge[:30], cloud[:30], base="sure")
+    assert (nothing.name, nothing.many(small).tolist()) == ("base", small["sure"].tolist())
+    assert nothing.chosen_because.startswith("base, since there are fewer than 50 examples")
+    assert set(auto(small, edge[:30], cloud[:30]).many(small)) == {0.5}
+
+
+def test_graded_answers():
+    """Grades are learned from as right and wrong are: what they differ by counts."""
+    table, edge, cloud = examples(3000)
+    rng = np.random.default_rng(5)
+    graded = fit(table, edge * (0.5 + 0.5 * rng.random(3000)), cloud * 0.75)
+    test, *right = examples(4000, 1)
+    assert area(graded.many(test), *right) > area(fit(table, edge, cloud).many(test), *right) - 0.03
+
+
+@pytest.mark.parametrize("score", [fit(*examples(500)), auto(*examples(500), base="sure"), auto(*examples(30), base="sure")])
+def test_it_comes_back_from_its_file(score, tmp_path):
+    """With its columns and their order; a file that was changed is refused."""
+    score.save(tmp_path / "score.json")
+    back = Learned.load(tmp_path / "score.json")
+    table = examples(50, 3)[0]
+    assert (back.many(table).tolist(), back.fingerprint) == (score.many(table).tolist(), score.fingerprint)
+    data = json.loads((tmp_path / "score.json").read_text())
+    changes = [{"columns": None}, {"name": "msp"}]
+    if score.name == "learned":
+        changes += [{"widths": [1, 1]}, {"features": 2}]
+    if "blend" in data:
+        kept = data["blend"]
+        changes += [
+            {"blend": kept | part}
+            for part in ({"weight": 2}, {"weight": math.nan}, {"base": [1]}, {"fit": [2, 1]}, {"fit": [1, math.inf]})
+        ]
+    for change in changes:
+        with pytest.raises(ModelError, match="broken"):
+            Learned(data | change)
+
+
+@pytest.mark.parametrize(
+    ("table", "kwargs", "message"),
+    [
+        ({"a": [1, 2], "b": [1]}, {}, r"with the same n: there are a \[2\], b \[1\]"),
+        ({"a": ["x", "y"]}, {}, "features are numbers"),
+        ({"a": [1, 2]}, {"base": "b"}, "there is no feature 'b': there are a"),
+        ({"a": [[1, 2], [3, 4]]}, {"base": "a"}, "is one number for each example"),
+        ({"a": [1, 2]}, {"ood": True}, "ood= is of logits"),
+        ([{"a": 1}, {"b": 1}], {}, "KeyError"),
+        (np.zeros((2, 2)), {"base": "a"}, "names a column of a table"),
+    ],
+)
+def test_tables_that_are_wrong(table, kwargs, message):
+    """Each is refused in words."""
+    with pytest.raises(PolicyError, match=message):
+        fit(table, [1, 0], [1, 1], **kwargs)
+
+
+def test_features_that_are_missing():
+    """One input without a feature, or with another number of them, is the caller's mistake, said by name."""
+    score, table = fit(*examples(500)), examples(2, 1)[0]
+    row = {name: column[0] for name, column in table.items()}
+    with pytest.raises(BadReply, match="needs a feature 'kind'"):
+        score({name: value for name, value in row.items() if name != "kind"})
+    with pytest.raises(BadReply, match="'embedding' has 2 numbers, and the score was fitted to 3"):
+        score(row | {"embedding": [1, 2]})
+    with pytest.raises(BadReply, match="needs a feature 'kind'"):
+        score.many({name: column for name, column in table.items() if name != "kind"})
+    assert math.isnan(score(row | {"length": math.nan}))
+    assert math.isnan(auto(*examples(500), base="sure")(row | {"length": math.nan}))
+
+
+def test_ranks():
+    """The share of the examples below, between quantiles in proportion; rising everywhere, past the ends too."""
+    knots = np.quantile(np.random.default_rng(0).normal(size=4000), np.linspace(0, 1, 65)).tolist()
+    ranks, x = Ranks(knots), np.sort(np.random.default_rng(1).normal(size=500) * 2)
+    assert ranks.many(x) == pytest.approx([ranks.one(float(v)) for v in x], abs=1e-12)
+    assert (np.diff(ranks.many(x)) > 0).all()
+    assert ranks.many(np.array(knots)) == pytest.approx(np.linspace(0, 1, 65), abs=2e-3)
+    tied = Ranks([0.0, 0.0, 0.0, 1.0, 1.0])
+    assert [round(tied.one(v), 2) for v in (-1.0, 0.0, 0.5, 1.0, 2.0)] == [0.0, 0.5, 0.63, 1.0, 1.0]
+
+
+def prompts(n, seed=0):
+    """Questions: those with numbers in them are hard for the edge."""
+    rng = np.random.default_rng(seed)
+    words = ["what", "is", "the", "name", "of", "a", "river", "city", "in", "france", "today"]
+    hard = rng.random(n) < 0.4
+    texts = [
+        " ".join(rng.choice(words, rng.integers(4, 12)))
+        + (f" times {rng.integers(10, 99)} plus {rng.integers(10, 99)}" if h else "")
+        for h in hard
+    ]
+    return texts, rng.random(n) < np.where(hard, 0.4, 0.95), rng.random(n) < 0.95
+
+
+def test_a_prompt_is_routed_before_anything_is_generated():
+    """Its features alone decide; a certificate holds for them as for any score, and the small model is not run in vain."""
+    texts, edge, cloud = prompts(2500)
+    table = [prompt_features(text) for text in texts]
+    score = fit(table, edge, cloud)
+    scores = crossfit(lambda train: _fitted(table, edge, cloud, train), len(texts))
+    certificate = calibrate(scores, edge, cloud, max_loss=0.03)
+    assert 0.3 < certificate.deferral_rate < 0.6
+    ran = []
+
+    def small(prompt):
+        ran.append(prompt)
+        return "short", prompt_features(prompt)
+
+    with Router(small, lambda _: "long", threshold=certificate, score=score) as router:
+        easy, hard = "what is the name of the river", "what is 12 times 31 plus 17"
+        assert [router.infer(p).value for p in (easy, hard)] == ["short", "long"]
+        ran.clear()
+        mode = ["prefer_edge" if score(prompt_features(p)) >= certificate.threshold else "only_cloud" for p in (easy, hard)]
+        assert [router.infer(p, mode=m).value for p, m in zip((easy, hard), mode, strict=True)] == ["short", "long"]
+        assert ran == [easy]
+
+
+def _fitted(table, edge, cloud, train):
+    part = fit([table[i] for i in train], edge[train], cloud[train])
+    return lambda rows: part.many([table[i] for i in rows])
+
+
+def test_features_of_prompts():
+    """Any text has the same ones, finite, in each process."""
+    for text in ("", "?", "one", "Wie heisst der Fluss\nin Köln? 12 + 3", "\ud800", "\0" * 5):
+        found = prompt_features(text)
+        assert len(found) == 14 + 64
+        assert all(math.isfinite(v) for v in found.values())
+    found = prompt_features("Two words", buckets=8)
+    assert (found["words"], found["capitals"]) == pytest.approx((math.log(3), 1 / 9))
+    assert sum(found[f"bucket {i}"] > 0 for i in range(8)) in {2, 3}  # two words and a pair
+    code = "from edgeroute.confidence import prompt_features; print(prompt_features('a few words of it'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.strip() == str(prompt_features("a few words of it"))
