@@ -213,7 +213,7 @@ def first():
 def test_a_later_edge_has_a_promise_of_what_reaches_it(first):
     """It is bound to the edge before it and that one's threshold, and says so."""
     second = of_ladder([first, 0.5], 1)
-    assert f"the {second.n:,} examples of {second.date} that the edge models before it defer:" in second.guarantee
+    assert f"the {second.n:,} examples of {second.date}, and that the edge models before it defer:" in second.guarantee
     with Router([small, larger], cloud, threshold=[first, second], uncalibrated="error") as router:
         assert labels(router) == ["loss <= 2 %, 95 % sure"] * 2
         assert router.fingerprints(1)["earlier"] == second.fingerprints["earlier"]

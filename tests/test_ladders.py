@@ -101,7 +101,7 @@ def test_the_command_line(home):
         assert made(policy("0.5"), 0)["notes"] == []
         said = made(policy('["0.json", "1.json"]'), 1)  # which is not there yet
         assert "the edge models before it keep them" in said["notes"][0]
-        assert "that the edge models before it defer: " in said["certificate"]["guarantee"]
+        assert "and that the edge models before it defer: " in said["certificate"]["guarantee"]
         check = subprocess.run(
             [*PYTHON, "check", "--policy", str(policy('["0.json", "1.json"]'))], check=False, capture_output=True, text=True
         )

@@ -224,6 +224,7 @@ class Certificate(NamedTuple):
             "threshold": finite(self.threshold),
             "thresholds": {label: finite(t) for label, t in self.thresholds.items()},
             "deferral_interval": list(self.deferral_interval),
+            "area": None if self.area is None else list(self.area),
             "guarantee": self.guarantee,
         }
 
