@@ -39,6 +39,7 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     monkeypatch.setattr(runtimes, "_registered", {})
     monkeypatch.setattr(sys, "argv", ["snippet.py"])  # not the arguments of pytest
     monkeypatch.setenv("CLOUD_KEY", "a-key-of-the-reader")
+    monkeypatch.setattr(sys, "argv", ["first.py"])  # else a page's program would take pytest's arguments for its own
     np.save("image.npy", np.load(fashion / "sample.npz")["images"][0])
     return lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
 

@@ -164,15 +164,8 @@ def _input(data: dict[str, Any], at: str) -> CardInput:
         raise ValueError(f"{at}: a constant, value, has no preprocess")
     if dtype is None or shape is None:
         raise ValueError(f"{at}: preprocess needs dtype and shape of the model's tensor beside it")
-    return CardInput(
-        name,
-        dtype,
-        shape,
-        batch,
-        "batch" in data,
-        None,
-        _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess),
-    )
+    made = _preprocess(TensorSpec(name, dtype, shape), data.get("layout"), batch, preprocess)
+    return CardInput(name, dtype, shape, batch, "batch" in data, None, made)
 
 
 def _check_layout(layout: str, shape: tuple[int, ...], batch: int | None, at: str) -> None:
