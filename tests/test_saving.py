@@ -177,6 +177,9 @@ def test_other_apis(tmp_path):
     assert found.edge.tolist() == [1] * 6
     assert found.confidence == pytest.approx([0.5, np.nan, 0.9, np.nan, np.nan, 0.25], nan_ok=True)
     assert found.usd[1] == pytest.approx([1e-4] * 5 + [np.nan], nan_ok=True)
+    endless = completion(SMALL, "x") | {"choices": [{"text": "x", "logprobs": {"token_logprobs": [-(10**400), -1]}}]}
+    path = wrote(tmp_path / "endless.jsonl", [batch(1, endless), batch(1, completion(LARGE, "x"))])
+    assert read_pairs([path], "openai-log", Read(SMALL)).confidence.tolist() == [0]
     exact = read_pairs([tmp_path / "log.jsonl"], "openai-log", Read(edge_model=SMALL, match="exact"))
     assert exact.edge.tolist() == [0, 1, 1, 0, 0, 0]
 
@@ -200,6 +203,27 @@ def test_stored_completions_and_keys(tmp_path):
     assert len(read_pairs([path], "litellm-log", job._replace(score="")).edge) == 1
     with pytest.raises(BadInput, match="no answer of a model in it that can be used; left out, 2: no number at --score"):
         read_pairs([path], "litellm-log", job)
+
+
+def test_what_is_not_there(tmp_path):
+    """Tokens that only the payload counts; arguments of a tool that are no JSON; parts of a kind that nobody knows; a half-known pair."""
+    calls = [{"function": {"name": "go", "arguments": "{not"}}, {"type": "custom"}]
+    body = completion(LARGE, None, calls=calls) | {"usage": None}
+    said = {"content": [{"type": "image"}, {"type": "output_text", "text": "x"}]}
+    records = [
+        payload(1, LARGE, "", response=body), payload(1, SMALL, "", response=body, response_cost=None),
+        payload(2, LARGE, "", response={"output": [said]}), payload(2, SMALL, "x", 0.5, usd=None),
+        payload(3, "third", "x"),
+    ]  # fmt: skip
+    path = wrote(tmp_path / "log.jsonl", records)
+    found = read_pairs([path], "litellm-log", Read(SMALL, LARGE, edge_price=Price(usd_in=10)))
+    assert found.edge.tolist() == [1, 1]
+    assert found.usd[0].tolist() == [0.001, 0.001]
+    assert found.usd[1].tolist() == [0.002, 0.002]
+    assert [(one.why, one.requests) for one in found.left_out] == [("an answer of another model", 1)]
+    scores = [payload(1, SMALL, "x", 0.5, score=1), payload(1, LARGE, "x", score=2)]
+    with pytest.raises(BadInput, match="a number that is not from 0 to 1 "):
+        read_pairs([wrote(path, scores)], "litellm-log", Read(SMALL, LARGE, score="score"))
 
 
 # --- what it says, and when it says no
