@@ -245,6 +245,18 @@ def test_no_threshold_can_be_certified(tmp_path):
     assert found.as_dict()["certified"] is False
 
 
+def test_an_edge_that_costs_more_than_it_spares(tmp_path):
+    """What is saved is below 0, and said to be."""
+    score, edge, cloud = world()
+    rows = [(s, int(e), int(c), 0.02, 0.01) for s, e, c in zip(score, edge, cloud, strict=True)]
+    columns = ["confidence", "edge_score", "cloud_score", "edge_usd", "cloud_usd"]
+    found = saving(table(tmp_path / "log.csv", columns, rows), "csv", max_loss=0.03)
+    assert found.certified
+    assert found.money.saved == pytest.approx(1 - found.deferral - 2)
+    assert "% saved (-" in str(found)
+    assert "the edge costs more than it spares" in str(found)
+
+
 def test_chance_is_told_from_a_good_score(tmp_path):
     """A random score is taken for a good one in about 5 % of draws; and a good one never, with this many requests."""
 
@@ -520,6 +532,7 @@ def test_options_that_belong_together(tmp_path):
         (("replay", path), "--policy"),
         (("replay", path, "-p", "p.toml", "--max-loss", "1%"), "--max-loss: it is for a foreign log"),
         (("replay", path, "--from", "csv", "-p", "p.toml"), "--policy: it is for a trace"),
+        (("replay", path, "--from", "csv", "--keep-mode"), "--keep-mode: it is for a trace"),
         (("replay", path, path, "-p", "p.toml"), "one trace at a time"),
         (("replay", path, "--from", "csv", "--edge-price", "1/2/3"), "a price is"),
         (("replay", path, "--from", "csv", "--cloud-price=-1"), "a price is"),
