@@ -177,6 +177,9 @@ def test_other_apis(tmp_path):
     assert found.edge.tolist() == [1] * 6
     assert found.confidence == pytest.approx([0.5, np.nan, 0.9, np.nan, np.nan, 0.25], nan_ok=True)
     assert found.usd[1] == pytest.approx([1e-4] * 5 + [np.nan], nan_ok=True)
+    endless = completion(SMALL, "x") | {"choices": [{"text": "x", "logprobs": {"token_logprobs": [-(10**400), -1]}}]}
+    path = wrote(tmp_path / "endless.jsonl", [batch(1, endless), batch(1, completion(LARGE, "x"))])
+    assert read_pairs([path], "openai-log", Read(SMALL)).confidence.tolist() == [0]
     exact = read_pairs([tmp_path / "log.jsonl"], "openai-log", Read(edge_model=SMALL, match="exact"))
     assert exact.edge.tolist() == [0, 1, 1, 0, 0, 0]
 
@@ -202,6 +205,27 @@ def test_stored_completions_and_keys(tmp_path):
         read_pairs([path], "litellm-log", job)
 
 
+def test_what_is_not_there(tmp_path):
+    """Tokens that only the payload counts; arguments of a tool that are no JSON; parts of a kind that nobody knows; a half-known pair."""
+    calls = [{"function": {"name": "go", "arguments": "{not"}}, {"type": "custom"}]
+    body = completion(LARGE, None, calls=calls) | {"usage": None}
+    said = {"content": [{"type": "image"}, {"type": "output_text", "text": "x"}]}
+    records = [
+        payload(1, LARGE, "", response=body), payload(1, SMALL, "", response=body, response_cost=None),
+        payload(2, LARGE, "", response={"output": [said]}), payload(2, SMALL, "x", 0.5, usd=None),
+        payload(3, "third", "x"),
+    ]  # fmt: skip
+    path = wrote(tmp_path / "log.jsonl", records)
+    found = read_pairs([path], "litellm-log", Read(SMALL, LARGE, edge_price=Price(usd_in=10)))
+    assert found.edge.tolist() == [1, 1]
+    assert found.usd[0].tolist() == [0.001, 0.001]
+    assert found.usd[1].tolist() == [0.002, 0.002]
+    assert [(one.why, one.requests) for one in found.left_out] == [("an answer of another model", 1)]
+    scores = [payload(1, SMALL, "x", 0.5, score=1), payload(1, LARGE, "x", score=2)]
+    with pytest.raises(BadInput, match="a number that is not from 0 to 1 "):
+        read_pairs([wrote(path, scores)], "litellm-log", Read(SMALL, LARGE, score="score"))
+
+
 # --- what it says, and when it says no
 
 
@@ -219,6 +243,18 @@ def test_no_threshold_can_be_certified(tmp_path):
         assert words in str(found)
     assert found.as_dict()["threshold"] == "inf"
     assert found.as_dict()["certified"] is False
+
+
+def test_an_edge_that_costs_more_than_it_spares(tmp_path):
+    """What is saved is below 0, and said to be."""
+    score, edge, cloud = world()
+    rows = [(s, int(e), int(c), 0.02, 0.01) for s, e, c in zip(score, edge, cloud, strict=True)]
+    columns = ["confidence", "edge_score", "cloud_score", "edge_usd", "cloud_usd"]
+    found = saving(table(tmp_path / "log.csv", columns, rows), "csv", max_loss=0.03)
+    assert found.certified
+    assert found.money.saved == pytest.approx(1 - found.deferral - 2)
+    assert "% saved (-" in str(found)
+    assert "the edge costs more than it spares" in str(found)
 
 
 def test_chance_is_told_from_a_good_score(tmp_path):
@@ -496,6 +532,7 @@ def test_options_that_belong_together(tmp_path):
         (("replay", path), "--policy"),
         (("replay", path, "-p", "p.toml", "--max-loss", "1%"), "--max-loss: it is for a foreign log"),
         (("replay", path, "--from", "csv", "-p", "p.toml"), "--policy: it is for a trace"),
+        (("replay", path, "--from", "csv", "--keep-mode"), "--keep-mode: it is for a trace"),
         (("replay", path, path, "-p", "p.toml"), "one trace at a time"),
         (("replay", path, "--from", "csv", "--edge-price", "1/2/3"), "a price is"),
         (("replay", path, "--from", "csv", "--cloud-price=-1"), "a price is"),

@@ -93,7 +93,11 @@ def replay(
         "--edge-price": edge_price, "--cloud-price": cloud_price, "--id": id_at, "--score": score_at, "--match": match,
     }  # fmt: skip
     if log is not None:
-        given({"--policy": policy, "--network": network, "--battery": battery, "--thermal": thermal}, "a trace, not --from")
+        of_trace = {
+            "--policy": policy, "--network": network, "--server-time": server_time, "--battery": battery, "--thermal": thermal,
+            "--keep-mode": keep_mode or None, "--keep-deadline": keep_deadline or None,
+        }  # fmt: skip
+        given(of_trace, "a trace, not a foreign log")
         return saving(
             trace, log, max_loss=max_loss, sure=sure, edge_model=edge_model, cloud_model=cloud_model, edge_price=edge_price,
             cloud_price=cloud_price, id_at=id_at, score_at=score_at, match=match, as_json=as_json,

@@ -234,7 +234,7 @@ def _lines(found: Saving) -> list[str]:
         lines.append(f"they agree on {_share(found.edge_correct)}: correct means to give the cloud's answer")
     else:
         lines.append(f"mean score: edge {found.edge_correct:.4f}, cloud {found.cloud_correct:.4f}")
-    odds, loss = _share(found.sure), f"{found.max_loss * 100:g} points"
+    odds, loss = _share(found.sure), f"{found.max_loss * 100:g} point" + ("" if found.max_loss == 0.01 else "s")  # noqa: PLR2004 - one
     if found.certified:
         where = f"{_share(found.deferral)} go to the cloud ({_between(found.deferral_interval)})"
         lines += [
@@ -250,11 +250,8 @@ def _lines(found: Saving) -> list[str]:
         ]
     if found.money is not None:
         cloud, cascade, share, interval = found.money
-        how = (
-            f"{_share(abs(share))} {'saved' if share > 0 else 'MORE'} ({_between(interval)})"
-            if found.certified
-            else "nothing saved"
-        )
+        how = f"{_share(share)} saved ({_between(interval)})" if found.certified else "nothing saved"
+        how += ", since the edge costs more than it spares" if share < 0 else ""
         lines.append(f"money: ${cloud:,.4g} by the cloud alone, ${cascade:,.4g} with the edge: {how}")
     else:
         lines.append("money: not known, since not all requests have a cost (--edge-price, --cloud-price)")

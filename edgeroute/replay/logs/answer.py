@@ -6,7 +6,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from math import isfinite, nan
+from math import nan
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from edgeroute.confidence.scores import quantile
 Match = Literal["text", "exact"]
 REDACTED: Final = "redacted-by-litellm"
 """What LiteLLM logs in place of messages and answers that it was told not to log."""
+LEAST: Final = -1e9
+"""Log-probability of a token below which it counts as this: e to it is 0 already, and no number overflows."""
 MOST_MODEL: Final = 200
 """Characters of a model's name."""
 
@@ -125,8 +127,7 @@ def sure(logprobs: Any) -> float:
         return nan
     if not all(type(value) in {int, float} and value <= 0 for value in logprobs):
         raise Skip("log-probabilities of tokens that are no numbers, or above 0")
-    found = quantile(np.array(logprobs, np.float64))
-    return found if isfinite(found) else 0.0  # between one of -inf and another there is no number
+    return min(1.0, quantile(np.array([max(value, LEAST) for value in logprobs], np.float64)))
 
 
 def same(text: str, calls: list[list[object]], ask: Ask) -> bytes:

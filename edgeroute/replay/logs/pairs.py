@@ -187,11 +187,11 @@ def _sides(where: str, models: Counter[str], how: Read, left: LeftOut) -> tuple[
     for option, wanted in (("--edge-model", how.edge_model), ("--cloud-model", how.cloud_model)):
         names = [wanted] if wanted in models else [name for name in models if wanted and fnmatchcase(name, wanted)]
         if wanted and len(names) != 1:
-            raise BadInput(f"{where}: {option} {clean(wanted)} is {len(names)} of its models: {listed}")
+            raise BadInput(f"{where}: {option} {clean(wanted)} is {len(names)} of its models: {listed}{left}")
         found.append(names[0] if names else "")
     if not all(found) and any(found) and len(models) == 2:  # noqa: PLR2004 - the other one
         other = next(name for name in models if name not in found)
         found = [name or other for name in found]
     if not all(found) or found[0] == found[1]:
-        raise BadInput(f"{where}: say which model is which, with --edge-model and --cloud-model; its models: {listed}")
+        raise BadInput(f"{where}: say which model is which, with --edge-model and --cloud-model; its models: {listed}{left}")
     return found[0], found[1]
