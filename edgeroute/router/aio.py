@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
@@ -67,7 +67,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
         threshold: float | Certificate | Sequence[float | Certificate] | None = None,
-        mode: Mode = "prefer_edge",
+        mode: PolicyMode = "prefer_edge",
         deadline: float | None = None,
         hedge_after: float | str | None = None,
         first_token: float | None = None,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.plan import Plan, Refusal, plan, stays_home
-from edgeroute.core.policy import INF, MODES, Mode
+from edgeroute.core.policy import INF, MODES, POLICY_MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
 from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edgeroute.core.facts import Facts
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
+    from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instruments
     from edgeroute.record.sampling import Drawn
     from edgeroute.router.caching import Caching
@@ -63,6 +64,7 @@ class Engine:
         caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
+        auditing: puts settings of audits in force under a policy.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
     """
@@ -79,6 +81,7 @@ class Engine:
     late: LateReplies
     fallback: Fallback
     steps: Proceed
+    auditing: Callable[[Snapshot, Audit | None], None]
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
@@ -183,7 +186,7 @@ class Engine:
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
         if drawn is not None and self.auditor is not None:
-            self.auditor.ended(drawn, request, outcome)
+            self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
         if legs is not None:
             settle(self, request, outcome, legs)
 
@@ -243,7 +246,13 @@ class Engine:
                 self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
-    def replace(self, build: Callable[[Snapshot], Snapshot], limits: Limits, metered: bool | Callable[[], bool]) -> None:
+    def replace(
+        self,
+        build: Callable[[Snapshot], Snapshot],
+        limits: Limits,
+        metered: bool | Callable[[], bool],
+        audit: Audit | None = None,
+    ) -> None:
         """Puts another policy in force. `build` makes its snapshot from the old one, whose models and connections it may reuse.
 
         Raises:
@@ -253,8 +262,7 @@ class Engine:
         with self._refreshing:
             made = build(old)
             RULES[made.policy.offline].check(self)
-            if self.auditor is not None:
-                self.auditor.adopt(made.targets, made.certificates, prints(made))
+            self.auditing(made, audit)
             if made.views:
                 self.plain = False  # before it is in force
             self.snapshot = made
@@ -278,7 +286,8 @@ class Engine:
             guard = getattr(b, "guard", None)
             seen.append(Seen(b.name, b.side, *b.traffic, guard.state if guard else "", guard.held if guard else 0))
         audits = () if self.auditor is None else self.auditor.stats()
-        return self.counts.snapshot(seen, self.spending.spent().usd, audits)
+        shadows = () if self.auditor is None else self.auditor.shadows()
+        return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
@@ -316,6 +325,8 @@ def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float
         PolicyError, MayNotLeave: there is none.
     """
     if mode is not None and mode not in MODES:
+        if mode in POLICY_MODES:
+            raise PolicyError(f"a call has no mode {mode!r}: it is for the policy, or the router, as mode={mode!r}")
         raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
     check_seconds("deadline", deadline)
     if data_class is not None and not (isinstance(data_class, str) and data_class):

@@ -19,7 +19,7 @@ from edgeroute.system import file_stamp
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
 """Interval of checking a watched file, seconds."""
-STAYS = ("audit", "cache", "instruments", "outbox", "sensors", "state", "trace")
+STAYS = ("cache", "instruments", "outbox", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
 
@@ -70,14 +70,14 @@ class PolicyFile:
             PolicyError: it is invalid; the policy in force stays.
         """
         arguments = self.arguments()
-        limits, metered = arguments.pop("limits", None), arguments.pop("metered", False)
+        limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
         for key in STAYS:
             arguments.pop(key, None)
 
         def made(old: Snapshot) -> Snapshot:
             return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
-        engine.replace(made, limits or Limits(), metered)
+        engine.replace(made, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""

@@ -23,6 +23,7 @@ from edgeroute.core.policy import (
     INF,
     MODES,
     NEEDS,
+    POLICY_MODES,
     CloudOrder,
     Mode,
     NoConfidence,
@@ -136,6 +137,8 @@ def build(
         runner = EdgeBackend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
+        if runner.alone_async and policy.mode == "shadow":
+            raise PolicyError(f"the edge {model.name!r} is async, and in mode 'shadow' it runs in a thread: make it a plain def")
         add(("edge", name, given, own), target, runner)
         labels = member(model, "labels") or labels
     for i, given in enumerate(clouds):
@@ -238,12 +241,12 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: st
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
-    for mode in (policy.mode, *([policy.saver.mode] if policy.saver else [])):
-        if mode not in MODES:
-            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-        side = NEEDS.get(mode)
-        if side is not None and not (edges if side == "edge" else clouds):
-            raise PolicyError(f"mode {mode!r} needs {side}=, and there is none")
+    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, MODES)] if policy.saver else [])):
+        if mode not in valid:
+            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, valid)}")
+        for side in NEEDS.get(mode, ()):
+            if not (edges if side == "edge" else clouds):
+                raise PolicyError(f"mode {mode!r} needs {side}=, and there is none")
 
 
 def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline, Uncalibrated
+from edgeroute.core.policy import CloudOrder, NoConfidence, Offline, PolicyMode, Uncalibrated
 from edgeroute.errors import EdgerouteError
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.runtimes import ByRuntime
@@ -49,7 +49,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
 
-    mode: Mode = Field("prefer_edge", description="Which side is asked first, and whether the other is asked at all.")
+    mode: PolicyMode = Field(
+        "prefer_edge",
+        description='Which side is asked first, and whether the other is asked at all. `"shadow"`: the cloud answers everything, '
+        "and of the audited requests (without `[audit]`: of all) it is recorded what the edge would have answered (shadow.md).",
+    )
     threshold: Thresholds | None = Field(
         None,
         description="Confidence from which an edge answer is accepted and nothing is sent: a number, or the path of a "

@@ -51,9 +51,9 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Sides that the mode needs, but that are not configured."""
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
-    side = NEEDS.get(mode) if isinstance(mode, str) else None
-    if side is not None and not data.get(side):
-        yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
+    for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
+        if not data.get(side):
+            yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
     threshold = data.get("threshold")
     if threshold is None and edges and clouds and mode == "prefer_edge":
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
