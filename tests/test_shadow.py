@@ -235,7 +235,7 @@ def test_what_is_refused(tmp_path):
     async def awaited(x):
         return "a", x
 
-    with pytest.raises(PolicyError, match="is async, and in mode 'shadow' it runs in a thread: make it a plain def"):
+    with pytest.raises(PolicyError, match="is async, and in shadow it runs in a thread: make it a plain def"):
         AsyncRouter(awaited, cloud, mode="shadow")
     for sides in ({"edge": edge}, {"cloud": cloud}):
         with pytest.raises(PolicyError, match=r"mode 'shadow' needs (edge|cloud)=, and there is none"):

@@ -13,7 +13,7 @@ from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
-from edgeroute.cli.status_shadow import shadows, show
+from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
 from edgeroute.core.texts import printable
@@ -72,7 +72,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     found = shadows(home / "audit.jsonl", snapshot)
     in_shadow = snapshot is not None and snapshot.policy.mode == "shadow"
     if snapshot is not None and not in_shadow:
-        found = []
+        found = [one for one in found if one.target == CANDIDATE]
     latencies = _latencies(kept)
     spent = _spent(kept, limits)
     box = _outbox(home / "outbox.db")

@@ -14,6 +14,9 @@ from edgeroute.record.shadow import UNHEARD, Tally
 if TYPE_CHECKING:
     from edgeroute.router.snapshot import Snapshot
 
+CANDIDATE = "candidate"
+"""What a candidate is called in the audit log."""
+
 
 def shadows(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
     """Statistics of the shadow runs in the audit log.
@@ -66,6 +69,8 @@ def show(found: ShadowStats, *, first: bool) -> list[str]:
         saved += [f"${found.saved_usd:,.4g}"] if found.saved_usd else []
         saved += [f"{found.saved_mb:,.3g} MB"] if found.saved_mb else []
         lines.append(f"  of 1,000 requests that saves {', '.join(saved)}")
+    if found.target == CANDIDATE:
+        lines = [f"candidate in shadow: {found.compared:,} requests compared; `edgeroute recertify` says what is missing"]
     if found.failed:
         lines.append(f"  on {found.failed:,} it failed: the log says why")
     edge, cloud = (found.edge_p50_s, found.edge_p99_s), (found.cloud_p50_s, found.cloud_p99_s)

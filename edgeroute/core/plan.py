@@ -128,9 +128,9 @@ def plan(
         if not any(targets[i].side == "cloud" for i in free):
             skipped = tuple(targets[i].name for i in order if targets[i].side == "cloud")
         order = [*free, *spare]
-    unheard: tuple[Leg, ...] = ()
+    silent: tuple[Leg, ...] = ()
     if own == "shadow":
-        unheard = tuple(_unheard(i, targets[i], policy) for i in edges)
+        silent = tuple(unheard(i, targets[i], policy) for i in edges)
         steps.append("of a sample it is recorded what the edge would have answered, afterwards: nothing else changes")
 
     hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
@@ -160,7 +160,7 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, unheard,
+        stays, data_class, facts, skipped, silent,
     )  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
     return hedge.quantile(edge, float(rule[1:]) / 100)
 
 
-def _unheard(i: int, target: Target, policy: Policy) -> Leg:
+def unheard(i: int, target: Target, policy: Policy) -> Leg:
     """An edge as `prefer_edge` has it; one without a threshold yet accepts nothing."""
     known = target.threshold is not None
     return Leg(

@@ -116,13 +116,12 @@ class Auditor:
             self._set(audit, full)
         watches, tallies = {}, {}
         bound = Bound(backends, {name: digest(used) for name, used in prints.items()})
+        thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
+        for name, made in bound.prints.items():
+            of, had = (made, thresholds.get(name)), self._tallies.get(name)
+            tallies[name] = had if had is not None and had[0] == of else (of, Tally())
         for target, promise in zip(targets, certificates, strict=True):
-            if target.side != "edge":
-                continue
-            of = bound.prints.get(target.name), target.threshold, target.thresholds
-            had = self._tallies.get(target.name)
-            tallies[target.name] = had if had is not None and had[0] == of else (of, Tally())
-            if target.threshold is None:
+            if target.side != "edge" or target.threshold is None:
                 continue
             watch, known = DriftMonitor(promise, self.audit), self._watches.get(target.name)
             dumped = known.dump() if known is not None else self._kept.get(f"audit:{target.name}") if self._kept else None
@@ -218,13 +217,14 @@ class Auditor:
         if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
             edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
         cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
-        if cloud is None or not (edges or unheard) or request.snapshot.backends is not bound.backends:
+        runs = bool(unheard) or request.snapshot.candidate is not None
+        if cloud is None or not (edges or runs) or request.snapshot.backends is not bound.backends:
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted else None
         if answer is not None and edges:
             self._compare(request.id, drawn, bound, edges, answer)
         known = answer is not None or not failed(outcome, cloud)
-        rehearses = known and bool(unheard) and self._jobs.waiting < MOST_WAITING
+        rehearses = known and runs and self._jobs.waiting < MOST_WAITING
         if rehearses or (known and answer is None and edges):
             # bound now: the caller may go on to write the next frame into the same array
             ask = None if answer is not None else self._asks.prepare(request, cloud)

@@ -35,7 +35,7 @@ class Audited(Protocol):
 
     @property
     def snapshot(self) -> Any:
-        """The policy that it had, with its `backends`."""
+        """The policy that it had, with its `backends` and `candidate`."""
 
 
 class Asks(Protocol):
@@ -51,7 +51,7 @@ class Asks(Protocol):
         """Binds the input as it is now; returns a function that calls the cloud and blocks."""
 
     def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
-        """Binds the input as it is now; returns a function that runs the plan's unheard edges and blocks."""
+        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
 
 
 class Bound(NamedTuple):

@@ -81,6 +81,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
+        candidate: Edge[V] | None = None,
         saver: Saver | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
@@ -99,9 +100,9 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             awaits=True,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, views=views, trace=trace,
-            instruments=instruments,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
+            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
+            views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(

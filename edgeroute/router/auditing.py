@@ -6,13 +6,14 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.core.plan import Leg, unheard
 from edgeroute.core.policy import INF, PolicyMode
 from edgeroute.core.walk import Event, Failed, Start, acceptable
 from edgeroute.record.sampling import FULL, FULL_OF_RUNS
 from edgeroute.record.shadow import ShadowRun
 from edgeroute.router.engine import Engine, prints
 from edgeroute.router.legs import LegExecutor
-from edgeroute.router.snapshot import Snapshot
+from edgeroute.router.snapshot import CANDIDATE, Snapshot
 from edgeroute.system import contained
 from edgeroute.types import own_copy
 
@@ -58,12 +59,19 @@ class _Asks:
         return lambda: legs.run(start)
 
     def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
-        """Binds the input as it is now; returns a function that runs the plan's unheard edges and blocks."""
-        inputs, plan = contained(own_copy, request.inputs), request.plan
-        alone = plan._replace(legs=plan.unheard, order=tuple(range(len(plan.unheard))), sequential=True, deadline_s=INF)
-        shadow = request._replace(id=f"{request.id}-shadow", inputs=inputs, plan=alone, until=INF, batch="", key=None, shows="")
-        legs = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
-        return lambda: _rehearsed(legs)
+        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
+        own, candidate = request._replace(inputs=contained(own_copy, request.inputs)), request.snapshot.candidate
+        parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
+        if candidate is not None:
+            leg = unheard(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)
+            parts.append(self._alone(own._replace(snapshot=candidate), (leg,)))
+        return lambda: [run for legs in parts for run in _rehearsed(legs)]
+
+    def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
+        """The executor of these legs on that input, for which nobody waits."""
+        plan = request.plan._replace(legs=legs, order=tuple(range(len(legs))), sequential=True, deadline_s=INF)
+        shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
+        return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
 
 
 def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
@@ -75,7 +83,7 @@ def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
         took_s = event.at - begun
         if type(event) is Failed:
             backend: Any = legs.backend(Start(i))
-            backend.failures.log(f"{backend.name} ({backend.where}), in shadow", event.error)
+            backend.failures.log(f"{leg.name} ({backend.where}), in shadow", event.error)
             runs.append(ShadowRun(leg, None, False, took_s, type(event.error).__name__))
             if event.fatal:  # an error to the caller, if this were followed
                 break

@@ -28,7 +28,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
-from edgeroute.router.snapshot import Snapshot, chosen, fingerprints
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer
 
@@ -269,9 +269,10 @@ class Engine:
         self.observer.reads_at = INF if made.policy.saver is None else -INF
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
-        models = [getattr(b, "model", b) for b in made.backends]
-        for backend in old.backends:
-            if backend not in made.backends and getattr(backend, "model", backend) not in models:
+        kept = [*made_of(made).values()]
+        models = [getattr(b, "model", b) for b in kept]
+        for backend in made_of(old).values():
+            if backend not in kept and getattr(backend, "model", backend) not in models:
                 quietly(backend.close, "dropping a target that the policy has no more")
 
     def on_late(self, function: Callable[..., object]) -> None:
@@ -309,7 +310,7 @@ class Engine:
         parts += [
             part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
         ]
-        parts += [backend.close for backend in self.snapshot.backends]
+        parts += [backend.close for backend in made_of(self.snapshot).values()]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
@@ -356,8 +357,9 @@ def log_failures(request: Request, outcome: Outcome) -> None:
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """The fingerprints of each edge, by name."""
-    return {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
+    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
 
 
 def _first_s(policy_s: float, first_token: float | None) -> float:

@@ -72,6 +72,8 @@ class Router(Measuring, Generic[V]):
         limits: a `Limits`: maximum spending per day, hour and minute.
         metered: whether the link is metered (bytes cost money), or a function that returns it.
         audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
+        candidate: an edge model to take the place of `edge`: on audited requests it runs in the background, and is compared with
+            the cloud. Needs `audit=`.
         uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
             reports it in reasons and `check`; "error" rejects such a router.
         certificate_max_age: seconds; None: no limit.
@@ -110,6 +112,7 @@ class Router(Measuring, Generic[V]):
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
+        candidate: Edge[V] | None = None,
         saver: Saver | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
@@ -126,9 +129,9 @@ class Router(Measuring, Generic[V]):
             _spawn,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, views=views, trace=trace,
-            instruments=instruments,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
+            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
+            views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     def infer(

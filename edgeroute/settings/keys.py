@@ -27,6 +27,7 @@ from edgeroute.system import file_stamp
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
+    "candidate": (Edge,),
     "cloud": tuple(CLOUDS.values()),
     "limits": (Limits,),
     "egress": (Egress,),
@@ -99,6 +100,11 @@ class Settings(BaseSettings):
     )
     edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = Field(
         [], description="The model on the device; several as `[[edge]]`, the smallest first."
+    )
+    candidate: Annotated[Edge, ByRuntime] | None = Field(
+        None,
+        description="A model to take the place of the only `[edge]`, with the same keys: on audited requests it runs in the "
+        "background, and `edgeroute recertify` puts it in force once its certificate holds (shadow.md).",
     )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
         [], description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device."
@@ -181,6 +187,7 @@ class Settings(BaseSettings):
             "state": state if self.state else None,
             "edge": edges[0] if len(edges) == 1 else edges or None,
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
+            "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
             "limits": self.limits.make() if self.limits else None,
             "egress": rules.make(consent, redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
@@ -188,7 +195,11 @@ class Settings(BaseSettings):
             "saver": self.saver.make() if self.saver else None,
             "views": {
                 (side, i): section.view
-                for side, sections in (("edge", self.edge), ("cloud", self.cloud))
+                for side, sections in (
+                    ("edge", self.edge),
+                    ("cloud", self.cloud),
+                    ("candidate", [self.candidate] if self.candidate else []),
+                )
                 for i, section in enumerate(sections)
                 if section.view is not None
             }

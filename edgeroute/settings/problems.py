@@ -45,7 +45,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data)]
+    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data), *_candidate(data)]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -115,6 +115,17 @@ def _saver(data: Mapping[str, Any]) -> Iterator[Problem]:
     saver = data.get("saver")
     if isinstance(saver, dict) and "battery_below" not in saver and "hotter_than" not in saver:
         yield Problem(("saver",), "expected battery_below, hotter_than or both: without them it never applies")
+
+
+def _candidate(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """A candidate that would replace nothing, or never be compared."""
+    if not data.get("candidate"):
+        return
+    edges = data.get("edge")
+    if not data.get("cloud") or not edges or (isinstance(edges, dict | list) and len(edges) != 1):
+        yield Problem(("candidate",), "is to take the place of the only [edge], beside a [cloud]: expected one of the former")
+    elif "audit" not in data and data.get("mode") != "shadow":
+        yield Problem(("candidate",), 'is judged from audits: add a section [audit], with share = "1%", say')
 
 
 def found(value: Any) -> str:
