@@ -330,7 +330,7 @@ def test_from_shadow_to_a_promise(tmp_path, served):
             thread.join()
         assert {source for one in results for source in one} == {"cloud"}
         idle(router)
-        assert "there is no threshold yet" in cli("status", "-p", path)[1]
+        assert "compared; no threshold yet" in cli("status", "-p", path)[1]
         code, out, err = cli("calibrate", "-p", path, "--audited", "--max-loss", "20%")
         assert (code, "from audits" in err) == (0, False), err
         certificate = Certificate.load(tmp_path / "certificate.json")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -128,13 +128,8 @@ def _promise(router: Router, max_loss: float | None, sure: float | None) -> tupl
 def _judged(
     router: Router, home: Path, memory: Memory, value: float, risk: float, policy: Path, *, dry_run: bool
 ) -> tuple[Step, Certificate | None, str]:
-    """The certificate that the candidate's audits give, if it holds at some threshold, and its fingerprints.
-
-    Who looks at each new audit finds a certificate by chance sooner or later. So looks are rare, and share the risk: the first
-    has half of it, the next half of the rest, and so on.
-    """
+    """The certificate that the candidate's audits give, if it holds at some threshold, and its fingerprints."""
     from edgeroute.confidence.binding import digest
-    from edgeroute.confidence.exact import needed
     from edgeroute.core.policy import INF
     from edgeroute.evaluation.audited import audited
     from edgeroute.router.aside import Aside
@@ -146,8 +141,7 @@ def _judged(
     name = digest(prints)
     back = memory.switch.get("rolled_back") if memory.switch.get("candidate") == name else None
     looks = memory.looks.setdefault(f"{name} {value:g}", [])
-    own = risk / 2 ** (len(looks) + 1)
-    due = max(needed(value, own), ceil(GROWTH * looks[-1]) if looks else 0)
+    due, own = next_look(looks, value, risk)
     try:
         found = audited(home / "audit.jsonl", CANDIDATE, prints, since=back)
         count, notes = len(found.examples.edge), found.notes
@@ -170,6 +164,23 @@ def _judged(
         f"by {count:,} audits the candidate's promise holds at no threshold; the next look is at {later:,}, or try another model"
     )
     return Step("waiting", text, TOO_FEW, {"audits": count, "needed": later, "missing": later - count}), None, name
+
+
+def next_look(looks: Sequence[int], value: float, risk: float) -> tuple[int, float]:
+    """The number of audits at which a candidate is looked at next, and the risk of that look.
+
+    Who looks at each new audit finds a certificate by chance sooner or later. So looks are few, and share the risk: the first
+    has half of it, the next half of the rest, and so on.
+
+    Args:
+        looks: numbers of audits at the looks that did not suffice.
+        value: share of answers that may differ.
+        risk: of the promise, over all looks.
+    """
+    from edgeroute.confidence.exact import needed
+
+    own = risk / 2 ** (len(looks) + 1)
+    return max(needed(value, own), ceil(GROWTH * looks[-1]) if looks else 0), own
 
 
 def _put(policy: Path, certificate: Certificate, digest: str, memory: Memory, *, dry_run: bool) -> Step:

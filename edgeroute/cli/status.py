@@ -86,12 +86,11 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         print(printable(note), file=sys.stderr)
     for edge in edges:
         _show(edge)
+    targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
     for i, one in enumerate(found):
-        print(printable("\n".join(show(one, first=i == 0))))
+        print(printable("\n".join(show(one, targets.get(one.target), first=i == 0))))
     if in_shadow and not found:
         print("mode is shadow: no request has been compared yet with these models and endpoints")
-    elif in_shadow and any(target.side == "edge" and target.threshold is None for target in snapshot.targets):  # type: ignore[union-attr]
-        print("there is no threshold yet: `edgeroute calibrate --audited --max-loss 1%` finds one, once enough were compared")
     if not edges and not found and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
     if latencies:

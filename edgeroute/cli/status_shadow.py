@@ -56,8 +56,8 @@ def _accepted(line: Mapping[str, Any], target: Target | None) -> bool:
     return target.threshold is not None and target.threshold != INF and sure >= target.threshold
 
 
-def show(found: ShadowStats, *, first: bool) -> list[str]:
-    """Lines for readers. `first`: it is asked first, so all requests reach it."""
+def show(found: ShadowStats, target: Target | None, *, first: bool) -> list[str]:
+    """Lines for readers. `target`: in the policy, if that is known. `first`: it is asked first, so all requests reach it."""
     of = "requests" if first else "requests that reach it"
     share = f"{found.answers:.1%} ({found.answers_low:.1%} to {found.answers_high:.1%})"
     lines = [f"{found.target} in shadow: of {found.compared:,} {of} it would answer {share}"]
@@ -71,6 +71,9 @@ def show(found: ShadowStats, *, first: bool) -> list[str]:
         lines.append(f"  of 1,000 requests that saves {', '.join(saved)}")
     if found.target == CANDIDATE:
         lines = [f"candidate in shadow: {found.compared:,} requests compared; `edgeroute recertify` says what is missing"]
+    elif target is not None and target.threshold is None:
+        why = "no threshold yet, which `edgeroute calibrate --audited` finds once they are enough"
+        lines = [f"{found.target} in shadow: {found.compared:,} {of} compared; {why}"]
     if found.failed:
         lines.append(f"  on {found.failed:,} it failed: the log says why")
     edge, cloud = (found.edge_p50_s, found.edge_p99_s), (found.cloud_p50_s, found.cloud_p99_s)
