@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from both import LONG
+from both import LONG, Tasks, Threads
 
 from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
 from edgeroute.cli.recertify import next_look
@@ -138,7 +138,8 @@ def alarmed(home, path, *, audits=True):
 
 
 # ------------------------------------------------------------------------------------------------------ in the router
-def test_a_candidate_is_compared_beside_the_edge(tmp_path):
+@pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
+def test_a_candidate_is_compared_beside_the_edge(tmp_path, kind):
     """Answers are those of the edge and the cloud; of each audited request there is a line of the candidate, too."""
 
     def candidate(_):
@@ -147,7 +148,7 @@ def test_a_candidate_is_compared_beside_the_edge(tmp_path):
     def cloud(_):
         return "b"
 
-    with Router(lambda x: ("a", x), cloud, threshold=0.5, candidate=candidate, audit=Audit(share=1), state=tmp_path) as router:
+    with kind(lambda x: ("a", x), cloud, threshold=0.5, candidate=candidate, audit=Audit(share=1), state=tmp_path) as router:
         found = [router.infer(x) for x in (0.9, 0.1)]
         assert [(a.value, a.source) for a in found] == [("a", "edge"), ("b", "cloud")]
         until(lambda: not router.engine.auditor.busy)

@@ -1,5 +1,6 @@
 """Shadow mode: the cloud answers as before, and it is recorded what the edge would have answered."""
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -359,6 +360,33 @@ def test_from_shadow_to_a_promise(tmp_path, served):
         assert router.infer(drawn(1, 9)[0]).source == "cloud"
         idle(router)
         assert router.stats().shadows[0].compared == 1
+
+
+def test_many_at_a_time_on_an_event_loop(tmp_path, served):
+    """All are answered by the cloud; of those that were compared each was drawn with the probability in its line."""
+    tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
+
+    async def run():
+        router = AsyncRouter(
+            str(tmp_path / "edge.onnx"),
+            served,
+            threshold=0.6,
+            mode="shadow",
+            state=tmp_path / "state",
+            trace=tmp_path / "t.jsonl",
+        )
+        try:
+            return await asyncio.gather(*(router.infer(x) for x in drawn(300, 3)))
+        finally:
+            await router.close()
+
+    answers = asyncio.run(run())
+    assert {a.source for a in answers} == {"cloud"}
+    lines = list(read(tmp_path / "state" / "audit.jsonl"))
+    assert {line["id"] for line in lines} <= {a.id for a in answers}
+    assert len({line["id"] for line in lines}) == len(lines) > 8
+    code, out, _ = cli("status", "--state", tmp_path / "state")
+    assert (code, f"edge in shadow: of {len(lines)} requests it would answer" in out) == (0, True)
 
 
 def test_measuring_leaves_the_state_as_it_was(tmp_path, served):

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.confidence.binding import digest
 from edgeroute.core.policy import INF, Target
-from edgeroute.observe.stats import ShadowStats
-from edgeroute.record.shadow import UNHEARD, Tally
 
 if TYPE_CHECKING:
+    from edgeroute.observe.stats import ShadowStats
     from edgeroute.router.snapshot import Snapshot
 
 CANDIDATE = "candidate"
@@ -26,6 +24,8 @@ def shadows(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
         snapshot: of a router with the policy: the runs made with its models are counted, by its thresholds; None: of each edge
             model those made as the last one was, by the threshold of that time.
     """
+    from edgeroute.confidence.binding import digest
+    from edgeroute.record.shadow import UNHEARD, Tally
     from edgeroute.router.engine import prints
     from edgeroute.stores.journal import read
 
