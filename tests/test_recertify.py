@@ -43,12 +43,12 @@ def step(path, *args):
     return code, json.loads(out or err)
 
 
-def until(condition):
+def until(condition, every=0.001):
     """Returns once it holds."""
-    end = time.monotonic() + LONG
+    end = time.monotonic() + 3 * LONG
     while not condition():
         assert time.monotonic() < end
-        threading.Event().wait(0.001)
+        threading.Event().wait(every)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def written(home, kind="toml", url=NOWHERE):
     path = home / f"policy.{kind}"
     data = {
         "threshold": 0.9, "state": "state", "edge": {"path": "old.onnx"}, "candidate": {"path": "new.onnx"},
-        "cloud": {"url": url}, "audit": {"share": "100%", "scene": 1},
+        "cloud": {"url": url, "timeout": "60s"}, "audit": {"share": "100%", "scene": 1},
     }  # fmt: skip
     path.write_text(TOML.format(url=url) if kind == "toml" else json.dumps(data))  # JSON is YAML
     return path
@@ -277,6 +277,7 @@ def test_looks_share_the_risk(home):
     assert Certificate.load(told["certificate"]).sure == pytest.approx(0.9875)
 
 
+@pytest.mark.filterwarnings("ignore:.*share the score")
 def test_looking_again_and_again_keeps_the_risk():
     """A candidate that breaks its promise at each threshold, by little, is put in force in 5 % of cases at most, whenever."""
     value, risk, cases, broken = 0.05, 0.05, 400, 0
@@ -425,7 +426,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
             for thread in threads:
                 thread.start()
             try:
-                until(lambda: errors or enough())
+                until(lambda: errors or enough(), 0.05)
             finally:
                 stop.set()
                 for thread in threads:
@@ -437,7 +438,7 @@ def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs
         def lines():
             return [one for one in read(home / "state" / "audit.jsonl") if one["target"] == "candidate"]
 
-        calls(0.0, lambda: len(lines()) > 700)
+        calls(0.0, lambda: any(s.target == "candidate" and s.compared > 300 for s in router.stats().shadows))
         code, told = step(path, "--max-loss", "15%")
         assert (code, told["did"]) == (0, "switched"), told
         until(lambda: router.engine.snapshot.candidate is None)

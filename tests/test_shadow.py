@@ -313,7 +313,7 @@ def test_from_shadow_to_a_promise(tmp_path, served):
     """Real models and a real server: shadow, status, a certificate from its log, and the router in use enforces it by a reload."""
     tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
     path = tmp_path / "policy.toml"
-    rest = f'state = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{served}"\nusd_per_call = 0.01\n'
+    rest = f'state = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{served}"\ntimeout = "60s"\nusd_per_call = 0.01\n'
     path.write_text(f'mode = "shadow"\n{rest}')
     with Router.from_policy(path) as router:
         code, out, _ = cli("status", "-p", path)
@@ -393,7 +393,9 @@ def test_measuring_leaves_the_state_as_it_was(tmp_path, served):
     """`calibrate` on a policy in shadow mode makes a router with its state folder, too: its monitors are not those in use."""
     tiny.linear(tmp_path / "edge.onnx", weights=EDGE, card={"labels": LABELS})
     path = tmp_path / "policy.toml"
-    path.write_text(f'mode = "shadow"\nthreshold = 0.6\nstate = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{served}"\n')
+    path.write_text(
+        f'mode = "shadow"\nthreshold = 0.6\nstate = "state"\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "{served}"\ntimeout = "60s"\n'
+    )
     with Router.from_policy(path) as router:
         for x in drawn(300, 1):
             router.infer(x)
