@@ -226,6 +226,8 @@ def cancelled(error: BaseException) -> bool:
 def replace_file(path: Path, text: str) -> None:
     """Writes a file as UTF-8, replacing it atomically, a link's target too. What is no file, a device or a pipe, is written to.
 
+    The permissions of a file that was there stay.
+
     Raises:
         OSError: it cannot be written.
     """
@@ -235,6 +237,8 @@ def replace_file(path: Path, text: str) -> None:
     path = Path(os.path.realpath(path))
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
+    if path.exists():
+        new.chmod(path.stat().st_mode & 0o777)
     new.replace(path)
 
 

@@ -118,7 +118,7 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
         "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "first_token": 0.15, "score": "margin", "no_confidence": "accept",
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
         "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "saver": None, "uncalibrated": "error", "certificate_max_age": 7776000.0,
-        "views": None,
+        "views": None, "candidate": None,
     }  # fmt: skip
     assert set(given) == set(inspect.signature(Router).parameters) - {"trace", "sensors", "instruments", "unknown"}
 
@@ -553,7 +553,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, audit, cache, outbox, saver, trace"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, candidate, cloud, limits, egress, audit, cache, outbox, saver, trace"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -561,8 +561,8 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (cloud('protocol = "json"\nurl = "http://h"\nbinary = true'), 'cloud.binary: there is no such key: only a cloud with protocol = "openinference" has it'),
         (cloud(f'protocol = "jsn"\nurl = "{URL}"'), 'cloud.protocol: found "jsn": did you mean "json"?'),
         ('mode = "prefer"\n' + BOTH, 'mode: found "prefer": did you mean "prefer_edge"?'),
-        ('mode = "x"\n' + BOTH, 'mode: found "x": expected one of prefer_edge, only_edge, prefer_cloud, only_cloud'),
-        ("mode = [1]\n" + BOTH, "mode: found a list: expected one of prefer_edge, only_edge, prefer_cloud, only_cloud"),
+        ('mode = "x"\n' + BOTH, 'mode: found "x": expected one of prefer_edge, only_edge, prefer_cloud, only_cloud, shadow'),
+        ("mode = [1]\n" + BOTH, "mode: found a list: expected one of prefer_edge, only_edge, prefer_cloud, only_cloud, shadow"),
         ("deadline = 300\n" + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found 300; did you mean "300ms" or "300s"?'),
         ('deadline = "2 Sec"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "2 Sec"; did you mean "2s"?'),
         ('deadline = "5 minutes"\n' + BOTH, 'deadline: expected a duration such as "300ms", "2s" or "12h", found "5 minutes"; did you mean "5m"?'),
@@ -597,7 +597,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, cloud, limits, egress, audit, cache, outbox, saver, trace"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, candidate, cloud, limits, egress, audit, cache, outbox, saver, trace"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),
@@ -953,7 +953,7 @@ def test_the_schema_describes_every_key_and_allows_no_other():
         assert section["title"]
         for key, value in section["properties"].items():
             assert value["description"].endswith("."), key
-    assert schema["properties"]["mode"]["enum"] == ["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
+    assert schema["properties"]["mode"]["enum"] == ["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
     assert re.match(schema["properties"]["deadline"]["pattern"], "300ms")
     assert not re.match(schema["properties"]["deadline"]["pattern"], "300")
     for written, right in {
@@ -985,6 +985,9 @@ def test_the_document_has_every_key_under_its_section():
     parts = re.split(r"^### ", settings.reference(), flags=re.MULTILINE)
     for section, models in keys.SECTIONS.items():
         text = "".join(part for part in parts if part.startswith(f"`[{section}]`"))
+        if section == "candidate":  # its keys are those of `[edge]`
+            assert "with the same keys" in text
+            continue
         for key, field in ((key, field) for model in models for key, field in model.model_fields.items()):
             assert re.search(rf"^\| `{key}` \|.*\| {re.escape(field.description)} \|$", text, re.MULTILINE), (section, key)
 

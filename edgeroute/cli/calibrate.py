@@ -130,11 +130,11 @@ def calibrate(
             return TOO_FEW
         model = Path(member(Aside(router.engine, edge).runner.model, "path") or "model")
     path = out or policy.parent / "certificate.json"
-    lines = {"threshold": _from(policy, path)}
+    lines = {"threshold": written_as(policy, path)}
     if result.fitted is not None:
         saved = score_out or model.with_suffix(".score.json")
         result.fitted.save(saved)
-        lines["score"] = _from(policy, saved)
+        lines["score"] = written_as(policy, saved)
     elif score is not None:
         lines["score"] = str(result.score)
     try:
@@ -156,10 +156,11 @@ def _promise(targets: dict[Kind, float | None]) -> tuple[Kind, float]:
     if len(named) != 1:
         raise typer.BadParameter("exactly one is needed", param_hint="--max-loss, --max-error or --max-defer")
     ((kind, value),) = named
-    return kind, _some(value, f"--{kind.replace('_', '-')}")
+    return kind, some(value, f"--{kind.replace('_', '-')}")
 
 
-def _some(value: float, option: str) -> float:
+def some(value: float, option: str) -> float:
+    """A share that is neither nothing nor all; else the option is refused."""
     if not 0 < value < 1:
         raise typer.BadParameter("the share is more than 0% and less than 100%", param_hint=option)
     return value
@@ -167,7 +168,7 @@ def _some(value: float, option: str) -> float:
 
 def _sure(text: str, kind: Kind) -> float | None:
     if text != "average":
-        return _some(share(text), "--sure")
+        return some(share(text), "--sure")
     if kind != "max_defer":
         why = "only --max-defer can hold on average: the others are promised with a probability"
         raise typer.BadParameter(why, param_hint="--sure")
@@ -225,7 +226,7 @@ def _recorded(
     return calibrated(aside, made, asked, notes, policy=policy.name)
 
 
-def _from(policy: Path, path: Path) -> str:
+def written_as(policy: Path, path: Path) -> str:
     """The path as written in the policy: relative to its folder, unless they have nothing in common."""
     folder, there = policy.parent.resolve(), path.resolve()
     apart = there.anchor != folder.anchor or os.path.commonpath([folder, there]) == folder.anchor  # the first: another drive

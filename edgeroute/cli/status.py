@@ -13,6 +13,7 @@ from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
+from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
 from edgeroute.core.texts import printable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgeroute.core.policy import Target
     from edgeroute.core.spending import Limits
     from edgeroute.record.drift_monitor import Audit
+    from edgeroute.router.snapshot import Snapshot
 
 EDGE = "audit:"
 """Prefix of the names under which a router stores the drift monitor of an edge model."""
@@ -68,20 +70,30 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
 
     home = folder(policy, state)
     kept = read(home)
-    edges, limits, notes = _edges(policy, kept)
+    edges, limits, notes, snapshot = _edges(policy, kept)
+    found = shadows(home / "audit.jsonl", snapshot)
+    in_shadow = snapshot is not None and snapshot.policy.mode == "shadow"
+    if snapshot is not None and not in_shadow:
+        found = [one for one in found if one.target == CANDIDATE]
     latencies = _latencies(kept)
     spent = _spent(kept, limits)
     box = _outbox(home / "outbox.db")
     written = max((value.updated for value in kept.values()), default=None)
     if as_json:
         told = {"edges": [e._asdict() for e in edges], "latency": latencies, "spent": spent, "outbox": box, "written_at": written}
+        told["shadow"] = [one._asdict() for one in found]
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
     for note in notes:
         print(printable(note), file=sys.stderr)
     for edge in edges:
         _show(edge)
-    if not edges:
+    targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
+    for i, one in enumerate(found):
+        print(printable("\n".join(show(one, targets.get(one.target), first=i == 0))))
+    if in_shadow and not found:
+        print("mode is shadow: no request has been compared yet with these models and endpoints")
+    if not edges and not found and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
@@ -95,12 +107,12 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     return OK
 
 
-def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], Limits | None, list[str]]:
-    """The edge models, the policy's limits, and notes, one line each."""
+def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], Limits | None, list[str], Snapshot | None]:
+    """The edge models, the policy's limits, notes, one line each, and its snapshot."""
     dumps = {name.removeprefix(EDGE): value.value for name, value in kept.items() if name.startswith(EDGE)}
     dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
     if policy is None:
-        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, []
+        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [], None
     from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
@@ -110,7 +122,7 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
             snapshot, auditor, limits = router.engine.snapshot, router.engine.auditor, router.engine.spending.limits
     except ModelMissing as e:
         text = f"{e}: whether a certificate fits the models is not known, and the policy is left out of what follows"
-        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [text]
+        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [text], None
     audit = None if auditor is None else auditor.audit
     return (
         [
@@ -120,6 +132,7 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
         ],
         limits,
         [],
+        snapshot,
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.policy import INF, Mode, Offline, Policy, Saver, Side, Target
+from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Saver, Side, Target
 
 
 class Leg(NamedTuple):
@@ -60,6 +60,8 @@ class Plan(NamedTuple):
     facts: Facts
     skipped: tuple[str, ...] = ()
     """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
+    unheard: tuple[Leg, ...] = ()
+    """Shadow mode: the edges that would be asked first, in order; for a sample of the requests they run once these have ended."""
 
 
 class Refusal(NamedTuple):
@@ -81,10 +83,11 @@ def plan(
 ) -> Plan | Refusal:
     """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
     saving = "" if mode else _saving(policy.saver, facts)
-    mode = mode or _mode(policy, saving)
+    own = mode or _mode(policy, saving)
+    mode = "only_cloud" if own == "shadow" else own
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     data_class = policy.rules.default_class if data_class is None else data_class
-    steps = [f"mode {mode}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
+    steps = [f"mode {own}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     if saving:
         steps.append(f"{saving}: this mode instead of {policy.mode}")
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
@@ -125,6 +128,10 @@ def plan(
         if not any(targets[i].side == "cloud" for i in free):
             skipped = tuple(targets[i].name for i in order if targets[i].side == "cloud")
         order = [*free, *spare]
+    silent: tuple[Leg, ...] = ()
+    if own == "shadow":
+        silent = tuple(unheard(i, targets[i], policy) for i in edges)
+        steps.append("of a sample it is recorded what the edge would have answered, afterwards: nothing else changes")
 
     hedge_s = INF if first_away and isinstance(policy.hedge_after, str) else _hedge_s(policy, targets, facts, order, deadline_s)
     if hedge_s < INF and facts.no_hedge and len(order) > 1 and allowed is not None:
@@ -153,7 +160,7 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped,
+        stays, data_class, facts, skipped, silent,
     )  # fmt: skip
 
 
@@ -165,7 +172,7 @@ def stays_home(policy: Policy, facts: Facts) -> str:
     return f"only_edge, {saving}" if saving else "only_edge"
 
 
-def _mode(policy: Policy, saving: str) -> Mode:
+def _mode(policy: Policy, saving: str) -> PolicyMode:
     """The mode for calls that name none."""
     return policy.saver.mode if policy.saver and saving else policy.mode
 
@@ -207,6 +214,16 @@ def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: S
         either = targets[order[0]].threshold is None
         return hedge.auto(edge, cloud, deadline_s=deadline_s, deferral_rate=facts.deferral_rate, either=either)
     return hedge.quantile(edge, float(rule[1:]) / 100)
+
+
+def unheard(i: int, target: Target, policy: Policy) -> Leg:
+    """An edge as `prefer_edge` has it; one without a threshold yet accepts nothing."""
+    known = target.threshold is not None
+    return Leg(
+        target.name, None, i, target.threshold if known else INF, final=False,
+        accept_unsure=known and policy.no_confidence == "accept", hedge_after_s=INF, standby=False, start_by_s=INF,
+        label=target.label, thresholds=target.thresholds,
+    )  # fmt: skip
 
 
 def _start_by_s(hedge_s: float, reserve_s: float, deadline_s: float) -> float:

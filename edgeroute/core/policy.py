@@ -8,6 +8,8 @@ from typing import Final, Literal, NamedTuple, get_args
 from edgeroute.core.egress import Rules
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
+PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
+"""A policy may also have shadow: the cloud answers everything, and of a sample it is recorded what the edge would have."""
 Side = Literal["edge", "cloud"]
 Offline = Literal["edge", "queue", "stale", "raise"]
 NoConfidence = Literal["defer", "accept"]
@@ -18,8 +20,11 @@ Hedge = float | str
 """Seconds, a quantile of the edge's own latency such as "p90", or "auto"."""
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
-NEEDS: Final[Mapping[str, Side]] = {"only_edge": "edge", "prefer_cloud": "cloud", "only_cloud": "cloud"}
-"""Mode -> the side it requires."""
+POLICY_MODES: Final[tuple[PolicyMode, ...]] = get_args(PolicyMode)
+NEEDS: Final[Mapping[str, tuple[Side, ...]]] = {
+    "only_edge": ("edge",), "prefer_cloud": ("cloud",), "only_cloud": ("cloud",), "shadow": ("edge", "cloud"),
+}  # fmt: skip
+"""Mode -> the sides it requires."""
 HEDGE: Final = "p[1-9][0-9]|auto"
 """Regular expression for a `Hedge` as text."""
 INF: Final = float("inf")
@@ -51,7 +56,7 @@ class Saver(NamedTuple):
 class Policy(NamedTuple):
     """Routing rules. Durations are in seconds."""
 
-    mode: Mode = "prefer_edge"
+    mode: PolicyMode = "prefer_edge"
     deadline_s: float = INF
     hedge_after: Hedge = INF
     """Hedge: start the next target so long after the previous one if that has not answered; 0 is a race."""

@@ -25,7 +25,7 @@ class Audited(NamedTuple):
     """Messages about skipped lines."""
 
 
-def audited(path: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1) -> Audited:
+def audited(path: Path, target: str, fingerprints: Mapping[str, str], *, every: int = 1, since: float | None = None) -> Audited:
     """The audits of one edge model made with the model, cloud and score currently in use.
 
     Requests are drawn when they arrive, whether edge or cloud will answer, and lines that were drawn with a higher probability
@@ -37,6 +37,7 @@ def audited(path: Path, target: str, fingerprints: Mapping[str, str], *, every: 
         target: the edge model's name in answers.
         fingerprints: currently in use, from `Router.fingerprints`.
         every: use only each `every`-th audit.
+        since: use only audits from then on, seconds since 1970.
 
     Raises:
         BadInput: there is no log, or it has no audits of this model.
@@ -46,7 +47,7 @@ def audited(path: Path, target: str, fingerprints: Mapping[str, str], *, every: 
         raise BadInput(f"{path}: there is no audit log: no router with this state folder has audited anything, or it was removed")
     wanted, left_out = digest(fingerprints), Counter[str]()
     scores, agree, drawn = list[float](), list[bool](), list[float]()
-    log = read(path)
+    log = read(path, since=since)
     for record in log:
         sure, agrees, probability = record.get("edge_confidence"), record.get("agrees"), record.get("probability")
         if not isinstance(agrees, bool) or not isinstance(sure, int | float | None):

@@ -59,6 +59,35 @@ class AuditStats(NamedTuple):
     """Those for which the right value was reported."""
 
 
+class ShadowStats(NamedTuple):
+    """What following an edge model that runs in shadow would change. Intervals are at 95 %."""
+
+    target: str
+    compared: int
+    """Number of requests on which it ran beside the cloud: a sample of those that would reach it."""
+    failed: int
+    """Those on which its run failed."""
+    answers: float
+    """Share of them, 0..1, that it would answer."""
+    answers_low: float
+    answers_high: float
+    differs: float
+    """Share of these answers that differ from the cloud's."""
+    differs_low: float
+    differs_high: float
+    saved_calls: float
+    """Of 1,000 requests, those for which the cloud would not be called."""
+    saved_usd: float
+    """What these cost, by the endpoint's prices."""
+    saved_mb: float
+    """Their bodies in both directions, millions of bytes."""
+    edge_p50_s: float | None
+    edge_p99_s: float | None
+    cloud_p50_s: float | None
+    """Of the same requests; None: not known."""
+    cloud_p99_s: float | None
+
+
 class Stats(NamedTuple):
     """Statistics of the router."""
 
@@ -82,6 +111,8 @@ class Stats(NamedTuple):
     legs: tuple[LegStats, ...]
     audits: tuple[AuditStats, ...]
     """Per edge model with a threshold, if there is an `Audit`."""
+    shadows: tuple[ShadowStats, ...] = ()
+    """Per edge model that has run in shadow."""
 
 
 class Seen(NamedTuple):
@@ -225,7 +256,13 @@ class Counts:
             leg = self._legs.get(name)
             return (0, 0) if leg is None else (leg.judged, leg.below)
 
-    def snapshot(self, targets: Iterable[Seen], usd_today: float, audits: tuple[AuditStats, ...] = ()) -> Stats:
+    def snapshot(
+        self,
+        targets: Iterable[Seen],
+        usd_today: float,
+        audits: tuple[AuditStats, ...] = (),
+        shadows: tuple[ShadowStats, ...] = (),
+    ) -> Stats:
         """The current statistics."""
         with self._lock:
             self._add_up()
@@ -238,5 +275,6 @@ class Counts:
             return Stats(
                 self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
                 self.cached, self.queued, self.late,
-                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today, tuple(legs), audits,
+                sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today,
+                tuple(legs), audits, shadows,
             )  # fmt: skip

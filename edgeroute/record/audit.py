@@ -4,73 +4,40 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate, digest
-from edgeroute.core.codes import Failure
-from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import Target
 from edgeroute.core.texts import typed
-from edgeroute.core.walk import Done, Event, Outcome, Prediction, judged
+from edgeroute.core.walk import Done, Outcome, Prediction, judged
 from edgeroute.errors import StoreError
-from edgeroute.observe.stats import AuditStats
+from edgeroute.observe.stats import AuditStats, ShadowStats
+from edgeroute.record.background import Background, Job
+from edgeroute.record.comparison import NOTHING, Asks, Audited, Bound, Comparison, Pending, failed, of_run, seen
 from edgeroute.record.drift_monitor import Audit, DriftMonitor, check_audit
-from edgeroute.record.sampling import Drawn, Sampler
+from edgeroute.record.sampling import FULL, Drawn, Sampler
+from edgeroute.record.shadow import Tally
 from edgeroute.system import contained, renew_after_fork
 
 if TYPE_CHECKING:
+    from edgeroute.core.plan import Leg
     from edgeroute.observe.stats import Counts
     from edgeroute.stores.journal import Journal
     from edgeroute.stores.keyvalue import KeyValueStore
+    from edgeroute.types import Spent
 
 __all__ = ["Audit", "AuditStats", "Auditor"]
-TOGETHER = 2
-"""Maximum number of concurrent audits; any beyond that wait."""
+MOST_WAITING = 64
+"""Number of waiting audits at which a drawn request has no shadow run, whatever its answer: its input waits, too."""
 UNTIL_NEXT = "audit-next"
 """Name of the stored number of requests until the next that is counted for the deferral rate."""
 UNLABELLED_MOST = 10_000
 """Number of audited answers that wait for a label; the oldest is given up for another."""
-NEVER = frozenset({"consent", "redaction", "view"})
-"""Why a cloud was not asked: it never will be for this input."""
 log = logging.getLogger("edgeroute")
 _NONE: Any = object()
-
-
-class Audited(Protocol):
-    """A finished request."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def inputs(self) -> Any: ...
-    @property
-    def plan(self) -> Plan: ...
-
-
-class Asks(Protocol):
-    """Calls the cloud for an audit."""
-
-    def allowed(self) -> bool:
-        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
-
-    def room(self, request: Audited, leg: int) -> bool:
-        """Whether, besides, that leg's endpoint has capacity for one."""
-
-    def prepare(self, request: Audited, leg: int) -> Callable[[], Event]:
-        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
-
-
-class _Comparison(NamedTuple):
-    """An edge's answer that is to be compared with the cloud's."""
-
-    leg: Leg
-    prediction: Prediction
-    how: str
-    """`shadow`: the edge's answer was accepted; `deferred`: it was not."""
 
 
 class _Unlabelled(NamedTuple):
@@ -80,16 +47,6 @@ class _Unlabelled(NamedTuple):
     edge: Any
     cloud: Any
     counted: bool
-
-
-class _Waiting(NamedTuple):
-    """An audit that waits for its call of the cloud."""
-
-    request: Audited
-    cloud: int
-    ask: Callable[[], Event]
-    drawn: Drawn
-    edges: list[_Comparison]
 
 
 class Auditor:
@@ -125,38 +82,39 @@ class Auditor:
         journal: Journal | None,
         store: KeyValueStore | None,
     ) -> None:
-        check_audit(audit)
-        self.audit, self._submit, self._counts, self._asks = audit, submit, counts, asks
+        self._counts, self._asks = counts, asks
         self._changed, self._alarm, self._journal, self._kept = changed, alarm, journal, store
         self._watches: dict[str, DriftMonitor] = {}
-        self._prints: dict[str, str] = {}
+        self._tallies: dict[str, tuple[Any, Tally]] = {}
+        """Edge model name -> what its runs depend on, and their sums."""
+        self._bound = NOTHING
         self._unlabelled: dict[str, _Unlabelled] = {}
         self._early: dict[str, Any] = {}
         """Ids of audits that wait or are under way -> the label that was reported meanwhile, or `_NONE`."""
         self._said: set[str] = set()
-        due = None if store is None else store.get(UNTIL_NEXT)
-        due = due if type(due) is int else None
-        self.sampler = Sampler(audit.share, audit.scene, lambda: len(self._queue), self._allowed, due)
-        self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
+        self._used = False
+        self._jobs = Background(submit)
+        self._set(audit, FULL)
         self.after_fork()
         renew_after_fork(self)
 
     def after_fork(self) -> None:
-        """A new lock for the child, which has no audit in progress: those that wait are its parent's."""
-        self._lock, self._running, self._held_up = threading.RLock(), 0, False
-        self._idle = threading.Condition(self._lock)
-        self._queue: deque[_Waiting] = deque()
+        """A new lock for the child."""
+        self._lock = threading.RLock()
 
     @property
     def busy(self) -> int:
         """Number of audits that are under way, or wait."""
-        return self._running + len(self._queue)
+        return self._jobs.busy
 
     def adopt(
         self,
         targets: Sequence[Target],
         certificates: Sequence[BoundCertificate | None],
         prints: Mapping[str, Mapping[str, str]],
+        backends: Any = (),
+        audit: Audit | None = None,
+        full: int = FULL,
     ) -> None:
         """Monitors the thresholds of these targets; the statistics of an unchanged certificate are retained.
 
@@ -164,8 +122,21 @@ class Auditor:
             targets: of the policy.
             certificates: of each target, if its threshold comes from one.
             prints: by edge model name: fingerprints of everything that its answers and the cloud's depend on.
+            backends: of the policy.
+            audit: new settings; None: those in force.
+            full: as for `Sampler`.
+
+        Raises:
+            PolicyError: the settings are invalid.
         """
-        watches = {}
+        if audit is not None and (audit, full) != (self.audit, self._full):
+            self._set(audit, full)
+        watches, tallies = {}, {}
+        bound = Bound(backends, {name: digest(used) for name, used in prints.items()})
+        thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
+        for name, made in bound.prints.items():
+            of, had = (made, thresholds.get(name)), self._tallies.get(name)
+            tallies[name] = had if had is not None and had[0] == of else (of, Tally())
         for target, promise in zip(targets, certificates, strict=True):
             if target.side != "edge" or target.threshold is None:
                 continue
@@ -176,7 +147,16 @@ class Auditor:
             watch.since(*self._counts.judged(target.name))
             watches[target.name] = watch
         with self._lock:
-            self._watches, self._prints = watches, {name: digest(used) for name, used in prints.items()}
+            self._watches, self._tallies, self._bound = watches, tallies, bound
+
+    def _set(self, audit: Audit, full: int) -> None:
+        """Puts settings in force."""
+        check_audit(audit)
+        self.audit, self._full = audit, full
+        due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
+        due = due if type(due) is int else None
+        self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, self._allowed, due, full)
+        self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
 
     def watch(self, name: str) -> DriftMonitor | None:
         """The drift monitor of that edge model."""
@@ -187,13 +167,19 @@ class Auditor:
         with self._lock:
             return tuple(watch.stats(name) for name, watch in self._watches.items())
 
-    def ended(self, drawn: Drawn, request: Audited, outcome: Outcome) -> None:
-        """Audits or counts a request that was drawn when it arrived."""
+    def shadows(self) -> tuple[ShadowStats, ...]:
+        """What following them would change, of each edge model that has run in shadow."""
+        with self._lock:
+            return tuple(tally.stats(name) for name, (_, tally) in self._tallies.items() if tally.count)
+
+    def ended(self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
+        """Audits or counts a request that was drawn when it arrived. `costs`: by leg, as far as they are known."""
+        self._used = True
         try:
             if drawn.rate:
                 self._count(request, outcome)
             if drawn.probability:
-                self._take(drawn, request, outcome)
+                self._take(drawn, request, outcome, costs)
         except Exception as e:
             what = typed(e)
             log.exception("an audit failed: %s; the answer is not touched by it", what)
@@ -226,20 +212,20 @@ class Auditor:
             for name, watch in self._watches.items():
                 watch.counted(*self._counts.judged(name))
             self._note()
-        self._start()
+        self._used = True
+        self._jobs.start()
 
     def drain(self, timeout_s: float) -> None:
         """Waits for the audits that can be made now: without it, a program that ends soon would log deferred answers alone."""
-        until = monotonic() + timeout_s
-        with self._lock:
-            while (self._running or (self._queue and not self._held_up)) and self._idle.wait(until - monotonic()):
-                pass
+        self._jobs.drain(timeout_s)
 
     def close(self) -> None:
-        """Stores the state for later runs."""
+        """Stores the state for later runs, unless there were no requests; a router that only measures leaves it as it was."""
         with self._lock:
-            self._note()
-            if self._kept is not None:
+            self._bound = NOTHING
+            if self._used:
+                self._note()
+            if self._kept is not None and self._used:
                 self._kept.put(UNTIL_NEXT, self.sampler.remaining())
         if self._journal is not None:
             self._journal.close()
@@ -260,27 +246,34 @@ class Auditor:
         if news:
             self._changed()
 
-    def _take(self, drawn: Drawn, request: Audited, outcome: Outcome) -> None:
+    def _take(self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
         """Compares each edge's answer with that of the cloud, which has answered the request, or is asked in the background.
 
         It is not, for either side, where asking it has failed or would fail.
         """
-        legs = request.plan.legs
-        edges = [_Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
+        bound, legs, unheard = self._bound, request.plan.legs, request.plan.unheard
+        edges = [Comparison(legs[i], edge, "deferred") for i, edge in outcome.held.items() if judged(legs[i])]
         if outcome.accepted and outcome.leg is not None and outcome.prediction is not None and judged(legs[outcome.leg]):
-            edges.append(_Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
+            edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
         cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
-        if cloud is None or not edges:
-            return
-        if outcome.leg == cloud and outcome.accepted and outcome.prediction is not None:
-            self._compare(request.id, drawn, edges, outcome.prediction)
-        elif not _failed(outcome, cloud):
+        runs = bool(unheard) or request.snapshot.candidate is not None
+        if cloud is None or not (edges or runs) or request.snapshot.backends is not bound.backends:
+            return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
+        answer = outcome.prediction if outcome.leg == cloud and outcome.accepted else None
+        if answer is not None and edges:
+            self._compare(request.id, drawn, bound, edges, answer)
+        known = answer is not None or not failed(outcome, cloud)
+        rehearses = known and runs and self._jobs.waiting < MOST_WAITING
+        if rehearses or (known and answer is None and edges):
             # bound now: the caller may go on to write the next frame into the same array
-            waiting = _Waiting(request, cloud, self._asks.prepare(request, cloud), drawn, edges)
-            if self.audit.labelled and edges[-1].how == "shadow":
+            ask = None if answer is not None else self._asks.prepare(request, cloud)
+            rehearse = self._asks.rehearse(request) if rehearses else None
+            pending = [] if answer is not None else edges
+            if self.audit.labelled and pending and pending[-1].how == "shadow":
                 self._early[request.id] = _NONE
-            self._queue.append(waiting)
-        self._start()
+            one = Pending(request, drawn, bound, answer, ask, pending, rehearse, seen(outcome, cloud, costs))
+            self._jobs.put(Job(partial(self._finish, one), lambda: answer is not None or self._asks.room(request, cloud)))
+        self._jobs.start()
 
     def _allowed(self) -> bool:
         try:
@@ -289,66 +282,52 @@ class Auditor:
             log.exception("an audit failed; no answer is touched by it")
             return False
 
-    def _start(self) -> None:
-        """Starts as many of the audits that wait as may be made now."""
-        while self._queue:
-            with self._lock:
-                if not self._queue or self._running >= TOGETHER:
-                    return
-                one = self._queue.popleft()
-                self._running += 1
-            started = False
-            try:
-                started = self._asks.room(one.request, one.cloud) and self._submit(lambda one=one: self._ask(one))  # type: ignore[misc]
-            finally:
-                with self._lock:
-                    self._held_up = not started
-                    if not started:
-                        self._running -= 1
-                        self._queue.appendleft(one)
-                        self._idle.notify_all()
-            if not started:
-                return
-
-    def _ask(self, one: _Waiting) -> None:
-        """Calls the cloud, and compares."""
+    def _finish(self, one: Pending) -> None:
+        """Calls the cloud if that has not answered, runs what runs in shadow, and compares."""
+        answer, identity = one.cloud, one.request.id
         try:
-            event = one.ask()
-            if type(event) is Done:
-                self._compare(one.request.id, one.drawn, one.edges, event.answer)
-            with self._lock:
-                truth = self._early.pop(one.request.id, _NONE)
-            if truth is not _NONE:
-                self.report(one.request.id, truth)
-        except Exception:
-            log.exception("an audit failed; no answer is touched by it")
+            if one.ask is not None:
+                event = one.ask()
+                if type(event) is not Done:
+                    return
+                answer = event.answer
+            assert answer is not None, "it was known, or asked for"
+            self._compare(identity, one.drawn, one.bound, one.edges, answer)
         finally:
             with self._lock:
-                self._early.pop(one.request.id, None)
-                self._running -= 1
-                self._idle.notify_all()
-        self._start()
+                truth = self._early.pop(identity, _NONE)
+        if truth is not _NONE:
+            self.report(identity, truth)
+        if one.rehearse is None or one.bound is not self._bound:  # then the models may be closed
+            return
+        runs = one.rehearse()
+        if one.bound is self._bound:
+            edges = [Comparison(r.leg, r.prediction, "shadow" if r.accepted else "deferred", of_run(r, one.more)) for r in runs]
+            self._compare(one.request.id, one.drawn, one.bound, edges, answer)
 
-    def _compare(self, identity: str, drawn: Drawn, edges: Sequence[_Comparison], cloud: Prediction) -> None:
+    def _compare(self, identity: str, drawn: Drawn, bound: Bound, edges: Sequence[Comparison], cloud: Prediction) -> None:
         news = False
-        for leg, edge, how in edges:
-            agrees = bool(contained(self.audit.agrees or same, edge.value, cloud.value))
-            confidence = edge.confidence
+        for leg, edge, how, more in edges:
+            agrees = edge is not None and bool(contained(self.audit.agrees or same, edge.value, cloud.value))
+            confidence = None if edge is None else edge.confidence
             known = confidence is not None and confidence == confidence  # noqa: PLR0124 - NaN
             # before it is counted: who reads the count finds the line
-            self._journalled({
+            line = {
                 "at": round(system.now(), 3), "id": identity, "target": leg.name,
                 "edge_confidence": float(confidence) if known else None,  # type: ignore[arg-type]
                 "agrees": agrees, "audited": how, "probability": drawn.probability,
-                "fingerprints": self._prints.get(leg.name, ""),
-            })  # fmt: skip
-            if how == "deferred":
-                continue
+                "fingerprints": bound.prints.get(leg.name, ""), **more,
+            }  # fmt: skip
+            self._journalled(line)
             with self._lock:
-                watch = self._watches.get(leg.name)
-                if watch is None:
+                if bound is not self._bound:
                     continue
-                if self.audit.labelled:
+                if more:
+                    self._tallies[leg.name][1].add(line, accepted=how == "shadow")
+                watch = self._watches.get(leg.name)
+                if how == "deferred" or watch is None:
+                    continue
+                if self.audit.labelled and edge is not None and not more:
                     self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted)
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
@@ -379,15 +358,6 @@ class Auditor:
         said = "" if watch.alarm is None else watch.alarm.what
         log.warning("%s: %s; %s; calibrate again", name, said, watch.reaction)
         self._alarm(name, said)
-
-
-def _failed(outcome: Outcome, cloud: int) -> bool:
-    """Whether that leg was asked and failed. Not if there was no room for it, or no time, which an audit waits for."""
-    for kind, leg, _, detail in outcome.log:
-        if kind == "failed" and leg == cloud:
-            failure = Failure.of(detail)
-            return failure.code in NEVER or not (failure.held or failure.code == "timeout")
-    return False
 
 
 def same(edge: Any, cloud: Any) -> bool:

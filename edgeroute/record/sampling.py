@@ -11,8 +11,8 @@ from typing import NamedTuple
 from edgeroute.core.policy import INF
 from edgeroute.system import renew_after_fork
 
-FULL = 8
-"""Number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, and so on."""
+FULL, FULL_OF_RUNS = 8, 32
+"""`Sampler`'s `full`: for audits that call the cloud, and for those that only run an edge model."""
 CALM = 10_000
 """Number of requests, without any audit waiting at the end, after which they are drawn twice as often again."""
 
@@ -40,11 +40,19 @@ class Sampler:
         waiting: number of audits that wait to be made.
         allowed: whether an audit may be made now.
         due: number of requests until the next that is counted for the deferral rate, from an earlier run; None: not known.
+        full: number of waiting audits at which further ones are drawn half as often; at twice as many a quarter as often, ...
     """
 
     def __init__(
-        self, share: float, scene: int, waiting: Callable[[], int], allowed: Callable[[], bool], due: int | None = None
+        self,
+        share: float,
+        scene: int,
+        waiting: Callable[[], int],
+        allowed: Callable[[], bool],
+        due: int | None = None,
+        full: int = FULL,
     ) -> None:
+        self._full = full
         self._share, self._scene, self._waiting, self._allowed = share, scene, waiting, allowed
         self._halvings = self._changed = self._counts_from = self._seen = 0
         self._audit = self._gap()
@@ -97,8 +105,8 @@ class Sampler:
     def _probability(self, number: int) -> float:
         """The probability with which this request is audited, if it is drawn; else 0."""
         waiting = self._waiting()
-        if waiting // FULL > self._halvings:
-            self._halvings, self._changed = waiting // FULL, number
+        if waiting // self._full > self._halvings:
+            self._halvings, self._changed = waiting // self._full, number
         elif waiting == 0 and self._halvings and number - self._changed >= CALM:
             self._halvings, self._changed = self._halvings - 1, number
         kept = 0.5**self._halvings

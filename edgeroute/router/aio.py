@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Failed, Outcome, Start, walk
 from edgeroute.errors import Held, ModelError, Unreachable
@@ -67,7 +67,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
         threshold: float | Certificate | Sequence[float | Certificate] | None = None,
-        mode: Mode = "prefer_edge",
+        mode: PolicyMode = "prefer_edge",
         deadline: float | None = None,
         hedge_after: float | str | None = None,
         first_token: float | None = None,
@@ -81,6 +81,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
+        candidate: Edge[V] | None = None,
         saver: Saver | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
@@ -99,9 +100,9 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             awaits=True,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, views=views, trace=trace,
-            instruments=instruments,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
+            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
+            views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(

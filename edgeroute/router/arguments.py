@@ -78,6 +78,7 @@ def check_types(given: Mapping[str, Any]) -> None:
         if value is not None and not isinstance(value, getattr(import_module(module), kind)):
             raise _wrong(name, f"an edgeroute.{kind}, as in {name}={kind}(...)", value)
     _check_numbers(given)
+    _check_target("candidate", given.get("candidate"))
     for side in ("edge", "cloud"):
         several = given.get(side)
         for one in several if isinstance(several, list | tuple) else [several]:

@@ -27,6 +27,7 @@ from edgeroute.router.snapshot import chosen, fingerprints
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
     from edgeroute.router.engine import Engine
+    from edgeroute.router.snapshot import Snapshot
 
 LOOK_S = 1.0
 """Interval at which a waiting call looks whether the router was closed."""
@@ -39,6 +40,7 @@ class Aside:
         engine: of the router.
         edge: index of the edge model, from 0.
         score: its confidence is by this score; None: by the one in use.
+        of: another policy than that in force, as of the candidate.
 
     Attributes:
         snapshot: that policy, reduced to plain calls.
@@ -50,10 +52,10 @@ class Aside:
         PolicyError: there is no such edge model, or it has a score of its own.
     """
 
-    def __init__(self, engine: Engine, edge: int = 0, score: str | Score | None = None) -> None:
+    def __init__(self, engine: Engine, edge: int = 0, score: str | Score | None = None, of: Snapshot | None = None) -> None:
         self._engine = engine
         self._check_open()
-        snapshot = engine.snapshot
+        snapshot = of or engine.snapshot
         edges = [i for i, target in enumerate(snapshot.targets) if target.side == "edge"]
         if isinstance(edge, bool) or not isinstance(edge, int) or not 0 <= edge < len(edges):
             raise PolicyError(f"there is no edge model number {edge}: the policy has {len(edges)}, counted from 0")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
-from edgeroute.core.policy import INF
 from edgeroute.core.spending import Limits, Spending
-from edgeroute.core.walk import Event, Start
 from edgeroute.errors import PolicyError
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
@@ -18,17 +17,15 @@ from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
 from edgeroute.router.arguments import check_types
+from edgeroute.router.auditing import auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose
-from edgeroute.router.engine import Engine, prints
+from edgeroute.router.engine import Engine
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
-from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import build
-from edgeroute.system import ThreadPool, contained, log
-from edgeroute.types import own_copy
+from edgeroute.system import ThreadPool, log
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
-    from edgeroute.record.audit import Auditor
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.stores.cache import Cache
     from edgeroute.stores.outbox import Outbox
@@ -102,8 +99,8 @@ def assemble(
             log.warning("%s", line)
     if engine.checkpoint is not None:
         engine.checkpoint.recall(engine.snapshot.clouds)
-    if audit is not None:
-        engine.auditor, engine.audited = _auditor(engine, audit), audit.share
+    engine.auditing = partial(auditing, engine)
+    engine.auditing(engine.snapshot, audit)
     engine.refresh_thresholds()
     if engine.queue is not None:
         engine.queue.start()  # last: a router that cannot be made leaves no thread behind
@@ -180,55 +177,3 @@ class _Report:
     def held(self, target: str, code: str) -> None:
         """A request was rejected."""
         self._instruments.limit_hit(target, code)
-
-
-class _Asks:
-    """Calls a cloud for this router's audits."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def allowed(self) -> bool:
-        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
-        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.backends)
-
-    def room(self, request: Any, leg: int) -> bool:
-        """Whether, besides, that leg's endpoint has capacity for one."""
-        backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
-        return self.allowed() and backend.guard.has_headroom()
-
-    def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
-        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
-        inputs = contained(own_copy, request.inputs)
-        shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
-        legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
-        backend: Any = legs.backend(start)
-        permit = request.plan.legs[leg].permit
-        assert permit is not None, "it was looked for"
-        if backend.alone_async:
-            import asyncio
-
-            async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
-                return call()
-
-            return lambda: asyncio.run(legs.run_async(start, permit, backend, here))
-        return lambda: legs.run(start)
-
-
-def _auditor(engine: Engine, audit: Audit) -> Auditor:
-    from edgeroute.record.audit import Auditor
-
-    journal = None
-    if engine.state is not None:
-        from edgeroute.stores.journal import Journal
-
-        journal = Journal(engine.state / "audit.jsonl")
-    auditor = Auditor(
-        audit, engine.counts,
-        submit=engine.cloud_threads.submit, asks=_Asks(engine), changed=engine.refresh_thresholds,
-        alarm=engine.instruments.alarm, journal=journal,
-        store=None if engine.checkpoint is None else engine.checkpoint.store,
-    )  # fmt: skip
-    snapshot = engine.snapshot
-    auditor.adopt(snapshot.targets, snapshot.certificates, prints(snapshot))
-    return auditor

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.plan import Plan, Refusal, plan, stays_home
-from edgeroute.core.policy import INF, MODES, Mode
+from edgeroute.core.policy import INF, MODES, POLICY_MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
 from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
@@ -28,7 +28,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
-from edgeroute.router.snapshot import Snapshot, chosen, fingerprints
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
 from edgeroute.system import ThreadPool, renew_after_fork
 from edgeroute.types import Answer
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edgeroute.core.facts import Facts
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
+    from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instruments
     from edgeroute.record.sampling import Drawn
     from edgeroute.router.caching import Caching
@@ -65,6 +66,7 @@ class Engine:
         caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
+        auditing: puts settings of audits in force under a policy.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
     """
@@ -81,6 +83,7 @@ class Engine:
     late: LateReplies
     fallback: Fallback
     steps: Proceed
+    auditing: Callable[[Snapshot, Audit | None], None]
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
@@ -190,7 +193,7 @@ class Engine:
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
         if drawn is not None and self.auditor is not None:
-            self.auditor.ended(drawn, request, outcome)
+            self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
         if legs is not None:
             settle(self, request, outcome, legs)
 
@@ -250,7 +253,13 @@ class Engine:
                 self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
-    def replace(self, build: Callable[[Snapshot], Snapshot], limits: Limits, metered: bool | Callable[[], bool]) -> None:
+    def replace(
+        self,
+        build: Callable[[Snapshot], Snapshot],
+        limits: Limits,
+        metered: bool | Callable[[], bool],
+        audit: Audit | None = None,
+    ) -> None:
         """Puts another policy in force. `build` makes its snapshot from the old one, whose models and connections it may reuse.
 
         Raises:
@@ -260,17 +269,17 @@ class Engine:
         with self._refreshing:
             made = build(old)
             RULES[made.policy.offline].check(self)
-            if self.auditor is not None:
-                self.auditor.adopt(made.targets, made.certificates, prints(made))
+            self.auditing(made, audit)
             if made.views:
                 self.plain = False  # before it is in force
             self.snapshot = made
         self.observer.reads_at = INF if made.policy.saver is None else -INF
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
-        models = [getattr(b, "model", b) for b in made.backends]
-        for backend in old.backends:
-            if backend not in made.backends and getattr(backend, "model", backend) not in models:
+        kept = [*made_of(made).values()]
+        models = [getattr(b, "model", b) for b in kept]
+        for backend in made_of(old).values():
+            if backend not in kept and getattr(backend, "model", backend) not in models:
                 quietly(backend.close, "dropping a target that the policy has no more")
 
     def on_late(self, function: Callable[..., object]) -> None:
@@ -285,7 +294,8 @@ class Engine:
             guard = getattr(b, "guard", None)
             seen.append(Seen(b.name, b.side, *b.traffic, guard.state if guard else "", guard.held if guard else 0))
         audits = () if self.auditor is None else self.auditor.stats()
-        return self.counts.snapshot(seen, self.spending.spent().usd, audits)
+        shadows = () if self.auditor is None else self.auditor.shadows()
+        return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
@@ -308,7 +318,7 @@ class Engine:
         parts += [
             part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
         ]
-        parts += [backend.close for backend in self.snapshot.backends]
+        parts += [backend.close for backend in made_of(self.snapshot).values()]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
@@ -324,6 +334,8 @@ def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float
         PolicyError, MayNotLeave: there is none.
     """
     if mode is not None and mode not in MODES:
+        if mode in POLICY_MODES:
+            raise PolicyError(f"a call has no mode {mode!r}: it is for the policy, or the router, as mode={mode!r}")
         raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
     check_seconds("deadline", deadline)
     if data_class is not None and not (isinstance(data_class, str) and data_class):
@@ -354,8 +366,9 @@ def log_failures(request: Request, outcome: Outcome) -> None:
 
 
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """The fingerprints of each edge, by name."""
-    return {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
+    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
 
 
 def _kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan | None:

@@ -89,6 +89,11 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
     problems = [(backend, _problem(backend, timeout)) for backend in asked]
     lines = [f"! {r.name}: {problem}" if problem else f"{r.name}: {r.describe()}" for r, problem in problems]
     lines += [f"{r.name}: was not asked whether it is ready ({stays})" for r in snapshot.backends if r not in asked]
+    if snapshot.candidate is not None:
+        model = snapshot.candidate.backends[0]
+        problem = _problem(model, timeout)
+        problems.append((model, problem))
+        lines.append(f"! candidate: {problem}" if problem else f"candidate, in shadow: {model.describe()}")
     lines += snapshot.views.describe(snapshot.targets)
     places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
     if not places:
@@ -98,13 +103,16 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
     else:
         lines.append(f"inputs may leave this device, to {places}")
         lines.extend(_egress_lines(snapshot.policy.rules))
-        if audited:
+        if snapshot.policy.mode == "shadow":
+            of = "each request" if audited == 1 else f"{100 * audited:g} % of the requests"
+            lines.append(f"the cloud answers everything; of {of} it is recorded what the edge would have answered (shadow)")
+        elif audited:
             lines.append(f"{100 * audited:g} % of what the edge answers is sent there afterwards, to compare (audit)")
     edges = [t for t in snapshot.targets if t.side == "edge"]
     if not edges:
         lines.append("there is no edge model: without the cloud there is no answer")
-    elif places and snapshot.policy.mode == "prefer_edge":
-        lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges)
+    elif places and snapshot.policy.mode in {"prefer_edge", "shadow"}:
+        lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges if t.threshold is not None)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
 
 

@@ -19,7 +19,7 @@ from edgeroute.router.snapshot import Snapshot, build
 log = logging.getLogger("edgeroute")
 LOOKS_S = 1.0
 """Interval of checking a watched file, seconds."""
-STAYS = ("audit", "cache", "instruments", "outbox", "sensors", "state", "trace")
+STAYS = ("cache", "instruments", "outbox", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
 
@@ -51,16 +51,17 @@ class PolicyFile:
         except EdgerouteError as e:
             raise type(e)(f"{self.path}: {e}") from e
         made = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
-        self._check_models(made["edge"])
+        self._check_models("edge", made["edge"])
+        self._check_models("candidate", made["candidate"])
         return made
 
-    def _check_models(self, edge: Any) -> None:
+    def _check_models(self, section: str, models: Any) -> None:
         """Raises ModelMissing, with the key, if the file of a model is not there."""
-        edges = edge if isinstance(edge, list) else [edge]
-        for i, model in enumerate(edges):
+        several = models if isinstance(models, list) else [models]
+        for i, model in enumerate(several):
             path = getattr(model, "path", None)
             if path is not None and not Path(path).exists():
-                key = f"edge[{i}].path" if len(edges) > 1 else "edge.path"
+                key = f"{section}[{i}].path" if len(several) > 1 else f"{section}.path"
                 raise ModelMissing(f"{self.path}: {key}: there is no model at {path}")
 
     def reload(self, engine: Engine) -> None:
@@ -70,14 +71,14 @@ class PolicyFile:
             PolicyError: it is invalid; the policy in force stays.
         """
         arguments = self.arguments()
-        limits, metered = arguments.pop("limits", None), arguments.pop("metered", False)
+        limits, metered, audit = arguments.pop("limits", None), arguments.pop("metered", False), arguments.pop("audit", None)
         for key in STAYS:
             arguments.pop(key, None)
 
         def made(old: Snapshot) -> Snapshot:
             return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
-        engine.replace(made, limits or Limits(), metered)
+        engine.replace(made, limits or Limits(), metered, audit)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, Saver, Uncalibrated
+from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, walk
 from edgeroute.router.arguments import check_unknown
@@ -56,7 +56,8 @@ class Router(Measuring, Generic[V]):
             list of them in order of trying, or None: then nothing can leave.
         threshold: confidence from which an edge answer is accepted: a number, or a `Certificate` from
             `edgeroute.confidence.calibrate`, whose guarantee the reasons then quote; one, or one per edge model.
-        mode: prefer_edge, only_edge, prefer_cloud or only_cloud.
+        mode: prefer_edge, only_edge, prefer_cloud or only_cloud; or shadow: as only_cloud, and of the audited requests (without
+            `audit=`: of all) it is recorded what the edge would have answered.
         deadline: seconds over all legs; at the deadline the best available answer is returned.
         hedge_after: hedging: also call the next target after so many seconds; 0 is a race; "p90": once the edge takes longer
             than 90 % of its runs; "auto": as late as the deadline allows, from the measured latencies. None: never. Not on a
@@ -71,6 +72,8 @@ class Router(Measuring, Generic[V]):
         limits: a `Limits`: maximum spending per day, hour and minute.
         metered: whether the link is metered (bytes cost money), or a function that returns it.
         audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
+        candidate: an edge model to take the place of `edge`: on audited requests it runs in the background, and is compared with
+            the cloud. Needs `audit=`.
         uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
             reports it in reasons and `check`; "error" rejects such a router.
         certificate_max_age: seconds; None: no limit.
@@ -95,7 +98,7 @@ class Router(Measuring, Generic[V]):
         cloud: Cloud[V] | Sequence[Cloud[V]] | None = None,
         *,
         threshold: float | Certificate | Sequence[float | Certificate] | None = None,
-        mode: Mode = "prefer_edge",
+        mode: PolicyMode = "prefer_edge",
         deadline: float | None = None,
         hedge_after: float | str | None = None,
         first_token: float | None = None,
@@ -109,6 +112,7 @@ class Router(Measuring, Generic[V]):
         cache: Cache | None = None,
         outbox: Outbox | None = None,
         audit: Audit | None = None,
+        candidate: Edge[V] | None = None,
         saver: Saver | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
@@ -125,9 +129,9 @@ class Router(Measuring, Generic[V]):
             _spawn,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, saver=saver, sensors=sensors,
-            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, views=views, trace=trace,
-            instruments=instruments,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
+            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
+            views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     def infer(

@@ -25,6 +25,7 @@ from edgeroute.core.policy import (
     INF,
     MODES,
     NEEDS,
+    POLICY_MODES,
     CloudOrder,
     Mode,
     NoConfidence,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
 
 DAY_S = 86400.0
+CANDIDATE = "candidate"
+"""What a candidate is called in audits, and the side of its view."""
 
 
 class Snapshot(NamedTuple):
@@ -65,6 +68,8 @@ class Snapshot(NamedTuple):
     """Per target: its certificate, if its threshold comes from one."""
     views: TargetViews
     """What of an input each target takes."""
+    candidate: Snapshot | None = None
+    """The policy as it would be with the candidate as its edge model, and without a threshold; None: there is no candidate."""
 
     @property
     def clouds(self) -> list[CloudBackend]:
@@ -85,6 +90,7 @@ def build(
     uncalibrated: Uncalibrated = "tell",
     certificate_max_age: float | None = None,
     views: Mapping[Any, View] | None = None,
+    candidate: Any = None,
     guard: Callable[[CloudBackend], Guard],
     awaits: bool = False,
     old: Snapshot | None = None,
@@ -109,7 +115,9 @@ def build(
     edges, clouds = _listed(edge), _listed(cloud)
     _check(policy, edges, clouds, uncalibrated)
     thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
-    known = dict(zip(map(_key, old.specs), old.backends, strict=True)) if old is not None else {}
+    known = {} if old is None else made_of(old)
+    views = dict(views or {})
+    own_view = views.pop((CANDIDATE, 0), None)
     targets: list[Target] = []
     backends: list[Backend] = []
     specs: list[tuple[Any, ...]] = []
@@ -138,6 +146,8 @@ def build(
         runner = EdgeBackend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
+        if runner.alone_async and policy.mode == "shadow":
+            raise PolicyError(f"the edge {model.name!r} is async, and in shadow it runs in a thread: make it a plain def")
         read = stamps(model) if isinstance(given, str | PathLike) else ()  # an object was loaded by its owner
         add(("edge", name, given, own, read), target, runner)
         labels = member(model, "labels") or labels
@@ -148,7 +158,7 @@ def build(
         backend = kind(name, endpoint, score, labels)
         backend.guard = guard(backend)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
-    seen = TargetViews(views or {}, targets)
+    seen = TargetViews(views, targets)
     scores = [spec[3] for spec in specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
     none = (None,) * len(targets)
@@ -156,9 +166,32 @@ def build(
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
     if uncalibrated == "error":
         _all_hold(targets, certificates)
-    if not promised:
+    if promised:
+        snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
+    if candidate is None:
         return snapshot
-    return snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
+    if len(edges) != 1 or not clouds:
+        raise PolicyError(
+            f"a candidate is to take the place of the only edge model, beside a cloud; there are {len(edges)} edges"
+        )
+    views.pop(("edge", 0), None)
+    if own_view is not None:
+        views["edge", 0] = own_view
+    made = build(
+        candidate, cloud, score=score, egress=egress, views=views, guard=guard, awaits=awaits,
+        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow", "saver": None},
+    )  # fmt: skip
+    if made.clouds != snapshot.clouds:
+        raise PolicyError(
+            "the candidate has other labels than the edge model, by which the cloud's answers are read: give the cloud its own"
+        )
+    return snapshot._replace(candidate=made)
+
+
+def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
+    """The backends of a policy and its candidate, by what they were made from."""
+    known = {} if snapshot.candidate is None else made_of(snapshot.candidate)
+    return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
 
 
 def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
@@ -241,12 +274,12 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: st
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
-    for mode in (policy.mode, *([policy.saver.mode] if policy.saver else [])):
-        if mode not in MODES:
-            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-        side = NEEDS.get(mode)
-        if side is not None and not (edges if side == "edge" else clouds):
-            raise PolicyError(f"mode {mode!r} needs {side}=, and there is none")
+    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, MODES)] if policy.saver else [])):
+        if mode not in valid:
+            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, valid)}")
+        for side in NEEDS.get(mode, ()):
+            if not (edges if side == "edge" else clouds):
+                raise PolicyError(f"mode {mode!r} needs {side}=, and there is none")
 
 
 def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:

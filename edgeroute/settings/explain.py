@@ -65,7 +65,9 @@ def _meant(word: str, model: type[Section | Settings]) -> str:
         return f"it is a section of its own, [{word}]"
     if word in Settings.model_fields:
         return "it belongs at the top of the file, before the first section"
-    homes = [f"[{home}]" for home, models in SECTIONS.items() if any(word in other.model_fields for other in models)]
+    homes = [
+        f"[{home}]" for home, models in SECTIONS.items() if home != "candidate" and any(word in m.model_fields for m in models)
+    ]
     if homes:
         return f"it belongs in {' or '.join(homes)}"
     return nearest(word, model.model_fields)

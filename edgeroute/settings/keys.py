@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
-from edgeroute.core.policy import CloudOrder, Mode, NoConfidence, Offline, Uncalibrated
+from edgeroute.core.policy import CloudOrder, NoConfidence, Offline, PolicyMode, Uncalibrated
 from edgeroute.edge.members import is_model, stamps
 from edgeroute.errors import EdgerouteError
 from edgeroute.files import file_stamp
@@ -27,6 +27,7 @@ from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
+    "candidate": (Edge,),
     "cloud": tuple(CLOUDS.values()),
     "limits": (Limits,),
     "egress": (Egress,),
@@ -49,7 +50,11 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", strict=True, case_sensitive=True)
 
-    mode: Mode = Field("prefer_edge", description="Which side is asked first, and whether the other is asked at all.")
+    mode: PolicyMode = Field(
+        "prefer_edge",
+        description='Which side is asked first, and whether the other is asked at all. `"shadow"`: the cloud answers everything, '
+        "and of the audited requests (without `[audit]`: of all) it is recorded what the edge would have answered (shadow.md).",
+    )
     threshold: Thresholds | None = Field(
         None,
         description="Confidence from which an edge answer is accepted and nothing is sent: a number, or the path of a "
@@ -95,6 +100,11 @@ class Settings(BaseSettings):
     )
     edge: Annotated[list[Annotated[Edge, ByRuntime]], IN_ORDER] = Field(
         [], description="The model on the device; several as `[[edge]]`, the smallest first."
+    )
+    candidate: Annotated[Edge, ByRuntime] | None = Field(
+        None,
+        description="A model to take the place of the only `[edge]`, with the same keys: on audited requests it runs in the "
+        "background, and `edgeroute recertify` puts it in force once its certificate holds (shadow.md).",
     )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
         [], description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device."
@@ -177,6 +187,7 @@ class Settings(BaseSettings):
             "state": state if self.state else None,
             "edge": edges[0] if len(edges) == 1 else edges or None,
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
+            "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
             "limits": self.limits.make() if self.limits else None,
             "egress": rules.make(consent, redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
@@ -184,7 +195,11 @@ class Settings(BaseSettings):
             "saver": self.saver.make() if self.saver else None,
             "views": {
                 (side, i): section.view
-                for side, sections in (("edge", self.edge), ("cloud", self.cloud))
+                for side, sections in (
+                    ("edge", self.edge),
+                    ("cloud", self.cloud),
+                    ("candidate", [self.candidate] if self.candidate else []),
+                )
                 for i, section in enumerate(sections)
                 if section.view is not None
             }

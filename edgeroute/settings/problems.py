@@ -45,15 +45,15 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data)]
+    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data), *_candidate(data)]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Sides that the mode needs, but that are not configured."""
     mode, edges, clouds = data.get("mode", "prefer_edge"), data.get("edge"), data.get("cloud")
-    side = NEEDS.get(mode) if isinstance(mode, str) else None
-    if side is not None and not data.get(side):
-        yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
+    for side in NEEDS.get(mode, ()) if isinstance(mode, str) else ():
+        if not data.get(side):
+            yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
     threshold = data.get("threshold")
     if threshold is None and edges and clouds and mode == "prefer_edge":
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
@@ -115,6 +115,17 @@ def _saver(data: Mapping[str, Any]) -> Iterator[Problem]:
     saver = data.get("saver")
     if isinstance(saver, dict) and "battery_below" not in saver and "hotter_than" not in saver:
         yield Problem(("saver",), "expected battery_below, hotter_than or both: without them it never applies")
+
+
+def _candidate(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """A candidate that would replace nothing, or never be compared."""
+    if not data.get("candidate"):
+        return
+    edges = data.get("edge")
+    if not data.get("cloud") or not edges or (isinstance(edges, dict | list) and len(edges) != 1):
+        yield Problem(("candidate",), "is to take the place of the only [edge], beside a [cloud]: expected one of the former")
+    elif "audit" not in data and data.get("mode") != "shadow":
+        yield Problem(("candidate",), 'is judged from audits: add a section [audit], with share = "1%", say')
 
 
 def found(value: Any) -> str:

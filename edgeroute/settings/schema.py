@@ -35,6 +35,8 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
     made = Settings.model_json_schema(schema_generator=_Plain)
     keys = made["properties"]
     runtimes = [] if built_in else [_runtime(suffix, section) for suffix, section in all_registered().items()]
+    if runtimes:
+        keys["candidate"] = {"anyOf": [{"$ref": "#/$defs/Edge"}, *runtimes], "description": keys["candidate"]["description"]}
     for section in LISTS:
         one = keys[section].pop("items")
         if section == "edge" and runtimes:
@@ -82,6 +84,9 @@ def reference() -> str:
     made = schema(built_in=True)
     parts = [INTRODUCTION, "## Keys\n\n### At the top of the file\n", _table(made, set(made["properties"]) - {*SECTIONS})]
     for name, models in SECTIONS.items():
+        if name == "candidate":
+            parts.append(f"### `[{name}]`\n\n{made['properties'][name]['description']}\n")
+            continue
         kinds = [made["$defs"][model.__name__] for model in models]
         common = set.intersection(*(set(kind["properties"]) for kind in kinds)) - {"protocol"}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""

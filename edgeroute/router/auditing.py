@@ -1,0 +1,134 @@
+"""What audits do with a router: they call its clouds, and run its edges in shadow; and which settings are in force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.core.plan import Leg, unheard
+from edgeroute.core.policy import INF, PolicyMode
+from edgeroute.core.walk import Event, Failed, Start, acceptable
+from edgeroute.record.sampling import FULL, FULL_OF_RUNS
+from edgeroute.record.shadow import ShadowRun
+from edgeroute.router.engine import Engine, prints
+from edgeroute.router.legs import LegExecutor
+from edgeroute.router.snapshot import CANDIDATE, Snapshot
+from edgeroute.system import contained
+from edgeroute.types import own_copy
+
+if TYPE_CHECKING:
+    from edgeroute.record.audit import Auditor
+    from edgeroute.record.drift_monitor import Audit
+
+
+class _Asks:
+    """Calls a cloud, and runs models, for this router's audits."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def allowed(self) -> bool:
+        """Whether a request may be drawn. In shadow mode it needs no call of its own."""
+        return self._engine.snapshot.policy.mode == "shadow" or self._may_call()
+
+    def room(self, request: Any, leg: int) -> bool:
+        """Whether a low-priority call may be made now, and that leg's endpoint has capacity for it."""
+        backend: Any = request.snapshot.backends[request.plan.legs[leg].target]
+        return self._may_call() and backend.guard.has_headroom()
+
+    def _may_call(self) -> bool:
+        """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
+        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.backends)
+
+    def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
+        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
+        inputs = contained(own_copy, request.inputs)
+        shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
+        legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
+        backend: Any = legs.backend(start)
+        permit = request.plan.legs[leg].permit
+        assert permit is not None, "it was looked for"
+        if backend.alone_async:
+            import asyncio
+
+            async def here(call: Callable[[], Any]) -> Any:  # it has its own loop and thread
+                return call()
+
+            return lambda: asyncio.run(legs.run_async(start, permit, backend, here))
+        return lambda: legs.run(start)
+
+    def rehearse(self, request: Any) -> Callable[[], list[ShadowRun]]:
+        """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""
+        own, candidate = request._replace(inputs=contained(own_copy, request.inputs)), request.snapshot.candidate
+        parts = [self._alone(own, own.plan.unheard)] if own.plan.unheard else []
+        if candidate is not None:
+            leg = unheard(0, candidate.targets[0], candidate.policy)._replace(name=CANDIDATE)
+            parts.append(self._alone(own._replace(snapshot=candidate), (leg,)))
+        return lambda: [run for legs in parts for run in _rehearsed(legs)]
+
+    def _alone(self, request: Any, legs: tuple[Leg, ...]) -> LegExecutor:
+        """The executor of these legs on that input, for which nobody waits."""
+        plan = request.plan._replace(legs=legs, order=tuple(range(len(legs))), sequential=True, deadline_s=INF)
+        shadow = request._replace(id=f"{request.id}-shadow", plan=plan, until=INF, batch="", key=None, shows="")
+        return LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads)
+
+
+def _rehearsed(legs: LegExecutor) -> list[ShadowRun]:
+    """Runs the edges of a plan until one's answer would be accepted."""
+    runs = list[ShadowRun]()
+    for i, leg in enumerate(legs.plan.legs):
+        begun = monotonic()
+        event: Any = legs.run(Start(i))
+        took_s = event.at - begun
+        if type(event) is Failed:
+            backend: Any = legs.backend(Start(i))
+            backend.failures.log(f"{leg.name} ({backend.where}), in shadow", event.error)
+            runs.append(ShadowRun(leg, None, False, took_s, type(event.error).__name__))
+            if event.fatal:  # an error to the caller, if this were followed
+                break
+            continue
+        accepted = acceptable(leg, event.answer)
+        runs.append(ShadowRun(leg, event.answer, accepted, took_s))
+        if accepted:
+            break
+    return runs
+
+
+def audit_of(audit: Audit | None, mode: PolicyMode) -> Audit | None:
+    """The settings in force: in shadow mode all requests are audited unless the policy says otherwise."""
+    if audit is None and mode == "shadow":
+        from edgeroute.record.drift_monitor import Audit as Made
+
+        return Made(share=1.0)
+    return audit
+
+
+def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
+    """Audits under this policy from now on; None: only if it is in shadow mode."""
+    audit = audit_of(audit, snapshot.policy.mode)
+    if audit is None:
+        if engine.auditor is not None:
+            engine.auditor.close()
+        engine.auditor, engine.audited = None, 0.0
+        return
+    auditor = engine.auditor or _auditor(engine, audit)
+    full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
+    auditor.adopt(snapshot.targets, snapshot.certificates, prints(snapshot), snapshot.backends, audit, full)
+    engine.auditor, engine.audited = auditor, audit.share
+
+
+def _auditor(engine: Engine, audit: Audit) -> Auditor:
+    from edgeroute.record.audit import Auditor
+
+    journal = None
+    if engine.state is not None:
+        from edgeroute.stores.journal import Journal
+
+        journal = Journal(engine.state / "audit.jsonl")
+    return Auditor(
+        audit, engine.counts,
+        submit=engine.cloud_threads.submit, asks=_Asks(engine), changed=engine.refresh_thresholds,
+        alarm=engine.instruments.alarm, journal=journal,
+        store=None if engine.checkpoint is None else engine.checkpoint.store,
+    )  # fmt: skip

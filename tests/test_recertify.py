@@ -1,0 +1,470 @@
+"""`edgeroute recertify`: a candidate runs in shadow, is put in force once its certificate holds, and taken back after an alarm."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import tiny
+from both import LONG, Tasks, Threads
+
+from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
+from edgeroute.cli.recertify import next_look
+from edgeroute.confidence import Certificate
+from edgeroute.confidence import calibrate as certify
+from edgeroute.confidence.binding import digest
+from edgeroute.router.engine import prints
+from edgeroute.settings.rewrite import switched
+from edgeroute.stores.journal import Journal, read
+from edgeroute.stores.keyvalue import KeyValueStore
+
+PYTHON = [sys.executable, "-m", "edgeroute"]
+LABELS = ["a", "b", "c"]
+OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
+NEW = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [0.5, -0.3, 0]]
+CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
+NOWHERE = "http://127.0.0.1:9/v2/models/none"
+
+
+def cli(*args):
+    """Runs a command to its end -> exit code, stdout, stderr."""
+    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=200)
+    return done.returncode, done.stdout, done.stderr
+
+
+def step(path, *args):
+    """One step -> exit code, what it says."""
+    code, out, err = cli("recertify", "-p", path, "--json", *args)
+    return code, json.loads(out or err)
+
+
+def until(condition, every=0.001):
+    """Returns once it holds."""
+    end = time.monotonic() + 3 * LONG
+    while not condition():
+        assert time.monotonic() < end
+        threading.Event().wait(every)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """`edgeroute serve` with a model that is always right. -> its URL."""
+    model = tiny.linear(tmp_path_factory.mktemp("cloud") / "big.onnx", weights=CLOUD, card={"name": "right"})
+    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
+        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder with the model in use and the candidate."""
+    tiny.linear(tmp_path / "old.onnx", weights=OLD, card={"labels": LABELS})
+    tiny.linear(tmp_path / "new.onnx", weights=NEW, card={"labels": LABELS})
+    return tmp_path
+
+
+TOML = """\
+# of the shop
+threshold = 0.9     # by hand
+state = "state"
+
+[edge]
+path = "old.onnx"
+
+# the model of this month
+[candidate]
+path = "new.onnx"   # retrained
+
+[cloud]
+url = "{url}"
+
+[audit]
+share = "100%"      # while the candidate is judged
+scene = 1
+"""
+
+
+def written(home, kind="toml", url=NOWHERE):
+    """Writes a policy in that format -> its path."""
+    if kind == "toml":
+        pytest.importorskip("tomlkit")
+    path = home / f"policy.{kind}"
+    data = {
+        "threshold": 0.9, "state": "state", "edge": {"path": "old.onnx"}, "candidate": {"path": "new.onnx"},
+        "cloud": {"url": url, "timeout": "60s"}, "audit": {"share": "100%", "scene": 1},
+    }  # fmt: skip
+    path.write_text(TOML.format(url=url) if kind == "toml" else json.dumps(data))  # JSON is YAML
+    return path
+
+
+def candidates(path):
+    """The digest of the candidate's fingerprints."""
+    with Router.from_policy(path, state=None) as router:
+        return digest(prints(router.engine.snapshot)["candidate"])
+
+
+def logged(home, made, count, share_wrong=0.0, **more):
+    """Adds so many audits of the candidate to the log: confidences are uniform, and the least sure are wrong."""
+    journal, random = Journal(home / "state" / "audit.jsonl"), np.random.default_rng(0)
+    for i, sure in enumerate(random.uniform(size=count)):
+        journal.append({
+            "at": time.time(), "id": f"x-{i}", "target": "candidate", "edge_confidence": sure, "agrees": bool(sure > share_wrong),
+            "audited": "deferred", "probability": 1.0, "fingerprints": made, "unheard": True, **more,
+        })  # fmt: skip
+    journal.close()
+
+
+def alarmed(home, path, *, audits=True):
+    """The state of a router whose audits, or deferral rates, have raised an alarm under the policy's certificate."""
+    with Router.from_policy(path, state=None) as router:
+        watch = router.engine.auditor.watch("edge")
+        for _ in range(20000):
+            if audits:
+                watch.compared(0.99, agrees=False, counted=True)
+            else:
+                watch.sampled(watch.promise.certificate.threshold, below=True)
+            if watch.alarm:
+                break
+        assert watch.alarm
+    store = KeyValueStore.shared(home / "state" / "state.db", watch)
+    store.put("audit:edge", watch.dump())
+    store.leave(watch)
+
+
+# ------------------------------------------------------------------------------------------------------ in the router
+@pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
+def test_a_candidate_is_compared_beside_the_edge(tmp_path, kind):
+    """Answers are those of the edge and the cloud; of each audited request there is a line of the candidate, too."""
+
+    def candidate(_):
+        return "b", 0.3
+
+    def cloud(_):
+        return "b"
+
+    with kind(lambda x: ("a", x), cloud, threshold=0.5, candidate=candidate, audit=Audit(share=1), state=tmp_path) as router:
+        found = [router.infer(x) for x in (0.9, 0.1)]
+        assert [(a.value, a.source) for a in found] == [("a", "edge"), ("b", "cloud")]
+        until(lambda: not router.engine.auditor.busy)
+        lines = {(one["target"], one["id"]): one for one in read(tmp_path / "audit.jsonl")}
+        assert {key: (one["audited"], one["agrees"]) for key, one in lines.items()} == {
+            ("edge", found[0].id): ("shadow", False),
+            ("edge", found[1].id): ("deferred", False),
+            ("candidate", found[0].id): ("deferred", True),
+            ("candidate", found[1].id): ("deferred", True),
+        }
+        with Router(candidate, cloud, threshold=0.7) as other:
+            assert digest(other.fingerprints()) == lines["candidate", found[0].id]["fingerprints"]
+        router.infer(0.1, mode="only_edge")
+        until(lambda: not router.engine.auditor.busy)
+    assert len(list(read(tmp_path / "audit.jsonl"))) == 4, "what stays on the device is not compared"
+
+
+def test_what_a_candidate_cannot_be(home):
+    """One of several edges, one that is awaited, one with other labels; and in a file one without audits."""
+
+    async def awaited(x):
+        return "a", x
+
+    def edge(x):
+        return "a", x
+
+    for given, words in (
+        ({"edge": [edge, edge], "threshold": [0.5, 0.6]}, "the place of the only edge model, beside a cloud; there are 2 edges"),
+        ({"edge": edge, "candidate": awaited}, "is async, and in shadow it runs in a thread"),
+        ({"edge": str(home / "old.onnx"), "candidate": edge}, "has other labels than the edge model"),
+    ):
+        with pytest.raises(PolicyError, match=words):
+            AsyncRouter(**{"cloud": lambda _: "a", "threshold": 0.5, "candidate": edge, **given})
+    path = home / "policy.json"
+    base = {"threshold": 0.9, "edge": {"path": "old.onnx"}, "candidate": {"path": "new.onnx"}, "cloud": {"url": NOWHERE}}
+    for data, words in (
+        (base, r"candidate: is judged from audits: add a section \[audit\]"),
+        ({**base, "cloud": None, "audit": {}}, r"candidate: is to take the place of the only \[edge\], beside a \[cloud\]"),
+        ({**base, "candidate": {"path": "new.onnx", "pathh": 1}, "audit": {}}, r'candidate.pathh: .*did you mean "path"'),
+        (
+            {**base, "candidate": {"path": "none.onnx"}, "audit": {}},
+            r"policy.json: candidate.path: there is no model at .*none.onnx",
+        ),
+    ):
+        path.write_text(json.dumps(data))
+        with pytest.raises((PolicyError, ModelMissing), match=words):
+            Router.from_policy(path)
+    path.write_text(json.dumps({**base, "mode": "shadow"}))
+    with Router.from_policy(path) as router:
+        assert any(line.startswith("candidate, in shadow: ") for line in router.check().lines)
+
+
+# ------------------------------------------------------------------------------------------------------ one step
+@pytest.mark.parametrize("kind", ["toml", "json"])
+def test_steps(home, kind):
+    """Too few audits; the switch, with what was in the file; nothing to do; an alarm; rolled back; only new audits count then."""
+    path = written(home, kind)
+    before, made = path.read_text(), candidates(path)
+    assert step(path)[0] == 2, "which loss?"
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["did"], told["missing"]) == (5, "waiting", 72)  # log(.025) / log(.95)
+    logged(home, made, 71)
+    assert step(path, "--max-loss", "5%")[1]["missing"] == 1
+    logged(home, made, 900, share_wrong=0.3)
+    code, told = step(path, "--max-loss", "5%", "--dry-run")
+    assert (code, told["did"], path.read_text(), len(list(home.glob("*.json")))) == (0, "switched", before, 2 + (kind == "json"))
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["did"]) == (0, "switched")
+    certificate = Certificate.load(told["certificate"])
+    assert (certificate.value, certificate.sure, certificate.n) == (0.05, pytest.approx(0.975), 971)
+    with Router.from_policy(path, uncalibrated="error", state=None) as router:
+        assert digest(router.fingerprints()) == made
+        assert router.engine.snapshot.candidate is None
+    if kind == "toml":
+        assert path.read_text() == before.replace("0.9  ", f'"{certificate_name(told)}"  ').replace(
+            '[edge]\npath = "old.onnx"\n\n# the model of this month\n[candidate]\npath = "new.onnx"   # retrained',
+            '[edge]\npath = "new.onnx"   # retrained',
+        )
+    assert (home / f"policy.{kind}.before").read_text() == before
+    code, told = step(path)
+    assert (code, told["did"]) == (0, "nothing")
+    alarmed(home, path, audits=False)
+    assert step(path)[1]["did"] == "nothing", "other inputs are no fault of the model"
+    alarmed(home, path)
+    assert step(path, "--dry-run")[1]["did"] == "rolled_back"
+    code, told = step(path)
+    assert (code, told["did"], path.read_text()) == (0, "rolled_back", before)
+    assert "drift alarm of" in told["text"]
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["audits"]) == (5, 0)
+    assert "since it was rolled back" in told["text"]
+
+
+def certificate_name(told):
+    """As in the policy."""
+    return told["certificate"].rpartition("/")[2]
+
+
+def test_the_promise_of_the_certificate_in_use(home):
+    """It is the default, also how sure."""
+    path = written(home, "json")
+    made = candidates(path)
+    with Router.from_policy(path, state=None) as router:
+        used = router.fingerprints()
+    score = np.linspace(0, 1, 2000)
+    certify(score, score > 0.2, max_loss=0.1, sure=0.9, fingerprints=used).save(home / "certificate.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threshold": "certificate.json"}))
+    assert step(path)[1]["needed"] == 29  # log(.05) / log(.9)
+    logged(home, made, 500)
+    told = step(path)[1]
+    assert (told["did"], "at most 10 %" in told["guarantee"] or "10 %" in told["guarantee"]) == ("switched", True)
+
+
+def test_looks_share_the_risk(home):
+    """A candidate without a threshold that holds is looked at again at half as many audits more, by half of the risk left."""
+    path = written(home, "json")
+    made = candidates(path)
+    logged(home, made, 100, share_wrong=1.1)
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["did"], told["needed"]) == (5, "waiting", 150)
+    assert "holds at no threshold" in told["text"]
+    logged(home, made, 49, share_wrong=1.1)
+    assert step(path, "--max-loss", "5%")[1]["missing"] == 1
+    logged(home, made, 2000)
+    told = step(path, "--max-loss", "5%")[1]
+    assert Certificate.load(told["certificate"]).sure == pytest.approx(0.9875)
+
+
+@pytest.mark.filterwarnings("ignore:.*share the score")
+def test_looking_again_and_again_keeps_the_risk():
+    """A candidate that breaks its promise at each threshold, by little, is put in force in 5 % of cases at most, whenever."""
+    value, risk, cases, broken = 0.05, 0.05, 400, 0
+    for seed in range(cases):
+        random, looks = np.random.default_rng(seed), []
+        score, agree = np.where(random.uniform(size=4000) < 0.1, 0.2, 0.8), random.uniform(size=4000) > 0.0562
+        while (due := next_look(looks, value, risk))[0] <= len(score):
+            count, own = due
+            if certify(score[:count], agree[:count], max_loss=value, sure=1 - own).threshold < np.inf:
+                broken += 1
+                break
+            looks.append(count)
+        assert broken or len(looks) > 5
+    assert broken <= cases * risk + 3 * (cases * risk * (1 - risk)) ** 0.5
+
+
+def test_an_edited_policy_is_not_overwritten(home):
+    """It is said, and the exit status is not 0; with --force it is kept beside."""
+    path = written(home, "json")
+    before = path.read_text()
+    logged(home, candidates(path), 900)
+    assert step(path, "--max-loss", "5%")[1]["did"] == "switched"
+    alarmed(home, path)
+    edited = json.dumps({**json.loads(path.read_text()), "deadline": "2s"})
+    path.write_text(edited)
+    code, told = step(path)
+    assert (code, told["did"], path.read_text()) == (4, "refused", edited)
+    assert "was edited after the switch" in told["text"]
+    code, told = step(path, "--force")
+    assert (code, told["did"], path.read_text()) == (0, "rolled_back", before)
+    assert (home / "policy.json.edited").read_text() == edited
+
+
+def test_what_is_kept_is_not_trusted_blindly(home):
+    """Where the policy before the switch was changed or removed, nothing is put in force."""
+    path = written(home, "json")
+    logged(home, candidates(path), 900)
+    step(path, "--max-loss", "5%")
+    alarmed(home, path)
+    (home / "policy.json.before").unlink()
+    now = path.read_text()
+    code, told = step(path)
+    assert (code, path.read_text()) == (2, now)
+    assert "is not the policy before the switch any more" in told["error"]
+
+
+def test_yaml_is_told(home):
+    """What to write, with the certificate; the file stays."""
+    path = written(home, "yaml")
+    before = path.read_text()
+    logged(home, candidates(path), 900)
+    code, told = step(path, "--max-loss", "5%")
+    assert (code, told["did"], path.read_text()) == (0, "by_hand", before)
+    assert "make the keys of candidate those of edge" in told["text"]
+    Certificate.load(told["certificate"])
+
+
+def test_without_tomlkit(home, monkeypatch):
+    """The message says what to install, or to write."""
+    path = home / "policy.toml"
+    path.write_text(TOML.format(url=NOWHERE))
+    monkeypatch.setitem(sys.modules, "tomlkit", None)
+    with pytest.raises(RuntimeMissing, match=r"pip install tomlkit\. By hand: make the keys of candidate those of edge"):
+        switched(path, "certificate.json")
+
+
+KILLED = """
+import os, signal, sys
+from edgeroute import system
+from edgeroute.cli import switch
+from edgeroute.__main__ import main
+left, real = int(sys.argv.pop(1)), system.replace_file
+def replaced(path, text):
+    global left
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    real(path, text)
+switch.replace_file = replaced
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_killed_between_any_two_writes(home):
+    """The policy is the old one or the new one, whole and valid; the next run does the rest."""
+    path = written(home, "json")
+    before = path.read_text()
+    logged(home, candidates(path), 900)
+
+    def killed(at, *args):
+        command = [sys.executable, "-c", KILLED, str(at), "recertify", "-p", str(path), *args]
+        return subprocess.run(command, check=False, capture_output=True, timeout=200).returncode
+
+    ends = []
+    for at in range(9):
+        ends.append(killed(at, "--max-loss", "5%"))
+        with Router.from_policy(path, state=None):
+            pass
+        if ends[-1] == 0:
+            break
+        assert path.read_text() == before
+    assert ends == [-signal.SIGKILL] * 4 + [0]
+    after = path.read_text()
+    assert after != before
+    alarmed(home, path)
+    ends = []
+    for at in range(9):
+        ends.append(killed(at))
+        if ends[-1] == 0:
+            break
+        assert path.read_text() == after
+    assert ends == [-signal.SIGKILL] * 2 + [0]
+    assert path.read_text() == before
+
+
+# ------------------------------------------------------------------------------------------------------ end to end
+def drawn(n, seed, shift=0.0):
+    """Inputs [n, 4]; the fourth number misleads, the more the larger it is."""
+    x = np.random.default_rng(seed).normal(size=(n, 4)).astype(np.float32)
+    x[:, 3] += shift
+    return x
+
+
+def test_a_candidate_is_certified_switched_and_rolled_back_while_the_router_runs(home, served):
+    """Real models, a real server, four callers, and a router that watches its file: in shadow, in force, worse, taken back."""
+    path = written(home, "json", url=served)
+    before = path.read_text()
+    assert step(path, "--max-loss", "15%")[0] == 5
+    stop = threading.Event()
+    with Router.from_policy(path, watch=True, limits=Limits()) as router:
+
+        def calls(shift, enough):
+            errors = []
+
+            def call(seed):
+                try:
+                    for x in drawn(100_000, seed, shift):
+                        if stop.is_set():
+                            return
+                        router.infer(x)
+                except Exception as e:  # noqa: BLE001 - looked at below
+                    errors.append(e)
+
+            threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+            for thread in threads:
+                thread.start()
+            try:
+                until(lambda: errors or enough(), 0.05)
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+                stop.clear()
+            assert not errors
+            until(lambda: not router.engine.auditor.busy)
+
+        def lines():
+            return [one for one in read(home / "state" / "audit.jsonl") if one["target"] == "candidate"]
+
+        calls(0.0, lambda: any(s.target == "candidate" and s.compared > 300 for s in router.stats().shadows))
+        code, told = step(path, "--max-loss", "15%")
+        assert (code, told["did"]) == (0, "switched"), told
+        until(lambda: router.engine.snapshot.candidate is None)
+        assert digest(router.fingerprints()) == lines()[-1]["fingerprints"]
+        found = [router.infer(x) for x in drawn(50, 77)]
+        assert "(loss <= 15 %" in next(a.reason for a in found if a.source == "edge")
+        assert step(path)[1]["did"] == "nothing"
+        calls(6.0, lambda: any(one.alarm for one in router.stats().audits))
+        stored = home / "state" / "state.db"
+        assert stored.exists()
+        until(lambda: step(path)[1]["did"] == "rolled_back")
+        assert path.read_text() == before
+        until(lambda: router.engine.snapshot.candidate is not None)
+        assert router.infer(drawn(1, 5)[0]).value in LABELS
+    code, told = step(path, "--max-loss", "15%")
+    assert (code, told["did"]) == (5, "waiting")
+
+
+def test_one_at_a_time(home):
+    """Who comes while another one is under way is told."""
+    from edgeroute.stores.locks import ProcessLock
+
+    path = written(home, "json")
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        turn = ProcessLock(home / "state" / "recertify.lock")
+        assert turn.take()
+        stack.callback(turn.leave)
+        code, told = step(path, "--max-loss", "5%")
+        assert (code, "another recertify is under way" in told["error"]) == (2, True)
