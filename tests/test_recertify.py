@@ -277,7 +277,7 @@ def test_looks_share_the_risk(home):
     assert Certificate.load(told["certificate"]).sure == pytest.approx(0.9875)
 
 
-@pytest.mark.filterwarnings("ignore:.*share the score")
+@pytest.mark.filterwarnings("ignore:.*share the score", "ignore:the score seems to rank")
 def test_looking_again_and_again_keeps_the_risk():
     """A candidate that breaks its promise at each threshold, by little, is put in force in 5 % of cases at most, whenever."""
     value, risk, cases, broken = 0.05, 0.05, 400, 0

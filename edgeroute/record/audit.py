@@ -155,7 +155,9 @@ class Auditor:
         self.audit, self._full = audit, full
         due = None if self._kept is None else self._kept.get(UNTIL_NEXT)
         due = due if type(due) is int else None
-        self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, self._allowed, due, full)
+        allowed = partial(_allowed, self._asks)
+        self.sampler = Sampler(audit.share, audit.scene, lambda: self._jobs.waiting, allowed, due, full)
+        self._remained = self.sampler.remaining()
         self.arrives: Callable[[], Drawn | None] = self.sampler.arrives
 
     def watch(self, name: str) -> DriftMonitor | None:
@@ -222,11 +224,11 @@ class Auditor:
     def close(self) -> None:
         """Stores the state for later runs, unless there were no requests; a router that only measures leaves it as it was."""
         with self._lock:
-            self._bound = NOTHING
+            self._bound, remaining = NOTHING, self.sampler.remaining()
             if self._used:
                 self._note()
-            if self._kept is not None and self._used:
-                self._kept.put(UNTIL_NEXT, self.sampler.remaining())
+            if self._kept is not None and (self._used or remaining != self._remained):
+                self._kept.put(UNTIL_NEXT, remaining)
         if self._journal is not None:
             self._journal.close()
 
@@ -274,13 +276,6 @@ class Auditor:
             one = Pending(request, drawn, bound, answer, ask, pending, rehearse, seen(outcome, cloud, costs))
             self._jobs.put(Job(partial(self._finish, one), lambda: answer is not None or self._asks.room(request, cloud)))
         self._jobs.start()
-
-    def _allowed(self) -> bool:
-        try:
-            return self._asks.allowed()
-        except Exception:
-            log.exception("an audit failed; no answer is touched by it")
-            return False
 
     def _finish(self, one: Pending) -> None:
         """Calls the cloud if that has not answered, runs what runs in shadow, and compares."""
@@ -358,6 +353,14 @@ class Auditor:
         said = "" if watch.alarm is None else watch.alarm.what
         log.warning("%s: %s; %s; calibrate again", name, said, watch.reaction)
         self._alarm(name, said)
+
+
+def _allowed(asks: Asks) -> bool:
+    try:
+        return asks.allowed()
+    except Exception:
+        log.exception("an audit failed; no answer is touched by it")
+        return False
 
 
 def same(edge: Any, cloud: Any) -> bool:
