@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from both import CALLS, LONG, Tasks, ask, unsure
+from both import CALLS, LONG, Tasks, Threads, ask, unsure
 
 from edgeroute import AsyncRouter, Cache, CallableModel, DeadlineExceeded, Ensemble, NoAnswer, PolicyError, Prediction, Router
 from edgeroute.testing import FakeCloud
@@ -460,3 +460,28 @@ def test_a_reload_refuses_one_too(tmp_path, monkeypatch):
         assert router.infer(1).value == "slow"
         router.reload()
         assert router.infer(1).value == "slow"
+
+
+# ------------------------------------------------------------------------------------------------------------------- clouds
+@pytest.mark.parametrize("edge", ["function", "object", "generator"])
+def test_a_router_of_threads_refuses_an_async_cloud(edge):
+    """When it is made: each deferred request would fail otherwise."""
+    with pytest.raises(PolicyError, match=r"^the cloud is the function '\w+', and async: use AsyncRouter, which awaits it"):
+        Router(lambda _: ("edge", 0.1), EDGES[edge](), threshold=0.5)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", [Threads, Tasks])
+def test_a_cloud_that_returns_what_is_to_be_awaited(kind, call):
+    """That object is no answer; the edge's stands, and the reason says what to write."""
+
+    async def later(x):
+        return f"cloud {x}", 0.9
+
+    def cloud(x):
+        return later(x)
+
+    with kind(lambda x: (f"edge {x}", 0.1), cloud, threshold=0.5) as router:
+        answer = ask(router, call, 1)
+    assert (answer.value, answer.degraded) == ("edge 1", True)
+    assert "returns a coroutine: make it an async def, and use AsyncRouter" in answer.reason

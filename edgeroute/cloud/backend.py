@@ -6,6 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from itertools import count
 from time import monotonic
+from types import AsyncGeneratorType, CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.cloud.replies import ReplyReader
@@ -18,7 +19,7 @@ from edgeroute.core.policy import Side, Terms
 from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.identity import versioned
-from edgeroute.errors import PolicyError
+from edgeroute.errors import BadReply, PolicyError
 from edgeroute.imports import imported
 from edgeroute.system import AbandonedRuns, cancelled
 from edgeroute.types import Backend, StopToken
@@ -237,7 +238,6 @@ class FunctionBackend(AbandonedRuns):
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:  # noqa: ARG002 - cannot be stopped
         """Calls the function for each input."""
-        self.ready(until)
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
@@ -248,11 +248,19 @@ class FunctionBackend(AbandonedRuns):
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
-            result = joined(self.function(x))
+            result = joined(self._returned(self.function(x)))
         except BaseException as e:
             exchange.after_attempt(0, e)
             raise
         exchange.after_attempt(0)
+        return result
+
+    def _returned(self, result: Any) -> Any:
+        kind = type(result)
+        if kind in (CoroutineType, AsyncGeneratorType):
+            if kind is CoroutineType:
+                result.close()  # or Python would warn that it was never awaited
+            raise BadReply(f"{self.where} is a def that returns a {kind.__name__}: make it an async def, and use AsyncRouter")
         return result
 
     def _answer(self, result: Any) -> Any:
@@ -286,10 +294,9 @@ class FunctionBackend(AbandonedRuns):
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The pieces of a generator function; for any other function its answer, in one piece."""
-        self.ready(until)
         exchange.before_attempt(0, until)
         try:
-            result = self.function(x)
+            result = self._returned(self.function(x))
             if isinstance(result, Generator):
                 prediction = yield from spoken(result, self.reader.answer)
             else:
@@ -308,10 +315,8 @@ class FunctionBackend(AbandonedRuns):
         """Not possible: a function has no encoded call."""
         raise PolicyError(f"{self.where} takes no stored calls")
 
-    def ready(self, until: float) -> None:  # noqa: ARG002
-        """Checks only whether the function can be called from here."""
-        if self.run_async is not None:
-            raise PolicyError(f"{self.where} is a coroutine function: use AsyncRouter")
+    def ready(self, until: float) -> None:
+        """Nothing: a function needs no preparation."""
 
     def describe(self) -> str:
         """Status line for `check`."""

@@ -156,6 +156,10 @@ def build(
         name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
         kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
         backend = kind(name, endpoint, score, labels)
+        if getattr(backend, "alone_async", False) and not awaits:
+            raise PolicyError(
+                f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
+            )
         backend.guard = guard(backend)
         add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
     seen = TargetViews(views, targets)
