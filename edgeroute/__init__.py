@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers know the name; `typing` takes longer to import than all else here
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgeroute.cloud.backend import Function
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.egress import Egress

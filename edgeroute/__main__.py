@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from importlib.util import find_spec
 
 
 def main() -> None:
     """Runs the command line, which needs the extra `cli`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background of a shell
+        signal.signal(signal.SIGINT, _end)
+    from importlib.util import find_spec
+
     if find_spec("typer") is None or find_spec("rich") is None:
         from edgeroute.packaged import pages
 
@@ -19,6 +24,11 @@ def main() -> None:
     from edgeroute.cli.exits import run
 
     run(app)
+
+
+def _end(*_: object) -> None:
+    """Ends the process at Ctrl-C while the command line is imported: nothing has begun, and a traceback would tell nothing."""
+    os._exit(130)
 
 
 if __name__ == "__main__":

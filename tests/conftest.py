@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def fashion_server(fashion):
         yield json.loads(process.stdout.readline())["ready"]
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture
+def own_signals():
+    """Ctrl-C is as it was, after a command line in this process."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

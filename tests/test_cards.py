@@ -635,7 +635,7 @@ def test_the_page_has_the_tables_of_the_format():
     assert card_format.tables() in page
 
 
-def test_the_command_prints_either_schema(capsys, monkeypatch):
+def test_the_command_prints_either_schema(capsys, monkeypatch, own_signals):
     """Of policies by default, and of cards."""
     for arguments, title in (([], "edgeroute policy"), (["card"], "edgeroute model card")):
         monkeypatch.setattr(sys, "argv", ["edgeroute", "schema", *arguments])

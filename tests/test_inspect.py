@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -503,6 +504,29 @@ def test_a_runtime_of_ones_own(tmp_path, monkeypatch):
     code, _, err = run(path, "--write")
     assert (code, "does not take" in err) == (2, True)
     assert not (tmp_path / "m.json").exists()
+
+
+class Endless(Doubles):
+    """One whose runs do not end, and cannot be stopped."""
+
+    def run_feed(self, feed):
+        """Waits for ever."""
+        threading.Event().wait()
+
+
+def test_a_run_that_cannot_be_stopped(tmp_path, monkeypatch):
+    """Is left behind: what is known is told all the same, and the command ends well."""
+    (tmp_path / "m.dbl").write_bytes(b"2")
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[2]]\n"
+        "from edgeroute.edge import runtimes; runtimes._registered['.dbl'] = 'test_inspect:Endless'\n"
+        "sys.argv = ['edgeroute', 'inspect', sys.argv[1], '--timeout', '10ms', '--json']\n"
+        "from edgeroute.__main__ import main; main()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m.dbl"), str(HERE.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a run did not end within" in json.loads(done.stdout)["notes"][0]
 
 
 def test_odd_models(tmp_path):

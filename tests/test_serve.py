@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import onnx
 import pytest
+import uvicorn
 from both import running
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -739,9 +740,18 @@ def test_card(tmp_path):
 MAIN = """
 import sys
 from edgeroute.serve.run import serve
-serve(sys.argv[1:], port=0, on_ready=lambda url: print(url, flush=True))
-print("end")
+ended = serve(sys.argv[1:], port=0, on_ready=lambda url: print(url, flush=True))
+print("end", ended)
 """
+
+
+def test_a_signal_before_the_server_listens_to_signals(tmp_path, monkeypatch):
+    """Ends it as well, before it says that it is ready."""
+    path = save(tmp_path / "scale.onnx")
+    capture, ready = uvicorn.Server.capture_signals, []
+    monkeypatch.setattr(uvicorn.Server, "capture_signals", lambda self: (signal.raise_signal(signal.SIGTERM), capture(self))[1])
+    assert serve([path], port=0, on_ready=ready.append) == signal.SIGTERM
+    assert ready == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
@@ -758,7 +768,7 @@ def test_serve(tmp_path, sig):
             assert client.post(INFER, json=ASK).status_code == 200
             process.send_signal(sig)  # the connection is kept alive: it must not hold the server up
             out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, "end\n", "")
+    assert (process.returncode, out, err) == (0, f"end {sig:d}\n", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)

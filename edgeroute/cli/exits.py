@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+from threading import Thread
 from typing import Any, NoReturn
 
 import typer
@@ -17,6 +20,8 @@ from edgeroute.errors import BadInput, CloudError, EdgerouteError, NoAnswer
 
 OK, FAILED, USAGE, NO_ANSWER, NOT_READY, TOO_FEW = 0, 1, 2, 3, 4, 5
 CRASHED, INTERRUPTED, NOBODY_READS = 70, 130, 141
+LEFT: list[Thread] = []
+"""Threads that nobody waits for any more, and that may be in a native call, which would abort a process that ends as usual."""
 CODES = (
     "Exit codes: 0 fine; 1 an input could not be read or answered; 2 wrong usage, policy, model or file; "
     "3 no answer, the cloud was needed and could not be reached; 4 `check` found something that is not ready; "
@@ -60,7 +65,8 @@ def line(error: EdgerouteError, *, as_json: bool, **more: str) -> str:
 def run(app: typer.Typer) -> NoReturn:
     """Runs the command line, and ends the process: quietly at Ctrl-C, and when nobody reads its output any more (`| head`).
 
-    What the encoding of the output lacks is written as an escape.
+    What the encoding of the output lacks is written as an escape. What Python would do at its end is left out where a command was
+    interrupted, since it may take long: threads are waited for, and all modules are taken apart.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -69,6 +75,7 @@ def run(app: typer.Typer) -> NoReturn:
     if out is not None:  # pythonw has none
         sys.stdout = _Output(out)
     try:
+        _at_ctrl_c(signal.default_int_handler)
         code = _run(app, as_json="--json" in sys.argv)
         if out is not None:
             sys.stdout.flush()
@@ -77,7 +84,23 @@ def run(app: typer.Typer) -> NoReturn:
     except _NobodyReads:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # for what is still buffered
         code = NOBODY_READS
+    _at_ctrl_c(signal.SIG_DFL)  # all is done: Python's own handler would print a traceback
+    if code == INTERRUPTED or any(thread.is_alive() for thread in LEFT):
+        _leave(code)
     sys.exit(code)
+
+
+def _at_ctrl_c(handler: Any) -> None:
+    """What Ctrl-C does from here on, unless it is ignored, as in the background of a shell."""
+    if signal.getsignal(signal.SIGINT) not in {signal.SIG_IGN, None}:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _leave(code: int) -> NoReturn:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError, _NobodyReads):
+            stream.flush()
+    os._exit(code)
 
 
 def _run(app: typer.Typer, *, as_json: bool) -> int:

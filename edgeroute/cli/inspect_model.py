@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from edgeroute.cli.exits import INTERRUPTED
+from edgeroute.cli.exits import LEFT
 from edgeroute.edge.load import load
 from edgeroute.edge.members import feed_of, member
 from edgeroute.errors import ModelError, PolicyError
@@ -90,26 +87,15 @@ def _within(f: Callable[[], Any], seconds: float | None, stop: StopToken | None 
             ended.append((None, e))
         over.set()
 
-    thread, late = threading.Thread(target=run, daemon=True), True
-    try:
-        thread.start()  # Ctrl-C may come in the middle of it, when the thread runs
-        late = not over.wait(seconds)
-    finally:
-        if late:
-            if stop is not None:
-                stop()
-                over.wait(GRACE_S)
-            atexit.register(_leave, over, thread)
-    if late:
+    thread = threading.Thread(target=run, daemon=True)
+    LEFT.append(thread)
+    thread.start()
+    if not over.wait(seconds):
+        if stop is not None:
+            stop()
+            over.wait(GRACE_S)
         raise ModelError(f"a run did not end within {seconds:.3g} s, and was stopped")
     result, error = ended[0]
     if error is not None:
         raise error
     return result
-
-
-def _leave(over: threading.Event, thread: threading.Thread) -> None:
-    """Ends the process if a thread that nobody waits for is still in a native call, or on its way out: that would abort it."""
-    if thread.is_alive() and (not over.wait(GRACE_S) or thread.is_alive()):
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgeroute.cli.exits import OK
+from edgeroute.cli.exits import INTERRUPTED, OK
 from edgeroute.cli.options import Json
 
 
@@ -38,5 +39,5 @@ def serve(
         places = ", ".join(f"{url}/v2/models/{name}" for name in names)
         print(json.dumps({"ready": url, "models": names}) if as_json else f"serving {places}", flush=True)
 
-    run(found, host=host, port=port, max_batch=max_batch, on_ready=ready)
-    return OK
+    ended = run(found, host=host, port=port, max_batch=max_batch, on_ready=ready)
+    return INTERRUPTED if ended == signal.SIGINT else OK

@@ -162,15 +162,21 @@ def _rows(scenario: Scenario, compared: Sequence[Client]) -> list[dict[str, Any]
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Ignores Ctrl-C: a process that is started meanwhile does so for good, where its own handler would print a traceback."""
-    if threading.current_thread() is not threading.main_thread():
+    """Lets Ctrl-C wait. A process that is started meanwhile never hears of it, where its own handler would print a traceback."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))  # a thread of a library may take the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _row(scenario: Scenario, client: Client) -> dict[str, Any]:

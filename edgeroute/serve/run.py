@@ -39,8 +39,10 @@ def serve(
     max_bodies_bytes: int = 256 << 20,
     body_timeout_s: float = 30.0,
     on_ready: Callable[[str], object] | None = None,
-) -> None:
-    """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s, and returns.
+) -> int:
+    """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
+
+    Returns the number of that signal; 0 in a thread, which hears of none.
 
     Args:
         models: paths of model files, each with its card beside it if there is one; `module:name` of a model or a function in
@@ -75,10 +77,11 @@ def serve(
         timeout_keep_alive=75,  # seconds; a router may call rarely, and a new connection costs it round trips
         timeout_graceful_shutdown=5,
     )
-    with _listen(host, port) as listener, _quiet_signals():
+    with _listen(host, port) as listener, _signals() as heard:
         at = listener.getsockname()
         url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
-        _Server(config, on_ready, url).run([listener])
+        _Server(config, on_ready, url, heard).run([listener])
+    return heard[0] if heard else 0
 
 
 def named(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
@@ -110,13 +113,15 @@ _NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str, heard: list[int]) -> None:
         super().__init__(config)
-        self._on_ready, self._url = on_ready, url
+        self._on_ready, self._url, self._heard = on_ready, url, heard
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started and self._on_ready is not None:
+        if self._heard:  # before uvicorn listened to signals
+            self.should_exit = True
+        elif self.started and self._on_ready is not None:
             self._on_ready(self._url)
 
 
@@ -137,14 +142,15 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _quiet_signals() -> Iterator[None]:
-    """Suppresses the signal that uvicorn raises again after shutdown, which would end the process instead of `serve`."""
+def _signals() -> Iterator[list[int]]:
+    """Collects signals that come before uvicorn listens, and those that it raises again at its end, which would end more."""
+    heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
-    before = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGINT, signal.SIGTERM)}
+    before = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield heard
     finally:
         for sig, was in before.items():
             signal.signal(sig, was)
