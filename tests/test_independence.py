@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from edgeroute.confidence import calibrate, deferral_curve, measured_area, overlap, sketch
+from edgeroute.confidence.area import _student
 from edgeroute.confidence.deferral import least_deferral, spread
 from edgeroute.confidence.independence import correlations, dependence
 
@@ -129,6 +131,23 @@ def test_the_interval_covers_the_area():
         found = measured_area(score[i], edge[i], cloud[i])
         covered += found.low <= true <= found.high
     assert 0.88 < covered / draws < 0.99
+
+
+def test_few_events_make_a_wide_interval():
+    """It covers about as often where edge and cloud differ in few examples, and where in hardly any there is none."""
+    rng = np.random.default_rng(0)
+
+    def drawn(n):
+        score = rng.random(n)
+        return score, rng.random(n) < 0.95 + 0.05 * score**0.2, np.ones(n, bool)
+
+    true = measured_area(*drawn(1_000_000)).value
+    for n in (200, 1000):
+        found = [one for one in (measured_area(*drawn(n)) for _ in range(500)) if one.value == one.value]
+        assert np.mean([one.low <= true <= one.high for one in found]) > 0.85
+    assert np.isnan(measured_area(np.arange(100), np.arange(100) > 1, np.ones(100)))[:3].all()
+    for freedom in (2, 5, 30):
+        assert _student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-3)
 
 
 def test_a_score_by_chance_is_told():

@@ -330,6 +330,35 @@ def test_labels_that_no_answer_can_be_equal_to():
     assert cloud.runs == 0
 
 
+def test_labels_that_are_spelt_otherwise():
+    """Where none is ever an answer nothing could be lost, and everything would be certified."""
+    with Router(lambda x: (LABELS[int(x.sum() > 0)], math.tanh(abs(x.sum()))), FakeCloud([("b", 1.0)]), threshold=0.5) as router:
+        for measure in (lambda labels: router.calibrate(X, labels, max_loss=0.02), lambda labels: router.evaluate(X, labels)):
+            with pytest.raises(
+                BadInput, match=r"none of the 600 labels \('A'\) is ever an answer \('a'\), so none could be right"
+            ):
+                measure(["A", "B"] * 300)
+            measure(["A", "B"] * 299 + ["a", "b"])
+        assert router.evaluate(X[:5], ["c"] * 5).accuracy["cascade"].value == 0  # which a few may well be
+
+
+def test_the_verdict_says_that_these_are_the_calibrations_own_examples():
+    """On which a promise holds nearly always."""
+    cloud = FakeCloud([("b", 1.0)])
+
+    def edge(x):
+        return LABELS[int(x.sum() > 0)], math.tanh(abs(x.sum()))
+
+    with Router(edge, cloud, threshold=0.5) as router:
+        made = router.calibrate(X[:300], ["b"] * 300, max_loss=0.02)
+    with Router(edge, cloud, threshold=made.certificate) as router:
+        assert (
+            "About 100% of these examples are those that the certificate was calibrated on"
+            in router.evaluate(X[:300], ["b"] * 300).verdict
+        )
+        assert "calibrated on" not in router.evaluate(X[300:], ["b"] * 300).verdict
+
+
 @pytest.mark.parametrize(
     ("asked", "why"),
     [

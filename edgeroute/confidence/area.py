@@ -11,8 +11,8 @@ from edgeroute.confidence.curve import area_parts, outcomes
 from edgeroute.confidence.exact import Ints
 from edgeroute.confidence.features import Array
 
-Z = 1.96
-"""Standard errors on both sides of a 95 % interval."""
+LEAST = 3
+"""With fewer harms and wins together nothing says how far off an area may be."""
 EVENTS = 20
 """With fewer harms and wins together an area says little, whatever it is."""
 LOW = 0.1
@@ -35,7 +35,9 @@ class Area(NamedTuple):
 
 
 def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, groups: Ints | None = None) -> Area:
-    """The area of a score, with an interval by the delta method.
+    """The area of a score, with an interval by the delta method; NaN where there are fewer than three harms and wins.
+
+    Each event is about one observation of it, so the interval is as wide as Student's t for so many.
 
     Args:
         score: [n], the lowest are deferred first, NaN before all.
@@ -52,14 +54,19 @@ def measured_area(score: Array, edge_correct: Array, cloud_correct: Array, group
     events = float(np.abs(gain).sum())
     found, best = (_influence(by, gain) for by in (s, -gain))
     oracle = float(best.mean())
-    if oracle <= 0:
+    if oracle <= 0 or events < LEAST:
         return Area(nan, nan, nan, events)
     value = float(found.mean()) / oracle
     own: Array = (found - value * best) / oracle  # the influence of each on the ratio; its mean is 0
     if groups is not None:
         own = np.bincount(groups, own).astype(np.float64)
-    error = Z * sqrt(float(np.square(own).sum())) / s.size
+    error = _student(events - 1) * sqrt(float(np.square(own).sum())) / s.size
     return Area(value, value - error, value + error, events)
+
+
+def _student(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t for at least two degrees of freedom (Cornish and Fisher's expansion)."""
+    return 1.96 + 2.3724 / freedom + 2.8224 / freedom**2 + 2.5559 / freedom**3 + 1.5906 / freedom**4
 
 
 def _influence(score: Array, gain: Array) -> Array:

@@ -19,7 +19,7 @@ from edgeroute.evaluation.numbers import latencies, numbers
 from edgeroute.evaluation.promise import verdicts
 from edgeroute.evaluation.share import Share
 from edgeroute.report.page import Page, calibrated, cell, document, evaluated
-from edgeroute.report.words import counted, counted_classes, level, percent, verdict
+from edgeroute.report.words import counted, counted_classes, level, percent, seen_before, verdict
 from edgeroute.system import replace_file
 
 
@@ -67,8 +67,8 @@ class EvaluationResult:
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
-        return " ".join(verdict(self.evaluation, verdicts(self.evaluation)))
+        """The same in words, and whether these are the calibration's own examples, on which it says nothing."""
+        return " ".join(filter(None, (*verdict(self.evaluation, verdicts(self.evaluation)), seen_before(self.evaluation))))
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers in JSON types, as `edgeroute evaluate --json` prints them."""

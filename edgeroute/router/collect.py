@@ -24,6 +24,8 @@ from edgeroute.types import Spent
 SMALLEST = exp(TINY)
 MAY_FAIL = 0.01
 """Maximum share of inputs dropped for lack of a cloud answer; more would bias the sample."""
+FOREIGN = 20
+"""From so many labels on, that no answer is any of them is no chance."""
 
 
 def collect(
@@ -91,6 +93,8 @@ def collect(
             'the softmax, or have the card say "output": {"kind": "probabilities"}'
         )
     replies = [asking.replies[i] for i in kept] if ask_cloud else []
+    if right is not None:
+        _check_said(right, [runs[i].prediction.value for i in kept] + [reply.prediction.value for reply in replies])
     made = Examples(
         score=_scores([runs[i].prediction for i in kept]),
         edge=[runs[i].prediction.value for i in kept],
@@ -173,6 +177,16 @@ def _check_comparable(value: Any, label: Any, where: str) -> None:
     if isinstance(value, str) != isinstance(label, str):
         kinds = ["a text" if isinstance(one, str) else f"of type {type(one).__name__}" for one in (value, label)]
         raise BadInput(f"{where} answers {value!r}, which is {kinds[0]}, and the labels are {kinds[1]}: give them as it answers")
+
+
+def _check_said(labels: Sequence[Any], answers: Sequence[Any]) -> None:
+    """Refuses labels none of which is any answer: nobody would ever be right, and so nothing ever lost."""
+    meant, given = ({one for one in values if isinstance(one, str)} for values in (labels, answers))
+    if len(labels) >= FOREIGN and meant and given and meant.isdisjoint(given):
+        raise BadInput(
+            f"none of the {len(labels)} labels ({min(meant)!r}) is ever an answer ({min(given)!r}), so none could be right: give "
+            "them as they are answered"
+        )
 
 
 class _Reply(NamedTuple):
