@@ -169,9 +169,12 @@ def _correct(x: object) -> float:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    csv.field_size_limit(1 << 24)
+    limit = csv.field_size_limit(1 << 24)
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        rows = [*csv.DictReader(file)]
+        try:
+            rows = [*csv.DictReader(file)]
+        finally:
+            csv.field_size_limit(limit)
     if not rows:
         raise Broken(f"{path}: no rows")
     return rows

@@ -14,6 +14,8 @@ from edgeroute.replay.logs.lines import LeftOut, lines
 
 SCORES, ANSWERS, USD = ("edge_score", "cloud_score"), ("edge_answer", "cloud_answer"), ("edge_usd", "cloud_usd")
 COLUMNS: Final = "confidence, edge_score and cloud_score (0..1) or edge_answer and cloud_answer; if known id, edge_usd, cloud_usd"
+LONGEST: Final = 1 << 17
+"""Maximum length of a field, characters."""
 _TRUTHS: Final = {"true": 1.0, "false": 0.0}
 
 
@@ -49,6 +51,8 @@ def rows(paths: Iterable[Path], ask: Ask, left: LeftOut) -> tuple[list[Row], boo
                 row = next(table, None)
                 if row is None:
                     break
+                if any(len(text or "") > LONGEST for text in row.values()):  # a None key holds a list: fields without a column
+                    raise csv.Error  # as by its own limit, which a program may have changed for all that it reads
                 found.append(_row(row, ask, scores=not any(compared)))
             except csv.Error:
                 left.add("no row of a table: a field that is too long, or damaged", f"{path}:{text.number}")
