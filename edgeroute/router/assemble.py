@@ -23,7 +23,8 @@ from edgeroute.router.engine import Engine, prints
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import build
-from edgeroute.system import ThreadPool, contained, log
+from edgeroute.system import contained, log
+from edgeroute.threads import ThreadPool
 from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
