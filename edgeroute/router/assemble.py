@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.guard import Guard
 from edgeroute.cloud.spending import SharedSpending
+from edgeroute.copies import own_copy
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Limits, Spending
 from edgeroute.core.walk import Event, Start
@@ -25,7 +26,6 @@ from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import build
 from edgeroute.system import contained, log
 from edgeroute.threads import ThreadPool
-from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
