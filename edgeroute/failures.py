@@ -1,4 +1,4 @@
-"""Logs the failures of functions of the application, with their tracebacks, and not each time."""
+"""The log: it is sanitised, and failures of functions of the application are in it with their tracebacks, and not each time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ import logging
 import time
 
 from edgeroute.core.codes import Coded
-from edgeroute.core.texts import named
+from edgeroute.core.texts import FOREIGN, OWN, named, printable, told
 
 log = logging.getLogger("edgeroute")
 MESSAGE = "%s failed: %s (said once a minute at most)"
+
+
+class _CleanLog(logging.Filter):
+    """Sanitises the log of all of edgeroute: arguments become printable text on one line, and tracebacks are indented.
+
+    So no text of a server or a foreign exception can start a line of the log, or send escapes to a terminal.
+    """
+
+    _format = logging.Formatter().formatException
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(arg if isinstance(arg, int | float) else _argument(arg) for arg in record.args)
+        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
+            record.exc_text = printable(self._format(record.exc_info)).replace("\n", "\n  ")
+        return True
+
+
+def _argument(arg: object) -> str:
+    return told(arg, FOREIGN if isinstance(arg, BaseException) else OWN)
+
+
+log.addFilter(_CleanLog())
 
 
 class Failures:

@@ -15,8 +15,8 @@ from both import CALLS, LONG, Tasks, Threads, ask, sure, unsure
 from edgeroute.errors import StoreError
 from edgeroute.stores.cache import Cache, Entry, Semantic
 from edgeroute.stores.sqlite import Database
-from edgeroute.system import ThreadPool
 from edgeroute.testing import FakeCloud
+from edgeroute.threads import ThreadPool
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS things (name TEXT)"
 NAMES = "SELECT name FROM things ORDER BY rowid"

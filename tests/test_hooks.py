@@ -172,7 +172,7 @@ def test_a_check_of_a_model_that_panics(error):
 
 def test_ctrl_c_in_a_stream_that_has_no_thread(monkeypatch):
     """The leg runs in the caller's thread, where it passes."""
-    monkeypatch.setattr("edgeroute.system.ThreadPool.submit", lambda *_: False)
+    monkeypatch.setattr("edgeroute.threads.ThreadPool.submit", lambda *_: False)
     hook, _ = raising(KeyboardInterrupt)
     with Router(hook, None) as router, pytest.raises(KeyboardInterrupt):
         ask(router, "stream", "x")

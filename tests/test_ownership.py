@@ -11,9 +11,9 @@ import pytest
 from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left
 
 from edgeroute import AsyncRouter, Audit, Cache, Egress, OpenInference, Outbox, PlainJson
+from edgeroute.copies import own_copy
 from edgeroute.core.facts import Facts
 from edgeroute.testing import CannedServer, http_reply
-from edgeroute.types import own_copy
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import threading
 import pytest
 from both import interrupted
 
-from edgeroute.system import ThreadPool
+from edgeroute.threads import ThreadPool
 
 LONG = 30.0
 
@@ -182,7 +182,7 @@ def test_what_nobody_waits_for_is_done_later():
 
 def test_what_waits_is_bounded(monkeypatch):
     """And without any thread there is nothing to wait for."""
-    monkeypatch.setattr("edgeroute.system.MOST_WAITING", 2)
+    monkeypatch.setattr("edgeroute.threads.MOST_WAITING", 2)
     pool, gate, ran = ThreadPool("test", 1), threading.Event(), []
     assert [pool.submit_later(lambda: (gate.wait(LONG), ran.append(1))) for _ in range(4)] == [True, True, True, False]
     pool._closed = True

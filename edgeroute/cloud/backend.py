@@ -1,11 +1,9 @@
-"""Cloud backend: sends inputs to an endpoint and decodes its replies to predictions."""
+"""Cloud backends: what the router needs of one, and a function as a cloud. An endpoint over HTTP is in `http_backend.py`."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
-from itertools import count
-from time import monotonic
 from types import AsyncGeneratorType, CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,15 +18,13 @@ from edgeroute.core.stream import Pieces, joined, single, spoken, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.identity import versioned
 from edgeroute.errors import BadReply, PolicyError
-from edgeroute.imports import imported
 from edgeroute.system import AbandonedRuns, cancelled
 from edgeroute.types import Backend, StopToken
 
 if TYPE_CHECKING:
-    from edgeroute.cloud.base import Call, Talk
+    from edgeroute.cloud.base import Call
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
-    from edgeroute.cloud.http import HttpClient
 
 MAX_ABANDONED = 16
 """Maximum number of abandoned runs (told to stop, still running), above which the planner skips the endpoint."""
@@ -79,135 +75,6 @@ class CloudBackend(Backend, Protocol):
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Sends an encoded call."""
-
-
-class HttpBackend(AbandonedRuns):
-    """An endpoint over HTTP. The client is imported and constructed at the first call."""
-
-    side: Side = "cloud"
-    alone_async = False
-    guard: Guard
-
-    def __init__(self, name: str, endpoint: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
-        self.name, self.endpoint, self.where = name, endpoint, str(endpoint.where)
-        self.origin = f"{type(endpoint).__name__} {self.where}"
-        self.terms: Terms = endpoint.address.terms
-        self.patience_s: float = endpoint.address.timeout_s
-        self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
-        super().__init__(MAX_ABANDONED)
-        self._client: HttpClient | None = None
-        self._closed = False
-
-    @property
-    def load(self) -> Callable[[], object] | None:
-        """Imports and constructs the client; None: that is done."""
-        return None if self._client is not None else lambda: self.client
-
-    @property
-    def client(self) -> HttpClient:
-        """The HTTP client."""
-        if self._client is None:
-            self._client = imported("edgeroute.cloud.http").HttpClient(self.endpoint)
-            if self._closed:  # a reload has dropped it while a request was on its way here
-                self._client.close()
-        return self._client
-
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """Bytes of bodies sent and received so far, retries included."""
-        return (0, 0) if self._client is None else (self._client.sent, self._client.received)
-
-    def calls(self, inputs: int) -> int:
-        """One for all, where the protocol has batches."""
-        return inputs if getattr(self.endpoint, "one_by_one", False) else 1
-
-    def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
-        """Runs all inputs in one talk, or in one each if the protocol has no batches."""
-        if len(inputs) > 1 and self.calls(2) > 1:
-            rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
-            for x in rows:
-                with rows:
-                    talk = self.endpoint.talk([x])
-                    rows.append(self.reader.many(self.client.run(talk, rows.until(), exchange, cancel, posts), 1)[0])
-            return rows.found
-        return self.reader.many(self.client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
-
-    async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
-        """As `run`, on the event loop."""
-        if len(inputs) > 1 and self.calls(2) > 1:
-            rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
-            for x in rows:
-                with rows:
-                    talk = self.endpoint.talk([x])
-                    rows.append(self.reader.many(await self.client.run_async(talk, rows.until(), exchange, posts), 1)[0])
-            return rows.found
-        return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
-
-    def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """The answer in one piece: these protocols do not stream."""
-        return single(self.run([x], until, cancel, exchange)[0])
-
-    def encode(self, x: Any) -> Call | None:
-        """The endpoint's encoding."""
-        return self.endpoint.encode([x])  # type: ignore[no-any-return]
-
-    def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
-        """Sends the call, and decodes its reply."""
-
-        def talk() -> Talk:
-            return self.endpoint.decode((yield call), 1)
-
-        return self.reader.many(self.client.run(talk(), until, exchange), 1)[0]
-
-    def ready(self, until: float) -> None:
-        """Pings the endpoint (`ready`)."""
-        with self.guard.probe() as exchange:
-            self.client.run(self.endpoint.ping(), until, exchange)
-
-    def health(self, until: float, exchange: Exchange) -> None:
-        """Readiness check."""
-        self.client.run(self.endpoint.health(), until, exchange)
-
-    def describe(self) -> str:
-        """Its address, with a warning if the server is not authenticated."""
-        unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
-        return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
-
-    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the server's model cannot be fingerprinted from here
-        """Fingerprint of the address and of the decoding."""
-        return repr((self.where, self.endpoint.kind, self.reader.labels))
-
-    def identity(self, of: Callable[[Any], str]) -> str:
-        """Protocol, address, encoding and decoding. An endpoint's class says it itself: a subclass may do otherwise."""
-        kind = type(self.endpoint)
-        said = self.endpoint.identity(of) if "identity" in vars(kind) else of(self.endpoint)
-        return repr((kind.__module__, kind.__qualname__, said, self.fingerprint(of)))
-
-    def credentials(self) -> list[str]:
-        """As whom it asks, hashed."""
-        return self.endpoint.address.credentials()  # type: ignore[no-any-return]
-
-    @property
-    def variables(self) -> list[str]:
-        """Environment variables that credentials are read from."""
-        return self.endpoint.address.variables  # type: ignore[no-any-return]
-
-    def codec(self, of: Callable[[Any], str]) -> str:
-        """Fingerprint of the protocol, and of the card with the preprocessing, or the body, if there is one."""
-        card = getattr(getattr(self.endpoint, "card", None), "path", None)
-        own = self.endpoint.codec(of) if hasattr(self.endpoint, "codec") else "" if card is None else of(card)
-        return type(self.endpoint).__name__ + (f":{own}" if own else "")
-
-    def close(self) -> None:
-        """Closes the connections, those in use when they become idle."""
-        self._closed = True
-        if self._client is not None:
-            self._client.close()
-
-    async def aclose(self) -> None:
-        """Closes the connections, including asyncio's."""
-        if self._client is not None:
-            await self._client.aclose()
 
 
 class FunctionBackend(AbandonedRuns):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+from edgeroute.copies import own_copy
 from edgeroute.core.egress import Permit, Rules, Unknown
 from edgeroute.core.texts import typed
 from edgeroute.errors import Held, PolicyError
 from edgeroute.system import contained
-from edgeroute.types import own_copy
 
 Consent = Callable[[str, str | None], bool]
 Redact = Callable[[Any, str | None], Any]

@@ -43,7 +43,7 @@ class EdgeMembers(EdgeModel, Protocol):
 
     @property
     def files(self) -> Sequence[str | PathLike[str]]:
-        """Further files or folders that its outputs depend on, such as its card. For fingerprints. Default: none."""
+        """Further files or folders that its outputs depend on, such as its card. For fingerprints and `reload`. Default: none."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

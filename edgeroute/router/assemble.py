@@ -22,7 +22,8 @@ from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
 from edgeroute.router.snapshot import build
-from edgeroute.system import ThreadPool, log
+from edgeroute.system import log
+from edgeroute.threads import ThreadPool
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend

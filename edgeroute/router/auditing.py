@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.copies import own_copy
 from edgeroute.core.plan import Leg, unheard
 from edgeroute.core.policy import INF, PolicyMode
 from edgeroute.core.walk import Event, Failed, Start, acceptable
@@ -15,7 +16,6 @@ from edgeroute.router.engine import Engine, prints
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import CANDIDATE, Snapshot
 from edgeroute.system import contained
-from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
     from edgeroute.record.audit import Auditor

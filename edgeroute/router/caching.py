@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any
 
 from edgeroute import system
+from edgeroute.copies import own_copy
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Done, Mark, Outcome
 from edgeroute.edge.state import TURN
@@ -19,7 +20,7 @@ from edgeroute.router.keys import accepted
 from edgeroute.router.request import Request
 from edgeroute.stores.cache import Cache, Entry, Flight, Flights, Semantic, digest
 from edgeroute.stores.cache.entry import CachedEntry, keep
-from edgeroute.types import Answer, own_copy
+from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")
 SHARE = 0.1

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from edgeroute.copies import own_copy
 from edgeroute.core.policy import Side, Target
 from edgeroute.core.walk import Done, Event, Failed, Start
 from edgeroute.errors import BadInput
 from edgeroute.router.request import Request
 from edgeroute.router.views import TargetViews
 from edgeroute.system import contained
-from edgeroute.types import own_copy
 
 
 class Fitting(NamedTuple):

@@ -29,7 +29,8 @@ from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
-from edgeroute.system import ThreadPool, renew_after_fork
+from edgeroute.system import renew_after_fork
+from edgeroute.threads import ThreadPool
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.stores.cache import Cache
-    from edgeroute.system import ThreadPool
+    from edgeroute.threads import ThreadPool
 
 T = TypeVar("T")
 OffLoop = Callable[[Callable[[], Any]], Awaitable[Any]]

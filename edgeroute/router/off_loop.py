@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.errors import Held
-from edgeroute.system import ThreadPool
+from edgeroute.threads import ThreadPool
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from edgeroute import system
 from edgeroute.cloud.backend import CloudBackend
 from edgeroute.cloud.base import Call
+from edgeroute.copies import own_copy
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
@@ -21,7 +22,6 @@ from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyErro
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
 from edgeroute.system import contained
-from edgeroute.types import own_copy
 
 if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange

@@ -12,8 +12,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
-from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend, HttpBackend
+from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.egress import Egress
+from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.confidence.binding import BoundCertificate, effective_target
 from edgeroute.confidence.forms import SLACK
 from edgeroute.confidence.reader import bounded

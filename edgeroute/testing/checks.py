@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from edgeroute.copies import own_copy
 from edgeroute.core.stream import whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.callable import CallableModel
@@ -26,7 +27,7 @@ from edgeroute.edge.members import files, member
 from edgeroute.errors import BadInput
 from edgeroute.testing.comparing import bad_of, equal, said, short, shown, swallowed, whole_of, with_nan
 from edgeroute.testing.running import Ask, Hangs, Running, Token
-from edgeroute.types import EdgeModel, StopToken, own_copy
+from edgeroute.types import EdgeModel, StopToken
 
 ROUNDS = 20
 """How often two threads run their samples beside each other."""

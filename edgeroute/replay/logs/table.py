@@ -16,6 +16,7 @@ SCORES, ANSWERS, USD = ("edge_score", "cloud_score"), ("edge_answer", "cloud_ans
 COLUMNS: Final = "confidence, edge_score and cloud_score (0..1) or edge_answer and cloud_answer; if known id, edge_usd, cloud_usd"
 LONGEST: Final = 1 << 17
 """Maximum length of a field, characters."""
+DAMAGED: Final = "no row of a table: a field that is too long, or damaged"
 _TRUTHS: Final = {"true": 1.0, "false": 0.0}
 
 
@@ -51,11 +52,9 @@ def rows(paths: Iterable[Path], ask: Ask, left: LeftOut) -> tuple[list[Row], boo
                 row = next(table, None)
                 if row is None:
                     break
-                if any(len(text or "") > LONGEST for text in row.values()):  # a None key holds a list: fields without a column
-                    raise csv.Error  # as by its own limit, which a program may have changed for all that it reads
                 found.append(_row(row, ask, scores=not any(compared)))
             except csv.Error:
-                left.add("no row of a table: a field that is too long, or damaged", f"{path}:{text.number}")
+                left.add(DAMAGED, f"{path}:{text.number}")
             except Skip as e:
                 left.add(str(e), f"{path}:{text.number}")
     return found, any(compared)
@@ -91,6 +90,8 @@ def _header(table: csv.DictReader[str], path: Path) -> set[str]:
 
 
 def _row(row: Mapping[str | None, str | None], ask: Ask, *, scores: bool) -> Row:
+    if any(len(text or "") > LONGEST for text in row.values()):
+        raise Skip(DAMAGED)  # as by the limit of `csv`, which a program may have changed for all that it reads
     text = {name: (row.get(name) or "").strip() for name in ("id", "confidence", *SCORES, *USD)}
     confidence = float("nan") if text["confidence"] in {"", "nan", "NaN"} else _number("confidence", text["confidence"])
     if scores:

@@ -17,7 +17,8 @@ from edgeroute.stores.outbox.entries import Answering, Listed, Waiting
 from edgeroute.stores.outbox.heads import Heads, Lane, Turns
 from edgeroute.stores.outbox.loop import Loop
 from edgeroute.stores.outbox.store import Outbox
-from edgeroute.system import ThreadPool, renew_after_fork
+from edgeroute.system import renew_after_fork
+from edgeroute.threads import ThreadPool
 
 log = logging.getLogger("edgeroute")
 MOST_S = 60.0
