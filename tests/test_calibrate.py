@@ -363,6 +363,14 @@ def test_many_wins_pay_for_harms(n):
     assert certificate.accuracy["accepted"] == certificate.accuracy["cascade"] == certificate.accuracy["edge"]
 
 
+@pytest.mark.parametrize(("n", "edge", "cloud"), [(1000, 1, 0), (1000, 0.99, 0.01), (1000, 1, 0.3), (4000, 1, 0.1), (5000, 1, 0)])
+def test_a_cloud_that_is_hardly_ever_right(n, edge, cloud):
+    """The more the edge wins the less is deferred: wins beyond any that the broken promise could show are no less proof."""
+    rng = np.random.default_rng(0)
+    score = rng.random(n)
+    assert quietly(score, rng.random(n) < edge, rng.random(n) < cloud, max_loss=0.01).deferral_rate == 0
+
+
 def test_neighbouring_floats():
     """Where nothing lies between two scores, the threshold is the higher one."""
     score = np.where(np.arange(400) < 200, 1.0, np.nextafter(1.0, 2.0))

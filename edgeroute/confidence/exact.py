@@ -76,8 +76,9 @@ def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
     spread = WIDE * sqrt(n * top) + WIDE
     w_top, h_top = (min(n, int(n * (top + sign * eps) / 2 + spread)) for sign in (-1, 1))
     w, h = np.arange(max(wins, w_top) + 1)[:, None], np.arange(h_top + 1)
-    # outcomes with more harms never reject; those with far fewer have negligible probability under the null
-    w, h = np.nonzero((h - w < n * eps) & (h - w > n * eps - spread) & (h + w <= n))
+    # outcomes with more harms never reject; those with far fewer always do, and have negligible probability under the null
+    far = n * eps - spread
+    w, h = np.nonzero((h - w < n * eps) & (h - w > far) & (h + w <= n))
     order = np.argsort(-_ratio(n, eps, h, w), kind="stable")  # from the strongest evidence against the null
     w, h = w[order], h[order]
     events, known = h + w, _log_factorials(n)
@@ -94,7 +95,7 @@ def lr_limits(n: int, eps: float, delta: float, wins: int) -> Ints:
     asked = np.flatnonzero(w <= wins)
     bound = np.searchsorted([reach for _, reach in grid], events[asked])
     passes = asked[asked < np.array(ranks)[bound]]
-    limits = np.full(wins + 1, -1)
+    limits = np.maximum(np.floor(far + np.arange(wins + 1)).astype(np.int64), -1)
     np.maximum.at(limits, w[passes], h[passes])
     return _kept(limits)
 
