@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeroute import PolicyError
-from edgeroute.confidence import Certificate, NotEnough, calibrate, crossfit
+from edgeroute.confidence import Certificate, NotEnough, calibrate, crossfit, deferral_curve
 from edgeroute.confidence import betting as bets
 from edgeroute.confidence import units as drawn
 from edgeroute.confidence.fixed_sequence import BETTING, lowest_threshold
@@ -141,6 +141,18 @@ def test_the_method_is_chosen_by_n_and_kind_alone():
     groups = np.repeat(np.arange(500), 2)
     assert quietly(score, edge.round(), cloud.round(), max_loss=0.03, groups=groups).method == "betting"
     assert quietly(score, edge.round(), cloud.round(), max_loss=0.01, groups=groups).method == "dithered LR-BB"
+
+
+def test_grades_may_be_off_by_rounding():
+    """Arithmetic makes 1.0000001 of 1, which is 1."""
+    rng = np.random.default_rng(0)
+    score, grade = rng.random(1000), (rng.random(1000) < 0.97).astype(float)
+    exact = calibrate(score, grade, grade, max_loss=0.02)
+    assert calibrate(score, grade * (1 + 5e-7), grade - 1e-12 * (grade == 0), max_loss=0.02) == exact
+    assert np.array_equal(deferral_curve(score, grade * (1 + 5e-7), grade).accuracy, deferral_curve(score, grade, grade).accuracy)
+    for wrong in (grade * (1 + 1e-5), grade - 1e-5):
+        with pytest.raises(PolicyError, match="from 0 to 1"):
+            calibrate(score, wrong, grade, max_loss=0.02)
 
 
 def test_the_promise_in_words():

@@ -409,9 +409,10 @@ def test_tables_that_are_damaged(tmp_path):
         ("a", SECRET, 1, 1, 0, 0), ("b", "inf", 1, 1, 0, 0), ("c", 0.5, 2, 1, 0, 0), ("d", 0.5, 1, "", 0, 0), ("e", 0.5),
         ("f", 0.5, 1, 1, -1, 0), ("g", 0.5, 1, "x" * 200_000, 0, 0), (1, 0.5, 1, 1, 0, 0),
     ]  # fmt: skip
+    good[0] = (0, 0, 1 + 2e-16, -1e-9, 0, 0.5)  # which is rounding
     path = table(tmp_path / "log.csv", columns, [*good, *bad])
     found = read_pairs([path], "csv", Read())
-    assert len(found.edge) == 400
+    assert (len(found.edge), found.edge[0], found.cloud[0]) == (400, 1, 0)
     reasons = {one.why: (one.requests, one.first) for one in found.left_out}
     assert reasons == {
         "confidence is no number": (2, f"{path}:402"),
@@ -433,6 +434,9 @@ def test_tables_that_are_damaged(tmp_path):
     found = read_pairs([path], "csv", Read())
     assert found.edge.tolist() == [1]
     assert {one.why for one in found.left_out} == {"a row that ends before its answers", "a line of more than 16 MiB"}
+    with pytest.raises(BadInput, match=f"{path}:1: the first line names confidence twice"):
+        read_pairs([table(path, ["confidence", *columns], [])], "csv", Read())
+    path.write_text("confidence,edge_answer,cloud_answer\n.5,x,y\n")
     other = table(tmp_path / "other.csv", columns, good)
     with pytest.raises(BadInput, match="scores in one and answers in another"):
         read_pairs([path, other], "csv", Read())

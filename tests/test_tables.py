@@ -98,6 +98,13 @@ def test_it_comes_back_from_its_file(score, tmp_path):
         ({"a": [1, 2]}, {"ood": True}, "ood= is of logits"),
         ([{"a": 1}, {"b": 1}], {}, "KeyError"),
         (np.zeros((2, 2)), {"base": "a"}, "names a column of a table"),
+        ({}, {}, "there are no features, or no examples"),
+        ({"a": []}, {}, "there are no features, or no examples"),
+        ({"a": [1, 1e200]}, {}, "up to 1e\\+100: scale them"),
+        ({"a": [1, 10**400]}, {}, "features are numbers"),
+        ("abc", {}, "logits are an array of numbers"),
+        (({"a": i} for i in range(2)), {}, "logits are an array of numbers"),
+        ({"a": [1, 2]}, {"seed": -1}, "seed= takes a whole number"),
     ],
 )
 def test_tables_that_are_wrong(table, kwargs, message):
@@ -118,6 +125,16 @@ def test_features_that_are_missing():
         score.many({name: column for name, column in table.items() if name != "kind"})
     assert math.isnan(score(row | {"length": math.nan}))
     assert math.isnan(auto(*examples(500), base="sure")(row | {"length": math.nan}))
+
+
+@pytest.mark.parametrize("score", [fit(*examples(500)), auto(*examples(500), base="sure"), auto(*examples(30), base="sure")])
+def test_infinite_features_are_deferred(score):
+    """As no example of the fit had any: not as sure as can be."""
+    table = examples(2, 1)[0]
+    row = {name: column[0] for name, column in table.items()}
+    for value in (math.inf, -math.inf):
+        assert math.isnan(score(row | {"sure": value}))
+        assert np.isnan(score.many([row, row | {"sure": value}])).tolist() == [False, True]
 
 
 def test_ranks():
@@ -184,3 +201,10 @@ def test_features_of_prompts():
     code = "from edgeroute.confidence import prompt_features; print(prompt_features('a few words of it'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
     assert said.strip() == str(prompt_features("a few words of it"))
+
+
+def test_what_is_no_prompt():
+    """Nor a number of buckets."""
+    for text, buckets in ((None, 1), (b"a", 1), (5, 1), ("a", -1), ("a", 1.5)):
+        with pytest.raises(PolicyError, match=r"a prompt is a text|buckets= takes a whole number"):
+            prompt_features(text, buckets=buckets)

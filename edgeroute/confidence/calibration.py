@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeroute.confidence.area import Area, measured_area
 from edgeroute.confidence.certificate import BOUND_TO, INF, Certificate, Kind, NotEnough
-from edgeroute.confidence.checked import checked_scores, checked_target, classes, correct, is_graded, numbered
+from edgeroute.confidence.checked import checked_metric, checked_scores, checked_target, classes, correct, is_graded, numbered
 from edgeroute.confidence.deferral import least_deferral, spread
 from edgeroute.confidence.exact import Floats, Ints, needed, upper
 from edgeroute.confidence.fixed_sequence import Step, lowest_threshold
@@ -120,7 +120,7 @@ def certificate_of(
     scores = checked_scores(score)
     n = len(scores)
     edge, cloud = correct("edge_correct", edge_correct, n), correct("cloud_correct", cloud_correct, n)
-    graded = bool(metric) or is_graded(edge, cloud)
+    graded = bool(checked_metric(metric)) or is_graded(edge, cloud)
     same = _agree(agree, n)
     if same is None and kind == "max_loss" and cloud is None and not graded:
         same = edge

@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgeroute.confidence.certificate import Kind
+from edgeroute.confidence.curve import grades
 from edgeroute.confidence.exact import Floats, Ints
+from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError
+
+LONGEST = 60
+"""Most characters of a metric's name."""
 
 
 def checked_target(
@@ -33,21 +38,36 @@ def checked_target(
         if kind != "max_defer":
             raise PolicyError(f"sure=None is for max_defer alone: {kind} is promised with a probability")
         return kind, float(value), None
-    if not _is_share(sure):
+    if not _is_share(sure) or not 0 < (risk := round(1 - float(sure), 12)) < 1:
         raise PolicyError(f"sure is a probability between 0 and 1, not {sure!r}")
-    return kind, float(value), round(1 - float(sure), 12)
+    return kind, float(value), risk
 
 
 def _is_share(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < 1
 
 
+def checked_metric(metric: str) -> str:
+    """The name of a grade, which sentences and terminals show.
+
+    Raises:
+        PolicyError: it is no short text on one line.
+    """
+    if not isinstance(metric, str) or not metric.isprintable() or metric != metric.strip() or len(metric) > LONGEST:
+        said = repr(metric) if isinstance(metric, str) else type(metric).__name__
+        raise PolicyError(f"metric is a name on one line, such as F1, of up to {LONGEST} characters, not {clean(said, LONGEST)}")
+    return metric
+
+
 def checked_scores(score: ArrayLike) -> Floats:
     """[n] finite numbers or NaN, of which two differ."""
     try:
-        scores = np.asarray(score, np.float64)
-    except (TypeError, ValueError) as e:
+        given = _filled(score)
+        scores = given.astype(np.float64) if given.dtype.kind not in "cmM" else None
+    except (OverflowError, TypeError, ValueError) as e:
         raise PolicyError(f"score is an array of numbers: {e}") from e
+    if scores is None:
+        raise PolicyError(f"score is an array of numbers, not of {given.dtype}")
     if scores.ndim != 1 or not scores.size:
         raise PolicyError(f"score has one number for each example, and this is of shape {scores.shape}")
     if np.isinf(scores).any():
@@ -62,18 +82,23 @@ def correct(what: str, values: ArrayLike | None, n: int) -> Floats | None:
     """[n], how correct each answer is, 0..1; None: not given."""
     if values is None:
         return None
-    array = np.asarray(values)
+    array = _filled(values)
     if array.shape != (n,):
         raise PolicyError(f"{what} is of shape {array.shape}, and there are {n} scores")
     if array.dtype.kind not in "biuf":
         raise PolicyError(f"{what} says for each example how correct it is: bool, or numbers from 0 to 1")
-    found = array.astype(np.float64)
+    found = grades(array)
     if np.isnan(found).any():
         raise PolicyError(f"{what} is NaN for {np.isnan(found).sum()} examples: how correct each is has to be known, 0 to 1")
     if not ((found >= 0) & (found <= 1)).all():
         wrong = found[(found < 0) | (found > 1)][0]
         raise PolicyError(f"{what} says for each example how correct it is, from 0 to 1, and one is {wrong:g}: scale it")
     return found
+
+
+def _filled(values: ArrayLike) -> NDArray[Any]:
+    """As an array, in which what is masked, and so unknown, is NaN."""
+    return np.ma.filled(values.astype(np.float64), np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
 
 
 def is_graded(*values: Floats | None) -> bool:

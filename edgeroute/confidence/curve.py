@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike
 from edgeroute.confidence.features import Array
 from edgeroute.errors import PolicyError
 
+ROUNDING = 1e-6
+"""How far from 0 to 1 a grade may be: arithmetic, of float32 too, makes 1.0000001 of 1."""
+
 
 class Curve(NamedTuple):
     """Accuracy (of graded answers their mean) over the share deferred; the lowest scores go first, equal ones together."""
@@ -58,6 +61,15 @@ def outcomes(edge_correct: ArrayLike, cloud_correct: ArrayLike, n: int) -> tuple
         raise PolicyError(
             f"{n} outputs or scores, answers {list(edge.shape)} and {list(cloud.shape)}: expected [n] of each, n >= 1"
         )
-    if not all(answers.dtype.kind in "biuf" and ((answers >= 0) & (answers <= 1)).all() for answers in (edge, cloud)):
-        raise PolicyError("how correct an answer is goes from 0 to 1, or is a bool, and there is something else")
-    return edge.astype(np.float64), cloud.astype(np.float64) - edge.astype(np.float64)
+    if all(answers.dtype.kind in "biuf" for answers in (edge, cloud)):
+        edge, cloud = grades(edge), grades(cloud)
+        if all(((answers >= 0) & (answers <= 1)).all() for answers in (edge, cloud)):
+            return edge, cloud - edge
+    raise PolicyError("how correct an answer is goes from 0 to 1, or is a bool, and there is something else")
+
+
+def grades(answers: Array) -> Array:
+    """How correct each is, those that rounding made a little less than 0 or more than 1 put right; others are left."""
+    found = answers.astype(np.float64)
+    off = ((found < 0) & (found >= -ROUNDING)) | ((found > 1) & (found <= 1 + ROUNDING))
+    return np.where(off, np.round(found), found)

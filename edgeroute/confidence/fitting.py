@@ -151,7 +151,10 @@ def _given(features: Any, edge_correct: ArrayLike, cloud_correct: ArrayLike, bas
 
 
 def _examples(logits: ArrayLike, edge_correct: ArrayLike, cloud_correct: ArrayLike, ood: bool) -> _Examples:
-    z = np.asarray(logits, np.float64)
+    try:
+        z = np.asarray(logits, np.float64)
+    except (OverflowError, TypeError, ValueError) as e:
+        raise PolicyError(f"logits are an array of numbers, [n, classes]: {e}") from e
     if z.ndim != 2 or z.shape[1] < 2:  # noqa: PLR2004 - two axes, two classes
         raise PolicyError(f"logits {list(z.shape)}: expected [n, classes], and at least two classes")
     edge, gain = outcomes(edge_correct, cloud_correct, len(z))
@@ -170,6 +173,8 @@ def _usable(given: _Examples, table: Array) -> _Examples:
 def _fit(given: _Examples, ridge: Sequence[float], folds: int, seed: int, *, blend: bool) -> Learned:
     if not 2 <= folds <= FEW or not ridge or not all(0 < r < inf for r in ridge):  # noqa: PLR2004 - one to leave out, one to keep
         raise PolicyError(f"folds {folds}, ridge {tuple(ridge)}: expected 2 to {FEW} folds, and positive numbers")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise PolicyError(f"seed= takes a whole number, 0 or more, not {seed!r}")
     name, without = given.name, f", without {given.left_out} that hold NaN or inf" if given.left_out else ""
     n, harms, wins = len(given.gain), float(np.maximum(given.gain, 0).sum()), float(np.maximum(-given.gain, 0).sum())
 

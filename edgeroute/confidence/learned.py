@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property
+from math import isfinite, nan
 from operator import mul
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Learned:
     """A fitted score: outputs of one input -> how sure to leave it to the edge. What `fit`, `fit_text` and `auto` return.
 
     `name` is `learned` (0..1) or the fallback score: `msp`, `quantile`, or `base` of a table; `chosen_because` has the reason.
-    Outputs with NaN score NaN. Calibrate its threshold on examples that it was not fitted to.
+    Outputs with NaN score NaN, and features with inf too. Calibrate its threshold on examples that it was not fitted to.
 
     Args:
         data: as `save` writes it.
@@ -120,7 +121,9 @@ class Learned:
         assert self._table is not None
         row = row_of(features, *self._table)
         if not self._fitted:
-            return row[0] if self._base is not None else 0.5
+            return 0.5 if self._base is None else row[0] if isfinite(row[0]) else nan
+        if not all(map(isfinite, row)):  # no example of the fit was like it
+            return nan
         return self._weigh(row if self._base is not None else [0.0, *row], 0)
 
     def many(self, outputs: Any) -> Array:

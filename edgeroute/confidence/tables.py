@@ -17,6 +17,8 @@ import numpy as np
 from edgeroute.confidence.features import Array
 from edgeroute.errors import BadReply, PolicyError
 
+LARGEST = 1e100
+"""Of a feature, either sign."""
 BUCKETS = 64
 """Buckets of words and pairs of words, by their hashes."""
 
@@ -39,7 +41,7 @@ def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]
     try:
         rows = given if isinstance(given, Mapping) else {name: [one[name] for one in given] for name in names}
         columns = [np.asarray(rows[name], np.float64) for name in names]
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, OverflowError, TypeError, ValueError) as e:
         raise PolicyError(f"features are numbers, the same for each example: {type(e).__name__}: {e}") from e
     n = len(columns[0]) if columns and columns[0].ndim else 0
     if any(column.ndim not in {1, 2} or len(column) != n for column in columns):
@@ -47,8 +49,13 @@ def table_of(given: Any, base: str | None) -> tuple[list[str], list[int], Array]
         raise PolicyError(f"each feature is [n] or [n, d], with the same n: there are {there}")
     if base is not None and columns[0].ndim == 2:  # noqa: PLR2004 - rows of numbers
         raise PolicyError(f"the base score {base!r} is one number for each example")
+    if not n:
+        raise PolicyError("there are no features, or no examples")
     columns = [column.reshape(n, -1) for column in columns]
-    return names, [column.shape[1] for column in columns], np.concatenate([np.empty((n, 0)), *columns], 1)
+    table = np.concatenate([np.empty((n, 0)), *columns], 1)
+    if (np.isfinite(table) & (np.abs(table) > LARGEST)).any():
+        raise PolicyError(f"features are numbers of a size that can be squared, up to {LARGEST:g}: scale them")
+    return names, [column.shape[1] for column in columns], table
 
 
 def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[float]:
@@ -62,7 +69,7 @@ def row_of(features: Any, names: Sequence[str], widths: Sequence[int]) -> list[f
         try:
             value = features[name]
             numbers = [float(value)] if width == 1 and np.ndim(value) == 0 else [float(v) for v in value]
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise BadReply(f"the score needs a feature {name!r} that it was fitted to: {type(e).__name__}") from e
         if len(numbers) != width:
             raise BadReply(f"the feature {name!r} has {len(numbers)} numbers, and the score was fitted to {width}")
@@ -79,7 +86,14 @@ def prompt_features(text: str, *, buckets: int = BUCKETS) -> dict[str, float]:
 
     Returns:
         Name -> number: sizes and counts as logarithms of one plus them, and shares of characters.
+
+    Raises:
+        PolicyError: it is no text, or `buckets` is no whole number from 0.
     """
+    if not isinstance(text, str):
+        raise PolicyError(f"a prompt is a text, not a {type(text).__name__}")
+    if not isinstance(buckets, int) or buckets < 0:
+        raise PolicyError(f"buckets= takes a whole number, 0 or more, not {buckets!r}")
     words = text.lower().split()
     size = max(1, len(text))
 

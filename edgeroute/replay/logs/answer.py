@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from edgeroute.confidence.curve import ROUNDING
 from edgeroute.confidence.scores import quantile
 
 Match = Literal["text", "exact"]
@@ -114,7 +115,13 @@ def scored(record: Mapping[str, Any], ask: Ask) -> float | None:
     found = at(record, ask.score)
     if found is None:
         raise Skip("no number at --score")
-    return float(found) if isinstance(found, bool) else number(found, most=1.0)
+    return float(found) if isinstance(found, bool) else number(rounded(found), most=1.0)
+
+
+def rounded(grade: Any) -> Any:
+    """A number that arithmetic made a little less than 0 or more than 1 put right; anything else as it is."""
+    near = type(grade) is float and (-ROUNDING <= grade < 0 or 1 < grade <= 1 + ROUNDING)
+    return float(round(grade)) if near else grade
 
 
 def sure(logprobs: Any) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from edgeroute.errors import BadInput
-from edgeroute.replay.logs.answer import Ask, Skip, number, same
+from edgeroute.replay.logs.answer import Ask, Skip, number, rounded, same
 from edgeroute.replay.logs.lines import LeftOut, lines
 
 SCORES, ANSWERS, USD = ("edge_score", "cloud_score"), ("edge_answer", "cloud_answer"), ("edge_usd", "cloud_usd")
@@ -86,6 +86,9 @@ def _header(table: csv.DictReader[str], path: Path) -> set[str]:
         raise BadInput(f"{path}:1: no header of a table: {COLUMNS}") from e
     if "confidence" not in header or not (header.issuperset(SCORES) or header.issuperset(ANSWERS)):
         raise BadInput(f"{path}:1: the first line names the columns: {COLUMNS}")
+    twice = sorted(name for name in {"id", "confidence", *SCORES, *ANSWERS, *USD} if list(table.fieldnames or ()).count(name) > 1)
+    if twice:
+        raise BadInput(f"{path}:1: the first line names {twice[0]} twice")
     return header
 
 
@@ -106,7 +109,7 @@ def _row(row: Mapping[str | None, str | None], ask: Ask, *, scores: bool) -> Row
 
 
 def _score(name: str, text: str) -> float:
-    found = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else _number(name, text)
+    found: float = _TRUTHS[text.lower()] if text.lower() in _TRUTHS else rounded(_number(name, text))
     if not 0 <= found <= 1:
         raise Skip(f"{name} is not from 0 to 1")
     return found
