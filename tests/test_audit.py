@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from both import LONG, Tasks, Threads, nothing_left
 
-from edgeroute import Audit, Cache, Egress, Function, Limits, PolicyError, Router
+from edgeroute import Audit, BadInput, Cache, Egress, Function, Limits, PolicyError, Router
 from edgeroute.confidence import calibrate
 from edgeroute.observe.stats import TOGETHER
 from edgeroute.record.drift_monitor import DriftMonitor, limit
@@ -513,6 +513,9 @@ def test_labels_that_are_not_expected_or_of_no_use():
     with Router(edge, right, threshold=0.5, audit=Audit(share=1, labelled=True)) as router:
         assert not router.report(router.infer(0.1).id, "a")
         assert not router.report("nothing", "a")
+        for nothing in (None, float("nan")):
+            with pytest.raises(BadInput, match="leave out what is not known"):
+                router.report("nothing", nothing)
     for audit in (None, Audit()):
         with Router(edge, right, threshold=0.5, audit=audit) as router, pytest.raises(PolicyError, match="labelled=True"):
             router.report("nothing", "a")
@@ -643,6 +646,7 @@ def test_what_was_deferred_before_a_reload_says_nothing_of_another_certificate(c
         (Audit(share=float("nan")), "share= takes a number, 0 to 1"),
         (Audit(on_alarm="panic"), "on_alarm is 'tell', 'raise' or 'defer'"),
         (Audit(scene=0), "scene is a number of requests, 1 or more, not 0"),
+        (Audit(labelled="yes"), "labelled"),
     ],
 )
 def test_rules_that_cannot_be_meant_are_refused(audit, says):

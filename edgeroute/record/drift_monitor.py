@@ -312,5 +312,7 @@ def check_audit(audit: Audit) -> None:
         raise PolicyError(f"audit: share is 0 to 1, not {audit.share!r}")
     if type(audit.scene) is not int or audit.scene < 1:
         raise PolicyError(f"audit: scene is a number of requests, 1 or more, not {audit.scene!r}")
+    if type(audit.labelled) is not bool:
+        raise PolicyError(f"audit: labelled is True or False, not {audit.labelled!r}")
     if audit.on_alarm not in {"tell", "raise", "defer"}:
         raise PolicyError(f"audit: on_alarm is 'tell', 'raise' or 'defer', not {audit.on_alarm!r}")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.errors import PolicyError
+from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats
 from edgeroute.router.engine import Engine
 from edgeroute.router.reload import PolicyFile
@@ -96,10 +96,13 @@ class EngineOwner:
 
         Raises:
             PolicyError: labels are not expected.
+            BadInput: the label is None or NaN: it says nothing about the answer.
         """
         auditor = self.engine.auditor
         if auditor is None or not auditor.audit.labelled:
             raise PolicyError("labels are for drift alarms: give audit=Audit(labelled=True), or labelled = true in [audit]")
+        if truth is None or (isinstance(truth, float) and truth != truth):  # noqa: PLR0124 - NaN
+            raise BadInput(f"report takes the right value for an answer, not {truth}: leave out what is not known")
         return auditor.report(identity, truth)
 
     def stats(self) -> Stats:
