@@ -40,6 +40,8 @@ class Background:
         """A new lock for the child, which has no job in progress: those that wait are its parent's."""
         self._lock, self._running, self._held_up = threading.RLock(), 0, False
         self._idle = threading.Condition(self._lock)
+        self._looks = 0
+        """How often somebody has looked for what may be begun."""
         self._queue: deque[Job] = deque()
 
     @property
@@ -58,11 +60,13 @@ class Background:
 
     def start(self) -> None:
         """Starts as many of the jobs that wait as may be begun now."""
+        with self._lock:
+            self._looks += 1
         while self._queue:
             with self._lock:
                 if not self._queue or self._running >= TOGETHER:
                     return
-                one = self._queue.popleft()
+                one, looks = self._queue.popleft(), self._looks
                 self._running += 1
             started = False
             try:
@@ -74,7 +78,7 @@ class Background:
                         self._running -= 1
                         self._queue.appendleft(one)
                         self._idle.notify_all()
-            if not started:
+            if not started and self._looks == looks:  # else somebody with news has looked while this one was not in the queue
                 return
 
     def _run(self, one: Job) -> None:
