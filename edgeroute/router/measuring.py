@@ -53,8 +53,8 @@ class Measuring(EngineOwner):
             max_defer: share of inputs that are deferred, at most.
             sure: probability that the guarantee holds, over draws of examples; None, for `max_defer`: it holds on average.
             per_class: a threshold for each class that the edge predicts, each with the guarantee, all at once.
-            score: another than the one in use: a name or a function; "learned" fits one to the examples, "auto" does if it is
-                clearly better than msp. None: the one in use.
+            score: another than the one in use: a name or a function; "learned" fits one to the examples, "auto" averages
+                its ranks and those of msp, by how much there was to learn from. None: the one in use.
             ood: a fitted score also looks at how foreign an input is.
             edge: index of the edge model, from 0.
             data_class: of the inputs.

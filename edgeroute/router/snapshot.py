@@ -207,22 +207,28 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     """
     from edgeroute.stores.cache import fingerprint
 
-    backends, egress, views = snapshot.backends, snapshot.egress, snapshot.views
-    clouds, score = snapshot.clouds, snapshot.specs[i][3]
-    found = {
-        "edge": backends[i].fingerprint(fingerprint),
-        "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
-    }
+    egress, clouds, found = snapshot.egress, snapshot.clouds, _own_prints(snapshot, i)
     if clouds:
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
         found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
-    for number, backend in enumerate(backends):
-        if (number == i or backend.side == "cloud") and (view := views.identity(number, fingerprint)):
-            found["edge" if number == i else "codec"] += f" {view}"
+    for number, backend in enumerate(snapshot.backends):
+        if backend.side == "cloud" and (view := snapshot.views.identity(number, fingerprint)):
+            found["codec"] += f" {view}"
     if i:
         found["earlier"] = _earlier(snapshot, i)
     return found
+
+
+def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
+    """The fingerprints of an edge model with its view, and of its score."""
+    from edgeroute.stores.cache import fingerprint
+
+    score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
+    return {
+        "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
+        "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
+    }
 
 
 def chosen(snapshot: Snapshot, i: int) -> Target:
@@ -237,9 +243,9 @@ def _earlier(snapshot: Snapshot, i: int) -> str:
     """One hash over the edge models before number `i`: their fingerprints and their own thresholds."""
     models = []
     for number in range(i):
-        prints, target = fingerprints(snapshot, number), chosen(snapshot, number)
-        own = {name: prints[name] for name in ("edge", "score")}
-        models.append([own, str(target.threshold), {label: str(t) for label, t in target.thresholds.items()}])
+        target = chosen(snapshot, number)
+        own = {label: str(t) for label, t in target.thresholds.items()}
+        models.append([_own_prints(snapshot, number), str(target.threshold), own])
     text = json.dumps(models, sort_keys=True)
     unknown = f"{UNIDENTIFIED} " if UNIDENTIFIED in text else ""
     return unknown + sha256(text.encode()).hexdigest()
