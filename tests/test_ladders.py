@@ -75,39 +75,44 @@ def test_where_nothing_reaches_it(home):
         router.calibrate(drawn(20, 0)[0], max_defer=0.5, edge=1)
 
 
-def test_the_command_line(home):
+@pytest.fixture
+def serving(home):
+    """`edgeroute serve` with a model that is always right. -> its URL."""
+    model = tiny.linear(home / "right.onnx", size=5, weights=RIGHT, card={"name": "right"})
+    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
+        yield f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_the_command_line(home, serving):
     """One model after the other; each certificate is named in the policy before the next is made."""
     x, y = drawn(1500, 1)
     np.savez(home / "val.npz", images=x, labels=y)
-    model = tiny.linear(home / "right.onnx", size=5, weights=RIGHT, card={"name": "right"})
-    with subprocess.Popen([*PYTHON, "serve", str(model), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True) as process:
-        url = f"{json.loads(process.stdout.readline())['ready']}/v2/models/right"
 
-        def policy(threshold):
-            path = home / "policy.toml"
-            edges = '[[edge]]\npath = "small.onnx"\n[[edge]]\npath = "larger.onnx"\n'
-            path.write_text(f'threshold = {threshold}\n{edges}[cloud]\nurl = "{url}"\n')
-            return path
+    def policy(threshold):
+        path = home / "policy.toml"
+        edges = '[[edge]]\npath = "small.onnx"\n[[edge]]\npath = "larger.onnx"\n'
+        path.write_text(f'threshold = {threshold}\n{edges}[cloud]\nurl = "{serving}"\n')
+        return path
 
-        def made(path, number):
-            command = ["calibrate", "--policy", path, "-d", home / "val.npz", "--max-loss", "3%", "--edge", number, "--json"]
-            done = subprocess.run(
-                [*PYTHON, *map(str, command), "--out", str(home / f"{number}.json")],
-                check=False, capture_output=True, text=True, timeout=200,
-            )  # fmt: skip
-            assert (done.returncode, done.stderr) == (0, ""), done.stderr
-            return json.loads(done.stdout)
+    def made(path, number):
+        command = ["calibrate", "--policy", path, "-d", home / "val.npz", "--max-loss", "3%", "--edge", number, "--json"]
+        done = subprocess.run(
+            [*PYTHON, *map(str, command), "--out", str(home / f"{number}.json")],
+            check=False, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        return json.loads(done.stdout)
 
-        assert made(policy("0.5"), 0)["notes"] == []
-        said = made(policy('["0.json", "1.json"]'), 1)  # which is not there yet
-        assert "the edge models before it keep them" in said["notes"][0]
-        assert "and that the edge models before it defer: " in said["certificate"]["guarantee"]
-        check = subprocess.run(
-            [*PYTHON, "check", "--policy", str(policy('["0.json", "1.json"]'))], check=False, capture_output=True, text=True
-        )
-        assert check.stdout.count("certified, loss <= 3 %, 95 % sure") == 2, check.stdout
-        process.terminate()
-        assert process.wait(30) == 0
+    assert made(policy("0.5"), 0)["notes"] == []
+    said = made(policy('["0.json", "1.json"]'), 1)  # which is not there yet
+    assert "the edge models before it keep them" in said["notes"][0]
+    assert "and that the edge models before it defer: " in said["certificate"]["guarantee"]
+    check = subprocess.run(
+        [*PYTHON, "check", "--policy", str(policy('["0.json", "1.json"]'))], check=False, capture_output=True, text=True
+    )
+    assert check.stdout.count("certified, loss <= 3 %, 95 % sure") == 2, check.stdout
 
 
 @pytest.mark.parametrize("kind", ["max_loss", "max_error"])
