@@ -29,6 +29,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, Closed, Held, PolicyError, Refused, StoreError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Waiting, decode_input, encode_input
 from edgeroute.stores.outbox.delivery import backoff, longest
+from edgeroute.stores.outbox.heads import Heads
 from edgeroute.stores.outbox.listing import COUNTED
 from edgeroute.stores.outbox.spread import LONGEST_S, TIMES, spread_for
 from edgeroute.stores.outbox.store import ROW_BYTES
@@ -1039,6 +1040,34 @@ def test_one_that_is_held_waits_as_long_as_it_says(make, deliver, monkeypatch, a
     assert tried.qsize() == 3
     delivery.wake()
     until(lambda: ids(outbox, "answered") == ["a"])
+
+
+def test_a_request_that_ends_during_a_scan_is_not_taken_for_due(make, deliver, monkeypatch):
+    """The scan saw that its lane is not paused; by the time it sees the request, that is in flight no more."""
+    outbox, tried, scanned, ended = make(), [], threading.Event(), threading.Event()
+    real = Heads.ready
+
+    def ready(heads, *args):
+        if tried:
+            scanned.set()
+            assert ended.wait(30)
+        return real(heads, *args)
+
+    def send(waiting):
+        tried.append(waiting.id)
+        assert scanned.wait(30)
+        held = Held("breaker")
+        held.retry_after_s = AGES
+        raise held
+
+    monkeypatch.setattr(Heads, "ready", ready)
+    delivery = deliver(outbox, send)
+    nudge = delivery.loop.nudge
+    monkeypatch.setattr(delivery.loop, "nudge", lambda: (tried and ended.set(), nudge()))
+    outbox.put(request("a"))
+    until(ended.is_set)
+    looks(outbox, monkeypatch)
+    assert tried == ["a"]
 
 
 def test_a_server_says_when_to_come_back(outbox, deliver, no_wait):

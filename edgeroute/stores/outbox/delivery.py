@@ -82,6 +82,9 @@ class Delivery:
     def after_fork(self) -> None:
         """Resets delivery state: requests in flight are the parent's."""
         self._flying: set[str] = set()
+        self._began: frozenset[str] = frozenset()
+        """Those in flight when the current scan began. What came of any other is stored and its lane paused before the scan reads
+        either: a request that ends during a scan would look as if it were due."""
         self._paused: dict[Lane, tuple[float, Listed]] = {}
         """Lane -> paused until (monotonic), and the entry that was held last."""
         self._turns, self._soon_s = Turns(), inf
@@ -130,6 +133,7 @@ class Delivery:
             return inf  # a finished request nudges
         if at < self._next:
             return self._next - at
+        self._began = frozenset(self._flying)
         chosen = self._outbox.pick(self._choose)
         if chosen is None:
             return min(self._soon_s, max(self.hurry_at, self._hurried + HURRY_S) - at)
@@ -167,9 +171,9 @@ class Delivery:
         until, last = self._paused.get(lane, (-inf, None))
         if until > (at := monotonic()):
             return until - at
-        now, most = self._outbox.clock(), len(self._flying) + 1
+        now, most = self._outbox.clock(), len(self._began) + 1
         for after in (None,) if last is None else ((last.ready_at, last.seq), None):
-            row = next((row for row in heads.ready("waiting", lane, most, after) if row.id not in self._flying), None)
+            row = next((row for row in heads.ready("waiting", lane, most, after) if row.id not in self._began), None)
             if row is not None and row.ready_at <= now:
                 return row
         if row is None:
@@ -182,7 +186,7 @@ class Delivery:
         found, soon_s = list[Listed](), inf
         for target in targets:
             row = heads.oldest(target, "waiting")
-            if row is None or row.id in self._flying:
+            if row is None or row.id in self._began:
                 continue
             until, _ = self._paused.get(Lane(row.target, row.data_class), (-inf, None))
             wait_s = max(row.ready_at - self._outbox.clock(), until - monotonic())
