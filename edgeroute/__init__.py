@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.policy import Saver
+    from edgeroute.core.readings import Reading
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
-    from edgeroute.observe.sensors import Reading
     from edgeroute.observe.stats import AuditStats, LegStats, Stats
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
@@ -67,7 +67,7 @@ _HOMES = {
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
     "Limits": "core.spending",
-    "Reading": "observe.sensors",
+    "Reading": "core.readings",
     "Saver": "core.policy",
     "OnnxModel": "edge.onnx",
     "Router": "router.router",

@@ -157,18 +157,24 @@ def test_linux_knows_the_battery_and_the_heat(tmp_path, monkeypatch):
     zones = {f"thermal__thermal_zone{i}__temp": text for i, text in enumerate(("41000", "67500", "off"))}
     a_system(tmp_path, **zones)
     a_system(tmp_path, thermal__cooling_device0__temp="99000")
-    assert read() == Reading(0.42, 67.5)
+    assert read() == Reading(0.42, 67.5, mains=False)
 
 
-def test_a_battery_that_is_charged_or_a_mouses_is_none(tmp_path, monkeypatch):
+def test_a_battery_that_is_charged_is_told_apart_and_a_mouses_is_none(tmp_path, monkeypatch):
     """It need not be spared; and one that says nonsense is not there."""
     monkeypatch.setattr(sensors, "SYSTEM", tmp_path)
     a_system(tmp_path, **battery("A", scope="Device"), **battery("B", capacity="full"))
     assert read().battery is None
     a_system(tmp_path, **battery("C", status="Charging"))
-    assert read().battery is None
+    assert read()[:3] == (0.42, None, True)
     a_system(tmp_path, **battery("C", capacity="7"))
-    assert read().battery == 0.07
+    assert read()[:3] == (0.07, None, False)
+
+
+def test_a_saver_spares_no_battery_that_is_charged(make):
+    """The charge is known then, too."""
+    router = make(unsure, cloud, saver=Saver(battery_below=0.2), sensors=Device(battery=0.1, mains=True))
+    assert router.infer(1).source == "cloud"
 
 
 def test_this_machine_says_something_or_nothing():

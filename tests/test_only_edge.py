@@ -11,9 +11,8 @@ from both import DOWN, GOOD, LONG, Tasks, Threads, nothing_left, sure, unsure
 from netns import Namespace, needs_namespaces
 
 import edgeroute
-from edgeroute import Audit, Cache, Egress, Outbox, PlainJson, PolicyError, Saver
+from edgeroute import Audit, Cache, Egress, Outbox, PlainJson, PolicyError, Reading, Saver
 from edgeroute.core.breaker import FAULTS
-from edgeroute.observe.sensors import Reading
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
 from edgeroute.testing import CannedServer
@@ -217,7 +216,7 @@ def test_a_rule_holds_what_waits(make, box, sends, server):
 HELD = """
 import asyncio, json, sys, threading
 from edgeroute import AsyncRouter, Audit, Outbox, PlainJson, Router, Saver
-from edgeroute.observe.sensors import Reading
+from edgeroute import Reading
 from edgeroute.router.offline_queue import OfflineQueue
 from edgeroute.stores.outbox.delivery import Delivery
 

@@ -11,7 +11,8 @@ from typing import Any
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.observe.sensors import Reading, Sensors, read
+from edgeroute.core.readings import Reading
+from edgeroute.observe.sensors import Sensors, read
 from edgeroute.observe.stats import Counts
 from edgeroute.system import LINUX, contained
 from edgeroute.types import Backend
@@ -54,7 +55,7 @@ class Observer:
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         if policy.saver is not None:
-            facts = facts._replace(**self._reading._asdict())
+            facts = _with(facts, self._reading)
         changed, self.facts = facts != self.facts, facts
         return changed
 
@@ -62,13 +63,14 @@ class Observer:
         """Reads the sensors. Returns whether the facts changed."""
         self.reads_at = monotonic() + READS_S
         try:
-            reading = Reading(*(None if value is None else float(value) for value in contained(self._sensors)))
+            values: list[Any] = [None if value is None else float(value) for value in contained(self._sensors)]
+            reading = Reading(*values)
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
         changed, self._reading = reading != self._reading, reading
         if changed:
-            self.facts = self.facts._replace(**reading._asdict())
+            self.facts = _with(self.facts, reading)
         return changed
 
     def lacking(self, policy: Policy, backends: Sequence[Backend]) -> list[str]:
@@ -103,3 +105,8 @@ class Observer:
                 self._metered_failed = True
                 log.exception("metered() failed, so the link counts as metered")
             return True
+
+
+def _with(facts: Facts, reading: Reading) -> Facts:
+    """The facts with what a saver goes by: a battery that is being charged need not be spared."""
+    return facts._replace(battery=None if reading.mains else reading.battery, temperature_c=reading.temperature_c)

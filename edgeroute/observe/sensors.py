@@ -5,18 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+from edgeroute.core.readings import Reading
 
 SYSTEM = Path("/sys/class")
-
-
-class Reading(NamedTuple):
-    """One reading; None: unknown."""
-
-    battery: float | None = None
-    """State of charge, 0..1; None also while on external power, when it need not be spared."""
-    temperature_c: float | None = None
-    """Of the hottest thermal zone, degrees Celsius."""
 
 
 Sensors = Callable[[], Reading]
@@ -24,18 +16,20 @@ Sensors = Callable[[], Reading]
 
 def read() -> Reading:
     """Reads the first battery and all thermal zones from sysfs. Takes a few hundred microseconds; never raises."""
-    return Reading(_battery(SYSTEM / "power_supply"), max(_temperatures(SYSTEM / "thermal"), default=None))
+    charge, mains = _battery(SYSTEM / "power_supply")
+    return Reading(charge, max(_temperatures(SYSTEM / "thermal"), default=None), mains)
 
 
-def _battery(supplies: Path) -> float | None:
+def _battery(supplies: Path) -> tuple[float | None, bool | None]:
+    """State of charge, 0..1, and whether the device is on external power."""
     with contextlib.suppress(OSError, ValueError):
         for supply in sorted(supplies.iterdir()):
             with contextlib.suppress(OSError, ValueError):
                 # a mouse has a battery too, with scope Device
                 if _text(supply / "type") == "Battery" and (supply / "capacity").exists() and not _of_a_peripheral(supply):
                     charging = _text(supply / "status") in {"Charging", "Full", "Not charging"}
-                    return None if charging else int(_text(supply / "capacity")) / 100
-    return None
+                    return int(_text(supply / "capacity")) / 100, charging
+    return None, None
 
 
 def _of_a_peripheral(supply: Path) -> bool:
