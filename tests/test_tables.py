@@ -43,6 +43,19 @@ def test_any_features():
     assert again.many(records) == pytest.approx(score.many(records))
 
 
+def test_more_features_than_examples(monkeypatch):
+    """The fit is the same as with all of its columns, and does not take a time that grows with their cube."""
+    rng = np.random.default_rng(3)
+    embedding = rng.normal(size=(120, 200))
+    edge, cloud = rng.random(120) < 1 / (1 + np.exp(-2 * embedding[:, 0])), rng.random(120) < 0.9
+    narrow = fit({"embedding": embedding}, edge, cloud)
+    assert narrow.name == "learned"
+    monkeypatch.setattr("edgeroute.confidence.fitting._narrowed", lambda inputs: (inputs, np.eye(inputs.shape[1])))
+    assert fit({"embedding": embedding}, edge, cloud).many({"embedding": embedding}) == pytest.approx(
+        narrow.many({"embedding": embedding})
+    )
+
+
 def test_a_base_score():
     """`auto` is near it while there is little to learn from, and better than it once there is; alone it is what is left."""
     table, edge, cloud = examples(4000, 1)

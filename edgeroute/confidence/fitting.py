@@ -246,16 +246,33 @@ def _train(table: Array, given: _Examples, train: Array, ridge: float) -> Array:
     if 0 < given.classes <= PER_CLASS:
         scale[-2 * given.classes :] = 1  # they share a scale already, and a rare class must not be blown up
     inputs = with_constant((x - mean) / scale)
+    weights = np.zeros((2, inputs.shape[1]))
+    inputs, directions = _narrowed(inputs)
     penalty = np.full(inputs.shape[1], ridge)
     penalty[:2] = FREE
-    weights = np.zeros((2, inputs.shape[1]))
     for row, sign in zip(weights, (1, -1), strict=True):
         happened = np.maximum(sign * given.gain, 0)
         y = happened[train]
         if happened.sum() < RARE:
             row[0] = log_odds(y)
         else:
-            row[:] = irls(inputs, y, penalty)
+            row[:] = irls(inputs, y, penalty) @ directions
     weights[:, 1:] /= scale
     weights[:, 0] -= weights[:, 1:] @ mean
     return weights
+
+
+def _narrowed(inputs: Array) -> tuple[Array, Array]:
+    """With more columns than rows, the same in as few as there are rows: [n, k] -> [n, m] and [m, k], whose product it is.
+
+    Equally penalised weights lie in the span of the rows, so nothing is lost (the representer theorem; Schoelkopf et al., 2001).
+    The first two columns, which are penalised otherwise, stay.
+    """
+    n, k = inputs.shape
+    if k <= n + 2:
+        return inputs, np.eye(k)
+    u, s, vt = np.linalg.svd(inputs[:, 2:], full_matrices=False)
+    directions = np.zeros((2 + len(s), k))
+    directions[[0, 1], [0, 1]] = 1
+    directions[2:, 2:] = vt
+    return np.concatenate([inputs[:, :2], u * s], 1), directions
