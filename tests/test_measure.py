@@ -31,6 +31,7 @@ from edgeroute import (
     Function,
     Limits,
     MayNotLeave,
+    ModelError,
     NoAnswer,
     OnnxModel,
     Outbox,
@@ -486,6 +487,21 @@ def test_half_of_a_rate_is_left_to_others(model):
     with Router(model, Function(knows, version="1", calls_per_s=400), threshold=0.5) as router:
         assert router.evaluate(X, Y, batch=500).accuracy["cloud"].value == 1
         assert all(router.infer(x, mode="only_cloud").value for x in X[:150]), "a burst of others is not held back"
+
+
+@BOTH
+def test_an_edge_that_fails(kind):
+    """It is said on which input, and how."""
+
+    def edge(x):
+        if x == 3:
+            raise KeyError("no such thing")
+        return "a", 0.5
+
+    with closing(kind(edge, lambda x: "a", threshold=0.5)) as router:
+        with pytest.raises(ModelError, match=r"^input 2: edge failed: KeyError: 'no such thing'$") as failed:
+            router.calibrate([1, 2, 3, 4] * 100, max_loss=0.01)
+        assert isinstance(failed.value.__cause__, KeyError)
 
 
 @BOTH

@@ -537,6 +537,7 @@ def test_options_that_belong_together(tmp_path):
         (("replay", path, "-p", "p.toml", "--max-loss", "1%"), "--max-loss: it is for a foreign log"),
         (("replay", path, "--from", "csv", "-p", "p.toml"), "--policy: it is for a trace"),
         (("replay", path, "--from", "csv", "--keep-mode"), "--keep-mode: it is for a trace"),
+        (("replay", path, "--from", "csv", "--id", "job"), "--id: it is for a log of calls"),
         (("replay", path, path, "-p", "p.toml"), "one trace at a time"),
         (("replay", path, "--from", "csv", "--edge-price", "1/2/3"), "a price is"),
         (("replay", path, "--from", "csv", "--cloud-price=-1"), "a price is"),

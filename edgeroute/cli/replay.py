@@ -98,6 +98,8 @@ def replay(
             "--keep-mode": keep_mode or None, "--keep-deadline": keep_deadline or None,
         }  # fmt: skip
         given(of_trace, "a trace, not a foreign log")
+        if log == "csv":
+            given({"--id": id_at, "--score": score_at}, "a log of calls: a table has columns of these names")
         return saving(
             trace, log, max_loss=max_loss, sure=sure, edge_model=edge_model, cloud_model=cloud_model, edge_price=edge_price,
             cloud_price=cloud_price, id_at=id_at, score_at=score_at, match=match, as_json=as_json,

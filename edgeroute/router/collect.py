@@ -58,7 +58,7 @@ def collect(
         BadInput: there are no inputs, one does not fit the edge model, or a label is not one of its classes.
         MayNotLeave: the data class forbids sending.
         NoAnswer: the cloud failed on more than `MAY_FAIL` of the inputs.
-        ModelError: the edge model cannot be used, or returns probabilities where its card says logits.
+        ModelError: the edge model cannot be used, fails on an input, or returns probabilities where its card says logits.
     """
     if not len(inputs):
         raise BadInput("there are no inputs")
@@ -199,7 +199,7 @@ def _reaches(aside: Aside, i: int, x: Any) -> Steps[bool]:
     for number in range(aside.number):
         one = yield from aside.run(x, number)
         if one.outcome.prediction is None:
-            raise _failed(i, one)
+            raise _failed(i, one, aside.snapshot.backends[number].where)
         if aside.keeps(number, one):
             return False
     return True
@@ -210,17 +210,20 @@ def _run(aside: Aside, i: int, x: Any) -> Steps[_Reply]:
     one = yield from aside.run(x)
     if (reply := _reply(one)) is not None:
         return reply
-    raise _failed(i, one)
+    raise _failed(i, one, aside.runner.where)
 
 
-def _failed(i: int, one: Walked) -> BaseException:
-    """Why an edge model did not answer input number `i`."""
+def _failed(i: int, one: Walked, where: str) -> BaseException:
+    """Why the edge model `where` did not answer input number `i`."""
     error = no_answer(one.request.plan, one.outcome, "")
     if isinstance(error, BadInput):
-        told = BadInput(f"input {i}: {error}")
-        told.__cause__ = error
-        return told
-    return error
+        told: EdgerouteError = BadInput(f"input {i}: {error}")
+    elif isinstance(error, Exception) and not isinstance(error, EdgerouteError):  # a function's own
+        told = ModelError(f"input {i}: {where} failed: {named(error)}")
+    else:
+        return error
+    told.__cause__ = error
+    return told
 
 
 def _reply(one: Walked) -> _Reply | None:
