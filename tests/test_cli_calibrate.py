@@ -94,6 +94,26 @@ def made(*args):
 
 
 # ------------------------------------------------------------------------------------------------ calibrate
+@pytest.mark.parametrize("names", [("images",), ("edge_logits", "cloud_logits")])
+def test_groups_are_what_is_drawn(names, home, policy, cloud):
+    """An array `groups` beside inputs, or beside recorded outputs, is of the examples' scenes; `evaluate` says that it has no use."""
+    x, y = drawn(1200, 0)
+    arrays = {"images": x, "edge_logits": logits(x), "cloud_logits": x[:, :3]}
+    given = {name: arrays[name] for name in names}
+    data, groups = home / "scenes.npz", np.repeat(np.arange(400), 3)
+    np.savez(data, labels=y, groups=groups, **given)
+    found, _ = made("-p", policy(cloud), "-d", data, "--max-loss", "10%")
+    assert (found.n, found.groups) == (1200, 400)
+    halved, _ = made("-p", policy(cloud), "-d", data, "--max-loss", "10%", "--every", "3")
+    assert (halved.n, halved.groups) == (400, 400)
+    code, _, err = cli("evaluate", "-p", policy(cloud, "threshold = 0.5"), "-d", data)
+    assert (code, "'groups' is not used" in err) == (0, True)
+    np.savez(data, labels=y, groups=groups[:7], **given)
+    code, _, err = cli("calibrate", "-p", policy(cloud), "-d", data, "--max-loss", "10%")
+    assert code
+    assert f"it holds 1200 {'edge_logits' if len(names) > 1 else 'inputs'} and 7 groups" in err
+
+
 def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     """The certificate is the one that `calibrate` makes of what the models say; a policy takes it, and `evaluate` tests it."""
     path = policy(cloud)

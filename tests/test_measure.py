@@ -82,6 +82,27 @@ def model(tmp_path):
 
 # ------------------------------------------------------------------------------------------------ what is found
 @BOTH
+def test_examples_of_groups(kind, model):
+    """The groups are what is drawn; a fitted score is cross-fitted without the group of what it scores."""
+    scene = [f"scene {i}" for i in np.repeat(np.arange(300), 2)]
+    with closing(kind(model, CLOUD, threshold=0.5)) as router:
+        found = router.calibrate(X, Y, max_loss=0.1, groups=scene)
+        wanted = calibrate(msp(logits(X)), logits(X).argmax(1) == Y, np.ones(600, bool), max_loss=0.1, groups=scene)
+        assert found.certificate.threshold == pytest.approx(wanted.threshold, abs=1e-6)
+        assert (found.certificate.groups, found.certificate.n) == (300, 600)
+        half = router.calibrate(X, Y, max_loss=0.1, groups=np.array(scene), every=2)
+        assert (half.certificate.groups, half.certificate.n) == (300, 300)
+        fit = [router.calibrate(X, Y, max_loss=0.1, score="learned", groups=g).certificate.threshold for g in (scene, None)]
+        assert fit[0] != fit[1]
+        with pytest.raises(BadInput, match=r"^there are 600 inputs in X and 3 names in groups$"):
+            router.calibrate(X, Y, max_loss=0.1, groups=["a", "b", "c"])
+        with pytest.raises(BadInput, match=r"^groups holds a name for each input, not a str$"):
+            router.calibrate(X, Y, max_loss=0.1, groups="scene")
+        with pytest.raises(PolicyError, match="per_class and groups cannot both be given"):
+            router.calibrate(X, Y, max_error=0.1, groups=scene, per_class=True)
+
+
+@BOTH
 def test_a_threshold_with_the_guarantee_that_answers_then_quote(kind, model):
     """It is the one that `edgeroute.confidence.calibrate` finds in the outputs of the models; a router takes it as it is."""
     right = logits(X).argmax(1) == Y

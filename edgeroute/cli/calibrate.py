@@ -122,7 +122,9 @@ def calibrate(
             elif (found := given(data or [], every, router)).recorded:
                 result = _recorded(router, found, want, edge, policy, every)
             else:
-                result = router.calibrate(found.inputs, found.labels, edge=edge, data_class=data_class, batch=batch, **want)
+                result = router.calibrate(
+                    found.inputs, found.labels, groups=found.groups, edge=edge, data_class=data_class, batch=batch, **want
+                )
                 result = replace(result, notes=[*found.notes, *result.notes])
         except NotEnough as e:
             missing = {"error": str(e), "kind": "NotEnough", "needed": e.needed, "missing": e.missing}
@@ -220,7 +222,7 @@ def _recorded(
     asked = wanted(**options)
     aside = Aside(router.engine, edge, "msp" if asked.fit else asked.score)
     if found is not None:
-        made, notes = recorded(aside, found.edge, found.cloud, found.labels), found.notes
+        made, notes = recorded(aside, found.edge, found.cloud, found.labels, found.groups), found.notes
     else:
         made, notes = audited(folder(policy, None) / "audit.jsonl", aside.runner.name, aside.fingerprints(), every=every)
     return calibrated(aside, made, asked, notes, policy=policy.name)

@@ -61,6 +61,8 @@ def evaluate(
         found = given(data, every, router)
         if no_cloud:
             found = found._replace(cloud=None)
+        if found.groups is not None:
+            found.notes.append("the array 'groups' is not used: each example counts by itself, and the intervals are too narrow")
         if found.recorded:
             result = _of_recorded(router, found, **options)
         else:

@@ -36,6 +36,8 @@ class Given(NamedTuple):
     labels: list[Any] | None
     notes: list[str]
     """On what was read, one line each."""
+    groups: list[Any] | None = None
+    """The scene, user or session of each."""
 
     @property
     def recorded(self) -> bool:
@@ -67,23 +69,27 @@ def given(paths: Sequence[Path], every: int, router: Router) -> Given:
         raise BadInput(f"there are no inputs in {', '.join(map(str, paths))}")
     if not known:
         labels = _whole([item.label for item in items])
-        return Given([item.x for item in items[::every]], [], None, labels[::every] or None, notes)
+        groups = _whole([item.group for item in items], "group")
+        taken = [item.x for item in items[::every]]
+        return Given(taken, [], None, labels[::every] or None, notes, groups[::every] or None)
     if len({outputs.edge.shape[1:] for outputs in known}) > 1 or len({outputs.cloud is None for outputs in known}) > 1:
         raise BadInput("the recorded outputs differ in their classes, or some are of the cloud too and others are not")
     edge = np.concatenate([outputs.edge for outputs in known])[::every]
     clouds = [outputs.cloud for outputs in known if outputs.cloud is not None]
     none: list[Any] = [None]
     labels = _whole([label for o in known for label in o.labels or none * len(o.edge)])
-    return Given([], edge, np.concatenate(clouds)[::every] if clouds else None, labels[::every] or None, [TRUST, *notes])
+    groups = _whole([group for o in known for group in o.groups or none * len(o.edge)], "group")
+    cloud = np.concatenate(clouds)[::every] if clouds else None
+    return Given([], edge, cloud, labels[::every] or None, [TRUST, *notes], groups[::every] or None)
 
 
-def _whole(labels: list[Any]) -> list[Any]:
+def _whole(labels: list[Any], what: str = "label") -> list[Any]:
     """All labels, or [] if there are none; a mixture is an error."""
     missing = labels.count(None)
     if missing == len(labels):
         return []
     if missing:
-        raise BadInput(f"{missing:,} of {len(labels):,} inputs have no label: give one for all of them, or for none")
+        raise BadInput(f"{missing:,} of {len(labels):,} inputs have no {what}: give one for all of them, or for none")
     return labels
 
 

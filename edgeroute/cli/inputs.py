@@ -20,8 +20,8 @@ IMAGES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (".npy", ".npz", *IMAGES)
 MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
-INPUTS, LABELS = ("images", "X", "x"), ("labels", "y")
-"""Names of the arrays of inputs and of labels in an .npz file, the first that is there."""
+INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), "groups"
+"""Names of the arrays of inputs, of labels and of groups in an .npz file, the first that is there."""
 CONTENT = ("jpeg", "jpg", "png", "bytes", "file")
 """Keys of a view that mean the content of an image's file; any other means its pixels."""
 MAGIC = {b"\x93NUMPY": ".npy", b"PK": ".npz", b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
@@ -38,6 +38,8 @@ class Item(NamedTuple):
     x: Any
     label: int | str | None = None
     """The correct answer, if the file contains it."""
+    group: int | str | None = None
+    """Its scene, user or session, likewise."""
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
@@ -57,6 +59,7 @@ class Recorded(NamedTuple):
     cloud: Any | None
     """[n, classes], the cloud model's; None: not recorded."""
     labels: list[int | str] | None
+    groups: list[int | str] | None = None
 
 
 def read(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
@@ -113,15 +116,15 @@ def recorded(path: Path, note: Note = lambda _: None) -> Recorded | None:
         with archive:
             if "edge_logits" not in archive.files or any(name in archive.files for name in INPUTS):
                 return None
-            used = ["edge_logits", "cloud_logits", _first(LABELS, archive.files) or "labels"]
+            used = ["edge_logits", "cloud_logits", _first(LABELS, archive.files) or "labels", GROUPS]
             _tell(path, [name for name in archive.files if name not in used], "outputs are in 'edge_logits'", note)
             edge = _array(archive, "edge_logits")
             cloud = _array(archive, "cloud_logits") if "cloud_logits" in archive.files else None
-            labels = _labels(archive)
-    for name, there in {"cloud_logits": cloud, "labels": labels}.items():
+            labels, groups = _labels(archive), _groups(archive)
+    for name, there in {"cloud_logits": cloud, "labels": labels, "groups": groups}.items():
         if there is not None and (not edge.ndim or len(there) != len(edge)):
             raise BadInput(f"{path} cannot be read: it holds {len(edge) if edge.ndim else 1} edge_logits and {len(there)} {name}")
-    return Recorded(edge, cloud, labels)
+    return Recorded(edge, cloud, labels, groups)
 
 
 @cache
@@ -202,8 +205,8 @@ def _why(error: Exception) -> str:
 
 def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Item]:
     with archive:
-        labels = _labels(archive, keys)
-        others = [name for name in archive.files if name not in LABELS or name in keys]
+        labels, groups = _labels(archive, keys), _groups(archive, keys)
+        others = [name for name in archive.files if name not in (*LABELS, GROUPS) or name in keys]
         if not others:
             raise ValueError("it holds no array of inputs")
         if missing := [key for key in keys if key not in others]:
@@ -218,13 +221,17 @@ def _rows(path: Path, archive: Any, keys: Sequence[str], note: Note) -> list[Ite
         raise ValueError(f"it holds {count} rows of {taken[0]!r} and {len(arrays[uneven[0]])} of {uneven[0]!r}")
     if labels is not None and len(labels) != count:
         raise ValueError(f"it holds {count} inputs and {len(labels)} labels")
+    if groups is not None and len(groups) != count:
+        raise ValueError(f"it holds {count} inputs and {len(groups)} groups")
     rows = {name: array for name, array in arrays.items() if array.ndim and len(array) == count}
-    used = [*rows, _first([name for name in LABELS if name not in keys], archive.files)]
+    used = [*rows, _first([name for name in LABELS if name not in keys], archive.files), GROUPS]
     _tell(path, [name for name in archive.files if name not in used], f"inputs are in {_listed(taken)}", note)
     inputs: list[Any] = [_row(row) for row in rows[taken[0]]]
     if keys:
         inputs = [{name: _row(array[i]) for name, array in rows.items()} for i in range(count)]
-    return [Item(f"{path}[{i}]", x, label) for i, (x, label) in enumerate(zip(inputs, labels or [None] * count, strict=True))]
+    none: list[Any] = [None] * count
+    each = zip(inputs, labels or none, groups or none, strict=True)
+    return [Item(f"{path}[{i}]", x, label, group) for i, (x, label, group) in enumerate(each)]
 
 
 def _row(row: Any) -> Any:
@@ -256,6 +263,10 @@ def _array(archive: Any, name: str) -> Any:
 def _labels(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
     name = _first([name for name in LABELS if name not in keys], archive.files)
     return None if name is None else _array(archive, name).ravel().tolist()
+
+
+def _groups(archive: Any, keys: Sequence[str] = ()) -> list[Any] | None:
+    return _array(archive, GROUPS).ravel().tolist() if GROUPS in archive.files and GROUPS not in keys else None
 
 
 def _image(path: Path, keys: Sequence[str]) -> dict[str, Any]:

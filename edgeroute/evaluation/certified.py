@@ -70,6 +70,7 @@ def certified(
         max_defer=value if kind == "max_defer" else None,
         sure=sure,
         per_class=made.edge if per_class else None,
+        groups=made.groups,
         agree=made.agree,
         name=score if learned is None else "learned",
         parameters={} if found is None else {"chosen_because": found.why},
@@ -99,4 +100,4 @@ def _fitted(made: Examples, kind: Kind, edge: Bools | None, cloud: Bools | None,
         raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")
     if cloud is None or kind == "max_error":  # there, only the edge's own errors count
         cloud = np.ones(len(edge), bool)
-    return fitted(made.outputs, made.score, edge, cloud, choose=fit == "auto", ood=ood)
+    return fitted(made.outputs, made.score, edge, cloud, choose=fit == "auto", ood=ood, groups=made.groups)

@@ -33,6 +33,8 @@ class Examples(NamedTuple):
     received_bytes: int
     usd: float
     """Total cost of the cloud calls by the endpoint's terms, dollars."""
+    groups: list[Any] | None = None
+    """The scene, user or session of each; None: they are independent."""
 
     @property
     def edge_correct(self) -> Bools | None:

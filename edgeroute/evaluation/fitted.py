@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,16 @@ class Fitted(NamedTuple):
     """Why this score."""
 
 
-def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_correct: Bools, *, choose: bool, ood: bool) -> Fitted:
+def fitted(
+    outputs: Floats | None,
+    msp: Floats,
+    edge_correct: Bools,
+    cloud_correct: Bools,
+    *,
+    choose: bool,
+    ood: bool,
+    groups: Sequence[Any] | None = None,
+) -> Fitted:
     """Fits a score to all examples for deployment, and scores the examples by 5-fold cross-fitting for calibration.
 
     The threshold is thus calibrated on other fits than the deployed one; the error is their difference, where in-sample
@@ -39,6 +48,7 @@ def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_corre
         cloud_correct: [n], bool.
         ood: add out-of-distribution features.
         choose: blend the learned score with msp, as `auto`.
+        groups: [n], the scene, user or session of each: each is scored by a fit without any of its group.
 
     Raises:
         PolicyError: the outputs are not an array of logits.
@@ -57,7 +67,7 @@ def fitted(outputs: Floats | None, msp: Floats, edge_correct: Bools, cloud_corre
             fell_back.append(part.chosen_because)
         return lambda left_out: part.many(outputs[left_out])
 
-    scores = crossfit(without, len(outputs))
+    scores = crossfit(without, len(outputs), groups=groups)
     if fell_back:  # too few examples in a fold: its scores would be of another kind than the others'
         return Fitted(None, msp, f"{fell_back[0]}, with a fifth left out")
     return Fitted(made, np.asarray(scores), made.chosen_because)

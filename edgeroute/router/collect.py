@@ -32,6 +32,7 @@ def collect(
     aside: Aside,
     inputs: Sequence[Any],
     labels: Sequence[Any] | None = None,
+    groups: Sequence[Any] | None = None,
     *,
     ask_cloud: bool = True,
     data_class: str | None = None,
@@ -48,6 +49,7 @@ def collect(
         aside: of the router.
         inputs: as for `infer`.
         labels: ground truth, one per input: values as the edge returns them, or class indices.
+        groups: the scene, user or session of each.
         ask_cloud: False: run the edge only.
         data_class: of the inputs.
         batch: inputs per cloud request. With more than one, cloud latency is not measured, and cost is that of fewer, larger
@@ -106,11 +108,18 @@ def collect(
         sent_bytes=asking.spent.sent_bytes,
         received_bytes=asking.spent.received_bytes,
         usd=asking.spent.usd,
+        groups=None if groups is None else [groups[i] for i in kept],
     )
     return made, len(reached)
 
 
-def recorded(aside: Aside, edge_outputs: Floats, cloud_outputs: Floats | None, labels: Sequence[Any] | None) -> Examples:
+def recorded(
+    aside: Aside,
+    edge_outputs: Floats,
+    cloud_outputs: Floats | None,
+    labels: Sequence[Any] | None,
+    groups: Sequence[Any] | None = None,
+) -> Examples:
     """Examples from recorded outputs [n, classes], decoded as the router would. Runs no model.
 
     It is not checked that they come from these models.
@@ -138,6 +147,7 @@ def recorded(aside: Aside, edge_outputs: Floats, cloud_outputs: Floats | None, l
         sent_bytes=0,
         received_bytes=0,
         usd=0.0,
+        groups=None if groups is None else list(groups),
     )
 
 

@@ -17,13 +17,19 @@ from edgeroute.router.request import once, refused
 WANTED = "X holds one input after the other: an array [n, ...], a list, or a mapping from name to rows"
 
 
-def rows(X: Any, y: Any, every: int) -> Steps[tuple[list[Any], list[Any] | None]]:  # noqa: N803 - as in scikit-learn
-    """The inputs as a list, and their labels, None if there are none.
+def rows(
+    X: Any,  # noqa: N803 - as in scikit-learn
+    y: Any,
+    every: int,
+    groups: Any = None,
+) -> Steps[tuple[list[Any], list[Any] | None, list[Any] | None]]:
+    """The inputs as a list, their labels and their groups; None: there are none.
 
     Args:
         X: an array [n, ...] of any library, a sequence of inputs, or a mapping from name to the rows of one of several inputs.
         y: a label for each, or None.
         every: take each `every`-th only.
+        groups: the scene, user or session of each, or None.
 
     Raises:
         BadInput: they are something else, or not as many.
@@ -32,13 +38,17 @@ def rows(X: Any, y: Any, every: int) -> Steps[tuple[list[Any], list[Any] | None]
     check_number("every", every, least=1, whole=True)
     count = _length(X)
     labels = None if y is None else _labels(y)
+    together = None if groups is None else _labels(groups, "groups", "a name")
     if not count:
         raise BadInput("there are no inputs")
     if labels is not None and len(labels) != count:
         raise BadInput(f"there are {count} inputs in X and {len(labels)} labels in y")
+    if together is not None and len(together) != count:
+        raise BadInput(f"there are {count} inputs in X and {len(together)} names in groups")
     taken = range(0, count, every)
     inputs = yield Block(partial(_taken, X, taken), INF)  # reading a row of a data set may take its time
-    return inputs, None if labels is None else labels[::every]
+    labels, together = (None if column is None else column[::every] for column in (labels, together))
+    return inputs, labels, together
 
 
 def _length(X: Any) -> int:  # noqa: N803
@@ -74,17 +84,18 @@ def _taken(X: Any, numbers: range) -> list[Any]:  # noqa: N803
     return found
 
 
-def _labels(y: Any) -> list[Any]:
+def _labels(y: Any, name: str = "y", one: str = "a label") -> list[Any]:
     """The labels as a list; a column [n, 1] is one, too."""
     if once(y):
-        raise BadInput(f"y is an iterator ({typed(y)}), which can be read only once: give list(y)")
+        raise BadInput(f"{name} is an iterator ({typed(y)}), which can be read only once: give list({name})")
     if hasattr(y, "iloc"):  # a series, or a table of one column
         y = y.to_numpy()
     if isinstance(y, str | bytes | Mapping) or not hasattr(type(y), "__len__"):
-        raise BadInput(f"y holds a label for each input, not a {typed(y)}")
+        raise BadInput(f"{name} holds {one} for each input, not a {typed(y)}")
     shape = getattr(y, "shape", None)
     if shape is not None and len(shape) != 1:
         if len(shape) != 2 or shape[1] != 1:  # noqa: PLR2004 - a table
-            raise BadInput(f"y has one label for each input, [n], and is {list(shape)}: give the class, as with y.argmax(1)")
+            hint = ": give the class, as with y.argmax(1)" if name == "y" else ""
+            raise BadInput(f"{name} has {one} for each input, [n], and is {list(shape)}{hint}")
         y = y.reshape(-1)
     return list(y.tolist()) if hasattr(y, "tolist") else list(y)

@@ -99,9 +99,12 @@ def calibration(
     every: int,
     progress: Progress,
     policy: str,
+    groups: Any = None,
 ) -> Steps[CalibrationResult]:
     """Finds the lowest threshold with the guarantee; see `Router.calibrate`."""
     check_number("batch", batch, least=1, whole=True)
+    if groups is not None and want.per_class:
+        raise PolicyError("per_class and groups cannot both be given: a group has no one class")
     aside = Aside(engine, edge, "msp" if want.fit else want.score)
     if want.kind == "max_error" and y is None:
         raise PolicyError("max_error needs labels, what is right for each input: y, or in an .npz file an array `labels`")
@@ -110,7 +113,7 @@ def calibration(
     ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and aside.clouds)
     if want.fit and y is None and not ask_cloud:
         raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")
-    made, notes = yield from _examples(aside, X, y, ask_cloud, data_class, batch, every, progress)
+    made, notes = yield from _examples(aside, X, y, ask_cloud, data_class, batch, every, progress, groups)
     result: CalibrationResult = yield Block(partial(calibrated, aside, made, want, notes, policy=policy), INF)
     return result
 
@@ -152,13 +155,14 @@ def _examples(
     batch: int,
     every: int,
     progress: Progress,
+    groups: Any = None,
 ) -> Steps[tuple[Examples, list[str]]]:
     """The examples, and notes on them."""
-    inputs, labels = yield from rows(X, y, every)
+    inputs, labels, together = yield from rows(X, y, every, groups)
     total = len(inputs)
     with shown(progress, "asking edge and cloud" if ask_cloud else "asking the edge", total * (1 + ask_cloud)) as advance:
         made, reached = yield from collect(
-            aside, inputs, labels, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
+            aside, inputs, labels, together, ask_cloud=ask_cloud, data_class=data_class, batch=batch, advance=advance
         )
     left_out = {
         "the edge models before it keep them": total - reached,

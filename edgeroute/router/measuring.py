@@ -29,6 +29,7 @@ class Measuring(EngineOwner):
         max_defer: float | None = None,
         sure: float | None = 0.95,
         per_class: bool = False,
+        groups: Any = None,
         score: str | Score | None = None,
         ood: bool = False,
         edge: int = 0,
@@ -53,6 +54,8 @@ class Measuring(EngineOwner):
             max_defer: share of inputs that are deferred, at most.
             sure: probability that the guarantee holds, over draws of examples; None, for `max_defer`: it holds on average.
             per_class: a threshold for each class that the edge predicts, each with the guarantee, all at once.
+            groups: the scene, user or session of each example, [n], where those of one are not independent. Groups are then what
+                is drawn, and each counts the same.
             score: another than the one in use: a name or a function; "learned" fits one to the examples, "auto" averages
                 its ranks and those of msp, by how much there was to learn from. None: the one in use.
             ood: a fitted score also looks at how foreign an input is.
@@ -80,6 +83,7 @@ class Measuring(EngineOwner):
             calibration(
                 self.engine, X, y, want,
                 edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, policy=self._policy_name,
+                groups=groups,
             )
         )  # fmt: skip
 
@@ -146,6 +150,7 @@ class AsyncMeasuring(EngineOwner):
         max_defer: float | None = None,
         sure: float | None = 0.95,
         per_class: bool = False,
+        groups: Any = None,
         score: str | Score | None = None,
         ood: bool = False,
         edge: int = 0,
@@ -164,6 +169,7 @@ class AsyncMeasuring(EngineOwner):
             calibration(
                 self.engine, X, y, want,
                 edge=edge, data_class=data_class, batch=batch, every=every, progress=progress, policy=self._policy_name,
+                groups=groups,
             )
         )  # fmt: skip
 
