@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import cli
 
 from edgeroute import Router
 from edgeroute.edge import runtimes
@@ -65,8 +66,8 @@ def test_snippets_run(page, desk):
                 if command.startswith(ELSEWHERE):
                     continue
                 assert command.startswith("edgeroute "), f"{page.name}: who runs {command!r}?"
-                done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+                code, out, err = cli(*shlex.split(command)[1:])
+                assert code == 0, f"{command}\n{out}{err}"
         else:
             assert language in {"text", "json"}, f"{page.name}: a snippet in {language} is run by nobody"
     for thing in namespace.values():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from math import inf
 
 import numpy as np
 import pytest
+from commands import cli
 from exact import Exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -282,9 +281,7 @@ def test_the_capacity_needed_is_enough_and_hardly_more():
 
 def fleet(*args):
     """Runs `edgeroute simulate fleet` -> exit code, stdout, stderr."""
-    code = "from edgeroute.cli.simulate import simulate; simulate()"
-    done = subprocess.run([sys.executable, "-c", code, "fleet", *args], check=False, capture_output=True, text=True, timeout=240)
-    return done.returncode, done.stdout, done.stderr
+    return cli("simulate", "fleet", *args)
 
 
 def test_the_command_tells_of_each_client(capsys):
