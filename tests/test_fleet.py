@@ -148,6 +148,7 @@ def test_what_would_wait_too_long_is_refused():
     assert abs(cloud.served - (2000 + 10_000)) < 200
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -217,6 +218,7 @@ def test_a_retry_budget_alone_brings_busy_devices_back():
     assert simulate(SILENT._replace(devices=40_000, per_minute=1.0), budget).cloud_back_s is None
 
 
+@pytest.mark.once
 def test_outboxes_of_quiet_devices_bring_it_down_again():
     """What timed out is sent again at once, and that is enough to keep the cloud busy in vain; spread over a minute it is not."""
     quiet = Scenario(

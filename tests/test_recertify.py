@@ -271,6 +271,7 @@ def test_looks_share_the_risk(home):
     assert Certificate.load(told["certificate"]).sure == pytest.approx(0.9875)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*share the score", "ignore:the score seems to rank")
 def test_looking_again_and_again_keeps_the_risk():
     """A candidate that breaks its promise at each threshold, by little, is put in force in 5 % of cases at most, whenever."""
