@@ -149,7 +149,7 @@ PROBE_S, TIMEOUT_S = 5.0, 0.15
 
 @pytest.mark.once
 @pytest.mark.parametrize("used", [False, True], ids=["not in use", "in use"])
-@pytest.mark.parametrize(("callers", "jitter"), [*product([1, 16], [0.0, 0.5, 1.0]), (200, 0.5)], ids=lambda given: str(given))
+@pytest.mark.parametrize(("callers", "jitter"), [*product([1, 16], [0.0, 0.5, 1.0]), (200, 0.5)])
 def test_what_an_outage_of_ten_minutes_costs(callers, used, jitter):
     """Three attempts with user data, or those under way when the first failed; one probe at a time, and eight of them at most.
 
