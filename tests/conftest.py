@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # where several workers have the cores, numpy's threads wait for them in loops
 
 import pytest
 from both import Due

@@ -211,7 +211,7 @@ def test_a_deadline_cancels_it():
         edge = Hangs()
         async with AsyncRouter(edge) as router:
             with pytest.raises(DeadlineExceeded):
-                await router.infer(1, deadline=0.02)
+                await router.infer(1, deadline=0.5)
         assert edge.ended == ["CancelledError"]
         edge = Hangs()
 
@@ -242,7 +242,7 @@ def test_a_run_that_ignores_its_cancellation_is_counted():
         async with AsyncRouter(CallableModel(edge, parallel=1), lambda _: "cloud", threshold=0.5) as router:
             (backend, _) = router.engine.snapshot.backends
             with pytest.raises(DeadlineExceeded):
-                await router.infer(1, deadline=0.02, mode="only_edge")
+                await router.infer(1, deadline=0.5, mode="only_edge")
             assert backend.abandoned == 1
             router.engine.observe()
             assert (await router.infer(1)).value == "cloud"
@@ -270,7 +270,7 @@ def test_it_reads_a_copy_of_its_input():
         async with AsyncRouter(edge) as router:
             x = np.array([1, 2])
             with pytest.raises(DeadlineExceeded):
-                await router.infer(x, deadline=0.02)
+                await router.infer(x, deadline=0.5)
             x[:] = 0
             go.set()
             assert await seen == [1, 2]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import typer
+from commands import PYTHON, cli
 from PIL import Image
 
 import edgeroute
@@ -25,14 +26,7 @@ from edgeroute.cli.options import seconds, share
 from edgeroute.errors import BadInput, DeadlineExceeded, ModelMissing, PolicyError, RuntimeMissing, Unreachable
 from edgeroute.testing import CannedServer
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 SURE, UNSURE = 9.0, 1.0
-
-
-def edgeroute_cli(*args, **options):
-    """Runs a command to its end -> exit code, stdout, stderr."""
-    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=120, **options)
-    return done.returncode, done.stdout, done.stderr
 
 
 def refused(url):
@@ -84,7 +78,7 @@ def interruptible():
 
 # ------------------------------------------------------------------------------------------------- the whole
 def test_help_lists_commands_and_exit_codes():
-    code, out, err = edgeroute_cli("--help")
+    code, out, err = cli("--help")
     assert (code, err) == (0, "")
     for word in ("check", "decide", "infer", "serve", "schema", "demo", "Exit codes", "130"):
         assert word in out
@@ -102,7 +96,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_version():
-    assert edgeroute_cli("--version") == (0, f"edgeroute {edgeroute.__version__}\n", "")
+    assert cli("--version") == (0, f"edgeroute {edgeroute.__version__}\n", "")
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
@@ -117,7 +111,7 @@ def test_without_the_extra(missing):
     "args", [["nothing"], ["infer"], ["check", "--policy"], ["serve", "x.onnx", "--port", "70000"], ["demo", "--rtt", "80"]]
 )
 def test_wrong_usage(args):
-    code, out, err = edgeroute_cli(*args)
+    code, out, err = cli(*args)
     assert (code, out) == (2, "")
     assert "Traceback" not in err
     assert "Error" in err
@@ -299,10 +293,10 @@ def test_what_is_no_input(tmp_path):
 
 # ------------------------------------------------------------------------------------------------- commands
 def test_check(policy, cloud):
-    code, out, err = edgeroute_cli("check", "--policy", policy(cloud))
+    code, out, err = cli("check", "--policy", policy(cloud))
     assert (code, err) == (0, "")
     assert f"inputs may leave this device, to {cloud}" in out
-    code, out, err = edgeroute_cli("check", "--policy", policy(), "--json")
+    code, out, err = cli("check", "--policy", policy(), "--json")
     said = json.loads(out)
     assert (code, err, said["ok"]) == (4, "", False)
     assert [text for text in said["lines"] if text.startswith("! cloud")]
@@ -311,39 +305,39 @@ def test_check(policy, cloud):
 def test_an_unusable_policy(tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text("treshold = 0.9\n")
-    code, out, err = edgeroute_cli("check", "--policy", path)
+    code, out, err = cli("check", "--policy", path)
     assert (code, out) == (2, "")
     assert "treshold" in err
     assert "Traceback" not in err
-    code, out, err = edgeroute_cli("check", "--policy", tmp_path / "none.toml", "--json")
+    code, out, err = cli("check", "--policy", tmp_path / "none.toml", "--json")
     assert (code, out) == (2, "")
     assert json.loads(err)["kind"] == "PolicyError"
 
 
 def test_decide(policy, inputs):
-    code, out, err = edgeroute_cli("decide", "--policy", policy(), inputs)
+    code, out, err = cli("decide", "--policy", policy(), inputs)
     assert (code, err) == (0, "")
     assert out.endswith("so it would stay on the device\n")
-    code, out, err = edgeroute_cli("decide", "--policy", policy(), inputs, "--index", 1)
+    code, out, err = cli("decide", "--policy", policy(), inputs, "--index", 1)
     assert (code, err) == (0, "")
     assert out.endswith("so it would leave the device, to http://127.0.0.1:9/v2/models/none\n")
-    code, out, err = edgeroute_cli("decide", "--policy", policy(), inputs, "--index", 1, "--json")
+    code, out, err = cli("decide", "--policy", policy(), inputs, "--index", 1, "--json")
     said = json.loads(out)
     assert (code, err, said["input"], said["sends_to"]) == (0, "", f"{inputs}[1]", ["http://127.0.0.1:9/v2/models/none"])
     assert "0.58 < 0.90" in " ".join(said["steps"])
 
 
 def test_decide_on_what_is_not_there(policy, inputs, tmp_path):
-    code, out, err = edgeroute_cli("decide", "--policy", policy(), inputs, "--index", 3)
+    code, out, err = cli("decide", "--policy", policy(), inputs, "--index", 3)
     assert (code, out) == (2, "")
     assert "has 3 inputs" in err
-    code, out, err = edgeroute_cli("decide", "--policy", policy(), tmp_path / "none.npy")
+    code, out, err = cli("decide", "--policy", policy(), tmp_path / "none.npy")
     assert (code, out, err) == (1, "", f"error: {tmp_path / 'none.npy'}: there is no such file\n")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_infer_as_json(policy, cloud, inputs, batch):
-    code, out, err = edgeroute_cli("infer", "--policy", policy(cloud), inputs, "--json", "--batch", batch)
+    code, out, err = cli("infer", "--policy", policy(cloud), inputs, "--json", "--batch", batch)
     answers = [json.loads(text) for text in out.splitlines()]
     assert (code, err) == (0, "")
     assert [a["input"] for a in answers] == [f"{inputs}[{i}]" for i in range(3)]
@@ -356,7 +350,7 @@ def test_infer_as_json(policy, cloud, inputs, batch):
 
 
 def test_infer_in_a_table(policy, cloud, inputs):
-    code, out, err = edgeroute_cli("infer", "--policy", policy(cloud), inputs)
+    code, out, err = cli("infer", "--policy", policy(cloud), inputs)
     assert (code, err) == (0, "")
     rows = {cells[1].strip(): cells[2].strip() for text in out.splitlines() if len(cells := text.split("│")) == 4}
     assert rows["answered"] == "3"
@@ -376,12 +370,12 @@ def test_an_input_that_fails_does_not_lose_the_others(policy, cloud, inputs, tmp
     (tmp_path / "raw.npz").write_bytes(archive("images", b"1234"))
     named = [tmp_path / name for name in ("none.npy", "raw.npz", "long.npy")]
     args = ["infer", "--policy", policy(cloud), *named, inputs, "--batch", batch]
-    code, out, err = edgeroute_cli(*args, "--json")
+    code, out, err = cli(*args, "--json")
     assert code == 1
     assert len(out.splitlines()) == 3
     failed = [json.loads(text) for text in err.splitlines()]
     assert [(f["input"], f["kind"]) for f in failed] == [(str(path), "BadInput") for path in named]
-    code, out, err = edgeroute_cli(*args)
+    code, out, err = cli(*args)
     assert code == 1
     assert "3, and 3 failed" in out
     assert err.splitlines()[0] == f"error: {tmp_path / 'none.npy'}: there is no such file"
@@ -390,19 +384,19 @@ def test_an_input_that_fails_does_not_lose_the_others(policy, cloud, inputs, tmp
 
 
 def test_infer_without_the_cloud(policy, inputs):
-    code, out, err = edgeroute_cli("infer", "--policy", policy(), inputs, "--json")
+    code, out, err = cli("infer", "--policy", policy(), inputs, "--json")
     assert (code, err) == (0, "")
     assert [json.loads(text)["degraded"] for text in out.splitlines()] == [False, True, False]
-    code, out, err = edgeroute_cli("infer", "--policy", policy(), inputs, "--json", "--mode", "only_cloud")
+    code, out, err = cli("infer", "--policy", policy(), inputs, "--json", "--mode", "only_cloud")
     assert (code, out) == (3, "")
     assert [json.loads(text)["kind"] for text in err.splitlines()] == ["Unreachable"] * 3
-    assert edgeroute_cli("infer", "--policy", policy(), inputs, "--json", "--mode", "only_edge")[0] == 0
+    assert cli("infer", "--policy", policy(), inputs, "--json", "--mode", "only_edge")[0] == 0
 
 
 def test_infer_with_a_deadline(policy, inputs):
     with CannedServer(None) as silent:  # what the cloud never answers stands as the edge has it
         args = ["infer", "--policy", policy(f"{silent.url}/v2/models/none"), inputs, "--json", "--deadline", "2s"]
-        code, out, err = edgeroute_cli(*args)
+        code, out, err = cli(*args)
     assert (code, err) == (0, "")
     answers = [json.loads(text) for text in out.splitlines()]
     assert [a["degraded"] for a in answers] == [False, True, False]
@@ -411,7 +405,7 @@ def test_infer_with_a_deadline(policy, inputs):
 
 
 def test_a_mode_that_is_none(policy, inputs):
-    code, out, err = edgeroute_cli("infer", "--policy", policy(), inputs, "--mode", "only_clod", "--json")
+    code, out, err = cli("infer", "--policy", policy(), inputs, "--mode", "only_clod", "--json")
     assert (code, out) == (2, "")
     assert json.loads(err)["kind"] == "PolicyError"
     assert "only_cloud" in err
@@ -429,7 +423,7 @@ def test_ctrl_c_ends_infer(policy, inputs, interruptible):
 
 
 def test_schema():
-    code, out, err = edgeroute_cli("schema")
+    code, out, err = cli("schema")
     assert (code, err) == (0, "")
     assert "threshold" in json.loads(out)["properties"]
 
@@ -451,13 +445,13 @@ def test_serve_ends_when_told(tmp_path, sent):
 
 
 def test_serve_what_is_not_there(tmp_path):
-    code, out, err = edgeroute_cli("serve", tmp_path / "none.onnx", "--port", "0", "--json")
+    code, out, err = cli("serve", tmp_path / "none.onnx", "--port", "0", "--json")
     assert (code, out) == (2, "")
     assert json.loads(err) == {"error": f"there is no model at {tmp_path / 'none.onnx'}", "kind": "ModelMissing"}
 
 
 def test_serve_where_someone_listens(tmp_path, cloud):
     model = tiny.linear(tmp_path / "one.onnx")
-    code, out, err = edgeroute_cli("serve", model, "--port", urlsplit(cloud).port)
+    code, out, err = cli("serve", model, "--port", urlsplit(cloud).port)
     assert (code, out) == (2, "")
     assert err.startswith("error: cannot listen on 127.0.0.1:")

@@ -6,13 +6,13 @@ import json
 import re
 import sqlite3
 import subprocess
-import sys
 import threading
 
 import numpy as np
 import pytest
 import tiny
 from both import collected
+from commands import PYTHON, cli
 
 from edgeroute import Router, system
 from edgeroute.cloud.backend import Function
@@ -29,17 +29,10 @@ from edgeroute.stores.journal import Journal
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.stores.outbox import Outbox, Waiting
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
 CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
 NOWHERE = "http://127.0.0.1:9/v2/models/none"
-
-
-def cli(*args, **options):
-    """Runs a command to its end -> exit code, stdout, stderr."""
-    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=200, **options)
-    return done.returncode, done.stdout, done.stderr
 
 
 def drawn(n, seed):

@@ -19,13 +19,13 @@ import pytest
 import tiny
 import typer
 from both import LONG
+from commands import PYTHON, cli
 
 from edgeroute.cli.app import app
 from edgeroute.cli.exits import CRASHED, INTERRUPTED, NO_ANSWER, NOBODY_READS, NOT_READY, TOO_FEW, USAGE
 from edgeroute.cli.exits import run as run_app
 from edgeroute.testing import CannedServer
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 ALL = ("check", "decide", "infer", "calibrate", "evaluate", "replay", "status", "egress", "serve", "schema", "demo", "docs")
 GROUPS = ("outbox list", "outbox retry", "outbox drop", "outbox export", "simulate fleet")
 
@@ -52,9 +52,8 @@ def desk(tmp_path_factory):
 
 
 def run(*args, stdin=b"", **options):
-    """A command -> exit code, stdout, stderr, as bytes where they are no text."""
-    done = subprocess.run([*PYTHON, *map(str, args)], input=stdin, check=False, capture_output=True, timeout=240, **options)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    """A command -> exit code, stdout, stderr."""
+    return cli(*args, input=stdin, **options)
 
 
 COMMANDS = [

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny
+from commands import cli
 from PIL import Image
 
 from edgeroute.cli.inputs import read, recorded
 from edgeroute.errors import BadInput
 from edgeroute.testing import CannedServer, http_reply
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 ROWS = np.eye(3, 4, dtype=np.float32)
 JPEGS = np.array([b"\xff\xd8one", b"\xff\xd8two", b"\xff\xd8three"])
-
-
-def cli(*args):
-    """Runs a command to its end -> exit code, stdout, stderr."""
-    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ which arrays

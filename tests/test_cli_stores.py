@@ -15,6 +15,7 @@ from math import inf, nan
 
 import pytest
 import typer
+from commands import cli
 
 from edgeroute import Router, Unreachable, system
 from edgeroute.cli.egress import instant
@@ -32,13 +33,6 @@ DAY_S = 86400.0
 COMMANDS = [
     ["outbox", "list"], ["outbox", "retry", "--all"], ["outbox", "drop", "--all-dead", "--yes"], ["outbox", "export"], ["egress"],
 ]  # fmt: skip
-
-
-def cli(*args, **options):
-    """Runs a command to its end -> exit code, stdout, stderr."""
-    command = [sys.executable, "-m", "edgeroute", *map(str, args)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, **options)
-    return done.returncode, done.stdout, done.stderr
 
 
 def entries(state, *args):

@@ -48,7 +48,7 @@ def asked(server, tmp_path, inputs, **more):
     """What became of each, the counts, the trace, what waits in the outbox, and the policy."""
     now = [""]
     egress = Egress(consent=lambda where, data_class: now[0] != "consent", redact=redact)
-    cloud = PlainJson(server.url, retries=1, timeout_s=1.0)
+    cloud = PlainJson(server.url, retries=1, timeout_s=3.0)
     box = Outbox(tmp_path / "outbox.db")
     records, decided = [], []
     with Router(lambda x: ("edge", 0.1), cloud, threshold=0.5, trace=records.append, egress=egress, outbox=box, **more) as router:

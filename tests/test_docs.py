@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import cli
 
 from edgeroute import Router
 from edgeroute.edge import runtimes
@@ -44,7 +45,9 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     return lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.name, marks=[pytest.mark.once] if p.parent != ROOT else []) for p in PAGES]
+)
 def test_snippets_run(page, desk):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""
     namespace: dict[str, object] = {"__name__": "snippet"}
@@ -65,8 +68,8 @@ def test_snippets_run(page, desk):
                 if command.startswith(ELSEWHERE):
                     continue
                 assert command.startswith("edgeroute "), f"{page.name}: who runs {command!r}?"
-                done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+                code, out, err = cli(*shlex.split(command)[1:])
+                assert code == 0, f"{command}\n{out}{err}"
         else:
             assert language in {"text", "json"}, f"{page.name}: a snippet in {language} is run by nobody"
     for thing in namespace.values():
@@ -85,6 +88,7 @@ def test_quickstart_example(desk, fashion, fashion_server, capsys):
     assert "uncalibrated" in said
 
 
+@pytest.mark.once
 def test_the_readme_works_where_there_is_no_clone():
     """On the page of a package index a relative link leads nowhere; the pages that it names are there."""
     text = (ROOT / "README.md").read_text()
@@ -103,6 +107,7 @@ def test_the_first_snippet_runs_anywhere(tmp_path):
     assert done.stdout == "Ankle boot: edge 1.00 >= 0.85 (uncalibrated)\n", done.stderr
 
 
+@pytest.mark.once
 def test_links_lead_somewhere():
     """Each relative link of a page is a file of the project."""
     for page in PAGES:
@@ -110,6 +115,7 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.once
 def test_each_promise_names_the_tests_that_hold_it():
     """Every paragraph of docs/promises.md has at least one, and each exists."""
     promises = [part for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from both import sure, unsure
+from commands import cli
 
 import edgeroute
 from edgeroute import AsyncRouter, OnnxModel, OpenInference, PolicyError, Router, models
@@ -241,6 +242,7 @@ def wrong(router: Router[str]) -> int:
 """
 
 
+@pytest.mark.once
 def test_types_tell_a_wrong_argument(tmp_path):
     """mypy takes what works, and refuses the rest, line by line."""
     file = tmp_path / "snippet.py"
@@ -274,11 +276,9 @@ def test_the_packaged_pair_by_name():
         assert router.infer(pair.images[0]).value == "Ankle boot"
 
 
-def run(*arguments, cwd, **more):
-    """The command line, in a folder of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "edgeroute", *arguments], cwd=cwd, capture_output=True, text=True, check=False, **more
-    )
+def run(*arguments, cwd):
+    """The command line, in a folder of its own -> exit code, stdout, stderr."""
+    return cli(*arguments, cwd=cwd)
 
 
 def test_the_cloud_of_the_readme_by_one_command(tmp_path):
@@ -298,13 +298,13 @@ def test_the_cloud_of_the_readme_by_one_command(tmp_path):
 
 def test_documentation_of_what_is_installed(tmp_path):
     """Its pages are listed, and each is printed as it is; a wrong name is told the nearest."""
-    listed = run("docs", cwd=tmp_path).stdout
+    _, listed, _ = run("docs", cwd=tmp_path)
     folder = Path(listed.splitlines()[-1].removeprefix("in "))
     assert {"quickstart", "policy", "first-hour"} <= {line.split()[0] for line in listed.splitlines() if line}
-    assert run("docs", "policy", cwd=tmp_path).stdout == (folder / "policy.md").read_text()
-    wrong = run("docs", "polic", cwd=tmp_path)
-    assert wrong.returncode == 2
-    assert "policy" in wrong.stderr
+    assert run("docs", "policy", cwd=tmp_path)[1] == (folder / "policy.md").read_text()
+    code, _, err = run("docs", "polic", cwd=tmp_path)
+    assert code == 2
+    assert "policy" in err
 
 
 def test_without_the_command_line_its_extra_is_named(tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from math import inf
 
 import numpy as np
 import pytest
+from commands import cli
 from exact import Exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,6 +148,7 @@ def test_what_would_wait_too_long_is_refused():
     assert abs(cloud.served - (2000 + 10_000)) < 200
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -218,6 +218,7 @@ def test_a_retry_budget_alone_brings_busy_devices_back():
     assert simulate(SILENT._replace(devices=40_000, per_minute=1.0), budget).cloud_back_s is None
 
 
+@pytest.mark.once
 def test_outboxes_of_quiet_devices_bring_it_down_again():
     """What timed out is sent again at once, and that is enough to keep the cloud busy in vain; spread over a minute it is not."""
     quiet = Scenario(
@@ -282,9 +283,7 @@ def test_the_capacity_needed_is_enough_and_hardly_more():
 
 def fleet(*args):
     """Runs `edgeroute simulate fleet` -> exit code, stdout, stderr."""
-    code = "from edgeroute.cli.simulate import simulate; simulate()"
-    done = subprocess.run([sys.executable, "-c", code, "fleet", *args], check=False, capture_output=True, text=True, timeout=240)
-    return done.returncode, done.stdout, done.stderr
+    return cli("simulate", "fleet", *args)
 
 
 def test_the_command_tells_of_each_client(capsys):

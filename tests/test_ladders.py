@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny
+from commands import PYTHON, cli
 
 from edgeroute import BadInput, Router
 from edgeroute.confidence import calibrate
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 SMALL = [[2, 0.4, 0], [0, 2, 0.4], [0.4, 0, 2], [1.5, -1.5, 0.5], [0.5, 1, -1.5]]
 LARGER = [[4, 0, 0], [0, 4, 0], [0, 0, 4], [1, -1, 0], [0, 0.5, -0.5]]
 RIGHT = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0], [0, 0, 0]]
@@ -97,24 +96,20 @@ def test_the_command_line(home, serving):
         return path
 
     def made(path, number):
-        command = ["calibrate", "--policy", path, "-d", home / "val.npz", "--max-loss", "3%", "--edge", number, "--json"]
-        done = subprocess.run(
-            [*PYTHON, *map(str, command), "--out", str(home / f"{number}.json")],
-            check=False, capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return json.loads(done.stdout)
+        asked = ["--max-loss", "3%", "--edge", number, "--json", "--out", home / f"{number}.json"]
+        code, out, err = cli("calibrate", "--policy", path, "-d", home / "val.npz", *asked)
+        assert (code, err) == (0, "")
+        return json.loads(out)
 
     assert made(policy("0.5"), 0)["notes"] == []
     said = made(policy('["0.json", "1.json"]'), 1)  # which is not there yet
     assert "the edge models before it keep them" in said["notes"][0]
     assert "and that the edge models before it defer: " in said["certificate"]["guarantee"]
-    check = subprocess.run(
-        [*PYTHON, "check", "--policy", str(policy('["0.json", "1.json"]'))], check=False, capture_output=True, text=True
-    )
-    assert check.stdout.count("certified, loss <= 3 %, 95 % sure") == 2, check.stdout
+    _, out, _ = cli("check", "--policy", policy('["0.json", "1.json"]'))
+    assert out.count("certified, loss <= 3 %, 95 % sure") == 2, out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", ["max_loss", "max_error"])
 def test_the_promise_of_a_later_edge_holds(kind):
     """Over 300 calibrations, both models each time on the same 1,500 examples: broken in at most 5 %, and three standard errors."""

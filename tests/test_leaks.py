@@ -7,13 +7,12 @@ import json
 import logging
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import traceback
 
 import pytest
 from both import CALLS, Tasks, Threads, ask, header, nothing_left, unsure
+from commands import cli
 from typer.testing import CliRunner
 
 from edgeroute import Cache, CloudError, EdgerouteError, OpenInference, Outbox, PlainJson, Router, Secret
@@ -331,18 +330,16 @@ def test_a_secret_is_not_pickled():
 
 @pytest.mark.parametrize("url", [f"https://u:{KEY}@h/x", f"https://u:{KEY}%40h/x", f"https://u:{KEY}://x@h/", f"u:{KEY}@h", KEY])
 @pytest.mark.parametrize("given", ["file", "variable"])
-def test_a_url_with_a_password_is_refused_by_the_command_line_without_being_quoted(url, given, tmp_path):
+def test_a_url_with_a_password_is_refused_by_the_command_line_without_being_quoted(url, given, tmp_path, monkeypatch):
     """From a policy, and from an environment variable."""
     path = tmp_path / "policy.toml"
     path.write_text('mode = "only_cloud"\n[cloud]\n' + (f"url = {json.dumps(url)}\n" if given == "file" else ""))
-    more = {"EDGEROUTE_CLOUD__URL": url} if given == "variable" else {}
-    done = subprocess.run(
-        [sys.executable, "-m", "edgeroute", "check", "-p", path],
-        capture_output=True, text=True, check=False, env={**os.environ, **more},
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert KEY not in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    if given == "variable":
+        monkeypatch.setenv("EDGEROUTE_CLOUD__URL", url)
+    code, out, err = cli("check", "-p", path)
+    assert code == 2
+    assert KEY not in out + err
+    assert "Traceback" not in err
 
 
 def test_the_log_has_no_lines_of_others(caplog):
@@ -358,12 +355,10 @@ def test_the_log_has_no_lines_of_others(caplog):
 def test_the_command_line_shows_no_escapes(tmp_path, monkeypatch):
     """Not those of a policy's name, or of a damaged state."""
     evil = "a\x1b]0;pwned\x07.toml"
-    done = subprocess.run(
-        [sys.executable, "-m", "edgeroute", "check", "-p", tmp_path / evil], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "pwned" in done.stderr
-    assert "\x1b" not in done.stderr + done.stdout
+    code, out, err = cli("check", "-p", tmp_path / evil)
+    assert code == 2
+    assert "pwned" in err
+    assert "\x1b" not in err + out
 
 
 def test_what_is_deleted_is_overwritten(tmp_path):

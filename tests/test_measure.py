@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 from both import LONG, Tasks, Threads
+from commands import cli
 from pages import Closed
 
 from edgeroute import (
@@ -50,7 +51,6 @@ from edgeroute.testing import FakeCloud
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks])
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
-PYTHON = [sys.executable, "-m", "edgeroute"]
 
 
 def drawn(n, seed=0):
@@ -138,17 +138,15 @@ def test_the_numbers_are_those_of_the_command_line(kind, fashion, fashion_server
     data = fashion / "sample.npz"
     with np.load(data) as kept:
         images, labels = kept["images"], kept["labels"]
-    done = subprocess.run(
-        [*PYTHON, "calibrate", "-p", path, "-d", data, "--max-loss", "2%", "--json"], capture_output=True, text=True, check=True
-    )
+    code, out, err = cli("calibrate", "-p", path, "-d", data, "--max-loss", "2%", "--json")
+    assert code == 0, err
     with closing(kind(fashion / "edge.int8.onnx", f"{fashion_server}/v2/models/fashion-large", threshold=0.5)) as router:
         found = router.calibrate(images, labels, max_loss=0.02)
-    assert found.as_dict()["certificate"] == json.loads(done.stdout)["certificate"]
+    assert found.as_dict()["certificate"] == json.loads(out)["certificate"]
     path.write_text('threshold = "certificate.json"\nuncalibrated = "error"\n' + path.read_text())
-    done = subprocess.run(
-        [*PYTHON, "evaluate", "-p", path, "-d", data, "--batch", "50", "--json"], capture_output=True, text=True, check=True
-    )
-    told = json.loads(done.stdout)
+    code, out, err = cli("evaluate", "-p", path, "-d", data, "--batch", "50", "--json")
+    assert code == 0, err
+    told = json.loads(out)
     with closing(kind.from_policy(path)) as router:
         tested = router.evaluate(images, labels, batch=50)
     assert tested.evaluation.names.policy == "policy.toml"

@@ -39,6 +39,7 @@ def test_everything_works_there(system):
     assert [line for line in said.splitlines() if line.startswith("ok ")] == [f"ok {f.__name__}" for f in simulated.FEATURES]
 
 
+@pytest.mark.once
 def test_tests_pass_there(tmp_path):
     """Those that are about no system pass on a simulated Windows."""
     tests = [HERE / name for name in NEUTRAL]

@@ -219,7 +219,7 @@ from both import Tasks, Threads, unsure
 from edgeroute import PlainJson
 
 kind = {"threads": Threads, "asyncio": Tasks}[sys.argv[3]]
-router = kind(unsure, PlainJson(sys.argv[1], retries=0), threshold=0.5, deadline=0.05, offline="queue", state=sys.argv[2])
+router = kind(unsure, PlainJson(sys.argv[1], retries=0), threshold=0.5, deadline=0.5, offline="queue", state=sys.argv[2])
 for n in range(3):
     answer = router.infer(n)
     print(answer.id, answer.final, answer.reason.rpartition("; ")[2], sep=":", flush=True)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from both import LONG, Tasks, Threads
+from commands import PYTHON, cli
 
 from edgeroute import AsyncRouter, Audit, Limits, ModelMissing, PolicyError, Router, RuntimeMissing
 from edgeroute.cli.recertify import next_look
@@ -23,18 +24,11 @@ from edgeroute.settings.rewrite import switched
 from edgeroute.stores.journal import Journal, read
 from edgeroute.stores.keyvalue import KeyValueStore
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 LABELS = ["a", "b", "c"]
 OLD = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [4, -3, 0]]
 NEW = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [0.5, -0.3, 0]]
 CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
 NOWHERE = "http://127.0.0.1:9/v2/models/none"
-
-
-def cli(*args):
-    """Runs a command to its end -> exit code, stdout, stderr."""
-    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=200)
-    return done.returncode, done.stdout, done.stderr
 
 
 def step(path, *args):
@@ -277,6 +271,7 @@ def test_looks_share_the_risk(home):
     assert Certificate.load(told["certificate"]).sure == pytest.approx(0.9875)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*share the score", "ignore:the score seems to rank")
 def test_looking_again_and_again_keeps_the_risk():
     """A candidate that breaks its promise at each threshold, by little, is put in force in 5 % of cases at most, whenever."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
-import sys
 import threading
 from math import inf
 from random import Random
@@ -13,6 +11,7 @@ from time import monotonic
 
 import pytest
 from both import DOWN, GOOD
+from commands import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -824,25 +823,18 @@ def test_a_policy_file_says_what_it_says_to_a_router(tmp_path, monkeypatch):
     assert Setup.read(path).targets == setup.targets
 
 
-def cli(*args):
-    """Runs the command in a process -> exit code, stdout, stderr."""
-    command = [sys.executable, "-m", "edgeroute", "replay", *map(str, args)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_the_command(tmp_path):
     """Prints both runs side by side, or JSON; its exit codes say whose fault it was."""
     trace, policy = tmp_path / "trace.jsonl", tmp_path / "policy.toml"
     recorded(trace)
     policy.write_text(POLICY.format(model="tiny.onnx"))
     code, out, err = cli(
-        trace, "--policy", policy, "--network", "3g", "--battery", "20%", "--thermal", "hot", "--server-time", "20ms"
+        "replay", trace, "--policy", policy, "--network", "3g", "--battery", "20%", "--thermal", "hot", "--server-time", "20ms"
     )
     assert (code, err) == (0, "")
     for text in ("recorded", "replayed", "would have gone another way", "battery:", "taken for granted"):
         assert text in out
-    code, out, err = cli(trace, "-p", policy, "--json", "--battery", "0.5", "--edge-joules", "1")
+    code, out, err = cli("replay", trace, "-p", policy, "--json", "--battery", "0.5", "--edge-joules", "1")
     assert (code, err) == (0, "")
     told = json.loads(out)
     assert (told["recorded"]["requests"], told["recorded"]["cloud"], told["replayed"]["cloud"]) == (20, 10, 14)
@@ -855,7 +847,7 @@ def test_the_command(tmp_path):
         ((trace, "-p", policy, "--network", "wify"), 2, 'did you mean "wifi"?'),
         ((trace, "-p", policy, "--battery", "120%"), 2, "share"),
     ):
-        found, out, err = cli(*arguments)
+        found, out, err = cli("replay", *arguments)
         assert (found, out) == (code, ""), err
         assert message in err
 

@@ -429,6 +429,7 @@ def test_names_are_text():
     assert evil in read(found._replace(uncalibrated=evil))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("cloud", [True, False])
 @pytest.mark.parametrize(
@@ -576,6 +577,7 @@ def test_text_can_be_read_in_light_and_dark():
             assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
+@pytest.mark.once
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [360, 390, 1280])
 def test_a_real_browser_shows_it(real, tmp_path, width):

@@ -11,6 +11,7 @@ from math import inf, log
 
 import numpy as np
 import pytest
+from commands import cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +23,6 @@ from edgeroute.replay.saving import saving
 
 SMALL, LARGE = "small-4b", "large-70b"
 SECRET = "sk-live-51H8secret"
-PYTHON = [sys.executable, "-m", "edgeroute"]
 
 
 def world(n=1500, seed=0):
@@ -79,8 +79,7 @@ def table(path, header, rows):
 
 
 def run(*args, stdin=b""):
-    done = subprocess.run([*PYTHON, *map(str, args)], input=stdin, check=False, capture_output=True, timeout=240)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    return cli(*args, input=stdin)
 
 
 # --- the same requests in each format

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 import time
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from both import LONG, Tasks, Threads, nothing_left, unsure
+from commands import PYTHON, cli
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
@@ -23,7 +23,6 @@ from edgeroute.record.shadow import Tally
 from edgeroute.stores.journal import read
 from edgeroute.testing import FakeCloud
 
-PYTHON = [sys.executable, "-m", "edgeroute"]
 LABELS = ["a", "b", "c"]
 EDGE = [[3, 0, 0], [0, 3, 0], [0, 0, 3], [2, -1.5, 0]]
 CLOUD = [[9, 0, 0], [0, 9, 0], [0, 0, 9], [0, 0, 0]]
@@ -288,12 +287,6 @@ def test_runs_weigh_by_the_inverse_of_their_probability():
 
 
 # ------------------------------------------------------------------------------------------------------ end to end
-def cli(*args):
-    """Runs a command to its end -> exit code, stdout, stderr."""
-    done = subprocess.run([*PYTHON, *map(str, args)], check=False, capture_output=True, text=True, timeout=200)
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """`edgeroute serve` with a model that is always right. -> its URL."""

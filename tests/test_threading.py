@@ -90,10 +90,10 @@ def test_no_thread_at_all(make, call, monkeypatch):
 def test_an_edge_thread_that_hangs_takes_no_other(make, gate, call):
     """With all of the edge's threads stuck the next run is the caller's."""
     model = FakeModel(lambda x: gate.wait(LONG) and ("edge", 0.9) if x == "hang" else ("edge", 0.9))
-    router = make(model, None, deadline=0.2)
+    router = make(model, None, deadline=LONG)
     router.engine.edge_threads = ThreadPool("edgeroute-edge", 1)
     with pytest.raises(DeadlineExceeded):
-        ask(router, call, "hang")
+        ask(router, call, "hang", deadline=0.2)
     assert ask(router, call, "x").value == "edge"
 
 

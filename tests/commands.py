@@ -1,0 +1,123 @@
+"""The command line, run in forks of a process that has imported it: as a process of its own, without half a second of imports.
+
+As a program it is that process. What is about the start of Python itself, signals, terminals and pipes is run by `subprocess`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+
+PYTHON = [sys.executable, "-m", "edgeroute"]
+PIPE_BYTES = 1 << 16
+"""What a pipe takes before anybody reads it."""
+
+
+def cli(*args, input=b"", cwd=None, env=None):  # noqa: A002 - as of `subprocess.run`
+    """Runs `edgeroute` to its end, with these bytes as its standard input and this whole environment -> exit code, stdout, stderr."""
+    args = [str(arg) for arg in args]
+    if not hasattr(os, "fork") or len(input) > PIPE_BYTES:
+        done = subprocess.run([*PYTHON, *args], input=input, cwd=cwd, env=env, check=False, capture_output=True, timeout=240)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+    mine, theirs = socket.socketpair()
+    reads, writes = os.pipe()
+    os.write(writes, input)
+    os.close(writes)
+    with mine, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        given = {"args": args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
+        with theirs:
+            socket.send_fds(
+                _server(os.getpid()), [json.dumps(given).encode()], [reads, out.fileno(), err.fileno(), theirs.fileno()]
+            )
+        os.close(reads)
+        mine.settimeout(240)
+        code = int(mine.recv(100))
+        out.seek(0)
+        err.seek(0)
+        return code, out.read().decode(), err.read().decode()
+
+
+@functools.cache
+def _server(_pid):
+    """A connection to the process of which each command is a fork. It ends with this one."""
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+    )
+    theirs.close()
+    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+
+    def end():
+        mine.close()
+        process.wait(30)
+
+    atexit.register(end)
+    return mine
+
+
+def serve(control):
+    """Forks for each command -> in the fork that is to run it, that command; None in the server, at its end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these
+    while True:
+        said, files, *_ = socket.recv_fds(control, 1 << 20, 4)
+        if not said:
+            return None
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            control.close()
+            child = os.fork()
+            if child == 0:
+                for number, file in enumerate(files[:3]):
+                    os.dup2(file, number)
+                for file in files:
+                    os.close(file)
+                return json.loads(said)
+            _, status = os.waitpid(child, 0)
+            with contextlib.suppress(OSError):  # the test was ended meanwhile
+                os.write(files[3], str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
+        for file in files:
+            os.close(file)
+
+
+def main():
+    """Imports what commands import, serves, and in a fork runs the command as `python -m edgeroute` does."""
+    import onnxruntime  # noqa: F401 - for the forks
+
+    import edgeroute.cli.app
+    import edgeroute.router.router  # noqa: F401 - for the forks
+    from edgeroute.__main__ import main as run
+
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # those of OpenBLAS, which bear it
+    given = serve(socket.socket(fileno=int(sys.argv[1])))
+    if given is None:
+        return
+    os.chdir(given["cwd"])
+    os.environ.clear()
+    os.environ.update(given["env"])
+    sys.argv = ["edgeroute", *given["args"]]
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 - as Python opens them
+    code = 0
+    try:
+        run()
+    except SystemExit as e:
+        code = e.code
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)  # native libraries would wait for threads that a fork does not have
+
+
+if __name__ == "__main__":
+    main()
