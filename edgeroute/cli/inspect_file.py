@@ -23,7 +23,7 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError
 from edgeroute.types import TensorSpec
 
 MOST_BYTES = 1 << 31
-"""Of an .onnx file: protobuf has no longer ones."""
+"""Of a model file: protobuf and flatbuffers have no longer ones."""
 MOST_PROBED = 1 << 22
 """Elements of the tensors that a model is tried with."""
 MOST_PICTURE = 1 << 26
@@ -60,7 +60,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         raise ModelError(f"{path} is no file")
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
         raise ModelError(
-            f"{path} has {size:,} bytes, and an .onnx file has at most {MOST_BYTES:,}: weights are in files beside it"
+            f"{path} has {size:,} bytes, and a model file has at most {MOST_BYTES:,}: those of .onnx have weights in files beside it"
         )
     model = Model(path, seconds)
     try:

@@ -17,6 +17,7 @@ from edgeroute.edge.card import Array, Card, sha256_of
 from edgeroute.edge.inputs import Inputs, unsaid
 from edgeroute.edge.picture import check_installed
 from edgeroute.edge.state import turn_of
+from edgeroute.edge.tensors import MakePrepare, Plain
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken, TensorSpec
@@ -117,12 +118,12 @@ class ModelFile(ABC):
             ModelError: it failed.
         """
 
-    def _describe(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-        """Takes what the file's tensors are, and compares the card with them."""
+    def _describe(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], plain: MakePrepare = Plain) -> None:
+        """Takes what the file's tensors are, and compares the card with them; `plain` prepares those without preprocessing."""
         if any(one.preprocess is not None and one.preprocess.fits_pictures for one in self.card.inputs):
             check_installed()
         try:
-            self._plan = Inputs(self.card, inputs, outputs)
+            self._plan = Inputs(self.card, inputs, outputs, plain)
         except ValueError as e:
             raise ModelError(f"{self.path}: {e}") from e
         self.inputs, self.outputs = self._plan.given, self._plan.outputs

@@ -107,7 +107,7 @@ class OnnxModel(ModelFile):
             self.downgraded = f"asked for {', '.join(self.providers)}, running on {', '.join(real)}"
             if self.on_downgrade == "error":
                 raise ModelError(f"{self.path}: {self.downgraded}")
-        self._describe(*(tuple(map(_spec, nodes)) for nodes in (session.get_inputs(), session.get_outputs())))
+        self._describe([*map(_spec, session.get_inputs())], [*map(_spec, session.get_outputs())])
         self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
         self._prepare = self._plan.one

@@ -1,4 +1,4 @@
-"""Sections of `[edge]` for registered runtimes: the keys are the keyword arguments of the runtime's class."""
+"""Sections of `[edge]` for all runtimes but ONNX Runtime: the keys are the keyword arguments of the runtime's class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("edgeroute")
 
 
 class Registered(Target):
-    """A model on the device, of a runtime that is not built in."""
+    """A model on the device, of another runtime than ONNX Runtime."""
 
     model_config = ConfigDict(protected_namespaces=())
     target: ClassVar[str]
@@ -66,13 +66,13 @@ def _resolved(value: Any, folder: Path) -> Any:
 
 
 def registered(path: object) -> type[Registered] | None:
-    """The section type for such a model file; None: the runtime is built in, or there is none.
+    """The section type for such a model file; None: it is that of `Edge`, or there is no runtime.
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
-    if suffix is None or (target := target_of(suffix)) == BUILT_IN.get(suffix):
+    if suffix is None or (target := target_of(suffix)) == BUILT_IN[".onnx"]:
         return None
     return _section(suffix, target)
 
