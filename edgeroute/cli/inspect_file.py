@@ -60,7 +60,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         raise ModelError(f"{path} is no file")
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
         raise ModelError(
-            f"{path} has {size:,} bytes, and a model file has at most {MOST_BYTES:,}: those of .onnx have weights in files beside it"
+            f"{path} has {size:,} bytes, and a model file at most {MOST_BYTES:,}: an .onnx file may have weights beside it"
         )
     model = Model(path, seconds)
     try:

@@ -194,4 +194,6 @@ class EdgeBackend(AbandonedRuns):
 def _keeps_state(model: EdgeModel) -> bool:
     """Whether it, its card, or a model that it consists of, has a state."""
     card = member(model, "card")
-    return bool(member(model, "stateful") or getattr(card, "state", ())) or (isinstance(model, Ensemble) and any(map(_keeps_state, model.models)))
+    return bool(member(model, "stateful") or getattr(card, "state", ())) or (
+        isinstance(model, Ensemble) and any(map(_keeps_state, model.models))
+    )

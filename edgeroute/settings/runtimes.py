@@ -16,12 +16,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValida
 from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.load import load
 from edgeroute.edge.runtimes import BUILT_IN, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
-from edgeroute.settings.targets import Target
+from edgeroute.settings.targets import Target, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
@@ -43,12 +44,18 @@ class Registered(Target):
 
     def files(self) -> list[str]:
         """The model, its card, and what else is a path."""
-        own = [str(path) for value in self.options().values() for path in _listed(value) if isinstance(path, Path)]
+        options = self.options()
+        own = [str(path) for value in options.values() for path in _listed(value) if isinstance(path, Path)]
+        score = options.get("score")
+        own += [score] if isinstance(score, str) and score not in SCORES else []
         return [self.path, str(Path(self.path).with_suffix(".json")), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model."""
-        return load(at(folder, self.path), **{name: _resolved(value, folder) for name, value in self.options().items()})
+        options = {name: _resolved(value, folder) for name, value in self.options().items()}
+        if isinstance(score := options.get("score"), str):
+            options["score"] = loaded_score(score, folder)
+        return load(at(folder, self.path), **options)
 
     def options(self) -> dict[str, Any]:
         """The keys that are given, except `path` and `view`, which is the router's."""
