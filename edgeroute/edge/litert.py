@@ -78,7 +78,7 @@ class LiteRTModel(ModelFile):
         card: str | Path | None = None,
         output: str | None = None,
         kind: str | None = None,
-        labels: Sequence[Any] | None = None,
+        labels: Sequence[str] | None = None,
         score: str | Score | None = None,
         none_found: str | None = None,
     ) -> None:
