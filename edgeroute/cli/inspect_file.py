@@ -14,7 +14,7 @@ from edgeroute.cli.inspect_report import Report, Shown
 from edgeroute.confidence.boxes import are_boxes
 from edgeroute.confidence.reader import Reader
 from edgeroute.core.texts import named
-from edgeroute.edge.card import Card, sha256_of
+from edgeroute.edge.card import Card, card_path, sha256_of
 from edgeroute.edge.guess import LABELS, batch_of, card, named_classes, outputs
 from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
 from edgeroute.edge.inputs import Inputs
@@ -128,7 +128,7 @@ class _Inspection:
         )  # fmt: skip
 
     def _card_there(self) -> tuple[str, Card | None]:
-        path = self.path.with_suffix(".json")
+        path = card_path(self.path)
         if not path.exists():
             return "", None
         try:

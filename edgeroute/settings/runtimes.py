@@ -22,7 +22,7 @@ from edgeroute.edge.runtimes import BUILT_IN, class_of, suffix_of, suffixes, tar
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
-from edgeroute.settings.targets import Target, loaded_score
+from edgeroute.settings.targets import Target, cards, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
@@ -48,7 +48,7 @@ class Registered(Target):
         own = [str(path) for value in options.values() for path in _listed(value) if isinstance(path, Path)]
         score = options.get("score")
         own += [score] if isinstance(score, str) and score not in SCORES else []
-        return [self.path, str(Path(self.path).with_suffix(".json")), *own]
+        return [self.path, *cards(self.path), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model."""
