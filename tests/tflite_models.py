@@ -127,3 +127,117 @@ def dynamic_range(path: Path, *, weights: Any = None, per_channel: bool = False)
     g.operator("FULLY_CONNECTED", [x, w, -1], [y], options="FullyConnectedOptions", version=5 if per_channel else 3)
     g.at.inputs, g.at.outputs = [x], [y]
     return g.save(path)
+
+
+def static(path: Path, *, dtype: str = "int8", batch: int = -1) -> Path:
+    """As `linear` with the identity and three classes, all in integers: x and logits are (element - zero) * 0.05."""
+    zero, back = (128, 128) if dtype == "uint8" else (0, 0) if dtype == "int16" else (-20, -10)
+    g = Graph()
+    x = g.tensor("x", [batch, 4], dtype, scale=0.05, zero=zero)
+    at = x
+    if dtype == "uint8":
+        at = g.tensor("elements", [batch, 4], "int8", scale=0.05, zero=zero - 128)
+        g.operator("QUANTIZE", [x], [at], options="QuantizeOptions")
+    wide = dtype == "int16"
+    w = g.constant("w", np.eye(3, 4) * 127, "int8", scale=1 / 127)
+    b = g.constant("b", np.zeros(3), "int64" if wide else "int32", scale=0.05 / 127)
+    inner = dtype if wide else "int8"
+    y = g.tensor("logits", [batch, 3], inner, scale=0.05, zero=0 if wide else -10)
+    g.operator("FULLY_CONNECTED", [at, w, b], [y], options="FullyConnectedOptions", version=4)
+    if dtype == "uint8":
+        y, inside = g.tensor("pixels", [batch, 3], "uint8", scale=0.05, zero=back - 10), y
+        g.operator("QUANTIZE", [inside], [y], options="QuantizeOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def two_inputs(path: Path, *, signature: bool = True, batch: int = -1) -> Path:
+    """a, b float32 [batch, 2] -> total, difference. Without a signature the names are those of the tensors."""
+    g = Graph()
+    a, b = (g.tensor(f"serving_{name}:0", [batch, 2]) for name in "ab")
+    total, difference = (g.tensor(name, [batch, 2]) for name in ("Partitioned:0", "Partitioned:1"))
+    g.operator("ADD", [a, b], [total], options="AddOptions")
+    g.operator("SUB", [a, b], [difference], options="SubOptions")
+    g.at.inputs, g.at.outputs = [a, b], [total, difference]
+    if signature:
+        g.signature("serving_default", {"b": b, "a": a}, {"total": total, "difference": difference})
+    return g.save(path)
+
+
+def two_signatures(path: Path) -> Path:
+    """Signatures `negative`, x [1, 2] -> y, and `double`, in subgraphs of their own."""
+    g = Graph()
+    x, y = (g.tensor(name, [1, 2]) for name in ("x", "y"))
+    g.operator("NEG", [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    g.signature("negative", {"x": x}, {"y": y})
+    g.subgraph("second")
+    x, y = (g.tensor(name, [1, 2]) for name in ("x2", "y2"))
+    g.operator("ADD", [x, x], [y], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    g.signature("double", {"x": x}, {"y": y}, subgraph=1)
+    return g.save(path)
+
+
+def total(path: Path) -> Path:
+    """x float32 [1, 2] -> the sum of it and all inputs before it, kept in a variable that operators read and assign."""
+    g = Graph()
+    x, state = g.tensor("x", [1, 2]), g.tensor("handle", [], "resource")
+    before, y = g.tensor("before", [1, 2]), g.tensor("y", [1, 2])
+    main = g.at
+    begin = g.subgraph("begin")
+    handle, zeros = g.tensor("handle", [], "resource"), g.constant("zeros", np.zeros((1, 2)))
+    name = {"options": "VarHandleOptions", "container": b"", "sharedName": b"sum"}
+    g.operator("VAR_HANDLE", [], [handle], **name)
+    g.operator("ASSIGN_VARIABLE", [handle, zeros], [], options="AssignVariableOptions")
+    g.at.inputs, g.at.outputs = [], []
+    g.at = main
+    g.operator("CALL_ONCE", [], [], options="CallOnceOptions", initSubgraphIndex=begin)
+    g.operator("VAR_HANDLE", [], [state], **name)
+    g.operator("READ_VARIABLE", [state], [before], options="ReadVariableOptions")
+    g.operator("ADD", [before, x], [y], options="AddOptions")
+    g.operator("ASSIGN_VARIABLE", [state, y], [], options="AssignVariableOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def last_two(path: Path) -> Path:
+    """x float32 [1, 2] -> [1, 1], the sum of it and the input before it, by an SVDF that keeps that in a tensor."""
+    g = Graph()
+    x = g.tensor("x", [1, 2])
+    feature, time = g.constant("feature", np.ones((1, 2))), g.constant("time", np.ones((1, 2)))
+    bias, state = g.constant("bias", np.zeros(1)), g.tensor("state", [1, 2], variable=True)
+    y = g.tensor("y", [1, 1])
+    g.operator("SVDF", [x, feature, time, bias, state], [y], options="SVDFOptions", rank=1)
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def custom(path: Path, name: str = "edgetpu-custom-op") -> Path:
+    """x float32 [1, 2] -> y, by an operator that TFLite does not have."""
+    g = Graph()
+    x, y = (g.tensor(one, [1, 2]) for one in "xy")
+    g.operator(name, [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def huge(path: Path) -> Path:
+    """A few bytes that describe tensors of 8 TB each."""
+    g = Graph()
+    shape = [1 << 15, 1 << 15, 1 << 11]
+    x, y = g.tensor("x", shape), g.tensor("y", shape)
+    g.operator("NEG", [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def rolling(path: Path) -> Path:
+    """x, before float32 [1, 2] -> y = x + before, after = x: a state that goes in and out, as a card describes it."""
+    g = Graph()
+    x, before = g.tensor("x", [1, 2]), g.tensor("before", [1, 2])
+    y, after, zero = g.tensor("y", [1, 2]), g.tensor("after", [1, 2]), g.constant("zero", np.zeros((1, 2)))
+    g.operator("ADD", [x, before], [y], options="AddOptions")
+    g.operator("ADD", [x, zero], [after], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x, before], [y, after]
+    return g.save(path)

@@ -133,7 +133,8 @@ class LiteRTModel(ModelFile):
         except (OSError, MemoryError, ValueError, RuntimeError) as e:
             if isinstance(e, ModelError):
                 raise
-            raise ModelError(f"{_NAMES[name]} cannot load {self.path}: {first_line(e)}") from e
+            told = first_line(e) if str(e) and not isinstance(e, MemoryError) else "its tensors do not fit into the memory"
+            raise ModelError(f"{_NAMES[name]} cannot load {self.path}: {told}") from e
         self._describe_ports(first)
         self.stateful = found.resources
         if self.stateful:
@@ -151,7 +152,7 @@ class LiteRTModel(ModelFile):
             )
         if _EDGE_TPU in found.custom and not self.parallel:
             raise ModelError(
-                f'{self.path} is compiled for the Edge TPU: give delegate="edgetpu", or the model before its compilation'
+                f'{self.path} is compiled for the Edge TPU: give delegate="edgetpu", or the model that it was made from'
             )
 
     def _signature(self, there: Sequence[Signature]) -> Signature | None:
