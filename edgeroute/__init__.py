@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
+    from edgeroute.edge.litert import LiteRTModel
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
     from edgeroute.edge.runtimes import register
@@ -69,6 +70,7 @@ _HOMES = {
     "Limits": "core.spending",
     "Reading": "core.readings",
     "Saver": "core.policy",
+    "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
     "Router": "router.router",
     "Trace": "record.trace",
@@ -121,6 +123,7 @@ __all__ = [
     "Late",
     "LegStats",
     "Limits",
+    "LiteRTModel",
     "MayNotLeave",
     "ModelError",
     "ModelMissing",

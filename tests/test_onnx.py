@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from tiny import save
 
 from edgeroute import BadInput, BadReply, ModelError, ModelMissing, OnnxModel, PolicyError, Router, RuntimeMissing, StopToken
-from edgeroute.edge import onnx as edge_onnx
+from edgeroute.edge import model_file
 from edgeroute.edge.load import load
 
 X = np.array([0.0, 2.0, 1.0, 5.0], np.float32)
@@ -491,7 +491,7 @@ def test_the_session_is_let_go_of_in_a_child(model):
     """What a forked child does first: the parent's session is set aside, never freed, and a run loads anew."""
     first = model.load()
     model.after_fork()
-    assert edge_onnx._SET_ASIDE[-1] is first
+    assert model_file.SET_ASIDE[-1] is first
     assert model.run([X]).shape == (1, 3)
     model.after_fork()
     model.after_fork()  # of a child that never ran: nothing to set aside

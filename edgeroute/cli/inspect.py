@@ -15,7 +15,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A .onnx file, or the URL of a model behind the Open Inference Protocol: http://HOST/v2/models/NAME.",
+            help="A model file (.onnx, .tflite), or the URL of a model behind the Open Inference Protocol: http://HOST/v2/models/NAME.",
             show_default=False,
         ),
     ],
@@ -69,7 +69,9 @@ def inspect(
 
 
 def _check_free(path: Path, *, force: bool) -> None:
-    card = path.with_suffix(".json")
+    from edgeroute.edge.card import card_path
+
+    card = card_path(path)
     if not force and (card.exists() or card.is_symlink()):
         raise typer.BadParameter(f"{card} is there already: --force writes over it", param_hint="--write")
 
@@ -81,11 +83,12 @@ def _write(path: Path, card: dict[str, Any], *, force: bool) -> Path:
         ModelError: it does not load, or cannot be written.
     """
     from edgeroute.cli.inspect_report import card_text
+    from edgeroute.edge.card import card_path
     from edgeroute.edge.load import load
     from edgeroute.errors import ModelError
     from edgeroute.router.router import Router
 
-    target = path.with_suffix(".json")
+    target = card_path(path)
     made = path.with_name(f".{path.stem}.{os.getpid()}.json")
     try:
         with made.open("x", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from edgeroute.cli.inspect_report import Report, Shown
 from edgeroute.confidence.boxes import are_boxes
 from edgeroute.confidence.reader import Reader
 from edgeroute.core.texts import named
-from edgeroute.edge.card import Card, sha256_of
+from edgeroute.edge.card import Card, card_path, sha256_of
 from edgeroute.edge.guess import LABELS, batch_of, card, named_classes, outputs
 from edgeroute.edge.guess_inputs import Finding, InputGuess, Pair, describe, feeds, pairs, quoted, text, variations
 from edgeroute.edge.inputs import Inputs
@@ -23,7 +23,7 @@ from edgeroute.errors import BadInput, EdgerouteError, ModelError
 from edgeroute.types import TensorSpec
 
 MOST_BYTES = 1 << 31
-"""Of an .onnx file: protobuf has no longer ones."""
+"""Of a model file: protobuf and flatbuffers have no longer ones."""
 MOST_PROBED = 1 << 22
 """Elements of the tensors that a model is tried with."""
 MOST_PICTURE = 1 << 26
@@ -60,7 +60,7 @@ def inspect_file(path: Path, sample: Path | None, index: int, seconds: float) ->
         raise ModelError(f"{path} is no file")
     if path.is_file() and (size := path.stat().st_size) > MOST_BYTES:
         raise ModelError(
-            f"{path} has {size:,} bytes, and an .onnx file has at most {MOST_BYTES:,}: weights are in files beside it"
+            f"{path} has {size:,} bytes, and a model file at most {MOST_BYTES:,}: an .onnx file may have weights beside it"
         )
     model = Model(path, seconds)
     try:
@@ -128,7 +128,7 @@ class _Inspection:
         )  # fmt: skip
 
     def _card_there(self) -> tuple[str, Card | None]:
-        path = self.path.with_suffix(".json")
+        path = card_path(self.path)
         if not path.exists():
             return "", None
         try:

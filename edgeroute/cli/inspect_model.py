@@ -12,6 +12,7 @@ from typing import Any
 from edgeroute.cli.exits import LEFT
 from edgeroute.edge.load import load
 from edgeroute.edge.members import feed_of, member
+from edgeroute.edge.state import in_a_turn
 from edgeroute.errors import ModelError, PolicyError
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
@@ -55,7 +56,7 @@ class Model:
         run = feed_of(self.model)
         if run is None:
             raise ModelError("its runtime runs no tensors by name (run_feed)")
-        out = _within(lambda: run(dict(feed), stop), left, stop)
+        out = _within(lambda: in_a_turn(run, dict(feed), stop), left, stop)
         return out if isinstance(out, dict) else {self.outputs[0].name: out}
 
     def renew(self) -> None:

@@ -192,6 +192,8 @@ class EdgeBackend(AbandonedRuns):
 
 
 def _keeps_state(model: EdgeModel) -> bool:
-    """Whether its card, or that of a model that it consists of, has a state."""
+    """Whether it, its card, or a model that it consists of, has a state."""
     card = member(model, "card")
-    return bool(getattr(card, "state", ())) or (isinstance(model, Ensemble) and any(map(_keeps_state, model.models)))
+    return bool(member(model, "stateful") or getattr(card, "state", ())) or (
+        isinstance(model, Ensemble) and any(map(_keeps_state, model.models))
+    )

@@ -48,7 +48,7 @@ class CardState(NamedTuple):
 
 
 class Card:
-    """The card in `NAME.json` beside `NAME.onnx`; every key is optional (docs/cards.md).
+    """The card in `NAME.json` beside `NAME.onnx`, or in `NAME.onnx.json`; every key is optional (docs/cards.md).
 
     Attributes:
         inputs: those that it describes; a model may have further ones.
@@ -86,7 +86,7 @@ class Card:
     @classmethod
     def beside(cls, model: Path) -> Card:
         """The card of a model file; an empty card if there is none."""
-        path = model.with_suffix(".json")
+        path = card_path(model)
         return cls.read(path) if path.exists() else cls()
 
     @classmethod
@@ -115,6 +115,12 @@ class Card:
     def batch_first(self) -> bool:
         """Whether the first axis of every tensor counts the inputs, as far as it says."""
         return self.batch in (-1, 0) and all(one.batch == 0 for one in self.inputs if one.value is None)
+
+
+def card_path(model: Path) -> Path:
+    """Where a model's card is: `NAME.SUFFIX.json` beside it, for a model in several formats, if that is there, or `NAME.json`."""
+    own = model.with_name(f"{model.name}.json")
+    return own if own.exists() else model.with_suffix(".json")
 
 
 def _check(data: Any) -> None:

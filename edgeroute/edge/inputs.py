@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeroute.edge.card import Card, CardInput, CardState
-from edgeroute.edge.tensors import Array, Plain, Prepare, say
+from edgeroute.edge.tensors import Array, MakePrepare, Plain, Prepare, say
 from edgeroute.errors import BadInput, nearest
 from edgeroute.types import TensorSpec
 
@@ -22,6 +22,7 @@ class Inputs:
         card: of the model.
         inputs: of the file.
         outputs: of the file.
+        plain: how an input without preprocessing is prepared.
 
     Attributes:
         given: the inputs that the caller gives.
@@ -37,7 +38,9 @@ class Inputs:
         ValueError: the card describes another file.
     """
 
-    def __init__(self, card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, card: Card, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], plain: MakePrepare = Plain
+    ) -> None:
         inputs = [_shaped(spec, card.of(spec.name)) for spec in inputs]
         specs = {spec.name: spec for spec in inputs}
         self.constants: dict[str, Array] = {}
@@ -61,7 +64,7 @@ class Inputs:
                 raise ValueError(f"the card's batch of {spec.name}: there is no axis {batch} in {list(spec.shape)}")
             given.append(spec)
             axes.append((batch, 1 if batch is None else spec.shape[batch]))
-            self._prepare[spec.name] = told.preprocess if told is not None and told.preprocess is not None else Plain(spec, batch)
+            self._prepare[spec.name] = told.preprocess if told is not None and told.preprocess is not None else plain(spec, batch)
         self.given = tuple(given)
         sizes = {size for _, size in axes if size != -1}
         self.size = 1 if self.state or len(sizes) > 1 else sizes.pop() if sizes else None

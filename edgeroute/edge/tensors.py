@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,10 @@ class Prepare(Protocol):
 
     def __call__(self, inputs: list[Any]) -> Array:
         """The tensor of several inputs, or of one."""
+
+
+MakePrepare = Callable[[TensorSpec, "int | None"], Prepare]
+"""Of an input and its batch axis."""
 
 
 class Plain:

@@ -1,4 +1,4 @@
-"""Sections of `[edge]` for registered runtimes: the keys are the keyword arguments of the runtime's class."""
+"""Sections of `[edge]` for all runtimes but ONNX Runtime: the keys are the keyword arguments of the runtime's class."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValida
 from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.load import load
 from edgeroute.edge.runtimes import BUILT_IN, class_of, suffix_of, suffixes, target_of
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
-from edgeroute.settings.targets import Target
+from edgeroute.settings.targets import Target, cards, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
 
 
 class Registered(Target):
-    """A model on the device, of a runtime that is not built in."""
+    """A model on the device, of another runtime than ONNX Runtime."""
 
     model_config = ConfigDict(protected_namespaces=())
     target: ClassVar[str]
@@ -43,12 +44,18 @@ class Registered(Target):
 
     def files(self) -> list[str]:
         """The model, its card, and what else is a path."""
-        own = [str(path) for value in self.options().values() for path in _listed(value) if isinstance(path, Path)]
-        return [self.path, str(Path(self.path).with_suffix(".json")), *own]
+        options = self.options()
+        own = [str(path) for value in options.values() for path in _listed(value) if isinstance(path, Path)]
+        score = options.get("score")
+        own += [score] if isinstance(score, str) and score not in SCORES else []
+        return [self.path, *cards(self.path), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model."""
-        return load(at(folder, self.path), **{name: _resolved(value, folder) for name, value in self.options().items()})
+        options = {name: _resolved(value, folder) for name, value in self.options().items()}
+        if isinstance(score := options.get("score"), str):
+            options["score"] = loaded_score(score, folder)
+        return load(at(folder, self.path), **options)
 
     def options(self) -> dict[str, Any]:
         """The keys that are given, except `path` and `view`, which is the router's."""
@@ -66,13 +73,13 @@ def _resolved(value: Any, folder: Path) -> Any:
 
 
 def registered(path: object) -> type[Registered] | None:
-    """The section type for such a model file; None: the runtime is built in, or there is none.
+    """The section type for such a model file; None: it is that of `Edge`, or there is no runtime.
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
-    if suffix is None or (target := target_of(suffix)) == BUILT_IN.get(suffix):
+    if suffix is None or (target := target_of(suffix)) == BUILT_IN[".onnx"]:
         return None
     return _section(suffix, target)
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from edgeroute.edge.runtimes import BUILT_IN
 from edgeroute.errors import EdgerouteError
 from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 from edgeroute.settings.runtimes import Registered, all_registered, registered
@@ -91,11 +92,21 @@ def reference() -> str:
         common = set.intersection(*(set(kind["properties"]) for kind in kinds)) - {"protocol"}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
         parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
+        if name == "edge":
+            parts += [text for suffix in sorted({*BUILT_IN} - {".onnx"}) for text in _for_models(suffix)]
         for kind in kinds if several else ():
             protocol = kind["properties"]["protocol"]["const"]
             parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{kind["description"]}\n']
             parts += [_table(kind, set(kind["properties"]) - common)]
     return "\n".join(parts)
+
+
+def _for_models(suffix: str) -> list[str]:
+    """The keys of `[edge]` for model files with this suffix."""
+    section = registered(f"model{suffix}")
+    assert section is not None, "ONNX Runtime has the section Edge"
+    made = _runtime(suffix, section)
+    return [f"### `[edge]` with a `{suffix}` model\n", _table(made, set(made["properties"]))]
 
 
 def _table(section: Mapping[str, Any], keys: set[str]) -> str:
@@ -117,7 +128,7 @@ def _type(value: Mapping[str, Any]) -> str:
     return str(value.get("title") or _WORDS.get(value["type"], value["type"]))
 
 
-_WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false"}
+_WORDS = {"string": "text", "integer": "whole number", "boolean": "true, false", "object": "table"}
 
 
 def _code(value: Any) -> str:

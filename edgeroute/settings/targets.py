@@ -52,6 +52,11 @@ def loaded_score(score: str, folder: Path) -> Any:
     return Learned.load(at(folder, score))
 
 
+def cards(path: str) -> list[str]:
+    """Where the card of a model file may be."""
+    return [str(Path(path).with_suffix(".json")), f"{path}.json"]
+
+
 class Target(Section, ABC):
     """One model or endpoint."""
 
@@ -89,7 +94,7 @@ class Edge(Target):
     def files(self) -> list[str]:
         """The model, its card and its score."""
         own = [self.score] if self.score is not None and self.score not in SCORES else []
-        return [self.path, self.card or str(Path(self.path).with_suffix(".json")), *own]
+        return [self.path, *([self.card] if self.card else cards(self.path)), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""

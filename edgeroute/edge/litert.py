@@ -1,0 +1,330 @@
+"""TFLite models on LiteRT or tflite-runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256 as digest
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.scores import Score
+from edgeroute.edge.card import Array
+from edgeroute.edge.delegates import loaded, shown
+from edgeroute.edge.interpreters import FloatsOrElements, Interpreters, Port, Worker
+from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.edge.state import TURN, turn_of
+from edgeroute.edge.tensors import Plain, Prepare
+from edgeroute.edge.tflite_format import MOST_BYTES, Contents, Signature, contents
+from edgeroute.errors import ModelError, RuntimeMissing
+from edgeroute.imports import imported, no_fork
+from edgeroute.types import StopToken, TensorSpec
+
+RUNTIMES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}
+"""Runtime -> its package, the one to be preferred first."""
+_NAMES = {"litert": "LiteRT", "tflite": "tflite-runtime"}
+BUILT_IN = {"none", "xnnpack"}
+"""Delegates that are no libraries."""
+_EDGE_TPU = "edgetpu-custom-op"
+
+
+class _Place(NamedTuple):
+    """How far a session is: the interpreter that is its own, and how many runs it had."""
+
+    worker: Worker
+    step: int
+
+
+class LiteRTModel(ModelFile):
+    """A .tflite file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
+
+    It runs on LiteRT or on tflite-runtime, whichever is installed. A quantised input takes floats, which are quantised, or the
+    model's own dtype; a quantised output is given in float32.
+
+    Args:
+        path: the model file.
+        runtime: "litert" or "tflite"; None: LiteRT, or else tflite-runtime.
+        threads: for one run; more than one slows a busy device down.
+        delegate: what runs the operators: "xnnpack", "edgetpu", "none" for the runtime's plain kernels, or a library, as the
+            system finds it or by its absolute path; or several. None: the runtime's own choice, which is XNNPACK.
+        delegate_options: for the delegates that are libraries.
+        on_downgrade: what it means that a delegate is not there, or runs no operator: an error, or a note in `downgraded`.
+        signature: the one to run of a model with several; None: its only one, or `serving_default`.
+        sha256: of the file; None: what the card says, unchecked where it says nothing.
+        card: path of the card, where it is not beside the model.
+        output: name of the output to read; None: the card's, else all of them.
+        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        labels: class index -> value; None: the card's.
+        score: for this model, in place of the router's; None: the card's, if it names one.
+        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        runtime: Literal["litert", "tflite"] | None = None,
+        threads: int = 1,
+        delegate: str | Sequence[str] | None = None,
+        delegate_options: Mapping[str, str | int | float | bool] | None = None,
+        on_downgrade: Literal["error", "record"] = "error",
+        signature: str | None = None,
+        sha256: str | None = None,
+        card: str | Path | None = None,
+        output: str | None = None,
+        kind: str | None = None,
+        labels: Sequence[str] | None = None,
+        score: str | Score | None = None,
+        none_found: str | None = None,
+    ) -> None:
+        super().__init__(
+            path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
+        )
+        if runtime not in (None, *RUNTIMES):
+            raise ValueError(f"runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}")
+        if on_downgrade not in ("error", "record"):
+            raise ValueError(f"on_downgrade is error or record, not {on_downgrade!r}")
+        self.runtime, self.threads, self.on_downgrade, self.signature = runtime, threads, on_downgrade, signature
+        listed = [] if delegate is None else [delegate] if isinstance(delegate, str | os.PathLike) else delegate
+        self.delegates = tuple(os.fspath(one) for one in listed)
+        self.delegate_options = dict(delegate_options or {})
+        self.parallel = None if set(self.delegates) <= BUILT_IN else 1
+        """A device that a delegate drives has one model's run at a time."""
+        self.stateful = False
+        """Whether it keeps a state from one input to the next, once it is loaded: it runs in a session only."""
+        self._used: tuple[str, ...] = self.delegates
+        self._prepare: Any = None
+        self._stream = object()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The runtime, the delegates that it really has, the signature and the output. It is loaded if it may be downgraded.
+
+        Threads are none of this: they change the order of sums, and so the last digits at most.
+        """
+        if self.on_downgrade == "record" and self.delegates:
+            self.load()
+        return {
+            "runtime": self.runtime or _installed() or "litert", "delegates": [shown(one) for one in self._used],
+            "delegate_options": self.delegate_options, "signature": self.signature, "output": self.output,
+        }  # fmt: skip
+
+    def _load(self) -> Any:
+        with suppress(OSError):  # to be said when it is read
+            if (size := self.path.stat().st_size) > MOST_BYTES and self.path.is_file():
+                raise ModelError(f"{self.path} has {size:,} bytes, and a .tflite file has at most {MOST_BYTES:,}")
+        return super()._load()
+
+    def _open(self) -> Interpreters:
+        name, module = _runtime(self.runtime)
+        try:
+            data = self.path.read_bytes()
+            if digest(data).hexdigest() != self.fingerprint:
+                raise ModelError(f"{self.path} was replaced while it was loaded: load it again")
+            found = contents(data)
+            self._check(name, found)
+            signature = self._signature(found.signatures)
+            first = self._worker(module, data, found, signature)
+        except (OSError, MemoryError, ValueError, RuntimeError) as e:
+            if isinstance(e, ModelError):
+                raise
+            told = first_line(e) if str(e) and not isinstance(e, MemoryError) else "its tensors do not fit into the memory"
+            raise ModelError(f"{_NAMES[name]} cannot load {self.path}: {told}") from e
+        self._describe_ports(first)
+        self.stateful = found.resources
+        if self.stateful:
+            self._plan.size = 1
+        short = not (self.stateful or found.variables or first.runner) and len(self._names) == 1
+        self._prepare = self._plan.one if short else None
+        return Interpreters(lambda: self._worker(module, data, found, signature), first, resets=found.variables)
+
+    def _check(self, runtime: str, found: Contents) -> None:
+        """Refuses what this runtime would compute wrong, or not at all."""
+        if runtime == "tflite" and found.dynamic_range and _version("tflite-runtime") < (2, 15):
+            raise ModelError(
+                f"{self.path} has weights in int8 and activations in float ({', '.join(found.dynamic_range)}), which this "
+                "tflite-runtime computes wrong: quantise it statically, or use LiteRT, which computes it right"
+            )
+        if _EDGE_TPU in found.custom and not self.parallel:
+            raise ModelError(
+                f'{self.path} is compiled for the Edge TPU: give delegate="edgetpu", or the model that it was made from'
+            )
+
+    def _signature(self, there: Sequence[Signature]) -> Signature | None:
+        """The one to run; None: the file names none."""
+        keys = [one.key for one in there]
+        asked = self.signature or (keys[0] if len(keys) == 1 else "serving_default" if keys else None)
+        if asked is None:
+            return None
+        if asked not in keys:
+            which = f"none of the name {self.signature!r}" if self.signature else "several: say which by signature="
+            raise ModelError(f"{self.path} has {which}: its signatures are {', '.join(keys) or 'not named'}")
+        return there[keys.index(asked)]
+
+    def _worker(self, module: Any, data: bytes, found: Contents, signature: Signature | None) -> Worker:
+        """A new interpreter."""
+        used, libraries, lacks = [], [], ""
+        for one in self.delegates:
+            made, told = (None, "") if one in BUILT_IN else self._library(module, one)
+            lacks = lacks or told
+            libraries += [] if made is None else [made]
+            used += [] if told else [one]
+        options: dict[str, Any] = {"num_threads": self.threads}
+        if "none" in used:
+            options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        with no_fork.lock:
+            interpreter = module.Interpreter(model_content=data, experimental_delegates=libraries or None, **options)
+            idle = bool(libraries) and not _delegated(interpreter, found)
+            interpreter.allocate_tensors()
+        if idle or ("xnnpack" in used and not _delegated(interpreter, found)):
+            used = ["none"] if "none" in used else []
+            lacks = f"{', '.join(map(shown, self.delegates))} runs none of the operators of {self.path}"
+            if self.on_downgrade == "error":
+                raise ModelError(f"{lacks}: compile the model for it, or leave the delegate out")
+        self._used, self.downgraded = tuple(used), f"{lacks}; running on the CPU" if lacks else None
+        return _wired(interpreter, signature)
+
+    def _library(self, module: Any, delegate: str) -> tuple[Any, str]:
+        """A delegate, or why there is none, where it may be run without."""
+        try:
+            return loaded(module, delegate, self.delegate_options), ""
+        except ModelError as e:
+            if self.on_downgrade == "error":
+                raise
+            return None, str(e)
+
+    def _describe_ports(self, worker: Worker) -> None:
+        """Takes what the file's tensors are; a quantised one takes what its card says, or floats as well as its own dtype."""
+        states = {one.input for one in self.card.state}
+        ports = {port.name: port for port in worker.inputs}
+
+        def spec(port: Port) -> TensorSpec:
+            if np.dtype(port.dtype).kind not in "biuf":
+                raise ModelError(f"{self.path}: its {port.name} is of the type {port.dtype}, which is not supported")
+            told = None if port.name in states else self.card.of(port.name)
+            if not port.scale or (told is not None and told.dtype == port.dtype):
+                return TensorSpec(port.name, port.dtype, port.shape)
+            pixels = port.dtype == "uint8" and port.name in ports and port.name not in states and (told is None or not told.dtype)
+            return TensorSpec(port.name, "uint8" if pixels else "float32", port.shape)
+
+        def prepare(spec: TensorSpec, batch: int | None) -> Prepare:
+            port, told = ports[spec.name], self.card.of(spec.name)
+            return FloatsOrElements(port, spec, batch) if port.scale and (told is None or not told.dtype) else Plain(spec, batch)
+
+        self._describe([spec(port) for port in worker.inputs], [spec(port) for port in worker.outputs.values()], prepare)
+
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
+        """As `run` of one input."""
+        session, prepare = self._session or self.load(), self._prepare
+        if prepare is None or type(x) is dict or (cancel is not None and cancel.asked):
+            return self.run([x], cancel)
+        tensor = prepare(x)
+        try:  # the usual case, by the short way
+            worker = session.take()
+            port, read = worker.inputs[0], worker.outputs[self._names[0]]
+            if port.scale and tensor.dtype != port.dtype:
+                tensor = port.quantised(tensor)
+            if worker.shapes[0] != tensor.shape:
+                worker.resize([tensor.shape])
+            worker.set(port.number, tensor)
+            worker.invoke()
+            out: Array = worker.get(read.number)
+            session.idle.append(worker)
+            return read.real(out) if read.scale else out
+        except (RuntimeError, ValueError, MemoryError) as e:
+            raise self._failed(e) from e
+
+    def _execute(self, session: Interpreters, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
+        if cancel is not None and cancel.asked:
+            raise ModelError(f"{self.name} was stopped before it began")
+        turn = turn_of(self.name) if self.stateful else TURN.get() if session.resets else None
+        try:
+            if turn is None:
+                worker = session.take()
+                out = worker.run(names, feed)
+                session.idle.append(worker)
+                return out
+            worker, step = turn.states.get(self._stream) or _Place(session.new(), 0)
+            self._advance(worker, step)
+            out = worker.run(names, feed)
+        except KeyError as e:
+            raise ModelError(f"{self.name} failed to run: there is no input {e}") from e
+        except (RuntimeError, ValueError, MemoryError) as e:
+            raise self._failed(e) from e
+        if cancel is None or not cancel.asked:
+            turn.states[self._stream] = _Place(worker, step + 1)
+        return out
+
+    def _advance(self, worker: Worker, step: int) -> None:
+        """Takes the next step of a session. Its interpreter cannot go back, where a run that does not count has moved it on."""
+        with worker.lock:
+            here = worker.pid == os.getpid() or (self.threads == 1 and not self.parallel)
+            if worker.step != step or not here:
+                raise ModelError(
+                    f"{self.name} has gone on with a run that was left behind, at a deadline, say, and its state cannot be put "
+                    "back: begin the stream anew by the session's reset()"
+                )
+            worker.step += 1
+
+
+def _found(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _installed() -> str | None:
+    """The runtime that is there, LiteRT if both are."""
+    return next((name for name, package in RUNTIMES.items() if _found(package)), None)
+
+
+def _runtime(asked: str | None) -> tuple[str, Any]:
+    """A runtime's name, and the module with its interpreter."""
+    name = asked or _installed()
+    if name is None or not _found(RUNTIMES[name]):
+        what = "neither LiteRT nor tflite-runtime is" if name is None else f"{_NAMES[name]} is not"
+        raise RuntimeMissing(f"{what} installed: pip install 'edgeroute[{name or 'litert'}]'")
+    if name == "tflite" and int(np.__version__.partition(".")[0]) > 1:
+        raise RuntimeMissing(
+            f"tflite-runtime runs with numpy 1 only, and numpy {np.__version__} is installed: pip install 'numpy<2', or LiteRT "
+            "in its place, pip install 'edgeroute[litert]'"
+        )
+    try:
+        return name, imported(f"{RUNTIMES[name]}.interpreter")
+    except ImportError as e:
+        raise RuntimeMissing(f"{_NAMES[name]} is installed, and cannot be imported: {first_line(e)}") from e
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """Its first two numbers; (0,): it is not known."""
+    try:
+        return tuple(int(part) for part in metadata.version(package).split(".")[:2])
+    except (metadata.PackageNotFoundError, ValueError):
+        return (0,)
+
+
+def _delegated(interpreter: Any, found: Contents) -> bool:
+    """Whether a delegate has taken operators: it adds nodes of its own behind those of the file."""
+    details = getattr(interpreter, "_get_ops_details", None)
+    return details is None or len(details()) > found.operators
+
+
+def _wired(interpreter: Any, signature: Signature | None) -> Worker:
+    """An interpreter with the names of its inputs and outputs."""
+    if signature is None or not signature.subgraph:
+        names = (
+            {} if signature is None else {i: name for ports in (signature.inputs, signature.outputs) for name, i in ports.items()}
+        )
+        ways = (interpreter.get_input_details(), interpreter.get_output_details())
+        inputs, outputs = ([Port.of(names.get(one["index"], one["name"]), one) for one in way] for way in ways)
+        return Worker(interpreter, inputs, outputs)
+    runner = interpreter.get_signature_runner(signature.key)
+    ways = (runner.get_input_details(), runner.get_output_details())
+    inputs, outputs = ([Port.of(name, one) for name, one in way.items()] for way in ways)
+    return Worker(interpreter, inputs, outputs, runner)

@@ -1,0 +1,243 @@
+"""Real .tflite models of a few hundred bytes, written with the schema that comes with LiteRT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+TYPES = {
+    "float32": schema.TensorType.FLOAT32, "int8": schema.TensorType.INT8, "uint8": schema.TensorType.UINT8,
+    "int16": schema.TensorType.INT16, "int32": schema.TensorType.INT32, "int64": schema.TensorType.INT64,
+    "bool": schema.TensorType.BOOL, "resource": schema.TensorType.RESOURCE,
+}  # fmt: skip
+
+
+class Graph:
+    """A model under construction: tensors and operators are added in the order in which they are computed."""
+
+    def __init__(self) -> None:
+        self.model = schema.ModelT()
+        self.model.version, self.model.description = 3, b"edgeroute"
+        self.model.buffers, self.model.operatorCodes, self.model.subgraphs = [schema.BufferT()], [], []
+        self.model.signatureDefs = []
+        self.subgraph("main")
+
+    def subgraph(self, name: str) -> int:
+        """Begins a further subgraph, which what follows is added to. -> its number."""
+        self.at = schema.SubGraphT()
+        self.at.name, self.at.tensors, self.at.operators, self.at.inputs, self.at.outputs = name.encode(), [], [], [], []
+        self.model.subgraphs.append(self.at)
+        return len(self.model.subgraphs) - 1
+
+    def tensor(
+        self, name: str, shape: Sequence[int], dtype: str = "float32", *, value: Any = None, scale: Any = None,
+        zero: int = 0, axis: int = 0, variable: bool = False,
+    ) -> int:  # fmt: skip
+        """A tensor; -1 in its shape is an axis of any size. With a value it is a constant. -> its number."""
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.isVariable = name.encode(), [max(1, n) for n in shape], TYPES[dtype], variable
+        made.shapeSignature = list(shape) if -1 in shape else None
+        made.buffer = 0
+        if value is not None:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(np.ascontiguousarray(value, dtype).tobytes(), np.uint8)
+            self.model.buffers.append(buffer)
+            made.buffer = len(self.model.buffers) - 1
+        if scale is not None:
+            made.quantization = schema.QuantizationParametersT()
+            made.quantization.scale = np.atleast_1d(np.asarray(scale, np.float32))
+            made.quantization.zeroPoint = np.full(made.quantization.scale.shape, zero, np.int64)
+            made.quantization.quantizedDimension = axis
+        self.at.tensors.append(made)
+        return len(self.at.tensors) - 1
+
+    def constant(self, name: str, value: Any, dtype: str = "float32", **more: Any) -> int:
+        """A tensor with that value."""
+        return self.tensor(name, np.shape(value), dtype, value=value, **more)
+
+    def operator(self, name: str, inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> None:
+        """An operator by its name in the schema, with the fields of its options."""
+        code = schema.OperatorCodeT()
+        custom = not hasattr(schema.BuiltinOperator, name)
+        code.builtinCode = schema.BuiltinOperator.CUSTOM if custom else getattr(schema.BuiltinOperator, name)
+        code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), options.pop("version", 1)
+        code.customCode = name.encode() if custom else None
+        self.model.operatorCodes.append(code)
+        made = schema.OperatorT()
+        made.opcodeIndex, made.inputs, made.outputs = len(self.model.operatorCodes) - 1, list(inputs), list(outputs)
+        kind = options.pop("options", None)
+        if kind is not None:
+            made.builtinOptionsType = getattr(schema.BuiltinOptions, kind)
+            made.builtinOptions = getattr(schema, f"{kind}T")()
+            for key, value in options.items():
+                setattr(made.builtinOptions, key, value)
+        self.at.operators.append(made)
+
+    def signature(self, key: str, inputs: Mapping[str, int], outputs: Mapping[str, int], subgraph: int = 0) -> None:
+        """Names for the inputs and outputs of a subgraph."""
+        made = schema.SignatureDefT()
+        made.signatureKey, made.subgraphIndex = key.encode(), subgraph
+        made.inputs, made.outputs = _mapped(inputs), _mapped(outputs)
+        self.model.signatureDefs.append(made)
+
+    def save(self, path: Path) -> Path:
+        """Writes the file."""
+        builder = flatbuffers.Builder(1 << 16)
+        builder.Finish(self.model.Pack(builder), b"TFL3")
+        path.write_bytes(bytes(builder.Output()))
+        return path
+
+
+def _mapped(names: Mapping[str, int]) -> list[Any]:
+    made = []
+    for name, index in names.items():
+        one = schema.TensorMapT()
+        one.name, one.tensorIndex = name.encode(), index
+        made.append(one)
+    return made
+
+
+def linear(path: Path, *, weights: Any = None, classes: int = 3, size: int = 4, batch: int = -1) -> Path:
+    """x float32 [batch, size] -> logits [batch, classes] = x @ weights."""
+    weights = np.eye(size, classes) if weights is None else np.asarray(weights)
+    g = Graph()
+    x = g.tensor("x", [batch, len(weights)])
+    w = g.constant("w", weights.T)
+    y = g.tensor("logits", [batch, weights.shape[1]])
+    g.operator("FULLY_CONNECTED", [x, w, -1], [y], options="FullyConnectedOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def dynamic_range(path: Path, *, weights: Any = None, per_channel: bool = False) -> Path:
+    """As `linear`, with weights in int8 and activations in float: quantised while it runs."""
+    weights = np.eye(4, 3) if weights is None else np.asarray(weights)
+    top = np.abs(weights.T).max(1) if per_channel else np.abs(weights).max()
+    scale = np.asarray(top) / 127
+    g = Graph()
+    x = g.tensor("x", [-1, len(weights)])
+    q = np.round(weights.T / (scale[:, None] if per_channel else scale))
+    w = g.constant("w", q, "int8", scale=scale)
+    y = g.tensor("logits", [-1, weights.shape[1]])
+    g.operator("FULLY_CONNECTED", [x, w, -1], [y], options="FullyConnectedOptions", version=5 if per_channel else 3)
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def static(path: Path, *, dtype: str = "int8", batch: int = -1) -> Path:
+    """As `linear` with the identity and three classes, all in integers: x and logits are (element - zero) * 0.05."""
+    zero, back = (128, 128) if dtype == "uint8" else (0, 0) if dtype == "int16" else (-20, -10)
+    g = Graph()
+    x = g.tensor("x", [batch, 4], dtype, scale=0.05, zero=zero)
+    at = x
+    if dtype == "uint8":
+        at = g.tensor("elements", [batch, 4], "int8", scale=0.05, zero=zero - 128)
+        g.operator("QUANTIZE", [x], [at], options="QuantizeOptions")
+    wide = dtype == "int16"
+    w = g.constant("w", np.eye(3, 4) * 127, "int8", scale=1 / 127)
+    b = g.constant("b", np.zeros(3), "int64" if wide else "int32", scale=0.05 / 127)
+    inner = dtype if wide else "int8"
+    y = g.tensor("logits", [batch, 3], inner, scale=0.05, zero=0 if wide else -10)
+    g.operator("FULLY_CONNECTED", [at, w, b], [y], options="FullyConnectedOptions", version=4)
+    if dtype == "uint8":
+        y, inside = g.tensor("pixels", [batch, 3], "uint8", scale=0.05, zero=back - 10), y
+        g.operator("QUANTIZE", [inside], [y], options="QuantizeOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def two_inputs(path: Path, *, signature: bool = True, batch: int = -1) -> Path:
+    """a, b float32 [batch, 2] -> total, difference. Without a signature the names are those of the tensors."""
+    g = Graph()
+    a, b = (g.tensor(f"serving_{name}:0", [batch, 2]) for name in "ab")
+    total, difference = (g.tensor(name, [batch, 2]) for name in ("Partitioned:0", "Partitioned:1"))
+    g.operator("ADD", [a, b], [total], options="AddOptions")
+    g.operator("SUB", [a, b], [difference], options="SubOptions")
+    g.at.inputs, g.at.outputs = [a, b], [total, difference]
+    if signature:
+        g.signature("serving_default", {"b": b, "a": a}, {"total": total, "difference": difference})
+    return g.save(path)
+
+
+def two_signatures(path: Path) -> Path:
+    """Signatures `negative`, x [1, 2] -> y, and `double`, in subgraphs of their own."""
+    g = Graph()
+    x, y = (g.tensor(name, [1, 2]) for name in ("x", "y"))
+    g.operator("NEG", [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    g.signature("negative", {"x": x}, {"y": y})
+    g.subgraph("second")
+    x, y = (g.tensor(name, [1, 2]) for name in ("x2", "y2"))
+    g.operator("ADD", [x, x], [y], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    g.signature("double", {"x": x}, {"y": y}, subgraph=1)
+    return g.save(path)
+
+
+def total(path: Path) -> Path:
+    """x float32 [1, 2] -> the sum of it and all inputs before it, kept in a variable that operators read and assign."""
+    g = Graph()
+    x, state = g.tensor("x", [1, 2]), g.tensor("handle", [], "resource")
+    before, y = g.tensor("before", [1, 2]), g.tensor("y", [1, 2])
+    main = g.at
+    begin = g.subgraph("begin")
+    handle, zeros = g.tensor("handle", [], "resource"), g.constant("zeros", np.zeros((1, 2)))
+    name = {"options": "VarHandleOptions", "container": b"", "sharedName": b"sum"}
+    g.operator("VAR_HANDLE", [], [handle], **name)
+    g.operator("ASSIGN_VARIABLE", [handle, zeros], [], options="AssignVariableOptions")
+    g.at.inputs, g.at.outputs = [], []
+    g.at = main
+    g.operator("CALL_ONCE", [], [], options="CallOnceOptions", initSubgraphIndex=begin)
+    g.operator("VAR_HANDLE", [], [state], **name)
+    g.operator("READ_VARIABLE", [state], [before], options="ReadVariableOptions")
+    g.operator("ADD", [before, x], [y], options="AddOptions")
+    g.operator("ASSIGN_VARIABLE", [state, y], [], options="AssignVariableOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def last_two(path: Path) -> Path:
+    """x float32 [1, 2] -> [1, 1], the sum of it and the input before it, by an SVDF that keeps that in a tensor."""
+    g = Graph()
+    x = g.tensor("x", [1, 2])
+    feature, time = g.constant("feature", np.ones((1, 2))), g.constant("time", np.ones((1, 2)))
+    bias, state = g.constant("bias", np.zeros(1)), g.tensor("state", [1, 2], variable=True)
+    y = g.tensor("y", [1, 1])
+    g.operator("SVDF", [x, feature, time, bias, state], [y], options="SVDFOptions", rank=1)
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def custom(path: Path, name: str = "edgetpu-custom-op") -> Path:
+    """x float32 [1, 2] -> y, by an operator that TFLite does not have."""
+    g = Graph()
+    x, y = (g.tensor(one, [1, 2]) for one in "xy")
+    g.operator(name, [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def huge(path: Path) -> Path:
+    """A few bytes that describe tensors of 8 TB each."""
+    g = Graph()
+    shape = [1 << 15, 1 << 15, 1 << 11]
+    x, y = g.tensor("x", shape), g.tensor("y", shape)
+    g.operator("NEG", [x], [y])
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)
+
+
+def rolling(path: Path) -> Path:
+    """x, before float32 [1, 2] -> y = x + before, after = x: a state that goes in and out, as a card describes it."""
+    g = Graph()
+    x, before = g.tensor("x", [1, 2]), g.tensor("before", [1, 2])
+    y, after, zero = g.tensor("y", [1, 2]), g.tensor("after", [1, 2]), g.constant("zero", np.zeros((1, 2)))
+    g.operator("ADD", [x, before], [y], options="AddOptions")
+    g.operator("ADD", [x, zero], [after], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x, before], [y, after]
+    return g.save(path)
