@@ -16,10 +16,12 @@ from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array, Card, sha256_of
 from edgeroute.edge.external import external_data
 from edgeroute.edge.inputs import Inputs, unsaid
+from edgeroute.edge.onnx_session import Node, first_line, opened
 from edgeroute.edge.picture import check_installed
+from edgeroute.edge.providers import CPU, Given, parsed
 from edgeroute.edge.state import turn_of
-from edgeroute.errors import BadInput, ModelError, RuntimeMissing
-from edgeroute.imports import imported, no_fork
+from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing
+from edgeroute.imports import imported
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken, TensorSpec
 
@@ -30,7 +32,6 @@ _DTYPES = {
 }  # fmt: skip
 
 
-CPU = "CPUExecutionProvider"
 _SET_ASIDE: list[Any] = []
 
 
@@ -39,9 +40,11 @@ class OnnxModel:
 
     Args:
         path: the model file.
-        providers: execution providers, best first.
+        providers: execution providers, best first: names, as "cpu" or "tensorrt", or tables with a name and options, as
+            {"name": "tensorrt", "fp16": True}; see `edgeroute.edge.providers`.
         threads: for one run; more than one slows a busy device down.
-        on_downgrade: what it means that the first provider asked for is not there: an error, or a note in `downgraded`.
+        on_downgrade: what it means that a provider asked for is not there, or that the first one takes no node of the model: an
+            error, or a note in `downgraded`.
         sha256: of the file; None: what the card says, unchecked where it says nothing.
         card: path of the card, where it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
@@ -60,7 +63,7 @@ class OnnxModel:
         self,
         path: str | Path,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Given | Sequence[Given] = ("cpu",),
         threads: int = 1,
         on_downgrade: Literal["error", "record"] = "error",
         sha256: str | None = None,
@@ -72,7 +75,11 @@ class OnnxModel:
         none_found: str | None = None,
     ) -> None:
         self.path = Path(path)
-        self.providers, self.threads, self.on_downgrade = tuple(providers), threads, on_downgrade
+        try:
+            self.providers = parsed(providers)
+        except PolicyError as e:
+            raise PolicyError(f"providers: {e}") from None
+        self.threads, self.on_downgrade = threads, on_downgrade
         self.card = Card.read(Path(card)) if card else Card.beside(self.path)
         self.name = self.card.name or self.path.stem
         self.labels = label_names(labels) or self.card.labels
@@ -80,12 +87,15 @@ class OnnxModel:
         self.output = output or self.card.output
         self.score, self.none_found = score or self.card.score, none_found or self.card.none_found
         self.downgraded: str | None = None
+        self.placement: str | None = None
+        self.nodes: tuple[Node, ...] | None = None
         self.fingerprint: str | None = None
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self._expected = sha256 or self.card.sha256
         self._lock = threading.RLock()  # a signal handler may run the model while it loads
         self._session: Any = None
+        self._used = [*self.providers]
         self._run_options: Any = None
         self._names: list[str] = []
         self._input = ""
@@ -107,15 +117,17 @@ class OnnxModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The output that is read, and the providers it runs on; where a downgrade is allowed, it is loaded to know them.
+        """The output that is read, and the providers it runs on, with the options that change outputs, such as a precision.
+
+        Where a downgrade is allowed, it is loaded to know them.
 
         Threads are none of this: they change the order of sums, and so the last digits at most.
         """
-        used = list(self.providers)
-        if self.on_downgrade == "record" and used != [CPU]:
-            real = self.load().get_providers()
-            used = [provider for provider in used if provider in real] or [CPU]
-        return {"runtime": "onnxruntime", "providers": used, "output": self.output}
+        used = [*self.providers]
+        if self.on_downgrade == "record" and [one.name for one in used] != [CPU]:
+            self.load()
+            used = self._used
+        return {"runtime": "onnxruntime", "providers": [one.setting for one in used], "output": self.output}
 
     def load(self) -> Any:
         """Reads, checks and compiles the model, once. -> onnxruntime's session.
@@ -138,27 +150,10 @@ class OnnxModel:
                 "Fetch the model again, or correct the card or policy"
             )
         ort = _runtime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its errors are raised
-        unknown = [p for p in self.providers if p not in ort.get_available_providers()]
-        if unknown and self.on_downgrade == "error":
-            raise ModelError(
-                f"{', '.join(unknown)} is not in this onnxruntime, which has {', '.join(ort.get_available_providers())}. "
-                "Install a build that has it, or allow the downgrade with on_downgrade='record'"
-            )
-        usable = [p for p in self.providers if p not in unknown] or ["CPUExecutionProvider"]
-        try:
-            with no_fork.lock:
-                session = ort.InferenceSession(str(self.path), options, providers=usable)
-        except Exception as e:  # onnxruntime's errors derive from Exception alone
-            raise ModelError(f"onnxruntime cannot load {self.path}: {_first_line(e)}") from e
-        real = session.get_providers()
-        if self.providers and self.providers[0] not in real:
-            self.downgraded = f"asked for {', '.join(self.providers)}, running on {', '.join(real)}"
-            if self.on_downgrade == "error":
-                raise ModelError(f"{self.path}: {self.downgraded}")
+        made = opened(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
+        session, self.nodes, self.downgraded = made.session, made.nodes, made.downgraded
+        self.placement = None if [one.name for one in self.providers] == [CPU] else made.placement()
+        self._used = made.used(self.providers) if made.downgraded else [*self.providers]
         self._plan = self._planned(session)
         self.inputs, self.outputs = self._plan.given, self._plan.outputs
         self._check_card()
@@ -270,7 +265,7 @@ class OnnxModel:
         return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
 
     def _failed(self, error: Exception) -> ModelError:
-        return ModelError(f"{self.name} failed to run: {_first_line(error)}")
+        return ModelError(f"{self.name} failed to run: {first_line(error)}")
 
     def close(self) -> None:
         """Frees the model, once the runs that are under way have ended; a later run loads it again.
@@ -302,7 +297,3 @@ def _spec(node: Any) -> TensorSpec:
 def _joined(parts: tuple[Any, ...]) -> Any:
     """Outputs of several runs as those of one; some are lists."""
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
