@@ -149,7 +149,7 @@ class OnnxModel:
                 f"{self.path} is not the expected model: its sha256 is {self.fingerprint}, expected {self._expected}. "
                 "Fetch the model again, or correct the card or policy"
             )
-        ort = _runtime()
+        ort = runtime()
         made = opened(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
         session, self.nodes, self.downgraded = made.session, made.nodes, made.downgraded
         self.placement = None if [one.name for one in self.providers] == [CPU] else made.placement()
@@ -279,7 +279,12 @@ class OnnxModel:
         return f"OnnxModel({str(self.path)!r})"
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The module onnxruntime, without its telemetry.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
     try:
         return imported("onnxruntime")
