@@ -18,6 +18,7 @@ from edgeroute.cli.exits import CODES, exits
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
+from edgeroute.cli.prune import prune
 from edgeroute.cli.quantize import quantize
 from edgeroute.cli.recertify import recertify
 from edgeroute.cli.replay import replay
@@ -52,7 +53,8 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, quantize, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo, docs,
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo,
+    docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))

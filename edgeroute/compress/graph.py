@@ -52,7 +52,17 @@ def read_graph(path: Path) -> Any:
         raise ModelError(f"{path} is not an ONNX model: it has no graph")
     if found := sorted({node.op_type for node in model.graph.node} & QUANTISED):
         raise ModelError(f"{path} is quantised already, it has {', '.join(found)}: give the float model that it was made from")
+    _as_constants(model)
     return model
+
+
+def _as_constants(model: Any) -> None:
+    """Weights that older exporters list among the inputs, where a caller could replace them, are constants."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    if listed := [one for one in model.graph.input if one.name in weights]:
+        for one in listed:
+            model.graph.input.remove(one)
+        model.ir_version = max(model.ir_version, 4)  # which allows that
 
 
 def at_opset(model: Any, least: int, path: Path) -> Any:

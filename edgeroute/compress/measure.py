@@ -15,6 +15,7 @@ from edgeroute.compress.result import Measured
 from edgeroute.confidence.forms import plain
 from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.reader import Reader
+from edgeroute.edge.load import load
 from edgeroute.edge.members import files, member
 from edgeroute.errors import BadInput
 from edgeroute.types import EdgeModel
@@ -106,6 +107,17 @@ def measured(model: EdgeModel, found: Answers, original: Answers | None, labels:
         accuracy=found.accuracy(labels, labels_of(model)),
         agreement=None if original is None else found.agreement(original),
         error=None if original is None else found.error(original),
+    )
+
+
+def compared(model: EdgeModel, made: Path, original: Answers, held_out: Examples) -> tuple[Measured, Measured]:
+    """The lines of the original, whose answers are given, and of the model that was made of it."""
+    new = load(made)
+    found = answers(new, held_out.inputs)
+    times = timed([model, new], held_out.inputs)
+    return (
+        measured(model, original, None, held_out.labels, times[0]),
+        measured(new, found, original, held_out.labels, times[1]),
     )
 
 

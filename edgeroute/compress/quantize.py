@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeroute.compress.measure import Answers, Examples, answers, measured, split, timed
+from edgeroute.compress.measure import Examples, answers, compared, split
 from edgeroute.compress.onnx_int8 import Int8
 from edgeroute.compress.others import quantize_other
 from edgeroute.compress.result import Layer, Result
 from edgeroute.compress.writing import put, target, workplace, write_card
-from edgeroute.edge.load import load
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.errors import ModelError, PolicyError, check_number
 
@@ -98,23 +97,13 @@ def quantize(
             int8.write(made, exclude=kept)
             layers = tuple(layer._replace(note="stays float") if layer.name in kept else layer for layer in layers)
         card = write_card(made, model.card, _step(word, len(used.inputs), keep_float))
-        result = _compared(model, made, original, held_out)
+        result = compared(model, made, original, held_out)
         put(made.parent, to)
     before, after = result
     return Result(
         before, after._replace(path=to), layers, to.with_suffix(".json") if card else to, len(used.inputs),
         len(held_out.inputs), tuple(notes),
     )  # fmt: skip
-
-
-def _compared(model: OnnxModel, made: Path, original: Answers, held_out: Examples) -> tuple[Any, Any]:
-    new = load(made)
-    found = answers(new, held_out.inputs)
-    times = timed([model, new], held_out.inputs)
-    return (
-        measured(model, original, None, held_out.labels, times[0]),
-        measured(new, found, original, held_out.labels, times[1]),
-    )
 
 
 def _sensitivity(int8: Int8, model: OnnxModel, tried: Examples) -> tuple[Layer, ...]:
