@@ -299,8 +299,10 @@ def test_providers_count_as_they_are(model):
     """Those that it runs on: a downgrade that is allowed is the provider it ends with. Threads do not count."""
     cpu = edge_of(OnnxModel(model))
     assert edge_of(OnnxModel(model, threads=2)) == cpu
-    assert edge_of(OnnxModel(model, providers=["NoneSuch", "CPUExecutionProvider"], on_downgrade="record")) == cpu
-    asked = OnnxModel(model, providers=["NoneSuch", "CPUExecutionProvider"])
+    assert (
+        edge_of(OnnxModel(model, providers=["NoneSuchExecutionProvider", "CPUExecutionProvider"], on_downgrade="record")) == cpu
+    )
+    asked = OnnxModel(model, providers=["NoneSuchExecutionProvider", "CPUExecutionProvider"])
     assert of_model(asked, fingerprint) != cpu
 
 

@@ -321,11 +321,11 @@ def test_a_card_elsewhere(tmp_path):
 def test_a_provider_that_is_not_there(tmp_path):
     """By default an error that lists what there is; by policy a downgrade, recorded and told by check."""
     path = tiny.linear(tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match=r"NoSuchProvider is not in this onnxruntime, which has .*CPUExecutionProvider"):
-        OnnxModel(path, providers=["NoSuchProvider"]).load()
-    model = OnnxModel(path, providers=["NoSuchProvider"], on_downgrade="record")
+    with pytest.raises(ModelError, match=r"NoSuchExecutionProvider is not in this onnxruntime, which has .*CPUExecutionProvider"):
+        OnnxModel(path, providers=["NoSuchExecutionProvider"]).load()
+    model = OnnxModel(path, providers=["NoSuchExecutionProvider"], on_downgrade="record")
     with Router(edge=model) as router:
-        assert "asked for NoSuchProvider, running on CPUExecutionProvider" in str(router.check())
+        assert "asked for NoSuchExecutionProvider, running on CPUExecutionProvider" in str(router.check())
     assert model.downgraded
 
 
@@ -338,7 +338,7 @@ def test_a_provider_that_quietly_steps_aside(tmp_path, monkeypatch):
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda *a, providers, real=onnxruntime.InferenceSession: real(*a, providers=["CPUExecutionProvider"]),
+        lambda *a, providers, enable_fallback, real=onnxruntime.InferenceSession: real(*a, providers=["CPUExecutionProvider"]),
     )
     with pytest.raises(ModelError, match="asked for GhostExecutionProvider"):
         model.load()

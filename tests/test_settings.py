@@ -143,9 +143,10 @@ def test_a_hedge_is_a_duration_a_quantile_or_auto(policy, monkeypatch, written, 
 def test_an_edge_section_is_a_model_with_its_options(policy, tmp_path):
     """The path starts from the policy's folder, and need not be there yet."""
     (tmp_path / "card.json").write_text('{"name": "small"}')
-    model = policy(f'[edge]\npath = "sub/../edge.onnx"\nthreads = 2\nproviders = ["A", "B"]\non_downgrade = "record"\nsha256 = "{"aB" * 32}"\ncard = "card.json"')["edge"]  # fmt: skip
+    model = policy(f'[edge]\npath = "sub/../edge.onnx"\nthreads = 2\nproviders = ["cuda", "cpu"]\non_downgrade = "record"\nsha256 = "{"aB" * 32}"\ncard = "card.json"')["edge"]  # fmt: skip
     assert isinstance(model, OnnxModel)
-    assert (model.path, model.threads, model.providers, model.on_downgrade) == (tmp_path / "edge.onnx", 2, ("A", "B"), "record")
+    assert (model.path, model.threads, model.on_downgrade) == (tmp_path / "edge.onnx", 2, "record")
+    assert [one.name for one in model.providers] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert (model.name, model._expected) == ("small", "aB" * 32)
 
 
@@ -418,14 +419,14 @@ def test_a_variable_beats_the_file(policy, monkeypatch):
     monkeypatch.setenv("EDGEROUTE_THRESHOLD", "[0.5]")
     monkeypatch.setenv("EDGEROUTE_DEADLINE", "2s")
     monkeypatch.setenv("EDGEROUTE_EDGE__THREADS", "3")
-    monkeypatch.setenv("EDGEROUTE_EDGE__PROVIDERS", '["A"]')
+    monkeypatch.setenv("EDGEROUTE_EDGE__PROVIDERS", '[{"name": "cuda", "device": 1}]')
     monkeypatch.setenv("EDGEROUTE_CLOUD__URL", "http://other")
     monkeypatch.setenv("EDGEROUTE_CLOUD__MODEL", "123")
     monkeypatch.setenv("EDGEROUTE_CLOUD__VERIFY", "False")
     monkeypatch.setenv("EDGEROUTE_CLOUD__BINARY", "auto")
     given = policy(BOTH + "retries = 1\nbinary = true")
     assert (given["mode"], given["threshold"], given["deadline"]) == ("only_edge", [0.5], 2.0)
-    assert (given["edge"].name, given["edge"].threads, given["edge"].providers) == ("edge", 3, ("A",))
+    assert (given["edge"].name, given["edge"].threads, given["edge"].providers[0].options) == ("edge", 3, {"device_id": "1"})
     assert (given["cloud"].where, given["cloud"].binary) == ("http://other/v2/models/123", None)
     assert (given["cloud"].address.verify, given["cloud"].address.retries) == (False, 1)
 
@@ -586,7 +587,9 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('[[edge]]\npath = "a.onnx"\n[[edge]]\npath = 1', "edge[1].path: expected text in quotes, found 1"),
         ('[edge]\npath = "a.onnx"\nsha256 = "12"', 'edge.sha256: expected 64 hexadecimal digits in quotes, found "12"'),
         ('[edge]\npath = "a.onnx"\nthreads = 0', "edge.threads: expected a whole number, 1 or more, found 0"),
-        ('[edge]\npath = "a.onnx"\nproviders = []', 'edge.providers: expected a list of texts, as in ["a", "b"], found an empty list'),
+        ('[edge]\npath = "a.onnx"\nproviders = []', 'edge.providers: expected a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"], found an empty list'),
+        ('[edge]\npath = "a.onnx"\nproviders = ["cdua"]', 'edge.providers: there is no provider "cdua": did you mean "cuda"?'),
+        ('[edge]\npath = "a.onnx"\nproviders = [{ name = "tensorrt", fp61 = true }]', 'edge.providers: tensorrt has no option "fp61": did you mean "fp16"?'),
         (cloud('url = "http://h"'), "cloud: which model? Give model, or a url that ends in /v2/models/NAME"),
         (cloud('url = "h/v2/models/m"'), 'cloud.url: expected an address that begins with http:// or https://, found "h/v2/models/m"'),
         (cloud('url = "http://h:x/v2/models/m"'), "cloud.url: expected an address that begins with http:// or https://"),

@@ -18,6 +18,8 @@ from edgeroute.cli.exits import CODES, exits
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
+from edgeroute.cli.prune import prune
+from edgeroute.cli.quantize import quantize
 from edgeroute.cli.recertify import recertify
 from edgeroute.cli.replay import replay
 from edgeroute.cli.schema import schema
@@ -50,7 +52,11 @@ def root(
     """Runs a model on the edge, and defers to the cloud when its confidence is below the threshold."""
 
 
-for command in (check, inspect, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo, docs):
+COMMANDS = (
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo,
+    docs,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(exits(command))
 app.add_typer(outbox)
 app.add_typer(simulate)

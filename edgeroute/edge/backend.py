@@ -171,10 +171,11 @@ class EdgeBackend(AbandonedRuns):
             timer.cancel()
 
     def describe(self) -> str:
-        """Status line for `check`: the model, whether it needs a session, and a downgrade of the execution provider."""
-        downgraded = member(self.model, "downgraded")
+        """Status line for `check`: the model, whether it needs a session, what runs where, and a downgrade of the provider."""
+        downgraded, placement = member(self.model, "downgraded"), member(self.model, "placement")
         session = f", but only in a session, since it {IN_SESSION}" if _keeps_state(self.model) else ""
-        return f"{self.where} is ready{session}" + (f" ({downgraded})" if downgraded else "")
+        where = f", {placement}" if placement else ""
+        return f"{self.where} is ready{session}{where}" + (f" ({downgraded})" if downgraded else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of all that the model's outputs depend on; `of` takes that of a file or a callable."""

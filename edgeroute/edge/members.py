@@ -88,6 +88,10 @@ class EdgeMembers(EdgeModel, Protocol):
     def stateful(self) -> bool:
         """Whether it keeps a state from one input to the next, and so runs in a session only. Default: as its card says."""
 
+    @property
+    def placement(self) -> str | None:
+        """Which parts of it run on which hardware, once it is loaded; `check` shows it. Default: it is not said."""
+
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Any:
         """`run([x], cancel)`, by a shorter way: its cost is part of each call's. Default: `run`."""
 
@@ -113,12 +117,13 @@ class EdgeMembers(EdgeModel, Protocol):
 
 Name: TypeAlias = Literal[
     "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "run_feed", "run_one", "score", "settings", "stateful", "stream", "version",
+    "outputs", "parallel", "path", "placement", "run_feed", "run_one", "score", "settings", "stateful", "stream", "version",
 ]  # fmt: skip
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
     "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
-    "run_feed": None, "run_one": None, "score": None, "settings": {}, "stateful": False, "stream": None, "version": None,
+    "placement": None, "run_feed": None, "run_one": None, "score": None, "settings": {}, "stateful": False, "stream": None,
+    "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
 _METHODS: tuple[Name, ...] = ("close", "load", "run_feed", "run_one", "stream")

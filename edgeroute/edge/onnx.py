@@ -10,9 +10,11 @@ from typing import Any, Literal
 from edgeroute.confidence.scores import Score
 from edgeroute.edge.card import Array
 from edgeroute.edge.external import external_data
-from edgeroute.edge.model_file import ModelFile, first_line
-from edgeroute.errors import ModelError, RuntimeMissing
-from edgeroute.imports import imported, no_fork
+from edgeroute.edge.model_file import ModelFile
+from edgeroute.edge.onnx_session import Node, opened
+from edgeroute.edge.providers import CPU, Given, parsed
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
+from edgeroute.imports import imported
 from edgeroute.types import StopToken, TensorSpec
 
 _DTYPES = {
@@ -22,17 +24,16 @@ _DTYPES = {
 }  # fmt: skip
 
 
-CPU = "CPUExecutionProvider"
-
-
 class OnnxModel(ModelFile):
     """A .onnx file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
 
     Args:
         path: the model file.
-        providers: execution providers, best first.
+        providers: execution providers, best first: names, as "cpu" or "tensorrt", or tables with a name and options, as
+            {"name": "tensorrt", "fp16": True}; see `edgeroute.edge.providers`.
         threads: for one run; more than one slows a busy device down.
-        on_downgrade: what it means that the first provider asked for is not there: an error, or a note in `downgraded`.
+        on_downgrade: what it means that a provider asked for is not there, or that the first one takes no node of the model: an
+            error, or a note in `downgraded`.
         sha256: of the file; None: what the card says, unchecked where it says nothing.
         card: path of the card, where it is not beside the model.
         output: name of the output to read; None: the card's, else all of them.
@@ -48,7 +49,7 @@ class OnnxModel(ModelFile):
         self,
         path: str | Path,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Given | Sequence[Given] = ("cpu",),
         threads: int = 1,
         on_downgrade: Literal["error", "record"] = "error",
         sha256: str | None = None,
@@ -62,7 +63,14 @@ class OnnxModel(ModelFile):
         super().__init__(
             path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
         )
-        self.providers, self.threads, self.on_downgrade = tuple(providers), threads, on_downgrade
+        try:
+            self.providers = parsed(providers)
+        except PolicyError as e:
+            raise PolicyError(f"providers: {e}") from None
+        self.threads, self.on_downgrade = threads, on_downgrade
+        self.placement: str | None = None
+        self.nodes: tuple[Node, ...] | None = None
+        self._used = [*self.providers]
         self._run_options: Any = None
         self._input = ""
         self._prepare: Callable[[Any], Array] | None = None
@@ -74,39 +82,24 @@ class OnnxModel(ModelFile):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The output that is read, and the providers it runs on; where a downgrade is allowed, it is loaded to know them.
+        """The output that is read, and the providers it runs on, with the options that change outputs, such as a precision.
+
+        Where a downgrade is allowed, it is loaded to know them.
 
         Threads are none of this: they change the order of sums, and so the last digits at most.
         """
-        used = list(self.providers)
-        if self.on_downgrade == "record" and used != [CPU]:
-            real = self.load().get_providers()
-            used = [provider for provider in used if provider in real] or [CPU]
-        return {"runtime": "onnxruntime", "providers": used, "output": self.output}
+        used = [*self.providers]
+        if self.on_downgrade == "record" and [one.name for one in used] != [CPU]:
+            self.load()
+            used = self._used
+        return {"runtime": "onnxruntime", "providers": [one.setting for one in used], "output": self.output}
 
     def _open(self) -> Any:
-        ort = _runtime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its errors are raised
-        unknown = [p for p in self.providers if p not in ort.get_available_providers()]
-        if unknown and self.on_downgrade == "error":
-            raise ModelError(
-                f"{', '.join(unknown)} is not in this onnxruntime, which has {', '.join(ort.get_available_providers())}. "
-                "Install a build that has it, or allow the downgrade with on_downgrade='record'"
-            )
-        usable = [p for p in self.providers if p not in unknown] or ["CPUExecutionProvider"]
-        try:
-            with no_fork.lock:
-                session = ort.InferenceSession(str(self.path), options, providers=usable)
-        except Exception as e:  # onnxruntime's errors derive from Exception alone
-            raise ModelError(f"onnxruntime cannot load {self.path}: {first_line(e)}") from e
-        real = session.get_providers()
-        if self.providers and self.providers[0] not in real:
-            self.downgraded = f"asked for {', '.join(self.providers)}, running on {', '.join(real)}"
-            if self.on_downgrade == "error":
-                raise ModelError(f"{self.path}: {self.downgraded}")
+        ort = runtime()
+        made = opened(ort, self.path, self.providers, threads=self.threads, strict=self.on_downgrade == "error")
+        session, self.nodes, self.downgraded = made.session, made.nodes, made.downgraded
+        self.placement = None if [one.name for one in self.providers] == [CPU] else made.placement()
+        self._used = made.used(self.providers) if made.downgraded else [*self.providers]
         self._describe([*map(_spec, session.get_inputs())], [*map(_spec, session.get_outputs())])
         self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
@@ -148,7 +141,12 @@ class OnnxModel(ModelFile):
             raise self._failed(e) from e
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
+    """The module onnxruntime, without its telemetry.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, at import
     try:
         return imported("onnxruntime")

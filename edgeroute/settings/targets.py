@@ -14,6 +14,7 @@ from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
+from edgeroute.edge.providers import parsed
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Duration, Size
 from edgeroute.settings.values import (
@@ -25,6 +26,7 @@ from edgeroute.settings.values import (
     Headers,
     ModelPath,
     PingPath,
+    Providers,
     Rate,
     Retries,
     Score,
@@ -73,10 +75,15 @@ class Edge(Target):
     """A model on the device."""
 
     path: ModelPath = Field(description="The model file; its suffix picks the runtime.")
-    providers: Texts = Field(["CPUExecutionProvider"], description="Execution providers, best first.")
+    providers: Providers = Field(
+        ["cpu"],
+        description='Execution providers, best first: names, or tables with a name and options, as `{ name = "tensorrt", fp16 = '
+        "true }` (providers.md).",
+    )
     threads: Threads = Field(1, description="Threads for one run; more than one slows a busy device down.")
     on_downgrade: Literal["error", "record"] = Field(
-        "error", description="When the first provider asked for is not there: fail, or run on another and record it."
+        "error",
+        description="When a provider asked for is not there, or the first takes no node: fail, or run on another and record it.",
     )
     sha256: Sha256 | None = Field(None, description="SHA-256 of the model file; without it the card's, if that has one.")
     card: Text | None = Field(None, description="The model's card, where it is not beside the model.")
@@ -98,7 +105,7 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        options = self.model_dump(exclude={"path", "card", "score", "view"})
+        options = self.model_dump(exclude={"path", "card", "score", "view"}) | {"providers": parsed(self.providers, folder)}
         score = None if self.score is None else loaded_score(self.score, folder)
         return load(at(folder, self.path), **options, score=score, card=at(folder, self.card) if self.card else None)
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from edgeroute.cloud.base import Secret, bare
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
+from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, nearest
 from edgeroute.settings.problems import found
@@ -41,6 +42,17 @@ def _model(path: str) -> str:
     if suffix_of(path) is None:
         raise expected(f"a file that ends in {' or '.join(suffixes())}")
     return path
+
+
+def _providers(value: Any) -> list[Any]:
+    """As it was given: relative paths start from the policy's folder, which is not known here."""
+    if not isinstance(value, list) or not value:
+        raise expected('a list of providers, as in ["cpu"] or [{ name = "tensorrt", fp16 = true }, "cuda"]')
+    try:
+        providers.parsed(value)
+    except PolicyError as e:
+        raise refused(str(e)) from None
+    return value
 
 
 def _hedge(value: Any) -> float | str:
@@ -167,6 +179,7 @@ _Text = Annotated[str, Field(min_length=1)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[_Text, said("text in quotes")]
 Texts = Annotated[list[_Text], Field(min_length=1), said('a list of texts, as in ["a", "b"]')]
+Providers = Annotated[list[Any], PlainValidator(_providers), WithJsonSchema(providers.schema())]
 Thresholds = Annotated[
     float | str | list[float | str],
     PlainValidator(_thresholds),
