@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
+    from edgeroute.edge.llama import LlamaModel
+    from edgeroute.edge.local_server import LocalServer
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
     from edgeroute.edge.runtimes import register
@@ -63,6 +65,8 @@ _HOMES = {
     "CallableModel": "edge.callable",
     "Ensemble": "edge.ensemble",
     "EdgeMembers": "edge.members",
+    "LlamaModel": "edge.llama",
+    "LocalServer": "edge.local_server",
     "register": "edge.runtimes",
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
@@ -121,6 +125,8 @@ __all__ = [
     "Late",
     "LegStats",
     "Limits",
+    "LlamaModel",
+    "LocalServer",
     "MayNotLeave",
     "ModelError",
     "ModelMissing",

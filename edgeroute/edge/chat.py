@@ -75,6 +75,10 @@ class Chat:
             **({} if response_format is None else {"response_format": dict(response_format)}),
             **(request or {}),
         }  # fmt: skip
+        try:
+            _check_json(self.settings)
+        except BadInput as e:
+            raise PolicyError(f"a setting: {e}") from None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,7 +105,9 @@ class Chat:
             return self._whole(x)
         if isinstance(x, list | tuple):
             return {**self.options, "messages": self._told(_messages(x))}, True
-        raise BadInput(f'expected a prompt, which is text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}')
+        raise BadInput(
+            f'expected a prompt, which is text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}'
+        )
 
     def _whole(self, x: Mapping[Any, Any]) -> tuple[dict[str, Any], bool]:
         """A request that the caller wrote."""
@@ -151,7 +157,9 @@ def _check_content(i: int, message: Mapping[str, Any]) -> None:
         raise BadInput(f"the content of message {i} is {_kind(content)}: expected text, or a list of parts with a type")
     for part in parts:
         if part.get("type") != "text":
-            raise ModelError(f"message {i} has {clean(part.get('type'), 40)} in it, and a text model on the device takes text alone")
+            raise ModelError(
+                f"message {i} has {clean(part.get('type'), 40)} in it, and a text model on the device takes text alone"
+            )
         if not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
 
@@ -162,7 +170,9 @@ def _check_text(x: str) -> None:
     try:
         x.encode()
     except UnicodeEncodeError as e:
-        raise BadInput(f"the prompt has a lone surrogate at {e.start}, which is no character: decode it as it was encoded") from None
+        raise BadInput(
+            f"the prompt has a lone surrogate at {e.start}, which is no character: decode it as it was encoded"
+        ) from None
 
 
 def _check_json(x: Any) -> None:
@@ -221,7 +231,9 @@ class Gathered:
 
     def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
         for one in given:
-            call = self._calls.setdefault(int(one.get("index", 0)), {"type": "function", "function": {"name": "", "arguments": ""}})
+            call = self._calls.setdefault(
+                int(one.get("index", 0)), {"type": "function", "function": {"name": "", "arguments": ""}}
+            )
             call.update({key: one[key] for key in ("id", "type") if one.get(key)})
             for key, part in (one.get("function") or {}).items():
                 call["function"][key] = call["function"].get(key, "") + (part or "")
@@ -230,6 +242,10 @@ class Gathered:
     def ended(self) -> bool:
         """Whether the reply is whole."""
         return self._ended is not None
+
+    def end(self) -> None:
+        """It is whole, as is known from elsewhere."""
+        self._ended = self._ended or "stop"
 
     def reply(self) -> dict[str, Any]:
         """All of it."""
@@ -254,7 +270,7 @@ def answer(reply: Mapping[str, Any], rule: str, where: str) -> Prediction:
     try:
         choice = reply["choices"][0]
         text = choice["text"] if "text" in choice else choice["message"].get("content")
-        logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs"))]
+        logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs")) if one.get("token") != ""]  # the end's
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise ModelError(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
     if not isinstance(text, str | None):

@@ -102,7 +102,7 @@ class _Reader:
         try:
             for _ in range(count):
                 at += 8 + length(data, at)[0]
-        except struct.error:
+        except (OverflowError, struct.error):
             raise _Damaged("it ends within its header: it is truncated") from None
         self.at = at
 

@@ -168,7 +168,9 @@ class XLlama:
         reply = self._call(request, chat, None, found.append)
         return found[0] if found else reply
 
-    def _call(self, request: Mapping[str, Any], chat: bool, hear: Heard | None, wrong: Callable[[Mapping[str, Any]], object]) -> Any:
+    def _call(
+        self, request: Mapping[str, Any], chat: bool, hear: Heard | None, wrong: Callable[[Mapping[str, Any]], object]
+    ) -> Any:
         server = self._server
         call = server.handle_chat_completions if chat else server.handle_completions
         more = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
@@ -209,7 +211,9 @@ class LlamaCppPython:
             with no_fork.lock:
                 self._llama = module.Llama(model_path=str(wanted.path), **options)
             if wanted.template is not None:
-                eos, bos = (self._llama.detokenize([t], special=True).decode() for t in (self._llama.token_eos(), self._llama.token_bos()))
+                eos, bos = (
+                    self._llama.detokenize([t], special=True).decode() for t in (self._llama.token_eos(), self._llama.token_bos())
+                )
                 form = imported("llama_cpp.llama_chat_format").Jinja2ChatFormatter(wanted.template, eos, bos)
                 handler = form.to_chat_handler()
         except Exception as e:

@@ -17,7 +17,7 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.edge.load import load
-from edgeroute.edge.runtimes import BUILT_IN, class_of, suffix_of, suffixes, target_of
+from edgeroute.edge.runtimes import BUILT_IN, SCHEMES, class_of, is_address, suffix_of, suffixes, target_of
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
@@ -25,10 +25,12 @@ from edgeroute.settings.targets import Target
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
+WRITTEN = ".onnx"
+"""The suffix whose section is written by hand, as `targets.Edge`."""
 
 
 class Registered(Target):
-    """A model on the device, of a runtime that is not built in."""
+    """A model on the device, whose keys are its class's arguments."""
 
     model_config = ConfigDict(protected_namespaces=())
     target: ClassVar[str]
@@ -44,11 +46,12 @@ class Registered(Target):
     def files(self) -> list[str]:
         """The model, its card, and what else is a path."""
         own = [str(path) for value in self.options().values() for path in _listed(value) if isinstance(path, Path)]
-        return [self.path, str(Path(self.path).with_suffix(".json")), *own]
+        return own if is_address(self.path) else [self.path, str(Path(self.path).with_suffix(".json")), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model."""
-        return load(at(folder, self.path), **{name: _resolved(value, folder) for name, value in self.options().items()})
+        path = self.path if is_address(self.path) else at(folder, self.path)
+        return load(path, **{name: _resolved(value, folder) for name, value in self.options().items()})
 
     def options(self) -> dict[str, Any]:
         """The keys that are given, except `path` and `view`, which is the router's."""
@@ -66,13 +69,13 @@ def _resolved(value: Any, folder: Path) -> Any:
 
 
 def registered(path: object) -> type[Registered] | None:
-    """The section type for such a model file; None: the runtime is built in, or there is none.
+    """The section type for such a model file; None: it is `targets.Edge`, or there is no runtime.
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
-    if suffix is None or (target := target_of(suffix)) == BUILT_IN.get(suffix):
+    if suffix is None or ((target := target_of(suffix)) == BUILT_IN.get(suffix) and suffix == WRITTEN):
         return None
     return _section(suffix, target)
 
@@ -80,9 +83,9 @@ def registered(path: object) -> type[Registered] | None:
 def all_registered() -> dict[str, type[Registered]]:
     """Suffix -> section type; one that cannot be had is logged and left out."""
     sections: dict[str, type[Registered]] = {}
-    for suffix in suffixes():
+    for suffix in (*suffixes(), SCHEMES[0]):
         try:
-            section = registered(f"model{suffix}")
+            section = registered(suffix if suffix in SCHEMES else f"model{suffix}")
         except EdgerouteError as e:
             log.warning("the keys for a model in %s are not known: %s", suffix, e)
             continue

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from edgeroute.edge.runtimes import SCHEMES
 from edgeroute.errors import EdgerouteError
 from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 from edgeroute.settings.runtimes import Registered, all_registered, registered
@@ -53,7 +54,7 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
     """The schema of `[edge]` for model files with this suffix."""
     made = section.model_json_schema(schema_generator=_Plain)
-    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$"
+    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$" if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
     return made
 
 
