@@ -79,8 +79,8 @@ def test_a_router_and_a_policy_take_its_address(real, tmp_path):
     with Router.from_policy(policy) as router:
         assert len(router.infer("hi").value) == 3
         assert "has no model 'tiny': it has" in str(router.check())
+    policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{real}"\nmax_token = 3\n')
     with pytest.raises(PolicyError, match='did you mean "max_tokens"'):
-        policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{real}"\nmax_token = 3\n')
         Router.from_policy(policy)
     assert isinstance(load("unix:/run/x.sock"), LocalServer)
 

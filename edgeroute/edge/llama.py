@@ -14,7 +14,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.chat import Chat, Gathered, Rule, answer, failure
-from edgeroute.edge.llama_engines import ENGINES, INSTALL, LlamaCppPython, Engine, Wanted
+from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
 from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.imports import imported
 from edgeroute.system import renew_after_fork
@@ -46,7 +46,7 @@ class LlamaModel:
         stop: texts at which an answer ends.
         grammar: that an answer follows, in llama.cpp's GBNF.
         response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
-        confidence: from the log-probabilities of an answer's tokens: the exponential of their 10 % quantile, mean, least or first.
+        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
         request: further keys of each request, as llama.cpp's server takes them, such as top_p.
         runtime: the Python package with llama.cpp; auto: xllamacpp if it is installed, else llama-cpp-python.
         verbose: llama.cpp writes its own log to stderr.
@@ -128,7 +128,7 @@ class LlamaModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What an answer depends on. Not threads, batches and slots: they change the order of sums, and so the last digits."""
+        """What an answer depends on; not threads, batches and slots, which change the order of sums, and so the last digits."""
         return {"runtime": "llama.cpp", "template": self._wanted.template, **self._chat.settings}
 
     def load(self) -> Engine:
@@ -137,7 +137,7 @@ class LlamaModel:
         Raises:
             ModelMissing: there is no such file.
             RuntimeMissing: neither package with llama.cpp is installed.
-            ModelError: the file is no whole .gguf, is not the one its card or the policy names, or llama.cpp cannot load it; or it
+            ModelError: the file is no whole .gguf, is not the one that card or policy name, or does not load; or it
                 takes neither the grammar nor the format that is asked for.
         """
         with self._lock:

@@ -22,8 +22,8 @@ OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503
 class LocalServer:
     """A language model behind a server on this device that speaks OpenAI's chat API: llama-server, Ollama, LM Studio.
 
-    It is an edge: what it is sent does not leave the device, by no permit, consent or limit is it held. So it connects to loopback
-    addresses and unix sockets alone, looks at the address of each connection, uses no proxy and follows no redirect.
+    It is an edge: what it is sent does not leave the device, so no permit, consent or limit holds it. It therefore connects to
+    loopback addresses and unix sockets alone, looks at the address of each connection, uses no proxy and follows no redirect.
 
     It takes and gives what `LlamaModel` does.
 
@@ -43,7 +43,7 @@ class LocalServer:
         stop: texts at which an answer ends.
         grammar: that an answer follows, in llama.cpp's GBNF; llama-server's alone.
         response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
-        confidence: from the log-probabilities of an answer's tokens: the exponential of their 10 % quantile, mean, least or first.
+        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
         request: further keys of each request, as the server takes them.
         score: in place of `confidence`: a function of the completion.
         version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
@@ -233,8 +233,7 @@ def _events(parts: Iterator[bytes]) -> Iterator[bytes]:
     rest, data = b"", list[bytes]()
     for part in parts:
         *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            line = line.removesuffix(b"\r")
+        for line in (one.removesuffix(b"\r") for one in lines):
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
             elif line.startswith((b"error:", b"{")):  # llama-server's, formerly

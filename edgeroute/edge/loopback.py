@@ -1,13 +1,13 @@
-"""HTTP to a server on this device, and to no other: no egress permit guards an edge, so no address but loopback is connected to."""
+"""HTTP to a server on this device and to no other, since no permit guards what an edge sends: loopback and unix sockets alone."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
@@ -51,7 +51,7 @@ class Local:
         self.socket_path: str | None = None
         if url[:5].lower() == "unix:":
             self.socket_path = url[5:]
-            if sys.platform == "win32" or not os.path.isabs(self.socket_path) or "\0" in url:
+            if sys.platform == "win32" or not Path(self.socket_path).is_absolute() or "\0" in url:
                 raise PolicyError("the address of a unix socket is unix:/PATH, absolute, on a system that has them")
             self.origin, self.host, self.port, self.base = f"unix:{self.socket_path}", "localhost", 80, BASE
             self.netloc = "localhost"
@@ -170,7 +170,7 @@ class Exchange:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """httpcore's errors as those of a model; after a stop request as that alone."""
+        """Errors of httpcore as those of a model; after a stop request as that alone."""
         where = self._local.origin
         try:
             yield
