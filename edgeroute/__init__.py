@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
     from edgeroute.edge.litert import LiteRTModel
+    from edgeroute.edge.llama import LlamaModel
+    from edgeroute.edge.local_server import LocalServer
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
     from edgeroute.edge.runtimes import register
@@ -66,6 +68,8 @@ _HOMES = {
     "CoreMLModel": "edge.coreml",
     "Ensemble": "edge.ensemble",
     "EdgeMembers": "edge.members",
+    "LlamaModel": "edge.llama",
+    "LocalServer": "edge.local_server",
     "register": "edge.runtimes",
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
@@ -127,6 +131,8 @@ __all__ = [
     "LegStats",
     "Limits",
     "LiteRTModel",
+    "LlamaModel",
+    "LocalServer",
     "MayNotLeave",
     "ModelError",
     "ModelMissing",

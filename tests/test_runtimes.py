@@ -167,7 +167,7 @@ def test_entry_points_of_installed_packages(lookup, tmp_path):
     assert runtimes._installed.cache_info().misses == 0
     with Router(lookup) as router:
         assert router.infer(1).value == "hello"
-    assert runtimes.suffixes() == sorted([".look", ".other", *runtimes.BUILT_IN])
+    assert {".look", ".onnx", ".other"} <= {*runtimes.suffixes()}
     dist(tmp_path, "more", "look = more:Lookup\n")
     runtimes._installed.cache_clear()
     with pytest.raises(
@@ -296,16 +296,18 @@ def test_a_reload_looks_at_the_files_that_the_model_names(lookup, policy):
 
 def test_the_schema_knows_them(lookup, capsys):
     """With the texts of the docstring; the reference in the docs has what is built in alone."""
-    plain = settings.schema()
-    assert plain["properties"]["edge"]["anyOf"][0]["anyOf"][0] == {"$ref": "#/$defs/Edge"}
+    plain = settings.schema(built_in=True)
+    assert plain["properties"]["edge"]["anyOf"][0] == {"$ref": "#/$defs/Edge"}
     edgeroute.register(".look", "looks:Lookup")
     edgeroute.register(".gone", "looked:Lookup")
     one = settings.schema()["properties"]["edge"]["anyOf"][0]
     assert one["anyOf"][0] == {"$ref": "#/$defs/Edge"}
-    (made,) = [m for m in one["anyOf"][1:] if m["properties"]["path"]["pattern"] == r"\.look$"]
-    assert {m["properties"]["path"]["pattern"] for m in one["anyOf"][1:]} >= {r"\.tflite$", r"\.mlpackage$"}
+    (made,) = [own for own in one["anyOf"][1:] if "look" in own["properties"]["path"]["pattern"]]
     assert made["properties"]["threads"] == {"type": "integer", "default": 1, "description": "of it, and so on."}
     assert made["properties"]["delegate"]["enum"] == ["cpu", "gpu"]
+    assert made["properties"]["path"]["pattern"] == r"\.look$"
+    patterns = [own["properties"]["path"]["pattern"] for own in one["anyOf"][1:]]
+    assert {r"\.gguf$", r"\.tflite$", r"\.mlpackage$", "^(http:|https:|unix:)"} <= {*patterns}
     assert "look" not in settings.reference()
     json.dumps(settings.schema())
 

@@ -37,6 +37,7 @@ from edgeroute.stores.outbox.store import Drop
 
 ROOT = Path(__file__).parents[1]
 URL = "http://h/v2/models/m"
+SUFFIXES = " or ".join(suffixes())
 BOTH = """
 threshold = 0.85
 [edge]
@@ -581,7 +582,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         (BOTH.replace("0.85", "true"), "threshold: expected a number, the path of a certificate (.json), or a list with one of them for each edge model, found true"),
         (BOTH.replace("0.85", "[0.1, 0.2]"), "threshold: expected one number, or a list with one for each edge model (1), found a list of 2"),
         (BOTH.replace("threshold = 0.85", ""), "threshold: is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"),
-        (BOTH.replace("edge.onnx", "edge.pb"), f'edge.path: expected a file that ends in {" or ".join(suffixes())}, found "edge.pb"'),
+        (BOTH.replace("edge.onnx", "edge.unheard"), f'edge.path: expected a file that ends in {SUFFIXES}, found "edge.unheard"'),
         ("[edge]", "edge.path: is missing. The model file; its suffix picks the runtime."),
         ('edge = "edge.onnx"', "edge: expected a section, as in [edge] and its keys below, found text"),
         ('[[edge]]\npath = "a.onnx"\n[[edge]]\npath = 1', "edge[1].path: expected text in quotes, found 1"),

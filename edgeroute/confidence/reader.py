@@ -8,7 +8,7 @@ What the outputs are is their kind:
     label+probabilities   the class itself and its probabilities, as scikit-learn's models give them
     value                 a number or an array, as a regression gives them: there is no confidence but by a score of one's own
     boxes                 a detector's boxes, scores and classes (`edgeroute.confidence.boxes`)
-    answers               (value, confidence), or (text, log-probabilities of its tokens)
+    answers               (value, confidence), or (text, log-probabilities of its tokens), or a `Prediction` with the outputs too
 
 Without a kind, outputs are read by their form: tuples as answers, integers and texts as labels, one float as a value, an output
 of labels beside one of probabilities as `label+probabilities`, boxes beside scores as `boxes`, and other floats as logits.
@@ -155,6 +155,9 @@ class Reader:
             return self._special(row)
         if type(row) is tuple:
             return self._pair(row)
+        if type(row) is Prediction:
+            value, sure, told = row
+            return self._pair((value, sure), told)
         first = row
         if isinstance(row, Mapping):
             if (told := self._mapping(row)) is not None:
@@ -312,7 +315,8 @@ class Reader:
         found, sure = read_boxes(row, self.labels, self.none_found, lambda text: self.wrong(f"{self.name} {text}"))
         return Prediction(found, self._scored(row) if self._custom is not None else sure, row)
 
-    def _pair(self, row: tuple[Any, ...]) -> Prediction:
+    def _pair(self, row: tuple[Any, ...], told: Any = None) -> Prediction:
+        """A value and its confidence; `told`: the outputs that they were read from, where it is not the pair itself."""
         if len(row) != 2:  # noqa: PLR2004 - a pair
             raise PolicyError(f"{self.name} gives (value, confidence) or a number for each class, not a tuple of {len(row)}")
         value, sure = row
@@ -320,11 +324,12 @@ class Reader:
             value = value.item()
         if self.labels is not None:
             value = self._names.meant(value)
+        outputs = row if told is None else told
         if self._custom is not None:
-            return Prediction(value, self._scored(row), row)
-        if type(sure) is float and 0.0 <= sure <= 1.0:
-            return Prediction(value, sure, row)
-        return Prediction(value, self._given_confidence(sure), row)
+            return Prediction(value, self._scored(outputs), outputs)
+        if isinstance(sure, Unscored) or (type(sure) is float and 0.0 <= sure <= 1.0):
+            return Prediction(value, sure, outputs)
+        return Prediction(value, self._given_confidence(sure), outputs)
 
     def _given_confidence(self, given: Any) -> float | None:
         sure, wrong = confidence(given, bounded=self._bounded)

@@ -164,14 +164,17 @@ def single(prediction: Prediction) -> Pieces:
 
 
 def spoken(result: Generator[Any, None, Any], read: Callable[[Any], Prediction]) -> Pieces:
-    """Yields a generator's pieces. `read` takes (the whole, its return value): a confidence, or tokens' log-probabilities."""
+    """Yields a generator's pieces. `read` takes (the whole, its return value): a confidence, or tokens' log-probabilities.
+
+    A `Prediction` that it returns is taken as it is.
+    """
     pieces: list[object] = []
     try:
         while True:
             pieces.append(next(result))
             yield pieces[-1]
     except StopIteration as end:
-        return read((whole(pieces), end.value))
+        return read(end.value if type(end.value) is Prediction else (whole(pieces), end.value))
     finally:
         result.close()
 

@@ -12,12 +12,15 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.imports import imported
 
 BUILT_IN = {
+    ".gguf": "edgeroute.edge.llama:LlamaModel",
     ".mlmodel": "edgeroute.edge.coreml:CoreMLModel",
     ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",
     ".onnx": "edgeroute.edge.onnx:OnnxModel",
     ".tflite": "edgeroute.edge.litert:LiteRTModel",
+    "http:": "edgeroute.edge.local_server:LocalServer",
 }
-"""Suffix -> `module:Class`."""
+"""Suffix -> `module:Class`; of a server on this device the scheme of its address stands for it."""
+SCHEMES = ("http:", "https:", "unix:")
 GROUP = "edgeroute.runtimes"
 """Group of the entry points by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -47,11 +50,18 @@ def register(suffix: str, target: str) -> None:
 
 def suffixes() -> list[str]:
     """All suffixes that have a runtime, those of installed packages too."""
-    return sorted({*BUILT_IN, *_registered, *_installed()})
+    return sorted(suffix for suffix in {*BUILT_IN, *_registered, *_installed()} if suffix.startswith("."))
+
+
+def is_address(edge: object) -> bool:
+    """Whether this is the address of a server, and no path."""
+    return isinstance(edge, str) and edge.lower().startswith(SCHEMES)
 
 
 def suffix_of(path: str | PathLike[str]) -> str | None:
     """The suffix by which the path has a runtime, the longest one; None: it has none."""
+    if is_address(path):
+        return SCHEMES[0]
     name = PurePath(fspath(path)).name.lower()
     for known in ({**BUILT_IN, **_registered}, _installed):
         found = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]

@@ -18,7 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.load import load
-from edgeroute.edge.runtimes import BUILT_IN, class_of, suffix_of, suffixes, target_of
+from edgeroute.edge.runtimes import BUILT_IN, SCHEMES, class_of, is_address, suffix_of, suffixes, target_of
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
@@ -26,10 +26,12 @@ from edgeroute.settings.targets import Target, cards, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
+WRITTEN = ".onnx"
+"""The suffix whose section is written by hand, as `targets.Edge`."""
 
 
 class Registered(Target):
-    """A model on the device, of another runtime than ONNX Runtime."""
+    """A model on the device, whose keys are its class's arguments."""
 
     model_config = ConfigDict(protected_namespaces=())
     target: ClassVar[str]
@@ -48,14 +50,14 @@ class Registered(Target):
         own = [str(path) for value in options.values() for path in _listed(value) if isinstance(path, Path)]
         score = options.get("score")
         own += [score] if isinstance(score, str) and score not in SCORES else []
-        return [self.path, *cards(self.path), *own]
+        return own if is_address(self.path) else [self.path, *cards(self.path), *own]
 
     def make(self, folder: Path) -> Any:
         """Makes the model."""
         options = {name: _resolved(value, folder) for name, value in self.options().items()}
         if isinstance(score := options.get("score"), str):
             options["score"] = loaded_score(score, folder)
-        return load(at(folder, self.path), **options)
+        return load(self.path if is_address(self.path) else at(folder, self.path), **options)
 
     def options(self) -> dict[str, Any]:
         """The keys that are given, except `path` and `view`, which is the router's."""
@@ -73,13 +75,13 @@ def _resolved(value: Any, folder: Path) -> Any:
 
 
 def registered(path: object) -> type[Registered] | None:
-    """The section type for such a model file; None: it is that of `Edge`, or there is no runtime.
+    """The section type for such a model file; None: it is `targets.Edge`, or there is no runtime.
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
-    if suffix is None or (target := target_of(suffix)) == BUILT_IN[".onnx"]:
+    if suffix is None or (target := target_of(suffix)) == BUILT_IN[WRITTEN]:
         return None
     return _section(suffix, target)
 
@@ -87,9 +89,9 @@ def registered(path: object) -> type[Registered] | None:
 def all_registered() -> dict[str, type[Registered]]:
     """Suffix -> section type; one that cannot be had is logged and left out."""
     sections: dict[str, type[Registered]] = {}
-    for suffix in suffixes():
+    for suffix in (*suffixes(), SCHEMES[0]):
         try:
-            section = registered(f"model{suffix}")
+            section = registered(suffix if suffix in SCHEMES else f"model{suffix}")
         except EdgerouteError as e:
             log.warning("the keys for a model in %s are not known: %s", suffix, e)
             continue

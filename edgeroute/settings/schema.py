@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from edgeroute.edge.runtimes import BUILT_IN
+from edgeroute.edge.runtimes import BUILT_IN, SCHEMES
 from edgeroute.errors import EdgerouteError
 from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 from edgeroute.settings.runtimes import Registered, all_registered, registered
@@ -54,7 +54,7 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
     """The schema of `[edge]` for model files with this suffix."""
     made = section.model_json_schema(schema_generator=_Plain)
-    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$"
+    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$" if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
     return made
 
 
@@ -105,11 +105,13 @@ def reference() -> str:
 def _for_models(runtime: str) -> list[str]:
     """The keys of `[edge]` for the model files of a built-in runtime."""
     suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
-    section = registered(f"model{suffixes[0]}")
+    address = suffixes[0] in SCHEMES
+    section = registered(suffixes[0] if address else f"model{suffixes[0]}")
     assert section is not None, "ONNX Runtime has the section Edge"
     made = _runtime(suffixes[0], section)
+    what = "the address of a server" if address else f"a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model"
     return [
-        f"### `[edge]` with a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model\n",
+        f"### `[edge]` with {what}\n",
         _table(made, set(made["properties"])),
     ]
 

@@ -1,0 +1,266 @@
+"""Language models in .gguf files, on llama.cpp."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from edgeroute.confidence.scores import Score
+from edgeroute.core.walk import Prediction
+from edgeroute.edge import gguf
+from edgeroute.edge.card import Card, sha256_of
+from edgeroute.edge.chat import Chat, Gathered, Rule, answer, failure
+from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.imports import imported
+from edgeroute.system import renew_after_fork
+from edgeroute.types import StopToken
+
+MOST_CONTEXT = 4096
+"""Tokens of a context that nobody has asked for; a model may have been trained for more."""
+
+
+class LlamaModel:
+    """A language model in a .gguf file, with the card beside it if there is one. Loaded at the first run, or by `load()`.
+
+    It answers a text, messages (`[{"role": "user", "content": ...}]`), or a request in OpenAI's JSON (`{"messages": ..., "tools":
+    ...}`) with a text. The outputs of an answer are the whole completion in OpenAI's JSON.
+
+    Args:
+        path: the .gguf file.
+        context: tokens of prompt and answer together; None: as many as the model was trained for, up to 4096. It takes memory.
+        threads: for one generation: as many as there are fast cores that nothing else needs.
+        slots: generations at a time, each with a context of its own; further ones wait for their turn.
+        gpu_layers: layers of the model on a GPU; None: all, if llama.cpp was built for one.
+        batch: tokens of the prompt that are read at a time: a stop comes between two of them.
+        chat: whether a text is what a user says; if not, it is a text to be continued.
+        system: what the model is told before each chat, unless its messages begin with that.
+        chat_template: Jinja; None: the file's.
+        max_tokens: of an answer, at most.
+        temperature: 0: the most probable token each time; above it tokens are drawn.
+        seed: of what is drawn.
+        stop: texts at which an answer ends.
+        grammar: that an answer follows, in llama.cpp's GBNF.
+        response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
+        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
+        request: further keys of each request, as llama.cpp's server takes them, such as top_p.
+        runtime: the Python package with llama.cpp; auto: xllamacpp if it is installed, else llama-cpp-python.
+        verbose: llama.cpp writes its own log to stderr.
+        sha256: of the file; None: what the card says, unchecked where it says nothing.
+        card: path of the card, where it is not beside the model.
+        score: for this model, in place of `confidence`: a function of the completion.
+
+    Raises:
+        PolicyError: a value is none, or contradicts another.
+    """
+
+    closes_after_runs = True
+    """A run holds what it began with."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        context: int | None = None,
+        threads: int = 1,
+        slots: int = 1,
+        gpu_layers: int | None = None,
+        batch: int = 256,
+        chat: bool = True,
+        system: str | None = None,
+        chat_template: str | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        confidence: Rule = "quantile",
+        request: Mapping[str, Any] | None = None,
+        runtime: Literal["auto", "xllamacpp", "llama-cpp-python"] = "auto",
+        verbose: bool = False,
+        sha256: str | None = None,
+        card: str | Path | None = None,
+        score: Score | None = None,
+    ) -> None:
+        counts = {"context": context, "threads": threads, "slots": slots, "batch": batch}
+        for name, value in counts.items():
+            if value is not None:
+                check_number(name, value, least=1, whole=True)
+        if gpu_layers is not None:
+            check_number("gpu_layers", gpu_layers, whole=True)
+        if runtime not in {"auto", *ENGINES}:
+            raise PolicyError(f"runtime= takes one of auto, {', '.join(ENGINES)}, not {runtime!r}")
+        self.path = Path(path)
+        self.card = Card.read(Path(card)) if card else Card.beside(self.path)
+        self.name = self.card.name or self.path.stem
+        self.labels = self.card.labels
+        self.score = score
+        self.parallel = slots
+        self.downgraded: str | None = None
+        self._chat = Chat(
+            chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=grammar,
+            response_format=response_format, confidence=confidence, request=request,
+        )  # fmt: skip
+        self._wanted = Wanted(
+            self.path, context or 0, slots, threads, -1 if gpu_layers is None else gpu_layers, batch, chat_template, verbose
+        )
+        self._runtime, self._expected = runtime, sha256 or self.card.sha256
+        self._lock = threading.RLock()  # a signal handler may run the model while it loads
+        self._engine: Engine | None = None
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The parent's model has native threads that the child lacks: it is set aside, unused and never freed."""
+        self._lock = threading.RLock()
+        if self._engine is not None:
+            self._engine.set_aside()
+            self._engine = None
+
+    @property
+    def files(self) -> list[Path]:
+        """The card."""
+        return [] if self.card.path is None else [self.card.path]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an answer depends on; not threads, batches and slots, which change the order of sums, and so the last digits."""
+        return {"runtime": "llama.cpp", "template": self._wanted.template, **self._chat.settings}
+
+    def load(self) -> Engine:
+        """Reads, checks and loads the model, once.
+
+        Raises:
+            ModelMissing: there is no such file.
+            RuntimeMissing: neither package with llama.cpp is installed.
+            ModelError: the file is no whole .gguf, is not the one that card or policy name, or does not load; or it
+                takes neither the grammar nor the format that is asked for.
+        """
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load()
+            return self._engine
+
+    def _load(self) -> Engine:
+        about = gguf.read(self.path)
+        if self._expected and (found := sha256_of(self.path)) != self._expected.lower():
+            raise ModelError(
+                f"{self.path} is not the expected model: its sha256 is {found}, expected {self._expected}. "
+                "Fetch the model again, or correct the card or policy"
+            )
+        if not about.tokens:
+            raise ModelError(f"{self.path} has no vocabulary: it is no language model (its architecture is {about.architecture})")
+        if self._chat.is_chat and not about.template and self._wanted.template is None:
+            raise ModelError(f"{self.path} has no chat template: give chat_template=, or chat=False for texts to be continued")
+        made = ENGINES[_runtime(self._runtime)]
+        if made is LlamaCppPython and self._wanted.slots > 1:
+            raise PolicyError("llama-cpp-python runs one generation at a time: slots= takes xllamacpp")
+        context = self._wanted.context or min(about.context or MOST_CONTEXT, MOST_CONTEXT)
+        engine = made(self._wanted._replace(context=context, batch=min(self._wanted.batch, context)))
+        if engine.address:
+            self.downgraded = f"llama.cpp listens at {engine.address} too, for nobody without a key that only it has"
+        if {"grammar", "response_format"} & {*self._chat.options}:
+            self._try(engine)
+        return engine
+
+    def _try(self, engine: Engine) -> None:
+        """One token by the grammar, which is read only then."""
+        request, chat = self._chat.request("a")
+        reply = engine.whole({**request, "max_tokens": 1}, chat)
+        if "error" in reply:
+            raise failure(reply["error"], f"{self.name}: grammar= or response_format=", own=False)
+
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Prediction]:
+        """Texts, messages or requests, one after the other -> (text, log-probabilities or confidence, completion) of each.
+
+        Raises:
+            BadInput: one of them is none.
+            ModelError: it is longer than the context, llama.cpp failed, or the run was stopped.
+        """
+        return [one for x in inputs for one in self.run_one(x, cancel)]
+
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
+        """The same for one input."""
+        request, chat = self._chat.request(x)
+        engine = self._engine or self.load()
+        if cancel is None:
+            reply = engine.whole(request, chat)
+            if "error" in reply:
+                raise failure(reply["error"], self.name, own=isinstance(x, Mapping))
+            return [answer(reply, self._chat.rule, self.name)]
+        gathered = Gathered()
+        cancel.on_ask(lambda: None)  # each piece is followed by a look at it
+
+        def heard(chunk: Mapping[str, Any]) -> bool:
+            gathered.add(chunk)
+            return cancel.asked
+
+        if not cancel.asked:
+            engine.stream(request, chat, heard)
+        return [self._whole(gathered, own=isinstance(x, Mapping))]
+
+    def _whole(self, gathered: Gathered, *, own: bool) -> Prediction:
+        if gathered.error is not None:
+            raise failure(gathered.error, self.name, own=own)
+        if not gathered.ended:
+            raise ModelError(f"{self.name} was stopped within its answer")
+        return answer(gathered.reply(), self._chat.rule, self.name)
+
+    def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
+        """The same for one input, in pieces; closing the generator stops the generation."""
+        request, chat = self._chat.request(x)
+        engine = self._engine or self.load()
+        pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
+        left, gathered = threading.Event(), Gathered()
+        if cancel is not None:
+            cancel.on_ask(left.set)
+
+        def heard(chunk: Mapping[str, Any]) -> bool:
+            if piece := gathered.add(chunk):
+                pieces.put(piece)
+            return left.is_set()
+
+        def generate() -> None:
+            try:
+                if not left.is_set():
+                    engine.stream(request, chat, heard)
+                pieces.put(None)
+            except BaseException as e:  # noqa: BLE001 - raised where it is waited for
+                pieces.put(e)
+
+        thread = threading.Thread(target=generate, name="edgeroute-llama", daemon=True)
+        thread.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            left.set()
+            thread.join()
+        return self._whole(gathered, own=isinstance(x, Mapping))
+
+    def close(self) -> None:
+        """Frees the model, once the generations that are under way have ended; a later run loads it again."""
+        with self._lock:
+            self._engine = None
+
+    def __repr__(self) -> str:
+        return f"LlamaModel({os.fspath(self.path)!r})"
+
+
+def _runtime(wanted: str) -> str:
+    """The package that is used."""
+    if wanted != "auto":
+        return wanted
+    for name, module in (("xllamacpp", "xllamacpp"), ("llama-cpp-python", "llama_cpp")):
+        try:
+            imported(module)
+        except ImportError:
+            continue
+        return name
+    raise RuntimeMissing(INSTALL)

@@ -1,0 +1,245 @@
+"""A language model behind a server on this device, such as llama-server, Ollama or LM Studio."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from edgeroute.confidence.scores import Score
+from edgeroute.core.texts import FOREIGN, clean
+from edgeroute.core.walk import Prediction
+from edgeroute.edge.chat import Chat, Gathered, Rule, answer, failure
+from edgeroute.edge.loopback import SHORT, Exchange, Head, Local
+from edgeroute.errors import ModelError, PolicyError, check_number
+from edgeroute.system import json_loads
+from edgeroute.types import StopToken
+
+OK, UNAUTHORIZED, FORBIDDEN, MISSING, LOADING = 200, 401, 403, 404, 503
+
+
+class LocalServer:
+    """A language model behind a server on this device that speaks OpenAI's chat API: llama-server, Ollama, LM Studio.
+
+    It is an edge: what it is sent does not leave the device, so no permit, consent or limit holds it. It therefore connects to
+    loopback addresses and unix sockets alone, looks at the address of each connection, uses no proxy and follows no redirect.
+
+    It takes and gives what `LlamaModel` does.
+
+    Args:
+        url: `http://127.0.0.1:11434/v1`, or `unix:/PATH` of a socket.
+        model: the model's name there; llama-server needs none.
+        key_env: the environment variable with the server's key, sent as `Authorization: Bearer ...`.
+        timeout_s: for an answer, where no deadline ends it sooner, seconds.
+        max_reply: the longest reply that is read, bytes.
+        parallel: how many answers may be asked for at a time; None: any number, for the server to queue.
+        logprobs: whether to ask for the log-probabilities of tokens: without them there is no confidence.
+        chat: whether a text is what a user says; if not, it is a text to be continued.
+        system: what the model is told before each chat, unless its messages begin with that.
+        max_tokens: of an answer, at most.
+        temperature: 0: the most probable token each time; above it tokens are drawn.
+        seed: of what is drawn.
+        stop: texts at which an answer ends.
+        grammar: that an answer follows, in llama.cpp's GBNF; llama-server's alone.
+        response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
+        confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
+        request: further keys of each request, as the server takes them.
+        score: in place of `confidence`: a function of the completion.
+        version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
+
+    Raises:
+        PolicyError: the address is not this device's own, or another value is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        key_env: str | None = None,
+        timeout_s: float = 600.0,
+        max_reply: int = 8 << 20,
+        parallel: int | None = None,
+        logprobs: bool = True,
+        chat: bool = True,
+        system: str | None = None,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        grammar: str | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        confidence: Rule = "quantile",
+        request: Mapping[str, Any] | None = None,
+        score: Score | None = None,
+        version: str | None = None,
+    ) -> None:
+        check_number("timeout_s", timeout_s, above=True)
+        check_number("max_reply", max_reply, least=1, whole=True)
+        if parallel is not None:
+            check_number("parallel", parallel, least=1, whole=True)
+        self._local = Local(url)
+        self.name = model or "local-server"
+        self.score, self.version, self.parallel = score, version, parallel
+        self._model, self._key_env, self._timeout_s, self._most, self._logprobs = model, key_env, timeout_s, max_reply, logprobs
+        self._where = f"{self.name} at {self._local.origin}"
+        self._chat = Chat(
+            chat=chat, system=system, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, grammar=grammar,
+            response_format=response_format, confidence=confidence, request=request,
+        )  # fmt: skip
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What an answer depends on, as far as it is known here."""
+        return {"server": self._local.origin + self._local.base, "model": self._model, **self._chat.settings}
+
+    def load(self) -> None:
+        """Asks whether the server is there and has the model; nothing of a user is sent.
+
+        Raises:
+            ModelError: it is not, or has not.
+        """
+        with Exchange(self._local, self._timeout_s, self._most, None).send("GET", "/models", b"", self._headers()) as (
+            head,
+            parts,
+        ):
+            if head.status != OK:
+                raise self._refused(head, parts, own=False)
+            text = b"".join(parts)
+        try:
+            names = [str(one["id"]) for one in json_loads(text)["data"]]
+        except (LookupError, RecursionError, TypeError, ValueError):
+            raise ModelError(f"{self._local.origin} does not list its models: it is no server with OpenAI's API") from None
+        if self._model is not None and names and not {self._model, f"{self._model}:latest"} & {*names}:
+            there = ", ".join(clean(name, 40) for name in names[:8])
+            raise ModelError(f"{self._local.origin} has no model {self._model!r}: it has {there}")
+
+    def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Prediction]:
+        """Texts, messages or requests, one after the other -> (text, log-probabilities or confidence, completion) of each.
+
+        Raises:
+            BadInput: one of them is none.
+            ModelError: the server is not there, did not answer, or the run was stopped.
+        """
+        return [one for x in inputs for one in self.run_one(x, cancel)]
+
+    def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
+        """The same for one input."""
+        pieces = self.stream(x, cancel)
+        try:
+            while True:
+                next(pieces)
+        except StopIteration as end:
+            return [end.value]
+
+    def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
+        """The same for one input, in pieces; closing the generator ends the exchange."""
+        request, chat = self._chat.request(x)
+        own, gathered = isinstance(x, Mapping), Gathered()
+        if self._model is not None:
+            request["model"] = self._model
+        if self._logprobs:
+            request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
+        request |= {"stream": True, "stream_options": {"include_usage": True}}
+        path = "/chat/completions" if chat else "/completions"
+        if cancel is not None and cancel.asked:
+            raise ModelError(f"{self._where} was stopped before it was asked")
+        exchange = Exchange(self._local, self._timeout_s, self._most, cancel)
+        with exchange.send("POST", path, json.dumps(request).encode(), self._headers()) as (head, parts):
+            if head.status != OK:
+                raise self._refused(head, parts, own=own)
+            if head.kind.startswith("application/json"):  # it does not stream
+                return self._answer(self._parsed(b"".join(parts)), own=own)
+            for event in _events(parts):
+                if event == b"[DONE]":
+                    gathered.end()
+                    break
+                if piece := self._piece(gathered, event, own=own):
+                    yield piece
+        if cancel is not None and cancel.asked and not gathered.ended:
+            raise ModelError(f"{self._where} was stopped within its answer")
+        if not gathered.ended:
+            raise ModelError(f"{self._where} broke off within its answer")
+        return self._answer(gathered.reply(), own=own)
+
+    def _piece(self, gathered: Gathered, event: bytes, *, own: bool) -> str:
+        try:
+            piece = gathered.add(self._parsed(event))
+        except (AttributeError, LookupError, TypeError, ValueError) as e:
+            raise ModelError(f"{self._where} gave a reply that is no completion: {type(e).__name__}") from e
+        if gathered.error is not None:
+            raise failure(self._hidden(gathered.error), self._where, own=own)
+        return piece
+
+    def _answer(self, reply: Mapping[str, Any], *, own: bool) -> Prediction:
+        if "error" in reply:
+            raise self._failed(reply["error"], own=own)
+        return answer(reply, self._chat.rule, self._where)
+
+    def _parsed(self, text: bytes) -> Mapping[str, Any]:
+        try:
+            found = json_loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ModelError(f"{self._where} gave a reply that is not JSON")
+        return found
+
+    def _refused(self, head: Head, parts: Iterator[bytes], *, own: bool) -> Exception:
+        """The exception for another status than success."""
+        text = b""
+        for part in parts:
+            text += part
+            if len(text) > SHORT:
+                break
+        if head.status in {UNAUTHORIZED, FORBIDDEN}:
+            return ModelError(f"{self._where} refuses the key, or the lack of one: see key_env=")
+        try:
+            said = json_loads(text)["error"]
+        except (LookupError, RecursionError, TypeError, ValueError):
+            said = "it gives no reason"
+        error = said if isinstance(said, Mapping) else {"message": said}
+        hint = {
+            MISSING: ": there is no such model, or its API has another path than the address",
+            LOADING: ": it may still be loading",
+        }
+        message = f"{error.get('message')} (HTTP {head.status}{hint.get(head.status, '')})"
+        return self._failed({**error, "message": message, "code": head.status}, own=own)
+
+    def _failed(self, error: Any, *, own: bool) -> Exception:
+        return failure(self._hidden(error if isinstance(error, Mapping) else {"message": str(error)}), self._where, own=own)
+
+    def _hidden(self, error: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The error without the key, which it may quote."""
+        key = os.environ.get(self._key_env or "") or None
+        said = str(error.get("message", ""))[: 4 * FOREIGN]
+        return {**error, "message": said.replace(key, "***") if key else said}
+
+    def _headers(self) -> list[tuple[str, str]]:
+        if self._key_env is None:
+            return []
+        key = os.environ.get(self._key_env, "").strip()
+        if not key or not (key.isascii() and key.isprintable()):
+            raise PolicyError(f"key_env= names the environment variable {self._key_env!r}, which has no key in it")
+        return [("Authorization", f"Bearer {key}")]
+
+    def __repr__(self) -> str:
+        return f"LocalServer({self._local.origin!r})"
+
+
+def _events(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The data of server-sent events."""
+    rest, data = b"", list[bytes]()
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in (one.removesuffix(b"\r") for one in lines):
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif line.startswith((b"error:", b"{")):  # llama-server's, formerly
+                yield line.removeprefix(b"error:").strip()
+            elif not line and data:
+                yield b"\n".join(data)
+                data = []
+    if data:
+        yield b"\n".join(data)

@@ -1,0 +1,382 @@
+"""LlamaModel: language models on llama.cpp, on a tiny one with random weights, and on a real one where it is installed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from math import exp
+from pathlib import Path
+
+import numpy as np
+import pytest
+from both import LONG
+
+pytest.importorskip("xllamacpp")
+tiny_gguf = pytest.importorskip("tiny_gguf")
+
+from edgeroute import AsyncRouter, BadInput, ModelError, ModelMissing, PolicyError, Router, StopToken  # noqa: E402
+from edgeroute.confidence.scores import quantile  # noqa: E402
+from edgeroute.edge import gguf  # noqa: E402
+from edgeroute.edge.llama import LlamaModel  # noqa: E402
+from edgeroute.testing import edge_contract  # noqa: E402
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The tiny model's file."""
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """It, loaded once for the tests that do not close it."""
+    made = LlamaModel(tiny, max_tokens=8)
+    yield made
+    made.close()
+
+
+def answered(model, x, cancel=None):
+    (found,) = model.run_one(x, cancel)
+    return found
+
+
+def test_it_keeps_the_contract(tiny):
+    """Of edge models, with a slot and with two."""
+    for slots in (1, 2):
+        made = LlamaModel(tiny, max_tokens=12, slots=slots)
+        bad = ["", None, 7, b"bytes", np.zeros(3, np.float32), [], [{}], {"messages": "hi"}, "\ud800", {"prompt": None}]
+        edge_contract(made, ["hello there", HI, {"messages": HI, "max_tokens": 5}], bad=bad)
+
+
+def test_it_continues_a_text(tiny):
+    """A completion, without a chat template."""
+    made = LlamaModel(tiny, chat=False, max_tokens=4)
+    found = answered(made, "once upon a time")
+    assert found.outputs["object"] == "text_completion"
+    assert found.value == found.outputs["choices"][0]["text"]
+    assert found.value == answered(made, {"prompt": "once upon a time"}, StopToken()).value
+    edge_contract(made, ["hello there", "and a second one"], bad=[""])
+
+
+def test_the_confidence_is_that_of_its_tokens(tiny):
+    """By each rule, and as a router reads it; the completion is the answer's outputs."""
+    logprobs = None
+    for rule, f in {
+        "quantile": quantile, "mean": lambda p: exp(sum(p) / len(p)), "min": lambda p: exp(min(p)), "first": lambda p: exp(p[0]),
+    }.items():  # fmt: skip
+        with Router(LlamaModel(tiny, max_tokens=6, confidence=rule), lambda x: "cloud", threshold=0.0) as router:
+            answer = router.infer("hi")
+            logprobs = [one["logprob"] for one in answer.outputs["choices"][0]["logprobs"]["content"]]
+            assert answer.confidence == pytest.approx(f(logprobs))
+            assert answer.outputs["usage"]["completion_tokens"] == len(logprobs) == 6
+            json.dumps(answer.outputs)
+    assert len({*logprobs}) > 1
+    own = LlamaModel(tiny, max_tokens=6, score=lambda completion: completion["usage"]["completion_tokens"] / 10)
+    with Router(own, lambda x: "cloud", threshold=0.5) as router:
+        assert router.infer("hi").confidence == 0.6
+
+
+def test_ways_of_asking(model):
+    """A text is what a user says; messages and a whole request say the same; keys of a request go before the settings."""
+    truth = answered(model, "hi")
+    assert answered(model, HI).value == answered(model, {"messages": HI}).value == truth.value
+    assert answered(model, [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]).value == truth.value
+    assert answered(model, np.array("hi")).value == truth.value
+    assert answered(model, {"messages": HI, "max_tokens": 3}).value == truth.value[:3]
+    assert answered(model, {"messages": HI, "max_tokens": 3, "stream": True, "n": 4}).value == truth.value[:3]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    assert answered(model, {"messages": HI, "tools": tools}).outputs["choices"]
+
+
+def test_settings(tiny):
+    """System, stop, template, grammar, format, seed and temperature reach llama.cpp."""
+    plain = answered(LlamaModel(tiny, max_tokens=8), "hi").value
+    assert answered(LlamaModel(tiny, max_tokens=8, system="be brief"), "hi").value != plain
+    told = [{"role": "system", "content": "be brief"}, *HI]
+    assert (
+        answered(LlamaModel(tiny, max_tokens=8, system="be brief"), "hi").value
+        == answered(LlamaModel(tiny, max_tokens=8), told).value
+    )
+    assert answered(LlamaModel(tiny, max_tokens=8, chat_template="{{ messages[0].content }}x"), "hi").value != plain
+    assert answered(LlamaModel(tiny, max_tokens=8, stop=plain[3]), "hi").value == plain[:3]
+    assert answered(LlamaModel(tiny, max_tokens=8, grammar='root ::= "yes" | "no"'), "hi").value in {"yes", "no"}
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    made = LlamaModel(tiny, max_tokens=60, response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    assert isinstance(json.loads(answered(made, "hi").value)["a"], bool)
+    drawn = [answered(LlamaModel(tiny, max_tokens=16, temperature=2.0, seed=seed), "hi").value for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_router_with_it(tiny):
+    """What is sure enough is answered on the device, the rest by the cloud; streams come in pieces."""
+    made = LlamaModel(tiny, max_tokens=8)
+    sure = quantile([one["logprob"] for one in answered(made, "hi").outputs["choices"][0]["logprobs"]["content"]])
+    with Router(made, lambda x: "cloud", threshold=sure - 0.01) as router:
+        assert router.check().ok
+        assert router.infer("hi", deadline=LONG).source == "edge"
+        with router.stream("hi") as stream:
+            pieces = list(stream)
+        assert len(pieces) == 8
+        assert "".join(pieces) == stream.answer.value == router.infer("hi").value
+        assert stream.answer.outputs["usage"]["completion_tokens"] == 8
+        assert stream.answer.confidence == pytest.approx(sure)
+    with Router(made, lambda x: "cloud", threshold=sure + 0.01) as router:
+        assert router.infer("hi").value == "cloud"
+
+    async def both():
+        async with AsyncRouter(made, lambda x: "cloud", threshold=sure - 0.01) as router:
+            answers = await asyncio.gather(*(router.infer("hi") for _ in range(4)))
+            async with router.stream("hi") as stream:
+                return [answer.source for answer in answers], [piece async for piece in stream]
+
+    assert asyncio.run(both()) == (["edge"] * 4, pieces)
+
+
+def stopped(made, run):
+    """A generation without an end that is told to stop once it has begun, in a thread -> what it raised."""
+    stop, began, raised = StopToken(), threading.Event(), []
+
+    def work():
+        try:
+            run(stop, began)
+        except ModelError as e:
+            raised.append(e)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert began.wait(LONG)
+    stop()
+    thread.join(LONG)
+    assert not thread.is_alive()
+    return raised
+
+
+ENDLESS = {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
+
+
+def test_a_stop_ends_a_generation(tmp_path):
+    """Within its answer; the slot is free for the next at once."""
+    path = tiny_gguf.write(tmp_path / "long.gguf", context=4096)
+    made = LlamaModel(path, max_tokens=4)
+    truth = answered(made, "hi").value
+
+    def whole(stop, began):
+        class Seen(StopToken):
+            @property
+            def asked(self):
+                began.set()
+                return stop.asked
+
+        made.run_one(ENDLESS, Seen())
+
+    def pieces(stop, began):
+        for _ in made.stream(ENDLESS, stop):
+            began.set()
+
+    for run in (whole, pieces):
+        (error,) = stopped(made, run)
+        assert "stopped" in str(error)
+        assert answered(made, "hi").value == truth
+    stream = made.stream(ENDLESS)
+    next(stream)
+    stream.close()
+    assert answered(made, "hi").value == truth
+    made.close()
+
+
+def test_closing_under_a_run_ends_no_process(tmp_path):
+    """The run keeps what it began with, also where the model itself is closed and not its router."""
+    made = LlamaModel(tiny_gguf.write(tmp_path / "long.gguf", context=4096), max_tokens=300, request={"ignore_eos": True})
+    truth = answered(made, "hi").value
+    stream = made.stream("hi")
+    first = next(stream)
+    made.close()
+    made.close()
+    assert first + "".join(stream) == truth
+    assert answered(made, "hi").value == truth
+    made.close()
+
+
+PROGRAM = """
+import sys, threading, os
+from edgeroute.edge.llama import LlamaModel
+model = LlamaModel(sys.argv[1], threads=2, request={"ignore_eos": True})
+stream = model.stream({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000000})
+def endless():
+    for _ in stream: began.set()
+began = threading.Event()
+"""
+
+
+def program(body, path):
+    """Runs it -> what it says, and how it ended."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=2 * LONG)
+    return done.stdout.split(), done.returncode, done.stderr
+
+
+def test_the_end_of_the_interpreter_under_a_run(tmp_path):
+    """A generation that nobody waits for is stopped, and the process ends well."""
+    path = tiny_gguf.write(tmp_path / "long.gguf", context=4096)
+    body = """
+threading.Thread(target=endless, daemon=True).start()
+began.wait()
+print("done")
+"""
+    assert program(body, path) == (["done"], 0, "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_runs_it_and_ends(tiny):
+    """It loads a model of its own, closes it, and ends as a process does, through all exit handlers."""
+    body = """
+truth = model.run_one("hi")[0].value
+child = os.fork()
+if not child:
+    assert model.run_one("hi")[0].value == truth
+    model.close()
+    assert model.run_one("hi")[0].value == truth
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), model.run_one("hi")[0].value == truth)
+"""
+    said, code, error = program(body, tiny)
+    assert (said, code) == (["7", "True"], 0), error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_it_listens_nowhere(tiny):
+    """No port, and no file of a socket: llama.cpp's own server cannot be reached by anyone."""
+    body = """
+model.run_one("hi")
+import glob, tempfile
+listening = 0
+for line in open("/proc/self/net/tcp").readlines() + open("/proc/self/net/tcp6").readlines():
+    if line.split()[3] == "0A":
+        inode = line.split()[9]
+        for fd in os.listdir("/proc/self/fd"):
+            try: listening += os.readlink(f"/proc/self/fd/{fd}") == f"socket:[{inode}]"
+            except OSError: pass
+left = [line for line in open("/proc/self/net/unix") if "edgeroute-" in line and os.path.exists(line.split()[-1])]
+print(listening, len(left), model.downgraded, repr(model.load().address))
+"""
+    assert program(body, tiny) == (["0", "0", "None", "''"], 0, "")
+
+
+def test_a_prompt_longer_than_the_context(tiny):
+    """Is not the caller's fault: a larger model may take it."""
+    made = LlamaModel(tiny, context=64, max_tokens=4)
+    with Router(made, lambda x: "cloud", threshold=0.0) as router:
+        answer = router.infer("word " * 100)
+        assert answer.value == "cloud"
+        assert "tokens, and its context 256" in answer.reason
+    for cancel in (None, StopToken()):
+        with pytest.raises(ModelError, match="context 256: a larger context="):
+            made.run_one("word " * 100, cancel)
+
+
+def test_whose_fault_it_is(tiny, model):
+    """A request that llama.cpp does not take is its author's: the caller's, or the policy's."""
+    with pytest.raises(BadInput, match="grammar"):
+        model.run_one({"messages": HI, "grammar": "root ::= ("})
+    with pytest.raises(BadInput, match="temperature"):
+        model.run_one({"messages": HI, "temperature": "hot"}, StopToken())
+    with pytest.raises(BadInput, match="nonsense"):
+        model.run_one(
+            {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}}
+        )
+    with pytest.raises(ModelError, match="takes text alone"):
+        model.run_one([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
+    with pytest.raises(ModelError, match="grammar= or response_format="):
+        LlamaModel(tiny, grammar="root ::= (").load()
+    with pytest.raises(BadInput, match="lone surrogate at 1"):
+        model.run_one("a\ud800")
+    with pytest.raises(BadInput, match="lone surrogate"):
+        model.run_one([{"role": "user", "content": "\udfff"}])
+    assert answered(model, "a\0b").value != answered(model, "a").value  # NUL is a character as any
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_tokens": 0}, "max_tokens"), ({"temperature": -1}, "temperature"), ({"seed": 1.5}, "seed"),
+        ({"confidence": "sum"}, "confidence"), ({"grammar": "g", "response_format": {}}, "give one"), ({"slots": 0}, "slots"),
+        ({"request": {"stream": True}}, "stream"), ({"runtime": "torch"}, "runtime"), ({"context": 1.5}, "context"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be(tiny, wrong, said):
+    """Are the policy's fault, and told when the model is made."""
+    with pytest.raises(PolicyError, match=said):
+        LlamaModel(tiny, **wrong)
+
+
+def test_files_that_are_no_model(tmp_path, tiny):
+    """Each with what is wrong, and what to do."""
+    data = tiny.read_bytes()
+
+    def load(name, content, said, kind=ModelError):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(kind, match=said) as found:
+            LlamaModel(path).load()
+        assert "\n" not in str(found.value)
+
+    load("missing.gguf", None, "no model file", ModelMissing)
+    load("empty.gguf", b"", "no .gguf file")
+    load("cut.gguf", data[: len(data) // 2], "truncated: .* bytes of its weights are missing")
+    load("header.gguf", data[:200], "ends within its header")
+    load("random.gguf", np.random.default_rng(0).bytes(4096), "no .gguf file")
+    load("onnx.gguf", b"\x08\x08\x12\x07pytorch" + bytes(100), "renamed")
+    load("pointer.gguf", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")
+    load("foreign.gguf", tiny_gguf.write(tmp_path / "f.gguf", arch="unheard-of").read_bytes(), "may not know that architecture")
+    load("version.gguf", data[:4] + b"\x09\0\0\0" + data[8:], "version 9")
+    load("endian.gguf", data[:4] + b"\0\0\0\x03" + data[8:], "big-endian")
+    load("many.gguf", data[:8] + b"\xff" * 8 + data[16:], "damaged")
+    with pytest.raises(ModelError, match="no chat template"):
+        LlamaModel(tiny_gguf.write(tmp_path / "plain.gguf", template=None)).load()
+    with pytest.raises(ModelError, match="not the expected model"):
+        LlamaModel(tiny, sha256="0" * 64).load()
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(ModelError, match="cannot be read"):
+        LlamaModel(tmp_path / "folder.gguf").load()
+
+
+def test_damaged_headers(tiny, tmp_path):
+    """Any byte of a header may be any other: it is refused as a model's fault, or read."""
+    data, random = tiny.read_bytes(), np.random.default_rng(1)
+    path = tmp_path / "damaged.gguf"
+    for _ in range(500):
+        changed = bytearray(data)
+        for at in random.integers(4, 3000, 3):
+            changed[at] = random.integers(256)
+        path.write_bytes(changed)
+        with suppress(ModelError):
+            gguf.read(path)
+
+
+def test_a_policy_has_its_arguments(tmp_path, tiny):
+    """The keys of [edge] are those of the class, and a card beside the model is read."""
+    (tmp_path / "tiny.gguf").write_bytes(tiny.read_bytes())
+    (tmp_path / "tiny.json").write_text(json.dumps({"name": "parrot", "sha256": "0" * 64}))
+    policy = tmp_path / "policy.toml"
+    text = 'mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_tokens = 5\nsystem = "be brief"\nstop = ["q"]\nsha256 = "{}"\n'
+    policy.write_text(text.format("1" * 64))
+    with Router.from_policy(policy) as router, pytest.raises(Exception, match="not the expected model"):
+        router.infer("hi")
+    (tmp_path / "tiny.json").write_text(json.dumps({"name": "parrot"}))
+    policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_tokens = 5\nrequest = { top_k = 1 }\n')
+    with Router.from_policy(policy) as router:
+        answer = router.infer("hi")
+        assert answer.leg == "edge"
+        assert len(answer.value) == 5
+    policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_token = 5\n')
+    with pytest.raises(PolicyError, match='did you mean "max_tokens"'):
+        Router.from_policy(policy)

@@ -1,0 +1,320 @@
+"""LocalServer: a language model behind a server on this device, and nothing elsewhere; a real server, and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+import pytest
+from both import LONG
+
+from edgeroute import BadInput, LocalServer, ModelError, PolicyError, Router, StopToken
+from edgeroute.edge import loopback
+from edgeroute.edge.load import load
+from edgeroute.testing import CannedServer, edge_contract, http_reply
+
+HI = [{"role": "user", "content": "hi"}]
+SSE = [("Content-Type", "text/event-stream")]
+
+
+def sse(*events, end=True):
+    """A reply of these events, as a server sends it."""
+    body = b"".join(b"data: %s\n\n" % (e if isinstance(e, bytes) else json.dumps(e).encode()) for e in events)
+    return http_reply(body + (b"data: [DONE]\n\n" if end else b""), headers=SSE)
+
+
+def piece(text, logprob=-0.1, **more):
+    """A piece of an answer."""
+    logprobs = {"content": [{"token": text, "logprob": logprob}]}
+    return {"choices": [{"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": None, **more}]}
+
+
+GOOD = sse(piece("Pa"), piece("ris"), {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The address of a real llama-server with the tiny model, in this process."""
+    module = pytest.importorskip("xllamacpp")
+    tiny_gguf = pytest.importorskip("tiny_gguf")
+    params = module.CommonParams()
+    params.model.path = str(tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf", context=4096))
+    params.n_ctx, params.n_parallel, params.verbosity, params.ui = 8192, 2, -1, False
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    server = module.Server(params)
+    yield server.listening_address
+    del server
+
+
+def test_it_keeps_the_contract(real):
+    """Of edge models, at a real server, chat and completion."""
+    for chat in (True, False):
+        made = LocalServer(real, max_tokens=12, chat=chat)
+        edge_contract(made, ["hello there", "and another one"], bad=["", None, 7, [], {"messages": "hi"}, "\ud800"], fork=False)
+
+
+def test_it_answers_as_the_same_model_in_the_process(real, tmp_path):
+    """One decoder reads both."""
+    import tiny_gguf
+
+    from edgeroute import LlamaModel
+
+    for chat in (True, False):
+        there = LocalServer(real, max_tokens=8, chat=chat).run_one("hi")[0]
+        here = LlamaModel(tiny_gguf.write(tmp_path / "tiny.gguf", context=4096), max_tokens=8, chat=chat).run_one("hi")[0]
+        assert there.value == here.value
+        assert there.confidence == pytest.approx(here.confidence, rel=1e-4)
+
+
+def test_a_router_and_a_policy_take_its_address(real, tmp_path):
+    """As they take a model's path; check says whether it is there."""
+    with Router(real, lambda x: "cloud", threshold=0.0) as router:
+        assert router.check().ok
+        assert router.infer("hi", deadline=LONG).source == "edge"
+        with router.stream("hi") as stream:
+            assert "".join(stream) == stream.answer.value
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{real}"\nmodel = "tiny"\nmax_tokens = 3\n')
+    with Router.from_policy(policy) as router:
+        assert len(router.infer("hi").value) == 3
+        assert "has no model 'tiny': it has" in str(router.check())
+    policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{real}"\nmax_token = 3\n')
+    with pytest.raises(PolicyError, match='did you mean "max_tokens"'):
+        Router.from_policy(policy)
+    assert isinstance(load("unix:/run/x.sock"), LocalServer)
+
+
+def test_a_stop_frees_the_server(real):
+    """A generation without an end is cut off, and the server has its slot again."""
+    made = LocalServer(real, max_tokens=1_000_000, request={"ignore_eos": True})
+    truth = LocalServer(real, max_tokens=4).run_one("hi")[0].value
+    for _ in range(3):  # more often than there are slots
+        stop, raised = StopToken(), []
+        pieces = made.stream("hi", stop)
+        next(pieces)
+        threading.Timer(0, stop).start()
+        with pytest.raises(ModelError, match="stopped"):
+            raised += list(pieces)
+        assert LocalServer(real, max_tokens=4).run_one("hi")[0].value == truth
+    pieces = made.stream("hi")
+    next(pieces)
+    pieces.close()
+    assert LocalServer(real, max_tokens=4).run_one("hi")[0].value == truth
+
+
+def test_faults_of_a_real_server(real):
+    """Each with whose fault it is."""
+    made = LocalServer(real)
+    with pytest.raises(ModelError, match="tokens, and its context 4096"):
+        made.run_one("word " * 2000)
+    with pytest.raises(BadInput, match="grammar"):
+        made.run_one({"messages": HI, "grammar": "root ::= ("})
+    with pytest.raises(ModelError, match="HTTP 404: there is no such model, or its API has another path"):
+        LocalServer(f"{real}/nowhere").run_one("hi")
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://8.8.8.8/v1", "http://0.0.0.0:11434/v1", "http://134744072/v1", "http://0127.0.0.1/v1", "http://[::ffff:8.8.8.8]/v1",
+        "http://[::]:11434/v1", "http://192.168.0.7:11434", "http://[fe80::1]:1/", "https://127.0.0.1/v1", "http://u@127.0.0.1/",
+        "http://127.0.0.1@8.8.8.8/", "http://127.0.0.1/?key=1", "http:///v1", "http://127.0.0.1:99999/", "unix:relative.sock",
+        "unix:/a\0b", "http://127.0.0.1:80\r\nHost: x/",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_this_devices(url):
+    """Are refused before anything is connected to."""
+    with pytest.raises(PolicyError) as found:
+        LocalServer(url)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "2130706433", "127.1", "0x7f.1", "[::ffff:127.0.0.1]"])
+def test_names_of_this_device(host):
+    """However it is written; the Host header is as it was given."""
+    with CannedServer(GOOD) as server:
+        if host in {"127.0.0.2", "localhost"}:
+            pytest.importorskip("fcntl")  # elsewhere there may be 127.0.0.1 alone
+        try:
+            found = LocalServer(f"http://{host}:{server.port}").run_one("hi")[0]
+        except ModelError as e:
+            assert "Connection refused" in str(e)  # noqa: PT017 - the server listens at 127.0.0.1 alone
+            assert host == "127.0.0.2"
+            return
+        assert found.value == "Paris"
+        assert f"Host: {host}:{server.port}".encode() in server.requests[0]
+        assert server.requests[0].startswith(b"POST /v1/chat/completions HTTP/1.1")
+
+
+@pytest.mark.parametrize("answers", [["8.8.8.8"], ["127.0.0.1", "10.0.0.1"], ["::ffff:10.0.0.1"], ["0.0.0.0"]])
+def test_a_name_that_leads_elsewhere(monkeypatch, answers):
+    """Or also elsewhere: nothing is connected to, and the next leg answers."""
+    real = socket.getaddrinfo
+
+    def lookup(host, port, *args, flags=0, **more):
+        if host != "sly.example":
+            return real(host, port, *args, flags=flags, **more)
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "no number")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("it connected"))
+    with Router(LocalServer("http://sly.example:80"), lambda x: "cloud", threshold=0.5) as router:
+        answer = router.infer("hi")
+    assert answer.value == "cloud"
+    assert "not this device's loopback" in answer.reason
+
+
+def test_a_connection_that_led_elsewhere(monkeypatch):
+    """Its other end is looked at before anything is sent, whatever the look-up said."""
+    with CannedServer(GOOD) as server:
+        monkeypatch.setattr(loopback, "is_loopback", lambda address: False)
+        monkeypatch.setattr(loopback.Local, "addresses", lambda self: ["127.0.0.1"])
+        local = LocalServer.__new__(LocalServer)
+        monkeypatch.setattr(loopback.Local, "_found", lambda *_: [])
+        local.__init__(f"http://localhost:{server.port}")
+        with pytest.raises(ModelError, match="led to another device: nothing was sent"):
+            local.run_one("hi")
+        assert server.requests == []
+
+
+def test_no_proxy_is_used(monkeypatch):
+    """Whatever the environment says."""
+    with CannedServer(GOOD) as server, CannedServer(GOOD) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert LocalServer(f"http://127.0.0.1:{server.port}").run_one("hi")[0].value == "Paris"
+        assert proxy.requests == []
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no unix sockets")
+def test_a_unix_socket(tmp_path):
+    """Is this device's by its nature."""
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve():
+            peer, _ = listener.accept()
+            with peer:
+                while b"\r\n\r\n" not in peer.recv(65536):
+                    pass
+                peer.sendall(GOOD)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert LocalServer(f"unix:{path}").run_one("hi")[0].value == "Paris"
+        thread.join(LONG)
+    path.unlink()
+    with pytest.raises(ModelError, match="no server at unix:"):
+        LocalServer(f"unix:{path}").run_one("hi")
+
+
+# --- what comes back
+
+LONG_LINE = b"data: " + b"x" * 20_000
+REPLIES = {
+    "redirect": (http_reply(status=302, headers=[("Location", "http://8.8.8.8/")]), "redirect"),
+    "compressed": (http_reply(b"x", headers=[("Content-Encoding", "gzip")]), "in an encoding"),
+    "not json": (sse(b"{"), "not JSON"),
+    "a list": (sse(b"[]"), "not JSON"),
+    "nested": (sse(b"[" * 100_000), "not JSON|more than"),
+    "no choice": (sse({"choices": [3]}), "no completion"),
+    "no text": (sse({"choices": [{"delta": {"content": 7}}]}, {"choices": [{"delta": None, "finish_reason": "stop"}]}), None),
+    "cut off": (sse(piece("Pa"), end=False), "broke off"),
+    "an error": (sse(piece("Pa"), {"error": {"message": "out of memory"}}), "out of memory"),
+    "long": (http_reply(LONG_LINE * 10, headers=SSE), "more than 65,536 bytes"),
+    "no http": (b"hello\r\n\r\n", "broke off"),
+    "short": (http_reply(b"data: ", headers=SSE, length=500), "broke off"),
+    "loading": (http_reply(b'{"error": {"code": 503, "message": "Loading model"}}', status=503), "still be loading"),
+    "denied": (http_reply(b"no", status=401), "refuses the key"),
+    "ollama": (http_reply(b'{"error": "model not found, try pulling it"}', status=404), "try pulling it"),
+    "escapes": (sse({"error": "\x1b[31m" + "x" * 5000}), "x"),
+    "negative": (sse(piece("Pa", logprob="high"), piece("", finish_reason="stop")), "no completion"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLIES)
+def test_odd_servers(name):
+    """Are the model's fault, in one line, so that the next leg answers."""
+    reply, said = REPLIES[name]
+    with CannedServer(reply, close=True) as server:
+        made = LocalServer(f"http://127.0.0.1:{server.port}", max_reply=1 << 16, timeout_s=LONG)
+        if said is None:
+            assert made.run_one("hi")[0].value == "7"
+            return
+        with pytest.raises(ModelError, match=said) as found:
+            made.run_one("hi")
+        assert str(found.value).isprintable()
+        assert len(str(found.value)) < 600
+        assert len(server.requests) == 1
+        with Router(made, lambda x: "cloud", threshold=0.5) as router:
+            assert router.infer("hi").value == "cloud"
+
+
+def test_forms_of_replies():
+    """In one piece, of a completion with OpenAI's older log-probabilities, without any, with a tool's call and with thoughts."""
+    whole = {"choices": [{"message": {"content": "Paris"}, "logprobs": {"content": [{"token": "Paris", "logprob": -0.5}]}}]}
+    older = {"choices": [{"text": "Paris", "logprobs": {"tokens": ["Paris"], "token_logprobs": [-0.5]}, "finish_reason": "stop"}]}
+    call = {"index": 0, "id": "c", "function": {"name": "look", "arguments": '{"a"'}}
+    rest = {"index": 0, "function": {"arguments": ": 1}"}}
+    tool = [{"choices": [{"delta": {"tool_calls": [one], "reasoning_content": "hm"}}]} for one in (call, rest)]
+    cases = [
+        (http_reply(json.dumps(whole).encode(), headers=[("Content-Type", "application/json")]), "Paris", [-0.5]),
+        (sse(older), "Paris", [-0.5]),
+        (sse({"choices": [{"delta": {"content": "Paris"}}]}), "Paris", None),
+        (sse(*tool), "", None),
+    ]
+    for reply, text, logprobs in cases:
+        with CannedServer(reply) as server:
+            found = LocalServer(f"http://127.0.0.1:{server.port}").run_one("hi")[0]
+        assert found.value == text
+        assert found.confidence == logprobs if logprobs else "log-prob" in found.confidence.why
+    message = found.outputs["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"] == {"name": "look", "arguments": '{"a": 1}'}
+    assert message["reasoning_content"] == "hmhm"
+
+
+def test_the_key_is_sent_and_never_told(monkeypatch):
+    """Not even where the server quotes it; without one in the environment nothing is sent."""
+    monkeypatch.setenv("LOCAL_KEY", "s3cret-key")
+    with CannedServer(http_reply(b'{"error": {"message": "bad key s3cret-key"}}', status=500)) as server:
+        made = LocalServer(f"http://127.0.0.1:{server.port}", key_env="LOCAL_KEY")
+        with pytest.raises(ModelError) as found:
+            made.run_one("hi")
+        assert "s3cret" not in str(found.value) + repr(made)
+        assert b"Authorization: Bearer s3cret-key" in server.requests[0]
+        monkeypatch.delenv("LOCAL_KEY")
+        with pytest.raises(PolicyError, match="LOCAL_KEY"):
+            made.run_one("hi")
+        assert len(server.requests) == 1
+
+
+def test_a_server_that_never_answers(due):
+    """Is left at the deadline, and its connection shut down; without one at its own limit."""
+    with CannedServer(None) as server:
+        made = LocalServer(f"http://127.0.0.1:{server.port}")
+        stop = StopToken()
+        done = []
+
+        def work():
+            with pytest.raises(ModelError, match="stopped"):
+                made.run_one("hi", stop)
+            done.append(True)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        server.wait_for(lambda: server.requests)
+        stop()
+        thread.join(LONG)
+        server.wait_for(lambda: server.hung_up == 1)
+        assert done
+        with pytest.raises(ModelError, match=r"did not answer within 0\.05 s"):
+            LocalServer(f"http://127.0.0.1:{server.port}", timeout_s=0.05).run_one("hi")
