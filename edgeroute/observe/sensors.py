@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from edgeroute.core.readings import Reading
+from edgeroute.errors import PolicyError
 from edgeroute.observe.device.battery import Battery
 from edgeroute.observe.device.commands import Commands, Run, run
 from edgeroute.observe.device.files import Files, Told
@@ -32,6 +33,9 @@ Sensors = Callable[[], Reading]
 
 FIND_S = 60.0
 """Time after which sensors are looked for again: a battery, a dock or a driver may come later."""
+LEAST_S, MOST_S = 1.0, 60.0
+"""Least and most time between two readings."""
+EVERY_S = 10.0
 FRESH_S = 0.5
 """A reading younger than this is returned again: routers that are made together share one."""
 KERNELS = frozenset({"linux", "android"})
@@ -47,10 +51,19 @@ class DeviceSensors:
         root: of sysfs and procfs; a container may have its host's elsewhere.
         run: runs a program with arguments and returns its output, in a thread of its own; None: those of the system if root
             is "/", otherwise none.
+        every_s: seconds between two readings of a router that has them, 1 to 60.
         fresh_s: seconds for which a reading is returned again.
+
+    Raises:
+        PolicyError: `every_s` is out of its range.
     """
 
-    def __init__(self, root: str | Path = "/", *, run: Run | None = None, fresh_s: float = FRESH_S) -> None:
+    def __init__(
+        self, root: str | Path = "/", *, run: Run | None = None, every_s: float = EVERY_S, fresh_s: float = FRESH_S
+    ) -> None:
+        if not LEAST_S <= every_s <= MOST_S:
+            raise PolicyError(f"sensors are read every 1 to 60 seconds, not every_s={every_s!r}")
+        self.every_s = every_s
         own = os.fspath(root) == "/"
         files = Files(root)
         self.commands = Commands(_RUN if own and run is None else run)
@@ -121,6 +134,12 @@ def system_sensors() -> DeviceSensors:
     if _system is None:
         _system = DeviceSensors()
     return _system
+
+
+def period_s(sensors: Sensors, usual_s: float) -> float:
+    """Time between two readings of these sensors, seconds: their attribute `every_s`, 1 to 60, if they have one."""
+    every_s = getattr(sensors, "every_s", None)
+    return min(MOST_S, max(LEAST_S, every_s)) if isinstance(every_s, int | float) else usual_s
 
 
 def read() -> Reading:
