@@ -61,17 +61,20 @@ class Observer:
 
     def read(self) -> bool:
         """Reads the sensors. Returns whether the facts changed."""
-        self.reads_at = monotonic() + period_s(self._sensors, READS_S)
+        self.reads_at = INF  # until they have been read, however long that takes
         try:
             values: list[Any] = [None if value is None else float(value) for value in contained(self._sensors)]
             reading = Reading(*values)
+            changed, self._reading = reading != self._reading, reading
+            if changed:
+                self.facts = _with(self.facts, reading)
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
-        changed, self._reading = reading != self._reading, reading
-        if changed:
-            self.facts = _with(self.facts, reading)
-        return changed
+        else:
+            return changed
+        finally:
+            self.reads_at = monotonic() + period_s(self._sensors, READS_S)
 
     def lacking(self, policy: Policy, backends: Sequence[Backend]) -> list[str]:
         """What this policy uses and this system does not have, one line each."""

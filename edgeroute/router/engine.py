@@ -238,6 +238,8 @@ class Engine:
         """Reads the device's sensors, and has them read from now on."""
         if self.observer.read():
             self.snapshot.plans.clear()
+        if self.snapshot.policy.saver is None:  # no longer
+            self.observer.reads_at = INF
         SAMPLER.add(self)
 
     def refresh_thresholds(self) -> None:
