@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
+    from edgeroute.observe.sensors import DeviceSensors
     from edgeroute.observe.stats import AuditStats, LegStats, Stats
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
@@ -67,6 +68,7 @@ _HOMES = {
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
     "Limits": "core.spending",
+    "DeviceSensors": "observe.sensors",
     "Reading": "core.readings",
     "Saver": "core.policy",
     "OnnxModel": "edge.onnx",
@@ -109,6 +111,7 @@ __all__ = [
     "CloudError",
     "DeadlineExceeded",
     "Decision",
+    "DeviceSensors",
     "EdgeMembers",
     "EdgeModel",
     "EdgerouteError",

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import sys
 import threading
 import types
@@ -156,6 +157,29 @@ def test_power_from_the_battery(values, watts, tmp_path):
     assert device(tmp_path)().power_w == watts
     plant(tmp_path, battery(status="Charging", **values))
     assert device(tmp_path)().power_w is None
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    """A line for each reading; in JSON null for what is not known."""
+    from edgeroute.cli import sensors as cli
+
+    monkeypatch.setattr(cli, "BETWEEN_S", 0.0)
+    plant(tmp_path, tree("laptop")[0])
+    assert cli.sensors(root=tmp_path) == 0
+    printed = capsys.readouterr().out
+    for line in (
+        "battery .* 40.0% .* 2 batteries",
+        "temperature_c .* 52.0 C",
+        "mains .* no ",
+        "power_w .* 7.8. W",
+        "gpu .* - .* no GPU",
+    ):
+        assert re.search(line, printed), line
+    assert cli.sensors(root=tmp_path, as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == set(Reading._fields)
+    assert told["battery"] == {"value": pytest.approx(0.4), "by": "2 batteries"}
+    assert told["gpu"]["value"] is None
 
 
 def test_a_battery_that_comes_later_is_found(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from edgeroute.cli.outbox import outbox
 from edgeroute.cli.recertify import recertify
 from edgeroute.cli.replay import replay
 from edgeroute.cli.schema import schema
+from edgeroute.cli.sensors import sensors
 from edgeroute.cli.serve import serve
 from edgeroute.cli.simulate import simulate
 from edgeroute.cli.status import status
@@ -50,7 +51,9 @@ def root(
     """Runs a model on the edge, and defers to the cloud when its confidence is below the threshold."""
 
 
-for command in (check, inspect, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo, docs):
+for command in (
+    check, inspect, decide, infer, calibrate, evaluate, recertify, replay, status, sensors, egress, serve, schema, demo, docs,
+):  # fmt: skip
     app.command()(exits(command))
 app.add_typer(outbox)
 app.add_typer(simulate)

@@ -43,7 +43,7 @@ class Throttling:
     def read(self, now: float) -> dict[str, Told]:
         """Whether it is throttled."""
         found = self._by_firmware(now) or self._by_counters() or self._by_cooling() or self._by_voltage()
-        return {"throttled": found or Told(None, f"no source that this system has tells it{self._hint()}")}
+        return {"throttled": found or Told(None, f"neither firmware, thermal events nor cooling devices tell{self._hint()}")}
 
     def _by_firmware(self, now: float) -> Told | None:
         source, text = f"/{self._firmware}", self._files.word(self._firmware) if self._firmware else ""
