@@ -14,6 +14,7 @@ import fleet
 import guard
 import overhead
 import replay
+import sensors
 import startup
 import stores
 from figures import Figure, table
@@ -38,7 +39,7 @@ def demo() -> list[Figure]:
 
 
 if __name__ == "__main__":
-    first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures()]
+    first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)

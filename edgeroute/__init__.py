@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TimedOut,
         Unreachable,
     )
+    from edgeroute.observe.sensors import DeviceSensors
     from edgeroute.observe.stats import AuditStats, LegStats, Stats
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
@@ -74,6 +75,7 @@ _HOMES = {
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
     "Limits": "core.spending",
+    "DeviceSensors": "observe.sensors",
     "Reading": "core.readings",
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
@@ -118,6 +120,7 @@ __all__ = [
     "CoreMLModel",
     "DeadlineExceeded",
     "Decision",
+    "DeviceSensors",
     "EdgeMembers",
     "EdgeModel",
     "EdgerouteError",

@@ -8,8 +8,6 @@ import pytest
 from both import LONG, Tasks, Threads, nothing_left, sure, unsure
 
 from edgeroute import PolicyError, Reading, Router, Saver
-from edgeroute.observe import sensors
-from edgeroute.observe.sensors import read
 
 
 @pytest.fixture(autouse=True)
@@ -134,50 +132,7 @@ def test_a_policy_file_has_it(tmp_path):
         assert router.infer(1).source == "cloud"
 
 
-# --------------------------------------------------------------------------------------------------- what Linux says
-def a_system(tmp_path, **files):
-    for name, text in files.items():
-        path = tmp_path / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
-
-
-def battery(name="BAT0", capacity="42", status="Discharging", **more):
-    return {
-        f"power_supply__{name}__{key}": value
-        for key, value in {"type": "Battery", "capacity": capacity, "status": status, **more}.items()
-    }
-
-
-def test_linux_knows_the_battery_and_the_heat(tmp_path, monkeypatch):
-    """The hottest zone counts; one that cannot be read does not."""
-    monkeypatch.setattr(sensors, "SYSTEM", tmp_path)
-    assert read() == Reading(None, None), "there is no such folder"
-    a_system(tmp_path, power_supply__AC__type="Mains", **battery())
-    zones = {f"thermal__thermal_zone{i}__temp": text for i, text in enumerate(("41000", "67500", "off"))}
-    a_system(tmp_path, **zones)
-    a_system(tmp_path, thermal__cooling_device0__temp="99000")
-    assert read() == Reading(0.42, 67.5, mains=False)
-
-
-def test_a_battery_that_is_charged_is_told_apart_and_a_mouses_is_none(tmp_path, monkeypatch):
-    """It need not be spared; and one that says nonsense is not there."""
-    monkeypatch.setattr(sensors, "SYSTEM", tmp_path)
-    a_system(tmp_path, **battery("A", scope="Device"), **battery("B", capacity="full"))
-    assert read().battery is None
-    a_system(tmp_path, **battery("C", status="Charging"))
-    assert read()[:3] == (0.42, None, True)
-    a_system(tmp_path, **battery("C", capacity="7"))
-    assert read()[:3] == (0.07, None, False)
-
-
 def test_a_saver_spares_no_battery_that_is_charged(make):
     """The charge is known then, too."""
     router = make(unsure, cloud, saver=Saver(battery_below=0.2), sensors=Device(battery=0.1, mains=True))
     assert router.infer(1).source == "cloud"
-
-
-def test_this_machine_says_something_or_nothing():
-    """Whatever it has, reading it does not fail."""
-    found = read()
-    assert found.battery is None or 0 <= found.battery <= 1

@@ -23,6 +23,7 @@ from edgeroute.cli.quantize import quantize
 from edgeroute.cli.recertify import recertify
 from edgeroute.cli.replay import replay
 from edgeroute.cli.schema import schema
+from edgeroute.cli.sensors import sensors
 from edgeroute.cli.serve import serve
 from edgeroute.cli.simulate import simulate
 from edgeroute.cli.status import status
@@ -53,8 +54,8 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo,
-    docs,
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, sensors, egress, serve, schema,
+    demo, docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))

@@ -12,14 +12,14 @@ from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import Reading
-from edgeroute.observe.sensors import Sensors, read
+from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import Counts
 from edgeroute.system import LINUX, contained
 from edgeroute.types import Backend
 
 OWN = "give the router `sensors=`, a function that returns a Reading"
 READS_S = 10.0
-"""Minimum time between two readings of the device's sensors, seconds."""
+"""Time between two readings of the device's sensors, seconds, where they say no other."""
 log = logging.getLogger("edgeroute")
 
 
@@ -61,22 +61,25 @@ class Observer:
 
     def read(self) -> bool:
         """Reads the sensors. Returns whether the facts changed."""
-        self.reads_at = monotonic() + READS_S
+        self.reads_at = INF  # until they have been read, however long that takes
         try:
             values: list[Any] = [None if value is None else float(value) for value in contained(self._sensors)]
             reading = Reading(*values)
+            changed, self._reading = reading != self._reading, reading
+            if changed:
+                self.facts = _with(self.facts, reading)
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
-        changed, self._reading = reading != self._reading, reading
-        if changed:
-            self.facts = _with(self.facts, reading)
-        return changed
+        else:
+            return changed
+        finally:
+            self.reads_at = monotonic() + period_s(self._sensors, READS_S)
 
     def lacking(self, policy: Policy, backends: Sequence[Backend]) -> list[str]:
         """What this policy uses and this system does not have, one line each."""
         lines = []
-        if policy.saver is not None and self._sensors is read and not LINUX:
+        if policy.saver is not None and self._sensors is read and self._reading[:3] == (None, None, None):
             lines.append(f"saver: neither battery nor temperature can be read on {sys.platform}, so it never applies: {OWN}")
         if any(backend.side == "cloud" for backend in backends) and not LINUX:
             lines.append(

@@ -13,6 +13,7 @@ from edgeroute.core.spending import Limits, Spending
 from edgeroute.errors import PolicyError
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
+from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
@@ -103,8 +104,9 @@ def assemble(
     engine.auditing = partial(auditing, engine)
     engine.auditing(engine.snapshot, audit)
     engine.refresh_thresholds()
+    SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
-        engine.queue.start()  # last: a router that cannot be made leaves no thread behind
+        engine.queue.start()
     return engine
 
 

@@ -17,8 +17,10 @@ from edgeroute.core.policy import INF, MODES, POLICY_MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
 from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
+from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
+from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.calls import Proceed, Result, Steps, walked
@@ -136,8 +138,7 @@ class Engine:
             made = self._plan(snapshot, mode, deadline, data_class)
         begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
-            observer.reads_at = INF  # until they have been read
-            self.local_threads.submit(self._read)
+            SAMPLER.read(self)
         first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
         identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
@@ -230,13 +231,16 @@ class Engine:
         """
         policy, observer = self.snapshot.policy, self.observer
         if read and policy.saver is not None and monotonic() >= observer.reads_at:
-            self._read()
+            self.read_sensors()
         return stays_home(policy, observer.facts)
 
-    def _read(self) -> None:
-        """Reads the device's sensors."""
+    def read_sensors(self) -> None:
+        """Reads the device's sensors, and has them read from now on."""
         if self.observer.read():
             self.snapshot.plans.clear()
+        if self.snapshot.policy.saver is None:  # no longer
+            self.observer.reads_at = INF
+        SAMPLER.add(self)
 
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
@@ -275,6 +279,7 @@ class Engine:
                 self.plain = False  # before it is in force
             self.snapshot = made
         self.observer.reads_at = INF if made.policy.saver is None else -INF
+        SAMPLER.add(self)
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
         kept = [*made_of(made).values()]
@@ -315,7 +320,8 @@ class Engine:
         self.closed = True
         self.late.close()
         parts: list[Callable[[], object]] = [] if self.auditor is None else [partial(self.auditor.drain, CLOSE_S)]
-        parts += [self.health.close, *(backend.guard.turns.close for backend in self.snapshot.clouds)]
+        parts += [partial(SAMPLER.remove, self), self.health.close]
+        parts += [backend.guard.turns.close for backend in self.snapshot.clouds]
         parts += [
             part.close for part in (self.queue, self.edge_threads, self.cloud_threads, self.local_threads) if part is not None
         ]
@@ -388,13 +394,3 @@ def _first_s(policy_s: float, first_token: float | None) -> float:
         return policy_s
     check_seconds("first_token", first_token)
     return float(first_token)
-
-
-def quietly(close: Callable[[], object], when: str) -> None:
-    """Closes it; what that raises, which may be of any kind, is logged."""
-    try:
-        close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too

@@ -1,0 +1,107 @@
+"""Cost of reading the device's sensors: each source, a whole reading, and a router that reads them once a second."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from figures import Figure
+
+from edgeroute import DeviceSensors, Router, Saver
+from edgeroute.observe.device.battery import Battery
+from edgeroute.observe.device.commands import Commands
+from edgeroute.observe.device.files import Files, Told
+from edgeroute.observe.device.gpu import Gpu
+from edgeroute.observe.device.links import Links
+from edgeroute.observe.device.load import Load
+from edgeroute.observe.device.memory import Memory
+from edgeroute.observe.device.power import Power
+from edgeroute.observe.device.thermal import Thermal
+from edgeroute.observe.device.throttling import Throttling
+
+TREES = Path(__file__).resolve().parent.parent / "tests" / "device_trees"
+SECONDS = 20.0
+"""For which a router reads its sensors."""
+
+
+def cpu_us(function: Callable[[], object], times: int = 300) -> float:
+    """Median of nine means of the processor time of one call, microseconds: waiting for another process does not count."""
+    function()
+    means = []
+    for _ in range(9):
+        begun = time.process_time()
+        for _ in range(times):
+            function()
+        means.append((time.process_time() - begun) / times)
+    return statistics.median(means) * 1e6
+
+
+def sources(root: str | Path) -> dict[str, float]:
+    """Processor time of each source of a reading, and of looking for all of them, microseconds."""
+    files, commands = Files(root), Commands(None)
+    none = Told(None, "")
+    battery, gpu, links, memory = Battery(files), Gpu(files), Links(files, commands), Memory(files)
+    power, thermal, throttling = Power(files, commands), Thermal(files), Throttling(files, commands)
+    parts = (battery, gpu, links, memory, power, thermal, throttling)
+
+    def find() -> None:
+        for part in parts:
+            part.find()
+
+    find()
+    return {
+        "battery, mains": cpu_us(battery.read),
+        "temperature": cpu_us(thermal.read),
+        "load, CPU pressure": cpu_us(Load(files).read),
+        "memory, its pressure": cpu_us(memory.read),
+        "throttling": cpu_us(lambda: throttling.read(0.0)),
+        "GPU": cpu_us(gpu.read),
+        "power": cpu_us(lambda: power.read(time.monotonic(), none)),
+        "network": cpu_us(lambda: links.read(0.0)),
+        "looking for them, once a minute": cpu_us(find, 50),
+    }
+
+
+def share(every_s: float = 1.0, seconds: float = SECONDS) -> float:
+    """Share of a core that a router takes which has no requests and reads this machine's sensors."""
+    sensors = DeviceSensors(every_s=every_s)
+    with Router(lambda _: ("edge", 0.9), None, saver=Saver("only_edge", battery_below=0.2), sensors=sensors):
+        time.sleep(every_s)
+        begun, cpu = time.monotonic(), time.process_time()
+        time.sleep(seconds)
+        return (time.process_time() - cpu) / (time.monotonic() - begun)
+
+
+def figures() -> list[Figure]:
+    """Figure: the share of a core."""
+    whole, taken = cpu_us(DeviceSensors(fresh_s=0.0)), share() * 100
+    what = f"sensors read once a second (a reading: {whole:.0f} us), share of a core"
+    return [Figure(what, f"{taken:.3f} %", "-", taken, "%", 1)]
+
+
+def main() -> None:
+    """Prints the tables."""
+    print(f"{'processor time, us':34}{'this machine':>14}{''.join(f'{name.stem:>10}' for name in sorted(TREES.glob('*.json')))}")
+    with tempfile.TemporaryDirectory() as folder:
+        roots: list[str | Path] = ["/"]
+        for tree in sorted(TREES.glob("*.json")):
+            root = Path(folder) / tree.stem
+            for name, text in json.loads(tree.read_text(encoding="utf-8")).items():
+                if name != "commands":
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    (root / name).write_text(text)
+            roots.append(root)
+        columns = [{**sources(root), "a whole reading": cpu_us(DeviceSensors(root, fresh_s=0.0))} for root in roots]
+    for name in columns[0]:
+        print(f"{name:34}{columns[0][name]:14.1f}{''.join(f'{column[name]:10.1f}' for column in columns[1:])}")
+    for every_s in (1.0, 10.0):
+        print(f"a router that reads every {every_s:g} s, share of a core: {share(every_s) * 100:.3f} %")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

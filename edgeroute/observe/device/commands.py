@@ -1,0 +1,88 @@
+"""Outputs of programs that tell what no file does. They run in a thread of their own: a reading takes what there is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from math import inf
+
+from edgeroute.system import renew_after_fork
+
+log = logging.getLogger("edgeroute")
+TIMEOUT_S = 2.0
+"""A program that takes longer is ended, and what it tells is not known."""
+Run = Callable[..., str]
+
+
+class Commands:
+    """The last output of each program.
+
+    Args:
+        run: runs a program with arguments and returns its output; raises OSError or ValueError if it fails. None: there is none.
+    """
+
+    def __init__(self, run: Run | None) -> None:
+        self._run = run
+        self._outputs: dict[tuple[str, ...], str] = {}
+        self._due: dict[tuple[str, ...], float] = {}
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The threads are the parent's."""
+        self._under_way: dict[tuple[str, ...], threading.Thread] = {}
+
+    def output(self, *command: str, every_s: float, now: float) -> str | None:
+        """Its last output, at most about `every_s` seconds old; empty: it failed; None: it has not ended for the first time."""
+        if self._run is None:
+            return ""
+        last = self._outputs.get(command)
+        if now >= self._due.get(command, -inf) and command not in self._under_way:
+            self._due[command] = now + every_s
+            thread = threading.Thread(target=self._refresh, args=(command,), name=f"edgeroute-{command[0]}", daemon=True)
+            self._under_way[command] = thread
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter ends
+                self._under_way.pop(command, None)
+        return last
+
+    def wait(self, timeout: float) -> None:
+        """Waits for the programs that are under way, each for at most `timeout` seconds."""
+        for thread in list(self._under_way.values()):
+            thread.join(timeout)
+
+    def _refresh(self, command: tuple[str, ...]) -> None:
+        output = ""
+        try:
+            assert self._run is not None
+            output = self._run(*command)
+        except (OSError, ValueError) as e:
+            log.debug("%s: %s", " ".join(command), e)
+        finally:
+            self._outputs[command] = output
+            self._under_way.pop(command, None)
+
+
+def run(*command: str) -> str:
+    """Runs a program of the system, for at most 2 s, and returns its output.
+
+    Raises:
+        OSError: there is none, or it failed.
+    """
+    import shutil
+    import subprocess
+
+    path = shutil.which(command[0])
+    if path is None:
+        raise FileNotFoundError(f"there is no program {command[0]}")
+    try:
+        ended = subprocess.run(  # noqa: S603 - the programs are constants of this package
+            [path, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            timeout=TIMEOUT_S, check=True, env={**os.environ, "LC_ALL": "C"},
+        )  # fmt: skip
+    except subprocess.SubprocessError as e:
+        raise OSError(str(e)) from e
+    return ended.stdout[:65536].decode("ascii", "replace")

@@ -1,0 +1,288 @@
+"""Sensors are read in the background, by age: also while no request comes, by few threads for many routers, and in a child."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from both import LONG, nothing_left, unsure
+
+from edgeroute import Reading, Router, Saver
+from edgeroute.observe import sensors as system
+from edgeroute.observe.sampler import SAMPLER, Sampler
+from edgeroute.observe.sensors import DeviceSensors, period_s
+
+SAVER = Saver("only_edge", battery_below=0.2)
+FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Sensors are due at once again."""
+    monkeypatch.setattr("edgeroute.observe.observer.READS_S", 0.005)
+
+
+def cloud(_):
+    return "cloud"
+
+
+class Device:
+    """Says what it is told to; `again()` returns once it has been read anew, from the beginning to the end."""
+
+    def __init__(self, says=FULL):
+        self.says, self.reads = says, 0
+        self.changed = threading.Condition()
+
+    def __call__(self):
+        """What it says."""
+        with self.changed:
+            self.reads += 1
+            self.changed.notify_all()
+        return self.says
+
+    def again(self, times=3):
+        """A reading that began after this call has been taken up: another one has begun since."""
+        with self.changed:
+            until = self.reads + times
+            assert self.changed.wait_for(lambda: self.reads >= until, LONG)
+
+
+def make(device, **policy):
+    return Router(unsure, cloud, **{"threshold": 0.5, "saver": SAVER, "sensors": device, **policy})
+
+
+def ours():
+    """Names of the threads in which sensors are read."""
+    return [t.name for t in threading.enumerate() if t.name in {"edgeroute-sampler", "edgeroute-sensors"}]
+
+
+def wait_for(what):
+    """Waits until it is true."""
+    end = time.monotonic() + LONG
+    while not what():
+        assert time.monotonic() < end
+        threading.Event().wait(0.002)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_first_request_after_an_idle_hour_decides_by_what_is_now():
+    """Nobody has asked for anything meanwhile."""
+    device = Device(FULL)
+    with make(device) as router:
+        assert router.infer(1).source == "cloud"
+        device.says = LOW
+        device.again()
+        assert router.infer(1).source == "edge"
+        device.says = FULL
+        device.again()
+        assert router.infer(1).source == "cloud"
+
+
+@pytest.mark.usefixtures("quick")
+def test_sensors_that_no_policy_uses_are_not_read():
+    """There is no thread for them either; a reload changes it, in both directions, without a request."""
+    device = Device(LOW)
+    with make(device, saver=None) as router:
+        assert router.infer(1).source == "cloud"
+        assert (device.reads, ours()) == (0, [])
+        engine, old = router.engine, router.engine.snapshot
+
+        def use(saver):
+            policy = old.policy._replace(saver=saver)
+            engine.replace(lambda snapshot: snapshot._replace(policy=policy, plans={}), engine.spending.limits, metered=False)
+
+        use(SAVER)
+        device.again()
+        assert router.infer(1).source == "edge"
+        use(None)
+        wait_for(lambda: "edgeroute-sampler" not in ours())
+    assert len(SAMPLER) == 0
+
+
+def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, tmp_path):
+    """1,000 routers, which are read again and again."""
+    reads = []
+
+    class Counted(DeviceSensors):
+        def _sources(self, now):
+            reads.append(now)
+            return super()._sources(now)
+
+    monkeypatch.setattr(system, "_system", Counted(tmp_path, fresh_s=3600.0))
+    routers = [make(None) for _ in range(1000)]
+    try:
+        assert len(SAMPLER) == 1000
+        assert len(ours()) == 1, "the sampler alone: they have just been read"
+        monkeypatch.setattr("edgeroute.observe.observer.READS_S", LONG)
+        for router in routers:
+            router.engine.observer.reads_at = 0.0
+        SAMPLER.add(routers[0].engine)  # something is due sooner than it was
+        wait_for(lambda: all(0.0 < router.engine.observer.reads_at < float("inf") for router in routers))
+        assert len(ours()) <= 9
+        assert len(reads) == 1
+    finally:
+        for router in routers:
+            router.close()
+    assert (len(SAMPLER), ours()) == (0, [])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_function_that_hangs_holds_up_only_its_own_router():
+    """Its last reading counts; another router's are read on."""
+    gate, began = threading.Event(), threading.Event()
+
+    class Hangs(Device):
+        def __call__(self):
+            if self.reads:
+                began.set()
+                assert gate.wait(LONG)
+            return super().__call__()
+
+    hangs, device = Hangs(LOW), Device(FULL)
+    try:
+        with make(hangs) as stuck, make(device) as other:
+            assert began.wait(LONG)
+            device.again(times=20)
+            assert hangs.reads == 1
+            assert stuck.infer(1).source == "edge"
+            assert other.infer(1).source == "cloud"
+            gate.set()
+            hangs.again()
+    finally:
+        gate.set()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_router_that_is_closed_or_dropped_is_not_read_any_more():
+    """The sampler does not keep it."""
+    first, second = Device(), Device()
+    router = make(second)
+    with make(first):
+        first.again()
+    reads = first.reads
+    second.again()
+    assert first.reads <= reads + 1, "one may have been under way"
+    assert len(SAMPLER) == 1
+    held = [router]
+    del router
+    with pytest.warns(ResourceWarning, match="unclosed router"):
+        held.clear()
+    wait_for(lambda: ours() == [])
+
+
+def test_without_a_thread_it_is_tried_again(monkeypatch):
+    """Once there are threads again."""
+    monkeypatch.setattr("edgeroute.observe.sampler.AGAIN_S", 0.005)
+    device = Device(FULL)
+    with make(device) as router:
+        observer = router.engine.observer
+        with monkeypatch.context() as patch:
+            patch.setattr("edgeroute.threads.ThreadPool.submit_later", lambda *_: False)
+            observer.reads_at = 0.0
+            assert router.infer(1).source == "cloud"
+            assert 0.0 < observer.reads_at < float("inf")
+            assert device.reads == 1
+        device.says = LOW
+        wait_for(lambda: router.infer(1).source == "edge")
+
+
+def test_without_its_own_thread_requests_have_them_read(monkeypatch):
+    """As on a system that is out of threads when the router is made."""
+
+    def none(_):
+        raise RuntimeError("can't start new thread")
+
+    device = Device(FULL)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        router = make(device)
+    with router:
+        assert ours() == []
+        device.says = LOW
+        router.engine.observer.reads_at = 0.0
+        wait_for(lambda: router.infer(1).source == "edge")
+        wait_for(lambda: "edgeroute-sampler" in ours())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it has no fork")
+@pytest.mark.usefixtures("quick")
+def test_a_child_reads_its_own(tmp_path):
+    """Its first request starts that; the parent's goes on."""
+    device = Device(FULL)
+    with make(device) as router:
+        device.again()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                assert len(SAMPLER) == 0
+                device.changed = threading.Condition()
+                assert router.infer(1).source == "cloud"
+                device.says = LOW
+                device.again()
+                assert router.infer(1).source == "edge"
+                assert len(SAMPLER) == 1
+                router.close()
+                assert ours() == []
+                code = 0
+            except BaseException as e:  # noqa: BLE001 - the parent has it
+                Path(tmp_path / "said").write_text(repr(e))
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0, Path(tmp_path / "said").read_text()
+        device.again()
+
+
+@pytest.mark.usefixtures("quick")
+def test_routers_come_and_go_in_many_threads():
+    """At the end there is nothing."""
+    devices, failed = [Device() for _ in range(4)], []
+
+    def some(device):
+        try:
+            for _ in range(15):
+                with make(device) as router:
+                    router.infer(1)
+        except Exception as e:  # noqa: BLE001 - the test has it
+            failed.append(e)
+
+    threads = [threading.Thread(target=some, args=(device,)) for device in devices]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert not failed
+    assert len(SAMPLER) == 0
+    wait_for(lambda: ours() == [])
+
+
+def test_the_period_is_the_sensors_own():
+    """From a second to a minute; other values are refused, or brought into this range."""
+    from edgeroute import PolicyError
+
+    assert period_s(DeviceSensors(every_s=1), 10.0) == 1.0
+    assert period_s(Reading, 10.0) == 10.0
+    for given, taken in ((0.0, 1.0), (5, 5.0), (1e9, 60.0), (float("nan"), 1.0), ("1s", 10.0)):
+        device = Device()
+        device.every_s = given
+        assert period_s(device, 10.0) == taken
+    for wrong in (0.5, 61, float("nan")):
+        with pytest.raises(PolicyError, match="every 1 to 60 seconds"):
+            DeviceSensors(every_s=wrong)
+    device = Device()
+    device.every_s = 60.0
+    with make(device) as router:
+        assert router.engine.observer.reads_at > time.monotonic() + 30
+
+
+def test_it_is_one_for_the_process():
+    """And begins empty."""
+    assert isinstance(SAMPLER, Sampler)
+    assert (len(Sampler()), ours()) == (0, [])
