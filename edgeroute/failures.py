@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from edgeroute.core.codes import Coded
 from edgeroute.core.texts import FOREIGN, OWN, named, printable, told
@@ -33,6 +34,16 @@ def _argument(arg: object) -> str:
 
 
 log.addFilter(_CleanLog())
+
+
+def quietly(close: Callable[[], object], when: str) -> None:
+    """Closes it; what that raises, which may be of any kind, is logged."""
+    try:
+        close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too
 
 
 class Failures:

@@ -18,6 +18,7 @@ from edgeroute.cli.exits import CODES, exits
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
+from edgeroute.cli.publish import models
 from edgeroute.cli.recertify import recertify
 from edgeroute.cli.replay import replay
 from edgeroute.cli.schema import schema
@@ -52,5 +53,6 @@ def root(
 
 for command in (check, inspect, decide, infer, calibrate, evaluate, recertify, replay, status, egress, serve, schema, demo, docs):
     app.command()(exits(command))
+app.add_typer(models)
 app.add_typer(outbox)
 app.add_typer(simulate)

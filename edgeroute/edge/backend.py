@@ -150,6 +150,15 @@ class EdgeBackend(AbandonedRuns):
         if isinstance(one.confidence, Unscored) and not callable(reader.score):
             raise ModelError(f"{reader.name} gives {one.confidence.why}")
 
+    def on_zeros(self, seconds: float) -> tuple[float, float] | None:
+        """Seconds of two runs on zeros, the first of which prepares what later ones need; None: it is not known what it takes."""
+        begun = monotonic()
+        if self._of_zeros(seconds) is None:
+            return None
+        first = monotonic()
+        self._of_zeros(seconds)
+        return first - begun, monotonic() - first
+
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""
         specs, run = member(self.model, "inputs"), feed_of(self.model)

@@ -61,6 +61,13 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
     @property
+    def release(self) -> Any:
+        """Which version of a catalog it is (`edgeroute.catalog.active.Release`): its certificate is that of the threshold.
+
+        It is warmed up, and tried on its canary inputs, before it replaces another one. Default: of no catalog.
+        """
+
+    @property
     def card(self) -> Any:
         """The model's card (`edgeroute.edge.card.Card`). Default: none."""
 
@@ -109,11 +116,11 @@ class EdgeMembers(EdgeModel, Protocol):
 
 Name: TypeAlias = Literal[
     "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "run_feed", "run_one", "score", "settings", "stream", "version",
+    "outputs", "parallel", "path", "release", "run_feed", "run_one", "score", "settings", "stream", "version",
 ]  # fmt: skip
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
-    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
+    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None, "release": None,
     "run_feed": None, "run_one": None, "score": None, "settings": {}, "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""

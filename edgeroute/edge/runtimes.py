@@ -11,7 +11,7 @@ from typing import Any
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.imports import imported
 
-BUILT_IN = {".onnx": "edgeroute.edge.onnx:OnnxModel"}
+BUILT_IN = {".active": "edgeroute.catalog.active:active_model", ".onnx": "edgeroute.edge.onnx:OnnxModel"}
 """Suffix -> `module:Class`."""
 GROUP = "edgeroute.runtimes"
 """Group of the entry points by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""

@@ -17,6 +17,7 @@ from edgeroute.core.policy import INF, MODES, POLICY_MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
 from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
+from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
@@ -29,6 +30,7 @@ from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
+from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
 from edgeroute.types import Answer
@@ -68,6 +70,7 @@ class Engine:
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         auditing: puts settings of audits in force under a policy.
+        rebuild: makes the policy again from the arguments of the router, as a function of the one in force.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
     """
@@ -85,6 +88,7 @@ class Engine:
     fallback: Fallback
     steps: Proceed
     auditing: Callable[[Snapshot, Audit | None], None]
+    rebuild: Callable[[Snapshot], Snapshot]
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
@@ -270,6 +274,7 @@ class Engine:
         with self._refreshing:
             made = build(old)
             RULES[made.policy.offline].check(self)
+            rehearsed(made, old)
             self.auditing(made, audit)
             if made.views:
                 self.plain = False  # before it is in force
@@ -389,12 +394,3 @@ def _first_s(policy_s: float, first_token: float | None) -> float:
     check_seconds("first_token", first_token)
     return float(first_token)
 
-
-def quietly(close: Callable[[], object], when: str) -> None:
-    """Closes it; what that raises, which may be of any kind, is logged."""
-    try:
-        close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too

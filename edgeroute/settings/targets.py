@@ -93,7 +93,11 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        options = self.model_dump(exclude={"path", "card", "score", "view"})
+        follows = self.path.lower().endswith(".active")  # its runtime is not known here: it has its own defaults
+        options = self.model_dump(exclude={"path", "card", "score", "view"}, exclude_unset=follows)
+        if follows:
+            options |= {} if self.score is None else {"score": loaded_score(self.score, folder)}
+            return load(at(folder, self.path), **options, **({"card": at(folder, self.card)} if self.card else {}))
         score = None if self.score is None else loaded_score(self.score, folder)
         return load(at(folder, self.path), **options, score=score, card=at(folder, self.card) if self.card else None)
 
