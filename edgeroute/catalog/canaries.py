@@ -47,8 +47,9 @@ def same(value: Any, right: Any) -> bool:
 
 
 def read(path: Path) -> Canaries:
-    """Reads them from an .npz file with `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...] and, where
-    not all must agree, `most_wrong`.
+    """Reads them from an .npz file.
+
+    It has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...] and, where not all must agree, `most_wrong`.
 
     Raises:
         CatalogError: it is no such file.

@@ -7,8 +7,8 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -93,22 +93,27 @@ def _check_room(folder: Path, parts: Path, entry: Entry, wanted: Sequence[FileEn
 
 def _fetch(source: Source, entry: Entry, file: FileEntry, part: Path, told: Callable[[int], object]) -> None:
     """Gets one file whole and verified to `part`."""
-    for attempt in range(ATTEMPTS):
-        try:
+    left = ATTEMPTS
+    while left:
+        left -= 1
+        with _on_disk(entry, part), suppress(*([CatalogAway] if left else [])):
             if _fetched(source, entry, file, part, told):
                 return
-        except CatalogAway:
-            if attempt == ATTEMPTS - 1:
-                raise
-            continue
-        except OSError as e:
-            if isinstance(e, StoreError):
-                raise
-            if e.errno in FULL:
-                _drop(part)
-                raise StoreError(f"{part.parent}: the disk is full; what was downloaded of {entry.name} is removed") from e
-            raise StoreError(f"{part} cannot be written: {e.strerror or e}") from e
     raise CatalogAway(f"{source.where}: {file.path} of {entry.name} {entry.version} breaks off: try again, it goes on from there")
+
+
+@contextmanager
+def _on_disk(entry: Entry, part: Path) -> Iterator[None]:
+    """Raises StoreError for what the disk does not take; what is there of a file is removed from a full one."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as e:
+        if e.errno in FULL:
+            _drop(part)
+            raise StoreError(f"{part.parent}: the disk is full; what was downloaded of {entry.name} is removed") from e
+        raise StoreError(f"{part} cannot be written: {e.strerror or e}") from e
 
 
 def _fetched(source: Source, entry: Entry, file: FileEntry, part: Path, told: Callable[[int], object]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -90,9 +91,9 @@ def _read(data: Mapping[str, Any], name: str, version: str) -> Entry:
     more = {key: _text(data, key) for key in ("certificate", "canaries", "requires", "notes")}
     for key in ("certificate", "canaries"):
         if more[key] and more[key] not in paths:
-            raise CatalogError(f"its {key}, {ascii(more[key])}, is none of its files")
+            raise CatalogError(f"its {key}, {more[key]!a}, is none of its files")
     if more["requires"] and not _NUMBERS.fullmatch(more["requires"]):
-        raise CatalogError(f'requires is a version of edgeroute, as in "0.1.0", not {ascii(more["requires"])}')
+        raise CatalogError(f'requires is a version of edgeroute, as in "0.1.0", not {more["requires"]!a}')
     return Entry(name, version, model, files, **more)
 
 
@@ -142,6 +143,11 @@ def entries(text: bytes) -> tuple[Entry, ...]:
 def dumped(found: tuple[Entry, ...]) -> bytes:
     """The text of a catalog with these entries."""
     return json.dumps({"format": FORMAT, "models": [entry.json() for entry in found]}, indent=1).encode()
+
+
+def own_version() -> str:
+    """The version of this edgeroute."""
+    return str(sys.modules["edgeroute"].__version__)  # the package, which has been imported before this module
 
 
 def fits(requires: str, version: str) -> bool:

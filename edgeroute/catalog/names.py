@@ -47,6 +47,8 @@ def checked_path(path: object) -> str:
     """
     if not isinstance(path, str) or not path or len(path) > LONGEST:
         raise CatalogError(f"{_said(path)} is no path of a file: it has 1 to {LONGEST} characters")
+    if path.casefold() == "entry.json":
+        raise CatalogError(f"{path} is the name of the file that the device has beside them")
     for part in path.split("/"):
         if part in {"", ".", ".."}:
             raise CatalogError(f"{_said(path)}: a path in a catalog is relative, and stays in the folder of its version")

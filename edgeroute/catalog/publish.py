@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.catalog.download import FILES
-from edgeroute.catalog.entry import Entry, FileEntry, dumped, entries, read
+from edgeroute.catalog.entry import Entry, dumped, entries, read
 from edgeroute.catalog.store import replace
 from edgeroute.catalog.trust import INDEX, METADATA, TARGETS
 from edgeroute.edge.card import sha256_of
@@ -133,7 +133,7 @@ def sign(catalog: Path, *, keys: Path, days: float = LISTS_DAYS, withdraw: Seque
         raise CatalogError(f"{catalog} is no catalog: edgeroute models publish makes one")
     gone = {*withdraw} - {(entry.name, entry.version) for entry in known}
     if gone:
-        raise BadInput(f"{catalog} has no {' '.join(sorted(gone)[0])}")
+        raise BadInput(f"{catalog} has no {' '.join(min(gone))}")
     left = tuple(entry for entry in known if (entry.name, entry.version) not in withdraw)
     try:
         _sign(catalog, dumped(left), _signers(keys), days)
@@ -179,9 +179,7 @@ def _sign(catalog: Path, text: bytes, signers: dict[str, Any], days: float) -> N
     until = _until(days)
     version = {role: (0 if (last := _last(folder, role)) is None else last.signed.version) + 1 for role in ONLINE}
     targets = api.Targets(version=version["targets"], expires=until, targets={INDEX: target})
-    snapshot = api.Snapshot(
-        version=version["snapshot"], expires=until, meta={"targets.json": api.MetaFile(version["targets"])}
-    )
+    snapshot = api.Snapshot(version=version["snapshot"], expires=until, meta={"targets.json": api.MetaFile(version["targets"])})
     timestamp = api.Timestamp(version=version["timestamp"], expires=until, snapshot_meta=api.MetaFile(version["snapshot"]))
     for signed in (targets, snapshot, timestamp):
         data = _signed(api.Metadata(signed), [signers[signed.type]])
@@ -289,5 +287,3 @@ def _signing() -> Any:
         return imported("securesystemslib.signer")
     except ImportError as e:
         raise RuntimeMissing(f"keys and signatures need more: pip install 'edgeroute[publish]' ({e})") from e
-
-

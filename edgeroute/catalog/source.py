@@ -110,13 +110,13 @@ class Web:
                 web = imported("httpx")
             except ImportError as e:
                 raise RuntimeMissing(f"a catalog at an address needs httpx: pip install 'edgeroute[catalog]' ({e})") from e
-            context = self._verify
-            if not isinstance(context, bool):
+            context: bool | ssl.SSLContext = True
+            if not isinstance(self._verify, bool):
                 try:
-                    context = ssl.create_default_context(cafile=str(context))
+                    context = ssl.create_default_context(cafile=str(self._verify))
                 except OSError as e:
                     raise PolicyError(f"{self._verify} has no authorities for TLS: {e}") from e
-            elif not context:
+            elif not self._verify:
                 raise PolicyError("verify=False: the catalog's server has to be verified; give the path of its authority")
             limits = web.Timeout(self._patience_s, connect=min(CONNECT_S, self._patience_s))
             self._client = web.Client(

@@ -1,11 +1,11 @@
 """The models of a device: versions in folders of their own, and for each model a small file that names the active one.
 
-    STORE/NAME.active                 {"version": ..., "previous": ...}: replaced as a whole, so that it is the old or the new one
-    STORE/versions/NAME/VERSION/      the files, and entry.json, which is there once all of them are
-    STORE/parts/SHA256                files that are being downloaded
-    STORE/metadata/                   TUF's, by which an older catalog is refused
-    STORE/catalog.json                the list that was verified last
-    STORE/lock                        one process writes at a time
+STORE/NAME.active                 {"version": ..., "previous": ...}: replaced as a whole, so that it is the old or the new one
+STORE/versions/NAME/VERSION/      the files, and entry.json, which is there once all of them are
+STORE/parts/SHA256                files that are being downloaded
+STORE/metadata/                   TUF's, by which an older catalog is refused
+STORE/catalog.json                the list that was verified last
+STORE/lock, STORE/active.lock     one downloads at a time, and one changes what is active
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,28 @@ from edgeroute.stores.locks import ProcessLock
 
 SUFFIX = ".active"
 ENTRY = "entry.json"
+TURN_S = 10.0
+"""How long a change of what is active waits for another one, seconds."""
+
+
+class _Turn:
+    """The turn of one thread of all processes."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._lock, self._thread = folder, ProcessLock(folder / name), threading.Lock()
+
+    @contextmanager
+    def taken(self, wait_s: float) -> Iterator[None]:
+        if not self._thread.acquire(timeout=wait_s):
+            raise StoreError(f"{self._folder}: another thread is updating these models")
+        try:
+            with stored(self._folder):
+                if not self._lock.take(wait_s):
+                    raise StoreError(f"{self._folder}: another process is updating these models")
+            yield
+        finally:
+            self._lock.leave()
+            self._thread.release()
 
 
 class Pointer(NamedTuple):
@@ -50,25 +72,23 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock, self._turn = ProcessLock(folder / "lock"), threading.Lock()
+        self._downloads, self._pointers = _Turn(folder, "lock"), _Turn(folder, "active.lock")
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """The turn to write, of all processes.
+    def downloading(self) -> AbstractContextManager[None]:
+        """The turn to read the catalog and download, of all processes and threads.
 
         Raises:
-            StoreError: another process has it, or the folder cannot be written.
+            StoreError: another one has it, or the folder cannot be written.
         """
-        if not self._turn.acquire(blocking=False):
-            raise StoreError(f"{self.folder}: another thread is updating these models")
-        try:
-            with stored(self.folder):
-                if not self._lock.take():
-                    raise StoreError(f"{self.folder}: another process is updating these models")
-            yield
-        finally:
-            self._lock.leave()
-            self._turn.release()
+        return self._downloads.taken(0.0)
+
+    def pointing(self) -> AbstractContextManager[None]:
+        """The turn to change which versions are active, likewise; a rollback does not wait for a download.
+
+        Raises:
+            StoreError: another one has it for 10 seconds, or the folder cannot be written.
+        """
+        return self._pointers.taken(TURN_S)
 
     def version(self, name: str, version: str) -> Path:
         """The folder of a version, whether it is there or not."""

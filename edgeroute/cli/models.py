@@ -28,7 +28,9 @@ From = Annotated[
 ]
 Root = Annotated[
     Path | None,
-    typer.Option("--root", metavar="FILE", help="The publisher's root.json: whose signatures count; remembered.", show_default=False),
+    typer.Option(
+        "--root", metavar="FILE", help="The publisher's root.json: whose signatures count; remembered.", show_default=False
+    ),
 ]
 Authority = Annotated[
     Path | None,
@@ -39,15 +41,13 @@ HERE = Path("models")
 models = typer.Typer(
     name="models",
     no_args_is_help=True,
-    help="Shows, updates and publishes the models of a device (docs/models.md). A router uses STORE/NAME.active as a model's path.",
+    help="Shows, updates and publishes the models of a device. A router takes STORE/NAME.active as a model's path.",
 )
 
 
 @models.command("list")
 @exits
-def listed(
-    *, store: Store = HERE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False
-) -> int:
+def listed(*, store: Store = HERE, source: From = None, root: Root = None, ca: Authority = None, as_json: Json = False) -> int:
     """Reads the catalog, and shows what it has."""
     with _catalog(store, source, root, ca) as catalog:
         found = catalog.refresh()

@@ -14,6 +14,7 @@ from edgeroute.cli.options import Json
 from edgeroute.core.texts import printable
 from edgeroute.errors import BadInput
 
+__all__ = ["models"]
 Catalog = Annotated[Path, typer.Option("--catalog", metavar="DIR", help="The catalog's folder, which a web server serves.")]
 Keys = Annotated[Path, typer.Option("--keys", metavar="DIR", help="The folder of the keys.")]
 Days = Annotated[float, typer.Option("--days", min=0.001, metavar="N", help="How long devices accept the list of models.")]
@@ -26,7 +27,7 @@ def keygen(
     *,
     keys: Keys = KEYS,
     rotate: Annotated[
-        Path | None, typer.Option("--rotate", metavar="DIR", help="Put the keys in that folder in place of those in --keys.", show_default=False)
+        Path | None, typer.Option("--rotate", metavar="DIR", help="Folder of new keys, in place of those in --keys.", show_default=False)
     ] = None,
     catalog: Catalog = HERE,
     as_json: Json = False,
@@ -45,7 +46,7 @@ def keygen(
 @exits
 def publish(
     name: Name,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The model, and what belongs beside it; its card is found.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="The model, and what belongs beside it.")],
     *,
     version: Annotated[str, typer.Option("--version", metavar="VERSION", help="A new one.")],
     catalog: Catalog = HERE,
@@ -55,12 +56,12 @@ def publish(
     ] = None,
     canaries: Annotated[
         Path | None,
-        typer.Option("--canaries", metavar="FILE", help="An .npz file with inputs and answers, tried by each device.", show_default=False),
+        typer.Option("--canaries", metavar="FILE", help="Inputs and answers to try (.npz).", show_default=False),
     ] = None,
     record: Annotated[
         bool, typer.Option("--record", help="The file of canaries has inputs alone: take the model's answers here for right.")
     ] = False,
-    requires: Annotated[str, typer.Option("--requires", metavar="VERSION", help="Lowest version of edgeroute.", show_default=False)] = "",
+    requires: Annotated[str, typer.Option("--requires", metavar="VERSION", help="Lowest edgeroute.", show_default=False)] = "",
     notes: Annotated[str, typer.Option("--notes", metavar="TEXT", help="For people.", show_default=False)] = "",
     days: Days = 30,
     as_json: Json = False,
@@ -79,7 +80,8 @@ def publish(
             catalog, name, version, files, keys=keys, certificate=certificate, canaries=canaries, requires=requires, notes=notes,
             days=days,
         )  # fmt: skip
-    text = f"{name} {version} is in {catalog}: {len(entry.files)} files, {entry.size:,} bytes; devices need {catalog / 'root.json'} once"
+    size = f"{len(entry.files)} files, {entry.size:,} bytes"
+    text = f"{name} {version} is in {catalog}: {size}; devices need {catalog / 'root.json'} once"
     return _said(text, as_json, entry=entry.json())
 
 
@@ -114,7 +116,9 @@ def _recorded(model: Path, inputs: Path, to: Path) -> Path:
         with np.load(inputs, allow_pickle=False) as data:
             arrays: dict[str, Any] = {key: data[key] for key in data.files}
         named = {key.removeprefix(NAMED): value for key, value in arrays.items() if key.startswith(NAMED)}
-        rows = [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)] if named else list(arrays["inputs"])
+        rows = (
+            [dict(zip(named, row, strict=True)) for row in zip(*named.values(), strict=True)] if named else list(arrays["inputs"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadInput(f"{inputs} has no inputs: an .npz file with `inputs`, or `input:NAME` for each of several ({e})") from e
     with Router(model) as router:

@@ -61,13 +61,6 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
     @property
-    def release(self) -> Any:
-        """Which version of a catalog it is (`edgeroute.catalog.active.Release`): its certificate is that of the threshold.
-
-        It is warmed up, and tried on its canary inputs, before it replaces another one. Default: of no catalog.
-        """
-
-    @property
     def card(self) -> Any:
         """The model's card (`edgeroute.edge.card.Card`). Default: none."""
 
@@ -116,11 +109,11 @@ class EdgeMembers(EdgeModel, Protocol):
 
 Name: TypeAlias = Literal[
     "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "release", "run_feed", "run_one", "score", "settings", "stream", "version",
+    "outputs", "parallel", "path", "run_feed", "run_one", "score", "settings", "stream", "version",
 ]  # fmt: skip
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
-    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None, "release": None,
+    "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
     "run_feed": None, "run_one": None, "score": None, "settings": {}, "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
@@ -131,6 +124,11 @@ def member(model: EdgeModel, name: Name) -> Any:
     """An optional member of a model; its default if the model lacks it or has None."""
     found = getattr(model, name, None)
     return DEFAULTS[name] if found is None else found
+
+
+def release_of(model: EdgeModel) -> Any:
+    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
+    return getattr(model, "release", None)
 
 
 def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:

@@ -393,4 +393,3 @@ def _first_s(policy_s: float, first_token: float | None) -> float:
         return policy_s
     check_seconds("first_token", first_token)
     return float(first_token)
-

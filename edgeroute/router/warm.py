@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeroute.core.codes import Coded
 from edgeroute.core.texts import named
 from edgeroute.edge.backend import EdgeBackend
-from edgeroute.edge.members import member
+from edgeroute.edge.members import member, release_of
 from edgeroute.edge.state import in_a_turn
-from edgeroute.errors import ModelError
+from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.failures import quietly
 from edgeroute.router.snapshot import Snapshot, edges_of, made_of
 
@@ -72,7 +71,7 @@ def value(backend: EdgeBackend, x: Any) -> Any:
     """
     try:
         return in_a_turn(backend.run_one, x, None).value
-    except Coded:
+    except EdgerouteError:
         raise
     except Exception as e:
         raise ModelError(f"{backend.where} does not run: {named(e)}") from e
@@ -90,7 +89,7 @@ def rehearsed(made: Snapshot, old: Snapshot) -> None:
     fresh = [b for _, b in edges_of(made) if id(b) not in known]
     try:
         for backend in fresh:
-            release: Release | None = member(backend.model, "release")
+            release: Release | None = release_of(backend.model)
             if release is not None:
                 _rehearse(backend, release)
     except BaseException:
