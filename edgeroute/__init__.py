@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgeroute.errors import (
         BadInput,
         BadReply,
+        CatalogAway,
+        CatalogError,
         Closed,
         CloudError,
         DeadlineExceeded,
@@ -83,8 +85,8 @@ _HOMES = {
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
         (
-            "BadInput", "BadReply", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError", "Held", "MayNotLeave",
-            "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing", "StoreError", "TimedOut",
+            "BadInput", "BadReply", "CatalogAway", "CatalogError", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError",
+            "Held", "MayNotLeave", "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing", "StoreError", "TimedOut",
             "Unreachable",
         ),
         "errors",
@@ -104,6 +106,8 @@ __all__ = [
     "CalibrationResult",
     "CallableModel",
     "Cancel",
+    "CatalogAway",
+    "CatalogError",
     "Check",
     "Closed",
     "CloudError",

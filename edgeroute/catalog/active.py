@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeroute.catalog.store import SUFFIX, Store
+from edgeroute.catalog.store import SUFFIX, Store, pointer
 from edgeroute.edge.load import load
 from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.types import EdgeModel
@@ -27,19 +27,39 @@ class Release(NamedTuple):
     """Of its threshold; None: it has none."""
     canaries: Path | None
     """Inputs with their right answers, likewise."""
+    trial: bool = False
+    """Whether it is tried before it is activated: then its certificate has to hold."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.version}"
 
 
 @contextmanager
-def trying(pointer: Path, version: str) -> Iterator[None]:
+def trying(path: Path, version: str) -> Iterator[None]:
     """In this thread, or task, that version is taken in place of the active one: to try it before it is activated."""
-    token = _trying.set((pointer.absolute(), version))
+    token = _trying.set((path.absolute(), version))
     try:
         yield
     finally:
         _trying.reset(token)
+
+
+def version_of(path: str | Path) -> str:
+    """The version that such a path stands for now.
+
+    Raises:
+        ModelMissing: none is active.
+        CatalogError, StoreError: what is there is damaged, or cannot be read.
+    """
+    path = Path(path)
+    trial = _trying.get()
+    if trial is not None and trial[0] == path.absolute():
+        return trial[1]
+    found = pointer(path)
+    if found is None:
+        name = path.name.removesuffix(SUFFIX)
+        raise ModelMissing(f"no version of {name} is active in {path.parent}: edgeroute models activate {name}")
+    return found.version
 
 
 def active_model(path: str | Path, **options: Any) -> EdgeModel:
@@ -56,19 +76,13 @@ def active_model(path: str | Path, **options: Any) -> EdgeModel:
     """
     path = Path(path)
     store, name = Store(path.parent), path.name.removesuffix(SUFFIX)
-    trial = _trying.get()
-    if trial is not None and trial[0] == path.absolute():
-        version = trial[1]
-    else:
-        found = store.pointer(name)
-        if found is None:
-            raise ModelMissing(f"no version of {name} is active in {path.parent}: edgeroute models activate {name}")
-        version = found.version
+    trial, version = _trying.get(), version_of(path)
     entry, folder = store.entry(name, version), store.version(name, version)
     model = load(folder / entry.model, **options)
     release = Release(
         path, name, version,
         folder / entry.certificate if entry.certificate else None, folder / entry.canaries if entry.canaries else None,
+        trial is not None and trial[0] == path.absolute(),
     )  # fmt: skip
     try:
         model.release = release  # type: ignore[attr-defined]

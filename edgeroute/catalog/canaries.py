@@ -49,7 +49,7 @@ def same(value: Any, right: Any) -> bool:
 def read(path: Path) -> Canaries:
     """Reads them from an .npz file.
 
-    It has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...] and, where not all must agree, `most_wrong`.
+    It has `inputs` [n, ...] (or `input:NAME` for each of several), `answers` [n, ...], and `most_wrong` where not all must agree.
 
     Raises:
         CatalogError: it is no such file.

@@ -120,6 +120,11 @@ class Catalog(Installed):
             download(self.source(), self.store, entry, progress)
         return entry
 
+    def download(self, entry: Entry, *, progress: Callable[[Progress], object] | None = None) -> None:
+        """Downloads a version of the list that was read last, as `pull`."""
+        with self.store.downloading():
+            download(self.source(), self.store, entry, progress)
+
     def close(self) -> None:
         """Closes connections."""
         if self._source is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgeroute.catalog.entry import Entry, entries, fits, own_version
 from edgeroute.catalog.store import Pointer, Store
@@ -111,12 +111,13 @@ class Installed:
         """What a router takes as the model's path: the file that names the active version."""
         return self.store.pointer_file(name)
 
-    def activate(self, name: str, version: str | None = None) -> Pointer:
+    def activate(self, name: str, version: str | None = None, *, trial: int = 0) -> Pointer:
         """Puts a version in use that is here, once its files are verified: for routers that are made or reloaded from now on.
 
         Args:
             name: of the model.
             version: None: the newest that is published and here.
+            trial: as of `mark`.
 
         Raises:
             ModelMissing: it is not here.
@@ -124,7 +125,7 @@ class Installed:
             StoreError: the change cannot be written; the old version stays active.
         """
         with self.store.pointing():
-            return self._activate(name, version or self._newest_here(name))
+            return self._activate(name, version or self._newest_here(name), trial)
 
     def _newest_here(self, name: str) -> str:
         here = self.store.versions(name)
@@ -133,7 +134,7 @@ class Installed:
             raise ModelMissing(f"{self.store.folder}: there is no version of {name}: edgeroute models pull {name}")
         return found[-1]
 
-    def _activate(self, name: str, version: str) -> Pointer:
+    def _activate(self, name: str, version: str, trial: int = 0) -> Pointer:
         entry = self._verified(name, version)
         if not fits(entry.requires, own_version()):
             raise CatalogError(f"{name} {version} needs edgeroute {entry.requires}, and this is {own_version()}: update it")
@@ -141,7 +142,7 @@ class Installed:
         if old.version == version:
             return old
         refused = tuple((v, why) for v, why in old.refused if v != version)
-        made = old._replace(version=version, previous=old.version, refused=refused)
+        made = Pointer(version, old.version, old.pinned, refused, trial)
         self.store.point(name, made)
         return made
 
@@ -170,7 +171,12 @@ class Installed:
         """Remembers that updates are not to try this version again."""
         with self.store.pointing():
             old = self.active(name)
-            self.store.point(name, old._replace(refused=_refused(old, version, why)))
+            self.store.point(name, old._replace(refused=_refused(old, version, why), tried=""))
+
+    def mark(self, name: str, **changes: Any) -> None:
+        """Notes of an update how far it is: fields of `Pointer`, other than its versions."""
+        with self.store.pointing():
+            self.store.point(name, self.active(name)._replace(**changes))
 
     def pin(self, name: str, version: str | None = None, *, pinned: bool = True) -> Pointer:
         """Keeps updates from changing the active version, which is this one from now on; or lets them again.

@@ -15,6 +15,7 @@ from edgeroute.catalog.entry import Entry, dumped, entries, read
 from edgeroute.catalog.store import replace
 from edgeroute.catalog.trust import INDEX, METADATA, TARGETS
 from edgeroute.edge.card import sha256_of
+from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import BadInput, CatalogError, ModelMissing, PolicyError, RuntimeMissing, StoreError
 from edgeroute.files import files_in
 from edgeroute.imports import imported
@@ -84,6 +85,8 @@ def publish(
     """
     if not files or any(not path.exists() for path in files):
         raise ModelMissing(f"there is no model at {next((path for path in files if not path.exists()), 'none')}")
+    if suffix_of(files[0]) is None:
+        raise BadInput(f"{files[0]} has no runtime: a model's file ends in {', '.join(suffixes())}")
     known = _known(catalog)
     if any((entry.name, entry.version.casefold()) == (name, version.casefold()) for entry in known):
         raise BadInput(f"{catalog} has {name} {version} already, and devices may have it: give it another version")

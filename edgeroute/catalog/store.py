@@ -61,6 +61,10 @@ class Pointer(NamedTuple):
     """Whether updates leave it alone."""
     refused: tuple[tuple[str, str], ...] = ()
     """Versions that updates do not try again, each with the reason."""
+    trial: int = 0
+    """How often the process was started with it on trial; 0: it is confirmed."""
+    tried: str = ""
+    """A version that is being tried before it is activated."""
 
 
 class Store:
@@ -174,6 +178,7 @@ def pointer(path: Path) -> Pointer | None:
         return Pointer(
             checked_version(data["version"]), checked_version(previous) if previous else "", bool(data.get("pinned")),
             tuple((str(version), str(why)) for version, why in refused.items()),
+            int(data.get("trial", 0)), str(data.get("tried", "")),
         )  # fmt: skip
     except FileNotFoundError:
         return None

@@ -27,7 +27,7 @@ def keygen(
     *,
     keys: Keys = KEYS,
     rotate: Annotated[
-        Path | None, typer.Option("--rotate", metavar="DIR", help="Folder of new keys, in place of those in --keys.", show_default=False)
+        Path | None, typer.Option("--rotate", metavar="DIR", help="Folder of new keys.", show_default=False)
     ] = None,
     catalog: Catalog = HERE,
     as_json: Json = False,

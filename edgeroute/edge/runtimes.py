@@ -42,7 +42,7 @@ def register(suffix: str, target: str) -> None:
 
 def suffixes() -> list[str]:
     """All suffixes that have a runtime, those of installed packages too."""
-    return sorted({*BUILT_IN, *_registered, *_installed()})
+    return sorted({*BUILT_IN, *_registered, *_installed()} - {".active"})  # which is not what a model file ends in
 
 
 def suffix_of(path: str | PathLike[str]) -> str | None:

@@ -107,7 +107,7 @@ class Engine:
         self.audited = 0.0
         """Share of requests audited, 0..1."""
         self.name, self.numbers = os.urandom(6).hex(), count(1)
-        self._refreshing = threading.RLock()
+        self._refreshing, self._replacing = threading.RLock(), threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
         renew_after_fork(self)
@@ -115,6 +115,7 @@ class Engine:
     def after_fork(self) -> None:
         """New ids for the child's requests: to an endpoint an id is the idempotency key."""
         self.name, self._refreshing = os.urandom(6).hex(), threading.RLock()
+        self._replacing = threading.RLock()
         self.observer.reads_at = INF if self.snapshot.policy.saver is None else -INF
 
     def request(
@@ -270,15 +271,16 @@ class Engine:
         Raises:
             PolicyError: it is invalid; the old one stays.
         """
-        old = self.snapshot
-        with self._refreshing:
+        with self._replacing:  # and not the other one, which calls wait for: this may take long
+            old = self.snapshot
             made = build(old)
             RULES[made.policy.offline].check(self)
             rehearsed(made, old)
-            self.auditing(made, audit)
-            if made.views:
-                self.plain = False  # before it is in force
-            self.snapshot = made
+            with self._refreshing:
+                self.auditing(made, audit)
+                if made.views:
+                    self.plain = False  # before it is in force
+                self.snapshot = made
         self.observer.reads_at = INF if made.policy.saver is None else -INF
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered

@@ -92,6 +92,8 @@ def rehearsed(made: Snapshot, old: Snapshot) -> None:
             release: Release | None = release_of(backend.model)
             if release is not None:
                 _rehearse(backend, release)
+                if release.trial and backend in made.backends:
+                    _check_certificate(made, made.backends.index(backend), release)
     except BaseException:
         for backend in fresh:
             quietly(backend.close, "dropping a version that was tried")
@@ -109,3 +111,10 @@ def _rehearse(backend: EdgeBackend, release: Release) -> None:
         raise ModelError(f"{release} failed its warm-up: {named(e)}") from e
     if wrong:
         raise ModelError(f"{release} failed its canary inputs: {'; '.join(wrong[:3])}")
+
+
+def _check_certificate(made: Snapshot, i: int, release: Release) -> None:
+    promise = made.certificates[i]
+    broken = None if promise is None or release.certificate is None else promise.broken()
+    if broken is not None:
+        raise ModelError(f"the certificate of {release} does not hold here: {broken}")
