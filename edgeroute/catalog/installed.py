@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +139,9 @@ class Installed:
         entry = self._verified(name, version)
         if not fits(entry.requires, own_version()):
             raise CatalogError(f"{name} {version} needs edgeroute {entry.requires}, and this is {own_version()}: update it")
-        old = self.store.pointer(name) or Pointer("")
+        old = Pointer("")
+        with suppress(CatalogError):  # it is damaged: this is how it is repaired
+            old = self.store.pointer(name) or old
         if old.version == version:
             return old
         refused = tuple((v, why) for v, why in old.refused if v != version)

@@ -23,7 +23,7 @@ from edgeroute.edge.callable import gathered
 from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.identity import fingerprint
 from edgeroute.edge.inputs import unsaid
-from edgeroute.edge.members import checked, feed_of, is_awaited, member
+from edgeroute.edge.members import checked, feed_of, is_awaited, member, release_of
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.state import IN_SESSION, in_a_turn
 from edgeroute.errors import ModelError
@@ -54,6 +54,8 @@ class EdgeBackend(AbandonedRuns):
 
     side: Side = "edge"
     traffic = (0, 0)
+    warmth = ""
+    """How long loading and first runs took, in words; empty: it was not warmed up."""
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
         checked(model)
@@ -180,10 +182,12 @@ class EdgeBackend(AbandonedRuns):
             timer.cancel()
 
     def describe(self) -> str:
-        """Status line for `check`: the model, whether it needs a session, and a downgrade of the execution provider."""
+        """Status line for `check`: the model, whether it needs a session, its version, a downgrade, how it was warmed up."""
         downgraded = member(self.model, "downgraded")
         session = f", but only in a session, since it {IN_SESSION}" if _keeps_state(self.model) else ""
-        return f"{self.where} is ready{session}" + (f" ({downgraded})" if downgraded else "")
+        release = release_of(self.model)
+        more = [str(one) for one in (release, downgraded, self.warmth) if one]
+        return f"{self.where} is ready{session}" + (f" ({'; '.join(more)})" if more else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of all that the model's outputs depend on; `of` takes that of a file or a callable."""

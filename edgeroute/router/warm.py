@@ -46,6 +46,12 @@ def warmed(name: str, backend: EdgeBackend, samples: Sequence[Any] = ()) -> Warm
     Raises:
         ModelError, BadInput: it cannot be loaded, or does not run.
     """
+    found = _warmed(name, backend, samples)
+    backend.warmth = str(found).partition(": ")[2]
+    return found
+
+
+def _warmed(name: str, backend: EdgeBackend, samples: Sequence[Any]) -> Warmed:
     begun = monotonic()
     load = member(backend.model, "load")
     if load is not None:
