@@ -47,11 +47,12 @@ class Web:
 
     Attributes:
         asked: (path, Range) of each request.
+        folder: with the files.
         behave: function of the handler and the path, which has answered if it returns True.
     """
 
     def __init__(self, folder: Path, certificate=None) -> None:
-        self.asked, self.behave = [], lambda handler, path: False
+        self.asked, self.behave, self.folder = [], lambda handler, path: False, folder
         web = self
 
         class Handler(SimpleHTTPRequestHandler):

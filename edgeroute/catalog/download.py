@@ -111,7 +111,8 @@ def _on_disk(entry: Entry, part: Path) -> Iterator[None]:
         raise
     except OSError as e:
         if e.errno in FULL:
-            _drop(part)
+            for file in entry.files:
+                _drop(part.with_name(file.sha256))
             raise StoreError(f"{part.parent}: the disk is full; what was downloaded of {entry.name} is removed") from e
         raise StoreError(f"{part} cannot be written: {e.strerror or e}") from e
 

@@ -59,7 +59,7 @@ def refreshed(source: Source, folder: Path, root: bytes) -> bytes:
         while cause is not None and not isinstance(cause, CatalogError):
             cause = cause.__cause__
         if isinstance(cause, CatalogError):
-            raise type(cause)(str(cause)) from e
+            raise (CatalogAway if isinstance(cause, CatalogAway) else CatalogError)(str(cause)) from e
         if isinstance(e, problems.DownloadLengthMismatchError):
             raise CatalogError(f"{source.where}: a file of it is longer than its metadata says") from e
         raise CatalogAway(f"{source.where} is no catalog, or cannot be read: {e}") from e
