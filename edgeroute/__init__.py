@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from edgeroute.errors import (
         BadInput,
         BadReply,
+        CatalogAway,
+        CatalogError,
         Closed,
         CloudError,
         DeadlineExceeded,
@@ -93,9 +95,9 @@ _HOMES = {
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
         (
-            "BadInput", "BadReply", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError", "Held", "MayNotLeave",
-            "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing", "StoreError", "TimedOut",
-            "Unreachable",
+            "BadInput", "BadReply", "CatalogAway", "CatalogError", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError",
+            "Held", "MayNotLeave", "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing",
+            "StoreError", "TimedOut", "Unreachable",
         ),
         "errors",
     ),
@@ -114,6 +116,8 @@ __all__ = [
     "CalibrationResult",
     "CallableModel",
     "Cancel",
+    "CatalogAway",
+    "CatalogError",
     "Check",
     "Closed",
     "CloudError",

@@ -16,6 +16,8 @@ EdgerouteError
 ├── NoAnswer                           no leg answered: `errors` has each leg's error
 │   ├── DeadlineExceeded (TimeoutError)
 │   └── MayNotLeave                    the data class forbids the cloud, and the mode everything else
+├── CatalogError                       a catalog's: a wrong signature, hash, size or name, an old or expired list
+│   └── CatalogAway                    it cannot be reached, or is too slow
 ├── StoreError (OSError)               the disk's: full, read-only, corrupt; within a route it costs no answer
 └── Closed (RuntimeError)              the router was closed before the call
 """
@@ -151,6 +153,14 @@ class DeadlineExceeded(NoAnswer, TimeoutError):
 
 class MayNotLeave(NoAnswer):
     """The data class may not leave the device, and the mode allows no target on it."""
+
+
+class CatalogError(EdgerouteError):
+    """A catalog of models cannot be trusted, or lacks what was asked for; the active model stays."""
+
+
+class CatalogAway(CatalogError):
+    """A catalog cannot be reached, or is too slow; the active model stays."""
 
 
 class StoreError(EdgerouteError, OSError):

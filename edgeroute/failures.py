@@ -36,6 +36,16 @@ def _argument(arg: object) -> str:
 log.addFilter(_CleanLog())
 
 
+def quietly(close: Callable[[], object], when: str) -> None:
+    """Closes it; what that raises, which may be of any kind, is logged."""
+    try:
+        close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too
+
+
 class Failures:
     """Logs what functions of the application raise, with the traceback: once a minute at most, for each instance."""
 
@@ -56,13 +66,3 @@ class Failures:
         if log.isEnabledFor(logging.ERROR) and log.filter(record):  # which makes text of the traceback
             record.exc_info = None  # who keeps the record would keep its frames, and all that was in the call
             log.callHandlers(record)
-
-
-def quietly(close: Callable[[], object], when: str) -> None:
-    """Closes it; what that raises, which may be of any kind, is logged."""
-    try:
-        close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too

@@ -19,6 +19,7 @@ from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
 from edgeroute.cli.prune import prune
+from edgeroute.cli.publish import models
 from edgeroute.cli.quantize import quantize
 from edgeroute.cli.recertify import recertify
 from edgeroute.cli.replay import replay
@@ -54,10 +55,11 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, sensors, egress, serve, schema,
-    demo, docs,
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, sensors, egress, serve,
+    schema, demo, docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))
+app.add_typer(models)
 app.add_typer(outbox)
 app.add_typer(simulate)

@@ -23,7 +23,7 @@ from edgeroute.edge.callable import gathered
 from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.identity import fingerprint
 from edgeroute.edge.inputs import unsaid
-from edgeroute.edge.members import checked, feed_of, is_awaited, member
+from edgeroute.edge.members import checked, feed_of, is_awaited, member, release_of
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.state import IN_SESSION, in_a_turn
 from edgeroute.errors import ModelError
@@ -54,6 +54,8 @@ class EdgeBackend(AbandonedRuns):
 
     side: Side = "edge"
     traffic = (0, 0)
+    warmth = ""
+    """How long loading and first runs took, in words; empty: it was not warmed up."""
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
         checked(model)
@@ -150,6 +152,15 @@ class EdgeBackend(AbandonedRuns):
         if isinstance(one.confidence, Unscored) and not callable(reader.score):
             raise ModelError(f"{reader.name} gives {one.confidence.why}")
 
+    def on_zeros(self, seconds: float) -> tuple[float, float] | None:
+        """Seconds of two runs on zeros, the first of which prepares what later ones need; None: it is not known what it takes."""
+        begun = monotonic()
+        if self._of_zeros(seconds) is None:
+            return None
+        first = monotonic()
+        self._of_zeros(seconds)
+        return first - begun, monotonic() - first
+
     def _of_zeros(self, seconds: float) -> Any:
         """The outputs for an input of zeros; None: it is not known what it takes, or it does not take that, or takes too long."""
         specs, run = member(self.model, "inputs"), feed_of(self.model)
@@ -171,11 +182,11 @@ class EdgeBackend(AbandonedRuns):
             timer.cancel()
 
     def describe(self) -> str:
-        """Status line for `check`: the model, whether it needs a session, what runs where, and a downgrade of the provider."""
-        downgraded, placement = member(self.model, "downgraded"), member(self.model, "placement")
+        """Status line for `check`: the model, whether it needs a session, what runs where; version, downgrade, and warm-up."""
         session = f", but only in a session, since it {IN_SESSION}" if _keeps_state(self.model) else ""
-        where = f", {placement}" if placement else ""
-        return f"{self.where} is ready{session}{where}" + (f" ({downgraded})" if downgraded else "")
+        where = f", {placement}" if (placement := member(self.model, "placement")) else ""
+        more = [str(one) for one in (release_of(self.model), member(self.model, "downgraded"), self.warmth) if one]
+        return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of all that the model's outputs depend on; `of` takes that of a file or a callable."""

@@ -135,6 +135,11 @@ def member(model: EdgeModel, name: Name) -> Any:
     return DEFAULTS[name] if found is None else found
 
 
+def release_of(model: EdgeModel) -> Any:
+    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
+    return getattr(model, "release", None)
+
+
 def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
     """Its `run_feed` as a function of tensors and a stop token, which it is given if it takes one; None: it has none."""
     run: Callable[..., Any] | None = member(model, "run_feed")

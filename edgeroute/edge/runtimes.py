@@ -12,6 +12,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.imports import imported
 
 BUILT_IN = {
+    ".active": "edgeroute.catalog.active:active_model",
     ".gguf": "edgeroute.edge.llama:LlamaModel",
     ".mlmodel": "edgeroute.edge.coreml:CoreMLModel",
     ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",
@@ -21,6 +22,8 @@ BUILT_IN = {
 }
 """Suffix -> `module:Class`; of a server on this device the scheme of its address stands for it."""
 SCHEMES = ("http:", "https:", "unix:")
+ACTIVE = ".active"
+"""Suffix of the pointer to a catalog's active model, whose own suffix picks the runtime."""
 GROUP = "edgeroute.runtimes"
 """Group of the entry points by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""
 _TARGET = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
@@ -50,7 +53,8 @@ def register(suffix: str, target: str) -> None:
 
 def suffixes() -> list[str]:
     """All suffixes that have a runtime, those of installed packages too."""
-    return sorted(suffix for suffix in {*BUILT_IN, *_registered, *_installed()} if suffix.startswith("."))
+    known = {*BUILT_IN, *_registered, *_installed()} - {ACTIVE}
+    return sorted(suffix for suffix in known if suffix.startswith("."))
 
 
 def is_address(edge: object) -> bool:

@@ -91,7 +91,8 @@ def assemble(
         engine.instruments.breaker_changed if sinks else None,
         stays_home=lambda: engine.stays_home(read=True),
     )
-    engine.snapshot = build(guard=lambda backend: guard(engine, backend), awaits=awaits, offline=offline, **policy)
+    engine.rebuild = lambda old: build(guard=partial(guard, engine), awaits=awaits, offline=offline, old=old, **policy)
+    engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
     observer = engine.observer = Observer(counts, spending, metered, sensors)
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)

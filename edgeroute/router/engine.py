@@ -31,6 +31,7 @@ from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
+from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
 from edgeroute.types import Answer
@@ -70,6 +71,7 @@ class Engine:
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         auditing: puts settings of audits in force under a policy.
+        rebuild: makes the policy again from the arguments of the router, as a function of the one in force.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
     """
@@ -87,6 +89,7 @@ class Engine:
     fallback: Fallback
     steps: Proceed
     auditing: Callable[[Snapshot, Audit | None], None]
+    rebuild: Callable[[Snapshot], Snapshot]
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
@@ -105,7 +108,7 @@ class Engine:
         self.audited = 0.0
         """Share of requests audited, 0..1."""
         self.name, self.numbers = os.urandom(6).hex(), count(1)
-        self._refreshing = threading.RLock()
+        self._refreshing, self._replacing = threading.RLock(), threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
         renew_after_fork(self)
@@ -113,6 +116,7 @@ class Engine:
     def after_fork(self) -> None:
         """New ids for the child's requests: to an endpoint an id is the idempotency key."""
         self.name, self._refreshing = os.urandom(6).hex(), threading.RLock()
+        self._replacing = threading.RLock()
         self.observer.reads_at = INF if self.snapshot.policy.saver is None else -INF
 
     def request(
@@ -270,14 +274,16 @@ class Engine:
         Raises:
             PolicyError: it is invalid; the old one stays.
         """
-        old = self.snapshot
-        with self._refreshing:
+        with self._replacing:  # and not the other one, which calls wait for: this may take long
+            old = self.snapshot
             made = build(old)
             RULES[made.policy.offline].check(self)
-            self.auditing(made, audit)
-            if made.views:
-                self.plain = False  # before it is in force
-            self.snapshot = made
+            rehearsed(made, old)
+            with self._refreshing:
+                self.auditing(made, audit)
+                if made.views:
+                    self.plain = False  # before it is in force
+                self.snapshot = made
         self.observer.reads_at = INF if made.policy.saver is None else -INF
         SAMPLER.add(self)
         self.refresh_thresholds()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeroute.confidence.scores import Score
 from edgeroute.router.calls import Steps
-from edgeroute.router.owner import EngineOwner
+from edgeroute.router.warming import AsyncWarming, Warming
 
 if TYPE_CHECKING:
     from edgeroute.report.progress import Progress
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Measuring(EngineOwner):
+class Measuring(Warming):
     """The methods of `Router`."""
 
     def calibrate(
@@ -137,7 +137,7 @@ class Measuring(EngineOwner):
         raise NotImplementedError
 
 
-class AsyncMeasuring(EngineOwner):
+class AsyncMeasuring(AsyncWarming):
     """The methods of `AsyncRouter`."""
 
     async def calibrate(

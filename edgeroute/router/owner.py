@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from edgeroute.edge.members import release_of
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats
 from edgeroute.router.engine import Engine
 from edgeroute.router.reload import PolicyFile
-from edgeroute.router.snapshot import fingerprints
+from edgeroute.router.snapshot import edges_of, fingerprints
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,12 +62,21 @@ class EngineOwner:
         Requests in progress end under the policy they began with; unchanged models and connections are reused. What is on disk
         (state, cache, outbox, trace) stays as configured at construction.
 
+        A router that was not made from a file looks for the active versions of its models (`NAME.active`). A new version is
+        warmed up, and tried on its canary inputs, before it is in force.
+
         Raises:
-            PolicyError: the file is invalid, or there is none; the policy in force stays.
+            PolicyError: the file is invalid, or there is none, and no model of a catalog either; the policy in force stays.
+            ModelError: a new version failed, likewise.
         """
-        if self._file is None:
-            raise PolicyError("this router was not made from a policy file: there is nothing to read again")
-        self._file.reload(self.engine)
+        if self._file is not None:
+            self._file.reload(self.engine)
+            return
+        engine = self.engine
+        if not any(release_of(b.model) for _, b in edges_of(engine.snapshot)):
+            raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
+        audit = None if engine.auditor is None else engine.auditor.audit
+        engine.replace(engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
     def on_late(self, function: Late) -> Late:
         """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -9,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgeroute.catalog.store import pointer
 from edgeroute.core.spending import Limits
+from edgeroute.edge.members import release_of
 from edgeroute.errors import EdgerouteError, ModelMissing
 from edgeroute.files import file_stamp
 from edgeroute.router.assemble import guard
@@ -34,6 +37,8 @@ class PolicyFile:
     def __init__(self, path: Path, more: Mapping[str, Any]) -> None:
         self.path, self._more = path, more
         self._seen = file_stamp(path)  # before reading it: later changes are detected
+        self._versions: dict[Path, str] = {}
+        """File that names the active version of a model -> the version that was read last."""
         self._stop = threading.Event()
 
     def arguments(self) -> dict[str, Any]:
@@ -53,6 +58,9 @@ class PolicyFile:
         made = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
         self._check_models("edge", made["edge"])
         self._check_models("candidate", made["candidate"])
+        edges = made["edge"] if isinstance(made["edge"], list) else [made["edge"]]
+        releases = [release for model in (*edges, made["candidate"]) if (release := release_of(model)) is not None]
+        self._versions = {release.pointer: release.version for release in releases}
         return made
 
     def _check_models(self, section: str, models: Any) -> None:
@@ -87,12 +95,22 @@ class PolicyFile:
     def _watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         while not self._stop.wait(LOOKS_S):
             now = file_stamp(self.path)
-            if now is not None and now != self._seen:
-                self._seen = now
+            if self._activated() or (now is not None and now != self._seen):
+                self._seen = now or self._seen
                 try:
                     _called(reload)
                 except Exception:
                     log.exception("%s cannot be used; the policy in force stays", self.path)
+
+    def _activated(self) -> bool:
+        """Whether another version of a model is active than when it was last asked, or read."""
+        found = False
+        for path, version in self._versions.items():
+            with contextlib.suppress(EdgerouteError):  # it cannot be read now
+                active = pointer(path)
+                if active is not None and active.version != version:
+                    self._versions, found = {**self._versions, path: active.version}, True
+        return found
 
     def close(self) -> None:
         """Stops watching."""

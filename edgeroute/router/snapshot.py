@@ -37,7 +37,7 @@ from edgeroute.core.policy import (
 )
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
-from edgeroute.edge.members import member, stamps
+from edgeroute.edge.members import member, release_of, stamps
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.router.views import TargetViews, View
@@ -115,7 +115,10 @@ def build(
     )
     edges, clouds = _listed(edge), _listed(cloud)
     _check(policy, edges, clouds, uncalibrated)
-    thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
+    models = [load(given) for given in edges]
+    own_thresholds = [_released(model) for model in models] if threshold is None else []
+    needed = bool(clouds) and policy.mode == "prefer_edge"
+    thresholds = own_thresholds if any(own_thresholds) else _thresholds(threshold, len(edges), needed=needed)
     known = {} if old is None else made_of(old)
     views = dict(views or {})
     own_view = views.pop((CANDIDATE, 0), None)
@@ -130,8 +133,7 @@ def build(
         backends.append(known.get(_key(spec)) or backend)
 
     promised: dict[int, Certificate] = {}
-    for i, (given, limit) in enumerate(zip(edges, thresholds, strict=True)):
-        model = load(given)
+    for i, (given, model, limit) in enumerate(zip(edges, models, thresholds, strict=True)):
         path = member(model, "path")
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
@@ -169,6 +171,8 @@ def build(
     none = (None,) * len(targets)
     snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen)
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
+    if own_thresholds:
+        certificates = tuple(map(_only_if_it_holds, certificates))
     if uncalibrated == "error":
         _all_hold(targets, certificates)
     if promised:
@@ -191,6 +195,14 @@ def build(
             "the candidate has other labels than the edge model, by which the cloud's answers are read: give the cloud its own"
         )
     return snapshot._replace(candidate=made)
+
+
+def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
+    """Name -> backend of each edge model, the candidate too."""
+    found = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
+    if snapshot.candidate is not None:
+        found += [(CANDIDATE, b) for _, b in edges_of(snapshot.candidate)]
+    return found
 
 
 def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
@@ -267,6 +279,23 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
         broken = "it is a plain number" if promise is None else promise.broken()
         if broken is not None:
             raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
+
+
+def _released(model: Any) -> Certificate | None:
+    """The certificate that came with a version of a catalog; None: there is none."""
+    release = release_of(model)
+    if release is None or release.certificate is None:
+        return None
+    from edgeroute.confidence.certificate import Certificate
+
+    return Certificate.load(release.certificate)
+
+
+def _only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
+    """A certificate that came with a model, without its threshold where it is for something else: everything is deferred then."""
+    if promise is None or promise._replace(max_age_days=INF).broken() is None:
+        return promise
+    return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
 
 
 def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 from weakref import WeakValueDictionary
@@ -11,6 +11,8 @@ from weakref import WeakValueDictionary
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from edgeroute.catalog.active import version_of
+from edgeroute.catalog.store import SUFFIX
 from edgeroute.cloud.egress import Consent, Redact
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import CloudOrder, NoConfidence, Offline, PolicyMode, Uncalibrated
@@ -255,7 +257,7 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
     own = section.model_copy(update={"view": None})  # which is the router's
-    key = (repr(own), secrets, score, folder.resolve(), *((path, file_stamp(path)) for path in paths))
+    key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     last = _made.get(key)
     made = None if last is None else _made.get((key, _files(last)))
     if made is None:
@@ -263,6 +265,15 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
         made = _made.setdefault((key, _files(made)), made)
         _made[key] = made
     return made
+
+
+def _stamp(path: Path) -> Any:
+    """What tells whether a file is another one; of one that names a model's active version, that."""
+    if path.suffix.lower() != SUFFIX:
+        return file_stamp(path)
+    with suppress(EdgerouteError):  # said where the model is made
+        return version_of(path)
+    return None
 
 
 def _files(made: Any) -> Any:

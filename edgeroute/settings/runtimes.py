@@ -18,7 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.load import load
-from edgeroute.edge.runtimes import BUILT_IN, SCHEMES, class_of, is_address, suffix_of, suffixes, target_of
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_address, suffix_of, suffixes, target_of
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
@@ -81,7 +81,7 @@ def registered(path: object) -> type[Registered] | None:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
-    if suffix is None or (target := target_of(suffix)) == BUILT_IN[WRITTEN]:
+    if suffix is None or (target := target_of(suffix)) in {BUILT_IN[WRITTEN], BUILT_IN[ACTIVE]}:
         return None
     return _section(suffix, target)
 

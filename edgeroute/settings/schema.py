@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from edgeroute.edge.runtimes import BUILT_IN, SCHEMES
+from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES
 from edgeroute.errors import EdgerouteError
 from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 from edgeroute.settings.runtimes import Registered, all_registered, registered
@@ -93,7 +93,7 @@ def reference() -> str:
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
         parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
         if name == "edge":
-            runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix != ".onnx")
+            runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix not in {".onnx", ACTIVE})
             parts += [text for runtime in runtimes for text in _for_models(runtime)]
         for kind in kinds if several else ():
             protocol = kind["properties"]["protocol"]["const"]

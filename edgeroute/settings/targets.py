@@ -15,6 +15,7 @@ from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
 from edgeroute.edge.providers import parsed
+from edgeroute.edge.runtimes import ACTIVE
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Duration, Size
 from edgeroute.settings.values import (
@@ -105,7 +106,13 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        options = self.model_dump(exclude={"path", "card", "score", "view"}) | {"providers": parsed(self.providers, folder)}
+        follows = self.path.lower().endswith(ACTIVE)  # its runtime is not known here: it has its own defaults
+        options = self.model_dump(exclude={"path", "card", "score", "view"}, exclude_unset=follows)
+        if "providers" in options:
+            options["providers"] = parsed(self.providers, folder)
+        if follows:
+            options |= {} if self.score is None else {"score": loaded_score(self.score, folder)}
+            return load(at(folder, self.path), **options, **({"card": at(folder, self.card)} if self.card else {}))
         score = None if self.score is None else loaded_score(self.score, folder)
         return load(at(folder, self.path), **options, score=score, card=at(folder, self.card) if self.card else None)
 

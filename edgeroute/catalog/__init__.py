@@ -1,0 +1,28 @@
+"""Catalogs of models: signed lists of versions, from which a device updates its models (docs/models.md)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeroute.catalog.catalog import Catalog
+    from edgeroute.catalog.download import Progress
+    from edgeroute.catalog.entry import Entry
+    from edgeroute.catalog.installed import ModelStatus
+    from edgeroute.catalog.update import Step, Updater
+
+_HOMES = {
+    "Catalog": "catalog", "Entry": "entry", "ModelStatus": "installed", "Progress": "download",
+    **dict.fromkeys(("Step", "Updater"), "update"),
+}  # fmt: skip
+
+__all__ = ["Catalog", "Entry", "ModelStatus", "Progress", "Step", "Updater"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the modules lazily: a router needs few of them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeroute.catalog' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"edgeroute.catalog.{_HOMES[name]}"), name)
+    return value

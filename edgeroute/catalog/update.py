@@ -1,0 +1,243 @@
+"""Updates of a router's model: pulled, tried, activated, and rolled back by themselves."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from edgeroute.catalog.active import trying
+from edgeroute.catalog.catalog import Catalog
+from edgeroute.catalog.download import Progress
+from edgeroute.catalog.store import Pointer
+from edgeroute.edge.members import release_of
+from edgeroute.errors import EdgerouteError, PolicyError, check_number
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger("edgeroute")
+LOOKS_S = 1.0
+"""Interval of looking at a version on trial, seconds."""
+MOST_STARTS = 3
+"""Starts of the process with a version on trial, after which it counts as what ended the earlier ones."""
+Did = Literal["nothing", "updated", "refused", "rolled_back", "on_trial", "confirmed"]
+
+
+class Step(NamedTuple):
+    """What an update did."""
+
+    did: Did
+    text: str
+    """In words."""
+    version: str = ""
+    """The one that it is about."""
+
+
+class Reloads(Protocol):
+    """What an update needs of a router."""
+
+    @property
+    def engine(self) -> Any:
+        """Its parts."""
+
+    def reload(self) -> None:
+        """Looks for the active version again."""
+
+    def stats(self) -> Any:
+        """Its statistics."""
+
+
+class Updater:
+    """Keeps one model of a router up to date. Used in a `with`, it looks by itself, in a thread.
+
+    A new version is downloaded, loaded, warmed up, and tried on its canary inputs beside the one in use; only then it is
+    activated. For its first runs it is on trial: it is rolled back when too many of them fail, when an audit alarms, or when the
+    process ends with it again and again. A version that failed is not tried again.
+
+    Args:
+        catalog: of this device.
+        name: of the model; the router has `catalog.path(name)` as its edge, and a version is active.
+        router: a `Router` or an `AsyncRouter`.
+        every_s: seconds between two looks at the catalog.
+        trial_runs: runs after which a version is confirmed.
+        max_errors: share of them that may fail, beyond that of the version before.
+        progress: of downloads, called as by `Catalog.pull`.
+        on_step: called with each `Step` that did something, from the thread.
+
+    Raises:
+        PolicyError: the router has no such model, or a number is none.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        name: str,
+        router: Reloads,
+        *,
+        every_s: float = 3600.0,
+        trial_runs: int = 200,
+        max_errors: float = 0.05,
+        progress: Callable[[Progress], object] | None = None,
+        on_step: Callable[[Step], object] | None = None,
+    ) -> None:
+        check_number("every_s", every_s, above=True)
+        check_number("trial_runs", trial_runs, least=1, whole=True)
+        check_number("max_errors", max_errors, most=1)
+        self.catalog, self.name, self.router = catalog, name, router
+        self._every_s, self._runs, self._most, self._progress, self._on_step = every_s, trial_runs, max_errors, progress, on_step
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()
+        self._index()
+        self._base = self._counted()
+        self._usual = 0.0
+        self._begin()
+
+    def _index(self) -> int:
+        """Which of the router's targets it is."""
+        pointer = self.catalog.path(self.name).absolute()
+        for i, backend in enumerate(self.router.engine.snapshot.backends):
+            release = release_of(backend.model) if backend.side == "edge" else None
+            if release is not None and release.pointer.absolute() == pointer:
+                return i
+        raise PolicyError(f"the router has no {self.name} of this catalog: give it {self.catalog.path(self.name)} as its edge")
+
+    def _counted(self) -> tuple[int, int]:
+        """Runs of the model so far, and those that failed."""
+        leg = self.router.stats().legs[self._index()]
+        return leg.started, leg.failed
+
+    def _begin(self) -> None:
+        """What an earlier run of the process left: a version that was being tried, or is on trial."""
+        now = self.catalog.active(self.name)
+        if now.tried and now.tried != now.version:
+            self.catalog.refuse(self.name, now.tried, "the process ended while it was tried")
+            now = self.catalog.active(self.name)
+        if now.trial >= MOST_STARTS:
+            self._roll_back(now, f"the process ended {now.trial} times while it was on trial")
+        elif now.trial:
+            self.catalog.mark(self.name, trial=now.trial + 1)
+
+    def step(self) -> Step:
+        """Looks at the catalog once, and updates the router if there is a new version.
+
+        Raises:
+            CatalogAway, CatalogError, StoreError: the catalog cannot be reached or trusted, or the disk is full; what is in
+                use stays.
+        """
+        with self._turn:
+            return self._told(self._step())
+
+    def _step(self) -> Step:
+        now = self.catalog.active(self.name)
+        if now.pinned:
+            return Step("nothing", f"{self.name} is pinned to {now.version}", now.version)
+        if now.trial:
+            return Step("nothing", f"{self.name} {now.version} is on trial", now.version)
+        self.catalog.refresh()
+        entry = self.catalog.entry(self.name)
+        if entry.version == now.version:
+            return Step("nothing", f"{self.name} {now.version} is the newest", now.version)
+        if entry.version in dict(now.refused):
+            why = dict(now.refused)[entry.version]
+            return Step("nothing", f"{self.name} {entry.version} is not tried again: {why}", entry.version)
+        self.catalog.download(entry, progress=self._progress)
+        self.catalog.mark(self.name, tried=entry.version)
+        before = self._counted()
+        try:
+            with trying(self.catalog.path(self.name), entry.version):
+                self.router.reload()
+        except EdgerouteError as e:
+            self.catalog.refuse(self.name, entry.version, str(e))
+            return Step("refused", f"{self.name} stays at {now.version}: {e}", entry.version)
+        try:
+            self.catalog.activate(self.name, entry.version, trial=1)
+        except EdgerouteError:
+            self.router.reload()  # the version before, which is still the active one
+            raise
+        self._usual, self._base = before[1] / max(1, before[0]), self._counted()
+        return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
+
+    def look(self) -> Step:
+        """Looks at a version on trial once: it is confirmed after enough runs, or rolled back. Also follows what others activate.
+
+        Raises:
+            CatalogError, StoreError: what is active cannot be read or written.
+        """
+        with self._turn:
+            return self._told(self._look())
+
+    def _look(self) -> Step:
+        now = self.catalog.active(self.name)
+        if release_of(self.router.engine.snapshot.backends[self._index()].model).version != now.version:
+            self.router.reload()
+            return Step("updated", f"{self.name} {now.version} was activated by somebody else", now.version)
+        if not now.trial:
+            return Step("nothing", f"{self.name} {now.version} is not on trial", now.version)
+        started, failed = (a - b for a, b in zip(self._counted(), self._base, strict=True))
+        if failed > (self._most + self._usual) * self._runs:
+            return self._roll_back(now, f"{failed} of its first {started} runs failed")
+        target = self.router.engine.snapshot.targets[self._index()].name
+        for audit in self.router.stats().audits:
+            if audit.target == target and audit.alarm:
+                return self._roll_back(now, audit.alarm)
+        if started < self._runs:
+            return Step("on_trial", f"{self.name} {now.version}: {started} of {self._runs:,} runs, {failed} failed", now.version)
+        self.catalog.mark(self.name, trial=0)
+        return Step("confirmed", f"{self.name} {now.version} is confirmed: {failed} of {started} runs failed", now.version)
+
+    def _roll_back(self, now: Pointer, why: str) -> Step:
+        made = self.catalog.rollback(self.name, why=why)
+        self.router.reload()
+        return Step("rolled_back", f"{self.name} is back at {made.version}: {why}", now.version)
+
+    def _told(self, step: Step) -> Step:
+        if step.did in {"updated", "refused", "rolled_back", "confirmed"}:
+            (log.info if step.did in {"updated", "confirmed"} else log.warning)("%s", step.text)
+            if self._on_step is not None:
+                self._on_step(step)
+        return step
+
+    def start(self) -> None:
+        """Looks by itself from now on, in a thread; at once, and then at the interval."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name=f"edgeroute-update-{self.name}", daemon=True)
+            self._thread.start()
+
+    def _loop(self) -> None:
+        left = 0.0
+        while True:
+            self._quietly(self.look)
+            if left <= 0:
+                self._quietly(self.step)
+                left = self._every_s
+            if self._stop.wait(LOOKS_S):
+                return
+            left -= LOOKS_S
+
+    def _quietly(self, look: Callable[[], Step]) -> None:
+        """Logs what goes wrong: whatever that is, the active model answers."""
+        try:
+            look()
+        except EdgerouteError as e:
+            log.warning("%s was not updated: %s", self.name, e)
+        except Exception:
+            log.exception("%s was not updated", self.name)
+
+    def close(self) -> None:
+        """Stops looking; a download that is under way is stopped, and goes on from there another time."""
+        self._stop.set()
+        self.catalog.close()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
