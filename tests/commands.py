@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,14 +24,14 @@ PIPE_BYTES = 1 << 16
 
 
 def cli(*args, input=b"", cwd=None, env=None):  # noqa: A002 - as of `subprocess.run`
-    """Runs `edgeroute` to its end, with these bytes as its standard input and this whole environment -> exit code, stdout, stderr."""
-    args = [str(arg) for arg in args]
-    if not hasattr(os, "fork") or len(input) > PIPE_BYTES:
-        done = subprocess.run([*PYTHON, *args], input=input, cwd=cwd, env=env, check=False, capture_output=True, timeout=240)
+    """Runs `edgeroute` to its end, with this standard input and this whole environment -> exit code, stdout, stderr."""
+    args, sent = [str(arg) for arg in args], input.encode() if isinstance(input, str) else input
+    if not hasattr(os, "fork") or len(sent) > PIPE_BYTES:
+        done = subprocess.run([*PYTHON, *args], input=sent, cwd=cwd, env=env, check=False, capture_output=True, timeout=240)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
     mine, theirs = socket.socketpair()
     reads, writes = os.pipe()
-    os.write(writes, input)
+    os.write(writes, sent)
     os.close(writes)
     with mine, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given = {"args": args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
@@ -68,13 +67,14 @@ def _server(_pid):
 
 def serve(control):
     """Forks for each command -> in the fork that is to run it, that command; None in the server, at its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these
     while True:
         said, files, *_ = socket.recv_fds(control, 1 << 20, 4)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, 0 if not said else os.WNOHANG)[0]:
+                pass
         if not said:
             return None
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             control.close()
             child = os.fork()
             if child == 0:
