@@ -74,7 +74,7 @@ class Server:
             self._process.wait(30)
 
 
-server = Server() if hasattr(os, "fork") and __name__ != "__main__" else None
+server = Server() if sys.platform == "linux" and __name__ != "__main__" else None
 
 
 def serve(control):
