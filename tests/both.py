@@ -205,7 +205,7 @@ class Due:
 
     def __call__(self, condition=lambda: True, seconds=LONG):
         """Another deadline, of about so many seconds."""
-        seconds += len(self._conditions) / 1000
+        seconds += (1 + len(self._conditions)) / 1e6  # unlike any other, also unlike `LONG` itself
         self._conditions[seconds] = condition
         return seconds
 

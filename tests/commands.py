@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,21 +23,19 @@ PIPE_BYTES = 1 << 16
 
 
 def cli(*args, input=b"", cwd=None, env=None):  # noqa: A002 - as of `subprocess.run`
-    """Runs `edgeroute` to its end, with these bytes as its standard input and this whole environment -> exit code, stdout, stderr."""
-    args = [str(arg) for arg in args]
-    if not hasattr(os, "fork") or len(input) > PIPE_BYTES:
-        done = subprocess.run([*PYTHON, *args], input=input, cwd=cwd, env=env, check=False, capture_output=True, timeout=240)
+    """Runs `edgeroute` to its end, with this standard input and this whole environment -> exit code, stdout, stderr."""
+    args, sent = [str(arg) for arg in args], input.encode() if isinstance(input, str) else input
+    if server is None or len(sent) > PIPE_BYTES:
+        done = subprocess.run([*PYTHON, *args], input=sent, cwd=cwd, env=env, check=False, capture_output=True, timeout=240)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
     mine, theirs = socket.socketpair()
     reads, writes = os.pipe()
-    os.write(writes, input)
+    os.write(writes, sent)
     os.close(writes)
     with mine, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given = {"args": args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
         with theirs:
-            socket.send_fds(
-                _server(os.getpid()), [json.dumps(given).encode()], [reads, out.fileno(), err.fileno(), theirs.fileno()]
-            )
+            server.run(given, [reads, out.fileno(), err.fileno(), theirs.fileno()])
         os.close(reads)
         mine.settimeout(240)
         code = int(mine.recv(100))
@@ -48,33 +44,49 @@ def cli(*args, input=b"", cwd=None, env=None):  # noqa: A002 - as of `subprocess
         return code, out.read().decode(), err.read().decode()
 
 
-@functools.cache
-def _server(_pid):
-    """A connection to the process of which each command is a fork. It ends with this one."""
-    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
-    )
-    theirs.close()
-    mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+class Server:
+    """The process of which each command is a fork. It is started for the first one, and ends with this process.
 
-    def end():
-        mine.close()
-        process.wait(30)
+    The connection is there from the beginning: what a test leaves open is looked for.
+    """
 
-    atexit.register(end)
-    return mine
+    def __init__(self):
+        self._mine, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = None
+        atexit.register(self._end)
+
+    def run(self, given, files):
+        """Runs that command with these files: its input, output and errors, and where its exit code is written."""
+        if self._process is None:
+            self._start()
+        socket.send_fds(self._mine, [json.dumps(given).encode()], files)
+
+    def _start(self):
+        self._mine.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with self._theirs:
+            command = [sys.executable, __file__, str(self._theirs.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[self._theirs.fileno()], stdin=subprocess.DEVNULL)
+
+    def _end(self):
+        self._mine.close()
+        self._theirs.close()
+        if self._process is not None:
+            self._process.wait(30)
+
+
+server = Server() if sys.platform == "linux" and __name__ != "__main__" else None
 
 
 def serve(control):
     """Forks for each command -> in the fork that is to run it, that command; None in the server, at its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these
     while True:
         said, files, *_ = socket.recv_fds(control, 1 << 20, 4)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, 0 if not said else os.WNOHANG)[0]:
+                pass
         if not said:
             return None
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             control.close()
             child = os.fork()
             if child == 0:

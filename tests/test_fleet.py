@@ -233,6 +233,7 @@ def test_outboxes_of_quiet_devices_bring_it_down_again():
         assert without.waiting > quiet.devices / 4
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("silent", [True, False])
 def test_a_spread_of_ten_minutes_is_enough_for_an_outage_of_one(silent):
     """A fifth more than the usual load takes what was queued in it; spread over a minute, it would not."""
@@ -256,6 +257,7 @@ def test_jitter_spreads_what_comes_back_together():
     assert simulate(together, lone).peak < 0.75 * simulate(together, lone._replace(jitter=False)).peak
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("client", [EDGEROUTE, PLAIN], ids=lambda client: client.name)
 def test_more_capacity_is_never_slower(client):
     """Over three seeds, the cloud is back no later with more capacity."""

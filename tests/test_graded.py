@@ -265,6 +265,7 @@ WORLDS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("n", [300, 1100])
 def test_promises_hold_over_draws(world, n):
@@ -281,6 +282,7 @@ def test_promises_hold_over_draws(world, n):
     assert broken <= draws * (0.05 + 4 * sqrt(0.05 * 0.95 / draws))
 
 
+@pytest.mark.once
 def test_frames_of_scenes():
     """As independent examples they break the promise; as groups they keep it, and defer less than one frame of each does."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from netns import LONG, Namespace, needs_namespaces
 
+from edgeroute.observe import health
 from edgeroute.observe import network as link
 from edgeroute.observe.network import NetworkMonitor
 
@@ -262,3 +263,37 @@ def test_a_descriptor_that_is_held_elsewhere():
     with subprocess.Popen(["cat"], stdin=-1, pass_fds=[s.fileno() for s in watch._sockets]):
         watch.close()
         assert not thread.is_alive()
+
+
+def test_a_router_that_is_closed_as_a_breaker_opens():
+    """Whichever comes first: the call that opened it goes on, and no thread is left."""
+
+    class ThenClosed:
+        """A lock; as soon as the first one that had it leaves it, another thread closes."""
+
+        def __enter__(self):
+            """It is free."""
+
+        def __exit__(self, *_):
+            watched._lock = threading.RLock()
+            closing = threading.Thread(target=watched.close)
+            closing.start()
+            closing.join(LONG)
+
+    class Away:
+        name = "cloud"
+
+        def why(self):
+            """Of no account."""
+            return ""
+
+    def threads():
+        return {thread for thread in threading.enumerate() if thread.name == "edgeroute-link"}
+
+    before = threads()
+    watched = health.EndpointHealth(lambda _: True, list, lambda: None)
+    watched._lock = ThenClosed()
+    watched.opened(Away())
+    assert not threads() - before
+    watched.opened(Away())
+    assert not threads() - before

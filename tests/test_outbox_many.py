@@ -85,6 +85,7 @@ def counts(outbox, _):
     return lambda: (outbox.list(latest=10), outbox.list("dead", latest=10))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("waits", ["due", "later", "held", "failed", "answered"])
 @pytest.mark.parametrize("work", [a_put, a_step, a_callback])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from queue import Queue
 
 import pytest
 from both import interrupted
@@ -101,22 +102,22 @@ def test_idle_threads_end():
     pool.close()
 
 
+class Taken(dict):
+    """Idle threads, each of which somebody takes as soon as it is there, who is interrupted then."""
+
+    def __setitem__(self, box, _):
+        """It is gone at once."""
+
+
 def test_a_thread_that_was_promised_a_job_which_never_comes_ends():
     """Whoever took its mailbox may have been interrupted: the slot comes back all the same."""
-    pool, done = ThreadPool("test", 1, idle_s=0.01), threading.Event()
-    pool._idle_s = LONG  # the thread that waits now has this; the next waits are short
-    pool.submit(done.set)
-    until_idle(pool)
-    (box,) = pool._idle
-    pool._idle_s = 0.01
-    assert pool._idle.popitem()[0] is box
-    box.put(lambda: None)  # one more job, after which it is idle again, and taken once more
-    until_idle(pool)
-    pool._idle.popitem()
-    (thread,) = pool._threads
-    thread.join(LONG)
-    assert not thread.is_alive()
-    assert pool.submit(done.set)
+    pool, ran = ThreadPool("test", 1, idle_s=0.01), Queue()
+    pool._idle = Taken()
+    for _ in range(2):
+        assert pool.submit(lambda: ran.put(threading.current_thread()))
+        thread = ran.get(timeout=LONG)
+        thread.join(LONG)
+        assert not thread.is_alive()
     pool.close()
 
 

@@ -66,7 +66,7 @@ class EndpointHealth:
             self._watch = NetworkMonitor(self.link_up)
             if not LINUX:
                 log.info("this system does not tell when the network comes back: endpoints are probed by time alone")
-        self._watch.start()
+            self._watch.start()  # within the lock: `close` ends what was started
 
     def probe(self, guard: Guard) -> None:
         """Sends a probe in the background; without a free thread it counts as failed, and the next one is due later."""
