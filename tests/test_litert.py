@@ -207,6 +207,18 @@ def test_a_fixed_batch(make):
     assert fixed.run_one(X).shape == (1, 3), "as before"
 
 
+def test_an_axis_that_has_no_size_before_the_first_run(make):
+    """The size that the file has for it may be one that the model does not run with."""
+    model = make(models.halves, card={"output": {"batch": "none"}})
+    model.load()
+    assert model.inputs == (TensorSpec("x", "float32", (1, -1)),)
+    assert model.run_one(X).tolist() == [[[1, 2], [3, 0.5]]]
+    assert model.run_one(np.arange(6, dtype=np.float32)).tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    with pytest.raises(ModelError, match="failed to run"):
+        model.run_one(X[:3])
+    assert model.run_one(X).tolist() == [[[1, 2], [3, 0.5]]]
+
+
 # --- one interpreter for each run
 
 
