@@ -16,6 +16,7 @@ from both import LONG
 
 from edgeroute import (
     BadInput,
+    DeadlineExceeded,
     LiteRTModel,
     ModelError,
     ModelMissing,
@@ -318,19 +319,33 @@ def test_a_state_in_variables_is_one_for_each_session(make):
             router.infer(np.ones(2, np.float32))
 
 
-def test_a_state_that_has_gone_on_without_its_session(make):
-    """A run that was stopped, or whose call failed, has moved the interpreter on: the session is told so, and begins anew."""
+def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
+    """A run that was left behind has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
     model = make(models.total)
+    go, ended, run = threading.Event(), threading.Event(), interpreters.Worker.run
+
+    def waits(self, *given):
+        try:
+            assert go.wait(LONG)
+            return run(self, *given)
+        finally:
+            ended.set()
+
     with Router(model, cloud, threshold=0.0) as router, router.session() as session:
-        assert session.infer(np.ones(2, np.float32)).source == "edge"
-        with session._states.turn() as turn:
-            worker, step = turn.states[model._stream]
-        model._advance(worker, step)  # as by a run that was left behind
-        lost = session.infer(np.ones(2, np.float32))
+        ones = np.ones(2, np.float32)
+        assert session.infer(ones).source == "edge"
+        monkeypatch.setattr(interpreters.Worker, "run", waits)
+        with pytest.raises(DeadlineExceeded):
+            session.infer(ones, deadline=0.05)
+        go.set()
+        assert ended.wait(LONG)
+        monkeypatch.undo()
+        lost = session.infer(ones)
         assert lost.source == "cloud"
         assert "its state cannot be put back: begin the stream anew by the session's reset()" in lost.reason
         session.reset()
-        assert session.infer(np.ones(2, np.float32)).source == "edge"
+        again = session.infer(ones)
+        assert (again.source, again.outputs.tolist()) == ("edge", [1, 1])
 
 
 def test_a_state_in_tensors(make):
