@@ -16,7 +16,6 @@ from both import LONG
 
 from edgeroute import (
     BadInput,
-    DeadlineExceeded,
     LiteRTModel,
     ModelError,
     ModelMissing,
@@ -32,6 +31,7 @@ from edgeroute import settings as policies
 from edgeroute.edge import interpreters, litert
 from edgeroute.edge.load import load
 from edgeroute.edge.tflite_format import contents
+from edgeroute.router.session import current
 from edgeroute.testing import edge_contract
 
 models = pytest.importorskip(
@@ -320,29 +320,19 @@ def test_a_state_in_variables_is_one_for_each_session(make):
 
 
 def test_a_state_that_has_gone_on_without_its_session(make, monkeypatch):
-    """A run that was left behind has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
-    model = make(models.total)
-    go, ended, run = threading.Event(), threading.Event(), interpreters.Worker.run
-
-    def waits(self, *given):
-        try:
-            assert go.wait(LONG)
-            return run(self, *given)
-        finally:
-            ended.set()
-
+    """A run that was told to stop has moved the interpreter on: the session is told so, asks the cloud, and begins anew."""
+    model, stop, run = make(models.total), StopToken(), interpreters.Worker.run
+    ones = np.ones(2, np.float32)
     with Router(model, cloud, threshold=0.0) as router, router.session() as session:
-        ones = np.ones(2, np.float32)
         assert session.infer(ones).source == "edge"
-        monkeypatch.setattr(interpreters.Worker, "run", waits)
-        with pytest.raises(DeadlineExceeded):
-            session.infer(ones, deadline=0.05)
-        go.set()
-        assert ended.wait(LONG)
+        monkeypatch.setattr(interpreters.Worker, "run", lambda *given: (stop(), run(*given))[1])
+        with session._states.turn() as turn, current(turn):
+            model.run_one(ones, stop)  # as a leg does that is left behind at a deadline
         monkeypatch.undo()
-        lost = session.infer(ones)
-        assert lost.source == "cloud"
-        assert "its state cannot be put back: begin the stream anew by the session's reset()" in lost.reason
+        for _ in range(2):
+            lost = session.infer(ones)
+            assert lost.source == "cloud"
+            assert "its state cannot be put back: begin the stream anew by the session's reset()" in lost.reason
         session.reset()
         again = session.infer(ones)
         assert (again.source, again.outputs.tolist()) == ("edge", [1, 1])
