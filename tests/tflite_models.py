@@ -241,3 +241,13 @@ def rolling(path: Path) -> Path:
     g.operator("ADD", [x, zero], [after], options="AddOptions")
     g.at.inputs, g.at.outputs = [x, before], [y, after]
     return g.save(path)
+
+
+def halves(path: Path) -> Path:
+    """x float32 [1, any] -> [2, half as many]; with one element, as the file has it, there are no halves."""
+    g = Graph()
+    x, shape = g.tensor("x", [1, -1]), g.constant("shape", [2, -1], "int32")
+    y = g.tensor("y", [2, -1])
+    g.operator("RESHAPE", [x, shape], [y], options="ReshapeOptions", newShape=[2, -1])
+    g.at.inputs, g.at.outputs = [x], [y]
+    return g.save(path)

@@ -107,16 +107,19 @@ class Worker:
     """One interpreter.
 
     Args:
-        interpreter: its tensors are allocated.
+        interpreter: of the runtime.
         inputs, outputs: of the model.
         runner: runs a signature that is not the main graph's; None: it is.
+        ready: whether its tensors are allocated.
     """
 
-    def __init__(self, interpreter: Any, inputs: Sequence[Port], outputs: Sequence[Port], runner: Any = None) -> None:
+    def __init__(
+        self, interpreter: Any, inputs: Sequence[Port], outputs: Sequence[Port], runner: Any = None, *, ready: bool = True
+    ) -> None:
         self.interpreter, self.runner = interpreter, runner
         self.inputs, self.outputs = tuple(inputs), {port.name: port for port in outputs}
         self.set, self.invoke, self.get = interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor
-        self.shapes = [port.begun for port in inputs]
+        self.shapes = [port.begun if ready else () for port in inputs]
         self.step, self.pid, self.lock = 0, os.getpid(), threading.Lock()
 
     def run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:

@@ -180,14 +180,14 @@ class LiteRTModel(ModelFile):
         with no_fork.lock:
             interpreter = module.Interpreter(model_content=data, experimental_delegates=libraries or None, **options)
             idle = bool(libraries) and not _delegated(interpreter, found)
-            interpreter.allocate_tensors()
+            ready = _allocated(interpreter)
         if idle or ("xnnpack" in used and not _delegated(interpreter, found)):
             used = ["none"] if "none" in used else []
             lacks = f"{', '.join(map(shown, self.delegates))} runs none of the operators of {self.path}"
             if self.on_downgrade == "error":
                 raise ModelError(f"{lacks}: compile the model for it, or leave the delegate out")
         self._used, self.downgraded = tuple(used), f"{lacks}; running on the CPU" if lacks else None
-        return _wired(interpreter, signature)
+        return _wired(interpreter, signature, ready=ready)
 
     def _library(self, module: Any, delegate: str) -> tuple[Any, str]:
         """A delegate, or why there is none, where it may be run without."""
@@ -315,7 +315,22 @@ def _delegated(interpreter: Any, found: Contents) -> bool:
     return details is None or len(details()) > found.operators
 
 
-def _wired(interpreter: Any, signature: Signature | None) -> Worker:
+def _allocated(interpreter: Any) -> bool:
+    """Allocates its tensors. -> whether it could: in some models axes of any size are to be given other sizes first.
+
+    Raises:
+        RuntimeError, ValueError: it cannot, and there are none.
+    """
+    try:
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError):
+        if not any(-1 in one["shape_signature"] for one in interpreter.get_input_details()):
+            raise
+        return False
+    return True
+
+
+def _wired(interpreter: Any, signature: Signature | None, *, ready: bool) -> Worker:
     """An interpreter with the names of its inputs and outputs."""
     if signature is None or not signature.subgraph:
         names = (
@@ -323,7 +338,7 @@ def _wired(interpreter: Any, signature: Signature | None) -> Worker:
         )
         ways = (interpreter.get_input_details(), interpreter.get_output_details())
         inputs, outputs = ([Port.of(names.get(one["index"], one["name"]), one) for one in way] for way in ways)
-        return Worker(interpreter, inputs, outputs)
+        return Worker(interpreter, inputs, outputs, ready=ready)
     runner = interpreter.get_signature_runner(signature.key)
     ways = (runner.get_input_details(), runner.get_output_details())
     inputs, outputs = ([Port.of(name, one) for name, one in way.items()] for way in ways)

@@ -1,0 +1,193 @@
+"""The shipped edge model on each runtime: whether they agree, how long a call takes, and what edgeroute adds to it.
+
+    python benchmarks/runtimes.py [--data /usr/share/datasets/fashion-mnist] [--also tflite=/path/to/another/bin/python]
+
+Each runtime is measured in a process of its own, one after the other. `--data` is a folder with the four .idx.gz files of
+Fashion-MNIST, of which the 10,000 test images are taken; without it they are the 1,000 that are shipped. `--also` names the
+interpreter of an environment that has another runtime. Needs psutil.
+
+A further runtime is one more function here: it gives a model, and the shortest way to the same outputs without edgeroute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute import LiteRTModel, OnnxModel, Router
+from edgeroute.packaged import folder
+
+MODELS = folder("models", "fashion", has="cloud.onnx")
+Bare = Callable[[np.ndarray], np.ndarray]
+
+
+def onnx() -> tuple[OnnxModel, Bare]:
+    """ONNX Runtime on the CPU."""
+    model = OnnxModel(MODELS / "edge.int8.onnx")
+    session = model.load()
+    return model, lambda x: session.run(["logits"], {"image": x[None]})[0]
+
+
+def litert(**options: Any) -> tuple[LiteRTModel, Bare]:
+    """LiteRT with XNNPACK."""
+    model = LiteRTModel(MODELS / "edge.int8.tflite", **{"runtime": "litert", **options})
+    interpreter = model.load().new().interpreter
+    (given,), (read,) = interpreter.get_input_details(), interpreter.get_output_details()
+    number, out = given["index"], read["index"]
+
+    def bare(x: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(number, x[None])
+        interpreter.invoke()
+        return interpreter.get_tensor(out)
+
+    return model, bare
+
+
+RUNTIMES: dict[str, tuple[str, Callable[[], tuple[Any, Bare]]]] = {
+    "onnx": ("ONNX Runtime, .onnx", onnx),
+    "litert": ("LiteRT, .tflite", litert),
+    "litert-plain": ("LiteRT without XNNPACK, .tflite", lambda: litert(delegate="none")),
+    "tflite": ("tflite-runtime, .tflite", lambda: litert(runtime="tflite")),
+}
+"""Name -> (what the table calls it, the model and the bare run)."""
+
+
+class Measured(NamedTuple):
+    """What a process has measured of one runtime."""
+
+    logits: np.ndarray
+    mib: float
+    us: dict[str, float]
+    """The time of a call in microseconds: bare, run_one, router, deadline."""
+
+
+def rss_mib() -> float:
+    """The memory that this process has."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / (1 << 20)
+
+
+def measure(name: str, images: np.ndarray) -> Measured:
+    """Runs the images, and times single calls, those of each way in turns."""
+    before = rss_mib()
+    model, bare = RUNTIMES[name][1]()
+    model.run_one(images[0])
+    mib = rss_mib() - before
+    logits = np.concatenate([model.run_one(x) for x in images])
+
+    def never(_: object) -> object:
+        raise AssertionError("nothing is deferred here")
+
+    with Router(model, never, threshold=0.0) as plain, Router(model, never, threshold=0.0, deadline=30.0) as hurried:
+        ways = {"bare": bare, "run_one": model.run_one, "router": plain.infer, "deadline": hurried.infer}
+        rows, medians = list(images[:100]), {way: list[float]() for way in ways}
+        for turn in range(12):
+            for way, run in ways.items():
+                times = []
+                for x in rows:
+                    begun = time.perf_counter_ns()
+                    run(x)
+                    times.append(time.perf_counter_ns() - begun)
+                if turn >= 2:  # until then it warms up
+                    medians[way].append(statistics.median(times) / 1e3)
+    return Measured(logits, mib, {way: statistics.median(values) for way, values in medians.items()})
+
+
+def in_a_process(python: str, name: str, images: Path) -> Measured | str:
+    """The same elsewhere; or why not."""
+    with tempfile.TemporaryDirectory() as home:
+        out = Path(home, "out.npz")
+        done = subprocess.run(
+            [python, __file__, "--one", name, str(images), str(out)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or ["?"])[-1]
+        with np.load(out) as found:
+            told = json.loads(str(found["told"]))
+            return Measured(found["logits"], told["mib"], told["us"])
+
+
+def test_images(data: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [n, 28, 28], and their classes."""
+    if data is None:
+        with np.load(MODELS / "sample.npz") as sample:
+            return sample["images"], sample["labels"]
+    pixels, labels = (gzip.decompress((data / f"t10k-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1"))
+    return np.frombuffer(pixels[16:], np.uint8).reshape(-1, 28, 28), np.frombuffer(labels[8:], np.uint8)
+
+
+def main() -> None:
+    """Prints the two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--one", nargs=3, metavar=("NAME", "IMAGES", "OUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        name, given, out = args.one
+        found = measure(name, np.load(given))
+        np.savez(out, logits=found.logits, told=json.dumps({"mib": found.mib, "us": found.us}))
+        return
+    images, labels = test_images(args.data)
+    pythons = dict.fromkeys(RUNTIMES, sys.executable) | dict(one.split("=", 1) for one in args.also)
+    measured: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory() as home:
+        file = Path(home, "images.npy")
+        np.save(file, images)
+        for name in RUNTIMES:
+            result = in_a_process(pythons[name], name, file)
+            if isinstance(result, str):
+                print(f"{name}: {result}", file=sys.stderr)
+            else:
+                measured[name] = result
+    print(agreement(measured, labels), overhead(measured), sep="\n\n")
+    print(f"\n{len(images):,} images, one at a time, one thread; {platform.machine()}, {time.strftime('%Y-%m-%d')}.")
+
+
+def agreement(measured: dict[str, Measured], labels: np.ndarray) -> str:
+    """Table: whether they answer alike, and what it costs."""
+    lines = ["| runtime | accuracy | same class | largest difference of a logit | time of a call, us | memory, MiB |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    first = next(iter(measured.values())).logits
+    for name, one in measured.items():
+        classes = one.logits.argmax(1)
+        lines.append(
+            f"| {RUNTIMES[name][0]} | {(classes == labels).mean():.4f} | {(classes == first.argmax(1)).mean():.2%} | "
+            f"{np.abs(one.logits - first).max():.2g} | {one.us['bare']:.1f} | {one.mib:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def overhead(measured: dict[str, Measured]) -> str:
+    """Table: what is added to the bare runtime, with its limits."""
+    lines = [
+        "| runtime | bare, us | `run_one` | `Router.infer` | with a deadline | limits | |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for name, one in measured.items():
+        bare = one.us["bare"]
+        added = {way: us - bare for way, us in one.us.items()}
+        limit = 20 + 0.02 * bare
+        kept = added["run_one"] <= limit and added["deadline"] <= 60
+        lines.append(
+            f"| {RUNTIMES[name][0]} | {bare:.1f} | {added['run_one']:+.1f} | {added['router']:+.1f} | {added['deadline']:+.1f} | "
+            f"{limit:.1f}, 60 | {'kept' if kept else 'MISSED'} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
