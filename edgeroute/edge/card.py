@@ -13,6 +13,7 @@ from edgeroute.edge.picture import Picture
 from edgeroute.edge.preprocess import Layouts, Preprocess
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import ModelError, ModelMissing
+from edgeroute.files import files_in
 from edgeroute.types import TensorSpec
 
 __all__ = ["Array", "Card", "CardInput", "CardState", "Preprocess", "sha256_of", "stack"]
@@ -233,19 +234,26 @@ def _check_names(inputs: tuple[CardInput, ...], state: tuple[CardState, ...]) ->
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hex.
+    """SHA-256 of a file, hex; of a folder, that of what `sha256sum` prints of its files, by their paths in it, sorted by bytes.
 
     Raises:
         ModelMissing: there is no such file.
         ModelError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        if not path.is_dir():
+            return _sha256(path)
+        files = {file.relative_to(path).as_posix().encode(): _sha256(file) for file in files_in(path)}
     except FileNotFoundError as e:
         raise ModelMissing(f"there is no model at {path}") from e
     except OSError as e:
         raise ModelError(f"{path} cannot be read: {e.strerror}") from e
+    return hashlib.sha256(b"".join(b"%b  %b\n" % (files[name].encode(), name) for name in sorted(files))).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
