@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeroute.core.readings import Reading
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
+    from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
     from edgeroute.edge.litert import LiteRTModel
     from edgeroute.edge.members import EdgeMembers
@@ -62,6 +63,7 @@ _HOMES = {
     "OpenInference": "cloud.openinference",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
+    "CoreMLModel": "edge.coreml",
     "Ensemble": "edge.ensemble",
     "EdgeMembers": "edge.members",
     "register": "edge.runtimes",
@@ -109,6 +111,7 @@ __all__ = [
     "Check",
     "Closed",
     "CloudError",
+    "CoreMLModel",
     "DeadlineExceeded",
     "Decision",
     "EdgeMembers",

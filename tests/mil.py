@@ -59,12 +59,11 @@ class Program:
     def __init__(self, path):
         logging.getLogger("coremltools").setLevel(logging.ERROR)  # it lists what is missing here
         from coremltools.converters.mil.frontend.milproto.load import load
-        from coremltools.models import MLModel
+        from coremltools.proto.Model_pb2 import Model
 
-        model = MLModel(str(path), skip_model_load=True)
-        spec = model.get_spec()
-        made = load(spec, spec.specificationVersion, model.weights_dir)
-        self.function = made.functions["main"]
+        data = path / "Data" / "com.apple.CoreML"  # not read by coremltools, which would write to the package
+        spec = Model.FromString((data / "model.mlmodel").read_bytes())
+        self.function = load(spec, spec.specificationVersion, str(data / "weights")).functions["main"]
         self.constants = {}
 
     def __call__(self, feed):

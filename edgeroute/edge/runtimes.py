@@ -11,7 +11,12 @@ from typing import Any
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.imports import imported
 
-BUILT_IN = {".onnx": "edgeroute.edge.onnx:OnnxModel", ".tflite": "edgeroute.edge.litert:LiteRTModel"}
+BUILT_IN = {
+    ".mlmodel": "edgeroute.edge.coreml:CoreMLModel",
+    ".mlpackage": "edgeroute.edge.coreml:CoreMLModel",
+    ".onnx": "edgeroute.edge.onnx:OnnxModel",
+    ".tflite": "edgeroute.edge.litert:LiteRTModel",
+}
 """Suffix -> `module:Class`."""
 GROUP = "edgeroute.runtimes"
 """Group of the entry points by which an installed package registers its runtimes: `suffix = "module:Class"`, without the dot."""

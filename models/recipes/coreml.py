@@ -12,7 +12,6 @@ The package is the same to the byte each time it is written with the same coreml
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import tempfile
@@ -24,7 +23,6 @@ import coremltools as ct
 import numpy as np
 import onnx
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - as coremltools calls it
-from coremltools.models.utils import save_spec
 from onnx import numpy_helper
 
 from edgeroute.edge.card import sha256_of
@@ -32,6 +30,7 @@ from edgeroute.edge.card import sha256_of
 FASHION = Path(__file__).resolve().parent.parent / "fashion"
 TARGET = ct.target.iOS16
 """And macOS 13: the first that unpack weights of 8 bit in a program."""
+DESCRIPTION = "Clothing in 28x28 grey pixels, distilled, pruned, weights in int8, activations in float16: for Core ML"
 SPEC, WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
 
 
@@ -94,7 +93,7 @@ def program(model: onnx.ModelProto) -> Any:
 
 
 # -------------------------------------------------------------------------------------------- the package
-def write(model: onnx.ModelProto, path: Path, description: str) -> None:
+def write(model: onnx.ModelProto, path: Path) -> None:
     """Converts and writes it, without dates and random numbers."""
     made = ct.convert(
         program(model), convert_to="mlprogram", minimum_deployment_target=TARGET, compute_precision=ct.precision.FLOAT16,
@@ -103,7 +102,7 @@ def write(model: onnx.ModelProto, path: Path, description: str) -> None:
     spec = made.get_spec()
     about = spec.description.metadata
     about.Clear()
-    about.shortDescription, about.author, about.license = description, "edgeroute", "Apache-2.0"
+    about.shortDescription, about.author, about.license = DESCRIPTION, "edgeroute", "Apache-2.0"
     del spec.mlProgram.attributes["buildInfo"]
     with tempfile.TemporaryDirectory() as scratch:
         made.save(str(Path(scratch, "made.mlpackage")))
@@ -116,7 +115,7 @@ def write(model: onnx.ModelProto, path: Path, description: str) -> None:
         for key, at in items.items()
     }
     manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": next(iter(items))}
-    (path / "Manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True), encoding="utf-8")  # as coremltools writes it
 
 
 def write_card(source: Path, path: Path) -> None:
@@ -124,7 +123,7 @@ def write_card(source: Path, path: Path) -> None:
     card = json.loads(source.read_text(encoding="utf-8"))
     given = card["input"]
     card |= {
-        "description": "Clothing in 28x28 grey pixels, distilled, pruned, weights in int8, activations in float16: for Core ML",
+        "description": DESCRIPTION,
         "file": path.name,
         "sha256": sha256_of(path),
         "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
@@ -142,9 +141,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FASHION)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    card = FASHION / "edge.int8.json"
-    write(onnx.load(FASHION / "edge.int8.onnx"), out / "edge.mlpackage", json.loads(card.read_text(encoding="utf-8"))["description"])
-    write_card(card, out / "edge.mlpackage")
+    write(onnx.load(FASHION / "edge.int8.onnx"), out / "edge.mlpackage")
+    write_card(FASHION / "edge.int8.json", out / "edge.mlpackage")
     print(out / "edge.mlpackage")
 
 
