@@ -4,8 +4,6 @@ Results have the type that the program declares, so float16 is rounded as on a d
 """
 
 import logging
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +31,11 @@ def dequantized(quantized_data, zero_point, scale, axis=0):
     return (f32(quantized_data) - f32(zero_point).reshape(along)) * f32(scale).reshape(along)
 
 
+def softmax(x, axis):
+    powers = np.exp(f32(x) - f32(x).max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
 OPERATIONS = {
     "add": lambda x, y: f32(x) + f32(y),
     "cast": lambda x, dtype: x,
@@ -44,7 +47,7 @@ OPERATIONS = {
     "reduce_mean": lambda x, axes, keep_dims: f32(x).mean(tuple(axes), keepdims=bool(keep_dims)),
     "relu": lambda x: np.maximum(x, 0),
     "reshape": lambda x, shape: np.reshape(x, [len(x) if i == 0 and size == 1 else size for i, size in enumerate(shape)]),
-    "softmax": lambda x, axis: np.exp(f32(x) - f32(x).max(axis, keepdims=True)) / np.exp(f32(x) - f32(x).max(axis, keepdims=True)).sum(axis, keepdims=True),
+    "softmax": softmax,
     "squeeze": lambda x, axes: np.squeeze(x, tuple(axes)),
 }  # fmt: skip
 
@@ -83,7 +86,8 @@ class Program:
 
     @staticmethod
     def result(op, values):
-        arguments = {name: values[var.name] if var.name in values else var.val for name, var in op.inputs.items() if var is not None}
+        """Of one operation."""
+        arguments = {name: values.get(var.name, var.val) for name, var in op.inputs.items() if var is not None}
         (out,) = op.outputs
         return np.asarray(OPERATIONS[op.op_type](**arguments)).astype(ARRAY_TYPES[type_of(out)])
 
@@ -92,9 +96,3 @@ def type_of(var):
     from coremltools.converters.mil.mil import types
 
     return types.builtin_to_string(var.dtype)
-
-
-@cache
-def program(path: Path) -> Program:
-    """The program of a package, read once."""
-    return Program(path)

@@ -303,7 +303,7 @@ def test_the_schema_knows_them(lookup, capsys):
     one = settings.schema()["properties"]["edge"]["anyOf"][0]
     assert one["anyOf"][0] == {"$ref": "#/$defs/Edge"}
     (made,) = [m for m in one["anyOf"][1:] if m["properties"]["path"]["pattern"] == r"\.look$"]
-    assert {m["properties"]["path"]["pattern"] for m in one["anyOf"][1:]} >= {r"\.tflite$"}
+    assert {m["properties"]["path"]["pattern"] for m in one["anyOf"][1:]} >= {r"\.tflite$", r"\.mlpackage$"}
     assert made["properties"]["threads"] == {"type": "integer", "default": 1, "description": "of it, and so on."}
     assert made["properties"]["delegate"]["enum"] == ["cpu", "gpu"]
     assert "look" not in settings.reference()

@@ -15,7 +15,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model file (.onnx, .tflite), or the URL of a model behind the Open Inference Protocol: http://HOST/v2/models/NAME.",
+            help="A model file (.onnx, .tflite, .mlpackage), or the URL of a model behind the Open Inference Protocol: http://HOST/v2/models/NAME.",
             show_default=False,
         ),
     ],

@@ -105,7 +105,7 @@ class _Inspection:
         found = [one for guess in self.inputs for one in guess.findings]
         found += [_open_pair(one) for one in self.states if one.sure == "open"]
         found += outputs(self.read, self.rows)
-        made: dict[str, Any] = {"sha256": sha256_of(self.path)} if self.path.is_file() else {}
+        made: dict[str, Any] = {"sha256": sha256_of(self.path)} if self.path.exists() else {}
         found, labels = self._labels(found)
         made.update(card(self.inputs, self.states, found, self.batch))
         if labels:

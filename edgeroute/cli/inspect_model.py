@@ -13,7 +13,7 @@ from edgeroute.cli.exits import LEFT
 from edgeroute.edge.load import load
 from edgeroute.edge.members import feed_of, member
 from edgeroute.edge.state import in_a_turn
-from edgeroute.errors import ModelError, PolicyError
+from edgeroute.errors import ModelError, PolicyError, RuntimeMissing
 from edgeroute.types import EdgeModel, StopToken, TensorSpec
 
 GRACE_S = 1.0
@@ -21,7 +21,7 @@ GRACE_S = 1.0
 
 
 class Model:
-    """A model without a card, as the file has it."""
+    """A model without a card, as the file has it. One that this system cannot run says so at each run."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.seconds = seconds
@@ -30,7 +30,14 @@ class Model:
             bare = Path(folder) / "card.json"
             bare.write_text("{}", encoding="utf-8")
             model = _loaded(path, bare)
-        self.session: Any = _within(load_it, None) if (load_it := member(model, "load")) is not None else None
+        self.session: Any = None
+        self.missing = ""
+        try:
+            self.session = _within(load_it, None) if (load_it := member(model, "load")) is not None else None
+        except RuntimeMissing as e:  # some files can be read where they cannot be run
+            self.missing = str(e)
+            if not member(model, "outputs"):
+                raise
         self.name, self.model = path.stem, model
         self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
         self.outputs: tuple[TensorSpec, ...] = tuple(member(model, "outputs"))
@@ -50,6 +57,8 @@ class Model:
         Raises:
             ModelError: it does not take that, or took too long.
         """
+        if self.missing:
+            raise ModelError(self.missing)
         left, stop = self.until - monotonic(), StopToken()
         if left <= 0:
             raise ModelError(f"it was not tried further: {self.seconds:g} s were over (--timeout)")

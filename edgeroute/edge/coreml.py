@@ -136,7 +136,7 @@ class CoreMLModel(ModelFile):
         for what in ("functions", "state"):
             if len(getattr(description, what)):
                 raise ModelError(
-                    f"{self.path} has {what} of its own, which edgeroute does not run: save a package with one function and no state"
+                    f"{self.path} has {what}, which edgeroute does not run: save a package of one function without state"
                 )
         if not len(description.output):
             raise ModelError(f"{self.path} is no Core ML model: it has no outputs")
@@ -161,7 +161,7 @@ class CoreMLModel(ModelFile):
         most = self._most
         if most is None or len(inputs) <= most:
             return super().run(inputs, cancel)
-        parts = [super(CoreMLModel, self).run(inputs[at : at + most], cancel) for at in range(0, len(inputs), most)]
+        parts: list[Any] = [super(CoreMLModel, self).run(inputs[at : at + most], cancel) for at in range(0, len(inputs), most)]
         if not isinstance(parts[0], dict):
             return np.concatenate(parts)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -218,7 +218,7 @@ def _root(package: Path) -> Path:
     """
     try:
         manifest = json.loads((package / "Manifest.json").read_bytes())
-        path = package / "Data" / manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        path = package / "Data" / str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise ValueError(f"its Manifest.json cannot be read ({type(e).__name__})") from e
     if not path.resolve().is_relative_to(package.resolve()):

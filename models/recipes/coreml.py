@@ -35,7 +35,7 @@ SPEC, WEIGHTS = "com.apple.CoreML/model.mlmodel", "com.apple.CoreML/weights"
 
 
 # ----------------------------------------------------------------------------------------- ONNX's nodes
-def quantize(x: Any, scale: np.ndarray, zero: np.ndarray, **_: Any) -> Any:
+def quantize(x: Any, _: np.ndarray, zero: np.ndarray) -> Any:
     """Of activations: left out, but for a ReLU that it is."""
     clips = not isinstance(x, np.ndarray) and x.op is not None and x.op.op_type == "conv" and zero == np.iinfo(zero.dtype).min
     return mb.relu(x=x) if clips else x
@@ -50,16 +50,13 @@ def dequantize(x: Any, scale: np.ndarray, zero: np.ndarray, *, axis: int = 1, **
     return (x - zero).astype(np.float32) * scale
 
 
-def conv(x: Any, weight: Any, bias: Any, *, pads: list[int], strides: list[int], dilations: list[int], group: int, **_: Any) -> Any:
-    high, wide = len(pads) // 2, pads
-    pad = [wide[0], wide[high], wide[1], wide[high + 1]]  # begin and end of each axis
-    return mb.conv(
-        x=x, weight=weight, bias=bias, strides=strides, dilations=dilations, groups=group, pad_type="custom", pad=pad
-    )  # fmt: skip
+def conv(x: Any, weight: Any, bias: Any, *, pads: list[int], strides: list[int], **_: Any) -> Any:
+    top, left, bottom, right = pads
+    return mb.conv(x=x, weight=weight, bias=bias, strides=strides, pad_type="custom", pad=[top, bottom, left, right])
 
 
-def gemm(x: Any, weight: np.ndarray, bias: np.ndarray, *, transB: int = 0, **_: Any) -> Any:
-    return mb.linear(x=x, weight=weight if transB else weight.T.copy(), bias=bias)
+def gemm(x: Any, weight: np.ndarray, bias: np.ndarray, **transposed: Any) -> Any:
+    return mb.linear(x=x, weight=weight if transposed.get("transB") else weight.T.copy(), bias=bias)
 
 
 FUNCTIONS = {
@@ -109,13 +106,14 @@ def write(model: onnx.ModelProto, path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(Path(scratch, "made.mlpackage"), path, copy_function=shutil.copyfile)
     (path / "Data" / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
-    items = {str(uuid.uuid5(uuid.NAMESPACE_URL, at)): at for at in (SPEC, WEIGHTS)}
+    keys = [str(uuid.uuid5(uuid.NAMESPACE_URL, at)) for at in (SPEC, WEIGHTS)]
     entries = {
-        key: {"author": "com.apple.CoreML", "description": f"CoreML Model {'Weights' if at == WEIGHTS else 'Specification'}", "name": Path(at).name, "path": at}
-        for key, at in items.items()
+        key: {"author": "com.apple.CoreML", "description": f"CoreML Model {what}", "name": Path(at).name, "path": at}
+        for key, what, at in zip(keys, ("Specification", "Weights"), (SPEC, WEIGHTS), strict=True)
     }
-    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": next(iter(items))}
-    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True), encoding="utf-8")  # as coremltools writes it
+    manifest = {"fileFormatVersion": "1.0.0", "itemInfoEntries": entries, "rootModelIdentifier": keys[0]}
+    text = json.dumps(manifest, indent=4, sort_keys=True)  # as coremltools writes it, each time that it opens a package
+    (path / "Manifest.json").write_text(text, encoding="utf-8")
 
 
 def write_card(source: Path, path: Path) -> None:
