@@ -143,7 +143,7 @@ def test_it_keeps_the_contract(core_ml, tmp_path):
 def test_a_router_runs_it(core_ml, tmp_path):
     """By a policy with its keys."""
     shutil.copytree(FASHION, tmp_path / "edge.mlpackage")
-    shutil.copy(FASHION.with_suffix(".json"), tmp_path)
+    shutil.copy(FASHION.with_name("edge.mlpackage.json"), tmp_path)
     policy = tmp_path / "p.toml"
     policy.write_text(
         'mode = "only_edge"\nthreshold = 0.1\n[edge]\npath = "edge.mlpackage"\ncompute_units = "cpu_and_ne"\nscore = "margin"\n'
@@ -247,7 +247,7 @@ def test_no_package_another_one_and_units_that_there_are_not(core_ml, tmp_path):
         CoreMLModel(tmp_path / "gone.mlpackage").load()
     other = broken(tmp_path / "m.mlpackage", lambda p: (p / "Data/com.apple.CoreML/weights/weight.bin").write_bytes(b"x"))
     with pytest.raises(ModelError, match="is not the expected model: its sha256 is"):
-        CoreMLModel(other, card=FASHION.with_suffix(".json")).load()
+        CoreMLModel(other, card=FASHION.with_name("edge.mlpackage.json")).load()
     with pytest.raises(PolicyError, match=r'compute_units: did you mean "cpu_and_ne"\?'):
         CoreMLModel(FASHION, compute_units="cpu-and-ne")
 

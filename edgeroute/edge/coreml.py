@@ -69,6 +69,7 @@ class CoreMLModel(ModelFile):
 
     parallel = 1
     """Core ML takes one call of a loaded model at a time."""
+    folders = True
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class ModelFile(ABC):
 
     closes_after_runs = True
     """A run holds the session that it began with: closing frees it after the last."""
+    folders = False
+    """Whether a model may be a folder."""
 
     def __init__(
         self,
@@ -98,6 +100,8 @@ class ModelFile(ABC):
             return self._session
 
     def _load(self) -> Any:
+        if not self.folders and self.path.is_dir():
+            raise ModelError(f"{self.path} cannot be read: it is a folder")
         self.fingerprint = sha256_of(self.path)
         if self._expected and self.fingerprint != self._expected.lower():
             raise ModelError(

@@ -93,7 +93,8 @@ def reference() -> str:
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
         parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
         if name == "edge":
-            parts += [text for suffix in sorted({*BUILT_IN} - {".onnx"}) for text in _for_models(suffix)]
+            runtimes = dict.fromkeys(target for suffix, target in sorted(BUILT_IN.items()) if suffix != ".onnx")
+            parts += [text for runtime in runtimes for text in _for_models(runtime)]
         for kind in kinds if several else ():
             protocol = kind["properties"]["protocol"]["const"]
             parts += [f'### `[{name}]` with `protocol = "{protocol}"`\n\n{kind["description"]}\n']
@@ -101,12 +102,16 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def _for_models(suffix: str) -> list[str]:
-    """The keys of `[edge]` for model files with this suffix."""
-    section = registered(f"model{suffix}")
+def _for_models(runtime: str) -> list[str]:
+    """The keys of `[edge]` for the model files of a built-in runtime."""
+    suffixes = sorted(suffix for suffix, target in BUILT_IN.items() if target == runtime)
+    section = registered(f"model{suffixes[0]}")
     assert section is not None, "ONNX Runtime has the section Edge"
-    made = _runtime(suffix, section)
-    return [f"### `[edge]` with a `{suffix}` model\n", _table(made, set(made["properties"]))]
+    made = _runtime(suffixes[0], section)
+    return [
+        f"### `[edge]` with a {' or '.join(f'`{suffix}`' for suffix in suffixes)} model\n",
+        _table(made, set(made["properties"])),
+    ]
 
 
 def _table(section: Mapping[str, Any], keys: set[str]) -> str:

@@ -22,7 +22,7 @@ class OpenVINOModel:
     Args:
         path: the .xml.
         device: as OpenVINO calls it: "CPU", "GPU", "NPU", or "AUTO".
-        precision: in which it computes. By itself OpenVINO takes bfloat16 where a CPU has it, and answers change with the machine.
+        precision: in which it computes. OpenVINO itself takes bfloat16 where a CPU has it: answers change with the machine.
         threads: for one run.
         labels: class index -> value.
         kind: what the outputs are, as in a model card.

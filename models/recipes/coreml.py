@@ -131,7 +131,7 @@ def write_card(source: Path, path: Path) -> None:
         "rebuild": "python models/recipes/coreml.py",
     }
     del card["steps"]
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    path.with_name(f"{path.name}.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
