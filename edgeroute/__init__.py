@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
+    from edgeroute.edge.java_onnx import JavaOnnxModel
     from edgeroute.edge.litert import LiteRTModel
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
@@ -65,6 +66,7 @@ _HOMES = {
     "CallableModel": "edge.callable",
     "CoreMLModel": "edge.coreml",
     "Ensemble": "edge.ensemble",
+    "JavaOnnxModel": "edge.java_onnx",
     "EdgeMembers": "edge.members",
     "register": "edge.runtimes",
     "Egress": "cloud.egress",
@@ -123,6 +125,7 @@ __all__ = [
     "Function",
     "Held",
     "Instrument",
+    "JavaOnnxModel",
     "Late",
     "LegStats",
     "Limits",
