@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
+    from edgeroute.edge.java_onnx import JavaOnnxModel
     from edgeroute.edge.litert import LiteRTModel
     from edgeroute.edge.llama import LlamaModel
     from edgeroute.edge.local_server import LocalServer
@@ -70,6 +71,7 @@ _HOMES = {
     "CallableModel": "edge.callable",
     "CoreMLModel": "edge.coreml",
     "Ensemble": "edge.ensemble",
+    "JavaOnnxModel": "edge.java_onnx",
     "EdgeMembers": "edge.members",
     "LlamaModel": "edge.llama",
     "LocalServer": "edge.local_server",
@@ -134,6 +136,7 @@ __all__ = [
     "Function",
     "Held",
     "Instrument",
+    "JavaOnnxModel",
     "Late",
     "LegStats",
     "Limits",

@@ -76,6 +76,7 @@ def app(
         ]
     application = Starlette(routes=routes, exception_handlers=FAULTS, middleware=[Middleware(OneLength)], lifespan=lifespan)
     application.router.redirect_slashes = False
+    application.state.served = served
     return application
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import re
@@ -9,19 +10,24 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeroute.edge.load import load
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.types import EdgeModel
 
+if TYPE_CHECKING:
+    from edgeroute.serve.served import Served
+
 try:
     import uvicorn
 
     from edgeroute.serve.app import app
+    from edgeroute.serve.notify import Notify
+    from edgeroute.serve.watch import watch
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
@@ -42,7 +48,8 @@ def serve(
 ) -> int:
     """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
 
-    Returns the number of that signal; 0 in a thread, which hears of none.
+    Returns the number of that signal; 0 in a thread, which hears of none. A service manager, such as systemd, is told when it is
+    ready, that it is alive while its models answer, and that it stops.
 
     Args:
         models: paths of model files, each with its card beside it if there is one; `module:name` of a model or a function in
@@ -80,7 +87,7 @@ def serve(
     with _listen(host, port) as listener, _signals() as heard:
         at = listener.getsockname()
         url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
-        _Server(config, on_ready, url, heard).run([listener])
+        _Server(config, on_ready, url, heard, application.state.served.values()).run([listener])
     return heard[0] if heard else 0
 
 
@@ -113,16 +120,35 @@ _NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[str], object] | None, url: str, heard: list[int]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_ready: Callable[[str], object] | None,
+        url: str,
+        heard: list[int],
+        served: Iterable[Served],
+    ) -> None:
         super().__init__(config)
-        self._on_ready, self._url, self._heard = on_ready, url, heard
+        self._on_ready, self._url, self._heard, self._served = on_ready, url, heard, served
+        self._notify = Notify()
+        self._watch: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._heard:  # before uvicorn listened to signals
             self.should_exit = True
-        elif self.started and self._on_ready is not None:
-            self._on_ready(self._url)
+        elif self.started:
+            if self._notify:
+                self._watch = asyncio.create_task(watch(self._served, self._notify))
+            if self._on_ready is not None:
+                self._on_ready(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        with self._notify:  # which says that it stops
+            pass
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:

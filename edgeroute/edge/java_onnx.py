@@ -1,0 +1,244 @@
+"""ONNX models on ONNX Runtime's Java library: for Android, where Python's has no wheel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgeroute.confidence.scores import Score
+from edgeroute.edge.card import Array
+from edgeroute.edge.external import external_data
+from edgeroute.edge.model_file import ModelFile, first_line
+from edgeroute.errors import ModelError, RuntimeMissing
+from edgeroute.imports import imported
+from edgeroute.types import StopToken, TensorSpec
+
+_JAVA = "ai.onnxruntime."
+_PREFIX = "ONNX_TENSOR_ELEMENT_DATA_TYPE_"
+_DTYPES = {
+    "FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BOOL": "bool", "INT8": "int8", "INT16": "int16",
+    "INT32": "int32", "INT64": "int64", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
+}  # fmt: skip
+_VIEWS = {
+    "float32": "asFloatBuffer", "float64": "asDoubleBuffer", "int16": "asShortBuffer", "int32": "asIntBuffer",
+    "int64": "asLongBuffer",
+}  # fmt: skip
+"""dtype -> the view of a buffer that Java's library takes for it."""
+_BYTES = {"int8": "INT8", "uint8": "UINT8", "bool": "BOOL"}
+"""dtype -> the type that is said beside a buffer of bytes."""
+_LOCK, _STOP_LOCK = threading.RLock(), threading.Lock()
+"""Held while pyjnius is used: two threads that call one method on two objects may both call it on one of them."""
+
+
+class JavaOnnxModel(ModelFile):
+    """A .onnx file, run through Java by pyjnius or Chaquopy. Loaded at the first run, or by `load()`.
+
+    The app brings the library, `com.microsoft.onnxruntime:onnxruntime-android`. In place of `OnnxModel`, for all .onnx files:
+    `edgeroute.register(".onnx", "edgeroute.edge.java_onnx:JavaOnnxModel")`. One of these models runs at a time.
+
+    Args:
+        path: the model file.
+        threads: for one run; more than one slows a busy device down.
+        sha256: of the file; None: what the card says, unchecked where it says nothing.
+        card: path of the card, where it is not beside the model.
+        output: name of the output to read; None: the card's, else all of them.
+        kind: what the outputs are, one of `edgeroute.confidence.KINDS`; None: the card's, else read by their form.
+        labels: class index -> value; None: the card's.
+        score: for this model, in place of the router's; None: the card's, if it names one.
+        none_found: of a detector, see `edgeroute.confidence.boxes`; None: the card's, else "defer".
+    """
+
+    parallel = 1
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        sha256: str | None = None,
+        card: str | Path | None = None,
+        output: str | None = None,
+        kind: str | None = None,
+        labels: Sequence[str] | None = None,
+        score: str | Score | None = None,
+        none_found: str | None = None,
+    ) -> None:
+        super().__init__(
+            path, sha256=sha256, card=card, output=output, kind=kind, labels=labels, score=score, none_found=none_found
+        )
+        self.threads = threads
+        self._forked = False
+
+    def after_fork(self) -> None:
+        """No Java runs in a child: its threads are not there."""
+        super().after_fork()
+        self._forked = True
+
+    @property
+    def files(self) -> list[Path]:
+        """The card, and the files beside the model that have its weights."""
+        return [*external_data(self.path), *super().files]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The provider, which is the CPU's, and the output that is read."""
+        return {"runtime": "onnxruntime-java", "providers": ["CPUExecutionProvider"], "output": self.output}
+
+    def _open(self) -> _Session:
+        if self._forked:
+            raise ModelError(
+                f"{self.path}: this process was forked after its parent had begun Java, and cannot use it: spawn it instead"
+            )
+        bridge = _bridge()
+        try:
+            with _LOCK:
+                return self._opened(bridge)
+        except ModelError:
+            raise
+        except Exception as e:  # Java's exceptions derive from Exception alone, in both bridges
+            raise ModelError(f"ONNX Runtime for Java cannot load {self.path}: {first_line(e)}") from e
+        finally:
+            bridge.release()
+
+    def _opened(self, bridge: _Bridge) -> _Session:
+        try:
+            environment = bridge.find(f"{_JAVA}OrtEnvironment").getEnvironment()
+        except Exception as e:
+            raise RuntimeMissing(
+                f"no ONNX Runtime in Java ({first_line(e)}): add com.microsoft.onnxruntime:onnxruntime-android to the app"
+            ) from e
+        options = bridge.find(f"{_JAVA}OrtSession$SessionOptions")()
+        options.setIntraOpNumThreads(self.threads)
+        session = environment.createSession(str(self.path), options)
+        opened = _Session(bridge, environment, session)
+        self._describe(
+            [self._spec(name, session.getInputInfo().get(name), "input") for name in _all(session.getInputNames())],
+            [self._spec(name, session.getOutputInfo().get(name), "output") for name in _all(session.getOutputNames())],
+        )
+        return opened
+
+    def _spec(self, name: str, node: Any, what: str) -> TensorSpec:
+        info = node.getInfo()
+        kind = str(info.onnxType.toString()).removeprefix(_PREFIX) if hasattr(info, "onnxType") else "sequence or mapping"
+        dtype = _DTYPES.get(kind)
+        if dtype is None or (what == "input" and dtype not in {**_VIEWS, **_BYTES}):
+            raise ModelError(
+                f"{self.path}: its {what} {name} is a {kind}, which cannot be passed through Java: export it with a cast"
+            )
+        return TensorSpec(name, dtype, tuple(n if n > 0 else -1 for n in info.getShape()))
+
+    def _execute(self, session: Any, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
+        try:
+            with _LOCK:
+                return session.run(names, feed, cancel)  # type: ignore[no-any-return]
+        except Exception as e:  # as above
+            raise self._failed(e) from e
+        finally:
+            session.bridge.release()
+
+
+class _Bridge(NamedTuple):
+    """Python's way to Java."""
+
+    find: Callable[[str], Any]
+    """Finds a class by its name."""
+    detach: Callable[[], None] | None
+    """Tells Java that this thread ends; None: the bridge does so by itself."""
+
+    def release(self) -> None:
+        """After a thread has used Java: one that it does not know ends would end an Android app.
+
+        Threads that Java has made, and the main thread, are its own.
+        """
+        thread = threading.current_thread()
+        if self.detach is not None and thread is not threading.main_thread() and type(thread).__name__ != "_DummyThread":
+            self.detach()
+
+
+class _Session:
+    """A loaded model. Freed once nothing refers to it, as Java's library frees nothing by itself."""
+
+    def __init__(self, bridge: _Bridge, environment: Any, session: Any) -> None:
+        self.bridge, self.environment, self.session = bridge, environment, session
+        find = bridge.find
+        self.tensor, self.type = find(f"{_JAVA}OnnxTensor"), find(f"{_JAVA}OnnxJavaType")
+        self.options = find(f"{_JAVA}OrtSession$RunOptions")
+        self.buffer, self.order = find("java.nio.ByteBuffer"), find("java.nio.ByteOrder").nativeOrder()
+        self.map, self.set = find("java.util.HashMap"), find("java.util.HashSet")
+
+    def run(self, names: list[str], feed: dict[str, Array], cancel: StopToken | None) -> list[Array]:
+        """The outputs of these names."""
+        wanted, given = self.set(), self.map()
+        for name in names:
+            wanted.add(name)
+        tensors, options, result = [], None, None
+        try:
+            for name, array in feed.items():
+                tensors.append(self._tensor(array))
+                given.put(name, tensors[-1])
+            if cancel is None:
+                result = self.session.run(given, wanted)
+            else:
+                options = self.options()
+                cancel.on_ask(partial(self._stop, options))
+                result = self.session.run(given, wanted, options)
+            return [self._array(result.get(name).get()) for name in names]
+        finally:
+            if cancel is not None:
+                cancel.on_ask(None)
+            for one in (result, options, *tensors):
+                if one is not None:
+                    one.close()
+
+    def _stop(self, options: Any) -> None:
+        with _STOP_LOCK:  # the other one is the run's
+            options.setTerminate(True)
+        self.bridge.release()
+
+    def _tensor(self, array: Array) -> Any:
+        """A tensor of Java's library, of the array's bytes in a buffer outside its heap."""
+        data, dtype = np.ascontiguousarray(array).tobytes(), array.dtype.name
+        buffer = self.buffer.allocateDirect(len(data)).order(self.order)
+        buffer.put(data)
+        buffer.rewind()
+        shape = list(array.shape)
+        if dtype in _BYTES:
+            return self.tensor.createTensor(self.environment, buffer, shape, getattr(self.type, _BYTES[dtype]))
+        return self.tensor.createTensor(self.environment, getattr(buffer, _VIEWS[dtype])(), shape)
+
+    @staticmethod
+    def _array(tensor: Any) -> Array:
+        info, data = tensor.getInfo(), tensor.getByteBuffer().array()
+        dtype = _DTYPES[str(info.onnxType.toString()).removeprefix(_PREFIX)]
+        return np.frombuffer(bytes(data), dtype).reshape(list(info.getShape())).copy()
+
+    def __del__(self) -> None:
+        with suppress(Exception), _LOCK:  # at the end of the interpreter there may be no Java any more
+            self.session.close()
+            self.bridge.release()
+
+
+def _bridge() -> _Bridge:
+    """That of Chaquopy or pyjnius, whichever is there."""
+    with suppress(ImportError):
+        return _Bridge(imported("java").jclass, None)
+    try:
+        jnius = imported("jnius")
+    except Exception as e:  # pyjnius raises others, too, where there is no Java
+        raise RuntimeMissing(
+            f"there is no way to Java ({first_line(e)}): build the app with Chaquopy, or pip install pyjnius"
+        ) from e
+    return _Bridge(jnius.autoclass, jnius.detach)
+
+
+def _all(things: Any) -> Iterator[str]:
+    """The texts of a Java collection."""
+    iterator = things.iterator()
+    while iterator.hasNext():
+        yield str(iterator.next())
