@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, compress, models
 from edgeroute.cli.app import app
 from edgeroute.compress import graph, measure, writing
+from edgeroute.edge import runtimes
 from edgeroute.edge.card import Card
 
 EXPORTED = Path(__file__).parent / "exported"
@@ -266,8 +267,8 @@ def test_preprocessing_of_the_card(tmp_path, images):
 def test_scikit_learns_perceptron(tmp_path):
     """Its biases are rows, and its answers labels beside probabilities."""
     shutil.copy(EXPORTED / "sk_mlp.onnx", tmp_path / "m.onnx")
-    X = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
-    result = compress.quantize(tmp_path / "m.onnx", X, last=True)
+    rows = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    result = compress.quantize(tmp_path / "m.onnx", rows, last=True)
     assert result.after.agreement > 0.9
     assert result.after.error < 0.1
 
@@ -300,11 +301,11 @@ def test_nothing_to_quantise(tmp_path, name):
     shutil.copy(EXPORTED / f"{name}.onnx", tmp_path / "m.onnx")
     model = OnnxModel(tmp_path / "m.onnx")
     model.load()
-    X = np.zeros((10, model.inputs[0].shape[-1]), np.float32)
+    rows = np.zeros((10, model.inputs[0].shape[-1]), np.float32)
     with pytest.raises(ModelError, match=r"has nothing to quantise: no Conv, ConvTranspose, Gemm, MatMul with weights, but "):
-        compress.quantize(tmp_path / "m.onnx", X)
+        compress.quantize(tmp_path / "m.onnx", rows)
     with pytest.raises(ModelError, match="nothing to prune"):
-        compress.prune(tmp_path / "m.onnx", X, sparsity=0.5)
+        compress.prune(tmp_path / "m.onnx", rows, sparsity=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -314,7 +315,7 @@ def test_what_cannot_be_quantised(tmp_path, images, monkeypatch):
     with pytest.raises(ModelMissing):
         compress.quantize(tmp_path / "none.onnx", images)
     (tmp_path / "text.onnx").write_text("this is no model")
-    with pytest.raises(ModelError, match="text.onnx"):
+    with pytest.raises(ModelError, match=r"text\.onnx"):
         compress.quantize(tmp_path / "text.onnx", images)
     with pytest.raises(ModelError, match=r"is quantised already, it has DequantizeLinear, QuantizeLinear"):
         compress.quantize(models.fashion().edge, models.fashion().images[:10], out=tmp_path / "q.onnx")
@@ -349,6 +350,49 @@ def test_other_formats_without_their_tools(tmp_path, images, suffix, monkeypatch
     (tmp_path / f"m{suffix}").touch()
     with pytest.raises(RuntimeMissing, match=r"pip install (ai-edge-quantizer|coremltools)"):
         compress.quantize(tmp_path / f"m{suffix}", images)
+
+
+def test_tflite(tmp_path):
+    """By ai-edge-quantizer, where it is installed; ranges are the widest, so that no logit is cut off."""
+    pytest.importorskip("ai_edge_quantizer")
+    made = pytest.importorskip("tflite_models")
+    if ".tflite" not in runtimes.suffixes():
+        pytest.skip("there is no runtime for .tflite")
+    rng = np.random.default_rng(0)
+    g = made.Graph()
+    x, h, y = g.tensor("x", [1, 16]), g.tensor("h", [1, 64]), g.tensor("logits", [1, 4])
+    g.operator("FULLY_CONNECTED", [x, g.constant("w", rng.normal(size=(64, 16)) / 4), -1], [h], options="FullyConnectedOptions")
+    g.operator("FULLY_CONNECTED", [h, g.constant("v", rng.normal(size=(4, 64)) / 8), -1], [y], options="FullyConnectedOptions")
+    g.at.inputs, g.at.outputs = [x], [y]
+    g.signature("serving_default", {"x": x}, {"logits": y})
+    path = g.save(tmp_path / "m.tflite")
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(60, 16)).astype(np.float32))
+    code, out, err = run("quantize", path, "-d", tmp_path / "d.npz", "--json")
+    assert code == 0, err
+    after = json.loads(out)["after"]
+    assert after["error"] < 0.1
+    assert after["bytes"] < 0.7 * path.stat().st_size
+    assert Card.beside(tmp_path / "m.int8.tflite").sha256
+
+
+@pytest.mark.filterwarnings("ignore")  # coremltools has some of its own
+def test_core_ml(tmp_path):
+    """By coremltools, where it is installed: its weights, on any system; it is measured where it runs, on macOS."""
+    ct = pytest.importorskip("coremltools")
+    from coremltools.converters.mil import Builder
+
+    weights = np.random.default_rng(0).normal(size=(256, 64)).astype(np.float32)
+
+    @Builder.program(input_specs=[Builder.TensorSpec(shape=(1, 64))])
+    def program(x):
+        return Builder.linear(x=x, weight=weights, name="logits")
+
+    path = tmp_path / "m.mlpackage"
+    ct.convert(program, convert_to="mlprogram", minimum_deployment_target=ct.target.iOS16).save(str(path))
+    result = compress.quantize(path, np.zeros((4, 1, 64), np.float32))
+    assert result.after.path == tmp_path / "m.int8.mlpackage"
+    assert result.after.bytes < 0.8 * result.before.bytes
+    assert result.after.median_s is not None or any("it was not run here" in note for note in result.notes)
 
 
 # ----------------------------------------------------------------------------------------------------------------- files
