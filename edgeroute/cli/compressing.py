@@ -69,11 +69,13 @@ def show(result: Result, *, as_json: bool) -> None:
     rows = [_row(one) for one in (result.before, result.after)]
     table(("", "size", "compressed", "median", "accuracy", "same answers", "difference"), rows, ("",))
     if result.layers:
+        tried = any(layer.error is not None for layer in result.layers)
         cells = [
-            (layer.name, layer.operator, layer.weights, _share(layer.error), _share(layer.changed), layer.note)
-            for layer in result.layers
+            (one.name, one.operator, one.weights, *((_share(one.error), _share(one.changed)) if tried else ()), one.note)
+            for one in result.layers
         ]
-        table(("layer", "operator", "weights", "difference", "other answers", ""), cells, ("layer", "operator", ""))
+        alone = ("difference", "other answers") if tried else ()
+        table(("layer", "operator", "weights", *alone, ""), cells, ("layer", "operator", ""))
     pairs([
         ("made by", f"{result.used:,} examples" if result.used else "its weights alone"),
         ("measured on", f"{result.held_out:,} others, one at a time, on one thread"),

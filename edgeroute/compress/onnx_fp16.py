@@ -11,6 +11,7 @@ from edgeroute.compress.graph import (
 )
 from edgeroute.edge.external import external_data
 from edgeroute.edge.onnx import runtime
+from edgeroute.edge.onnx_session import first_line
 from edgeroute.errors import ModelError
 from edgeroute.imports import imported
 
@@ -31,7 +32,6 @@ def convert(path: Path, out: Path) -> None:
             warnings.simplefilter("ignore")  # of numbers too small for float16, which become the smallest
             made = imported("onnxruntime.transformers.float16").convert_float_to_float16(model, keep_io_types=True)
     except Exception as e:  # it raises whatever comes up
-        text = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ModelError(f"{path} cannot be converted to float16: {text}") from e
+        raise ModelError(f"{path} cannot be converted to float16: {first_line(e)}") from e
     large = bool(external_data(path))
     onnx.save(made, str(out), save_as_external_data=large, location=f"{out.name}.data" if large else None)

@@ -30,6 +30,7 @@ from edgeroute.compress.graph import (
 )
 from edgeroute.edge.external import external_data
 from edgeroute.edge.onnx import runtime
+from edgeroute.edge.onnx_session import first_line
 from edgeroute.errors import ModelError
 from edgeroute.imports import imported
 
@@ -133,8 +134,7 @@ class Int8:
         except OSError:
             raise
         except Exception as e:  # it raises whatever comes up
-            text = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise ModelError(f"{self.path} {what}: {text}") from e
+            raise ModelError(f"{self.path} {what}: {first_line(e)}") from e
         finally:
             root.setLevel(level)
 

@@ -37,9 +37,9 @@ def prune(
     """Prunes an ONNX model by the size of its weights, and writes the result with its card.
 
     Unstructured: of each layer, the share `sparsity` of its weights with the smallest absolute values becomes zero. The file
-    keeps its size, and compressed it is smaller; ONNX Runtime is not faster by it. Structured: of each layer, that share of output
-    channels, with the smallest weights, goes, where nothing but further layers depends on them: file, memory and time shrink. The
-    last layer is left as it is.
+    keeps its size, and compressed it is smaller; ONNX Runtime is not faster by it. Structured: of each layer, that share of
+    output channels, with the smallest weights, goes, where nothing but further layers depends on them: file, memory and time
+    shrink. Of 16 channels and more a multiple of 8 stays. The last layer is left as it is.
 
     Args:
         path: the float model, .onnx. Its card is taken along.
