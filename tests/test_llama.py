@@ -158,6 +158,17 @@ def stopped(made, run):
     return raised
 
 
+def test_it_is_closed_at_once(tiny):
+    """Before its first run, as `check` does: llama.cpp's own loop may not have begun by then."""
+    body = """
+for _ in range(40):
+    model.load()
+    model.close()
+print("closed")
+"""
+    assert program(body, tiny) == (["closed"], 0, "")
+
+
 ENDLESS = {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
 
 
@@ -207,7 +218,7 @@ def test_closing_under_a_run_ends_no_process(tmp_path):
 PROGRAM = """
 import sys, threading, os
 from edgeroute.edge.llama import LlamaModel
-model = LlamaModel(sys.argv[1], threads=2, request={"ignore_eos": True})
+model = LlamaModel(sys.argv[1], threads=int(sys.argv[2]), request={"ignore_eos": True})
 stream = model.stream({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000000})
 def endless():
     for _ in stream: began.set()
@@ -215,10 +226,10 @@ began = threading.Event()
 """
 
 
-def program(body, path):
+def program(body, path, threads=1):
     """Runs it -> what it says, and how it ended."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path)]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=2 * LONG)
     return done.stdout.split(), done.returncode, done.stderr
 
@@ -231,7 +242,7 @@ threading.Thread(target=endless, daemon=True).start()
 began.wait()
 print("done")
 """
-    assert program(body, path) == (["done"], 0, "")
+    assert program(body, path, 2) == (["done"], 0, "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
