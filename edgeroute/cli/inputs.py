@@ -158,10 +158,10 @@ def _json_lines(text: bytes) -> list[Item]:
 
 
 def _value(value: Any) -> Any:
-    """Lists become arrays, float32 where there is a fraction; the rest stays as it is."""
+    """Lists become arrays, float32 where there is a fraction; those with mappings in them, and the rest, stay as they are."""
     if isinstance(value, dict):
         return {name: _value(part) for name, part in value.items()}
-    if not isinstance(value, list):
+    if not isinstance(value, list) or any(isinstance(part, dict) for part in value):
         return value
     found = np.asarray(value)
     return found.astype(np.float32) if found.dtype == np.float64 else found

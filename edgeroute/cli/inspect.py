@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeroute.cli.exits import FAILED, OK
 from edgeroute.cli.options import Json, seconds
+
+if TYPE_CHECKING:
+    from edgeroute.cli.inspect_report import Report
 
 
 def inspect(
@@ -15,7 +18,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model file (.onnx, .tflite, .mlpackage), or the URL of a model behind the Open Inference Protocol: http://HOST/v2/models/NAME.",
+            help="A model file (.onnx, .tflite, .mlpackage, .gguf), or the URL of a model behind the Open Inference Protocol: "
+            "http://HOST/v2/models/NAME.",
             show_default=False,
         ),
     ],
@@ -41,8 +45,6 @@ def inspect(
     as_json: Json = False,
 ) -> int:
     """Says what a model takes and gives, what of it is certain, guessed and open, and writes its card."""
-    from edgeroute.cli.inspect_report import Report
-
     report: Report
     if model.lower().startswith(("http://", "https://")):
         if write:
@@ -53,12 +55,10 @@ def inspect(
 
         report = inspect_url(model, sample, index, timeout, key_env)
     else:
-        from edgeroute.cli.inspect_file import inspect_file
-
         path = Path(model)
         if write:
             _check_free(path, force=force)
-        report = inspect_file(path, sample, index, timeout)
+        report = _of_file(path, sample, index, timeout)
         if write and report.card is not None:
             report.written = str(_write(path, report.card, force=force))
     if as_json:
@@ -66,6 +66,18 @@ def inspect(
     else:
         report.show()
     return FAILED if report.shown and all(one.error for one in report.shown) else OK
+
+
+def _of_file(path: Path, sample: Path | None, index: int, seconds: float) -> Report:
+    if path.suffix.lower() == ".gguf":
+        if sample is not None:
+            raise typer.BadParameter("a language model is asked by `edgeroute infer`", param_hint="--sample")
+        from edgeroute.cli.inspect_gguf import inspect_gguf
+
+        return inspect_gguf(path)
+    from edgeroute.cli.inspect_file import inspect_file
+
+    return inspect_file(path, sample, index, seconds)
 
 
 def _check_free(path: Path, *, force: bool) -> None:

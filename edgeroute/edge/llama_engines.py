@@ -137,6 +137,8 @@ class XLlama:
             try:
                 with no_fork.lock:
                     self._server = module.Server(params)
+                    # once it has answered, its loop runs: one that is freed before that would be waited for, for ever
+                    self._server.handle_completions({"prompt": "", "max_tokens": 1})
             except Exception as e:  # a plain RuntimeError; the reason is in its log alone
                 raise ModelError(
                     f"llama.cpp (xllamacpp {module.__version__}) cannot load {wanted.path}: it may not know that architecture, "
