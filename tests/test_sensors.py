@@ -288,13 +288,15 @@ def test_a_frequency_limit_is_a_hint_and_no_reading(tmp_path):
 
 # ------------------------------------------------------------------------------------------- power, GPU, heat, memory
 def test_rails_without_a_whole_are_added(tmp_path):
-    """As on an AGX Orin, which has two monitors; a rail that is not connected does not count."""
+    """As on an AGX Orin, which has two monitors. A rail that is not connected does not count, nor one that another one feeds."""
     for i, rails in enumerate((("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), ("NC", "VDDQ_VDD2_1V8AO", "NC"))):
         path = f"sys/class/hwmon/hwmon{i}"
         plant(tmp_path, {f"{path}/name": "ina3221"})
         for n, rail in enumerate(rails, 1):
             plant(tmp_path, {f"{path}/in{n}_label": rail, f"{path}/in{n}_input": "5000", f"{path}/curr{n}_input": "1000"})
-    assert device(tmp_path)().power_w == 20.0
+    sensors = device(tmp_path)
+    assert sensors().power_w == 15.0
+    assert sensors.told()["power_w"].by == "the sum of the rails VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0"
 
 
 @pytest.mark.parametrize(
@@ -408,6 +410,31 @@ def test_a_program_that_hangs_holds_up_no_reading(tmp_path):
     assert found.throttled is False
     assert found.power_w is not None
     assert sorted(started) == [("vcgencmd", "get_throttled"), ("vcgencmd", "pmic_read_adc")]
+
+
+def test_a_driver_that_hangs_holds_up_no_other_thread(tmp_path, monkeypatch):
+    """The last reading is what the others get."""
+    monkeypatch.setattr("edgeroute.observe.sensors.PATIENCE_S", 0.01)
+    plant(tmp_path, battery())
+    sensors = device(tmp_path)
+    last = sensors()
+    gate, began = threading.Event(), threading.Event()
+
+    def hangs(_):
+        began.set()
+        assert gate.wait(LONG)
+        return {}
+
+    monkeypatch.setattr(sensors, "_sources", hangs)
+    thread = threading.Thread(target=sensors)
+    thread.start()
+    try:
+        assert began.wait(LONG)
+        assert sensors() is last
+        assert sensors.told()["battery"].value == 0.42
+    finally:
+        gate.set()
+        thread.join(LONG)
 
 
 def test_a_program_that_fails_is_asked_again_later():

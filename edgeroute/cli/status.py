@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.router.snapshot import Snapshot
 
+MB = 1e6
 EDGE = "audit:"
 """Prefix of the names under which a router stores the drift monitor of an edge model."""
 
@@ -75,12 +76,13 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     in_shadow = snapshot is not None and snapshot.policy.mode == "shadow"
     if snapshot is not None and not in_shadow:
         found = [one for one in found if one.target == CANDIDATE]
-    latencies = _latencies(kept)
+    latencies, links = _latencies(kept), _links(kept)
     spent = _spent(kept, limits)
     box = _outbox(home / "outbox.db")
     written = max((value.updated for value in kept.values()), default=None)
     if as_json:
-        told = {"edges": [e._asdict() for e in edges], "latency": latencies, "spent": spent, "outbox": box, "written_at": written}
+        told: dict[str, Any] = {"edges": [e._asdict() for e in edges], "latency": latencies, "link": links, "spent": spent}
+        told |= {"outbox": box, "written_at": written}
         told["shadow"] = [one._asdict() for one in found]
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
@@ -98,6 +100,13 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))
+    for name, link in links.items():
+        speed = link["bytes_per_s"]
+        print(
+            printable(
+                f"{name}: a call takes {_ms(link['call_s'])}{'' if speed is None else f' and its bytes at {speed / MB:.3g} MB/s'}"
+            )
+        )
     rows = [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()]
     table(("spent", "so far", "limit"), rows, ("spent",))
     if box is not None:
@@ -192,6 +201,20 @@ def _latencies(kept: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             known = Latency.load(dumped)
             found[name] = {"count": known.count, "p50_s": known.quantile(0.5), "p99_s": known.quantile(0.99)}
+    return found
+
+
+def _links(kept: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
+    """Endpoint -> time of a call but for its bytes, seconds, and bandwidth, bytes a second, as its calls had them."""
+    from edgeroute.core.link import Link
+
+    found = {}
+    links = kept["link"].value if "link" in kept else {}
+    for name, dumped in links.items() if isinstance(links, dict) else ():
+        with contextlib.suppress(ValueError):
+            link = Link.load(dumped)
+            if link.count:
+                found[name] = {"call_s": link.call_s, "bytes_per_s": link.bytes_per_s}
     return found
 
 

@@ -54,8 +54,8 @@ class Owner(Protocol):
     def hold(self, wait_s: float) -> None:
         """Holds all requests, as the endpoint requested."""
 
-    def succeeded(self, took_s: float | None) -> None:
-        """Records a success."""
+    def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
+        """Records a success, with its latency and the bytes of its bodies."""
 
     def failed(self) -> None:
         """Records a fault."""
@@ -85,8 +85,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_open", "_paid", "_size", "_took_s", "_unpaid", "_until",
-        "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent", "slot", "thread", "usd",
+        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_took_s", "_unpaid",
+        "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent", "slot", "thread",
+        "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -106,7 +107,7 @@ class Exchange:
         self.failure: BaseException | None = None
         """What ended it, where some of its calls have answered all the same."""
         self._open = self.late = False
-        self._attempts = self._made = self._size = 0
+        self._attempts = self._made = self._moved = self._size = 0
 
         self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
@@ -121,7 +122,7 @@ class Exchange:
         if self._paid:
             self._give_back()
         if error is None and self._took_s is not None and self.counts:
-            self._guard.succeeded(self._took_s)
+            self._guard.succeeded(self._took_s, self._moved)
         elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
             self._open = False
             self._guard.failed()
@@ -241,6 +242,7 @@ class Exchange:
         if not self.counts:
             return
         if error is None:
+            self._moved = self._size + size
             self._took_s = monotonic() - self.begun  # whether it is a valid reply is known once it is decoded
             return
         verdict = Failure.of(error).verdict(cut=cut, in_time=in_time, stale=getattr(error, "stale", False))

@@ -185,6 +185,11 @@ class Guard:
         """Number of calls in progress."""
         return len(self.rules.under_way)
 
+    def link(self) -> tuple[float | None, float | None]:
+        """Time of a call but for its bytes, seconds, and bandwidth, bytes a second, as measured; None: not known."""
+        with self.lock:
+            return self.rules.link.call_s, self.rules.link.bytes_per_s
+
     def why(self) -> str:
         """Why no request may be sent now; empty: one may."""
         with self.lock:
@@ -201,10 +206,10 @@ class Guard:
         with self.lock:
             self.rules.hold(wait_s, monotonic())
 
-    def succeeded(self, took_s: float | None) -> None:
-        """Records a success; `took_s`: its latency, if it is to be counted."""
+    def succeeded(self, took_s: float | None, moved: int | None = None) -> None:
+        """Records a success; with its latency, if it is to be counted, and the bytes of its bodies, if they are known."""
         with self.lock:
-            back = self.rules.succeeded(monotonic(), took_s)
+            back = self.rules.succeeded(monotonic(), took_s, moved)
         if back:
             self._watcher.closed(self)
 

@@ -9,6 +9,7 @@ from edgeroute.core.breaker import Breaker, State
 from edgeroute.core.budget import Rate, RetryBudget
 from edgeroute.core.codes import Rejection
 from edgeroute.core.latency import Latency
+from edgeroute.core.link import Link
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost
 
@@ -43,15 +44,28 @@ class Admission:
     Attributes:
         under_way: the slots of calls in progress.
         overdue: those among them that were counted as faults, since they are late.
+        link: time of a call and bandwidth, as measured. Nothing is decided by it.
         rate: calls per second.
         rejected: number of requests rejected.
     """
 
-    __slots__ = ("_careful", "breaker", "budget", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual")
+    __slots__ = (
+        "_careful",
+        "breaker",
+        "budget",
+        "link",
+        "overdue",
+        "rate",
+        "rejected",
+        "spending",
+        "terms",
+        "under_way",
+        "usual",
+    )
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful
-        self.breaker, self.usual = Breaker(), Latency()
+        self.breaker, self.usual, self.link = Breaker(), Latency(), Link()
         self.budget, self.rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
         self.overdue: set[Hashable] = set()
@@ -132,13 +146,18 @@ class Admission:
         """Takes a retry from the budget; False: it is empty. A retry waits out the endpoint's Retry-After itself."""
         return self.breaker.state == "closed" and self.budget.take()
 
-    def succeeded(self, now: float, took_s: float | None = None) -> bool:
-        """Records a success; `took_s`: its latency, if it is to be counted. Returns whether the breaker was not closed before."""
+    def succeeded(self, now: float, took_s: float | None = None, moved: int | None = None) -> bool:
+        """Records a success; with its latency, if it is to be counted, and the bytes of its bodies, if they are known.
+
+        Returns whether the breaker was not closed before.
+        """
         before = self.breaker.state
         self.breaker.success(now)
         self.budget.success()
         if took_s is not None:
             self.usual.add(took_s)
+            if moved is not None:
+                self.link.add(moved, took_s)
         return before != "closed"
 
     def failed(self, now: float, jitter: float) -> bool:

@@ -87,7 +87,7 @@ class Sampler:
         """Reads nothing for it any more, and ends with the last one."""
         with self._lock:
             self._routers.discard(router)
-            if self._routers:
+            if self._routers or (self._thread is None and not len(self._threads)):
                 return
             thread, self._thread = self._thread, None
             threads, self._threads = self._threads, ThreadPool("edgeroute-sensors", MOST)

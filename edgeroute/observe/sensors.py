@@ -36,6 +36,8 @@ FIND_S = 60.0
 LEAST_S, MOST_S = 1.0, 60.0
 """Least and most time between two readings."""
 EVERY_S = 10.0
+PATIENCE_S = 1.0
+"""Longest wait for a reading of another thread; then the last one is returned."""
 FRESH_S = 0.5
 """A reading younger than this is returned again: routers that are made together share one."""
 KERNELS = frozenset({"linux", "android"})
@@ -92,18 +94,23 @@ class DeviceSensors:
 
     def __call__(self) -> Reading:
         """One reading, in some tenths of a millisecond; what is not known is None."""
-        with self._lock:
+        lock = self._lock
+        if not lock.acquire(timeout=PATIENCE_S):  # a driver hangs in another thread's reading
+            return self._reading
+        try:
             now = monotonic()
             if now >= self._read_at + self._fresh_s:
                 self._told = self._sources(now) if self._others is None else self._others.read(now)
                 self._reading = Reading(**{name: told.value for name, told in self._told.items()})
                 self._read_at = now
             return self._reading
+        finally:
+            lock.release()
 
     def told(self) -> Mapping[str, Told]:
         """Of the last reading, for each of its fields: the value, and where it is from or why it is not known."""
-        with self._lock:
-            return {name: self._told.get(name, Told(None, "this system does not tell it")) for name in Reading._fields}
+        told = self._told
+        return {name: told.get(name, Told(None, "this system does not tell it")) for name in Reading._fields}
 
     def _sources(self, now: float) -> dict[str, Told]:
         if now >= self._find_at:

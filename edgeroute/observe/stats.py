@@ -39,6 +39,10 @@ class LegStats(NamedTuple):
     """Breaker state: closed, open or half-open; empty for an edge."""
     held: int
     """Calls rejected for a local reason: breaker, limits, consent."""
+    call_s: float | None = None
+    """Of an endpoint: time of a call but for its bytes, as real calls have it, with the endpoint's work."""
+    bytes_per_s: float | None = None
+    """Bandwidth to it, as real calls have it; None: an edge, too few calls, or sizes that do not explain what they take."""
 
 
 class AuditStats(NamedTuple):
@@ -124,6 +128,8 @@ class Seen(NamedTuple):
     received: int
     breaker: str
     held: int
+    call_s: float | None = None
+    bytes_per_s: float | None = None
 
 
 class _Leg:
@@ -267,11 +273,11 @@ class Counts:
         with self._lock:
             self._add_up()
             legs = []
-            for name, side, sent, received, breaker, held in targets:
+            for name, side, sent, received, breaker, held, *link in targets:
                 leg = self._legs.get(name, _Leg())
                 p50, p90, p99 = (leg.latency.quantile(q) for q in (0.5, 0.9, 0.99))
                 counts = leg.started, leg.answered, leg.accepted, leg.failed, leg.cancelled
-                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received, breaker, held))
+                legs.append(LegStats(name, side, *counts, p50, p90, p99, sent, received, breaker, held, *link))
             return Stats(
                 self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
                 self.cached, self.queued, self.late,

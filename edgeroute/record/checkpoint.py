@@ -9,6 +9,7 @@ from time import monotonic
 from edgeroute.cloud.backend import CloudBackend
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.latency import Latency
+from edgeroute.core.link import Link
 from edgeroute.observe.stats import Counts
 from edgeroute.stores.keyvalue import KeyValueStore
 
@@ -41,7 +42,10 @@ class Checkpoint:
         for name, dumped in latencies.items():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 self._counts.remember(name, Latency.load(dumped))
+        links = store.get("link")
         for backend in clouds:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # there is none yet, or another version's
+                backend.guard.rules.link = Link.load(links[backend.name])  # type: ignore[index]
             endpoint = getattr(backend, "endpoint", None)
             known = store.get(f"endpoint:{backend.where}")
             if known is not None and endpoint is not None and hasattr(endpoint, "recall"):
@@ -59,6 +63,8 @@ class Checkpoint:
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         self.spending.keep()
+        clouds = list(clouds)
+        self.store.put("link", {backend.name: backend.guard.rules.link.dump() for backend in clouds})
         for backend in clouds:
             known = getattr(getattr(backend, "endpoint", None), "known", None)
             if known is not None:

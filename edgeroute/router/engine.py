@@ -304,7 +304,8 @@ class Engine:
         seen = []
         for b in self.snapshot.backends:
             guard = getattr(b, "guard", None)
-            seen.append(Seen(b.name, b.side, *b.traffic, guard.state if guard else "", guard.held if guard else 0))
+            told = (guard.state, guard.held, *guard.link()) if guard else ("", 0)
+            seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()
         return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)

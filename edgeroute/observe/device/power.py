@@ -10,6 +10,8 @@ from edgeroute.observe.device.files import Files, Told
 
 WHOLE = ("VDD_IN", "POM_5V_IN", "VIN", "5V_IN")
 """Rails of Jetson's boards through which all of a module's power comes."""
+WITHIN = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
+"""A rail of an AGX Orin that is fed by another one, whose power has it already."""
 PI5 = re.compile(r"Raspberry Pi (5|500|Compute Module 5)\b")
 """Models with a power controller that measures."""
 RAPL = "sys/class/powercap"
@@ -59,6 +61,7 @@ class Power:
         for label in WHOLE:
             if label in watts:
                 return Told(watts[label], f"the rail {label}: the whole module")
+        watts = {label: power for label, power in watts.items() if WITHIN.get(label) not in watts}
         return Told(sum(watts.values()), f"the sum of the rails {', '.join(watts)}") if watts else None
 
     def _by_pmic(self, now: float) -> Told | None:

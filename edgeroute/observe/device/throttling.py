@@ -83,6 +83,8 @@ class Throttling:
 
     def _hint(self) -> str:
         """A frequency below the hardware's own may be heat, and may be a setting: so it is told, and is no reading."""
+        if self._pi:
+            return "; vcgencmd did not answer, or failed: the user has to be in the group video"
         folder = "sys/devices/system/cpu/cpu0/cpufreq"
         most, limit = self._files.number(f"{folder}/cpuinfo_max_freq"), self._files.number(f"{folder}/scaling_max_freq")
         if not most or limit is None or limit >= most:
