@@ -36,7 +36,7 @@ Authority = Annotated[
     Path | None,
     typer.Option("--ca", metavar="FILE", help="Authorities for HTTPS, in place of the usual ones.", show_default=False),
 ]
-HERE = Path("models")
+HERE = Path("model-store")
 
 models = typer.Typer(
     name="models",
