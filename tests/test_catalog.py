@@ -470,7 +470,7 @@ def test_the_commands(tmp_path, monkeypatch):
     cli("sign", "--withdraw", "doors=1.1")
     assert [one["version"] for one in cli("list")] == ["1.0"]
     assert "no model 'gates'" in cli("pull", "gates", code=2)["error"]
-    (tmp_path / "models/versions/doors/1.0/doors.onnx").write_bytes(b"")
+    (tmp_path / "model-store/versions/doors/1.0/doors.onnx").write_bytes(b"")
     assert cli("status", code=4)[0]["problems"]
     edited(tmp_path / "catalog/metadata/timestamp.json", lambda d: d["signed"].update(version=9))
     assert "wrong signature" in cli("list", code=2)["error"]

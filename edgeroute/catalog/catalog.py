@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -118,12 +119,22 @@ class Catalog(Installed):
             self._refresh()
             entry = self.entry(name, version)
             download(self.source(), self.store, entry, progress)
+            self._tidy()
         return entry
+
+    def _tidy(self) -> None:
+        """Removes what was downloaded in part of files that the catalog has no more."""
+        wanted = {file.sha256 for entry in self.entries() for file in entry.files}
+        for part in (self.store.folder / "parts").glob("*"):
+            if part.name.partition(".")[0] not in wanted:
+                with suppress(OSError):
+                    part.unlink()
 
     def download(self, entry: Entry, *, progress: Callable[[Progress], object] | None = None) -> None:
         """Downloads a version of the list that was read last, as `pull`."""
         with self.store.downloading():
             download(self.source(), self.store, entry, progress)
+            self._tidy()
 
     def close(self) -> None:
         """Closes connections."""

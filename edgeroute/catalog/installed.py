@@ -207,6 +207,15 @@ class Installed:
                 raise ModelMissing(f"{name} {version} is not in {self.store.folder}")
             self.store.remove(name, version)
 
+    def prune(self, name: str) -> list[str]:
+        """Deletes the versions that are neither active nor the one before. -> those."""
+        with self.store.downloading(), self.store.pointing():
+            now = self.active(name)
+            gone = [version for version in self.store.versions(name) if version not in {now.version, now.previous}]
+            for version in gone:
+                self.store.remove(name, version)
+        return gone
+
     def status(self) -> tuple[ModelStatus, ...]:
         """The models of this device, as far as is known without asking the catalog."""
         return tuple(map(self._status, sorted({*self.store.names(), *(entry.name for entry in self.entries())})))

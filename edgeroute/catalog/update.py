@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.download import Progress
 from edgeroute.catalog.store import Pointer
 from edgeroute.edge.members import release_of
-from edgeroute.errors import EdgerouteError, PolicyError, check_number
+from edgeroute.errors import EdgerouteError, PolicyError, StoreError, check_number
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -187,6 +188,8 @@ class Updater:
         if started < self._runs:
             return Step("on_trial", f"{self.name} {now.version}: {started} of {self._runs:,} runs, {failed} failed", now.version)
         self.catalog.mark(self.name, trial=0)
+        with suppress(StoreError):  # somebody downloads now: another time
+            self.catalog.prune(self.name)
         return Step("confirmed", f"{self.name} {now.version} is confirmed: {failed} of {started} runs failed", now.version)
 
     def _roll_back(self, now: Pointer, why: str) -> Step:

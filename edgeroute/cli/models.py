@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeroute.cli.exits import NOT_READY, OK, exits
-from edgeroute.cli.options import Json
+from edgeroute.cli.options import Json, Policy
 from edgeroute.cli.tables import table
 from edgeroute.core.texts import printable
 
@@ -36,7 +36,7 @@ Authority = Annotated[
     Path | None,
     typer.Option("--ca", metavar="FILE", help="Authorities for HTTPS, in place of the usual ones.", show_default=False),
 ]
-HERE = Path("models")
+HERE = Path("model-store")
 
 models = typer.Typer(
     name="models",
@@ -82,6 +82,25 @@ def pull(
         entry = catalog.pull(name, version, progress=None if as_json or not sys.stderr.isatty() else _shown())
         folder = catalog.store.version(name, entry.version)
     return _said(f"{name} {entry.version} is here, verified: {entry.size:,} bytes in {folder}", as_json, version=entry.version)
+
+
+@models.command()
+@exits
+def update(name: Name, *, policy: Policy, store: Store = HERE, as_json: Json = False) -> int:
+    """Pulls the newest version, tries it with a policy (warm-up, canary inputs, certificate), and activates it if all is well.
+
+    One step a run, for cron or a timer. Exit code 4: the version was refused; the active one stays.
+    """
+    from edgeroute.catalog.update import Updater
+    from edgeroute.cli.examples import plain
+
+    with _catalog(store) as catalog, plain(policy, state=None) as router:
+        step = Updater(catalog, name, router, progress=None if as_json or not sys.stderr.isatty() else _shown()).step()
+        if step.did == "updated":
+            catalog.mark(name, trial=0)  # nobody is here to look at its runs
+    text = step.text.partition(", on trial")[0]
+    _said(text, as_json, did=step.did, version=step.version)
+    return NOT_READY if step.did == "refused" else OK
 
 
 @models.command()
