@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
+    from edgeroute.core.rules import Rule
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.ensemble import Ensemble
@@ -68,6 +69,7 @@ _HOMES = {
     "Function": "cloud.backend",
     "Limits": "core.spending",
     "Reading": "core.readings",
+    "Rule": "core.rules",
     "Saver": "core.policy",
     "OnnxModel": "edge.onnx",
     "Router": "router.router",
@@ -135,6 +137,7 @@ __all__ = [
     "Refused",
     "RequestEnded",
     "Router",
+    "Rule",
     "RuntimeMissing",
     "Saver",
     "Secret",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from edgeroute.core.codes import Coded
 from edgeroute.core.texts import FOREIGN, OWN, named, printable, told
@@ -55,3 +56,13 @@ class Failures:
         if log.isEnabledFor(logging.ERROR) and log.filter(record):  # which makes text of the traceback
             record.exc_info = None  # who keeps the record would keep its frames, and all that was in the call
             log.callHandlers(record)
+
+
+def quietly(close: Callable[[], object], when: str) -> None:
+    """Closes it; what that raises, which may be of any kind, is logged."""
+    try:
+        close()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too

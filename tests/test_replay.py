@@ -688,8 +688,8 @@ def test_infinite_confidences(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "line 3: expected a record of version 1 or 2, found version 3"),
-        ({"version": None}, "line 3: expected a record of version 1 or 2, found version None"),
+        ({"version": 4}, "line 3: expected a record of version 1 or 2 or 3, found version 4"),
+        ({"version": None}, "line 3: expected a record of version 1 or 2 or 3, found version None"),
         ({"plan": 7}, "line 3: expected a trace's record, found one that is not whole"),
         ({"latency_s": "1"}, "line 3: .* not whole"),
         ({"latency_s": 1e301}, "line 3: .* not whole"),

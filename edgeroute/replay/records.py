@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from edgeroute.core.codes import Failure
 from edgeroute.core.explain import VERSION
 from edgeroute.core.policy import INF, MODES, Mode
+from edgeroute.core.readings import Reading
 from edgeroute.core.walk import new
 from edgeroute.errors import BadInput
 from edgeroute.replay.numbers import Tally, checked, confidence
@@ -30,8 +31,8 @@ _WELL: Final = Failure()
 NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
 """Keys of an event whose values are finite numbers."""
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-VERSIONS: Final = (1, VERSION)
-"""Supported versions. The first has no codes."""
+VERSIONS: Final = (1, 2, VERSION)
+"""Supported versions. The first has no codes, and the second has readings of battery and heat alone, among its facts."""
 
 
 class Seen(NamedTuple):
@@ -148,6 +149,8 @@ class Recording(NamedTuple):
     """Incomplete or invalid lines."""
     untimed: int
     """Records without a time, which were skipped."""
+    readings: list[tuple[float, Reading]]
+    """Of the device's sensors, with their instants, sorted."""
 
 
 def read(path: str | Path) -> Recording:
@@ -224,6 +227,7 @@ class _Reader:
         self._rows: dict[tuple[str, str], int] = {}
         """(batch, cloud) -> number of its rows that called it."""
         self._first: float | None = None
+        self._readings: list[tuple[float, Reading]] = []
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:
@@ -240,6 +244,7 @@ class _Reader:
             begun = latest + STEP_S
         if begun + latency_s > latest:
             self._latest = begun + latency_s
+        self._sense(record, begun)
         tally.requests += 1
         tally.latencies.append(latency_s)
         if "events" not in record:
@@ -299,6 +304,17 @@ class _Reader:
         )  # fmt: skip
         self.found.append(new(Request, told))
 
+    def _sense(self, record: Mapping[str, Any], begun: float) -> None:
+        """Adds the reading that the record has, at its instant."""
+        found = record.get("reading") or record.get("facts") or {}
+        known = {name: found[name] for name in Reading._fields if found.get(name) is not None}
+        if not known:
+            return
+        at = begun - checked(found.get("age_s", 0.0))
+        one = Reading(**{name: checked(value) for name, value in known.items()})
+        if not self._readings or self._readings[-1][1] != one or at > self._readings[-1][0] + ROUNDED_S:
+            self._readings.append((at, one))
+
     def _cost(self, seen: Seen, key: tuple[str, str]) -> None:
         """Adds up the cost of a call; of a batch once, though the record of each row has it."""
         if seen.held:
@@ -322,6 +338,7 @@ class _Reader:
         requests.sort(key=BEGUN)
         if origin := requests[0].begun:  # the first to end was not the first to begin
             requests = [request._replace(begun=request.begun - origin) for request in requests]
+        readings = sorted(((at - origin, one) for at, one in self._readings), key=itemgetter(0))
         endpoints: dict[str, Past] = {}
         for request in requests:
             for leg, seen in request.legs.items():
@@ -329,7 +346,7 @@ class _Reader:
                     endpoints.setdefault(leg, Past()).add(seen, request.begun + request.latency_s)
         for past in endpoints.values():
             past.settle()
-        return Recording(requests, endpoints, self._tally, 0, 0)
+        return Recording(requests, endpoints, self._tally, 0, 0, readings)
 
 
 def _failure(event: Mapping[str, Any]) -> Failure:

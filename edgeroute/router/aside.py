@@ -73,7 +73,7 @@ class Aside:
         backends, specs = list(snapshot.backends), list(snapshot.specs)
         kind, name, given, _, *more = specs[self.number]
         backends[self.number], specs[self.number] = self.runner, (kind, name, given, self.score, *more)
-        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None)
+        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None, device_rules=())
         self.snapshot = snapshot._replace(policy=policy, backends=tuple(backends), specs=tuple(specs), plans={})
 
     @property

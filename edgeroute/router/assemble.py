@@ -91,12 +91,13 @@ def assemble(
         stays_home=lambda: engine.stays_home(read=True),
     )
     engine.snapshot = build(guard=lambda backend: guard(engine, backend), awaits=awaits, offline=offline, **policy)
-    observer = engine.observer = Observer(counts, spending, metered, sensors)
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
-    if engine.snapshot.policy.saver is not None:
+    observer.use(engine.snapshot.policy)
+    if engine.snapshot.policy.all_rules():
         observer.read()
-        for line in observer.lacking(engine.snapshot.policy, ()):
+        for line in observer.lacking(()):
             log.warning("%s", line)
     if engine.checkpoint is not None:
         engine.checkpoint.recall(engine.snapshot.clouds)
@@ -132,7 +133,7 @@ def _stages(
 
     stages: list[Stage] = []
     if sinks:
-        answered = Answered(engine.instruments)
+        answered = Answered(engine.instruments, engine.observer)
         engine.tell = answered.tell
         stages.append(answered)
     if cache is not None:

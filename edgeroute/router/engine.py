@@ -17,6 +17,7 @@ from edgeroute.core.policy import INF, MODES, POLICY_MODES, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
 from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
+from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.stats import Counts, Seen, Stats
@@ -28,6 +29,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
+from edgeroute.router.sensing import sense
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -111,7 +113,6 @@ class Engine:
     def after_fork(self) -> None:
         """New ids for the child's requests: to an endpoint an id is the idempotency key."""
         self.name, self._refreshing = os.urandom(6).hex(), threading.RLock()
-        self.observer.reads_at = INF if self.snapshot.policy.saver is None else -INF
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
@@ -137,7 +138,7 @@ class Engine:
         begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
             observer.reads_at = INF  # until they have been read
-            self.local_threads.submit(self._read)
+            self.local_threads.submit(partial(sense, self))
         first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
         identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
@@ -229,14 +230,9 @@ class Engine:
             read: reads the sensors first if that is due: an idle device has no requests that would do it.
         """
         policy, observer = self.snapshot.policy, self.observer
-        if read and policy.saver is not None and monotonic() >= observer.reads_at:
-            self._read()
+        if read and policy.all_rules() and monotonic() >= observer.reads_at:
+            sense(self)
         return stays_home(policy, observer.facts)
-
-    def _read(self) -> None:
-        """Reads the device's sensors."""
-        if self.observer.read():
-            self.snapshot.plans.clear()
 
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
@@ -274,7 +270,8 @@ class Engine:
             if made.views:
                 self.plain = False  # before it is in force
             self.snapshot = made
-        self.observer.reads_at = INF if made.policy.saver is None else -INF
+        self.observer.use(made.policy)
+        made.plans.clear()  # of rules that were not there before
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
         kept = [*made_of(made).values()]
@@ -308,7 +305,7 @@ class Engine:
         """Status of models and endpoints, and what may leave."""
         check_seconds("timeout", timeout)
         found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
-        return found._replace(lines=(*found.lines, *self.observer.lacking(self.snapshot.policy, self.snapshot.backends)))
+        return found._replace(lines=(*found.lines, *self.observer.rules(), *self.observer.lacking(self.snapshot.backends)))
 
     def close(self) -> None:
         """Stops threads and connections, and stores the state. Never raises."""
@@ -388,13 +385,3 @@ def _first_s(policy_s: float, first_token: float | None) -> float:
         return policy_s
     check_seconds("first_token", first_token)
     return float(first_token)
-
-
-def quietly(close: Callable[[], object], when: str) -> None:
-    """Closes it; what that raises, which may be of any kind, is logged."""
-    try:
-        close()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        log.error("%s: a part of it could not be closed", when, exc_info=e)  # noqa: TRY400 - SystemExit, too

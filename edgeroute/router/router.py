@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.egress import Egress
     from edgeroute.confidence.certificate import Certificate
+    from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
@@ -79,9 +80,10 @@ class Router(Measuring, Generic[V]):
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode overrides it.
-        sensors: a function that returns a `Reading` of battery and temperature, called in the background at most every 10
-            seconds, while requests come; None: the standard Linux sensors.
+        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode overrides the former.
+        rules: a list of `Rule`: what changes while the device is short of battery, memory or power, hot, or busy.
+        sensors: a function that returns a `Reading`, called in the background at most every 10 seconds, while requests come;
+            None: the standard ones.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
@@ -114,6 +116,7 @@ class Router(Measuring, Generic[V]):
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
         saver: Saver | None = None,
+        rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
@@ -130,8 +133,8 @@ class Router(Measuring, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
-            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
-            views=views, trace=trace, instruments=instruments,
+            saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
+            state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     def infer(
