@@ -63,7 +63,7 @@ class Rule(NamedTuple):
         low, gap = OF[self.of].low, OF[self.of].gap * (self.enter if OF[self.of].relative else 1.0)
         if not OF[self.of].share:
             return self.enter - gap
-        return min(1.0, self.enter + gap) if low else max(0.0, self.enter - gap)
+        return round(min(1.0, self.enter + gap) if low else max(0.0, self.enter - gap), 9)  # 0.15, and not a little more
 
     def __str__(self) -> str:
         """The condition, as in `battery below 20%`."""

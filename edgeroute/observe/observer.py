@@ -94,7 +94,6 @@ class Observer:
 
     def read(self) -> bool:
         """Reads the sensors, and steps the rules. Returns whether the facts changed."""
-        self.reads_at = monotonic() + READS_S
         try:
             reading = Reading(*map(_value, contained(self._sensors)))
         except Exception:
@@ -102,6 +101,10 @@ class Observer:
             return False
         self.reading, self.read_at = reading, monotonic()
         return self._step()
+
+    def due_again(self) -> None:
+        """The sensors are due in a while."""
+        self.reads_at = monotonic() + READS_S if self.wanted else INF
 
     def _step(self) -> bool:
         """Steps the rules by the last reading. Returns whether others are in force now."""

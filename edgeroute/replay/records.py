@@ -197,8 +197,7 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
         number += 1
         if record.get("version") not in VERSIONS:
             has = f"version {record['version']!r}" if "version" in record else "none: it is no trace"
-            some = " or ".join(map(str, VERSIONS))
-            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version {some}, found {has}")
+            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version 1 to {VERSION}, found {has}")
         if "at" not in record:
             untimed += 1
             continue
@@ -242,9 +241,9 @@ class _Reader:
         latest = self._latest
         if latest - ROUNDED_S <= begun < latest + STEP_S and not batch:
             begun = latest + STEP_S
+        self._sense(record, begun)
         if begun + latency_s > latest:
             self._latest = begun + latency_s
-        self._sense(record, begun)
         tally.requests += 1
         tally.latencies.append(latency_s)
         if "events" not in record:
@@ -305,14 +304,17 @@ class _Reader:
         self.found.append(new(Request, told))
 
     def _sense(self, record: Mapping[str, Any], begun: float) -> None:
-        """Adds the reading that the record has, at its instant."""
+        """Adds the reading that the record has, at its instant; that is after the end of a record that has another one."""
         found = record.get("reading") or record.get("facts") or {}
         known = {name: found[name] for name in Reading._fields if found.get(name) is not None}
         if not known:
             return
-        at = begun - checked(found.get("age_s", 0.0))
-        one = Reading(**{name: checked(value) for name, value in known.items()})
-        if not self._readings or self._readings[-1][1] != one or at > self._readings[-1][0] + ROUNDED_S:
+        age_s, one = checked(found.get("age_s", 0.0)), Reading(**{name: checked(value) for name, value in known.items()})
+        at, last = begun - age_s, self._readings[-1] if self._readings else (-INF, None)
+        if one != last[1]:
+            at = max(at, self._latest)
+            self._readings.append((at if age_s < 0 else min(at, begun), one))
+        elif at > last[0] + ROUNDED_S:
             self._readings.append((at, one))
 
     def _cost(self, seen: Seen, key: tuple[str, str]) -> None:

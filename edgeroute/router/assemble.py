@@ -21,6 +21,7 @@ from edgeroute.router.auditing import auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
+from edgeroute.router.sensing import Sensing
 from edgeroute.router.snapshot import build
 from edgeroute.system import log
 from edgeroute.threads import ThreadPool
@@ -94,9 +95,10 @@ def assemble(
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
+    engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
     observer.use(engine.snapshot.policy)
     if engine.snapshot.policy.all_rules():
-        observer.read()
+        engine.sensing.read()
         for line in observer.lacking(()):
             log.warning("%s", line)
     if engine.checkpoint is not None:

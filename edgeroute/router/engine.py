@@ -29,7 +29,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
-from edgeroute.router.sensing import sense
+from edgeroute.router.sensing import Sensing
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -77,6 +77,7 @@ class Engine:
     snapshot: Snapshot
     counts: Counts
     observer: Observer
+    sensing: Sensing
     spending: SharedSpending
     health: EndpointHealth
     instruments: Instruments
@@ -138,7 +139,7 @@ class Engine:
         begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
             observer.reads_at = INF  # until they have been read
-            self.local_threads.submit(partial(sense, self))
+            self.local_threads.submit(self.read_sensors)
         first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
         identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
@@ -231,8 +232,12 @@ class Engine:
         """
         policy, observer = self.snapshot.policy, self.observer
         if read and policy.all_rules() and monotonic() >= observer.reads_at:
-            sense(self)
+            self.read_sensors()
         return stays_home(policy, observer.facts)
+
+    def read_sensors(self) -> None:
+        """Reads the device's sensors, and does what the rules in force ask for."""
+        self.sensing.read()
 
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""

@@ -73,17 +73,14 @@ class Router(Measuring, Generic[V]):
         limits: a `Limits`: maximum spending per day, hour and minute.
         metered: whether the link is metered (bytes cost money), or a function that returns it.
         audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
-        candidate: an edge model to take the place of `edge`: on audited requests it runs in the background, and is compared with
-            the cloud. Needs `audit=`.
+        candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
         uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
             reports it in reasons and `check`; "error" rejects such a router.
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode overrides the former.
-        rules: a list of `Rule`: what changes while the device is short of battery, memory or power, hot, or busy.
-        sensors: a function that returns a `Reading`, called in the background at most every 10 seconds, while requests come;
-            None: the standard ones.
+        saver, rules: a `Saver`, a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
+        sensors: a function that returns a `Reading`, called in the background at most every 10 seconds; None: the standard ones.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
