@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
+    from edgeroute.core.rules import Rule
     from edgeroute.core.spending import Limits
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
@@ -81,6 +82,7 @@ _HOMES = {
     "Limits": "core.spending",
     "DeviceSensors": "observe.sensors",
     "Reading": "core.readings",
+    "Rule": "core.rules",
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
@@ -157,6 +159,7 @@ __all__ = [
     "Refused",
     "RequestEnded",
     "Router",
+    "Rule",
     "RuntimeMissing",
     "Saver",
     "Secret",

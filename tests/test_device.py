@@ -57,7 +57,7 @@ def now_it_reads(router, device):
 
 
 def test_below_that_charge_the_mode_is_the_savers(make):
-    """And the policy's again when there is more, or it is charged. The reason says it."""
+    """And the policy's again once it is 5 points more, or on mains. What is unknown changes nothing. The reason says it."""
     device = Device(battery=0.5)
     router = make(unsure, cloud, saver=Saver(battery_below=0.2), sensors=device)
     assert router.infer(1).source == "cloud"
@@ -65,15 +65,22 @@ def test_below_that_charge_the_mode_is_the_savers(make):
     now_it_reads(router, device)
     low = router.infer(1)
     assert (low.source, low.degraded) == ("edge", False)
-    assert low.reason == "edge 0.10 < 0.50 (uncalibrated), only_edge, battery at 19%, below 20%"
-    assert low.trace["facts"]["battery"] == 0.19
+    assert low.reason == "edge 0.10 < 0.50 (uncalibrated), only_edge; battery below 20%: only_edge"
+    assert low.trace["facts"]["rules"] == [
+        {"of": "battery", "then": "only_edge", "enter": 0.2, "leave": 0.25, "hold_s": 0.0, "applied": True}
+    ]
     assert router.infer(1, mode="prefer_edge").source == "cloud", "a call's own mode goes before it"
     if isinstance(router, Router):
-        assert any("battery at 19%, below 20%: this mode instead of prefer_edge" in step for step in router.decide(1).steps)
-    for says in (Reading(battery=0.2), Reading()):
+        assert any("battery below 20%: this mode instead of prefer_edge" in step for step in router.decide(1).steps)
+    for says, source in (
+        (Reading(battery=0.2), "edge"),
+        (Reading(), "edge"),
+        (Reading(battery=0.25), "cloud"),
+        (Reading(), "cloud"),
+    ):
         device.says = says
         now_it_reads(router, device)
-        assert router.infer(1).source == "cloud"
+        assert router.infer(1).source == source
 
 
 def test_a_hot_device_may_leave_the_work_to_the_cloud(make):
@@ -81,7 +88,7 @@ def test_a_hot_device_may_leave_the_work_to_the_cloud(make):
     router = make(sure, cloud, saver=Saver("prefer_cloud", hotter_than_c=80), sensors=Device(temperature_c=81.4))
     assert router.infer(1).source == "cloud"
     if isinstance(router, Router):
-        assert router.decide(1).steps[:2] == ("mode prefer_cloud", "81 C, above 80 C: this mode instead of prefer_edge")
+        assert router.decide(1).steps[:2] == ("mode prefer_cloud", "heat above 80 C: this mode instead of prefer_edge")
 
 
 def test_sensors_are_not_read_for_each_request():

@@ -10,8 +10,8 @@ from edgeroute.compress.graph import (
     read_graph,
 )
 from edgeroute.edge.external import external_data
+from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import runtime
-from edgeroute.edge.onnx_session import first_line
 from edgeroute.errors import ModelError
 from edgeroute.imports import imported
 

@@ -16,7 +16,7 @@ from edgeroute.compress.result import Result
 from edgeroute.compress.writing import put, workplace, write_card
 from edgeroute.edge.card import Card
 from edgeroute.edge.load import load
-from edgeroute.edge.onnx_session import first_line
+from edgeroute.edge.model_file import first_line
 from edgeroute.errors import EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.imports import imported
 

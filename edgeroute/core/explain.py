@@ -11,8 +11,8 @@ from edgeroute.core.policy import INF
 from edgeroute.core.texts import named, told, typed
 from edgeroute.core.walk import Mark, Outcome
 
-VERSION = 2
-"""Version of the trace's layout. Version 1 had no codes in the events of failures."""
+VERSION = 3
+"""Version of the trace's layout. Version 1 had no codes in the events of failures; 2 had a battery and a heat for rules."""
 
 
 def reason(plan: Plan, outcome: Outcome) -> str:
@@ -39,6 +39,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
         parts += [f"{name} was not asked: earlier runs of it go on" for name in plan.skipped]
     if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
         parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
+    parts += [f"{rule}: {rule.then}" for rule in plan.rules]
     return "; ".join(parts)
 
 
@@ -86,8 +87,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
             "edge_p99_s": round(facts.edge_s, 6),
             "no_hedge": facts.no_hedge,
             "deferral_rate": round(facts.deferral_rate, 4),
-            "battery": facts.battery,
-            "temperature_c": facts.temperature_c,
+            "rules": [{**rule._asdict(), "leave": rule.ends, "applied": rule in plan.rules} for rule in facts.rules],
         },
         "plan": [
             {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from edgeroute.core.latency import Latency
+from edgeroute.core.rules import Rule
 
 
 class Facts(NamedTuple):
@@ -23,7 +24,11 @@ class Facts(NamedTuple):
     """Share of requests for which the cloud was needed, 0..1."""
     latencies: Mapping[str, Latency] = {}
     """Latencies measured so far, by target; only if the policy uses them."""
-    battery: float | None = None
-    """Battery charge, 0..1; None: charging, no battery, or the policy does not use it."""
-    temperature_c: float | None = None
-    """Temperature of the hottest part, degrees Celsius; None: unknown, or the policy does not use it."""
+    rules: tuple[Rule, ...] = ()
+    """Rules on the device's state that are in force. The readings are no facts: a plan holds until a rule begins or ends."""
+    loading: frozenset[str] = frozenset()
+    """Names of edges that are being loaded again."""
+    joules: Mapping[str, float] = {}
+    """Energy of a call, joules, by target, as far as known; only if a rule goes by it."""
+    unsure: float | None = None
+    """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule goes by it."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Saver, Side, Target
+from edgeroute.core.policy import INF, POLICY_MODES, Mode, Offline, Policy, PolicyMode, Side, Target
+from edgeroute.core.rules import Applying, Rule, applying
 
 
 class Leg(NamedTuple):
@@ -62,6 +63,8 @@ class Plan(NamedTuple):
     """Clouds that are not asked since earlier runs of theirs go on, with no other cloud in their place."""
     unheard: tuple[Leg, ...] = ()
     """Shadow mode: the edges that would be asked first, in order; for a sample of the requests they run once these have ended."""
+    rules: tuple[Rule, ...] = ()
+    """The rules on the device's state that have shaped this plan."""
 
 
 class Refusal(NamedTuple):
@@ -82,14 +85,16 @@ def plan(
     data_class: str | None = None,
 ) -> Plan | Refusal:
     """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
-    saving = "" if mode else _saving(policy.saver, facts)
-    own = mode or _mode(policy, saving)
+    ruled = _applying(policy, facts, mode)
+    own = _mode(policy, ruled, mode)
+    own, cheapest = _cheapest(own, ruled, targets, facts)
     mode = "only_cloud" if own == "shadow" else own
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {own}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
-    if saving:
-        steps.append(f"{saving}: this mode instead of {policy.mode}")
+    if ruled.mode is not None:
+        steps.append(f"{ruled.mode}: this mode instead of {policy.mode}")
+    steps += [*cheapest, *ruled.not_applied]
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
     if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
@@ -99,7 +104,7 @@ def plan(
     allowed: Permit | None = None
     stays = ""
     if mode == "only_edge":
-        stays = f"only_edge, {saving}" if saving else "only_edge"
+        stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
         verdict = permit(policy.rules, data_class)
@@ -113,12 +118,21 @@ def plan(
 
     away = [] if allowed is None else _arranged(policy, targets, facts, clouds)
     home = [] if mode == "only_cloud" else edges
+    if len(home) > 1 and (small := ruled.then("small_model")) is not None:
+        steps.append(f"{small}: of the edges only {targets[home[0]].name}, the smallest")
+        home = home[:1]
     first_away = mode == "prefer_cloud" and allowed is not None
     order = [*away, *home[::-1]] if first_away else [*home, *away]
     if not order:
         needs = "and there is no edge" if mode != "only_cloud" else "and mode 'only_cloud' asks nothing else"
         return Refusal(f"no answer is possible: {stays}, {needs}", denied=True)
 
+    late = _late(ruled, targets, facts, order)
+    if late and not away:
+        steps += [f"{why}, and asked all the same, as there is no cloud to ask" for why in late.values()]
+        late = {}
+    steps += [f"{why}, so it is asked last" for why in late.values()]
+    order = [*(i for i in order if i not in late), *late]
     spare: list[int] = []
     skipped: tuple[str, ...] = ()
     free = [i for i in order if targets[i].name not in facts.busy]
@@ -129,7 +143,7 @@ def plan(
             skipped = tuple(targets[i].name for i in order if targets[i].side == "cloud")
         order = [*free, *spare]
     silent: tuple[Leg, ...] = ()
-    if own == "shadow":
+    if own == "shadow" and ruled.then("unload") is None:
         silent = tuple(unheard(i, targets[i], policy) for i in edges)
         steps.append("of a sample it is recorded what the edge would have answered, afterwards: nothing else changes")
 
@@ -140,16 +154,16 @@ def plan(
     legs: list[Leg] = []
     for position, i in enumerate(order):
         target = targets[i]
-        standby = i in spare or (first_away and target.side == "edge")
+        standby = i not in late and (i in spare or (first_away and target.side == "edge"))
         first_standby = standby and not any(leg.standby for leg in legs)
         leg = Leg(
             name=target.name,
             permit=allowed if target.side == "cloud" else None,
             target=i,
             threshold=target.threshold,
-            final=position == len(order) - 1 and not standby and not skipped,
+            final=position == len(order) - 1 and not standby and not skipped and i not in late,
             accept_unsure=policy.no_confidence == "accept",
-            hedge_after_s=hedge_s if position and not standby else INF,
+            hedge_after_s=hedge_s if position and not standby and i not in late else INF,
             standby=standby,
             start_by_s=_start_by_s(hedge_s, facts.reserves.get(target.name, INF), deadline_s) if first_standby else INF,
             label=target.label,
@@ -160,32 +174,53 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, silent,
+        stays, data_class, facts, skipped, silent, ruled.rules,
     )  # fmt: skip
 
 
 def stays_home(policy: Policy, facts: Facts) -> str:
     """Why nothing leaves the device by itself now (deliveries, audits, probes, revalidation); empty: it may."""
-    saving = _saving(policy.saver, facts)
-    if _mode(policy, saving) != "only_edge":
+    ruled = _applying(policy, facts, None)
+    if _mode(policy, ruled, None) != "only_edge":
         return ""
-    return f"only_edge, {saving}" if saving else "only_edge"
+    return f"only_edge, {ruled.mode}" if ruled.mode is not None else "only_edge"
 
 
-def _mode(policy: Policy, saving: str) -> PolicyMode:
-    """The mode for calls that name none."""
-    return policy.saver.mode if policy.saver and saving else policy.mode
+def _applying(policy: Policy, facts: Facts, mode: Mode | None) -> Applying:
+    """The rules in force that apply to a call with that mode of its own, if any."""
+    return applying([rule for rule in policy.all_rules() if rule in facts.rules], POLICY_MODES, mode)
 
 
-def _saving(saver: Saver | None, facts: Facts) -> str:
-    """Why the saver is in force; empty: it is not."""
-    if saver is None:
-        return ""
-    if facts.battery is not None and facts.battery < saver.battery_below:
-        return f"battery at {facts.battery:.0%}, below {saver.battery_below:.0%}"
-    if facts.temperature_c is not None and facts.temperature_c > saver.hotter_than_c:
-        return f"{facts.temperature_c:.0f} C, above {saver.hotter_than_c:.0f} C"
-    return ""
+def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
+    """The mode of a call: by a rule, its own, or the policy's."""
+    return ruled.mode.then if ruled.mode is not None else mode or policy.mode  # type: ignore[return-value]  # it is a mode
+
+
+def _cheapest(own: PolicyMode, ruled: Applying, targets: tuple[Target, ...], facts: Facts) -> tuple[PolicyMode, list[str]]:
+    """The mode that takes less energy, if a rule asks for it and both sides may be asked; and why.
+
+    The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call.
+    """
+    rule = ruled.then("cheapest_energy")
+    sides = [next((t.name for t in targets if t.side == side), "") for side in ("edge", "cloud")]
+    if rule is None or own not in {"prefer_edge", "prefer_cloud"} or not all(sides):
+        return own, []
+    edge, cloud = (facts.joules.get(name) for name in sides)
+    if edge is None or cloud is None:
+        unknown = " and ".join(name for name in sides if name not in facts.joules)
+        return own, [f"{rule}: the order stays as it is, as it is not known what energy a call of {unknown} takes"]
+    first = edge + (facts.unsure or 0.0) * cloud
+    text = f"{rule}: {first:.3g} J a call with {sides[0]} first, {cloud:.3g} J with {sides[1]} first"
+    return ("prefer_edge" if first < cloud else "prefer_cloud"), [text]
+
+
+def _late(ruled: Applying, targets: tuple[Target, ...], facts: Facts, order: Sequence[int]) -> dict[int, str]:
+    """The edges that are not in memory -> why; of some use once every cloud has failed."""
+    rule = ruled.then("unload")
+    edges = [i for i in order if targets[i].side == "edge"]
+    if rule is not None:
+        return {i: f"{rule}: {targets[i].name} is unloaded" for i in edges}
+    return {i: f"{targets[i].name} is being loaded" for i in edges if targets[i].name in facts.loading}
 
 
 def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:

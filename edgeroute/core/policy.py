@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.egress import Rules
+from edgeroute.core.rules import Rule
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
@@ -23,8 +24,9 @@ MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 POLICY_MODES: Final[tuple[PolicyMode, ...]] = get_args(PolicyMode)
 NEEDS: Final[Mapping[str, tuple[Side, ...]]] = {
     "only_edge": ("edge",), "prefer_cloud": ("cloud",), "only_cloud": ("cloud",), "shadow": ("edge", "cloud"),
+    "cheapest_energy": ("edge", "cloud"), "unload": ("edge",),
 }  # fmt: skip
-"""Mode -> the sides it requires."""
+"""Mode, or what a rule asks for -> the sides it requires."""
 HEDGE: Final = "p[1-9][0-9]|auto"
 """Regular expression for a `Hedge` as text."""
 INF: Final = float("inf")
@@ -52,6 +54,12 @@ class Saver(NamedTuple):
     hotter_than_c: float = INF
     """Degrees Celsius above which the saver is in force."""
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The same as rules, which end where those do by default."""
+        low = Rule("battery", self.mode, self.battery_below)
+        hot = Rule("heat", self.mode, self.hotter_than_c)
+        return (*((low,) if self.battery_below > 0 else ()), *((hot,) if self.hotter_than_c < INF else ()))
+
 
 class Policy(NamedTuple):
     """Routing rules. Durations are in seconds."""
@@ -72,6 +80,12 @@ class Policy(NamedTuple):
     rules: Rules = Rules()
     """The egress rules."""
     saver: Saver | None = None
+    device_rules: tuple[Rule, ...] = ()
+    """Rules on the device's state; the first one in force that changes the mode counts."""
+
+    def all_rules(self) -> tuple[Rule, ...]:
+        """The rules on the device's state, the saver's last."""
+        return self.device_rules if self.saver is None else (*self.device_rules, *self.saver.rules())
 
 
 class Terms(NamedTuple):

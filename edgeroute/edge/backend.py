@@ -47,6 +47,8 @@ class EdgeBackend(AbandonedRuns):
         alone_async: whether it runs on an event loop only: its runs are awaited.
         run_async: `run` there, of one input as well; None: it needs a thread.
         at_once: whether a run begins at once, in the thread that asks for it.
+        unloaded: whether it was freed, and is to be loaded again.
+        loading: whether it is being loaded again: until then others are asked first.
 
     Raises:
         PolicyError: the model's members contradict the protocol.
@@ -56,6 +58,7 @@ class EdgeBackend(AbandonedRuns):
     traffic = (0, 0)
     warmth = ""
     """How long loading and first runs took, in words; empty: it was not warmed up."""
+    unloaded = loading = False
 
     def __init__(self, name: str, model: EdgeModel, score: str | Score) -> None:
         checked(model)
@@ -196,6 +199,20 @@ class EdgeBackend(AbandonedRuns):
         """As `fingerprint`, with how the outputs are decoded."""
         reader = self.reader
         return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found))
+
+    def unload(self) -> None:
+        """Frees the model as `close` does, until `load`; a run that is asked for all the same loads it."""
+        self.unloaded = True
+        self.close()
+
+    def load(self) -> None:
+        """Loads the model again. What is wrong with it, its next run tells."""
+        self.unloaded, load = False, member(self.model, "load")
+        try:
+            if load is not None:
+                load()
+        finally:
+            self.loading = False
 
     def close(self) -> None:
         """Frees the model, once no run is under way: a native runtime would crash the process."""

@@ -1,9 +1,10 @@
-"""Gathers the facts for planning: latencies, busy targets, spending, sensors. Runs off the path of most calls."""
+"""Gathers the facts for planning: latencies, busy targets, spending, rules in force. Runs off the path of most calls."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
@@ -12,9 +13,10 @@ from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import Reading
+from edgeroute.core.rules import State, amount, in_force, step, value_of
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import Counts
-from edgeroute.system import LINUX, contained
+from edgeroute.system import LINUX, contained, renew_after_fork
 from edgeroute.types import Backend
 
 OWN = "give the router `sensors=`, a function that returns a Reading"
@@ -31,19 +33,49 @@ class Observer:
         spending: has the amounts spent.
         metered: whether the link is metered (bytes cost money), or a function that returns it.
         sensors: reads the device's sensors; None: the standard Linux ones.
+        records: whether readings are recorded, so that they are wanted without a rule as well.
 
     Attributes:
         facts: the current ones; replaced by a new object when they change.
+        reading: the last one.
+        read_at: its instant; None: there is none yet.
         reads_at: instant from which the sensors are due; inf: they are not used, or are being read.
     """
 
     def __init__(
-        self, counts: Counts, spending: SharedSpending, metered: bool | Callable[[], bool], sensors: Sensors | None
+        self,
+        counts: Counts,
+        spending: SharedSpending,
+        metered: bool | Callable[[], bool],
+        sensors: Sensors | None,
+        *,
+        records: bool = False,
     ) -> None:
         self._counts, self._spending, self.metered, self._sensors = counts, spending, metered, sensors or read
-        self._reading, self._metered_failed = Reading(), False
-        self.facts = Facts()
+        self._metered_failed, self._records = False, records
+        self._policy = Policy()
+        self._state: State = ()
+        self.facts, self.reading = Facts(), Reading()
+        self.read_at: float | None = None
         self.reads_at = INF
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child, whose first request has the sensors read."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
+        self.reads_at = -INF if self.wanted else INF
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the sensors are read at all."""
+        return self._records or bool(self._policy.all_rules())
+
+    def use(self, policy: Policy) -> None:
+        """Goes by the rules of another policy; those that it has in common with the last one stay as they are."""
+        self._policy = policy
+        self._step()
+        self.reads_at = -INF if self.wanted else INF
 
     def observe(self, policy: Policy, targets: Sequence[Target], backends: Sequence[Backend]) -> bool:
         """Updates the facts, except the sensors. Returns whether they changed."""
@@ -54,33 +86,50 @@ class Observer:
         facts = Facts(busy, edge_s, reserves, self.no_hedge(backends) if policy.hedge_after != INF else "")
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
-        if policy.saver is not None:
-            facts = _with(facts, self._reading)
-        changed, self.facts = facts != self.facts, facts
+        loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
+        with self._lock:
+            facts = facts._replace(rules=in_force(self._state), loading=loading)
+            changed, self.facts = facts != self.facts, facts
         return changed
 
     def read(self) -> bool:
-        """Reads the sensors. Returns whether the facts changed."""
+        """Reads the sensors, and steps the rules. Returns whether the facts changed."""
         self.reads_at = INF  # until they have been read, however long that takes
         try:
-            values: list[Any] = [None if value is None else float(value) for value in contained(self._sensors)]
-            reading = Reading(*values)
-            changed, self._reading = reading != self._reading, reading
-            if changed:
-                self.facts = _with(self.facts, reading)
+            reading = Reading(*map(_value, contained(self._sensors)))
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
-        else:
-            return changed
-        finally:
-            self.reads_at = monotonic() + period_s(self._sensors, READS_S)
+        self.reading, self.read_at = reading, monotonic()
+        return self._step()
 
-    def lacking(self, policy: Policy, backends: Sequence[Backend]) -> list[str]:
-        """What this policy uses and this system does not have, one line each."""
+    def due_again(self) -> None:
+        """The sensors are due in a while."""
+        self.reads_at = monotonic() + period_s(self._sensors, READS_S) if self.wanted else INF
+
+    def _step(self) -> bool:
+        """Steps the rules by the last reading. Returns whether others are in force now."""
+        with self._lock:
+            now_s = monotonic() if self.read_at is None else self.read_at
+            self._state = step(self._policy.all_rules(), self._state, self.reading, now_s)
+            rules = in_force(self._state)
+            changed = rules != self.facts.rules
+            if changed:
+                self.facts = self.facts._replace(rules=rules)
+        return changed
+
+    def rules(self) -> list[str]:
+        """The rules, one line each: what they do, until when, and whether they are in force."""
         lines = []
-        if policy.saver is not None and self._sensors is read and self._reading[:3] == (None, None, None):
-            lines.append(f"saver: neither battery nor temperature can be read on {sys.platform}, so it never applies: {OWN}")
+        for rule, on, _ in self._state:
+            until = "" if rule.enter is None else f" until {amount(rule.of, rule.ends)}"
+            lines.append(f"rule: {rule}{until}: {rule.then}{' (in force)' if on else ''}")
+        return lines
+
+    def lacking(self, backends: Sequence[Backend]) -> list[str]:
+        """What the policy uses and this system does not have, one line each."""
+        unknown = dict.fromkeys(rule.of for rule, on, _ in self._state if not on and value_of(rule, self.reading) is None)
+        lines = [f"rule of {of}: {sys.platform} gives no reading of it here, so it never applies: {OWN}" for of in unknown]
         if any(backend.side == "cloud" for backend in backends) and not LINUX:
             lines.append(
                 f"{sys.platform} does not tell when the network is back: an endpoint that was away is probed by time alone"
@@ -110,6 +159,10 @@ class Observer:
             return True
 
 
-def _with(facts: Facts, reading: Reading) -> Facts:
-    """The facts with what a saver goes by: a battery that is being charged need not be spared."""
-    return facts._replace(battery=None if reading.mains else reading.battery, temperature_c=reading.temperature_c)
+def _value(value: Any) -> Any:
+    """A reading's value, of a type that has an order.
+
+    Raises:
+        TypeError, ValueError: it is no number.
+    """
+    return value if value is None or isinstance(value, bool) else float(value)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from edgeroute.core.readings import Reading
 from edgeroute.types import Answer
 
 log = logging.getLogger("edgeroute")
@@ -20,6 +21,10 @@ class RequestEnded(NamedTuple):
     answer: Answer | None
     error: BaseException | None
     """The exception raised to the caller; None if there is an answer."""
+    reading: Reading | None = None
+    """The last reading of the device's sensors; None: they are not read, or have not been."""
+    reading_age_s: float = 0.0
+    """How long before the request began it was made, seconds; less than 0: since then."""
 
 
 class AttemptEnded(NamedTuple):

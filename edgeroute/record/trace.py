@@ -53,9 +53,12 @@ class Trace(Instrument):
             return
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
-        line: Mapping[str, Any] = {"at": round(system.now(), 3), **answer.trace}
+        line: dict[str, Any] = {"at": round(system.now(), 3), **answer.trace}
+        reading = ended.reading
+        if reading is not None and (known := {name: value for name, value in reading._asdict().items() if value is not None}):
+            line["reading"] = {"age_s": round(ended.reading_age_s, 6), **known}
         if self.inputs:
-            line = {**line, "input": _encoded(ended.inputs)}
+            line["input"] = _encoded(ended.inputs)
         self._write(line)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from edgeroute.core.codes import Failure
 from edgeroute.core.explain import VERSION
 from edgeroute.core.policy import INF, MODES, Mode
+from edgeroute.core.readings import Reading
 from edgeroute.core.walk import new
 from edgeroute.errors import BadInput
 from edgeroute.replay.numbers import Tally, checked, confidence
@@ -30,8 +31,8 @@ _WELL: Final = Failure()
 NUMBERS: Final = frozenset({"at_s", "sent_bytes", "received_bytes", "usd", "joules"})
 """Keys of an event whose values are finite numbers."""
 _WRONG: Final = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-VERSIONS: Final = (1, VERSION)
-"""Supported versions. The first has no codes."""
+VERSIONS: Final = (1, 2, VERSION)
+"""Supported versions. The first has no codes, and the second has readings of battery and heat alone, among its facts."""
 
 
 class Seen(NamedTuple):
@@ -148,6 +149,8 @@ class Recording(NamedTuple):
     """Incomplete or invalid lines."""
     untimed: int
     """Records without a time, which were skipped."""
+    readings: list[tuple[float, Reading]]
+    """Of the device's sensors, with their instants, sorted."""
 
 
 def read(path: str | Path) -> Recording:
@@ -194,8 +197,7 @@ def collect(records: Iterable[Mapping[str, Any]], name: str = "the trace", skipp
         number += 1
         if record.get("version") not in VERSIONS:
             has = f"version {record['version']!r}" if "version" in record else "none: it is no trace"
-            some = " or ".join(map(str, VERSIONS))
-            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version {some}, found {has}")
+            raise BadInput(f"{name}: line {number + skipped()}: expected a record of version 1 to {VERSION}, found {has}")
         if "at" not in record:
             untimed += 1
             continue
@@ -224,6 +226,7 @@ class _Reader:
         self._rows: dict[tuple[str, str], int] = {}
         """(batch, cloud) -> number of its rows that called it."""
         self._first: float | None = None
+        self._readings: list[tuple[float, Reading]] = []
         self._latest = -INF
 
     def take(self, record: Mapping[str, Any]) -> None:
@@ -238,6 +241,7 @@ class _Reader:
         latest = self._latest
         if latest - ROUNDED_S <= begun < latest + STEP_S and not batch:
             begun = latest + STEP_S
+        self._sense(record, begun)
         if begun + latency_s > latest:
             self._latest = begun + latency_s
         tally.requests += 1
@@ -299,6 +303,20 @@ class _Reader:
         )  # fmt: skip
         self.found.append(new(Request, told))
 
+    def _sense(self, record: Mapping[str, Any], begun: float) -> None:
+        """Adds the reading that the record has, at its instant; that is after the end of a record that has another one."""
+        found = record.get("reading") or record.get("facts") or {}
+        known = {name: found[name] for name in Reading._fields if found.get(name) is not None}
+        if not known:
+            return
+        age_s, one = checked(found.get("age_s", 0.0)), Reading(**{name: checked(value) for name, value in known.items()})
+        at, last = begun - age_s, self._readings[-1] if self._readings else (-INF, None)
+        if one != last[1]:
+            at = max(at, self._latest)
+            self._readings.append((at if age_s < 0 else min(at, begun), one))
+        elif at > last[0] + ROUNDED_S:
+            self._readings.append((at, one))
+
     def _cost(self, seen: Seen, key: tuple[str, str]) -> None:
         """Adds up the cost of a call; of a batch once, though the record of each row has it."""
         if seen.held:
@@ -322,6 +340,7 @@ class _Reader:
         requests.sort(key=BEGUN)
         if origin := requests[0].begun:  # the first to end was not the first to begin
             requests = [request._replace(begun=request.begun - origin) for request in requests]
+        readings = sorted(((at - origin, one) for at, one in self._readings), key=itemgetter(0))
         endpoints: dict[str, Past] = {}
         for request in requests:
             for leg, seen in request.legs.items():
@@ -329,7 +348,7 @@ class _Reader:
                     endpoints.setdefault(leg, Past()).add(seen, request.begun + request.latency_s)
         for past in endpoints.values():
             past.settle()
-        return Recording(requests, endpoints, self._tally, 0, 0)
+        return Recording(requests, endpoints, self._tally, 0, 0, readings)
 
 
 def _failure(event: Mapping[str, Any]) -> Failure:

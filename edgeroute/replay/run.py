@@ -12,6 +12,8 @@ from edgeroute.core.codes import Failure
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Mode
+from edgeroute.core.readings import Reading
+from edgeroute.core.rules import State, in_force, step
 from edgeroute.core.spending import Spending
 from edgeroute.core.walk import Outcome, walk
 from edgeroute.errors import PolicyError, nearest
@@ -29,6 +31,7 @@ from edgeroute.replay.setup import Port, Setup
 
 EXAMPLES: Final = 5
 PLANS: Final = 1000
+NONE_YET: Final[State] = ()
 STARTED_AND_ACCEPTED: Final = 2
 NO_CACHE = "the cache answered, and this policy has none: what the edge would have said is not known"
 NOTES: Final = (
@@ -38,7 +41,8 @@ NOTES: Final = (
     "a stream and a refinement are replayed as plain requests; audits, and thresholds that they would change, are not replayed",
     "a call fails with all its retries at once; a hold that an endpoint asks for (Retry-After) is not in a trace",
     "consent is given and redaction works where the trace does not say otherwise",
-    "battery and heat change the mode only where the policy has a saver; with an empty battery nothing is served",
+    "rules and a saver go by the trace's readings, known at its requests alone; by battery and heat as they are simulated",
+    "with an empty battery nothing is served",
 )
 
 
@@ -118,6 +122,9 @@ class _Run:
         self.course = () if thermal is None else THERMAL[thermal]
         self.script = Script(self.gates, self.spending, self.course, random)
         self.counts, self.facts, self.tally = Counts(), Facts(), Tally()
+        self.rules, self.state, self.reading = setup.policy.all_rules(), NONE_YET, Reading()
+        self.coming = trace.readings[::-1]
+        self.reads_at = INF if battery is None and not self.course else -INF
         self.plans: dict[tuple[Mode | None, float | None, str | None], tuple[Plan | Refusal, bool]] = {}
         """The plans made so far, and whether their legs run one at a time."""
         self.changed = self.unserved = self.same = self.seen = self.unseen = 0
@@ -130,7 +137,6 @@ class _Run:
         script, plans = self.script, self.plans
         policy = self.setup.policy
         looks = keep_mode or policy.mode == "prefer_cloud" or policy.hedge_after != INF or policy.order != "listed"
-        reads_at = INF if policy.saver is None else -INF
         for request in self.trace.requests:
             begun = request.begun
             if battery is not None:
@@ -138,9 +144,8 @@ class _Run:
                 if empty is not None:
                     self.unserved += 1
                     continue
-            if begun >= reads_at:
-                reads_at = begun + READS_S
-                self._know(self._read(self.facts, begun))
+            if self.rules:
+                self._sense(begun)
             if request.mode is None:
                 self._cached(request)
                 continue
@@ -246,15 +251,25 @@ class _Run:
         )
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
-        self._know(facts._replace(battery=self.facts.battery, temperature_c=self.facts.temperature_c))
+        self._know(facts._replace(rules=self.facts.rules))
 
-    def _read(self, facts: Facts, now: float) -> Facts:
-        """The facts with the simulated sensors' readings."""
-        battery, course = self.battery, self.course
-        return facts._replace(
-            battery=None if battery is None else round(battery.left(self._spent(), now), 2),
-            temperature_c=heat(course, now).celsius if course else None,
-        )
+    def _sense(self, now: float) -> None:
+        """Steps the rules by the readings recorded until now, and by the simulated ones as often as a live router reads."""
+        while self.coming and self.coming[-1][0] <= now:
+            at, self.reading = self.coming.pop()
+            self._step(at)
+        if now >= self.reads_at:
+            self.reads_at = now + READS_S
+            self._step(now)
+
+    def _step(self, at: float) -> None:
+        battery, course, reading = self.battery, self.course, self.reading
+        if battery is not None:
+            reading = reading._replace(battery=battery.left(self._spent(), at), mains=False)
+        if course:
+            reading = reading._replace(temperature_c=heat(course, at).celsius)
+        self.state = step(self.rules, self.state, reading, at)
+        self._know(self.facts._replace(rules=in_force(self.state)))
 
     def _measure(self, request: Request, made: Plan, outcome: Outcome) -> None:
         """Counts the latencies of stopped edges, which run to their end all the same, as a live router does."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.egress import Egress
     from edgeroute.confidence.certificate import Certificate
+    from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
@@ -83,6 +84,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
         saver: Saver | None = None,
+        rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
@@ -101,8 +103,8 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
-            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
-            views=views, trace=trace, instruments=instruments,
+            saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
+            state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(

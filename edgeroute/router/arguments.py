@@ -83,6 +83,12 @@ def check_types(given: Mapping[str, Any]) -> None:
         several = given.get(side)
         for one in several if isinstance(several, list | tuple) else [several]:
             _check_target(side, one)
+    rules = given.get("rules")
+    if rules is not None:
+        from edgeroute.core.rules import Rule
+
+        if not isinstance(rules, list | tuple) or not all(isinstance(rule, Rule) for rule in rules):
+            raise _wrong("rules", 'a list of rules, as in rules=[Rule("heat", "prefer_cloud", enter=80)]', rules)
     score = given.get("score")
     if not (score is None or isinstance(score, str) or callable(score)):
         raise _wrong("score", 'a name, as in score="margin", or a function of the outputs of one input', score)

@@ -19,8 +19,9 @@ from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.members import member
 from edgeroute.errors import Closed, MayNotLeave, PolicyError
 from edgeroute.router.calls import Block, Pause, Steps, walked
-from edgeroute.router.engine import planned, settle
+from edgeroute.router.engine import settle
 from edgeroute.router.legs import LegExecutor, Walked
+from edgeroute.router.planning import planned
 from edgeroute.router.request import Request
 from edgeroute.router.snapshot import chosen, fingerprints
 
@@ -73,7 +74,7 @@ class Aside:
         backends, specs = list(snapshot.backends), list(snapshot.specs)
         kind, name, given, _, *more = specs[self.number]
         backends[self.number], specs[self.number] = self.runner, (kind, name, given, self.score, *more)
-        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None)
+        policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None, device_rules=())
         self.snapshot = snapshot._replace(policy=policy, backends=tuple(backends), specs=tuple(specs), plans={})
 
     @property

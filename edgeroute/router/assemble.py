@@ -22,6 +22,7 @@ from edgeroute.router.auditing import auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
+from edgeroute.router.sensing import Sensing
 from edgeroute.router.snapshot import build
 from edgeroute.system import log
 from edgeroute.threads import ThreadPool
@@ -93,12 +94,14 @@ def assemble(
     )
     engine.rebuild = lambda old: build(guard=partial(guard, engine), awaits=awaits, offline=offline, old=old, **policy)
     engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
-    observer = engine.observer = Observer(counts, spending, metered, sensors)
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
-    if engine.snapshot.policy.saver is not None:
-        observer.read()
-        for line in observer.lacking(engine.snapshot.policy, ()):
+    engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
+    observer.use(engine.snapshot.policy)
+    if engine.snapshot.policy.all_rules():
+        engine.sensing.read()
+        for line in observer.lacking(()):
             log.warning("%s", line)
     if engine.checkpoint is not None:
         engine.checkpoint.recall(engine.snapshot.clouds)
@@ -135,7 +138,7 @@ def _stages(
 
     stages: list[Stage] = []
     if sinks:
-        answered = Answered(engine.instruments)
+        answered = Answered(engine.instruments, engine.observer)
         engine.tell = answered.tell
         stages.append(answered)
     if cache is not None:

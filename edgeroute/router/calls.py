@@ -20,6 +20,7 @@ from edgeroute.router.request import Request
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
+    from edgeroute.observe.observer import Observer
     from edgeroute.stores.cache import Flight
 
 T = TypeVar("T")
@@ -119,8 +120,8 @@ def provisional(request: Request, emit: Emit) -> Answer:
 class Answered:
     """The outermost stage: reports each request's end to the instruments."""
 
-    def __init__(self, instruments: Instruments) -> None:
-        self._instruments = instruments
+    def __init__(self, instruments: Instruments, observer: Observer) -> None:
+        self._instruments, self._observer = instruments, observer
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
         """Runs the inner stages and reports each result."""
@@ -132,4 +133,8 @@ class Answered:
     def tell(self, request: Request, result: Result) -> None:
         """Reports one request's end."""
         answer, error = (result, None) if isinstance(result, Answer) else (None, result)
-        self._instruments.request_ended(RequestEnded(request.id, request.inputs, answer, error))
+        ended = RequestEnded(request.id, request.inputs, answer, error)
+        observer = self._observer
+        if (read_at := observer.read_at) is not None:
+            ended = ended._replace(reading=observer.reading, reading_age_s=request.begun - read_at)
+        self._instruments.request_ended(ended)

@@ -12,11 +12,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.binding import effective_target
-from edgeroute.core.plan import Plan, Refusal, plan, stays_home
-from edgeroute.core.policy import INF, MODES, POLICY_MODES, Mode
+from edgeroute.core.plan import Plan, stays_home
+from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Outcome, new
-from edgeroute.errors import Closed, Held, MayNotLeave, PolicyError, nearest
+from edgeroute.errors import Closed, Held
 from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
@@ -28,8 +28,10 @@ from edgeroute.router.drivers import inline
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
+from edgeroute.router.planning import first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
+from edgeroute.router.sensing import Sensing
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgeroute.cloud.spending import SharedSpending
-    from edgeroute.core.facts import Facts
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
     from edgeroute.record.drift_monitor import Audit
@@ -79,6 +80,7 @@ class Engine:
     snapshot: Snapshot
     counts: Counts
     observer: Observer
+    sensing: Sensing
     spending: SharedSpending
     health: EndpointHealth
     instruments: Instruments
@@ -117,7 +119,6 @@ class Engine:
         """New ids for the child's requests: to an endpoint an id is the idempotency key."""
         self.name, self._refreshing = os.urandom(6).hex(), threading.RLock()
         self._replacing = threading.RLock()
-        self.observer.reads_at = INF if self.snapshot.policy.saver is None else -INF
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
@@ -137,13 +138,13 @@ class Engine:
         if deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)
         else:
-            made = _kept(snapshot, mode, deadline, data_class)
+            made = kept(snapshot, mode, deadline, data_class)
         if made is None:
             made = self._plan(snapshot, mode, deadline, data_class)
         begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
             SAMPLER.read(self)
-        first_s = INF if shows != "pieces" else _first_s(snapshot.policy.first_token_s, first_token)
+        first_s = INF if shows != "pieces" else first_piece_s(snapshot.policy.first_token_s, first_token)
         identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
@@ -234,16 +235,13 @@ class Engine:
             read: reads the sensors first if that is due: an idle device has no requests that would do it.
         """
         policy, observer = self.snapshot.policy, self.observer
-        if read and policy.saver is not None and monotonic() >= observer.reads_at:
+        if read and policy.all_rules() and monotonic() >= observer.reads_at:
             self.read_sensors()
         return stays_home(policy, observer.facts)
 
     def read_sensors(self) -> None:
-        """Reads the device's sensors, and has them read from now on."""
-        if self.observer.read():
-            self.snapshot.plans.clear()
-        if self.snapshot.policy.saver is None:  # no longer
-            self.observer.reads_at = INF
+        """Reads the device's sensors, does what the rules in force ask for, and has them read from now on."""
+        self.sensing.read()
         SAMPLER.add(self)
 
     def refresh_thresholds(self) -> None:
@@ -284,7 +282,8 @@ class Engine:
                 if made.views:
                     self.plain = False  # before it is in force
                 self.snapshot = made
-        self.observer.reads_at = INF if made.policy.saver is None else -INF
+        self.observer.use(made.policy)
+        made.plans.clear()  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
@@ -320,7 +319,7 @@ class Engine:
         """Status of models and endpoints, and what may leave."""
         check_seconds("timeout", timeout)
         found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
-        return found._replace(lines=(*found.lines, *self.observer.lacking(self.snapshot.policy, self.snapshot.backends)))
+        return found._replace(lines=(*found.lines, *self.observer.rules(), *self.observer.lacking(self.snapshot.backends)))
 
     def close(self) -> None:
         """Stops threads and connections, and stores the state. Never raises."""
@@ -339,26 +338,6 @@ class Engine:
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")
-
-
-def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
-    """The plan for such a request.
-
-    Raises:
-        PolicyError, MayNotLeave: there is none.
-    """
-    if mode is not None and mode not in MODES:
-        if mode in POLICY_MODES:
-            raise PolicyError(f"a call has no mode {mode!r}: it is for the policy, or the router, as mode={mode!r}")
-        raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
-    check_seconds("deadline", deadline)
-    if data_class is not None and not (isinstance(data_class, str) and data_class):
-        raise PolicyError(f"data_class is a name, not {data_class!r}")
-    seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
-    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class)
-    if isinstance(made, Refusal):
-        raise (MayNotLeave if made.denied else PolicyError)(made.reason)
-    return made
 
 
 def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
@@ -383,21 +362,3 @@ def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
     found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
     return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
-
-
-def _kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan | None:
-    """The plan that was made for such a request; None: there is none, or one of these is nothing to ask for it by."""
-    if deadline is True:  # which is equal to 1
-        return None
-    try:
-        return snapshot.plans.get((mode, deadline, data_class))
-    except TypeError:  # without a hash: a list, say
-        return None
-
-
-def _first_s(policy_s: float, first_token: float | None) -> float:
-    """Limit of the time to the first token, seconds."""
-    if first_token is None:
-        return policy_s
-    check_seconds("first_token", first_token)
-    return float(first_token)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from edgeroute.cloud.egress import Egress
     from edgeroute.confidence.certificate import Certificate
+    from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
@@ -72,16 +73,14 @@ class Router(Measuring, Generic[V]):
         limits: a `Limits`: maximum spending per day, hour and minute.
         metered: whether the link is metered (bytes cost money), or a function that returns it.
         audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
-        candidate: an edge model to take the place of `edge`: on audited requests it runs in the background, and is compared with
-            the cloud. Needs `audit=`.
+        candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
         uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
             reports it in reasons and `check`; "error" rejects such a router.
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-        saver: a `Saver`: another mode for when the battery is low or the device is hot; a call's own mode overrides it.
-        sensors: a function that returns a `Reading`, called in the background every 10 seconds, or its attribute `every_s`,
-            while the policy uses it; None: the device's own (`DeviceSensors`).
+        saver, rules: a `Saver`, a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
+        sensors: a function that returns a `Reading`, called in the background by age; None: the device's own (`DeviceSensors`).
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
@@ -114,6 +113,7 @@ class Router(Measuring, Generic[V]):
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
         saver: Saver | None = None,
+        rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
@@ -130,8 +130,8 @@ class Router(Measuring, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
-            saver=saver, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state,
-            views=views, trace=trace, instruments=instruments,
+            saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
+            state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     def infer(

@@ -35,6 +35,7 @@ from edgeroute.core.policy import (
     Target,
     Uncalibrated,
 )
+from edgeroute.core.rules import Rule, problem
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, release_of, stamps
@@ -92,6 +93,7 @@ def build(
     certificate_max_age: float | None = None,
     views: Mapping[Any, View] | None = None,
     candidate: Any = None,
+    rules: Sequence[Rule] | None = None,
     guard: Callable[[CloudBackend], Guard],
     awaits: bool = False,
     old: Snapshot | None = None,
@@ -111,6 +113,7 @@ def build(
         hedge_after=hedge_after if isinstance(hedge_after, str) else _seconds(hedge_after),
         first_token_s=_seconds(first_token),
         rules=egress.rules,
+        device_rules=tuple(rules or ()),
         **rest,
     )
     edges, clouds = _listed(edge), _listed(cloud)
@@ -188,7 +191,7 @@ def build(
         views["edge", 0] = own_view
     made = build(
         candidate, cloud, score=score, egress=egress, views=views, guard=guard, awaits=awaits,
-        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow", "saver": None},
+        old=snapshot._replace(candidate=old), **{**rest, "mode": "shadow", "saver": None}, rules=(),
     )  # fmt: skip
     if made.clouds != snapshot.clouds:
         raise PolicyError(
@@ -317,9 +320,20 @@ def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: st
     for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, MODES)] if policy.saver else [])):
         if mode not in valid:
             raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, valid)}")
-        for side in NEEDS.get(mode, ()):
-            if not (edges if side == "edge" else clouds):
-                raise PolicyError(f"mode {mode!r} needs {side}=, and there is none")
+        _check_sides(mode, f"mode {mode!r}", edges, clouds)
+    for rule in policy.device_rules:
+        if text := problem(rule):
+            raise PolicyError(f"rules: {text}")
+        _check_sides(rule.then, f"a rule with then={rule.then!r}", edges, clouds)
+
+
+def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
+    """Refuses what needs targets that there are not."""
+    for side in NEEDS.get(then, ()):
+        if not (edges if side == "edge" else clouds):
+            raise PolicyError(f"{what} needs {side}=, and there is none")
+    if then == "small_model" and len(edges) < 2:  # noqa: PLR2004 - one to leave out
+        raise PolicyError(f"{what} needs several edge models, of which it leaves the smallest, and there are {len(edges)}")
 
 
 def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:

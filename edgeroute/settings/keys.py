@@ -20,6 +20,7 @@ from edgeroute.edge.members import is_model, stamps
 from edgeroute.errors import EdgerouteError
 from edgeroute.files import file_stamp
 from edgeroute.settings.problems import Wrong, contradictions
+from edgeroute.settings.rules import Rule
 from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Saver, Trace
@@ -37,10 +38,11 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "cache": (Cache,),
     "outbox": (Outbox,),
     "saver": (Saver,),
+    "rule": (Rule,),
     "trace": (Trace,),
 }
 """Types of a section; if there are several, its key `protocol` selects one."""
-LISTS = ("edge", "cloud")
+LISTS = ("edge", "cloud", "rule")
 """Sections that may occur several times."""
 
 # the sources number such sections, "0" and on, so that a variable can override one of several
@@ -131,7 +133,12 @@ class Settings(BaseSettings):
         "them there, and needs this section only for other values than these.",
     )
     saver: Saver | None = Field(
-        None, description="Another mode while the battery is low or the device is hot. Linux is asked for both."
+        None, description="Another mode while the battery is low or the device is hot: two rules in short (rules.md)."
+    )
+    rule: Annotated[list[Rule], IN_ORDER] = Field(
+        [],
+        description="What changes while the device is short of battery, memory or power, hot or busy; several as `[[rule]]`. Of "
+        "those in force that change the mode the first counts (rules.md).",
     )
     trace: Trace | None = Field(
         None, description="Writes how each answer came about, a line of JSON each. Without this section: nothing is written."
@@ -195,6 +202,7 @@ class Settings(BaseSettings):
             "audit": self.audit.make() if self.audit else None,
             "cache": self.cache.make(state) if self.cache else None,
             "saver": self.saver.make() if self.saver else None,
+            "rules": [rule.make() for rule in self.rule] or None,
             "views": {
                 (side, i): section.view
                 for side, sections in (

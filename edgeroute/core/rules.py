@@ -1,0 +1,197 @@
+"""Rules on the device's state, with hysteresis: a pure step from the sensors' readings to the rules in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_args
+
+from edgeroute.core.readings import Reading
+
+Of = Literal["battery", "heat", "memory", "load", "throttled", "gpu", "power"]
+Then = Literal["small_model", "only_edge", "prefer_cloud", "cheapest_energy", "unload", "prefer_edge", "only_cloud"]
+BINDING: Final = frozenset({"heat", "memory"})
+"""A call's own mode does not go before rules of these: they protect the device."""
+
+
+class Quantity(NamedTuple):
+    """What rules of one quantity go by."""
+
+    reading: str
+    """Field of `Reading`."""
+    low: bool
+    """In force below `enter`, and not above it."""
+    gap: float
+    """Distance of `leave` from `enter`, where it is not given; as a share of it if `relative`."""
+    text: str
+    share: bool = False
+    relative: bool = False
+
+
+OF: Final[Mapping[str, Quantity]] = {
+    "battery": Quantity("battery", True, 0.05, "battery below {}", share=True),
+    "heat": Quantity("temperature_c", False, 5.0, "heat above {} C"),
+    "memory": Quantity("memory_available", True, 0.05, "free memory below {}", share=True),
+    "load": Quantity("cpu", False, 0.1, "load above {}", share=True),
+    "throttled": Quantity("throttled", False, 0.0, "throttled"),
+    "gpu": Quantity("gpu", False, 0.1, "GPU load above {}", share=True),
+    "power": Quantity("power_w", False, 0.1, "power above {} W", relative=True),
+}
+
+
+class Rule(NamedTuple):
+    """While the device is short of something, or hot, calls go another way."""
+
+    of: Of
+    """battery, memory: in force below `enter`; heat, load, gpu, power: above it; throttled: while the processor is."""
+    then: Then
+    """A mode in place of the policy's; or small_model: only the smallest edge model; cheapest_energy: the side that takes less
+    energy first; unload: the edge models are freed, and asked after every cloud."""
+    enter: float | None = None
+    """Where the rule comes into force: shares 0..1, degrees Celsius, or watts; throttled has none."""
+    leave: float | None = None
+    """Where it ends, on the other side of `enter`. None: 0.05 more for battery and memory; 5 degrees, 0.1 of load or gpu, or a
+    tenth of the power less."""
+    hold_s: float = 0.0
+    """How long a reading has to ask for a change, seconds, before it is made."""
+
+    @property
+    def ends(self) -> float:
+        """Where it ends."""
+        if self.leave is not None or self.enter is None:
+            return self.leave or 0.0
+        low, gap = OF[self.of].low, OF[self.of].gap * (self.enter if OF[self.of].relative else 1.0)
+        if not OF[self.of].share:
+            return self.enter - gap
+        return round(min(1.0, self.enter + gap) if low else max(0.0, self.enter - gap), 9)  # 0.15, and not a little more
+
+    def __str__(self) -> str:
+        """The condition, as in `battery below 20%`."""
+        return OF[self.of].text.format("" if self.enter is None else amount(self.of, self.enter))
+
+
+class Standing(NamedTuple):
+    """A rule, whether it is in force, and since when the readings ask for the other."""
+
+    rule: Rule
+    in_force: bool = False
+    since_s: float | None = None
+
+
+State: TypeAlias = tuple[Standing, ...]
+"""Of the rules, in the order of the policy."""
+
+
+def step(rules: Iterable[Rule], state: State, reading: Reading, now_s: float) -> State:
+    """The state after a reading at the instant `now_s`. A rule that was not there before is not in force.
+
+    A rule whose reading is unknown stays as it is. While the device is on mains, its battery counts as full.
+    """
+    known = {standing.rule: standing for standing in state}
+    return tuple(_stepped(known.get(rule) or Standing(rule), reading, now_s) for rule in rules)
+
+
+def in_force(state: State) -> tuple[Rule, ...]:
+    """The rules in force, in the order of the policy."""
+    return tuple(standing.rule for standing in state if standing.in_force)
+
+
+def _stepped(standing: Standing, reading: Reading, now_s: float) -> Standing:
+    rule, on, since_s = standing
+    value = value_of(rule, reading)
+    if value is None:
+        return standing
+    low, limit = OF[rule.of].low, rule.ends if on else rule.enter or 0.0
+    asks = (value >= limit) == on if low else (value > limit) != on
+    if not asks:
+        return Standing(rule, on)
+    since_s = now_s if since_s is None else since_s
+    return Standing(rule, on, since_s) if now_s - since_s < rule.hold_s else Standing(rule, not on)
+
+
+def value_of(rule: Rule, reading: Reading) -> float | None:
+    """What the rule goes by; None: unknown."""
+    if rule.of == "battery" and reading.mains:
+        return 1.0
+    value: float | None = getattr(reading, OF[rule.of].reading)
+    return None if value is None or value != value else float(value)  # noqa: PLR0124 - NaN, without an import
+
+
+class Applying(NamedTuple):
+    """What of the rules in force applies to a call."""
+
+    rules: tuple[Rule, ...]
+    mode: Rule | None
+    """The one whose mode the call has; None: no rule changes it."""
+    not_applied: tuple[str, ...]
+    """Those in force that do not apply, and why, one line each."""
+
+    def then(self, what: Then) -> Rule | None:
+        """The first that asks for this."""
+        return next((rule for rule in self.rules if rule.then == what), None)
+
+
+def applying(rules: Sequence[Rule], modes: Sequence[str], mode: str | None) -> Applying:
+    """What of these rules in force applies to a call, whose own mode is `mode`; None: it has none.
+
+    A call's own mode goes before all rules but those of `BINDING`; and what a call keeps on the device, no rule sends.
+    """
+    found: list[Rule] = []
+    by: Rule | None = None
+    passed = []
+    for rule in rules:
+        if mode is not None and rule.of not in BINDING:
+            passed.append(f"{rule}: {rule.then} does not apply, as the call has a mode of its own")
+        elif rule.then not in modes:
+            found.append(rule)
+        elif mode == "only_edge" and rule.then != mode:
+            passed.append(f"{rule}: {rule.then} does not apply, as the call asks for only_edge, and so nothing of it leaves")
+        elif by is not None:
+            passed.append(f"{rule}: {rule.then} does not apply, as another rule goes before it ({by})")
+        else:
+            by = rule
+            found.append(rule)
+    return Applying(tuple(found), by, tuple(passed))
+
+
+def amount(of: str, value: float) -> str:
+    """A value of that quantity, as texts have it."""
+    return f"{100 * value:.4g}%" if OF[of].share else f"{value:.4g}"
+
+
+def problem(rule: Rule) -> str:
+    """What is wrong with a rule; empty: nothing."""
+    kind = OF.get(rule.of) if isinstance(rule.of, str) else None
+    if kind is None:
+        return f"of is one of {', '.join(OF)}, not {_shown(rule.of)}"
+    if rule.then not in get_args(Then):
+        return f"then is one of {', '.join(get_args(Then))}, not {_shown(rule.then)}"
+    if not _number(rule.hold_s) or rule.hold_s < 0:
+        return f"hold is seconds, 0 or more, not {_shown(rule.hold_s)}"
+    if rule.of == "throttled":
+        return "" if rule.enter is None and rule.leave is None else "a rule of throttled has neither enter nor leave"
+    if rule.enter is None:
+        return f"a rule of {rule.of} needs enter, {_unit(rule.of)}"
+    for name, value in (("enter", rule.enter), ("leave", rule.enter if rule.leave is None else rule.leave)):
+        if not _number(value) or (kind.share and not 0 <= value <= 1) or (rule.of == "power" and value < 0):
+            return f"{name} of {rule.of} is {_unit(rule.of)}, not {_shown(value)}"
+    if kind.low and not rule.enter < rule.ends:
+        return _apart(rule, "more")
+    return "" if kind.low or rule.ends < rule.enter else _apart(rule, "less")
+
+
+def _apart(rule: Rule, sign: str) -> str:
+    enter, leave = amount(rule.of, rule.enter or 0.0), amount(rule.of, rule.ends)
+    return f"a rule of {rule.of} ends at {sign} than it begins at, or it would flicker: leave is {leave}, and enter is {enter}"
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def _unit(of: str) -> str:
+    return "a share from 0 to 1" if OF[of].share else "degrees Celsius" if of == "heat" else "watts"

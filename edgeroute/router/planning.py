@@ -1,0 +1,48 @@
+"""Plans of requests: made of the policy in force and the facts, or found among those that were made before."""
+
+from __future__ import annotations
+
+from edgeroute.core.facts import Facts
+from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.policy import MODES, POLICY_MODES, Mode
+from edgeroute.errors import MayNotLeave, PolicyError, nearest
+from edgeroute.router.arguments import check_seconds
+from edgeroute.router.snapshot import Snapshot
+
+
+def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
+    """The plan for such a request.
+
+    Raises:
+        PolicyError, MayNotLeave: there is none.
+    """
+    if mode is not None and mode not in MODES:
+        if mode in POLICY_MODES:
+            raise PolicyError(f"a call has no mode {mode!r}: it is for the policy, or the router, as mode={mode!r}")
+        raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, MODES)}")
+    check_seconds("deadline", deadline)
+    if data_class is not None and not (isinstance(data_class, str) and data_class):
+        raise PolicyError(f"data_class is a name, not {data_class!r}")
+    seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
+    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class)
+    if isinstance(made, Refusal):
+        raise (MayNotLeave if made.denied else PolicyError)(made.reason)
+    return made
+
+
+def kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan | None:
+    """The plan that was made for such a request; None: there is none, or one of these is nothing to ask for it by."""
+    if deadline is True:  # which is equal to 1
+        return None
+    try:
+        return snapshot.plans.get((mode, deadline, data_class))
+    except TypeError:  # without a hash: a list, say
+        return None
+
+
+def first_piece_s(policy_s: float, first_token: float | None) -> float:
+    """Limit of the time to the first token, seconds."""
+    if first_token is None:
+        return policy_s
+    check_seconds("first_token", first_token)
+    return float(first_token)
