@@ -13,7 +13,7 @@ from edgeroute.catalog.active import trying
 from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.download import Progress
 from edgeroute.catalog.store import Pointer
-from edgeroute.edge.members import release_of
+from edgeroute.edge.members import member
 from edgeroute.errors import EdgerouteError, PolicyError, StoreError, check_number
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Updater:
         """Which of the router's targets it is."""
         pointer = self.catalog.path(self.name).absolute()
         for i, backend in enumerate(self.router.engine.snapshot.backends):
-            release = release_of(backend.model) if backend.side == "edge" else None
+            release = member(backend.model, "release") if backend.side == "edge" else None
             if release is not None and release.pointer.absolute() == pointer:
                 return i
         raise PolicyError(f"the router has no {self.name} of this catalog: give it {self.catalog.path(self.name)} as its edge")
@@ -173,7 +173,7 @@ class Updater:
 
     def _look(self) -> Step:
         now = self.catalog.active(self.name)
-        if release_of(self.router.engine.snapshot.backends[self._index()].model).version != now.version:
+        if member(self.router.engine.snapshot.backends[self._index()].model, "release").version != now.version:
             self.router.reload()
             return Step("updated", f"{self.name} {now.version} was activated by somebody else", now.version)
         if not now.trial:

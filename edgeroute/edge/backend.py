@@ -23,7 +23,7 @@ from edgeroute.edge.callable import gathered
 from edgeroute.edge.ensemble import Ensemble
 from edgeroute.edge.identity import fingerprint
 from edgeroute.edge.inputs import unsaid
-from edgeroute.edge.members import checked, feed_of, is_awaited, member, release_of
+from edgeroute.edge.members import checked, feed_of, is_awaited, member
 from edgeroute.edge.runs import runs_of
 from edgeroute.edge.state import IN_SESSION, in_a_turn
 from edgeroute.errors import ModelError
@@ -188,7 +188,7 @@ class EdgeBackend(AbandonedRuns):
         """Status line for `check`: the model, whether it needs a session, what runs where; version, downgrade, and warm-up."""
         session = f", but only in a session, since it {IN_SESSION}" if _keeps_state(self.model) else ""
         where = f", {placement}" if (placement := member(self.model, "placement")) else ""
-        more = [str(one) for one in (release_of(self.model), member(self.model, "downgraded"), self.warmth) if one]
+        more = [str(one) for one in (member(self.model, "release"), member(self.model, "downgraded"), self.warmth) if one]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
 
     def fingerprint(self, of: Callable[[Any], str]) -> str:

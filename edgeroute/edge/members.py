@@ -89,6 +89,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """Whether it keeps a state from one input to the next, and so runs in a session only. Default: as its card says."""
 
     @property
+    def release(self) -> Any:
+        """Which version of a catalog it is, set by the catalog: its runtime knows nothing of it. Default: None, of none."""
+
+    @property
     def placement(self) -> str | None:
         """Which parts of it run on which hardware, once it is loaded; `check` shows it. Default: it is not said."""
 
@@ -117,13 +121,14 @@ class EdgeMembers(EdgeModel, Protocol):
 
 Name: TypeAlias = Literal[
     "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "placement", "run_feed", "run_one", "score", "settings", "stateful", "stream", "version",
+    "outputs", "parallel", "path", "placement", "release", "run_feed", "run_one", "score", "settings", "stateful",
+    "stream", "version",
 ]  # fmt: skip
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
     "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
-    "placement": None, "run_feed": None, "run_one": None, "score": None, "settings": {}, "stateful": False, "stream": None,
-    "version": None,
+    "placement": None, "release": None, "run_feed": None, "run_one": None, "score": None, "settings": {}, "stateful": False,
+    "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
 _METHODS: tuple[Name, ...] = ("close", "load", "run_feed", "run_one", "stream")
@@ -133,11 +138,6 @@ def member(model: EdgeModel, name: Name) -> Any:
     """An optional member of a model; its default if the model lacks it or has None."""
     found = getattr(model, name, None)
     return DEFAULTS[name] if found is None else found
-
-
-def release_of(model: EdgeModel) -> Any:
-    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
-    return getattr(model, "release", None)
 
 
 def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:

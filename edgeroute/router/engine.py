@@ -11,6 +11,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.cloud.guard import link_of
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
@@ -303,7 +304,7 @@ class Engine:
         seen = []
         for b in self.snapshot.backends:
             guard = getattr(b, "guard", None)
-            told = (guard.state, guard.held, *guard.link()) if guard else ("", 0)
+            told = (guard.state, guard.held, *link_of(guard)) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeroute.edge.members import release_of
+from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats
 from edgeroute.router.engine import Engine
@@ -73,7 +73,7 @@ class EngineOwner:
             self._file.reload(self.engine)
             return
         engine = self.engine
-        if not any(release_of(b.model) for _, b in edges_of(engine.snapshot)):
+        if not any(member(b.model, "release") for _, b in edges_of(engine.snapshot)):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
         audit = None if engine.auditor is None else engine.auditor.audit
         engine.replace(engine.rebuild, engine.spending.limits, engine.observer.metered, audit)

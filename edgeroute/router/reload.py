@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeroute.catalog.store import pointer
 from edgeroute.core.spending import Limits
-from edgeroute.edge.members import release_of
+from edgeroute.edge.members import member
 from edgeroute.errors import EdgerouteError, ModelMissing
 from edgeroute.files import file_stamp
 from edgeroute.router.assemble import guard
@@ -59,7 +58,7 @@ class PolicyFile:
         self._check_models("edge", made["edge"])
         self._check_models("candidate", made["candidate"])
         edges = made["edge"] if isinstance(made["edge"], list) else [made["edge"]]
-        releases = [release for model in (*edges, made["candidate"]) if (release := release_of(model)) is not None]
+        releases = [release for model in (*edges, made["candidate"]) if (release := member(model, "release")) is not None]
         self._versions = {release.pointer: release.version for release in releases}
         return made
 
@@ -104,6 +103,10 @@ class PolicyFile:
 
     def _activated(self) -> bool:
         """Whether another version of a model is active than when it was last asked, or read."""
+        if not self._versions:
+            return False
+        from edgeroute.catalog.store import pointer
+
         found = False
         for path, version in self._versions.items():
             with contextlib.suppress(EdgerouteError):  # it cannot be read now

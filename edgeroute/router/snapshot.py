@@ -38,7 +38,7 @@ from edgeroute.core.policy import (
 from edgeroute.core.rules import Rule, problem
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
-from edgeroute.edge.members import member, release_of, stamps
+from edgeroute.edge.members import member, stamps
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.router.views import TargetViews, View
@@ -286,7 +286,7 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
 
 def _released(model: Any) -> Certificate | None:
     """The certificate that came with a version of a catalog; None: there is none."""
-    release = release_of(model)
+    release = member(model, "release")
     if release is None or release.certificate is None:
         return None
     from edgeroute.confidence.certificate import Certificate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.texts import named
 from edgeroute.edge.backend import EdgeBackend
-from edgeroute.edge.members import member, release_of
+from edgeroute.edge.members import member
 from edgeroute.edge.state import in_a_turn
 from edgeroute.errors import EdgerouteError, ModelError
 from edgeroute.failures import quietly
@@ -95,7 +95,7 @@ def rehearsed(made: Snapshot, old: Snapshot) -> None:
     fresh = [b for _, b in edges_of(made) if id(b) not in known]
     try:
         for backend in fresh:
-            release: Release | None = release_of(backend.model)
+            release: Release | None = member(backend.model, "release")
             if release is not None:
                 _rehearse(backend, release)
                 if release.trial and backend in made.backends:
