@@ -24,7 +24,7 @@ SYSTEMS = {
     "Windows x86-64": "x86_64-pc-windows-msvc",
     "Windows arm64": "aarch64-pc-windows-msvc",
 }
-EXTRAS = ("", "onnx", "yaml", "cli", "serve", "demo", "all")
+EXTRAS = ("", "onnx", "litert", "yaml", "cli", "serve", "demo", "all")
 
 
 def resolves(extra: str, system: str, python: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256 as digest
@@ -133,8 +134,7 @@ class LiteRTModel(ModelFile):
         except (OSError, MemoryError, ValueError, RuntimeError) as e:
             if isinstance(e, ModelError):
                 raise
-            told = first_line(e) if str(e) and not isinstance(e, MemoryError) else "its tensors do not fit into the memory"
-            raise ModelError(f"{_NAMES[name]} cannot load {self.path}: {told}") from e
+            raise ModelError(f"{_NAMES[name]} cannot load {self.path}: {first_line(e)}") from e
         self._describe_ports(first)
         self.stateful = found.resources
         if self.stateful:
@@ -150,6 +150,8 @@ class LiteRTModel(ModelFile):
                 f"{self.path} has weights in int8 and activations in float ({', '.join(found.dynamic_range)}), which this "
                 "tflite-runtime computes wrong: quantise it statically, or use LiteRT, which computes it right"
             )
+        if found.largest > (memory := _memory()):
+            raise ModelError(f"{self.path} has a tensor of {found.largest:,} bytes, and this device a memory of {memory:,}")
         if _EDGE_TPU in found.custom and not self.parallel:
             raise ModelError(
                 f'{self.path} is compiled for the Edge TPU: give delegate="edgetpu", or the model that it was made from'
@@ -299,6 +301,14 @@ def _runtime(asked: str | None) -> tuple[str, Any]:
         return name, imported(f"{RUNTIMES[name]}.interpreter")
     except ImportError as e:
         raise RuntimeMissing(f"{_NAMES[name]} is installed, and cannot be imported: {first_line(e)}") from e
+
+
+def _memory() -> int:
+    """Of this device, bytes; where it is not known, more than there can be."""
+    if sys.platform != "win32":
+        with suppress(OSError, ValueError):
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 1 << 48
 
 
 def _version(package: str) -> tuple[int, ...]:

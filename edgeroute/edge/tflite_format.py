@@ -6,6 +6,7 @@ LiteRT checks a file too, but tflite-runtime does not: a truncated one crashes t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from struct import error as struct_error
 from struct import unpack_from
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 MOST_BYTES = (1 << 31) - 1
 """Of a flatbuffer, whose offsets have 31 bits."""
 _FLOAT32, _INT8, _INT4 = 0, 9, 17
+_BYTES = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 8: 8, 10: 8, 11: 16, 12: 8, 15: 4, 16: 2}
+"""Of an element, by its type; of the others 1, or less."""
 _HYBRID = {
     3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 7: "EMBEDDING_LOOKUP", 9: "FULLY_CONNECTED", 16: "LSTM", 27: "SVDF", 35: "RNN",
     44: "UNIDIRECTIONAL_SEQUENCE_LSTM", 46: "UNIDIRECTIONAL_SEQUENCE_RNN", 48: "BIDIRECTIONAL_SEQUENCE_LSTM",
@@ -46,6 +49,8 @@ class Contents(NamedTuple):
     """Whether it keeps a state in tensors, as an SVDF or an LSTM does."""
     operators: int
     """How many its main graph has."""
+    largest: int
+    """Bytes of its largest tensor."""
 
 
 def contents(data: bytes) -> Contents:
@@ -66,12 +71,13 @@ def _contents(model: _Table) -> Contents:
     codes = [(max(code.signed(0, 1), code.signed(3, 4)), code.text(1)) for code in model.tables(1)]
     constant = [buffer.length(0) > 0 or buffer.unsigned(1) > 1 for buffer in model.tables(4)]
     hybrid, custom, resources, variables = dict[str, None](), dict[str, None](), False, False
-    graphs = list(model.tables(2))
+    largest, graphs = 0, list(model.tables(2))
     if not graphs:
         raise IndexError("it has no graph")
     for graph in graphs:
         tensors = [_tensor(one) for one in graph.tables(0)]
-        variables = variables or any(is_variable for *_, is_variable in tensors)
+        variables = variables or any(one.variable for one in tensors)
+        largest = max([largest, *(one.size for one in tensors)])
         for way in (1, 2):
             for i in graph.numbers(way):
                 tensors[i]
@@ -84,25 +90,33 @@ def _contents(model: _Table) -> Contents:
             if code == _CUSTOM:
                 custom[name] = None
             resources = resources or code == _VAR_HANDLE
-            weights = any(kind in {_INT8, _INT4} and constant[buffer] for kind, buffer, _ in inputs)
-            if code in _HYBRID and weights and inputs[0][0] == _FLOAT32:
+            weights = any(one.kind in {_INT8, _INT4} and constant[one.buffer] for one in inputs)
+            if code in _HYBRID and weights and inputs[0].kind == _FLOAT32:
                 hybrid[_HYBRID[code]] = None
     for one in model.tables(6):
         one.text(0)
     count = graphs[0].length(3, 4)
     signatures = tuple(_signature(one) for one in model.tables(7))
-    return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count)
+    return Contents(signatures, tuple(hybrid), tuple(custom), resources, variables, count, largest)
 
 
-def _tensor(one: _Table) -> tuple[int, int, int]:
-    """(type, number of its buffer, whether it is a variable)."""
-    one.numbers(0)
+class _Tensor(NamedTuple):
+    kind: int
+    buffer: int
+    variable: bool
+    size: int
+    """Bytes."""
+
+
+def _tensor(one: _Table) -> _Tensor:
+    kind = one.signed(1, 1)
+    size = prod(max(1, n) for n in one.numbers(0)) * _BYTES.get(kind, 1)
     one.text(3)
     if (quantised := one.table(4)) is not None:
         for field, size in ((0, 4), (1, 4), (2, 4), (3, 8)):
             quantised.length(field, size)
     one.numbers(7)
-    return one.signed(1, 1), one.unsigned(2), one.signed(5, 1)
+    return _Tensor(kind, one.unsigned(2), bool(one.signed(5, 1)), size)
 
 
 def _signature(one: _Table) -> Signature:
