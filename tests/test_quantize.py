@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -201,6 +202,32 @@ def test_float16(tmp_path, images):
     assert (model.inputs[0].dtype, model.outputs[0].dtype) == ("float32", "float32")
     with pytest.raises(PolicyError, match="keep_float="):
         compress.quantize(path, images, out=tmp_path / "n.onnx", fp16=True, keep_float=1)
+
+
+def test_the_applications_log_is_left_alone(tmp_path, images, caplog):
+    """The quantiser's advice to itself is not in it, and no handler stays behind."""
+    before = (logging.getLogger().level, [*logging.getLogger().handlers], [*logging.getLogger().filters])
+    with caplog.at_level(logging.INFO):
+        compress.quantize(cnn(tmp_path / "m.onnx"), images, sensitivity=False)
+    assert (logging.getLogger().level, [*logging.getLogger().handlers], [*logging.getLogger().filters]) == before
+    assert not [record for record in caplog.records if record.name == "root"]
+
+
+def test_large_outputs(tmp_path):
+    """Of pictures as outputs a part is kept and compared."""
+    nodes = [
+        node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), node("Relu", ["a"], ["b"]),
+        node("Conv", ["b", "v"], ["y"], pads=[1, 1, 1, 1]),
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(8, 1, 3, 3)).astype(np.float32), "v": rng.normal(size=(3, 8, 3, 3)).astype(np.float32)}
+    shape = [value("x", F, ["n", 1, 96, 96])], [value("y", F, ["n", 3, 96, 96])]
+    path = save(tmp_path / "m.onnx", nodes, *shape, weights)
+    (tmp_path / "m.json").write_text('{"output": {"name": "y", "kind": "value"}}')
+    pictures = rng.normal(size=(8, 1, 96, 96)).astype(np.float32)
+    original = measure.answers(OnnxModel(path), pictures)
+    assert max(map(len, original.outputs)) <= measure.MOST
+    assert 0 < compress.quantize(path, pictures, sensitivity=False).after.error < 0.1
 
 
 @pytest.mark.parametrize("opset", [11, 12])
@@ -548,6 +575,9 @@ def forgets(path, inputs, labels):
             t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(t) + np.float32(1e-3), t.name))
     onnx.save(model, path)
 
+def fails(path, inputs, labels):
+    open("there is no such file")
+
 def breaks(path, inputs, labels):
     with open(path, "w") as file:
         file.write("no model")
@@ -572,6 +602,9 @@ def test_fine_tuning(tmp_path, images, monkeypatch):
     code, _, err = run(*args, "--finetune", "tune_it:breaks")
     assert code == 2
     assert "m.pruned.onnx" in err
+    code, _, err = run(*args, "--finetune", "tune_it:fails")
+    assert code == 2
+    assert "the function that fine-tunes failed: FileNotFoundError" in err
     code, _, err = run(*args, "--finetune", "tune_it:no")
     assert code == 2
     assert "there is no such function" in err

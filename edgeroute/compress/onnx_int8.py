@@ -124,9 +124,10 @@ class Int8:
 
     @contextmanager
     def _quiet(self, what: str) -> Iterator[None]:
-        """Without the quantiser's advice to itself on the root logger; its errors are the model's."""
-        root, level = logging.getLogger(), logging.getLogger().level
-        root.setLevel(logging.ERROR)
+        """Without the quantiser's advice to itself; its errors are the model's."""
+        root, quiet, filler = logging.getLogger(), _Advice(), logging.NullHandler()
+        root.addFilter(quiet)
+        root.addHandler(filler)  # where there is none, `logging.warning` would add one for good
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -136,7 +137,16 @@ class Int8:
         except Exception as e:  # it raises whatever comes up
             raise ModelError(f"{self.path} {what}: {first_line(e)}") from e
         finally:
-            root.setLevel(level)
+            root.removeFilter(quiet)
+            root.removeHandler(filler)
+
+
+class _Advice(logging.Filter):
+    """Drops what the quantiser says on the root logger."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is logged."""
+        return "quantization" not in Path(record.pathname).parts
 
 
 class _Reader:

@@ -15,6 +15,7 @@ from edgeroute.compress.result import Layer, Result
 from edgeroute.compress.writing import put, target, workplace, write_card
 from edgeroute.edge.external import external_data
 from edgeroute.edge.onnx import OnnxModel
+from edgeroute.edge.onnx_session import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number
 
 Finetune = Callable[[str, list[Any], "list[Any] | None"], object]
@@ -83,7 +84,7 @@ def prune(
         large = bool(external_data(path))
         package().save(graph, str(made), save_as_external_data=large, location=f"{to.name}.data" if large else None)
         if finetune is not None:
-            finetune(str(made), list(used.inputs), None if used.labels is None else list(used.labels))
+            _tune(finetune, made, used)
             notes += [] if structured else _zeros(made, sparsity)
         write_card(made, model.card, _step(sparsity, structured=structured, tuned=finetune is not None))
         before, after = compared(model, made, original, held_out)
@@ -91,6 +92,13 @@ def prune(
     after = after._replace(path=to)
     count = len(used.inputs) if finetune is not None else 0
     return Result(before, after, tuple(layers), to.with_suffix(".json"), count, len(held_out.inputs), tuple(notes))
+
+
+def _tune(finetune: Finetune, made: Path, used: Examples) -> None:
+    try:
+        finetune(str(made), list(used.inputs), None if used.labels is None else list(used.labels))
+    except Exception as e:  # whatever a user's function raises
+        raise ModelError(f"the function that fine-tunes failed: {type(e).__name__}: {first_line(e)}") from e
 
 
 def _weights(graph: Any, share: float, path: Path) -> list[Layer]:
