@@ -12,6 +12,7 @@ import cloud
 import faults
 import fleet
 import guard
+import llama
 import overhead
 import replay
 import sensors
@@ -40,6 +41,7 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
+    first += llama.figures()
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)

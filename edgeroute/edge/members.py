@@ -102,8 +102,8 @@ class EdgeMembers(EdgeModel, Protocol):
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[Any, None, Any] | AsyncGenerator[Any, None]:
         """The answer to one input in pieces. Default: one piece, from `run_one`.
 
-        A generator returns the confidence, or the log-probabilities of the answer's tokens; an asynchronous one may yield a
-        `Prediction` of the whole as its last.
+        A generator returns the confidence, the log-probabilities of the answer's tokens, or a `Prediction` of the whole; an
+        asynchronous one may yield that as its last.
         """
 
     def run_feed(self, feed: dict[str, Any]) -> Any:
