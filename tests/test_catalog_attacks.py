@@ -166,9 +166,8 @@ def web(publisher, device, authority):
     """The catalog on a server with TLS; the device knows it. -> (server, device)."""
     publisher.publish("1.2", SECOND, pad=BIG)
     server = Web(publisher.catalog, authority[0].issue_cert("127.0.0.1"))
-    with server.running():
-        with publisher.device(server.url, verify=authority[1], patience_s=30.0) as remote:
-            yield server, remote
+    with server.running(), publisher.device(server.url, verify=authority[1], patience_s=30.0) as remote:
+        yield server, remote
 
 
 def test_a_catalog_over_https(web, publisher):
@@ -197,7 +196,9 @@ def test_a_server_with_the_certificate_of_somebody_else(web, publisher, tmp_path
         publisher.device(server.url, verify=tmp_path / "none.pem").refresh()
 
 
-@pytest.mark.parametrize("where", ["http://example.com/models", "ftp://127.0.0.1/", "https://u:p@host/", "https://h/?q=1", "https://"])
+@pytest.mark.parametrize(
+    "where", ["http://example.com/models", "ftp://127.0.0.1/", "https://u:p@host/", "https://h/?q=1", "https://"]
+)
 def test_an_address_that_is_none(tmp_path, where):
     """Or that is not safe; what may be secret in it is not repeated."""
     with pytest.raises(PolicyError) as caught:

@@ -40,7 +40,11 @@ def same(value: Any, right: Any) -> bool:
     try:
         a, b = np.asarray(value), np.asarray(right)
         if np.issubdtype(b.dtype, np.inexact):
-            return np.issubdtype(a.dtype, np.number) and a.shape == b.shape and bool(np.allclose(a.astype(float), b, rtol=CLOSE, atol=CLOSE, equal_nan=True))
+            return (
+                np.issubdtype(a.dtype, np.number)
+                and a.shape == b.shape
+                and bool(np.allclose(a.astype(float), b, rtol=CLOSE, atol=CLOSE, equal_nan=True))
+            )
     except (TypeError, ValueError):
         return False
     return bool(a.shape == b.shape and (a.astype(str) == b.astype(str)).all())
