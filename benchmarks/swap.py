@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PAUSE_S = 0.002
 
 
-def prepared(home: Path, model: Path, images) -> Catalog:
+def prepared(home: Path, model: Path, images: np.ndarray) -> Catalog:
     """A device with two versions of the model, the first one active."""
     keygen(home / "keys")
     with Router(model) as router:
@@ -40,7 +40,7 @@ def prepared(home: Path, model: Path, images) -> Catalog:
     return catalog
 
 
-def asked(router, images, seconds: float, callers: int) -> tuple[np.ndarray, int]:
+def asked(router: Router, images: np.ndarray, seconds: float, callers: int) -> tuple[np.ndarray, int]:
     """Latencies of all calls, in seconds, and how many had no answer."""
     took: list[list[float]] = [[] for _ in range(callers)]
     lost = [0] * callers
@@ -53,7 +53,7 @@ def asked(router, images, seconds: float, callers: int) -> tuple[np.ndarray, int
             try:
                 answer = router.infer(images[i % len(images)])
                 lost[n] += answer.value is None or answer.degraded
-            except Exception as e:
+            except Exception as e:  # noqa: BLE001 - counted
                 print(e, file=sys.stderr)
                 lost[n] += 1
             took[n].append(perf_counter() - begun)

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
         Unreachable,
     )
     from edgeroute.observe.sensors import DeviceSensors
-    from edgeroute.observe.stats import AuditStats, LegStats, Stats
+    from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Stats
+    from edgeroute.record.ab import AB
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
     from edgeroute.record.trace import Trace
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AB": "record.ab",
     "AsyncRouter": "router.aio",
     "Secret": "cloud.base",
     "OpenInference": "cloud.openinference",
@@ -95,7 +97,7 @@ _HOMES = {
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
     **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
     **dict.fromkeys(("Check", "Decision"), "router.preflight"),
-    **dict.fromkeys(("AuditStats", "LegStats", "Stats"), "observe.stats"),
+    **dict.fromkeys(("ArmStats", "AuditStats", "LegStats", "Stats"), "observe.stats"),
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
         (
@@ -108,7 +110,9 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
+    "AB",
     "Answer",
+    "ArmStats",
     "AsyncRouter",
     "AsyncStream",
     "AttemptEnded",

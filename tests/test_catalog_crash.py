@@ -45,6 +45,7 @@ class Steps:
         self.folder, self.left, self.act = str(folder), at, act
 
     def hook(self, event, args):
+        """Of `sys.addaudithook`."""
         writes = event in WRITES or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"))
         writes = writes or (event == "open" and args[1] is None and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         if not writes or self.folder not in str(args[0]):
@@ -85,7 +86,7 @@ def program(home, act):
                 code = 0 if steps.left > 0 else 4  # it did without
             except StoreError:
                 code = 3
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - its code says so
                 import traceback
 
                 traceback.print_exc()
@@ -100,7 +101,7 @@ def program(home, act):
         shutil.rmtree(store)
         if code == 0:
             break
-    print(json.dumps(found))
+    print(json.dumps(found))  # noqa: T201 - a program
 
 
 def tmpfs(home):
@@ -108,7 +109,7 @@ def tmpfs(home):
     import edgeroute.catalog.download as module
 
     module.SPARE = -(1 << 40)  # it fills up meanwhile
-    print(json.dumps([on_disk(home, home / f"disk-{size}", size) for size in (120, 300, 500, 640, 760, 1600)]))
+    print(json.dumps([on_disk(home, home / f"disk-{size}", size) for size in (120, 300, 500, 640, 760, 1600)]))  # noqa: T201 - likewise
 
 
 def on_disk(home, disk, size):

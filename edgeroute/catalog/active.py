@@ -52,6 +52,9 @@ def version_of(path: str | Path) -> str:
         CatalogError, StoreError: what is there is damaged, or cannot be read.
     """
     path = Path(path)
+    fixed = path.name.removesuffix(SUFFIX).partition("@")[2]
+    if fixed:
+        return fixed
     trial = _trying.get()
     if trial is not None and trial[0] == path.absolute():
         return trial[1]
@@ -66,7 +69,7 @@ def active_model(path: str | Path, **options: Any) -> EdgeModel:
     """The model of the version that is active now, with its `release`.
 
     Args:
-        path: of the file that names it, `NAME.active`.
+        path: of the file that names it, `NAME.active`; `NAME@VERSION.active` is that version, active or not.
         options: of its runtime's class, as for the model's file.
 
     Raises:
@@ -75,7 +78,7 @@ def active_model(path: str | Path, **options: Any) -> EdgeModel:
         PolicyError, RuntimeMissing: as for the model's file.
     """
     path = Path(path)
-    store, name = Store(path.parent), path.name.removesuffix(SUFFIX)
+    store, name = Store(path.parent), path.name.removesuffix(SUFFIX).partition("@")[0]
     trial, version = _trying.get(), version_of(path)
     entry, folder = store.entry(name, version), store.version(name, version)
     model = load(folder / entry.model, **options)

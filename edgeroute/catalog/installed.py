@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgeroute.catalog.entry import Entry, entries, fits, own_version
+from edgeroute.catalog.names import checked_version
 from edgeroute.catalog.store import Pointer, Store
 from edgeroute.errors import CatalogError, ModelMissing, PolicyError
 
@@ -108,9 +109,10 @@ class Installed:
             raise ModelMissing(f"{self.store.folder}: no version of {name} is active: edgeroute models activate {name}")
         return found
 
-    def path(self, name: str) -> Path:
-        """What a router takes as the model's path: the file that names the active version."""
-        return self.store.pointer_file(name)
+    def path(self, name: str, version: str | None = None) -> Path:
+        """What a router takes as the model's path: the file that names the active version, or a path for that version."""
+        file = self.store.pointer_file(name)
+        return file if version is None else file.with_name(f"{name}@{checked_version(version)}{file.suffix}")
 
     def activate(self, name: str, version: str | None = None, *, trial: int = 0) -> Pointer:
         """Puts a version in use that is here, once its files are verified: for routers that are made or reloaded from now on.

@@ -14,8 +14,8 @@ from edgeroute.compress.measure import Examples, answers, compared, split
 from edgeroute.compress.result import Layer, Result
 from edgeroute.compress.writing import put, target, workplace, write_card
 from edgeroute.edge.external import external_data
+from edgeroute.edge.model_file import first_line
 from edgeroute.edge.onnx import OnnxModel
-from edgeroute.edge.onnx_session import first_line
 from edgeroute.errors import ModelError, PolicyError, check_number
 
 Finetune = Callable[[str, list[Any], "list[Any] | None"], object]

@@ -92,6 +92,39 @@ class ShadowStats(NamedTuple):
     cloud_p99_s: float | None
 
 
+class Part(NamedTuple):
+    """A number with its 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+class ArmStats(NamedTuple):
+    """What came of one arm of an A/B comparison."""
+
+    arm: str
+    """a or b."""
+    model: str
+    requests: int
+    failed: Part
+    """Share of them on which its edge model failed."""
+    deferred: Part
+    """Share of them for which the cloud was called."""
+    mean_s: Part
+    """Mean time of a request, seconds."""
+    p50_s: float | None
+    p99_s: float | None
+    compared: int
+    """Answers of the edge model that audits compared with the cloud's."""
+    differs: Part
+    """Share of these that differ."""
+    loss: Part
+    """Share of all requests that were answered by the edge, and otherwise than by the cloud; by audits."""
+    stopped: str
+    """Why a guardrail stopped the arm; empty: it did not."""
+
+
 class Stats(NamedTuple):
     """Statistics of the router."""
 
@@ -117,6 +150,8 @@ class Stats(NamedTuple):
     """Per edge model with a threshold, if there is an `Audit`."""
     shadows: tuple[ShadowStats, ...] = ()
     """Per edge model that has run in shadow."""
+    arms: tuple[ArmStats, ...] = ()
+    """A and B, if there is an `AB`."""
 
 
 class Seen(NamedTuple):

@@ -61,6 +61,7 @@ class Auditor:
         alarm: called with an edge model's name and the alarm's text.
         journal: receives a line per comparison; None: none is written.
         store: state that outlives the process; None: there is none.
+        compared: called with an edge model's name, and `agrees=`, for each of its answers that was compared.
 
     Attributes:
         sampler: draws requests.
@@ -81,9 +82,10 @@ class Auditor:
         alarm: Callable[[str, str], object],
         journal: Journal | None,
         store: KeyValueStore | None,
+        compared: Callable[..., object] | None = None,
     ) -> None:
         self._counts, self._asks = counts, asks
-        self._changed, self._alarm, self._journal, self._kept = changed, alarm, journal, store
+        self._changed, self._alarm, self._journal, self._kept, self._compared = changed, alarm, journal, store, compared
         self._watches: dict[str, DriftMonitor] = {}
         self._tallies: dict[str, tuple[Any, Tally]] = {}
         """Edge model name -> what its runs depend on, and their sums."""
@@ -115,6 +117,7 @@ class Auditor:
         backends: Any = (),
         audit: Audit | None = None,
         full: int = FULL,
+        others: Sequence[Any] = (),
     ) -> None:
         """Monitors the thresholds of these targets; the statistics of an unchanged certificate are retained.
 
@@ -125,6 +128,7 @@ class Auditor:
             backends: of the policy.
             audit: new settings; None: those in force.
             full: as for `Sampler`.
+            others: further policies' backends, of arms, whose requests are audited, too.
 
         Raises:
             PolicyError: the settings are invalid.
@@ -132,7 +136,7 @@ class Auditor:
         if audit is not None and (audit, full) != (self.audit, self._full):
             self._set(audit, full)
         watches, tallies = {}, {}
-        bound = Bound(backends, {name: digest(used) for name, used in prints.items()})
+        bound = Bound(backends, {name: digest(used) for name, used in prints.items()}, others)
         thresholds = {target.name: (target.threshold, target.thresholds) for target in targets}
         for name, made in bound.prints.items():
             of, had = (made, thresholds.get(name)), self._tallies.get(name)
@@ -259,7 +263,7 @@ class Auditor:
             edges.append(Comparison(legs[outcome.leg], outcome.prediction, "shadow"))
         cloud = next((i for i, leg in enumerate(legs) if leg.permit is not None), None)
         runs = bool(unheard) or request.snapshot.candidate is not None
-        if cloud is None or not (edges or runs) or request.snapshot.backends is not bound.backends:
+        if cloud is None or not (edges or runs) or not bound.of(request.snapshot.backends):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
         answer = outcome.prediction if outcome.leg == cloud and outcome.accepted else None
         if answer is not None and edges:
@@ -326,6 +330,8 @@ class Auditor:
                     self._unlabelled[identity] = _Unlabelled(leg, edge.value, cloud.value, drawn.counted)
                     if len(self._unlabelled) > UNLABELLED_MOST:
                         del self._unlabelled[next(iter(self._unlabelled))]
+                if self._compared is not None and not more:
+                    self._compared(leg.name, agrees=agrees)
                 counted = drawn.counted and leg.threshold == watch.threshold  # else another threshold accepted it
                 if watch.compared(confidence if known else None, agrees=agrees, counted=counted):
                     self._report(leg.name, watch)

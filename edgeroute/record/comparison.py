@@ -61,6 +61,12 @@ class Bound(NamedTuple):
     """The models and endpoints of the policy in force, as in each of its snapshots."""
     prints: Mapping[str, str]
     """Edge model name -> digest of its fingerprints."""
+    others: Sequence[Any] = ()
+    """The backends of arms beside it."""
+
+    def of(self, backends: Any) -> bool:
+        """Whether a request with these backends is one of them."""
+        return backends is self.backends or any(backends is one for one in self.others)
 
 
 class Comparison(NamedTuple):

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
+    from edgeroute.record.ab import AB
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
@@ -83,6 +84,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         outbox: Outbox | None = None,
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
+        ab: AB | None = None,
         saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
@@ -102,7 +104,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             awaits=True,
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
             saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
             state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip

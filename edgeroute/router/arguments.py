@@ -40,6 +40,7 @@ Edge: TypeAlias = "str | os.PathLike[str] | Runs | Callable[[Any], tuple[V, floa
 Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 
 CLASSES: Mapping[str, tuple[str, str]] = {
+    "ab": ("edgeroute.record.ab", "AB"),
     "audit": ("edgeroute.record.drift_monitor", "Audit"),
     "cache": ("edgeroute.stores.cache", "Cache"),
     "egress": ("edgeroute.cloud.egress", "Egress"),

@@ -19,10 +19,10 @@ from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.members import member
 from edgeroute.errors import Closed, MayNotLeave, PolicyError
 from edgeroute.router.calls import Block, Pause, Steps, walked
-from edgeroute.router.engine import settle
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.planning import planned
 from edgeroute.router.request import Request
+from edgeroute.router.settling import settle
 from edgeroute.router.snapshot import chosen, fingerprints
 
 if TYPE_CHECKING:

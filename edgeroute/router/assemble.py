@@ -17,6 +17,7 @@ from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts
 from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
+from edgeroute.router.ab import Arms
 from edgeroute.router.arguments import check_types
 from edgeroute.router.auditing import auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose
@@ -92,7 +93,10 @@ def assemble(
         engine.instruments.breaker_changed if sinks else None,
         stays_home=lambda: engine.stays_home(read=True),
     )
-    engine.rebuild = lambda old: build(guard=partial(guard, engine), awaits=awaits, offline=offline, old=old, **policy)
+    if (ab := policy.get("ab")) is not None:
+        engine.arms = Arms(ab, engine.instruments.alarm)
+    given = {**policy, "offline": offline, "awaits": awaits}
+    engine.rebuild = lambda old, **changes: build(**{**given, **changes}, guard=partial(guard, engine), old=old)
     engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)

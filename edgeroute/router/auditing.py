@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -114,8 +115,17 @@ def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
         return
     auditor = engine.auditor or _auditor(engine, audit)
     full = FULL_OF_RUNS if snapshot.policy.mode == "shadow" else FULL
-    auditor.adopt(snapshot.targets, snapshot.certificates, prints(snapshot), snapshot.backends, audit, full)
+    targets, certificates, other = snapshot.targets, snapshot.certificates, snapshot.other
+    if other is not None:
+        targets, certificates = targets + other.targets[:1], certificates + other.certificates[:1]
+    others = () if other is None else (other.backends,)
+    auditor.adopt(targets, certificates, prints(snapshot), snapshot.backends, audit, full, others)
     engine.auditor, engine.audited = auditor, audit.share
+
+
+def _compared(engine: Engine, name: str, *, agrees: bool) -> None:
+    if engine.arms is not None:
+        engine.arms.compared(name, agrees=agrees)
 
 
 def _auditor(engine: Engine, audit: Audit) -> Auditor:
@@ -129,6 +139,6 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
     return Auditor(
         audit, engine.counts,
         submit=engine.cloud_threads.submit, asks=_Asks(engine), changed=engine.refresh_thresholds,
-        alarm=engine.instruments.alarm, journal=journal,
+        alarm=engine.instruments.alarm, journal=journal, compared=partial(_compared, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

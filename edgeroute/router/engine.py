@@ -12,7 +12,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.guard import link_of
-from edgeroute.confidence.binding import effective_target
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Limits
@@ -33,7 +32,8 @@ from edgeroute.router.planning import first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
-from edgeroute.router.snapshot import CANDIDATE, Snapshot, chosen, fingerprints, made_of
+from edgeroute.router.settling import settle, standing
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instruments
     from edgeroute.record.sampling import Drawn
+    from edgeroute.router.ab import Arms
     from edgeroute.router.caching import Caching
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.journal import Journal
@@ -73,7 +74,7 @@ class Engine:
         state: the state folder; None: nothing outlives the process.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         auditing: puts settings of audits in force under a policy.
-        rebuild: makes the policy again from the arguments of the router, as a function of the one in force.
+        rebuild: makes the policy again from the arguments of the router, some of them changed, and the policy in force.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
     """
@@ -92,7 +93,7 @@ class Engine:
     fallback: Fallback
     steps: Proceed
     auditing: Callable[[Snapshot, Audit | None], None]
-    rebuild: Callable[[Snapshot], Snapshot]
+    rebuild: Callable[..., Snapshot]
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
@@ -101,6 +102,7 @@ class Engine:
         self.auditor: Auditor | None = None
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
+        self.arms: Arms | None = None
         self.closed = False
         self.awaits = False
         """Whether the router awaits edges that are async."""
@@ -135,7 +137,9 @@ class Engine:
             raise Closed("this router is closed")
         if type(x) not in AGAIN and once(x):
             raise refused(x)
-        snapshot = self.snapshot
+        snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
+        if self.arms is not None:
+            snapshot = self.arms.choose(snapshot, identity, x)
         if deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)
         else:
@@ -146,7 +150,6 @@ class Engine:
         if begun >= observer.reads_at:
             SAMPLER.read(self)
         first_s = INF if shows != "pieces" else first_piece_s(snapshot.policy.first_token_s, first_token)
-        identity = f"{self.name}-{next(self.numbers)}"
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
@@ -177,7 +180,7 @@ class Engine:
                 snapshot.plans.clear()
             snapshot.plans[mode, deadline, data_class] = made
             if facts is not self.observer.facts:  # they have changed meanwhile
-                snapshot.plans.clear()
+                cleared(snapshot)
         return made
 
     def legs(self, requests: Sequence[Request]) -> LegExecutor:
@@ -200,6 +203,8 @@ class Engine:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
+        if self.arms is not None:
+            self.arms.ended(request.plan, outcome, monotonic() - request.begun)
         if drawn is not None and self.auditor is not None:
             self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
         if legs is not None:
@@ -220,8 +225,11 @@ class Engine:
     def observe(self) -> None:
         """Updates the facts, and with them the plans."""
         snapshot = self.snapshot
-        if self.observer.observe(snapshot.policy, snapshot.targets, snapshot.backends):
-            snapshot.plans.clear()
+        targets, backends = snapshot.targets, snapshot.backends
+        if (other := snapshot.other) is not None:
+            targets, backends = targets + other.targets[:1], backends + other.backends[:1]
+        if self.observer.observe(snapshot.policy, targets, backends):
+            cleared(snapshot)
         if self.auditor is not None:
             self.auditor.observe()
         if monotonic() >= self.refresh_at:
@@ -248,17 +256,11 @@ class Engine:
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
-            snapshot, auditor = self.snapshot, self.auditor
-            targets, moved = [], ""
-            for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
-                monitor = None if auditor is None else auditor.watch(target.name)
-                made = effective_target(target, certificate) if monitor is None else monitor.target(target)
-                targets.append(made if not moved or certificate is None else made._replace(label=f"uncalibrated: {moved}"))
-                given = chosen(snapshot, i)
-                if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
-                    moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
-            if tuple(targets) != snapshot.targets:
-                self.snapshot = snapshot._replace(targets=tuple(targets), plans={})
+            snapshot = standing(self.snapshot, self.auditor)
+            if snapshot.other is not None:
+                snapshot = snapshot._replace(other=standing(snapshot.other, self.auditor))
+            if snapshot.targets != self.snapshot.targets or snapshot.other is not self.snapshot.other:
+                self.snapshot = snapshot
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
 
     def replace(
@@ -284,7 +286,7 @@ class Engine:
                     self.plain = False  # before it is in force
                 self.snapshot = made
         self.observer.use(made.policy)
-        made.plans.clear()  # of rules that were not there before
+        cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
@@ -302,13 +304,14 @@ class Engine:
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, so far."""
         seen = []
-        for b in self.snapshot.backends:
+        for b in (*self.snapshot.backends, *(() if self.snapshot.other is None else self.snapshot.other.backends[:1])):
             guard = getattr(b, "guard", None)
             told = (guard.state, guard.held, *link_of(guard)) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()
-        return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
+        arms = () if self.arms is None else self.arms.stats(self.snapshot.models)
+        return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)._replace(arms=arms)
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
@@ -341,25 +344,9 @@ class Engine:
             quietly(close, "closing a router")
 
 
-def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
-    """Checkpoints what a request's calls have cost, and logs what failed."""
-    if legs.exchanges and engine.checkpoint is not None:
-        engine.spending.keep()
-    log_failures(request, outcome)
-
-
-def log_failures(request: Request, outcome: Outcome) -> None:
-    """Logs what the application's functions raised; once the walk has ended, so that no leg is late for it."""
-    for kind, leg, _, detail in outcome.log:
-        if kind == "failed":
-            backend = request.snapshot.backends[request.plan.legs[leg].target]
-            if getattr(detail, "code", "") == "view":
-                backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
-            else:
-                backend.failures.log(f"{backend.name} ({backend.where})", detail)
-
-
 def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
     """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
     found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    if snapshot.other is not None:
+        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
     return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}

@@ -78,6 +78,34 @@ class EngineOwner:
         audit = None if engine.auditor is None else engine.auditor.audit
         engine.replace(engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
+    def promote(self) -> None:
+        """Makes the model of arm B the edge model, and ends the comparison (`AB`).
+
+        Where both are versions of one model of a catalog, B's is activated: it stays so after a restart.
+
+        Raises:
+            PolicyError: there is no arm B; or the models are those of a policy file, which has to be changed.
+            CatalogError, StoreError: B's files are damaged, or the change cannot be written.
+        """
+        engine = self.engine
+        other, now = engine.snapshot.other, engine.snapshot
+        if engine.arms is None or other is None:
+            raise PolicyError("there is no arm B that could be promoted: give ab=AB(...)")
+        one, own = (member(s.backends[0].model, "release") for s in (other, now))  # type: ignore[attr-defined]  # of edges
+        if one is not None and own is not None and (one.pointer.parent, one.name) == (own.pointer.parent, own.name):
+            from edgeroute.catalog.installed import Installed
+
+            Installed(one.pointer.parent).activate(one.name, one.version)
+            self.reload()
+        elif self._file is not None:
+            raise PolicyError(f"{self._file.path}: make the path of [ab] that of [edge], and remove [ab]")
+        else:
+            limit = other.certificates[0]
+            threshold = other.targets[0].threshold if limit is None else limit.certificate
+            engine.rebuild = partial(engine.rebuild, edge=engine.arms.ab.model, threshold=threshold, ab=None)
+            audit = None if engine.auditor is None else engine.auditor.audit
+            engine.replace(engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+
     def on_late(self, function: Late) -> Late:
         """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.
 

@@ -94,6 +94,11 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
         problem = _problem(model, timeout)
         problems.append((model, problem))
         lines.append(f"! candidate: {problem}" if problem else f"candidate, in shadow: {model.describe()}")
+    if snapshot.other is not None:
+        model = snapshot.other.backends[0]
+        problem = _problem(model, timeout)
+        problems.append((model, problem))
+        lines.append(f"! {model.name}: {problem}" if problem else f"{model.name}, arm B: {model.describe()}")
     lines += snapshot.views.describe(snapshot.targets)
     places = ", ".join(r.where for r in snapshot.backends if r.side == "cloud")
     if not places:

@@ -14,6 +14,8 @@ from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
 from edgeroute.errors import EdgerouteError, ModelMissing
 from edgeroute.files import file_stamp
+from edgeroute.record.ab import AB
+from edgeroute.router.ab import Arms
 from edgeroute.router.assemble import guard
 from edgeroute.router.engine import Engine
 from edgeroute.router.snapshot import Snapshot, build
@@ -86,6 +88,9 @@ class PolicyFile:
             return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
         engine.replace(made, limits or Limits(), metered, audit)
+        ab: AB | None = arguments.get("ab")
+        if ab != (None if engine.arms is None else engine.arms.ab):
+            engine.arms = None if ab is None else Arms(ab, engine.instruments.alarm)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
     from edgeroute.core.rules import Rule
     from edgeroute.observe.sensors import Sensors
+    from edgeroute.record.ab import AB
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import Instrument
     from edgeroute.record.trace import Trace
@@ -74,6 +75,7 @@ class Router(Measuring, Generic[V]):
         metered: whether the link is metered (bytes cost money), or a function that returns it.
         audit: an `Audit`: the share of answers that are compared with the cloud's in the background, and what an alarm does.
         candidate: an edge model to take the place of `edge`: it runs in the background on audited requests. Needs `audit=`.
+        ab: an `AB`: another edge model for a share of the requests or devices.
         uncalibrated: a threshold without a certificate that is valid for these models, this score and this age: "tell"
             reports it in reasons and `check`; "error" rejects such a router.
         certificate_max_age: seconds; None: no limit.
@@ -112,6 +114,7 @@ class Router(Measuring, Generic[V]):
         outbox: Outbox | None = None,
         audit: Audit | None = None,
         candidate: Edge[V] | None = None,
+        ab: AB | None = None,
         saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
@@ -126,10 +129,10 @@ class Router(Measuring, Generic[V]):
         if unknown:
             check_unknown(Router, unknown)
         self.engine = assemble(
-            _spawn,
+            lambda engine, steps: engine.cloud_threads.submit(lambda: _whole(pump(steps, engine))),  # they may hang on a cloud
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate,
+            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
             saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
             state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
@@ -393,8 +396,3 @@ def _whole(shown: Generator[Any, None, T]) -> T:
             next(shown)
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
-
-
-def _spawn(engine: Engine, steps: Steps[None]) -> bool:
-    """Executes steps in the background; they may hang on a cloud."""
-    return engine.cloud_threads.submit(lambda: _whole(pump(steps, engine)))

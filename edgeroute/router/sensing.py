@@ -10,7 +10,7 @@ from edgeroute.core.policy import INF
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.failures import quietly
 from edgeroute.observe.observer import Observer
-from edgeroute.router.snapshot import Snapshot, made_of
+from edgeroute.router.snapshot import Snapshot, cleared, made_of
 
 
 class Sensing:
@@ -37,7 +37,7 @@ class Sensing:
         self._observer.reads_at = INF
         try:
             if self._observer.read():
-                self._snapshot().plans.clear()
+                cleared(self._snapshot())
             self._free_or_load(self._snapshot())
         finally:
             self._observer.due_again()

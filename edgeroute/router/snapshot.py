@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from numbers import Real
 from os import PathLike
@@ -40,7 +41,9 @@ from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, stamps
 from edgeroute.errors import ModelMissing, PolicyError, nearest
+from edgeroute.record.ab import AB
 from edgeroute.router.keys import KeyPrefixes
+from edgeroute.router.released import of_arm_b, only_if_it_holds, released
 from edgeroute.router.views import TargetViews, View
 from edgeroute.types import Backend
 
@@ -72,6 +75,14 @@ class Snapshot(NamedTuple):
     """What of an input each target takes."""
     candidate: Snapshot | None = None
     """The policy as it would be with the candidate as its edge model, and without a threshold; None: there is no candidate."""
+    other: Snapshot | None = None
+    """The policy with the edge model of arm B; None: there are no arms."""
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """The edge models of both arms, in words."""
+        one, other = (s.backends[0] for s in (self, self.other or self))
+        return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
 
     @property
     def clouds(self) -> list[CloudBackend]:
@@ -94,6 +105,8 @@ def build(
     views: Mapping[Any, View] | None = None,
     candidate: Any = None,
     rules: Sequence[Rule] | None = None,
+    ab: AB | None = None,
+    arm: str = "",
     guard: Callable[[CloudBackend], Guard],
     awaits: bool = False,
     old: Snapshot | None = None,
@@ -119,7 +132,7 @@ def build(
     edges, clouds = _listed(edge), _listed(cloud)
     _check(policy, edges, clouds, uncalibrated)
     models = [load(given) for given in edges]
-    own_thresholds = [_released(model) for model in models] if threshold is None else []
+    own_thresholds = [released(model) for model in models] if threshold is None else []
     needed = bool(clouds) and policy.mode == "prefer_edge"
     thresholds = own_thresholds if any(own_thresholds) else _thresholds(threshold, len(edges), needed=needed)
     known = {} if old is None else made_of(old)
@@ -140,7 +153,7 @@ def build(
         path = member(model, "path")
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
-        name = _name("edge", model.name, i, len(edges), targets)
+        name = arm or _name("edge", model.name, i, len(edges), targets)
         target = Target(name, "edge")
         if isinstance(limit, float | None):
             target = target._replace(threshold=limit)
@@ -175,11 +188,19 @@ def build(
     snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen)
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
     if own_thresholds:
-        certificates = tuple(map(_only_if_it_holds, certificates))
+        certificates = tuple(map(only_if_it_holds, certificates))
     if uncalibrated == "error":
         _all_hold(targets, certificates)
     if promised:
         snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
+    if ab is not None:
+        arm_b = partial(
+            build, score=score, deadline=deadline, hedge_after=hedge_after, first_token=first_token, egress=egress, views=views,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, rules=rules, guard=guard, awaits=awaits,
+            old=snapshot._replace(candidate=old), **rest,
+        )  # fmt: skip
+        plain = threshold if isinstance(threshold, Real) else None
+        snapshot = snapshot._replace(other=of_arm_b(snapshot, ab, cloud, plain, arm_b))
     if candidate is None:
         return snapshot
     if len(edges) != 1 or not clouds:
@@ -203,14 +224,23 @@ def build(
 def edges_of(snapshot: Snapshot) -> list[tuple[str, EdgeBackend]]:
     """Name -> backend of each edge model, the candidate too."""
     found = [(b.name, b) for b in snapshot.backends if isinstance(b, EdgeBackend)]
+    found += [] if snapshot.other is None else edges_of(snapshot.other)
     if snapshot.candidate is not None:
         found += [(CANDIDATE, b) for _, b in edges_of(snapshot.candidate)]
     return found
 
 
+def cleared(snapshot: Snapshot) -> None:
+    """Forgets the plans made so far, after facts have changed."""
+    snapshot.plans.clear()
+    if snapshot.other is not None:
+        snapshot.other.plans.clear()
+
+
 def made_of(snapshot: Snapshot) -> dict[tuple[Any, ...], Backend]:
     """The backends of a policy and its candidate, by what they were made from."""
     known = {} if snapshot.candidate is None else made_of(snapshot.candidate)
+    known |= {} if snapshot.other is None else made_of(snapshot.other)
     return {**known, **dict(zip(map(_key, snapshot.specs), snapshot.backends, strict=True))}
 
 
@@ -282,23 +312,6 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
         broken = "it is a plain number" if promise is None else promise.broken()
         if broken is not None:
             raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
-
-
-def _released(model: Any) -> Certificate | None:
-    """The certificate that came with a version of a catalog; None: there is none."""
-    release = member(model, "release")
-    if release is None or release.certificate is None:
-        return None
-    from edgeroute.confidence.certificate import Certificate
-
-    return Certificate.load(release.certificate)
-
-
-def _only_if_it_holds(promise: BoundCertificate | None) -> BoundCertificate | None:
-    """A certificate that came with a model, without its threshold where it is for something else: everything is deferred then."""
-    if promise is None or promise._replace(max_age_days=INF).broken() is None:
-        return promise
-    return promise._replace(certificate=promise.certificate._replace(threshold=INF, thresholds={}))
 
 
 def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:

@@ -23,7 +23,7 @@ from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.rules import Rule
 from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
-from edgeroute.settings.singles import Audit, Cache, Egress, Limits, Outbox, Saver, Trace
+from edgeroute.settings.singles import Ab, Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
 from edgeroute.settings.units import Duration
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
@@ -31,6 +31,7 @@ from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "edge": (Edge,),
     "candidate": (Edge,),
+    "ab": (Ab,),
     "cloud": tuple(CLOUDS.values()),
     "limits": (Limits,),
     "egress": (Egress,),
@@ -109,6 +110,11 @@ class Settings(BaseSettings):
         None,
         description="A model to take the place of the only `[edge]`, with the same keys: on audited requests it runs in the "
         "background, and `edgeroute recertify` puts it in force once its certificate holds (shadow.md).",
+    )
+    ab: Ab | None = Field(
+        None,
+        description="A/B: a stable share of the requests or devices gets another edge model; what comes of both is compared, and "
+        "a guardrail stops it (models.md).",
     )
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
         [], description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device."
@@ -197,6 +203,7 @@ class Settings(BaseSettings):
             "edge": edges[0] if len(edges) == 1 else edges or None,
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
+            "ab": self._arm(folder, key) if self.ab else None,
             "limits": self.limits.make() if self.limits else None,
             "egress": rules.make(consent, redact) if rules else None,
             "audit": self.audit.make() if self.audit else None,
@@ -217,6 +224,13 @@ class Settings(BaseSettings):
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
         }
+
+    def _arm(self, folder: Path, key: Any) -> Any:
+        """Arm B: the model at its path, with the other keys of the edge."""
+        assert self.ab is not None, "it was looked for"
+        unset = {"path": self.ab.path, **{key: None for key in ("sha256", "card") if getattr(self.edge[0], key, None)}}
+        with _named("ab.threshold"):
+            return self.ab.make(_kept(self.edge[0].model_copy(update=unset), folder, key), _certified(self.ab.threshold, folder))
 
 
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()

@@ -45,7 +45,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data), *_candidate(data)]
+    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data), *_candidate(data), *_arm(data)]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -55,7 +55,7 @@ def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
         if not data.get(side):
             yield Problem(("mode",), f'"{mode}" needs {"an" if side == "edge" else "a"} [{side}] section, and there is none')
     threshold = data.get("threshold")
-    if threshold is None and edges and clouds and mode == "prefer_edge":
+    if threshold is None and edges and clouds and mode == "prefer_edge" and not _released(edges):
         text = "is missing: the confidence, such as 0.85, from which the edge's answer is accepted and nothing is sent"
         yield Problem(("threshold",), text)
     score = score if isinstance(score := data.get("score", "msp"), str) else ""
@@ -126,6 +126,19 @@ def _candidate(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("candidate",), "is to take the place of the only [edge], beside a [cloud]: expected one of the former")
     elif "audit" not in data and data.get("mode") != "shadow":
         yield Problem(("candidate",), 'is judged from audits: add a section [audit], with share = "1%", say')
+
+
+def _arm(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """An arm B beside no arm A, or several."""
+    edges = data.get("edge")
+    if data.get("ab") and (not edges or (isinstance(edges, dict | list) and len(edges) != 1)):
+        yield Problem(("ab",), "is arm B beside the only [edge]: expected one of that")
+
+
+def _released(edges: Any) -> bool:
+    """Whether a model is of a catalog: it may come with its certificate."""
+    several = edges.values() if isinstance(edges, dict) else edges if isinstance(edges, list) else ()
+    return any(isinstance(one, dict) and str(one.get("path")).lower().endswith(".active") for one in several)
 
 
 def found(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from edgeroute.core.egress import Unknown
 from edgeroute.core.policy import INF, Mode, OnAlarm
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
-from edgeroute.settings.values import Amount, Count, Flag, Rate, Text, Texts
+from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Text, Texts
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
@@ -48,6 +48,30 @@ class Egress(Section):
     def make(self, consent: egress.Consent | None, redact: egress.Redact | None) -> egress.Egress:
         """Makes the egress rules, with the functions that a file cannot contain."""
         return egress.Egress(**self.model_dump(exclude_none=True), consent=consent, redact=redact)
+
+
+class Ab(Section):
+    """Another edge model for a share of the requests or devices: arm B."""
+
+    path: ModelPath = Field(description="B's model file; the other keys of its section are those of the only [edge].")
+    share: Share = Field("10%", validate_default=True, description="The share of requests, or of devices, that get B.")
+    threshold: float | Text | None = Field(
+        None, description="Of B: a number, or the path of a certificate. Without it the one it came with, else the number of A."
+    )
+    device: Text | None = Field(
+        None, description="Id of this device: all of its requests are in one arm. Without it each request is drawn for itself."
+    )
+    salt: Text = Field("ab", description="Another text draws another share.")
+    more_errors: Share = Field("1%", validate_default=True, description="By how much more of B's runs may fail than of A's.")
+    more_deferred: Share = Field("10%", validate_default=True, description="Likewise of deferred requests.")
+    more_differs: Share = Field("2%", validate_default=True, description="Likewise of answers that differ in audits.")
+    alpha: Share = Field("5%", validate_default=True, description="Probability that B is stopped though it is not worse.")
+
+    def make(self, model: Any, threshold: Any) -> Any:
+        """Makes the router's argument."""
+        from edgeroute.record.ab import AB
+
+        return AB(model, threshold=threshold, **self.model_dump(exclude={"path", "threshold"}))
 
 
 class Audit(Section):

@@ -1,0 +1,161 @@
+"""A/B: which arm a request is in, what came of each, and the guardrail that stops B."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from hashlib import sha256
+from math import ceil, sqrt
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.confidence.exact import upper
+from edgeroute.core.arms import ArmTest
+from edgeroute.core.latency import Latency
+from edgeroute.core.plan import Plan
+from edgeroute.core.walk import Outcome
+from edgeroute.observe.stats import ArmStats, Part
+from edgeroute.record.ab import AB, B
+from edgeroute.system import contained, renew_after_fork
+
+if TYPE_CHECKING:
+    from edgeroute.router.snapshot import Snapshot
+
+log = logging.getLogger("edgeroute")
+RISK = 0.05
+"""Probability that an interval misses the truth."""
+LARGEST = 50_000
+"""Sample size from which intervals do not become narrower: an exact one of more would take too long."""
+ERRORS, DEFERRED, DIFFERS = "errors", "deferred", "differs"
+WORDS = {ERRORS: "requests that its edge model failed on", DEFERRED: "deferrals", DIFFERS: "answers that differ from the cloud's"}
+
+
+class Arms:
+    """The arms of a router, and what came of them.
+
+    Args:
+        ab: the settings.
+        alarm: called with the name of B's target and the guardrail's text once it stops the arm.
+
+    Attributes:
+        stopped: why no request gets B any more; empty: some do.
+    """
+
+    def __init__(self, ab: AB, alarm: Callable[[str, str], object]) -> None:
+        self.ab, self._alarm, self.stopped = ab, alarm, ""
+        alpha = ab.alpha / 3
+        margins = ((ERRORS, ab.more_errors), (DEFERRED, ab.more_deferred), (DIFFERS, ab.more_differs))
+        self._tests = {name: ArmTest(min(margin, 0.999), alpha) for name, margin in margins}
+        self._tallies = _Tally(), _Tally()
+        self._below = int(ab.share * 2**64)
+        self._fixed = None if ab.device is None else self._is_b(ab.device)
+        self._failed = False
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._lock = threading.Lock()
+
+    def _is_b(self, key: object) -> bool:
+        digest = sha256(f"{self.ab.salt}\0{key}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") < self._below
+
+    def choose(self, snapshot: Snapshot, identity: str, x: Any) -> Snapshot:
+        """The policy for a request: that with A's model, or with B's."""
+        other = snapshot.other
+        if other is None or self.stopped:
+            return snapshot
+        if self._fixed is not None:
+            return other if self._fixed else snapshot
+        if self.ab.by is None:
+            return other if self._is_b(identity) else snapshot
+        try:
+            return other if self._is_b(contained(self.ab.by, x)) else snapshot
+        except Exception:
+            if not self._failed:
+                self._failed = True
+                log.exception("ab: by failed, so the request is in arm A (said once)")
+            return snapshot
+
+    def ended(self, plan: Plan, outcome: Outcome, took_s: float) -> None:
+        """Counts a request that has ended."""
+        edge = next((i for i, leg in enumerate(plan.legs) if leg.permit is None), None)
+        if edge is None:
+            return
+        b = plan.legs[edge].name == B
+        failed = any(kind == "failed" and leg == edge for kind, leg, _, _ in outcome.log)
+        away = any(kind == "start" and plan.legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
+        with self._lock:
+            tally = self._tallies[b]
+            tally.requests += 1
+            tally.failed += failed
+            tally.deferred += away
+            tally.took(took_s)
+            self._bet(ERRORS, failed, b)
+            self._bet(DEFERRED, away, b)
+        self._look()
+
+    def compared(self, name: str, *, agrees: bool) -> None:
+        """Counts an audited answer of an edge model."""
+        with self._lock:
+            tally = self._tallies[name == B]
+            tally.compared += 1
+            tally.differ += not agrees
+            self._bet(DIFFERS, not agrees, name == B)
+        self._look()
+
+    def _bet(self, name: str, bad: bool, b: bool) -> None:
+        self._tests[name].add(float(bad), b=b)
+
+    def _look(self) -> None:
+        """Stops B once a test has enough evidence."""
+        for name, test in self._tests.items():
+            if test.alarmed and not self.stopped:
+                self.stopped = f"B has more {WORDS[name]} than A, by more than is allowed (p = {test.p:.2g}, at any time)"
+                log.warning("ab: %s; no request gets it any more", self.stopped)
+                self._alarm(B, self.stopped)
+
+    def stats(self, names: tuple[str, str]) -> tuple[ArmStats, ...]:
+        """What came of each arm. names: of the models."""
+        with self._lock:
+            return tuple(
+                tally.stats(arm, name, self.stopped if arm == "b" else "")
+                for arm, name, tally in zip("ab", names, self._tallies, strict=True)
+            )
+
+
+class _Tally:
+    """Sums of one arm."""
+
+    def __init__(self) -> None:
+        self.requests = self.failed = self.deferred = self.compared = self.differ = 0
+        self._latency, self._sum, self._squares = Latency(), 0.0, 0.0
+
+    def took(self, seconds: float) -> None:
+        self._latency.add(seconds)
+        self._sum += seconds
+        self._squares += seconds * seconds
+
+    def stats(self, arm: str, model: str, stopped: str) -> ArmStats:
+        n = max(1, self.requests)
+        mean = self._sum / n
+        error = 1.96 * sqrt(max(0.0, self._squares / n - mean * mean) / n)
+        deferred, differs = part(self.deferred, self.requests), part(self.differ, self.compared)
+        kept = part(self.requests - self.deferred, self.requests, RISK / 2)
+        wrong = part(self.differ, self.compared, RISK / 2)
+        loss = Part(kept.share * wrong.share, kept.low * wrong.low, kept.high * wrong.high)
+        failed, took = part(self.failed, self.requests), Part(mean, max(0.0, mean - error), mean + error)
+        return ArmStats(
+            arm, model, self.requests, failed, deferred, took,
+            self._latency.quantile(0.5), self._latency.quantile(0.99), self.compared, differs, loss, stopped,
+        )  # fmt: skip
+
+
+def part(count: int, of: int, risk: float = RISK) -> Part:
+    """A share with its interval (Clopper and Pearson, 1934)."""
+    if not of:
+        return Part(0.0, 0.0, 1.0)
+    n = min(of, LARGEST)
+    fewer, more = int(count * n / of + 1e-9), ceil(count * n / of - 1e-9)
+    return Part(count / of, 1 - upper(n - fewer, n, risk / 2), upper(more, n, risk / 2))

@@ -1,0 +1,46 @@
+"""After a walk: what its calls have cost is stored, what failed is logged; and which thresholds are in force."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeroute.confidence.binding import effective_target
+from edgeroute.core.walk import Outcome
+from edgeroute.router.legs import LegExecutor
+from edgeroute.router.request import Request
+from edgeroute.router.snapshot import Snapshot, chosen
+
+if TYPE_CHECKING:
+    from edgeroute.record.audit import Auditor
+    from edgeroute.router.engine import Engine
+
+
+def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+    """Checkpoints what a request's calls have cost, and logs what failed."""
+    if legs.exchanges and engine.checkpoint is not None:
+        engine.spending.keep()
+    log_failures(request, outcome)
+
+
+def log_failures(request: Request, outcome: Outcome) -> None:
+    """Logs what the application's functions raised; once the walk has ended, so that no leg is late for it."""
+    for kind, leg, _, detail in outcome.log:
+        if kind == "failed":
+            backend = request.snapshot.backends[request.plan.legs[leg].target]
+            if getattr(detail, "code", "") == "view":
+                backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
+            else:
+                backend.failures.log(f"{backend.name} ({backend.where})", detail)
+
+
+def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
+    """The policy with thresholds and labels as they are now, after alarms and certificates' expiry."""
+    targets, moved = [], ""
+    for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
+        monitor = None if auditor is None else auditor.watch(target.name)
+        made = effective_target(target, certificate) if monitor is None else monitor.target(target)
+        targets.append(made if not moved or certificate is None else made._replace(label=f"uncalibrated: {moved}"))
+        given = chosen(snapshot, i)
+        if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
+            moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
+    return snapshot if tuple(targets) == snapshot.targets else snapshot._replace(targets=tuple(targets), plans={})
