@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
     from edgeroute.edge.runtimes import register
+    from edgeroute.edge.variants import Variants
     from edgeroute.errors import (
         BadInput,
         BadReply,
@@ -65,6 +66,7 @@ _HOMES = {
     "Ensemble": "edge.ensemble",
     "EdgeMembers": "edge.members",
     "register": "edge.runtimes",
+    "Variants": "edge.variants",
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
     "Limits": "core.spending",
@@ -150,6 +152,7 @@ __all__ = [
     "TimedOut",
     "Trace",
     "Unreachable",
+    "Variants",
     "__version__",
     "register",
 ]

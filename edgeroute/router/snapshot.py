@@ -39,6 +39,7 @@ from edgeroute.core.rules import Rule, problem
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, stamps
+from edgeroute.edge.variants import Variants
 from edgeroute.errors import ModelMissing, PolicyError, nearest
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.router.views import TargetViews, View
@@ -116,7 +117,8 @@ def build(
         device_rules=tuple(rules or ()),
         **rest,
     )
-    edges, clouds = _listed(edge), _listed(cloud)
+    edges, groups = _members(_listed(edge))
+    clouds = _listed(cloud)
     _check(policy, edges, clouds, uncalibrated)
     thresholds = _thresholds(threshold, len(edges), needed=bool(clouds) and policy.mode == "prefer_edge")
     known = {} if old is None else made_of(old)
@@ -138,8 +140,11 @@ def build(
         path = member(model, "path")
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
-        name = _name("edge", model.name, i, len(edges), targets)
-        target = Target(name, "edge")
+        group, variant = groups[i]
+        name = f"{group} {variant}" if group else _name("edge", model.name, i, len(edges), targets)
+        target = Target(name, "edge", group=group)
+        if group and (card := member(model, "card")) is not None and card.state:
+            raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
         if isinstance(limit, float | None):
             target = target._replace(threshold=limit)
         else:
@@ -218,9 +223,14 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     for number, backend in enumerate(snapshot.backends):
         if backend.side == "cloud" and (view := snapshot.views.identity(number, fingerprint)):
             found["codec"] += f" {view}"
-    if i:
-        found["earlier"] = _earlier(snapshot, i)
+    if earlier := before(snapshot.targets, i):
+        found["earlier"] = _earlier(snapshot, earlier)
     return found
+
+
+def before(targets: Sequence[Target], i: int) -> list[int]:
+    """The edge models whose thresholds decide which inputs reach number `i`: those before it, but the variants beside it."""
+    return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
 
 
 def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
@@ -242,10 +252,10 @@ def chosen(snapshot: Snapshot, i: int) -> Target:
     return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
 
 
-def _earlier(snapshot: Snapshot, i: int) -> str:
-    """One hash over the edge models before number `i`: their fingerprints and their own thresholds."""
+def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
+    """One hash over the edge models before another: their fingerprints and their own thresholds."""
     models = []
-    for number in range(i):
+    for number in earlier:
         target = chosen(snapshot, number)
         own = {label: str(t) for label, t in target.thresholds.items()}
         models.append([_own_prints(snapshot, number), str(target.threshold), own])
@@ -342,6 +352,20 @@ def _seconds(given: float | None) -> float:
 
 def _listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
+    """The edge models, the members of groups in place of these; and of each its group and name in it, empty without one."""
+    models, groups = list[Any](), list[tuple[str, str]]()
+    for i, given in enumerate(edges):
+        if isinstance(given, Variants):
+            group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
+            models += given.models.values()
+            groups += [(group, name) for name in given.models]
+        else:
+            models.append(given)
+            groups.append(("", ""))
+    return models, groups
 
 
 def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
