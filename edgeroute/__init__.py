@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgeroute.edge.members import EdgeMembers
     from edgeroute.edge.onnx import OnnxModel
     from edgeroute.edge.runtimes import register
+    from edgeroute.edge.variants import Variants
     from edgeroute.errors import (
         BadInput,
         BadReply,
@@ -79,6 +80,7 @@ _HOMES = {
     "LlamaModel": "edge.llama",
     "LocalServer": "edge.local_server",
     "register": "edge.runtimes",
+    "Variants": "edge.variants",
     "Egress": "cloud.egress",
     "Function": "cloud.backend",
     "Limits": "core.spending",
@@ -176,6 +178,7 @@ __all__ = [
     "TimedOut",
     "Trace",
     "Unreachable",
+    "Variants",
     "__version__",
     "register",
 ]

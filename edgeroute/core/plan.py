@@ -10,6 +10,7 @@ from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, POLICY_MODES, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
+from edgeroute.core.variants import picked
 
 
 class Leg(NamedTuple):
@@ -97,6 +98,8 @@ def plan(
     steps += [*cheapest, *ruled.not_applied]
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
     clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
+    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
+    steps += variants if mode != "only_cloud" else []
     if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
         side = "edge" if mode == "only_edge" else "cloud"
         return Refusal(f"mode {mode!r} needs {side}=, and this router has none")

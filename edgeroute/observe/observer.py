@@ -14,6 +14,8 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
+from edgeroute.core.variants import MOST
+from edgeroute.observe.paces import Paces
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import Counts
 from edgeroute.system import LINUX, contained, renew_after_fork
@@ -53,7 +55,7 @@ class Observer:
     ) -> None:
         self._counts, self._spending, self.metered, self._sensors = counts, spending, metered, sensors or read
         self._metered_failed, self._records = False, records
-        self._policy = Policy()
+        self._policy, self._paces = Policy(), Paces()
         self._state: State = ()
         self.facts, self.reading = Facts(), Reading()
         self.read_at: float | None = None
@@ -86,6 +88,9 @@ class Observer:
         facts = Facts(busy, edge_s, reserves, self.no_hedge(backends) if policy.hedge_after != INF else "")
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
+        variants = [t.name for t in targets if t.group]
+        if variants:
+            facts = facts._replace(took_s=self._paces.known(counts.took_s(variants, MOST), monotonic()))
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
         with self._lock:
             facts = facts._replace(rules=in_force(self._state), loading=loading)

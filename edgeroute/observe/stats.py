@@ -269,6 +269,13 @@ class Counts:
             self._add_up()
             return {name: reserve_s(leg.latency) for name in names if (leg := self._legs.get(name)) is not None}
 
+    def took_s(self, names: Iterable[str], q: float) -> list[tuple[str, int, float]]:
+        """Of each of these legs that has run: its name, the number of its latencies, and a quantile of them, seconds."""
+        with self._lock:
+            self._add_up()
+            known = [(name, self._legs[name].latency) for name in names if name in self._legs]
+            return [(name, latency.count, s) for name, latency in known if (s := latency.quantile(q)) is not None]
+
     def measured(self, name: str, seconds: float) -> None:
         """Counts the latency of a leg that was told to stop and ran to its end all the same."""
         with self._lock:

@@ -58,9 +58,9 @@ CLOSE_S = 1.0
 
 
 class AsyncRouter(AsyncMeasuring, Generic[V]):
-    """`Router` for asyncio. Endpoints, and edges that are `async def`, run on the event loop, other models in threads.
+    """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
 
-    One router serves one loop at a time. The arguments are those of `Router`.
+    The arguments are those of `Router`.
     """
 
     def __init__(
@@ -100,13 +100,11 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             check_unknown(AsyncRouter, unknown)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
-            partial(_spawn, weakref.ref(self)),
-            awaits=True,
-            edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
-            first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
-            limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
-            saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
-            state=state, views=views, trace=trace, instruments=instruments,
+            partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode,
+            deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence,
+            offline=offline, order=order, egress=egress, limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit,
+            candidate=candidate, ab=ab, saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated,
+            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(

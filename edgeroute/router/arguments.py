@@ -12,6 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.policy import INF
+from edgeroute.edge.variants import Variants
 from edgeroute.errors import PolicyError, check_number, nearest
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
@@ -36,7 +37,7 @@ class Talks(Protocol):
         """The calls for a batch."""
 
 
-Edge: TypeAlias = "str | os.PathLike[str] | Runs | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
+Edge: TypeAlias = "str | os.PathLike[str] | Runs | Variants | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 Cloud: TypeAlias = "str | Talks | Function | Callable[[Any], tuple[V, float | None]] | Callable[[Any], Any]"
 
 CLASSES: Mapping[str, tuple[str, str]] = {
@@ -83,7 +84,8 @@ def check_types(given: Mapping[str, Any]) -> None:
     for side in ("edge", "cloud"):
         several = given.get(side)
         for one in several if isinstance(several, list | tuple) else [several]:
-            _check_target(side, one)
+            for model in one.models.values() if isinstance(one, Variants) else [one]:
+                _check_target(side, model)
     rules = given.get("rules")
     if rules is not None:
         from edgeroute.core.rules import Rule

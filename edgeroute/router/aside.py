@@ -23,7 +23,7 @@ from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.planning import planned
 from edgeroute.router.request import Request
 from edgeroute.router.settling import settle
-from edgeroute.router.snapshot import chosen, fingerprints
+from edgeroute.router.snapshot import before, chosen, fingerprints
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
@@ -46,6 +46,7 @@ class Aside:
     Attributes:
         snapshot: that policy, reduced to plain calls.
         number: position of the edge model among its targets.
+        before: the positions of the edge models that decide which inputs reach it.
         runner: the edge model's backend.
 
     Raises:
@@ -75,7 +76,9 @@ class Aside:
         kind, name, given, _, *more = specs[self.number]
         backends[self.number], specs[self.number] = self.runner, (kind, name, given, self.score, *more)
         policy = snapshot.policy._replace(offline="raise", hedge_after=INF, deadline_s=INF, saver=None, device_rules=())
-        self.snapshot = snapshot._replace(policy=policy, backends=tuple(backends), specs=tuple(specs), plans={})
+        targets = tuple(target._replace(group="") for target in snapshot.targets)  # each can be run, also if it is not picked
+        self._targets, self.before = snapshot.targets, before(snapshot.targets, self.number)
+        self.snapshot = snapshot._replace(policy=policy, targets=targets, backends=tuple(backends), specs=tuple(specs), plans={})
 
     @property
     def clouds(self) -> list[CloudBackend]:
@@ -84,7 +87,7 @@ class Aside:
 
     def fingerprints(self) -> dict[str, str]:
         """What a certificate for this edge model and this score is bound to. Reads files."""
-        return fingerprints(self.snapshot, self.number)
+        return fingerprints(self.snapshot._replace(targets=self._targets), self.number)
 
     def ready(self) -> Steps[None]:
         """Loads the edge model.

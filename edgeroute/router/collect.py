@@ -206,7 +206,7 @@ class _Reply(NamedTuple):
 
 def _reaches(aside: Aside, i: int, x: Any) -> Steps[bool]:
     """Whether the edge models before it defer input number `i`."""
-    for number in range(aside.number):
+    for number in aside.before:
         one = yield from aside.run(x, number)
         if one.outcome.prediction is None:
             raise _failed(i, one, aside.snapshot.backends[number].where)

@@ -35,12 +35,15 @@ def log_failures(request: Request, outcome: Outcome) -> None:
 
 def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
     """The policy with thresholds and labels as they are now, after alarms and certificates' expiry."""
-    targets, moved = [], ""
+    targets, moved, by = [], "", ""
     for i, (target, certificate) in enumerate(zip(snapshot.targets, snapshot.certificates, strict=True)):
         monitor = None if auditor is None else auditor.watch(target.name)
         made = effective_target(target, certificate) if monitor is None else monitor.target(target)
-        targets.append(made if not moved or certificate is None else made._replace(label=f"uncalibrated: {moved}"))
+        beside = bool(by) and target.group == by  # a variant of the edge that was moved: inputs reach it as before
+        kept = not moved or certificate is None or beside
+        targets.append(made if kept else made._replace(label=f"uncalibrated: {moved}"))
         given = chosen(snapshot, i)
         if (made.threshold, made.thresholds) != (given.threshold, given.thresholds):
+            by = target.group
             moved = f"{target.name}, whose threshold was raised, defers more to it than when it was calibrated"
     return snapshot if tuple(targets) == snapshot.targets else snapshot._replace(targets=tuple(targets), plans={})

@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.confidence.binding import BoundCertificate, effective_target
-from edgeroute.confidence.forms import SLACK
-from edgeroute.confidence.reader import bounded
 from edgeroute.confidence.scores import Score
 from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
-from edgeroute.core.policy import (
-    HEDGE,
-    INF,
-    MODES,
-    NEEDS,
-    POLICY_MODES,
-    CloudOrder,
-    Mode,
-    NoConfidence,
-    Offline,
-    Policy,
-    Target,
-    Uncalibrated,
-)
-from edgeroute.core.rules import Rule, problem
+from edgeroute.core.policy import INF, Mode, Policy, Target, Uncalibrated
+from edgeroute.core.rules import Rule
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, stamps
-from edgeroute.errors import ModelMissing, PolicyError, nearest
+from edgeroute.edge.variants import Variants
+from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.record.ab import AB
 from edgeroute.router.keys import KeyPrefixes
 from edgeroute.router.released import of_arm_b, only_if_it_holds, released
+from edgeroute.router.validation import check_policy, check_range, checked_thresholds
 from edgeroute.router.views import TargetViews, View
 from edgeroute.types import Backend
 
@@ -129,12 +114,13 @@ def build(
         device_rules=tuple(rules or ()),
         **rest,
     )
-    edges, clouds = _listed(edge), _listed(cloud)
-    _check(policy, edges, clouds, uncalibrated)
+    edges, groups = _members(_listed(edge))
+    clouds = _listed(cloud)
+    check_policy(policy, edges, clouds, uncalibrated)
     models = [load(given) for given in edges]
     own_thresholds = [released(model) for model in models] if threshold is None else []
     needed = bool(clouds) and policy.mode == "prefer_edge"
-    thresholds = own_thresholds if any(own_thresholds) else _thresholds(threshold, len(edges), needed=needed)
+    thresholds = own_thresholds if any(own_thresholds) else checked_thresholds(threshold, len(edges), needed=needed)
     known = {} if old is None else made_of(old)
     views = dict(views or {})
     own_view = views.pop((CANDIDATE, 0), None)
@@ -153,15 +139,18 @@ def build(
         path = member(model, "path")
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
-        name = arm or _name("edge", model.name, i, len(edges), targets)
-        target = Target(name, "edge")
+        group, variant = groups[i]
+        name = f"{group} {variant}" if group else arm or _name("edge", model.name, i, len(edges), targets)
+        target = Target(name, "edge", group=group)
+        if group and (card := member(model, "card")) is not None and card.state:
+            raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
         if isinstance(limit, float | None):
             target = target._replace(threshold=limit)
         else:
             promised[len(targets)] = limit
             target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds)
         own = member(model, "score") or score
-        _check_range(limit, own)
+        check_range(limit, own)
         runner = EdgeBackend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
@@ -260,9 +249,14 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     for number, backend in enumerate(snapshot.backends):
         if backend.side == "cloud" and (view := snapshot.views.identity(number, fingerprint)):
             found["codec"] += f" {view}"
-    if i:
-        found["earlier"] = _earlier(snapshot, i)
+    if earlier := before(snapshot.targets, i):
+        found["earlier"] = _earlier(snapshot, earlier)
     return found
+
+
+def before(targets: Sequence[Target], i: int) -> list[int]:
+    """The edge models whose thresholds decide which inputs reach number `i`: those before it, but the variants beside it."""
+    return [number for number in range(i) if not targets[i].group or targets[number].group != targets[i].group]
 
 
 def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
@@ -284,10 +278,10 @@ def chosen(snapshot: Snapshot, i: int) -> Target:
     return target._replace(threshold=promise.certificate.threshold, thresholds=promise.certificate.thresholds)
 
 
-def _earlier(snapshot: Snapshot, i: int) -> str:
-    """One hash over the edge models before number `i`: their fingerprints and their own thresholds."""
+def _earlier(snapshot: Snapshot, earlier: Sequence[int]) -> str:
+    """One hash over the edge models before another: their fingerprints and their own thresholds."""
     models = []
-    for number in range(i):
+    for number in earlier:
         target = chosen(snapshot, number)
         own = {label: str(t) for label, t in target.thresholds.items()}
         models.append([_own_prints(snapshot, number), str(target.threshold), own])
@@ -314,65 +308,6 @@ def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate
             raise PolicyError(f"the threshold of {target.name} promises nothing here ({broken}), and uncalibrated is 'error'")
 
 
-def _check(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrated: str) -> None:
-    for name, value, kind in (
-        ("uncalibrated", uncalibrated, Uncalibrated),
-        ("no_confidence", policy.no_confidence, NoConfidence),
-        ("offline", policy.offline, Offline),
-        ("order", policy.order, CloudOrder),
-    ):
-        if value not in (valid := get_args(kind)):
-            raise PolicyError(f"there is no {name} {value!r}: {nearest(value, valid)}")
-    if not policy.deadline_s > 0 or not policy.first_token_s > 0:
-        raise PolicyError("deadline and first_token are more than 0 seconds")
-    hedge = policy.hedge_after
-    if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
-        raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
-    if not edges and not clouds:
-        raise PolicyError("a router needs edge=, cloud= or both")
-    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, MODES)] if policy.saver else [])):
-        if mode not in valid:
-            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, valid)}")
-        _check_sides(mode, f"mode {mode!r}", edges, clouds)
-    for rule in policy.device_rules:
-        if text := problem(rule):
-            raise PolicyError(f"rules: {text}")
-        _check_sides(rule.then, f"a rule with then={rule.then!r}", edges, clouds)
-
-
-def _check_sides(then: str, what: str, edges: list[Any], clouds: list[Any]) -> None:
-    """Refuses what needs targets that there are not."""
-    for side in NEEDS.get(then, ()):
-        if not (edges if side == "edge" else clouds):
-            raise PolicyError(f"{what} needs {side}=, and there is none")
-    if then == "small_model" and len(edges) < 2:  # noqa: PLR2004 - one to leave out
-        raise PolicyError(f"{what} needs several edge models, of which it leaves the smallest, and there are {len(edges)}")
-
-
-def _thresholds(given: Any, count: int, *, needed: bool) -> list[float | Certificate | None]:
-    if given is None:
-        if needed and count:
-            raise PolicyError("threshold= is missing: the confidence from which an edge answer is accepted and nothing is sent")
-        return [None] * count
-    several = isinstance(given, Sequence) and not isinstance(given, str) and not hasattr(given, "guarantee")
-    values = list(given) if several else [given] * count
-    if len(values) != count:
-        raise PolicyError(f"{len(values)} thresholds for {count} edge models: one number for all, or one each")
-    for value in values:
-        if hasattr(value, "guarantee"):  # a certificate
-            continue
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-            raise PolicyError(f"a threshold is a number or a certificate, not {value!r}")
-    return [value if hasattr(value, "guarantee") else float(value) for value in values]
-
-
-def _check_range(threshold: Any, score: str | Score) -> None:
-    """Refuses a threshold that no confidence by this score can be compared with in earnest."""
-    if isinstance(threshold, float) and bounded(score) and not (0 <= threshold <= 1 + SLACK or threshold == INF):
-        percent = f": {threshold:g} % is {threshold / 100:g}" if 1 < threshold <= 100 else ""  # noqa: PLR2004 - a hundred per cent
-        raise PolicyError(f"threshold={threshold:g}: confidences by {score} are from 0 to 1{percent}")
-
-
 def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a backend was made from, to look it up by; what has no hash, as a dataclass has none, is the same only as itself."""
     return tuple(part if isinstance(part, Hashable) else id(part) for part in spec)
@@ -384,6 +319,20 @@ def _seconds(given: float | None) -> float:
 
 def _listed(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
+    """The edge models, the members of groups in place of these; and of each its group and name in it, empty without one."""
+    models, groups = list[Any](), list[tuple[str, str]]()
+    for i, given in enumerate(edges):
+        if isinstance(given, Variants):
+            group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
+            models += given.models.values()
+            groups += [(group, name) for name in given.models]
+        else:
+            models.append(given)
+            groups.append(("", ""))
+    return models, groups
 
 
 def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
