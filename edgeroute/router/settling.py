@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.walk import Outcome
@@ -11,14 +11,22 @@ from edgeroute.router.request import Request
 from edgeroute.router.snapshot import Snapshot, chosen
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.spending import SharedSpending
     from edgeroute.record.audit import Auditor
-    from edgeroute.router.engine import Engine
+    from edgeroute.record.checkpoint import Checkpoint
 
 
-def settle(engine: Engine, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
+class Parts(Protocol):
+    """What of a router's parts is used."""
+
+    checkpoint: Checkpoint | None
+    spending: SharedSpending
+
+
+def settle(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
     """Checkpoints what a request's calls have cost, and logs what failed."""
-    if legs.exchanges and engine.checkpoint is not None:
-        engine.spending.keep()
+    if legs.exchanges and parts.checkpoint is not None:
+        parts.spending.keep()
     log_failures(request, outcome)
 
 
