@@ -115,8 +115,11 @@ def test_quantised_inputs_and_outputs(make, dtype):
         assert np.allclose(model.run_one(X * 1000), [[(127 - -20 if dtype == "int8" else 255 - 128) * 0.05] * 3], atol=0.6), (
             "the nearest"
         )
-    with pytest.raises(BadInput, match="NaN"):
-        model.run_one(np.array([np.nan, 1, 2, 3], np.float32))
+    for run in (model.run_one, lambda x: model.run([X, x]), lambda x: model.run_feed({"x": x[None]})):
+        with pytest.raises(BadInput, match="NaN"):
+            run(np.array([np.nan, 1, 2, 3], np.float32))
+    with pytest.raises(BadInput, match="is no array"):
+        model.run_one([[1.0], [1.0, 2.0]])
 
 
 def test_a_card_says_what_a_quantised_input_takes(make):
@@ -179,6 +182,23 @@ def test_several_inputs_and_outputs_by_name(make):
         make(models.two_inputs, output="sum").load()
     plain = make(models.two_inputs, named=False, name="plain")
     assert plain.run_one({"serving_a:0": [1.0, 2.0], "serving_b:0": [3.0, 5.0]})["Partitioned:0"].tolist() == [[4, 7]]
+
+
+def test_names_that_several_tensors_have(tmp_path, runtime):
+    """Each output is read; a tensor that goes in and comes out has the name of either side."""
+    g = models.Graph()
+    x, y = g.tensor("x", [1, 2]), g.tensor("same", [1, 2])
+    z = g.tensor("same", [1, 2])
+    g.operator("NEG", [x], [y])
+    g.operator("ADD", [x, x], [z], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x], [y, z, x]
+    path = g.save(tmp_path / "same.tflite")
+    out = LiteRTModel(path, runtime=runtime).run_one(np.array([1, 2], np.float32))
+    assert [value.tolist() for value in out.values()] == [[[-1, -2]], [[2, 4]], [[1, 2]]]
+    g.signature("serving_default", {"given": x}, {"negative": y, "double": z, "as it is": x})
+    signed = LiteRTModel(g.save(path), runtime=runtime)
+    assert [*signed.run_one(np.array([1, 2], np.float32))] == ["negative", "double", "as it is"]
+    assert signed.inputs[0].name == "given"
 
 
 def test_signatures_of_other_subgraphs(make):
@@ -356,6 +376,13 @@ def test_a_state_that_a_card_describes(make):
     model = make(models.rolling, card=card)
     with Router(model) as router, router.session() as session:
         assert sums(session, [1, 1], [2, 2], [3, 3]) == [[1, 1], [3, 3], [5, 5]]
+
+
+def test_a_quantised_state_that_a_card_describes(make):
+    """It begins with numbers of 0, and comes back as the elements that it was, also with another scale."""
+    card = {"state": [{"input": "before", "output": "after"}], "output": {"kind": "value"}}
+    with Router(make(models.rolling, card=card, dtype="int8")) as router, router.session() as session:
+        assert np.allclose(sums(session, [1, 1], [2, 2], [3, 3]), [[1, 1], [3, 3], [5, 5]], atol=0.06)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no fork")
