@@ -28,7 +28,8 @@ from edgeroute import (
     TensorSpec,
 )
 from edgeroute import settings as policies
-from edgeroute.edge import interpreters, litert
+from edgeroute.edge import interpreters, litert, model_file
+from edgeroute.edge.card import sha256_of
 from edgeroute.edge.load import load
 from edgeroute.edge.tflite_format import contents
 from edgeroute.router.session import current
@@ -550,6 +551,34 @@ def test_a_truncated_model(make):
     model.path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match=r"cannot load .*model\.tflite: it is truncated or damaged"):
         model.load()
+
+
+def test_a_model_whose_weights_go_on_behind_its_end(make):
+    """A length that the file does not have."""
+    weights = np.random.default_rng(3).normal(size=(4, 3))
+    model = make(models.linear, weights=weights)
+    data = bytearray(model.path.read_bytes())
+    at = data.index(weights.T.astype(np.float32).tobytes())
+    data[at - 4 : at] = (len(data)).to_bytes(4, "little")
+    model.path.write_bytes(data)
+    with pytest.raises(ModelError, match="it is truncated or damaged"):
+        model.load()
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded(make, monkeypatch):
+    """What runs is what was compared with the expected sha256."""
+    model = make(models.linear)
+
+    def replaced(path):
+        found = sha256_of(path)
+        models.linear(path, weights=np.eye(4, 3) * 5)
+        return found
+
+    monkeypatch.setattr(model_file, "sha256_of", replaced)
+    with pytest.raises(ModelError, match="was replaced while it was loaded: load it again"):
+        model.load()
+    monkeypatch.undo()
+    assert model.run_one(X).tolist() == [(5 * X[:3]).tolist()]
 
 
 def test_a_foreign_model(make, fashion):
