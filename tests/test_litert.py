@@ -782,7 +782,7 @@ def test_a_policy_has_its_keys(desk):
 
 
 def test_commands(desk):
-    """`check`, `infer`, `inspect` with `--write`, and `calibrate` with the model as the edge."""
+    """`check`, `infer`, and `inspect` with `--write`."""
     (desk / "policy.toml").write_text('threshold = 0.5\nmode = "only_edge"\n[edge]\npath = "models/edge.int8.tflite"\n')
     assert "is ready" in edgeroute_command("check", "--policy", "policy.toml")
     lines = [
@@ -793,6 +793,20 @@ def test_commands(desk):
     told = json.loads(edgeroute_command("inspect", "own.tflite", "--write", "--json"))
     assert told
     assert json.loads(Path("own.json").read_text())["output"] == {"kind": "logits"}
+
+
+def test_calibrate(desk):
+    """A certificate of the model holds for a router of it, and not on plain kernels, which round otherwise."""
+    policy = '[edge]\npath = "models/edge.int8.tflite"\n{more}[cloud]\nurl = "http://127.0.0.1:9/v2/models/x"\n'
+    (desk / "policy.toml").write_text("threshold = 0.5\n" + policy.format(more=""))
+    edgeroute_command(
+        "calibrate", "--policy", "policy.toml", "--data", "models/sample.npz", "--max-defer", "30%", "--out", "c.json"
+    )
+    path = desk / "certified.toml"
+    for more, holds in (("", True), ('delegate = "none"\n', False)):
+        path.write_text('threshold = "c.json"\n' + policy.format(more=more))
+        with Router.from_policy(path) as router:
+            assert ("deferral <= 30" in router.check().lines[-1]) is holds, router.check().lines
 
 
 def test_serve(desk):
