@@ -28,7 +28,8 @@ from edgeroute import (
     TensorSpec,
 )
 from edgeroute import settings as policies
-from edgeroute.edge import interpreters, litert
+from edgeroute.edge import interpreters, litert, model_file
+from edgeroute.edge.card import sha256_of
 from edgeroute.edge.load import load
 from edgeroute.edge.tflite_format import contents
 from edgeroute.router.session import current
@@ -115,8 +116,11 @@ def test_quantised_inputs_and_outputs(make, dtype):
         assert np.allclose(model.run_one(X * 1000), [[(127 - -20 if dtype == "int8" else 255 - 128) * 0.05] * 3], atol=0.6), (
             "the nearest"
         )
-    with pytest.raises(BadInput, match="NaN"):
-        model.run_one(np.array([np.nan, 1, 2, 3], np.float32))
+    for run in (model.run_one, lambda x: model.run([X, x]), lambda x: model.run_feed({"x": x[None]})):
+        with pytest.raises(BadInput, match="NaN"):
+            run(np.array([np.nan, 1, 2, 3], np.float32))
+    with pytest.raises(BadInput, match="is no array"):
+        model.run_one([[1.0], [1.0, 2.0]])
 
 
 def test_a_card_says_what_a_quantised_input_takes(make):
@@ -179,6 +183,23 @@ def test_several_inputs_and_outputs_by_name(make):
         make(models.two_inputs, output="sum").load()
     plain = make(models.two_inputs, named=False, name="plain")
     assert plain.run_one({"serving_a:0": [1.0, 2.0], "serving_b:0": [3.0, 5.0]})["Partitioned:0"].tolist() == [[4, 7]]
+
+
+def test_names_that_several_tensors_have(tmp_path, runtime):
+    """Each output is read; a tensor that goes in and comes out has the name of either side."""
+    g = models.Graph()
+    x, y = g.tensor("x", [1, 2]), g.tensor("same", [1, 2])
+    z = g.tensor("same", [1, 2])
+    g.operator("NEG", [x], [y])
+    g.operator("ADD", [x, x], [z], options="AddOptions")
+    g.at.inputs, g.at.outputs = [x], [y, z, x]
+    path = g.save(tmp_path / "same.tflite")
+    out = LiteRTModel(path, runtime=runtime).run_one(np.array([1, 2], np.float32))
+    assert [value.tolist() for value in out.values()] == [[[-1, -2]], [[2, 4]], [[1, 2]]]
+    g.signature("serving_default", {"given": x}, {"negative": y, "double": z, "as it is": x})
+    signed = LiteRTModel(g.save(path), runtime=runtime)
+    assert [*signed.run_one(np.array([1, 2], np.float32))] == ["negative", "double", "as it is"]
+    assert signed.inputs[0].name == "given"
 
 
 def test_signatures_of_other_subgraphs(make):
@@ -358,6 +379,13 @@ def test_a_state_that_a_card_describes(make):
         assert sums(session, [1, 1], [2, 2], [3, 3]) == [[1, 1], [3, 3], [5, 5]]
 
 
+def test_a_quantised_state_that_a_card_describes(make):
+    """It begins with numbers of 0, and comes back as the elements that it was, also with another scale."""
+    card = {"state": [{"input": "before", "output": "after"}], "output": {"kind": "value"}}
+    with Router(make(models.rolling, card=card, dtype="int8")) as router, router.session() as session:
+        assert np.allclose(sums(session, [1, 1], [2, 2], [3, 3]), [[1, 1], [3, 3], [5, 5]], atol=0.06)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no fork")
 def test_a_child_goes_on_with_a_copy_of_the_state(make):
     """The parent's is as it was."""
@@ -523,6 +551,34 @@ def test_a_truncated_model(make):
     model.path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match=r"cannot load .*model\.tflite: it is truncated or damaged"):
         model.load()
+
+
+def test_a_model_whose_weights_go_on_behind_its_end(make):
+    """A length that the file does not have."""
+    weights = np.random.default_rng(3).normal(size=(4, 3))
+    model = make(models.linear, weights=weights)
+    data = bytearray(model.path.read_bytes())
+    at = data.index(weights.T.astype(np.float32).tobytes())
+    data[at - 4 : at] = (len(data)).to_bytes(4, "little")
+    model.path.write_bytes(data)
+    with pytest.raises(ModelError, match="it is truncated or damaged"):
+        model.load()
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded(make, monkeypatch):
+    """What runs is what was compared with the expected sha256."""
+    model = make(models.linear)
+
+    def replaced(path):
+        found = sha256_of(path)
+        models.linear(path, weights=np.eye(4, 3) * 5)
+        return found
+
+    monkeypatch.setattr(model_file, "sha256_of", replaced)
+    with pytest.raises(ModelError, match="was replaced while it was loaded: load it again"):
+        model.load()
+    monkeypatch.undo()
+    assert model.run_one(X).tolist() == [(5 * X[:3]).tolist()]
 
 
 def test_a_foreign_model(make, fashion):
@@ -726,7 +782,7 @@ def test_a_policy_has_its_keys(desk):
 
 
 def test_commands(desk):
-    """`check`, `infer`, `inspect` with `--write`, and `calibrate` with the model as the edge."""
+    """`check`, `infer`, and `inspect` with `--write`."""
     (desk / "policy.toml").write_text('threshold = 0.5\nmode = "only_edge"\n[edge]\npath = "models/edge.int8.tflite"\n')
     assert "is ready" in edgeroute_command("check", "--policy", "policy.toml")
     lines = [
@@ -737,6 +793,20 @@ def test_commands(desk):
     told = json.loads(edgeroute_command("inspect", "own.tflite", "--write", "--json"))
     assert told
     assert json.loads(Path("own.json").read_text())["output"] == {"kind": "logits"}
+
+
+def test_calibrate(desk):
+    """A certificate of the model holds for a router of it, and not on plain kernels, which round otherwise."""
+    policy = '[edge]\npath = "models/edge.int8.tflite"\n{more}[cloud]\nurl = "http://127.0.0.1:9/v2/models/x"\n'
+    (desk / "policy.toml").write_text("threshold = 0.5\n" + policy.format(more=""))
+    edgeroute_command(
+        "calibrate", "--policy", "policy.toml", "--data", "models/sample.npz", "--max-defer", "30%", "--out", "c.json"
+    )
+    path = desk / "certified.toml"
+    for more, holds in (("", True), ('delegate = "none"\n', False)):
+        path.write_text('threshold = "c.json"\n' + policy.format(more=more))
+        with Router.from_policy(path) as router:
+            assert ("deferral <= 30" in router.check().lines[-1]) is holds, router.check().lines
 
 
 def test_serve(desk):

@@ -232,13 +232,16 @@ def huge(path: Path) -> Path:
     return g.save(path)
 
 
-def rolling(path: Path) -> Path:
-    """x, before float32 [1, 2] -> y = x + before, after = x: a state that goes in and out, as a card describes it."""
+def rolling(path: Path, *, dtype: str = "float32") -> Path:
+    """x, before [1, 2] -> y = x + before, after = x: a state that goes in and out, as a card describes it."""
     g = Graph()
-    x, before = g.tensor("x", [1, 2]), g.tensor("before", [1, 2])
-    y, after, zero = g.tensor("y", [1, 2]), g.tensor("after", [1, 2]), g.constant("zero", np.zeros((1, 2)))
-    g.operator("ADD", [x, before], [y], options="AddOptions")
-    g.operator("ADD", [x, zero], [after], options="AddOptions")
+    narrow, wide = ({}, {}) if dtype == "float32" else ({"scale": 0.05, "zero": -20}, {"scale": 0.1, "zero": 7})
+    x, before = g.tensor("x", [1, 2], dtype, **narrow), g.tensor("before", [1, 2], dtype, **narrow)
+    y, after = g.tensor("y", [1, 2], dtype, **wide), g.tensor("after", [1, 2], dtype, **wide)
+    zero = g.constant("zero", np.full((1, 2), narrow.get("zero", 0)), dtype, **narrow)
+    version = 1 if dtype == "float32" else 2
+    g.operator("ADD", [x, before], [y], options="AddOptions", version=version)
+    g.operator("ADD", [x, zero], [after], options="AddOptions", version=version)
     g.at.inputs, g.at.outputs = [x, before], [y, after]
     return g.save(path)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeroute.edge.card import Array
 from edgeroute.edge.tensors import Plain
+from edgeroute.errors import BadInput
 from edgeroute.imports import no_fork
 from edgeroute.types import TensorSpec
 
@@ -48,7 +49,13 @@ class Port(NamedTuple):
         return self.quantised(tensor) if self.scale and tensor.dtype.kind == "f" else tensor
 
     def quantised(self, numbers: Array) -> Array:
-        """Elements for these numbers; what is out of range becomes the nearest."""
+        """Elements for these numbers; what is out of range becomes the nearest.
+
+        Raises:
+            BadInput: one is none.
+        """
+        if not np.isfinite(numbers).all():
+            raise BadInput(f"{self.name}: the input holds NaN or infinity")
         limits = np.iinfo(self.dtype)
         elements: Array = np.rint(numbers / np.float32(self.scale)) + self.zero
         return np.clip(elements, limits.min, limits.max).astype(self.dtype)
@@ -90,17 +97,21 @@ class FloatsOrElements:
         Raises:
             BadInput: as `stack`.
         """
-        kinds = {np.asarray(x).dtype for x in inputs} if inputs and all(map(_is_array, inputs)) else set()
+        kinds = set(map(_dtype, inputs))
         if kinds == {self._dtype}:
             return self._own(inputs)
         if self._dtype in kinds:  # some are the one, and some the other
             return np.concatenate([self([x]) for x in inputs], axis=self._axis or 0)
-        floats = kinds and all(kind.kind == "f" for kind in kinds)
+        floats = kinds and all(kind is not None and kind.kind == "f" for kind in kinds)
         return self._port.taken((self._floats if floats else self._described)(inputs))
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, np.ndarray | np.generic | list | tuple | int | float)
+def _dtype(x: Any) -> np.dtype[Any] | None:
+    """As numpy sees it; None: it is no array."""
+    try:
+        return x.dtype if isinstance(x, np.ndarray) else np.asarray(x).dtype
+    except ValueError:  # lists of different lengths
+        return None
 
 
 class Worker:
@@ -122,14 +133,12 @@ class Worker:
         self.shapes = [port.begun if ready else () for port in inputs]
         self.step, self.pid, self.lock = 0, os.getpid(), threading.Lock()
 
-    def run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
-        """Runs tensors by name. -> the outputs of these names.
+    def run(self, names: Sequence[str], tensors: Sequence[Array]) -> list[Array]:
+        """Runs the model's tensors, in the order of its inputs. -> the outputs of these names.
 
         Raises:
-            KeyError: an input is missing.
             ValueError, RuntimeError: it failed.
         """
-        tensors = [port.taken(feed[port.name]) for port in self.inputs]
         if self.runner is not None:
             out = self.runner(**{port.name: tensor for port, tensor in zip(self.inputs, tensors, strict=True)})
             return [self.outputs[name].real(out[name]) for name in names]
@@ -161,8 +170,17 @@ class Interpreters:
     """
 
     def __init__(self, make: Callable[[], Worker], first: Worker, *, resets: bool) -> None:
-        self._make, self.resets = make, resets
+        self._make, self._inputs, self.resets = make, first.inputs, resets
         self.idle: deque[Worker] = deque([first], maxlen=MOST_IDLE)  # taking and putting back are atomic
+
+    def tensors(self, feed: Mapping[str, Array]) -> list[Array]:
+        """The model's tensors of these by name.
+
+        Raises:
+            BadInput: one has numbers that cannot be quantised.
+            KeyError: an input is missing.
+        """
+        return [port.taken(feed[port.name]) for port in self._inputs]
 
     def new(self) -> Worker:
         """One more."""

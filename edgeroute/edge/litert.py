@@ -100,6 +100,8 @@ class LiteRTModel(ModelFile):
         """Whether it keeps a state from one input to the next, once it is loaded: it runs in a session only."""
         self._used: tuple[str, ...] = self.delegates
         self._prepare: Any = None
+        self._input = ""
+        """The only input, if it is quantised."""
         self._stream = object()
 
     @property
@@ -141,6 +143,7 @@ class LiteRTModel(ModelFile):
             self._plan.size = 1
         short = not (self.stateful or found.variables or first.runner) and len(self._names) == 1
         self._prepare = self._plan.one if short else None
+        self._input = first.inputs[0].name if short and first.inputs[0].scale else ""
         return Interpreters(lambda: self._worker(module, data, found, signature), first, resets=found.variables)
 
     def _check(self, runtime: str, found: Contents) -> None:
@@ -206,7 +209,7 @@ class LiteRTModel(ModelFile):
         ports = {port.name: port for port in worker.inputs}
 
         def spec(port: Port) -> TensorSpec:
-            if np.dtype(port.dtype).kind not in "biuf":
+            if np.dtype(port.dtype).kind not in "biuf" and (port.name in ports or self.output in (None, port.name)):
                 raise ModelError(f"{self.path}: its {port.name} is of the type {port.dtype}, which is not supported")
             told = None if port.name in states else self.card.of(port.name)
             if not port.scale or (told is not None and told.dtype == port.dtype):
@@ -225,12 +228,10 @@ class LiteRTModel(ModelFile):
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict or (cancel is not None and cancel.asked):
             return self.run([x], cancel)
-        tensor = prepare(x)
+        (tensor,) = session.tensors({self._input: prepare(x)}) if self._input else (prepare(x),)
         try:  # the usual case, by the short way
             worker = session.take()
             port, read = worker.inputs[0], worker.outputs[self._names[0]]
-            if port.scale and tensor.dtype != port.dtype:
-                tensor = port.quantised(tensor)
             if worker.shapes[0] != tensor.shape:
                 worker.resize([tensor.shape])
             worker.set(port.number, tensor)
@@ -246,16 +247,18 @@ class LiteRTModel(ModelFile):
             raise ModelError(f"{self.name} was stopped before it began")
         turn = turn_of(self.name) if self.stateful else TURN.get() if session.resets else None
         try:
+            tensors = session.tensors(feed)
+        except KeyError as e:
+            raise ModelError(f"{self.name} failed to run: there is no input {e}") from e
+        try:
             if turn is None:
                 worker = session.take()
-                out = worker.run(names, feed)
+                out = worker.run(names, tensors)
                 session.idle.append(worker)
                 return out
             worker, step = turn.states.get(self._stream) or _Place(session.new(), 0)
             self._advance(worker, step)
-            out = worker.run(names, feed)
-        except KeyError as e:
-            raise ModelError(f"{self.name} failed to run: there is no input {e}") from e
+            out = worker.run(names, tensors)
         except (RuntimeError, ValueError, MemoryError) as e:
             raise self._failed(e) from e
         if cancel is None or not cancel.asked:
@@ -343,13 +346,20 @@ def _allocated(interpreter: Any) -> bool:
 def _wired(interpreter: Any, signature: Signature | None, *, ready: bool) -> Worker:
     """An interpreter with the names of its inputs and outputs."""
     if signature is None or not signature.subgraph:
-        names = (
-            {} if signature is None else {i: name for ports in (signature.inputs, signature.outputs) for name, i in ports.items()}
-        )
-        ways = (interpreter.get_input_details(), interpreter.get_output_details())
-        inputs, outputs = ([Port.of(names.get(one["index"], one["name"]), one) for one in way] for way in ways)
+        told = ({}, {}) if signature is None else (signature.inputs, signature.outputs)
+        inputs, outputs = map(_ports, (interpreter.get_input_details(), interpreter.get_output_details()), told)
         return Worker(interpreter, inputs, outputs, ready=ready)
     runner = interpreter.get_signature_runner(signature.key)
     ways = (runner.get_input_details(), runner.get_output_details())
     inputs, outputs = ([Port.of(name, one) for name, one in way.items()] for way in ways)
     return Worker(interpreter, inputs, outputs, runner)
+
+
+def _ports(details: Sequence[Mapping[str, Any]], told: Mapping[str, int]) -> list[Port]:
+    """Inputs or outputs by the names of the signature, or else of the tensors, of which several may have one."""
+    names, ports = {number: name for name, number in told.items()}, dict[str, Port]()
+    for one in details:
+        name = names.get(one["index"], one["name"])
+        name = f"{name}:{one['index']}" if not name or name in ports else name
+        ports[name] = Port.of(name, one)
+    return list(ports.values())
