@@ -96,14 +96,11 @@ def quantize(
             kept = _kept(layers, keep_float)
             int8.write(made, exclude=kept)
             layers = tuple(layer._replace(note="stays float") if layer.name in kept else layer for layer in layers)
-        card = write_card(made, model.card, _step(word, len(used.inputs), keep_float))
-        result = compared(model, made, original, held_out)
+        write_card(made, model.card, _step(word, len(used.inputs), keep_float))
+        before, after = compared(model, made, original, held_out)
         put(made.parent, to)
-    before, after = result
-    return Result(
-        before, after._replace(path=to), layers, to.with_suffix(".json") if card else to, len(used.inputs),
-        len(held_out.inputs), tuple(notes),
-    )  # fmt: skip
+    after, card, count = after._replace(path=to), to.with_suffix(".json"), 0 if fp16 else len(used.inputs)
+    return Result(before, after, layers, card, count, len(held_out.inputs), tuple(notes))
 
 
 def _sensitivity(int8: Int8, model: OnnxModel, tried: Examples) -> tuple[Layer, ...]:
