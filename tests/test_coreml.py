@@ -27,7 +27,7 @@ from coremltools.converters.mil.mil import get_new_symbol  # noqa: E402
 from coremltools.proto.Model_pb2 import Model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:coremltools")
-FASHION = models.fashion().edge.with_name("edge.mlpackage")
+FASHION = models.fashion().coreml
 ROOT = "Data/com.apple.CoreML/model.mlmodel"
 
 

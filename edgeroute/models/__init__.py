@@ -26,6 +26,11 @@ class Pair(NamedTuple):
     """An .npz file of both models' outputs on other inputs: `edge_logits`, `cloud_logits`, `labels`."""
 
     @property
+    def coreml(self) -> Path:
+        """The small model as a package for Core ML."""
+        return self.edge.with_name("edge.mlpackage")
+
+    @property
     def images(self) -> np.ndarray[Any, np.dtype[Any]]:
         """The sample's inputs; read anew each time."""
         return self._sample("images")
