@@ -30,7 +30,7 @@ class Replay:
         server.handle_chat_completions(asked(prompt, stream=True), lambda chunk: bool(chunks.append(chunk)))
         self._chunks = list(map(json.dumps, chunks))
 
-    def handle_chat_completions(self, request: Any, callback: Callable[[Any], bool] | None = None) -> Any:
+    def handle_chat_completions(self, request: Any, callback: Callable[[Any], bool] | None = None) -> Any:  # noqa: ARG002
         """As xllamacpp's."""
         if callback is None:
             return json.loads(self._reply)
@@ -74,7 +74,7 @@ def figures() -> list[Figure]:
     rows = [
         ("`LlamaModel.run_one`, 8 tokens", "run_one", "bare", 20),
         ("the same that can be stopped", "stoppable", "streamed", 60),
-        ("`infer` of it", "routed", "bare", 40),
+        ("`infer` of it, in a thread since its slots are counted", "routed", "bare", 150),
         ("`infer` of it with a deadline", "deadline", "streamed", 250),
     ]
     return [

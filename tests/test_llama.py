@@ -22,6 +22,7 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import AsyncRouter, BadInput, ModelError, ModelMissing, PolicyError, Router, RuntimeMissing, StopToken  # noqa: E402
+from edgeroute.cli.inspect_gguf import inspect_gguf  # noqa: E402
 from edgeroute.confidence.scores import quantile  # noqa: E402
 from edgeroute.edge import gguf  # noqa: E402
 from edgeroute.edge.llama import LlamaModel  # noqa: E402
@@ -247,7 +248,7 @@ print("done")
     assert program(body, path, 2) == (["done"], 0, "")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="without glibc's on_exit llama.cpp waits for threads that a child lacks")
 def test_a_forked_child_runs_it_and_ends(tiny):
     """It loads a model of its own, closes it, and ends as a process does, through all exit handlers."""
     body = """
@@ -393,6 +394,38 @@ def test_a_policy_has_its_arguments(tmp_path, tiny):
     policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_token = 5\n')
     with pytest.raises(PolicyError, match='did you mean "max_tokens"'):
         Router.from_policy(policy)
+
+
+def cli(*args, stdin=""):
+    """Runs a command to its end -> exit code, stdout."""
+    command = [sys.executable, "-m", "edgeroute", *map(str, args)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=4 * LONG, input=stdin)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_inspect_and_infer(tmp_path, tiny):
+    """The command line says what model a file is, writes its card, and asks it: texts, messages and requests as lines of JSON."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(tiny.read_bytes())
+    code, text = cli("inspect", path, "--json", "--write")
+    said = json.loads(text)
+    facts = ("architecture", "context", "quantisation", "chat_template", "vocabulary")
+    assert [code, *(said[fact] for fact in facts)] == [0, "llama", "256 tokens", "F32", "yes", "330 tokens"]
+    assert json.loads(path.with_suffix(".json").read_text()) == {"sha256": said["sha256"]}
+    (open_one,) = inspect_gguf(tiny_gguf.write(tmp_path / "plain.gguf", template=None)).findings
+    assert open_one.write.startswith("chat = false")
+    policy = tmp_path / "p.toml"
+    policy.write_text('mode = "only_edge"\n[edge]\npath = "tiny.gguf"\nmax_tokens = 6\n')
+    lines = ["hi", HI, {"messages": HI, "max_tokens": 3}]
+    code, text = cli("infer", "-", "-p", policy, "--json", stdin="\n".join(map(json.dumps, lines)))
+    values = [json.loads(line)["value"] for line in text.splitlines()]
+    assert code == 0
+    assert values[0] == values[1]
+    assert values[2] == values[0][:3]
+    (tmp_path / "tiny.gguf").write_bytes(tiny.read_bytes()[:9000])
+    code, text = cli("inspect", path)
+    assert code != 0
+    assert "truncated" in text
 
 
 # --- a real model

@@ -297,7 +297,7 @@ def test_the_key_is_sent_and_never_told(monkeypatch):
         assert len(server.requests) == 1
 
 
-def test_a_server_that_never_answers(due):
+def test_a_server_that_never_answers():
     """Is left at the deadline, and its connection shut down; without one at its own limit."""
     with CannedServer(None) as server:
         made = LocalServer(f"http://127.0.0.1:{server.port}")

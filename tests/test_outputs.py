@@ -120,6 +120,29 @@ def test_what_is_left_as_it_is(returned):
     assert read.confidence is None
 
 
+def test_a_prediction_has_its_own_outputs():
+    """In rows and at the end of a stream: the value, its confidence or log-probabilities, and what the answer has as its outputs."""
+
+    class Told:
+        name = "told"
+
+        def run(self, inputs, cancel=None):
+            return [Prediction("ab", [-0.1, -0.1], {"whole": x}) for x in inputs]
+
+        def stream(self, x, cancel=None):
+            yield "a"
+            yield "b"
+            return Prediction("ab", 0.75, {"whole": x})
+
+    with Router(Told(), lambda x: "cloud", threshold=0.5) as router:
+        answer = router.infer(1)
+        assert (answer.value, answer.confidence, answer.outputs) == ("ab", pytest.approx(math.exp(-0.1)), {"whole": 1})
+        with router.stream(2) as stream:
+            assert list(stream) == ["a", "b"]
+        assert (stream.answer.value, stream.answer.confidence, stream.answer.outputs) == ("ab", 0.75, {"whole": 2})
+    assert Reader(lambda outputs: outputs["whole"]).one([Prediction("ab", 0.1, {"whole": 0.9})]).confidence == 0.9
+
+
 def test_integers_are_scores_only_by_their_kind():
     """As quantised models give them."""
     for row in (np.array([1, 9, 2], np.uint8), np.array([-100, 20, 3], np.int8)):

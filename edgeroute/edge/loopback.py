@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +20,8 @@ from edgeroute.types import StopToken
 CONNECT_S = 5.0
 """Time for a connection, seconds: on one device it is there at once, or the server is stuck."""
 BASE = "/v1"
+UNIX: Any = getattr(socket, "AF_UNIX", None)
+"""The family of unix sockets; None: Python has none here."""
 SHORT = 1 << 16
 """Bytes of a refusal that are read."""
 
@@ -51,7 +52,7 @@ class Local:
         self.socket_path: str | None = None
         if url[:5].lower() == "unix:":
             self.socket_path = url[5:]
-            if sys.platform == "win32" or not Path(self.socket_path).is_absolute() or "\0" in url:
+            if UNIX is None or not Path(self.socket_path).is_absolute() or "\0" in url:
                 raise PolicyError("the address of a unix socket is unix:/PATH, absolute, on a system that has them")
             self.origin, self.host, self.port, self.base = f"unix:{self.socket_path}", "localhost", 80, BASE
             self.netloc = "localhost"
@@ -221,14 +222,14 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - as above
     ) -> httpcore.NetworkStream:
         """To the socket of this path."""
-        return self._connected(socket.AF_UNIX, path, timeout)
+        return self._connected(UNIX, path, timeout)
 
     def _connected(self, family: int, address: Any, timeout: float | None) -> httpcore.NetworkStream:
         self._socket = sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout)
             sock.connect(address)
-            if family != getattr(socket, "AF_UNIX", None):
+            if family != UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if not is_loopback(str(sock.getpeername()[0])):
                     raise ModelError(f"{self._local.origin} led to another device: nothing was sent")  # noqa: TRY301

@@ -67,7 +67,8 @@ def suffix_of(path: str | PathLike[str]) -> str | None:
     if is_address(path):
         return SCHEMES[0]
     name = PurePath(fspath(path)).name.lower()
-    for known in ({**BUILT_IN, **_registered}, _installed):
+    built_in = {suffix for suffix in BUILT_IN if suffix.startswith(".")}
+    for known in ({*built_in, *_registered}, _installed):
         found = [suffix for suffix in (known() if callable(known) else known) if name.endswith(suffix) and name != suffix]
         if found:
             return max(found, key=len)
