@@ -34,7 +34,7 @@ def test_calls_tell_what_the_link_is_like(kind, tmp_path, capsys):
             for _ in range(20):  # as if larger ones had taken longer
                 guard.succeeded(1.0, 0)
                 guard.succeeded(2.0, 1_000_000)
-            told = guard.link()
+            told = guard.rules.link.call_s, guard.rules.link.bytes_per_s
             assert told == (pytest.approx(1.0, rel=0.2), pytest.approx(1e6, rel=0.2))
         with kind(sure, PlainJson(url), threshold=0.5, state=str(tmp_path)) as router:
             _, cloud = router.stats().legs

@@ -185,11 +185,6 @@ class Guard:
         """Number of calls in progress."""
         return len(self.rules.under_way)
 
-    def link(self) -> tuple[float | None, float | None]:
-        """Time of a call but for its bytes, seconds, and bandwidth, bytes a second, as measured; None: not known."""
-        with self.lock:
-            return self.rules.link.call_s, self.rules.link.bytes_per_s
-
     def why(self) -> str:
         """Why no request may be sent now; empty: one may."""
         with self.lock:

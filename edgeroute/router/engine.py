@@ -298,7 +298,7 @@ class Engine:
         seen = []
         for b in self.snapshot.backends:
             guard = getattr(b, "guard", None)
-            told = (guard.state, guard.held, *guard.link()) if guard else ("", 0)
+            told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()
