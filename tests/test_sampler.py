@@ -273,7 +273,7 @@ def test_the_period_is_the_sensors_own():
         device = Device()
         device.every_s = given
         assert period_s(device, 10.0) == taken
-    for wrong in (0.5, 61, float("nan")):
+    for wrong in (0.5, 61, float("nan"), "1s", None):
         with pytest.raises(PolicyError, match="every 1 to 60 seconds"):
             DeviceSensors(every_s=wrong)
     device = Device()
