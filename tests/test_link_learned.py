@@ -44,7 +44,7 @@ def test_calls_tell_what_the_link_is_like(kind, tmp_path, capsys):
     (known,) = json.loads(capsys.readouterr().out)["link"].values()
     assert known == {"call_s": pytest.approx(told[0]), "bytes_per_s": pytest.approx(told[1])}
     assert status(state=tmp_path) == 0
-    assert "and its bytes at" in capsys.readouterr().out
+    assert ", and its bytes go at" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stored", [{"cloud": [1, 2]}, {"cloud": "123456"}, ["cloud"], 7, "cloud", {}])
