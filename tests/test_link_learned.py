@@ -7,7 +7,6 @@ from both import GOOD, Tasks, Threads, sure, unsure
 
 from edgeroute import PlainJson
 from edgeroute.cli.status import status
-from edgeroute.cloud.guard import link_of
 from edgeroute.core.link import Link
 from edgeroute.testing import CannedServer, Relay
 
@@ -35,7 +34,7 @@ def test_calls_tell_what_the_link_is_like(kind, tmp_path, capsys):
             for _ in range(20):  # as if larger ones had taken longer
                 guard.succeeded(1.0, 0)
                 guard.succeeded(2.0, 1_000_000)
-            told = link_of(guard)
+            told = guard.rules.link.call_s, guard.rules.link.bytes_per_s
             assert told == (pytest.approx(1.0, rel=0.2), pytest.approx(1e6, rel=0.2))
         with kind(sure, PlainJson(url), threshold=0.5, state=str(tmp_path)) as router:
             _, cloud = router.stats().legs
@@ -45,7 +44,7 @@ def test_calls_tell_what_the_link_is_like(kind, tmp_path, capsys):
     (known,) = json.loads(capsys.readouterr().out)["link"].values()
     assert known == {"call_s": pytest.approx(told[0]), "bytes_per_s": pytest.approx(told[1])}
     assert status(state=tmp_path) == 0
-    assert "and its bytes at" in capsys.readouterr().out
+    assert ", and its bytes go at" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stored", [{"cloud": [1, 2]}, {"cloud": "123456"}, ["cloud"], 7, "cloud", {}])

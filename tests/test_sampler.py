@@ -116,11 +116,11 @@ def test_many_routers_share_a_few_threads_and_the_devices_sensors(monkeypatch, t
             return super()._sources(now)
 
     monkeypatch.setattr(system, "_system", Counted(tmp_path, fresh_s=3600.0))
+    monkeypatch.setattr("edgeroute.observe.observer.READS_S", 3600.0)
     routers = [make(None) for _ in range(1000)]
     try:
         assert len(SAMPLER) == 1000
         assert len(ours()) == 1, "the sampler alone: they have just been read"
-        monkeypatch.setattr("edgeroute.observe.observer.READS_S", LONG)
         for router in routers:
             router.engine.observer.reads_at = 0.0
         SAMPLER.add(routers[0].engine)  # something is due sooner than it was
@@ -273,7 +273,7 @@ def test_the_period_is_the_sensors_own():
         device = Device()
         device.every_s = given
         assert period_s(device, 10.0) == taken
-    for wrong in (0.5, 61, float("nan")):
+    for wrong in (0.5, 61, float("nan"), "1s", None):
         with pytest.raises(PolicyError, match="every 1 to 60 seconds"):
             DeviceSensors(every_s=wrong)
     device = Device()

@@ -101,12 +101,8 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))
     for name, link in links.items():
-        speed = link["bytes_per_s"]
-        print(
-            printable(
-                f"{name}: a call takes {_ms(link['call_s'])}{'' if speed is None else f' and its bytes at {speed / MB:.3g} MB/s'}"
-            )
-        )
+        speed = "" if link["bytes_per_s"] is None else f", and its bytes go at {link['bytes_per_s'] / MB:.3g} MB/s"
+        print(printable(f"{name}: a call takes {_ms(link['call_s'])}{speed}"))
     rows = [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()]
     table(("spent", "so far", "limit"), rows, ("spent",))
     if box is not None:

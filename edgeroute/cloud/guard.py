@@ -234,9 +234,3 @@ class Guard:
             if fault:
                 self.rules.overdue = {*(self.rules.overdue & self.rules.under_way), exchange.slot}
         return fault
-
-
-def link_of(guard: Guard) -> tuple[float | None, float | None]:
-    """Time of a call but for its bytes, seconds, and bandwidth, bytes a second, as measured; None: not known."""
-    with guard.lock:
-        return guard.rules.link.call_s, guard.rules.link.bytes_per_s

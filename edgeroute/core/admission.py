@@ -50,18 +50,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_careful",
-        "breaker",
-        "budget",
-        "link",
-        "overdue",
-        "rate",
-        "rejected",
-        "spending",
-        "terms",
-        "under_way",
-        "usual",
-    )
+        "_careful", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
+    )  # fmt: skip
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful

@@ -10,6 +10,8 @@ LEAST = 8
 """Calls before a bandwidth is told."""
 SHARE = 0.02
 """Weight of the newest call once there are 50: the estimate follows a link that changes."""
+LEAST_SLOPE = 1e-15
+"""Seconds a byte: what is faster is no link."""
 SURE = 4.0
 """Least ratio of the fitted slope to its standard error: below it, bytes do not explain what calls take."""
 
@@ -17,7 +19,7 @@ SURE = 4.0
 class Link:
     """Seconds of a call as a line over the bytes of its bodies: least squares with exponential decay.
 
-    Not synchronised: threads that share it need a lock.
+    Threads that add need a lock; reading needs none.
     """
 
     __slots__ = ("_bb", "_bs", "_bytes", "_seconds", "_ss", "count")
@@ -44,11 +46,12 @@ class Link:
     @property
     def bytes_per_s(self) -> float | None:
         """Bandwidth of bodies, both directions together; None: too few calls, or their sizes do not explain their times."""
-        if self.count < LEAST or self._bs <= 0 or self._bb <= 0:
+        bb, bs, ss = self._bb, self._bs, self._ss  # once: another thread may add a call
+        if self.count < LEAST or bb <= 0 or bs <= bb * LEAST_SLOPE:
             return None
-        left = max(0.0, self._ss - self._bs * self._bs / self._bb)  # what the line does not explain
-        slope, count = self._bs / self._bb, min(self.count, 1 / SHARE)
-        if slope * slope * self._bb * (count - 2) < SURE * SURE * left:
+        slope, count = bs / bb, min(self.count, 1 / SHARE)
+        left = max(0.0, ss - bs * slope)  # what the line does not explain
+        if slope * bs * (count - 2) < SURE * SURE * left:
             return None
         return 1 / slope
 

@@ -13,20 +13,12 @@ from typing import TYPE_CHECKING
 
 from edgeroute.core.readings import Reading
 from edgeroute.errors import PolicyError
-from edgeroute.observe.device.battery import Battery
-from edgeroute.observe.device.commands import Commands, Run, run
-from edgeroute.observe.device.files import Files, Told
-from edgeroute.observe.device.gpu import Gpu
-from edgeroute.observe.device.links import Links
-from edgeroute.observe.device.load import Load
-from edgeroute.observe.device.memory import Memory
-from edgeroute.observe.device.power import Power
-from edgeroute.observe.device.thermal import Thermal
-from edgeroute.observe.device.throttling import Throttling
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.observe.device.android import Android
+    from edgeroute.observe.device.commands import Run
+    from edgeroute.observe.device.files import Told
     from edgeroute.observe.device.others import Others
 
 Sensors = Callable[[], Reading]
@@ -63,12 +55,24 @@ class DeviceSensors:
     def __init__(
         self, root: str | Path = "/", *, run: Run | None = None, every_s: float = EVERY_S, fresh_s: float = FRESH_S
     ) -> None:
-        if not LEAST_S <= every_s <= MOST_S:
+        if not (isinstance(every_s, int | float) and LEAST_S <= every_s <= MOST_S):
             raise PolicyError(f"sensors are read every 1 to 60 seconds, not every_s={every_s!r}")
         self.every_s = every_s
+        # late: a router whose policy uses no sensors does without them
+        from edgeroute.observe.device import commands
+        from edgeroute.observe.device.battery import Battery
+        from edgeroute.observe.device.files import Files
+        from edgeroute.observe.device.gpu import Gpu
+        from edgeroute.observe.device.links import Links
+        from edgeroute.observe.device.load import Load
+        from edgeroute.observe.device.memory import Memory
+        from edgeroute.observe.device.power import Power
+        from edgeroute.observe.device.thermal import Thermal
+        from edgeroute.observe.device.throttling import Throttling
+
         own = os.fspath(root) == "/"
         files = Files(root)
-        self.commands = Commands(_RUN if own and run is None else run)
+        self.commands = commands.Commands(commands.run if own and run is None else run)
         self._fresh_s, self._read_at, self._find_at = fresh_s, -inf, -inf
         self._others: Others | None = None
         self._android: Android | None = None
@@ -109,6 +113,8 @@ class DeviceSensors:
 
     def told(self) -> Mapping[str, Told]:
         """Of the last reading, for each of its fields: the value, and where it is from or why it is not known."""
+        from edgeroute.observe.device.files import Told
+
         told = self._told
         return {name: told.get(name, Told(None, "this system does not tell it")) for name in Reading._fields}
 
@@ -121,17 +127,13 @@ class DeviceSensors:
         if self._android is not None and told["battery"].value is None:
             told.update(self._android.read(now))
         told.update(self._power.read(now, told["power_w"]))
-        for read in (self._gpu.read, self._load.read, self._memory.read):
+        for read in (self._gpu.read, self._load.read, self._memory.read, self._thermal.read):
             told.update(read())
-        if told.get("temperature_c", _NONE).value is None:
-            told.update(self._thermal.read())
         told.update(self._throttling.read(now))
         told.update(self._links.read(now))
         return told
 
 
-_NONE = Told(None, "")
-_RUN = run
 _system: DeviceSensors | None = None
 
 

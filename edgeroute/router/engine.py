@@ -11,7 +11,6 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.guard import link_of
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Limits
@@ -306,7 +305,7 @@ class Engine:
         seen = []
         for b in (*self.snapshot.backends, *(() if self.snapshot.other is None else self.snapshot.other.backends[:1])):
             guard = getattr(b, "guard", None)
-            told = (guard.state, guard.held, *link_of(guard)) if guard else ("", 0)
+            told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()

@@ -82,7 +82,7 @@ class Router(Measuring, Generic[V]):
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
         saver, rules: a `Saver`, a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
-        sensors: a function that returns a `Reading`, called in the background by age; None: the device's own (`DeviceSensors`).
+        sensors: returns a `Reading`, called in the background every 10 seconds, or its `every_s`; None: `DeviceSensors()`.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.

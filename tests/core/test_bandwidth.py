@@ -50,13 +50,14 @@ def test_a_link_that_changes_is_followed():
 def test_no_bandwidth_is_made_of_noise(seed):
     """Where the endpoint's work decides, or all bodies are of one size, or larger ones are faster."""
     source = random.Random(seed)
-    noise, equal, wrong = Link(), Link(), Link()
+    noise, equal, wrong, none = Link(), Link(), Link(), Link()
     for _ in range(200):
         size = source.randrange(1000, 100_000)
         noise.add(size, source.expovariate(10))
         equal.add(3000, source.expovariate(10))
         wrong.add(size, 1 / size)
-    assert [link.bytes_per_s for link in (noise, equal, wrong)] == [None, None, None]
+        none.add(size, size * 5e-324)
+    assert [link.bytes_per_s for link in (noise, equal, wrong, none)] == [None] * 4
     assert equal.call_s == pytest.approx(0.1, rel=0.6)
 
 
