@@ -77,8 +77,8 @@ class Tasks:
         return asyncio.run_coroutine_threadsafe(self.router.infer(*args, **kwargs), self.loop)
 
     def wait(self, coroutine):
-        """What it returns."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(LONG)
+        """What it returns; measuring thousands of inputs may take minutes where the machine is busy."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(9 * LONG)
 
     def infer(self, *args, **kwargs):
         """As the router's."""

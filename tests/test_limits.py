@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from time import monotonic
 
 import pytest
 from both import GOOD, LONG, Tasks, Threads, ask, header, nothing_left, unsure
@@ -38,6 +39,14 @@ def make(request, monkeypatch):
             router.close()
 
 
+@pytest.fixture
+def one_instant(monkeypatch):
+    """For endpoints no time passes: none in which a rate of calls a second would allow one more."""
+    at = monotonic()
+    for module in ("guard", "exchange"):
+        monkeypatch.setattr(f"edgeroute.cloud.{module}.monotonic", lambda: at)
+
+
 class Paid(FakeCloud):
     """A cloud that costs, and counts its calls."""
 
@@ -63,6 +72,7 @@ LIMITS = [
 @pytest.mark.parametrize(("terms", "limits", "code"), LIMITS)
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("over", ["JSON", "a function"])
+@pytest.mark.usefixtures("one_instant")
 def test_a_batch_is_as_many_calls_as_it_has_inputs(make, terms, limits, code, state, over, tmp_path):
     """In every limit, before the first leaves: one that does not fit sends nothing and books nothing, one that fits is booked."""
     paid = Paid()
@@ -105,6 +115,7 @@ class Twice(PlainJson):
 
 
 @pytest.mark.parametrize(("limits", "terms"), [(Limits(calls_per_minute=1), {}), (None, {"calls_per_s": 1})])
+@pytest.mark.usefixtures("one_instant")
 def test_calls_that_were_not_announced_count_too(make, limits, terms):
     """An endpoint of one's own that makes more calls than it said is stopped at the limit, in the middle."""
     with CannedServer(GOOD) as server:
