@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
+from typing import Any
 
 from edgeroute.cloud.backend import CloudBackend
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.latency import Latency
 from edgeroute.observe.stats import Counts
+from edgeroute.record.ab import STORED
 from edgeroute.stores.keyvalue import KeyValueStore
 
 EVERY_S = 1.0
@@ -27,6 +29,8 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
+        self.arms: Callable[[], Mapping[str, Any] | None] = lambda: None
+        """What came of the arms of an A/B comparison."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
@@ -58,6 +62,8 @@ class Checkpoint:
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        if (arms := self.arms()) is not None:
+            self.store.put(STORED, arms)
         self.spending.keep()
         for backend in clouds:
             known = getattr(getattr(backend, "endpoint", None), "known", None)
