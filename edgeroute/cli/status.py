@@ -13,6 +13,7 @@ from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
+from edgeroute.cli.status_arms import arms_of, show_arms
 from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
@@ -76,7 +77,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     in_shadow = snapshot is not None and snapshot.policy.mode == "shadow"
     if snapshot is not None and not in_shadow:
         found = [one for one in found if one.target == CANDIDATE]
-    latencies, links = _latencies(kept), _links(kept)
+    latencies, links, arms = _latencies(kept), _links(kept), arms_of(kept)
     spent = _spent(kept, limits)
     box = _outbox(home / "outbox.db")
     written = max((value.updated for value in kept.values()), default=None)
@@ -84,6 +85,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         told: dict[str, Any] = {"edges": [e._asdict() for e in edges], "latency": latencies, "link": links, "spent": spent}
         told |= {"outbox": box, "written_at": written}
         told["shadow"] = [one._asdict() for one in found]
+        told["arms"] = arms
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
     for note in notes:
@@ -97,6 +99,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         print("mode is shadow: no request has been compared yet with these models and endpoints")
     if not edges and not found and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
+    show_arms(arms)
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))

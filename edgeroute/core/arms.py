@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 _RATES: Final = tuple(0.05 * 18 ** (j / 7) for j in range(8))  # .05 to .9 of the largest bet
 _MOST: Final = 1e100
@@ -46,6 +47,25 @@ class ArmTest:
         """Anytime-valid p-value: one over the wealth, 1 at most."""
         wealth = sum(self._wealth) / len(_RATES)
         return 1.0 if wealth <= 1 else 1 / wealth
+
+    def dump(self) -> dict[str, object]:
+        """JSON-serialisable state."""
+        return {"wealth": self._wealth[:], "pairs": self.pairs, "alarmed": self.alarmed}
+
+    def load(self, dumped: Mapping[str, Any]) -> None:
+        """Goes on from a dump.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            wealth, pairs, alarmed = [had + 0.0 for had in dumped["wealth"]], dumped["pairs"], dumped["alarmed"]
+            fits = len(wealth) == len(_RATES) and all(0 <= had <= _MOST for had in wealth)
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"not a dump of a test of arms: {e!r}") from e
+        if not (fits and type(pairs) is int and type(alarmed) is bool):
+            raise ValueError(f"not a dump of a test of arms: {wealth}, {pairs}, {alarmed}")
+        self._wealth, self.pairs, self.alarmed = wealth, pairs, alarmed
 
     def add(self, x: float, *, b: bool) -> None:
         """Adds a value, 0..1, of arm B or of A."""

@@ -10,6 +10,8 @@ from edgeroute.errors import PolicyError, check_number
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
 
+STORED = "ab"
+"""Name of what came of the arms, in the state folder."""
 B = "edge-b"
 """What the target of arm B is called, in answers, traces, audits and statistics; that of A is `edge`."""
 

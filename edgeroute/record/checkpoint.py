@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
+from typing import Any
 
 from edgeroute.cloud.backend import CloudBackend
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
 from edgeroute.observe.stats import Counts
+from edgeroute.record.ab import STORED
 from edgeroute.stores.keyvalue import KeyValueStore
 
 EVERY_S = 1.0
@@ -28,6 +30,8 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
+        self.arms: Callable[[], Mapping[str, Any] | None] = lambda: None
+        """What came of the arms of an A/B comparison."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
@@ -62,6 +66,8 @@ class Checkpoint:
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        if (arms := self.arms()) is not None:
+            self.store.put(STORED, arms)
         self.spending.keep()
         clouds = list(clouds)
         self.store.put("link", {backend.name: backend.guard.rules.link.dump() for backend in clouds})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Any
@@ -35,14 +35,18 @@ class Arms:
 
     Args:
         ab: the settings.
+        models: in words, of A and B.
         alarm: called with the name of B's target and the guardrail's text once it stops the arm.
+        dumped: what came of them in earlier runs, if it was of these models and settings.
 
     Attributes:
         stopped: why no request gets B any more; empty: some do.
     """
 
-    def __init__(self, ab: AB, alarm: Callable[[str, str], object]) -> None:
-        self.ab, self._alarm, self.stopped = ab, alarm, ""
+    def __init__(
+        self, ab: AB, models: tuple[str, str], alarm: Callable[[str, str], object], dumped: Mapping[str, Any] | None = None
+    ) -> None:
+        self.ab, self.models, self._alarm, self.stopped = ab, models, alarm, ""
         alpha = ab.alpha / 3
         margins = ((ERRORS, ab.more_errors), (DEFERRED, ab.more_deferred), (DIFFERS, ab.more_differs))
         self._tests = {name: ArmTest(min(margin, 0.999), alpha) for name, margin in margins}
@@ -52,6 +56,38 @@ class Arms:
         self._failed = False
         self.after_fork()
         renew_after_fork(self)
+        if isinstance(dumped, Mapping) and dumped.get("of") == self._of():
+            try:
+                self._load(dumped)
+            except (KeyError, TypeError, ValueError) as e:
+                log.warning("what came of the arms before cannot be read, and begins anew: %r", e)
+
+    def of(self, models: tuple[str, str]) -> Arms:
+        """New ones for other models."""
+        return Arms(self.ab, models, self._alarm)
+
+    def _of(self) -> list[Any]:
+        """What the sums are about; equal after it was read from JSON."""
+        ab = self.ab
+        return [
+            *self.models,
+            float(ab.share),
+            ab.salt,
+            *map(float, (ab.more_errors, ab.more_deferred, ab.more_differs, ab.alpha)),
+        ]
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-serialisable state, and the statistics for who reads it."""
+        with self._lock:
+            tallies, tests = [tally.dump() for tally in self._tallies], {name: test.dump() for name, test in self._tests.items()}
+        told = [arm._asdict() for arm in self.stats()]
+        return {"of": self._of(), "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": told}
+
+    def _load(self, dumped: Mapping[str, Any]) -> None:
+        a, b = (_Tally.load(one) for one in dumped["tallies"])
+        for name, test in self._tests.items():
+            test.load(dumped["tests"][name])
+        self._tallies, self.stopped = (a, b), str(dumped["stopped"])
 
     def after_fork(self) -> None:
         """A new lock for the child."""
@@ -116,13 +152,14 @@ class Arms:
                 log.warning("ab: %s; no request gets it any more", self.stopped)
                 self._alarm(B, self.stopped)
 
-    def stats(self, names: tuple[str, str]) -> tuple[ArmStats, ...]:
-        """What came of each arm. names: of the models."""
+    def stats(self) -> tuple[ArmStats, ...]:
+        """What came of each arm."""
         with self._lock:
-            return tuple(
-                tally.stats(arm, name, self.stopped if arm == "b" else "")
-                for arm, name, tally in zip("ab", names, self._tallies, strict=True)
-            )
+            a, b = self._tallies
+            return a.stats("a", self.models[0], ""), b.stats("b", self.models[1], self.stopped)
+
+
+_COUNTS = ("requests", "failed", "deferred", "compared", "differ")
 
 
 class _Tally:
@@ -131,6 +168,19 @@ class _Tally:
     def __init__(self) -> None:
         self.requests = self.failed = self.deferred = self.compared = self.differ = 0
         self._latency, self._sum, self._squares = Latency(), 0.0, 0.0
+
+    def dump(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "latency": self._latency.dump(), "sum": self._sum, "squares": self._squares}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any]) -> _Tally:
+        made = cls()
+        for name in _COUNTS:
+            setattr(made, name, int(dumped[name]))
+        made._latency = Latency.load(dumped["latency"])
+        made._sum, made._squares = float(dumped["sum"]), float(dumped["squares"])
+        return made
 
     def took(self, seconds: float) -> None:
         self._latency.add(seconds)

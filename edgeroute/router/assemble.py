@@ -15,6 +15,7 @@ from edgeroute.observe.health import EndpointHealth
 from edgeroute.observe.observer import Observer
 from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts
+from edgeroute.record.ab import STORED
 from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
 from edgeroute.router.ab import Arms
@@ -93,11 +94,13 @@ def assemble(
         engine.instruments.breaker_changed if sinks else None,
         stays_home=lambda: engine.stays_home(read=True),
     )
-    if (ab := policy.get("ab")) is not None:
-        engine.arms = Arms(ab, engine.instruments.alarm)
     given = {**policy, "offline": offline, "awaits": awaits}
     engine.rebuild = lambda old, **changes: build(**{**given, **changes}, guard=partial(guard, engine), old=old)
     engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
+    if (ab := policy.get("ab")) is not None:
+        engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED))
+    if engine.checkpoint is not None:
+        engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)

@@ -284,6 +284,8 @@ class Engine:
                 if made.views:
                     self.plain = False  # before it is in force
                 self.snapshot = made
+        if self.arms is not None and made.other is not None and made.models != self.arms.models:
+            self.arms = self.arms.of(made.models)
         self.observer.use(made.policy)
         cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
@@ -309,7 +311,7 @@ class Engine:
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()
-        arms = () if self.arms is None else self.arms.stats(self.snapshot.models)
+        arms = () if self.arms is None else self.arms.stats()
         return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)._replace(arms=arms)
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:

@@ -90,7 +90,7 @@ class PolicyFile:
         engine.replace(made, limits or Limits(), metered, audit)
         ab: AB | None = arguments.get("ab")
         if ab != (None if engine.arms is None else engine.arms.ab):
-            engine.arms = None if ab is None else Arms(ab, engine.instruments.alarm)
+            engine.arms = None if ab is None else Arms(ab, engine.snapshot.models, engine.instruments.alarm)
 
     def watch(self, reload: Callable[[], Callable[[], object] | None]) -> None:
         """Calls what `reload` refers to (weakly) when the file changes, from a thread; an invalid file is logged."""
