@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.core.spending import Limits
+from edgeroute.edge.variants import each
 from edgeroute.errors import EdgerouteError, ModelMissing
 from edgeroute.files import file_stamp
 from edgeroute.router.assemble import guard
@@ -57,7 +58,7 @@ class PolicyFile:
 
     def _check_models(self, section: str, models: Any) -> None:
         """Raises ModelMissing, with the key, if the file of a model is not there."""
-        several = models if isinstance(models, list) else [models]
+        several = [one for given in (models if isinstance(models, list) else [models]) for one in each(given)]
         for i, model in enumerate(several):
             path = getattr(model, "path", None)
             if path is not None and not Path(path).exists():

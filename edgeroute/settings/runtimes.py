@@ -21,7 +21,7 @@ from edgeroute.edge.runtimes import BUILT_IN, class_of, suffix_of, suffixes, tar
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
-from edgeroute.settings.targets import Target
+from edgeroute.settings.targets import VARIANT, Target
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
@@ -38,6 +38,8 @@ class Registered(Target):
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )
 
+    variant: Text | None = Field(None, description=VARIANT)
+
     def __repr_name__(self) -> str:
         return self.target
 
@@ -51,8 +53,8 @@ class Registered(Target):
         return load(at(folder, self.path), **{name: _resolved(value, folder) for name, value in self.options().items()})
 
     def options(self) -> dict[str, Any]:
-        """The keys that are given, except `path` and `view`, which is the router's."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view"})
+        """The keys that are given, except `path`, and `view` and `variant`, which are the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant"})
 
 
 def _listed(value: Any) -> list[Any]:
