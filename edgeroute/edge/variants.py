@@ -24,3 +24,8 @@ class Variants:
         if len(models) < 2:  # noqa: PLR2004 - one to pick
             raise PolicyError(f"variants are two models or more, as in Variants(fp32=..., int8=...), not {len(models)}")
         self.models: dict[str, Any] = models
+
+
+def each(given: Any) -> list[Any]:
+    """The members of a group of variants; anything else is alone."""
+    return [*given.models.values()] if isinstance(given, Variants) else [given]

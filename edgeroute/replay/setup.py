@@ -53,6 +53,7 @@ class Setup(NamedTuple):
             PolicyError: one message with all problems.
         """
         from edgeroute import settings
+        from edgeroute.settings.targets import grouped
 
         path = Path(path)
         given = settings.load(path)
@@ -61,7 +62,8 @@ class Setup(NamedTuple):
         for name in KEPT:
             told.pop(name, None)
         limits, metered = told.pop("limits"), told.pop("metered")
-        told |= {"edge": [_edge(section, path.parent) for section in given.edge], "uncalibrated": "tell"}
+        edges = [_edge(section, path.parent) for section in given.edge]
+        told |= {"edge": grouped(edges, [section.variant for section in given.edge]), "uncalibrated": "tell"}
         snapshot = build(**told, guard=_unguarded)
         return cls.of(snapshot, limits or Limits(), metered=metered, cached=given.cache is not None)
 

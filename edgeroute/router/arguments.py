@@ -12,7 +12,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from edgeroute.core.policy import INF
-from edgeroute.edge.variants import Variants
+from edgeroute.edge.variants import each
 from edgeroute.errors import PolicyError, check_number, nearest
 from edgeroute.record.instruments import Instrument
 from edgeroute.record.trace import Trace
@@ -20,6 +20,7 @@ from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import Function
+    from edgeroute.edge.variants import Variants
     from edgeroute.types import V
 
 
@@ -84,7 +85,7 @@ def check_types(given: Mapping[str, Any]) -> None:
     for side in ("edge", "cloud"):
         several = given.get(side)
         for one in several if isinstance(several, list | tuple) else [several]:
-            for model in one.models.values() if isinstance(one, Variants) else [one]:
+            for model in each(one):
                 _check_target(side, model)
     rules = given.get("rules")
     if rules is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import member
+from edgeroute.edge.variants import each
 from edgeroute.errors import EdgerouteError, ModelMissing
 from edgeroute.files import file_stamp
 from edgeroute.record.ab import AB
@@ -59,14 +60,14 @@ class PolicyFile:
         made = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
         self._check_models("edge", made["edge"])
         self._check_models("candidate", made["candidate"])
-        edges = made["edge"] if isinstance(made["edge"], list) else [made["edge"]]
-        releases = [release for model in (*edges, made["candidate"]) if (release := member(model, "release")) is not None]
+        models = [*_models(made["edge"]), made["candidate"]]
+        releases = [release for model in models if (release := member(model, "release")) is not None]
         self._versions = {release.pointer: release.version for release in releases}
         return made
 
     def _check_models(self, section: str, models: Any) -> None:
         """Raises ModelMissing, with the key, if the file of a model is not there."""
-        several = models if isinstance(models, list) else [models]
+        several = _models(models)
         for i, model in enumerate(several):
             path = getattr(model, "path", None)
             if path is not None and not Path(path).exists():
@@ -130,3 +131,8 @@ def _called(reference: Callable[[], Callable[[], object] | None]) -> None:
     call = reference()
     if call is not None:
         call()
+
+
+def _models(given: Any) -> list[Any]:
+    """The models of one or several edges, the variants of a group each by itself."""
+    return [one for edge in (given if isinstance(given, list) else [given]) for one in each(edge)]

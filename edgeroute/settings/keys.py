@@ -24,7 +24,7 @@ from edgeroute.settings.rules import Rule
 from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Ab, Audit, Cache, Egress, Limits, Outbox, Saver, Trace
-from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target
+from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.settings.units import Duration
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
 
@@ -200,7 +200,7 @@ class Settings(BaseSettings):
             "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
-            "edge": edges[0] if len(edges) == 1 else edges or None,
+            "edge": grouped(edges, [section.variant for section in self.edge]),
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
             "ab": self._arm(folder, key) if self.ab else None,
@@ -278,7 +278,7 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
-    own = section.model_copy(update={"view": None})  # which is the router's
+    own = section.model_copy(update={"view": None, **({"variant": None} if hasattr(section, "variant") else {})})  # the router's
     key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     last = _made.get(key)
     made = None if last is None else _made.get((key, _files(last)))

@@ -22,7 +22,7 @@ from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_addr
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
-from edgeroute.settings.targets import Target, cards, loaded_score
+from edgeroute.settings.targets import VARIANT, Target, cards, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
@@ -40,6 +40,8 @@ class Registered(Target):
     view: Text | None = Field(
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )
+
+    variant: Text | None = Field(None, description=VARIANT)
 
     def __repr_name__(self) -> str:
         return self.target
@@ -60,8 +62,8 @@ class Registered(Target):
         return load(self.path if is_address(self.path) else at(folder, self.path), **options)
 
     def options(self) -> dict[str, Any]:
-        """The keys that are given, except `path` and `view`, which is the router's."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view"})
+        """The keys that are given, except `path`, and `view` and `variant`, which are the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant"})
 
 
 def _listed(value: Any) -> list[Any]:

@@ -16,6 +16,21 @@ from edgeroute.errors import EdgerouteError
 from edgeroute.settings.keys import LISTS, SECTIONS, Settings
 from edgeroute.settings.runtimes import Registered, all_registered, registered
 
+VARIANTS = {
+    "type": "object",
+    "title": "group of variants",
+    "properties": {
+        "variant": {
+            "type": "array", "minItems": 2, "items": {"type": "object", "required": ["name", "path"]},
+            "description": "Edge models of which one runs (rules.md), the smallest last: the keys of an edge, and a name.",
+        },
+        "view": {"type": "string"},
+    },
+    "required": ["variant"],
+    "additionalProperties": False,
+}  # fmt: skip
+"""JSON Schema of `[edge]` with `[[edge.variant]]`."""
+
 
 class _Plain(GenerateJsonSchema):
     """No null, since no format needs it here: an unset key is absent. No titles generated from names."""
@@ -42,6 +57,8 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
         one = keys[section].pop("items")
         if section == "edge" and runtimes:
             one = {"anyOf": [one, *runtimes]}
+        if section == "edge":
+            one = {"anyOf": [*one.get("anyOf", [one]), VARIANTS]}
         keys[section] = {"anyOf": [one, {"type": "array", "items": one}], "description": keys[section]["description"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

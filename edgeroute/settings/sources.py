@@ -62,7 +62,7 @@ def read(path: Path) -> dict[str, Any]:
         raise PolicyError(f"{path}: {e}") from None
     if not isinstance(data, dict):
         raise PolicyError(f"{path}: expected keys such as mode and a section such as [edge], found something else")
-    return data
+    return {**data, "edge": _without_groups(data["edge"], path)} if "edge" in data else data
 
 
 class File(PydanticBaseSettingsSource):
@@ -221,6 +221,30 @@ def _text(text: str) -> str:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError("expected text, found half of a character, as \\ud800 is")
     return text
+
+
+def _without_groups(edges: Any, path: Path) -> Any:
+    """The edge models with the members of a group of variants in its place, each with the key `variant`.
+
+    Raises:
+        PolicyError: a group has other keys, which are its members', or a member has no name.
+    """
+    listed = edges if isinstance(edges, list) else [edges]
+    if not any(isinstance(one, dict) and isinstance(one.get("variant"), list) for one in listed):
+        return edges
+    found = []
+    for one in listed:
+        members = one.get("variant") if isinstance(one, dict) else None
+        if not isinstance(members, list):
+            found.append(one)
+            continue
+        if other := [key for key in one if key not in {"variant", "view"}]:
+            raise PolicyError(f"{path}: edge.{other[0]}: belongs in each [[edge.variant]], not beside them")
+        if not all(isinstance(member, dict) and isinstance(member.get("name"), str) and member["name"] for member in members):
+            raise PolicyError(f'{path}: edge.variant: expected sections [[edge.variant]], each with a name, as in name = "int8"')
+        view = {"view": one["view"]} if "view" in one else {}
+        found += [{**view, **{k: v for k, v in member.items() if k != "name"}, "variant": member["name"]} for member in members]
+    return found
 
 
 def _toml(text: str) -> Any:

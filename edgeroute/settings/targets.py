@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,8 @@ from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
 from edgeroute.edge.providers import parsed
 from edgeroute.edge.runtimes import ACTIVE
+from edgeroute.edge.variants import Variants
+from edgeroute.errors import PolicyError
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Duration, Size
 from edgeroute.settings.values import (
@@ -42,6 +46,10 @@ from edgeroute.settings.values import (
     refused,
 )
 
+VARIANT = (
+    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one are a group. In "
+    "`[[edge.variant]]` it is `name`."
+)
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
 NoneFound = Literal["defer", "accept", "score"]
 
@@ -98,6 +106,7 @@ class Edge(Target):
     view: Text | None = Field(
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )
+    variant: Text | None = Field(None, description=VARIANT)
 
     def files(self) -> list[str]:
         """The model, its card and its score."""
@@ -107,7 +116,7 @@ class Edge(Target):
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
         follows = self.path.lower().endswith(ACTIVE)  # its runtime is not known here: it has its own defaults
-        options = self.model_dump(exclude={"path", "card", "score", "view"}, exclude_unset=follows)
+        options = self.model_dump(exclude={"path", "card", "score", "view", "variant"}, exclude_unset=follows)
         if "providers" in options:
             options["providers"] = parsed(self.providers, folder)
         if follows:
@@ -237,3 +246,22 @@ def _protocol(section: Any) -> str:
 AnyCloud = Annotated[
     Annotated[OpenInferenceCloud, Tag("openinference")] | Annotated[JsonCloud, Tag("json")], Discriminator(_protocol)
 ]
+
+
+def grouped(models: list[Any], names: Sequence[str | None]) -> Any:
+    """The router's `edge`: those models next to each other that have names are a group of variants.
+
+    Raises:
+        PolicyError: a group has one member, or two of one name.
+    """
+    found = list[Any]()
+    for named, run in groupby(zip(models, names, strict=True), key=lambda one: one[1] is not None):
+        members = list(run)
+        if not named:
+            found += [model for model, _ in members]
+            continue
+        variants = {str(name): model for model, name in members}
+        if len(variants) < len(members):
+            raise PolicyError("edge: two variants have the same name")
+        found.append(Variants(**variants))
+    return found[0] if len(found) == 1 else found or None
