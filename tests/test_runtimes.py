@@ -204,7 +204,10 @@ def test_its_keys_are_its_arguments(lookup, policy):
     ("text", "says"),
     [
         ("thread = 2", 'edge.thread: there is no such key: did you mean "threads"?'),
-        ("providers = []", "edge.providers: there is no such key: expected one of path, view, threads, delegate, words, table, "),
+        (
+            "providers = []",
+            "edge.providers: there is no such key: expected one of path, view, variant, threads, delegate, words, table, ",
+        ),
         ('threads = "2"', 'edge.threads: expected a valid integer, found "2"'),
         ('delegate = "gpus"', 'edge.delegate: found "gpus": did you mean "gpu"?'),
         ("words = 5", "edge.words: expected a valid array, found 5"),
@@ -297,16 +300,18 @@ def test_a_reload_looks_at_the_files_that_the_model_names(lookup, policy):
 def test_the_schema_knows_them(lookup, capsys):
     """With the texts of the docstring; the reference in the docs has what is built in alone."""
     plain = settings.schema(built_in=True)
-    assert plain["properties"]["edge"]["anyOf"][0] == {"$ref": "#/$defs/Edge"}
+    assert plain["properties"]["edge"]["anyOf"][0]["anyOf"][0] == {"$ref": "#/$defs/Edge"}
     edgeroute.register(".look", "looks:Lookup")
     edgeroute.register(".gone", "looked:Lookup")
     one = settings.schema()["properties"]["edge"]["anyOf"][0]
     assert one["anyOf"][0] == {"$ref": "#/$defs/Edge"}
-    (made,) = [own for own in one["anyOf"][1:] if "look" in own["properties"]["path"]["pattern"]]
+    *runtimes, variants = one["anyOf"][1:]
+    assert set(variants["properties"]) == {"variant"}
+    (made,) = [own for own in runtimes if "look" in own["properties"]["path"]["pattern"]]
     assert made["properties"]["threads"] == {"type": "integer", "default": 1, "description": "of it, and so on."}
     assert made["properties"]["delegate"]["enum"] == ["cpu", "gpu"]
     assert made["properties"]["path"]["pattern"] == r"\.look$"
-    patterns = [own["properties"]["path"]["pattern"] for own in one["anyOf"][1:]]
+    patterns = [own["properties"]["path"]["pattern"] for own in runtimes]
     assert {r"\.gguf$", r"\.tflite$", r"\.mlpackage$", "^(http:|https:|unix:)"} <= {*patterns}
     assert "look" not in settings.reference()
     json.dumps(settings.schema())
