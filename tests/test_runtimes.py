@@ -306,7 +306,7 @@ def test_the_schema_knows_them(lookup, capsys):
     one = settings.schema()["properties"]["edge"]["anyOf"][0]
     assert one["anyOf"][0] == {"$ref": "#/$defs/Edge"}
     *runtimes, variants = one["anyOf"][1:]
-    assert set(variants["properties"]) == {"variant"}
+    assert set(variants["properties"]) == {"variant", "view"}
     (made,) = [own for own in runtimes if "look" in own["properties"]["path"]["pattern"]]
     assert made["properties"]["threads"] == {"type": "integer", "default": 1, "description": "of it, and so on."}
     assert made["properties"]["delegate"]["enum"] == ["cpu", "gpu"]
