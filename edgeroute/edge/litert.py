@@ -100,7 +100,7 @@ class LiteRTModel(ModelFile):
         """Whether it keeps a state from one input to the next, once it is loaded: it runs in a session only."""
         self._used: tuple[str, ...] = self.delegates
         self._prepare: Any = None
-        self._input = ""
+        self._quantised: Port | None = None
         """The only input, if it is quantised."""
         self._stream = object()
 
@@ -143,7 +143,7 @@ class LiteRTModel(ModelFile):
             self._plan.size = 1
         short = not (self.stateful or found.variables or first.runner) and len(self._names) == 1
         self._prepare = self._plan.one if short else None
-        self._input = first.inputs[0].name if short and first.inputs[0].scale else ""
+        self._quantised = first.inputs[0] if short and first.inputs[0].scale else None
         return Interpreters(lambda: self._worker(module, data, found, signature), first, resets=found.variables)
 
     def _check(self, runtime: str, found: Contents) -> None:
@@ -228,7 +228,9 @@ class LiteRTModel(ModelFile):
         session, prepare = self._session or self.load(), self._prepare
         if prepare is None or type(x) is dict or (cancel is not None and cancel.asked):
             return self.run([x], cancel)
-        (tensor,) = session.tensors({self._input: prepare(x)}) if self._input else (prepare(x),)
+        tensor = prepare(x)
+        if self._quantised is not None:
+            tensor = self._quantised.taken(tensor)
         try:  # the usual case, by the short way
             worker = session.take()
             port, read = worker.inputs[0], worker.outputs[self._names[0]]
