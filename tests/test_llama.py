@@ -224,7 +224,9 @@ from edgeroute.edge.llama import LlamaModel
 model = LlamaModel(sys.argv[1], threads=int(sys.argv[2]), request={"ignore_eos": True})
 stream = model.stream({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1000000})
 def endless():
-    for _ in stream: began.set()
+    try:
+        for _ in stream: began.set()
+    except Exception: pass
 began = threading.Event()
 """
 

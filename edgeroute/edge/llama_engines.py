@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakSet
 
 import numpy as np
 
@@ -79,6 +80,7 @@ class _Leaving:
     def after_fork(self) -> None:
         """A child has none."""
         self.now = False
+        self.engines: WeakSet[XLlama] = WeakSet()
         self._count, self._ended = 0, threading.Condition()
 
     @contextlib.contextmanager
@@ -94,11 +96,14 @@ class _Leaving:
                 self._ended.notify_all()
 
     def stop(self) -> None:
-        """Tells all to stop, and waits for them."""
+        """Tells all to stop, waits for them, and frees the models, while the interpreter is whole."""
         self.now, until = True, monotonic() + LEAVE_S
         with self._ended:
             while self._count and (left := until - monotonic()) > 0:
                 self._ended.wait(left)
+            if not self._count:
+                for engine in list(self.engines):
+                    engine.free()
 
 
 LEAVING = _Leaving()
@@ -147,6 +152,11 @@ class XLlama:
         self.address = "" if private else str(self._server.listening_address)
         if XLlama.forked:
             self._keep()
+        LEAVING.engines.add(self)
+
+    def free(self) -> None:
+        """Frees it, at the interpreter's end."""
+        self._server = None
 
     def stream(self, request: Mapping[str, Any], chat: bool, heard: Heard) -> None:
         """See `Engine`."""
@@ -173,15 +183,20 @@ class XLlama:
     def _call(
         self, request: Mapping[str, Any], chat: bool, hear: Heard | None, wrong: Callable[[Mapping[str, Any]], object]
     ) -> Any:
-        server = self._server
-        call = server.handle_chat_completions if chat else server.handle_completions
         more = {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         try:
             with LEAVING.run():
-                return call({**request, **more}, hear)
+                return self._generate({**request, **more}, chat, hear)
         except (RuntimeError, TypeError, ValueError) as e:  # it could not read the request
             wrong({"error": {"code": 400, "message": str(e)}})
             return None
+
+    def _generate(self, request: Mapping[str, Any], chat: bool, hear: Heard | None) -> Any:
+        """The native call. Once it has returned, nothing of it holds the server."""
+        server = self._server
+        if server is None or LEAVING.now:
+            raise ModelError("the interpreter is ending")
+        return (server.handle_chat_completions if chat else server.handle_completions)(request, hear)
 
     def set_aside(self) -> None:
         """See `Engine`. What ends the process must not wait for its threads either, as the destructors of llama.cpp do."""
