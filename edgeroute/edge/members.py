@@ -61,6 +61,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
     @property
+    def release(self) -> Any:
+        """Which version of a catalog it is; set by `edgeroute.catalog`, and nothing that a runtime has. Default: none."""
+
+    @property
     def card(self) -> Any:
         """The model's card (`edgeroute.edge.card.Card`). Default: none."""
 
@@ -109,12 +113,12 @@ class EdgeMembers(EdgeModel, Protocol):
 
 Name: TypeAlias = Literal[
     "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "run_feed", "run_one", "score", "settings", "stream", "version",
+    "outputs", "parallel", "path", "release", "run_feed", "run_one", "score", "settings", "stream", "version",
 ]  # fmt: skip
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
     "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
-    "run_feed": None, "run_one": None, "score": None, "settings": {}, "stream": None, "version": None,
+    "release": None, "run_feed": None, "run_one": None, "score": None, "settings": {}, "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
 _METHODS: tuple[Name, ...] = ("close", "load", "run_feed", "run_one", "stream")
@@ -124,11 +128,6 @@ def member(model: EdgeModel, name: Name) -> Any:
     """An optional member of a model; its default if the model lacks it or has None."""
     found = getattr(model, name, None)
     return DEFAULTS[name] if found is None else found
-
-
-def release_of(model: EdgeModel) -> Any:
-    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
-    return getattr(model, "release", None)
 
 
 def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], Any] | None:
@@ -141,6 +140,11 @@ def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], An
     except (TypeError, ValueError):  # it takes the tensors alone; or a native function does not say what it takes
         return lambda feed, _: run(feed)
     return run
+
+
+def release_of(model: EdgeModel) -> Any:
+    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
+    return member(model, "release")
 
 
 def is_model(thing: object) -> bool:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeroute.catalog.store import pointer
 from edgeroute.core.spending import Limits
 from edgeroute.edge.members import release_of
 from edgeroute.errors import EdgerouteError, ModelMissing
@@ -109,6 +108,10 @@ class PolicyFile:
 
     def _activated(self) -> bool:
         """Whether another version of a model is active than when it was last asked, or read."""
+        if not self._versions:
+            return False
+        from edgeroute.catalog.store import pointer
+
         found = False
         for path, version in self._versions.items():
             with contextlib.suppress(EdgerouteError):  # it cannot be read now

@@ -9,7 +9,6 @@ from typing import Any
 
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.members import member
-from edgeroute.router.off_loop import in_edge_thread
 from edgeroute.router.owner import EngineOwner
 from edgeroute.router.snapshot import Snapshot, edges_of
 from edgeroute.router.warm import Warmed, warmed
@@ -50,6 +49,8 @@ class AsyncWarming(EngineOwner):
 
     async def warm(self, samples: Sequence[Any] = (), *, progress: Progress | None = None) -> list[Warmed]:
         """As `Router.warm`; models that are async are awaited, others run in a thread."""
+        from edgeroute.router.off_loop import in_edge_thread  # asyncio is imported for those alone who use it
+
         found, models = list[Warmed](), edges_of(self.engine.snapshot)
         for i, (name, backend) in enumerate(models):
             if progress is not None:
