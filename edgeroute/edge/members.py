@@ -61,6 +61,10 @@ class EdgeMembers(EdgeModel, Protocol):
         """
 
     @property
+    def release(self) -> Any:
+        """Which version of a catalog it is; set by `edgeroute.catalog`, and nothing that a runtime has. Default: none."""
+
+    @property
     def card(self) -> Any:
         """The model's card (`edgeroute.edge.card.Card`). Default: none."""
 
@@ -150,6 +154,11 @@ def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], An
     except (TypeError, ValueError):  # it takes the tensors alone; or a native function does not say what it takes
         return lambda feed, _: run(feed)
     return run
+
+
+def release_of(model: EdgeModel) -> Any:
+    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
+    return member(model, "release")
 
 
 def is_model(thing: object) -> bool:

@@ -156,7 +156,7 @@ class Engine:
         for x in batch:
             if once(x):
                 raise refused(x)
-        first = self.request(None, mode, deadline, data_class)
+        first = self.request(batch[0], mode, deadline, data_class)  # whose arm is that of all
         return [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
 
     def again(self, request: Request) -> Request:
