@@ -93,10 +93,6 @@ class EdgeMembers(EdgeModel, Protocol):
         """Whether it keeps a state from one input to the next, and so runs in a session only. Default: as its card says."""
 
     @property
-    def release(self) -> Any:
-        """Which version of a catalog it is, set by the catalog: its runtime knows nothing of it. Default: None, of none."""
-
-    @property
     def placement(self) -> str | None:
         """Which parts of it run on which hardware, once it is loaded; `check` shows it. Default: it is not said."""
 
@@ -154,11 +150,6 @@ def feed_of(model: EdgeModel) -> Callable[[dict[str, Any], StopToken | None], An
     except (TypeError, ValueError):  # it takes the tensors alone; or a native function does not say what it takes
         return lambda feed, _: run(feed)
     return run
-
-
-def release_of(model: EdgeModel) -> Any:
-    """Which version of a catalog it is (`edgeroute.catalog.active.Release`), which its runtime knows nothing of; None: none."""
-    return member(model, "release")
 
 
 def is_model(thing: object) -> bool:
