@@ -41,7 +41,7 @@ def test_edgeroute_finds_it(installed, tmp_path):
     assert runtimes.suffix_of("edge.xml") == ".xml"
     policy = tmp_path / "p.toml"
     policy.write_text('threshold = 0.8\n[edge]\npath = "edge.xml"\ndevice = "GPU"\nprecision = "f16"\n')
-    made = settings.load(policy)["edge"]
+    made = settings.load(policy).arguments(tmp_path)["edge"]
     assert (type(made).__name__, made.device, made.precision) == ("OpenVINOModel", "GPU", "f16")
     assert made.settings == {"runtime": "openvino", "device": "GPU", "precision": "f16"}
 
