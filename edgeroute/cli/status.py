@@ -77,10 +77,19 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         found = [one for one in found if one.target == CANDIDATE]
     latencies = _latencies(kept)
     spent = _spent(kept, limits)
+    joules = _joules(kept)
     box = _outbox(home / "outbox.db")
     written = max((value.updated for value in kept.values()), default=None)
     if as_json:
-        told = {"edges": [e._asdict() for e in edges], "latency": latencies, "spent": spent, "outbox": box, "written_at": written}
+        told: dict[str, Any] = {
+            "edges": [e._asdict() for e in edges],
+            "latency": latencies,
+            "spent": spent,
+            "outbox": box,
+            "written_at": written,
+        }
+        if joules:
+            told["joules"] = joules
         told["shadow"] = [one._asdict() for one in found]
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
@@ -100,6 +109,10 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))
     rows = [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()]
     table(("spent", "so far", "limit"), rows, ("spent",))
+    for name, one_call in joules.items():
+        print(printable(f"energy: {one_call:.3g} J a call of {name}"))
+    if snapshot is not None and (line := _break_even(snapshot, joules)):
+        print(printable(line))
     if box is not None:
         print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
     if written is not None:
@@ -193,6 +206,23 @@ def _latencies(kept: Mapping[str, Value]) -> dict[str, dict[str, Any]]:
             known = Latency.load(dumped)
             found[name] = {"count": known.count, "p50_s": known.quantile(0.5), "p99_s": known.quantile(0.99)}
     return found
+
+
+def _joules(kept: Mapping[str, Value]) -> dict[str, float]:
+    """Target -> energy of a call, joules, as the router knew it."""
+    found = kept["energy"].value if "energy" in kept else {}
+    return {str(name): float(one) for name, one in dict(found).items() if isinstance(one, int | float) and 0 <= one < inf}
+
+
+def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
+    """When the edge first takes less energy than the cloud alone; empty: not known."""
+    from edgeroute.core.energy import break_even
+
+    edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))
+    if edge is None or cloud is None:
+        return ""
+    share = break_even(edge, cloud)
+    return f"energy: the edge first takes less while under {share:.0%} are deferred" if share else "energy: the cloud takes less"
 
 
 def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:

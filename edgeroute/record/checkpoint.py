@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 
 from edgeroute.cloud.backend import CloudBackend
@@ -27,6 +27,8 @@ class Checkpoint:
 
     def __init__(self, store: KeyValueStore, counts: Counts, spending: SharedSpending) -> None:
         self.store, self._counts, self.spending = store, counts, spending
+        self.joules: Callable[[], Mapping[str, float]] = dict
+        """What a call of each target takes, as far as known."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
@@ -58,6 +60,8 @@ class Checkpoint:
 
     def _note(self, clouds: Iterable[CloudBackend]) -> None:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
+        if joules := self.joules():
+            self.store.put("energy", dict(joules))
         self.spending.keep()
         for backend in clouds:
             known = getattr(getattr(backend, "endpoint", None), "known", None)

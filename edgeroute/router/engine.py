@@ -278,7 +278,7 @@ class Engine:
             if made.views:
                 self.plain = False  # before it is in force
             self.snapshot = made
-        self.observer.use(made.policy)
+        self.observer.use(made.policy, made.targets)
         made.plans.clear()  # of rules that were not there before
         self.refresh_thresholds()
         self.spending.limits, self.observer.metered = limits, metered
@@ -301,7 +301,8 @@ class Engine:
             seen.append(Seen(b.name, b.side, *b.traffic, guard.state if guard else "", guard.held if guard else 0))
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()
-        return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
+        found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
+        return found._replace(**self.observer.energy.told(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
