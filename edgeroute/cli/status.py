@@ -79,11 +79,14 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         found = [one for one in found if one.target == CANDIDATE]
     latencies, links, arms = _latencies(kept), _links(kept), arms_of(kept)
     spent = _spent(kept, limits)
+    joules = _joules(kept)
     box = _outbox(home / "outbox.db")
     written = max((value.updated for value in kept.values()), default=None)
     if as_json:
         told: dict[str, Any] = {"edges": [e._asdict() for e in edges], "latency": latencies, "link": links, "spent": spent}
         told |= {"outbox": box, "written_at": written}
+        if joules:
+            told["joules"] = joules
         told["shadow"] = [one._asdict() for one in found]
         told["arms"] = arms
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
@@ -108,6 +111,10 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         print(printable(f"{name}: a call takes {_ms(link['call_s'])}{speed}"))
     rows = [(name, f"{one['spent']:.4g}", _limit(one["limit"])) for name, one in spent.items()]
     table(("spent", "so far", "limit"), rows, ("spent",))
+    for name, one_call in joules.items():
+        print(printable(f"energy: {one_call:.3g} J a call of {name}"))
+    if snapshot is not None and (line := _break_even(snapshot, joules)):
+        print(printable(line))
     if box is not None:
         print(f"outbox: {', '.join(f'{n:,} {name}'.replace('_', ' ') for name, n in box.items())}")
     if written is not None:
@@ -215,6 +222,23 @@ def _links(kept: Mapping[str, Value]) -> dict[str, dict[str, float | None]]:
             if link.count:
                 found[name] = {"call_s": link.call_s, "bytes_per_s": link.bytes_per_s}
     return found
+
+
+def _joules(kept: Mapping[str, Value]) -> dict[str, float]:
+    """Target -> energy of a call, joules, as the router knew it."""
+    found = kept["energy"].value if "energy" in kept else {}
+    return {str(name): float(one) for name, one in dict(found).items() if isinstance(one, int | float) and 0 <= one < inf}
+
+
+def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
+    """When the edge first takes less energy than the cloud alone; empty: not known."""
+    from edgeroute.core.energy import break_even
+
+    edge, cloud = (next((joules.get(t.name) for t in snapshot.targets if t.side == side), None) for side in ("edge", "cloud"))
+    if edge is None or cloud is None:
+        return ""
+    share = break_even(edge, cloud)
+    return f"energy: the edge first takes less while under {share:.0%} are deferred" if share else "energy: the cloud takes less"
 
 
 def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:

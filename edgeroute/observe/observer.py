@@ -14,7 +14,9 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
+from edgeroute.core.standby import ENOUGH
 from edgeroute.core.variants import MOST
+from edgeroute.observe.energy import Energy, steady
 from edgeroute.observe.paces import Paces
 from edgeroute.observe.sensors import Sensors, period_s, read
 from edgeroute.observe.stats import Counts
@@ -38,6 +40,7 @@ class Observer:
         records: whether readings are recorded, so that they are wanted without a rule as well.
 
     Attributes:
+        energy: what calls take.
         facts: the current ones; replaced by a new object when they change.
         reading: the last one.
         read_at: its instant; None: there is none yet.
@@ -55,7 +58,8 @@ class Observer:
     ) -> None:
         self._counts, self._spending, self.metered, self._sensors = counts, spending, metered, sensors or read
         self._metered_failed, self._records = False, records
-        self._policy, self._paces = Policy(), Paces()
+        self._policy, self._paces, self.energy = Policy(), Paces(), Energy(counts)
+        self._edges: Sequence[str] = ()
         self._state: State = ()
         self.facts, self.reading = Facts(), Reading()
         self.read_at: float | None = None
@@ -73,9 +77,9 @@ class Observer:
         """Whether the sensors are read at all."""
         return self._records or bool(self._policy.all_rules())
 
-    def use(self, policy: Policy) -> None:
+    def use(self, policy: Policy, targets: Sequence[Target]) -> None:
         """Goes by the rules of another policy; those that it has in common with the last one stay as they are."""
-        self._policy = policy
+        self._policy, self._edges = policy, [t.name for t in targets if t.side == "edge"]
         self._step()
         self.reads_at = -INF if self.wanted else INF
 
@@ -91,6 +95,8 @@ class Observer:
         variants = [t.name for t in targets if t.group]
         if variants:
             facts = facts._replace(took_s=self._paces.known(counts.took_s(variants, MOST), monotonic()))
+        if any(rule.then == "cheapest_energy" for rule in policy.all_rules()):
+            facts = facts._replace(joules=steady(self.facts.joules, self.energy.joules(backends)), unsure=self._unsure())
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
         with self._lock:
             facts = facts._replace(rules=in_force(self._state), loading=loading)
@@ -106,6 +112,7 @@ class Observer:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
         self.reading, self.read_at = reading, monotonic()
+        self.energy.note(reading.power_w, self._edges, self.read_at)
         return self._step()
 
     def due_again(self) -> None:
@@ -122,6 +129,11 @@ class Observer:
             if changed:
                 self.facts = self.facts._replace(rules=rules)
         return changed
+
+    def _unsure(self) -> float | None:
+        """Share of the first edge's answers that are below its threshold, in steps of a twentieth."""
+        judged, below = self._counts.judged(self._edges[0]) if self._edges else (0, 0)
+        return round(20 * below / judged) / 20 if judged >= ENOUGH else None
 
     def rules(self) -> list[str]:
         """The rules, one line each: what they do, until when, and whether they are in force."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from edgeroute.core.latency import Latency
@@ -152,6 +152,10 @@ class Stats(NamedTuple):
     """Per edge model that has run in shadow."""
     arms: tuple[ArmStats, ...] = ()
     """A and B, if there is an `AB`."""
+    joules: Mapping[str, float] = {}
+    """Target -> energy of a call, as far as known: of an edge fitted from the device's power, of a cloud by its prices."""
+    break_even: float | None = None
+    """The share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
 
 
 class Seen(NamedTuple):
@@ -168,13 +172,31 @@ class Seen(NamedTuple):
 
 
 class _Leg:
-    __slots__ = ("accepted", "answered", "below", "cancelled", "failed", "judged", "latency", "since", "started")
+    __slots__ = (
+        "accepted",
+        "answered",
+        "below",
+        "busy_s",
+        "cancelled",
+        "failed",
+        "judged",
+        "latency",
+        "runs",
+        "since",
+        "started",
+    )
 
     def __init__(self) -> None:
         self.started = self.answered = self.accepted = self.failed = self.cancelled = 0
-        self.judged = self.below = 0
-        self.since = 0.0
+        self.judged = self.below = self.runs = 0
+        self.since = self.busy_s = 0.0
         self.latency = Latency()
+
+    def took(self, seconds: float) -> None:
+        """Adds the time of an answer."""
+        self.latency.add(seconds)
+        self.runs += 1
+        self.busy_s += seconds
 
 
 class Counts:
@@ -226,7 +248,7 @@ class Counts:
                 leg.accepted += 1
                 leg.judged += judged(legs[answered_by])
                 if not batch:
-                    leg.latency.add(ended.at - started.at)
+                    leg.took(ended.at - started.at)
                 continue
             deferred = False
             for kind, i, at, _ in log:
@@ -246,7 +268,7 @@ class Counts:
                         leg.judged += 1
                         leg.below += kind == "below"
                     if not batch:
-                        leg.latency.add(at - leg.since)
+                        leg.took(at - leg.since)
             self.deferred += deferred
             self.unanswered += answered_by is None
             self.degraded += answered_by is not None and not accepted
@@ -279,7 +301,13 @@ class Counts:
     def measured(self, name: str, seconds: float) -> None:
         """Counts the latency of a leg that was told to stop and ran to its end all the same."""
         with self._lock:
-            self._legs[name].latency.add(seconds)
+            self._legs[name].took(seconds)
+
+    def busy(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
+        """Of each of these legs that has run: its answers of single inputs, and the seconds that they took together."""
+        with self._lock:
+            self._add_up()
+            return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
 
     def latencies(self) -> dict[str, Latency]:
         """A copy of each leg's latency sketch."""

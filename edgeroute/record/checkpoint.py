@@ -32,6 +32,8 @@ class Checkpoint:
         self.store, self._counts, self.spending = store, counts, spending
         self.arms: Callable[[], Mapping[str, Any] | None] = lambda: None
         """What came of the arms of an A/B comparison."""
+        self.joules: Callable[[], Mapping[str, float]] = dict
+        """What a call of each target takes, as far as known."""
         self._due = 0.0
 
     def recall(self, clouds: Iterable[CloudBackend]) -> None:
@@ -68,6 +70,8 @@ class Checkpoint:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         if (arms := self.arms()) is not None:
             self.store.put(STORED, arms)
+        if joules := self.joules():
+            self.store.put("energy", dict(joules))
         self.spending.keep()
         clouds = list(clouds)
         self.store.put("link", {backend.name: backend.guard.rules.link.dump() for backend in clouds})

@@ -105,12 +105,13 @@ def assemble(
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
-    observer.use(engine.snapshot.policy)
+    observer.use(engine.snapshot.policy, engine.snapshot.targets)
     if engine.snapshot.policy.all_rules():
         engine.sensing.read()
         for line in observer.lacking(()):
             log.warning("%s", line)
     if engine.checkpoint is not None:
+        engine.checkpoint.joules = lambda: observer.energy.joules(engine.snapshot.backends)
         engine.checkpoint.recall(engine.snapshot.clouds)
     engine.auditing = partial(auditing, engine)
     engine.auditing(engine.snapshot, audit)

@@ -286,7 +286,7 @@ class Engine:
                 self.snapshot = made
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
-        self.observer.use(made.policy)
+        self.observer.use(made.policy, made.targets)
         cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
@@ -312,7 +312,8 @@ class Engine:
         audits = () if self.auditor is None else self.auditor.stats()
         shadows = () if self.auditor is None else self.auditor.shadows()
         arms = () if self.arms is None else self.arms.stats()
-        return self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)._replace(arms=arms)
+        found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
+        return found._replace(arms=arms, **self.observer.energy.told(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
