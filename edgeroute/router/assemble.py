@@ -92,7 +92,7 @@ def assemble(
         stays_home=lambda: engine.stays_home(read=True),
     )
     engine.snapshot = build(guard=lambda backend: guard(engine, backend), awaits=awaits, offline=offline, **policy)
-    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks) and sensors is not None)
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
