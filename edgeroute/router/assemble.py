@@ -101,7 +101,7 @@ def assemble(
         engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED))
     if engine.checkpoint is not None:
         engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
-    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks))
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks) and sensors is not None)
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
