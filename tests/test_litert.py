@@ -776,7 +776,8 @@ def test_a_policy_has_its_keys(desk):
         assert router.infer(np.load("inputs.npz")["images"][0], mode="only_edge").value == "Ankle boot"
     path.write_text('threshold = 0.5\n[edge]\npath = "models/edge.int8.tflite"\nproviders = ["cpu"]\n')
     with pytest.raises(
-        PolicyError, match=r"edge\.providers: there is no such key: expected one of path, view, variant, runtime, threads, delegate"
+        PolicyError,
+        match=r"edge\.providers: there is no such key: expected one of path, view, variant, runtime, threads, delegate",
     ):
         Router.from_policy(path)
 
