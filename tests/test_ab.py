@@ -125,7 +125,7 @@ def test_audits_compare_each_arm(two):
         assert a.differs.share == 0
         assert b.differs.share == 1
         assert b.compared >= 10
-        assert b.loss.low > 0.5
+        assert b.loss.low > 0.4  # after ten bets, each on one value or more
         assert a.loss.low == 0
         assert a.stopped == ""
         assert {router.infer(X).value for _ in range(100)} == {"a"}
