@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench bench-promises campaign fuzz models docs clean
+.PHONY: demo test test-arm64 check bench bench-promises campaign fuzz models docs clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
 
 test: $(VENV)/test.installed  ## sets up and passes the tests
 	$(BIN)/pytest -n 4 --dist worksteal --cov --cov-fail-under=100
+
+test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
+	PYTHON=$(BIN)/python tests/arm64.sh
 
 check: $(VENV)/test.installed  ## linter, formatter, types
 	$(BIN)/ruff check
