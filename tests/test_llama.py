@@ -273,14 +273,13 @@ def test_it_listens_nowhere(tiny):
     body = """
 model.run_one("hi")
 import glob, tempfile
-listening = 0
-for line in open("/proc/self/net/tcp").readlines() + open("/proc/self/net/tcp6").readlines():
-    if line.split()[3] == "0A":
-        inode = line.split()[9]
-        for fd in os.listdir("/proc/self/fd"):
-            try: listening += os.readlink(f"/proc/self/fd/{fd}") == f"socket:[{inode}]"
-            except OSError: pass
-left = [line for line in open("/proc/self/net/unix") if "edgeroute-" in line and os.path.exists(line.split()[-1])]
+own = set()
+for fd in os.listdir("/proc/self/fd"):
+    try: own.add(os.readlink(f"/proc/self/fd/{fd}"))
+    except OSError: pass
+tables = [open(f"/proc/self/net/{name}").read().splitlines()[1:] for name in ("tcp", "tcp6", "unix")]
+listening = sum(line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in own for table in tables[:2] for line in table)
+left = [line for line in tables[2] if f"socket:[{line.split()[6]}]" in own and os.path.exists(line.split()[-1])]
 print(listening, len(left), model.downgraded, repr(model.load().address))
 """
     assert program(body, tiny) == (["0", "0", "None", "''"], 0, "")
