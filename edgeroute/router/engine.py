@@ -124,9 +124,9 @@ class Engine:
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
-        importance: float = 0.0, shows: Shows = "", first_token: float | None = None,
+        importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
     ) -> Request:  # fmt: skip
-        """Observes and plans: makes one request, beginning now.
+        """Observes and plans: makes one request, beginning now. `like`: the id of another one, in whose arm it is.
 
         Raises:
             Closed, PolicyError, MayNotLeave: there is no plan for it.
@@ -136,16 +136,16 @@ class Engine:
             raise Closed("this router is closed")
         if type(x) not in AGAIN and once(x):
             raise refused(x)
+        begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         if self.arms is not None:
-            snapshot = self.arms.choose(snapshot, identity, x)
+            snapshot = self.arms.choose(snapshot, like or identity, x)
         if deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)
         else:
             made = kept(snapshot, mode, deadline, data_class)
         if made is None:
             made = self._plan(snapshot, mode, deadline, data_class)
-        begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
             SAMPLER.read(self)
         first_s = INF if shows != "pieces" else first_piece_s(snapshot.policy.first_token_s, first_token)
@@ -167,7 +167,7 @@ class Engine:
         """
         if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
             raise Held(f"nothing leaves by itself: {why}")
-        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class)
+        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=request.batch or request.id)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
