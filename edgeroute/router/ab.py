@@ -99,7 +99,7 @@ class Arms:
         return int.from_bytes(digest[:8], "big") < self._below
 
     def choose(self, snapshot: Snapshot, identity: str, x: Any) -> Snapshot:
-        """The policy for a request: that with A's model, or with B's. A session is in one arm, or its models would miss inputs."""
+        """The policy for a request: that with A's model, or with B's. A session is in one arm: its model needs all inputs."""
         other = snapshot.other
         if other is None or self.stopped:
             return snapshot
