@@ -22,6 +22,7 @@ pytest.importorskip("cryptography")
 from edgeroute import AsyncRouter, Audit, CatalogAway, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.publish import publish
+from edgeroute.catalog.store import Pointer
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -82,6 +83,24 @@ def test_a_version_that_fails_is_never_in_use(publisher, device, fault):
         assert "not tried again" in updater.step().text
     assert device.active("doors").version == "1.0"
     assert dict(device.status()[0].refused)["1.1"]
+
+
+def test_a_policy_file_that_is_wrong_is_not_the_versions_fault(publisher, device, tmp_path):
+    """The version is tried again once somebody has mended the file."""
+    policy = tmp_path / "doors.toml"
+    text = f'mode = "only_edge"\n[edge]\npath = "{device.path("doors").as_posix()}"\n'
+    policy.write_text(text)
+    with Router.from_policy(policy) as router:
+        updater = Updater(device, "doors", router)
+        publisher.publish("1.1", SECOND)
+        policy.write_text("mode = ")
+        with pytest.raises(PolicyError):
+            updater.step()
+        assert device.active("doors") == Pointer("1.0")
+        assert router.infer(X).value == "a"
+        policy.write_text(text)
+        assert updater.step().did == "updated"
+        assert router.infer(X).value == "c"
 
 
 def test_canaries_of_which_some_may_be_wrong(publisher, device):

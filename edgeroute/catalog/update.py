@@ -152,6 +152,7 @@ class Updater:
             with trying(self.catalog.path(self.name), entry.version):
                 self.router.reload()
         except EdgerouteError as e:
+            self._check_reloads()
             self.catalog.refuse(self.name, entry.version, str(e))
             return Step("refused", f"{self.name} stays at {now.version}: {e}", entry.version)
         try:
@@ -161,6 +162,14 @@ class Updater:
             raise
         self._usual, self._base = before[1] / max(1, before[0]), self._counted()
         return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
+
+    def _check_reloads(self) -> None:
+        """Raises what fails without the new version as well, such as a policy file: it is not this version's fault."""
+        try:
+            self.router.reload()
+        except EdgerouteError:
+            self.catalog.mark(self.name, tried="")
+            raise
 
     def look(self) -> Step:
         """Looks at a version on trial once: it is confirmed after enough runs, or rolled back. Also follows what others activate.
