@@ -215,8 +215,10 @@ def test_promote(two):
     """B is the edge model, with its threshold; the comparison is over."""
     with Router(two[0], cloud, threshold=0.5, ab=AB(two[1], share=0.2, threshold=0.7)) as router:
         assert {router.infer(X).value for _ in range(60)} == {"a", "c"}
+        arms = router.stats().arms
         router.promote()
         assert {router.infer(X).value for _ in range(60)} == {"c"}
+        assert router.stats().arms == arms, "what came of the arms is not added to any more"
         assert router.engine.snapshot.targets[0].threshold == 0.7
         with pytest.raises(PolicyError, match="no arm B"):
             router.promote()

@@ -202,7 +202,7 @@ class Engine:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
-        if self.arms is not None:
+        if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
         if drawn is not None and self.auditor is not None:
             self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
