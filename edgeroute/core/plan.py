@@ -159,9 +159,7 @@ def plan(
     legs: list[Leg] = []
     for position, i in enumerate(order):
         target = targets[i]
-        standby = (i not in late and i in spare) or (
-            first_away and target.side == "edge" and (i not in late or deadline_s < INF)
-        )
+        standby = (i not in late and i in spare) or (first_away and target.side == "edge" and (i not in late or deadline_s < INF))
         first_standby = standby and not any(leg.standby for leg in legs)
         start_by_s = _start_by_s(hedge_s, facts.reserves.get(target.name, INF), deadline_s) if first_standby else INF
         if i in late:  # and not at the first sign: that would load it
@@ -277,7 +275,7 @@ def _start_by_s(hedge_s: float, reserve_s: float, deadline_s: float) -> float:
 
 
 def _late_by_s(reserve_s: float, deadline_s: float) -> float:
-    """Latest start of an edge that is not in memory, seconds: half of the deadline is left for loading it, or its time if more."""
+    """Latest start of an edge that is not in memory, seconds: half of the deadline is left to load it, or its time if more."""
     return INF if deadline_s == INF else max(0.0, deadline_s - max(deadline_s / 2, reserve_s if reserve_s < INF else 0.0))
 
 
