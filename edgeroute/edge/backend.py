@@ -200,6 +200,12 @@ class EdgeBackend(AbandonedRuns):
         reader = self.reader
         return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found))
 
+    def after_fork(self) -> None:
+        """A child has none of its parent's runs, nor the thread that loads the model: it loads it anew."""
+        super().after_fork()
+        if self.loading:
+            self.unloaded, self.loading = True, False
+
     def unload(self) -> None:
         """Frees the model as `close` does, until `load`; a run that is asked for all the same loads it."""
         self.unloaded = True
