@@ -18,6 +18,7 @@ from edgeroute import (
     BadInput,
     CatalogAway,
     CatalogError,
+    Closed,
     ModelMissing,
     PolicyError,
     Router,
@@ -348,10 +349,35 @@ def test_a_pointer_that_is_damaged(device):
         with pytest.raises(CatalogError, match="edgeroute models activate doors"):
             router.reload()
         assert router.infer(X).value == "a"
-        edited_to = {"version": "../../x"}
-        device.path("doors").write_text(json.dumps(edited_to))
-        with pytest.raises(CatalogError, match="does not name a version"):
+        for text in ('{"version": "../../x"}', '{"version": "1.0", "trial": 1e999}'):
+            device.path("doors").write_text(text)
+            with pytest.raises(CatalogError, match="does not name a version"):
+                router.reload()
+
+
+def test_a_router_that_is_closed_is_not_reloaded(device):
+    """Nor one that is closed meanwhile: the new version would be loaded for nobody, and never freed."""
+    device.pull("doors")
+    with Router(device.path("doors")) as router:
+        pass
+    device.activate("doors")
+    with pytest.raises(Closed):
+        router.reload()
+    freed = []
+    with Router(device.path("doors")) as router:
+        rebuild = router.engine.rebuild
+
+        def closing(old):
+            made = rebuild(old)
+            router.close()
+            made.backends[0].close = lambda: freed.append(made)
+            return made
+
+        router.engine.rebuild = closing
+        device.activate("doors", "1.0")
+        with pytest.raises(Closed):
             router.reload()
+    assert freed
 
 
 def test_a_router_without_a_catalog_has_nothing_to_reload(tmp_path):

@@ -133,7 +133,7 @@ class Engine:
             BadInput: it can be read only once.
         """
         if self.closed:
-            raise Closed("this router is closed")
+            self._check_open()
         if type(x) not in AGAIN and once(x):
             raise refused(x)
         begun, observer = monotonic(), self.observer
@@ -273,8 +273,10 @@ class Engine:
 
         Raises:
             PolicyError: it is invalid; the old one stays.
+            Closed: the router is closed, also meanwhile.
         """
         with self._replacing:  # and not the other one, which calls wait for: this may take long
+            self._check_open()
             old = self.snapshot
             made = build(old)
             RULES[made.policy.offline].check(self)
@@ -296,6 +298,14 @@ class Engine:
         for backend in made_of(old).values():
             if backend not in kept and getattr(backend, "model", backend) not in models:
                 quietly(backend.close, "dropping a target that the policy has no more")
+        if self.closed:
+            for backend in kept:
+                quietly(backend.close, "closing a router")
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise Closed("this router is closed")
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Registers a function for late answers."""
