@@ -138,8 +138,14 @@ def test_all_or_nothing(two, share, value):
 
 def test_a_function_that_fails_costs_no_answer(two):
     """The request is in arm A."""
-    with Router(two[0], ab=AB(two[1], share=1, by=lambda x: 1 / 0)) as router:
-        assert router.infer(X).value == "a"
+
+    class Key:
+        def __str__(self):
+            raise SystemExit
+
+    for by in (lambda x: 1 / 0, lambda x: Key()):
+        with Router(two[0], ab=AB(two[1], share=1, by=by)) as router:
+            assert router.infer(X).value == "a"
 
 
 def test_each_arm_has_its_threshold(two):
@@ -322,8 +328,12 @@ def test_another_version_of_a_begins_anew(tmp_path):
 
 
 def test_wrong_arguments(two):
+    async def by(x):
+        return x
+
     for wrong, says in (
         ({"share": 2}, "share"), ({"alpha": 0}, "alpha"), ({"more_errors": -1}, "more_errors"), ({"by": 3}, "by is a function"),
+        ({"by": by}, "plain def"),
         ({"by": len, "device": "x"}, "device is not given"),
     ):  # fmt: skip
         with pytest.raises(PolicyError, match=says):

@@ -98,6 +98,10 @@ class Arms:
         digest = sha256(f"{self.ab.salt}\0{key}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < self._below
 
+    def _is_b_by(self, x: Any) -> bool:
+        assert self.ab.by is not None, "it was asked for"
+        return self._is_b(self.ab.by(x))
+
     def choose(self, snapshot: Snapshot, identity: str, x: Any) -> Snapshot:
         """The policy for a request: that with A's model, or with B's. A session is in one arm: its model needs all inputs."""
         other = snapshot.other
@@ -109,7 +113,7 @@ class Arms:
             turn = TURN.get()
             return other if self._is_b(identity if turn is None else turn.stream or identity) else snapshot
         try:
-            return other if self._is_b(contained(self.ab.by, x)) else snapshot
+            return other if contained(self._is_b_by, x) else snapshot
         except Exception:
             if not self._failed:
                 self._failed = True
