@@ -155,6 +155,37 @@ def test_failures_that_were_there_before_are_no_reason(publisher, device):
         assert updater.look().did == "confirmed"
 
 
+def test_several_processes_with_one_store(publisher, device):
+    """Those that start beside one that is alive are no sign that it has ended; nor is what it tries now refused."""
+    publisher.publish("1.1", SECOND)
+    device.pull("doors")
+    device.activate("doors", "1.1", trial=1)
+    with contextlib.ExitStack() as stack:
+        router = stack.enter_context(Router(device.path("doors")))
+        alive = [Updater(device, "doors", router) for _ in range(5)]
+        device.mark("doors", tried="1.2")
+        alive.append(Updater(device, "doors", router))
+        now = device.active("doors")
+        assert (now.version, now.trial, now.refused) == ("1.1", 2, ())
+        for updater in alive:
+            updater.close()
+        Updater(device, "doors", router).close()
+        now = device.active("doors")
+        assert (now.trial, dict(now.refused)) == (3, {"1.2": "the process ended while it was tried"})
+
+
+def test_a_version_before_that_is_gone(publisher, device):
+    """There is nothing to go back to: the one on trial stays, and the program starts."""
+    publisher.publish("1.1", SECOND)
+    device.pull("doors")
+    device.activate("doors", "1.1", trial=3)
+    device.remove("doors", "1.0")
+    with Router(device.path("doors")) as router:
+        Updater(device, "doors", router).close()
+        assert router.infer(X).value == "c"
+    assert device.active("doors").trial == 0
+
+
 def test_an_alarm_of_the_audits_rolls_it_back(publisher, device):
     """The certificate of the new version holds, and the world is another one."""
     from edgeroute.confidence import calibrate

@@ -56,9 +56,7 @@ def checked(ab: AB) -> None:
         check_number(f"ab: {name}", getattr(ab, name), most=1)
     check_number("ab: alpha", ab.alpha, most=1, above=True)
     if iscoroutinefunction(ab.by):
-        raise PolicyError(
-            "ab: by is a function of the input that returns its key, and this one is async: make it a plain def"
-        )
+        raise PolicyError("ab: by is a function of the input that returns its key, and this one is async: make it a plain def")
     if ab.by is not None and (ab.device is not None or not callable(ab.by)):
         raise PolicyError(
             "ab: by is a function of the input, which says what stays in one arm, and device is not given beside it"
