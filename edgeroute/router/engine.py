@@ -57,6 +57,7 @@ AGES_S = 60.0
 """Minimum interval between checks of certificates' age, seconds."""
 CLOSE_S = 1.0
 """Maximum time that closing waits for audits under way, seconds."""
+CLOSED = "this router is closed"
 PLAIN = (None, None, None)
 """Key of the plan for calls that override nothing."""
 MOST_PLANS = 1000
@@ -133,7 +134,7 @@ class Engine:
             BadInput: it can be read only once.
         """
         if self.closed:
-            self._check_open()
+            raise Closed(CLOSED)
         if type(x) not in AGAIN and once(x):
             raise refused(x)
         begun, observer = monotonic(), self.observer
@@ -276,7 +277,8 @@ class Engine:
             Closed: the router is closed, also meanwhile.
         """
         with self._replacing:  # and not the other one, which calls wait for: this may take long
-            self._check_open()
+            if self.closed:
+                raise Closed(CLOSED)
             old = self.snapshot
             made = build(old)
             RULES[made.policy.offline].check(self)
@@ -301,11 +303,7 @@ class Engine:
         if self.closed:
             for backend in kept:
                 quietly(backend.close, "closing a router")
-            self._check_open()
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise Closed("this router is closed")
+            raise Closed(CLOSED)
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Registers a function for late answers."""
