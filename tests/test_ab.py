@@ -1,7 +1,9 @@
 """A/B: a stable share of requests or devices, statistics of each arm, the guardrail, and promotion."""
 
+import asyncio
 import json
 import threading
+from time import sleep
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from both import LONG, Tasks, Threads
 from catalogs import FIRST, LABELS, SECOND, Publisher
 from test_recertify import until
 
-from edgeroute import AB, Audit, PolicyError, Router
+from edgeroute import AB, AsyncRouter, Audit, Cache, PolicyError, Router
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -78,6 +80,56 @@ def test_a_share_of_the_devices(two):
     assert 8 < found.count("c") < 32
 
 
+def test_a_session_is_in_one_arm(two):
+    """A model that keeps a state would miss the inputs that the other one got."""
+
+    def blocking(router):
+        with router.session() as session:
+            return {session.infer(X).value for _ in range(5)}
+
+    async def awaited():
+        async with AsyncRouter(two[0], ab=AB(two[1], share=0.5)) as router:
+            for _ in range(20):
+                async with router.session() as session:
+                    found.append({(await session.infer(X)).value for _ in range(5)})
+
+    with Router(two[0], ab=AB(two[1], share=0.5)) as router:
+        found = [blocking(router) for _ in range(20)]
+    asyncio.run(awaited())
+    for some in (found[:20], found[20:]):
+        assert {tuple(values) for values in some} == {("a",), ("c",)}
+
+
+def test_what_the_cache_renews_is_of_the_same_arm():
+    """The entry of one arm never holds an answer of the other's model."""
+    now, runs = [0.0], []
+
+    def model(name):
+        return lambda x: runs.append(name) or (name, 0.9)
+
+    cache = Cache(ttl_s=1, stale_while_revalidate_s=1e6, clock=lambda: now[0])
+    with Router(model("a"), mode="only_edge", ab=AB(model("b"), share=0.5), cache=cache) as router:
+        for _ in range(60):
+            now[0] += 2
+            before = len(runs)
+            answer = router.infer("x")
+            until(lambda before=before: len(runs) > before)
+            until(lambda: not len(router.engine.caching.flights))
+            assert runs[-1] == answer.value, "by the model whose answer it was"
+        assert set(runs) == {"a", "b"}
+
+
+def test_the_key_takes_its_time_from_the_deadline(two):
+    """One deadline: what `by` takes is part of it."""
+
+    def by(x):
+        sleep(0.2)
+        return x.tobytes()
+
+    with Router(two[0], ab=AB(two[1], share=0.5, by=by)) as router:
+        assert router.infer(X).latency_s >= 0.2
+
+
 @pytest.mark.parametrize(("share", "value"), [(0, "a"), (1, "c")])
 def test_all_or_nothing(two, share, value):
     with Router(two[0], ab=AB(two[1], share=share)) as router:
@@ -86,8 +138,14 @@ def test_all_or_nothing(two, share, value):
 
 def test_a_function_that_fails_costs_no_answer(two):
     """The request is in arm A."""
-    with Router(two[0], ab=AB(two[1], share=1, by=lambda x: 1 / 0)) as router:
-        assert router.infer(X).value == "a"
+
+    class Key:
+        def __str__(self):
+            raise SystemExit
+
+    for by in (lambda x: 1 / 0, lambda x: Key()):
+        with Router(two[0], ab=AB(two[1], share=1, by=by)) as router:
+            assert router.infer(X).value == "a"
 
 
 def test_each_arm_has_its_threshold(two):
@@ -163,8 +221,10 @@ def test_promote(two):
     """B is the edge model, with its threshold; the comparison is over."""
     with Router(two[0], cloud, threshold=0.5, ab=AB(two[1], share=0.2, threshold=0.7)) as router:
         assert {router.infer(X).value for _ in range(60)} == {"a", "c"}
+        arms = router.stats().arms
         router.promote()
         assert {router.infer(X).value for _ in range(60)} == {"c"}
+        assert router.stats().arms == arms, "what came of the arms is not added to any more"
         assert router.engine.snapshot.targets[0].threshold == 0.7
         with pytest.raises(PolicyError, match="no arm B"):
             router.promote()
@@ -268,8 +328,12 @@ def test_another_version_of_a_begins_anew(tmp_path):
 
 
 def test_wrong_arguments(two):
+    async def by(x):
+        return x
+
     for wrong, says in (
         ({"share": 2}, "share"), ({"alpha": 0}, "alpha"), ({"more_errors": -1}, "more_errors"), ({"by": 3}, "by is a function"),
+        ({"by": by}, "plain def"),
         ({"by": len, "device": "x"}, "device is not given"),
     ):  # fmt: skip
         with pytest.raises(PolicyError, match=says):

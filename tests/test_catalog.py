@@ -12,8 +12,20 @@ from catalogs import FIRST, LABELS, SECOND, Publisher, edited
 pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 
-from edgeroute import AsyncRouter, BadInput, CatalogAway, CatalogError, ModelMissing, PolicyError, Router, StoreError
-from edgeroute.catalog import Catalog
+from edgeroute import (
+    AB,
+    AsyncRouter,
+    BadInput,
+    CatalogAway,
+    CatalogError,
+    Closed,
+    ModelMissing,
+    PolicyError,
+    Router,
+    StoreError,
+    Variants,
+)
+from edgeroute.catalog import Catalog, installed
 from edgeroute.catalog.entry import entries, fits
 from edgeroute.catalog.names import check_distinct, checked_name, checked_path, checked_version
 from edgeroute.catalog.publish import keygen, rotate, sign
@@ -164,6 +176,18 @@ def test_the_lowest_version_of_edgeroute(publisher):
     assert [fits(a, b) for a, b in (("1.2", "1.10"), ("1.2", "1.2.0"), ("1.2.1", "1.2"), ("", "0.1.0"), ("0.2", "0.2.dev3"))] == [
         True, True, False, True, True,
     ]  # fmt: skip
+
+
+def test_the_status_of_many_models_reads_the_list_once(publisher, monkeypatch):
+    """Whose time would grow with its square, otherwise."""
+    publisher.publish("1.0")
+    device = publisher.device()
+    device.refresh()
+    known, reads = device.entries()[0], []
+    many = tuple(known._replace(name=f"m{i}", version=version) for i in range(50) for version in ("1", "2"))
+    monkeypatch.setattr(installed, "entries", lambda text: reads.append(text) or many)
+    assert [(one.name, one.newest) for one in device.status()] == sorted((f"m{i}", "2") for i in range(50))
+    assert len(reads) == 1
 
 
 def test_new_keys_are_followed(device, publisher):
@@ -325,10 +349,35 @@ def test_a_pointer_that_is_damaged(device):
         with pytest.raises(CatalogError, match="edgeroute models activate doors"):
             router.reload()
         assert router.infer(X).value == "a"
-        edited_to = {"version": "../../x"}
-        device.path("doors").write_text(json.dumps(edited_to))
-        with pytest.raises(CatalogError, match="does not name a version"):
+        for text in ('{"version": "../../x"}', '{"version": "1.0", "trial": 1e999}'):
+            device.path("doors").write_text(text)
+            with pytest.raises(CatalogError, match="does not name a version"):
+                router.reload()
+
+
+def test_a_router_that_is_closed_is_not_reloaded(device):
+    """Nor one that is closed meanwhile: the new version would be loaded for nobody, and never freed."""
+    device.pull("doors")
+    with Router(device.path("doors")) as router:
+        pass
+    device.activate("doors")
+    with pytest.raises(Closed):
+        router.reload()
+    freed = []
+    with Router(device.path("doors")) as router:
+        rebuild = router.engine.rebuild
+
+        def closing(old):
+            made = rebuild(old)
+            router.close()
+            made.backends[0].close = lambda: freed.append(made)
+            return made
+
+        router.engine.rebuild = closing
+        device.activate("doors", "1.0")
+        with pytest.raises(Closed):
             router.reload()
+    assert freed
 
 
 def test_a_router_without_a_catalog_has_nothing_to_reload(tmp_path):
@@ -385,6 +434,19 @@ def test_a_model_without_a_certificate_needs_a_threshold(device):
         Router(device.path("doors"), cloud)
 
 
+def test_a_model_beside_one_with_a_certificate_needs_a_threshold(publisher):
+    """All of its answers would be accepted, and nothing deferred."""
+    publisher.publish("1.0", FIRST, certificate=certified(publisher, FIRST, cloud))
+    device = publisher.device()
+    device.pull("doors")
+    device.activate("doors")
+    for edges in ([lambda x: ("a", 0.01), device.path("doors")], Variants(a=device.path("doors"), b=lambda x: ("a", 0.01))):
+        with pytest.raises(PolicyError, match="threshold= is missing"):
+            Router(edges, cloud)
+        with Router(edges, mode="only_edge") as router:
+            assert router.infer(X).value == "a"
+
+
 # --------------------------------------------------------------------------------------------------------------- warm-up
 def test_warm(tmp_path):
     """Each model is loaded and run, on samples or zeros, with progress; nothing is counted."""
@@ -402,6 +464,13 @@ def test_warm(tmp_path):
     with Router(lambda x: ("a", 0.9), views={"edge": "n"}) as router:
         assert "not run: give samples=" in str(router.warm()[0])
         assert router.warm([{"n": 1}])[0].again_s is not None
+
+    def one(x):
+        assert x == 1
+        return "a", 0.9
+
+    with Router(one, views={"edge": "n"}, ab=AB(one)) as router:
+        assert [warmed.name for warmed in router.warm([{"n": 1}])] == ["edge", "edge-b"]
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     with Router(tmp_path / "bad.onnx") as router, pytest.raises(Exception, match="cannot load"):
         router.warm()
@@ -415,6 +484,10 @@ def test_warm_is_awaited(tmp_path):
         await asyncio.sleep(0)
         return "a", 0.9
 
+    async def number(x):
+        assert x == 1
+        return "a", 0.9
+
     async def main():
         told = []
         async with AsyncRouter(tiny.linear(tmp_path / "m.onnx")) as router:
@@ -424,6 +497,8 @@ def test_warm_is_awaited(tmp_path):
             (one,) = await router.warm([1])
             assert one.first_s is not None
             assert (await router.warm())[0].first_s is None
+        async with AsyncRouter(number, views={"edge": "n"}) as router:
+            assert (await router.warm([{"n": 1}]))[0].first_s is not None
         assert told == [(0, 1, "edge"), (1, 1, "")]
 
     asyncio.run(main())

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import threading
 
 import pytest
@@ -164,6 +165,31 @@ def test_memory_that_is_short_frees_the_edge(make):
     wait_for(lambda: not engine.observer.facts.loading)
     assert router.infer(1).source == "edge"
     assert model.log[-2:] == ["load", "run"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it has no fork")
+def test_a_child_that_was_forked_while_a_model_was_loaded(tmp_path):
+    """It has not the thread that loads it: it loads it anew."""
+    model, device = Model(), Device(memory_available=0.05)
+    with Threads(model, cloud, threshold=0.5, rules=[TIGHT], sensors=device) as router:
+        assert router.infer(1).source == "cloud"
+        model.gate, device.says = threading.Event(), Reading(memory_available=0.5)
+        now_it_reads(router, device)
+        wait_for(lambda: router.engine.observer.facts.loading)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                model.gate, device.read = None, threading.Event()
+                wait_for(lambda: router.infer(1).source == "edge")
+                code = 0
+            except BaseException as e:  # noqa: BLE001 - the parent has it
+                (tmp_path / "said").write_text(repr(e))
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0, (tmp_path / "said").read_text()
+        model.gate.set()
+        wait_for(lambda: router.infer(1).source == "edge")
 
 
 def test_without_a_cloud_a_freed_model_answers_all_the_same(make):

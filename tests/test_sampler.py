@@ -12,6 +12,7 @@ from edgeroute import Reading, Router, Saver
 from edgeroute.observe import sensors as system
 from edgeroute.observe.sampler import SAMPLER, Sampler
 from edgeroute.observe.sensors import DeviceSensors, period_s
+from edgeroute.router import assemble
 
 SAVER = Saver("only_edge", battery_below=0.2)
 FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)
@@ -155,6 +156,29 @@ def test_a_function_that_hangs_holds_up_only_its_own_router():
             assert other.infer(1).source == "cloud"
             gate.set()
             hangs.again()
+    finally:
+        gate.set()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_function_that_hangs_at_once_does_not_hold_up_the_router(monkeypatch):
+    """It is made all the same; once the function answers, it is read on."""
+    monkeypatch.setattr(assemble, "FIRST_S", 0.01)
+    gate = threading.Event()
+
+    class Hangs(Device):
+        def __call__(self):
+            assert gate.wait(LONG)
+            return super().__call__()
+
+    hangs = Hangs(LOW)
+    try:
+        with make(hangs) as router:
+            assert hangs.reads == 0
+            assert router.infer(1).source == "cloud"
+            gate.set()
+            hangs.again()
+            assert router.infer(1).source == "edge"
     finally:
         gate.set()
 

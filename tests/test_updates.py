@@ -22,6 +22,7 @@ pytest.importorskip("cryptography")
 from edgeroute import AsyncRouter, Audit, CatalogAway, PolicyError, Router
 from edgeroute.catalog import Catalog, Updater
 from edgeroute.catalog.publish import publish
+from edgeroute.catalog.store import Pointer
 
 X = np.array([1, 0, 0, 0], np.float32)
 
@@ -84,6 +85,24 @@ def test_a_version_that_fails_is_never_in_use(publisher, device, fault):
     assert dict(device.status()[0].refused)["1.1"]
 
 
+def test_a_policy_file_that_is_wrong_is_not_the_versions_fault(publisher, device, tmp_path):
+    """The version is tried again once somebody has mended the file."""
+    policy = tmp_path / "doors.toml"
+    text = f'mode = "only_edge"\n[edge]\npath = "{device.path("doors").as_posix()}"\n'
+    policy.write_text(text)
+    with Router.from_policy(policy) as router:
+        updater = Updater(device, "doors", router)
+        publisher.publish("1.1", SECOND)
+        policy.write_text("mode = ")
+        with pytest.raises(PolicyError):
+            updater.step()
+        assert device.active("doors") == Pointer("1.0")
+        assert router.infer(X).value == "a"
+        policy.write_text(text)
+        assert updater.step().did == "updated"
+        assert router.infer(X).value == "c"
+
+
 def test_canaries_of_which_some_may_be_wrong(publisher, device):
     """And numbers that are close are right."""
     from edgeroute.catalog.canaries import read, same
@@ -134,6 +153,37 @@ def test_failures_that_were_there_before_are_no_reason(publisher, device):
         assert updater.step().did == "updated"
         some(router)
         assert updater.look().did == "confirmed"
+
+
+def test_several_processes_with_one_store(publisher, device):
+    """Those that start beside one that is alive are no sign that it has ended; nor is what it tries now refused."""
+    publisher.publish("1.1", SECOND)
+    device.pull("doors")
+    device.activate("doors", "1.1", trial=1)
+    with contextlib.ExitStack() as stack:
+        router = stack.enter_context(Router(device.path("doors")))
+        alive = [Updater(device, "doors", router) for _ in range(5)]
+        device.mark("doors", tried="1.2")
+        alive.append(Updater(device, "doors", router))
+        now = device.active("doors")
+        assert (now.version, now.trial, now.refused) == ("1.1", 2, ())
+        for updater in alive:
+            updater.close()
+        Updater(device, "doors", router).close()
+        now = device.active("doors")
+        assert (now.trial, dict(now.refused)) == (3, {"1.2": "the process ended while it was tried"})
+
+
+def test_a_version_before_that_is_gone(publisher, device):
+    """There is nothing to go back to: the one on trial stays, and the program starts."""
+    publisher.publish("1.1", SECOND)
+    device.pull("doors")
+    device.activate("doors", "1.1", trial=3)
+    device.remove("doors", "1.0")
+    with Router(device.path("doors")) as router:
+        Updater(device, "doors", router).close()
+        assert router.infer(X).value == "c"
+    assert device.active("doors").trial == 0
 
 
 def test_an_alarm_of_the_audits_rolls_it_back(publisher, device):

@@ -7,7 +7,7 @@ import pytest
 from both import Tasks, Threads, nothing_left
 from test_device import Device, now_it_reads
 
-from edgeroute import PolicyError, Reading, Router, Rule, Variants
+from edgeroute import Ensemble, PolicyError, Reading, Router, Rule, Variants
 from edgeroute.replay import replay
 from edgeroute.settings import load
 
@@ -110,6 +110,23 @@ def test_groups_that_cannot_be(given, says):
     """They are refused when they are made."""
     with pytest.raises(PolicyError, match=says):
         given()
+
+
+class Remembers:
+    """Keeps a state, which no card tells."""
+
+    name, stateful = "remembers", True
+
+    def run(self, inputs, cancel=None):
+        """Says cat."""
+        return [("cat", 0.9) for _ in inputs]
+
+
+def test_a_model_that_keeps_a_state_is_no_variant():
+    """Whichever way it says so: it would miss the inputs that its neighbour gets."""
+    for one in (Remembers(), Ensemble([Remembers(), fp32])):
+        with pytest.raises(PolicyError, match="keeps a state from call to call, so it cannot be one of several variants"):
+            Router(Variants(a=one, b=fp32), cloud, threshold=0.5)
 
 
 POLICY = """

@@ -220,14 +220,13 @@ class Installed:
 
     def status(self) -> tuple[ModelStatus, ...]:
         """The models of this device, as far as is known without asking the catalog."""
-        return tuple(map(self._status, sorted({*self.store.names(), *(entry.name for entry in self.entries())})))
+        published = self.entries()  # once: it may have thousands
+        usable = {entry.name: entry.version for entry in published if fits(entry.requires, own_version())}  # the last of each
+        known = {entry.name for entry in published}
+        return tuple(self._status(name, usable.get(name, "")) for name in sorted({*self.store.names(), *known}))
 
-    def _status(self, name: str) -> ModelStatus:
-        problems, newest, now = list[str](), "", None
-        try:
-            newest = self.entry(name).version
-        except CatalogError:  # no list yet, or none of it that runs here
-            newest = ""
+    def _status(self, name: str, newest: str) -> ModelStatus:
+        problems, now = list[str](), None
         try:
             now = self.store.pointer(name)
             if now is not None:

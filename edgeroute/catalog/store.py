@@ -185,7 +185,7 @@ def pointer(path: Path) -> Pointer | None:
         return None
     except OSError as e:
         raise StoreError(f"{path} cannot be read: {e.strerror}") from e
-    except (CatalogError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (CatalogError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
         raise CatalogError(f"{path} does not name a version: edgeroute models activate {path.stem} --version VERSION") from e
 
 

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from weakref import finalize
 
 from edgeroute.catalog.active import trying
 from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.download import Progress
 from edgeroute.catalog.store import Pointer
 from edgeroute.edge.members import member
-from edgeroute.errors import EdgerouteError, PolicyError, StoreError, check_number
+from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, check_number
+from edgeroute.stores.locks import ProcessLock
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +97,13 @@ class Updater:
         self._index()
         self._base = self._counted()
         self._usual = 0.0
-        self._begin()
+        lock = ProcessLock(catalog.store.folder / f"{name}.trial.lock")
+        self._leave = finalize(self, lock.leave)
+        try:
+            if lock.take():  # else another one is alive, and has not ended with it
+                self._begin()
+        except (OSError, StoreError) as e:  # a full disk, say
+            log.warning("%s: how often the process ended with it is not known: %s", name, e)
 
     def _index(self) -> int:
         """Which of the router's targets it is."""
@@ -152,6 +160,7 @@ class Updater:
             with trying(self.catalog.path(self.name), entry.version):
                 self.router.reload()
         except EdgerouteError as e:
+            self._check_reloads()
             self.catalog.refuse(self.name, entry.version, str(e))
             return Step("refused", f"{self.name} stays at {now.version}: {e}", entry.version)
         try:
@@ -161,6 +170,14 @@ class Updater:
             raise
         self._usual, self._base = before[1] / max(1, before[0]), self._counted()
         return Step("updated", f"{self.name} {entry.version} is active, on trial for {self._runs:,} runs", entry.version)
+
+    def _check_reloads(self) -> None:
+        """Raises what fails without the new version as well, such as a policy file: it is not this version's fault."""
+        try:
+            self.router.reload()
+        except EdgerouteError:
+            self.catalog.mark(self.name, tried="")
+            raise
 
     def look(self) -> Step:
         """Looks at a version on trial once: it is confirmed after enough runs, or rolled back. Also follows what others activate.
@@ -193,7 +210,12 @@ class Updater:
         return Step("confirmed", f"{self.name} {now.version} is confirmed: {failed} of {started} runs failed", now.version)
 
     def _roll_back(self, now: Pointer, why: str) -> Step:
-        made = self.catalog.rollback(self.name, why=why)
+        try:
+            made = self.catalog.rollback(self.name, why=why)
+        except (CatalogError, ModelMissing) as e:  # damaged, or removed: this one is better than none
+            self.catalog.mark(self.name, trial=0)
+            log.warning("%s %s stays, although %s: %s", self.name, now.version, why, e)
+            return Step("nothing", f"{self.name} {now.version} stays, although {why}: {e}", now.version)
         self.router.reload()
         return Step("rolled_back", f"{self.name} is back at {made.version}: {why}", now.version)
 
@@ -237,6 +259,7 @@ class Updater:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
+        self._leave()
 
     def __enter__(self) -> Self:
         self.start()

@@ -9,6 +9,8 @@ FADING: Final = 0.99
 """Weight of a reading, relative to the next one's: the last hundred or so count."""
 ENOUGH: Final = 20
 """Readings below which nothing is said."""
+MOST_W: Final = 1e6
+"""A reading further from 0 than this, or NaN, is a fault of the sensor: one alone would stay in the sums."""
 CERTAIN: Final = 3.0
 """The fitted power is told once it is so many standard errors above 0."""
 
@@ -28,6 +30,8 @@ class PowerFit:
 
     def add(self, power_w: float, busy: float) -> None:
         """Adds a reading of the power, watts, and the seconds of runs for each second since the one before."""
+        if not -MOST_W < power_w < MOST_W:
+            return
         self.readings += 1
         self._weight = FADING * self._weight + 1.0
         self._u = FADING * self._u + busy

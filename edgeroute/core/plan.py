@@ -32,7 +32,8 @@ class Leg(NamedTuple):
     standby: bool
     """Standby for failures: its answer is stored until every other leg has ended, or until the deadline."""
     start_by_s: float
-    """Latest start of a standby, seconds from the beginning; inf: only once every other leg has ended."""
+    """Latest start of a standby, or of an edge that is not in memory, seconds from the beginning; inf: only once every other leg
+    has ended."""
     label: str
     thresholds: Mapping[str, float]
     """Per-class thresholds: an answer's `str()` -> its threshold."""
@@ -136,6 +137,7 @@ def plan(
         late = {}
     steps += [f"{why}, so it is asked last" for why in late.values()]
     order = [*(i for i in order if i not in late), *late]
+    only_late = next(iter(late)) if late and all(i in late for i in order if targets[i].side == "edge") else None
     spare: list[int] = []
     skipped: tuple[str, ...] = ()
     free = [i for i in order if targets[i].name not in facts.busy]
@@ -157,8 +159,11 @@ def plan(
     legs: list[Leg] = []
     for position, i in enumerate(order):
         target = targets[i]
-        standby = i not in late and (i in spare or (first_away and target.side == "edge"))
+        standby = (i not in late and i in spare) or (first_away and target.side == "edge" and (i not in late or deadline_s < INF))
         first_standby = standby and not any(leg.standby for leg in legs)
+        start_by_s = _start_by_s(hedge_s, facts.reserves.get(target.name, INF), deadline_s) if first_standby else INF
+        if i in late:  # and not at the first sign: that would load it
+            start_by_s = _late_by_s(facts.reserves.get(target.name, INF), deadline_s) if i == only_late else INF
         leg = Leg(
             name=target.name,
             permit=allowed if target.side == "cloud" else None,
@@ -168,7 +173,7 @@ def plan(
             accept_unsure=policy.no_confidence == "accept",
             hedge_after_s=hedge_s if position and not standby and i not in late else INF,
             standby=standby,
-            start_by_s=_start_by_s(hedge_s, facts.reserves.get(target.name, INF), deadline_s) if first_standby else INF,
+            start_by_s=start_by_s,
             label=target.label,
             thresholds=target.thresholds,
         )
@@ -267,6 +272,11 @@ def unheard(i: int, target: Target, policy: Policy) -> Leg:
 def _start_by_s(hedge_s: float, reserve_s: float, deadline_s: float) -> float:
     """Latest start of a standby edge that leaves it its time before the deadline, seconds; 0 while that is unknown."""
     return min(INF if deadline_s == INF else max(0.0, deadline_s - reserve_s), hedge_s)
+
+
+def _late_by_s(reserve_s: float, deadline_s: float) -> float:
+    """Latest start of an edge that is not in memory, seconds: half of the deadline is left to load it, or its time if more."""
+    return INF if deadline_s == INF else max(0.0, deadline_s - max(deadline_s / 2, reserve_s if reserve_s < INF else 0.0))
 
 
 def _step(leg: Leg, before: Leg | None) -> str:

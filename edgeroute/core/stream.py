@@ -190,10 +190,15 @@ def _ended(events: list[Event]) -> bool:
 
 
 def _reserve_s(plan: Plan, i: int) -> float:
-    """Time to leave the standby after this leg, seconds; half of the deadline where more is needed, or it is unknown."""
-    leg = next((leg for leg in plan.legs[i + 1 :] if leg.standby), None)
-    if leg is None or plan.legs[i].standby or plan.deadline_s == INF:
+    """Time to leave the standby after this leg, seconds; half of the deadline where more is needed, or it is unknown.
+
+    Likewise to an edge that is not in memory, which has to be loaded.
+    """
+    leg = next((leg for leg in plan.legs[i + 1 :] if leg.standby or leg.start_by_s < INF), None)
+    if leg is None or plan.legs[i].standby or plan.legs[i].start_by_s < INF or plan.deadline_s == INF:
         return 0.0
+    if not leg.standby:
+        return plan.deadline_s / 2
     return min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2)
 
 

@@ -197,7 +197,7 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
         provisional: emit each answer that is the best so far but not final.
         keep_late: at the deadline, let running clouds go on, rather than cancel them.
     """
-    legs, deadline = _at_once(plan.legs) if provisional else plan.legs, begun + plan.deadline_s
+    legs, deadline = _at_once(plan) if provisional else plan.legs, begun + plan.deadline_s
     pending = [*plan.order]
     running: list[int] = []  # `list[int]()` costs 0.1 us
     held: dict[int, Prediction] = {}
@@ -266,10 +266,15 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
     return Outcome(best, held[best], False, log, begun, now, held)
 
 
-def _at_once(legs: tuple[Leg, ...]) -> tuple[Leg, ...]:
-    """The legs, with the first standby started at the beginning: its answer is wanted as a provisional one."""
-    first = next((i for i, leg in enumerate(legs) if leg.standby), None)
-    return tuple(leg._replace(start_by_s=0.0) if i == first else leg for i, leg in enumerate(legs))
+def _at_once(plan: Plan) -> tuple[Leg, ...]:
+    """The legs, with the first standby started at the beginning: its answer is wanted as a provisional one.
+
+    Not one that is not in memory.
+    """
+    freed = any(rule.then == "unload" for rule in plan.rules)
+    ready = (i for i, leg in enumerate(plan.legs) if leg.standby and not freed and leg.name not in plan.facts.loading)
+    first = next(ready, None)
+    return tuple(leg._replace(start_by_s=0.0) if i == first else leg for i, leg in enumerate(plan.legs))
 
 
 def _next(
@@ -281,7 +286,7 @@ def _next(
         return first, begun
     if not legs[first].standby and all(legs[i].standby for i in running):
         return first, begun
-    choices = [(begun + legs[i].start_by_s, i) for i in pending if legs[i].standby]
+    choices = [(begun + legs[i].start_by_s, i) for i in pending if legs[i].standby or legs[i].start_by_s < INF]
     if not legs[first].standby:
         choices.append((started + legs[first].hedge_after_s, first))
     at, i = min(choices)

@@ -186,7 +186,7 @@ class EdgeBackend(AbandonedRuns):
 
     def describe(self) -> str:
         """Status line for `check`: the model, whether it needs a session, what runs where; version, downgrade, and warm-up."""
-        session = f", but only in a session, since it {IN_SESSION}" if _keeps_state(self.model) else ""
+        session = f", but only in a session, since it {IN_SESSION}" if keeps_state(self.model) else ""
         where = f", {placement}" if (placement := member(self.model, "placement")) else ""
         more = [str(one) for one in (member(self.model, "release"), member(self.model, "downgraded"), self.warmth) if one]
         return f"{self.where} is ready{session}{where}" + (f" ({'; '.join(more)})" if more else "")
@@ -199,6 +199,12 @@ class EdgeBackend(AbandonedRuns):
         """As `fingerprint`, with how the outputs are decoded."""
         reader = self.reader
         return repr((self.fingerprint(of), reader.labels, reader.kind, reader.none_found))
+
+    def after_fork(self) -> None:
+        """A child has none of its parent's runs, nor the thread that loads the model: it loads it anew."""
+        super().after_fork()
+        if self.loading:
+            self.unloaded, self.loading = True, False
 
     def unload(self) -> None:
         """Frees the model as `close` does, until `load`; a run that is asked for all the same loads it."""
@@ -220,9 +226,9 @@ class EdgeBackend(AbandonedRuns):
             self._close()
 
 
-def _keeps_state(model: EdgeModel) -> bool:
+def keeps_state(model: EdgeModel) -> bool:
     """Whether it, its card, or a model that it consists of, has a state."""
     card = member(model, "card")
     return bool(member(model, "stateful") or getattr(card, "state", ())) or (
-        isinstance(model, Ensemble) and any(map(_keeps_state, model.models))
+        isinstance(model, Ensemble) and any(map(keeps_state, model.models))
     )

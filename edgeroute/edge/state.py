@@ -21,10 +21,12 @@ class Turn:
 
     Args:
         states: model -> its state before the call; a model that has none yet begins.
+        stream: id of the session; empty: it is of this one call.
     """
 
-    def __init__(self, states: Mapping[object, Any]) -> None:
+    def __init__(self, states: Mapping[object, Any], stream: str = "") -> None:
         self.states: dict[object, Any] = dict(states)
+        self.stream = stream
 
 
 TURN: ContextVar[Turn | None] = ContextVar("edgeroute_turn", default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.errors import PolicyError, check_number
@@ -54,6 +55,8 @@ def checked(ab: AB) -> None:
     for name in ("more_errors", "more_deferred", "more_differs"):
         check_number(f"ab: {name}", getattr(ab, name), most=1)
     check_number("ab: alpha", ab.alpha, most=1, above=True)
+    if iscoroutinefunction(ab.by):
+        raise PolicyError("ab: by is a function of the input that returns its key, and this one is async: make it a plain def")
     if ab.by is not None and (ab.device is not None or not callable(ab.by)):
         raise PolicyError(
             "ab: by is a function of the input, which says what stays in one arm, and device is not given beside it"

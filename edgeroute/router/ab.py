@@ -14,6 +14,7 @@ from edgeroute.core.arms import ArmTest
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Outcome
+from edgeroute.edge.state import TURN
 from edgeroute.observe.stats import ArmStats, Part
 from edgeroute.record.ab import AB, B
 from edgeroute.system import contained, renew_after_fork
@@ -97,17 +98,22 @@ class Arms:
         digest = sha256(f"{self.ab.salt}\0{key}".encode("utf-8", "surrogatepass")).digest()
         return int.from_bytes(digest[:8], "big") < self._below
 
+    def _is_b_by(self, x: Any) -> bool:
+        assert self.ab.by is not None, "it was asked for"
+        return self._is_b(self.ab.by(x))
+
     def choose(self, snapshot: Snapshot, identity: str, x: Any) -> Snapshot:
-        """The policy for a request: that with A's model, or with B's."""
+        """The policy for a request: that with A's model, or with B's. A session is in one arm: its model needs all inputs."""
         other = snapshot.other
         if other is None or self.stopped:
             return snapshot
         if self._fixed is not None:
             return other if self._fixed else snapshot
         if self.ab.by is None:
-            return other if self._is_b(identity) else snapshot
+            turn = TURN.get()
+            return other if self._is_b(identity if turn is None else turn.stream or identity) else snapshot
         try:
-            return other if self._is_b(contained(self.ab.by, x)) else snapshot
+            return other if contained(self._is_b_by, x) else snapshot
         except Exception:
             if not self._failed:
                 self._failed = True

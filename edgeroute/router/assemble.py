@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
 """Thread limits: for legs on the device; for calls of a cloud, which may hang; for disks, sensors and late replies."""
+
+FIRST_S = 5.0
+"""Longest wait of a new router for the first reading of the application's own sensors, seconds."""
 
 
 def assemble(
@@ -107,7 +111,7 @@ def assemble(
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
     observer.use(engine.snapshot.policy, engine.snapshot.targets)
     if engine.snapshot.policy.all_rules():
-        engine.sensing.read()
+        _first_reading(engine, sensors)
         for line in observer.lacking(()):
             log.warning("%s", line)
     if engine.checkpoint is not None:
@@ -120,6 +124,29 @@ def assemble(
     if engine.queue is not None:
         engine.queue.start()
     return engine
+
+
+def _first_reading(engine: Engine, sensors: Any) -> None:
+    """Reads the sensors; a function of the application, which may hang, in a thread that is waited for no longer than that."""
+    done, late = threading.Event(), threading.Event()
+
+    def read() -> None:
+        try:
+            engine.sensing.read()
+        finally:
+            done.set()
+        if late.is_set():
+            SAMPLER.add(engine)
+
+    if sensors is None:
+        read()
+        return
+    try:
+        threading.Thread(target=read, name="edgeroute-sensors", daemon=True).start()
+    except RuntimeError:  # no more threads
+        read()
+    if not done.wait(FIRST_S):
+        late.set()
 
 
 def guard(engine: Engine, backend: CloudBackend) -> Guard:

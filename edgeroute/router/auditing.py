@@ -124,7 +124,7 @@ def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
 
 
 def _compared(engine: Engine, name: str, *, agrees: bool) -> None:
-    if engine.arms is not None:
+    if engine.arms is not None and engine.snapshot.other is not None:
         engine.arms.compared(name, agrees=agrees)
 
 

@@ -57,6 +57,7 @@ AGES_S = 60.0
 """Minimum interval between checks of certificates' age, seconds."""
 CLOSE_S = 1.0
 """Maximum time that closing waits for audits under way, seconds."""
+CLOSED = "this router is closed"
 PLAIN = (None, None, None)
 """Key of the plan for calls that override nothing."""
 MOST_PLANS = 1000
@@ -124,28 +125,28 @@ class Engine:
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
-        importance: float = 0.0, shows: Shows = "", first_token: float | None = None,
+        importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
     ) -> Request:  # fmt: skip
-        """Observes and plans: makes one request, beginning now.
+        """Observes and plans: makes one request, beginning now. `like`: the id of another one, in whose arm it is.
 
         Raises:
             Closed, PolicyError, MayNotLeave: there is no plan for it.
             BadInput: it can be read only once.
         """
         if self.closed:
-            raise Closed("this router is closed")
+            raise Closed(CLOSED)
         if type(x) not in AGAIN and once(x):
             raise refused(x)
+        begun, observer = monotonic(), self.observer
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         if self.arms is not None:
-            snapshot = self.arms.choose(snapshot, identity, x)
+            snapshot = self.arms.choose(snapshot, like or identity, x)
         if deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)
         else:
             made = kept(snapshot, mode, deadline, data_class)
         if made is None:
             made = self._plan(snapshot, mode, deadline, data_class)
-        begun, observer = monotonic(), self.observer
         if begun >= observer.reads_at:
             SAMPLER.read(self)
         first_s = INF if shows != "pieces" else first_piece_s(snapshot.policy.first_token_s, first_token)
@@ -167,7 +168,7 @@ class Engine:
         """
         if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
             raise Held(f"nothing leaves by itself: {why}")
-        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class)
+        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=request.batch or request.id)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
@@ -202,7 +203,7 @@ class Engine:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
         if self.counts.record(request.plan, outcome, bool(request.batch)):
             self.observe()
-        if self.arms is not None:
+        if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
         if drawn is not None and self.auditor is not None:
             self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
@@ -273,8 +274,11 @@ class Engine:
 
         Raises:
             PolicyError: it is invalid; the old one stays.
+            Closed: the router is closed, also meanwhile.
         """
         with self._replacing:  # and not the other one, which calls wait for: this may take long
+            if self.closed:
+                raise Closed(CLOSED)
             old = self.snapshot
             made = build(old)
             RULES[made.policy.offline].check(self)
@@ -296,6 +300,10 @@ class Engine:
         for backend in made_of(old).values():
             if backend not in kept and getattr(backend, "model", backend) not in models:
                 quietly(backend.close, "dropping a target that the policy has no more")
+        if self.closed:
+            for backend in kept:
+                quietly(backend.close, "closing a router")
+            raise Closed(CLOSED)
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Registers a function for late answers."""

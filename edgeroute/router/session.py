@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager
 from types import TracebackType
@@ -58,6 +59,7 @@ class States:
 
     def __init__(self) -> None:
         self._states: dict[object, Any] = {}
+        self._id = os.urandom(8).hex()
         self.closed = False
         self.after_fork()
         renew_after_fork(self)
@@ -82,7 +84,7 @@ class States:
         """
         if self.closed:
             raise Closed("this session is closed")
-        turn = Turn(self._states)
+        turn = Turn(self._states, self._id)
         try:
             if self._running.setdefault(None, turn) is not turn:  # atomic, and Ctrl-C leaves nothing behind
                 raise _busy()

@@ -20,7 +20,7 @@ from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF, Mode, Policy, Target, Uncalibrated
 from edgeroute.core.rules import Rule
-from edgeroute.edge.backend import EdgeBackend
+from edgeroute.edge.backend import EdgeBackend, keeps_state
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, stamps
 from edgeroute.edge.variants import Variants
@@ -120,7 +120,8 @@ def build(
     models = [load(given) for given in edges]
     own_thresholds = [released(model) for model in models] if threshold is None else []
     needed = bool(clouds) and policy.mode == "prefer_edge"
-    thresholds = own_thresholds if any(own_thresholds) else checked_thresholds(threshold, len(edges), needed=needed)
+    certified = any(own_thresholds) and not (needed and None in own_thresholds)  # else the others' answers would all be accepted
+    thresholds = own_thresholds if certified else checked_thresholds(threshold, len(edges), needed=needed)
     known = {} if old is None else made_of(old)
     views = dict(views or {})
     own_view = views.pop((CANDIDATE, 0), None)
@@ -142,7 +143,7 @@ def build(
         group, variant = groups[i]
         name = f"{group} {variant}" if group else arm or _name("edge", model.name, i, len(edges), targets)
         target = Target(name, "edge", group=group)
-        if group and (card := member(model, "card")) is not None and card.state:
+        if group and keeps_state(model):
             raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
         if isinstance(limit, float | None):
             target = target._replace(threshold=limit)

@@ -56,7 +56,7 @@ class AsyncWarming(EngineOwner):
             if progress is not None:
                 progress(i, len(models), name)
             if backend.run_async is not None:
-                found.append(await _awaited(name, backend, samples))
+                found.append(await _awaited(name, backend, _viewed(self.engine.snapshot, samples, backend)))
             else:
                 call = partial(warmed, name, backend, _viewed(self.engine.snapshot, samples, backend))
                 found.append(await in_edge_thread(self.engine.edge_threads, call))
@@ -67,7 +67,7 @@ class AsyncWarming(EngineOwner):
 
 def _viewed(snapshot: Snapshot, samples: Sequence[Any], backend: EdgeBackend) -> Sequence[Any]:
     """What that model takes of each sample."""
-    for one in (snapshot, snapshot.candidate):
+    for one in (snapshot, snapshot.candidate, snapshot.other):
         if one is not None and backend in one.backends:
             i = one.backends.index(backend)
             return [one.views.of(one.targets[i], i, x) for x in samples]

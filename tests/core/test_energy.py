@@ -47,6 +47,17 @@ def test_older_readings_fade():
     assert fit.extra_w == pytest.approx(2.0, rel=0.05)
 
 
+@pytest.mark.parametrize("power_w", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_a_reading_that_is_none_is_left_out(power_w):
+    """One of them would stay in the sums for good."""
+    rng, fit = random.Random(1), PowerFit()
+    fit.add(power_w, 0.5)
+    for _ in range(100):
+        share = rng.random()
+        fit.add(3.0 + 2.0 * share, share)
+    assert fit.extra_w == pytest.approx(2.0)
+
+
 def test_the_break_even():
     """Deferred is less than 1 - edge / cloud."""
     assert break_even(1.0, 4.0) == 0.75

@@ -14,6 +14,7 @@ from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Saver, Target
 from edgeroute.core.readings import Reading
 from edgeroute.core.rules import OF, Rule, Standing, in_force, problem, step
+from edgeroute.core.stream import walk_stream
 from edgeroute.core.walk import Done, Failed, Prediction, walk
 from edgeroute.router.drivers import virtual
 
@@ -261,12 +262,15 @@ def test_the_smallest_model_alone():
 
 
 def test_models_that_were_freed_are_asked_last():
-    """After every cloud, which ends the wait for them; not on standby, which would load them before the deadline."""
+    """After every cloud, and the first one at half of the deadline, which leaves time to load it."""
     for policy in ({}, {"mode": "prefer_cloud"}, {"hedge_after": 0.1}):
-        found = made([TIGHT], deadline_s=1.0, **policy)
-        assert names(found)[0] == "cloud"
-        assert {*names(found)[1:]} == {"small", "large"}
-        assert not any(leg.standby or leg.final or leg.hedge_after_s < INF or leg.start_by_s < INF for leg in found.legs[1:])
+        for deadline_s in (1.0, INF):
+            found = made([TIGHT], deadline_s=deadline_s, **policy)
+            assert names(found)[0] == "cloud"
+            assert {*names(found)[1:]} == {"small", "large"}
+            assert not any(leg.final or leg.hedge_after_s < INF for leg in found.legs[1:])
+            assert [leg.start_by_s for leg in found.legs] == [INF, deadline_s / 2, INF]
+            assert found.legs[1].standby == ("mode" in policy and deadline_s < INF)
         assert "free memory below 10%: small is unloaded, so it is asked last" in said(found)
     assert made([TIGHT], mode="only_cloud").legs[-1].final
 
@@ -293,6 +297,25 @@ def test_a_freed_model_runs_once_every_cloud_has_failed():
         outcome, _ = virtual.drive(walk(found, 0.0), answered)
         assert (outcome.leg, outcome.accepted) == (1, accepted)
         assert explain.reason(found, outcome).endswith("; free memory below 10%: unload")
+
+
+@pytest.mark.parametrize("mode", ["prefer_edge", "prefer_cloud"])
+@pytest.mark.parametrize("among", [{"rules": [TIGHT]}, {"loading": ["small"]}])
+@pytest.mark.parametrize("clouds", [1, 2])
+def test_a_cloud_that_hangs_does_not_cost_the_answer_of_a_freed_model(mode, among, clouds):
+    """The deadline is not waited for; in streams, neither. A provisional answer is not worth loading it."""
+    more = (CLOUD._replace(name="far"),) if clouds > 1 else ()
+    found = made(targets=(SMALL, CLOUD, *more), deadline_s=1.0, mode=mode, **among)
+
+    def answered(start, now):
+        return [Done(start.leg, Prediction("edge", 0.9, None), now + 0.2)] if found.legs[start.leg].name == "small" else []
+
+    for walked in (walk(found, 0.0), walk_stream(found, 0.0), walk(found, 0.0, True)):
+        outcome, _ = virtual.drive(walked, answered)
+        assert outcome.prediction.value == "edge"
+        assert next(mark.at for mark in outcome.log if mark.kind == "start" and mark.leg == outcome.leg) >= 0.5
+    reserved = made(targets=(SMALL, CLOUD), deadline_s=1.0, mode=mode, **{"among": {"reserves": {"small": 0.7}}, **among})
+    assert reserved.legs[1].start_by_s == pytest.approx(0.3)
 
 
 def test_a_model_that_is_being_loaded_is_asked_last():
