@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import traceback
 
 import pytest
 from both import LONG
@@ -295,6 +296,33 @@ def test_the_key_is_sent_and_never_told(monkeypatch):
         with pytest.raises(PolicyError, match="LOCAL_KEY"):
             made.run_one("hi")
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        http_reply(b'{"error": {"message": "bad key s3cret-key"}}', status=500),
+        http_reply(b'{"data": [{"id": "s3cret-key"}]}'),
+        b"Bearer s3cret-key\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nBearer s3cret-key\r\n\r\n",
+    ],
+)
+def test_a_key_with_a_line_break_is_never_told_either(monkeypatch, reply):
+    """As a file ends with: it is sent without, so a server quotes it without. Nor where its reply is no HTTP, or a list of models."""
+    monkeypatch.setenv("LOCAL_KEY", "s3cret-key\n")
+    with CannedServer(reply, close=True) as server:
+        made = LocalServer(f"http://127.0.0.1:{server.port}", key_env="LOCAL_KEY", model="m")
+        for ask in (made.load, lambda: made.run_one("hi")):
+            with pytest.raises(ModelError) as found:
+                ask()
+            assert "s3cret" not in "".join(traceback.format_exception(found.value))
+
+
+@pytest.mark.parametrize("url", ["http://l\u00f6calhost:1", "http://127\u30020\u30020\u30021:1", "unix:/\ud800"])
+def test_addresses_that_cannot_be_written(url):
+    """Are refused when they are given."""
+    with pytest.raises(PolicyError, match="address"):
+        LocalServer(url)
 
 
 def test_a_server_that_never_answers():
