@@ -333,6 +333,49 @@ def test_settings_that_cannot_be(tiny, wrong, said):
         LlamaModel(tiny, **wrong)
 
 
+NESTED = "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000
+FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"grammar": NESTED}, "parentheses"),
+        ({"grammar": 'root ::= "a"', "grammar_lazy": True, "grammar_triggers": [{"type": 99, "value": "x"}]}, "grammar_lazy"),
+        ({"response_format": FORM}, "takes a grammar"),
+    ],
+)
+def test_requests_that_would_end_the_process_or_be_passed_over(tmp_path, tiny, more, said):
+    """A deep grammar overflows the stack of llama.cpp's parser, and a trigger of no known type aborts; in a process of its own."""
+    body = f"""
+from edgeroute import BadInput, LlamaModel
+model = LlamaModel({str(tiny)!r}, max_tokens=1)
+try:
+    print(model.run_one({ {"prompt": "a", **more}!r}))
+except BadInput as e:
+    print("refused", e)
+"""
+    script = tmp_path / "script.py"
+    script.write_text(body)
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=LONG, check=False)
+    assert (ended.returncode, ended.stdout[:7]) == (0, "refused"), ended
+    assert said in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"grammar": NESTED}, "parentheses"),
+        ({"response_format": FORM, "chat": False}, "of chats"),
+        ({"stop": ["x", ""]}, "empty"),
+    ],
+)
+def test_forms_that_cannot_be(tiny, wrong, said):
+    """Of what would be passed over, or end the process."""
+    with pytest.raises(PolicyError, match=said):
+        LlamaModel(tiny, **wrong)
+
+
 def test_files_that_are_no_model(tmp_path, tiny):
     """Each with what is wrong, and what to do."""
     data = tiny.read_bytes()

@@ -29,7 +29,9 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
     weights = external_data(path)
     written = [found, found.with_suffix(".json"), *([found.with_name(f"{found.name}.data")] if weights else [])]
     if taken := {one.resolve() for one in weights} & {one.resolve() for one in written}:
-        raise PolicyError(f"{found} would replace {min(taken).name}, which has weights of the original: give another name by --out")
+        raise PolicyError(
+            f"{found} would replace {min(taken).name}, which has weights of the original: give another name by --out"
+        )
     for one in written:
         if one.exists() and not overwrite:
             raise PolicyError(f"{one} is there already: give another name by --out, or --force")

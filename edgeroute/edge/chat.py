@@ -68,6 +68,8 @@ class Chat:
             raise PolicyError(f"request= may not have {', '.join(taken)}: edgeroute sets that")
         self.is_chat, self.system, self.rule = chat, system, confidence
         stops = [stop] if isinstance(stop, str) else [*stop]
+        if "" in stops:
+            raise PolicyError("stop= has an empty text, at which each answer would end before it begins")
         self.options: dict[str, Any] = {
             "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
             **({"stop": stops} if stops else {}),
