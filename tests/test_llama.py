@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -419,6 +420,31 @@ def test_damaged_headers(tiny, tmp_path):
         path.write_bytes(changed)
         with suppress(ModelError):
             gguf.read(path)
+
+
+@pytest.mark.parametrize(("texts", "size", "said"), [(1 << 24, 1 << 27, "16,777,216 texts"), (0, (1 << 28) + 1, "more than")])
+def test_a_header_that_takes_long(tmp_path, texts, size, said):
+    """Of a file that is nothing but zeros, and takes no place on the disk: a vocabulary of empty texts, or of no end."""
+    path = tmp_path / "zeros.gguf"
+    kind, count = (8, texts) if texts else (0, size)  # texts, or bytes
+    path.write_bytes(struct.pack("<4sIQQQcIIQ", b"GGUF", 3, 1, 2, 1, b"a", 9, kind, count))
+    with path.open("r+b") as file:
+        file.truncate(size + 200)
+    with pytest.raises(ModelError, match=said):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("block_count", 0), ("block_count", 513), ("block_count", 1 << 31), ("context_length", 0)]
+)
+def test_numbers_of_a_header_that_would_end_the_process(tmp_path, tiny, key, value):
+    """llama.cpp aborts where it has none, or too many; they are read before it sees the file."""
+    data, name = tiny.read_bytes(), f"llama.{key}".encode()
+    at = data.index(name) + len(name) + 4
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(data[:at] + struct.pack("<I", value) + data[at + 4 :])
+    with pytest.raises(ModelError, match=key):
+        LlamaModel(path).load()
 
 
 def test_a_policy_has_its_arguments(tmp_path, tiny):
