@@ -634,6 +634,14 @@ def test_parts_that_are_read_again_and_again(what):
         contents(data)
 
 
+def test_a_model_without_inputs(make):
+    """Loads, and gives what it says; an input for it is the caller's mistake."""
+    model = make(models.without_inputs)
+    np.testing.assert_array_equal(model.run_feed({}), [[-1, -2]])
+    with pytest.raises(BadInput):
+        model.run_one(X)
+
+
 def test_a_card_of_another_model(make):
     """By its sha256, or by what it says of the inputs."""
     with pytest.raises(ModelError, match="is not the expected model: its sha256 is"):

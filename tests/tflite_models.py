@@ -222,6 +222,15 @@ def custom(path: Path, name: str = "edgetpu-custom-op") -> Path:
     return g.save(path)
 
 
+def without_inputs(path: Path) -> Path:
+    """y = -[1, 2], of no input."""
+    g = Graph()
+    y = g.tensor("y", [1, 2])
+    g.operator("NEG", [g.constant("c", [[1.0, 2.0]])], [y])
+    g.at.outputs = [y]
+    return g.save(path)
+
+
 def huge(path: Path) -> Path:
     """A few bytes that describe tensors of 8 TB each."""
     g = Graph()
