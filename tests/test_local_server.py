@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -346,3 +347,27 @@ def test_a_server_that_never_answers():
         assert done
         with pytest.raises(ModelError, match=r"did not answer within 0\.05 s"):
             LocalServer(f"http://127.0.0.1:{server.port}", timeout_s=0.05).run_one("hi")
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"])
+def test_a_head_that_never_ends(begin):
+    """A byte now and then, of a header or of a chunk's extension, is no answer: the time is over when it is over."""
+    left = threading.Event()
+
+    def drip():
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.recv(1 << 16)
+            peer.sendall(begin)
+            for _ in range(int(LONG / 0.02)):
+                peer.sendall(b"x")
+                if left.wait(0.02):
+                    break
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with pytest.raises(ModelError, match=r"did not answer within 0\.2 s"):
+            LocalServer(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2).run_one("hi")
+        left.set()
+        thread.join(LONG)

@@ -127,7 +127,7 @@ class Exchange:
 
     def __init__(self, local: Local, timeout_s: float, most: int, cancel: StopToken | None) -> None:
         self._local, self._until, self._timeout_s, self._most = local, monotonic() + timeout_s, timeout_s, most
-        self._cancel, self._backend = cancel, _Backend(local, cancel)
+        self._cancel, self._backend = cancel, _Backend(local, cancel, self._until)
         if cancel is not None:
             cancel.on_ask(self._backend.cut)
 
@@ -208,8 +208,8 @@ class Exchange:
 class _Backend(httpcore.NetworkBackend):
     """Connects to loopback, and shuts down from another thread."""
 
-    def __init__(self, local: Local, cancel: StopToken | None) -> None:
-        self._local, self._cancel = local, cancel
+    def __init__(self, local: Local, cancel: StopToken | None, until: float) -> None:
+        self._local, self._cancel, self._until = local, cancel, until
         self._socket: socket.socket | None = None
 
     def connect_tcp(
@@ -257,7 +257,7 @@ class _Backend(httpcore.NetworkBackend):
             if isinstance(e, OSError) and not isinstance(e, ModelError):
                 raise httpcore.ConnectError(str(e)) from e
             raise
-        return _Stream(sock)
+        return _Stream(sock, self._until)
 
     def cut(self) -> None:
         """Ends the exchange, from another thread."""
@@ -267,15 +267,18 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """The stream on that socket."""
+    """The stream on that socket, which is read until a time: what comes byte by byte does not begin it anew."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self._socket, self._until = sock, until
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What has come."""
+        left_s = self._until - monotonic()
+        if left_s <= 0:
+            raise httpcore.ReadTimeout
         try:
-            self._socket.settimeout(timeout)
+            self._socket.settimeout(left_s if timeout is None else min(timeout, left_s))
             return self._socket.recv(max_bytes)
         except TimeoutError as e:
             raise httpcore.ReadTimeout(str(e)) from e
