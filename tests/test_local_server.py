@@ -8,6 +8,7 @@ import socket
 import threading
 import traceback
 
+import numpy as np
 import pytest
 from both import LONG
 
@@ -371,3 +372,20 @@ def test_a_head_that_never_ends(begin):
             LocalServer(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2).run_one("hi")
         left.set()
         thread.join(LONG)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": np.array(["user", "tool"]), "content": "a"}, {"role": ["user"], "content": "a"},
+        {"role": "assistant", "tool_calls": np.zeros(2)}, {"role": "assistant", "tool_calls": "x"},
+    ],
+)  # fmt: skip
+def test_odd_messages_are_the_callers_fault(message):
+    """And are sent neither to the server nor to the cloud."""
+    sent = []
+    with CannedServer(GOOD) as server, Router(f"http://127.0.0.1:{server.port}", sent.append, threshold=0.99) as router:
+        for x in ([message], {"messages": [message]}):
+            with pytest.raises(BadInput):
+                router.infer(x, deadline=LONG)
+        assert not sent + server.requests
