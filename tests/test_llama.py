@@ -336,6 +336,10 @@ def test_settings_that_cannot_be(tiny, wrong, said):
 
 NESTED = "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000
 FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
+ENDLESS = {
+    "type": "json_schema",
+    "json_schema": {"schema": {"type": "array", "items": {"type": "string", "minLength": 5, "maxLength": 1}}},
+}
 
 
 @pytest.mark.parametrize(
@@ -344,6 +348,7 @@ FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
         ({"grammar": NESTED}, "parentheses"),
         ({"grammar": 'root ::= "a"', "grammar_lazy": True, "grammar_triggers": [{"type": 99, "value": "x"}]}, "grammar_lazy"),
         ({"response_format": FORM}, "takes a grammar"),
+        ({"messages": HI, "response_format": ENDLESS}, "minLength is 5, and maxLength 1"),
     ],
 )
 def test_requests_that_would_end_the_process_or_be_passed_over(tmp_path, tiny, more, said):
@@ -368,6 +373,7 @@ except BadInput as e:
     [
         ({"grammar": NESTED}, "parentheses"),
         ({"response_format": FORM, "chat": False}, "of chats"),
+        ({"response_format": ENDLESS}, "minLength is 5"),
         ({"stop": ["x", ""]}, "empty"),
     ],
 )

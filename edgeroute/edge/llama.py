@@ -99,6 +99,8 @@ class LlamaModel:
             check_number("gpu_layers", gpu_layers, whole=True)
         if grammar is not None and _nested(grammar):
             raise PolicyError(f"grammar= has more than {MOST_NESTED} parentheses within each other")
+        if said := _impossible(response_format):
+            raise PolicyError(f"response_format= {said}")
         if response_format is not None and not chat:
             raise PolicyError("response_format= is of chats: with chat=False an answer takes its form from grammar=")
         if runtime not in {"auto", *ENGINES}:
@@ -190,6 +192,8 @@ class LlamaModel:
                 raise BadInput(f"a request may not have {', '.join(taken)}: llama.cpp sets that")
             if isinstance(grammar := request.get("grammar"), str) and _nested(grammar):
                 raise BadInput(f"the grammar has more than {MOST_NESTED} parentheses within each other")
+            if "response_format" in x and (said := _impossible(x["response_format"])):
+                raise BadInput(f"response_format: {said}")
             if not chat and "response_format" in request:
                 raise BadInput("response_format is of chats: a request with a prompt takes a grammar in its place")
         return request, chat
@@ -281,6 +285,19 @@ def _nested(grammar: str) -> bool:
         if depth > MOST_NESTED:
             return True
     return False
+
+
+def _impossible(form: Any) -> str:
+    """Of which part of a schema the least is more than the most, which llama.cpp counts up to for ever; empty: of none."""
+    left = [form]
+    while left:
+        one = left.pop()
+        left += one.values() if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else ()
+        for what in ("Length", "Items") if isinstance(one, Mapping) else ():
+            least, most = one.get(f"min{what}"), one.get(f"max{what}")
+            if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+                return f"min{what} is {least}, and max{what} {most}"
+    return ""
 
 
 def _runtime(wanted: str) -> str:
