@@ -626,6 +626,22 @@ def test_a_damaged_model(make, runtime):
             pass
 
 
+@pytest.mark.parametrize("what", [{"tensors": 4000, "axes": 4000}, {"codes": 4000, "letters": 40_000}, {"axes": 100_000}])
+def test_parts_that_are_read_again_and_again(what):
+    """A small file whose offsets all lead to one large part is refused, before time and memory grow with their product."""
+    data = models.repeated(**what)
+    with pytest.raises(ValueError, match="damaged"):
+        contents(data)
+
+
+def test_a_model_without_inputs(make):
+    """Loads, and gives what it says; an input for it is the caller's mistake."""
+    model = make(models.without_inputs)
+    np.testing.assert_array_equal(model.run_feed({}), [[-1, -2]])
+    with pytest.raises(BadInput):
+        model.run_one(X)
+
+
 def test_a_card_of_another_model(make):
     """By its sha256, or by what it says of the inputs."""
     with pytest.raises(ModelError, match="is not the expected model: its sha256 is"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -332,6 +333,55 @@ def test_settings_that_cannot_be(tiny, wrong, said):
         LlamaModel(tiny, **wrong)
 
 
+NESTED = "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000
+FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
+ENDLESS = {
+    "type": "json_schema",
+    "json_schema": {"schema": {"type": "array", "items": {"type": "string", "minLength": 5, "maxLength": 1}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"grammar": NESTED}, "parentheses"),
+        ({"grammar": 'root ::= "a"', "grammar_lazy": True, "grammar_triggers": [{"type": 99, "value": "x"}]}, "grammar_lazy"),
+        ({"response_format": FORM}, "takes a grammar"),
+        ({"messages": HI, "response_format": ENDLESS}, "minLength is 5, and maxLength 1"),
+    ],
+)
+def test_requests_that_would_end_the_process_or_be_passed_over(tmp_path, tiny, more, said):
+    """A deep grammar overflows the stack of llama.cpp's parser, and a trigger of no known type aborts; in a process of its own."""
+    body = f"""
+from edgeroute import BadInput, LlamaModel
+model = LlamaModel({str(tiny)!r}, max_tokens=1)
+try:
+    print(model.run_one({ {"prompt": "a", **more}!r}))
+except BadInput as e:
+    print("refused", e)
+"""
+    script = tmp_path / "script.py"
+    script.write_text(body)
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=LONG, check=False)
+    assert (ended.returncode, ended.stdout[:7]) == (0, "refused"), ended
+    assert said in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"grammar": NESTED}, "parentheses"),
+        ({"response_format": FORM, "chat": False}, "of chats"),
+        ({"response_format": ENDLESS}, "minLength is 5"),
+        ({"stop": ["x", ""]}, "empty"),
+    ],
+)
+def test_forms_that_cannot_be(tiny, wrong, said):
+    """Of what would be passed over, or end the process."""
+    with pytest.raises(PolicyError, match=said):
+        LlamaModel(tiny, **wrong)
+
+
 def test_files_that_are_no_model(tmp_path, tiny):
     """Each with what is wrong, and what to do."""
     data = tiny.read_bytes()
@@ -375,6 +425,31 @@ def test_damaged_headers(tiny, tmp_path):
         path.write_bytes(changed)
         with suppress(ModelError):
             gguf.read(path)
+
+
+@pytest.mark.parametrize(("texts", "size", "said"), [(1 << 24, 1 << 27, "16,777,216 texts"), (0, (1 << 28) + 1, "more than")])
+def test_a_header_that_takes_long(tmp_path, texts, size, said):
+    """Of a file that is nothing but zeros, and takes no place on the disk: a vocabulary of empty texts, or of no end."""
+    path = tmp_path / "zeros.gguf"
+    kind, count = (8, texts) if texts else (0, size)  # texts, or bytes
+    path.write_bytes(struct.pack("<4sIQQQcIIQ", b"GGUF", 3, 1, 2, 1, b"a", 9, kind, count))
+    with path.open("r+b") as file:
+        file.truncate(size + 200)
+    with pytest.raises(ModelError, match=said):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("block_count", 0), ("block_count", 513), ("block_count", 1 << 31), ("context_length", 0)]
+)
+def test_numbers_of_a_header_that_would_end_the_process(tmp_path, tiny, key, value):
+    """llama.cpp aborts where it has none, or too many; they are read before it sees the file."""
+    data, name = tiny.read_bytes(), f"llama.{key}".encode()
+    at = data.index(name) + len(name) + 4
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(data[:at] + struct.pack("<I", value) + data[at + 4 :])
+    with pytest.raises(ModelError, match=key):
+        LlamaModel(path).load()
 
 
 def test_a_policy_has_its_arguments(tmp_path, tiny):

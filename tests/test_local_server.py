@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
+import traceback
 
+import numpy as np
 import pytest
 from both import LONG
 
@@ -297,6 +300,33 @@ def test_the_key_is_sent_and_never_told(monkeypatch):
         assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        http_reply(b'{"error": {"message": "bad key s3cret-key"}}', status=500),
+        http_reply(b'{"data": [{"id": "s3cret-key"}]}'),
+        b"Bearer s3cret-key\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nBearer s3cret-key\r\n\r\n",
+    ],
+)
+def test_a_key_with_a_line_break_is_never_told_either(monkeypatch, reply):
+    """As a file ends with: it is sent without, so a server quotes it without. Nor where its reply is no HTTP, or a list of models."""
+    monkeypatch.setenv("LOCAL_KEY", "s3cret-key\n")
+    with CannedServer(reply, close=True) as server:
+        made = LocalServer(f"http://127.0.0.1:{server.port}", key_env="LOCAL_KEY", model="m")
+        for ask in (made.load, lambda: made.run_one("hi")):
+            with pytest.raises(ModelError) as found:
+                ask()
+            assert "s3cret" not in "".join(traceback.format_exception(found.value))
+
+
+@pytest.mark.parametrize("url", ["http://l\u00f6calhost:1", "http://127\u30020\u30020\u30021:1", "unix:/\ud800"])
+def test_addresses_that_cannot_be_written(url):
+    """Are refused when they are given."""
+    with pytest.raises(PolicyError, match="address"):
+        LocalServer(url)
+
+
 def test_a_server_that_never_answers():
     """Is left at the deadline, and its connection shut down; without one at its own limit."""
     with CannedServer(None) as server:
@@ -318,3 +348,44 @@ def test_a_server_that_never_answers():
         assert done
         with pytest.raises(ModelError, match=r"did not answer within 0\.05 s"):
             LocalServer(f"http://127.0.0.1:{server.port}", timeout_s=0.05).run_one("hi")
+
+
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"])
+def test_a_head_that_never_ends(begin):
+    """A byte now and then, of a header or of a chunk's extension, is no answer: the time is over when it is over."""
+    left = threading.Event()
+
+    def drip():
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            peer.recv(1 << 16)
+            peer.sendall(begin)
+            for _ in range(int(LONG / 0.02)):
+                peer.sendall(b"x")
+                if left.wait(0.02):
+                    break
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with pytest.raises(ModelError, match=r"did not answer within 0\.2 s"):
+            LocalServer(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2).run_one("hi")
+        left.set()
+        thread.join(LONG)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": np.array(["user", "tool"]), "content": "a"}, {"role": ["user"], "content": "a"},
+        {"role": "assistant", "tool_calls": np.zeros(2)}, {"role": "assistant", "tool_calls": "x"},
+    ],
+)  # fmt: skip
+def test_odd_messages_are_the_callers_fault(message):
+    """And are sent neither to the server nor to the cloud."""
+    sent = []
+    with CannedServer(GOOD) as server, Router(f"http://127.0.0.1:{server.port}", sent.append, threshold=0.99) as router:
+        for x in ([message], {"messages": [message]}):
+            with pytest.raises(BadInput):
+                router.infer(x, deadline=LONG)
+        assert not sent + server.requests

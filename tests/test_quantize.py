@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from edgeroute import BadInput, ModelError, ModelMissing, OnnxModel, PolicyError, RuntimeMissing, StoreError, compress, models
 from edgeroute.cli.app import app
-from edgeroute.compress import graph, measure, writing
+from edgeroute.compress import graph, measure, prune, quantize, writing
 from edgeroute.edge import runtimes
 from edgeroute.edge.card import Card
 
@@ -436,6 +437,27 @@ def test_no_file_is_replaced_unasked(tmp_path, images):
     with pytest.raises(PolicyError, match=r"m.int8.json is there already"):
         compress.quantize(path, images)
     assert compress.quantize(path, images, overwrite=True, sensitivity=False).card.read_text() != "{}"
+
+
+@pytest.mark.parametrize("location", ["new.onnx.data", "new.onnx"])
+def test_weights_of_the_original_are_not_replaced(tmp_path, images, location):
+    """As of a model that was renamed after its export: the file beside it keeps the name that the new one's would get."""
+    path = cnn(tmp_path / "whole.onnx")
+    renamed = tmp_path / "old.onnx"
+    onnx.save(onnx.load(str(path)), str(renamed), save_as_external_data=True, location=location, size_threshold=0)
+    before = (tmp_path / location).read_bytes()
+    for make in (partial(quantize, sensitivity=False), partial(prune, sparsity=0.5)):
+        with pytest.raises(PolicyError, match="weights of the original"):
+            make(renamed, images[:20], out=tmp_path / "new.onnx", overwrite=True)
+    assert (tmp_path / location).read_bytes() == before
+
+
+@pytest.mark.parametrize("count", [5, 50])
+def test_one_label_for_each_example(tmp_path, images, count):
+    """Fewer or more are those of other examples."""
+    for make in (quantize, partial(prune, sparsity=0.5)):
+        with pytest.raises(BadInput, match=f"{count} labels for 20 examples"):
+            make(cnn(tmp_path / "a.onnx"), images[:20], [0] * count)
 
 
 def test_a_full_disk(tmp_path, images, monkeypatch):

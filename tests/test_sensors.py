@@ -210,6 +210,8 @@ def test_load_is_a_difference(tmp_path):
     assert at(175 + 30, 125 + 20, 40, 10) == 0.4
     assert at(10, 10) is None
     assert at(20, 10) == 1.0
+    plant(tmp_path, {"proc/stat": f"cpu  {'9' * 400} 0 0 1 0 0 0 0 0 0"})  # no float can hold it
+    assert sensors().cpu is None
     plant(tmp_path, {"proc/stat": "cpu garbage"})
     assert sensors().cpu is None
 

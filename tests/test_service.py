@@ -161,7 +161,11 @@ def test_an_app_of_ones_own(tmp_path):
         ({"NOTIFY_SOCKET": "{}", "WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}, True, None),
         ({"NOTIFY_SOCKET": "{}", "WATCHDOG_USEC": "x"}, True, None),
         ({"NOTIFY_SOCKET": "{}", "WATCHDOG_USEC": "1500000"}, True, 1.5),
+        ({"NOTIFY_SOCKET": "{}", "WATCHDOG_USEC": "0"}, True, None),
+        ({"NOTIFY_SOCKET": "{}", "WATCHDOG_USEC": "9" * 400}, True, None),
+        ({"NOTIFY_SOCKET": "{}", "WATCHDOG_USEC": "9" * 5000}, True, None),
         ({"NOTIFY_SOCKET": "vsock:2:1"}, False, None),
+        ({"NOTIFY_SOCKET": "@\ud800"}, False, None),
         ({"NOTIFY_SOCKET": "/gone/notify"}, False, None),
     ],
 )
@@ -171,7 +175,7 @@ def test_what_the_environment_says(tmp_path, environment, there, period):
     with contextlib.closing(manager.socket):
         with Notify({key: value.format(manager.name) for key, value in environment.items()}) as notify:
             assert (bool(notify), notify.watchdog_s) == (there, period)
-            notify.ready()
+            notify.ready("a model's name with \ud800 in it")
             notify.alive()
         notify.alive()
 

@@ -222,6 +222,15 @@ def custom(path: Path, name: str = "edgetpu-custom-op") -> Path:
     return g.save(path)
 
 
+def without_inputs(path: Path) -> Path:
+    """y = -[1, 2], of no input."""
+    g = Graph()
+    y = g.tensor("y", [1, 2])
+    g.operator("NEG", [g.constant("c", [[1.0, 2.0]])], [y])
+    g.at.outputs = [y]
+    return g.save(path)
+
+
 def huge(path: Path) -> Path:
     """A few bytes that describe tensors of 8 TB each."""
     g = Graph()
@@ -254,3 +263,26 @@ def halves(path: Path) -> Path:
     g.operator("RESHAPE", [x, shape], [y], options="ReshapeOptions", newShape=[2, -1])
     g.at.inputs, g.at.outputs = [x], [y]
     return g.save(path)
+
+
+def repeated(*, tensors: int = 1, axes: int = 1, codes: int = 1, letters: int = 1) -> bytes:
+    """A model that lists one tensor so many times, with so many axes, and one operator's name, of so many letters."""
+    builder = flatbuffers.Builder(1 << 16)
+
+    def table(fields: int, **offsets: int) -> int:
+        builder.StartObject(fields)
+        for field, offset in offsets.items():
+            builder.PrependUOffsetTRelativeSlot(int(field[1:]), offset, 0)
+        return int(builder.EndObject())
+
+    def vector(offset: int, times: int = 1) -> int:
+        builder.StartVector(4, times, 4)
+        for _ in range(times):
+            builder.PrependUOffsetTRelative(offset)
+        return int(builder.EndVector())
+
+    shape = builder.CreateNumpyVector(np.ones(axes, np.int32))
+    graph = table(5, _0=vector(table(8, _0=shape), tensors))
+    name = builder.CreateString("x" * letters)
+    builder.Finish(table(8, _1=vector(table(4, _1=name), codes), _2=vector(graph)), b"TFL3")
+    return bytes(builder.Output())

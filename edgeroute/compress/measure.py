@@ -44,9 +44,11 @@ def split(examples: Examples, used: int) -> tuple[Examples, Examples]:
     """So many by which a model is made, half of them at most, and the rest, by which it is measured; the same in each process.
 
     Raises:
-        BadInput: there are fewer than two.
+        BadInput: there are fewer than two, or there is not one label for each.
     """
     n = len(examples.inputs)
+    if examples.labels is not None and len(examples.labels) != n:
+        raise BadInput(f"there are {len(examples.labels)} labels for {n} examples: give one for each, or none")
     if n < 2:  # noqa: PLR2004 - one for each purpose
         raise BadInput(
             f"the data has {n} example{'' if n == 1 else 's'}: it takes some to make the model and others to measure it"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.edge.card import Card, sha256_of
+from edgeroute.edge.external import external_data
 from edgeroute.errors import PolicyError, StoreError
 
 
@@ -18,14 +19,20 @@ def target(path: Path, out: Path | None, word: str, *, overwrite: bool) -> Path:
     """Where the made model goes: beside the original, with a word in its name, unless it is said.
 
     Raises:
-        PolicyError: it is the original, has another suffix, or is there already.
+        PolicyError: it is the original or would replace its weights, has another suffix, or is there already.
     """
     found = out or path.with_name(f"{path.stem}.{word}{path.suffix}")
     if found.suffix.lower() != path.suffix.lower():
         raise PolicyError(f"{found}: the model that is made of {path.name} ends in {path.suffix}, too")
     if found.resolve() == path.resolve() or found.with_suffix(".json").resolve() == path.with_suffix(".json").resolve():
         raise PolicyError(f"{found} is the original: give another name by --out")
-    for one in (found, found.with_suffix(".json")):
+    weights = external_data(path)
+    written = [found, found.with_suffix(".json"), *([found.with_name(f"{found.name}.data")] if weights else [])]
+    if taken := {one.resolve() for one in weights} & {one.resolve() for one in written}:
+        raise PolicyError(
+            f"{found} would replace {min(taken).name}, which has weights of the original: give another name by --out"
+        )
+    for one in written:
         if one.exists() and not overwrite:
             raise PolicyError(f"{one} is there already: give another name by --out, or --force")
     if not found.parent.is_dir():

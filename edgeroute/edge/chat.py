@@ -68,6 +68,8 @@ class Chat:
             raise PolicyError(f"request= may not have {', '.join(taken)}: edgeroute sets that")
         self.is_chat, self.system, self.rule = chat, system, confidence
         stops = [stop] if isinstance(stop, str) else [*stop]
+        if "" in stops:
+            raise PolicyError("stop= has an empty text, at which each answer would end before it begins")
         self.options: dict[str, Any] = {
             "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
             **({"stop": stops} if stops else {}),
@@ -141,7 +143,7 @@ def _messages(given: Any) -> list[dict[str, Any]]:
     for i, one in enumerate(given):
         if not isinstance(one, Mapping):
             raise BadInput(f'message {i} is {_kind(one)}, not {{"role": ..., "content": ...}}')
-        if one.get("role") not in ROLES:
+        if not isinstance(role := one.get("role"), str) or role not in ROLES:
             raise BadInput(f"message {i} has no role of {', '.join(ROLES)}")
         _check_content(i, one)
     _check_json(given)
@@ -149,17 +151,15 @@ def _messages(given: Any) -> list[dict[str, Any]]:
 
 
 def _check_content(i: int, message: Mapping[str, Any]) -> None:
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
+    content, calls = message.get("content"), message.get("tool_calls")
+    if content is None and isinstance(calls, list | tuple) and calls:
         return
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
         raise BadInput(f"the content of message {i} is {_kind(content)}: expected text, or a list of parts with a type")
     for part in parts:
-        if part.get("type") != "text":
-            raise ModelError(
-                f"message {i} has {clean(part.get('type'), 40)} in it, and a text model on the device takes text alone"
-            )
+        if not isinstance(kind := part.get("type"), str) or kind != "text":
+            raise ModelError(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
         if not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
 

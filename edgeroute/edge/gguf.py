@@ -15,6 +15,10 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST = 1 << 20
 """Of entries and of tensors; real files have a few thousand."""
+MOST_TEXTS, MOST_BYTES = 1 << 23, 1 << 28
+"""Of a list, such as a vocabulary, of which real ones have up to a million; and of the header before its tensors."""
+MOST_LAYERS = 512
+"""That llama.cpp takes; of a file with more, or with none, it ends the process."""
 LONGEST = 1 << 16
 """Bytes of a text that is kept whole, such as a chat template; of a longer one its beginning is."""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -87,8 +91,10 @@ class _Reader:
             inner, count = self.number("I"), self.number("Q")
             if inner in _SCALARS:
                 self.skip(count * struct.calcsize("<" + _SCALARS[inner]))
-            elif inner == _TEXT and count <= len(self.data):
+            elif inner == _TEXT and count <= MOST_TEXTS:
                 self._skip_texts(count)
+            elif inner == _TEXT:
+                raise _Damaged(f"its header announces a list of {count:,} texts: it is damaged")
             else:
                 raise _Damaged("its header has a list of what is not known")
             return count
@@ -150,6 +156,8 @@ def _read(reader: _Reader) -> Gguf:
     for _ in range(entries):
         key = reader.text()
         said[key] = reader.value(reader.number("I"))
+        if reader.at > MOST_BYTES:
+            raise _Damaged(f"its header has more than {MOST_BYTES:,} bytes: it is damaged")
     count, most, ends = 0, dict[str, int](), list[int]()
     for _ in range(tensors):
         reader.text()
@@ -171,6 +179,9 @@ def _read(reader: _Reader) -> Gguf:
     architecture = said.get("general.architecture")
     if not isinstance(architecture, str) or not tensors:
         raise _Damaged("it has no weights, or does not say what architecture they are of")
+    for key, limit in ((f"{architecture}.block_count", MOST_LAYERS), (f"{architecture}.context_length", 1 << 32)):
+        if isinstance(number := said.get(key), int) and not 0 < number <= limit:
+            raise _Damaged(f"its header says {key} = {number}: it is damaged")
     context, template = said.get(f"{architecture}.context_length", 0), said.get("tokenizer.chat_template", "")
     return Gguf(
         clean(architecture, 60), clean(said.get("general.name", ""), 100), context if isinstance(context, int) else 0, count,

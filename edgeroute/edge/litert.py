@@ -141,7 +141,7 @@ class LiteRTModel(ModelFile):
         self.stateful = found.resources
         if self.stateful:
             self._plan.size = 1
-        short = not (self.stateful or found.variables or first.runner) and len(self._names) == 1
+        short = not (self.stateful or found.variables or first.runner) and len(self._names) == len(first.inputs) == 1
         self._prepare = self._plan.one if short else None
         self._quantised = first.inputs[0] if short and first.inputs[0].scale else None
         return Interpreters(lambda: self._worker(module, data, found, signature), first, resets=found.variables)

@@ -15,13 +15,17 @@ from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.chat import Chat, Gathered, Rule, answer, failure
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
-from edgeroute.errors import ModelError, PolicyError, RuntimeMissing, check_number
+from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.imports import imported
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
 MOST_CONTEXT = 4096
 """Tokens of a context that nobody has asked for; a model may have been trained for more."""
+MOST_NESTED = 200
+"""Parentheses of a grammar within each other: llama.cpp reads them by recursion, and ends the process where its stack ends."""
+NOT_THE_CALLERS = ("chat_format", "chat_parser", "grammar_lazy", "grammar_triggers", "preserved_tokens")
+"""Keys that llama.cpp's server sets for itself by the template, and trusts."""
 
 
 class LlamaModel:
@@ -93,6 +97,12 @@ class LlamaModel:
                 check_number(name, value, least=1, whole=True)
         if gpu_layers is not None:
             check_number("gpu_layers", gpu_layers, whole=True)
+        if grammar is not None and _nested(grammar):
+            raise PolicyError(f"grammar= has more than {MOST_NESTED} parentheses within each other")
+        if said := _impossible(response_format):
+            raise PolicyError(f"response_format= {said}")
+        if response_format is not None and not chat:
+            raise PolicyError("response_format= is of chats: with chat=False an answer takes its form from grammar=")
         if runtime not in {"auto", *ENGINES}:
             raise PolicyError(f"runtime= takes one of auto, {', '.join(ENGINES)}, not {runtime!r}")
         self.path = Path(path)
@@ -174,6 +184,20 @@ class LlamaModel:
         if "error" in reply:
             raise failure(reply["error"], f"{self.name}: grammar= or response_format=", own=False)
 
+    def _request(self, x: Any) -> tuple[dict[str, Any], bool]:
+        """The request for an input, and whether it is a chat. What would end the process, or be passed over, is refused."""
+        request, chat = self._chat.request(x)
+        if isinstance(x, Mapping):
+            if taken := [key for key in NOT_THE_CALLERS if key in x]:
+                raise BadInput(f"a request may not have {', '.join(taken)}: llama.cpp sets that")
+            if isinstance(grammar := request.get("grammar"), str) and _nested(grammar):
+                raise BadInput(f"the grammar has more than {MOST_NESTED} parentheses within each other")
+            if "response_format" in x and (said := _impossible(x["response_format"])):
+                raise BadInput(f"response_format: {said}")
+            if not chat and "response_format" in request:
+                raise BadInput("response_format is of chats: a request with a prompt takes a grammar in its place")
+        return request, chat
+
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Prediction]:
         """Texts, messages or requests, one after the other -> (text, log-probabilities or confidence, completion) of each.
 
@@ -185,7 +209,7 @@ class LlamaModel:
 
     def run_one(self, x: Any, cancel: StopToken | None = None) -> list[Prediction]:
         """The same for one input."""
-        request, chat = self._chat.request(x)
+        request, chat = self._request(x)
         engine = self._engine or self.load()
         if cancel is None:
             reply = engine.whole(request, chat)
@@ -212,7 +236,7 @@ class LlamaModel:
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """The same for one input, in pieces; closing the generator stops the generation."""
-        request, chat = self._chat.request(x)
+        request, chat = self._request(x)
         engine = self._engine or self.load()
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
         left, gathered = threading.Event(), Gathered()
@@ -251,6 +275,29 @@ class LlamaModel:
 
     def __repr__(self) -> str:
         return f"LlamaModel({os.fspath(self.path)!r})"
+
+
+def _nested(grammar: str) -> bool:
+    """Whether it has too many parentheses within each other; those in texts count, too."""
+    depth = 0
+    for c in grammar:
+        depth += (c == "(") - (c == ")" and depth > 0)
+        if depth > MOST_NESTED:
+            return True
+    return False
+
+
+def _impossible(form: Any) -> str:
+    """Of which part of a schema the least is more than the most, which llama.cpp counts up to for ever; empty: of none."""
+    left = [form]
+    while left:
+        one = left.pop()
+        left += one.values() if isinstance(one, Mapping) else one if isinstance(one, list | tuple) else ()
+        for what in ("Length", "Items") if isinstance(one, Mapping) else ():
+            least, most = one.get(f"min{what}"), one.get(f"max{what}")
+            if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+                return f"min{what} is {least}, and max{what} {most}"
+    return ""
 
 
 def _runtime(wanted: str) -> str:

@@ -112,7 +112,7 @@ class LocalServer:
         except (LookupError, RecursionError, TypeError, ValueError):
             raise ModelError(f"{self._local.origin} does not list its models: it is no server with OpenAI's API") from None
         if self._model is not None and names and not {self._model, f"{self._model}:latest"} & {*names}:
-            there = ", ".join(clean(name, 40) for name in names[:8])
+            there = ", ".join(clean(self._without_key(name), 40) for name in names[:8])
             raise ModelError(f"{self._local.origin} has no model {self._model!r}: it has {there}")
 
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> list[Prediction]:
@@ -212,14 +212,20 @@ class LocalServer:
 
     def _hidden(self, error: Mapping[str, Any]) -> Mapping[str, Any]:
         """The error without the key, which it may quote."""
-        key = os.environ.get(self._key_env or "") or None
-        said = str(error.get("message", ""))[: 4 * FOREIGN]
-        return {**error, "message": said.replace(key, "***") if key else said}
+        return {**error, "message": self._without_key(str(error.get("message", "")))[: 4 * FOREIGN]}
+
+    def _without_key(self, said: str) -> str:
+        key = self._key()
+        return said.replace(key, "***") if key else said
+
+    def _key(self) -> str:
+        """As it is sent: without the line break that a file of it ends with. Empty: there is none."""
+        return os.environ.get(self._key_env, "").strip() if self._key_env else ""
 
     def _headers(self) -> list[tuple[str, str]]:
         if self._key_env is None:
             return []
-        key = os.environ.get(self._key_env, "").strip()
+        key = self._key()
         if not key or not (key.isascii() and key.isprintable()):
             raise PolicyError(f"key_env= names the environment variable {self._key_env!r}, which has no key in it")
         return [("Authorization", f"Bearer {key}")]

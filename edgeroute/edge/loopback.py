@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
@@ -35,6 +36,14 @@ def is_loopback(address: str) -> bool:
     return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
+def _is_path(text: str) -> bool:
+    """Whether the system can take it as one."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 class Local:
     """Address of a server on this device.
 
@@ -52,7 +61,7 @@ class Local:
         self.socket_path: str | None = None
         if url[:5].lower() == "unix:":
             self.socket_path = url[5:]
-            if UNIX is None or not Path(self.socket_path).is_absolute() or "\0" in url:
+            if UNIX is None or not Path(self.socket_path).is_absolute() or not _is_path(self.socket_path):
                 raise PolicyError("the address of a unix socket is unix:/PATH, absolute, on a system that has them")
             self.origin, self.host, self.port, self.base = f"unix:{self.socket_path}", "localhost", 80, BASE
             self.netloc = "localhost"
@@ -62,6 +71,8 @@ class Local:
             host, port = parts.hostname, parts.port
         except ValueError:
             host = port = None
+        if host and not host.isascii():
+            raise PolicyError("a local server's address has a name in ASCII, or a number")
         if not host or "@" in url or "?" in url or "#" in url or not url.isprintable():
             raise PolicyError(
                 "a local server's address is http://127.0.0.1:PORT/v1 or unix:/PATH, without user, password and query"
@@ -116,7 +127,7 @@ class Exchange:
 
     def __init__(self, local: Local, timeout_s: float, most: int, cancel: StopToken | None) -> None:
         self._local, self._until, self._timeout_s, self._most = local, monotonic() + timeout_s, timeout_s, most
-        self._cancel, self._backend = cancel, _Backend(local, cancel)
+        self._cancel, self._backend = cancel, _Backend(local, cancel, self._until)
         if cancel is not None:
             cancel.on_ask(self._backend.cut)
 
@@ -181,7 +192,11 @@ class Exchange:
         except httpcore.TimeoutException as e:
             self._check()
             raise ModelError(f"{where} did not answer within {self._timeout_s:g} s") from e
-        except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as e:
+        except httpcore.ProtocolError as e:
+            self._check()
+            what = str(e).partition(":")[0]  # what follows are its bytes, which may quote the key
+            raise ModelError(f"{where} broke off: {clean(what, 100) or type(e).__name__}") from None
+        except (httpcore.NetworkError, OSError) as e:
             self._check()
             raise ModelError(f"{where} broke off: {clean(e, 100) or type(e).__name__}") from e
 
@@ -193,8 +208,8 @@ class Exchange:
 class _Backend(httpcore.NetworkBackend):
     """Connects to loopback, and shuts down from another thread."""
 
-    def __init__(self, local: Local, cancel: StopToken | None) -> None:
-        self._local, self._cancel = local, cancel
+    def __init__(self, local: Local, cancel: StopToken | None, until: float) -> None:
+        self._local, self._cancel, self._until = local, cancel, until
         self._socket: socket.socket | None = None
 
     def connect_tcp(
@@ -242,7 +257,7 @@ class _Backend(httpcore.NetworkBackend):
             if isinstance(e, OSError) and not isinstance(e, ModelError):
                 raise httpcore.ConnectError(str(e)) from e
             raise
-        return _Stream(sock)
+        return _Stream(sock, self._until)
 
     def cut(self) -> None:
         """Ends the exchange, from another thread."""
@@ -252,15 +267,18 @@ class _Backend(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """The stream on that socket."""
+    """The stream on that socket, which is read until a time: what comes byte by byte does not begin it anew."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    def __init__(self, sock: socket.socket, until: float) -> None:
+        self._socket, self._until = sock, until
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """What has come."""
+        left_s = self._until - monotonic()
+        if left_s <= 0:
+            raise httpcore.ReadTimeout
         try:
-            self._socket.settimeout(timeout)
+            self._socket.settimeout(left_s if timeout is None else min(timeout, left_s))
             return self._socket.recv(max_bytes)
         except TimeoutError as e:
             raise httpcore.ReadTimeout(str(e)) from e

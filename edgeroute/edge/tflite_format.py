@@ -23,6 +23,9 @@ _HYBRID = {
 }  # fmt: skip
 """Operators that take weights of 8 bits beside activations in float."""
 _CUSTOM, _VAR_HANDLE = 32, 142
+_MOST_READ, _TIMES, _TABLE_BYTES, _MOST_AXES = 1 << 26, 8, 32, 255
+"""Bytes that are read of a description, in all and in parts of the file, and those that a table counts as: offsets may lead to
+the same place any number of times. A file whose parts are its own has fewer."""
 
 
 class Signature(NamedTuple):
@@ -62,7 +65,7 @@ def contents(data: bytes) -> Contents:
     if data[4:8] != b"TFL3":
         raise ValueError("it is no .tflite file, which has TFL3 in its bytes 4 to 8")
     try:
-        return _contents(_Table(data, _at(data, 0)))
+        return _contents(_Table(data, _at(data, 0), [min(_MOST_READ, _TIMES * len(data))]))
     except (struct_error, IndexError, UnicodeDecodeError) as e:
         raise ValueError("it is truncated or damaged") from e
 
@@ -110,7 +113,10 @@ class _Tensor(NamedTuple):
 
 def _tensor(one: _Table) -> _Tensor:
     kind = one.signed(1, 1)
-    size = prod(max(1, n) for n in one.numbers(0)) * _BYTES.get(kind, 1)
+    shape = one.numbers(0)
+    if len(shape) > _MOST_AXES:
+        raise IndexError(len(shape))
+    size = prod(max(1, n) for n in shape) * _BYTES.get(kind, 1)
     one.text(3)
     if (quantised := one.table(4)) is not None:
         for field, size in ((0, 4), (1, 4), (2, 4), (3, 8)):
@@ -135,12 +141,18 @@ def _at(data: bytes, at: int) -> int:
 class _Table:
     """A table of a flatbuffer: fields by their number in the schema. What is not there is 0, or empty.
 
+    Args:
+        data: the file.
+        at: where it begins.
+        left: one number, of the bytes that may still be read, by all tables together.
+
     Raises:
-        IndexError, struct.error: it is not within the data.
+        IndexError, struct.error: it is not within the data, or too much is read.
     """
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data, self.at = data, at
+    def __init__(self, data: bytes, at: int, left: list[int]) -> None:
+        self.data, self.at, self.left = data, at, left
+        self._take(_TABLE_BYTES)
         (back,) = unpack_from("<i", data, at)
         self.fields = at - back
         if self.fields < 0:
@@ -148,6 +160,11 @@ class _Table:
         self.size, length = unpack_from("<HH", data, self.fields)
         if at + length > len(data) or self.fields + self.size > len(data):
             raise IndexError(at)
+
+    def _take(self, count: int) -> None:
+        self.left[0] -= count
+        if self.left[0] < 0:
+            raise IndexError(self.at)
 
     def _field(self, i: int) -> int:
         """Where it is; 0: it is not there."""
@@ -182,20 +199,22 @@ class _Table:
     def numbers(self, i: int) -> tuple[int, ...]:
         """A vector of numbers of 4 bytes."""
         start, count = self._vector(i, 4)
+        self._take(4 * count)
         return unpack_from(f"<{count}i", self.data, start)
 
     def text(self, i: int) -> str:
         """A text."""
         start, count = self._vector(i, 1)
+        self._take(count)
         return self.data[start : start + count].decode()
 
     def table(self, i: int) -> _Table | None:
         """Another table; None: there is none."""
         at = self._field(i)
-        return _Table(self.data, _at(self.data, at)) if at else None
+        return _Table(self.data, _at(self.data, at), self.left) if at else None
 
     def tables(self, i: int) -> Iterator[_Table]:
         """A vector of tables."""
         start, count = self._vector(i, 4)
         for k in range(count):
-            yield _Table(self.data, _at(self.data, start + 4 * k))
+            yield _Table(self.data, _at(self.data, start + 4 * k), self.left)

@@ -15,6 +15,8 @@ from types import TracebackType
 _log = logging.getLogger("edgeroute")
 BEATS = 3
 """Signs of life in a watchdog's period: two may be late."""
+_DIGITS = 20
+"""Of a time in microseconds, which has 64 bits."""
 
 
 class Notify:
@@ -31,8 +33,8 @@ class Notify:
         environment = os.environ if environment is None else environment
         name, period, pid = (environment.pop(key, "") for key in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"))
         self._socket, self._next = _connected(name) if name else None, 0.0
-        mine = self._socket is not None and pid in ("", str(os.getpid())) and period.isdecimal() and int(period) > 0
-        self.watchdog_s = int(period) / 1e6 if mine else None
+        mine = self._socket is not None and pid in ("", str(os.getpid())) and period.isdecimal() and len(period) <= _DIGITS
+        self.watchdog_s = int(period) / 1e6 or None if mine else None
 
     def __bool__(self) -> bool:
         return self._socket is not None
@@ -68,7 +70,7 @@ class Notify:
         if self._socket is None:
             return
         try:
-            self._socket.send("\n".join(" ".join(line.split()) for line in lines).encode())
+            self._socket.send("\n".join(" ".join(line.split()) for line in lines).encode("utf-8", "replace"))
         except OSError as e:  # it must not end the service; a sign of life that is missing is the manager's to judge
             _log.warning("the service manager cannot be told %s: %s", lines[0], e)
 
@@ -81,7 +83,7 @@ def _connected(name: str) -> socket.socket | None:
     one.setblocking(False)
     try:
         one.connect("\0" + name[1:] if name[0] == "@" else name)
-    except OSError as e:
+    except (OSError, ValueError) as e:
         one.close()
         _log.warning("the service manager cannot be told anything, at NOTIFY_SOCKET=%s: %s", name, e)
         return None

@@ -43,11 +43,10 @@ def _count(text: str) -> tuple[float, float] | None:
     try:
         ticks = [int(word) for word in first[1:9]]  # guests' time, which follows, is in the users' already
         idle, waiting = ticks[3:5]
-    except ValueError:
+        used, whole = float(sum(ticks) - idle - waiting), float(sum(ticks))
+    except (ValueError, OverflowError):
         return None
-    if first[0] != "cpu" or min(ticks) < 0:
-        return None
-    return float(sum(ticks) - idle - waiting), float(sum(ticks))
+    return None if first[0] != "cpu" or min(ticks) < 0 else (used, whole)
 
 
 def pressure(files: Files, of: str) -> Told:
