@@ -335,7 +335,7 @@ def test_settings_that_cannot_be(tiny, wrong, said):
 
 NESTED = "root ::= " + "(" * 60_000 + '"a"' + ")" * 60_000
 FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "integer"}}}
-ENDLESS = {
+IMPOSSIBLE = {
     "type": "json_schema",
     "json_schema": {"schema": {"type": "array", "items": {"type": "string", "minLength": 5, "maxLength": 1}}},
 }
@@ -347,7 +347,7 @@ ENDLESS = {
         ({"grammar": NESTED}, "parentheses"),
         ({"grammar": 'root ::= "a"', "grammar_lazy": True, "grammar_triggers": [{"type": 99, "value": "x"}]}, "grammar_lazy"),
         ({"response_format": FORM}, "takes a grammar"),
-        ({"messages": HI, "response_format": ENDLESS}, "minLength is 5, and maxLength 1"),
+        ({"messages": HI, "response_format": IMPOSSIBLE}, "minLength is 5, and maxLength 1"),
     ],
 )
 def test_requests_that_would_end_the_process_or_be_passed_over(tmp_path, tiny, more, said):
@@ -372,7 +372,7 @@ except BadInput as e:
     [
         ({"grammar": NESTED}, "parentheses"),
         ({"response_format": FORM, "chat": False}, "of chats"),
-        ({"response_format": ENDLESS}, "minLength is 5"),
+        ({"response_format": IMPOSSIBLE}, "minLength is 5"),
         ({"stop": ["x", ""]}, "empty"),
     ],
 )

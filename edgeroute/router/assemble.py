@@ -129,17 +129,20 @@ def assemble(
 def _first_reading(engine: Engine, sensors: Any) -> None:
     """Reads the sensors; a function of the application, which may hang, in a thread that is waited for no longer than that."""
     done, late = threading.Event(), threading.Event()
+    raised = list[BaseException]()
 
     def read() -> None:
         try:
             engine.sensing.read()
+        except BaseException as e:  # noqa: BLE001 - no failure of the sensors, which is logged, but an end: passed on to the caller
+            raised.append(e)
         finally:
             done.set()
         if late.is_set():
             SAMPLER.add(engine)
 
     if sensors is None:
-        read()
+        engine.sensing.read()
         return
     try:
         threading.Thread(target=read, name="edgeroute-sensors", daemon=True).start()
@@ -147,6 +150,8 @@ def _first_reading(engine: Engine, sensors: Any) -> None:
         read()
     if not done.wait(FIRST_S):
         late.set()
+    elif raised:
+        raise raised[0]
 
 
 def guard(engine: Engine, backend: CloudBackend) -> Guard:
