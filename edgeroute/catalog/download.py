@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -148,8 +148,8 @@ def _fetched(source: Source, entry: Entry, file: FileEntry, part: Path, told: Ca
     return True
 
 
-def _copied(blocks: object, out: IO[bytes], at: int, file: FileEntry, told: Callable[[int], object]) -> None:
-    for block in blocks:  # type: ignore[attr-defined]
+def _copied(blocks: Iterable[bytes], out: IO[bytes], at: int, file: FileEntry, told: Callable[[int], object]) -> None:
+    for block in blocks:
         at += len(block)
         if at > file.size:
             out.write(block[: len(block) - (at - file.size) + 1])  # one byte more than it may have: it is refused, not resumed
