@@ -84,6 +84,8 @@ class Policy(NamedTuple):
     saver: Saver | None = None
     device_rules: tuple[Rule, ...] = ()
     """Rules on the device's state; the first one in force that changes the mode counts."""
+    sensors_every_s: float | None = None
+    """Time between two readings of the device's sensors; None: as the sensors say."""
 
     def all_rules(self) -> tuple[Rule, ...]:
         """The rules on the device's state, the saver's last."""

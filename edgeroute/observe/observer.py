@@ -117,7 +117,8 @@ class Observer:
 
     def due_again(self) -> None:
         """The sensors are due in a while."""
-        self.reads_at = monotonic() + period_s(self._sensors, READS_S) if self.wanted else INF
+        period = self._policy.sensors_every_s or period_s(self._sensors, READS_S)
+        self.reads_at = monotonic() + period if self.wanted else INF
 
     def _step(self) -> bool:
         """Steps the rules by the last reading. Returns whether others are in force now."""

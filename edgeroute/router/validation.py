@@ -25,6 +25,7 @@ from edgeroute.core.policy import (
 )
 from edgeroute.core.rules import problem
 from edgeroute.errors import PolicyError, nearest
+from edgeroute.observe.sensors import LEAST_S, MOST_S
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -49,6 +50,8 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
     hedge = policy.hedge_after
     if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
+    if (every_s := policy.sensors_every_s) is not None and not LEAST_S <= every_s <= MOST_S:
+        raise PolicyError(f"sensors_every= takes seconds, from {LEAST_S:g} to {MOST_S:g}, not {every_s:g}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
     for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, MODES)] if policy.saver else [])):

@@ -25,7 +25,7 @@ from edgeroute.settings.runtimes import ByRuntime
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Ab, Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
-from edgeroute.settings.units import Duration
+from edgeroute.settings.units import Duration, Period
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
@@ -98,6 +98,11 @@ class Settings(BaseSettings):
     )
     order: CloudOrder = Field("listed", description="Of several clouds, which is asked first: as listed, or the fastest so far.")
     metered: Flag = Field(False, description="Whether bytes cost money: then nothing is asked only to be quicker.")
+    sensors_every: Period | None = Field(
+        None,
+        description='How often the sensors of the device are read, `"1s"` to `"60s"`, if something goes by them '
+        "(sensors.md). Without it: every 10 s, or as the program's own `sensors=` say.",
+    )
     state: Text | None = Field(
         None,
         description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
