@@ -103,8 +103,8 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode, views=views,
             deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence, ab=ab,
             offline=offline, order=order, egress=egress, limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
-            certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
+            candidate=candidate, saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(
