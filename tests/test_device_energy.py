@@ -1,13 +1,17 @@
 """Energy in a router: fitted from its device's power, in `stats` and `status`, and what a rule makes of it."""
 
+from itertools import chain, repeat
+from pathlib import Path
 from time import monotonic
 
 import pytest
 from both import nothing_left
 
-from edgeroute import Function, Reading, Router, Rule
+import edgeroute
+from edgeroute import Function, Limits, Reading, Router, Rule
 from edgeroute.cli.status import status
 from edgeroute.core.energy import ENOUGH
+from edgeroute.stores.keyvalue import KeyValueStore
 
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
 
@@ -71,3 +75,119 @@ def test_without_a_sensor_there_is_no_energy():
             router.engine.read_sensors()
         assert (router.stats().joules, router.stats().break_even) == ({"cloud": 1.0}, None)
         assert router.infer(0.9).source == "edge"
+
+
+def test_status_has_the_break_even(tmp_path, capsys):
+    """With the policy, whose sides it compares; where the cloud always takes less, it says that."""
+    policy, state = tmp_path / "policy.toml", tmp_path / "state"
+    model = Path(edgeroute.__file__).parents[1] / "models/fashion/edge.int8.onnx"
+    policy.write_text(
+        f'threshold = 0.5\nstate = "state"\n[edge]\npath = "{model.as_posix()}"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+        "[limits]\njoules_per_hour = 100\n"
+    )
+    state.mkdir()
+    for joules, line in (
+        ({"edge": 0.02, "cloud": 0.05}, "energy: the edge first takes less while under 60% are deferred"),
+        ({"edge": 0.06, "cloud": 0.05}, "energy: the cloud takes less"),
+        ({"cloud": 0.05}, None),
+        ({"edge": 0.02}, None),
+    ):
+        store = KeyValueStore(state / "state.db")
+        store.put("energy", joules)
+        store.close()
+        assert status(policy=policy, state=None) == 0
+        out, err = capsys.readouterr()
+        assert [one for one in out.splitlines() if one.startswith("energy: the")] == ([] if line is None else [line])
+        assert ("joules_per_hour counts no runs of edge, as it is not known what one takes" in err) is ("edge" not in joules)
+
+
+# ------------------------------------------------------------------------------------------------------- the joule budget
+def once():
+    """Sensors that tell 5 W once: what a run takes, `metered` says."""
+    powers = chain([5.0], repeat(None))
+    return lambda: Reading(power_w=next(powers))
+
+
+def ran(router):
+    """Has the sensors read, and so books what the edge has taken since; returns the joules that are booked in all."""
+    router.engine.read_sensors()
+    return router.engine.spending.spent().joules
+
+
+def limited(joules, price, tmp_path=None, **policy):
+    return Router(
+        spin, Function(lambda _: ("cloud", 0.9), joules_per_call=price), threshold=0.5, limits=Limits(joules_per_hour=joules),
+        sensors=once(), state=None if tmp_path is None else tmp_path / "state", **policy,
+    )  # fmt: skip
+
+
+def test_runs_of_the_edge_count_against_the_joule_budget(tmp_path):
+    """As soon as it is known what they take: their time by 20 W, beside the cloud's calls; a restart does not forget them."""
+    with limited(1e6, 7.0, tmp_path) as router:
+        assert "the cloud's calls alone, until what a run of the edge takes is known" in str(router.check())
+        metered(router)
+        assert ran(router) == 0.0
+        _, before = router.engine.counts.busy(["edge"])["edge"]
+        for _ in range(5):
+            assert router.infer(0.9).source == "edge"
+        _, after = router.engine.counts.busy(["edge"])["edge"]
+        spent = ran(router)
+        assert spent == pytest.approx(20.0 * (after - before), rel=0.01)
+        assert ran(router) == spent, "once"
+        assert router.infer(0.1).source == "cloud"
+        assert router.engine.spending.spent().joules == pytest.approx(spent + 7.0, rel=0.2)
+        assert "joules_per_hour counts the cloud's calls and the edge's runs, at 20 W while one goes" in str(router.check())
+    with limited(1e6, 7.0, tmp_path) as router:
+        assert router.engine.spending.spent().joules >= spent + 7.0
+
+
+@pytest.mark.parametrize("mode", ["prefer_edge", "prefer_cloud"])
+def test_past_the_budget_the_dearer_cloud_is_refused(mode):
+    """The edge answers everything: it is refused nothing, and what it is not sure of is marked as degraded."""
+    with limited(0.1, 100.0, mode=mode) as router:
+        metered(router)
+        for _ in range(10):
+            router.infer(0.9, mode="only_edge")
+        assert ran(router) > 0.1
+        answer = router.infer(0.9)
+        assert (answer.source, answer.degraded) == ("edge", False)
+        assert "joules_per_hour is spent: " in " ".join(router.decide(0.9).steps)
+        answer = router.infer(0.1)
+        assert (answer.source, answer.degraded) == ("edge", True)
+        assert "joules_per_hour" in answer.reason
+        assert [one.leg for one in router.infer_many([0.9, 0.1])] == ["edge", "edge"]
+        assert router.infer(0.9, mode="only_edge").source == "edge"
+
+
+def test_past_the_budget_the_cheaper_cloud_comes_first():
+    """And is not refused: the edge would run in its place, and take more. Where it is away, the edge answers."""
+    away = []
+
+    def answered(_):
+        if away:
+            raise ConnectionError("away")
+        return "cloud", 0.9
+
+    cloud = Function(answered, joules_per_call=1e-6)
+    with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=0.1), sensors=once()) as router:
+        metered(router)
+        for _ in range(10):
+            assert router.infer(0.9).source == "edge"
+        assert ran(router) > 0.1
+        assert router.infer(0.9).source == "cloud"
+        assert router.infer(0.9, mode="prefer_edge").source == "edge", "the call's own mode goes before it"
+        away.append(True)
+        assert router.infer(0.9).source == "edge"
+
+
+def test_without_a_sensor_the_budget_counts_the_cloud_alone(caplog):
+    """Said when the router is made, and in `check`; the edge runs on as before."""
+    cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
+    with Router(spin, cloud, threshold=0.5, limits=Limits(joules_per_hour=1.5), sensors=Reading) as router:
+        assert router.infer(0.1).source == "cloud"
+        assert router.infer(0.1).source == "edge"
+        assert ran(router) == 1.0
+        assert "joules_per_hour counts the cloud's calls alone: " in caplog.text
+        assert "tells no power here" in str(router.check())
+    with Router(None, cloud, limits=Limits(joules_per_hour=1.5), sensors=Reading) as router:
+        assert "joules_per_hour counts" not in str(router.check()), "there is no edge"

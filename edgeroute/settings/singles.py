@@ -27,7 +27,11 @@ class Limits(Section):
     mb_per_day: Amount | None = Field(
         None, description="Millions of bytes, sent and received, in any 24 hours. Without it: no limit."
     )
-    joules_per_hour: Amount | None = Field(None, description="The device's energy in any hour. Without it: no limit.")
+    joules_per_hour: Amount | None = Field(
+        None,
+        description="The device's energy in any hour: of calls by those prices, and of the edge's runs as far as it is "
+        "known what they take (rules.md). No run is refused for it. Without it: no limit.",
+    )
     calls_per_minute: Amount | None = Field(None, description="Requests in any minute. Without it: no limit.")
 
     def make(self) -> spending.Limits:

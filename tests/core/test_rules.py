@@ -370,6 +370,29 @@ def test_energy_that_is_not_known_changes_nothing():
     assert made([FRUGAL], (SMALL, CLOUD), joules={"small": 9.0, "cloud": 1.0}, mode="only_cloud").mode == "only_cloud"
 
 
+@given(
+    st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge", "only_cloud"]),
+    st.dictionaries(st.sampled_from(["small", "cloud"]), st.floats(0, 100)),
+    st.sampled_from([None, "prefer_edge", "prefer_cloud", "only_edge"]),
+)
+def test_a_joule_budget_that_is_spent_costs_no_leg(policy, joules, own):
+    """It changes the order alone, to the side that takes less; a call's own mode and a rule's go before it."""
+    targets = (SMALL, CLOUD)
+    facts = Facts(joules=joules, energy_spent=True)
+    found, usual = (plan(Policy(policy), targets, one, mode=own) for one in (facts, Facts()))
+    assert isinstance(found, Plan)
+    assert isinstance(usual, Plan)
+    assert {*names(found)} == {*names(usual)}
+    if own is not None or policy.startswith("only_") or len(joules) < 2:
+        assert found.mode == usual.mode
+    else:
+        assert names(found)[0] == ("small" if joules["small"] < joules["cloud"] else "cloud")
+        assert "joules_per_hour is spent: " in said(found)
+    ruled = plan(Policy(policy, device_rules=(HOT,)), targets, facts._replace(rules=(HOT,)))
+    assert isinstance(ruled, Plan)
+    assert ruled.mode == "prefer_cloud"
+
+
 def test_the_trace_has_what_is_in_force_and_what_applied():
     """Each with its band."""
     found = made([LOW, HOT], mode=None)
