@@ -1,5 +1,6 @@
 """Energy in a router: fitted from its device's power, in `stats` and `status`, and what a rule makes of it."""
 
+import json
 from itertools import chain, repeat
 from pathlib import Path
 from time import monotonic
@@ -11,6 +12,8 @@ import edgeroute
 from edgeroute import Function, Limits, Reading, Router, Rule
 from edgeroute.cli.status import status
 from edgeroute.core.energy import ENOUGH
+from edgeroute.replay import replay
+from edgeroute.replay.records import collect
 from edgeroute.stores.keyvalue import KeyValueStore
 
 FRUGAL = Rule("power", "cheapest_energy", enter=1.0)
@@ -191,3 +194,76 @@ def test_without_a_sensor_the_budget_counts_the_cloud_alone(caplog):
         assert "tells no power here" in str(router.check())
     with Router(None, cloud, limits=Limits(joules_per_hour=1.5), sensors=Reading) as router:
         assert "joules_per_hour counts" not in str(router.check()), "there is no edge"
+
+
+# ------------------------------------------------------------------------------------------------------- traces and replay
+@pytest.fixture(scope="module")
+def recorded():
+    """A trace of 60 requests, whose runs take 0.02 J or so each; every third is deferred, for 1 J."""
+    records = []
+    cloud = Function(lambda _: ("cloud", 0.9), joules_per_call=1.0)
+    with Router(spin, cloud, threshold=0.5, rules=[FRUGAL], sensors=once(), trace=records.append) as router:
+        metered(router)
+        before = len(records)
+        for i in range(60):
+            router.infer(0.1 if i % 3 == 0 else 0.9, mode="prefer_edge")
+        assert all("joules" not in event for record in records[:10] for event in record["events"] if event["leg"] == "edge")
+        router.infer_many([0.9, 0.9], mode="prefer_edge")
+        return json.loads(json.dumps(records[before:]))
+
+
+def replayed(tmp_path, records, more, price=1.0, **options):
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        f'threshold = 0.5\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\njoules_per_call = {price}\n{more}'
+    )
+    return replay(collect(records), policy, **options)
+
+
+def test_a_trace_has_the_energy_of_runs(recorded, tmp_path):
+    """Where it is known: of each run its time by the power. Replay adds it up beside the calls', of a batch once."""
+    runs = [e for record in recorded[:60] for e in record["events"] if e["leg"] == "edge" and e["what"] != "start"]
+    assert len(runs) == 60
+    took = [e["at_s"] for e in runs]
+    assert [e["joules"] for e in runs] == pytest.approx([20.0 * seconds for seconds in took], rel=0.01, abs=1e-4)
+    batch = [record["events"][1]["joules"] for record in recorded[60:]]
+    assert batch[0] == batch[1]
+    known = sum(e["joules"] for e in runs) + batch[0]
+    found = replayed(tmp_path, recorded, "")
+    assert found.recorded.joules == pytest.approx(known + 20.0)
+    assert found.replayed.joules == pytest.approx(known + 20.0)
+    assert replayed(tmp_path, recorded, "", edge_joules=2.0).replayed.joules == pytest.approx(62 * 2.0 + 20.0)
+    hot = replayed(tmp_path, recorded, "", thermal="hot")
+    assert hot.replayed.joules == pytest.approx(known + 20.0), "in the first two minutes it is as fast"
+    only = replayed(tmp_path, recorded, "", price=0.0).replayed
+    assert only.joules == pytest.approx(known)
+
+
+RULE = '[[rule]]\nof = "power"\nenter = 1.0\nthen = "cheapest_energy"\n'
+
+
+def test_the_cheaper_side_is_first_in_replay_too(recorded, tmp_path):
+    """By the energy that the trace has; with another price the other side is."""
+    found = replayed(tmp_path, recorded, RULE)
+    assert (found.replayed.edge, found.replayed.cloud) == (42, 20)
+    found = replayed(tmp_path, recorded, RULE, price=1e-6)
+    assert sum(found.unknown.values()) + found.replayed.cloud == 62, "where it was not asked then, its answer is not known"
+    assert found.replayed.cloud > 0
+    assert found.replayed.edge == 0
+    assert any(note.startswith("what a call takes is known from the first request on") for note in found.notes)
+
+
+def test_a_joule_budget_in_replay(recorded, tmp_path):
+    """Runs count; past it calls that take more than a run are refused, and no run is."""
+    found = replayed(tmp_path, recorded, "[limits]\njoules_per_hour = 5\n")
+    assert found.replayed.calls == 4, "four joules of calls, and the fifth has no room beside the runs"
+    assert (found.replayed.unanswered, found.replayed.degraded) == (0, 16)
+    assert found.replayed.edge + found.replayed.cloud == 62
+    spent = replayed(tmp_path, recorded, "[limits]\njoules_per_hour = 0.1\n", price=1e-6)
+    assert spent.replayed.edge < 10
+    assert spent.replayed.held == 0
+    plain = [{**record, "events": [{k: v for k, v in e.items() if k != "joules" or e["leg"] == "cloud"} for e in record["events"]]}
+             for record in recorded]  # fmt: skip
+    found = replayed(tmp_path, plain, "[limits]\njoules_per_hour = 5\n")
+    assert found.replayed.calls == 5, "it is not known what runs take"
+    assert any("no record has the energy of a run of edge" in note for note in found.notes)
