@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.policy import INF, POLICY_MODES, Mode, Offline, Policy, PolicyMode, Side, Target
+from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
 from edgeroute.core.variants import picked
 
@@ -198,7 +198,7 @@ def stays_home(policy: Policy, facts: Facts) -> str:
 
 def _applying(policy: Policy, facts: Facts, mode: Mode | None) -> Applying:
     """The rules in force that apply to a call with that mode of its own, if any."""
-    return applying([rule for rule in policy.all_rules() if rule in facts.rules], POLICY_MODES, mode)
+    return applying([rule for rule in policy.all_rules() if rule in facts.rules], mode)
 
 
 def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.egress import Rules
-from edgeroute.core.rules import Rule
+from edgeroute.core.rules import Rule, RuleMode
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
@@ -50,7 +50,7 @@ class Target(NamedTuple):
 class Saver(NamedTuple):
     """Another mode for a low battery or a hot device; which mode saves energy depends on the device."""
 
-    mode: Mode = "only_edge"
+    mode: RuleMode = "only_edge"
     battery_below: float = 0.0
     """Battery charge, 0..1, below which the saver is in force while not charging."""
     hotter_than_c: float = INF

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from edgeroute.cloud import egress
 from edgeroute.core import policy, spending
 from edgeroute.core.egress import Unknown
-from edgeroute.core.policy import INF, Mode, OnAlarm
+from edgeroute.core.policy import INF, OnAlarm
+from edgeroute.core.rules import RuleMode
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
-from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Text, Texts
+from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Text, Texts, not_only_cloud
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
@@ -180,7 +181,9 @@ class Outbox(Section):
 class Saver(Section):
     """Another mode for when the device runs short of energy, or hot."""
 
-    mode: Mode = Field("only_edge", description="The mode then, in place of the policy's; a call's own mode goes before it.")
+    mode: Annotated[RuleMode, BeforeValidator(not_only_cloud)] = Field(
+        "only_edge", description="The mode then, in place of the policy's; a call's own mode goes before it."
+    )
     battery_below: Share | None = Field(
         None, description="The share of a full battery below which it holds, while the device is not charged. Without it: never."
     )

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from edgeroute.cloud.base import Secret, bare
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
+from edgeroute.core.rules import NO_ONLY_CLOUD
 from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, nearest
@@ -36,6 +37,13 @@ def said(words: str) -> WrapValidator:
 def refused(text: str) -> PydanticCustomError:
     """An error with this text, which quotes nothing."""
     return PydanticCustomError("policy", "{text}", {"text": text})
+
+
+def not_only_cloud(value: Any) -> Any:
+    """Refuses that mode where a rule has one: the nearest name would be the opposite."""
+    if value == "only_cloud":
+        raise refused(NO_ONLY_CLOUD)
+    return value
 
 
 def _model(path: str) -> str:

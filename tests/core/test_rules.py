@@ -146,6 +146,7 @@ def test_never_more_switches_than_the_band_and_the_hold_allow(rule, readings):
         (LOW._replace(of="charge"), "of is one of battery, heat, memory, load, throttled, gpu, power, not 'charge'"),
         (LOW._replace(of=[]), "of is one of .*, not a list"),
         (LOW._replace(then="sleep"), "then is one of small_model, .*, not 'sleep'"),
+        (LOW._replace(then="only_cloud"), "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"),
         (LOW._replace(hold_s=-1), "hold is seconds, 0 or more, not -1"),
         (LOW._replace(hold_s=math.inf), "hold is seconds"),
         (LOW._replace(enter=None), "a rule of battery needs enter, a share from 0 to 1"),
@@ -242,7 +243,7 @@ def test_which_rules_a_calls_own_mode_goes_before(of, binding):
     assert names(made([small], mode="only_edge")) == (["small"] if binding else ["small", "large"])
 
 
-@pytest.mark.parametrize("then", ["prefer_cloud", "only_cloud", "prefer_edge"])
+@pytest.mark.parametrize("then", ["prefer_cloud", "prefer_edge"])
 def test_no_rule_sends_what_a_call_keeps(then):
     """A call that asks for only_edge stays on the device, however hot that is."""
     found = made([HOT._replace(then=then)], mode="only_edge")
