@@ -322,7 +322,7 @@ def test_the_defaults_are_those_of_the_classes():
     ):
         theirs = {**address, **inspect.signature(made).parameters}
         for key, value in section.model_validate(needed):
-            if key not in {"path", "url", "protocol", "file", "view", "variant"}:  # views and variants are the router's
+            if key not in {"path", "url", "protocol", "file", "view", "variant", "group"}:  # views and variants are the router's
                 default = theirs[mine.get(key, key)].default
                 default = None if default == INF else default  # a file says nothing where there is no limit
                 assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)

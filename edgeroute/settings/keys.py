@@ -205,7 +205,7 @@ class Settings(BaseSettings):
             "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
-            "edge": grouped(edges, [section.variant for section in self.edge]),
+            "edge": grouped(edges, self.edge),
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
             "ab": self._arm(folder, key) if self.ab else None,
@@ -283,7 +283,9 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
-    own = section.model_copy(update={"view": None, **({"variant": None} if hasattr(section, "variant") else {})})  # the router's
+    own = section.model_copy(
+        update={"view": None, **(dict.fromkeys(("variant", "group")) if hasattr(section, "variant") else {})}
+    )  # the router's
     key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     last = _made.get(key)
     made = None if last is None else _made.get((key, _files(last)))

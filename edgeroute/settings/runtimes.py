@@ -22,7 +22,7 @@ from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_addr
 from edgeroute.errors import EdgerouteError, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.section import at
-from edgeroute.settings.targets import VARIANT, Target, cards, loaded_score
+from edgeroute.settings.targets import GROUP, VARIANT, Target, cards, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
@@ -42,6 +42,7 @@ class Registered(Target):
     )
 
     variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
 
     def __repr_name__(self) -> str:
         return self.target
@@ -62,8 +63,8 @@ class Registered(Target):
         return load(self.path if is_address(self.path) else at(folder, self.path), **options)
 
     def options(self) -> dict[str, Any]:
-        """The keys that are given, except `path`, and `view` and `variant`, which are the router's."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant"})
+        """The keys that are given, except `path`, and `view`, `variant` and `group`, which are the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant", "group"})
 
 
 def _listed(value: Any) -> list[Any]:

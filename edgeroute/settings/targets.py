@@ -47,9 +47,10 @@ from edgeroute.settings.values import (
 )
 
 VARIANT = (
-    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one are a group. In "
-    "`[[edge.variant]]` it is `name`."
+    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one, and the same `group`, are "
+    "a group. In `[[edge.variant]]` it is `name`."
 )
+GROUP = "Any text: tells two groups of variants apart that are next to each other. In `[[edge.variant]]` it is not needed."
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
 NoneFound = Literal["defer", "accept", "score"]
 
@@ -107,6 +108,7 @@ class Edge(Target):
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )
     variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
 
     def files(self) -> list[str]:
         """The model, its card and its score."""
@@ -116,7 +118,7 @@ class Edge(Target):
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
         follows = self.path.lower().endswith(ACTIVE)  # its runtime is not known here: it has its own defaults
-        options = self.model_dump(exclude={"path", "card", "score", "view", "variant"}, exclude_unset=follows)
+        options = self.model_dump(exclude={"path", "card", "score", "view", "variant", "group"}, exclude_unset=follows)
         if "providers" in options:
             options["providers"] = parsed(self.providers, folder)
         if follows:
@@ -248,19 +250,19 @@ AnyCloud = Annotated[
 ]
 
 
-def grouped(models: list[Any], names: Sequence[str | None]) -> Any:
-    """The router's `edge`: those models next to each other that have names are a group of variants.
+def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
+    """The router's `edge`, of models and their sections: neighbours that are variants of the same group are one.
 
     Raises:
         PolicyError: a group has one member, or two of one name.
     """
     found = list[Any]()
-    for named, run in groupby(zip(models, names, strict=True), key=lambda one: one[1] is not None):
+    for (named, _), run in groupby(zip(models, sections, strict=True), lambda one: (one[1].variant is not None, one[1].group)):
         members = list(run)
         if not named:
             found += [model for model, _ in members]
             continue
-        variants = {str(name): model for model, name in members}
+        variants = {str(section.variant): model for model, section in members}
         if len(variants) < len(members):
             raise PolicyError("edge: two variants have the same name")
         found.append(Variants(**variants))
