@@ -242,8 +242,10 @@ def _without_groups(edges: Any, path: Path) -> Any:
             raise PolicyError(f"{path}: edge.{other[0]}: belongs in each [[edge.variant]], not beside them")
         if not all(isinstance(member, dict) and isinstance(member.get("name"), str) and member["name"] for member in members):
             raise PolicyError(f'{path}: edge.variant: expected sections [[edge.variant]], each with a name, as in name = "int8"')
-        shared = {"group": f"[[edge]] {i + 1}", **({"view": one["view"]} if "view" in one else {})}
-        found += [{**shared, **{k: v for k, v in member.items() if k != "name"}, "variant": member["name"]} for member in members]
+        view = {"view": one["view"]} if "view" in one else {}
+        for member in members:
+            own = {k: v for k, v in member.items() if k != "name"}
+            found.append({**view, **own, "variant": member["name"], "group": f"[[edge]] {i + 1}"})
     return found
 
 
