@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeroute import __version__
+from edgeroute.cli.arms import arms
 from edgeroute.cli.calibrate import calibrate
 from edgeroute.cli.check import check
 from edgeroute.cli.decide import decide
@@ -55,7 +56,7 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, sensors, egress, serve,
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors, egress, serve,
     schema, demo, docs,
 )  # fmt: skip
 for command in COMMANDS:

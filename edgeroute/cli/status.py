@@ -13,7 +13,7 @@ from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
-from edgeroute.cli.status_arms import arms_of, show_arms
+from edgeroute.cli.status_arms import arms_of, settings_of, show_arms
 from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
@@ -90,6 +90,8 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
             told["joules"] = joules
         told["shadow"] = [one._asdict() for one in found]
         told["arms"] = arms
+        if arms:
+            told["ab"] = settings_of(kept)
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
     for note in notes:

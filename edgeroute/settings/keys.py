@@ -21,7 +21,7 @@ from edgeroute.errors import EdgerouteError
 from edgeroute.files import file_stamp
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.rules import Rule
-from edgeroute.settings.runtimes import ByRuntime
+from edgeroute.settings.runtimes import ByRuntime, for_file
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Ab, Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
@@ -231,11 +231,12 @@ class Settings(BaseSettings):
         }
 
     def _arm(self, folder: Path, key: Any) -> Any:
-        """Arm B: the model at its path, with the other keys of the edge."""
+        """Arm B: the model at its path, with those other keys of the edge that its runtime has."""
         assert self.ab is not None, "it was looked for"
-        unset = {"path": self.ab.path, **{key: None for key in ("sha256", "card") if getattr(self.edge[0], key, None)}}
+        with _named("ab.path"):
+            section = for_file(self.edge[0], self.ab.path, folder)
         with _named("ab.threshold"):
-            return self.ab.make(_kept(self.edge[0].model_copy(update=unset), folder, key), _certified(self.ab.threshold, folder))
+            return self.ab.make(_kept(section, folder, key), _certified(self.ab.threshold, folder))
 
 
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()

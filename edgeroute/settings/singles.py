@@ -58,7 +58,9 @@ class Egress(Section):
 class Ab(Section):
     """Another edge model for a share of the requests or devices: arm B."""
 
-    path: ModelPath = Field(description="B's model file; the other keys of its section are those of the only [edge].")
+    path: ModelPath = Field(
+        description="B's model file; the other keys are those of the only [edge] that its runtime has, without `sha256`, `card`."
+    )
     share: Share = Field("10%", validate_default=True, description="The share of requests, or of devices, that get B.")
     threshold: float | Text | None = Field(
         None, description="Of B: a number, or the path of a certificate. Without it the one it came with, else the number of A."

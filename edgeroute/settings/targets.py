@@ -117,7 +117,7 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        follows = self.path.lower().endswith(ACTIVE)  # its runtime is not known here: it has its own defaults
+        follows = self.path.lower().endswith(ACTIVE)  # the defaults are those of its runtime
         options = self.model_dump(exclude={"path", "card", "score", "view", "variant", "group"}, exclude_unset=follows)
         if "providers" in options:
             options["providers"] = parsed(self.providers, folder)
