@@ -39,6 +39,13 @@ class Cost(NamedTuple):
     calls: float = 0
 
 
+class Tokens(NamedTuple):
+    """Tokens of a text, as an endpoint counts them, or as they are expected before it has."""
+
+    input: int = 0
+    output: int = 0
+
+
 class Spending:
     """Spending against limits.
 
