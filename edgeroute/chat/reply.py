@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any, Final
@@ -9,8 +10,9 @@ from typing import Any, Final
 from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.core.walk import Prediction
-from edgeroute.errors import BadInput, ModelError
+from edgeroute.errors import BadInput, EdgerouteError, ModelError
 
+QUANTILE: Final = 0.1
 LONG: Final = "exceed_context_size_error"
 """The type of llama.cpp's error for a prompt that is longer than the context."""
 
@@ -20,12 +22,13 @@ class Gathered:
 
     def __init__(self) -> None:
         self._text: list[str] = []
-        self._logprobs: list[Any] = []
         self._calls: dict[int, dict[str, Any]] = {}
         self._about: dict[str, Any] = {}
         self._ended: str | None = None
         self._thought: list[str] = []
         self._chat = True
+        self.logprobs: list[Any] = []
+        """For each token that has come a mapping with its `logprob`."""
         self.error: Mapping[str, Any] | None = None
         """What went wrong there, as it says."""
 
@@ -40,7 +43,7 @@ class Gathered:
             return ""
         choice = choices[0]
         self._ended = choice.get("finish_reason") or self._ended
-        self._logprobs += _content(choice.get("logprobs"))
+        self.logprobs += _content(choice.get("logprobs"))
         if "text" in choice:
             self._chat = False
             text = choice["text"]
@@ -65,6 +68,16 @@ class Gathered:
                 call["function"][key] = call["function"].get(key, "") + (part or "")
 
     @property
+    def usage(self) -> Any:
+        """The tokens that were counted, if it says so."""
+        return self._about.get("usage")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of an answer has come."""
+        return not (self._text or self._thought or self._calls)
+
+    @property
     def ended(self) -> bool:
         """Whether the reply is whole."""
         return self._ended is not None
@@ -75,7 +88,7 @@ class Gathered:
 
     def reply(self) -> dict[str, Any]:
         """All of it."""
-        text, logprobs = "".join(self._text), {"content": self._logprobs} if self._logprobs else None
+        text, logprobs = "".join(self._text), {"content": self.logprobs} if self.logprobs else None
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self._thought:
             message["reasoning_content"] = "".join(self._thought)
@@ -87,21 +100,50 @@ class Gathered:
         return {**about, "object": "chat.completion" if self._chat else "text_completion", "choices": [choice]}
 
 
-def answer(reply: Mapping[str, Any], rule: str, where: str) -> Prediction:
+def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
     """The text of a reply, its confidence, and the reply itself.
 
     Raises:
-        ModelError: it is no completion.
+        ModelError: it is no completion; or `wrong`, another class.
     """
     try:
         choice = reply["choices"][0]
         text = choice["text"] if "text" in choice else choice["message"].get("content")
         logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs")) if one.get("token") != ""]  # the end's
     except (AttributeError, LookupError, TypeError, ValueError) as e:
-        raise ModelError(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
+        raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
     if not isinstance(text, str | None):
-        raise ModelError(f"{where} gave a reply whose text is a {type(text).__name__}")
+        raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
     return Prediction(text or "", _confidence(logprobs, rule), reply)
+
+
+class RunningConfidence:
+    """The confidence of an answer that is still coming, by one of the rules; `value` is None before its first token."""
+
+    def __init__(self, rule: str) -> None:
+        self._rule, self._sum, self._sorted, self._first = rule, 0.0, list[float](), 0.0
+
+    def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
+        """Adds tokens, as `Gathered.logprobs` has them."""
+        for token in tokens:
+            if token.get("token") != "":
+                logprob = min(float(token["logprob"]), 0.0)
+                self._first = self._first if self._sorted else logprob
+                self._sum += logprob
+                insort(self._sorted, logprob)
+
+    @property
+    def value(self) -> float | None:
+        """0..1, what the whole answer would have if it ended here."""
+        known = self._sorted
+        if not known:
+            return None
+        if self._rule != "quantile":
+            return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
+        at = QUANTILE * (len(known) - 1)
+        low = known[int(at)]
+        high = known[min(int(at) + 1, len(known) - 1)]
+        return exp(low if high == low else low + (at - int(at)) * (high - low))
 
 
 def _confidence(logprobs: list[float], rule: str) -> Any:

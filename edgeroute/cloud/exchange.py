@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute import system
+from edgeroute.core.admission import price
 from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Tokens
@@ -149,7 +150,7 @@ class Exchange:
         if self._unpaid and not self._paid:
             calls = 1
         cost = guard.rules.cost(size / MB, calls)
-        tokens_usd = 0.0 if tokens is None else guard.rules.price(tokens)
+        tokens_usd = 0.0 if tokens is None else price(guard.rules.terms, tokens)
         if tokens_usd:
             cost = cost._replace(usd=cost.usd + tokens_usd)
         with guard.lock:
@@ -255,7 +256,7 @@ class Exchange:
             self.usd += cost.usd
             guard.spending.add(cost, system.now())
         if self._tokens_usd or tokens is not None:
-            self._settle_tokens(0.0 if tokens is None else guard.rules.price(tokens))
+            self._settle_tokens(0.0 if tokens is None else price(guard.rules.terms, tokens))
         if not self.counts:
             return
         if error is None:

@@ -18,6 +18,12 @@ USUAL: float = 0.9
 """Latency quantile of an endpoint that counts as its usual time."""
 
 
+def price(terms: Terms, tokens: Tokens) -> float:
+    """US dollars for so many tokens."""
+    usd = tokens.input * terms.usd_per_million_input_tokens + tokens.output * terms.usd_per_million_output_tokens
+    return usd / MILLION
+
+
 class Spends(Protocol):
     """Spending shared by several endpoints: a `Spending`, or one behind a lock."""
 
@@ -112,11 +118,6 @@ class Admission:
         if not calls:
             return Cost(usd, mb, joules)
         return Cost(usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls)
-
-    def price(self, tokens: Tokens) -> float:
-        """US dollars for so many tokens."""
-        terms = self.terms
-        return (tokens.input * terms.usd_per_million_input_tokens + tokens.output * terms.usd_per_million_output_tokens) / MILLION
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Books an attempt about to be made, or returns why it may not be made.
