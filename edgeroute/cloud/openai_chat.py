@@ -129,7 +129,9 @@ class OpenAIChat:
         names: list[str] = []
         if reply is not None:
             with suppress(LookupError, RecursionError, TypeError, ValueError):
-                names = [str(one["id"]) for one in json_loads(reply.body)["data"]]
+                listed = json_loads(reply.body)["data"]
+                if [one.get("owned_by") for one in listed] != ["llamacpp"]:  # it answers to any name
+                    names = [str(one["id"]) for one in listed]
         if names and not {self.model, f"{self.model}:latest"} & {*names}:
             there = ", ".join(clean(self.address.hide(name), 40) for name in names[:8])
             raise BadReply(f"{self.where}: there is no model {self.model!r}: it has {there}")
