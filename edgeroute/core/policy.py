@@ -102,3 +102,6 @@ class Terms(NamedTuple):
     """Radio energy on the device: per request, and per million bytes of bodies in both directions."""
     calls_per_s: float = INF
     max_concurrent: int = 64
+    usd_per_million_input_tokens: float = 0.0
+    usd_per_million_output_tokens: float = 0.0
+    """Of a language model: for the tokens of a request, and of its answer."""

@@ -48,6 +48,13 @@ def up_against(limits: Limits, cost: Cost, edge_j: float) -> Limits:
     return limits._replace(joules_per_hour=INF) if 0 < cost.joules <= edge_j else limits
 
 
+class Tokens(NamedTuple):
+    """Tokens of a text, as an endpoint counts them, or as they are expected before it has."""
+
+    input: int = 0
+    output: int = 0
+
+
 class Spending:
     """Spending against limits.
 

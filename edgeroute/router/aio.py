@@ -304,7 +304,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             return first
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
-        if backend.run_async is None or (streams and not backend.alone_async):
+        if backend.run_async is None:
             if streams:
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from edgeroute.chat.request import Rule
 from edgeroute.cloud.body import Body, BodyType
+from edgeroute.cloud.openai_chat import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence.scores import SCORES
@@ -28,6 +30,7 @@ from edgeroute.settings.values import (
     BodyTemplate,
     Cert,
     Count,
+    Flag,
     Headers,
     ModelPath,
     PingPath,
@@ -37,11 +40,13 @@ from edgeroute.settings.values import (
     Score,
     SecretReference,
     Sha256,
+    Table,
     Text,
     Texts,
     Threads,
     Url,
     Verify,
+    Whole,
     checked_body,
     refused,
 )
@@ -154,6 +159,8 @@ class Cloud(Target):
     )
     usd_per_call: Amount = Field(0, description="Dollars that a request costs.")
     usd_per_mb: Amount = Field(0, description="Dollars for a million bytes, sent or received.")
+    usd_per_million_input_tokens: Amount = Field(0, description="Dollars for a million tokens of requests, of a language model.")
+    usd_per_million_output_tokens: Amount = Field(0, description="Dollars for a million tokens of its answers.")
     joules_per_call: Amount = Field(0, description="The device's energy for a request, whatever its size.")
     joules_per_mb: Amount = Field(0, description="The device's energy for a million bytes, sent or received.")
     calls_per_s: Rate | None = Field(
@@ -237,7 +244,45 @@ class JsonCloud(Cloud):
         return PlainJson(self.url, **options, max_body_bytes=self.max_body, **self.address(folder))
 
 
-CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud}
+class OpenAICloud(Cloud):
+    """A language model behind OpenAI's API: a hosted one, vLLM, llama-server, Ollama (chat.md)."""
+
+    protocol: Literal["openai"] = Field(description="How the endpoint is talked to.")
+    model: Text = Field(description="The model's name there.")
+    chat: Flag = Field(True, description="Whether a text is what a user says; if not, it is a text to be continued.")
+    system: Text | None = Field(None, description="What the model is told first, unless the messages begin with that themselves.")
+    max_tokens: Count | None = Field(None, description="Tokens of an answer, at most. Without it: as many as the server allows.")
+    temperature: Amount | None = Field(None, description="0: the most probable token each time. Without it the server's.")
+    seed: Whole | None = Field(None, description="Of what is drawn. Without it the server's.")
+    stop: Texts | None = Field(None, description="Texts at which an answer ends.")
+    response_format: Table | None = Field(
+        None, description="What form an answer has, as OpenAI's API takes it: it is passed on as it is."
+    )
+    request: Table | None = Field(None, description="Further keys of each request, as the server takes them.")
+    logprobs: Flag = Field(False, description="Ask for the log-probabilities of tokens: without them there is no confidence.")
+    confidence: Rule = Field("quantile", description="The confidence is exp of the 10 % quantile, mean, least or first of them.")
+    stream: Flag = Field(True, description="Ask for answers in pieces, also where they are not shown: a stall is then noticed.")
+    usage: Flag = Field(True, description="Ask for the number of tokens in streams, by `stream_options`.")
+    between: Duration = Field(
+        "30s", validate_default=True, description="An answer that has begun, and of which nothing comes for so long, has failed."
+    )
+    version: Text | None = Field(None, description="Changed by you whenever the server has another model under that name.")
+    timeout: Duration = Field(
+        "60s", validate_default=True, description="Until an answer begins, with all retries; a deadline ends the whole answer."
+    )
+    max_reply: Size = Field("8MiB", validate_default=True, description="A longer reply is given up.")
+
+    def make(self, folder: Path) -> OpenAIChat:
+        """Makes the endpoint."""
+        own = {
+            "model", "name", "chat", "system", "max_tokens", "temperature", "seed", "response_format", "request", "logprobs",
+            "confidence", "stream", "usage", "version", "labels",
+        }  # fmt: skip
+        options = self.model_dump(include=own)
+        return OpenAIChat(self.url, **options, stop=self.stop or (), between_s=self.between, **self.address(folder))
+
+
+CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud, "openai": OpenAICloud}
 """Protocol -> section type."""
 
 
@@ -246,7 +291,10 @@ def _protocol(section: Any) -> str:
 
 
 AnyCloud = Annotated[
-    Annotated[OpenInferenceCloud, Tag("openinference")] | Annotated[JsonCloud, Tag("json")], Discriminator(_protocol)
+    Annotated[OpenInferenceCloud, Tag("openinference")]
+    | Annotated[JsonCloud, Tag("json")]
+    | Annotated[OpenAICloud, Tag("openai")],
+    Discriminator(_protocol),
 ]
 
 
