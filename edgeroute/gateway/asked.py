@@ -90,8 +90,9 @@ def asked(body: Mapping[str, Any], *, chat: bool, names: Collection[str]) -> Ask
     x = {key: value for key, value in body.items() if key not in OURS}
     if chat:
         x.pop("prompt", None)
-        if "messages" not in x:
-            raise BadInput('messages is missing: send a list of {"role": ..., "content": ...}')
+        messages = x.get("messages")
+        if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+            raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
     else:
         x.pop("messages", None)
         x["prompt"] = _prompt(x.get("prompt"))

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from edgeroute.core.codes import Failure
 from edgeroute.core.texts import clean
-from edgeroute.errors import BadInput, Closed, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
+from edgeroute.errors import BadInput, CloudError, Closed, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.serve.replies import reply
 
 AGAIN = {"Retry-After": "1"}
@@ -55,18 +55,17 @@ def fault_of(error: BaseException) -> Fault:
         return Fault(400, f"the policy does not allow this request: {clean(error)}", "policy")
     if isinstance(error, MayNotLeave):
         return Fault(403, clean(error), "may_not_leave")
-    if isinstance(error, NoAnswer):
-        return _unanswered(error)
+    if isinstance(error, NoAnswer | CloudError):
+        return _unanswered(error, [*error.errors.values()] if isinstance(error, NoAnswer) else [error])
     if isinstance(error, Closed):
         return Fault(503, "the gateway is about to end", "closed", AGAIN)
     if isinstance(error, EdgerouteError):
-        return Fault(500, clean(error), "model")
+        return Fault(500, clean(error), "model", {"x-should-retry": "false"})  # which OpenAI's clients read
     return Fault(500, f"a fault of the gateway, not of the request: {type(error).__name__}; its log has the rest", "internal")
 
 
-def _unanswered(error: NoAnswer) -> Fault:
+def _unanswered(error: EdgerouteError, errors: list[BaseException]) -> Fault:
     """No leg answered. 400 where each of them refused this input, which another attempt would not change."""
-    errors = [*error.errors.values()]
     if errors and all(isinstance(one, BadInput) or Failure.of(one).of_the_input for one in errors):
         return Fault(400, f"bad request: {clean(error)}", "bad_input")
     waits = [wait for one in errors if (wait := getattr(one, "retry_after_s", None))]

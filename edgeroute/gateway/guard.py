@@ -78,8 +78,8 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         if host.startswith("["):
-            name, _, rest = host[1:].partition("]")
-            return _is_address(name, 6) and (not rest or (rest[0] == ":" and _is_port(rest[1:])))
+            name, closed, rest = host[1:].partition("]")
+            return bool(closed) and _is_address(name, 6) and (not rest or (rest[0] == ":" and _is_port(rest[1:])))
         name, colon, port = host.partition(":")
         if colon and not _is_port(port):
             return False

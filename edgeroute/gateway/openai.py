@@ -60,7 +60,7 @@ class Completions:
         made, begun = Completion(found), False
         try:
             async with self.routing.stream(found.x, wanted) as stream:
-                async for piece in stream:
+                async for piece in self.routing.pieces(stream):
                     if not begun:
                         begun = True
                         await send(_head({**EVENTS, **self.routing.source(stream)}))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edgeroute.core.egress import Rules
-from edgeroute.errors import BadInput
+from edgeroute.core.texts import named
+from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
 from edgeroute.gateway.options import Options
 from edgeroute.router.aio import AsyncRouter
 from edgeroute.router.streams import AsyncStream
@@ -25,15 +28,23 @@ class Routing:
 
     async def infer(self, x: Any, wanted: Options) -> Answer[Any]:
         """The answer to one input."""
-        return await self.router.infer(x, **_arguments(wanted))
+        with _coded():
+            return await self.router.infer(x, **_arguments(wanted))
 
     async def infer_many(self, rows: list[Any], wanted: Options) -> list[Answer[Any]]:
         """The answers to several."""
-        return await self.router.infer_many(rows, **_arguments(wanted))
+        with _coded():
+            return await self.router.infer_many(rows, **_arguments(wanted))
 
     def stream(self, x: Any, wanted: Options) -> AsyncStream:
         """The answer in pieces."""
         return self.router.stream(x, first_token=wanted.first_token, **_arguments(wanted))
+
+    async def pieces(self, stream: AsyncStream) -> AsyncIterator[Any]:
+        """The pieces of it."""
+        with _coded():
+            async for piece in stream:
+                yield piece
 
     def source(self, stream: AsyncStream) -> dict[str, str]:
         """What is known at a stream's first piece of where it comes from, as headers."""
@@ -42,6 +53,17 @@ class Routing:
             return {}
         sides = {target.name: target.side for target in self.router.engine.snapshot.targets}
         return {"x-edgeroute-source": sides.get(leg, "cache"), "x-edgeroute-leg": leg}
+
+
+@contextmanager
+def _coded() -> Iterator[None]:
+    """Raises what a function of the application raised, which a router with one target passes on, as `NoAnswer`."""
+    try:
+        yield
+    except EdgerouteError:
+        raise
+    except Exception as e:
+        raise NoAnswer(f"no answer: {named(e)}", {"": e}) from e
 
 
 def _arguments(wanted: Options) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def run(application: Any, host: str, port: int, beat: Beat, on_ready: Callable[[
         log_config=None,
         log_level="warning",
         access_log=False,
+        server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
