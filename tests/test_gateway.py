@@ -210,16 +210,16 @@ def test_a_data_class_stays_here():
         assert len(seen) == 1
 
 
-def test_what_the_router_is_given(url):
+def test_what_the_router_is_given():
     """The request without the name of the model and what is about the stream; tools and all else as they came."""
     seen = []
 
-    def edge(x):
+    def notes(x):
         seen.append(x)
         return "ok", 0.9
 
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
-    with serving(AsyncRouter(edge)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
+    with serving(AsyncRouter(notes)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
         client.chat.completions.create(**CHAT, tools=tools, tool_choice="auto", seed=3, temperature=0.5)
         assert list(client.chat.completions.create(**CHAT, stream=True, stream_options={"include_usage": True}))
     assert seen == [
@@ -318,9 +318,12 @@ def test_an_input_that_no_target_takes():
     def picky(_):
         raise BadInput("no pictures here")
 
-    with serving(AsyncRouter(picky)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:
-        with pytest.raises(openai.BadRequestError, match="no pictures here"):
-            client.chat.completions.create(**CHAT)
+    with (
+        serving(AsyncRouter(picky)) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client,
+        pytest.raises(openai.BadRequestError, match="no pictures here"),
+    ):
+        client.chat.completions.create(**CHAT)
 
 
 def test_a_fault_of_its_own(caplog, monkeypatch):
@@ -375,9 +378,9 @@ def test_busy():
     with serving(AsyncRouter(cloud=far.cloud), max_concurrent=1) as url, connected(url) as connection:
         connection.sendall(post("/v1/chat/completions", {**CHAT, "stream": True}))
         assert far.begun.wait(LONG)
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
-            with pytest.raises(openai.RateLimitError) as caught:
-                client.chat.completions.create(**CHAT)
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0)
+        with client, pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(**CHAT)
         assert (caught.value.response.headers["retry-after"], caught.value.code) == ("1", "busy")
         assert httpx.get(f"{url}/v1/models").status_code == 200
 

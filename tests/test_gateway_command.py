@@ -104,7 +104,7 @@ def test_mistakes(policy, tmp_path):
     """Each in one line, before anything listens."""
     code, _, err = cli("gateway", "--policy", policy, "--token-env", "NO_SUCH_NAME")
     assert (code, "NO_SUCH_NAME" in err, err.count("\n")) == (2, True, 1)
-    code, _, err = cli("gateway", "--policy", policy, "--host", "0.0.0.0")  # noqa: S104 - it is refused
+    code, _, err = cli("gateway", "--policy", policy, "--host", "0.0.0.0")
     assert (code, "--token-env" in err, err.count("\n")) == (2, True, 1)
     code, _, err = cli("gateway", "--policy", tmp_path / "none.toml")
     assert (code, "none.toml" in err, err.count("\n")) == (2, True, 1)
@@ -156,10 +156,11 @@ def test_a_server_on_this_device(tiny):
     from edgeroute.edge.llama import LlamaModel
     from edgeroute.edge.local_server import LocalServer
 
-    with serving(AsyncRouter(LlamaModel(tiny, max_tokens=4))) as inner:
-        with serving(AsyncRouter(LocalServer(f"{inner}/v1", model="edgeroute", max_tokens=4))) as url:
-            reply = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "logprobs": True}, timeout=LONG).json()
-            *chunks, _ = events(httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=LONG).text)
+    with contextlib.ExitStack() as stack:
+        inner = stack.enter_context(serving(AsyncRouter(LlamaModel(tiny, max_tokens=4))))
+        url = stack.enter_context(serving(AsyncRouter(LocalServer(f"{inner}/v1", model="edgeroute", max_tokens=4))))
+        reply = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "logprobs": True}, timeout=LONG).json()
+        *chunks, _ = events(httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=LONG).text)
     assert (reply["model"], reply["usage"]["completion_tokens"], reply["choices"][0]["finish_reason"]) == (
         "edgeroute",
         4,

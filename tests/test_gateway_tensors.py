@@ -125,9 +125,9 @@ def test_the_clients_own_errors(client, images):
     """`tritonclient` raises them, with the message."""
     from tritonclient.utils import InferenceServerException
 
+    one = triton.InferInput("image", [1, 28, 28], "FP32").set_data_from_numpy(images[:1].astype(np.float32))
     with pytest.raises(InferenceServerException, match="the model takes UINT8"):
-        one = triton.InferInput("image", [1, 28, 28], "FP32")
-        client.infer("edgeroute", [one.set_data_from_numpy(images[:1].astype(np.float32))])
+        client.infer("edgeroute", [one])
 
 
 def test_several_inputs_and_values_that_are_no_labels():

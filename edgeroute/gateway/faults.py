@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from edgeroute.core.codes import Failure
 from edgeroute.core.texts import clean
-from edgeroute.errors import BadInput, CloudError, Closed, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
+from edgeroute.errors import BadInput, Closed, CloudError, EdgerouteError, MayNotLeave, NoAnswer, PolicyError
 from edgeroute.serve.replies import reply
 
 AGAIN = {"Retry-After": "1"}

@@ -9,6 +9,7 @@ from typing import Any
 from edgeroute.core.egress import Rules
 from edgeroute.core.texts import named
 from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
+from edgeroute.gateway.completions import ascii_of
 from edgeroute.gateway.options import Options
 from edgeroute.router.aio import AsyncRouter
 from edgeroute.router.streams import AsyncStream
@@ -52,7 +53,8 @@ class Routing:
         if leg is None:
             return {}
         sides = {target.name: target.side for target in self.router.engine.snapshot.targets}
-        return {"x-edgeroute-source": sides.get(leg, "cache"), "x-edgeroute-leg": leg}
+        found = {"x-edgeroute-source": sides.get(leg, leg), "x-edgeroute-leg": leg}  # what is no target is the cache
+        return {name: ascii_of(text) for name, text in found.items()}
 
 
 @contextmanager
