@@ -16,6 +16,7 @@ from edgeroute.cli.docs import docs
 from edgeroute.cli.egress import egress
 from edgeroute.cli.evaluate import evaluate
 from edgeroute.cli.exits import CODES, exits
+from edgeroute.cli.gateway import gateway
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
@@ -57,7 +58,7 @@ def root(
 
 COMMANDS = (
     check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors, egress, serve,
-    schema, demo, docs,
+    gateway, schema, demo, docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))
