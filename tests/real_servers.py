@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -140,4 +141,25 @@ def _config(name, inputs, outputs):
     )
 
 
-_STARTERS = {"triton": _triton}
+def _mlserver(home, folder):
+    http, grpc, metrics = free_ports(3)
+    settings = {
+        "host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0, "debug": False,
+        "use_structured_logging": False,
+    }  # fmt: skip
+    (folder / "settings.json").write_text(json.dumps(settings))
+    for name in contract.MODELS:
+        for version in contract.VERSIONS.get(name, ("1",)):
+            at = folder / f"{name}-{version}"
+            at.mkdir()
+            model = {"name": name, "implementation": "mlserver_model.ContractModel", "parameters": {"version": version}}
+            (at / "model-settings.json").write_text(json.dumps(model))
+    return [home / "bin/mlserver", "start", str(folder)], {"PYTHONPATH": str(HERE)}, (http, grpc)
+
+
+def _kserve(home, folder):
+    ports = free_ports(2)
+    return [home / "bin/python", HERE / "kserve_app.py", *map(str, ports)], {}, ports
+
+
+_STARTERS = {"triton": _triton, "kserve": _kserve, "mlserver": _mlserver}
