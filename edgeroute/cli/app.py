@@ -15,6 +15,7 @@ from edgeroute.cli.docs import docs
 from edgeroute.cli.egress import egress
 from edgeroute.cli.evaluate import evaluate
 from edgeroute.cli.exits import CODES, exits
+from edgeroute.cli.export import export
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
@@ -60,6 +61,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))
+app.add_typer(export)
 app.add_typer(models)
 app.add_typer(outbox)
 app.add_typer(simulate)
