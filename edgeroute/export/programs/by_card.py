@@ -54,12 +54,14 @@ class Model(Said):
         folder: of `model.json` and the model file that it names.
         threads: for one run; 0: as ONNX Runtime thinks right.
         gpu: number of the GPU to run on; None: the processor.
+        most: rows of one run at most, where the model takes any number.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 1, gpu: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, threads: int = 1, gpu: int | None = None, most: int = 1024) -> None:
         import onnxruntime
 
         super().__init__(folder)
+        self.most = most
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -78,18 +80,45 @@ class Model(Said):
         counts = {len(array) for array in feed.values()}
         if len(counts) != 1 or 0 in counts:
             raise BadInput(f"the inputs have {sorted(counts)} rows: send the same number for each, at least 1")
-        size: int | None = self.about["size"]
-        n = counts.pop()
-        if size is None:
+        n, size = counts.pop(), self.about["size"] or self.most
+        if n <= size and self.about["size"] is None:
             return self._run(feed)
         parts = [self._group(feed, at, size) for at in range(0, n, size)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
+    def run_many(self, feeds: list[dict[str, Array]]) -> list[dict[str, Array] | Exception]:
+        """What `run` gives for each of several requests: those of one shape are run together, and one that fails costs no other."""
+        found: list[Any] = [None] * len(feeds)
+        groups: dict[Any, list[int]] = {}
+        for i, feed in enumerate(feeds):
+            rows = len(next(iter(feed.values())))
+            alike = rows > 0 and all(len(array) == rows for array in feed.values())
+            shapes = tuple((name, array.dtype.kind, array.shape[1:]) for name, array in feed.items())
+            groups.setdefault(shapes if alike else i, []).append(i)
+        for members in groups.values():
+            try:
+                if len(members) == 1:
+                    found[members[0]] = self.run(feeds[members[0]])
+                    continue
+                outputs = self.run({one["name"]: np.concatenate([feeds[i][one["name"]] for i in members]) for one in self.inputs})
+            except Exception as e:  # noqa: BLE001 - the caller's, whatever it is
+                for i in members:
+                    found[i] = e if len(members) == 1 else self.run_many([feeds[i]])[0]
+                continue
+            at = 0
+            for i in members:
+                n = len(next(iter(feeds[i].values())))
+                found[i] = {name: array[at : at + n] for name, array in outputs.items()}
+                at += n
+        return found
+
     def _group(self, feed: dict[str, Array], at: int, size: int) -> dict[str, Array]:
-        """The outputs of so many rows, for a model that takes no other number; what is missing is the last row again."""
+        """The outputs of so many rows; for a model that takes no other number, what is missing is the last row again."""
         group = {name: array[at : at + size] for name, array in feed.items()}
         n = len(next(iter(group.values())))
-        full = {name: np.concatenate([array, *[array[-1:]] * (size - n)]) for name, array in group.items()} if n < size else group
+        full = group
+        if n < size and self.about["size"] is not None:
+            full = {name: np.concatenate([array, *[array[-1:]] * (size - n)]) for name, array in group.items()}
         return {name: array[:n] for name, array in self._run(full).items()}
 
     def _run(self, feed: dict[str, Array]) -> dict[str, Array]:

@@ -25,31 +25,15 @@ class TritonPythonModel:
         self.inputs = [one["name"] for one in self.model.inputs]
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answers requests; those of one shape together."""
+        """Answers requests, together where they can be."""
         feeds = [{name: triton.get_input_tensor_by_name(r, name).as_numpy() for name in self.inputs} for r in requests]
-        groups: dict[Any, list[int]] = {}
-        for i, feed in enumerate(feeds):
-            groups.setdefault(tuple(array.shape[1:] for array in feed.values()), []).append(i)
-        replies: list[Any] = [None] * len(requests)
-        for members in groups.values():
-            for i, reply in zip(members, self._answered([feeds[i] for i in members]), strict=True):
-                replies[i] = reply
-        return replies
+        return [_reply(found) for found in self.model.run_many(feeds)]
 
-    def _answered(self, feeds: list[dict[str, Any]]) -> list[Any]:
-        """The replies to requests that are run together."""
-        try:
-            outputs = self.model.run({name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs})
-        except Exception as e:  # noqa: BLE001 - Triton says it to the caller
-            error = triton.TritonError(f"{type(e).__name__}: {e}"[:400])
-            return [triton.InferenceResponse(output_tensors=[], error=error) for _ in feeds]
-        replies, at = [], 0
-        for feed in feeds:
-            n = len(feed[self.inputs[0]])
-            tensors = [triton.Tensor(name, _plain(array[at : at + n])) for name, array in outputs.items()]
-            replies.append(triton.InferenceResponse(output_tensors=tensors))
-            at += n
-        return replies
+
+def _reply(found: Any) -> Any:
+    if isinstance(found, Exception):
+        return triton.InferenceResponse(output_tensors=[], error=triton.TritonError(f"{type(found).__name__}: {found}"[:400]))
+    return triton.InferenceResponse(output_tensors=[triton.Tensor(name, _plain(array)) for name, array in found.items()])
 
 
 def _plain(array: Any) -> Any:
