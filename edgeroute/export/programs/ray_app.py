@@ -3,8 +3,6 @@
 `serve run serve.yaml` in this folder starts it. `Ingress` speaks HTTP; `Models` has the models, and grows and shrinks with the load.
 """
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any
