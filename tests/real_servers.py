@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +15,12 @@ import urllib.request
 from pathlib import Path
 from time import monotonic, sleep
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
+from netns import within
+
+from edgeroute.testing.listener import Listener
 
 HERE = Path(__file__).parent / "servers"
 ENVIRONMENTS = Path(os.environ.get("SERVERS", HERE.parents[1] / ".servers"))
@@ -44,15 +50,18 @@ def real_server(name, folder):
         pytest.skip(f"no environment for {name}: make server-{name}")
     argv, env, ports = _STARTERS[name](home, folder)
     log = folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(argv, env={**_environment(), **env}, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
-    http, grpc = (f"http://127.0.0.1:{port}" if port else "" for port in ports)
-    server = Server(name, http, grpc, process, log)
-    try:
+    with contextlib.ExitStack() as stack:
+        if name == "ray":
+            namespace = stack.enter_context(_namespace())
+            argv = ["ip", "netns", "exec", namespace, *argv]
+            ports = urlsplit(stack.enter_context(Door(namespace, ports[0])).url).port, 0
+        with log.open("wb") as out:
+            process = subprocess.Popen(argv, env={**_environment(), **env}, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+        stack.callback(_end, process)
+        http, grpc = (f"http://127.0.0.1:{port}" if port else "" for port in ports)
+        server = Server(name, http, grpc, process, log)
         _ready(server)
         yield server
-    finally:
-        _end(process)
 
 
 def _environment():
@@ -167,4 +176,54 @@ def _kserve(home, folder):
     return [home / "bin/python", HERE / "kserve_app.py", *map(str, ports)], {}, ports
 
 
-_STARTERS = {"triton": _triton, "kserve": _kserve, "mlserver": _mlserver}
+def _ray(home, folder):
+    inside = folder / "r"
+    return [home / "bin/python", HERE / "ray_app.py", "8000", inside], {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(HERE)}, (8000, 0)
+
+
+@contextlib.contextmanager
+def _namespace():
+    """A network namespace with loopback alone: Ray listens on every address that there is."""
+    name = f"edgeroute-ray-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"Ray listens on every address, and no network namespace can be made here: {made.stderr.strip()}")
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield name
+    finally:
+        left = subprocess.run(["ip", "netns", "pids", name], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        for number in left:  # what Ray had started, and left behind
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+class Door(Listener):
+    """A port of this machine's loopback that leads to one of the namespace's."""
+
+    def __init__(self, namespace, port):
+        self._namespace, self._port = namespace, port
+        super().__init__(None)
+
+    async def _serve(self, reader, writer):
+        sock = within(self._namespace, lambda: socket.create_connection(("127.0.0.1", self._port)))
+        sock.setblocking(False)
+        far_reader, far_writer = await asyncio.open_connection(sock=sock)
+        ways = [asyncio.ensure_future(_copy(*way)) for way in ((reader, far_writer), (far_reader, writer))]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            far_writer.transport.abort()
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def _copy(reader, writer):
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+
+
+_STARTERS = {"triton": _triton, "kserve": _kserve, "mlserver": _mlserver, "ray": _ray}
