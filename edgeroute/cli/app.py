@@ -16,6 +16,7 @@ from edgeroute.cli.docs import docs
 from edgeroute.cli.egress import egress
 from edgeroute.cli.evaluate import evaluate
 from edgeroute.cli.exits import CODES, exits
+from edgeroute.cli.export import export
 from edgeroute.cli.gateway import gateway
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
@@ -62,6 +63,7 @@ COMMANDS = (
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))
+app.add_typer(export)
 app.add_typer(models)
 app.add_typer(outbox)
 app.add_typer(simulate)
