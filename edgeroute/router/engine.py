@@ -201,7 +201,8 @@ class Engine:
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
-        if self.counts.record(request.plan, outcome, bool(request.batch)):
+        counted = self.counts.record(request.plan, outcome, bool(request.batch))
+        if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
         if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
