@@ -50,8 +50,8 @@ from edgeroute.edge.litert import LiteRTModel
 path = tflite_models.linear(home / "m.tflite")
 LiteRTModel(path).load()
 with path.open("r+b") as file:
-    file.truncate((1 << 31) - 1)
-limit(300)
+    file.truncate(500 << 20)
+limit(200)
 said(LiteRTModel(path).load)
 """
 GGUF = """
@@ -71,8 +71,8 @@ path = Path(shutil.copytree(sys.argv[3], home / "m.mlpackage"))
 said(CoreMLModel(path).load)
 for file in path.rglob("*.mlmodel"):
     with file.open("r+b") as opened:
-        opened.truncate(1 << 30)
-limit(300)
+        opened.truncate(300 << 20)
+limit(100)
 said(CoreMLModel(path).load)
 """
 SHORT = "there is too little memory for it on this device"
