@@ -61,7 +61,7 @@ threading.stack_size(2 << 20)
 threading.Thread(target=run).start()
 """
 """In a thread whose stack is smaller than those that use the model later."""
-_LONG = "a " * 200
+_LONG = "word " * 2_000
 """More than the context of the trial: the request is refused once its prompt is there, and nothing is computed."""
 _TOOL = {
     "type": "function",
@@ -72,9 +72,9 @@ _TOOL = {
 }  # fmt: skip
 _TALK = [{"role": role, "content": _LONG} for role in ("user", "assistant") * 4 + ("user",)]
 REQUESTS: tuple[dict[str, Any], ...] = (
-    {"messages": [{"role": "user", "content": _LONG}]},
-    {"messages": [{"role": "system", "content": _LONG}, *_TALK]},
-    {"messages": _TALK, "tools": [_TOOL]},
+    {"max_tokens": 1, "messages": [{"role": "user", "content": _LONG}]},
+    {"max_tokens": 1, "messages": [{"role": "system", "content": _LONG}, *_TALK]},
+    {"max_tokens": 1, "messages": _TALK, "tools": [_TOOL]},
 )
 
 
