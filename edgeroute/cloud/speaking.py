@@ -65,8 +65,11 @@ class Speaking:
         """Tells it that nothing more comes, for this reason. Raises that, unless the answer is whole without the rest."""
         if read.over:
             return self._step(self._speech.send, None)
-        if self._begun and isinstance(error, TimedOut) and monotonic() < self._until:
-            error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+        if self._begun and isinstance(error, TimedOut):
+            if monotonic() < self._until:
+                error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+            else:
+                error = TimedOut(f"{self._where} did not finish its answer in time")
         return self._step(self._speech.throw, error)
 
     def _step(self, move: Any, given: Any) -> Piece | Read | None:
