@@ -261,12 +261,13 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
             break
 
     if not held:
-        return Outcome(*_partial(log), False, log, begun, now)
+        leg, part = _partial(log)
+        return Outcome(leg, part, False, log, begun, now)
     best = max(held, key=lambda i: legs[i].target)
     return Outcome(best, held[best], False, log, begun, now, held)
 
 
-def _partial(log: list[Mark]) -> tuple[int, Prediction] | tuple[None, None]:
+def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
     """The leg and what had arrived of its answer, where one broke off; the last, if several did."""
     parts = ((mark.leg, getattr(mark.detail, "partial", None)) for mark in reversed(log) if mark.kind == "failed")
     return next(((leg, part) for leg, part in parts if type(part) is Prediction), (None, None))
