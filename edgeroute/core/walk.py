@@ -269,8 +269,11 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
 
 def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
     """The leg and what had arrived of its answer, where one broke off; the last, if several did."""
-    parts = ((mark.leg, getattr(mark.detail, "partial", None)) for mark in reversed(log) if mark.kind == "failed")
-    return next(((leg, part) for leg, part in parts if type(part) is Prediction), (None, None))
+    for mark in reversed(log):
+        part = getattr(mark.detail, "partial", None) if mark.kind == "failed" else None
+        if type(part) is Prediction:
+            return mark.leg, part
+    return None, None
 
 
 def _at_once(plan: Plan) -> tuple[Leg, ...]:
