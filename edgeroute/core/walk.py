@@ -261,8 +261,8 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
             break
 
     if not held:
-        leg, part = _partial(log)
-        return Outcome(leg, part, False, log, begun, now)
+        broken, part = _partial(log)
+        return Outcome(broken, part, False, log, begun, now)
     best = max(held, key=lambda i: legs[i].target)
     return Outcome(best, held[best], False, log, begun, now, held)
 
