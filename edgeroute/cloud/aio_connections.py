@@ -196,15 +196,28 @@ class AsyncResponse:
         self.status, self.headers = self._incoming.status, self._incoming.headers
 
     async def _bounded(self, step: Awaitable[T]) -> T:
-        left_s, failed = self.until - monotonic(), None
+        """One step by the instant `until`. Not by `wait_for`: before Python 3.12 it loses a cancellation where the step ends."""
+        task, failed, expired = asyncio.current_task(), None, False
+        assert task is not None, "it runs in one"
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        left_s = self.until - monotonic()
+        timer = None if left_s == INF else asyncio.get_running_loop().call_later(left_s, expire)
         try:
-            return await asyncio.wait_for(step, None if left_s == INF else left_s)
+            return await step
         except ERRORS as e:
             failed = self._wire.error(e, stale=self._connection.kept)
-        except CloudError:
-            raise
-        except (asyncio.TimeoutError, TimeoutError) as e:
-            raise TimedOut(f"{self._wire.address.origin} did not {self._connection.sockets.doing} in time") from e
+        except asyncio.CancelledError:
+            if not expired or (hasattr(task, "uncancel") and task.uncancel()):
+                raise
+            failed = TimedOut(f"{self._wire.address.origin} did not {self._connection.sockets.doing} in time")
+        finally:
+            if timer is not None:
+                timer.cancel()
         raise failed
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

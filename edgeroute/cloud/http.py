@@ -174,7 +174,9 @@ class HttpClient:
                         step = speaking.failed(e, step)
                         continue
                     step = speaking.heard(part)
-            ended = None
+            ended = speaking.error
+            if ended is not None:
+                raise ended
         except CloudError as e:
             ended = e
             raise
@@ -208,7 +210,9 @@ class HttpClient:
                         step = speaking.failed(e, step)
                         continue
                     step = speaking.heard(part)
-            ended = None
+            ended = speaking.error
+            if ended is not None:
+                raise ended
         except CloudError as e:
             ended = e
             raise
