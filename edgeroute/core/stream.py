@@ -112,7 +112,7 @@ def walk_stream(plan: Plan, begun: float, first_s: float = INF, keep_late: bool 
             elif type(event) is Failed:
                 log.append(Mark("failed", i, now, event.error))
                 if spoken and open_at_once:
-                    return Outcome(i, _part(pieces), False, log, begun, now, held)
+                    return Outcome(i, _part(pieces, event.error), False, log, begun, now, held)
                 if event.fatal and best is None:
                     return Outcome(None, None, False, log, begun, now)
                 break
@@ -202,5 +202,7 @@ def _reserve_s(plan: Plan, i: int) -> float:
     return min(plan.facts.reserves.get(leg.name, INF), plan.deadline_s / 2)
 
 
-def _part(pieces: list[object]) -> Prediction:
-    return Prediction(whole(pieces), None, None)
+def _part(pieces: list[object], error: BaseException | None = None) -> Prediction:
+    """What of an answer was shown; with the outputs so far, where the error has them."""
+    partial = getattr(error, "partial", None)
+    return Prediction(whole(pieces), None, partial.outputs if type(partial) is Prediction else None)

@@ -9,11 +9,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
+from edgeroute.chat.reply import Gathered, answer, failure
+from edgeroute.chat.request import Chat, Rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
-from edgeroute.edge.chat import Chat, Gathered, Rule, answer, failure
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.imports import imported

@@ -1,17 +1,14 @@
-"""Texts in OpenAI's JSON, as llama.cpp and local servers speak it: requests from inputs, and answers from replies."""
+"""Requests for texts in OpenAI's JSON: from a text, messages, or a request that the caller wrote."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from math import exp
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.texts import FOREIGN, clean
-from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, ModelError, PolicyError, check_number
 
 Rule = Literal["quantile", "mean", "min", "first"]
@@ -21,7 +18,6 @@ least, or first."""
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")
 """Keys of a request that the caller does not set."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
-LONG: Final = "exceed_context_size_error"
 
 
 class Chat:
@@ -30,14 +26,15 @@ class Chat:
     Args:
         chat: a text is what a user says, and the model's chat template is applied; or, if false, a text to be continued.
         system: what the model is told first, unless the messages begin with that themselves.
-        max_tokens: of an answer, at most.
-        temperature: 0: the most probable token each time.
-        seed: of what is drawn at a higher temperature.
+        max_tokens: of an answer, at most; None: as many as the server allows.
+        temperature: 0: the most probable token each time; None: the server's.
+        seed: of what is drawn at a higher temperature; None: the server's.
         stop: texts at which an answer ends.
         grammar: that an answer follows, in llama.cpp's GBNF.
         response_format: likewise, as OpenAI has it: `{"type": "json_schema", "json_schema": {"schema": {...}}}`.
         confidence: one of `RULES`.
         request: further keys of each request, such as top_p, as the runtime takes them.
+        texts_only: whether images and other parts of a message are refused, as a text model on the device does.
 
     Raises:
         PolicyError: a value is none.
@@ -48,30 +45,35 @@ class Chat:
         *,
         chat: bool,
         system: str | None,
-        max_tokens: int,
-        temperature: float,
-        seed: int,
+        max_tokens: int | None,
+        temperature: float | None,
+        seed: int | None,
         stop: Sequence[str],
         grammar: str | None,
         response_format: Mapping[str, Any] | None,
         confidence: str,
         request: Mapping[str, Any] | None,
+        texts_only: bool = True,
     ) -> None:
-        check_number("max_tokens", max_tokens, least=1, whole=True)
-        check_number("temperature", temperature)
-        check_number("seed", seed, whole=True, most=2**31 - 1)
+        if max_tokens is not None:
+            check_number("max_tokens", max_tokens, least=1, whole=True)
+        if temperature is not None:
+            check_number("temperature", temperature)
+        if seed is not None:
+            check_number("seed", seed, whole=True, most=2**31 - 1)
         if confidence not in RULES:
             raise PolicyError(f"confidence= takes one of {', '.join(RULES)}, not {confidence!r}")
         if grammar is not None and response_format is not None:
             raise PolicyError("grammar= and response_format= both say what form an answer has: give one")
         if (taken := sorted({*OURS, "messages", "prompt"} & {*(request or {})})) and request is not None:
             raise PolicyError(f"request= may not have {', '.join(taken)}: edgeroute sets that")
-        self.is_chat, self.system, self.rule = chat, system, confidence
+        self.is_chat, self.system, self.rule, self._texts_only = chat, system, confidence, texts_only
         stops = [stop] if isinstance(stop, str) else [*stop]
         if "" in stops:
             raise PolicyError("stop= has an empty text, at which each answer would end before it begins")
+        given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         self.options: dict[str, Any] = {
-            "max_tokens": max_tokens, "temperature": temperature, "seed": seed,
+            **{key: value for key, value in given.items() if value is not None},
             **({"stop": stops} if stops else {}),
             **({} if grammar is None else {"grammar": grammar}),
             **({} if response_format is None else {"response_format": dict(response_format)}),
@@ -106,7 +108,7 @@ class Chat:
         if isinstance(x, Mapping):
             return self._whole(x)
         if isinstance(x, list | tuple):
-            return {**self.options, "messages": self._told(_messages(x))}, True
+            return {**self.options, "messages": self._told(_messages(x, self._texts_only))}, True
         raise BadInput(
             f'expected a prompt, which is text, messages [{{"role": ..., "content": ...}}], or a request, not {_kind(x)}'
         )
@@ -120,7 +122,7 @@ class Chat:
         if "grammar" in own or "response_format" in own:
             made = {key: value for key, value in made.items() if key in own or key not in {"grammar", "response_format"}}
         if "messages" in own:
-            made["messages"] = self._told(_messages(own["messages"]))
+            made["messages"] = self._told(_messages(own["messages"], self._texts_only))
             _check_json(own)
             return made, True
         prompt = own.get("prompt")
@@ -137,7 +139,7 @@ class Chat:
         return [{"role": "system", "content": self.system}, *messages]
 
 
-def _messages(given: Any) -> list[dict[str, Any]]:
+def _messages(given: Any, texts_only: bool) -> list[dict[str, Any]]:
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not given:
         raise BadInput('messages is a list of one or more {"role": ..., "content": ...}')
     for i, one in enumerate(given):
@@ -145,12 +147,12 @@ def _messages(given: Any) -> list[dict[str, Any]]:
             raise BadInput(f'message {i} is {_kind(one)}, not {{"role": ..., "content": ...}}')
         if not isinstance(role := one.get("role"), str) or role not in ROLES:
             raise BadInput(f"message {i} has no role of {', '.join(ROLES)}")
-        _check_content(i, one)
+        _check_content(i, one, texts_only)
     _check_json(given)
     return [dict(one) for one in given]
 
 
-def _check_content(i: int, message: Mapping[str, Any]) -> None:
+def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None:
     content, calls = message.get("content"), message.get("tool_calls")
     if content is None and isinstance(calls, list | tuple) and calls:
         return
@@ -158,7 +160,10 @@ def _check_content(i: int, message: Mapping[str, Any]) -> None:
     if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
         raise BadInput(f"the content of message {i} is {_kind(content)}: expected text, or a list of parts with a type")
     for part in parts:
-        if not isinstance(kind := part.get("type"), str) or kind != "text":
+        kind = part.get("type")
+        if not texts_only and isinstance(kind, str) and kind != "text":
+            continue
+        if kind != "text":
             raise ModelError(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
         if not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
@@ -187,137 +192,3 @@ def _check_json(x: Any) -> None:
 
 def _kind(x: Any) -> str:
     return "None" if x is None else f"an array {list(x.shape)}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
-
-
-class Gathered:
-    """A reply that comes in pieces, put together as the one that would have come whole."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._logprobs: list[Any] = []
-        self._calls: dict[int, dict[str, Any]] = {}
-        self._about: dict[str, Any] = {}
-        self._ended: str | None = None
-        self._thought: list[str] = []
-        self._chat = True
-        self.error: Mapping[str, Any] | None = None
-        """What went wrong there, as it says."""
-
-    def add(self, chunk: Mapping[str, Any]) -> str:
-        """Adds a piece of it -> the text that it brings."""
-        if "error" in chunk:
-            self.error = _error(chunk)
-            return ""
-        self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
-        choices = chunk.get("choices") or ()
-        if not choices:
-            return ""
-        choice = choices[0]
-        self._ended = choice.get("finish_reason") or self._ended
-        self._logprobs += _content(choice.get("logprobs"))
-        if "text" in choice:
-            self._chat = False
-            text = choice["text"]
-        else:
-            delta = choice.get("delta") or {}
-            text = delta.get("content")
-            if isinstance(thought := delta.get("reasoning_content"), str):
-                self._thought.append(thought)
-            self._add_calls(delta.get("tool_calls") or ())
-        if not text:
-            return ""
-        self._text.append(str(text))
-        return str(text)
-
-    def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
-        for one in given:
-            call = self._calls.setdefault(
-                int(one.get("index", 0)), {"type": "function", "function": {"name": "", "arguments": ""}}
-            )
-            call.update({key: one[key] for key in ("id", "type") if one.get(key)})
-            for key, part in (one.get("function") or {}).items():
-                call["function"][key] = call["function"].get(key, "") + (part or "")
-
-    @property
-    def ended(self) -> bool:
-        """Whether the reply is whole."""
-        return self._ended is not None
-
-    def end(self) -> None:
-        """It is whole, as is known from elsewhere."""
-        self._ended = self._ended or "stop"
-
-    def reply(self) -> dict[str, Any]:
-        """All of it."""
-        text, logprobs = "".join(self._text), {"content": self._logprobs} if self._logprobs else None
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self._thought:
-            message["reasoning_content"] = "".join(self._thought)
-        if self._calls:
-            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
-        what = {"message": message} if self._chat else {"text": text}
-        choice = {"index": 0, "finish_reason": self._ended, **what, **({"logprobs": logprobs} if logprobs else {})}
-        about = {key: value for key, value in self._about.items() if key not in {"object", "prompt_progress"}}
-        return {**about, "object": "chat.completion" if self._chat else "text_completion", "choices": [choice]}
-
-
-def answer(reply: Mapping[str, Any], rule: str, where: str) -> Prediction:
-    """The text of a reply, its confidence, and the reply itself.
-
-    Raises:
-        ModelError: it is no completion.
-    """
-    try:
-        choice = reply["choices"][0]
-        text = choice["text"] if "text" in choice else choice["message"].get("content")
-        logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs")) if one.get("token") != ""]  # the end's
-    except (AttributeError, LookupError, TypeError, ValueError) as e:
-        raise ModelError(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
-    if not isinstance(text, str | None):
-        raise ModelError(f"{where} gave a reply whose text is a {type(text).__name__}")
-    return Prediction(text or "", _confidence(logprobs, rule), reply)
-
-
-def _confidence(logprobs: list[float], rule: str) -> Any:
-    """By the rule; the log-probabilities themselves for the quantile, which a reader takes of them."""
-    if not logprobs:
-        return Unscored("no log-probabilities of its tokens")
-    known = [min(one, 0.0) for one in logprobs]
-    if rule == "quantile":
-        return known
-    return exp({"mean": sum(known) / len(known), "min": min(known)}.get(rule, known[0]))
-
-
-def _content(logprobs: Any) -> list[Any]:
-    """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
-    if not isinstance(logprobs, Mapping):
-        return []
-    if "token_logprobs" in logprobs:  # of a completion
-        tokens = logprobs.get("tokens") or [None] * len(logprobs["token_logprobs"] or ())
-        pairs = zip(tokens, logprobs["token_logprobs"] or (), strict=False)
-        return [{"token": token, "logprob": logprob} for token, logprob in pairs if logprob is not None]
-    return list(logprobs.get("content") or ())
-
-
-def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    error = reply["error"]
-    return error if isinstance(error, Mapping) else {"message": str(error)}
-
-
-def failure(error: Mapping[str, Any], where: str, *, own: bool) -> ModelError | BadInput:
-    """The exception for what a runtime says went wrong.
-
-    Args:
-        error: as OpenAI's JSON has it.
-        where: the model, in the message.
-        own: whether the caller wrote the request, and not only its text.
-    """
-    said = clean(error.get("message", "it does not say what"), FOREIGN)
-    if error.get("type") == LONG:
-        tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
-        if isinstance(tokens, int) and isinstance(most, int):
-            said = f"the prompt has {tokens} tokens, and its context {most}"
-        return ModelError(f"{where} cannot take it: {said}: a larger context= takes more memory")
-    if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
-        return BadInput(f"{where} does not take the request: {said}")
-    return ModelError(f"{where} gave no answer: {said}")
