@@ -1,4 +1,4 @@
-"""Asks a gateway by OpenAI's own client, which finds it by OPENAI_BASE_URL: `python client.py "What is the capital of France?"`."""
+"""Asks a gateway by OpenAI's own client, which finds it by OPENAI_BASE_URL: `python client.py "What is it?"`."""
 
 import os
 import sys
