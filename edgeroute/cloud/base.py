@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from edgeroute.cloud.pins import checked_pins
 from edgeroute.cloud.quoting import quote
 from edgeroute.cloud.terms import checked_terms
 from edgeroute.core.texts import clean
@@ -151,6 +152,8 @@ class Address:
         headers: sent with each request; values are strings or `Secret`s.
         verify: TLS verification. True: the system's and certifi's CAs; a path: only the CAs in this file; False: none.
         cert: paths of the client certificate and key, for mutual TLS.
+        pin: `sha256/` and the Base64 of the SHA-256 of the server's public key, or several: its certificate must hold one of
+            them, besides what `verify` asks for.
         timeout_s: for one request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
         max_reply_bytes: a longer reply for one input is rejected without being read in full; one for a batch may be up to
@@ -169,6 +172,7 @@ class Address:
         headers: Mapping[str, str | Secret] | None = None,
         verify: bool | str | Path = True,
         cert: tuple[str | Path, str | Path] | None = None,
+        pin: str | Sequence[str] | None = None,
         timeout_s: float = 10.0,
         retries: int = 2,
         max_reply_bytes: int = MAX_REPLY,
@@ -198,7 +202,9 @@ class Address:
             raise PolicyError(f"{bare(url)}: its host is not one that can be looked up") from None
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
-        self.verify, self.cert = verify, cert
+        self.verify, self.cert, self.pins = verify, cert, checked_pins(pin)
+        if self.pins and not self.https:
+            raise PolicyError(f"{self.origin}: pin is of TLS, and this is no https:// URL")
         self.hidden: set[str] = set()
         """The proxy's password, in the forms in which it may be quoted."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
