@@ -10,12 +10,12 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.cloud.http1 import Reading
-from edgeroute.cloud.parsers import Malformed
 from edgeroute.cloud.sockets import BlockingSockets, Poll, send_some
 from edgeroute.cloud.tls import RECORD, Steps
 from edgeroute.cloud.wire import KEEP_S, Line, Wire
 from edgeroute.errors import CloudError, Unreachable
+from edgeroute.http1.parsers import Malformed
+from edgeroute.http1.reading import Reading
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 

@@ -9,11 +9,11 @@ import ssl
 from urllib.parse import quote
 
 from edgeroute.cloud.base import SUCCESS, Address, Call
-from edgeroute.cloud.http1 import Early, Reading
-from edgeroute.cloud.parsers import Malformed
 from edgeroute.cloud.proxies import Proxy, proxy_for
 from edgeroute.cloud.tls import Layer, Plain, Steps, Tls, WrongKey, context_for, context_for_proxy
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
+from edgeroute.http1.parsers import Malformed
+from edgeroute.http1.reading import Early, Reading
 
 KEEP_S = 300.0
 """Keep-alive of an idle connection; whether the server has closed it is checked before reuse."""

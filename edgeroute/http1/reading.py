@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from edgeroute.cloud.base import SUCCESS
-from edgeroute.cloud.parsers import END, Head, Malformed, Parser, new_parser
 from edgeroute.errors import BadReply
+from edgeroute.http1.parsers import END, Head, Malformed, Parser, new_parser
 
+SUCCESS = range(200, 300)
 EARLY = 1 << 16
 """Bytes of interim replies (1xx) that are read while a request is being sent, at most."""
 FRAMING = 1 << 16
