@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.cloud.aio_sockets import AsyncSockets
+from edgeroute.cloud.aio_sockets import AsyncSockets, limited
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import Poll, send_some
 from edgeroute.cloud.tls import RECORD, Steps
 from edgeroute.cloud.wire import KEEP_S, Line, Wire
-from edgeroute.core.policy import INF
 from edgeroute.errors import CloudError, TimedOut
 from edgeroute.http1.parsers import Malformed
 from edgeroute.http1.reading import Reading
@@ -153,17 +151,11 @@ class _Connection:
     async def within(self, until: float, steps: Coroutine[Any, Any, None]) -> None:
         """Awaits the steps, by that instant."""
         left_s = until - monotonic()
-        if left_s == INF:
-            return await steps
         if left_s <= 0:
             steps.close()
             raise self._late()
         try:
-            if sys.version_info >= (3, 11):
-                async with asyncio.timeout(left_s):
-                    await steps
-            else:
-                await asyncio.wait_for(steps, left_s)
+            await limited(left_s, steps)
         except CloudError:
             raise
         except (asyncio.TimeoutError, TimeoutError) as e:  # the system's own, ETIMEDOUT, has been mapped by the steps

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
-from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
-from edgeroute.cloud.connections import Connections
+from edgeroute.cloud.carriers import carriers
 from edgeroute.cloud.quiet import OURS
 from edgeroute.errors import CloudError, Held
 from edgeroute.system import renew_after_fork
@@ -48,8 +47,7 @@ class HttpClient:
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self._channels = Connections(endpoint.address)
-        self._async = AsyncConnections(endpoint.address)
+        self._channels, self._async = carriers(endpoint.address)
         self.after_fork()
         renew_after_fork(self)
 

@@ -191,3 +191,12 @@ def context_for_proxy() -> ssl.SSLContext:
     made.minimum_version = max(made.minimum_version, ssl.TLSVersion.TLSv1_2)
     made.load_verify_locations(certifi.where())
     return made
+
+
+def is_tls(error: BaseException | None) -> bool:
+    """Whether TLS failed: the error, or what it came of."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from edgeroute.cloud.base import SUCCESS, Address, Call
 from edgeroute.cloud.proxies import Proxy, proxy_for
-from edgeroute.cloud.tls import Layer, Plain, Steps, Tls, WrongKey, context_for, context_for_proxy
+from edgeroute.cloud.tls import Layer, Plain, Steps, Tls, WrongKey, context_for, context_for_proxy, is_tls
 from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.http1.parsers import Malformed
 from edgeroute.http1.reading import Early, Reading
@@ -84,7 +84,7 @@ class Wire:
         """
         origin = self.address.origin
         error = Unreachable(f"{origin}: {self.address.hide(str(e) or type(e).__name__)[:200]}")
-        if isinstance(e, WrongKey) or (isinstance(e, ProxyRefused) and e.final) or _is_tls(e):
+        if isinstance(e, WrongKey) or (isinstance(e, ProxyRefused) and e.final) or is_tls(e):
             error.retriable = False
         elif self.address.https and not self.met and opened:
             error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {e}")
@@ -189,11 +189,3 @@ class Line:
         """Whether the next call may use it, after this reply."""
         self.served = True
         return reading.ended and reading.reusable and not self._layer.surplus()
-
-
-def _is_tls(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
