@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any
 
 import certifi
 import grpc
@@ -36,10 +37,21 @@ STATUSES = {
     _CODES.RESOURCE_EXHAUSTED: 429, _CODES.UNIMPLEMENTED: 501, _CODES.UNAVAILABLE: 503, _CODES.DEADLINE_EXCEEDED: 504,
 }  # fmt: skip
 """Status of gRPC -> that of HTTP; any other is 500."""
-_FROM_SERVER = "from peer"
-"""In gRPC's description of an error that the server sent; there is no other mark of it."""
-_TLS = ("handshake", "CERTIFICATE", "certificate", "SSL", "TLS")
 _TOO_LONG = "larger than max"
+LOST = (
+    "failed to connect", "errors resolving", "DNS resolution failed", "empty address list", "Socket closed", "Connection reset",
+    "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header with status",
+)  # fmt: skip
+"""Beginnings of gRPC's own texts for UNAVAILABLE where no reply came, which it marks in no other way."""
+REASONS = (
+    "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down", "Domain name not found",
+    "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED", "certificate required", "UNKNOWN_CA",
+    "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake", "http1.x server", "proxy",
+)  # fmt: skip
+"""What is quoted of them; they may have in them what a server wrote."""
+_TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
+EARLY_S = 0.05
+"""By how much gRPC's time limit may come too early."""
 
 
 class Channels:
@@ -51,7 +63,8 @@ class Channels:
     """
 
     def __init__(self, address: Address, longest: int) -> None:
-        self._address, self._longest = address, longest
+        self._address, self._longest = address, min(longest, LONGEST)
+        self._replies = _Replies(address, self._longest)
         self._channel: grpc.Channel | None = None
         self._calls: dict[str, Any] = {}
         self._closed = False
@@ -69,8 +82,7 @@ class Channels:
         """
         if cancel is not None and cancel.asked:
             raise Unreachable(f"{self._address.origin} was not asked: its answer is not needed any more")
-        options = _options(self._address, call, until)
-        failed = None
+        options, failed = _options(self._address, call, until), None
         try:
             method = self._method(call.path)
             if cancel is None:
@@ -87,8 +99,8 @@ class Channels:
         except ValueError as e:  # the channel was closed meanwhile, or metadata that gRPC does not send
             raise _unsent(self._address, e) from None
         if failed is not None:
-            return _answered(failed, failed.trailing_metadata(), self._address, call)
-        return _reply(body, rpc.trailing_metadata(), self._address, call)
+            return self._replies.answered(failed, until)
+        return self._replies.reply(body, rpc.trailing_metadata(), call)
 
     def _method(self, path: str) -> Any:
         made = self._calls.get(path)
@@ -111,7 +123,8 @@ class AsyncChannels:
     """A channel to one address, for one event loop at a time."""
 
     def __init__(self, address: Address, longest: int) -> None:
-        self._address, self._longest = address, longest
+        self._address, self._longest = address, min(longest, LONGEST)
+        self._replies = _Replies(address, self._longest)
         self._channel: grpc.aio.Channel | None = None
         self._calls: dict[str, Any] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -126,8 +139,7 @@ class AsyncChannels:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:  # a channel of another loop cannot be used here
             self._loop, self._channel, self._calls = loop, None, {}
-        options = _options(self._address, call, until)
-        failed = None
+        options, failed = _options(self._address, call, until), None
         try:
             method = self._calls.get(call.path)
             if method is None:
@@ -145,8 +157,8 @@ class AsyncChannels:
         except (ValueError, grpc.aio.UsageError) as e:
             raise _unsent(self._address, e) from None
         if failed is not None:
-            return _answered(failed, failed.trailing_metadata(), self._address, call)
-        return _reply(body, await rpc.trailing_metadata(), self._address, call)
+            return self._replies.answered(failed, until)
+        return self._replies.reply(body, await rpc.trailing_metadata(), call)
 
     async def close(self) -> None:
         """Closes the channel, and ends what is under way."""
@@ -164,7 +176,7 @@ class AsyncChannels:
 def _open(kind: Any, address: Address, longest: int) -> Any:
     options = [
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", min(longest, LONGEST)),
+        ("grpc.max_receive_message_length", longest),
         ("grpc.enable_retries", 0),  # there is one retry layer, which asks the guard first
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a reply is as long as it is
         ("grpc.use_local_subchannel_pool", 1),
@@ -208,57 +220,51 @@ def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
     return {"timeout": None if left_s == INF else left_s, "metadata": metadata}
 
 
-def _reply(body: bytes, trailing: Any, address: Address, call: Call) -> Reply:
-    limit = address.max_reply_bytes if call.max_reply is None else call.max_reply
-    if len(body) > limit:
-        raise BadReply(f"{address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
-    return Reply(200, _headers(trailing), body)
+class _Replies:
+    """Makes replies of what calls end with."""
 
+    def __init__(self, address: Address, longest: int) -> None:
+        self._address, self._longest = address, longest
 
-def _answered(error: Any, trailing: Any, address: Address, call: Call) -> Reply:
-    """The reply that is an error of the server's.
+    def reply(self, body: bytes, trailing: Any, call: Call) -> Reply:
+        """The reply to a call that succeeded.
 
-    Raises:
-        CloudError: it is none: there was no reply.
-    """
-    code, text, debug = error.code(), error.details() or "", str(_debug(error))
-    if _FROM_SERVER not in debug or _lost(text):
-        _failed(code, text, address, call)
-    status = STATUSES.get(code, 500)
-    if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
-        status = 413
-    headers = _headers(trailing)
-    with contextlib.suppress(KeyError, ValueError):
-        headers.setdefault("retry-after", str(float(headers["grpc-retry-pushback-ms"]) / 1000))
-    return Reply(status, {**headers, "content-type": "application/json"}, json.dumps({"error": text}).encode())
+        Raises:
+            BadReply: it is longer than expected.
+        """
+        limit = self._address.max_reply_bytes if call.max_reply is None else call.max_reply
+        if len(body) > limit:
+            raise BadReply(f"{self._address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
+        return Reply(200, _headers(trailing), body)
 
+    def answered(self, error: Any, until: float) -> Reply:
+        """The reply that is an error of the server's.
 
-def _debug(error: Any) -> str:
-    debug: Callable[[], str] = getattr(error, "debug_error_string", str)
-    return debug() or ""
+        Raises:
+            CloudError: it is none: there was no reply.
+        """
+        code, text, origin = error.code(), error.details() or "", self._address.origin
+        if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
+            raise TimedOut(f"{origin} did not answer in time")
+        if code is _CODES.UNAVAILABLE and text.startswith(LOST):
+            raise self._lost(text)
+        status = STATUSES.get(code, 500)
+        if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
+            if f"vs. {self._longest})" in text:  # of this side, which old versions do not say otherwise
+                raise BadReply(f"{origin} answered more than {self._longest} bytes, the most that is expected (max_reply)")
+            status = 413
+        headers = _headers(error.trailing_metadata())
+        with contextlib.suppress(KeyError, ValueError):
+            headers.setdefault("retry-after", str(float(headers["grpc-retry-pushback-ms"]) / 1000))
+        return Reply(status, {**headers, "content-type": "application/json"}, json.dumps({"error": text}).encode())
 
-
-def _lost(text: str) -> bool:
-    """Whether this is a text of gRPC's own about a connection that broke, which it also says to be from the server."""
-    return text in {"Socket closed", "Stream removed", "Connection reset"} or text.startswith(("recvmsg:", "sendmsg:"))
-
-
-def _failed(code: Any, text: str, address: Address, call: Call) -> NoReturn:
-    """Raises what the failure of a call without a reply is."""
-    origin = address.origin
-    if code is _CODES.DEADLINE_EXCEEDED:
-        raise TimedOut(f"{origin} did not answer in time")
-    if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
-        raise BadReply(f"{origin} answered more than is expected (max_reply): {len(call.body)} bytes were sent")
-    error: CloudError = Unreachable(f"{origin}: {_reason(text)}")
-    if address.https and any(word in text for word in _TLS):
-        error.retriable = False
-    raise error
-
-
-def _reason(text: str) -> str:
-    """The last of the nested reasons that gRPC gives."""
-    return text.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")[:200] or "no reason was given"
+    def _lost(self, text: str) -> CloudError:
+        why = [reason for reason in REASONS if reason in text]
+        hint = " (is this its gRPC port?)" if "http1.x server" in why else ""
+        error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
+        if hint or (self._address.https and any(map(_TLS.search, why))):
+            error.retriable = False  # it will be the same again
+        return error
 
 
 def _unsent(address: Address, error: Exception) -> CloudError | PolicyError:
