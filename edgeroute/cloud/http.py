@@ -1,4 +1,4 @@
-"""HTTP client of an endpoint: carries its talks and speeches."""
+"""Client of an endpoint: carries its talks and speeches, over HTTP or what the endpoint brings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HttpClient:
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self._channels, self._async = carriers(endpoint.address)
+        self._channels, self._async = carriers(endpoint)
         self.after_fork()
         renew_after_fork(self)
 

@@ -150,7 +150,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
     """The tensors of a reply whose JSON is followed by `rest`."""
     at = 0
     for output in outputs:
-        size = output.get("parameters", {}).get("binary_data_size")
+        size = (output.get("parameters") or {}).get("binary_data_size")  # KServe has null there
         data = output.get("data") if size is None else rest[at : at + size]
         if data is None:
             raise KeyError("data")
