@@ -62,7 +62,10 @@ def slow(path, turns=400_000):
         [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("at", TensorProto.FLOAT, ["n", 1])],
         [value("go_on", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, ["n", 1])],
     )
-    nodes = [helper.make_node("Loop", ["turns", "yes", "x"], ["same"], body=body), helper.make_node("MatMul", ["same", "w"], ["y"])]
+    nodes = [
+        helper.make_node("Loop", ["turns", "yes", "x"], ["same"], body=body),
+        helper.make_node("MatMul", ["same", "w"], ["y"]),
+    ]
     constants = [("turns", np.array(turns)), ("yes", np.array(True)), ("w", np.array([[1.0, 0.0]], np.float32))]
     io = [value("x", TensorProto.FLOAT, ["n", 1])], [value("y", TensorProto.FLOAT, ["n", 2])]
     return tiny.save(path, nodes, *io, constants)
@@ -140,7 +143,9 @@ class Ray:
 
     def replicas(self, deployment):
         """The processes of a deployment's replicas, as {application}:{deployment}."""
-        pids = subprocess.run(["ip", "netns", "pids", self.namespace], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        pids = subprocess.run(
+            ["ip", "netns", "pids", self.namespace], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout.split()
         title = f"ray::ServeReplica:{deployment}".encode()
         return [int(pid) for pid in pids if Path("/proc", pid, "cmdline").read_bytes().startswith(title)]
 
@@ -159,7 +164,9 @@ def ray(app, models):
     if not (home / "made").exists():
         pytest.skip("no environment for ray: make server-ray")
     with contextlib.ExitStack() as stack:
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="er", ignore_cleanup_errors=True)))  # short, for sockets
+        temporary = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="er", ignore_cleanup_errors=True))
+        )  # short, for sockets
         namespace = stack.enter_context(real_servers._namespace())
         door = real_servers.Door(namespace, 8000)
         stack.callback(door.close)

@@ -96,7 +96,10 @@ def test_metadata_says_labels_and_shapes(server, models):
 
 def ask(server, name, x, **headers):
     """-> the arm that answered, and how many requests its run was for."""
-    body = b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": %s}]}' % str(x.ravel().tolist()).encode()
+    body = (
+        b'{"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": %s}]}'
+        % str(x.ravel().tolist()).encode()
+    )
     request = urllib.request.Request(f"{server.url}/v2/models/{name}/infer", body, headers)
     with urllib.request.urlopen(request, timeout=60) as reply:
         return reply.headers["x-edgeroute-arm"], int(reply.headers["x-edgeroute-batch"])

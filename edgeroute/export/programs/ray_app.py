@@ -60,7 +60,9 @@ class Models:
             found = await asyncio.to_thread(model.run_many, feeds)
             ill = [isinstance(one, Exception) and not isinstance(one, BadInput) for one in found]
             self._failed = self._failed + 1 if all(ill) else 0
-            return [(str(one) or type(one).__name__, len(feeds)) if isinstance(one, Exception) else (one, len(feeds)) for one in found]
+            return [
+                (str(one) or type(one).__name__, len(feeds)) if isinstance(one, Exception) else (one, len(feeds)) for one in found
+            ]
 
         pictures = {one["name"]: one["picture"] for one in model.inputs}
 
