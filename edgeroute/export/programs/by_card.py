@@ -170,7 +170,7 @@ def decoded(data: bytes, picture: dict[str, Any]) -> Array:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         size = image.width * image.height
-    except Exception as e:  # noqa: BLE001 - Pillow's decoders raise what they find
+    except Exception as e:
         raise BadInput(f"these {len(data)} bytes are no picture that can be read ({', '.join(FORMATS)})") from e
     if size > MOST_PIXELS:
         raise BadInput(f"a picture of {image.height} x {image.width} is too large")
@@ -179,7 +179,7 @@ def decoded(data: bytes, picture: dict[str, Any]) -> Array:
         raise BadInput("a picture of more than 8 bits a channel: convert it, its scale is yours to say")
     try:
         upright: Any = ImageOps.exif_transpose(image)
-    except Exception as e:  # noqa: BLE001 - likewise
+    except Exception as e:
         raise BadInput(f"these {len(data)} bytes are no picture that can be read ({', '.join(FORMATS)})") from e
     channels = picture["channels"]
     fitted = _fitted(upright if upright.mode == MODES[channels] else upright.convert(MODES[channels]), picture)

@@ -48,14 +48,19 @@ def read(body: bytes, length: str | None, inputs: list[dict[str, Any]], outputs:
             size = (one.get("parameters") or {}).get("binary_data_size")
             spec = next((spec for spec in inputs if spec["name"] == name), None)
             if spec is None or (size is not None and not 0 <= int(size) <= len(body) - at):
-                raise BadInput(f"there is no input {name!r}" if spec is None else f"{name}: more binary data is announced than came")
+                raise BadInput(
+                    f"there is no input {name!r}" if spec is None else f"{name}: more binary data is announced than came"
+                )
             feed[name] = _tensor(one, spec, None if size is None else body[at : at + size])
             at += size or 0
         default = bool((head.get("parameters") or {}).get("binary_data_output", False))
         wanted = [
-            (str(one["name"]), bool((one.get("parameters") or {}).get("binary_data", default))) for one in head.get("outputs") or ()
+            (str(one["name"]), bool((one.get("parameters") or {}).get("binary_data", default)))
+            for one in head.get("outputs") or ()
         ]
-        ask = Ask(feed, wanted or [(one["name"], default) for one in outputs], None if head.get("id") is None else str(head["id"]))
+        ask = Ask(
+            feed, wanted or [(one["name"], default) for one in outputs], None if head.get("id") is None else str(head["id"])
+        )
     except BadInput:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
@@ -122,10 +127,18 @@ def write(ask: Ask, results: dict[str, Any], model: str, **parameters: str) -> t
     for name, binary in ask.outputs:
         array = results[name]
         texts = array.dtype.kind in "OU"
-        one: dict[str, Any] = {"name": name, "datatype": datatype("object" if texts else array.dtype.name), "shape": list(array.shape)}
+        one: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype("object" if texts else array.dtype.name),
+            "shape": list(array.shape),
+        }
         if binary:
             raw = [str(text).encode() for text in array.reshape(-1)] if texts else []
-            part = b"".join(len(text).to_bytes(4, "little") + text for text in raw) if texts else np.ascontiguousarray(array).tobytes()
+            part = (
+                b"".join(len(text).to_bytes(4, "little") + text for text in raw)
+                if texts
+                else np.ascontiguousarray(array).tobytes()
+            )
             one["parameters"] = {"binary_data_size": len(part)}
             parts.append(part)
         else:

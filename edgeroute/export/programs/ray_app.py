@@ -60,7 +60,9 @@ class Models:
             found = await asyncio.to_thread(model.run_many, feeds)
             ill = [isinstance(one, Exception) and not isinstance(one, BadInput) for one in found]
             self._failed = self._failed + 1 if all(ill) else 0
-            return [(str(one) or type(one).__name__, len(feeds)) if isinstance(one, Exception) else (one, len(feeds)) for one in found]
+            return [
+                (str(one) or type(one).__name__, len(feeds)) if isinstance(one, Exception) else (one, len(feeds)) for one in found
+            ]
 
         pictures = {one["name"]: one["picture"] for one in model.inputs}
 
@@ -98,8 +100,17 @@ def _stacked(files: Any, picture: dict[str, Any]) -> Any:
     return np.stack(made)
 
 
+def _missing(name: str) -> Response:
+    return JSONResponse({"error": f"there is no model {name[:80]!r} here"}, 404)
+
+
+def _busy(error: Exception) -> Response:
+    """More than can be queued, or no replica is left: a client keeps it on its device, and comes back later."""
+    return JSONResponse({"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1"})
+
+
 @serve.deployment
-@serve.ingress(app)
+@serve.ingress(app)  # it copies the routes' functions, with what they use, here: that has to be above
 class Ingress:
     """The protocol, and which model answers whom."""
 
@@ -211,15 +222,6 @@ class Ingress:
                 if left == 1:
                     raise
         raise AssertionError
-
-
-def _missing(name: str) -> Response:
-    return JSONResponse({"error": f"there is no model {name[:80]!r} here"}, 404)
-
-
-def _busy(error: Exception) -> Response:
-    """More than can be queued, or no replica is left: a client keeps it on its device, and comes back later."""
-    return JSONResponse({"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1"})
 
 
 def build(args: dict[str, Any]) -> Any:
