@@ -110,14 +110,14 @@ def test_each_kind_is_a_device_by_the_formulas_and_the_cores_own_step(every_s):
 
 def test_the_cloud_has_the_load_that_the_rules_leave():
     """Above a heat all go to the cloud, below a charge none; an empty device asks nothing; and every request has an answer."""
-    hot = simulate(fleet(device(HOT._replace(enter=20)), margin=12.0))
+    hot = simulate(fleet(device(HOT._replace(enter=20)), margin=12.0, length_s=200.0))
     assert hot.asked[:5].sum() < 0.35 * hot.asked[100:105].sum()
-    assert hot.asked[100:600].sum() == pytest.approx(1000 * 500, rel=0.02)
-    low = simulate(fleet(device(LOW, battery=0.1)))
+    assert hot.asked[100:200].sum() == pytest.approx(1000 * 100, rel=0.02)
+    low = simulate(fleet(device(LOW, battery=0.1), length_s=200.0))
     assert low.asked[:10].sum() > 0
     assert low.asked[11:].sum() == 0
     assert low.device.rules[0].share > 0.9
-    empty = simulate(fleet(device(battery=0.5, battery_wh=0.01)))
+    empty = simulate(fleet(device(battery=0.5, battery_wh=0.01), length_s=200.0))
     assert empty.asked[:10].sum() > 0
     assert empty.asked[60:].sum() == 0
     assert (empty.device.battery, empty.device.empty) == (0.0, 1.0)
@@ -142,7 +142,7 @@ def test_no_more_switches_than_the_hysteresis_allows():
 
 def test_the_same_seed_and_devices_without_a_state():
     """The same numbers again; and a fleet without a state has those that it had."""
-    of = fleet(device(LOW, HOT, battery=0.3))
+    of = fleet(device(LOW, HOT, battery=0.3), length_s=60.0)
     one, same, other = simulate(of), simulate(of), simulate(of._replace(seed=1))
     assert one.asked.tolist() == same.asked.tolist()
     assert one.device == same.device
@@ -181,11 +181,13 @@ def test_the_command_steps_the_rules_of_a_policy(tmp_path, capsys):
         "simulate",
         "fleet",
         "--devices",
-        "300",
+        "50",
+        "--outage",
+        "2s",
         "--per-minute",
         "60",
         "--length",
-        "90s",
+        "75s",
         "--battery",
         "25%",
         "-p",
