@@ -226,10 +226,7 @@ class Engine:
     def observe(self) -> None:
         """Updates the facts, and with them the plans."""
         snapshot = self.snapshot
-        targets, backends = snapshot.targets, snapshot.backends
-        if (other := snapshot.other) is not None:
-            targets, backends = targets + other.targets[:1], backends + other.backends[:1]
-        if self.observer.observe(snapshot.policy, targets, backends):
+        if self.observer.observe(snapshot.policy, *snapshot.watched):
             cleared(snapshot)
         if self.auditor is not None:
             self.auditor.observe()
@@ -292,7 +289,7 @@ class Engine:
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
         self.spending.limits, self.observer.metered = limits, metered
-        self.observer.use(made.policy, made.targets)
+        self.observer.use(made.policy, made.watched[0])
         cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
@@ -314,7 +311,7 @@ class Engine:
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, so far."""
         seen = []
-        for b in (*self.snapshot.backends, *(() if self.snapshot.other is None else self.snapshot.other.backends[:1])):
+        for b in self.snapshot.watched[1]:
             guard = getattr(b, "guard", None)
             told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))

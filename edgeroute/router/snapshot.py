@@ -70,6 +70,14 @@ class Snapshot(NamedTuple):
         return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
 
     @property
+    def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
+        """The targets and backends, with the edge of arm B."""
+        other = self.other
+        if other is None:
+            return self.targets, self.backends
+        return self.targets + other.targets[:1], self.backends + other.backends[:1]
+
+    @property
     def clouds(self) -> list[CloudBackend]:
         """The backends that leave the device."""
         return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
