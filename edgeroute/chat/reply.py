@@ -37,13 +37,16 @@ class Gathered:
         if "error" in chunk or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return ""
-        self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
-        choices = chunk.get("choices") or ()
+        choices = chunk.get("choices")
+        ended = choices[0].get("finish_reason") if choices else None
+        if ended or not choices or not self._about:  # those between say nothing new
+            self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
             return ""
         choice = choices[0]
-        self._ended = choice.get("finish_reason") or self._ended
-        self.logprobs += _content(choice.get("logprobs"))
+        self._ended = ended or self._ended
+        if (logprobs := choice.get("logprobs")) is not None:
+            self.logprobs += _content(logprobs)
         if "text" in choice:
             self._chat = False
             text = choice["text"]
@@ -52,7 +55,8 @@ class Gathered:
             text = _text(delta.get("content"))
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
-            self._add_calls(delta.get("tool_calls") or ())
+            if calls := delta.get("tool_calls"):
+                self._add_calls(calls)
         if not text:
             return ""
         self._text.append(str(text))
@@ -158,7 +162,7 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
 
 def _content(logprobs: Any) -> list[Any]:
     """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
-    if not isinstance(logprobs, Mapping):
+    if type(logprobs) is not dict and not isinstance(logprobs, Mapping):
         return []
     if "token_logprobs" in logprobs:  # of a completion
         tokens = logprobs.get("tokens") or [None] * len(logprobs["token_logprobs"] or ())

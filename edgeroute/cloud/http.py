@@ -1,4 +1,4 @@
-"""HTTP client of an endpoint: carries its talks and speeches."""
+"""Client of an endpoint: carries its talks and speeches, over HTTP or what the endpoint brings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from itertools import count
 from time import monotonic
 from typing import Any, TypeAlias
 
-from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
-from edgeroute.cloud.connections import Connections
+from edgeroute.cloud.carriers import carriers
 from edgeroute.cloud.quiet import OURS
 from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
@@ -31,8 +30,7 @@ class HttpClient:
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self._channels = Connections(endpoint.address)
-        self._async = AsyncConnections(endpoint.address)
+        self._channels, self._async = carriers(endpoint)
         self.after_fork()
         renew_after_fork(self)
 

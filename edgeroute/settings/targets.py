@@ -29,11 +29,13 @@ from edgeroute.settings.values import (
     Binary,
     BodyTemplate,
     Cert,
+    Client,
     Count,
     Flag,
     Headers,
     ModelPath,
     PingPath,
+    Pins,
     Providers,
     Rate,
     Retries,
@@ -52,9 +54,10 @@ from edgeroute.settings.values import (
 )
 
 VARIANT = (
-    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one are a group. In "
-    "`[[edge.variant]]` it is `name`."
+    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one, and the same `group`, are "
+    "a group. In `[[edge.variant]]` it is `name`."
 )
+GROUP = "Any text: tells two groups of variants apart that are next to each other. In `[[edge.variant]]` it is not needed."
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
 NoneFound = Literal["defer", "accept", "score"]
 
@@ -112,6 +115,7 @@ class Edge(Target):
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )
     variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
 
     def files(self) -> list[str]:
         """The model, its card and its score."""
@@ -120,8 +124,8 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        follows = self.path.lower().endswith(ACTIVE)  # its runtime is not known here: it has its own defaults
-        options = self.model_dump(exclude={"path", "card", "score", "view", "variant"}, exclude_unset=follows)
+        follows = self.path.lower().endswith(ACTIVE)  # the defaults are those of its runtime
+        options = self.model_dump(exclude={"path", "card", "score", "view", "variant", "group"}, exclude_unset=follows)
         if "providers" in options:
             options["providers"] = parsed(self.providers, folder)
         if follows:
@@ -148,6 +152,12 @@ class Cloud(Target):
         True, description="Check the server's certificate: true, by the authorities in this file alone, or false for not at all."
     )
     cert: Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
+    pin: Pins | None = Field(
+        None, description="`sha256/BASE64` of the server's public key, or a list of them: its certificate must hold one."
+    )
+    client: Client | None = Field(
+        None, description="`httpx`: carried by httpx, for SOCKS proxies, say. Without it: by connections of its own."
+    )
     timeout: Duration = Field(
         "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
     )
@@ -180,6 +190,8 @@ class Cloud(Target):
             "headers": self.headers,
             "verify": at(folder, self.verify) if isinstance(self.verify, str) else self.verify,
             "cert": tuple(at(folder, path) for path in self.cert) if self.cert else None,
+            "pin": self.pin,
+            "client": self.client,
             "timeout_s": self.timeout,
             "retries": self.retries,
             "max_reply_bytes": self.max_reply,
@@ -296,19 +308,19 @@ AnyCloud = Annotated[
 ]
 
 
-def grouped(models: list[Any], names: Sequence[str | None]) -> Any:
-    """The router's `edge`: those models next to each other that have names are a group of variants.
+def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
+    """The router's `edge`, of models and their sections: neighbours that are variants of the same group are one.
 
     Raises:
         PolicyError: a group has one member, or two of one name.
     """
     found = list[Any]()
-    for named, run in groupby(zip(models, names, strict=True), key=lambda one: one[1] is not None):
+    for (named, _), run in groupby(zip(models, sections, strict=True), lambda one: (one[1].variant is not None, one[1].group)):
         members = list(run)
         if not named:
             found += [model for model, _ in members]
             continue
-        variants = {str(name): model for model, name in members}
+        variants = {str(section.variant): model for model, section in members}
         if len(variants) < len(members):
             raise PolicyError("edge: two variants have the same name")
         found.append(Variants(**variants))
