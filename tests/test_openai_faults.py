@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from both import LONG
@@ -350,3 +352,109 @@ def test_values_that_are_none():
     for bad in (None, 7, [], {}, "", "\ud800", [{"role": "user"}], {"messages": HI, "x": float("nan")}):
         with pytest.raises(BadInput, match=r"https://api\.example\.com/v1"):
             cloud.encode([bad])
+
+
+def test_forms_of_what_servers_say(ask):
+    """A content in parts, an error without `error` around it, an empty `finish_reason`, usage with each piece, a refusal in text."""
+    parts = {
+        "choices": [{"index": 0, "delta": {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "Pa"}]}}]
+    }
+    more = {
+        "choices": [{"index": 0, "delta": {"content": "ris"}, "finish_reason": ""}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+    }
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}
+    with CannedServer(sse_reply([parts, more, end])) as server:
+        pieces, answer = ask.stream(endpoint(server.url, usd_per_million_output_tokens=1e6))
+        assert (pieces, answer.degraded) == (["Pa", "ris"], False)
+        assert answer.trace["events"][-1]["usd"] == 3
+    with CannedServer(sse_reply([{"object": "error", "message": "x", "type": "BadRequestError", "code": 400}])) as server:
+        assert "answered 400" in ask.stream(endpoint(server.url))[1].reason
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}]}
+    with CannedServer(http_reply(json.dumps(whole).encode(), headers=JSON)) as server:
+        _, answer = ask.stream(endpoint(server.url))
+        assert (answer.value, answer.truncated) == ("", "content_filter")
+        assert answer.reason.endswith("its answer was cut off by a content filter")
+
+
+def test_thoughts_are_progress_and_no_pieces(ask):
+    """A model that thinks first has begun; what it thinks is in the outputs."""
+    thoughts = [{"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}] * 3
+    with CannedServer(sse_reply([*thoughts, *PARIS])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert pieces == ["Pa", "ris"]
+        assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
+
+
+def test_many_at_once():
+    """Sixty-four streams, each with its own pieces, on one event loop and in threads."""
+
+    def reply(request):
+        text = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"]
+        return sse_reply(chat_events([f"{text}-{i} " for i in range(5)]))
+
+    with CannedServer(reply) as server:
+        cloud = endpoint(server.url)
+
+        async def one(router, x):
+            async with router.stream(x) as stream:
+                return "".join([piece async for piece in stream])
+
+        async def main():
+            async with AsyncRouter(None, cloud) as router:
+                return await asyncio.gather(*(one(router, str(i)) for i in range(64)))
+
+        expected = ["".join(f"{x}-{i} " for i in range(5)) for x in range(64)]
+        assert asyncio.run(main()) == expected
+        with Router(None, cloud) as router, ThreadPoolExecutor(16) as pool:
+
+            def listen(x):
+                with router.stream(str(x)) as stream:
+                    return "".join(stream)
+
+            assert list(pool.map(listen, range(64))) == expected
+            assert [answer.value for answer in router.infer_many([str(x) for x in range(8)])] == expected[:8]
+
+
+POLICY = """
+mode = "only_cloud"
+[cloud]
+protocol = "openai"
+url = "{url}"
+model = "large"
+api_key = {{ env = "CHAT_KEY" }}
+system = "be brief"
+max_tokens = 50
+stop = ["END"]
+between = "20s"
+logprobs = true
+request = {{ top_p = 0.5 }}
+response_format = {{ type = "json_object" }}
+usd_per_million_input_tokens = 1.0
+"""
+
+
+def test_a_policy(tmp_path, monkeypatch):
+    """`protocol = "openai"`; each key reaches the server."""
+    monkeypatch.setenv("CHAT_KEY", "the-key-of-this-test")
+    with CannedServer(GOOD) as server:
+        file = tmp_path / "policy.toml"
+        file.write_text(POLICY.format(url=server.url))
+        with Router.from_policy(file) as router:
+            assert router.infer("hi").value == "Paris"
+        head, _, body = server.requests[0].partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /v1/chat/completions HTTP/1.1")
+        assert b"Authorization: Bearer the-key-of-this-test" in head
+        assert json.loads(body) == {
+            "model": "large", "max_tokens": 50, "stop": ["END"], "top_p": 0.5, "response_format": {"type": "json_object"},
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+            "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 1,
+        }  # fmt: skip
+        for wrong, said in (
+            ('protocol = "opnai"', 'did you mean "openai"'), ("max_token = 3", 'did you mean "max_tokens"'), ("stop = []", "stop"),
+            ("binary = true", 'only a cloud with protocol = "openinference" has it'),
+        ):  # fmt: skip
+            text = 'mode = "only_cloud"\n[cloud]\nurl = "http://h/v1"\nmodel = "m"\n'
+            file.write_text(text + (wrong if "protocol" in wrong else f'protocol = "openai"\n{wrong}'))
+            with pytest.raises(PolicyError, match=re.escape(said)):
+                Router.from_policy(file)
