@@ -13,8 +13,9 @@ import pytest
 import trustme
 from both import LONG, Tasks, Threads, unsure
 
-from edgeroute import AsyncRouter, OpenInferenceGrpc, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
+from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
 from edgeroute.cloud.oip_messages import CONTENTS, made
+from edgeroute.confidence import Certificate, calibrate
 from edgeroute.errors import BadReply
 
 grpc = pytest.importorskip("grpc")
@@ -52,18 +53,20 @@ class Server(grpc.GenericRpcHandler):
         self._server.stop(0).wait()
 
     def service(self, details):
-        return grpc.unary_unary_rpc_method_handler(getattr(self, details.method.rpartition("/")[2]))
+        """What answers that method."""
+        methods = {"ModelReady": self._ready, "ModelMetadata": self._metadata, "ModelInfer": self._infer}
+        return grpc.unary_unary_rpc_method_handler(methods[details.method.rpartition("/")[2]])
 
-    def ModelReady(self, request, context):
+    def _ready(self, request, context):
         return self.messages["Ready"](ready=self.version != "").SerializeToString()
 
-    def ModelMetadata(self, request, context):
+    def _metadata(self, request, context):
         said = self.messages["Metadata"](name="m", versions=[self.version], platform="test")
         said.inputs.add(name="x", datatype=self.datatype, shape=[-1, 3])
         said.outputs.add(name="y", datatype=self.datatype, shape=[-1, 3])
         return said.SerializeToString()
 
-    def ModelInfer(self, request, context):
+    def _infer(self, request, context):
         self.seen.append((request, dict(context.invocation_metadata())))
         context.add_callback(self.over.set)
         self.arrived.set()
@@ -339,6 +342,40 @@ def test_a_queued_call_is_kept_as_bytes(server, tmp_path):
         call = made.encode([X])
         assert call.path.endswith("/ModelInfer")
         assert server.messages["Request"].FromString(call.body).model_name == "m"
+
+
+def test_a_certificate_for_another_version_says_so(server, tmp_path):
+    """As soon as the server has said that it has another; a start without it, or another name of the same, breaks nothing."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=2000)
+    edge = CallableModel(lambda x: ("edge", float(x[0])), version="1")
+    with Router(edge, endpoint(server, kind="value"), threshold=0.5) as router:
+        router.check()
+        prints = router.fingerprints()
+        made = calibrate(
+            scores, rng.uniform(size=2000) < 0.5 + scores / 2, rng.uniform(size=2000) < 0.97, max_loss=0.02, fingerprints=prints
+        )
+    assert prints["served"].startswith("version:1 described:")
+    made.save(tmp_path / "certificate.json")
+    made = Certificate.load(tmp_path / "certificate.json")
+
+    def reasons(router, count=1):
+        return [router.infer(np.full(3, 0.999, "float32")).reason for _ in range(count)][-1]
+
+    with Router(edge, endpoint(server, kind="value"), threshold=made, uncalibrated="error") as router:
+        assert "uncalibrated" not in reasons(router)  # it has not been met
+        assert router.check().ok
+        assert "uncalibrated" not in reasons(router, 200)
+        server.version = "2"
+        router.infer(np.zeros(3, "float32"))
+        assert "the server has another model than it was made for: version 2, and not 1" in reasons(router, 200)
+        server.version = "1"
+        router.infer(np.zeros(3, "float32"))
+        assert "uncalibrated" not in reasons(router, 200)
+    server.datatype = "FP64"
+    with Router(edge, endpoint(server, kind="value"), threshold=made) as router:
+        router.check()
+        assert "another name, platform, inputs or outputs" in reasons(router, 200)
 
 
 def test_errors_have_types(server):
