@@ -11,7 +11,7 @@ from edgeroute.cloud.base import Call, Reply, Talk
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
 from edgeroute.edge.card import Array
-from edgeroute.errors import BadReply, Refused, RuntimeMissing
+from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.imports import imported
 
 SERVICE = "/inference.GRPCInferenceService"
@@ -26,12 +26,14 @@ class OpenInferenceGrpc(ServedModel):
             `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms. Headers become metadata.
 
     Raises:
-        PolicyError: no model name, or as `Address`.
+        PolicyError: no model name, a certificate that is not to be checked, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
+        if self.address.https and self.address.verify is False:
+            raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
             raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
 
