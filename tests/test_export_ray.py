@@ -129,11 +129,11 @@ def callers(router, count=24):
     ended, answers, failed = threading.Event(), [], []
 
     def work(i):
-        while not ended.is_set():
-            try:
+        try:
+            while not ended.is_set():
                 answers.append((i, router.infer(np.full(1, float(i), np.float32), deadline=120)))
-            except Exception as e:  # noqa: BLE001 - to be shown
-                failed.append(e)
+        except Exception as e:  # noqa: BLE001 - to be shown
+            failed.append(e)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
     for thread in threads:
