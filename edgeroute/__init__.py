@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.openinference import OpenInference
+    from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
@@ -71,6 +72,7 @@ _HOMES = {
     "AsyncRouter": "router.aio",
     "Secret": "cloud.base",
     "OpenInference": "cloud.openinference",
+    "OpenInferenceGrpc": "cloud.openinference_grpc",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
     "CoreMLModel": "edge.coreml",
@@ -157,6 +159,7 @@ __all__ = [
     "NoAnswer",
     "OnnxModel",
     "OpenInference",
+    "OpenInferenceGrpc",
     "Outbox",
     "PlainJson",
     "PolicyError",

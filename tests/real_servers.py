@@ -178,7 +178,11 @@ def _kserve(home, folder):
 
 def _ray(home, folder):
     inside = folder / "r"
-    return [home / "bin/python", HERE / "ray_app.py", "8000", inside], {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(HERE)}, (8000, 0)
+    return (
+        [home / "bin/python", HERE / "ray_app.py", "8000", inside],
+        {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(HERE)},
+        (8000, 0),
+    )
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 
 
 class HttpEndpoint(Protocol):
-    """An inference protocol over HTTP."""
+    """An inference protocol over HTTP; or over what its optional `channels()` makes: see `edgeroute.cloud.http.Channels`."""
 
     name: str
     where: str

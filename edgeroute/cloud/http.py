@@ -1,4 +1,4 @@
-"""HTTP client of an endpoint: carries its talk, with the only retry layer."""
+"""Client of an endpoint: carries its talk, over HTTP or what the endpoint brings, with the only retry layer."""
 
 from __future__ import annotations
 
@@ -42,14 +42,42 @@ class Exchange(Protocol):
         """Whether another attempt is allowed."""
 
 
+class Channels(Protocol):
+    """What carries calls in threads: `Connections`, or what an endpoint brings (`channels`)."""
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Sends the call and returns the reply, by the instant `until`; a stop ends it. Raises CloudError."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+class AsyncChannels(Protocol):
+    """What carries calls on an event loop: `AsyncConnections`, or what an endpoint brings."""
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """As of `Channels`; cancelling the task ends it."""
+
+    async def close(self) -> None:
+        """Closes it, on its loop."""
+
+    def abandon(self) -> None:
+        """`close` from outside the loop, or from a thread."""
+
+
 class HttpClient:
     """Client of one endpoint, for threads and asyncio. `sent` and `received` count the bytes of all bodies, retries included."""
 
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self._channels = Connections(endpoint.address)
-        self._async = AsyncConnections(endpoint.address)
+        own = getattr(endpoint, "channels", None)
+        self._channels: Channels
+        self._async: AsyncChannels
+        if own is None:
+            self._channels, self._async = Connections(endpoint.address), AsyncConnections(endpoint.address)
+        else:
+            self._channels, self._async = own()
         self.after_fork()
         renew_after_fork(self)
 

@@ -32,7 +32,7 @@ from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
 from edgeroute.router.settling import settle, standing
-from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -116,6 +116,8 @@ class Engine:
         self._refreshing, self._replacing = threading.RLock(), threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
+        self.served = ""
+        """What the clouds' servers had said of their models at the last one."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -232,7 +234,7 @@ class Engine:
             cleared(snapshot)
         if self.auditor is not None:
             self.auditor.observe()
-        if monotonic() >= self.refresh_at:
+        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
             self.refresh_thresholds()
         if self.checkpoint is not None:
             self.checkpoint.note(snapshot.clouds)
@@ -256,6 +258,7 @@ class Engine:
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
+            self.served = served(self.snapshot)
             snapshot = standing(self.snapshot, self.auditor)
             if snapshot.other is not None:
                 snapshot = snapshot._replace(other=standing(snapshot.other, self.auditor))

@@ -55,7 +55,8 @@ class Contract:
         _, inputs, outputs = model(name, version)
         there = list(contract.VERSIONS.get(name, ("1",)))
         described = [
-            [{"name": one, "datatype": kind, "shape": [-1, width]} for one, (kind, width) in given.items()] for given in (inputs, outputs)
+            [{"name": one, "datatype": kind, "shape": [-1, width]} for one, (kind, width) in given.items()]
+            for given in (inputs, outputs)
         ]
         return {"name": name, "versions": there, "platform": "ray", "inputs": described[0], "outputs": described[1]}
 
@@ -95,7 +96,9 @@ class Contract:
             outputs.append(output)
         text = json.dumps({"model_name": name, "model_version": version, "outputs": outputs}).encode()
         headers = {LENGTH: str(len(text))} if raw else {}
-        return fastapi.Response(b"".join([text, *parts]), headers=headers, media_type="application/octet-stream" if raw else "application/json")
+        return fastapi.Response(
+            b"".join([text, *parts]), headers=headers, media_type="application/octet-stream" if raw else "application/json"
+        )
 
 
 if __name__ == "__main__":
