@@ -41,6 +41,7 @@ class HttpBackend(AbandonedRuns):
         super().__init__(MAX_ABANDONED)
         self._client: HttpClient | None = None
         self._closed = False
+        self.reader.served = lambda: getattr(endpoint, "served_labels", None)
 
     @property
     def load(self) -> Callable[[], object] | None:

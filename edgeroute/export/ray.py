@@ -126,7 +126,7 @@ HEAD = """\
 # serve deploy serve.yaml      to a cluster whose nodes have this folder on their PYTHONPATH; there host is 0.0.0.0, which anybody
 #                              may ask who reaches it: put what authenticates before it
 #
-# Models grows while more than target_ongoing_requests are under way for each replica, on the average of look_back_period_s. It sees
-# no more than the ingress lets through: max_ongoing_requests of Ingress times its replicas has to be several times that target.
-# Shares of A/B and canaries are in splits, {name for callers: {model: share}}: change them here and deploy again; nothing restarts.
+# Models grows while more than target_ongoing_requests are under way for each replica, on the average of look_back_period_s. It
+# sees no more than the ingress lets through: max_ongoing_requests of Ingress times its replicas is to be several such targets.
+# Shares of A/B and canaries are in splits, {name for callers: {model: share}}: change and deploy them again; nothing restarts.
 """
