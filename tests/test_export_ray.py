@@ -86,9 +86,11 @@ def test_files_of_pictures_are_decoded(server, models):
     assert (status, "no picture that can be read" in why) == (400, True)
 
 
-def test_metadata_says_labels_and_shapes(server, models):
+def test_metadata_says_labels_and_shapes(server, models, images):
     said = get(f"{server.url}/v2/models/large")[1]
     assert said["parameters"]["labels"] == list(OnnxModel(models["large"]).labels)
+    with Router(cloud=OpenInference(f"{server.url}/v2/models/large"), mode="only_cloud") as router:
+        assert router.infer(images[0], deadline=30).value == OnnxModel(models["large"]).labels[9]  # nobody gave labels here
     assert said["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}]
     status, why = get(f"{server.url}/v2/models/nothing")
     assert (status, why) == (404, '{"error":"there is no model \'nothing\' here"}')
@@ -129,11 +131,11 @@ def callers(router, count=24):
     ended, answers, failed = threading.Event(), [], []
 
     def work(i):
-        while not ended.is_set():
-            try:
+        try:
+            while not ended.is_set():
                 answers.append((i, router.infer(np.full(1, float(i), np.float32), deadline=120)))
-            except Exception as e:  # noqa: BLE001 - to be shown
-                failed.append(e)
+        except Exception as e:  # noqa: BLE001 - to be shown
+            failed.append(e)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
     for thread in threads:

@@ -44,6 +44,7 @@ class HttpBackend(AbandonedRuns):
         self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
         self._client: HttpClient | None = None
         self._closed = False
+        self.reader.served = lambda: getattr(endpoint, "served_labels", None)
 
     @property
     def load(self) -> Callable[[], object] | None:
