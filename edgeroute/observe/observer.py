@@ -106,7 +106,7 @@ class Observer:
             joules = steady(self.facts.joules, self.energy.joules(backends))
             facts = facts._replace(joules=joules, unsure=unsure(counts, self._edges) if frugal else None)
         if self.limited:
-            edge_j = self._spending.edge_j = facts.joules.get(self._edges[0], 0.0)
+            edge_j = self._spending.edge_j = next((facts.joules[name] for name in self._edges if name in facts.joules), 0.0)
             left_j = self._spending.limits.joules_per_hour - self._spending.spent().joules
             facts = facts._replace(energy_spent=left_j < edge_j)
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
