@@ -91,18 +91,18 @@ def plan(
 ) -> Plan | Refusal:
     """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
     ruled = _applying(policy, facts, mode)
-    own = _mode(policy, ruled, mode)
-    own, cheapest = _cheapest(own, ruled, targets, facts, chosen=mode is not None)
-    mode = "only_cloud" if own == "shadow" else own
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
+    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
+    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
+    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
+    firsts = [targets[side[0]].name for side in (edges, clouds) if side]
+    own, cheapest = _cheapest(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
+    mode = "only_cloud" if own == "shadow" else own
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {own}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     if ruled.mode is not None:
         steps.append(f"{ruled.mode}: this mode instead of {policy.mode}")
     steps += [*cheapest, *ruled.not_applied]
-    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
-    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
-    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
     steps += variants if mode != "only_cloud" else []
     if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
         side = "edge" if mode == "only_edge" else "cloud"
@@ -195,17 +195,17 @@ def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
 
 
 def _cheapest(
-    own: PolicyMode, ruled: Applying, targets: tuple[Target, ...], facts: Facts, *, chosen: bool
+    own: PolicyMode, ruled: Applying, sides: Sequence[str], facts: Facts, *, chosen: bool
 ) -> tuple[PolicyMode, list[str]]:
     """The mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and why.
 
     The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. Past the limit the
     dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (chosen), goes before a limit.
+    sides: the names of the first edge and the first cloud, as far as there are.
     """
     rule = ruled.then("cheapest_energy")
     spent = facts.energy_spent and not chosen and ruled.mode is None
-    sides = [next((t.name for t in targets if t.side == side), "") for side in ("edge", "cloud")]
-    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or not all(sides):
+    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or len(sides) < 2:  # noqa: PLR2004 - nothing to compare
         return own, []
     why = SPENT if spent else str(rule)
     edge, cloud = (facts.joules.get(name) for name in sides)

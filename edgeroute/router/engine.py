@@ -350,6 +350,7 @@ class Engine:
         ]
         parts += [backend.close for backend in made_of(self.snapshot).values()]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
+        parts.append(lambda: self.observer.book(None, monotonic()))
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
         parts += [] if self.caching is None else [self.caching.cache.close]
