@@ -154,7 +154,7 @@ def test_an_error_within_an_answer(ask):
         b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', b"data: {}\n\n" * 3, b'data: {"choices": [[]]}\n\n', b"\n" * 99,
         b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [{"logprob": "x"}]}}]}\n\n',
         b"data: " + b"[" * 5000 + b"\n\n", b'data: {"choices": [{"delta": {"tool_calls": [{"index": "x"}]}}]}\n\n',
-        b"data: null\n\n", b'data: {"choices": [null]}\n\n',
+        b"data: [DONE]\n\n", b"data: null\n\n", b'data: {"choices": [null]}\n\n',
     ],
 )  # fmt: skip
 def test_garbage(ask, body):
@@ -173,10 +173,10 @@ def test_a_reply_is_bounded(ask):
         _, answer = ask.stream(endpoint(server.url, max_reply_bytes=100_000))
         assert answer.value == "local"
         assert "answered more than 100000 bytes" in answer.reason
-    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 1000, None]
+    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 4000, None]
     with CannedServer(many) as server:
-        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=20_000))
-        assert 10 < len(pieces) < 200
+        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=300_000))
+        assert 10 < len(pieces) < 4000
         assert answer.degraded
     with CannedServer(http_reply(b"x" * 3_000_000, status=500)) as server:
         assert "answered 500" in ask.stream(endpoint(server.url, max_reply_bytes=100_000))[1].reason
@@ -384,6 +384,29 @@ def test_thoughts_are_progress_and_no_pieces(ask):
         pieces, answer = ask.stream(endpoint(server.url))
         assert pieces == ["Pa", "ris"]
         assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
+
+
+def test_a_whole_answer_whose_stream_does_not_end(ask):
+    """After `finish_reason` what is missing is not waited for long, and no fault: a count of tokens, `[DONE]`, nonsense."""
+    whole = [CHUNKED, *(chunk(event(one)) for one in PARIS[:-1])]
+    for rest in ([None], [chunk(b"data: nonsense\n\n"), None]):
+        with CannedServer([*whole, *rest]) as server:
+            cloud = endpoint(server.url, usd_per_million_input_tokens=1e6, usd_per_million_output_tokens=1e6)
+            pieces, answer = ask.stream(cloud)
+            assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa", "ris"], "Paris", False, "")
+            assert answer.trace["events"][-1]["usd"] == 1 + 2  # what was expected of the request, and the pieces
+            server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_httpx_carries_it(ask):
+    """A client of the application's: the same pieces, stalls and partings. In threads it takes one limit for every read."""
+    pytest.importorskip("httpx")
+    with CannedServer(GOOD) as server:
+        assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
+    with CannedServer([*FIRST, None]) as server:
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+        server.wait_for(lambda: server.hung_up == 1)
 
 
 def test_many_at_once():
