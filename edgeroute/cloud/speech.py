@@ -21,7 +21,7 @@ from edgeroute.errors import BadReply
 
 T = TypeVar("T")
 LINGER_S = 1.0
-"""How long what may follow a whole answer is waited for, seconds: token counts, and the end, without which no connection is kept."""
+"""How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
 
 
 class Head(NamedTuple):
