@@ -207,12 +207,11 @@ class OpenAIChat:
         over = progress = False
         try:
             while not over:
-                part = yield (PROGRESS if progress else READ)
+                part = yield (OVER if gathered.ended else PROGRESS if progress else READ)
                 assert type(part) is bytes or part is None, "what is read is bytes"
                 start, progress = start or (part or b"")[:200], False
                 for event in events.end() if part is None else events.feed(part):
-                    if event == b"[DONE]":
-                        gathered.end()
+                    if event.strip() == b"[DONE]":
                         over = True
                         break
                     text, progress = self._added(gathered, event, call, sure), True
@@ -220,6 +219,8 @@ class OpenAIChat:
                         yield Said(text, sure.value)
                 if part is None:
                     break
+            if over and not gathered.empty:
+                gathered.end()
             if not gathered.ended:
                 raise self._broken(gathered, start)
         except CloudError as e:
@@ -240,8 +241,10 @@ class OpenAIChat:
         if "error" in said or said.get("object") == "error":
             raise of_event(said.get("error", said), call.body, self.where, self.model, self.address)
         prediction = self._read(said)
-        if (tokens := _counted(said.get("usage"))) is not None:
-            yield tokens
+        guess = Tokens(
+            0 if call.tokens is None else call.tokens.input, len(prediction.value.encode(errors="replace")) // LETTERS + 1
+        )
+        yield _counted(said.get("usage")) or guess
         if prediction.value:
             yield Said(prediction.value, None)
         return prediction
