@@ -19,6 +19,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     """Formats the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
+    decided = set[int]()
     parts = []
     for kind, i, at, detail in outcome.log:
         leg = plan.legs[i]
@@ -26,7 +27,9 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             started[i] = at
         elif kind == "limit":
             limits[i] = detail
-        elif kind in {"accepted", "below", "kept"}:
+        elif kind == "decided":
+            decided.add(i)
+        elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
             text = named(detail)

@@ -67,6 +67,8 @@ class Plan(NamedTuple):
     """Shadow mode: the edges that would be asked first, in order; for a sample of the requests they run once these have ended."""
     rules: tuple[Rule, ...] = ()
     """The rules on the device's state that have shaped this plan."""
+    hedge_s: float = INF
+    """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
 
 
 class Refusal(NamedTuple):
@@ -182,7 +184,7 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, silent, ruled.rules,
+        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s,
     )  # fmt: skip
 
 

@@ -250,7 +250,7 @@ class Counts:
                 if not batch:
                     leg.took(ended.at - started.at)
                 continue
-            deferred = False
+            deferred, early = False, set[int]()
             for kind, i, at, _ in log:
                 leg = known[legs[i].name]
                 if kind == "start":
@@ -261,13 +261,17 @@ class Counts:
                     leg.failed += 1
                 elif kind in {"cancelled", "timeout"}:
                     leg.cancelled += 1
+                elif kind == "decided":
+                    early.add(i)
                 elif kind != "limit":
-                    leg.answered += 1
+                    whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
+                    counted = i not in early or kind != "kept"  # else at the decision
+                    leg.answered += counted
                     leg.accepted += kind == "accepted"
-                    if judged(legs[i]):
+                    if counted and judged(legs[i]):
                         leg.judged += 1
                         leg.below += kind == "below"
-                    if not batch:
+                    if whole and not batch:
                         leg.took(at - leg.since)
             self.deferred += deferred
             self.unanswered += answered_by is None
