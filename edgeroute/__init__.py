@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
+    from edgeroute.core.pieces import Piece
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
     from edgeroute.core.rules import Rule
     from edgeroute.core.spending import Limits
+    from edgeroute.core.stream import Restart
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
         RuntimeMissing,
         StoreError,
         TimedOut,
+        Unfit,
         Unreachable,
     )
     from edgeroute.observe.sensors import DeviceSensors
@@ -90,6 +93,9 @@ _HOMES = {
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
+    "Piece": "core.pieces",
+    "Prefix": "confidence.prefix",
+    "Restart": "core.stream",
     "Router": "router.router",
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
@@ -105,7 +111,7 @@ _HOMES = {
         (
             "BadInput", "BadReply", "CatalogAway", "CatalogError", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError",
             "Held", "MayNotLeave", "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing",
-            "StoreError", "TimedOut", "Unreachable",
+            "StoreError", "TimedOut", "Unfit", "Unreachable",
         ),
         "errors",
     ),
@@ -158,12 +164,15 @@ __all__ = [
     "OnnxModel",
     "OpenInference",
     "Outbox",
+    "Piece",
     "PlainJson",
     "PolicyError",
     "Prediction",
+    "Prefix",
     "Reading",
     "Refused",
     "RequestEnded",
+    "Restart",
     "Router",
     "Rule",
     "RuntimeMissing",
@@ -177,6 +186,7 @@ __all__ = [
     "TensorSpec",
     "TimedOut",
     "Trace",
+    "Unfit",
     "Unreachable",
     "Variants",
     "__version__",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.fitting import auto, fit, fit_text
     from edgeroute.confidence.independence import overlap, sketch
     from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.prefix import Prefix
     from edgeroute.confidence.tables import prompt_features
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
     **dict.fromkeys(("overlap", "sketch"), "independence"),
     "Learned": "learned",
+    "Prefix": "prefix",
     "prompt_features": "tables",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "Certificate",
     "Learned",
     "NotEnough",
+    "Prefix",
     "Reader",
     "agreement",
     "auto",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeroute.core.codes import Failure
+from edgeroute.core.codes import UNFIT, Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.texts import named, told, typed
@@ -33,7 +33,8 @@ def reason(plan: Plan, outcome: Outcome) -> str:
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
             text = named(detail)
-            unfit = leg.permit is not None and getattr(detail, "code", "") == "bad_input"  # the caller's fault
+            code = getattr(detail, "code", "")
+            unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
             said = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
             parts.append(text if getattr(detail, "held", False) else said)
         elif kind == "timeout":

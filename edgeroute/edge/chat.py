@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from math import exp
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
+from edgeroute.confidence.prefix import RULES, Prefix, Rule, of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.unscored import Unscored
+from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.core.walk import Prediction
-from edgeroute.errors import BadInput, ModelError, PolicyError, check_number
+from edgeroute.errors import BadInput, ModelError, PolicyError, Unfit, check_number
 
-Rule = Literal["quantile", "mean", "min", "first"]
-RULES: Final[tuple[Rule, ...]] = ("quantile", "mean", "min", "first")
-"""How the confidence is taken from the log-probabilities of an answer's tokens: the exponential of their 10 % quantile, mean,
-least, or first."""
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")
 """Keys of a request that the caller does not set."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
-LONG: Final = "exceed_context_size_error"
+LONG: Final = ("exceed_context_size_error", "context_length_exceeded")
+"""Types and codes of an error that mean a prompt longer than the context."""
+_PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
+LACKS: Final = re.compile(
+    rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
+)
+"""Messages of servers whose model cannot take what a request has."""
 
 
 class Chat:
@@ -159,7 +163,7 @@ def _check_content(i: int, message: Mapping[str, Any]) -> None:
         raise BadInput(f"the content of message {i} is {_kind(content)}: expected text, or a list of parts with a type")
     for part in parts:
         if not isinstance(kind := part.get("type"), str) or kind != "text":
-            raise ModelError(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
+            raise Unfit(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
         if not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
 
@@ -190,9 +194,15 @@ def _kind(x: Any) -> str:
 
 
 class Gathered:
-    """A reply that comes in pieces, put together as the one that would have come whole."""
+    """A reply that comes in pieces, put together as the one that would have come whole.
 
-    def __init__(self) -> None:
+    Args:
+        eager: log-probabilities of tokens that are no text come at once, with an empty piece; else with the next one.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
+        self._eager = eager
+        self._untold: list[float] = []
         self._text: list[str] = []
         self._logprobs: list[Any] = []
         self._calls: dict[int, dict[str, Any]] = {}
@@ -203,18 +213,19 @@ class Gathered:
         self.error: Mapping[str, Any] | None = None
         """What went wrong there, as it says."""
 
-    def add(self, chunk: Mapping[str, Any]) -> str:
-        """Adds a piece of it -> the text that it brings."""
+    def add(self, chunk: Mapping[str, Any]) -> Piece | None:
+        """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
         if "error" in chunk:
             self.error = _error(chunk)
-            return ""
+            return None
         self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         choices = chunk.get("choices") or ()
         if not choices:
-            return ""
+            return None
         choice = choices[0]
         self._ended = choice.get("finish_reason") or self._ended
-        self._logprobs += _content(choice.get("logprobs"))
+        tokens = token_entries(choice.get("logprobs"))
+        self._logprobs += tokens
         if "text" in choice:
             self._chat = False
             text = choice["text"]
@@ -224,10 +235,13 @@ class Gathered:
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
             self._add_calls(delta.get("tool_calls") or ())
-        if not text:
-            return ""
-        self._text.append(str(text))
-        return str(text)
+        self._untold += [float(one["logprob"]) for one in tokens if one.get("token") != ""]
+        if not text and not (self._eager and self._untold):
+            return None
+        if text:
+            self._text.append(str(text))
+        logprobs, self._untold = self._untold, []
+        return Piece(str(text or ""), logprobs)
 
     def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
         for one in given:
@@ -270,7 +284,7 @@ def answer(reply: Mapping[str, Any], rule: str, where: str) -> Prediction:
     try:
         choice = reply["choices"][0]
         text = choice["text"] if "text" in choice else choice["message"].get("content")
-        logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs")) if one.get("token") != ""]  # the end's
+        logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise ModelError(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
     if not isinstance(text, str | None):
@@ -283,20 +297,7 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     if not logprobs:
         return Unscored("no log-probabilities of its tokens")
     known = [min(one, 0.0) for one in logprobs]
-    if rule == "quantile":
-        return known
-    return exp({"mean": sum(known) / len(known), "min": min(known)}.get(rule, known[0]))
-
-
-def _content(logprobs: Any) -> list[Any]:
-    """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
-    if not isinstance(logprobs, Mapping):
-        return []
-    if "token_logprobs" in logprobs:  # of a completion
-        tokens = logprobs.get("tokens") or [None] * len(logprobs["token_logprobs"] or ())
-        pairs = zip(tokens, logprobs["token_logprobs"] or (), strict=False)
-        return [{"token": token, "logprob": logprob} for token, logprob in pairs if logprob is not None]
-    return list(logprobs.get("content") or ())
+    return known if rule == "quantile" else of_tokens(known, rule)
 
 
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -313,11 +314,26 @@ def failure(error: Mapping[str, Any], where: str, *, own: bool) -> ModelError | 
         own: whether the caller wrote the request, and not only its text.
     """
     said = clean(error.get("message", "it does not say what"), FOREIGN)
-    if error.get("type") == LONG:
+    if error.get("type") in LONG or error.get("code") in LONG:
         tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
         if isinstance(tokens, int) and isinstance(most, int):
             said = f"the prompt has {tokens} tokens, and its context {most}"
-        return ModelError(f"{where} cannot take it: {said}: a larger context= takes more memory")
+        return Unfit(f"{where} cannot take it: {said}: a larger context= takes more memory", code="context")
+    if own and LACKS.search(said):
+        return Unfit(f"{where} cannot take it: {said}")
     if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
         return BadInput(f"{where} does not take the request: {said}")
     return ModelError(f"{where} gave no answer: {said}")
+
+
+def checked_score(score: Any, decide_after: int | None, rule: Rule) -> Any:
+    """The score of a language model: the one that was given, or that of its first tokens; None: `rule` of all of them.
+
+    Raises:
+        PolicyError: both are given.
+    """
+    if decide_after is None:
+        return score
+    if score is not None:
+        raise PolicyError("decide_after= and score= both say what the confidence is: give one, as score=Prefix(tokens, of=...)")
+    return Prefix(decide_after, rule)

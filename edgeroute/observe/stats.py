@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from edgeroute.core.codes import UNFIT
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.standby import reserve_s
@@ -223,7 +224,7 @@ class Counts:
         """
         fresh, log = self._fresh, outcome.log
         if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
-            log = tuple(mark._replace(detail=None) if mark.kind == "failed" else mark for mark in log)
+            log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
         fresh.append((plan.legs, outcome.leg, outcome.accepted, log, batch))
         if len(fresh) + self._added < TOGETHER and outcome.accepted:
             return False
@@ -251,14 +252,14 @@ class Counts:
                     leg.took(ended.at - started.at)
                 continue
             deferred, early = False, set[int]()
-            for kind, i, at, _ in log:
+            for kind, i, at, detail in log:
                 leg = known[legs[i].name]
                 if kind == "start":
                     leg.started += 1
                     leg.since = at
                     deferred = deferred or legs[i].permit is not None
                 elif kind == "failed":
-                    leg.failed += 1
+                    leg.failed += (detail if isinstance(detail, str) else getattr(detail, "code", "")) not in UNFIT
                 elif kind in {"cancelled", "timeout"}:
                     leg.cancelled += 1
                 elif kind == "decided":

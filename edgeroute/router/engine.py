@@ -29,7 +29,7 @@ from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.planning import first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
-from edgeroute.router.request import AGAIN, Request, Shows, once, refused
+from edgeroute.router.request import AGAIN, STREAMS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
 from edgeroute.router.settling import settle, standing
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of
@@ -149,7 +149,7 @@ class Engine:
             made = self._plan(snapshot, mode, deadline, data_class)
         if begun >= observer.reads_at:
             SAMPLER.read(self)
-        first_s = INF if shows != "pieces" else first_piece_s(snapshot.policy.first_token_s, first_token)
+        first_s = INF if shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:

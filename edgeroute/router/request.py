@@ -12,9 +12,10 @@ from edgeroute.errors import BadInput
 if TYPE_CHECKING:
     from edgeroute.router.snapshot import Snapshot
 
-Shows = Literal["", "provisional", "pieces"]
+Shows = Literal["", "provisional", "pieces", "restarts"]
 
 
+STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})
 MOST_KINDS = 100
 AGAIN: set[type] = {str, bytes, list}
 """Types whose values can be read again: a look-up is quicker than two missing attributes."""
@@ -69,7 +70,12 @@ class Request(NamedTuple):
     batch: str = ""
     """Id of the batch of which it is a row; empty: none."""
     shows: Shows = ""
-    """What the caller is shown before the final answer: nothing, a provisional answer, or its pieces."""
+    """What the caller is shown before the final answer: nothing, a provisional answer, its pieces, or such as may begin anew."""
     first_token_s: float = INF
     key: bytes | None = None
     """Cache key; None: not cached."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the caller is shown pieces."""
+        return self.shows in STREAMS

@@ -26,7 +26,7 @@ from edgeroute.edge.members import member, stamps
 from edgeroute.edge.variants import Variants
 from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.record.ab import AB
-from edgeroute.router.keys import KeyPrefixes
+from edgeroute.router.keys import KeyPrefixes, score_print
 from edgeroute.router.released import of_arm_b, only_if_it_holds, released
 from edgeroute.router.validation import check_policy, check_range, checked_thresholds
 from edgeroute.router.views import TargetViews, View
@@ -267,7 +267,7 @@ def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
     score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
     return {
         "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
-        "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
+        "score": score_print(score, fingerprint),
     }
 
 

@@ -28,8 +28,10 @@ def made(targets=(EDGE, CLOUD), facts=None, **policy) -> Plan:
 
 
 def run(known, happens, first_s=INF, restart=False):
-    """happens: leg name -> [(seconds after its start, a piece, (a piece, the confidence that is known with it), the last confidence
-    in a list, or an error)]. -> outcome, what was heard."""
+    """happens: leg name -> [(seconds after its start, what)]. -> outcome, what was heard.
+
+    What: a piece, (a piece, the confidence that is known with it), the last confidence in a list, or an error.
+    """
     outcome, heard, _ = watched(known, happens, first_s, False, restart)
     return outcome, [(name, piece) for name, piece, _ in heard]
 
@@ -179,8 +181,10 @@ times_s = st.one_of(st.just(INF), times)
        st.one_of(st.just(INF), times.filter(bool)), st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge"]), times_s,
        st.booleans(), st.sampled_from(["edge", "raise"]), st.booleans())  # fmt: skip
 def test_words_are_never_mixed(legs, deadline, first_s, mode, hedge, restart, offline, keep):
-    """Whatever happens: what is heard since the last restart is of one leg alone, in its order, and the outcome is that leg's, by
-    the deadline; without `restart` there is none. Each leg is decided once. Nobody is left running."""
+    """Whatever happens: what is heard is of one leg alone, in its order, and the outcome is that leg's, by the deadline.
+
+    With `restart`: since the last one. Each leg is decided once, and nobody is left running.
+    """
     targets = (EDGE, EDGE._replace(name="large"), Target("a", "cloud"), Target("b", "cloud"))
     known = made(targets, mode=mode, deadline_s=deadline, hedge_after=hedge, offline=offline)
     happens = {}
@@ -209,7 +213,9 @@ def test_words_are_never_mixed(legs, deadline, first_s, mode, hedge, restart, of
     assert len(started) == len(set(started)), "nobody is asked twice"
     stopped = {effect.leg for effect in effects if type(effect) in {Cancel, Leave}}
     ended = {leg for kind, leg, _, error in outcome.log if kind in {"accepted", "kept"} or (kind == "failed" and not late(error))}
-    ended |= {leg for kind, leg, _, _ in outcome.log if kind == "below"} - {leg for kind, leg, *_ in outcome.log if kind == "decided"}
+    ended |= {leg for kind, leg, _, _ in outcome.log if kind == "below"} - {
+        leg for kind, leg, *_ in outcome.log if kind == "decided"
+    }
     assert set(started) - ended - stopped == set(), "whoever is not needed any more is stopped"
     for leg in started:
         assert sum(mark.leg == leg and mark.kind == "decided" for mark in outcome.log) <= 1, "it is decided once"
@@ -297,9 +303,19 @@ def test_a_hedged_standby_stands_if_the_cloud_fails():
     assert (known.legs[outcome.leg].name, outcome.accepted) == ("edge", False)
 
 
+def test_a_hedge_past_the_standbys_time_takes_none_of_it():
+    """The edge is asked once it has to be, as without a hedge."""
+    known = made(mode="prefer_cloud", hedge_after=9.0, deadline_s=2.0, facts=Facts(reserves={"edge": 0.5}))
+    outcome, heard = run(known, {"cloud": [], "edge": [(0.2, "a"), (0.3, [0.1])]})
+    assert (heard, outcome.ended) == ([("edge", "a")], 1.8)
+
+
 def test_with_restart_an_edge_is_shown_while_it_is_judged():
     """Until the cloud speaks, which begins anew."""
-    happens = {"edge": [(0.1, "a"), (0.2, ("b", 0.1)), (0.5, "c"), (3.0, [0.1])], "cloud": [(0.4, "x"), (0.9, "y"), (1.0, [None])]}
+    happens = {
+        "edge": [(0.1, "a"), (0.2, ("b", 0.1)), (0.5, "c"), (3.0, [0.1])],
+        "cloud": [(0.4, "x"), (0.9, "y"), (1.0, [None])],
+    }
     outcome, heard, effects = watched(made(), happens, INF, False, True)
     assert [(piece, at) for _, piece, at in heard] == [
         ("a", 0.1), ("b", 0.2), ("c", 0.5), ("cloud", pytest.approx(0.6)), ("x", pytest.approx(0.6)), ("y", pytest.approx(1.1)),
