@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from edgeroute.core.walk import Prediction
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Pieces: TypeAlias = Generator[Any, None, Prediction]
 """Yields the pieces of an answer, and returns the whole."""
@@ -27,7 +24,7 @@ class Piece(str):
     __slots__ = ("logprobs",)
     logprobs: tuple[float, ...]
 
-    def __new__(cls, text: str, logprobs: Iterable[float] = ()) -> Self:
+    def __new__(cls, text: str, logprobs: Iterable[float] = ()) -> Piece:  # noqa: PYI034 - typing has no Self in Python 3.10
         """A text with log-probabilities."""
         self = super().__new__(cls, text)
         self.logprobs = tuple(logprobs)

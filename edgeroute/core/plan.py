@@ -87,8 +87,12 @@ def plan(
     mode: Mode | None = None,
     deadline_s: float | None = None,
     data_class: str | None = None,
+    why_home: str = "",
 ) -> Plan | Refusal:
-    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
+    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call.
+
+    why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
+    """
     ruled = _applying(policy, facts, mode)
     own = _mode(policy, ruled, mode)
     own, cheapest = _cheapest(own, ruled, targets, facts)
@@ -113,7 +117,7 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
-        verdict = permit(policy.rules, data_class)
+        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class)
         if isinstance(verdict, Denied):
             stays = verdict.why
             steps.append(f"nothing leaves the device: {stays}")

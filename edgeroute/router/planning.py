@@ -10,8 +10,10 @@ from edgeroute.router.arguments import check_seconds
 from edgeroute.router.snapshot import Snapshot
 
 
-def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
-    """The plan for such a request.
+def planned(
+    snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = ""
+) -> Plan:
+    """The plan for such a request. `home`: why nothing of it may leave, whatever its data class; empty: by that.
 
     Raises:
         PolicyError, MayNotLeave: there is none.
@@ -24,7 +26,7 @@ def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float
     if data_class is not None and not (isinstance(data_class, str) and data_class):
         raise PolicyError(f"data_class is a name, not {data_class!r}")
     seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
-    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class)
+    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class, why_home=home)
     if isinstance(made, Refusal):
         raise (MayNotLeave if made.denied else PolicyError)(made.reason)
     return made

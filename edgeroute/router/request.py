@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
@@ -19,6 +19,8 @@ STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})
 MOST_KINDS = 100
 AGAIN: set[type] = {str, bytes, list}
 """Types whose values can be read again: a look-up is quicker than two missing attributes."""
+TALKS: set[type] = {list, tuple, dict, str}
+"""Types whose values may be conversations; further mappings and lists are added as they are seen."""
 
 
 def once(x: Any) -> bool:
@@ -29,6 +31,8 @@ def once(x: Any) -> bool:
     if kind is dict or kind is tuple:
         return any(once(part) for part in (x.values() if kind is dict else x))
     found = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+    if issubclass(kind, Mapping | list | tuple | str) and len(TALKS) < MOST_KINDS:
+        TALKS.add(kind)
     if not found and len(AGAIN) < MOST_KINDS:
         AGAIN.add(kind)
     return found
