@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-arm64 check bench bench-promises campaign fuzz models docs clean
+SERVERS = triton kserve mlserver ray
+
+.PHONY: demo test test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -13,6 +15,11 @@ test: $(VENV)/test.installed  ## sets up and passes the tests
 
 test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
 	PYTHON=$(BIN)/python tests/arm64.sh
+
+test-servers: $(VENV)/test.installed  ## OpenInference against the real servers whose environments are made (make server-triton ...)
+	$(BIN)/pytest -q -m servers tests/test_servers.py
+
+$(SERVERS:%=server-%): server-%: .servers/%/made  ## an environment of its own for a real server: Triton, KServe, MLServer, Ray Serve
 
 check: $(VENV)/test.installed  ## linter, formatter, types
 	$(BIN)/ruff check
@@ -56,6 +63,12 @@ $(VENV)/test.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/bench.installed: $(VENV)/demo.installed
 	$(BIN)/pip install --quiet --group bench
+	touch $@
+
+# each server pins its own numpy and protobuf; all run on Python 3.11, for which Triton's Python backend is built
+.servers/%/made: tests/servers/%.txt $(VENV)/test.installed
+	$(BIN)/uv venv --quiet --clear --python 3.11 .servers/$*
+	$(BIN)/uv pip install --quiet --python .servers/$*/bin/python --requirement $<
 	touch $@
 
 $(VENV)/models.installed: $(VENV)/bin/python models/recipes/requirements.txt

@@ -11,6 +11,7 @@ import callers
 import cloud
 import faults
 import fleet
+import gateway
 import guard
 import llama
 import overhead
@@ -41,7 +42,7 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
-    first += llama.figures()
+    first += [*llama.figures(), *gateway.figures()]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.backend import Function
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.egress import Egress
+    from edgeroute.cloud.openai_chat import OpenAIChat
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.pieces import Piece
@@ -73,6 +74,7 @@ _HOMES = {
     "AB": "record.ab",
     "AsyncRouter": "router.aio",
     "Secret": "cloud.base",
+    "OpenAIChat": "cloud.openai_chat",
     "OpenInference": "cloud.openinference",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
@@ -162,6 +164,7 @@ __all__ = [
     "ModelMissing",
     "NoAnswer",
     "OnnxModel",
+    "OpenAIChat",
     "OpenInference",
     "Outbox",
     "Piece",

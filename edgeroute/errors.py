@@ -28,11 +28,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from numbers import Integral, Real
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeroute.core import codes
 from edgeroute.core.codes import Coded, ErrorCode, HeldCode, passing
 from edgeroute.core.texts import clean
+
+if TYPE_CHECKING:
+    from edgeroute.core.walk import Prediction
 
 INPUTS_OWN = codes.INPUTS_OWN
 
@@ -88,6 +91,8 @@ class CloudError(EdgerouteError):
     retry_after_s: float | None = None
     stale = False
     """On a kept-alive connection, which the server may just have closed: worth one immediate retry."""
+    partial: Prediction | None = None
+    """What of an answer in pieces had arrived."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(clean(message))

@@ -268,6 +268,14 @@ class Answer(Generic[V]):
         return f"{told}; {note}" if note else told
 
     @property
+    def truncated(self) -> str:
+        """Why a language model's text has no end of its own: "length", "content_filter"; "cut": the connection. Empty: it has."""
+        outcome = self._outcome
+        if outcome is not None and explain.broken(outcome):
+            return "cut"
+        return explain.truncated(self.outputs)
+
+    @property
     def trace(self) -> Mapping[str, Any]:
         """Every step with its time, bytes and cost, JSON-serialisable."""
         plan, outcome = self._plan, self._outcome

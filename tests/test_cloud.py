@@ -31,7 +31,8 @@ from edgeroute import (
     system,
 )
 from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
-from edgeroute.cloud.http import FIRST_S, MOST_S, HttpClient, _wait
+from edgeroute.cloud.http import HttpClient
+from edgeroute.cloud.retries import FIRST_S, MOST_S, _wait
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
@@ -216,7 +217,7 @@ REPLIES = {
         {"outputs": [{"name": "y", "shape": [1, -1, -2], "datatype": "FP32", "data": [1, 2]}]},
         "a shape with a size below 1",
     ),
-    "unknown dtype": ({"outputs": [{"name": "y", "shape": [1], "datatype": "BF16", "data": [1]}]}, "KeyError$"),
+    "unknown dtype": ({"outputs": [{"name": "y", "shape": [1], "datatype": "FP8", "data": [1]}]}, "KeyError$"),
     "ragged": ({"outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "data": [[1], [1, 2]]}]}, "ValueError"),
     "out of range": ({"outputs": [{"name": "y", "shape": [1], "datatype": "UINT8", "data": [300]}]}, "OverflowError"),
     "an error with 200": ({"error": "no such thing"}, "KeyError: 'outputs'"),
@@ -296,7 +297,7 @@ def test_a_damaged_reply_is_a_bad_reply_or_an_array(binary, json_by, data):
     [
         None,
         [{}],
-        [{"name": "x", "datatype": "BYTES", "shape": [1]}],
+        [{"name": "x", "datatype": "FP8", "shape": [1]}],
         [{"name": "x", "datatype": "FP32", "shape": ["a"]}],
         [{"name": "x", "datatype": "FP32", "shape": [-1, 0]}],
         [{"name": "x", "datatype": "FP32", "shape": [-1, 2**31]}],

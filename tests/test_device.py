@@ -117,7 +117,8 @@ def test_sensors_that_fail_change_nothing(make):
     ("given", "says"),
     [
         ({"saver": Saver("fast")}, "there is no mode 'fast'"),
-        ({"saver": Saver("only_cloud"), "cloud": None}, "mode 'only_cloud' needs cloud="),
+        ({"saver": Saver("only_cloud")}, "only_cloud would cost answers that the edge has"),
+        ({"saver": Saver("prefer_cloud"), "cloud": None}, "mode 'prefer_cloud' needs cloud="),
         ({"saver": Saver(), "edge": None}, "mode 'only_edge' needs edge="),
     ],
 )

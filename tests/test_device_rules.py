@@ -291,6 +291,10 @@ def test_a_policy_file_has_them(tmp_path, monkeypatch):
         (('of = "heat"', 'of = "throttled"'), "rule[1]: a rule of throttled has neither enter nor leave"),
         (('then = "only_edge"', 'then = "shadow"'), 'rule[0].then: found "shadow"'),
         (('then = "only_edge"', ""), "rule[0].then: is missing"),
+        (
+            ('then = "only_edge"', 'then = "only_cloud"'),
+            "rule[0].then: only_cloud would cost answers that the edge has: prefer_cloud ",
+        ),
         (('of = "battery"', 'of = "charge"'), 'rule[0].of: found "charge"'),
         (('hold = "30s"', "hold = 30"), "rule[1].hold: expected a duration"),
         (('hold = "30s"', 'wait = "30s"'), "rule[1].wait: there is no such key"),
@@ -318,9 +322,9 @@ def test_other_rules_over_a_trace_with_readings(tmp_path):
     policy.write_text('threshold = 0.5\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n')
     setup = Setup.read(policy)
     assert replay(trace, setup).changed == 0
-    found = replay(trace, setup._replace(policy=setup.policy._replace(device_rules=(Rule("heat", "only_cloud", enter=70),))))
+    found = replay(trace, setup._replace(policy=setup.policy._replace(device_rules=(Rule("heat", "prefer_cloud", enter=70),))))
     assert found.changed + sum(found.unknown.values()) == 18, "above 70 degrees, from the next request on"
-    held = Rule("heat", "only_cloud", enter=70, hold_s=3600.0)
+    held = Rule("heat", "prefer_cloud", enter=70, hold_s=3600.0)
     assert replay(trace, setup._replace(policy=setup.policy._replace(device_rules=(held,)))).changed == 0
 
 

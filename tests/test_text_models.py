@@ -12,8 +12,8 @@ pytest.importorskip("xllamacpp")
 tiny_gguf = pytest.importorskip("tiny_gguf")
 
 from edgeroute import BadInput, NoAnswer, PolicyError, Prefix, Router, Unfit  # noqa: E402
+from edgeroute.chat.reply import failure  # noqa: E402
 from edgeroute.core.codes import Failure  # noqa: E402
-from edgeroute.edge.chat import failure  # noqa: E402
 from edgeroute.edge.llama import LlamaModel  # noqa: E402
 from edgeroute.testing import CannedServer, http_reply  # noqa: E402
 

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -78,6 +78,29 @@ class AsyncConnections:
             raise failed
         return reply
 
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:
+        """As `Connections.open`; cancelling the task cancels the call."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._close_idle()
+            self._loop, self._idle = loop, []
+        idle = self._idle
+        left_s = until - monotonic()
+        request = self._wire.request(call, min(left_s, 0.0) or INF)
+        channel, response = idle.pop() if idle else self._new(loop), None
+        try:
+            response = AsyncResponse(channel, self._wire, until)
+            await response.begin(call, request)
+            yield response
+        finally:
+            if response is not None:
+                await response.close()
+            if response is not None and response.ended and not self._closed:
+                idle.append(channel)
+            else:
+                channel.sockets.close()
+
     def _new(self, loop: asyncio.AbstractEventLoop) -> _Connection:
         channel = _Connection(self._wire, loop)
         self._all.add(channel)
@@ -113,13 +136,7 @@ class _Connection:
 
     async def send(self, call: Call, request: httpcore.Request) -> Reply:
         wire = self._wire
-        old = self._connection
-        if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
-            self.sockets.close()
-            self._connection, self.kept = self._new(), False
-        self.sockets.unsent = False
-        self.sockets.framing.begin()
-        response = await self._connection.handle_async_request(request)
+        response = await self.requested(request)
         try:
             incoming = wire.heard(call, response, whole=not self.sockets.unsent)
             if not incoming.unread:
@@ -133,11 +150,25 @@ class _Connection:
                     incoming.leave(e)
         finally:
             await response.aclose()
+        self.end()
+        return incoming.reply()
+
+    async def requested(self, request: httpcore.Request) -> httpcore.Response:
+        """Sends the request, and returns the reply with its body unread."""
+        old = self._connection
+        if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
+            self.sockets.close()
+            self._connection, self.kept = self._new(), False
+        self.sockets.unsent = False
+        self.sockets.framing.begin()
+        return await self._connection.handle_async_request(request)
+
+    def end(self) -> None:
+        """The reply has been read to its end."""
         self.kept = True
         if overfull(self._connection):
             self.sockets.close()
             self._connection, self.kept = self._new(), False
-        return incoming.reply()
 
     def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
         options, backend = self._wire.options(), _Backend(self.sockets)
@@ -145,6 +176,59 @@ class _Connection:
             return httpcore.AsyncConnectionPool(**options, max_connections=1, network_backend=backend)
         del options["proxy"]
         return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options, network_backend=backend)
+
+
+class AsyncResponse:
+    """As `connections.Response`, for `async for`."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    def __init__(self, connection: _Connection, wire: Wire, until: float) -> None:
+        self._connection, self._wire, self.until = connection, wire, until
+        self._response: httpcore.Response | None = None
+        self.ended = False
+
+    async def begin(self, call: Call, request: httpcore.Request) -> None:
+        """Sends the request, and reads the head of the reply."""
+        self._response = await self._bounded(self._connection.requested(request))
+        self._incoming = self._wire.heard(call, self._response, whole=not self._connection.sockets.unsent)
+        self.status, self.headers = self._incoming.status, self._incoming.headers
+
+    async def _bounded(self, step: Awaitable[T]) -> T:
+        left_s, failed = self.until - monotonic(), None
+        try:
+            return await asyncio.wait_for(step, None if left_s == INF else left_s)
+        except ERRORS as e:
+            failed = self._wire.error(e, stale=self._connection.kept)
+        except CloudError:
+            raise
+        except (asyncio.TimeoutError, TimeoutError) as e:
+            raise TimedOut(f"{self._wire.address.origin} did not {self._connection.sockets.doing} in time") from e
+        raise failed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert self._response is not None, "it has begun"
+        parts = self._response.aiter_stream().__aiter__()
+        while (part := await self._bounded(_next(parts))) is not None:
+            self._incoming.count(len(part))
+            self._connection.sockets.framing.content(len(part))
+            yield part
+        self.ended = True
+        await self.close()
+        self._connection.end()
+
+    async def close(self) -> None:
+        """Lets go of the reply."""
+        if self._response is not None:
+            with contextlib.suppress(*ERRORS):
+                await self._response.aclose()
+
+
+async def _next(parts: AsyncIterator[bytes]) -> bytes | None:
+    async for part in parts:
+        return part
+    return None
 
 
 class _Backend(httpcore.AsyncNetworkBackend):

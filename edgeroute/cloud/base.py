@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from edgeroute.cloud.quoting import quote
 from edgeroute.cloud.terms import checked_terms
+from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.errors import BadReply, PolicyError, Refused, check_number
 from edgeroute.system import json_loads
@@ -35,6 +36,8 @@ class Call(NamedTuple):
     Other calls are retried up to `Address.retries` times, and only a success is returned."""
     max_reply: int | None = None
     """The longest acceptable reply, bytes; None: `Address.max_reply_bytes`."""
+    tokens: Tokens | None = None
+    """Tokens that are expected: their price is booked before it is sent, and corrected once they are counted."""
 
 
 SUCCESS = range(200, 300)
@@ -54,7 +57,12 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 
 
 class HttpEndpoint(Protocol):
-    """An inference protocol over HTTP."""
+    """An inference protocol over HTTP.
+
+    One whose answers come in pieces has two more members, generators of a `edgeroute.cloud.speech.Speech`: `speak(x)`, the
+    answer to one input, and `hear(call)`, that to a call from `encode`; and `between_s`, seconds within which the next
+    piece must come (none: no limit). It is asked for one input at a time.
+    """
 
     name: str
     where: str
@@ -155,7 +163,8 @@ class Address:
         retries: maximum retries of a failed request.
         max_reply_bytes: a longer reply for one input is rejected without being read in full; one for a batch may be up to
             16 times as long.
-        terms: fields of `Terms`: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
+        terms: fields of `Terms`: usd_per_call, usd_per_mb, usd_per_million_input_tokens,
+            usd_per_million_output_tokens, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
         PolicyError: invalid URL, or one with a user, password, query or fragment; or a number that cannot be.

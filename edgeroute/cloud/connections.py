@@ -6,7 +6,7 @@ import contextlib
 import socket
 import ssl
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -15,8 +15,8 @@ import httpcore
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, Early, readable, ready
 from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, overfull
-from edgeroute.errors import BadReply, TimedOut, Unreachable
+from edgeroute.cloud.wire import ERRORS, Incoming, Wire, overfull
+from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
@@ -67,6 +67,29 @@ class Connections:
             if not kept:
                 channel.close()
 
+    @contextlib.contextmanager
+    def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
+        """Sends the call and opens its reply, whose body comes in pieces. Left before its end, the connection is closed.
+
+        Raises:
+            CloudError: as `send`; also while the body is read.
+        """
+        if cancel is not None and cancel.asked:
+            raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
+        channel, response = self._take(), None
+        try:
+            response = channel.open(call, until, cancel)
+            yield response
+        finally:
+            if response is not None:
+                response.close()
+            if cancel is not None:
+                cancel.on_ask(None)
+            if response is not None and response.ended and (cancel is None or not cancel.asked):
+                self._give(channel)
+            else:
+                channel.close()
+
     def _take(self) -> _Connection:
         try:
             return self._idle.pop()
@@ -102,14 +125,8 @@ class _Connection:
 
     def send(self, call: Call, until: float, cancel: StopToken | None) -> Reply:
         wire, failed = self._wire, None
-        self._sockets.begin(until, cancel)
         try:
-            request = wire.request(call, until - monotonic())
-            old = self._connection
-            if isinstance(old, httpcore.HTTPConnection) and (old.is_closed() or old.has_expired()):
-                self._sockets.close()
-                self._connection, self._kept = self._new(), False
-            response = self._connection.handle_request(request)
+            response = self._requested(call, until, cancel)
             try:
                 incoming = wire.heard(call, response, whole=not self._sockets.unsent)
                 if not incoming.unread:
@@ -127,11 +144,37 @@ class _Connection:
             failed = wire.error(e, stale=self._kept)
         if failed is not None:
             raise failed
+        self.end()
+        return incoming.reply()
+
+    def _requested(self, call: Call, until: float, cancel: StopToken | None) -> httpcore.Response:
+        self._sockets.begin(until, cancel)
+        request = self._wire.request(call, until - monotonic())
+        old = self._connection
+        if isinstance(old, httpcore.HTTPConnection) and (old.is_closed() or old.has_expired()):
+            self._sockets.close()
+            self._connection, self._kept = self._new(), False
+        return self._connection.handle_request(request)
+
+    def open(self, call: Call, until: float, cancel: StopToken | None) -> Response:
+        failed = None
+        try:
+            response = self._requested(call, until, cancel)
+            incoming = self._wire.heard(call, response, whole=not self._sockets.unsent)
+        except ERRORS as e:
+            failed = self.error(e)
+        if failed is not None:
+            raise failed
+        return Response(self, response, incoming, self._sockets)
+
+    def error(self, e: Exception) -> CloudError:
+        return self._wire.error(e, stale=self._kept)
+
+    def end(self) -> None:
         self._kept = True
         if overfull(self._connection):
             self._sockets.close()
             self._connection, self._kept = self._new(), False
-        return incoming.reply()
 
     def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
         options, backend = self._wire.options(), _Backend(self._sockets)
@@ -143,6 +186,47 @@ class _Connection:
     def close(self) -> None:
         """Closes the sockets, whatever httpcore's state: it may not know of them yet."""
         self._sockets.close()
+
+
+class Response:
+    """A reply whose body comes in pieces, each by the instant `until`, which may be set."""
+
+    def __init__(
+        self, connection: _Connection, response: httpcore.Response, incoming: Incoming, sockets: BlockingSockets
+    ) -> None:
+        self._connection, self._response, self._incoming, self._sockets = connection, response, incoming, sockets
+        self.status: int = incoming.status
+        self.headers: Mapping[str, str] = incoming.headers
+        self.ended = False
+        """Whether the body has been read to its end."""
+
+    @property
+    def until(self) -> float:
+        """The instant by which the next piece must come."""
+        return self._sockets.until
+
+    @until.setter
+    def until(self, until: float) -> None:
+        self._sockets.until = until
+
+    def __iter__(self) -> Iterator[bytes]:
+        failed = None
+        try:
+            for part in self._response.iter_stream():
+                self._incoming.count(len(part))
+                self._sockets.framing.content(len(part))
+                yield part
+            self.ended = True
+        except ERRORS as e:
+            failed = self._connection.error(e)
+        if failed is not None:
+            raise failed
+        self._connection.end()
+
+    def close(self) -> None:
+        """Lets go of the reply."""
+        with contextlib.suppress(*ERRORS):
+            self._response.close()
 
 
 class _Backend(httpcore.NetworkBackend):

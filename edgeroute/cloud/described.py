@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from edgeroute.cloud.base import Reply, Talk
-from edgeroute.cloud.openinference import DTYPES, OpenInference
+from edgeroute.cloud.datatypes import DTYPES
+from edgeroute.cloud.openinference import OpenInference
 from edgeroute.system import json_loads
 from edgeroute.types import TensorSpec
 

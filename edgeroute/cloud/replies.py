@@ -10,6 +10,7 @@ import numpy as np
 from edgeroute.confidence.boxes import boxes_without_batch
 from edgeroute.confidence.forms import as_array
 from edgeroute.confidence.reader import CLASSES, Reader
+from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadReply
 
@@ -28,7 +29,9 @@ class ReplyReader(Reader):
     wrong = BadReply
 
     def _read(self, row: Any) -> Prediction:
-        if type(row) is tuple and self.kind != "label+probabilities":
+        if type(row) is Prediction:
+            self._check_pair(row.value, row.confidence)
+        elif type(row) is tuple and self.kind != "label+probabilities":
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
         elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
@@ -50,7 +53,7 @@ class ReplyReader(Reader):
 
     def _check_confidence(self, sure: Any) -> None:
         """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
-        if sure is None:
+        if sure is None or isinstance(sure, Unscored):
             return
         try:
             known = np.isfinite(np.asarray(sure, np.float64)).all()

@@ -144,22 +144,23 @@ class BlockingSockets(Sockets):
 
     def __init__(self, origin: str) -> None:
         super().__init__(origin)
-        self._until = INF
+        self.until = INF
+        """The instant by which the call must end."""
         self._cancel: StopToken | None = None
         self._woken = threading.Event()
 
     def begin(self, until: float, cancel: StopToken | None) -> None:
         """Begins a call that must end by `until`, and may be cancelled."""
-        self._until, self._cancel, self.unsent = until, cancel, False
+        self.until, self._cancel, self.unsent = until, cancel, False
         self.framing.begin()
         if cancel is not None:
             cancel.on_ask(self.cut)
 
     def left_s(self, doing: str = "finish its answer") -> float | None:
         """Seconds left for the next step; None: no limit."""
-        if self._until == INF:
+        if self.until == INF:
             return None
-        left_s = self._until - monotonic()
+        left_s = self.until - monotonic()
         if left_s <= 0:
             raise TimedOut(f"{self.origin} did not {doing} in time")
         return left_s

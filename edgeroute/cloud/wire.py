@@ -187,8 +187,16 @@ class Incoming:
         Raises:
             BadReply: as `check`.
         """
-        self._size += len(part)
         self._parts.append(part)
+        self.count(len(part))
+
+    def count(self, size: int) -> None:
+        """Counts so many bytes of the body.
+
+        Raises:
+            BadReply: as `check`.
+        """
+        self._size += size
         self.check(self._size)
 
     def reply(self) -> Reply:

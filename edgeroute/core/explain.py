@@ -42,9 +42,39 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     if not outcome.accepted:
         parts += [f"{name} was not asked: earlier runs of it go on" for name in plan.skipped]
     if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
-        parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
+        part = "what came of the " if broken(outcome) else "the "
+        parts.append(f"so {part}{plan.legs[outcome.leg].name} answer stands")
+    if why := TRUNCATED.get(truncated(outcome.prediction and outcome.prediction.outputs)):
+        parts.append(f"its answer {why}")
     parts += [f"{rule}: {rule.then}" for rule in plan.rules]
     return "; ".join(parts)
+
+
+TRUNCATED = {
+    "length": "was cut off at the most tokens that it may have",
+    "content_filter": "was cut off by a content filter",
+}
+"""Why a text has no end of its own, by `finish_reason`."""
+
+
+def truncated(outputs: Any) -> str:
+    """Why a text was cut off, if these are the outputs of one: OpenAI's JSON has a `finish_reason`. Empty: it was not.
+
+    "cut": its end never came.
+    """
+    choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        return ""
+    said = choices[0].get("finish_reason", "stop")
+    if said is None:
+        return "cut"
+    return said if isinstance(said, str) and said in TRUNCATED else ""
+
+
+def broken(outcome: Outcome) -> bool:
+    """Whether the answer is that of a leg that ended within it."""
+    kinds = [mark.kind for mark in outcome.log if mark.leg == outcome.leg]
+    return bool(kinds) and kinds[-1] in {"failed", "timeout"}
 
 
 def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:

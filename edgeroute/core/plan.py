@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.policy import INF, POLICY_MODES, Mode, Offline, Policy, PolicyMode, Side, Target
+from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
 from edgeroute.core.variants import picked
+
+SPENT: Final = "joules_per_hour is spent"
 
 
 class Leg(NamedTuple):
@@ -95,7 +97,7 @@ def plan(
     """
     ruled = _applying(policy, facts, mode)
     own = _mode(policy, ruled, mode)
-    own, cheapest = _cheapest(own, ruled, targets, facts)
+    own, cheapest = _cheapest(own, ruled, targets, facts, chosen=mode is not None)
     mode = "only_cloud" if own == "shadow" else own
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     data_class = policy.rules.default_class if data_class is None else data_class
@@ -202,7 +204,7 @@ def stays_home(policy: Policy, facts: Facts) -> str:
 
 def _applying(policy: Policy, facts: Facts, mode: Mode | None) -> Applying:
     """The rules in force that apply to a call with that mode of its own, if any."""
-    return applying([rule for rule in policy.all_rules() if rule in facts.rules], POLICY_MODES, mode)
+    return applying([rule for rule in policy.all_rules() if rule in facts.rules], mode)
 
 
 def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
@@ -210,21 +212,26 @@ def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
     return ruled.mode.then if ruled.mode is not None else mode or policy.mode  # type: ignore[return-value]  # it is a mode
 
 
-def _cheapest(own: PolicyMode, ruled: Applying, targets: tuple[Target, ...], facts: Facts) -> tuple[PolicyMode, list[str]]:
-    """The mode that takes less energy, if a rule asks for it and both sides may be asked; and why.
+def _cheapest(
+    own: PolicyMode, ruled: Applying, targets: tuple[Target, ...], facts: Facts, *, chosen: bool
+) -> tuple[PolicyMode, list[str]]:
+    """The mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and why.
 
-    The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call.
+    The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. Past the limit the
+    dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (chosen), goes before a limit.
     """
     rule = ruled.then("cheapest_energy")
+    spent = facts.energy_spent and not chosen and ruled.mode is None
     sides = [next((t.name for t in targets if t.side == side), "") for side in ("edge", "cloud")]
-    if rule is None or own not in {"prefer_edge", "prefer_cloud"} or not all(sides):
+    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or not all(sides):
         return own, []
+    why = SPENT if spent else str(rule)
     edge, cloud = (facts.joules.get(name) for name in sides)
     if edge is None or cloud is None:
         unknown = " and ".join(name for name in sides if name not in facts.joules)
-        return own, [f"{rule}: the order stays as it is, as it is not known what energy a call of {unknown} takes"]
-    first = edge + (facts.unsure or 0.0) * cloud
-    text = f"{rule}: {first:.3g} J a call with {sides[0]} first, {cloud:.3g} J with {sides[1]} first"
+        return own, [f"{why}: the order stays as it is, as it is not known what energy a call of {unknown} takes"]
+    first = edge if spent else edge + (facts.unsure or 0.0) * cloud
+    text = f"{why}: {first:.3g} J a call with {sides[0]} first, {cloud:.3g} J with {sides[1]} first"
     return ("prefer_edge" if first < cloud else "prefer_cloud"), [text]
 
 

@@ -139,7 +139,7 @@ class _StreamWalk:
             voice.ended, voice.answer = True, event.answer
             yield from self._answered(i, voice, event.answer)
         elif type(event) is Failed:
-            voice.ended = voice.failed = True
+            voice.ended, voice.failed, voice.error = True, True, event.error
             self.log.append(Mark("failed", i, self.at.now, event.error))
             yield from self._broken(i, voice, fatal=event.fatal)
         if self.outcome is None:
@@ -180,7 +180,7 @@ class _StreamWalk:
         if self.at.shown == i:
             if not self.at.restart or not self.at.others(i):
                 yield from self._cancel(self.at.running())
-                self._end(i, _part(voice.pieces), accepted=False)
+                self._end(i, _part(voice.pieces, voice.error), accepted=False)
         elif fatal and not self.at.held and self.at.shown is None:
             yield from self._cancel(self.at.running())
             self.outcome = Outcome(None, None, False, self.log, self.at.begun, self.at.now)
@@ -223,7 +223,7 @@ class _StreamWalk:
             return
         if i != self.at.shown and (self.at.stands or self.at.shown is not None):
             yield from self._show(i)
-        self._end(i, self.at.held.get(i) or _part(self.at.voices[i].pieces), accepted=False)
+        self._end(i, self.at.held.get(i) or _part(self.at.voices[i].pieces, self.at.voices[i].error), accepted=False)
 
     # what is shown
 
@@ -265,5 +265,7 @@ class _StreamWalk:
         self.outcome = Outcome(i, prediction, accepted, self.log, self.at.begun, self.at.now, self.at.held)
 
 
-def _part(pieces: list[object]) -> Prediction:
-    return Prediction(whole(pieces), None, None)
+def _part(pieces: list[object], error: BaseException | None = None) -> Prediction:
+    """What of an answer was shown; with the outputs so far, where the error has them."""
+    partial = getattr(error, "partial", None)
+    return Prediction(whole(pieces), None, partial.outputs if type(partial) is Prediction else None)

@@ -20,9 +20,10 @@ class Voice:
         ended, failed: it has, and without an answer.
         patient: it is waited for beyond `first_by`, since there is nobody else.
         answer: if it has one.
+        error: why it failed, if it said so.
     """
 
-    __slots__ = ("answer", "ended", "failed", "first_by", "last", "passed", "patient", "pieces", "started", "sure")
+    __slots__ = ("answer", "ended", "error", "failed", "first_by", "last", "passed", "patient", "pieces", "started", "sure")
 
     def __init__(self, started: float, first_by: float, last: bool) -> None:
         self.started, self.first_by, self.last = started, first_by, last
@@ -30,6 +31,7 @@ class Voice:
         self.sure: bool | None = None
         self.passed = self.ended = self.failed = self.patient = False
         self.answer: Prediction | None = None
+        self.error: BaseException | None = None
 
     @property
     def active(self) -> bool:

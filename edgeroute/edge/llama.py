@@ -9,13 +9,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
+from edgeroute.chat.reply import Gathered, answer, failure
+from edgeroute.chat.request import Chat, checked_score
 from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
 from edgeroute.core.pieces import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
-from edgeroute.edge.chat import Chat, Gathered, answer, checked_score, failure
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.imports import imported

@@ -7,12 +7,14 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+from edgeroute.chat.events import events
+from edgeroute.chat.reply import Gathered, answer, failure
+from edgeroute.chat.request import Chat, checked_score
 from edgeroute.confidence.prefix import Prefix, Rule
 from edgeroute.confidence.scores import Score
 from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.core.walk import Prediction
-from edgeroute.edge.chat import Chat, Gathered, answer, checked_score, failure
 from edgeroute.edge.loopback import SHORT, Exchange, Head, Local
 from edgeroute.errors import ModelError, PolicyError, check_number
 from edgeroute.system import json_loads
@@ -157,7 +159,7 @@ class LocalServer:
                 raise self._refused(head, parts, own=own)
             if head.kind.startswith("application/json"):  # it does not stream
                 return self._answer(self._parsed(b"".join(parts)), own=own)
-            for event in _events(parts):
+            for event in events(parts):
                 if event == b"[DONE]":
                     gathered.end()
                     break
@@ -238,20 +240,3 @@ class LocalServer:
 
     def __repr__(self) -> str:
         return f"LocalServer({self._local.origin!r})"
-
-
-def _events(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The data of server-sent events."""
-    rest, data = b"", list[bytes]()
-    for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        for line in (one.removesuffix(b"\r") for one in lines):
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif line.startswith((b"error:", b"{")):  # llama-server's, formerly
-                yield line.removeprefix(b"error:").strip()
-            elif not line and data:
-                yield b"\n".join(data)
-                data = []
-    if data:
-        yield b"\n".join(data)

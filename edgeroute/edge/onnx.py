@@ -100,7 +100,7 @@ class OnnxModel(ModelFile):
         session, self.nodes, self.downgraded = made.session, made.nodes, made.downgraded
         self.placement = None if [one.name for one in self.providers] == [CPU] else made.placement()
         self._used = made.used(self.providers) if made.downgraded else [*self.providers]
-        self._describe([*map(_spec, session.get_inputs())], [*map(_spec, session.get_outputs())])
+        self._describe([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
         self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
         self._prepare = self._plan.one
@@ -154,7 +154,8 @@ def runtime() -> Any:
         raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
 
 
-def _spec(node: Any) -> TensorSpec:
+def spec_of(node: Any) -> TensorSpec:
+    """Name, dtype and shape of an input or output of a session."""
     if node.type.startswith("seq(map("):  # scikit-learn's zipmap: a mapping from class to probability for each input
         return TensorSpec(node.name, "float32", (-1, -1))
     shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)

@@ -51,7 +51,6 @@ T = TypeVar("T")
 QUICK_S = 0.001
 """A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
 0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
-
 CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
@@ -87,6 +86,7 @@ class AsyncRouter(AsyncStreaming, Generic[V]):
         saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
+        sensors_every: float | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
@@ -99,11 +99,11 @@ class AsyncRouter(AsyncStreaming, Generic[V]):
             check_unknown(AsyncRouter, unknown)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
-            partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode,
-            deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence,
+            partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode, views=views,
+            deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence, ab=ab,
             offline=offline, order=order, egress=egress, limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, ab=ab, saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated,
-            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
+            candidate=candidate, saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(
@@ -273,7 +273,7 @@ class AsyncRouter(AsyncStreaming, Generic[V]):
             return first
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
-        if backend.run_async is None or (streams and not backend.alone_async):
+        if backend.run_async is None:
             if streams:
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)

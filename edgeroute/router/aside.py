@@ -85,6 +85,11 @@ class Aside:
         """The endpoints."""
         return self.snapshot.clouds
 
+    def arms(self) -> tuple[dict[str, Any], ...]:
+        """What came of the arms of an A/B comparison so far; empty: there are none, or they have no request yet."""
+        found = () if self._engine.arms is None else self._engine.arms.stats()
+        return tuple(arm._asdict() for arm in found) if any(arm.requests for arm in found) else ()
+
     def fingerprints(self) -> dict[str, str]:
         """What a certificate for this edge model and this score is bound to. Reads files."""
         return fingerprints(self.snapshot._replace(targets=self._targets), self.number)

@@ -145,5 +145,6 @@ class Answered:
         ended = RequestEnded(request.id, request.inputs, answer, error)
         observer = self._observer
         if (read_at := observer.read_at) is not None:
-            ended = ended._replace(reading=observer.reading, reading_age_s=request.begun - read_at)
+            edge_w = observer.energy.extra_w
+            ended = ended._replace(reading=observer.reading, reading_age_s=request.begun - read_at, edge_w=edge_w)
         self._instruments.request_ended(ended)

@@ -306,11 +306,11 @@ class Engine:
                 self.snapshot = made
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
+        self.spending.limits, self.observer.metered = limits, metered
         self.observer.use(made.policy, made.targets)
         cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
-        self.spending.limits, self.observer.metered = limits, metered
         kept = [*made_of(made).values()]
         models = [getattr(b, "model", b) for b in kept]
         for backend in made_of(old).values():
@@ -349,7 +349,9 @@ class Engine:
         """Status of models and endpoints, and what may leave."""
         check_seconds("timeout", timeout)
         found = check(self.snapshot, timeout, self.audited, self.stays_home(read=True))
-        return found._replace(lines=(*found.lines, *self.observer.rules(), *self.observer.lacking(self.snapshot.backends)))
+        observer = self.observer
+        told = [*observer.rules(), *observer.budget(), *observer.lacking(self.snapshot.backends)]
+        return found._replace(lines=(*found.lines, *told))
 
     def close(self) -> None:
         """Stops threads and connections, and stores the state. Never raises."""

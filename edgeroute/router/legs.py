@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
-from edgeroute.core.stream import Pieces, whole
+from edgeroute.core.stream import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
 from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.call_inputs import CallInputs
@@ -252,24 +252,26 @@ class LegExecutor:
         return Done(start.leg, answer, monotonic())
 
     async def run_stream_async(self, start: Start, permit: Permit | None, backend: Any, send: Send, off_loop: OffLoop) -> Event:
-        """`begin_stream` on an event loop, for what runs there alone."""
+        """`begin_stream` on an event loop, for a backend that supports it."""
+        watch = watching(backend) if permit is None else _nothing
+
+        def show(piece: Any) -> None:
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
+
         try:
             aside = partial(_aside, off_loop if self.blocks(start) else None)
             if permit is None:
                 (x,) = await aside(partial(self.inputs.of, self.plan.legs[start.leg].target))
-                watch = watching(backend)
-                answer = await backend.stream_async(x, lambda piece: send(Delta(start.leg, piece, monotonic(), watch(piece))))
+                answer = await backend.stream_async(x, show)
                 return Done(start.leg, answer, monotonic())
             inputs = await aside(partial(self._prepared, start, permit, backend))
+            if (load := backend.load) is not None:
+                await off_loop(load)
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
                 if exchange.prepay():
                     await off_loop(exchange.secure)
-                pieces: list[Any] = []
-                async for piece in backend.stream_async(inputs[0], until, exchange):
-                    pieces.append(piece)
-                    send(Delta(start.leg, piece, monotonic()))
-            answer = backend.reader.many([(whole(pieces), None)], 1)[0]
+                answer = await backend.stream_async(inputs[0], until, exchange, show)
         except PASSING:
             raise
         except BaseException as e:

@@ -81,7 +81,8 @@ class Router(Streaming, Generic[V]):
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
         saver, rules: a `Saver`, a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
-        sensors: returns a `Reading`, called in the background every 10 seconds, or its `every_s`; None: `DeviceSensors()`.
+        sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
+        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
@@ -117,6 +118,7 @@ class Router(Streaming, Generic[V]):
         saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
+        sensors_every: float | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
@@ -132,8 +134,8 @@ class Router(Streaming, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
-            saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
-            state=state, views=views, trace=trace, instruments=instruments,
+            saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
+            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     def infer(

@@ -90,6 +90,7 @@ def build(
     views: Mapping[Any, View] | None = None,
     candidate: Any = None,
     rules: Sequence[Rule] | None = None,
+    sensors_every: float | None = None,
     ab: AB | None = None,
     arm: str = "",
     guard: Callable[[CloudBackend], Guard],
@@ -112,6 +113,7 @@ def build(
         first_token_s=_seconds(first_token),
         rules=egress.rules,
         device_rules=tuple(rules or ()),
+        sensors_every_s=sensors_every,
         **rest,
     )
     edges, groups = _members(_listed(edge))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.openinference import LENGTH, NAMES, TEXTS
+from edgeroute.cloud.datatypes import NAMES, TEXTS
+from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.system import json_dumps, json_loads

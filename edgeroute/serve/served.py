@@ -9,7 +9,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from edgeroute.cloud.openinference import NAMES
+from edgeroute.cloud.datatypes import NAMES
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.serve.batching import Batcher, Tensors
 from edgeroute.serve.feeding import fed, platform_of

@@ -71,7 +71,8 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
     """The schema of `[edge]` for model files with this suffix."""
     made = section.model_json_schema(schema_generator=_Plain)
-    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$" if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
+    ends = f"({re.escape(suffix)}|{re.escape(ACTIVE)})$"  # a model of a catalog has the keys of its version's runtime
+    made["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
     return made
 
 

@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from edgeroute.cloud.base import Secret, bare
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
+from edgeroute.core.rules import NO_ONLY_CLOUD
 from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, nearest
@@ -36,6 +37,13 @@ def said(words: str) -> WrapValidator:
 def refused(text: str) -> PydanticCustomError:
     """An error with this text, which quotes nothing."""
     return PydanticCustomError("policy", "{text}", {"text": text})
+
+
+def not_only_cloud(value: Any) -> Any:
+    """Refuses that mode where a rule has one: the nearest name would be the opposite."""
+    if value == "only_cloud":
+        raise refused(NO_ONLY_CLOUD)
+    return value
 
 
 def _model(path: str) -> str:
@@ -200,6 +208,8 @@ Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
 Flag = Annotated[bool, said("true or false")]
 Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
 Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
+Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
+Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
 Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
 Hedge = Annotated[
     float | str,

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 from edgeroute.cloud.guard import PROBE_S
-from edgeroute.cloud.http import FIRST_S, MOST_S
+from edgeroute.cloud.retries import FIRST_S, MOST_S
 from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, Cloud, Floats, Ints, Some
 from edgeroute.replay.fleet.devices import Devices
 from edgeroute.replay.fleet.result import Result

@@ -1,0 +1,299 @@
+"""A model on a server that speaks the Open Inference Protocol: what it takes and gives, whichever way its messages go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
+from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
+from edgeroute.cloud.quoting import quoted_names
+from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.reader import checked_kind
+from edgeroute.edge.card import Array, Card
+from edgeroute.edge.inputs import constant
+from edgeroute.errors import BadInput, BadReply, PolicyError
+from edgeroute.types import TensorSpec
+
+SEVERAL = ("label+probabilities", "boxes")
+"""Kinds of which a model has several outputs."""
+MOST_ROWS = 16
+"""Inputs of one call for which a reply may be as long as `Address.max_reply_bytes` each."""
+NUMBER = 32
+"""Bytes of a number as JSON, at most."""
+HEAD = 1 << 16
+"""Bytes of a reply beside its numbers, at most."""
+UNKNOWN = "?"
+"""In place of what a server has not said of its model."""
+
+
+class ServedModel(ABC):
+    """A model behind the Open Inference Protocol. A subclass writes its calls and opens the replies.
+
+    Args:
+        url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
+        labels: class index -> value; None: the card's, else the edge model's.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: keyword arguments of `Address`.
+
+    Raises:
+        PolicyError: no model name, or as `Address`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        self.address = Address(url, **address)
+        base, found, rest = self.address.path.partition("/v2/models/")
+        if not rest and not model:
+            raise PolicyError("which model? Give model=, or a URL that ends in /v2/models/NAME")
+        self.model, _, said = (rest or str(model)).partition("/versions/")
+        if said and version is not None and said != version:
+            raise PolicyError(f"the URL has version {said!r} of the model, and version={version!r}: give one of them")
+        self.pinned = said or version
+        """The version that is asked for; None: the one that the server chooses."""
+        if self.pinned is not None and not (isinstance(self.pinned, str) and self.pinned):
+            raise PolicyError(f'version is the text of a version, as in version="2", and not {self.pinned!r}')
+        prefix = base if found else base.removesuffix("/v2")
+        self.path = f"{prefix}/v2/models/{self.model}" + (f"/versions/{self.pinned}" if self.pinned else "")
+        self.where = f"{self.address.origin}{self.path}"
+        self.card = Card.read(Path(card)) if card else Card()
+        if self.card.state:
+            raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
+        self.name, self.kind, self.output = name, checked_kind(kind), output
+        self.labels = label_names(labels) or self.card.labels
+        self._all = output is None and kind in SEVERAL
+        """Whether all outputs are read."""
+        self.inputs: tuple[TensorSpec, ...] | None = None
+        self.datatypes: dict[str, str] = {}
+        """The protocol's datatypes of the inputs."""
+        self.outputs: dict[str, tuple[int, ...]] = {}
+        """Shapes of the outputs, by the server's metadata; -1: any size."""
+        self.version = self.pinned
+        """The version that answers; None: the server has not said."""
+        self._described: str | None = None
+        """Hash of the metadata; None: not fetched yet."""
+        self._changed = False
+        """Whether outputs have come that contradict the metadata: then it is fetched again."""
+
+    @abstractmethod
+    def health(self) -> Talk:
+        """Model readiness."""
+
+    @abstractmethod
+    def _describe(self) -> Call:
+        """The call for the metadata."""
+
+    @abstractmethod
+    def _description(self, reply: Reply) -> dict[str, Any]:
+        """The metadata in its reply, in the form of its JSON."""
+
+    @abstractmethod
+    def _infer(self, feed: dict[str, Array]) -> Call:
+        """The call for these tensors, in the order of the inputs."""
+
+    @abstractmethod
+    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+        """The version that answered, and the tensors, of a reply of at most so many values. Raises BadReply, or as `decoded`."""
+
+    def talk(self, inputs: list[Any]) -> Talk:
+        """Inputs without the batch axis -> output [n, ...].
+
+        Raises:
+            BadInput: an input does not fit the model.
+            BadReply: a reply violates the protocol.
+        """
+        if self.inputs is None or self._changed:
+            yield from self._meet()
+        reply = yield self._infer(self._feed(inputs))
+        return self.decode(reply, len(inputs))
+
+    def encode(self, inputs: list[Any]) -> Call | None:
+        """The call for these inputs; None while the model's metadata is unknown."""
+        return None if self.inputs is None else self._infer(self._feed(inputs))
+
+    @property
+    def served(self) -> str:
+        """What the server says of its model, for certificates: its version, and a hash of its name, platform and tensors.
+
+        What is not known yet is "?".
+        """
+        version = UNKNOWN if self.version is None else quote(self.version)
+        return f"version:{version} described:{self._described or UNKNOWN}"
+
+    @property
+    def known(self) -> dict[str, Any] | None:
+        """Cached metadata, JSON-serialisable; None: not fetched yet."""
+        if self.inputs is None:
+            return None
+        inputs = [[*spec, self.datatypes.get(spec.name, NAMES.get(spec.dtype, TEXTS))] for spec in self.inputs]
+        return {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Restores metadata saved from `known`.
+
+        Raises:
+            ValueError, KeyError, TypeError, OverflowError: it is damaged.
+        """
+        if self.inputs is not None:
+            return
+        datatypes = {str(name): str(*own) if own else NAMES[dtype] for name, dtype, _, *own in known["inputs"]}
+        specs = tuple(spec_of(name, datatypes[name], shape) for name, _, shape, *_ in known["inputs"])
+        outputs = {name: shape_of(shape, free=True) for name, shape in dict(known.get("outputs", {})).items()}
+        version, described = known.get("version"), known.get("described")
+        if not all(isinstance(one, str | None) for one in (version, described)):
+            raise ValueError("version or hash is no text")
+        self.inputs, self.outputs, self.datatypes = specs, outputs, datatypes
+        self.version, self._described = self.pinned or version, described
+
+    def _meet(self) -> Talk:
+        """Fetches the model's metadata."""
+        said = self._description((yield self._describe()))
+        inputs: tuple[TensorSpec, ...] = ()
+        wrong = "there are none"
+        try:
+            inputs = tuple(spec_of(t["name"], t["datatype"], t["shape"]) for t in said["inputs"])
+        except (KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
+            wrong = wrong_with(e)
+        if not inputs:
+            raise BadReply(f"{self.where} describes its inputs in a way that is not the protocol's: {wrong}")
+        outputs: dict[str, tuple[int, ...]] = {}
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # many servers do not describe them
+            outputs = {str(t["name"]): shape_of(t["shape"], free=True) for t in said["outputs"]}
+        if self.output is not None and outputs and self.output not in outputs:
+            there = quoted_names(outputs, [value for _, value in self.address.headers()])
+            raise BadReply(f"{self.where} has no output {self.output!r}, which is to be read: it has {there}")
+        versions = said.get("versions")
+        if self.pinned is None and isinstance(versions, list) and len(versions) == 1:
+            self.version = str(versions[0])
+        self.datatypes = {str(t["name"]): str(t["datatype"]) for t in said["inputs"]}
+        self._described = _hashed(said)
+        self.inputs, self.outputs, self._changed = inputs, outputs, False
+
+    def _feed(self, inputs: list[Any]) -> dict[str, Array]:
+        assert self.inputs is not None, "_meet comes first"
+        feed, given = dict[str, Array](), []
+        for spec in self.inputs:
+            told = self.card.of(spec.name)
+            if told is not None and told.value is not None:
+                feed[spec.name] = self._constant(told.value, spec)
+            else:
+                given.append((spec, self.card.preprocess if told is None and len(self.inputs) == 1 else told and told.preprocess))
+        for spec, prepare in given:
+            rows = (
+                inputs
+                if len(given) == 1 and not (inputs and isinstance(inputs[0], dict))
+                else [_one(x, spec.name) for x in inputs]
+            )
+            feed[spec.name] = prepare(rows) if prepare is not None else self._stack(rows, spec)
+        return feed
+
+    def _constant(self, value: Any, spec: TensorSpec) -> Array:
+        try:
+            return constant(value, spec)
+        except ValueError as e:
+            raise BadInput(f"{self.where}: {e}") from None
+
+    def _stack(self, inputs: list[Any], spec: TensorSpec) -> Array:
+        try:
+            return stacked(inputs, spec)
+        except BadInput as e:
+            raise BadInput(
+                f"{self.where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs"
+            ) from e
+
+    def _limit(self, count: int) -> int:
+        """Bytes of a reply for `count` inputs, at most."""
+        most, numbers = self.address.max_reply_bytes * min(count, MOST_ROWS), self._numbers(count)
+        return most if numbers is None else min(most, HEAD + NUMBER * numbers)
+
+    def _numbers(self, count: int) -> int | None:
+        """Numbers in a reply for `count` inputs, by the metadata; None: it does not say."""
+        rows = [shape[1:] for shape in self.outputs.values()]
+        return None if not rows or any(-1 in row for row in rows) else count * sum(map(prod, rows))
+
+    def decode(self, reply: Reply, count: int) -> Array | dict[str, Array]:
+        """Decodes the output [n, ...] of a reply, or all by name; every size is validated before use.
+
+        Raises:
+            BadReply: the reply violates the protocol, or lacks the output.
+        """
+        most = max(MAX_VALUES, min(self._numbers(count) or 0, self.address.max_reply_bytes) + MAX_VALUES // 10)
+        wrong, came = None, 0
+        try:
+            version, tensors = self._opened(reply, most)
+            if self.pinned is None and version not in (None, ""):
+                self.version = str(version)
+            found = dict[str, Array]()
+            for tensor in tensors:
+                came += 1
+                if self.output not in (None, tensor.name):
+                    continue
+                array = decoded(tensor, self._shape(tensor, count))
+                if not self._all:
+                    return array
+                found[str(tensor.name)] = array
+            if found:
+                return found
+        except Invalid as e:
+            wrong = f"{self.where}: {e}"
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:  # not chained: it may quote the reply
+            wrong = f"{self.where} answered {looks_like(reply.body[:200])}: {wrong_with(e)}"
+        if wrong is not None:
+            raise BadReply(wrong)
+        wanted = "" if self.output is None else f", not {self.output!r}"
+        raise BadReply(f"{self.where} gave {came} outputs{wanted}")
+
+    def _shape(self, tensor: Tensor, count: int) -> tuple[int, ...]:
+        """The shape of an output, as its batch and the metadata have it.
+
+        Raises:
+            Invalid: it is another.
+        """
+        shape = shape_of(tensor.shape, empty=self.kind == "boxes")
+        if self.kind != "boxes" and (not shape or shape[0] != count):
+            raise Invalid(f"{count} inputs gave an output whose shape does not begin with {count}")
+        told = self.outputs.get(str(tensor.name), shape)
+        if len(told) != len(shape) or any(want not in (-1, size) for want, size in zip(told[1:], shape[1:], strict=True)):
+            self._changed = True
+            raise Invalid(f"an output of another shape than {list(told)}, which its metadata gives")
+        return shape
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.where!r})"
+
+
+def _hashed(said: dict[str, Any]) -> str:
+    """A hash of a model's name, platform and tensors, as the server describes them."""
+    parts: list[Any] = [str(said.get("name")), str(said.get("platform") or "")]
+    for key in ("inputs", "outputs"):
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # as above
+            parts.append(sorted((str(t["name"]), str(t["datatype"]), shape_of(t["shape"], free=True)) for t in said[key]))
+    return sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _one(x: Any, name: str) -> Any:
+    if not isinstance(x, dict) or name not in x:
+        raise BadInput(f"the endpoint needs an input {name!r}; there is {sorted(x) if isinstance(x, dict) else type(x).__name__}")
+    return x[name]
