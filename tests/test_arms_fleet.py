@@ -119,12 +119,25 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         fleets.compared([device(1, "a", deferred=0)] * 2)
     with Router(two[0], state=tmp_path / "state") as router:
         router.infer(X)
-    for name, text in (("broken", "{"), ("list", "[]"), ("deep", "[" * 200_000), ("set", '{"arms": [{}], "ab": {"share": 1}}')):
+    for name, text in (
+        ("broken", "{"),
+        ("list", "[]"),
+        ("deep", "[" * 200_000),
+        ("set", '{"arms": [{}], "ab": {"share": 1}}'),
+        ("alpha", json.dumps({"arms": [{}], "ab": {**SETTINGS._asdict(), "alpha": 0}})),
+    ):
         (tmp_path / name).write_text(text)
         shown = run("arms", tmp_path / name)
         assert shown.exit_code == 1, name
         assert shown.stderr.count("\n") == 1
-    for wrong in ({"requests": "many"}, {"requests": 5, "failed": [7]}, {"requests": 5, "failed": 3}):
+    for wrong in (
+        {"requests": "many"},
+        {"requests": float("inf")},
+        {"requests": 5, "failed": [float("nan")]},
+        {"requests": 5, "mean_s": [float("inf")]},
+        {"requests": 5, "failed": [7]},
+        {"requests": 5, "failed": 3},
+    ):
         arms = [{"arm": "a", **wrong}, {"arm": "b"}]
         (tmp_path / "wrong").write_text(json.dumps({"arms": arms, "ab": {**SETTINGS._asdict(), "device": "x"}}))
         assert "arm a" in run("arms", tmp_path / "wrong").stderr

@@ -51,14 +51,18 @@ class Gathered:
         if "error" in chunk:
             self.error = _error(chunk)
             return None
-        self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
-        choices = chunk.get("choices") or ()
+        choices = chunk.get("choices")
+        ended = choices[0].get("finish_reason") if choices else None
+        if ended or not choices or not self._about:  # those between say nothing new
+            self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
             return None
         choice = choices[0]
-        self._ended = choice.get("finish_reason") or self._ended
-        tokens = token_entries(choice.get("logprobs"))
-        self.logprobs += tokens
+        self._ended = ended or self._ended
+        if (logprobs := choice.get("logprobs")) is not None:
+            tokens = token_entries(logprobs)
+            self.logprobs += tokens
+            self._untold += [float(one["logprob"]) for one in tokens if one.get("token") != ""]
         if "text" in choice:
             self._chat = False
             text = choice["text"]
@@ -67,14 +71,15 @@ class Gathered:
             text = delta.get("content")
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
-            self._add_calls(delta.get("tool_calls") or ())
-        self._untold += [float(one["logprob"]) for one in tokens if one.get("token") != ""]
+            if calls := delta.get("tool_calls"):
+                self._add_calls(calls)
         if not text and not (self._eager and self._untold):
             return None
         if text:
             self._text.append(str(text))
-        logprobs, self._untold = self._untold, []
-        return Piece(str(text or ""), logprobs)
+        piece = Piece(str(text or ""), self._untold)
+        self._untold.clear()
+        return piece
 
     def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
         for one in given:

@@ -8,9 +8,8 @@ from itertools import count
 from time import monotonic
 from typing import Any, TypeAlias
 
-from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
-from edgeroute.cloud.connections import Connections
+from edgeroute.cloud.carriers import carriers
 from edgeroute.cloud.quiet import OURS
 from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
@@ -31,8 +30,7 @@ class HttpClient:
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self._channels = Connections(endpoint.address)
-        self._async = AsyncConnections(endpoint.address)
+        self._channels, self._async = carriers(endpoint.address)
         self.after_fork()
         renew_after_fork(self)
 
@@ -174,7 +172,9 @@ class HttpClient:
                         step = speaking.failed(e, step)
                         continue
                     step = speaking.heard(part)
-            ended = None
+            ended = speaking.error
+            if ended is not None:
+                raise ended
         except CloudError as e:
             ended = e
             raise
@@ -208,7 +208,9 @@ class HttpClient:
                         step = speaking.failed(e, step)
                         continue
                     step = speaking.heard(part)
-            ended = None
+            ended = speaking.error
+            if ended is not None:
+                raise ended
         except CloudError as e:
             ended = e
             raise

@@ -201,7 +201,7 @@ class OpenAIChat:
         if head.headers.get("content-type", "").lower().startswith("application/json"):  # it does not stream
             return (yield from self._at_once((yield from read_whole(head)), call))
         gathered, events, start = Gathered(), Events(), b""
-        sure, counted = RunningConfidence(self._chat.rule), 0
+        sure = RunningConfidence(self._chat.rule)
         over = progress = False
         try:
             while not over:
@@ -213,10 +213,7 @@ class OpenAIChat:
                         gathered.end()
                         over = True
                         break
-                    text, progress = self._added(gathered, event, call), True
-                    if self._logprobs:
-                        sure.add(gathered.logprobs[counted:])
-                        counted = len(gathered.logprobs)
+                    text, progress = self._added(gathered, event, call, sure), True
                     if text:
                         yield Piece(text, sure.value)
                 if part is None:
@@ -247,10 +244,13 @@ class OpenAIChat:
             yield Piece(prediction.value, None)
         return prediction
 
-    def _added(self, gathered: Gathered, event: bytes, call: Call) -> str:
-        said = loads(event, self.where)
+    def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
+        """Adds an event -> the text that it brings."""
+        said, before = loads(event, self.where), len(gathered.logprobs)
         try:
             text = gathered.add(said)
+            if self._logprobs:
+                sure.add(gathered.logprobs[before:])
         except (AttributeError, LookupError, TypeError, ValueError) as e:
             raise BadReply(f"{self.where} gave a reply that is no completion: {type(e).__name__}") from None
         if gathered.error is not None:

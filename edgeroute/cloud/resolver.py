@@ -11,8 +11,6 @@ from itertools import zip_longest
 from time import monotonic
 from typing import Any, NamedTuple
 
-import httpcore
-
 from edgeroute.system import renew_after_fork
 
 MOST = 16
@@ -56,7 +54,7 @@ class Lookup:
     def addresses(self) -> list[SocketAddress]:
         """The addresses, in order of trying."""
         if self._error is not None:
-            raise httpcore.ConnectError(str(self._error)) from self._error
+            raise self._error if isinstance(self._error, OSError) else OSError(str(self._error))
         return self._found
 
     def add(self, wake: Callable[[], object]) -> None:
@@ -87,7 +85,7 @@ class Resolver:
         """The look-up of a name, to wait for; that of a numeric address is done at once.
 
         Raises:
-            httpcore.ConnectError: the maximum of concurrent look-ups is reached.
+            OSError: the maximum of concurrent look-ups is reached.
         """
         numeric = _numeric(host, port)
         if numeric is not None:
@@ -99,7 +97,7 @@ class Resolver:
             if same and (full or len(same) >= MOST_EACH or monotonic() - same[-1].begun < FRESH_S):
                 return same[-1]
             if full:
-                raise httpcore.ConnectError(f"{host} was not looked up: {len(running)} other look-ups hang")
+                raise OSError(f"{host} was not looked up: {len(running)} other look-ups hang")
             lookup = Lookup(host, port)
             try:
                 threading.Thread(target=lookup.run, name="edgeroute-lookup", daemon=True).start()

@@ -24,6 +24,7 @@ class Speaking:
 
     Attributes:
         outputs: what the speech returned, once it has ended.
+        error: what it raised instead. The reply may have been read to its end all the same, so that the connection is kept.
         received: bytes of the body so far.
     """
 
@@ -35,6 +36,7 @@ class Speaking:
         self._begun = self._good = False
         self._pieces = 0
         self.outputs: Any = None
+        self.error: CloudError | None = None
         self.received = 0
 
     def begin(self) -> Call:
@@ -53,20 +55,20 @@ class Speaking:
         """Hands it what came, or None at the end -> a piece, which is to be shown; or that it reads on; None: it has ended.
 
         After a piece it is to be called with None.
-
-        Raises:
-            CloudError: what came is no answer.
         """
         if type(given) is bytes:
             self.received += len(given)
         return self._step(self._speech.send, given)
 
     def failed(self, error: CloudError, read: Read) -> Piece | Read | None:
-        """Tells it that nothing more comes, for this reason. Raises that, unless the answer is whole without the rest."""
+        """Tells it that nothing more comes, for this reason, which is its error unless the answer is whole without the rest."""
         if read.over:
             return self._step(self._speech.send, None)
-        if self._begun and isinstance(error, TimedOut) and monotonic() < self._until:
-            error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+        if self._begun and isinstance(error, TimedOut):
+            if monotonic() < self._until:
+                error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+            else:
+                error = TimedOut(f"{self._where} did not finish its answer in time")
         return self._step(self._speech.throw, error)
 
     def _step(self, move: Any, given: Any) -> Piece | Read | None:
@@ -77,6 +79,9 @@ class Speaking:
                 step = self._speech.send(None)
         except StopIteration as end:
             self.outputs = end.value
+            return None
+        except CloudError as e:
+            self.error = e
             return None
         if type(step) is Piece:
             self._pieces += 1

@@ -102,7 +102,7 @@ def token_logprobs(outputs: Any) -> list[float]:
 
 def token_entries(logprobs: Any) -> list[Any]:
     """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
-    if not isinstance(logprobs, Mapping):
+    if type(logprobs) is not dict and not isinstance(logprobs, Mapping):
         return []
     if "token_logprobs" in logprobs:  # of a completion
         tokens = logprobs.get("tokens") or [None] * len(logprobs["token_logprobs"] or ())

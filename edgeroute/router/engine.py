@@ -217,7 +217,8 @@ class Engine:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
-        if self.counts.record(request.plan, outcome, bool(request.batch)):
+        counted = self.counts.record(request.plan, outcome, bool(request.batch))
+        if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
         if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
