@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import threading
 from math import exp
 
 import pytest
 from both import LONG
 
-from edgeroute import AsyncRouter, Piece, PolicyError, Prefix, Restart, Router
+from edgeroute import AsyncRouter, OpenAIChat, Piece, PolicyError, Prefix, Restart, Router
 from edgeroute.confidence.scores import quantile
+from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 SURE, UNSURE = -0.01, -3.0
 
@@ -334,3 +336,73 @@ def test_an_answer_without_log_probabilities_has_no_confidence():
         assert "no log-probabilities" in answer.reason
         with router.stream("x") as stream:
             assert list(stream) == ["cloud"]
+
+
+def stalled(*pieces):
+    """A reply in chunks that stalls after these pieces."""
+    head = b"HTTP/1.1 200 -\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    events = [b"data: %s\n\n" % json.dumps(event).encode() for event in chat_events(pieces, finish=None)]
+    return [head, *(b"%x\r\n%s\r\n" % (len(event), event) for event in events), None]
+
+
+def test_a_server_that_lost_sees_that_nobody_listens(listen):
+    """The call of a chat API that began early is cut off once the edge is sure, after it had begun to answer."""
+    edge, function = edge_of(("It", SURE), (" is", SURE), (" small", SURE), waits=[" is"])
+
+    def reply(_):
+        yield from stalled("CLOUD", " CLOUD")[:-1]
+        edge.gates[" is"].set()
+        yield None
+
+    with CannedServer(reply) as server:
+        heard, answer = listen(function, OpenAIChat(server.url, model="m"), hedge_after=0)
+        assert heard == [("edge", "It"), ("edge", " is"), ("edge", " small")]
+        assert answer.source == "edge"
+        server.wait_for(lambda: server.hung_up)
+
+
+def test_a_server_that_stalls_before_its_first_token(listen):
+    """The edge that went on stands."""
+    with CannedServer(stalled()) as server:
+        _, function = edge_of(("It", UNSURE), (" is", UNSURE), (" small", SURE))
+        heard, answer = listen(function, OpenAIChat(server.url, model="m"), options={"first_token": 0.3})
+        assert [leg for leg, _ in heard] == ["edge"] * 3
+        assert (answer.value, answer.degraded) == ("It is small", True)
+        server.wait_for(lambda: server.hung_up)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_server_that_breaks_off_within_its_answer(listen, restart):
+    """What had come is the answer, marked; or, with `restart`, the edge's."""
+    with CannedServer(sse_reply(chat_events(["It", " is"], finish=None), done=False)) as server:
+        edge, function = edge_of(("It", UNSURE), (" is", UNSURE), (" small", SURE))
+        heard, answer = listen(function, OpenAIChat(server.url, model="m", retries=0), options={"restart": restart})
+        assert answer.degraded
+        if restart:
+            assert [str(piece) for leg, piece in heard][-4:] == ["edge", "It", " is", " small"]
+            assert (answer.value, answer.source) == ("It is small", "edge")
+        else:
+            assert heard == [("cloud", "It"), ("cloud", " is")]
+            assert (answer.value, answer.source) == ("It is", "cloud")
+        assert edge.closed.wait(LONG)
+
+
+def test_the_cloud_is_sent_the_turns_that_the_edge_answered():
+    """As messages, within the stream."""
+    said = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "by the edge"},
+        {"role": "user", "content": "two"},
+    ]
+    with CannedServer(sse_reply(chat_events(["It"]))) as server:
+
+        def edge(_):
+            yield Piece("It", [UNSURE])
+
+        async def main():
+            router = AsyncRouter(edge, OpenAIChat(server.url, model="m"), threshold=0.5, score=Prefix(2))
+            async with router, router.stream(said) as stream:
+                return [piece async for piece in stream]
+
+        assert asyncio.run(main()) == ["It"]
+        assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["messages"] == said
