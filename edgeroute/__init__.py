@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from edgeroute.cloud.openai_chat import OpenAIChat
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.plain import PlainJson
+    from edgeroute.confidence.input_score import InputScore
+    from edgeroute.confidence.prefix import Prefix
     from edgeroute.core.pieces import Piece
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
@@ -95,6 +97,7 @@ _HOMES = {
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
+    "InputScore": "confidence.input_score",
     "Piece": "core.pieces",
     "Prefix": "confidence.prefix",
     "Restart": "core.stream",
@@ -151,6 +154,7 @@ __all__ = [
     "EvaluationResult",
     "Function",
     "Held",
+    "InputScore",
     "Instrument",
     "JavaOnnxModel",
     "Late",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.features import text_features
     from edgeroute.confidence.fitting import auto, fit, fit_text
     from edgeroute.confidence.independence import overlap, sketch
+    from edgeroute.confidence.input_score import InputScore
     from edgeroute.confidence.learned import Learned
     from edgeroute.confidence.prefix import Prefix
     from edgeroute.confidence.tables import prompt_features
@@ -28,6 +29,7 @@ _HOMES = {
     "text_features": "features",
     **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
     **dict.fromkeys(("overlap", "sketch"), "independence"),
+    "InputScore": "input_score",
     "Learned": "learned",
     "Prefix": "prefix",
     "prompt_features": "tables",
@@ -38,6 +40,7 @@ __all__ = [
     "SCORES",
     "Area",
     "Certificate",
+    "InputScore",
     "Learned",
     "NotEnough",
     "Prefix",

@@ -20,7 +20,7 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
     decided = set[int]()
-    parts = []
+    parts = [before_run(plan, one.leg, one.confidence) for one in plan.unsure]
     for kind, i, at, detail in outcome.log:
         leg = plan.legs[i]
         if kind == "start":
@@ -100,6 +100,11 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
     if leg.final and sign == "<":
         text += f", {plan.stays}" if plan.stays else ", and there is nothing else to ask"
     return text
+
+
+def before_run(plan: Plan, leg: Leg, confidence: float | None) -> str:
+    """The part of a reason about an edge that was judged by the input alone."""
+    return answered(plan, leg, confidence, 0.0) + ", before it ran"
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:

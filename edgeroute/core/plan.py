@@ -46,6 +46,14 @@ class Leg(NamedTuple):
         return "edge" if self.permit is None else "cloud"
 
 
+class Unsure(NamedTuple):
+    """An edge whose confidence, known from the input alone, is below its threshold."""
+
+    leg: Leg
+    """As it would have been asked."""
+    confidence: float | None
+
+
 class Plan(NamedTuple):
     """The legs in order of trying, and the deadline."""
 
@@ -71,6 +79,8 @@ class Plan(NamedTuple):
     """The rules on the device's state that have shaped this plan."""
     hedge_s: float = INF
     """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
+    unsure: tuple[Unsure, ...] = ()
+    """The edges that are not asked first, as the input's own confidence is below their thresholds."""
 
 
 class Refusal(NamedTuple):
@@ -191,6 +201,21 @@ def plan(
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
         stays, data_class, facts, skipped, silent, ruled.rules, hedge_s,
+    )  # fmt: skip
+
+
+def without_first(made: Plan, confidence: float | None, why: str) -> Plan:
+    """The plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
+    first, *rest = made.legs
+    start_by_s = _start_by_s(made.hedge_s, made.facts.reserves.get(first.name, INF), made.deadline_s)
+    standby = first._replace(standby=True, final=False, hedge_after_s=INF, start_by_s=start_by_s)
+    others = [leg._replace(start_by_s=INF) for leg in rest if leg.standby]  # less capable ones
+    asked = [leg for leg in rest if not leg.standby]
+    legs = (asked[0]._replace(hedge_after_s=INF), *asked[1:], standby, *others)
+    sequential = made.deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
+    return made._replace(
+        legs=legs, sequential=sequential, steps=(*made.steps, f"{why}, so it is on standby"),
+        unsure=(*made.unsure, Unsure(first, confidence)),
     )  # fmt: skip
 
 

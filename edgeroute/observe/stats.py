@@ -278,6 +278,13 @@ class Counts:
             self.unanswered += answered_by is None
             self.degraded += answered_by is not None and not accepted
 
+    def unsure(self, names: Iterable[str]) -> None:
+        """Counts edges that were below their thresholds before they ran."""
+        with self._lock:
+            for name in names:
+                self._legs[name].judged += 1
+                self._legs[name].below += 1
+
     def note(self, what: str) -> None:
         """Counts one of `cached`, `queued` and `late`."""
         with self._lock:

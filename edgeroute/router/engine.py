@@ -28,7 +28,7 @@ from edgeroute.router.fallback import RULES, Fallback, LateReplies
 from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.planning import first_piece_s, kept, planned
+from edgeroute.router.planning import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
@@ -129,8 +129,11 @@ class Engine:
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
+        together: bool = False,
     ) -> Request:  # fmt: skip
         """Observes and plans: makes one request, beginning now. `like`: the id of another one, in whose arm it is.
+
+        together: with others, so the plan is not of this input alone.
 
         Raises:
             Closed, PolicyError, MayNotLeave: there is no plan for it.
@@ -153,6 +156,8 @@ class Engine:
             made = kept(snapshot, mode, deadline, data_class)
         if made is None:
             made = self._plan(snapshot, mode, deadline, data_class)
+        if snapshot.before and not together:
+            made = beforehand(snapshot, made, x)
         if begun >= observer.reads_at:
             SAMPLER.read(self)
         first_s = INF if shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
@@ -163,7 +168,7 @@ class Engine:
         for x in batch:
             if once(x):
                 raise refused(x)
-        first = self.request(batch[0], mode, deadline, data_class)  # whose arm is that of all
+        first = self.request(batch[0], mode, deadline, data_class, together=True)  # whose arm is that of all
         rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
         rules, facts = first.snapshot.policy.rules, self.observer.facts
         self.homebound.awaited.pop(first.id, None)
@@ -217,6 +222,8 @@ class Engine:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
+        if request.plan.unsure:
+            self.counts.unsure(one.leg.name for one in request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
