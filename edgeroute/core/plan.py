@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.places import placed, start_by_s
+from edgeroute.core.places import Place, placed, start_by_s
 from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
 from edgeroute.core.variants import picked
@@ -47,6 +47,14 @@ class Leg(NamedTuple):
         return "edge" if self.permit is None else "cloud"
 
 
+class Unsure(NamedTuple):
+    """An edge whose confidence, known from the input alone, is below its threshold."""
+
+    leg: Leg
+    """As it would have been asked."""
+    confidence: float | None
+
+
 class Plan(NamedTuple):
     """The legs in order of trying, and the deadline."""
 
@@ -70,6 +78,10 @@ class Plan(NamedTuple):
     """Shadow mode: the edges that would be asked first, in order; for a sample of the requests they run once these have ended."""
     rules: tuple[Rule, ...] = ()
     """The rules on the device's state that have shaped this plan."""
+    hedge_s: float = INF
+    """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
+    unsure: tuple[Unsure, ...] = ()
+    """The edges that are not asked first, as the input's own confidence is below their thresholds."""
 
 
 class Refusal(NamedTuple):
@@ -88,8 +100,12 @@ def plan(
     mode: Mode | None = None,
     deadline_s: float | None = None,
     data_class: str | None = None,
+    why_home: str = "",
 ) -> Plan | Refusal:
-    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
+    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call.
+
+    why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
+    """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
@@ -114,7 +130,7 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
-        verdict = permit(policy.rules, data_class)
+        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class)
         if isinstance(verdict, Denied):
             stays = verdict.why
             steps.append(f"nothing leaves the device: {stays}")
@@ -172,7 +188,25 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, silent, ruled.rules,
+        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s,
+    )  # fmt: skip
+
+
+def without_first(made: Plan, confidence: float | None, why: str) -> Plan:
+    """The plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
+    first, *rest = made.legs
+    waits = start_by_s(
+        Place(first.target), standby=True, hedge_s=made.hedge_s, reserve_s=made.facts.reserves.get(first.name, INF),
+        deadline_s=made.deadline_s,
+    )  # fmt: skip
+    standby = first._replace(standby=True, final=False, hedge_after_s=INF, start_by_s=waits)
+    others = [leg._replace(start_by_s=INF) for leg in rest if leg.standby]  # less capable ones
+    asked = [leg for leg in rest if not leg.standby]
+    legs = (asked[0]._replace(hedge_after_s=INF), *asked[1:], standby, *others)
+    sequential = made.deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
+    return made._replace(
+        legs=legs, sequential=sequential, steps=(*made.steps, f"{why}, so it is on standby"),
+        unsure=(*made.unsure, Unsure(first, confidence)),
     )  # fmt: skip
 
 

@@ -254,6 +254,7 @@ class _Reader:
         labels = {leg["leg"]: (leg["side"] == "cloud", leg["label"]) for leg in record["plan"]}
         legs: dict[str, Seen] = {}
         started: dict[str, float] = {}
+        decided = set[str]()
         own = None
         deferred = late = False
         for event in record["events"]:
@@ -270,6 +271,11 @@ class _Reader:
                 continue
             if what == "limit":
                 own = float(event["threshold"]), label
+                continue
+            if what == "decided":
+                decided.add(name)
+                continue
+            if what == "cancelled" and name in decided:  # its confidence is known, and it was below its threshold
                 continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
             sure = confidence(event.get("confidence"))

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from edgeroute.chat.request import Rule
 from edgeroute.cloud.body import Body, BodyType
 from edgeroute.cloud.openai_chat import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.plain import PlainJson
+from edgeroute.confidence.prefix import Rule
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
