@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.openai_chat import OpenAIChat
     from edgeroute.cloud.openinference import OpenInference
+    from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
@@ -73,6 +74,7 @@ _HOMES = {
     "Secret": "cloud.base",
     "OpenAIChat": "cloud.openai_chat",
     "OpenInference": "cloud.openinference",
+    "OpenInferenceGrpc": "cloud.openinference_grpc",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
     "CoreMLModel": "edge.coreml",
@@ -160,6 +162,7 @@ __all__ = [
     "OnnxModel",
     "OpenAIChat",
     "OpenInference",
+    "OpenInferenceGrpc",
     "Outbox",
     "PlainJson",
     "PolicyError",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from catalogs import FIRST, LABELS, SECOND
+from pages import Closed
 from typer.testing import CliRunner
 
 from edgeroute import AB, BadInput, Router
@@ -57,7 +58,10 @@ def test_devices_of_one_arm_each_are_compared(two, tmp_path):
     shown = run("arms", *folders, "--report", page)
     assert shown.exit_code == 4, shown.output
     assert "B is worse: stop it. It has more requests deferred to the cloud" in shown.output
-    assert "B is worse: stop it." in page.read_text()
+    read = Closed(page.read_text())
+    assert "B is worse: stop it." in read.text
+    assert len(read.ids) == len(set(read.ids))
+    assert not [tag for tag, _ in read.tags if tag in {"script", "link", "img"}]
     told = tmp_path / "fleet.jsonl"
     told.write_text("\n".join(run("status", "--state", folder, "--json").output.strip() for folder in folders))
     found = json.loads(run("arms", told, "--json").output)
@@ -119,12 +123,25 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         fleets.compared([device(1, "a", deferred=0)] * 2)
     with Router(two[0], state=tmp_path / "state") as router:
         router.infer(X)
-    for name, text in (("broken", "{"), ("list", "[]"), ("deep", "[" * 200_000), ("set", '{"arms": [{}], "ab": {"share": 1}}')):
+    for name, text in (
+        ("broken", "{"),
+        ("list", "[]"),
+        ("deep", "[" * 200_000),
+        ("set", '{"arms": [{}], "ab": {"share": 1}}'),
+        ("alpha", json.dumps({"arms": [{}], "ab": {**SETTINGS._asdict(), "alpha": 0}})),
+    ):
         (tmp_path / name).write_text(text)
         shown = run("arms", tmp_path / name)
         assert shown.exit_code == 1, name
         assert shown.stderr.count("\n") == 1
-    for wrong in ({"requests": "many"}, {"requests": 5, "failed": [7]}, {"requests": 5, "failed": 3}):
+    for wrong in (
+        {"requests": "many"},
+        {"requests": float("inf")},
+        {"requests": 5, "failed": [float("nan")]},
+        {"requests": 5, "mean_s": [float("inf")]},
+        {"requests": 5, "failed": [7]},
+        {"requests": 5, "failed": 3},
+    ):
         arms = [{"arm": "a", **wrong}, {"arm": "b"}]
         (tmp_path / "wrong").write_text(json.dumps({"arms": arms, "ab": {**SETTINGS._asdict(), "device": "x"}}))
         assert "arm a" in run("arms", tmp_path / "wrong").stderr
@@ -145,7 +162,7 @@ def test_the_report_has_the_arms(two, tmp_path):
         for x in inputs:
             router.infer(x)
         found = router.evaluate(inputs)
-        assert "A/B in operation" in found.html()
+        assert "A/B in operation" in Closed(found.html()).text
         assert sum(arm["requests"] for arm in found.as_dict()["arms"]) == 20
         assert ">edge-b<" not in found.html()
     np.savez(tmp_path / "data.npz", inputs=inputs)

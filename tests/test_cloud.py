@@ -32,8 +32,8 @@ from edgeroute import (
 )
 from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
 from edgeroute.cloud.http import HttpClient
-from edgeroute.cloud.retries import FIRST_S, MOST_S, _wait
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
+from edgeroute.cloud.retries import FIRST_S, MOST_S, _wait
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 CANARY = "sk-canary-0123456789"

@@ -1,13 +1,12 @@
 """Rules on the device's state in a router: what they change, in policy files, `check`, traces and replay; memory that is short."""
 
-import contextlib
 import json
 import os
 import threading
 
 import pytest
-from both import LONG, Tasks, Threads, nothing_left, sure, unsure
-from test_device import Device, now_it_reads
+from both import LONG, Threads, sure, unsure
+from devices import Device, engine_of, leaves_nothing, makes, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Rule
 from edgeroute.replay import replay
@@ -19,17 +18,7 @@ LOW = Rule("battery", "only_edge", enter=0.2)
 TIGHT = Rule("memory", "unload", enter=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, **policy}))
+_nothing_left_behind, make = leaves_nothing, makes(threshold=0.5)
 
 
 def cloud(_):
@@ -60,10 +49,6 @@ class Model:
     def close(self):
         """Frees it."""
         self.log.append("close")
-
-
-def engine_of(router):
-    return getattr(router, "router", router).engine
 
 
 # ------------------------------------------------------------------------------------------------------- what they change

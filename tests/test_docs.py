@@ -17,6 +17,7 @@ from commands import cli
 from edgeroute import Router
 from edgeroute.edge import runtimes
 from edgeroute.settings import load
+from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,6 +48,13 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     return lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
 
 
+@pytest.fixture
+def hosted():
+    """Stands for a hosted language model."""
+    with CannedServer(sse_reply(chat_events(["Because ", "of Rayleigh ", "scattering."], usage=(12, 6)))) as server:
+        yield server
+
+
 def gateway(monkeypatch, request):
     """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
     from openai import OpenAI
@@ -69,20 +77,20 @@ def gateway(monkeypatch, request):
 @pytest.mark.parametrize(
     "page", [pytest.param(p, id=p.name, marks=[pytest.mark.once] if p.parent != ROOT else []) for p in PAGES]
 )
-def test_snippets_run(page, desk, monkeypatch, request):
+def test_snippets_run(page, desk, hosted, monkeypatch, request):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""
     if page.name == "models.md":
         pytest.importorskip("tuf")
         pytest.importorskip("cryptography")
     namespace: dict[str, object] = {"__name__": "snippet"}
-    if page.name in {"llama.md", "gateway.md"}:
+    if page.name in {"llama.md", "chat.md", "gateway.md"}:
         pytest.importorskip("xllamacpp")
         pytest.importorskip("tiny_gguf").write(Path("model.gguf"), context=4096)
     if page.name == "gateway.md":
         pytest.importorskip("openai")
         gateway(monkeypatch, request)
     for language, text in snippets(page):
-        code = desk(text)
+        code = desk(text).replace("https://api.example.com/v1", f"{hosted.url}/v1")
         if language == "python":
             if module := re.match(r"# (\S+\.py)\n", code):
                 Path(module[1]).write_text(code)

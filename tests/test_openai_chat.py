@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from importlib.util import find_spec
 from math import exp
 from pathlib import Path
@@ -15,23 +14,11 @@ from both import LONG
 
 from edgeroute import (
     AsyncRouter,
-    BadInput,
-    BadReply,
-    CloudError,
-    Egress,
-    Limits,
-    NoAnswer,
     OpenAIChat,
-    PolicyError,
-    Refused,
     Router,
     Secret,
-    TimedOut,
-    Unreachable,
 )
-from edgeroute.cloud.http import HttpClient
 from edgeroute.confidence.scores import quantile
-from edgeroute.core.policy import INF
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 HI = [{"role": "user", "content": "hi"}]
@@ -232,7 +219,10 @@ def test_check_asks_for_the_models(real, ask):
         assert router.check().ok
     listed = json.dumps({"object": "list", "data": [{"id": "other"}, {"id": "m:latest"}]}).encode()
     for body, model, ok in ((listed, "m", True), (listed, "x", False), (b"{}", "m", True)):
-        with CannedServer(http_reply(body)) as server, Router(unsure, OpenAIChat(server.url, model=model), threshold=0.5) as router:
+        with (
+            CannedServer(http_reply(body)) as server,
+            Router(unsure, OpenAIChat(server.url, model=model), threshold=0.5) as router,
+        ):
             found = router.check()
             assert found.ok is ok, found
             assert ok or "there is no model 'x': it has other, m:latest" in str(found)
@@ -335,7 +325,7 @@ def cut_replies():
     short = [{"choices": one["choices"]} for one in PARIS[1:-1]]
     body = [CHUNKED, *(chunk(event(one)) for one in short), chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"]
     whole = b"".join(body)
-    for i in range(0, len(whole)):
+    for i in range(len(whole)):
         yield whole[:i]
 
 

@@ -1,11 +1,9 @@
 """Variants in a router: answers name the member, each has its threshold and certificate; policy files, traces and replay."""
 
-import contextlib
 import json
 
 import pytest
-from both import Tasks, Threads, nothing_left
-from test_device import Device, now_it_reads
+from devices import Device, leaves_nothing, makes, now_it_reads
 
 from edgeroute import Ensemble, PolicyError, Reading, Router, Rule, Variants
 from edgeroute.replay import Setup, replay
@@ -14,17 +12,7 @@ from edgeroute.settings import load
 BUSY = Rule("load", "small_model", enter=0.9)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **policy))
+_nothing_left_behind, make = leaves_nothing, makes()
 
 
 def fp32(_):

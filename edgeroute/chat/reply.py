@@ -34,25 +34,29 @@ class Gathered:
 
     def add(self, chunk: Mapping[str, Any]) -> str:
         """Adds a piece of it -> the text that it brings."""
-        if "error" in chunk:
+        if "error" in chunk or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return ""
-        self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
-        choices = chunk.get("choices") or ()
+        choices = chunk.get("choices")
+        ended = choices[0].get("finish_reason") if choices else None
+        if ended or not choices or not self._about:  # those between say nothing new
+            self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
             return ""
         choice = choices[0]
-        self._ended = choice.get("finish_reason") or self._ended
-        self.logprobs += _content(choice.get("logprobs"))
+        self._ended = ended or self._ended
+        if (logprobs := choice.get("logprobs")) is not None:
+            self.logprobs += _content(logprobs)
         if "text" in choice:
             self._chat = False
             text = choice["text"]
         else:
             delta = choice.get("delta") or {}
-            text = delta.get("content")
+            text = _text(delta.get("content"))
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
-            self._add_calls(delta.get("tool_calls") or ())
+            if calls := delta.get("tool_calls"):
+                self._add_calls(calls)
         if not text:
             return ""
         self._text.append(str(text))
@@ -108,7 +112,7 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
     """
     try:
         choice = reply["choices"][0]
-        text = choice["text"] if "text" in choice else choice["message"].get("content")
+        text = choice["text"] if "text" in choice else _text(choice["message"].get("content"))
         logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs")) if one.get("token") != ""]  # the end's
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
@@ -158,7 +162,7 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
 
 def _content(logprobs: Any) -> list[Any]:
     """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
-    if not isinstance(logprobs, Mapping):
+    if type(logprobs) is not dict and not isinstance(logprobs, Mapping):
         return []
     if "token_logprobs" in logprobs:  # of a completion
         tokens = logprobs.get("tokens") or [None] * len(logprobs["token_logprobs"] or ())
@@ -167,8 +171,16 @@ def _content(logprobs: Any) -> list[Any]:
     return list(logprobs.get("content") or ())
 
 
+def _text(content: Any) -> Any:
+    """The text of a message's content, which may be a list of parts; of other parts, such as thoughts, nothing."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    error = reply["error"]
+    error = reply.get("error", reply)
     return error if isinstance(error, Mapping) else {"message": str(error)}
 
 

@@ -12,13 +12,13 @@ from edgeroute.chat.reply import Gathered, RunningConfidence, answer
 from edgeroute.chat.request import Chat, Rule
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
-from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Piece, Speech, read_short, read_whole
+from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Unreachable, check_number
-from edgeroute.system import json_loads
+from edgeroute.system import json_dumps, json_loads
 
 BASE = "/v1"
 ROUTES = ("/chat/completions", "/completions")
@@ -166,7 +166,7 @@ class OpenAIChat:
         try:
             step = next(speech)
             while True:
-                if type(step) is Piece or type(step) is Tokens:
+                if type(step) is Said or type(step) is Tokens:
                     step = speech.send(None)
                     continue
                 step, given = speech.send(given), None
@@ -190,6 +190,9 @@ class OpenAIChat:
             Unreachable: the answer broke off. `partial` is what had come.
             BadReply: it is no answer.
         """
+        if call.tokens is None:  # it was stored in the outbox
+            with suppress(ValueError, RecursionError, TypeError, AttributeError):
+                call = call._replace(tokens=_expected(json_loads(call.body)))
         head = yield call
         assert type(head) is Head, "a call is answered with the head of its reply"
         return (yield from self._answered(head, call))
@@ -200,7 +203,7 @@ class OpenAIChat:
         if head.headers.get("content-type", "").lower().startswith("application/json"):  # it does not stream
             return (yield from self._at_once((yield from read_whole(head)), call))
         gathered, events, start = Gathered(), Events(), b""
-        sure, counted = RunningConfidence(self._chat.rule), 0
+        sure = RunningConfidence(self._chat.rule)
         over = progress = False
         try:
             while not over:
@@ -212,12 +215,9 @@ class OpenAIChat:
                         gathered.end()
                         over = True
                         break
-                    text, progress = self._added(gathered, event, call), True
-                    if self._logprobs:
-                        sure.add(gathered.logprobs[counted:])
-                        counted = len(gathered.logprobs)
+                    text, progress = self._added(gathered, event, call, sure), True
                     if text:
-                        yield Piece(text, sure.value)
+                        yield Said(text, sure.value)
                 if part is None:
                     break
             if not gathered.ended:
@@ -237,19 +237,22 @@ class OpenAIChat:
         said = loads(reply.body, self.where)
         if not isinstance(said, dict):
             raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
-        if "error" in said:
-            raise of_event(said["error"], call.body, self.where, self.model, self.address)
+        if "error" in said or said.get("object") == "error":
+            raise of_event(said.get("error", said), call.body, self.where, self.model, self.address)
         prediction = self._read(said)
         if (tokens := _counted(said.get("usage"))) is not None:
             yield tokens
         if prediction.value:
-            yield Piece(prediction.value, None)
+            yield Said(prediction.value, None)
         return prediction
 
-    def _added(self, gathered: Gathered, event: bytes, call: Call) -> str:
-        said = loads(event, self.where)
+    def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
+        """Adds an event -> the text that it brings."""
+        said, before = loads(event, self.where), len(gathered.logprobs)
         try:
             text = gathered.add(said)
+            if self._logprobs:
+                sure.add(gathered.logprobs[before:])
         except (AttributeError, LookupError, TypeError, ValueError) as e:
             raise BadReply(f"{self.where} gave a reply that is no completion: {type(e).__name__}") from None
         if gathered.error is not None:
@@ -275,7 +278,7 @@ class OpenAIChat:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         if self._stream:
             request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
-        body = json.dumps(request).encode()
+        body = json_dumps(request)
         kind = ("Content-Type", "application/json")
         return Call("POST", self._base + ROUTES[not chat], [kind], body, tokens=_expected(request))
 

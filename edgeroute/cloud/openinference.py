@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.base import Call, Reply, Talk, checked, loads
+from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
+from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import ServedModel
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
@@ -108,6 +110,14 @@ class OpenInference(ServedModel):
         said = loads(reply.body, self.where)
         return said if isinstance(said, dict) else {}
 
+    def _labels(self, said: dict[str, Any]) -> Talk:
+        found = labels_in(said)
+        if found is None and said.get("platform") in TRITON:  # whose metadata has no parameters
+            reply = yield Call("GET", f"{self.path}/config", probe=True)
+            with suppress(CloudError):
+                found = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
+        return found
+
     def _infer(self, feed: dict[str, Array]) -> Call:
         return self._written(feed, binary=bool(self.binary))
 
@@ -150,7 +160,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
     """The tensors of a reply whose JSON is followed by `rest`."""
     at = 0
     for output in outputs:
-        size = output.get("parameters", {}).get("binary_data_size")
+        size = (output.get("parameters") or {}).get("binary_data_size")  # KServe has null there
         data = output.get("data") if size is None else rest[at : at + size]
         if data is None:
             raise KeyError("data")

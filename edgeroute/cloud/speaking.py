@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from edgeroute.cloud.base import SUCCESS, Call
-from edgeroute.cloud.speech import LINGER_S, Head, Piece, Read, Speech
+from edgeroute.cloud.speech import LINGER_S, Head, Read, Said, Speech
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Tokens
 from edgeroute.errors import CloudError, TimedOut, Unreachable
@@ -24,6 +24,7 @@ class Speaking:
 
     Attributes:
         outputs: what the speech returned, once it has ended.
+        error: what it raised instead. The reply may have been read to its end all the same, so that the connection is kept.
         received: bytes of the body so far.
     """
 
@@ -35,6 +36,7 @@ class Speaking:
         self._begun = self._good = False
         self._pieces = 0
         self.outputs: Any = None
+        self.error: CloudError | None = None
         self.received = 0
 
     def begin(self) -> Call:
@@ -44,32 +46,32 @@ class Speaking:
         self._call = call
         return call
 
-    def opened(self, head: Head) -> Piece | Read | None:
+    def opened(self, head: Head) -> Said | Read | None:
         """The first step after the head of the reply has come; steps are as of `heard`."""
         self._good = head.status in SUCCESS
         return self.heard(head)
 
-    def heard(self, given: Head | bytes | None) -> Piece | Read | None:
+    def heard(self, given: Head | bytes | None) -> Said | Read | None:
         """Hands it what came, or None at the end -> a piece, which is to be shown; or that it reads on; None: it has ended.
 
         After a piece it is to be called with None.
-
-        Raises:
-            CloudError: what came is no answer.
         """
         if type(given) is bytes:
             self.received += len(given)
         return self._step(self._speech.send, given)
 
-    def failed(self, error: CloudError, read: Read) -> Piece | Read | None:
-        """Tells it that nothing more comes, for this reason. Raises that, unless the answer is whole without the rest."""
+    def failed(self, error: CloudError, read: Read) -> Said | Read | None:
+        """Tells it that nothing more comes, for this reason, which is its error unless the answer is whole without the rest."""
         if read.over:
             return self._step(self._speech.send, None)
-        if self._begun and isinstance(error, TimedOut) and monotonic() < self._until:
-            error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+        if self._begun and isinstance(error, TimedOut):
+            if monotonic() < self._until:
+                error = Unreachable(f"{self._where} stopped within its answer: nothing more came for {self._between_s:g} s")
+            else:
+                error = TimedOut(f"{self._where} did not finish its answer in time")
         return self._step(self._speech.throw, error)
 
-    def _step(self, move: Any, given: Any) -> Piece | Read | None:
+    def _step(self, move: Any, given: Any) -> Said | Read | None:
         try:
             step = move(given)
             while type(step) is Tokens:
@@ -78,7 +80,10 @@ class Speaking:
         except StopIteration as end:
             self.outputs = end.value
             return None
-        if type(step) is Piece:
+        except CloudError as e:
+            self.error = e
+            return None
+        if type(step) is Said:
             self._pieces += 1
         return step  # type: ignore[no-any-return]
 

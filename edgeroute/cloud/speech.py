@@ -4,7 +4,7 @@ It yields what it needs or has, and is sent:
 
     Call     sends the call; is sent the reply's `Head`, of any status. One reply at a time.
     Read     reads on; is sent the next bytes of the body, or None at its end. What goes wrong is raised there, a `CloudError`.
-    Piece    a piece of the answer, which is shown; is sent None
+    Said     a piece of the answer, which is shown; is sent None
     Tokens   how many tokens the server counted; is sent None
 
 It returns the whole answer, as a talk returns one of its outputs. It has no retries and no clock.
@@ -43,7 +43,7 @@ class Read(NamedTuple):
 
 
 @final
-class Piece(NamedTuple):
+class Said(NamedTuple):
     """A piece of the answer."""
 
     value: Any
@@ -52,7 +52,7 @@ class Piece(NamedTuple):
 
 
 READ, PROGRESS, OVER = Read(), Read(progress=True), Read(over=True)
-Speech: TypeAlias = Generator[Call | Read | Piece | Tokens, Head | bytes | None, T]
+Speech: TypeAlias = Generator[Call | Read | Said | Tokens, Head | bytes | None, T]
 
 
 def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply]:

@@ -261,9 +261,19 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
             break
 
     if not held:
-        return Outcome(None, None, False, log, begun, now)
+        broken, part = _partial(log)
+        return Outcome(broken, part, False, log, begun, now)
     best = max(held, key=lambda i: legs[i].target)
     return Outcome(best, held[best], False, log, begun, now, held)
+
+
+def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
+    """The leg and what had arrived of its answer, where one broke off; the last, if several did."""
+    for mark in reversed(log):
+        part = getattr(mark.detail, "partial", None) if mark.kind == "failed" else None
+        if type(part) is Prediction:
+            return mark.leg, part
+    return None, None
 
 
 def _at_once(plan: Plan) -> tuple[Leg, ...]:

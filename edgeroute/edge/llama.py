@@ -16,6 +16,7 @@ from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
 from edgeroute.edge.llama_engines import ENGINES, INSTALL, Engine, LlamaCppPython, Wanted
+from edgeroute.edge.llama_trial import tried
 from edgeroute.errors import BadInput, ModelError, PolicyError, RuntimeMissing, check_number
 from edgeroute.imports import imported
 from edgeroute.system import renew_after_fork
@@ -170,6 +171,8 @@ class LlamaModel:
         made = ENGINES[_runtime(self._runtime)]
         if made is LlamaCppPython and self._wanted.slots > 1:
             raise PolicyError("llama-cpp-python runs one generation at a time: slots= takes xllamacpp")
+        if made is not LlamaCppPython:  # whose templates are Jinja's own
+            tried(self.path, about.template, self._wanted.template)
         context = self._wanted.context or min(about.context or MOST_CONTEXT, MOST_CONTEXT)
         engine = made(self._wanted._replace(context=context, batch=min(self._wanted.batch, context)))
         if engine.address:

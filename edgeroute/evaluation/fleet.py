@@ -107,9 +107,11 @@ def settings_of(told: Any) -> Settings | None:
     try:
         a, b = told["models"]
         numbers = [float(told[name]) for name in ("share", "more_errors", "more_deferred", "more_differs", "alpha")]
-        return Settings((str(a), str(b)), numbers[0], str(told["salt"]), *numbers[1:])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return None
+    if not all(0 <= number <= 1 for number in numbers) or not numbers[-1]:
+        return None
+    return Settings((str(a), str(b)), numbers[0], str(told.get("salt", "")), *numbers[1:])
 
 
 def compared(devices: Iterable[Device]) -> Fleet:
@@ -159,7 +161,7 @@ def _table(devices: Sequence[Device], arm: str) -> dict[str, Floats]:
         try:
             requests, compared = (max(0, int(one.get(key) or 0)) for key in ("requests", "compared"))
             shares = [float((one.get(key) or [0.0])[0]) for key in ("failed", "deferred", "differs", "mean_s")]
-        except (TypeError, ValueError, IndexError, KeyError) as e:
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as e:
             raise BadInput(f"{device.origin}: arm {arm} cannot be read: {e!r}") from e
         failed, deferred, differs, mean = shares
         if not all(0 <= share <= 1 for share in shares[:3]) or not 0 <= mean < inf:

@@ -16,10 +16,11 @@ from edgeroute.core.readings import Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
 from edgeroute.core.spending import Cost
 from edgeroute.core.variants import MOST
+from edgeroute.core.walk import Outcome
 from edgeroute.observe.energy import Energy, steady, unsure
 from edgeroute.observe.paces import Paces
 from edgeroute.observe.sensors import Sensors, period_s, read
-from edgeroute.observe.stats import Counts
+from edgeroute.observe.stats import ALONE, Counts
 from edgeroute.system import LINUX, contained, now, renew_after_fork
 from edgeroute.types import Backend
 
@@ -113,6 +114,13 @@ class Observer:
             facts = facts._replace(rules=in_force(self._state), loading=loading)
             changed, self.facts = facts != self.facts, facts
         return changed
+
+    def outdated(self, outcome: Outcome, backends: Sequence[Backend]) -> bool:
+        """Whether a backend has become busy, or free again, as far as a request that ended so is a reason to look."""
+        busy = self.facts.busy
+        if not busy and len(outcome.log) <= ALONE:  # most: no leg was given up
+            return False
+        return any((backend.abandoned >= backend.max_abandoned) != (backend.name in busy) for backend in backends)
 
     def read(self) -> bool:
         """Reads the sensors, and steps the rules. Returns whether the facts changed."""

@@ -29,11 +29,13 @@ from edgeroute.settings.values import (
     Binary,
     BodyTemplate,
     Cert,
+    Client,
     Count,
     Flag,
     Headers,
     ModelPath,
     PingPath,
+    Pins,
     Providers,
     Rate,
     Retries,
@@ -150,6 +152,12 @@ class Cloud(Target):
         True, description="Check the server's certificate: true, by the authorities in this file alone, or false for not at all."
     )
     cert: Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
+    pin: Pins | None = Field(
+        None, description="`sha256/BASE64` of the server's public key, or a list of them: its certificate must hold one."
+    )
+    client: Client | None = Field(
+        None, description="`httpx`: carried by httpx, for SOCKS proxies, say. Without it: by connections of its own."
+    )
     timeout: Duration = Field(
         "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
     )
@@ -182,6 +190,8 @@ class Cloud(Target):
             "headers": self.headers,
             "verify": at(folder, self.verify) if isinstance(self.verify, str) else self.verify,
             "cert": tuple(at(folder, path) for path in self.cert) if self.cert else None,
+            "pin": self.pin,
+            "client": self.client,
             "timeout_s": self.timeout,
             "retries": self.retries,
             "max_reply_bytes": self.max_reply,

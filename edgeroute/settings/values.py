@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret, bare
+from edgeroute.cloud.pins import checked_pins
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
 from edgeroute.core.rules import NO_ONLY_CLOUD
@@ -127,6 +128,14 @@ def _verify(value: bool | str) -> bool | str:
     return value
 
 
+def _pins(value: str | list[str]) -> str | list[str]:
+    try:
+        checked_pins(value)
+    except PolicyError as e:
+        raise refused(str(e)) from None
+    return value
+
+
 def _header(name: str) -> str:
     """A header's name, as quoted: what has spaces or colons in it may be a whole header, with its value."""
     return name if _HEADER.fullmatch(name) else "one of them"
@@ -220,6 +229,9 @@ Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
 _VERIFY = "true, false, or the path of a file with authorities in quotes"
 Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
+_PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
+Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
+Client = Annotated[Literal["httpx"], said('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]
 ModelPath = Annotated[Text, AfterValidator(_model)]

@@ -1,12 +1,12 @@
-"""For tests: scripted models and clouds, a server with canned replies, in OpenAI's JSON too, a faulty relay, and the contract of edge models.
+"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, the contract of edge models.
 
 Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
+from edgeroute.testing.chat import chat_events, sse_reply
 from edgeroute.testing.contract import ContractBroken, edge_contract
 from edgeroute.testing.fakes import Answers, FakeCloud, FakeModel
 from edgeroute.testing.relay import Relay
-from edgeroute.testing.chat import chat_events, sse_reply
 from edgeroute.testing.server import CannedServer, http_reply
 
 __all__ = [

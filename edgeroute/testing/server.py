@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from edgeroute.testing.listener import Listener, finish
 
-
 Parts: TypeAlias = "bytes | Sequence[bytes | None] | None"
 
 
