@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.core.egress import Rules
 from edgeroute.core.texts import named
-from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
+from edgeroute.errors import EdgerouteError, NoAnswer
 from edgeroute.gateway.completions import ascii_of
 from edgeroute.gateway.options import Options
 from edgeroute.router.aio import AsyncRouter
@@ -69,6 +69,4 @@ def _coded() -> Iterator[None]:
 
 
 def _arguments(wanted: Options) -> dict[str, Any]:
-    if wanted.conversation is not None:
-        raise BadInput("x-edgeroute-conversation is not supported by this router")
     return {"mode": wanted.mode, "deadline": wanted.deadline, "data_class": wanted.data_class}
