@@ -53,8 +53,9 @@ class Routing:
         if leg is None:
             return {}
         sides = {target.name: target.side for target in self.router.engine.snapshot.targets}
-        found = {"x-edgeroute-source": sides.get(leg, leg), "x-edgeroute-leg": leg}  # what is no target is the cache
-        return {name: ascii_of(text) for name, text in found.items()}
+        if leg not in sides:  # of the cache
+            return {"x-edgeroute-source": ascii_of(leg)}
+        return {"x-edgeroute-source": sides[leg], "x-edgeroute-leg": ascii_of(leg)}
 
 
 @contextmanager
