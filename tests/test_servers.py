@@ -121,10 +121,10 @@ CANNOT = set[tuple[str, str, str]]()
 
 @WAYS
 def test_half_precision(server, way):
-    """FP16, which Triton takes as binary alone."""
+    """FP16, which Triton and KServe take as binary alone."""
     x = np.array(VALUES["FP16"], "float16")
     cloud = endpoint(server, way, "half", kind="value", retries=0)
-    if (server.name, way) == ("triton", "json"):
+    if way == "json" and server.name in {"triton", "kserve"}:
         assert "answered 400" in refused(cloud, x)
     else:
         assert np.array_equal(asked(cloud, x).value, x)
@@ -163,7 +163,7 @@ def test_errors(server, way, kind):
     """An unknown model, a broken one, and an input that is not what it takes any more."""
     assert "answered 404" in refused(endpoint(server, way, "unknown", retries=0), np.ones(1, "float32"), kind)
     assert "answered 500" in refused(endpoint(server, way, "broken", retries=0), np.ones(1, "float32"), kind)
-    stale = endpoint(server, way, output="scores", labels=NAMES)
+    stale = endpoint(server, way, output="scores", labels=NAMES, retries=0)
     known = {"inputs": [["z", "float32", [-1, 4]]], "outputs": {}, **({} if way == "grpc" else {"binary": way == "binary"})}
     stale.recall(known)
     with kind(unsure, stale, threshold=0.5) as router:
@@ -351,7 +351,7 @@ def test_an_answer_of_nothing(tmp_path):
     extra = ENVIRONMENTS / "triton" / "numpy2"
     if not extra.exists():
         pytest.skip("no NumPy 2 for Triton: make server-triton")
-    with real_server("triton", tmp_path, numpy_2=str(extra)) as made:
+    with real_server("triton", tmp_path, python=extra / "bin") as made:
         for way in ("binary", "grpc", "json"):
             reason = refused(endpoint(made, way, output="scores", labels=NAMES, retries=0), ROWS[0])
-            assert "another number of" in reason, reason
+            assert ("answered 500" if way == "json" else "another number of bytes than its shape says: 0 came") in reason
