@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -166,7 +168,7 @@ def test_configurations_are_tritons_whatever_names_hold(backend, tmp_path):
     steps = found[f"{name}-encoded"].ensemble_scheduling.step
     last = name if backend == "python" else f"{name}-onnx"
     assert [step.model_name for step in steps] == [f"{name}-decode", *([f"{name}-prepare"] if backend != "python" else []), last]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert set(after.input_map.values()) == set(before.output_map.values())
     assert (tmp_path / "out" / runs.name / "labels.txt").read_text().splitlines() == ["a b", 'c"} ', "é", "d: - x"]
 
@@ -205,9 +207,11 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         (tmp_path / f"link{force}").symlink_to(out)
         with pytest.raises(PolicyError, match="link"):
             export_triton([one], tmp_path / f"link{force}", force=force)
-    with pytest.raises(KeyboardInterrupt), whole(out, {}, force=True) as folder:
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
+    export = contextlib.ExitStack()
+    folder = export.enter_context(whole(out, {}, force=True))
+    (folder / "half").write_text("half")
+    with pytest.raises(KeyboardInterrupt):
+        export.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert (out / "two").exists()
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
@@ -243,8 +247,8 @@ def test_models_that_are_not_exported(tmp_path):
             export_triton([path], tmp_path / "out", names=[name])
     with pytest.raises(PolicyError, match="would be called m"):
         export_triton([path, path], tmp_path / "out")
+    path.with_suffix(".json").write_text(json.dumps(PICTURE))
     with pytest.raises(PolicyError, match="part called m-encoded"):
-        path.with_suffix(".json").write_text(json.dumps(PICTURE))
         export_triton([path, path], tmp_path / "out", names=["m", "m-encoded"])
     with pytest.raises(ModelError, match="ZipMap"):
         export_triton([SKLEARN / "sk_zipmap.onnx"], tmp_path / "out")
@@ -283,6 +287,43 @@ def test_the_protocol_of_the_ray_application_is_the_clients(binary, fashion, tmp
     decoded = endpoint.decode(Reply(200, told, body), 3)
     np.testing.assert_array_equal(decoded, OnnxModel(fashion / "cloud.onnx").run(images))
     assert endpoint.labels == OnnxModel(fashion / "cloud.onnx").labels
+
+
+def met(endpoint, platform, parameters, config):
+    """What the endpoint does with a server that says this of its model -> the paths that it asked for."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    about = {"name": "m", "platform": platform, "inputs": [tensor], "outputs": [tensor], "parameters": parameters}
+    talk, asked = endpoint._meet(), []
+    try:
+        call = next(talk)
+        while True:
+            asked.append(call.path)
+            call = talk.send(Reply(200, {}, config if call.path.endswith("/config") else json.dumps(about).encode()))
+    except StopIteration:
+        return asked
+
+
+def test_labels_that_the_server_has():
+    """In the metadata's parameters, or in Triton's configuration; kept with the metadata; nonsense is none."""
+    where = "http://127.0.0.1:1/v2/models/m"
+    endpoint = OpenInference(where)
+    assert met(endpoint, "onnxruntime", {"labels": ["a", "b"]}, b"") == ["/v2/models/m"]
+    assert endpoint.served_labels == ("a", "b")
+    again = OpenInference(where)
+    again.recall(json.loads(json.dumps(endpoint.known)))
+    assert again.served_labels == ("a", "b")
+    config = json.dumps({"parameters": {"labels": {"string_value": '["a", 2]'}}}).encode()
+    triton = OpenInference(where)
+    assert met(triton, "python", None, config) == ["/v2/models/m", "/v2/models/m/config"]
+    assert triton.served_labels == ("a", 2)
+    given_by_user = OpenInference(where, labels=["c", "d"])
+    assert met(given_by_user, "python", None, config) == ["/v2/models/m"]
+    for nonsense in ([], [None], [["a"]], "a", {"a": 1}, ["a" * 1001], ["a"] * 100_001, {"string_value": "["}, 7):
+        met(endpoint, "", {"labels": nonsense}, b"")
+        assert endpoint.served_labels is None
+    for nonsense in (b"", b"[", b"[]", b"{}", b'{"parameters": []}'):
+        met(triton, "python", None, nonsense)
+        assert triton.served_labels is None
 
 
 INPUTS = [{"name": "x", "dtype": "uint8", "shape": [2, -1], "picture": None}, {"name": "p", "dtype": "uint8", "shape": [2], "picture": {}}]
