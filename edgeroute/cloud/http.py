@@ -15,7 +15,7 @@ from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.connections import Connections
 from edgeroute.cloud.quiet import OURS
-from edgeroute.errors import CloudError, Held
+from edgeroute.errors import CloudError, Held, Refused
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
@@ -100,7 +100,11 @@ class HttpClient:
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
-                reply = self._exchange(call, until, exchange, cancel)
+                try:
+                    reply = self._exchange(call, until, exchange, cancel)
+                except Refused as e:
+                    talk.throw(e)  # it may have met another model
+                    raise
         except StopIteration as end:
             return end.value
         except CloudError as e:
@@ -117,7 +121,11 @@ class HttpClient:
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
-                reply = await self._exchange_async(call, until, exchange)
+                try:
+                    reply = await self._exchange_async(call, until, exchange)
+                except Refused as e:
+                    talk.throw(e)  # likewise
+                    raise
         except StopIteration as end:
             return end.value
         except CloudError as e:

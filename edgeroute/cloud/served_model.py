@@ -19,7 +19,7 @@ from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.inputs import constant
-from edgeroute.errors import BadInput, BadReply, PolicyError
+from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.types import TensorSpec
 
 SEVERAL = ("label+probabilities", "boxes")
@@ -30,6 +30,8 @@ NUMBER = 32
 """Bytes of a number as JSON, at most."""
 HEAD = 1 << 16
 """Bytes of a reply beside its numbers, at most."""
+OTHERS = (400, 404, 422, 500)
+"""Statuses of servers for inputs of other names, shapes and datatypes than their models take: the metadata is fetched again."""
 UNKNOWN = "?"
 """In place of what a server has not said of its model."""
 
@@ -98,7 +100,7 @@ class ServedModel(ABC):
         self._described: str | None = None
         """Hash of the metadata; None: not fetched yet."""
         self._changed = False
-        """Whether outputs have come that contradict the metadata: then it is fetched again."""
+        """Whether it may not be as the metadata says: outputs contradict it, or inputs were refused. Then it is fetched again."""
 
     @abstractmethod
     def health(self) -> Talk:
@@ -129,7 +131,11 @@ class ServedModel(ABC):
         """
         if self.inputs is None or self._changed:
             yield from self._meet()
-        reply = yield self._infer(self._feed(inputs))
+        try:
+            reply = yield self._infer(self._feed(inputs))
+        except Refused as e:
+            self._changed = e.status in OTHERS  # perhaps its inputs are not what they were
+            raise
         return self.decode(reply, len(inputs))
 
     def encode(self, inputs: list[Any]) -> Call | None:

@@ -38,10 +38,13 @@ def broken(_version, _inputs):
 
 
 MODELS = {
-    "types": (types, {f"x_{name.lower()}": (name, 3) for name in NUMPY}, {f"y_{name.lower()}": (name, 3) for name in NUMPY}),
+    "types": (types, *({f"{xy}_{name.lower()}": (name, 3) for name in NUMPY if name != "FP16"} for xy in "xy")),
+    "half": (types, {"x_fp16": ("FP16", 3)}, {"y_fp16": ("FP16", 3)}),
     "linear": (linear, {"x": ("FP32", 4)}, {"scores": ("FP32", 3), "name": ("BYTES", 1)}),
     "slow": (slow, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),
     "broken": (broken, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),
 }
 """Name -> function of version and inputs by name; inputs and outputs: name -> datatype and width, behind the batch axis."""
+BRAIN = {"brain": (types, {"x_bf16": ("BF16", 3)}, {"y_bf16": ("BF16", 3)})}
+"""Of a datatype that NumPy does not have, for servers that pass it through."""
 VERSIONS = {"linear": ("1", "2")}
