@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import real_servers
 import tiny
 from commands import cli
 from exports import EVIL, PICTURE, columns, jpeg, pictures
@@ -406,6 +407,18 @@ def test_objects_of_kubernetes_are_valid(storage, tmp_path):
     for bad in ("", "a b", "x\ny", "-x"):
         with pytest.raises(PolicyError, match="image"):
             export_kserve([path], tmp_path / "no", cluster=Cluster(bad))
+
+
+@pytest.mark.servers
+def test_kserve_knows_the_fields_of_its_objects(tmp_path):
+    """By the classes of its SDK, down to those of Kubernetes."""
+    home = real_servers.ENVIRONMENTS / "kserve"
+    if not (home / "made").exists():
+        pytest.skip("no environment for kserve: make server-kserve")
+    export_kserve([pictures(tmp_path / "m.onnx")], tmp_path / "out", cluster=Cluster("reg.example/x:1"), storage="s3://models/doors")
+    argv = [home / "bin/python", real_servers.HERE / "kserve_fields.py", tmp_path / "out/kserve.yaml"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120, env=real_servers._environment())
+    assert (done.returncode, done.stdout.strip()) == (0, "2 objects []"), done.stderr
 
 
 def test_memory_follows_the_weights(tmp_path, monkeypatch):
