@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 
 import kserve.models
 import yaml
@@ -25,8 +26,7 @@ def unknown(data, kind, at):
     return wrong + [one for key in data if key in types for one in unknown(data[key], types[key], f"{at}.{key}")]
 
 
-with open(sys.argv[1], encoding="utf-8") as file:
-    objects = list(yaml.safe_load_all(file))
+objects = list(yaml.safe_load_all(Path(sys.argv[1]).read_text(encoding="utf-8")))
 wrong = [one for each in objects for one in unknown(each, KINDS[each["kind"]], each["kind"])]
 print(len(objects), "objects", wrong)
 sys.exit(bool(wrong))
