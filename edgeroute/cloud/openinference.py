@@ -132,13 +132,12 @@ class OpenInference(ServedModel):
         said = loads(reply.body, self.where)
         return said if isinstance(said, dict) else {}
 
-    def _labels(self, said: dict[str, Any]) -> Talk:
-        found = labels_in(said)
-        if found is None and said.get("platform") in TRITON:  # whose metadata has no parameters
+    def _meet(self) -> Talk:
+        platform = yield from super()._meet()
+        if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
             reply = yield Call("GET", f"{self.path}/config", probe=True)
             with suppress(CloudError):
-                found = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
-        return found
+                self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: dict[str, Array]) -> Call:
         return self._written(feed, binary=bool(self.binary))

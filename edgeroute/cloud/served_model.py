@@ -170,7 +170,7 @@ class ServedModel(ABC):
         self.served_labels = labels_in({"parameters": known})
 
     def _meet(self) -> Talk:
-        """Fetches the model's metadata."""
+        """Fetches the model's metadata -> its platform."""
         said = self._description((yield self._describe()))
         inputs: tuple[TensorSpec, ...] = ()
         wrong = "there are none"
@@ -191,14 +191,9 @@ class ServedModel(ABC):
             self.version = str(versions[0])
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in said["inputs"]}
         self._described = _hashed(said)
-        if self.labels is None:
-            self.served_labels = yield from self._labels(said)
+        self.served_labels = labels_in(said)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
-
-    def _labels(self, said: dict[str, Any]) -> Talk:
-        """The labels that the server has; None: it says none."""
-        yield from ()  # other subclasses ask
-        return labels_in(said)
+        return said.get("platform")
 
     def _feed(self, inputs: list[Any]) -> dict[str, Array]:
         assert self.inputs is not None, "_meet comes first"
