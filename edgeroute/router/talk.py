@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeroute.core.egress import Denied, permit
 from edgeroute.errors import BadInput
 from edgeroute.router.calls import Shown
+from edgeroute.router.streams import AsyncStream, Stream, last
 from edgeroute.types import Answer
-
-if TYPE_CHECKING:
-    from edgeroute.router.aio import AsyncRouter
-    from edgeroute.router.router import Router
-    from edgeroute.router.streams import AsyncStream, Stream
 
 
 class History:
@@ -56,8 +52,6 @@ class History:
 class Conversation(History):
     """A conversation over a `Router`: `router.conversation()`. A turn that fails, or is left early, is not part of it."""
 
-    _router: Router
-
     def infer(self, said: Any, **options: Any) -> Answer:
         """The answer to what a user says next: a text, the parts of a content, or a message, such as a tool's result.
 
@@ -66,12 +60,11 @@ class Conversation(History):
             options: of `Router.infer`.
         """
         messages, options = self._asked(said, options)
-        return self._answered(messages, self._router.infer(messages, **options))
+        answer: Answer = self._router.infer(messages, **options)
+        return self._answered(messages, answer)
 
     def stream(self, said: Any, **options: Any) -> Stream:
         """The same in pieces, with the options of `Router.stream`; the turn is part of it once the last piece was yielded."""
-        from edgeroute.router.streams import Stream
-
         messages, options = self._asked(said, options)
         return Stream(self._pieces(messages, self._router.stream(messages, **options)))
 
@@ -86,8 +79,6 @@ class Conversation(History):
 class AsyncConversation(History):
     """`Conversation` over an `AsyncRouter`."""
 
-    _router: AsyncRouter
-
     async def infer(self, said: Any, **options: Any) -> Answer:
         """As `Conversation.infer`."""
         messages, options = self._asked(said, options)
@@ -95,14 +86,10 @@ class AsyncConversation(History):
 
     def stream(self, said: Any, **options: Any) -> AsyncStream:
         """As `Conversation.stream`."""
-        from edgeroute.router.streams import AsyncStream
-
         messages, options = self._asked(said, options)
         return AsyncStream(self._pieces(messages, self._router.stream(messages, **options)))
 
     async def _pieces(self, messages: list[dict[str, Any]], stream: AsyncStream) -> AsyncGenerator[Any, None]:
-        from edgeroute.router.streams import last
-
         async with stream:
             async for piece in stream:
                 yield Shown(stream.leg or "", piece)
