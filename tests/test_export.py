@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
@@ -12,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import real_servers
 import tiny
 from commands import cli
 from exports import EVIL, PICTURE, columns, jpeg, pictures
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
 from edgeroute import ModelError, OnnxModel, OpenInference, PolicyError
 from edgeroute.cloud.base import Reply
@@ -108,12 +112,62 @@ def test_other_batch_axes_constants_several_inputs_and_texts(tmp_path):
     assert list(label) == list(here[texts.names[0]] if isinstance(here, dict) else here)
 
 
+def words(path):
+    """word [n] -> number [n, 1]: 1 for "yes", 2 for "é", else 0."""
+    value = helper.make_tensor_value_info
+    encoder = helper.make_node(
+        "LabelEncoder",
+        ["word"],
+        ["found"],
+        domain="ai.onnx.ml",
+        keys_strings=["yes", "é"],
+        values_floats=[1.0, 2.0],
+        default_float=0.0,
+    )
+    graph = helper.make_graph(
+        [encoder], "words", [value("word", TensorProto.STRING, ["n", 1])], [value("found", TensorProto.FLOAT, ["n", 1])]
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, ir_version=9), path)
+    return path
+
+
+def test_texts_go_in_as_bytes(tmp_path):
+    """In binary and in JSON, as UTF-8, and to Triton as its strings."""
+    export_triton([words(tmp_path / "words.onnx")], tmp_path / "out")
+    model = by_card.Model(tmp_path / "out/words/1")
+    texts = ["yes", "é", "no"]
+    raw = b"".join(len(one.encode()).to_bytes(4, "little") + one.encode() for one in texts)
+    tensor = {"name": "word", "datatype": "BYTES", "shape": [3, 1]}
+    binary = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(raw)}}]}).encode()
+    plain = json.dumps({"inputs": [{**tensor, "data": texts}]}).encode()
+    for body, length in ((binary + raw, str(len(binary))), (plain, None)):
+        ask = oip.read(body, length, model.inputs, model.outputs)
+        assert model.run(ask.feed)["found"].ravel().tolist() == [1, 2, 0]
+    assert "data_type: TYPE_STRING" in (tmp_path / "out/words/config.pbtxt").read_text()
+
+
+def test_a_model_without_a_batch_axis_has_rows_one_by_one(tmp_path):
+    """And an input that the card leaves as the file has it."""
+    path = tiny.two_inputs(tmp_path / "two.onnx")
+    card = {"inputs": [{"name": name, "batch": "none"} for name in "ab"], "output": {"batch": "none"}}
+    path.with_suffix(".json").write_text(json.dumps(card))
+    export_triton([path], tmp_path / "out")
+    model, here = by_card.Model(tmp_path / "out/two/1"), OnnxModel(path)
+    rows = [{"a": np.full((3, 2), i, np.float32), "b": np.ones((3, 2), np.float32)} for i in range(4)]
+    away = model.run({name: np.stack([row[name] for row in rows]) for name in "ab"})
+    for name, array in here.run(rows).items():
+        np.testing.assert_array_equal(away[name], array)
+
+
 def test_a_request_that_fails_costs_no_other(tmp_path):
     """Requests of one shape run together; one of other rows or another shape is answered by itself."""
     export_triton([tiny.two_inputs(tmp_path / "two.onnx")], tmp_path / "out", names=["m"])
     model = by_card.Model(tmp_path / "out/m/1", most=3)
     ones = np.ones((2, 2), np.float32)
-    found = model.run_many([{"a": ones, "b": ones}, {"a": ones, "b": ones[:1]}, {"a": ones[:, :1], "b": ones}, {"a": 2 * ones, "b": ones}])
+    found = model.run_many(
+        [{"a": ones, "b": ones}, {"a": ones, "b": ones[:1]}, {"a": ones[:, :1], "b": ones}, {"a": 2 * ones, "b": ones}]
+    )
     assert isinstance(found[1], by_card.BadInput)
     assert isinstance(found[2], dict | Exception)
     np.testing.assert_array_equal(found[0]["total"], 2 * ones)
@@ -152,7 +206,9 @@ def test_configurations_are_tritons_whatever_names_hold(backend, tmp_path):
         found[file.parent.name] = text_format.Parse(file.read_text(), config.ModelConfig())
         assert found[file.parent.name].name == file.parent.name
         assert (file.parent / "1").is_dir()
-    wanted = {name, f"{name}-decode", f"{name}-encoded"} | ({f"{name}-onnx", f"{name}-prepare"} if backend == "onnxruntime" else set())
+    wanted = {name, f"{name}-decode", f"{name}-encoded"} | (
+        {f"{name}-onnx", f"{name}-prepare"} if backend == "onnxruntime" else set()
+    )
     assert set(found) == wanted
     said = {key: one.string_value for key, one in found[name].parameters.items()}
     assert (said["name"], said["description"], json.loads(said["labels"])) == (EVIL, PICTURE["description"], PICTURE["labels"])
@@ -166,7 +222,7 @@ def test_configurations_are_tritons_whatever_names_hold(backend, tmp_path):
     steps = found[f"{name}-encoded"].ensemble_scheduling.step
     last = name if backend == "python" else f"{name}-onnx"
     assert [step.model_name for step in steps] == [f"{name}-decode", *([f"{name}-prepare"] if backend != "python" else []), last]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert set(after.input_map.values()) == set(before.output_map.values())
     assert (tmp_path / "out" / runs.name / "labels.txt").read_text().splitlines() == ["a b", 'c"} ', "é", "d: - x"]
 
@@ -205,9 +261,10 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
         (tmp_path / f"link{force}").symlink_to(out)
         with pytest.raises(PolicyError, match="link"):
             export_triton([one], tmp_path / f"link{force}", force=force)
-    with pytest.raises(KeyboardInterrupt), whole(out, {}, force=True) as folder:
-        (folder / "half").write_text("half")
-        raise KeyboardInterrupt
+    export = contextlib.ExitStack()
+    folder = export.enter_context(whole(out, {}, force=True))
+    (folder / "half").write_text("half")
+    assert not export.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert (out / "two").exists()
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
@@ -243,8 +300,8 @@ def test_models_that_are_not_exported(tmp_path):
             export_triton([path], tmp_path / "out", names=[name])
     with pytest.raises(PolicyError, match="would be called m"):
         export_triton([path, path], tmp_path / "out")
+    path.with_suffix(".json").write_text(json.dumps(PICTURE))
     with pytest.raises(PolicyError, match="part called m-encoded"):
-        path.with_suffix(".json").write_text(json.dumps(PICTURE))
         export_triton([path, path], tmp_path / "out", names=["m", "m-encoded"])
     with pytest.raises(ModelError, match="ZipMap"):
         export_triton([SKLEARN / "sk_zipmap.onnx"], tmp_path / "out")
@@ -285,7 +342,47 @@ def test_the_protocol_of_the_ray_application_is_the_clients(binary, fashion, tmp
     assert endpoint.labels == OnnxModel(fashion / "cloud.onnx").labels
 
 
-INPUTS = [{"name": "x", "dtype": "uint8", "shape": [2, -1], "picture": None}, {"name": "p", "dtype": "uint8", "shape": [2], "picture": {}}]
+def met(endpoint, platform, parameters, config):
+    """What the endpoint does with a server that says this of its model -> the paths that it asked for."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    about = {"name": "m", "platform": platform, "inputs": [tensor], "outputs": [tensor], "parameters": parameters}
+    talk, asked = endpoint._meet(), []
+    try:
+        call = next(talk)
+        while True:
+            asked.append(call.path)
+            call = talk.send(Reply(200, {}, config if call.path.endswith("/config") else json.dumps(about).encode()))
+    except StopIteration:
+        return asked
+
+
+def test_labels_that_the_server_has():
+    """In the metadata's parameters, or in Triton's configuration; kept with the metadata; nonsense is none."""
+    where = "http://127.0.0.1:1/v2/models/m"
+    endpoint = OpenInference(where)
+    assert met(endpoint, "onnxruntime", {"labels": ["a", "b"]}, b"") == ["/v2/models/m"]
+    assert endpoint.served_labels == ("a", "b")
+    again = OpenInference(where)
+    again.recall(json.loads(json.dumps(endpoint.known)))
+    assert again.served_labels == ("a", "b")
+    config = json.dumps({"parameters": {"labels": {"string_value": '["a", 2]'}}}).encode()
+    triton = OpenInference(where)
+    assert met(triton, "python", None, config) == ["/v2/models/m", "/v2/models/m/config"]
+    assert triton.served_labels == ("a", 2)
+    given_by_user = OpenInference(where, labels=["c", "d"])
+    assert met(given_by_user, "python", None, config) == ["/v2/models/m"]
+    for nonsense in ([], [None], [["a"]], "a", {"a": 1}, ["a" * 1001], ["a"] * 100_001, {"string_value": "["}, 7):
+        met(endpoint, "", {"labels": nonsense}, b"")
+        assert endpoint.served_labels is None
+    for nonsense in (b"", b"[", b"[]", b"{}", b'{"parameters": []}'):
+        met(triton, "python", None, nonsense)
+        assert triton.served_labels is None
+
+
+INPUTS = [
+    {"name": "x", "dtype": "uint8", "shape": [2, -1], "picture": None},
+    {"name": "p", "dtype": "uint8", "shape": [2], "picture": {}},
+]
 tensors = st.fixed_dictionaries(
     {},
     optional={
@@ -325,11 +422,23 @@ def test_arms_are_stable_and_grow():
 
 def test_the_ray_application_says_what_was_asked_for(fashion, tmp_path):
     models = [fashion / "cloud.onnx", fashion / "edge.int8.onnx"]
-    export_ray(models, tmp_path / "out", replicas=(1, 3), max_batch=8, kept=1, splits={"fashion": {"fashion-edge": 0.1, "fashion-large": 0.9}})
+    export_ray(
+        models,
+        tmp_path / "out",
+        replicas=(1, 3),
+        max_batch=8,
+        kept=1,
+        splits={"fashion": {"fashion-edge": 0.1, "fashion-large": 0.9}},
+    )
     config = yaml.safe_load((tmp_path / "out/serve.yaml").read_text())
     (application,) = config["applications"]
     ingress, served = application["deployments"]
-    assert application["args"] == {"models": ["fashion-large", "fashion-edge"], "max_batch": 8, "wait_s": 0.002, "models_per_replica": 1}
+    assert application["args"] == {
+        "models": ["fashion-large", "fashion-edge"],
+        "max_batch": 8,
+        "wait_s": 0.002,
+        "models_per_replica": 1,
+    }
     assert ingress["user_config"]["splits"] == {"fashion": {"fashion-edge": 0.1, "fashion-large": 0.9}}
     scaling = served["autoscaling_config"]
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (1, 3)
@@ -354,7 +463,16 @@ def test_objects_of_kubernetes_are_valid(storage, tmp_path):
         validate(one, "1.30", strict=True)
     runtime, service = yaml.safe_load_all((tmp_path / "out/kserve.yaml").read_text())
     spec = runtime["spec"]
-    validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {key: spec[key] for key in ("containers", "volumes")}}, "1.30", strict=True)
+    validate(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "x"},
+            "spec": {key: spec[key] for key in ("containers", "volumes")},
+        },
+        "1.30",
+        strict=True,
+    )
     assert set(spec) == {"annotations", "supportedModelFormats", "protocolVersions", "containers", "volumes"}
     model = service["spec"]["predictor"]["model"]
     assert model["runtime"] == runtime["metadata"]["name"]
@@ -365,6 +483,20 @@ def test_objects_of_kubernetes_are_valid(storage, tmp_path):
     for bad in ("", "a b", "x\ny", "-x"):
         with pytest.raises(PolicyError, match="image"):
             export_kserve([path], tmp_path / "no", cluster=Cluster(bad))
+
+
+@pytest.mark.servers
+def test_kserve_knows_the_fields_of_its_objects(tmp_path):
+    """By the classes of its SDK, down to those of Kubernetes."""
+    home = real_servers.ENVIRONMENTS / "kserve"
+    if not (home / "made").exists():
+        pytest.skip("no environment for kserve: make server-kserve")
+    export_kserve(
+        [pictures(tmp_path / "m.onnx")], tmp_path / "out", cluster=Cluster("reg.example/x:1"), storage="s3://models/doors"
+    )
+    argv = [home / "bin/python", real_servers.HERE / "kserve_fields.py", tmp_path / "out/kserve.yaml"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120, env=real_servers._environment())
+    assert (done.returncode, done.stdout.strip()) == (0, "2 objects []"), done.stderr
 
 
 def test_memory_follows_the_weights(tmp_path, monkeypatch):
@@ -382,7 +514,19 @@ def test_commands(tmp_path, fashion):
     code, out, err = cli("export", "triton", model, "-o", tmp_path / "t", "--name", "shoes", "--max-batch", "8", "--wait", "5ms")
     assert (code, err) == (0, "")
     assert out.rstrip().endswith("as shoes")
-    code, out, err = cli("export", "ray", model, fashion / "edge.int8.onnx", "-o", tmp_path / "r", "--replicas", "1-3", "--split", "f=fashion-edge:5%,fashion-large:95%", "--json")
+    code, out, err = cli(
+        "export",
+        "ray",
+        model,
+        fashion / "edge.int8.onnx",
+        "-o",
+        tmp_path / "r",
+        "--replicas",
+        "1-3",
+        "--split",
+        "f=fashion-edge:5%,fashion-large:95%",
+        "--json",
+    )
     assert (code, [one["name"] for one in json.loads(out)["models"]]) == (0, ["fashion-large", "fashion-edge"]), err
     code, out, err = cli("export", "kserve", model, "-o", tmp_path / "k", "--image", "reg.example/f:1", "--gpu", "1")
     assert code == 0, err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,7 +45,11 @@ def app(models, tmp_path_factory):
     scaling = first["deployments"][1]["autoscaling_config"]
     scaling.update(look_back_period_s=2.0, upscale_delay_s=1.0, downscale_delay_s=3.0)
     few = {**first, "name": "few", "route_prefix": "/few", "args": {**first["args"], "models_per_replica": 1}}
-    few["deployments"] = [{"name": "Ingress", "num_replicas": 1}, {"name": "Models", "num_replicas": 1}]
+    narrow = {"max_ongoing_requests": 1, "max_queued_requests": 2}
+    few["deployments"] = [
+        {"name": "Ingress", "num_replicas": 1, "max_ongoing_requests": 64},
+        {"name": "Models", "num_replicas": 1, **narrow},
+    ]
     config["applications"].append(few)
     (out / "serve.yaml").write_text(yaml.safe_dump(config))
     return out
@@ -123,6 +128,24 @@ def test_a_caller_stays_in_its_arm(server, images):
     again = [ask(server, "fashion", images[0], **{"x-edgeroute-key": key})[0] for key in keys]
     assert first == again
     assert set(first) == {"small", "large"}
+
+
+def test_what_is_more_than_the_queue_is_refused_and_stays_on_the_edge(server, app, models):
+    """With 503 and a Retry-After; every caller has an answer, as soon as its own device has it."""
+    x = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [1]}]}'
+
+    def post(_):
+        try:
+            return urllib.request.urlopen(f"{server.url}/few/v2/models/slow/infer", x, 60).status, None
+        except urllib.error.HTTPError as e:
+            return e.code, e.headers["retry-after"]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert {*pool.map(post, range(32))} == {(200, None), (503, "1")}
+    cloud = endpoint(server, app, "slow", "/few", timeout_s=60)
+    with Router(lambda x: (0, 0.0), cloud=cloud, threshold=0.5) as router, ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: router.infer(np.ones(1, np.float32), deadline=60), range(48)))
+    assert {one.source for one in answers} == {"cloud", "edge"}
 
 
 @contextmanager

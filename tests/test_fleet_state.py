@@ -17,7 +17,7 @@ from edgeroute.core.readings import Reading
 from edgeroute.core.rules import Rule, in_force, step
 from edgeroute.replay.fleet import course
 from edgeroute.replay.fleet.course import Course
-from edgeroute.replay.fleet.device import Device, Shares
+from edgeroute.replay.fleet.hardware import Device, Shares
 from edgeroute.replay.fleet.run import simulate
 from edgeroute.replay.fleet.scenario import Scenario
 from edgeroute.replay.setup import Setup
@@ -213,6 +213,10 @@ def test_the_command_steps_the_rules_of_a_policy(tmp_path, capsys):
         "of a full battery were",
     ):
         assert text in out
+    for wrong in (("--battery", "20%"), ("--policy", str(policy), "--ambient", "nan"), ("--policy", str(tmp_path / "none.toml"))):
+        code, _, err = cli("simulate", "fleet", *wrong)
+        assert code != 0
+        assert "Traceback" not in err
     policy.write_text(POLICY.replace("threshold = 0.85", 'threshold = 0.85\nmode = "only_edge"'))
     code, _, err = cli(*options)
     assert code == 2

@@ -68,10 +68,11 @@ class Server(grpc.GenericRpcHandler):
 
     def _infer(self, request, context):
         self.seen.append((request, dict(context.invocation_metadata())))
-        context.add_callback(self.over.set)
+        ended = threading.Event()
+        context.add_callback(lambda: (ended.set(), self.over.set()))
         self.arrived.set()
         if self.hold:
-            self.over.wait(LONG)
+            ended.wait(LONG)
         if self.error is not None:
             code, text, *trailing = self.error
             context.set_trailing_metadata(tuple(trailing))
@@ -398,7 +399,6 @@ def test_errors_have_types(server):
         of()
     assert refused.value.status == 500
     server.error, server.hold = None, True
-    server.over.clear()
     with pytest.raises(TimedOut):
         of(timeout_s=0.2)
     server.hold, server.answer = False, b"\xff"

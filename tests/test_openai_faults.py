@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import random
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,9 @@ from edgeroute import (
     PolicyError,
     Router,
 )
+from edgeroute.cloud.base import Reply
 from edgeroute.cloud.http_backend import HttpBackend
+from edgeroute.core.explain import truncated
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
@@ -154,7 +157,7 @@ def test_an_error_within_an_answer(ask):
         b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', b"data: {}\n\n" * 3, b'data: {"choices": [[]]}\n\n', b"\n" * 99,
         b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [{"logprob": "x"}]}}]}\n\n',
         b"data: " + b"[" * 5000 + b"\n\n", b'data: {"choices": [{"delta": {"tool_calls": [{"index": "x"}]}}]}\n\n',
-        b"data: null\n\n", b'data: {"choices": [null]}\n\n',
+        b"data: [DONE]\n\n", b"data: null\n\n", b'data: {"choices": [null]}\n\n',
     ],
 )  # fmt: skip
 def test_garbage(ask, body):
@@ -173,10 +176,10 @@ def test_a_reply_is_bounded(ask):
         _, answer = ask.stream(endpoint(server.url, max_reply_bytes=100_000))
         assert answer.value == "local"
         assert "answered more than 100000 bytes" in answer.reason
-    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 1000, None]
+    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 4000, None]
     with CannedServer(many) as server:
-        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=20_000))
-        assert 10 < len(pieces) < 200
+        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=300_000))
+        assert 10 < len(pieces) < 4000
         assert answer.degraded
     with CannedServer(http_reply(b"x" * 3_000_000, status=500)) as server:
         assert "answered 500" in ask.stream(endpoint(server.url, max_reply_bytes=100_000))[1].reason
@@ -386,6 +389,29 @@ def test_thoughts_are_progress_and_no_pieces(ask):
         assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
 
 
+def test_a_whole_answer_whose_stream_does_not_end(ask):
+    """After `finish_reason` what is missing is not waited for long, and no fault: a count of tokens, `[DONE]`, nonsense."""
+    whole = [CHUNKED, *(chunk(event(one)) for one in PARIS[:-1])]
+    for rest in ([None], [chunk(b"data: nonsense\n\n"), None]):
+        with CannedServer([*whole, *rest]) as server:
+            cloud = endpoint(server.url, usd_per_million_input_tokens=1e6, usd_per_million_output_tokens=1e6)
+            pieces, answer = ask.stream(cloud)
+            assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa", "ris"], "Paris", False, "")
+            assert answer.trace["events"][-1]["usd"] == 1 + 2  # what was expected of the request, and the pieces
+            server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_httpx_carries_it(ask):
+    """A client of the application's: the same pieces, stalls and partings. In threads it takes one limit for every read."""
+    pytest.importorskip("httpx")
+    with CannedServer(GOOD) as server:
+        assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
+    with CannedServer([*FIRST, None]) as server:
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+        server.wait_for(lambda: server.hung_up == 1)
+
+
 def test_many_at_once():
     """Sixty-four streams, each with its own pieces, on one event loop and in threads."""
 
@@ -458,3 +484,65 @@ def test_a_policy(tmp_path, monkeypatch):
             file.write_text(text + (wrong if "protocol" in wrong else f'protocol = "openai"\n{wrong}'))
             with pytest.raises(PolicyError, match=re.escape(said)):
                 Router.from_policy(file)
+
+
+# --- whatever comes
+
+JUNK = [None, True, 0, -1, 1e308, -1e308, "", "x", [], {}, [None], {"a": 1}, [[]], 10**30]
+WHOLE = {
+    "choices": [
+        {
+            "index": 0, "message": {"role": "assistant", "content": "Paris", "tool_calls": []}, "finish_reason": "stop",
+            "logprobs": {"content": [{"token": "a", "logprob": -0.1}]},
+        }
+    ],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+}  # fmt: skip
+TEXT = {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-0.3]}, "finish_reason": "length"}]}
+CALLS = {"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}
+FAILS = {"error": {"message": "x", "code": 400, "type": "t"}}
+
+
+def mutated(value, chance):
+    """The same JSON with a part of it replaced by junk, or left out."""
+    value, at, key = json.loads(json.dumps([value])), None, None
+    inner = value
+    while isinstance(inner, dict | list) and inner and (at is None or chance.random() < 0.8):
+        at, key = inner, chance.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+        inner = at[key]
+    if chance.random() < 0.7 or at is value:
+        at[key] = chance.choice(JUNK)
+    else:
+        del at[key]
+    return value[0]
+
+
+def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
+    """Mutations of good replies, as JSON and as bytes: no other exception, and no answer that is not one."""
+    chance = random.Random(3)
+    clouds = [
+        HttpBackend("cloud", OpenAIChat("http://h/v1", model="m", logprobs=logprobs, confidence=rule), "msp", None)
+        for logprobs, rule in ((True, "quantile"), (True, "mean"), (False, "first"))
+    ]
+    answers = 0
+    for _ in range(6000):
+        if chance.random() < 0.4:
+            kind, body = "application/json", json.dumps(mutated(mutated(WHOLE, chance), chance)).encode()
+        else:
+            events = [*chance.choice([PARIS, [TEXT], [CALLS, PARIS[-2]], [FAILS]])]
+            events[chance.randrange(len(events))] = mutated(chance.choice(events), chance)
+            kind, body = "text/event-stream", b"".join(map(event, events)) + chance.choice([b"", b"data: [DONE]\n\n"])
+        if chance.random() < 0.3:
+            at = chance.randrange(len(body))
+            body = body[:at] + bytes([chance.randrange(256)]) + body[at + 1 :]
+        cloud = chance.choice(clouds)
+        try:
+            (answer,) = cloud.endpoint.decode(Reply(chance.choice([200, 200, 400, 429, 500]), {"content-type": kind}, body), 1)
+            (read,) = cloud.reader.many([answer], 1)
+        except CloudError:
+            continue
+        answers += 1
+        assert type(read.value) is str
+        assert read.confidence is None or read.confidence != read.confidence or 0 <= read.confidence <= 1
+        assert truncated(read.outputs) in {"", "cut", "length", "content_filter"}
+    assert answers > 300

@@ -124,16 +124,26 @@ def fleet(
             help="Charge at the start, of the average device. Without it they are on mains.",
         ),
     ] = None,
-    battery_wh: Annotated[float, typer.Option(min=0, rich_help_panel=STATE, help="Watt hours of a full battery.")] = 10.0,
-    idle_watts: Annotated[float, typer.Option(min=0, rich_help_panel=STATE, help="What a device takes whatever it does.")] = 1.0,
-    edge_joules: Annotated[float, typer.Option(min=0, rich_help_panel=STATE, help="What a run of the edge model takes.")] = 0.1,
+    battery_wh: Annotated[
+        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="10", help="Watt hours of a full battery.")
+    ] = None,
+    idle_watts: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="What it takes whatever it does."),
+    ] = None,
+    edge_joules: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="0.1", help="What a run of the edge takes."),
+    ] = None,
     edge_time: Annotated[
         float | None,
         typer.Option(
-            parser=lasting, metavar="TIME", rich_help_panel=STATE, help="How long such a run lasts.", show_default="50ms"
+            parser=lasting, metavar="TIME", rich_help_panel=STATE, show_default="50ms", help="How long such a run lasts."
         ),
     ] = None,
-    ambient: Annotated[float, typer.Option(rich_help_panel=STATE, help="Degrees Celsius around the average device.")] = 25.0,
+    ambient: Annotated[
+        float | None, typer.Option(min=-100, max=100, rich_help_panel=STATE, show_default="25", help="Degrees Celsius around it.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Simulates an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
@@ -148,10 +158,9 @@ def fleet(
         "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
         "retry_after_s": retry_after,
     }  # fmt: skip
-    device = None
-    if policy is not None:
-        device = device_of(policy, battery, battery_wh=battery_wh, idle_w=idle_watts, run_j=edge_joules, ambient_c=ambient)
-        device = device if edge_time is None else device._replace(run_s=edge_time)
+    device = device_of(
+        policy, battery=battery, battery_wh=battery_wh, idle_w=idle_watts, run_j=edge_joules, run_s=edge_time, ambient_c=ambient
+    )
     of: dict[str, Any] = {"device": device, **{name: value for name, value in given.items() if value is not None}}
     scenario = Scenario(
         devices, per_minute, defer, offline=offline, silent=outage_is == "silent", together=together, seed=seed, **of

@@ -7,16 +7,23 @@ import typer
 
 if TYPE_CHECKING:
     from edgeroute.replay.fleet.course import DeviceResult
-    from edgeroute.replay.fleet.device import Device
+    from edgeroute.replay.fleet.hardware import Device
     from edgeroute.replay.fleet.scenario import Scenario
 
 
-def device_of(policy: Path, battery: float | None, **more: float) -> Device:
-    """A device of the fleet with the policy of a file."""
-    from edgeroute.replay.fleet.device import Device
+def device_of(policy: Path | None, **more: float | None) -> Device | None:
+    """A device of the fleet with the policy of a file, None without one; `more` are fields of it, as far as they are given."""
+    given = {name: value for name, value in more.items() if value is not None}
+    if any(value != value for value in given.values()):  # noqa: PLR0124 - NaN is in no range, and out of none
+        raise typer.BadParameter("a number is needed for each of the device's figures, and nan is none")
+    if policy is None:
+        if given:
+            raise typer.BadParameter("a device has a battery, heat and load if it has a policy", param_hint="--policy")
+        return None
+    from edgeroute.replay.fleet.hardware import Device
     from edgeroute.replay.setup import Setup
 
-    found = Device.of(Setup.read(policy), battery=battery, **more)
+    found = Device.of(Setup.read(policy), **given)
     if {target.side for target in found.targets} != {"edge", "cloud"}:
         raise typer.BadParameter(f"{policy}: the devices of a fleet have an [edge] and a [cloud]", param_hint="--policy")
     return found

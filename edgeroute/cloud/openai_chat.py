@@ -9,11 +9,12 @@ from typing import Any
 
 from edgeroute.chat.events import Events
 from edgeroute.chat.reply import Gathered, RunningConfidence, answer
-from edgeroute.chat.request import Chat, Rule
+from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
 from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_short, read_whole
 from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.prefix import Rule
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
@@ -207,12 +208,11 @@ class OpenAIChat:
         over = progress = False
         try:
             while not over:
-                part = yield (PROGRESS if progress else READ)
+                part = yield (OVER if gathered.ended else PROGRESS if progress else READ)
                 assert type(part) is bytes or part is None, "what is read is bytes"
                 start, progress = start or (part or b"")[:200], False
                 for event in events.end() if part is None else events.feed(part):
-                    if event == b"[DONE]":
-                        gathered.end()
+                    if event.strip() == b"[DONE]":
                         over = True
                         break
                     text, progress = self._added(gathered, event, call, sure), True
@@ -220,6 +220,8 @@ class OpenAIChat:
                         yield Said(text, sure.value)
                 if part is None:
                     break
+            if over and not gathered.empty:
+                gathered.end()
             if not gathered.ended:
                 raise self._broken(gathered, start)
         except CloudError as e:
@@ -240,8 +242,10 @@ class OpenAIChat:
         if "error" in said or said.get("object") == "error":
             raise of_event(said.get("error", said), call.body, self.where, self.model, self.address)
         prediction = self._read(said)
-        if (tokens := _counted(said.get("usage"))) is not None:
-            yield tokens
+        guess = Tokens(
+            0 if call.tokens is None else call.tokens.input, len(prediction.value.encode(errors="replace")) // LETTERS + 1
+        )
+        yield _counted(said.get("usage")) or guess
         if prediction.value:
             yield Said(prediction.value, None)
         return prediction
@@ -257,7 +261,7 @@ class OpenAIChat:
             raise BadReply(f"{self.where} gave a reply that is no completion: {type(e).__name__}") from None
         if gathered.error is not None:
             raise of_event(gathered.error, call.body, self.where, self.model, self.address)
-        return text
+        return str(text or "")
 
     def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
         if gathered.empty and start and not start.lstrip().startswith((b"data:", b":", b"event:", b"id:", b"retry:")):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -36,16 +37,37 @@ class OpenInference(ServedModel):
 
     Args:
         url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
         binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
-        options: of the model, as of `ServedModel`: model, version, name, labels, kind, output, card; and of the address, as of
-            `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
         PolicyError: no model name, or as `Address`.
     """
 
-    def __init__(self, url: str, *, binary: Literal["auto"] | bool = "auto", **options: Any) -> None:
-        super().__init__(url, **options)
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        binary: Literal["auto"] | bool = "auto",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        super().__init__(
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
+        )
         self.binary: bool | None = None if binary == "auto" else binary
         self._tries = 0
 
@@ -110,13 +132,12 @@ class OpenInference(ServedModel):
         said = loads(reply.body, self.where)
         return said if isinstance(said, dict) else {}
 
-    def _labels(self, said: dict[str, Any]) -> Talk:
-        found = labels_in(said)
-        if found is None and said.get("platform") in TRITON:  # whose metadata has no parameters
+    def _meet(self) -> Talk:
+        platform = yield from super()._meet()
+        if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
             reply = yield Call("GET", f"{self.path}/config", probe=True)
             with suppress(CloudError):
-                found = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
-        return found
+                self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: dict[str, Array]) -> Call:
         return self._written(feed, binary=bool(self.binary))

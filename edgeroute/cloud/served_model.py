@@ -39,16 +39,7 @@ UNKNOWN = "?"
 class ServedModel(ABC):
     """A model behind the Open Inference Protocol. A subclass writes its calls and opens the replies.
 
-    Args:
-        url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
-        model: its name, if not in the URL.
-        version: of the model; None: the one that the server chooses.
-        name: of the endpoint in answers, traces and messages.
-        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
-        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
-        output: name of the output to read; None: the first, or all if a kind needs several.
-        card: path of a model card whose preprocessing is applied to the caller's input.
-        address: keyword arguments of `Address`.
+    The arguments are those of its subclasses, which say what they are.
 
     Raises:
         PolicyError: no model name, or as `Address`.
@@ -179,7 +170,7 @@ class ServedModel(ABC):
         self.served_labels = labels_in({"parameters": known})
 
     def _meet(self) -> Talk:
-        """Fetches the model's metadata."""
+        """Fetches the model's metadata -> its platform."""
         said = self._description((yield self._describe()))
         inputs: tuple[TensorSpec, ...] = ()
         wrong = "there are none"
@@ -200,14 +191,9 @@ class ServedModel(ABC):
             self.version = str(versions[0])
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in said["inputs"]}
         self._described = _hashed(said)
-        if self.labels is None:
-            self.served_labels = yield from self._labels(said)
+        self.served_labels = labels_in(said)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
-
-    def _labels(self, said: dict[str, Any]) -> Talk:
-        """The labels that the server has; None: it says none."""
-        yield from ()  # other subclasses ask
-        return labels_in(said)
+        return said.get("platform")
 
     def _feed(self, inputs: list[Any]) -> dict[str, Array]:
         assert self.inputs is not None, "_meet comes first"

@@ -20,8 +20,8 @@ from edgeroute.core.spending import Tokens
 from edgeroute.errors import BadReply
 
 T = TypeVar("T")
-LINGER_S = 0.5
-"""How long the end of a reply is waited for once the answer is whole, seconds: without it the connection is not kept."""
+LINGER_S = 1.0
+"""How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
 
 
 class Head(NamedTuple):
@@ -39,7 +39,7 @@ class Read(NamedTuple):
     progress: bool = False
     """Whether what came last was a part of the answer: then the time for the next one begins anew."""
     over: bool = False
-    """The answer is whole: the rest is read for the connection's sake alone, and nothing that happens there is a fault."""
+    """The answer is whole: what may still come is not waited for long, and nothing that happens there is a fault."""
 
 
 @final

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
-from edgeroute.core.places import placed, start_by_s
+from edgeroute.core.places import Place, placed, start_by_s
 from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
 from edgeroute.core.variants import picked
@@ -47,6 +47,14 @@ class Leg(NamedTuple):
         return "edge" if self.permit is None else "cloud"
 
 
+class Unsure(NamedTuple):
+    """An edge whose confidence, known from the input alone, is below its threshold."""
+
+    leg: Leg
+    """As it would have been asked."""
+    confidence: float | None
+
+
 class Plan(NamedTuple):
     """The legs in order of trying, and the deadline."""
 
@@ -70,6 +78,10 @@ class Plan(NamedTuple):
     """Shadow mode: the edges that would be asked first, in order; for a sample of the requests they run once these have ended."""
     rules: tuple[Rule, ...] = ()
     """The rules on the device's state that have shaped this plan."""
+    hedge_s: float = INF
+    """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
+    unsure: tuple[Unsure, ...] = ()
+    """The edges that are not asked first, as the input's own confidence is below their thresholds."""
 
 
 class Refusal(NamedTuple):
@@ -88,21 +100,25 @@ def plan(
     mode: Mode | None = None,
     deadline_s: float | None = None,
     data_class: str | None = None,
+    why_home: str = "",
 ) -> Plan | Refusal:
-    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call."""
+    """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call.
+
+    why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
+    """
     ruled = _applying(policy, facts, mode)
-    own = _mode(policy, ruled, mode)
-    own, cheapest = _cheapest(own, ruled, targets, facts, chosen=mode is not None)
-    mode = "only_cloud" if own == "shadow" else own
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
+    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
+    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
+    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
+    firsts = [targets[side[0]].name for side in (edges, clouds) if side]
+    own, cheapest = _cheapest(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
+    mode = "only_cloud" if own == "shadow" else own
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {own}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     if ruled.mode is not None:
         steps.append(f"{ruled.mode}: this mode instead of {policy.mode}")
     steps += [*cheapest, *ruled.not_applied]
-    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
-    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
-    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
     steps += variants if mode != "only_cloud" else []
     if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
         side = "edge" if mode == "only_edge" else "cloud"
@@ -114,7 +130,7 @@ def plan(
         stays = "only_edge"
         steps.append("nothing leaves the device: the mode is only_edge")
     elif clouds:
-        verdict = permit(policy.rules, data_class)
+        verdict = Denied(data_class, why_home) if why_home else permit(policy.rules, data_class)
         if isinstance(verdict, Denied):
             stays = verdict.why
             steps.append(f"nothing leaves the device: {stays}")
@@ -172,7 +188,25 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, silent, ruled.rules,
+        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s,
+    )  # fmt: skip
+
+
+def without_first(made: Plan, confidence: float | None, why: str) -> Plan:
+    """The plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
+    first, *rest = made.legs
+    waits = start_by_s(
+        Place(first.target), standby=True, hedge_s=made.hedge_s, reserve_s=made.facts.reserves.get(first.name, INF),
+        deadline_s=made.deadline_s,
+    )  # fmt: skip
+    standby = first._replace(standby=True, final=False, hedge_after_s=INF, start_by_s=waits)
+    others = [leg._replace(start_by_s=INF) for leg in rest if leg.standby]  # less capable ones
+    asked = [leg for leg in rest if not leg.standby]
+    legs = (asked[0]._replace(hedge_after_s=INF), *asked[1:], standby, *others)
+    sequential = made.deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
+    return made._replace(
+        legs=legs, sequential=sequential, steps=(*made.steps, f"{why}, so it is on standby"),
+        unsure=(*made.unsure, Unsure(first, confidence)),
     )  # fmt: skip
 
 
@@ -195,17 +229,17 @@ def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
 
 
 def _cheapest(
-    own: PolicyMode, ruled: Applying, targets: tuple[Target, ...], facts: Facts, *, chosen: bool
+    own: PolicyMode, ruled: Applying, sides: Sequence[str], facts: Facts, *, chosen: bool
 ) -> tuple[PolicyMode, list[str]]:
     """The mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and why.
 
     The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. Past the limit the
     dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (chosen), goes before a limit.
+    sides: the names of the first edge and the first cloud, as far as there are.
     """
     rule = ruled.then("cheapest_energy")
     spent = facts.energy_spent and not chosen and ruled.mode is None
-    sides = [next((t.name for t in targets if t.side == side), "") for side in ("edge", "cloud")]
-    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or not all(sides):
+    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or len(sides) < 2:  # noqa: PLR2004 - nothing to compare
         return own, []
     why = SPENT if spent else str(rule)
     edge, cloud = (facts.joules.get(name) for name in sides)

@@ -24,7 +24,7 @@ from edgeroute.core.readings import Reading
 from edgeroute.core.rules import Rule, State, in_force, step
 from edgeroute.observe.observer import READS_S
 from edgeroute.replay.fleet.cloud import Floats, Ints, Some
-from edgeroute.replay.fleet.device import Device, Shares
+from edgeroute.replay.fleet.hardware import Device, Shares
 from edgeroute.replay.fleet.scenario import Scenario
 
 KINDS: Final = 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
-from edgeroute.replay.fleet.device import Device
+from edgeroute.replay.fleet.hardware import Device
 
 AGAIN_S: Final = 10.0
 """Recovered: the cloud answers the share `GOOD` of its requests in any window of so many seconds."""

@@ -44,11 +44,11 @@ class Device(NamedTuple):
     """Time in which it gets to 63 % of that, seconds."""
 
     @classmethod
-    def of(cls, setup: Setup, **more: float | None) -> Device:
+    def of(cls, setup: Setup, **more: float) -> Device:
         """A device with this policy; `more` are other fields than their defaults."""
         call_j = next((port.terms.joules_per_call for port in setup.ports.values()), 0.0)
         targets = tuple(target._replace(thresholds={}) for target in setup.targets)
-        return cls(setup.policy, targets, **{"call_j": call_j, **more})  # type: ignore[arg-type]
+        return cls(setup.policy, targets, **{"call_j": call_j, **more})
 
     def shares(self, rules: tuple[Rule, ...], defer: float) -> Shares:
         """Where requests go by the plan with these rules in force, if the edge is unsure of the share `defer`."""
