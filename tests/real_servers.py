@@ -100,7 +100,7 @@ def free_ports(count):
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def _triton(home, folder, *, python=None):
+def _triton(home, folder, *, python=None, also=None):
     site = home / "lib/python3.11/site-packages"
     backend = folder / "backends/python"
     backend.mkdir(parents=True)
@@ -109,7 +109,7 @@ def _triton(home, folder, *, python=None):
     stub = backend / "triton_python_backend_stub"
     shutil.copy(site / "pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub", stub)
     stub.chmod(0o755)
-    models = {**contract.MODELS, **contract.BRAIN}
+    models = {**contract.MODELS, **contract.BRAIN, **(also or {})}
     for name, (_, inputs, outputs) in models.items():
         for version in contract.VERSIONS.get(name, ("1",)):
             at = folder / "models" / name / version
