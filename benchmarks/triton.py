@@ -13,6 +13,7 @@ import asyncio
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -58,12 +59,16 @@ def threads(server: Server, name: str, at_once: int, calls: int) -> dict[str, Ti
 
     x, subjects = xs(name), dict[str, Callable[[], Any]]()
     with ExitStack() as stack:
-        for label, kind, url, options in (
-            ("tritonclient.http", tritonclient.http, server.http, {"concurrency": at_once}),
-            ("tritonclient.grpc", tritonclient.grpc, server.grpc, {}),
-        ):
-            client, subjects[label] = theirs(kind, url, name, **options)
-            stack.callback(client.close)
+        own = threading.local()
+
+        def by_http() -> Any:  # their HTTP client is for one thread alone
+            if not hasattr(own, "call"):
+                own.client, own.call = theirs(tritonclient.http, server.http, name)
+            return own.call()
+
+        client, by_grpc = theirs(tritonclient.grpc, server.grpc, name)
+        stack.callback(client.close)
+        subjects |= {"tritonclient.http": by_http, "tritonclient.grpc": by_grpc}
         for label, made in (
             ("http", OpenInference(server.http, model=name)),
             ("grpc", OpenInferenceGrpc(server.grpc, model=name)),
