@@ -16,8 +16,8 @@ test: $(VENV)/test.installed  ## sets up and passes the tests
 test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
 	PYTHON=$(BIN)/python tests/arm64.sh
 
-test-servers: $(VENV)/test.installed  ## OpenInference against the real servers whose environments are made (make server-triton ...)
-	$(BIN)/pytest -q -m servers tests/test_servers.py
+test-servers: $(VENV)/test.installed  ## OpenInference and exports with the real servers whose environments are made (make server-triton ...)
+	$(BIN)/pytest -q -m servers tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
 
 $(SERVERS:%=server-%): server-%: .servers/%/made  ## an environment of its own for a real server: Triton, KServe, MLServer, Ray Serve
 

@@ -74,7 +74,7 @@ def figures() -> list[Figure]:
     rows = [
         ("`LlamaModel.run_one`, 8 tokens", "run_one", "bare", 20),
         ("the same that can be stopped", "stoppable", "streamed", 60),
-        ("`infer` of it, in a thread since its slots are counted", "routed", "bare", 150),
+        ("`infer` of it", "routed", "bare", 150),
         ("`infer` of it with a deadline", "deadline", "streamed", 250),
     ]
     return [

@@ -11,8 +11,10 @@ import callers
 import cloud
 import faults
 import fleet
+import gateway
 import guard
 import llama
+import openai_path
 import overhead
 import replay
 import sensors
@@ -41,7 +43,7 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
-    first += llama.figures()
+    first += [*llama.figures(), *openai_path.figures(), *gateway.figures()]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)

@@ -1,10 +1,11 @@
 """The shipped edge model on each runtime: whether they agree, how long a call takes, and what edgeroute adds to it.
 
-    python benchmarks/runtimes.py [--data /usr/share/datasets/fashion-mnist] [--also tflite=/path/to/another/bin/python]
+    python benchmarks/runtimes.py [--data /usr/share/datasets/fashion-mnist] [--also tflite=/path/to/another/bin/python] ...
 
 Each runtime is measured in a process of its own, one after the other. `--data` is a folder with the four .idx.gz files of
 Fashion-MNIST, of which the 10,000 test images are taken; without it they are the 1,000 that are shipped. `--also` names the
-interpreter of an environment that has another runtime. Needs psutil.
+interpreter of an environment that has another runtime: tflite (tflite-runtime and numpy 1), onnx-openvino (onnxruntime-openvino),
+openvino (OpenVINO, and examples/runtime_openvino). What is not installed is named on stderr, and left out. Needs psutil.
 
 A further runtime is one more function here: it gives a model, and the shortest way to the same outputs without edgeroute.
 """
@@ -39,6 +40,13 @@ Bare = Callable[[np.ndarray], np.ndarray]
 def onnx() -> tuple[OnnxModel, Bare]:
     """ONNX Runtime on the CPU."""
     model = OnnxModel(MODELS / "edge.int8.onnx")
+    session = model.load()
+    return model, lambda x: session.run(["logits"], {"image": x[None]})[0]
+
+
+def onnx_openvino() -> tuple[OnnxModel, Bare]:
+    """ONNX Runtime's OpenVINO provider, on the CPU."""
+    model = OnnxModel(MODELS / "edge.int8.onnx", providers=["openvino"])
     session = model.load()
     return model, lambda x: session.run(["logits"], {"image": x[None]})[0]
 
@@ -92,6 +100,7 @@ def openvino() -> tuple[Any, Bare]:
 
 RUNTIMES: dict[str, tuple[str, Callable[[], tuple[Any, Bare]]]] = {
     "onnx": ("ONNX Runtime, .onnx", onnx),
+    "onnx-openvino": ("ONNX Runtime on OpenVINO, .onnx", onnx_openvino),
     "litert": ("LiteRT, .tflite", litert),
     "litert-plain": ("LiteRT without XNNPACK, .tflite", lambda: litert(delegate="none")),
     "tflite": ("tflite-runtime, .tflite", lambda: litert(runtime="tflite")),
@@ -99,6 +108,9 @@ RUNTIMES: dict[str, tuple[str, Callable[[], tuple[Any, Bare]]]] = {
     "openvino": ("OpenVINO (the example package), .xml", openvino),
 }
 """Name -> (what the table calls it, the model and the bare run)."""
+UNTIMED = {} if sys.platform == "darwin" else {"coreml": "runs on macOS alone"}
+"""Runtimes of which the answers alone are measured, to so many images as below, and why."""
+FEWER = 2_000
 
 
 class Measured(NamedTuple):
@@ -107,7 +119,7 @@ class Measured(NamedTuple):
     logits: np.ndarray
     mib: float
     us: dict[str, float]
-    """The time of a call in microseconds: bare, run_one, router, deadline."""
+    """The time of a call in microseconds: bare, run_one, router, deadline; empty: it says nothing of the runtime."""
 
 
 def rss_mib() -> float:
@@ -124,7 +136,9 @@ def measure(name: str, images: np.ndarray) -> Measured:
     run_one = member(model, "run_one") or (lambda x: model.run([x]))
     run_one(images[0])
     mib = rss_mib() - before
-    logits = np.concatenate([np.reshape(run_one(x), (1, -1)) for x in images])
+    logits = np.concatenate([np.reshape(run_one(x), (1, -1)) for x in images[: FEWER if name in UNTIMED else None]])
+    if name in UNTIMED:
+        return Measured(logits, mib, {})
 
     def never(_: object) -> object:
         raise AssertionError("nothing is deferred here")
@@ -204,10 +218,12 @@ def agreement(measured: dict[str, Measured], labels: np.ndarray) -> str:
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     first = next(iter(measured.values())).logits
     for name, one in measured.items():
-        classes = one.logits.argmax(1)
+        classes, n, why = one.logits.argmax(1), len(one.logits), UNTIMED.get(name)
+        called = RUNTIMES[name][0] + ("" if n == len(first) else f" (the first {n:,} images)")
+        cost = f"{one.us['bare']:.1f} | {one.mib:.0f}" if one.us else f"{why} | {why}"
         lines.append(
-            f"| {RUNTIMES[name][0]} | {(classes == labels).mean():.4f} | {(classes == first.argmax(1)).mean():.2%} | "
-            f"{np.abs(one.logits - first).max():.2g} | {one.us['bare']:.1f} | {one.mib:.0f} |"
+            f"| {called} | {(classes == labels[:n]).mean():.4f} | {(classes == first[:n].argmax(1)).mean():.2%} | "
+            f"{np.abs(one.logits - first[:n]).max():.2g} | {cost} |"
         )
     return "\n".join(lines)
 
@@ -219,6 +235,8 @@ def overhead(measured: dict[str, Measured]) -> str:
         "| --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for name, one in measured.items():
+        if not one.us:
+            continue
         bare = one.us["bare"]
         added = {way: us - bare for way, us in one.us.items()}
         limit = 20 + 0.02 * bare

@@ -11,13 +11,18 @@ if TYPE_CHECKING:
     from edgeroute.cloud.backend import Function
     from edgeroute.cloud.base import Secret
     from edgeroute.cloud.egress import Egress
+    from edgeroute.cloud.openai_chat import OpenAIChat
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
     from edgeroute.cloud.plain import PlainJson
+    from edgeroute.confidence.input_score import InputScore
+    from edgeroute.confidence.prefix import Prefix
+    from edgeroute.core.pieces import Piece
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
     from edgeroute.core.rules import Rule
     from edgeroute.core.spending import Limits
+    from edgeroute.core.stream import Restart
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
         RuntimeMissing,
         StoreError,
         TimedOut,
+        Unfit,
         Unreachable,
     )
     from edgeroute.observe.sensors import DeviceSensors
@@ -71,6 +77,7 @@ _HOMES = {
     "AB": "record.ab",
     "AsyncRouter": "router.aio",
     "Secret": "cloud.base",
+    "OpenAIChat": "cloud.openai_chat",
     "OpenInference": "cloud.openinference",
     "OpenInferenceGrpc": "cloud.openinference_grpc",
     "PlainJson": "cloud.plain",
@@ -92,6 +99,10 @@ _HOMES = {
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
+    "InputScore": "confidence.input_score",
+    "Piece": "core.pieces",
+    "Prefix": "confidence.prefix",
+    "Restart": "core.stream",
     "Router": "router.router",
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
@@ -107,7 +118,7 @@ _HOMES = {
         (
             "BadInput", "BadReply", "CatalogAway", "CatalogError", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError",
             "Held", "MayNotLeave", "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing",
-            "StoreError", "TimedOut", "Unreachable",
+            "StoreError", "TimedOut", "Unfit", "Unreachable",
         ),
         "errors",
     ),
@@ -145,6 +156,7 @@ __all__ = [
     "EvaluationResult",
     "Function",
     "Held",
+    "InputScore",
     "Instrument",
     "JavaOnnxModel",
     "Late",
@@ -158,15 +170,19 @@ __all__ = [
     "ModelMissing",
     "NoAnswer",
     "OnnxModel",
+    "OpenAIChat",
     "OpenInference",
     "OpenInferenceGrpc",
     "Outbox",
+    "Piece",
     "PlainJson",
     "PolicyError",
     "Prediction",
+    "Prefix",
     "Reading",
     "Refused",
     "RequestEnded",
+    "Restart",
     "Router",
     "Rule",
     "RuntimeMissing",
@@ -180,6 +196,7 @@ __all__ = [
     "TensorSpec",
     "TimedOut",
     "Trace",
+    "Unfit",
     "Unreachable",
     "Variants",
     "__version__",

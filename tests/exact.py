@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
-from edgeroute.cloud.http import FIRST_S, MOST_S
+from edgeroute.cloud.retries import FIRST_S, MOST_S
 from edgeroute.core.admission import Admission
 from edgeroute.core.budget import Rate
 from edgeroute.core.policy import Terms

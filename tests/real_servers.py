@@ -101,14 +101,6 @@ def free_ports(count):
 
 
 def _triton(home, folder, *, python=None, also=None):
-    site = home / "lib/python3.11/site-packages"
-    backend = folder / "backends/python"
-    backend.mkdir(parents=True)
-    for file in (site / "pytriton/tritonserver/backends/python").iterdir():
-        (backend / file.name).symlink_to(file)
-    stub = backend / "triton_python_backend_stub"
-    shutil.copy(site / "pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub", stub)
-    stub.chmod(0o755)
     models = {**contract.MODELS, **contract.BRAIN, **(also or {})}
     for name, (_, inputs, outputs) in models.items():
         for version in contract.VERSIONS.get(name, ("1",)):
@@ -117,15 +109,28 @@ def _triton(home, folder, *, python=None, also=None):
             shutil.copy(HERE / "triton_model.py", at / "model.py")
             shutil.copy(HERE / "contract.py", at)
         (folder / "models" / name / "config.pbtxt").write_text(_config(name, inputs, outputs))
+    options = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in models))
+    return triton_command(home, folder, folder / "models", *options, python=python)
+
+
+def triton_command(home, folder, repository, *options, python=None):
+    """How Triton is started with that model repository -> arguments, environment, ports of HTTP and gRPC."""
+    site = home / "lib/python3.11/site-packages"
+    backend = folder / "backends/python"
+    backend.mkdir(parents=True)
+    for file in (site / "pytriton/tritonserver/backends/python").iterdir():
+        (backend / file.name).symlink_to(file)
+    stub = backend / "triton_python_backend_stub"
+    shutil.copy(site / "pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub", stub)
+    stub.chmod(0o755)
     http, grpc, metrics = ports = free_ports(3)
     library = subprocess.run(
         [home / "bin/python", "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
         check=True, stdout=subprocess.PIPE, text=True,
     ).stdout.strip()  # fmt: skip
     argv = [
-        site / "pytriton/tritonserver/bin/tritonserver", f"--model-repository={folder / 'models'}",
-        f"--backend-directory={folder / 'backends'}", "--allow-gpu-metrics=false", "--model-control-mode=explicit",
-        *(f"--load-model={name}" for name in models),
+        site / "pytriton/tritonserver/bin/tritonserver", f"--model-repository={repository}",
+        f"--backend-directory={folder / 'backends'}", "--allow-gpu-metrics=false", *options,
         "--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
         "--metrics-address=127.0.0.1", f"--metrics-port={metrics}",
     ]  # fmt: skip

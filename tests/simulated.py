@@ -36,7 +36,7 @@ NAMES = {
 }
 MAC_NAMES = {time: "CLOCK_BOOTTIME", socket: "AF_NETLINK NETLINK_ROUTE", os: "O_DIRECT", select: "epoll"}
 USED = (
-    "asyncio anyio anyio._backends._asyncio concurrent.futures.process filelock httpcore http.client logging.handlers "
+    "asyncio anyio anyio._backends._asyncio concurrent.futures.process filelock h11 httptools http.client logging.handlers "
     "matplotlib.pyplot multiprocessing.popen_spawn_posix multiprocessing.resource_tracker multiprocessing.util numpy onnxruntime orjson "
     "PIL.Image plotext pydantic_settings rich.console rich.progress rich.table shutil sqlite3 ssl starlette.applications "
     "subprocess tenacity typer typer.rich_utils urllib.request uuid uvicorn uvicorn.protocols.http.h11_impl uvicorn.lifespan.on yaml"

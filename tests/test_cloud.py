@@ -31,8 +31,9 @@ from edgeroute import (
     system,
 )
 from edgeroute.cloud.base import Address, Reply, bare, checked, loads, looks_like
-from edgeroute.cloud.http import FIRST_S, MOST_S, HttpClient, _wait
+from edgeroute.cloud.http import HttpClient
 from edgeroute.cloud.openinference import DTYPES, LENGTH, NAMES
+from edgeroute.cloud.retries import FIRST_S, MOST_S, _wait
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 CANARY = "sk-canary-0123456789"

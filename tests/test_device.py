@@ -1,59 +1,16 @@
 """A device that is low on energy, or hot, has another mode."""
 
-import contextlib
-import threading
-import time
-
 import pytest
-from both import LONG, Tasks, Threads, nothing_left, sure, unsure
+from both import sure, unsure
+from devices import Device, leaves_nothing, makes, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Saver
 
-
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, **policy}))
+_nothing_left_behind, make = leaves_nothing, makes(threshold=0.5)
 
 
 def cloud(_):
     return "cloud"
-
-
-class Device:
-    """Its sensors say what they are told to."""
-
-    def __init__(self, **says):
-        self.says, self.reads = Reading(**says), 0
-        self.read = threading.Event()
-
-    def __call__(self):
-        """What they say."""
-        self.reads += 1
-        self.read.set()
-        if isinstance(self.says, Exception):
-            raise self.says
-        return self.says
-
-
-def now_it_reads(router, device):
-    """The next request has them read, in the background; what they say holds from then on."""
-    device.read.clear()
-    observer = getattr(router, "router", router).engine.observer
-    observer.reads_at = time.monotonic()  # ten seconds have gone by
-    router.infer(1)
-    assert device.read.wait(LONG)
-    end = time.monotonic() + LONG
-    while observer.reads_at == float("inf"):
-        assert time.monotonic() < end
-        threading.Event().wait(0.001)
 
 
 def test_below_that_charge_the_mode_is_the_savers(make):
@@ -117,7 +74,8 @@ def test_sensors_that_fail_change_nothing(make):
     ("given", "says"),
     [
         ({"saver": Saver("fast")}, "there is no mode 'fast'"),
-        ({"saver": Saver("only_cloud"), "cloud": None}, "mode 'only_cloud' needs cloud="),
+        ({"saver": Saver("only_cloud")}, "only_cloud would cost answers that the edge has"),
+        ({"saver": Saver("prefer_cloud"), "cloud": None}, "mode 'prefer_cloud' needs cloud="),
         ({"saver": Saver(), "edge": None}, "mode 'only_edge' needs edge="),
     ],
 )

@@ -1,13 +1,12 @@
 """Rules on the device's state in a router: what they change, in policy files, `check`, traces and replay; memory that is short."""
 
-import contextlib
 import json
 import os
 import threading
 
 import pytest
-from both import LONG, Tasks, Threads, nothing_left, sure, unsure
-from test_device import Device, now_it_reads
+from both import LONG, Threads, sure, unsure
+from devices import Device, engine_of, leaves_nothing, makes, now_it_reads
 
 from edgeroute import PolicyError, Reading, Router, Rule
 from edgeroute.replay import replay
@@ -19,17 +18,7 @@ LOW = Rule("battery", "only_edge", enter=0.2)
 TIGHT = Rule("memory", "unload", enter=0.1)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **{"threshold": 0.5, **policy}))
+_nothing_left_behind, make = leaves_nothing, makes(threshold=0.5)
 
 
 def cloud(_):
@@ -60,10 +49,6 @@ class Model:
     def close(self):
         """Frees it."""
         self.log.append("close")
-
-
-def engine_of(router):
-    return getattr(router, "router", router).engine
 
 
 # ------------------------------------------------------------------------------------------------------- what they change
@@ -291,6 +276,10 @@ def test_a_policy_file_has_them(tmp_path, monkeypatch):
         (('of = "heat"', 'of = "throttled"'), "rule[1]: a rule of throttled has neither enter nor leave"),
         (('then = "only_edge"', 'then = "shadow"'), 'rule[0].then: found "shadow"'),
         (('then = "only_edge"', ""), "rule[0].then: is missing"),
+        (
+            ('then = "only_edge"', 'then = "only_cloud"'),
+            "rule[0].then: only_cloud would cost answers that the edge has: prefer_cloud ",
+        ),
         (('of = "battery"', 'of = "charge"'), 'rule[0].of: found "charge"'),
         (('hold = "30s"', "hold = 30"), "rule[1].hold: expected a duration"),
         (('hold = "30s"', 'wait = "30s"'), "rule[1].wait: there is no such key"),
@@ -318,9 +307,9 @@ def test_other_rules_over_a_trace_with_readings(tmp_path):
     policy.write_text('threshold = 0.5\n[edge]\npath = "edge.onnx"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n')
     setup = Setup.read(policy)
     assert replay(trace, setup).changed == 0
-    found = replay(trace, setup._replace(policy=setup.policy._replace(device_rules=(Rule("heat", "only_cloud", enter=70),))))
+    found = replay(trace, setup._replace(policy=setup.policy._replace(device_rules=(Rule("heat", "prefer_cloud", enter=70),))))
     assert found.changed + sum(found.unknown.values()) == 18, "above 70 degrees, from the next request on"
-    held = Rule("heat", "only_cloud", enter=70, hold_s=3600.0)
+    held = Rule("heat", "prefer_cloud", enter=70, hold_s=3600.0)
     assert replay(trace, setup._replace(policy=setup.policy._replace(device_rules=(held,)))).changed == 0
 
 

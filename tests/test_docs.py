@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,13 @@ from commands import cli
 from edgeroute import Router
 from edgeroute.edge import runtimes
 from edgeroute.settings import load
+from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVER = "127.0.0.1:8080"
-ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "export ", "python ")
-"""Run by .ci/run (the first four), by a fixture (the next two), by `make bench`, or as a snippet."""
+ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "edgeroute gateway ", "export ", "python ")
+"""Run by .ci/run (the first four), by a fixture (the next three), by `make bench`, or as a snippet."""
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:
@@ -45,20 +48,49 @@ def desk(tmp_path, monkeypatch, fashion, fashion_server):
     return lambda text: text.replace(f"http://{SERVER}", fashion_server).replace("deadline=2.0", PATIENT)
 
 
+@pytest.fixture
+def hosted():
+    """Stands for a hosted language model."""
+    with CannedServer(sse_reply(chat_events(["Because ", "of Rayleigh ", "scattering."], usage=(12, 6)))) as server:
+        yield server
+
+
+def gateway(monkeypatch, request):
+    """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
+    from openai import OpenAI
+    from test_gateway_command import started
+
+    def found(kind, **more):
+        if "OPENAI_BASE_URL" not in os.environ:
+            running = started("--policy", "policy.toml", EDGEROUTE_CLOUD__URL="http://127.0.0.1:9/v1")
+            _, url = running.__enter__()
+            request.addfinalizer(lambda: running.__exit__(None, None, None))
+            monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/v1")
+            monkeypatch.setenv("OPENAI_API_KEY", "any")
+        client = OpenAI(**more)
+        request.addfinalizer(client.close)
+        return client
+
+    monkeypatch.setattr("openai.OpenAI", partial(found, OpenAI))
+
+
 @pytest.mark.parametrize(
     "page", [pytest.param(p, id=p.name, marks=[pytest.mark.once] if p.parent != ROOT else []) for p in PAGES]
 )
-def test_snippets_run(page, desk):
+def test_snippets_run(page, desk, hosted, monkeypatch, request):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""
     if page.name == "models.md":
         pytest.importorskip("tuf")
         pytest.importorskip("cryptography")
     namespace: dict[str, object] = {"__name__": "snippet"}
-    if page.name == "llama.md":
+    if page.name in {"llama.md", "chat.md", "gateway.md"}:
         pytest.importorskip("xllamacpp")
         pytest.importorskip("tiny_gguf").write(Path("model.gguf"), context=4096)
+    if page.name == "gateway.md":
+        pytest.importorskip("openai")
+        gateway(monkeypatch, request)
     for language, text in snippets(page):
-        code = desk(text)
+        code = desk(text).replace("https://api.example.com/v1", f"{hosted.url}/v1")
         if language == "python":
             if module := re.match(r"# (\S+\.py)\n", code):
                 Path(module[1]).write_text(code)

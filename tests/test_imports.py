@@ -33,7 +33,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder)
 """
-LAZY = pytest.mark.parametrize("module", ["edgeroute.cloud.http", "httpcore", "tenacity.asyncio", "onnxruntime"])
+LAZY = pytest.mark.parametrize("module", ["edgeroute.cloud.http", "httptools", "tenacity.asyncio", "onnxruntime"])
 
 
 def says(tmp_path, body, module, name="program.py"):
@@ -80,7 +80,7 @@ print(router.infer(x).value)
     assert says(tmp_path, body, module) == ["cloud", "cloud"]
 
 
-@pytest.mark.parametrize("module", ["httpcore", "tenacity.asyncio"])
+@pytest.mark.parametrize("module", ["httptools", "tenacity.asyncio"])
 def test_a_signal_handler_that_asks_in_an_import_of_the_application(tmp_path, module):
     """Of a module that the client needs as well: it does not wait for what waits for it."""
     body = """

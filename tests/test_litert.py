@@ -793,7 +793,7 @@ def test_a_policy_has_its_keys(desk):
     path.write_text('threshold = 0.5\n[edge]\npath = "models/edge.int8.tflite"\nproviders = ["cpu"]\n')
     with pytest.raises(
         PolicyError,
-        match=r"edge\.providers: there is no such key: expected one of path, view, variant, runtime, threads, delegate",
+        match=r"edge\.providers: there is no such key: expected one of path, view, variant, group, runtime, threads, delegate",
     ):
         Router.from_policy(path)
 

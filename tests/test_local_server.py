@@ -225,7 +225,7 @@ def test_a_unix_socket(tmp_path):
 LONG_LINE = b"data: " + b"x" * 20_000
 REPLIES = {
     "redirect": (http_reply(status=302, headers=[("Location", "http://8.8.8.8/")]), "redirect"),
-    "compressed": (http_reply(b"x", headers=[("Content-Encoding", "gzip")]), "in an encoding"),
+    "compressed": (http_reply(b"x", headers=[("Content-Encoding", "gzip")]), "gzip encoding"),
     "not json": (sse(b"{"), "not JSON"),
     "a list": (sse(b"[]"), "not JSON"),
     "nested": (sse(b"[" * 100_000), "not JSON|more than"),

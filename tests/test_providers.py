@@ -79,6 +79,14 @@ def test_a_model_takes_what_another_one_has(model):
     assert OnnxModel(model, providers=one.providers).providers == one.providers
 
 
+@pytest.mark.parametrize("given", [None, 3, 1.5, object])
+def test_providers_that_are_no_list(model, given):
+    with pytest.raises(PolicyError, match=r'providers are a list of names, as in \["cpu"\], not'):
+        parsed(given)
+    with pytest.raises(PolicyError, match=r"^providers: "):
+        OnnxModel(model, providers=given)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

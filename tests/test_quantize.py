@@ -460,6 +460,28 @@ def test_one_label_for_each_example(tmp_path, images, count):
             make(cnn(tmp_path / "a.onnx"), images[:20], [0] * count)
 
 
+def test_labels_that_the_model_cannot_answer(tmp_path, images):
+    """All of them: the caller's mistake, not an accuracy of 0; some: told, and wrong answers."""
+    cnn(tmp_path / "m.onnx")
+    out = {"out": tmp_path / "q.onnx", "sensitivity": False, "overwrite": True}
+    for make in (quantize, lambda *args, sensitivity, **more: prune(*args, sparsity=0.5, **more)):
+        with pytest.raises(BadInput, match=r"labels: 'cat' is no answer of the model \(its 3 classes have no names\)"):
+            make(tmp_path / "m.onnx", images, ["cat"] * 80, **out)
+        with pytest.raises(BadInput, match="labels: 7 is no answer"):
+            make(tmp_path / "m.onnx", images, [7] * 80, **out)
+        assert "40 labels count as wrong: 7 is no answer" in " ".join(make(tmp_path / "m.onnx", images, [0, 7] * 40, **out).notes)
+        assert not [note for note in make(tmp_path / "m.onnx", images, [0, 2] * 40, **out).notes if "labels" in note]
+    (tmp_path / "m.json").write_text(json.dumps({"labels": ["cat", "dog", "cow"]}))
+    with pytest.raises(BadInput, match=r"'hen' is no answer of the model \('cat', 'dog', 'cow'\)"):
+        quantize(tmp_path / "m.onnx", images, ["hen"] * 80, **out)
+    assert not [note for note in quantize(tmp_path / "m.onnx", images, ["cat", 1] * 40, **out).notes if "labels" in note]
+    np.savez(tmp_path / "d.npz", X=images, y=np.array(["hen"] * 80))
+    code, _, err = run("quantize", tmp_path / "m.onnx", "-d", tmp_path / "d.npz", "-o", tmp_path / "r.onnx")
+    assert code == 1
+    assert "'hen' is no answer" in err
+    assert not (tmp_path / "r.onnx").exists()
+
+
 def test_a_full_disk(tmp_path, images, monkeypatch):
     """Nothing is left of it, and what was there before is as it was."""
     path = cnn(tmp_path / "m.onnx")

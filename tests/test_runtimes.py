@@ -206,7 +206,7 @@ def test_its_keys_are_its_arguments(lookup, policy):
         ("thread = 2", 'edge.thread: there is no such key: did you mean "threads"?'),
         (
             "providers = []",
-            "edge.providers: there is no such key: expected one of path, view, variant, threads, delegate, words, table, ",
+            "edge.providers: there is no such key: expected one of path, view, variant, group, threads, delegate, words, table, ",
         ),
         ('threads = "2"', 'edge.threads: expected a valid integer, found "2"'),
         ('delegate = "gpus"', 'edge.delegate: found "gpus": did you mean "gpu"?'),

@@ -306,6 +306,34 @@ def test_the_period_is_the_sensors_own():
         assert router.engine.observer.reads_at > time.monotonic() + 30
 
 
+def test_the_period_of_a_policy(tmp_path):
+    """It goes before the sensors' own, from a second to a minute; a reload changes it."""
+    from edgeroute import PolicyError
+
+    device, policy = Device(), tmp_path / "policy.toml"
+    device.every_s = 1.0
+    text = 'sensors_every = "60s"\nthreshold = 0.5\n[saver]\nbattery_below = "20%"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
+    policy.write_text(text)
+    with Router.from_policy(policy, edge=unsure, cloud=cloud, sensors=device) as router:
+        assert router.engine.observer.reads_at > time.monotonic() + 30
+        policy.write_text(text.replace("60s", "20s"))
+        router.reload()
+        router.engine.read_sensors()
+        assert time.monotonic() + 10 < router.engine.observer.reads_at < time.monotonic() + 21
+    with make(device, sensors_every=50) as router:
+        assert router.engine.observer.reads_at > time.monotonic() + 30
+    for wrong in ("500ms", "2m"):
+        policy.write_text(text.replace("60s", wrong))
+        with pytest.raises(PolicyError, match='sensors_every: expected a duration from "1s" to "60s"'):
+            Router.from_policy(policy, edge=unsure, cloud=cloud)
+    for number in (0.5, 61, float("inf")):
+        with pytest.raises(PolicyError, match="sensors_every= takes seconds, from 1 to 60"):
+            make(device, sensors_every=number)
+    for other in (0, "2s", float("nan")):
+        with pytest.raises(PolicyError, match="sensors_every= takes seconds, a number"):
+            make(device, sensors_every=other)
+
+
 def test_it_is_one_for_the_process():
     """And begins empty."""
     assert isinstance(SAMPLER, Sampler)

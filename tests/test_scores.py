@@ -65,6 +65,33 @@ def test_nan_stays_nan(score, classes):
         z[0, at] = 0
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-1e300, 0) | st.just(-math.inf), min_size=1, max_size=40), st.floats(0, 1))
+def test_the_quantile_of_a_short_text_is_numpys(logprobs, q):
+    """In plain Python, in any order, and unchanged; of what is not finite as numpy has it."""
+    given, before = np.array(logprobs), [*logprobs]
+    with np.errstate(all="ignore"):
+        expected = float(np.exp(np.quantile(given, q)))
+    for form in (given, logprobs, tuple(logprobs), np.array(logprobs * 40)[: len(logprobs)]):
+        assert quantile(form, q) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert logprobs == before
+    assert quantile([800.0, 900.0]) == math.inf, "these are no logarithms of probabilities"
+    long = np.tile(given, 1 + 1000 // len(given))
+    with np.errstate(all="ignore"):
+        assert quantile(long, q) == pytest.approx(float(np.exp(np.quantile(long, q))), rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("logprobs", [[-0.1, -2.0, -0.5], [0.0], [-0.1] * 1500, [0.0000005, -1.0]])
+def test_a_confidence_by_log_probabilities_has_one_value_in_each_form(logprobs):
+    """A list, a tuple, an array: as a callable gives them."""
+    known = {CallableModel(lambda x, form=form: ("text", form(logprobs))) for form in (list, tuple, np.array)}
+    with_router = set()
+    for model in known:
+        with Router(model) as router:
+            with_router.add(round(router.infer("x").confidence, 12))
+    assert with_router == {round(quantile(np.array(logprobs)), 12)}
+
+
 def test_the_quantile_of_token_log_probabilities():
     """The 10 % quantile, as a probability; a text without tokens has none."""
     assert quantile(np.log([0.5] * 10)) == pytest.approx(0.5)

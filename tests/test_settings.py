@@ -115,14 +115,15 @@ def test_every_key_of_the_top_reaches_the_router(policy, tmp_path):
     """Durations come as seconds, the folder from the policy's; the names are Router's."""
     given = policy(
         'deadline = "300ms"\nhedge_after = "0s"\nfirst_token = "150ms"\nscore = "margin"\nno_confidence = "accept"\noffline = "raise"\n'
-        'order = "fastest"\nmetered = true\nstate = "sub/../kept"\nuncalibrated = "error"\ncertificate_max_age = "90d"\n' + BOTH
+        'order = "fastest"\nmetered = true\nstate = "sub/../kept"\nuncalibrated = "error"\ncertificate_max_age = "90d"\nsensors_every = "5s"\n'
+        + BOTH
     )
     assert {k: v for k, v in given.items() if k not in {"edge", "cloud"}} == {
         "mode": "prefer_edge", "threshold": 0.85, "deadline": 0.3, "hedge_after": 0.0, "first_token": 0.15, "score": "margin", "no_confidence": "accept",
         "offline": "raise", "order": "fastest", "metered": True, "state": tmp_path.resolve() / "kept",
         "limits": None, "egress": None, "cache": None, "outbox": None, "audit": None, "saver": None, "rules": None, "uncalibrated": "error",
         "certificate_max_age": 7776000.0,
-        "views": None, "candidate": None, "ab": None,
+        "views": None, "candidate": None, "ab": None, "sensors_every": 5.0,
     }  # fmt: skip
     assert set(given) == set(inspect.signature(Router).parameters) - {"trace", "sensors", "instruments", "unknown"}
 
@@ -323,7 +324,7 @@ def test_the_defaults_are_those_of_the_classes():
     ):
         theirs = {**address, **inspect.signature(made).parameters}
         for key, value in section.model_validate(needed):
-            if key not in {"path", "url", "protocol", "file", "view", "variant"}:  # views and variants are the router's
+            if key not in {"path", "url", "protocol", "file", "view", "variant", "group"}:  # views and variants are the router's
                 default = theirs[mine.get(key, key)].default
                 default = None if default == INF else default  # a file says nothing where there is no limit
                 assert (tuple(value) if isinstance(value, list) else value or None) == (default or None), (section, key)
@@ -559,7 +560,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ("hedge-after = 1\n" + BOTH, 'hedge-after: there is no such key: did you mean "hedge_after"?'),
         ("Mode = 1\n" + BOTH, 'Mode: there is no such key: did you mean "mode"?'),
         ('url = "x"\n' + BOTH, "url: there is no such key: it belongs in [cloud]"),
-        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, candidate, ab, cloud, limits, egress, audit, cache, outbox, saver, rule, trace"),
+        ("_env_file = 1\n" + BOTH, "_env_file: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, limits, egress, audit, cache, outbox, saver, rule, trace"),
         (BOTH + 'deadline = "1s"', "cloud.deadline: there is no such key: it belongs at the top of the file, before the first section"),
         (BOTH + "threads = 1", "cloud.threads: there is no such key: it belongs in [edge]"),
         (BOTH + "retry = 1", 'cloud.retry: there is no such key: did you mean "retries"?'),
@@ -605,7 +606,7 @@ def test_a_malformed_value_is_told_of_under_the_variables_name(problems, monkeyp
         ('mode = "only_cloud"\n[edge]\npath = "a.onnx"', 'mode: "only_cloud" needs a [cloud] section, and there is none'),
         ('mode = "prefer_cloud"\n[edge]\npath = "a.onnx"', 'mode: "prefer_cloud" needs a [cloud] section, and there is none'),
         (f'mode = "only_edge"\n[cloud]\nurl = "{URL}"', 'mode: "only_edge" needs an [edge] section, and there is none'),
-        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, state, edge, candidate, ab, cloud, limits, egress, audit, cache, outbox, saver, rule, trace"),
+        ("on_exhausted = 'raise'\n" + BOTH, "on_exhausted: there is no such key: expected one of mode, threshold, deadline, hedge_after, first_token, score, uncalibrated, certificate_max_age, no_confidence, offline, order, metered, sensors_every, state, edge, candidate, ab, cloud, limits, egress, audit, cache, outbox, saver, rule, trace"),
         ('offline = "answer"\n' + BOTH, 'offline: found "answer": expected one of edge, queue, stale, raise'),
         ('order = "fast"\n' + BOTH, 'order: found "fast": did you mean "fastest"?'),
         ("metered = 1\n" + BOTH, "metered: expected true or false, found 1"),

@@ -7,6 +7,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
+from time import monotonic
 
 import pytest
 from both import CALLS, LONG, GatedServer, Tasks, Threads, ask, nothing_left, sure, unsure
@@ -113,13 +114,32 @@ def test_a_cloud_that_ignores_its_stop_is_counted_and_skipped(make, gate):
     cloud = FakeCloud([("cloud", 0.9)], gate=gate)
     router = make(lambda _: (cloud.begun.wait(LONG), ("edge", 0.9))[1], cloud, hedge_after=0, deadline=LONG)
     router.engine.snapshot.clouds[0].guard.succeeded(None)  # of one that is not known to be well three runs are too many
-    for _ in range(MAX_ABANDONED + TOGETHER):
+    for _ in range(MAX_ABANDONED + 1):
         assert router.infer(1).source == "edge"
     assert "skip cloud" in str(router.engine.decide(1, None, None, None))
     runs = cloud.runs
     for _ in range(TOGETHER):
         router.infer(1)
     assert cloud.runs == runs
+
+
+def test_an_edge_that_ignores_its_stop_is_left_alone_at_once_and_asked_again_at_once(make, gate):
+    """However few requests come, the planner hears of its runs with the request that gave up the last one, or the next one."""
+    model = FakeModel([("edge", 0.9)], gate=gate)
+    router = make(model, FakeCloud([("cloud", 0.9)]), hedge_after=0.001, deadline=LONG)
+    (backend,) = (one for one in router.engine.snapshot.backends if one.side == "edge")
+    for _ in range(backend.max_abandoned):
+        assert not router.engine.observer.facts.busy
+        assert router.infer(1).source == "cloud"
+    assert router.engine.observer.facts.busy == {"edge"}
+    gate.set()
+    end, pause = monotonic() + LONG, threading.Event()
+    while backend.abandoned:
+        assert monotonic() < end
+        pause.wait(0.001)
+    router.infer(1)
+    assert not router.engine.observer.facts.busy
+    assert router.infer(1).trace["plan"][0]["leg"] == "edge"
 
 
 def test_stuck_edge_runs_do_not_cost_the_answer_while_the_cloud_is_away(make, gate):

@@ -1,30 +1,18 @@
 """Variants in a router: answers name the member, each has its threshold and certificate; policy files, traces and replay."""
 
-import contextlib
 import json
 
 import pytest
-from both import Tasks, Threads, nothing_left
-from test_device import Device, now_it_reads
+from devices import Device, leaves_nothing, makes, now_it_reads
 
 from edgeroute import Ensemble, PolicyError, Reading, Router, Rule, Variants
-from edgeroute.replay import replay
+from edgeroute.replay import Setup, replay
 from edgeroute.settings import load
 
 BUSY = Rule("load", "small_model", enter=0.9)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_behind(monkeypatch):
-    with nothing_left(monkeypatch):
-        yield
-
-
-@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
-def make(request):
-    """Makes routers of either kind, and closes them."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *args, **policy: stack.enter_context(request.param(*args, **policy))
+_nothing_left_behind, make = leaves_nothing, makes()
 
 
 def fp32(_):
@@ -161,6 +149,32 @@ def test_a_policy_file_has_them(tmp_path, monkeypatch):
     policy.write_text(POLICY)
     monkeypatch.setenv("EDGEROUTE_EDGE__0__THREADS", "3")
     assert load(policy).arguments(tmp_path)["edge"].models["fp32"].threads == 3
+
+
+def test_two_groups_next_to_each_other_stay_two(tmp_path):
+    """Nested by their sections, flat by `group`; each has one member in a plan, and the names may be the same."""
+    policy = tmp_path / "policy.toml"
+    nested = POLICY.replace("[0.8, 0.9]", "[0.8, 0.9, 0.8, 0.9]").replace(
+        "[cloud]",
+        '[[edge]]\n[[edge.variant]]\nname = "fp32"\npath = "a.onnx"\n[[edge.variant]]\nname = "int8"\npath = "b.onnx"\n[cloud]',
+    )
+    nested = nested.replace("[edge]\n[[edge.variant]]", "[[edge]]\n[[edge.variant]]", 1)
+    flat = "".join(
+        f'[[edge]]\nvariant = "{name}"\npath = "{path}.onnx"\ngroup = "{group}"\n'
+        for name, path, group in (("fp32", "fp32", "x"), ("int8", "int8", "x"), ("fp32", "a", "y"), ("int8", "b", "y"))
+    )
+    flat = nested.partition("[[edge]]")[0] + flat + "[cloud]" + nested.partition("[cloud]")[2]
+    for text in (nested, flat):
+        policy.write_text(text)
+        groups = load(policy).arguments(tmp_path)["edge"]
+        assert [{name: model.path.name for name, model in group.models.items()} for group in groups] == [
+            {"fp32": "fp32.onnx", "int8": "int8.onnx"}, {"fp32": "a.onnx", "int8": "b.onnx"},
+        ]  # fmt: skip
+        assert [target.name for target in Setup.read(policy).targets] == [
+            "edge-1 fp32", "edge-1 int8", "edge-2 fp32", "edge-2 int8", "cloud",
+        ]  # fmt: skip
+    with Router([Variants(a=fp32, b=int8), Variants(a=int8, b=fp32)], cloud, threshold=[0.9, 0.9, 0.8, 0.8]) as router:
+        assert router.infer(1).leg == "edge-2 a"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import trustme
 from both import Tasks, Threads
 
 from edgeroute import OpenInference, PlainJson, PolicyError
-from edgeroute.cloud.sockets import EARLY, Early
+from edgeroute.http1.reading import EARLY, Early
 from edgeroute.testing import CannedServer, http_reply
 from edgeroute.testing.listener import finish
 

@@ -37,7 +37,7 @@ class Release(NamedTuple):
 @contextmanager
 def trying(path: Path, version: str) -> Iterator[None]:
     """In this thread, or task, that version is taken in place of the active one: to try it before it is activated."""
-    token = _trying.set((path.absolute(), version))
+    token = _trying.set((located(path), version))
     try:
         yield
     finally:
@@ -56,13 +56,33 @@ def version_of(path: str | Path) -> str:
     if fixed:
         return fixed
     trial = _trying.get()
-    if trial is not None and trial[0] == path.absolute():
+    if trial is not None and trial[0] == located(path):
         return trial[1]
     found = pointer(path)
     if found is None:
         name = path.name.removesuffix(SUFFIX)
         raise ModelMissing(f"no version of {name} is active in {path.parent}: edgeroute models activate {name}")
     return found.version
+
+
+def located(path: Path) -> Path:
+    """The path without links but for the last part: equal for two of one file, as a policy's are."""
+    return path.parent.resolve() / path.name
+
+
+def model_file(path: str | Path) -> Path:
+    """The model's own file, or folder, of the version that such a path stands for now.
+
+    Raises:
+        ModelMissing, CatalogError, StoreError: as `version_of`; or its files are gone.
+    """
+    store, name = Store(Path(path).parent), _name(path)
+    version = version_of(path)
+    return store.version(name, version) / store.entry(name, version).model
+
+
+def _name(path: str | Path) -> str:
+    return Path(path).name.removesuffix(SUFFIX).partition("@")[0]
 
 
 def active_model(path: str | Path, **options: Any) -> EdgeModel:
@@ -78,14 +98,14 @@ def active_model(path: str | Path, **options: Any) -> EdgeModel:
         PolicyError, RuntimeMissing: as for the model's file.
     """
     path = Path(path)
-    store, name = Store(path.parent), path.name.removesuffix(SUFFIX).partition("@")[0]
+    store, name = Store(path.parent), _name(path)
     trial, version = _trying.get(), version_of(path)
     entry, folder = store.entry(name, version), store.version(name, version)
     model = load(folder / entry.model, **options)
     release = Release(
         path, name, version,
         folder / entry.certificate if entry.certificate else None, folder / entry.canaries if entry.canaries else None,
-        trial is not None and trial[0] == path.absolute(),
+        trial is not None and trial[0] == located(path),
     )  # fmt: skip
     try:
         model.release = release  # type: ignore[attr-defined]

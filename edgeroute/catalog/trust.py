@@ -44,7 +44,7 @@ def refreshed(source: Source, folder: Path, root: bytes) -> bytes:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fetcher = _fetcher(client, problems)(source)
-        updater = client.Updater(str(folder), f"{HERE}{METADATA}/", fetcher=fetcher, bootstrap=root)
+        updater = _updater(client)(str(folder), f"{HERE}{METADATA}/", fetcher=fetcher, bootstrap=root)
         updater.refresh()
         found = updater.get_targetinfo(INDEX)
         if found is None:
@@ -79,6 +79,16 @@ def _why(error: Exception, problems: Any) -> str:
     if isinstance(error, problems.EqualVersionNumberError | problems.BadVersionNumberError):
         return f"it is older than what was seen before, or a mix of several ({error})"
     return str(error) or type(error).__name__
+
+
+def _updater(client: Any) -> Any:
+    """The client of TUF without its link to the newest root metadata: FAT, as on SD cards, has no links."""
+
+    class Updater(client.Updater):  # type: ignore[misc]  # imported late
+        def _update_root_symlink(self) -> None:
+            """Nobody reads it: the root is given each time, and what followed it is in root_history."""
+
+    return Updater
 
 
 def _fetcher(client: Any, problems: Any) -> Callable[[Source], Any]:

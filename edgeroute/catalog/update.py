@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from weakref import finalize
 
-from edgeroute.catalog.active import trying
+from edgeroute.catalog.active import located, trying
 from edgeroute.catalog.catalog import Catalog
 from edgeroute.catalog.download import Progress
 from edgeroute.catalog.store import Pointer
@@ -107,10 +107,10 @@ class Updater:
 
     def _index(self) -> int:
         """Which of the router's targets it is."""
-        pointer = self.catalog.path(self.name).absolute()
+        pointer = located(self.catalog.path(self.name))
         for i, backend in enumerate(self.router.engine.snapshot.backends):
             release = member(backend.model, "release") if backend.side == "edge" else None
-            if release is not None and release.pointer.absolute() == pointer:
+            if release is not None and located(release.pointer) == pointer:
                 return i
         raise PolicyError(f"the router has no {self.name} of this catalog: give it {self.catalog.path(self.name)} as its edge")
 

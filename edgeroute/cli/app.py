@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeroute import __version__
+from edgeroute.cli.arms import arms
 from edgeroute.cli.calibrate import calibrate
 from edgeroute.cli.check import check
 from edgeroute.cli.decide import decide
@@ -15,6 +16,8 @@ from edgeroute.cli.docs import docs
 from edgeroute.cli.egress import egress
 from edgeroute.cli.evaluate import evaluate
 from edgeroute.cli.exits import CODES, exits
+from edgeroute.cli.export import export
+from edgeroute.cli.gateway import gateway
 from edgeroute.cli.infer import infer
 from edgeroute.cli.inspect import inspect
 from edgeroute.cli.outbox import outbox
@@ -55,11 +58,12 @@ def root(
 
 
 COMMANDS = (
-    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, sensors, egress, serve,
-    schema, demo, docs,
+    check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors, egress, serve,
+    gateway, schema, demo, docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))
+app.add_typer(export)
 app.add_typer(models)
 app.add_typer(outbox)
 app.add_typer(simulate)

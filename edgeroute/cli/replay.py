@@ -56,7 +56,14 @@ def replay(
     ] = None,
     battery_wh: Annotated[float, typer.Option(min=0, help="Watt hours of a full battery.")] = 10.0,
     idle_watts: Annotated[float, typer.Option(min=0, help="What the device takes whatever it does.")] = 0.0,
-    edge_joules: Annotated[float, typer.Option(min=0, help="What a run of the edge model takes.")] = 0.0,
+    edge_joules: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            show_default=False,
+            help="What a run of the edge model takes. Without it: as recorded, where the router knew it.",
+        ),
+    ] = None,
     thermal: Annotated[
         str | None,
         typer.Option(metavar="NAME", show_default=False, help="cool, warm or hot: how the edge slows down with time."),

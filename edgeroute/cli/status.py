@@ -13,7 +13,7 @@ from edgeroute import system
 from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
-from edgeroute.cli.status_arms import arms_of, show_arms
+from edgeroute.cli.status_arms import arms_of, settings_of, show_arms
 from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
@@ -80,6 +80,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     latencies, links, arms = _latencies(kept), _links(kept), arms_of(kept)
     spent = _spent(kept, limits)
     joules = _joules(kept)
+    notes += _uncounted(snapshot, limits, joules)
     box = _outbox(home / "outbox.db")
     written = max((value.updated for value in kept.values()), default=None)
     if as_json:
@@ -89,6 +90,8 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
             told["joules"] = joules
         told["shadow"] = [one._asdict() for one in found]
         told["arms"] = arms
+        if arms:
+            told["ab"] = settings_of(kept)
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
     for note in notes:
@@ -239,6 +242,15 @@ def _break_even(snapshot: Snapshot, joules: Mapping[str, float]) -> str:
         return ""
     share = break_even(edge, cloud)
     return f"energy: the edge first takes less while under {share:.0%} are deferred" if share else "energy: the cloud takes less"
+
+
+def _uncounted(snapshot: Snapshot | None, limits: Limits | None, joules: Mapping[str, float]) -> list[str]:
+    """What the limit of energy does not count, as it is not known what a run takes, in one line."""
+    edges = [] if snapshot is None else [t.name for t in snapshot.targets if t.side == "edge" and t.name not in joules]
+    if not edges or limits is None or limits.joules_per_hour == inf:
+        return []
+    why = "the device tells no power, or too few readings of it are known"
+    return [f"joules_per_hour counts no runs of {', '.join(edges)}, as it is not known what one takes: {why}"]
 
 
 def _spent(kept: Mapping[str, Value], limits: Limits | None) -> dict[str, dict[str, float | None]]:

@@ -20,19 +20,27 @@ def arms_of(kept: Mapping[str, Value]) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
+def settings_of(kept: Mapping[str, Value]) -> dict[str, Any]:
+    """The settings of the comparison, as they were stored with them."""
+    stored = kept[STORED].value if STORED in kept else None
+    found = stored.get("settings") if isinstance(stored, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def show_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     """Prints them, with 95 % intervals."""
     if not arms:
         return
-    columns = ("arm", "model", "requests", "failed", "deferred", "differ", "loss", "mean", "p99")
+    fleet = "devices" in arms[0]
+    columns = ("arm", "model", *(["devices"] if fleet else []), "requests", "failed", "deferred", "differ", "loss", "mean", "p99")
     rows = []
     for one in arms:
         shares = [_share(one.get(key)) for key in ("failed", "deferred", "differs", "loss")]
         if not one.get("compared"):
             shares[2:] = ["-", "-"]
-        rows.append(
-            (one.get("arm"), one.get("model"), one.get("requests"), *shares, _ms(one.get("mean_s")), _ms(one.get("p99_s")))
-        )
+        counts = [one.get(key) for key in ("devices", "requests")[not fleet :]]
+        times = (_ms(one.get(key)) for key in ("mean_s", "p99_s"))
+        rows.append((one.get("arm"), one.get("model"), *counts, *shares, *times))
     table(columns, rows, ("arm", "model"))
     for one in arms:
         if one.get("stopped"):

@@ -5,28 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
-import httpcore
-
-from edgeroute.cloud.aio_sockets import AsyncSockets
+from edgeroute.cloud.aio_sockets import AsyncSockets, limited
 from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.cloud.sockets import Early, readable
-from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, overfull
-from edgeroute.core.policy import INF
-from edgeroute.errors import BadReply, CloudError, TimedOut
+from edgeroute.cloud.sockets import Poll, send_some
+from edgeroute.cloud.tls import RECORD, Steps
+from edgeroute.cloud.wire import KEEP_S, Line, Wire
+from edgeroute.errors import CloudError, TimedOut
+from edgeroute.http1.parsers import Malformed
+from edgeroute.http1.reading import Reading
 from edgeroute.system import renew_after_fork
 
 T = TypeVar("T")
 FREE_READS = 4
 """Reads of a reply without a pause for the event loop's other tasks."""
-PART = 1 << 14
-"""Bytes read at a time: chunks of one byte take long to parse, and nothing else runs meanwhile."""
 
 
 class AsyncConnections:
@@ -51,41 +47,52 @@ class AsyncConnections:
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Connections.send`; cancelling the task cancels the call."""
+        channel = self._take()
+        kept = False
+        try:
+            reading = self._wire.reading(call)
+            await channel.within(until, channel.whole(call, reading))
+            kept = self._done(channel, reading)
+            return Reply(reading.status, reading.headers, reading.take())
+        finally:
+            if not kept:
+                channel.close()
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:
+        """As `Connections.open`."""
+        channel = self._take()
+        kept = False
+        try:
+            reading = self._wire.reading(call)
+            await channel.within(until, channel.begin(call, reading))
+            yield AsyncResponse(channel, reading, until)
+            kept = self._done(channel, reading)
+        finally:
+            if not kept:
+                channel.close()
+
+    def _take(self) -> _Connection:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._close_idle()  # connections of another loop cannot be used here
             self._loop, self._idle = loop, []
-        idle = self._idle
-        left_s = until - monotonic()
-        request = self._wire.request(call, min(left_s, 0.0) or INF)  # the limit is wait_for's alone: two timers would race
-        channel = idle.pop() if idle else self._new(loop)
-        good, failed = False, None
-        try:
-            reply = await asyncio.wait_for(channel.send(call, request), None if left_s == INF else left_s)
-            good = True
-        except ERRORS as e:
-            failed = self._wire.error(e, stale=channel.kept)
-        except CloudError:
-            raise
-        except (asyncio.TimeoutError, TimeoutError) as e:
-            raise TimedOut(f"{self._wire.address.origin} did not {channel.sockets.doing} in time") from e
-        finally:
-            if good and not self._closed:
-                idle.append(channel)
-            else:
-                channel.sockets.close()
-        if failed is not None:
-            raise failed
-        return reply
-
-    def _new(self, loop: asyncio.AbstractEventLoop) -> _Connection:
+        if self._idle:
+            return self._idle.pop()
         channel = _Connection(self._wire, loop)
         self._all.add(channel)
         return channel
 
+    def _done(self, channel: _Connection, reading: Reading) -> bool:
+        """Keeps a connection after a call, if it may be used again. Returns whether it is."""
+        if self._closed or channel.sockets.loop is not self._loop or not channel.clean(reading):
+            return False
+        self._idle.append(channel)
+        return True
+
     def _close_idle(self) -> None:
         while self._idle:
-            self._idle.pop().sockets.close()
+            self._idle.pop().close()
 
     async def close(self) -> None:
         """Closes idle connections now, and those in use when they become idle."""
@@ -102,199 +109,154 @@ class AsyncConnections:
             self._close_idle()
 
 
+class AsyncResponse:
+    """As `Response`, for `async for`.
+
+    Attributes:
+        status: of HTTP.
+        headers: names are lower case.
+        until: the instant by which the next piece must come; to be set anew for each, if it is a limit between pieces.
+    """
+
+    __slots__ = ("_channel", "_reading", "headers", "status", "until")
+
+    def __init__(self, channel: _Connection, reading: Reading, until: float) -> None:
+        self._channel, self._reading, self.until = channel, reading, until
+        self.status: int = reading.status
+        self.headers: Mapping[str, str] = reading.headers
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """As of `Response`."""
+        reading, channel = self._reading, self._channel
+        while True:
+            if piece := reading.take():
+                yield piece
+            elif reading.ended:
+                return
+            else:
+                await channel.within(self.until, channel.more(reading))
+
+
 class _Connection:
-    """One connection, reopened when the server has closed it."""
+    """One connection, opened at its first call, and again when the server has closed it."""
 
     def __init__(self, wire: Wire, loop: asyncio.AbstractEventLoop) -> None:
         self._wire, self.sockets = wire, AsyncSockets(wire.address.origin, loop)
-        self.kept = False
-        """Whether it has served a call: then the server may just have closed it."""
-        self._connection = self._new()
-
-    async def send(self, call: Call, request: httpcore.Request) -> Reply:
-        wire = self._wire
-        old = self._connection
-        if isinstance(old, httpcore.AsyncHTTPConnection) and (old.is_closed() or old.has_expired()):
-            self.sockets.close()
-            self._connection, self.kept = self._new(), False
-        self.sockets.unsent = False
-        self.sockets.framing.begin()
-        response = await self._connection.handle_async_request(request)
-        try:
-            incoming = wire.heard(call, response, whole=not self.sockets.unsent)
-            if not incoming.unread:
-                try:
-                    async for part in response.aiter_stream():
-                        incoming.add(part)
-                        if incoming.unread:
-                            break
-                        self.sockets.framing.content(len(part))
-                except BadReply as e:
-                    incoming.leave(e)
-        finally:
-            await response.aclose()
-        self.kept = True
-        if overfull(self._connection):
-            self.sockets.close()
-            self._connection, self.kept = self._new(), False
-        return incoming.reply()
-
-    def _new(self) -> httpcore.AsyncHTTPConnection | httpcore.AsyncConnectionPool:
-        options, backend = self._wire.options(), _Backend(self.sockets)
-        if options["proxy"] is not None:  # only httpcore's pool supports proxies
-            return httpcore.AsyncConnectionPool(**options, max_connections=1, network_backend=backend)
-        del options["proxy"]
-        return httpcore.AsyncHTTPConnection(self._wire.root.origin, **options, network_backend=backend)
-
-
-class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects for httpcore, without the loop's default executor, which others may have filled."""
-
-    def __init__(self, sockets: AsyncSockets) -> None:
-        self._sockets = sockets
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the limit is on the whole call
-        local_address: str | None = None,  # noqa: ARG002 - never passed
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - likewise
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            return _Stream(await self._sockets.connect(host, port), self._sockets)
-        except OSError as e:
-            raise httpcore.ConnectError(str(e)) from e
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    """A stream on one socket."""
-
-    def __init__(self, sock: socket.socket, sockets: AsyncSockets) -> None:
-        self._sock, self._sockets = sock, sockets
-        self._early = Early()
+        self._line: Line | None = None
+        self._sock: socket.socket | None = None
+        self._poll: Poll | None = None
+        self._idle_since = 0.0
         self._reads = 0
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
-        framing = self._sockets.framing
-        if early := self._early.take(max_bytes):
-            return framing.received(early)
+    async def within(self, until: float, steps: Coroutine[Any, Any, None]) -> None:
+        """Awaits the steps, by that instant."""
+        left_s = until - monotonic()
+        if left_s <= 0:
+            steps.close()
+            raise self._late()
+        try:
+            await limited(left_s, steps)
+        except CloudError:
+            raise
+        except (asyncio.TimeoutError, TimeoutError) as e:  # the system's own, ETIMEDOUT, has been mapped by the steps
+            raise self._late() from e
+
+    def _late(self) -> TimedOut:
+        return TimedOut(f"{self._wire.address.origin} did not {self.sockets.doing} in time")
+
+    async def whole(self, call: Call, reading: Reading) -> None:
+        """Sends a call, and reads all of its reply."""
+        await self.begin(call, reading)
+        while not reading.ended:
+            await self.more(reading)
+
+    async def begin(self, call: Call, reading: Reading) -> None:
+        """Sends a call, and reads until its reply's head has come."""
+        line, self._reads, failed = self._line, 0, None
+        if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
+            self.close()
+            self._line = line = Line(self._wire)
+        try:
+            if not line.opened:
+                self._sock = sock = await self.sockets.connect(*line.there)
+                self._poll = Poll(sock)
+                self.sockets.doing = "accept a connection"
+                await self._pump(line.open())
+                self.sockets.doing = "answer"
+            await self._pump(line.ask(call, reading))
+        except CloudError:
+            raise
+        except (OSError, Malformed) as e:
+            failed = self._failed(e, reading)
+        if failed is not None:
+            raise failed
+
+    async def more(self, reading: Reading) -> None:
+        """Reads on in the body."""
+        failed = None
+        assert self._line is not None
+        try:
+            await self._pump(self._line.more(reading))
+        except CloudError:
+            raise
+        except (OSError, Malformed) as e:
+            failed = self._failed(e, reading)
+        if failed is not None:
+            raise failed
+
+    def _failed(self, e: Exception, reading: Reading) -> CloudError:
+        line = self._line
+        assert line is not None
+        error = self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
+        error.__cause__ = e
+        return error
+
+    def clean(self, reading: Reading) -> bool:
+        """Whether it may be used again, after this reply."""
+        self._idle_since = monotonic()
+        return self._line is not None and self._line.clean(reading)
+
+    def close(self) -> None:
+        """Closes its sockets. It can be used again."""
+        self._line = self._sock = self._poll = None
+        self.sockets.close()
+
+    async def _pump(self, steps: Steps[T]) -> T:
+        """Sends and receives what the steps ask for."""
+        try:
+            step = next(steps)
+            while True:
+                came: Any
+                try:
+                    came = await (self._receive(step) if isinstance(step, int) else self._send(step))
+                except OSError as e:
+                    step = steps.throw(e)
+                    continue
+                step = steps.send(came)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _receive(self, most: int) -> bytes:
+        assert self._sock is not None
         self._reads += 1
         if self._reads > FREE_READS:
             await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
-        try:
-            return framing.received(await self._sockets.loop.sock_recv(self._sock, framing.most(min(max_bytes, PART))))
-        except OSError as e:
-            raise httpcore.ReadError(str(e)) from e
+        return await self.sockets.loop.sock_recv(self._sock, most)
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
-        self._reads = 0
-        await self.send(buffer, self._early.heard)
-
-    async def send(self, data: bytes, heard: Callable[[bytes], bool] | None) -> None:
-        """As of the stream for threads."""
-        rest, loop = memoryview(data), self._sockets.loop
-        try:
-            while rest:
-                try:
-                    rest = rest[self._sock.send(rest) :]
-                    continue
-                except BlockingIOError:
-                    pass
-                try:
-                    come = heard is not None and await self._sockets.ready(self._sock)
-                except NotImplementedError:  # Windows' own loop does not tell
-                    heard = None
-                if heard is None:
-                    return await loop.sock_sendall(self._sock, rest)
-                with contextlib.suppress(BlockingIOError):
-                    if come and heard(self._sock.recv(RECORD)):
-                        self._sockets.unsent = True
-                        raise httpcore.WriteError("a reply has come before the whole request was sent")
-        except OSError as e:
-            raise httpcore.WriteError(str(e)) from e
-
-    async def aclose(self) -> None:
-        self._sockets.drop(self._sock)
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - as above
-    ) -> httpcore.AsyncNetworkStream:
-        return await _secured(self, ssl_context, server_hostname)
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":
-            return readable(self._sock)
-        return self._sock if info == "socket" else None
-
-
-class _TlsStream(httpcore.AsyncNetworkStream):
-    """TLS on top of another stream."""
-
-    def __init__(self, inner: _Stream | _TlsStream, tls: Tls) -> None:
-        self._inner, self._tls = inner, tls
-        self._early = Early()
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - as above
-        if early := self._early.take(max_bytes):
-            return early
-        try:
-            return await _pump(self._inner, self._tls.read(max_bytes))
-        except ssl.SSLError as e:
-            raise httpcore.ReadError(str(e)) from e
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - as above
-        await self.send(buffer, self._early.heard)
-
-    async def send(self, data: bytes, heard: Callable[[bytes], bool] | None) -> None:
-        """As of a stream on a socket."""
-        try:
-            await _pump(
-                self._inner,
-                self._tls.write(data),
-                None if heard is None else lambda received: self._tls.heard(received, heard),
-            )
-        except ssl.SSLError as e:
-            raise httpcore.WriteError(str(e)) from e
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - as above
-    ) -> httpcore.AsyncNetworkStream:
-        return await _secured(self, ssl_context, server_hostname)
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable" and self._tls.surplus():
-            return True
-        return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
-
-
-async def _secured(inner: _Stream | _TlsStream, context: ssl.SSLContext, hostname: str | None) -> _TlsStream:
-    tls = Tls(context, hostname)
-    try:
-        await _pump(inner, tls.handshake())
-    except (OSError, httpcore.NetworkError) as e:
-        raise httpcore.ConnectError(str(e)) from e
-    return _TlsStream(inner, tls)
-
-
-async def _pump(inner: _Stream | _TlsStream, steps: Steps[T], heard: Callable[[bytes], bool] | None = None) -> T:
-    received = b""
-    try:
-        to_send = next(steps)
+    async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
+        """As of the connection for threads."""
+        sock, sockets = self._sock, self.sockets
+        assert sock is not None
         while True:
-            if to_send is None:
-                received = await inner.read(RECORD)
-            else:
-                await inner.send(to_send, heard)
-            to_send = steps.send(received)
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
+            try:
+                return send_some(sock, parts), None
+            except BlockingIOError:
+                pass
+            try:
+                come = await sockets.ready(sock)
+            except NotImplementedError:  # Windows' own loop does not tell
+                await sockets.loop.sock_sendall(sock, parts[0])
+                return len(parts[0]), None
+            if come:
+                with contextlib.suppress(BlockingIOError):
+                    return 0, sock.recv(RECORD)

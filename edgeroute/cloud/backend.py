@@ -139,11 +139,19 @@ class FunctionBackend(AbandonedRuns):
         rows = Rows(exchange, inputs, until)
         for x in rows:
             with rows:
-                pieces = [piece async for piece in self.stream_async(x, until, exchange)]
+                pieces = [piece async for piece in self._pieces_async(x, until, exchange)]
                 rows.append(self.reader.many([self._answer(whole(pieces) if self._speaks else pieces[0])], 1)[0])
         return rows.found
 
-    async def stream_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
+    async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
+        """As `stream`, on an event loop; calls `show` with each piece of the answer."""
+        pieces: list[Any] = []
+        async for piece in self._pieces_async(x, until, exchange):
+            pieces.append(piece)
+            show(piece)
+        return self.reader.many([(whole(pieces), None)], 1)[0]
+
+    async def _pieces_async(self, x: Any, until: float, exchange: Exchange) -> AsyncGenerator[Any, None]:
         """The pieces of an asynchronous generator function; for any other function its answer, in one piece."""
         exchange.next_call()
         exchange.before_attempt(0, until)

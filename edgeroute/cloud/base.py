@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
+from edgeroute.cloud.pins import checked_pins
 from edgeroute.cloud.quoting import quote
 from edgeroute.cloud.terms import checked_terms
+from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.errors import BadReply, PolicyError, Refused, check_number
 from edgeroute.system import json_loads
@@ -35,6 +37,8 @@ class Call(NamedTuple):
     Other calls are retried up to `Address.retries` times, and only a success is returned."""
     max_reply: int | None = None
     """The longest acceptable reply, bytes; None: `Address.max_reply_bytes`."""
+    tokens: Tokens | None = None
+    """Tokens that are expected: their price is booked before it is sent, and corrected once they are counted."""
 
 
 SUCCESS = range(200, 300)
@@ -54,7 +58,12 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 
 
 class HttpEndpoint(Protocol):
-    """An inference protocol over HTTP; or over what its optional `channels()` makes: see `edgeroute.cloud.http.Channels`."""
+    """An inference protocol over HTTP; or over what its optional `channels()` makes: see `edgeroute.cloud.carriers.Channels`.
+
+    One whose answers come in pieces has two more members, generators of a `edgeroute.cloud.speech.Speech`: `speak(x)`, the
+    answer to one input, and `hear(call)`, that to a call from `encode`; and `between_s`, seconds within which the next
+    piece must come (none: no limit). It is asked for one input at a time.
+    """
 
     name: str
     where: str
@@ -151,11 +160,16 @@ class Address:
         headers: sent with each request; values are strings or `Secret`s.
         verify: TLS verification. True: the system's and certifi's CAs; a path: only the CAs in this file; False: none.
         cert: paths of the client certificate and key, for mutual TLS.
+        pin: `sha256/` and the Base64 of the SHA-256 of the server's public key, or several: its certificate must hold one of
+            them, besides what `verify` asks for.
+        client: what carries the requests, in place of connections of its own: an `httpx.Client` for Router, an
+            `httpx.AsyncClient` for AsyncRouter, or both as a tuple; they stay open. "httpx": clients of its own.
         timeout_s: for one request with all its retries; a deadline may be shorter.
         retries: maximum retries of a failed request.
         max_reply_bytes: a longer reply for one input is rejected without being read in full; one for a batch may be up to
             16 times as long.
-        terms: fields of `Terms`: usd_per_call, usd_per_mb, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
+        terms: fields of `Terms`: usd_per_call, usd_per_mb, usd_per_million_input_tokens,
+            usd_per_million_output_tokens, joules_per_call, joules_per_mb, calls_per_s, max_concurrent.
 
     Raises:
         PolicyError: invalid URL, or one with a user, password, query or fragment; or a number that cannot be.
@@ -169,6 +183,8 @@ class Address:
         headers: Mapping[str, str | Secret] | None = None,
         verify: bool | str | Path = True,
         cert: tuple[str | Path, str | Path] | None = None,
+        pin: str | Sequence[str] | None = None,
+        client: Any = None,
         timeout_s: float = 10.0,
         retries: int = 2,
         max_reply_bytes: int = MAX_REPLY,
@@ -198,7 +214,14 @@ class Address:
             raise PolicyError(f"{bare(url)}: its host is not one that can be looked up") from None
         self.origin = f"{parts.scheme}://{self.netloc.decode()}"
         self.path = parts.path.rstrip("/")
-        self.verify, self.cert = verify, cert
+        self.verify, self.cert, self.pins = verify, cert, checked_pins(pin)
+        if self.pins and not self.https:
+            raise PolicyError(f"{self.origin}: pin is of TLS, and this is no https:// URL")
+        self.client = None if client is None else _clients(client)
+        if self.client is not None and self.pins:
+            raise PolicyError(f"{self.origin}: pin is checked on connections of its own alone, not by a client (client=)")
+        if self.client not in (None, (None, None)) and (verify is not True or cert is not None):
+            raise PolicyError(f"{self.origin}: verify and cert are those of the client that is given (client=): set them there")
         self.hidden: set[str] = set()
         """The proxy's password, in the forms in which it may be quoted."""
         self.timeout_s, self.retries, self.max_reply_bytes = timeout_s, retries, max_reply_bytes
@@ -222,7 +245,7 @@ class Address:
             for name, (before, secret) in self._headers.items()
         ]
         for name, value in found:
-            if not _SENDABLE.fullmatch(value):  # checked here: httpcore's error would quote the value
+            if not _SENDABLE.fullmatch(value):  # checked here, so that no error quotes the value
                 raise PolicyError(f"the header {name!r} has a value that cannot be sent: is there a line break in it?")
         return found
 
@@ -256,6 +279,20 @@ class Address:
 
 def _secret(value: str | Secret) -> Secret:
     return value if isinstance(value, Secret) else Secret(value)
+
+
+def _clients(client: Any) -> tuple[Any, Any]:
+    """The clients for threads and for asyncio; neither: to be made."""
+    if isinstance(client, str):
+        if client != "httpx":
+            raise PolicyError('client is "httpx", or an httpx.Client, an httpx.AsyncClient, or a tuple of both')
+        return None, None
+    given = client if isinstance(client, tuple) else (client,)
+    tasks = [one for one in given if hasattr(one, "aclose") and hasattr(one, "build_request")]
+    threads = [one for one in given if hasattr(one, "close") and hasattr(one, "build_request")]
+    if len(tasks) > 1 or len(threads) > 1 or len(tasks) + len(threads) != len(given) or not given:
+        raise PolicyError('client is "httpx", or an httpx.Client, an httpx.AsyncClient, or a tuple of both')
+    return (threads or [None])[0], (tasks or [None])[0]
 
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

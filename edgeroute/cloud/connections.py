@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import ssl
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
-import httpcore
-
 from edgeroute.cloud.base import Address, Call, Reply
-from edgeroute.cloud.sockets import BlockingSockets, Early, readable, ready
-from edgeroute.cloud.tls import RECORD, Steps, Tls
-from edgeroute.cloud.wire import ERRORS, Wire, overfull
-from edgeroute.errors import BadReply, TimedOut, Unreachable
+from edgeroute.cloud.sockets import BlockingSockets, Poll, send_some
+from edgeroute.cloud.tls import RECORD, Steps
+from edgeroute.cloud.wire import KEEP_S, Line, Wire
+from edgeroute.errors import CloudError, Unreachable
+from edgeroute.http1.parsers import Malformed
+from edgeroute.http1.reading import Reading
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
 T = TypeVar("T")
-_FULL = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connections:
     """Keep-alive connections to one address, for threads.
 
-    Each is a pool of its own: a call can then be cancelled, by shutting its socket down, without affecting others. There is
+    Each call has a connection to itself: it can be cancelled, by shutting its socket down, without affecting others. There is
     no lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
@@ -51,23 +49,41 @@ class Connections:
         Raises:
             CloudError: there is no reply in time, or no valid one.
         """
-        if cancel is not None and cancel.asked:
-            raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
-        channel = self._take()
+        channel = self._take(cancel)
         kept = False
         try:
-            reply = channel.send(call, until, cancel)
-            if cancel is not None:
-                cancel.on_ask(None)
-            if cancel is None or not cancel.asked:
-                self._give(channel)
-                kept = True
+            reading = channel.begin(call, until, cancel)
+            while not reading.ended:
+                channel.more(reading)
+            reply = Reply(reading.status, reading.headers, reading.take())
+            kept = self._done(channel, reading, cancel)
             return reply
         finally:
             if not kept:
                 channel.close()
 
-    def _take(self) -> _Connection:
+    @contextlib.contextmanager
+    def open(self, call: Call, until: float, cancel: StopToken | None = None) -> Iterator[Response]:
+        """Sends the call, and gives the reply once its head has come, by the instant `until`: its body is read piece by piece.
+
+        Leaving before the end of the body closes the connection.
+
+        Raises:
+            CloudError: as `send`; also while the body is read.
+        """
+        channel = self._take(cancel)
+        kept = False
+        try:
+            reading = channel.begin(call, until, cancel)
+            yield Response(channel, reading)
+            kept = self._done(channel, reading, cancel)
+        finally:
+            if not kept:
+                channel.close()
+
+    def _take(self, cancel: StopToken | None) -> _Connection:
+        if cancel is not None and cancel.asked:
+            raise Unreachable(f"{self._wire.address.origin} was not asked: its answer is not needed any more")
         try:
             return self._idle.pop()
         except IndexError:
@@ -75,10 +91,16 @@ class Connections:
             self._all.add(channel)
             return channel
 
-    def _give(self, channel: _Connection) -> None:
+    def _done(self, channel: _Connection, reading: Reading, cancel: StopToken | None) -> bool:
+        """Keeps a connection after a call, if it may be used again. Returns whether it is."""
+        if cancel is not None:
+            cancel.on_ask(None)
+        if not channel.clean(reading) or (cancel is not None and cancel.asked):
+            return False
         self._idle.append(channel)
         if self._closed:
             _close_all(self._idle)
+        return True
 
     def close(self) -> None:
         """Closes idle connections now, and those in use when they become idle."""
@@ -92,208 +114,156 @@ def _close_all(idle: list[_Connection]) -> None:
             idle.pop().close()
 
 
-class _Connection:
-    """One connection, reopened when the server has closed it."""
+class Response:
+    """A reply whose head has come.
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire, self._sockets = wire, BlockingSockets(wire.address.origin)
-        self._connection = self._new()
-        self._kept = False
+    Attributes:
+        status: of HTTP.
+        headers: names are lower case.
+    """
 
-    def send(self, call: Call, until: float, cancel: StopToken | None) -> Reply:
-        wire, failed = self._wire, None
-        self._sockets.begin(until, cancel)
-        try:
-            request = wire.request(call, until - monotonic())
-            old = self._connection
-            if isinstance(old, httpcore.HTTPConnection) and (old.is_closed() or old.has_expired()):
-                self._sockets.close()
-                self._connection, self._kept = self._new(), False
-            response = self._connection.handle_request(request)
-            try:
-                incoming = wire.heard(call, response, whole=not self._sockets.unsent)
-                if not incoming.unread:
-                    try:
-                        for part in response.iter_stream():
-                            incoming.add(part)
-                            if incoming.unread:
-                                break
-                            self._sockets.framing.content(len(part))
-                    except BadReply as e:
-                        incoming.leave(e)
-            finally:
-                response.close()
-        except ERRORS as e:
-            failed = wire.error(e, stale=self._kept)
-        if failed is not None:
-            raise failed
-        self._kept = True
-        if overfull(self._connection):
-            self._sockets.close()
-            self._connection, self._kept = self._new(), False
-        return incoming.reply()
+    __slots__ = ("_channel", "_reading", "headers", "status")
 
-    def _new(self) -> httpcore.HTTPConnection | httpcore.ConnectionPool:
-        options, backend = self._wire.options(), _Backend(self._sockets)
-        if options["proxy"] is not None:  # only httpcore's pool supports proxies
-            return httpcore.ConnectionPool(**options, max_connections=1, network_backend=backend)
-        del options["proxy"]
-        return httpcore.HTTPConnection(self._wire.root.origin, **options, network_backend=backend)
+    def __init__(self, channel: _Connection, reading: Reading) -> None:
+        self._channel, self._reading = channel, reading
+        self.status: int = reading.status
+        self.headers: Mapping[str, str] = reading.headers
 
-    def close(self) -> None:
-        """Closes the sockets, whatever httpcore's state: it may not know of them yet."""
-        self._sockets.close()
+    @property
+    def until(self) -> float:
+        """The instant by which the next piece must come; to be set anew for each, if it is a limit between pieces."""
+        return self._channel.sockets.until
 
+    @until.setter
+    def until(self, until: float) -> None:
+        self._channel.sockets.until = until
 
-class _Backend(httpcore.NetworkBackend):
-    """Connects for httpcore, with sockets that can be shut down from another thread and enforce the time limit."""
-
-    def __init__(self, sockets: BlockingSockets) -> None:
-        self._sockets = sockets
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the sockets enforce the limit
-        local_address: str | None = None,  # noqa: ARG002 - never passed
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,  # noqa: ARG002 - likewise
-    ) -> httpcore.NetworkStream:
-        try:
-            return _Stream(self._sockets.connect(host, port), self._sockets)
-        except TimedOut:
-            raise
-        except OSError as e:
-            raise httpcore.ConnectError(str(e)) from e
-
-
-class _Stream(httpcore.NetworkStream):
-    """A stream on one socket, with or without TLS."""
-
-    def __init__(self, sock: socket.socket, sockets: BlockingSockets) -> None:
-        self._sock, self._sockets = sock, sockets
-        self._early = Early()
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
-        framing = self._sockets.framing
-        if early := self._early.take(max_bytes):
-            return framing.received(early)
-        left_s, most = self._sockets.left_s(), framing.most(max_bytes)
-        try:
-            self._sock.settimeout(left_s)
-            return framing.received(self._sock.recv(most))
-        except TimeoutError as e:
-            raise httpcore.ReadTimeout(str(e)) from e
-        except OSError as e:
-            raise httpcore.ReadError(str(e)) from e
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - likewise
-        self.send(buffer, self._early.heard)
-
-    def send(self, data: bytes, heard: Callable[[bytes], bool] | None) -> None:
-        """Sends the data. What comes meanwhile is passed to `heard`, if there is one, which says whether to stop.
+    def __iter__(self) -> Iterator[bytes]:
+        """The body as it comes, no more than `Call.max_reply` bytes; of an error that is longer, a part.
 
         Raises:
-            httpcore.WriteError: it was stopped, or cannot be sent. httpcore then reads the reply, if there is any.
+            CloudError: the next piece is not there in time, the connection breaks, or a success is too long.
         """
-        sock, rest = self._sock, memoryview(data)
-        left_s = self._sockets.left_s()
-        try:
-            sock.settimeout(left_s if heard is None else 0)
-            if heard is None:
-                sock.sendall(rest)
+        reading = self._reading
+        while True:
+            if piece := reading.take():
+                yield piece
+            elif reading.ended:
                 return
-            while rest:
-                try:
-                    rest = rest[sock.send(rest) :]
-                    continue
-                except _FULL:
-                    pass
-                if ready(sock, left_s):
-                    with contextlib.suppress(*_FULL):  # a session ticket, for one, is nothing that was said
-                        if heard(sock.recv(RECORD)):
-                            self._sockets.unsent = True
-                            raise httpcore.WriteError("a reply has come before the whole request was sent")
-                left_s = self._sockets.left_s()
-        except TimeoutError as e:
-            raise httpcore.WriteTimeout(str(e)) from e
-        except OSError as e:
-            raise httpcore.WriteError(str(e)) from e
+            else:
+                self._channel.more(reading)
+
+
+class _Connection:
+    """One connection, opened at its first call, and again when the server has closed it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire, self.sockets = wire, BlockingSockets(wire.address.origin)
+        self._line: Line | None = None
+        self._sock: socket.socket | None = None
+        self._poll: Poll | None = None
+        self._idle_since = 0.0
+
+    def begin(self, call: Call, until: float, cancel: StopToken | None) -> Reading:
+        """Sends a call, and reads until its reply's head has come."""
+        if until <= (now := monotonic()):
+            raise self._wire.not_asked()
+        self.sockets.begin(until, cancel)
+        line, reading = self._line, self._wire.reading(call)
+        if line is None or self._poll is None or now - self._idle_since > KEEP_S or self._poll.readable():
+            line = self._renewed()
+        failed: CloudError
+        try:
+            if not line.opened:
+                self._sock = sock = self.sockets.connect(*line.there)
+                self._poll = Poll(sock)
+                self._pump(line.open(), "accept a connection", "accept a connection")
+            self._pump(line.ask(call, reading), "take the request", "answer")
+        except CloudError:
+            raise
+        except (OSError, Malformed) as e:
+            failed = self._failed(e, reading)
+        else:
+            return reading
+        raise failed
+
+    def _renewed(self) -> Line:
+        self.sockets.close()
+        self._sock = self._poll = None
+        self._line = line = Line(self._wire)
+        return line
+
+    def more(self, reading: Reading) -> None:
+        """Reads on in the body."""
+        failed: CloudError
+        assert self._line is not None
+        try:
+            self._pump(self._line.more(reading), "finish its answer", "finish its answer")
+        except CloudError:
+            raise
+        except (OSError, Malformed) as e:
+            failed = self._failed(e, reading)
+        else:
+            return
+        raise failed
+
+    def _failed(self, e: Exception, reading: Reading) -> CloudError:
+        line = self._line
+        assert line is not None
+        error = self._wire.error(e, opened=line.opened, stale=line.served and not reading.heard)
+        error.__cause__ = e
+        return error
+
+    def clean(self, reading: Reading) -> bool:
+        """Whether it may be used again, after this reply."""
+        self._idle_since = monotonic()
+        return self._line is not None and self._line.clean(reading)
 
     def close(self) -> None:
-        self._sockets.drop(self._sock)
+        """Closes its sockets. It can be used again."""
+        self._line = self._sock = self._poll = None
+        self.sockets.close()
 
-    def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - likewise
-    ) -> httpcore.NetworkStream:
-        if isinstance(self._sock, ssl.SSLSocket):
-            return _Tunnel(self, ssl_context, server_hostname)
-        left_s = self._sockets.left_s("accept a connection")
+    def _pump(self, steps: Steps[T], sending: str, receiving: str) -> T:
+        """Sends and receives what the steps ask for. The strings say what the server is to do meanwhile."""
         try:
-            sock = ssl_context.wrap_socket(self._sock, server_hostname=server_hostname, do_handshake_on_connect=False)
-            self._sockets.adopt(sock)
-            self._sockets.keep_only(sock)
-            self._sockets.check()
-            sock.settimeout(left_s)
-            sock.do_handshake()
-        except TimeoutError as e:
-            raise httpcore.ConnectTimeout(str(e)) from e
-        except OSError as e:
-            raise httpcore.ConnectError(str(e)) from e
-        return _Stream(sock, self._sockets)
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "ssl_object":
-            return self._sock if isinstance(self._sock, ssl.SSLSocket) else None
-        if info == "is_readable":
-            return (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0) or readable(self._sock)
-        return self._sock if info == "socket" else None
-
-
-class _Tunnel(httpcore.NetworkStream):
-    """TLS to the endpoint, through TLS to a proxy."""
-
-    def __init__(self, inner: _Stream, ssl_context: ssl.SSLContext, hostname: str | None) -> None:
-        self._inner, self._tls, self._early = inner, Tls(ssl_context, hostname), Early()
-        try:
-            self._pump(self._tls.handshake())
-        except (OSError, httpcore.NetworkError) as e:
-            raise httpcore.ConnectError(str(e)) from e
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - the sockets enforce the limit
-        if early := self._early.take(max_bytes):
-            return early
-        try:
-            return self._pump(self._tls.read(max_bytes))
-        except ssl.SSLError as e:
-            raise httpcore.ReadError(str(e)) from e
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - likewise
-        try:
-            self._pump(self._tls.write(buffer), lambda data: self._tls.heard(data, self._early.heard))
-        except ssl.SSLError as e:
-            raise httpcore.WriteError(str(e)) from e
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable" and self._tls.surplus():
-            return True
-        return self._tls.object if info == "ssl_object" else self._inner.get_extra_info(info)
-
-    def _pump(self, steps: Steps[T], heard: Callable[[bytes], bool] | None = None) -> T:
-        received = b""
-        try:
-            to_send = next(steps)
+            step = next(steps)
             while True:
-                if to_send is None:
-                    received = self._inner.read(RECORD)
-                else:
-                    self._inner.send(to_send, heard)
-                to_send = steps.send(received)
+                came: Any
+                try:
+                    came = self._receive(step, receiving) if isinstance(step, int) else self._send(step, sending)
+                except CloudError:
+                    raise
+                except OSError as e:
+                    step = steps.throw(e)
+                    continue
+                step = steps.send(came)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+
+    def _receive(self, most: int, doing: str) -> bytes:
+        sock, poll, sockets = self._sock, self._poll, self.sockets
+        assert sock is not None
+        assert poll is not None
+        while True:
+            if poll.readable(sockets.left_s(doing)):
+                try:
+                    return sock.recv(most)
+                except BlockingIOError:  # the system took it back
+                    pass
+
+    def _send(self, parts: list[memoryview], doing: str) -> tuple[int, bytes | None]:
+        """Sends some. Returns how many bytes, and what came instead, if nothing could be sent."""
+        sock, poll = self._sock, self._poll
+        assert sock is not None
+        assert poll is not None
+        while True:
+            try:
+                return send_some(sock, parts), None
+            except BlockingIOError:
+                pass
+            if poll.either(self.sockets.left_s(doing)):
+                try:
+                    return 0, sock.recv(RECORD)
+                except BlockingIOError:
+                    pass

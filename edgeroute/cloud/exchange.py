@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute import system
+from edgeroute.core.admission import price
 from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.policy import INF
-from edgeroute.core.spending import Cost
+from edgeroute.core.spending import Cost, Tokens
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.types import Spent
 
@@ -85,9 +86,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_took_s", "_unpaid",
-        "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent", "slot", "thread",
-        "usd",
+        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd", "_took_s",
+        "_unpaid", "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent", "slot",
+        "thread", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -106,6 +107,8 @@ class Exchange:
         """Whether the breaker counts it."""
         self.failure: BaseException | None = None
         """What ended it, where some of its calls have answered all the same."""
+        self._tokens_usd = 0.0
+        """Booked for the tokens of the attempt under way, before they are counted."""
         self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
 
@@ -137,8 +140,8 @@ class Exchange:
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
         return Spent(self.sent, self.received, self.usd, max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb)
 
-    def before_attempt(self, size: int, until: float) -> None:
-        """Books and records an attempt about to send `size` bytes, which must end by `until`.
+    def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
+        """Books and records an attempt about to send `size` bytes, which must end by `until`. `tokens`: as are expected.
 
         Raises:
             Held: a limit forbids it, or the egress ledger cannot be written. Nothing may be sent then.
@@ -147,6 +150,9 @@ class Exchange:
         if self._unpaid and not self._paid:
             calls = 1
         cost = guard.rules.cost(size / MB, calls)
+        tokens_usd = 0.0 if tokens is None else price(guard.rules.terms, tokens)
+        if tokens_usd:
+            cost = cost._replace(usd=cost.usd + tokens_usd)
         with guard.lock:
             rejection = guard.rules.take(monotonic(), 1) if self._unpaid and not self._admitted else None
             rejection = rejection or guard.rules.attempt(cost, monotonic(), system.now(), again=again, probe=probe)
@@ -173,6 +179,7 @@ class Exchange:
             self._paid, self._admitted = max(0, self._paid - 1), max(0, self._admitted - 1)
         self._attempts += 1
         self.usd += cost.usd
+        self._tokens_usd = tokens_usd
         self.sent += size
         self._size = size
         self.begun, self._until, self._open = monotonic(), until, True
@@ -228,8 +235,17 @@ class Exchange:
         again = self._attempts > 0
         return Held(f"{self._guard.name} was not asked{' again' if again else ''}: {text}", code=code, again=again)
 
-    def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
-        """Records the end of an attempt: bytes received, or the error. `cut`: cancelled, as the answer is no longer needed."""
+    def after_attempt(
+        self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
+    ) -> None:
+        """Records the end of an attempt: bytes received, or the error.
+
+        Args:
+            size: bytes of the body that came.
+            error: what ended it, if it failed.
+            cut: it was cancelled, as the answer is no longer needed.
+            tokens: that the endpoint has counted.
+        """
         guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         self.received += size
@@ -239,6 +255,8 @@ class Exchange:
             cost = guard.rules.cost(size / MB)
             self.usd += cost.usd
             guard.spending.add(cost, system.now())
+        if self._tokens_usd or tokens is not None:
+            self._settle_tokens(0.0 if tokens is None else price(guard.rules.terms, tokens))
         if not self.counts:
             return
         if error is None:
@@ -256,6 +274,15 @@ class Exchange:
             self._overdue()
         elif verdict == "fault" and not self.late:
             guard.failed()
+
+    def _settle_tokens(self, usd: float) -> None:
+        """Corrects what was booked for the attempt's tokens."""
+        booked, self._tokens_usd = self._tokens_usd, 0.0
+        self.usd += usd - booked
+        if usd > booked:
+            self._guard.spending.add(Cost(usd - booked), system.now())
+        elif usd < booked:
+            self._guard.spending.settle(Cost(booked), Cost(usd), system.now())
 
     def overdue(self) -> None:
         """Records that the deadline has passed before the attempt had ended, which is a fault already."""

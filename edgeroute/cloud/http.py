@@ -1,68 +1,27 @@
-"""Client of an endpoint: carries its talk, over HTTP or what the endpoint brings, with the only retry layer."""
+"""Client of an endpoint: carries its talks and speeches, over HTTP or what the endpoint brings."""
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from itertools import count
-from time import monotonic, sleep
-from typing import Any, Protocol
+from time import monotonic
+from typing import Any, TypeAlias
 
-from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
-
-from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
-from edgeroute.cloud.connections import Connections
+from edgeroute.cloud.carriers import carriers
 from edgeroute.cloud.quiet import OURS
-from edgeroute.errors import CloudError, Held, Refused
+from edgeroute.cloud.retries import Exchange, Retries
+from edgeroute.cloud.speaking import Speaking
+from edgeroute.cloud.speech import Head, Said, Speech
+from edgeroute.core.policy import INF
+from edgeroute.errors import CloudError, Held, Refused, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
-FIRST_S, MOST_S = 0.1, 2.0
-"""Upper limits of the back-off, seconds: before the first retry, and before any."""
-
-
-class Exchange(Protocol):
-    """Interface that is called around each attempt; see `edgeroute.cloud.exchange.Exchange`."""
-
-    identity: str
-    """Idempotency key: the same for every attempt of one request."""
-
-    def before_attempt(self, size: int, until: float) -> None:
-        """Before `size` bytes are sent. Raises if that is forbidden."""
-
-    def after_attempt(self, size: int, error: BaseException | None = None, *, cut: bool = False) -> None:
-        """After `size` bytes were received, or an error."""
-
-    def next_call(self) -> None:
-        """Before the first attempt of another call than the first."""
-
-    def may_retry(self) -> bool:
-        """Whether another attempt is allowed."""
-
-
-class Channels(Protocol):
-    """What carries calls in threads: `Connections`, or what an endpoint brings (`channels`)."""
-
-    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
-        """Sends the call and returns the reply, by the instant `until`; a stop ends it. Raises CloudError."""
-
-    def close(self) -> None:
-        """Closes it."""
-
-
-class AsyncChannels(Protocol):
-    """What carries calls on an event loop: `AsyncConnections`, or what an endpoint brings."""
-
-    async def send(self, call: Call, until: float) -> Reply:
-        """As of `Channels`; cancelling the task ends it."""
-
-    async def close(self) -> None:
-        """Closes it, on its loop."""
-
-    def abandon(self) -> None:
-        """`close` from outside the loop, or from a thread."""
+Say: TypeAlias = Callable[[], Speech[Any]]
+"""Makes a speech anew, for each attempt."""
+_LEFT = Unreachable("it was left before its end")
 
 
 class HttpClient:
@@ -71,13 +30,7 @@ class HttpClient:
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        own = getattr(endpoint, "channels", None)
-        self._channels: Channels
-        self._async: AsyncChannels
-        if own is None:
-            self._channels, self._async = Connections(endpoint.address), AsyncConnections(endpoint.address)
-        else:
-            self._channels, self._async = own()
+        self._channels, self._async = carriers(endpoint)
         self.after_fork()
         renew_after_fork(self)
 
@@ -135,13 +88,165 @@ class HttpClient:
             talk.close()
             OURS.set(False)
 
+    def speak(self, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Generator[Said, None, Any]:
+        """Runs a speech, yields the pieces of its answer, and returns its outputs. Closing it early closes the connection.
+
+        It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in
+        all until the instant `until`. It is not sent again once a piece was shown.
+
+        Raises:
+            CloudError: it failed; `partial` is what had arrived.
+        """
+        by, n = self._until(until), _number(exchange, count())
+        try:
+            again = self._retries(by, exchange, cancel)
+            first, rest = again.call(lambda: _first(self._attempt(say, by, until, exchange, cancel, n)))
+            try:
+                while type(first) is Said:
+                    yield first
+                    first = _next(rest)
+            finally:
+                rest.close()
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
+        return first
+
+    def hear(
+        self, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None, posts: Iterator[int] | None = None
+    ) -> Any:
+        """As `speak`, to its end, where nobody is shown the pieces: so it may be sent again after some have come."""
+        by, n = self._until(until), _number(exchange, posts or count())
+        try:
+            again = self._retries(by, exchange, cancel)
+            return again.call(lambda: _last(self._attempt(say, by, until, exchange, cancel, n)))
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
+
+    async def speak_async(
+        self,
+        say: Say,
+        until: float,
+        exchange: Exchange,
+        show: Callable[[Said], object] | None = None,
+        posts: Iterator[int] | None = None,
+    ) -> Any:
+        """As `speak` on an event loop; `show` is called with each piece. None: as `hear`.
+
+        Cancelling the task closes the connection.
+        """
+        by, n = self._until(until), _number(exchange, posts or count())
+        shown = False
+
+        def show_it(piece: Said) -> None:
+            nonlocal shown
+            if show is not None:
+                shown = True
+                show(piece)
+
+        async def once() -> Any:
+            return await self._attempt_async(say, by, until, exchange, show_it, n)
+
+        try:
+            return await self._retries(by, exchange, shown=lambda: shown).call_async(once)
+        except CloudError as e:
+            e.args = (self.endpoint.address.hide(str(e)),)
+            raise
+
+    def _attempt(
+        self, say: Say, by: float, until: float, exchange: Exchange, cancel: StopToken | None, n: int
+    ) -> Generator[Said, None, Any]:
+        """One attempt of a speech: yields its pieces, returns its outputs."""
+        speaking = self._speaking(say, by, until)
+        call = _with_key(speaking.begin(), exchange, n)
+        self._may_send(cancel)
+        self._leaving(call, by, exchange)
+        ended: BaseException | None = _LEFT
+        OURS.set(True)
+        try:
+            with self._channels.open(call, by, cancel) as response:
+                body = iter(response)
+                step = speaking.opened(Head(response.status, response.headers))
+                while step is not None:
+                    if type(step) is Said:
+                        yield step
+                        step = speaking.heard(None)
+                        continue
+                    response.until = speaking.limit(step)
+                    try:
+                        part = next(body, None)
+                    except CloudError as e:
+                        step = speaking.failed(e, step)
+                        continue
+                    step = speaking.heard(part)
+            ended = speaking.error
+            if ended is not None:
+                raise ended
+        except CloudError as e:
+            ended = e
+            raise
+        finally:
+            OURS.set(False)
+            self._spoken(speaking, exchange, ended, cut=ended is _LEFT or (cancel is not None and cancel.asked))
+        return speaking.outputs
+
+    async def _attempt_async(
+        self, say: Say, by: float, until: float, exchange: Exchange, show: Callable[[Said], object], n: int
+    ) -> Any:
+        """As `_attempt`."""
+        speaking = self._speaking(say, by, until)
+        call = _with_key(speaking.begin(), exchange, n)
+        self._leaving(call, by, exchange)
+        ended: BaseException | None = _LEFT
+        OURS.set(True)
+        try:
+            async with self._async.open(call, by) as response:
+                body = response.__aiter__()
+                step = speaking.opened(Head(response.status, response.headers))
+                while step is not None:
+                    if type(step) is Said:
+                        show(step)
+                        step = speaking.heard(None)
+                        continue
+                    response.until = speaking.limit(step)
+                    try:
+                        part = await _next_async(body)
+                    except CloudError as e:
+                        step = speaking.failed(e, step)
+                        continue
+                    step = speaking.heard(part)
+            ended = speaking.error
+            if ended is not None:
+                raise ended
+        except CloudError as e:
+            ended = e
+            raise
+        finally:
+            OURS.set(False)
+            self._spoken(speaking, exchange, ended, cut=ended is _LEFT)
+        return speaking.outputs
+
+    def _speaking(self, say: Say, by: float, until: float) -> Speaking:
+        return Speaking(say(), self.endpoint.where, by, until, getattr(self.endpoint, "between_s", INF))
+
+    def _spoken(self, speaking: Speaking, exchange: Exchange, error: BaseException | None, *, cut: bool) -> None:
+        """Counts an attempt that has ended: whole, by an error, or since nobody listens any more."""
+        speaking.close()
+        with self._lock:
+            self.received += speaking.received
+        exchange.after_attempt(speaking.received, error, cut=cut and error is not None, tokens=speaking.tokens())
+
     def _until(self, until: float) -> float:
         return min(until, monotonic() + self.endpoint.address.timeout_s)
 
+    def _may_send(self, cancel: StopToken | None) -> None:
+        if cancel is not None and cancel.asked:
+            raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
+
     def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
         def once() -> Reply:
-            if cancel is not None and cancel.asked:
-                raise Held(f"{self.endpoint.where} was not asked: its answer is not needed any more", code="stopped")
+            self._may_send(cancel)
             self._leaving(call, until, exchange)
             try:
                 reply = self._channels.send(call, until, cancel)
@@ -155,11 +260,7 @@ class HttpClient:
                 return once()
             except CloudError as e:
                 return Reply(0, {}, str(e).encode())
-        try:
-            return once()
-        except CloudError as e:
-            pause: Any = sleep if cancel is None else cancel.wait
-            return Retrying(sleep=pause, **self._rules(until, exchange, cancel))(_after(e, once))
+        return self._retries(until, exchange, cancel).call(once)
 
     async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
         async def once() -> Reply:
@@ -176,21 +277,23 @@ class HttpClient:
                 return await once()
             except CloudError as e:
                 return Reply(0, {}, str(e).encode())
-        try:
-            return await once()
-        except CloudError as e:
-            failures = iter([e])
+        return await self._retries(until, exchange).call_async(once)
 
-            async def again() -> Reply:
-                for failure in failures:
-                    raise failure
-                return await once()
-
-            return await AsyncRetrying(**self._rules(until, exchange, None))(again)
+    def _retries(
+        self,
+        until: float,
+        exchange: Exchange,
+        cancel: StopToken | None = None,
+        shown: Callable[[], bool] | None = None,
+    ) -> Retries:
+        return Retries(self.endpoint.address.retries, until, exchange, cancel, shown)
 
     def _leaving(self, call: Call, until: float, exchange: Exchange) -> None:
         size = len(call.body)
-        exchange.before_attempt(size, until)
+        if call.tokens is None:
+            exchange.before_attempt(size, until)
+        else:
+            exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
 
@@ -208,19 +311,6 @@ class HttpClient:
         exchange.after_attempt(size)
         return good
 
-    def _rules(self, until: float, exchange: Exchange, cancel: StopToken | None) -> dict[str, Any]:
-        most = self.endpoint.address.retries
-
-        def stop(state: RetryCallState) -> bool:
-            return (
-                state.attempt_number > most
-                or monotonic() + state.upcoming_sleep >= until
-                or (cancel is not None and cancel.asked)
-                or not exchange.may_retry()
-            )
-
-        return {"retry": _RETRIABLE, "wait": _wait, "stop": stop, "reraise": True}
-
     def close(self) -> None:
         """Closes the connections."""
         self._channels.close()
@@ -236,34 +326,45 @@ def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
     """The call with its idempotency key, by which a server can detect a repetition."""
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call
+    return _with_key(call, exchange, _number(exchange, posts))
+
+
+def _number(exchange: Exchange, posts: Iterator[int]) -> int:
+    """The number of the next call of an exchange."""
     n = next(posts)
     if n:
         exchange.next_call()
+    return n
+
+
+def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
+    if not exchange.identity:
+        return call
     key = f"{exchange.identity}/{n}" if n else exchange.identity
     return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
 
 
-def _after(first: CloudError, once: Callable[[], Reply]) -> Callable[[], Reply]:
-    """Wraps a call for tenacity with its failure as the first attempt, so that a success does not pay for retries."""
-    failures = iter([first])
-
-    def again() -> Reply:
-        for failure in failures:
-            raise failure
-        return once()
-
-    return again
+def _next(pieces: Generator[Said, None, Any]) -> Any:
+    """The next piece; or, at the end, the outputs."""
+    try:
+        return next(pieces)
+    except StopIteration as end:
+        return end.value
 
 
-_RETRIABLE = retry_if_exception(lambda e: isinstance(e, CloudError) and e.retriable)
+def _first(pieces: Generator[Said, None, Any]) -> tuple[Any, Generator[Said, None, Any]]:
+    return _next(pieces), pieces
 
 
-def _wait(state: RetryCallState) -> float:
-    """Seconds before the next attempt: Retry-After, else full jitter (Brooker, 2015); 0 if a keep-alive connection was closed."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, CloudError):
-        if error.retry_after_s is not None:
-            return error.retry_after_s
-        if error.stale and state.attempt_number == 1:
-            return 0.0
-    return random.uniform(0, min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1)))  # noqa: S311 - jitter, not a secret
+def _last(pieces: Generator[Said, None, Any]) -> Any:
+    """The outputs alone."""
+    while type(last := _next(pieces)) is Said:
+        pass
+    return last
+
+
+async def _next_async(body: AsyncIterator[bytes]) -> bytes | None:
+    try:
+        return await body.__anext__()
+    except StopAsyncIteration:
+        return None

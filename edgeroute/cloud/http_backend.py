@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
     from edgeroute.cloud.http import HttpClient
+    from edgeroute.cloud.speech import Speech
 
 
 class HttpBackend(AbandonedRuns):
@@ -39,8 +41,10 @@ class HttpBackend(AbandonedRuns):
         self.patience_s: float = endpoint.address.timeout_s
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
         super().__init__(MAX_ABANDONED)
+        self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
         self._client: HttpClient | None = None
         self._closed = False
+        self.reader.served = lambda: getattr(endpoint, "served_labels", None)
 
     @property
     def load(self) -> Callable[[], object] | None:
@@ -67,6 +71,13 @@ class HttpBackend(AbandonedRuns):
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
         """Runs all inputs in one talk, or in one each if the protocol has no batches."""
+        if (speak := self._speak) is not None:
+            rows, posts = Rows(exchange, inputs, until), count()
+            for x in rows:
+                with rows:
+                    said = self.client.hear(partial(speak, x), rows.until(), exchange, cancel, posts)
+                    rows.append(self.reader.many([said], 1)[0])
+            return rows.found
         if len(inputs) > 1 and self.calls(2) > 1:
             rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
             for x in rows:
@@ -78,6 +89,13 @@ class HttpBackend(AbandonedRuns):
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """As `run`, on the event loop."""
+        if (speak := self._speak) is not None:
+            rows, posts = Rows(exchange, inputs, until), count()
+            for x in rows:
+                with rows:
+                    said = await self.client.speak_async(partial(speak, x), rows.until(), exchange, posts=posts)
+                    rows.append(self.reader.many([said], 1)[0])
+            return rows.found
         if len(inputs) > 1 and self.calls(2) > 1:
             rows, posts = Rows(exchange, inputs, min(until, monotonic() + self.patience_s)), count()
             for x in rows:
@@ -88,8 +106,26 @@ class HttpBackend(AbandonedRuns):
         return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
-        """The answer in one piece: these protocols do not stream."""
-        return single(self.run([x], until, cancel, exchange)[0])
+        """The answer in pieces, where the endpoint speaks in some; else in one."""
+        if self._speak is None:
+            return (yield from single(self.run([x], until, cancel, exchange)[0]))
+        pieces = self.client.speak(partial(self._speak, x), until, exchange, cancel)
+        try:
+            while True:
+                yield next(pieces).value
+        except StopIteration as end:
+            return self.reader.many([end.value], 1)[0]
+        finally:
+            pieces.close()
+
+    async def stream_async(self, x: Any, until: float, exchange: Exchange, show: Callable[[Any], object]) -> Prediction:
+        """As `stream`, on the event loop; calls `show` with each piece of the answer."""
+        if self._speak is None:
+            (prediction,) = await self.run_async([x], until, exchange)
+            show(prediction.value)
+            return prediction
+        said = await self.client.speak_async(partial(self._speak, x), until, exchange, lambda piece: show(piece.value))
+        return self.reader.many([said], 1)[0]
 
     def encode(self, x: Any) -> Call | None:
         """The endpoint's encoding."""
@@ -97,6 +133,8 @@ class HttpBackend(AbandonedRuns):
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Sends the call, and decodes its reply."""
+        if (hear := getattr(self.endpoint, "hear", None)) is not None:
+            return self.reader.many([self.client.hear(partial(hear, call), until, exchange)], 1)[0]
 
         def talk() -> Talk:
             return self.endpoint.decode((yield call), 1)

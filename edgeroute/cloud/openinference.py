@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.base import Call, Reply, Talk, checked, loads
+from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
+from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import ServedModel
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
@@ -39,7 +41,7 @@ class OpenInference(ServedModel):
         version: of the model; None: the one that the server chooses.
         name: of the endpoint in answers, traces and messages.
         binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
-        labels: class index -> value; None: the card's, else the edge model's.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
@@ -129,6 +131,13 @@ class OpenInference(ServedModel):
     def _description(self, reply: Reply) -> dict[str, Any]:
         said = loads(reply.body, self.where)
         return said if isinstance(said, dict) else {}
+
+    def _meet(self) -> Talk:
+        platform = yield from super()._meet()
+        if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
+            reply = yield Call("GET", f"{self.path}/config", probe=True)
+            with suppress(CloudError):
+                self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: dict[str, Array]) -> Call:
         return self._written(feed, binary=bool(self.binary))

@@ -26,7 +26,7 @@ class OpenInferenceGrpc(ServedModel):
         model: its name, if not in the URL.
         version: of the model; None: the one that the server chooses.
         name: of the endpoint in answers, traces and messages.
-        labels: class index -> value; None: the card's, else the edge model's.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.

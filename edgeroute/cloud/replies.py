@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from edgeroute.confidence.boxes import boxes_without_batch
 from edgeroute.confidence.forms import as_array
+from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.reader import CLASSES, Reader
+from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadReply
 
@@ -26,9 +28,20 @@ class ReplyReader(Reader):
     """
 
     wrong = BadReply
+    served: Callable[[], tuple[Any, ...] | None] | None = None
+    """The labels that the server has, once it has said so: for where nobody else has given any."""
+
+    def many(self, outputs: Any, count: int) -> list[Prediction]:
+        """As of `Reader`."""
+        if self.labels is None and self.served is not None and (labels := self.served()) is not None:
+            self._names = Labels(labels, self.name)
+            self.labels = self._names.labels
+        return super().many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
-        if type(row) is tuple and self.kind != "label+probabilities":
+        if type(row) is Prediction:
+            self._check_pair(row.value, row.confidence)
+        elif type(row) is tuple and self.kind != "label+probabilities":
             if len(row) == 2:  # noqa: PLR2004 - a pair
                 self._check_pair(*row)
         elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
@@ -50,7 +63,7 @@ class ReplyReader(Reader):
 
     def _check_confidence(self, sure: Any) -> None:
         """A confidence is a finite number, or the finite log-probabilities of tokens; None: there is none."""
-        if sure is None:
+        if sure is None or isinstance(sure, Unscored):
             return
         try:
             known = np.isfinite(np.asarray(sure, np.float64)).all()

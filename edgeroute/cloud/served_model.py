@@ -14,6 +14,7 @@ from urllib.parse import quote
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
 from edgeroute.cloud.quoting import quoted_names
+from edgeroute.cloud.served_labels import labels_in
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
@@ -76,6 +77,8 @@ class ServedModel(ABC):
             raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
         self.name, self.kind, self.output = name, checked_kind(kind), output
         self.labels = label_names(labels) or self.card.labels
+        self.served_labels: tuple[Any, ...] | None = None
+        """Those that the server has; None: it says none."""
         self._all = output is None and kind in SEVERAL
         """Whether all outputs are read."""
         self.inputs: tuple[TensorSpec, ...] | None = None
@@ -145,7 +148,8 @@ class ServedModel(ABC):
         if self.inputs is None:
             return None
         inputs = [[*spec, self.datatypes.get(spec.name, NAMES.get(spec.dtype, TEXTS))] for spec in self.inputs]
-        return {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
+        known = {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
+        return known if self.served_labels is None else {**known, "labels": list(self.served_labels)}
 
     def recall(self, known: dict[str, Any]) -> None:
         """Restores metadata saved from `known`.
@@ -163,9 +167,10 @@ class ServedModel(ABC):
             raise ValueError("version or hash is no text")
         self.inputs, self.outputs, self.datatypes = specs, outputs, datatypes
         self.version, self._described = self.pinned or version, described
+        self.served_labels = labels_in({"parameters": known})
 
     def _meet(self) -> Talk:
-        """Fetches the model's metadata."""
+        """Fetches the model's metadata -> its platform."""
         said = self._description((yield self._describe()))
         inputs: tuple[TensorSpec, ...] = ()
         wrong = "there are none"
@@ -186,7 +191,9 @@ class ServedModel(ABC):
             self.version = str(versions[0])
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in said["inputs"]}
         self._described = _hashed(said)
+        self.served_labels = labels_in(said)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
+        return said.get("platform")
 
     def _feed(self, inputs: list[Any]) -> dict[str, Array]:
         assert self.inputs is not None, "_meet comes first"

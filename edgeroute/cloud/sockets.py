@@ -11,12 +11,13 @@ import socket
 import sys
 import threading
 from collections import deque
+from math import ceil
 from time import monotonic
 from typing import Any
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
 from edgeroute.core.policy import INF
-from edgeroute.errors import BadReply, TimedOut
+from edgeroute.errors import TimedOut
 from edgeroute.types import StopToken
 
 STAGGER_S = 0.25
@@ -27,83 +28,11 @@ _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
-EARLY = 1 << 16
-"""Bytes of interim replies (1xx) that are read while a request is being sent, at most."""
-
-
-class Early:
-    """What came while a request was being sent: a refusal (413, say), or interim replies (1xx)."""
-
-    def __init__(self) -> None:
-        self._data = b""
-
-    def heard(self, data: bytes) -> bool:
-        """Adds what was received; empty: the end. Returns whether to send no further: the final reply has begun."""
-        self._data += data
-        if not data or len(self._data) > EARLY:
-            return True
-        at = 0
-        while len(self._data) - at >= len("HTTP/1.1 100"):
-            if self._data[at : at + 5] != b"HTTP/" or self._data[at + 9 : at + 10] != b"1":
-                return True
-            at = self._data.find(b"\r\n\r\n", at) + 4
-            if at < 4:  # noqa: PLR2004 - not found
-                return False
-        return not b"HTTP/".startswith(self._data[at : at + 5])
-
-    def take(self, most: int) -> bytes:
-        """Removes and returns up to `most` bytes of it."""
-        data, self._data = self._data[:most], self._data[most:]
-        return data
-
-
-FRAMING = 1 << 16
-"""Bytes beyond the body that a reply may have whatever its length, and one for every `BODY_EACH` of it."""
-BODY_EACH = 8
-READ_LEAST = 1 << 12
-
-
-class Framing:
-    """Bounds what is received beyond a reply's body: interim replies (1xx), headers, the framing of chunks and of TLS."""
-
-    __slots__ = ("_beyond", "_origin")
-
-    def __init__(self, origin: str) -> None:
-        self._origin = origin
-        self.begin()
-
-    def begin(self) -> None:
-        """Begins another reply."""
-        self._beyond = float(-FRAMING)
-
-    def most(self, wanted: int) -> int:
-        """The bytes to read at a time, up to `wanted`.
-
-        Raises:
-            BadReply: there was too much already.
-        """
-        if self._beyond > 0:
-            raise BadReply(f"{self._origin} answered with more framing than content: unread")
-        return min(wanted, max(READ_LEAST, int(-self._beyond)))
-
-    def received(self, data: bytes) -> bytes:
-        """Counts what was received, and returns it."""
-        self._beyond += len(data)
-        return data
-
-    def content(self, size: int) -> None:
-        """Counts so many bytes of the body."""
-        self._beyond -= size + size / BODY_EACH
-
-
 class Sockets:
     """Owns the sockets: however and wherever a call is interrupted, `close` leaves none open."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
-        self.framing = Framing(origin)
-        self.unsent = False
-        """Whether a reply has come before the whole request was sent, so that the rest was not."""
         self._sockets: list[socket.socket] = []
 
     def open(self, family: int) -> socket.socket:
@@ -144,22 +73,22 @@ class BlockingSockets(Sockets):
 
     def __init__(self, origin: str) -> None:
         super().__init__(origin)
-        self._until = INF
+        self.until = INF
+        """The instant by which the next step must be done."""
         self._cancel: StopToken | None = None
         self._woken = threading.Event()
 
     def begin(self, until: float, cancel: StopToken | None) -> None:
         """Begins a call that must end by `until`, and may be cancelled."""
-        self._until, self._cancel, self.unsent = until, cancel, False
-        self.framing.begin()
+        self.until, self._cancel = until, cancel
         if cancel is not None:
             cancel.on_ask(self.cut)
 
-    def left_s(self, doing: str = "finish its answer") -> float | None:
+    def left_s(self, doing: str) -> float | None:
         """Seconds left for the next step; None: no limit."""
-        if self._until == INF:
+        if self.until == INF:
             return None
-        left_s = self._until - monotonic()
+        left_s = self.until - monotonic()
         if left_s <= 0:
             raise TimedOut(f"{self.origin} did not {doing} in time")
         return left_s
@@ -220,9 +149,9 @@ class BlockingSockets(Sockets):
         woken.clear()
         lookup.add(woken.set)
         try:
-            while not lookup.done:
+            while not lookup.done and (patience_s := lookup.patience_s()) > 0:
                 self.check()
-                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S))
+                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S, patience_s))
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()
@@ -235,26 +164,43 @@ def refused(code: int | None) -> OSError:
     return OSError(code, words.get(code) or os.strerror(code))
 
 
-def ready(sock: socket.socket, left_s: float | None) -> bool:
-    """Waits until more can be sent, or something has come. Returns whether something has.
+class Poll:
+    """Waits for one socket. It stays registered: a call waits a few times."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        if sys.platform != "win32":
+            self._poll = select.poll()
+            self._poll.register(sock, select.POLLIN)
+
+    def readable(self, left_s: float | None = 0) -> bool:
+        """Whether data, or the end of the stream, can be read without blocking, within that time; None: without a limit."""
+        if sys.platform == "win32":
+            return bool(select.select([self._sock], [], [], left_s)[0])
+        return bool(self._poll.poll(_ms(left_s)))
+
+    def either(self, left_s: float | None) -> bool:
+        """Waits until more can be sent, or something has come, or for that time. Returns whether something has come."""
+        if sys.platform == "win32":
+            return bool(select.select([self._sock], [self._sock], [], left_s)[0])
+        self._poll.modify(self._sock, select.POLLIN | select.POLLOUT)
+        try:
+            found = self._poll.poll(_ms(left_s))
+        finally:
+            self._poll.modify(self._sock, select.POLLIN)
+        return bool(found) and bool(found[0][1] & ~select.POLLOUT)
+
+
+def _ms(left_s: float | None) -> int:
+    return ceil(min(POLL_S if left_s is None else left_s, POLL_S) * 1000)
+
+
+def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
+    """Sends what fits without blocking. Returns how many bytes.
 
     Raises:
-        TimeoutError: neither within `left_s` seconds.
+        BlockingIOError: none.
     """
-    with _Selector() as selector:
-        selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        found = selector.select(left_s)
-    if not found:
-        raise TimeoutError
-    return bool(found[0][1] & selectors.EVENT_READ)
-
-
-def readable(sock: socket.socket) -> bool:
-    """Whether data, or the end of the stream, can be read without blocking."""
-    if sock.fileno() < 0:
-        return True
-    if sys.platform == "win32":
-        return bool(select.select([sock], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    if len(parts) > 1 and hasattr(sock, "sendmsg"):  # which Windows lacks
+        return sock.sendmsg(parts)
+    return sock.send(parts[0])

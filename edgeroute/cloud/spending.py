@@ -11,7 +11,7 @@ from edgeroute import system
 from edgeroute.cloud.earlier import PREFIX, EarlierSpending
 from edgeroute.core.codes import HeldCode, Rejection
 from edgeroute.core.policy import INF
-from edgeroute.core.spending import Cost, Limits, Spending
+from edgeroute.core.spending import Cost, Limits, Spending, up_against
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
@@ -30,10 +30,13 @@ class SharedSpending:
     Args:
         spending: the bookings and limits; of a store that another has already, the limits alone.
         store: the state file; None: spending starts at zero with each process.
+
+    Attributes:
+        edge_j: energy of a run of the router's edge, joules, as in `up_against`; 0: not known.
     """
 
     def __init__(self, spending: Spending, store: KeyValueStore | None = None) -> None:
-        self._limits = spending.limits
+        self._limits, self.edge_j = spending.limits, 0.0
         self._account = _Account(spending, None) if store is None else _accounts.of(spending, store)
         self._account.join(self)
 
@@ -53,7 +56,7 @@ class SharedSpending:
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
         """Books the cost, or returns the limit that forbids it. Before anything is sent for it, `secure` it."""
-        return self._account.reserve(cost, now, self._limits)
+        return self._account.reserve(cost, now, up_against(self._limits, cost, self.edge_j))
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
         """Corrects a reservation to the actual cost."""

@@ -1,240 +1,191 @@
-"""HTTP wire layer on httpcore, shared by the threaded and asyncio clients: builds requests, checks replies, maps errors.
+"""What a connection to an endpoint sends and reads, without I/O: proxy, TLS, request and reply; and its errors.
 
-httpcore is the engine of httpx; used directly it costs about a third less, and inference needs neither cookies, redirects
-nor content decoding.
+The owner of the socket, for threads or for asyncio, sends and receives on its behalf; see `edgeroute.cloud.tls.Steps`.
 """
 
 from __future__ import annotations
 
-import base64
-import re
 import ssl
-import urllib.request
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
-import certifi
-import httpcore
+from edgeroute.cloud.base import SUCCESS, Address, Call
+from edgeroute.cloud.proxies import Proxy, proxy_for
+from edgeroute.cloud.tls import Layer, Plain, Steps, Tls, WrongKey, context_for, context_for_proxy, is_tls
+from edgeroute.errors import BadReply, CloudError, TimedOut, Unreachable
+from edgeroute.http1.parsers import Malformed
+from edgeroute.http1.reading import Early, Reading
 
-from edgeroute.cloud.base import SUCCESS, Address, Call, Reply
-from edgeroute.core.policy import INF
-from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
-
-_LENGTH = re.compile("[0-9]{1,18}")
 KEEP_S = 300.0
 """Keep-alive of an idle connection; whether the server has closed it is checked before reuse."""
+TOGETHER = 1 << 14
+"""Bytes of a body that are copied to its head, to be sent as one."""
+
+
+class ProxyRefused(OSError):
+    """The proxy does not connect. `final`: nor will it if asked again."""
+
+    def __init__(self, message: str, *, final: bool) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 class Wire:
-    """Request building, TLS context and error mapping for one address."""
+    """Request building, TLS settings and error mapping for one address."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.root = httpcore.URL(address.origin)
-        self._urls: dict[str, httpcore.URL] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._starts: dict[tuple[str, str, bool], bytes] = {}
+        self._context: ssl.SSLContext | None = None
         self.met = False
         """Whether the server has ever replied."""
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of an httpcore connection pool."""
-        proxy = self._proxy()
-        return {
-            "ssl_context": self._context(),
-            "keepalive_expiry": KEEP_S,
-            "proxy": proxy,
-        }
+    def context(self) -> ssl.SSLContext:
+        """The settings of TLS to the endpoint."""
+        if self._context is None:
+            self._context = context_for(self.address)
+        return self._context
 
-    def _proxy(self) -> httpcore.Proxy | None:
-        """The proxy for this address from the environment (HTTP_PROXY, HTTPS_PROXY, NO_PROXY), with its user and password."""
-        if urllib.request.proxy_bypass(self.address.host):
-            return None
-        given = urllib.request.getproxies().get("https" if self.address.https else "http")
-        if not given:
-            return None
-        try:
-            parts = urlsplit(given if "://" in given else f"http://{given}")
-            url = httpcore.URL(scheme=parts.scheme, host=parts.hostname or "", port=parts.port, target="/")
-        except ValueError:  # its message may quote part of a password
-            raise PolicyError("the proxy's address in the environment cannot be read") from None
-        if parts.username is None and parts.password is None:
-            return httpcore.Proxy(url)
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        code = base64.b64encode(f"{user}:{password}".encode())
-        self.address.hidden.update({code.decode(), password, parts.password or ""})
-        return httpcore.Proxy(url, auth=(user.encode(), password.encode()))
-
-    def _context(self) -> ssl.SSLContext | None:
-        if self.address.https and self._tls is None:
-            verify, cert = self.address.verify, self.address.cert
-            try:
-                self._tls = ssl.create_default_context(cafile=None if isinstance(verify, bool) else str(verify))
-                if verify is True:
-                    self._tls.load_verify_locations(certifi.where())
-                elif verify is False:
-                    self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
-                if cert is not None:
-                    self._tls.load_cert_chain(*map(str, cert))
-            except (OSError, ssl.SSLError) as e:
-                raise PolicyError(f"the certificates for {self.address.origin} cannot be read: {e}") from e
-        return self._tls
-
-    def request(self, call: Call, left_s: float) -> httpcore.Request:
-        """The call as an httpcore request with `left_s` as its timeouts.
-
-        Raises:
-            TimedOut: no time is left.
-        """
-        if left_s <= 0:
-            raise TimedOut(f"{self.address.origin} was not asked: no time was left")
-        url = self._urls.get(call.path)
-        if url is None:
-            target = quote(call.path, safe="/%:@!$&'()*+,;=~")
-            url = self._urls[call.path] = httpcore.URL(self.address.origin + target)
-        timeout = None if left_s == INF else left_s
-        headers = [(b"Host", self.address.netloc), (b"Accept-Encoding", b"identity"), (b"User-Agent", b"edgeroute")]
+    def request(self, call: Call, proxy: Proxy | None) -> list[bytes]:
+        """The bytes of the call, in one part or two. A `proxy` forwards it, and does not connect through."""
+        key = (call.method, call.path, proxy is not None)
+        start = self._starts.get(key)
+        if start is None:
+            target = quote(call.path, safe="/%:@!$&'()*+,;=~") or "/"
+            before = self.address.origin if proxy is not None else ""
+            start = self._starts[key] = (
+                f"{call.method} {before}{target} HTTP/1.1\r\nHost: {self.address.netloc.decode()}\r\n"
+                "Accept-Encoding: identity\r\nUser-Agent: edgeroute\r\n"
+            ).encode("ascii")
+        lines = [f"{name}: {value}\r\n" for name, value in (*call.headers, *self.address.headers())]
         if call.body or call.method == "POST":
-            headers.append((b"Content-Length", str(len(call.body)).encode()))
-        headers += [(name.encode(), value.encode()) for name, value in (*call.headers, *self.address.headers())]
-        extensions = {"timeout": {"connect": timeout, "read": timeout, "write": timeout, "pool": timeout}}
-        return httpcore.Request(call.method, url, headers=headers, content=call.body, extensions=extensions)
+            lines.append(f"Content-Length: {len(call.body)}\r\n")
+        if proxy is not None and proxy.authorization:
+            lines.append(f"Proxy-Authorization: {proxy.authorization}\r\n")
+        lines.append("\r\n")
+        head = start + "".join(lines).encode("latin-1")
+        return [head + call.body] if len(call.body) <= TOGETHER else [head, call.body]
 
-    def heard(self, call: Call, response: httpcore.Response, *, whole: bool) -> Incoming:
-        """The reply whose head has come, checked before its body is read. `whole`: the whole request had been sent.
-
-        Raises:
-            BadReply: a content encoding, a Content-Length above the limit, or a success before the whole request.
-        """
-        self.met = True
-        if response.status in SUCCESS and not whole:
-            raise BadReply(f"{self.address.origin} answered before it had the whole request")
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-        encoding = headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            named = encoding if encoding in _ENCODINGS else "an unknown"
-            raise BadReply(f"{self.address.origin} answered with {named} encoding, though asked not to: unread")
+    def reading(self, call: Call) -> Reading:
+        """What reads the reply to a call."""
         limit = self.address.max_reply_bytes if call.max_reply is None else call.max_reply
-        incoming = Incoming(response.status, headers, limit, self.address.origin)
-        length = headers.get("content-length", "")
-        if _LENGTH.fullmatch(length):
-            incoming.check(int(length))
-        return incoming
+        return Reading(self.address.origin, call.method, limit)
 
-    def error(self, e: Exception, *, stale: bool) -> CloudError:
-        """Maps an httpcore error to a CloudError, with its `retriable` and `stale` flags.
+    def not_asked(self) -> TimedOut:
+        """The error where no time was left to begin with."""
+        return TimedOut(f"{self.address.origin} was not asked: no time was left")
 
-        Its cause is the error, unless that quotes what came. To be raised outside of the `except`, where it would be the context.
+    def error(self, e: Exception, *, opened: bool, stale: bool) -> CloudError:
+        """Maps what went wrong on a connection to a CloudError, with its `retriable` and `stale` flags.
+
+        Args:
+            e: an OSError, or Malformed.
+            opened: it was open, with TLS.
+            stale: it had served before, and nothing has come.
         """
-        error = self._mapped(e, stale=stale)
-        if not isinstance(e, httpcore.ProtocolError | httpcore.ProxyError):
-            error.__cause__ = e
-        return error
-
-    def _mapped(self, e: Exception, *, stale: bool) -> CloudError:
         origin = self.address.origin
-        if isinstance(e, httpcore.TimeoutException):
-            return TimedOut(f"{origin} did not {_DOING.get(type(e), 'answer')} in time")
-        error = Unreachable(f"{origin}: {self.address.hide(_root(e))[:200]}")
-        refused = isinstance(e, httpcore.ProxyError) and str(e).startswith("4")  # 407, say, will be the same again
-        if refused or _is_tls(e) or isinstance(e, httpcore.LocalProtocolError | httpcore.UnsupportedProtocol):
+        error = Unreachable(f"{origin}: {self.address.hide(str(e) or type(e).__name__)[:200]}")
+        if isinstance(e, WrongKey) or (isinstance(e, ProxyRefused) and e.final) or is_tls(e):
             error.retriable = False
-        elif self.address.https and not self.met and isinstance(e, httpcore.RemoteProtocolError | httpcore.ReadError):
-            error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {_root(e)}")
+        elif self.address.https and not self.met and opened:
+            error = Unreachable(f"{origin} ended the first exchange: does it ask for a client certificate (cert=)? {e}")
             error.retriable = False
         error.stale = stale
         return error
 
 
-class Incoming:
-    """A reply whose body is being read. Of an error nothing depends on its body: one that is too long is left unread."""
+class Line:
+    """One connection: its layers, and one exchange after another."""
 
-    def __init__(self, status: int, headers: dict[str, str], limit: int, origin: str) -> None:
-        self.status, self.headers = status, headers
-        self._limit, self._origin = limit, origin
-        self._size = 0
-        self._parts: list[bytes] = []
-        self.unread = False
-        """Whether the rest of the body is to be left unread."""
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._layer: Layer = Plain()
+        self._forwarding: Proxy | None = None
+        self.there: tuple[str, int] = (wire.address.host, wire.address.port)
+        """What to connect to."""
+        if wire.address.https:
+            wire.context()  # files that cannot be read are said before anything is connected
+        self._proxy = proxy_for(wire.address)
+        if self._proxy is not None:
+            self.there = self._proxy[:2]
+        self.opened = False
+        """Whether requests can be sent."""
+        self.served = False
+        """Whether it has served a call: then the server may just have closed it."""
 
-    def check(self, size: int) -> None:
-        """Compares a size with the limit.
+    def open(self) -> Steps[None]:
+        """After the socket is connected: through the proxy, if any, and TLS."""
+        proxy, address, wire = self._proxy, self._wire.address, self._wire
+        if proxy is not None:
+            if proxy.https:
+                yield from self._secure(context_for_proxy(), proxy.host)
+            if address.https:
+                yield from self._connect_through(proxy)
+            else:
+                self._forwarding = proxy
+        if address.https:
+            yield from self._secure(wire.context(), address.host, address.pins)
+        self.opened = True
+
+    def _secure(self, context: ssl.SSLContext, host: str, pins: frozenset[bytes] = frozenset()) -> Steps[None]:
+        layer = Tls(self._layer, context, host)
+        yield from layer.handshake(pins)
+        self._layer = layer
+
+    def _connect_through(self, proxy: Proxy) -> Steps[None]:
+        address = self._wire.address
+        there = f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+        said = f"Proxy-Authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+        request = f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\nUser-Agent: edgeroute\r\n{said}\r\n".encode("latin-1")
+        reading, early = Reading(address.origin, "CONNECT", 0), Early()
+        yield from self._layer.write([request], early.heard)
+        try:
+            if early.data:
+                reading.feed(early.data)
+            while not reading.status:
+                reading.feed((yield from self._layer.read(reading.most)))
+        except (Malformed, BadReply):
+            raise ProxyRefused("the proxy failed", final=False) from None
+        if reading.status not in SUCCESS:
+            raise ProxyRefused(f"the proxy answered {reading.status}", final=400 <= reading.status < 500)  # noqa: PLR2004
+        if reading.surplus:
+            raise ProxyRefused("the proxy sent more than its answer", final=False)
+
+    def ask(self, call: Call, reading: Reading) -> Steps[None]:
+        """Sends a call, and reads the head of its reply, perhaps with some of the body.
 
         Raises:
-            BadReply: a success is longer.
+            Malformed: what comes is no reply.
+            BadReply: as `Reading`; or a success before the whole request was sent.
         """
-        if size > self._limit:
-            if self.status in SUCCESS:
-                raise BadReply(f"{self._origin} answered more than {self._limit} bytes, the most that is expected (max_reply)")
-            self._leave()
+        early, layer = Early(), self._layer
+        try:
+            whole = yield from layer.write(self._wire.request(call, self._forwarding), early.heard)
+        except TimeoutError:
+            raise
+        except OSError:  # a server that refuses and closes: what it said can often be read
+            whole = False
+        if early.data:
+            reading.feed(early.data)
+        while not reading.status:
+            reading.feed((yield from layer.read(reading.most)))
+        self._wire.met = True
+        if not whole:
+            reading.reusable = False
+            if reading.status in SUCCESS:
+                raise BadReply(f"{self._wire.address.origin} answered before it had the whole request")
 
-    def leave(self, error: BadReply) -> None:
-        """Gives the rest of the body up for that reason.
+    def more(self, reading: Reading) -> Steps[None]:
+        """Reads on in the body.
 
         Raises:
-            BadReply: the reply is a success.
+            Malformed, BadReply: as `Reading`.
         """
-        if self.status in SUCCESS:
-            raise error
-        self._leave()
+        try:
+            reading.feed((yield from self._layer.read(reading.most)))
+        except BadReply as e:
+            reading.leave(e)
 
-    def _leave(self) -> None:
-        self.unread = True
-        self._parts.clear()
-
-    def add(self, part: bytes) -> None:
-        """Adds a part of the body.
-
-        Raises:
-            BadReply: as `check`.
-        """
-        self._size += len(part)
-        self._parts.append(part)
-        self.check(self._size)
-
-    def reply(self) -> Reply:
-        """The reply, once its body has been read or left unread."""
-        parts = self._parts
-        return Reply(self.status, self.headers, parts[0] if len(parts) == 1 else b"".join(parts))
-
-
-def overfull(connection: object) -> bool:
-    """Whether more than the reply has come already: another request would be given it as its own.
-
-    What comes later makes the socket readable while it is idle, and is noticed before the next request.
-    """
-    pooled = getattr(connection, "connections", None)  # of a proxy's pool
-    inner = pooled[0] if pooled else connection
-    state = None
-    while inner is not None and state is None:
-        state = getattr(inner, "_h11_state", None)  # httpcore tells of its own bytes nowhere else
-        inner = getattr(inner, "_connection", None)
-    return state is not None and bool(state.trailing_data[0])
-
-
-ERRORS = (
-    httpcore.TimeoutException,
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ProxyError,
-    httpcore.UnsupportedProtocol,
-)
-_ENCODINGS = {"gzip", "br", "deflate", "zstd"}
-_QUOTED = re.compile(r"\s*(:|'|\"|\bb['\"]|\bbytearray\b|\(received|, not ).*", re.DOTALL)
-_DOING = {httpcore.ConnectTimeout: "accept a connection", httpcore.WriteTimeout: "take the request"}
-
-
-def _root(error: BaseException) -> str:
-    text = str(error)
-    if isinstance(error, httpcore.ProxyError):  # status and the proxy's own words
-        return f"the proxy answered {text[:3]}" if text[:3].isdecimal() else "the proxy failed"
-    if isinstance(error, httpcore.ProtocolError):  # "illegal header line: bytearray(...)"
-        text = _QUOTED.sub("", text)
-    return text or type(error).__name__
-
-
-def _is_tls(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    def clean(self, reading: Reading) -> bool:
+        """Whether the next call may use it, after this reply."""
+        self.served = True
+        return reading.ended and reading.reusable and not self._layer.surplus()

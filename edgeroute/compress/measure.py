@@ -17,7 +17,7 @@ from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.reader import Reader
 from edgeroute.edge.load import load
 from edgeroute.edge.members import files, member
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, BadReply
 from edgeroute.types import EdgeModel
 
 RUNS, SECONDS = 200, 2.0
@@ -70,7 +70,31 @@ class Answers(NamedTuple):
         """Share that is right."""
         if labels is None or self.values is None:
             return None
-        return _share(self.values, [names.meant(plain(label)) for label in labels])
+        return _share(self.values, [_meant(names, label) for label in labels])
+
+    def check(self, labels: list[Any] | None, names: Labels) -> list[str]:
+        """Notes on labels that the model cannot answer, which count as wrong.
+
+        Raises:
+            BadInput: none of them is one that it can.
+        """
+        if labels is None or self.values is None:
+            return []
+        most = max((len(row) for row in self.outputs), default=0)
+        known = {*self.values, *range(most)} if names.labels is None else {*names.labels}
+        meant = [_meant(names, label) for label in labels]
+        wrong = [
+            label for label, value in zip(labels, meant, strict=True) if not isinstance(value, str | int) or value not in known
+        ]
+        if not wrong:
+            return []
+        count, foreign = len(wrong), dict.fromkeys(repr(plain(label)) for label in wrong)
+        shown = ", ".join([*foreign][:5]) + ("" if len(foreign) <= 5 else ", ...")  # noqa: PLR2004 - some examples
+        of = f"its {most} classes have no names" if names.labels is None else ", ".join(map(repr, names.labels[:5]))
+        said = f"{shown} {'is no answer' if len(foreign) == 1 else 'are no answers'} of the model ({of})"
+        if count == len(labels):
+            raise BadInput(f"labels: {said}, so no accuracy can be measured: give its card the names, or numbers of classes")
+        return [f"{count:,} of {len(labels):,} labels count as wrong: {said}"]
 
     def agreement(self, other: Answers) -> float | None:
         """Share of the same answers."""
@@ -83,6 +107,17 @@ class Answers(NamedTuple):
             return None
         scale = float(np.sqrt(np.mean(np.square(theirs))))
         return float(np.sqrt(np.mean(np.square(ours - theirs)))) / scale if scale else None
+
+
+_FOREIGN = object()
+
+
+def _meant(names: Labels, label: Any) -> Any:
+    """The answer that a label stands for, or what is equal to none."""
+    try:
+        return names.meant(plain(label))
+    except BadReply:
+        return _FOREIGN
 
 
 def answers(model: EdgeModel, inputs: Sequence[Any]) -> Answers:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.compress.measure import Examples, answers, compared, unmeasured
+from edgeroute.compress.measure import Examples, answers, compared, labels_of, unmeasured
 from edgeroute.compress.result import Result
 from edgeroute.compress.writing import put, workplace, write_card
 from edgeroute.edge.card import Card
 from edgeroute.edge.load import load
 from edgeroute.edge.model_file import first_line
-from edgeroute.errors import EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, ModelMissing, PolicyError, RuntimeMissing
 from edgeroute.imports import imported
 
 
@@ -39,7 +39,11 @@ def quantize_other(path: Path, out: Path, used: Examples, held_out: Examples, *,
             write_card(made, card, step)
         try:
             original = load(path)
-            before, after = compared(original, made, answers(original, held_out.inputs), held_out)
+            found = answers(original, held_out.inputs)
+            notes += found.check(held_out.labels, labels_of(original))
+            before, after = compared(original, made, found, held_out)
+        except BadInput:
+            raise
         except EdgerouteError as e:  # as of a Core ML model elsewhere than on macOS
             before, after = unmeasured(path), unmeasured(made)
             notes.append(f"it was not run here: {e}")

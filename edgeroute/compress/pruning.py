@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeroute.compress.channels import Channels
 from edgeroute.compress.graph import last_layers, layers_of, name_nodes, package, read_graph, weight_of
-from edgeroute.compress.measure import Examples, answers, compared, split
+from edgeroute.compress.measure import Examples, answers, compared, labels_of, split
 from edgeroute.compress.result import Layer, Result
 from edgeroute.compress.writing import put, target, workplace, write_card
 from edgeroute.edge.external import external_data
@@ -76,8 +76,8 @@ def prune(
         raise ModelError(f"{path} keeps a state between its inputs, and examples are single inputs: it is not pruned here")
     model.load()
     original = answers(model, held_out.inputs)
+    notes = original.check(held_out.labels, labels_of(model))
     layers = (_channels if structured else _weights)(graph, sparsity, path)
-    notes: list[str] = []
     with workplace(to) as folder:
         made = folder / "made" / to.name
         made.parent.mkdir()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeroute.compress.measure import Examples, answers, compared, split
+from edgeroute.compress.measure import Examples, answers, compared, labels_of, split
 from edgeroute.compress.onnx_int8 import Int8
 from edgeroute.compress.others import quantize_other
 from edgeroute.compress.result import Layer, Result
@@ -78,7 +78,7 @@ def quantize(
         raise ModelError(f"{path} keeps a state between its inputs, and examples are single inputs: it is not quantised here")
     model.load()
     original = answers(model, held_out.inputs)
-    notes: list[str] = []
+    notes = original.check(held_out.labels, labels_of(model))
     layers: tuple[Layer, ...] = ()
     with workplace(to) as folder:
         made = folder / "made" / to.name

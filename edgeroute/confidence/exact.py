@@ -51,6 +51,19 @@ def upper(k: int, m: int, delta: float) -> float:
     return high
 
 
+LARGEST = 50_000
+"""Sample size from which the intervals of `proportion` do not become narrower: an exact one of more would take too long."""
+
+
+def proportion(count: int, of: int, risk: float) -> tuple[float, float, float]:
+    """A share, and its two-sided interval at level 1 - risk (Clopper and Pearson, 1934); of nothing 0, 0 and 1."""
+    if not of:
+        return 0.0, 0.0, 1.0
+    n = min(of, LARGEST)
+    fewer, more = int(count * n / of + 1e-9), ceil(count * n / of - 1e-9)
+    return count / of, 1 - upper(n - fewer, n, risk / 2), upper(more, n, risk / 2)
+
+
 @lru_cache(maxsize=32)
 def most_of_each(n: int, rate: float, delta: float) -> Ints:
     """[n + 1]: for m = 0..n the largest k with P(Bin(m, rate) <= k) <= delta."""

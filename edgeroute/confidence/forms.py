@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, log
+from math import exp, isfinite, log
 from typing import Any, Final
 
 import numpy as np
 
-from edgeroute.confidence.scores import NAN, Array, quantile
+from edgeroute.confidence.scores import NAN, SHORT, Array, quantile, quantile_row
 from edgeroute.confidence.unscored import Unscored
 
 TINY: Final = -745.0
@@ -30,6 +30,8 @@ def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
         return None, ""
     number = number_of(given)
     if number is None:
+        if type(given) is list and 0 < len(given) <= SHORT and isfinite(_total(given)) and max(given) <= SLACK:
+            return quantile_row(given), ""
         logprobs = None if isinstance(given, str | bytes | Mapping | set) else as_array(given)
         if logprobs is not None and logprobs.ndim == 1 and logprobs.dtype.kind in "fiu" and not (logprobs > SLACK).any():
             return quantile(logprobs), ""
@@ -40,6 +42,11 @@ def confidence(given: Any, *, bounded: bool) -> tuple[float | None, str]:
     if not -SLACK <= number <= 1 + SLACK:
         return None, f"the confidence {number:g}: a confidence is from 0 to 1{percent(number)}"
     return min(max(number, 0.0), 1.0), ""
+
+
+def _total(given: list[Any]) -> float:
+    """Of a list of floats; NaN: it has something else."""
+    return sum(given) if all(type(one) is float for one in given) else NAN
 
 
 def mistaken(name: str) -> str:

@@ -12,7 +12,7 @@ where z are logits and p = softmax(z).
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import exp, log
+from math import exp, isfinite, log
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ Score = Callable[[Any], float]
 NAN = float("nan")
 SMALL = 64
 """Up to so many classes a row is scored in plain Python, several times faster than with numpy calls."""
+SHORT = 1_000
+"""Likewise tokens of a text; sorting them takes longer than numpy's selection from then on."""
 
 
 def _softmax(logits: Array) -> Array:
@@ -58,8 +60,19 @@ def energy(logits: Array) -> Array:
 def quantile(logprobs: Array, q: float = 0.1) -> float:
     """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or mean would favour short texts."""
     values = np.asarray(logprobs, np.float64)
+    if values.ndim == 1 and 0 < values.size <= SHORT and isfinite(sum(row := values.tolist())) and max(row) <= 1:
+        return quantile_row(row, q)
     with np.errstate(all="ignore"):  # minus infinity is a token without a probability
         return float(np.exp(np.quantile(values, q))) if values.size else NAN
+
+
+def quantile_row(values: list[float], q: float = 0.1) -> float:
+    """The same of finite values up to 1, one or more, as numpy interpolates; several times faster for a short text."""
+    values = sorted(values)
+    place = q * (len(values) - 1)
+    i = int(place)
+    share, low, high = place - i, values[i], values[min(i + 1, len(values) - 1)]
+    return exp(high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share)  # noqa: PLR2004 - a half
 
 
 def agreement(logits: Array, *, votes: bool = False) -> Array:

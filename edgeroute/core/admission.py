@@ -11,10 +11,17 @@ from edgeroute.core.codes import Rejection
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
 from edgeroute.core.policy import Terms
-from edgeroute.core.spending import Cost
+from edgeroute.core.spending import Cost, Tokens
 
+MILLION = 1e6
 USUAL: float = 0.9
 """Latency quantile of an endpoint that counts as its usual time."""
+
+
+def price(terms: Terms, tokens: Tokens) -> float:
+    """US dollars for so many tokens."""
+    usd = tokens.input * terms.usd_per_million_input_tokens + tokens.output * terms.usd_per_million_output_tokens
+    return usd / MILLION
 
 
 class Spends(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeroute.core.codes import Failure
+from edgeroute.core.codes import UNFIT, Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.texts import named, told, typed
@@ -19,18 +19,22 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     """Formats the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
-    parts = []
+    decided = set[int]()
+    parts = [before_run(plan, one.leg, one.confidence) for one in plan.unsure]
     for kind, i, at, detail in outcome.log:
         leg = plan.legs[i]
         if kind == "start":
             started[i] = at
         elif kind == "limit":
             limits[i] = detail
-        elif kind in {"accepted", "below", "kept"}:
+        elif kind == "decided":
+            decided.add(i)
+        elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
             text = named(detail)
-            unfit = leg.permit is not None and getattr(detail, "code", "") == "bad_input"  # the caller's fault
+            code = getattr(detail, "code", "")
+            unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
             said = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
             parts.append(text if getattr(detail, "held", False) else said)
         elif kind == "timeout":
@@ -38,9 +42,39 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     if not outcome.accepted:
         parts += [f"{name} was not asked: earlier runs of it go on" for name in plan.skipped]
     if outcome.leg is not None and not outcome.accepted and plan.offline != "raise":
-        parts.append(f"so the {plan.legs[outcome.leg].name} answer stands")
+        part = "what came of the " if broken(outcome) else "the "
+        parts.append(f"so {part}{plan.legs[outcome.leg].name} answer stands")
+    if why := TRUNCATED.get(truncated(outcome.prediction and outcome.prediction.outputs)):
+        parts.append(f"its answer {why}")
     parts += [f"{rule}: {rule.then}" for rule in plan.rules]
     return "; ".join(parts)
+
+
+TRUNCATED = {
+    "length": "was cut off at the most tokens that it may have",
+    "content_filter": "was cut off by a content filter",
+}
+"""Why a text has no end of its own, by `finish_reason`."""
+
+
+def truncated(outputs: Any) -> str:
+    """Why a text was cut off, if these are the outputs of one: OpenAI's JSON has a `finish_reason`. Empty: it was not.
+
+    "cut": its end never came.
+    """
+    choices = outputs.get("choices") if isinstance(outputs, Mapping) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        return ""
+    said = choices[0].get("finish_reason", "stop")
+    if said is None:
+        return "cut"
+    return said if isinstance(said, str) and said in TRUNCATED else ""
+
+
+def broken(outcome: Outcome) -> bool:
+    """Whether the answer is that of a leg that ended within it."""
+    kinds = [mark.kind for mark in outcome.log if mark.leg == outcome.leg]
+    return bool(kinds) and kinds[-1] in {"failed", "timeout"}
 
 
 def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, threshold: float | None = None) -> str:
@@ -66,6 +100,11 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
     if leg.final and sign == "<":
         text += f", {plan.stays}" if plan.stays else ", and there is nothing else to ask"
     return text
+
+
+def before_run(plan: Plan, leg: Leg, confidence: float | None) -> str:
+    """The part of a reason about an edge that was judged by the input alone."""
+    return answered(plan, leg, confidence, 0.0) + ", before it ran"
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:

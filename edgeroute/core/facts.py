@@ -31,6 +31,8 @@ class Facts(NamedTuple):
     took_s: Mapping[str, float] = {}
     """Time in which nine in ten runs of a variant end, seconds, by name; missing: unknown, or it is no variant."""
     joules: Mapping[str, float] = {}
-    """Energy of a call, joules, by target, as far as known; only if a rule goes by it."""
+    """Energy of a call, joules, by target, as far as known; only if a rule or a limit goes by it."""
     unsure: float | None = None
     """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule goes by it."""
+    energy_spent: bool = False
+    """`joules_per_hour` has no room for another run of the edge, whose energy is known."""

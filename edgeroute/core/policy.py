@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, get_args
 
 from edgeroute.core.egress import Rules
-from edgeroute.core.rules import Rule
+from edgeroute.core.rules import Rule, RuleMode
 
 Mode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud"]
 PolicyMode = Literal["prefer_edge", "only_edge", "prefer_cloud", "only_cloud", "shadow"]
@@ -50,7 +50,7 @@ class Target(NamedTuple):
 class Saver(NamedTuple):
     """Another mode for a low battery or a hot device; which mode saves energy depends on the device."""
 
-    mode: Mode = "only_edge"
+    mode: RuleMode = "only_edge"
     battery_below: float = 0.0
     """Battery charge, 0..1, below which the saver is in force while not charging."""
     hotter_than_c: float = INF
@@ -84,6 +84,8 @@ class Policy(NamedTuple):
     saver: Saver | None = None
     device_rules: tuple[Rule, ...] = ()
     """Rules on the device's state; the first one in force that changes the mode counts."""
+    sensors_every_s: float | None = None
+    """Time between two readings of the device's sensors; None: as the sensors say."""
 
     def all_rules(self) -> tuple[Rule, ...]:
         """The rules on the device's state, the saver's last."""
@@ -100,3 +102,6 @@ class Terms(NamedTuple):
     """Radio energy on the device: per request, and per million bytes of bodies in both directions."""
     calls_per_s: float = INF
     max_concurrent: int = 64
+    usd_per_million_input_tokens: float = 0.0
+    usd_per_million_output_tokens: float = 0.0
+    """Of a language model: for the tokens of a request, and of its answer."""

@@ -9,7 +9,12 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeGuard, get_ar
 from edgeroute.core.readings import Reading
 
 Of = Literal["battery", "heat", "memory", "load", "throttled", "gpu", "power"]
-Then = Literal["small_model", "only_edge", "prefer_cloud", "cheapest_energy", "unload", "prefer_edge", "only_cloud"]
+Then = Literal["small_model", "only_edge", "prefer_cloud", "cheapest_energy", "unload", "prefer_edge"]
+RuleMode = Literal["only_edge", "prefer_cloud", "prefer_edge"]
+"""Modes that a rule may ask for. Not only_cloud: a rule would then cost an answer that the edge has, where the cloud does not
+answer or the data may not leave. With prefer_edge a policy that prefers the cloud spares it."""
+RULE_MODES: Final[tuple[str, ...]] = get_args(RuleMode)
+NO_ONLY_CLOUD: Final = "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"
 BINDING: Final = frozenset({"heat", "memory"})
 """A call's own mode does not go before rules of these: they protect the device."""
 
@@ -131,7 +136,7 @@ class Applying(NamedTuple):
         return next((rule for rule in self.rules if rule.then == what), None)
 
 
-def applying(rules: Sequence[Rule], modes: Sequence[str], mode: str | None) -> Applying:
+def applying(rules: Sequence[Rule], mode: str | None) -> Applying:
     """What of these rules in force applies to a call, whose own mode is `mode`; None: it has none.
 
     A call's own mode goes before all rules but those of `BINDING`; and what a call keeps on the device, no rule sends.
@@ -142,7 +147,7 @@ def applying(rules: Sequence[Rule], modes: Sequence[str], mode: str | None) -> A
     for rule in rules:
         if mode is not None and rule.of not in BINDING:
             passed.append(f"{rule}: {rule.then} does not apply, as the call has a mode of its own")
-        elif rule.then not in modes:
+        elif rule.then not in RULE_MODES:
             found.append(rule)
         elif mode == "only_edge" and rule.then != mode:
             passed.append(f"{rule}: {rule.then} does not apply, as the call asks for only_edge, and so nothing of it leaves")
@@ -164,8 +169,9 @@ def problem(rule: Rule) -> str:
     kind = OF.get(rule.of) if isinstance(rule.of, str) else None
     if kind is None:
         return f"of is one of {', '.join(OF)}, not {_shown(rule.of)}"
-    if rule.then not in get_args(Then):
-        return f"then is one of {', '.join(get_args(Then))}, not {_shown(rule.then)}"
+    then: Any = rule.then
+    if then not in get_args(Then):
+        return NO_ONLY_CLOUD if then == "only_cloud" else f"then is one of {', '.join(get_args(Then))}, not {_shown(then)}"
     if not _number(rule.hold_s) or rule.hold_s < 0:
         return f"hold is seconds, 0 or more, not {_shown(rule.hold_s)}"
     if rule.of == "throttled":

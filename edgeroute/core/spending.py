@@ -24,6 +24,7 @@ class Limits(NamedTuple):
     usd_per_day: float = INF
     mb_per_day: float = INF
     joules_per_hour: float = INF
+    """Of the cloud's calls by their prices, and of the edge's runs as far as their energy is known. No run is refused for it."""
     calls_per_minute: float = INF
 
 
@@ -39,6 +40,21 @@ class Cost(NamedTuple):
     calls: float = 0
 
 
+def up_against(limits: Limits, cost: Cost, edge_j: float) -> Limits:
+    """The limits for a call of this cost, where a run of the edge takes `edge_j` joules; 0: not known.
+
+    A call that takes no more than that is not refused for its energy: the edge would run in its place.
+    """
+    return limits._replace(joules_per_hour=INF) if 0 < cost.joules <= edge_j else limits
+
+
+class Tokens(NamedTuple):
+    """Tokens of a text, as an endpoint counts them, or as they are expected before it has."""
+
+    input: int = 0
+    output: int = 0
+
+
 class Spending:
     """Spending against limits.
 
@@ -51,13 +67,14 @@ class Spending:
 
     Attributes:
         limits: may be replaced at any time; spending so far stays booked.
+        edge_j: energy of a run of the edge, joules, as in `up_against`.
         unknown: why earlier spending is not known; what has a limit is refused meanwhile. Empty: it is known.
     """
 
-    __slots__ = ("_lost_at", "_lost_why", "_windows", "limits", "unknown")
+    __slots__ = ("_lost_at", "_lost_why", "_windows", "edge_j", "limits", "unknown")
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits, self.edge_j = limits, 0.0
         self.unknown = ""
         self._lost_at, self._lost_why = -INF, ""
         self._windows = tuple(map(_Window, Limits._fields, _LENGTHS_S))
@@ -69,7 +86,8 @@ class Spending:
         they are not the account's.
         """
         windows = self._windows
-        for window, limit, asked in zip(windows, self.limits if limits is None else limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
+        limits = up_against(self.limits, cost, self.edge_j) if limits is None else limits
+        for window, limit, asked in zip(windows, limits, cost):  # noqa: B905 - always four, and the keyword costs 0.2 us
             if asked > 0:
                 if now >= window.until:
                     window.roll(now)

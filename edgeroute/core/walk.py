@@ -48,7 +48,7 @@ class Leave(NamedTuple):
     leg: int
 
 
-Kind = Literal["start", "limit", "accepted", "below", "kept", "failed", "cancelled", "timeout"]
+Kind = Literal["start", "limit", "decided", "accepted", "below", "kept", "failed", "cancelled", "timeout"]
 
 
 @final
@@ -59,8 +59,9 @@ class Mark(NamedTuple):
     leg: int
     at: float
     detail: Any = None
-    """By kind: the confidence of an answer (accepted, below, kept); the exception of a failure (failed); the threshold of this
-    answer, if it depends on the answer (limit, which comes before accepted and below); else None."""
+    """By kind: the confidence of an answer (accepted, below, kept), or of its beginning (decided, which comes before these: the
+    decision was made within the answer, and of one that is below, kept tells that it went on to its end); the exception of a
+    failure (failed); the threshold of this answer, if it depends on the answer (limit, before accepted and below); else None."""
 
 
 class Prediction(NamedTuple):
@@ -80,6 +81,8 @@ class Delta(NamedTuple):
     leg: int
     piece: Any
     at: float
+    confidence: float | None = None
+    """What the answer's confidence is, known with this piece, if that is taken of its beginning alone; else None."""
 
 
 @final
@@ -261,9 +264,19 @@ def walk(plan: Plan, begun: float, provisional: bool = False, keep_late: bool = 
             break
 
     if not held:
-        return Outcome(None, None, False, log, begun, now)
+        broken, part = _partial(log)
+        return Outcome(broken, part, False, log, begun, now)
     best = max(held, key=lambda i: legs[i].target)
     return Outcome(best, held[best], False, log, begun, now, held)
+
+
+def _partial(log: list[Mark]) -> tuple[int | None, Prediction | None]:
+    """The leg and what had arrived of its answer, where one broke off; the last, if several did."""
+    for mark in reversed(log):
+        part = getattr(mark.detail, "partial", None) if mark.kind == "failed" else None
+        if type(part) is Prediction:
+            return mark.leg, part
+    return None, None
 
 
 def _at_once(plan: Plan) -> tuple[Leg, ...]:

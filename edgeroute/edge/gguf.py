@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from errno import ENOMEM
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +131,8 @@ def read(path: Path) -> Gguf:
     except FileNotFoundError as e:
         raise ModelMissing(f"there is no model file at {path}") from e
     except OSError as e:
-        raise ModelError(f"{path} cannot be read: {e.strerror or e}") from e
+        short = ": there is too little memory for it on this device" if e.errno == ENOMEM else ""
+        raise ModelError(f"{path} cannot be read: {e.strerror or e}{short}") from e
     except _Damaged as e:
         raise ModelError(f"{path} cannot be used: {e}. Fetch the model again") from e
 

@@ -17,8 +17,8 @@ from weakref import WeakSet
 
 import numpy as np
 
+from edgeroute.chat.reply import LONG, Gathered
 from edgeroute.core.texts import FOREIGN, clean
-from edgeroute.edge.chat import LONG, Gathered
 from edgeroute.errors import ModelError, RuntimeMissing
 from edgeroute.imports import imported, no_fork
 from edgeroute.system import renew_after_fork

@@ -12,10 +12,10 @@ from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-import httpcore
-
 from edgeroute.core.texts import clean
-from edgeroute.errors import ModelError, PolicyError
+from edgeroute.errors import BadReply, EdgerouteError, ModelError, PolicyError
+from edgeroute.http1.parsers import Malformed
+from edgeroute.http1.reading import Reading
 from edgeroute.types import StopToken
 
 CONNECT_S = 5.0
@@ -25,6 +25,7 @@ UNIX: Any = getattr(socket, "AF_UNIX", None)
 """The family of unix sockets; None: Python has none here."""
 SHORT = 1 << 16
 """Bytes of a refusal that are read."""
+_UNBOUNDED = 1 << 62
 
 
 def is_loopback(address: str) -> bool:
@@ -120,16 +121,17 @@ class Exchange:
 
     Args:
         local: where.
-        timeout_s: for all of it.
+        timeout_s: for all of it: what comes byte by byte does not begin it anew.
         most: bytes of a reply.
         cancel: what stops it.
     """
 
     def __init__(self, local: Local, timeout_s: float, most: int, cancel: StopToken | None) -> None:
         self._local, self._until, self._timeout_s, self._most = local, monotonic() + timeout_s, timeout_s, most
-        self._cancel, self._backend = cancel, _Backend(local, cancel, self._until)
+        self._cancel = cancel
+        self._socket: socket.socket | None = None
         if cancel is not None:
-            cancel.on_ask(self._backend.cut)
+            cancel.on_ask(self._cut)
 
     @contextlib.contextmanager
     def send(
@@ -141,7 +143,6 @@ class Exchange:
             ModelError: there is no reply, it is too long, or none within the time; also while the body is read.
         """
         local = self._local
-        url = httpcore.URL(scheme="http", host=local.host, port=local.port, target=quote(local.base + path, safe="/%:@"))
         sent = [
             ("Host", local.netloc),
             ("Accept-Encoding", "identity"),
@@ -151,28 +152,40 @@ class Exchange:
         ]
         if body:
             sent += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        left_s = self._left_s()
-        limits = {"connect": min(left_s, CONNECT_S), "read": left_s, "write": left_s}
-        with self._translated():
-            connection = httpcore.HTTPConnection(url.origin, network_backend=self._backend, uds=local.socket_path)
-            with connection, connection.stream(method, url, headers=sent, content=body, extensions={"timeout": limits}) as reply:
-                said = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reply.headers}
-                if 300 <= reply.status < 400:  # noqa: PLR2004 - a redirect
-                    raise ModelError(
-                        f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to"
-                    )
-                if said.get("content-encoding", "identity") != "identity":
-                    raise ModelError(f"{local.origin} answered in an encoding, though asked not to: unread")
-                yield Head(reply.status, said.get("content-type", "").lower()), self._bounded(reply)
+        head = f"{method} {quote(local.base + path, safe='/%:@')} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in sent)
+        reading = Reading(local.origin, method, _UNBOUNDED)
+        with self._translated(), self._connected() as sock:
+            try:
+                sock.settimeout(self._left_s())
+                sock.sendall(head.encode("latin-1") + b"\r\n" + body)
+            except TimeoutError:
+                raise
+            except OSError:  # a server that refuses and closes: what it said can often be read
+                pass
+            while not reading.status:
+                self._read(sock, reading)
+            if 300 <= reading.status < 400:  # noqa: PLR2004 - a redirect
+                raise ModelError(
+                    f"{local.origin} answered with a redirect, which is not followed: give the address that it leads to"
+                )
+            yield Head(reading.status, reading.headers.get("content-type", "").lower()), self._bounded(sock, reading)
 
-    def _bounded(self, reply: httpcore.Response) -> Iterator[bytes]:
+    def _bounded(self, sock: socket.socket, reading: Reading) -> Iterator[bytes]:
         size = 0
-        for part in reply.iter_stream():
+        while (part := reading.take()) or not reading.ended:
             size += len(part)
             if size > self._most:
                 raise ModelError(f"{self._local.origin} answered with more than {self._most:,} bytes: the rest is unread")
             self._left_s()
-            yield part
+            if part:
+                yield part
+            else:
+                self._read(sock, reading)
+
+    def _read(self, sock: socket.socket, reading: Reading) -> None:
+        most = reading.most
+        sock.settimeout(self._left_s())
+        reading.feed(sock.recv(most))
 
     def _left_s(self) -> float:
         left_s = self._until - monotonic()
@@ -182,21 +195,21 @@ class Exchange:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Errors of httpcore as those of a model; after a stop request as that alone."""
+        """Errors of the connection as those of a model; after a stop request as that alone."""
         where = self._local.origin
         try:
             yield
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
+        except _NoServer as e:
             self._check()
             raise ModelError(f"no server at {where} ({clean(e, 100)}): is it started?") from e
-        except httpcore.TimeoutException as e:
+        except TimeoutError as e:
             self._check()
             raise ModelError(f"{where} did not answer within {self._timeout_s:g} s") from e
-        except httpcore.ProtocolError as e:
-            self._check()
-            what = str(e).partition(":")[0]  # what follows are its bytes, which may quote the key
-            raise ModelError(f"{where} broke off: {clean(what, 100) or type(e).__name__}") from None
-        except (httpcore.NetworkError, OSError) as e:
+        except BadReply as e:  # its encoding, or its framing
+            raise ModelError(str(e)) from None
+        except (Malformed, OSError) as e:
+            if isinstance(e, EdgerouteError):
+                raise
             self._check()
             raise ModelError(f"{where} broke off: {clean(e, 100) or type(e).__name__}") from e
 
@@ -204,101 +217,43 @@ class Exchange:
         if self._cancel is not None and self._cancel.asked:
             raise ModelError(f"{self._local.origin} was stopped within its answer") from None
 
-
-class _Backend(httpcore.NetworkBackend):
-    """Connects to loopback, and shuts down from another thread."""
-
-    def __init__(self, local: Local, cancel: StopToken | None, until: float) -> None:
-        self._local, self._cancel, self._until = local, cancel, until
-        self._socket: socket.socket | None = None
-
-    def connect_tcp(
-        self,
-        host: str,  # noqa: ARG002 - looked up anew, and connected to by number
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,  # noqa: ARG002 - never passed
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - likewise
-    ) -> httpcore.NetworkStream:
-        """To the first of its addresses that accepts."""
-        error: Exception | None = None
+    def _connected(self) -> socket.socket:
+        """A connection to the socket of its path, or to the first of its addresses that accepts."""
+        if self._local.socket_path is not None:
+            return self._connect(UNIX, self._local.socket_path)
+        error: _NoServer | None = None
         for address in self._local.addresses():
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             try:
-                return self._connected(family, (address, port), timeout)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
+                return self._connect(family, (address, self._local.port))
+            except _NoServer as e:
                 error = e
-        raise error or httpcore.ConnectError("it has no address")
+        raise error or _NoServer("it has no address")
 
-    def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - as above
-    ) -> httpcore.NetworkStream:
-        """To the socket of this path."""
-        return self._connected(UNIX, path, timeout)
-
-    def _connected(self, family: int, address: Any, timeout: float | None) -> httpcore.NetworkStream:
+    def _connect(self, family: int, address: Any) -> socket.socket:
         self._socket = sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(timeout)
+            sock.settimeout(min(self._left_s(), CONNECT_S))
             sock.connect(address)
             if family != UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if not is_loopback(str(sock.getpeername()[0])):
                     raise ModelError(f"{self._local.origin} led to another device: nothing was sent")  # noqa: TRY301
-            if self._cancel is not None and self._cancel.asked:  # `cut` may have come before it was connected
-                raise httpcore.ConnectError("stopped")  # noqa: TRY301
+            if self._cancel is not None and self._cancel.asked:  # `_cut` may have come before it was connected
+                raise _NoServer("stopped")  # noqa: TRY301
         except BaseException as e:
             sock.close()
-            if isinstance(e, TimeoutError):
-                raise httpcore.ConnectTimeout(str(e)) from e
-            if isinstance(e, OSError) and not isinstance(e, ModelError):
-                raise httpcore.ConnectError(str(e)) from e
+            if isinstance(e, OSError) and not isinstance(e, EdgerouteError | _NoServer):
+                raise _NoServer(str(e)) from e
             raise
-        return _Stream(sock, self._until)
+        return sock
 
-    def cut(self) -> None:
+    def _cut(self) -> None:
         """Ends the exchange, from another thread."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
-class _Stream(httpcore.NetworkStream):
-    """The stream on that socket, which is read until a time: what comes byte by byte does not begin it anew."""
-
-    def __init__(self, sock: socket.socket, until: float) -> None:
-        self._socket, self._until = sock, until
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """What has come."""
-        left_s = self._until - monotonic()
-        if left_s <= 0:
-            raise httpcore.ReadTimeout
-        try:
-            self._socket.settimeout(left_s if timeout is None else min(timeout, left_s))
-            return self._socket.recv(max_bytes)
-        except TimeoutError as e:
-            raise httpcore.ReadTimeout(str(e)) from e
-        except OSError as e:
-            raise httpcore.ReadError(str(e)) from e
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Sends all of it."""
-        try:
-            self._socket.settimeout(timeout)
-            self._socket.sendall(buffer)
-        except TimeoutError as e:
-            raise httpcore.WriteTimeout(str(e)) from e
-        except OSError as e:
-            raise httpcore.WriteError(str(e)) from e
-
-    def close(self) -> None:
-        """Closes it."""
-        self._socket.close()
-
-    def get_extra_info(self, info: str) -> Any:
-        """None of it is known."""
-        return {"socket": self._socket}.get(info)
+class _NoServer(OSError):
+    """No connection."""

@@ -209,6 +209,12 @@ def _joined(parts: tuple[Any, ...]) -> Any:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
 
 
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate", "out of memory")
+"""What native runtimes say of it, in small letters."""
+
+
 def first_line(error: BaseException) -> str:
-    """What it says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What it says, in one line; of a lack of memory that it is one."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    short = isinstance(error, MemoryError) or any(word in said.lower() for word in _NO_MEMORY)
+    return f"there is too little memory for it on this device ({said})" if short else said

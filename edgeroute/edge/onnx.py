@@ -100,7 +100,7 @@ class OnnxModel(ModelFile):
         session, self.nodes, self.downgraded = made.session, made.nodes, made.downgraded
         self.placement = None if [one.name for one in self.providers] == [CPU] else made.placement()
         self._used = made.used(self.providers) if made.downgraded else [*self.providers]
-        self._describe([*map(_spec, session.get_inputs())], [*map(_spec, session.get_outputs())])
+        self._describe([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
         self._check_types(session)
         self._input = self.inputs[0].name if self.inputs else ""
         self._prepare = self._plan.one
@@ -121,9 +121,12 @@ class OnnxModel(ModelFile):
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """The same for one input."""
         session, prepare = self._session or self.load(), self._prepare
-        if prepare is None or cancel is not None or type(x) is dict:
+        if prepare is None or type(x) is dict:
             return self.run([x], cancel)
         tensor = prepare(x)
+        if cancel is not None:
+            out = self._execute(session, self._names, {self._input: tensor}, cancel)
+            return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
         try:  # the usual case, by the short way
             out = session.run(self._names, {self._input: tensor})
         except Exception as e:  # onnxruntime's errors derive from Exception alone
@@ -154,7 +157,8 @@ def runtime() -> Any:
         raise RuntimeMissing("onnxruntime is not installed: pip install 'edgeroute[onnx]'") from e
 
 
-def _spec(node: Any) -> TensorSpec:
+def spec_of(node: Any) -> TensorSpec:
+    """Name, dtype and shape of an input or output of a session."""
     if node.type.startswith("seq(map("):  # scikit-learn's zipmap: a mapping from class to probability for each input
         return TensorSpec(node.name, "float32", (-1, -1))
     shape = tuple(n if isinstance(n, int) and n > 0 else -1 for n in node.shape)

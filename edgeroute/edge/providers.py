@@ -171,6 +171,8 @@ def parsed(given: Given | Iterable[Given], folder: Path | None = None) -> tuple[
         PolicyError: one is unknown, or there are none, or one is there twice.
     """
     single = isinstance(given, str | Mapping | Provider) or _is_pair(given)
+    if not single and not isinstance(given, Iterable):
+        raise PolicyError(f'providers are a list of names, as in ["cpu"], not {given!r:.60}')
     found = tuple(_parsed(one, folder) for one in ([given] if single else given))
     names = [one.name for one in found]
     if not names:

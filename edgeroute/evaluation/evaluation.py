@@ -92,6 +92,8 @@ class Evaluation(NamedTuple):
     edge_joules: float | None = None
     accept_unsure: bool = False
     """Whether an answer without a score is accepted."""
+    arms: tuple[Mapping[str, Any], ...] = ()
+    """What came of the arms of an A/B comparison so far, in operation; empty: there are none."""
 
     @property
     def n(self) -> int:

@@ -39,6 +39,7 @@ def numbers(evaluation: Evaluation, notes: Sequence[str]) -> dict[str, Any]:
         "seen_before": evaluation.seen_before,
         "area": None if (area := evaluation.area()) is None or isnan(area.value) else area._asdict(),
         "held": [{**one._asdict(), "held": one.held, "broken": one.broken} for one in verdicts(evaluation)],
+        "arms": [dict(arm) for arm in evaluation.arms],
         "notes": list(notes),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeroute.core.energy import PowerFit, break_even
+from edgeroute.core.standby import ENOUGH
 from edgeroute.observe.stats import Counts
 from edgeroute.types import Backend
 
@@ -24,16 +25,28 @@ class Energy:
         self._counts, self._fit = counts, PowerFit()
         self._last: tuple[float, float] | None = None
 
-    def note(self, power_w: float | None, edges: Iterable[str], now_s: float) -> None:
-        """Takes a reading of the device's power into account, at a monotonic instant; None: it is unknown."""
+    @property
+    def extra_w(self) -> float | None:
+        """Power that a run of an edge takes beside what the device takes anyway, watts; None: not known."""
+        return self._fit.extra_w
+
+    def note(self, power_w: float | None, edges: Iterable[str], now_s: float) -> float:
+        """Takes a reading of the device's power into account, at a monotonic instant; None: it is unknown.
+
+        Returns the joules that the edges' runs have taken since the last reading; 0 while not known.
+        """
         busy_s = sum(seconds for _, seconds in self._counts.busy(edges).values())
         last, self._last = self._last, (now_s, busy_s)
-        if power_w is not None and last is not None and 0 < now_s - last[0] <= LONGEST_S:
-            self._fit.add(power_w, max(0.0, busy_s - last[1]) / (now_s - last[0]))
+        if last is None:
+            return 0.0
+        ran_s = max(0.0, busy_s - last[1])
+        if power_w is not None and 0 < now_s - last[0] <= LONGEST_S:
+            self._fit.add(power_w, ran_s / (now_s - last[0]))
+        return ran_s * (self.extra_w or 0.0)
 
     def joules(self, backends: Sequence[Backend]) -> Mapping[str, float]:
         """Target -> energy of a call, joules; one of which it is not known is missing."""
-        busy, extra_w = self._counts.busy(b.name for b in backends), self._fit.extra_w
+        busy, extra_w = self._counts.busy(b.name for b in backends), self.extra_w
         found: dict[str, float] = {}
         for backend in backends:
             calls, seconds = busy.get(backend.name, (0, 0.0))
@@ -52,6 +65,12 @@ class Energy:
         first = [next((joules.get(b.name) for b in backends if b.side == side), None) for side in ("edge", "cloud")]
         edge, cloud = first
         return {"joules": joules, "break_even": None if edge is None or cloud is None else break_even(edge, cloud)}
+
+
+def unsure(counts: Counts, edges: Sequence[str]) -> float | None:
+    """Share of the first edge's answers that are below its threshold, in steps of a twentieth; None: not known."""
+    judged, below = counts.judged(edges[0]) if edges else (0, 0)
+    return round(20 * below / judged) / 20 if judged >= ENOUGH else None
 
 
 def steady(old: Mapping[str, float], new: Mapping[str, float], share: float = 0.1) -> Mapping[str, float]:

@@ -14,13 +14,14 @@ from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
-from edgeroute.core.standby import ENOUGH
+from edgeroute.core.spending import Cost
 from edgeroute.core.variants import MOST
-from edgeroute.observe.energy import Energy, steady
+from edgeroute.core.walk import Outcome
+from edgeroute.observe.energy import Energy, steady, unsure
 from edgeroute.observe.paces import Paces
 from edgeroute.observe.sensors import Sensors, period_s, read
-from edgeroute.observe.stats import Counts
-from edgeroute.system import LINUX, contained, renew_after_fork
+from edgeroute.observe.stats import ALONE, Counts
+from edgeroute.system import LINUX, contained, now, renew_after_fork
 from edgeroute.types import Backend
 
 OWN = "give the router `sensors=`, a function that returns a Reading"
@@ -75,7 +76,12 @@ class Observer:
     @property
     def wanted(self) -> bool:
         """Whether the sensors are read at all."""
-        return self._records or bool(self._policy.all_rules())
+        return self._records or self.limited or bool(self._policy.all_rules())
+
+    @property
+    def limited(self) -> bool:
+        """Whether a limit counts the energy of edges' runs."""
+        return bool(self._edges) and self._spending.limits.joules_per_hour < INF
 
     def use(self, policy: Policy, targets: Sequence[Target]) -> None:
         """Goes by the rules of another policy; those that it has in common with the last one stay as they are."""
@@ -95,13 +101,26 @@ class Observer:
         variants = [t.name for t in targets if t.group]
         if variants:
             facts = facts._replace(took_s=self._paces.known(counts.took_s(variants, MOST), monotonic()))
-        if any(rule.then == "cheapest_energy" for rule in policy.all_rules()):
-            facts = facts._replace(joules=steady(self.facts.joules, self.energy.joules(backends)), unsure=self._unsure())
+        frugal = any(rule.then == "cheapest_energy" for rule in policy.all_rules())
+        if frugal or self.limited:
+            joules = steady(self.facts.joules, self.energy.joules(backends))
+            facts = facts._replace(joules=joules, unsure=unsure(counts, self._edges) if frugal else None)
+        if self.limited:
+            edge_j = self._spending.edge_j = next((facts.joules[name] for name in self._edges if name in facts.joules), 0.0)
+            left_j = self._spending.limits.joules_per_hour - self._spending.spent().joules
+            facts = facts._replace(energy_spent=left_j < edge_j)
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
         with self._lock:
             facts = facts._replace(rules=in_force(self._state), loading=loading)
             changed, self.facts = facts != self.facts, facts
         return changed
+
+    def outdated(self, outcome: Outcome, backends: Sequence[Backend]) -> bool:
+        """Whether a backend has become busy, or free again, as far as a request that ended so is a reason to look."""
+        busy = self.facts.busy
+        if not busy and len(outcome.log) <= ALONE:  # most: no leg was given up
+            return False
+        return any((backend.abandoned >= backend.max_abandoned) != (backend.name in busy) for backend in backends)
 
     def read(self) -> bool:
         """Reads the sensors, and steps the rules. Returns whether the facts changed."""
@@ -112,12 +131,18 @@ class Observer:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
         self.reading, self.read_at = reading, monotonic()
-        self.energy.note(reading.power_w, self._edges, self.read_at)
+        self.book(reading.power_w, self.read_at)
         return self._step()
+
+    def book(self, power_w: float | None, now_s: float) -> None:
+        """Books the energy of the edges' runs since it was last booked, with a reading of the power; None: there is none."""
+        if used_j := self.energy.note(power_w, self._edges, now_s):
+            self._spending.add(Cost(joules=used_j), now())
 
     def due_again(self) -> None:
         """The sensors are due in a while."""
-        self.reads_at = monotonic() + period_s(self._sensors, READS_S) if self.wanted else INF
+        period = self._policy.sensors_every_s or period_s(self._sensors, READS_S)
+        self.reads_at = monotonic() + period if self.wanted else INF
 
     def _step(self) -> bool:
         """Steps the rules by the last reading. Returns whether others are in force now."""
@@ -130,11 +155,6 @@ class Observer:
                 self.facts = self.facts._replace(rules=rules)
         return changed
 
-    def _unsure(self) -> float | None:
-        """Share of the first edge's answers that are below its threshold, in steps of a twentieth."""
-        judged, below = self._counts.judged(self._edges[0]) if self._edges else (0, 0)
-        return round(20 * below / judged) / 20 if judged >= ENOUGH else None
-
     def rules(self) -> list[str]:
         """The rules, one line each: what they do, until when, and whether they are in force."""
         lines = []
@@ -142,6 +162,19 @@ class Observer:
             until = "" if rule.enter is None else f" until {amount(rule.of, rule.ends)}"
             lines.append(f"rule: {rule}{until}: {rule.then}{' (in force)' if on else ''}")
         return lines
+
+    def budget(self) -> list[str]:
+        """What `joules_per_hour` counts, in one line; none without that limit."""
+        if not self.limited:
+            return []
+        limit, spent, extra_w = self._spending.limits.joules_per_hour, self._spending.spent().joules, self.energy.extra_w
+        if extra_w is not None:
+            what = f"the cloud's calls and the edge's runs, at {extra_w:.3g} W while one goes"
+        elif self.reading.power_w is None:
+            what = f"the cloud's calls alone: {sys.platform} tells no power here, so what a run of the edge takes is not known"
+        else:
+            what = "the cloud's calls alone, until what a run of the edge takes is known (rules.md)"
+        return [f"joules_per_hour counts {what}; {spent:.4g} of {limit:g} J are spent"]
 
     def lacking(self, backends: Sequence[Backend]) -> list[str]:
         """What the policy uses and this system does not have, one line each."""

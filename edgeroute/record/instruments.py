@@ -25,6 +25,8 @@ class RequestEnded(NamedTuple):
     """The last reading of the device's sensors; None: they are not read, or have not been."""
     reading_age_s: float = 0.0
     """How long before the request began it was made, seconds; less than 0: since then."""
+    edge_w: float | None = None
+    """Power that a run of an edge takes beside what the device takes anyway, watts; None: not known."""
 
 
 class AttemptEnded(NamedTuple):

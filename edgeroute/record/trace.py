@@ -54,6 +54,8 @@ class Trace(Instrument):
         if self.sample < 1 and random.random() >= self.sample:  # noqa: S311 - a sample, not a secret
             return
         line: dict[str, Any] = {"at": round(system.now(), 3), **answer.trace}
+        if ended.edge_w is not None and "events" in line:
+            line["events"] = _with_joules(line, ended.edge_w)
         reading = ended.reading
         if reading is not None and (known := {name: value for name, value in reading._asdict().items() if value is not None}):
             line["reading"] = {"age_s": round(ended.reading_age_s, 6), **known}
@@ -65,6 +67,20 @@ class Trace(Instrument):
         """Closes the file."""
         if self._close is not None:
             self._close()
+
+
+def _with_joules(line: Mapping[str, Any], edge_w: float) -> list[dict[str, Any]]:
+    """The events of a trace; those that end an edge's run with its energy, joules, at this power."""
+    edges = {leg["leg"] for leg in line["plan"] if leg["side"] == "edge"}
+    found, begun = [], dict[str, float]()
+    for event in line["events"]:
+        one, name = dict(event), event["leg"]
+        if event["what"] == "start":
+            begun[name] = event["at_s"]
+        elif event["what"] != "limit" and name in edges:
+            one["joules"] = round(edge_w * (event["at_s"] - begun[name]), 9)
+        found.append(one)
+    return found
 
 
 def _encoded(x: Any) -> dict[str, str] | None:

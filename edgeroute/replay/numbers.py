@@ -40,7 +40,7 @@ class Numbers(NamedTuple):
     received_bytes: float
     usd: float
     joules: float
-    """Energy of the device: for calls, by the endpoints' terms; and for runs of the edge, if specified."""
+    """Energy of the device: for calls, by the endpoints' terms; and for runs of the edge, as far as it is known."""
     p50_s: float | None
     p90_s: float | None
     p99_s: float | None
@@ -56,21 +56,21 @@ class Tally:
 
     __slots__ = (
         "cache", "calls", "cloud", "deadline_misses", "deferred", "degraded", "edge", "edge_runs", "held", "joules", "latencies",
-        "queued", "received_bytes", "requests", "sent_bytes", "unanswered", "usd",
+        "queued", "received_bytes", "requests", "run_joules", "sent_bytes", "unanswered", "usd",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = self.edge = self.cloud = self.cache = self.unanswered = self.degraded = self.queued = 0
         self.deferred = self.calls = self.held = self.deadline_misses = self.edge_runs = 0
-        self.sent_bytes = self.received_bytes = self.usd = self.joules = 0.0
+        self.sent_bytes = self.received_bytes = self.usd = self.joules = self.run_joules = 0.0
         self.latencies = array("d")
 
-    def numbers(self, edge_joules: float) -> Numbers:
-        """The totals; `edge_joules` is the energy per run of the edge."""
+    def numbers(self, edge_joules: float | None = None) -> Numbers:
+        """The totals; `edge_joules` is the energy per run of the edge, None: `run_joules` is that of all."""
         ordered = sorted(self.latencies)
         quantiles = [ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else None for q in (0.5, 0.9, 0.99)]
-        told = {name: getattr(self, name) for name in self.__slots__ if name != "latencies"}
-        told["joules"] += self.edge_runs * edge_joules
+        told = {name: getattr(self, name) for name in self.__slots__ if name not in {"latencies", "run_joules"}}
+        told["joules"] += self.run_joules if edge_joules is None else self.edge_runs * edge_joules
         return Numbers(**told, p50_s=quantiles[0], p90_s=quantiles[1], p99_s=quantiles[2])
 
 

@@ -50,6 +50,7 @@ class Seen(NamedTuple):
     received_bytes: float = 0.0
     usd: float = 0.0
     joules: float = 0.0
+    """Energy; of an edge's run 0 while it was not known."""
     own: tuple[float, str] | None = None
     """The threshold of this answer if it is not the same for all, and its label."""
     failure: Failure = Failure()
@@ -224,7 +225,7 @@ class _Reader:
         self.found: list[Request] = []
         self._tally = Tally()
         self._rows: dict[tuple[str, str], int] = {}
-        """(batch, cloud) -> number of its rows that called it."""
+        """(batch, target) -> number of its rows that called it."""
         self._first: float | None = None
         self._readings: list[tuple[float, Reading]] = []
         self._latest = -INF
@@ -253,6 +254,7 @@ class _Reader:
         labels = {leg["leg"]: (leg["side"] == "cloud", leg["label"]) for leg in record["plan"]}
         legs: dict[str, Seen] = {}
         started: dict[str, float] = {}
+        decided = set[str]()
         own = None
         deferred = late = False
         for event in record["events"]:
@@ -270,6 +272,11 @@ class _Reader:
             if what == "limit":
                 own = float(event["threshold"]), label
                 continue
+            if what == "decided":
+                decided.add(name)
+                continue
+            if what == "cancelled" and name in decided:  # its confidence is known, and it was below its threshold
+                continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
             sure = confidence(event.get("confidence"))
             failure = _WELL if not error else _failure(event) if record["version"] > 1 else understood(error)
@@ -280,7 +287,10 @@ class _Reader:
                 )  # fmt: skip
                 self._cost(seen, (batch, name))
             else:
-                legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, 0.0, own, failure))
+                joules = max(0.0, event.get("joules") or 0.0)
+                legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, joules, own, failure))
+                if joules and self._alone(batch, name):
+                    tally.run_joules += joules
             late, own = late or what == "timeout", None
         accepted, deadline_s, data_class = record["accepted"], record["deadline_s"], record["data_class"]
         if record["mode"] not in MODES or not (data_class is None or isinstance(data_class, str)):
@@ -322,15 +332,20 @@ class _Reader:
         if seen.held:
             self._tally.held += 1
             return
-        if key[0]:
-            self._rows[key] = self._rows.get(key, 0) + 1
-            if self._rows[key] > 1:
-                return
+        if not self._alone(*key):
+            return
         self._tally.calls += 1
         self._tally.sent_bytes += seen.sent_bytes
         self._tally.received_bytes += seen.received_bytes
         self._tally.usd += seen.usd
         self._tally.joules += seen.joules
+
+    def _alone(self, batch: str, name: str) -> bool:
+        """Whether what a leg took is to be added up: of a batch, whose rows share it, with the first row."""
+        if not batch:
+            return True
+        self._rows[batch, name] = self._rows.get((batch, name), 0) + 1
+        return self._rows[batch, name] == 1
 
     def trace(self) -> Recording:
         """The finished recording."""

@@ -14,13 +14,15 @@ from edgeroute.core.plan import Plan, Refusal, plan
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.readings import Reading
 from edgeroute.core.rules import State, in_force, step
-from edgeroute.core.spending import Spending
+from edgeroute.core.spending import Cost, Spending
 from edgeroute.core.walk import Outcome, walk
 from edgeroute.errors import PolicyError, nearest
+from edgeroute.observe.energy import unsure
 from edgeroute.observe.observer import READS_S
 from edgeroute.observe.stats import Counts
 from edgeroute.replay.device import THERMAL, Battery, heat
 from edgeroute.replay.drive import alone, drive
+from edgeroute.replay.energy import goes_by_energy, joules
 from edgeroute.replay.gate import SERVER_S, Gate
 from edgeroute.replay.network import NETWORKS, Link
 from edgeroute.replay.numbers import Tally
@@ -53,7 +55,7 @@ def replay(
     network: str | None = None,
     server_s: float | None = None,
     battery: Battery | None = None,
-    edge_joules: float = 0.0,
+    edge_joules: float | None = None,
     thermal: str | None = None,
     keep_mode: bool = False,
     keep_deadline: bool = False,
@@ -67,7 +69,7 @@ def replay(
         network: one of `NETWORKS`; None: calls take their recorded time.
         server_s: with a network, the endpoint's processing time; None: its fastest recorded one, else `SERVER_S`.
         battery: the battery; None: unlimited.
-        edge_joules: energy per run of the edge.
+        edge_joules: energy per run of the edge; None: as recorded, where the router knew it.
         thermal: one of `THERMAL`; None: the edge takes its recorded time.
         keep_mode: each request keeps its recorded mode.
         keep_deadline: each request keeps its recorded deadline.
@@ -99,7 +101,7 @@ class _Run:
         random: Random,
         thermal: str | None,
         battery: Battery | None,
-        edge_joules: float,
+        edge_joules: float | None,
     ) -> None:
         self.trace, self.setup, self.battery, self.edge_joules = trace, setup, battery, edge_joules
         self.notes = [*NOTES]
@@ -125,11 +127,27 @@ class _Run:
         self.rules, self.state, self.reading = setup.policy.all_rules(), NONE_YET, Reading()
         self.coming = trace.readings[::-1]
         self.reads_at = INF if battery is None and not self.course else -INF
+        self.joules = joules(trace, setup, edge_joules) if goes_by_energy(setup) else {}
+        self.edges = [target.name for target in setup.targets if target.side == "edge"]
+        self.limited = bool(self.edges) and setup.limits.joules_per_hour < INF
+        if self.joules or self.limited:
+            self._weigh()
         self.plans: dict[tuple[Mode | None, float | None, str | None], tuple[Plan | Refusal, bool]] = {}
         """The plans made so far, and whether their legs run one at a time."""
         self.changed = self.unserved = self.same = self.seen = self.unseen = 0
         self.examples: list[Change] = []
         self.unknown, self.refused = Counter[str](), Counter[str]()
+
+    def _weigh(self) -> None:
+        """Makes what calls take known, from the first request on."""
+        self.facts = self.facts._replace(joules=self.joules)
+        edge_j = next((self.joules[name] for name in self.edges if name in self.joules), 0.0)
+        if self.limited:
+            self.spending.edge_j = edge_j
+        known = ", ".join(f"{name} {one:.3g} J" for name, one in self.joules.items())
+        self.notes.append(f"what a call takes is known from the first request on, and does not change: {known or 'nothing'}")
+        if self.edges and not edge_j:
+            self.notes.append(f"no record has the energy of a run of {self.edges[0]}: it counts as none, or give edge_joules")
 
     def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
         """Replays all requests, sorted by start."""
@@ -137,6 +155,7 @@ class _Run:
         script, plans = self.script, self.plans
         policy = self.setup.policy
         looks = keep_mode or policy.mode == "prefer_cloud" or policy.hedge_after != INF or policy.order != "listed"
+        looks = looks or bool(self.joules)
         for request in self.trace.requests:
             begun = request.begun
             if battery is not None:
@@ -149,6 +168,9 @@ class _Run:
             if request.mode is None:
                 self._cached(request)
                 continue
+            if self.limited:
+                left_j = self.setup.limits.joules_per_hour - self.spending.spent(begun).joules
+                self._know(self.facts._replace(energy_spent=left_j < self.spending.edge_j))
             key = request.mode if keep_mode else None, request.deadline_s if keep_deadline else None, request.data_class
             made, one = plans.get(key) or self._plan(key)
             if isinstance(made, Refusal):
@@ -193,12 +215,13 @@ class _Run:
         tally, legs = self.tally, made.legs
         leg, accepted = outcome.leg, outcome.accepted
         tally.requests += 1
-        tally.latencies.append(outcome.ended - outcome.begun)
+        begun = outcome.begun
+        tally.latencies.append(outcome.ended - begun)
         if len(outcome.log) == STARTED_AND_ACCEPTED and leg is not None and accepted and legs[leg].permit is None:
             tally.edge += 1
-            tally.edge_runs += 1
+            self._ran(request, legs[leg].name, begun)
         else:
-            self._count(made, outcome)
+            self._count(request, made, outcome)
         name = None if leg is None or (not accepted and made.offline == "raise") else legs[leg].name
         if name is not None:
             if name == request.by:
@@ -213,13 +236,23 @@ class _Run:
                 why = explain.reason(made, outcome) + ("" if name is not None else "; no answer")
                 self.examples.append(Change(request.id, _told(request), why))
 
-    def _count(self, made: Plan, outcome: Outcome) -> None:
+    def _ran(self, request: Request, name: str, at: float) -> None:
+        """Counts a run of the edge with its energy: the whole of it, also of one that is given up."""
+        tally, taken = self.tally, self.edge_joules
+        tally.edge_runs += 1
+        if taken is None:
+            taken = request.legs[name].joules * (heat(self.course, at).times if self.course else 1.0)
+        if taken:
+            tally.run_joules += taken
+            self.spending.add(Cost(joules=taken), at)
+
+    def _count(self, request: Request, made: Plan, outcome: Outcome) -> None:
         tally, legs = self.tally, made.legs
         away = late = fatal = False
-        for kind, i, _, detail in outcome.log:
+        for kind, i, at, detail in outcome.log:
             if kind == "start":
                 if legs[i].permit is None:
-                    tally.edge_runs += 1
+                    self._ran(request, legs[i].name, at)
                 else:
                     away = True
             elif kind == "failed":
@@ -244,14 +277,16 @@ class _Run:
     def _observe(self, now: float) -> None:
         """Updates the facts as a live router does, and with them the plans."""
         policy, counts = self.setup.policy, self.counts
-        edges = [t.name for t in self.setup.targets if t.side == "edge"]
+        edges, was = self.edges, self.facts
         edge_s = max((counts.quantile(name, 0.99) or 0.0 for name in edges), default=0.0)
         facts = Facts(
             edge_s=edge_s, reserves=counts.reserves(edges), no_hedge=self._no_hedge(now) if policy.hedge_after != INF else ""
         )
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
-        self._know(facts._replace(rules=self.facts.rules))
+        if self.joules:
+            facts = facts._replace(joules=was.joules, unsure=unsure(counts, edges), energy_spent=was.energy_spent)
+        self._know(facts._replace(rules=was.rules))
 
     def _sense(self, now: float) -> None:
         """Steps the rules by the readings recorded until now, and by the simulated ones as often as a live router reads."""
@@ -259,7 +294,7 @@ class _Run:
             at, self.reading = self.coming.pop()
             self._step(at)
         if now >= self.reads_at:
-            self.reads_at = now + READS_S
+            self.reads_at = now + (self.setup.policy.sensors_every_s or READS_S)
             self._step(now)
 
     def _step(self, at: float) -> None:
@@ -286,7 +321,7 @@ class _Run:
 
     def _spent(self) -> float:
         """Joules spent on requests."""
-        return self.tally.joules + self.tally.edge_runs * self.edge_joules
+        return self.tally.joules + self.tally.run_joules
 
     def _no_hedge(self, now: float) -> str:
         if self.setup.metered:
@@ -300,7 +335,7 @@ class _Run:
         trace, tally = self.trace, self.tally
         last = trace.requests[-1]
         span_s = last.begun + last.latency_s
-        replayed = tally.numbers(self.edge_joules)
+        replayed = tally.numbers()
         energy = None
         if self.battery is not None:
             until = span_s if empty is None else empty

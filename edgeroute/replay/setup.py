@@ -63,7 +63,7 @@ class Setup(NamedTuple):
             told.pop(name, None)
         limits, metered = told.pop("limits"), told.pop("metered")
         edges = [_edge(section, path.parent) for section in given.edge]
-        told |= {"edge": grouped(edges, [section.variant for section in given.edge]), "uncalibrated": "tell"}
+        told |= {"edge": grouped(edges, given.edge), "uncalibrated": "tell"}
         snapshot = build(**told, guard=_unguarded)
         return cls.of(snapshot, limits or Limits(), metered=metered, cached=given.cache is not None)
 

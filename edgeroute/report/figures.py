@@ -124,7 +124,9 @@ def histograms(evaluation: Evaluation) -> str | None:
     known = np.isfinite(score)
     if not known.any():
         return None
-    edges = np.histogram_bin_edges(score[known], HISTOGRAM_BINS)
+    low, high = float(score[known].min()), float(score[known].max())
+    apart = 0.5 if high - low < 1e-9 * max(1.0, abs(low), abs(high)) else 0.0  # alike but for rounding: no room for bins
+    edges = np.histogram_bin_edges(score[known], HISTOGRAM_BINS, (low - apart, high + apart))
     if right is None:
         groups = [("all", known, EDGE, "")]
     else:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from edgeroute.evaluation.evaluation import Evaluation
-from edgeroute.report import sections
+from edgeroute.evaluation.fleet import Fleet
+from edgeroute.report import ab, sections
 from edgeroute.report.html import beside, escape
 from edgeroute.report.style import CELL, CELL_CLASS, EVALUATION, STYLE
 from edgeroute.report.words import counted, size
@@ -36,7 +37,14 @@ def evaluated(evaluation: Evaluation, *, drawn: bool = True) -> Page:
         ]
     else:
         parts += [sections.cost(evaluation), sections.undrawn()]
-    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), sections.notes(evaluation)])
+    arms = ab.in_operation(evaluation.arms) if evaluation.arms else ""
+    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
+
+
+def of_fleet(fleet: Fleet, said: str) -> Page:
+    """The A/B comparison of many devices. said: what it was made of."""
+    a, b = fleet.settings.models
+    return Page(f"edgeroute arms: {a} and {b}", said, ab.fleet(fleet))
 
 
 def calibrated(evaluation: Evaluation, why: str, notes: Iterable[str], *, drawn: bool = True) -> Page:

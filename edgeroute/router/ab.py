@@ -6,11 +6,12 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from math import ceil, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.confidence.exact import upper
+from edgeroute.confidence.exact import proportion
 from edgeroute.core.arms import ArmTest
+from edgeroute.core.codes import UNFIT
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Outcome
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgeroute")
 RISK = 0.05
 """Probability that an interval misses the truth."""
-LARGEST = 50_000
-"""Sample size from which intervals do not become narrower: an exact one of more would take too long."""
 ERRORS, DEFERRED, DIFFERS = "errors", "deferred", "differs"
 WORDS = {ERRORS: "requests that its edge model failed on", DEFERRED: "deferrals", DIFFERS: "answers that differ from the cloud's"}
 
@@ -82,7 +81,11 @@ class Arms:
         with self._lock:
             tallies, tests = [tally.dump() for tally in self._tallies], {name: test.dump() for name, test in self._tests.items()}
         told = [arm._asdict() for arm in self.stats()]
-        return {"of": self._of(), "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": told}
+        ab, names = self.ab, ("share", "salt", "more_errors", "more_deferred", "more_differs", "alpha", "device")
+        settings = {"models": list(self.models), **{name: getattr(ab, name) for name in names}}
+        return {
+            "of": self._of(), "stopped": self.stopped, "tallies": tallies, "tests": tests, "arms": told, "settings": settings,
+        }  # fmt: skip
 
     def _load(self, dumped: Mapping[str, Any]) -> None:
         a, b = (_Tally.load(one) for one in dumped["tallies"])
@@ -126,7 +129,8 @@ class Arms:
         if edge is None:
             return
         b = plan.legs[edge].name == B
-        failed = any(kind == "failed" and leg == edge for kind, leg, _, _ in outcome.log)
+        faults = (error for kind, leg, _, error in outcome.log if kind == "failed" and leg == edge)
+        failed = any(getattr(error, "code", "") not in UNFIT for error in faults)
         away = any(kind == "start" and plan.legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
         with self._lock:
             tally = self._tallies[b]
@@ -209,9 +213,5 @@ class _Tally:
 
 
 def part(count: int, of: int, risk: float = RISK) -> Part:
-    """A share with its interval (Clopper and Pearson, 1934)."""
-    if not of:
-        return Part(0.0, 0.0, 1.0)
-    n = min(of, LARGEST)
-    fewer, more = int(count * n / of + 1e-9), ceil(count * n / of - 1e-9)
-    return Part(count / of, 1 - upper(n - fewer, n, risk / 2), upper(more, n, risk / 2))
+    """A share with its interval."""
+    return Part(*proportion(count, of, risk))

@@ -24,12 +24,11 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.measuring import AsyncMeasuring
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
-from edgeroute.router.streams import AsyncStream, last
+from edgeroute.router.streams import AsyncStreaming, End
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -52,12 +51,11 @@ T = TypeVar("T")
 QUICK_S = 0.001
 """A model whose 99 % latency quantile is below this, seconds, runs on the event loop itself: a thread and back costs up to
 0.2 ms, twice what a small model takes. With a deadline or a hedge, and for a batch, it always runs in a thread."""
-
 CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
 
-class AsyncRouter(AsyncMeasuring, Generic[V]):
+class AsyncRouter(AsyncStreaming, Generic[V]):
     """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
 
     The arguments are those of `Router`.
@@ -88,6 +86,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
+        sensors_every: float | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
@@ -100,11 +99,11 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             check_unknown(AsyncRouter, unknown)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.engine = assemble(
-            partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode,
-            deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence,
+            partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode, views=views,
+            deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence, ab=ab,
             offline=offline, order=order, egress=egress, limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit,
-            candidate=candidate, ab=ab, saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated,
-            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
+            candidate=candidate, saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every,
+            uncalibrated=uncalibrated, certificate_max_age=certificate_max_age, state=state, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     async def infer(
@@ -160,45 +159,15 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         async for shown in self._shown(request):
             yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
-    def stream(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        first_token: float | None = None,
-        data_class: str | None = None,
-        **unknown: NoReturn,
-    ) -> AsyncStream:
-        """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
-        if unknown:
-            check_unknown(AsyncRouter.stream, unknown, AsyncRouter)
-        return AsyncStream(self._pieces(x, mode, deadline, first_token, data_class))
-
-    async def _pieces(
-        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
-    ) -> AsyncGenerator[Any, None]:
-        request = self.engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
-        spoken = False
-        async for shown in self._shown(request):
-            if not isinstance(shown, _End):
-                spoken = True
-                yield shown
-                continue
-            answer = answer_of(shown[0])
-            if not spoken:  # from the cache, or in place of the cloud's
-                yield answer.value
-            yield last(answer)
-
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Yields what the caller is shown, and finally an `_End` with the results."""
+        """Yields what the caller is shown, and finally an `End` with the results."""
         mail: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.ensure_future(self._pump(self.engine.steps([request]), mail.put_nowait))
         task.add_done_callback(lambda _: mail.put_nowait(_END))
         try:
             while (shown := await mail.get()) is not _END:
                 yield shown
-            yield _End(await task)
+            yield End(await task)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -304,7 +273,7 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             return first
         backend: Any = legs.backend(start)
         permit = legs.plan.legs[start.leg].permit
-        if backend.run_async is None or (streams and not backend.alone_async):
+        if backend.run_async is None:
             if streams:
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)
@@ -387,10 +356,6 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
 def _quick(plan: Plan, backend: Any) -> bool:
     """Whether an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
     return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
-
-
-class _End(list[Result]):
-    """The results of a finished call."""
 
 
 _END = object()

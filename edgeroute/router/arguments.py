@@ -96,7 +96,7 @@ def check_types(given: Mapping[str, Any]) -> None:
     score = given.get("score")
     if not (score is None or isinstance(score, str) or callable(score)):
         raise _wrong("score", 'a name, as in score="margin", or a function of the outputs of one input', score)
-    for name in ("deadline", "first_token", "certificate_max_age"):
+    for name in ("deadline", "first_token", "certificate_max_age", "sensors_every"):
         check_seconds(name, given.get(name))
     if not isinstance(given.get("hedge_after"), str):
         check_seconds("hedge_after", given.get("hedge_after"), least=True)

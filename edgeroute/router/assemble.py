@@ -109,10 +109,10 @@ def assemble(
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
-    observer.use(engine.snapshot.policy, engine.snapshot.targets)
-    if engine.snapshot.policy.all_rules():
+    observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
+    if engine.snapshot.policy.all_rules() or observer.limited:
         _first_reading(engine, sensors)
-        for line in observer.lacking(()):
+        for line in [*observer.lacking(()), *(observer.budget() if observer.reading.power_w is None else ())]:
             log.warning("%s", line)
     if engine.checkpoint is not None:
         engine.checkpoint.joules = lambda: observer.energy.joules(engine.snapshot.backends)

@@ -20,11 +20,10 @@ from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk
 from edgeroute.router.drivers import blocking, inline
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import run_first
-from edgeroute.router.measuring import Measuring
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
-from edgeroute.router.streams import Stream
+from edgeroute.router.streams import Streaming
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Router(Measuring, Generic[V]):
+class Router(Streaming, Generic[V]):
     """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -82,7 +81,8 @@ class Router(Measuring, Generic[V]):
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
         saver, rules: a `Saver`, a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
-        sensors: returns a `Reading`, called in the background every 10 seconds, or its `every_s`; None: `DeviceSensors()`.
+        sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
+        sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.
         views: what of an input each side takes: "edge" or "cloud", or a target's name -> a key of the input, or a function of it.
         instruments: further receivers of the events of requests, attempts, breakers and the outbox; see `Instrument`.
@@ -118,6 +118,7 @@ class Router(Measuring, Generic[V]):
         saver: Saver | None = None,
         rules: Sequence[Rule] | None = None,
         sensors: Sensors | None = None,
+        sensors_every: float | None = None,
         uncalibrated: Uncalibrated = "tell",
         certificate_max_age: float | None = None,
         state: str | Path | None = None,
@@ -133,8 +134,8 @@ class Router(Measuring, Generic[V]):
             edge=edge, cloud=cloud, threshold=threshold, mode=mode, deadline=deadline, hedge_after=hedge_after,
             first_token=first_token, score=score, no_confidence=no_confidence, offline=offline, order=order, egress=egress,
             limits=limits, metered=metered, cache=cache, outbox=outbox, audit=audit, candidate=candidate, ab=ab,
-            saver=saver, rules=rules, sensors=sensors, uncalibrated=uncalibrated, certificate_max_age=certificate_max_age,
-            state=state, views=views, trace=trace, instruments=instruments,
+            saver=saver, rules=rules, sensors=sensors, sensors_every=sensors_every, uncalibrated=uncalibrated,
+            certificate_max_age=certificate_max_age, state=state, views=views, trace=trace, instruments=instruments,
         )  # fmt: skip
 
     def infer(
@@ -207,55 +208,8 @@ class Router(Measuring, Generic[V]):
         (result,) = yield from pump(engine.steps([request]), engine)
         yield answer_of(result)
 
-    def stream(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        first_token: float | None = None,
-        data_class: str | None = None,
-        **unknown: NoReturn,
-    ) -> Stream:
-        """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
-
-        A callable that is a generator function yields pieces, and returns its confidence, if it has one; any other target
-        gives one piece. A target with a threshold is judged by its whole answer before a piece is shown; any other is shown
-        as it comes. Once a piece was shown, no other target continues: if the current one fails, the answer is degraded.
-
-        Args:
-            x: the input.
-            mode: overrides the policy's.
-            deadline: seconds from now; overrides the policy's.
-            first_token: seconds within which a target has to begin, or the next is called; overrides the policy's.
-            data_class: the kind of data.
-            unknown: as `infer`.
-
-        Raises:
-            PolicyError: as `infer`; of what is wrong with a value, in the `for`.
-        """
-        if unknown:
-            check_unknown(Router.stream, unknown, Router)
-        return Stream(self._pieces(x, mode, deadline, first_token, data_class))
-
-    def _pieces(
-        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
-    ) -> Generator[Any, None, Answer]:
-        engine = self.engine
-        request = engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
-        spoken, pieces = False, pump(engine.steps([request]), engine)
-        try:
-            while True:
-                piece = next(pieces)
-                spoken = True
-                yield piece
-        except StopIteration as end:
-            answer = answer_of(end.value[0])
-        finally:
-            pieces.close()
-        if not spoken:  # from the cache, or in place of the cloud's
-            yield answer.value
-        return answer
+    def _shown(self, request: Request) -> Generator[Any, None, list[Result]]:
+        return pump(self.engine.steps([request]), self.engine)
 
     def infer_many(
         self,

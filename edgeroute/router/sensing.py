@@ -38,6 +38,8 @@ class Sensing:
         try:
             if self._observer.read():
                 cleared(self._snapshot())
+            if self._observer.limited and self._observer.energy.extra_w is not None:
+                self._observe()
             self._free_or_load(self._snapshot())
         finally:
             self._observer.due_again()

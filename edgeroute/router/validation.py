@@ -14,7 +14,6 @@ from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import (
     HEDGE,
     INF,
-    MODES,
     NEEDS,
     POLICY_MODES,
     CloudOrder,
@@ -23,8 +22,9 @@ from edgeroute.core.policy import (
     Policy,
     Uncalibrated,
 )
-from edgeroute.core.rules import problem
+from edgeroute.core.rules import NO_ONLY_CLOUD, RULE_MODES, problem
 from edgeroute.errors import PolicyError, nearest
+from edgeroute.observe.sensors import LEAST_S, MOST_S
 
 if TYPE_CHECKING:
     from edgeroute.confidence.certificate import Certificate
@@ -49,11 +49,13 @@ def check_policy(policy: Policy, edges: list[Any], clouds: list[Any], uncalibrat
     hedge = policy.hedge_after
     if not (re.fullmatch(HEDGE, hedge) if isinstance(hedge, str) else hedge >= 0):
         raise PolicyError(f"hedge_after is seconds, 0 or more, a quantile such as 'p90', or 'auto', not {hedge!r}")
+    if (every_s := policy.sensors_every_s) is not None and not LEAST_S <= every_s <= MOST_S:
+        raise PolicyError(f"sensors_every= takes seconds, from {LEAST_S:g} to {MOST_S:g}, not {every_s:g}")
     if not edges and not clouds:
         raise PolicyError("a router needs edge=, cloud= or both")
-    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, MODES)] if policy.saver else [])):
+    for mode, valid in ((policy.mode, POLICY_MODES), *([(policy.saver.mode, RULE_MODES)] if policy.saver else [])):
         if mode not in valid:
-            raise PolicyError(f"there is no mode {mode!r}: {nearest(mode, valid)}")
+            raise PolicyError(NO_ONLY_CLOUD if mode == "only_cloud" else f"there is no mode {mode!r}: {nearest(mode, valid)}")
         _check_sides(mode, f"mode {mode!r}", edges, clouds)
     for rule in policy.device_rules:
         if text := problem(rule):

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import os
 import re
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeroute.edge.load import load
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.types import EdgeModel
 
-if TYPE_CHECKING:
-    from edgeroute.serve.served import Served
-
 try:
-    import uvicorn
-
     from edgeroute.serve.app import app
-    from edgeroute.serve.notify import Notify
+    from edgeroute.serve.host import run as host_run
     from edgeroute.serve.watch import watch
 except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
@@ -74,21 +64,7 @@ def serve(
         max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
         max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s,
     )  # fmt: skip
-    config = uvicorn.Config(
-        application,
-        http="h11",  # the parser whose limits and refusals are tested, whatever else is installed
-        ws="none",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=75,  # seconds; a router may call rarely, and a new connection costs it round trips
-        timeout_graceful_shutdown=5,
-    )
-    with _listen(host, port) as listener, _signals() as heard:
-        at = listener.getsockname()
-        url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
-        _Server(config, on_ready, url, heard, application.state.served.values()).run([listener])
-    return heard[0] if heard else 0
+    return host_run(application, host, port, partial(watch, application.state.served.values()), on_ready)
 
 
 def named(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
@@ -117,66 +93,3 @@ def named(model: str | Path | EdgeModel, threads: int = 1) -> EdgeModel:
 
 _NAMED = re.compile(r"([^\W\d]\w+(?:\.\w+)*):([^\W\d]\w*(?:\.\w+)*)")
 """A letter and a colon are a drive, and no module."""
-
-
-class _Server(uvicorn.Server):
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        on_ready: Callable[[str], object] | None,
-        url: str,
-        heard: list[int],
-        served: Iterable[Served],
-    ) -> None:
-        super().__init__(config)
-        self._on_ready, self._url, self._heard, self._served = on_ready, url, heard, served
-        self._notify = Notify()
-        self._watch: asyncio.Task[None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self._heard:  # before uvicorn listened to signals
-            self.should_exit = True
-        elif self.started:
-            if self._notify:
-                self._watch = asyncio.create_task(watch(self._served, self._notify))
-            if self._on_ready is not None:
-                self._on_ready(self._url)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        with self._notify:  # which says that it stops
-            pass
-        await super().shutdown(sockets)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    # The protocol is explicit because asyncio sets TCP_NODELAY only then; without it replies wait for an ACK.
-    listener: socket.socket | None = None
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        if os.name == "posix":  # elsewhere it would share the port with another server
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as e:
-        if listener is not None:
-            listener.close()
-        raise PolicyError(f"cannot listen on {host}:{port}: {e}; choose another host or port, 0 for a free one") from e
-    return listener
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects signals that come before uvicorn listens, and those that it raises again at its end, which would end more."""
-    heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield heard
-        return
-    before = {sig: signal.signal(sig, lambda number, _: heard.append(number)) for sig in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield heard
-    finally:
-        for sig, was in before.items():
-            signal.signal(sig, was)

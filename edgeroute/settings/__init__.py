@@ -17,6 +17,7 @@ from edgeroute.settings.explain import explain
 from edgeroute.settings.keys import Settings
 from edgeroute.settings.problems import Wrong
 from edgeroute.settings.schema import reference, schema
+from edgeroute.settings.section import of_policy
 from edgeroute.settings.sources import Environment, File, read
 
 __all__ = ["Settings", "load", "reference", "schema"]
@@ -33,12 +34,13 @@ def load(path: str | Path) -> Settings:
         RuntimeMissing: the file is YAML, and pyyaml is not installed.
     """
     data = read(Path(path))
-    environment = Environment(Settings, data)
-    problems = environment.problems
-    try:
-        settings = Settings(sources=(environment, File(Settings, data)))  # type: ignore[call-arg]  # see settings_customise_sources
-    except Wrong as e:
-        problems = [*(explain(e.error) if e.error else ()), *e.contradictions, *problems]
+    with of_policy(Path(path).parent):
+        environment = Environment(Settings, data)
+        problems = environment.problems
+        try:
+            settings = Settings(sources=(environment, File(Settings, data)))  # type: ignore[call-arg]  # settings_customise_sources
+        except Wrong as e:
+            problems = [*(explain(e.error) if e.error else ()), *e.contradictions, *problems]
     if problems:
         raise PolicyError("\n".join(environment.line(problem, path) for problem in problems))
     return settings

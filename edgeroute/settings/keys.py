@@ -21,11 +21,11 @@ from edgeroute.errors import EdgerouteError
 from edgeroute.files import file_stamp
 from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.rules import Rule
-from edgeroute.settings.runtimes import ByRuntime
+from edgeroute.settings.runtimes import ByRuntime, for_file
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.singles import Ab, Audit, Cache, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
-from edgeroute.settings.units import Duration
+from edgeroute.settings.units import Duration, Period
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
 
 SECTIONS: dict[str, tuple[type[Section], ...]] = {
@@ -98,6 +98,11 @@ class Settings(BaseSettings):
     )
     order: CloudOrder = Field("listed", description="Of several clouds, which is asked first: as listed, or the fastest so far.")
     metered: Flag = Field(False, description="Whether bytes cost money: then nothing is asked only to be quicker.")
+    sensors_every: Period | None = Field(
+        None,
+        description='How often the sensors of the device are read, `"1s"` to `"60s"`, if something goes by them '
+        "(sensors.md). Without it: every 10 s, or as the program's own `sensors=` say.",
+    )
     state: Text | None = Field(
         None,
         description="A folder, made where it is not there, for what outlives the process: latencies, what was spent, the egress "
@@ -200,7 +205,7 @@ class Settings(BaseSettings):
             "threshold": threshold,
             "score": score,
             "state": state if self.state else None,
-            "edge": grouped(edges, [section.variant for section in self.edge]),
+            "edge": grouped(edges, self.edge),
             "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
             "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
             "ab": self._arm(folder, key) if self.ab else None,
@@ -226,11 +231,12 @@ class Settings(BaseSettings):
         }
 
     def _arm(self, folder: Path, key: Any) -> Any:
-        """Arm B: the model at its path, with the other keys of the edge."""
+        """Arm B: the model at its path, with those other keys of the edge that its runtime has."""
         assert self.ab is not None, "it was looked for"
-        unset = {"path": self.ab.path, **{key: None for key in ("sha256", "card") if getattr(self.edge[0], key, None)}}
+        with _named("ab.path"):
+            section = for_file(self.edge[0], self.ab.path, folder)
         with _named("ab.threshold"):
-            return self.ab.make(_kept(self.edge[0].model_copy(update=unset), folder, key), _certified(self.ab.threshold, folder))
+            return self.ab.make(_kept(section, folder, key), _certified(self.ab.threshold, folder))
 
 
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
@@ -278,7 +284,9 @@ def _kept(section: Target, folder: Path, score: Any) -> Any:
     """
     paths = [at(folder, path) for path in section.files()]
     secrets = (getattr(section, "api_key", None), *getattr(section, "headers", {}).items())  # repr hides which they are
-    own = section.model_copy(update={"view": None, **({"variant": None} if hasattr(section, "variant") else {})})  # the router's
+    own = section.model_copy(
+        update={"view": None, **(dict.fromkeys(("variant", "group")) if hasattr(section, "variant") else {})}
+    )  # the router's
     key = (repr(own), secrets, score, folder.resolve(), *((path, _stamp(path)) for path in paths))
     last = _made.get(key)
     made = None if last is None else _made.get((key, _files(last)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
 from edgeroute.core import rules
 from edgeroute.core.rules import OF, Of, Then
 from edgeroute.settings.section import Section
 from edgeroute.settings.units import SHARE, Delay, expected, share, text
-from edgeroute.settings.values import refused
+from edgeroute.settings.values import not_only_cloud, refused
 
 _WORDS: Final = {"heat": "degrees Celsius, a number such as 80", "power": "watts, a number such as 12.5"}
 
@@ -52,7 +52,7 @@ class Rule(Section):
     hold: Delay = Field(
         "0s", validate_default=True, description="How long the readings have to ask for a change before it is made."
     )
-    then: Then = Field(
+    then: Annotated[Then, BeforeValidator(not_only_cloud)] = Field(
         description="A mode in place of the policy's; `small_model`: only the smallest edge model; `cheapest_energy`: the side "
         "that takes less energy first; `unload`: the edge models are freed, and asked after every cloud (rules.md)."
     )

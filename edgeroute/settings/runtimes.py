@@ -16,13 +16,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValida
 from pydantic.errors import PydanticUserError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from edgeroute.catalog.active import model_file
 from edgeroute.confidence.scores import SCORES
 from edgeroute.edge.load import load
 from edgeroute.edge.runtimes import ACTIVE, BUILT_IN, SCHEMES, class_of, is_address, suffix_of, suffixes, target_of
-from edgeroute.errors import EdgerouteError, nearest
+from edgeroute.errors import CatalogError, EdgerouteError, ModelMissing, PolicyError, StoreError, nearest
 from edgeroute.settings.problems import found
-from edgeroute.settings.section import at
-from edgeroute.settings.targets import VARIANT, Target, cards, loaded_score
+from edgeroute.settings.section import at, of_policy, policy_folder
+from edgeroute.settings.targets import GROUP, VARIANT, Edge, Target, cards, loaded_score
 from edgeroute.settings.values import ModelPath, Text
 
 log = logging.getLogger("edgeroute")
@@ -42,6 +43,7 @@ class Registered(Target):
     )
 
     variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
 
     def __repr_name__(self) -> str:
         return self.target
@@ -62,8 +64,8 @@ class Registered(Target):
         return load(self.path if is_address(self.path) else at(folder, self.path), **options)
 
     def options(self) -> dict[str, Any]:
-        """The keys that are given, except `path`, and `view` and `variant`, which are the router's."""
-        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant"})
+        """The keys that are given, except `path`, and `view`, `variant` and `group`, which are the router's."""
+        return self.model_dump(by_alias=True, exclude_unset=True, exclude={"path", "view", "variant", "group"})
 
 
 def _listed(value: Any) -> list[Any]:
@@ -81,9 +83,12 @@ def registered(path: object) -> type[Registered] | None:
 
     Raises:
         PolicyError, RuntimeMissing: the runtime's class cannot be had.
+        ModelMissing, CatalogError, StoreError: it is a model of a catalog, and which version is active is not known.
     """
     suffix = suffix_of(path) if isinstance(path, str) else None
-    if suffix is None or (target := target_of(suffix)) in {BUILT_IN[WRITTEN], BUILT_IN[ACTIVE]}:
+    if suffix == ACTIVE:
+        suffix = suffix_of(model_file(at(policy_folder(), str(path))))
+    if suffix is None or (target := target_of(suffix)) == BUILT_IN[WRITTEN]:
         return None
     return _section(suffix, target)
 
@@ -171,6 +176,11 @@ def _by_runtime(data: Any, built_in: Any) -> Any:
     """Validates a section by the runtime that its path picks."""
     try:
         section = registered(data.get("path") if isinstance(data, dict) else None)
+    except (ModelMissing, CatalogError, StoreError) as e:  # said where the model is made, unless its keys have to be known before
+        try:
+            return built_in(data)
+        except ValidationError:
+            raise _errors([(("path",), f"what keys its runtime has is not known: {e}", data["path"])]) from None
     except EdgerouteError as e:
         raise _errors([(("path",), str(e), data["path"])]) from None
     if section is None:
@@ -183,6 +193,27 @@ def _by_runtime(data: Any, built_in: Any) -> Any:
 
 
 ByRuntime = WrapValidator(_by_runtime)
+
+
+def for_file(section: Target, path: str, folder: Path) -> Target:
+    """The section for another model file, with those keys of this one that its runtime has, but for the hash and the card.
+
+    Raises:
+        PolicyError: one of them has a value that this runtime does not take.
+        ModelMissing, CatalogError, StoreError, RuntimeMissing: as `registered`.
+    """
+    with of_policy(folder):
+        made = registered(path) or Edge
+    aliases = {field.alias or name: name for name, field in made.model_fields.items()}
+    if type(section) is made:
+        given = section.model_dump(by_alias=True, exclude_unset=True)
+        return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if given.get(key)})
+    known = aliases.keys() - {"path", "sha256", "card"}
+    given = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    try:
+        return made.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))
+    except ValidationError as e:
+        raise PolicyError("; ".join(f"{error['loc'][0]}: {error['msg']}" for error in e.errors(include_url=False))) from e
 
 
 def _errors(problems: list[tuple[Any, str, Any]]) -> ValidationError:

@@ -71,7 +71,8 @@ def schema(*, built_in: bool = False) -> dict[str, Any]:
 def _runtime(suffix: str, section: type[Registered]) -> dict[str, Any]:
     """The schema of `[edge]` for model files with this suffix."""
     made = section.model_json_schema(schema_generator=_Plain)
-    made["properties"]["path"]["pattern"] = f"{re.escape(suffix)}$" if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
+    ends = f"({re.escape(suffix)}|{re.escape(ACTIVE)})$"  # a model of a catalog has the keys of its version's runtime
+    made["properties"]["path"]["pattern"] = ends if suffix.startswith(".") else f"^({'|'.join(SCHEMES)})"
     return made
 
 
@@ -106,7 +107,7 @@ def reference() -> str:
             parts.append(f"### `[{name}]`\n\n{made['properties'][name]['description']}\n")
             continue
         kinds = [made["$defs"][model.__name__] for model in models]
-        common = set.intersection(*(set(kind["properties"]) for kind in kinds)) - {"protocol"}
+        common = {key for key, said in kinds[0]["properties"].items() if all(k["properties"].get(key) == said for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
         parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
         if name == "edge":

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from edgeroute.errors import PolicyError
+
+_folder = ContextVar("folder", default=Path())
+
+
+@contextmanager
+def of_policy(folder: Path) -> Iterator[None]:
+    """Paths in the policy that is validated meanwhile start from that folder."""
+    token = _folder.set(folder)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def policy_folder() -> Path:
+    """The folder of the policy that is validated."""
+    return _folder.get()
 
 
 class Section(BaseModel):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from edgeroute.cloud import egress
 from edgeroute.core import policy, spending
 from edgeroute.core.egress import Unknown
-from edgeroute.core.policy import INF, Mode, OnAlarm
+from edgeroute.core.policy import INF, OnAlarm
+from edgeroute.core.rules import RuleMode
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
-from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Text, Texts
+from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Text, Texts, not_only_cloud
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
@@ -27,7 +28,11 @@ class Limits(Section):
     mb_per_day: Amount | None = Field(
         None, description="Millions of bytes, sent and received, in any 24 hours. Without it: no limit."
     )
-    joules_per_hour: Amount | None = Field(None, description="The device's energy in any hour. Without it: no limit.")
+    joules_per_hour: Amount | None = Field(
+        None,
+        description="The device's energy in any hour: of calls by those prices, and of the edge's runs as far as it is "
+        "known what they take (rules.md). No run is refused for it. Without it: no limit.",
+    )
     calls_per_minute: Amount | None = Field(None, description="Requests in any minute. Without it: no limit.")
 
     def make(self) -> spending.Limits:
@@ -53,7 +58,9 @@ class Egress(Section):
 class Ab(Section):
     """Another edge model for a share of the requests or devices: arm B."""
 
-    path: ModelPath = Field(description="B's model file; the other keys of its section are those of the only [edge].")
+    path: ModelPath = Field(
+        description="B's model file; the other keys are those of the only [edge] that its runtime has, without `sha256`, `card`."
+    )
     share: Share = Field("10%", validate_default=True, description="The share of requests, or of devices, that get B.")
     threshold: float | Text | None = Field(
         None, description="Of B: a number, or the path of a certificate. Without it the one it came with, else the number of A."
@@ -176,7 +183,9 @@ class Outbox(Section):
 class Saver(Section):
     """Another mode for when the device runs short of energy, or hot."""
 
-    mode: Mode = Field("only_edge", description="The mode then, in place of the policy's; a call's own mode goes before it.")
+    mode: Annotated[RuleMode, BeforeValidator(not_only_cloud)] = Field(
+        "only_edge", description="The mode then, in place of the policy's; a call's own mode goes before it."
+    )
     battery_below: Share | None = Field(
         None, description="The share of a full battery below which it holds, while the device is not charged. Without it: never."
     )

@@ -224,7 +224,7 @@ def _text(text: str) -> str:
 
 
 def _without_groups(edges: Any, path: Path) -> Any:
-    """The edge models with the members of a group of variants in its place, each with the key `variant`.
+    """The edge models with the members of a group of variants in its place, each with the keys `variant` and `group`.
 
     Raises:
         PolicyError: a group has other keys, which are its members', or a member has no name.
@@ -233,7 +233,7 @@ def _without_groups(edges: Any, path: Path) -> Any:
     if not any(isinstance(one, dict) and isinstance(one.get("variant"), list) for one in listed):
         return edges
     found = []
-    for one in listed:
+    for i, one in enumerate(listed):
         members = one.get("variant") if isinstance(one, dict) else None
         if not isinstance(members, list):
             found.append(one)
@@ -243,7 +243,9 @@ def _without_groups(edges: Any, path: Path) -> Any:
         if not all(isinstance(member, dict) and isinstance(member.get("name"), str) and member["name"] for member in members):
             raise PolicyError(f'{path}: edge.variant: expected sections [[edge.variant]], each with a name, as in name = "int8"')
         view = {"view": one["view"]} if "view" in one else {}
-        found += [{**view, **{k: v for k, v in member.items() if k != "name"}, "variant": member["name"]} for member in members]
+        for member in members:
+            own = {k: v for k, v in member.items() if k != "name"}
+            found.append({**view, **own, "variant": member["name"], "group": f"[[edge]] {i + 1}"})
     return found
 
 

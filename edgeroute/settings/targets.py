@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from edgeroute.cloud.body import Body, BodyType
+from edgeroute.cloud.openai_chat import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
 from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
 from edgeroute.cloud.plain import PlainJson
+from edgeroute.confidence.prefix import Rule
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
 from edgeroute.edge.load import load
@@ -28,29 +30,35 @@ from edgeroute.settings.values import (
     Binary,
     BodyTemplate,
     Cert,
+    Client,
     Count,
+    Flag,
     Headers,
     ModelPath,
     PingPath,
+    Pins,
     Providers,
     Rate,
     Retries,
     Score,
     SecretReference,
     Sha256,
+    Table,
     Text,
     Texts,
     Threads,
     Url,
     Verify,
+    Whole,
     checked_body,
     refused,
 )
 
 VARIANT = (
-    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one are a group. In "
-    "`[[edge.variant]]` it is `name`."
+    "Its name in a group of variants, of which one runs (rules.md#variants): neighbours that have one, and the same `group`, are "
+    "a group. In `[[edge.variant]]` it is `name`."
 )
+GROUP = "Any text: tells two groups of variants apart that are next to each other. In `[[edge.variant]]` it is not needed."
 Kind = Literal["logits", "probabilities", "logprobs", "label+probabilities", "value", "boxes", "answers"]
 NoneFound = Literal["defer", "accept", "score"]
 
@@ -108,6 +116,7 @@ class Edge(Target):
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )
     variant: Text | None = Field(None, description=VARIANT)
+    group: Text | None = Field(None, description=GROUP)
 
     def files(self) -> list[str]:
         """The model, its card and its score."""
@@ -116,8 +125,8 @@ class Edge(Target):
 
     def make(self, folder: Path) -> Any:
         """Makes the model, not loaded yet."""
-        follows = self.path.lower().endswith(ACTIVE)  # its runtime is not known here: it has its own defaults
-        options = self.model_dump(exclude={"path", "card", "score", "view", "variant"}, exclude_unset=follows)
+        follows = self.path.lower().endswith(ACTIVE)  # the defaults are those of its runtime
+        options = self.model_dump(exclude={"path", "card", "score", "view", "variant", "group"}, exclude_unset=follows)
         if "providers" in options:
             options["providers"] = parsed(self.providers, folder)
         if follows:
@@ -144,6 +153,12 @@ class Cloud(Target):
         True, description="Check the server's certificate: true, by the authorities in this file alone, or false for not at all."
     )
     cert: Cert | None = Field(None, description="Paths of the client's certificate and key, for mutual TLS.")
+    pin: Pins | None = Field(
+        None, description="`sha256/BASE64` of the server's public key, or a list of them: its certificate must hold one."
+    )
+    client: Client | None = Field(
+        None, description="`httpx`: carried by httpx, for SOCKS proxies, say. Without it: by connections of its own."
+    )
     timeout: Duration = Field(
         "10s", validate_default=True, description="For a request with its retries; a deadline may end it sooner."
     )
@@ -153,6 +168,8 @@ class Cloud(Target):
     )
     usd_per_call: Amount = Field(0, description="Dollars that a request costs.")
     usd_per_mb: Amount = Field(0, description="Dollars for a million bytes, sent or received.")
+    usd_per_million_input_tokens: Amount = Field(0, description="Dollars for a million tokens of requests, of a language model.")
+    usd_per_million_output_tokens: Amount = Field(0, description="Dollars for a million tokens of its answers.")
     joules_per_call: Amount = Field(0, description="The device's energy for a request, whatever its size.")
     joules_per_mb: Amount = Field(0, description="The device's energy for a million bytes, sent or received.")
     calls_per_s: Rate | None = Field(
@@ -174,6 +191,8 @@ class Cloud(Target):
             "headers": self.headers,
             "verify": at(folder, self.verify) if isinstance(self.verify, str) else self.verify,
             "cert": tuple(at(folder, path) for path in self.cert) if self.cert else None,
+            "pin": self.pin,
+            "client": self.client,
             "timeout_s": self.timeout,
             "retries": self.retries,
             "max_reply_bytes": self.max_reply,
@@ -256,8 +275,46 @@ class JsonCloud(Cloud):
         return PlainJson(self.url, **options, max_body_bytes=self.max_body, **self.address(folder))
 
 
+class OpenAICloud(Cloud):
+    """A language model behind OpenAI's API: a hosted one, vLLM, llama-server, Ollama (chat.md)."""
+
+    protocol: Literal["openai"] = Field(description="How the endpoint is talked to.")
+    model: Text = Field(description="The model's name there.")
+    chat: Flag = Field(True, description="Whether a text is what a user says; if not, it is a text to be continued.")
+    system: Text | None = Field(None, description="What the model is told first, unless the messages begin with that themselves.")
+    max_tokens: Count | None = Field(None, description="Tokens of an answer, at most. Without it: as many as the server allows.")
+    temperature: Amount | None = Field(None, description="0: the most probable token each time. Without it the server's.")
+    seed: Whole | None = Field(None, description="Of what is drawn. Without it the server's.")
+    stop: Texts | None = Field(None, description="Texts at which an answer ends.")
+    response_format: Table | None = Field(
+        None, description="What form an answer has, as OpenAI's API takes it: it is passed on as it is."
+    )
+    request: Table | None = Field(None, description="Further keys of each request, as the server takes them.")
+    logprobs: Flag = Field(False, description="Ask for the log-probabilities of tokens: without them there is no confidence.")
+    confidence: Rule = Field("quantile", description="The confidence is exp of the 10 % quantile, mean, least or first of them.")
+    stream: Flag = Field(True, description="Ask for answers in pieces, also where they are not shown: a stall is then noticed.")
+    usage: Flag = Field(True, description="Ask for the number of tokens in streams, by `stream_options`.")
+    between: Duration = Field(
+        "30s", validate_default=True, description="An answer that has begun, and of which nothing comes for so long, has failed."
+    )
+    version: Text | None = Field(None, description="Changed by you whenever the server has another model under that name.")
+    timeout: Duration = Field(
+        "60s", validate_default=True, description="Until an answer begins, with all retries; a deadline ends the whole answer."
+    )
+    max_reply: Size = Field("8MiB", validate_default=True, description="A longer reply is given up.")
+
+    def make(self, folder: Path) -> OpenAIChat:
+        """Makes the endpoint."""
+        own = {
+            "model", "name", "chat", "system", "max_tokens", "temperature", "seed", "response_format", "request", "logprobs",
+            "confidence", "stream", "usage", "version", "labels",
+        }  # fmt: skip
+        options = self.model_dump(include=own)
+        return OpenAIChat(self.url, **options, stop=self.stop or (), between_s=self.between, **self.address(folder))
+
+
 CLOUDS: dict[str, type[Cloud]] = {
-    "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud,
+    "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud, "openai": OpenAICloud,
 }  # fmt: skip
 """Protocol -> section type."""
 
@@ -269,24 +326,25 @@ def _protocol(section: Any) -> str:
 AnyCloud = Annotated[
     Annotated[OpenInferenceCloud, Tag("openinference")]
     | Annotated[OpenInferenceGrpcCloud, Tag("openinference-grpc")]
-    | Annotated[JsonCloud, Tag("json")],
+    | Annotated[JsonCloud, Tag("json")]
+    | Annotated[OpenAICloud, Tag("openai")],
     Discriminator(_protocol),
 ]
 
 
-def grouped(models: list[Any], names: Sequence[str | None]) -> Any:
-    """The router's `edge`: those models next to each other that have names are a group of variants.
+def grouped(models: list[Any], sections: Sequence[Any]) -> Any:
+    """The router's `edge`, of models and their sections: neighbours that are variants of the same group are one.
 
     Raises:
         PolicyError: a group has one member, or two of one name.
     """
     found = list[Any]()
-    for named, run in groupby(zip(models, names, strict=True), key=lambda one: one[1] is not None):
+    for (named, _), run in groupby(zip(models, sections, strict=True), lambda one: (one[1].variant is not None, one[1].group)):
         members = list(run)
         if not named:
             found += [model for model, _ in members]
             continue
-        variants = {str(name): model for model, name in members}
+        variants = {str(section.variant): model for model, section in members}
         if len(variants) < len(members):
             raise PolicyError("edge: two variants have the same name")
         found.append(Variants(**variants))

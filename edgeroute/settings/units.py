@@ -38,6 +38,14 @@ def span(value: Any) -> float:
     return seconds
 
 
+def period(value: Any) -> float:
+    """Parses a duration from a second to a minute."""
+    words = 'a duration from "1s" to "60s"'
+    if not 1 <= (seconds := duration(value, words=words)) <= 60:  # noqa: PLR2004 - said in the words
+        raise expected(words)
+    return seconds
+
+
 def size(value: Any) -> int:
     """Parses a size to bytes, at least 1: 16777216 for "16MiB".
 
@@ -102,6 +110,8 @@ Duration = Annotated[float, PlainValidator(span), WithJsonSchema(text("duration"
 """Seconds, above 0."""
 Delay = Annotated[float, PlainValidator(duration), WithJsonSchema(text("duration", DURATION, "100ms"))]
 """Seconds, 0 or more."""
+Period = Annotated[float, PlainValidator(period), WithJsonSchema(text("duration", DURATION, "5s"))]
+"""Seconds, 1 to 60."""
 Size = Annotated[int, PlainValidator(size), WithJsonSchema(text("size", SIZE, "16MiB"))]
 """Bytes."""
 Share = Annotated[

@@ -12,8 +12,10 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret, bare
+from edgeroute.cloud.pins import checked_pins
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
+from edgeroute.core.rules import NO_ONLY_CLOUD
 from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, nearest
@@ -36,6 +38,13 @@ def said(words: str) -> WrapValidator:
 def refused(text: str) -> PydanticCustomError:
     """An error with this text, which quotes nothing."""
     return PydanticCustomError("policy", "{text}", {"text": text})
+
+
+def not_only_cloud(value: Any) -> Any:
+    """Refuses that mode where a rule has one: the nearest name would be the opposite."""
+    if value == "only_cloud":
+        raise refused(NO_ONLY_CLOUD)
+    return value
 
 
 def _model(path: str) -> str:
@@ -116,6 +125,14 @@ def _no_threshold() -> NoReturn:
 def _verify(value: bool | str) -> bool | str:
     if isinstance(value, str) and value.lower() in {"yes", "no", "true", "false", "on", "off"}:
         raise expected(_VERIFY, f"did you mean {'true' if value.lower() in {'yes', 'true', 'on'} else 'false'}?")
+    return value
+
+
+def _pins(value: str | list[str]) -> str | list[str]:
+    try:
+        checked_pins(value)
+    except PolicyError as e:
+        raise refused(str(e)) from None
     return value
 
 
@@ -200,6 +217,8 @@ Retries = Annotated[int, Field(ge=0, le=100), said("a whole number, 0 or more")]
 Flag = Annotated[bool, said("true or false")]
 Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
 Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
+Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
+Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
 Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
 Hedge = Annotated[
     float | str,
@@ -210,6 +229,9 @@ Binary = Annotated[Literal["auto"] | bool, said('"auto", true or false')]
 _VERIFY = "true, false, or the path of a file with authorities in quotes"
 Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
+_PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
+Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
+Client = Annotated[Literal["httpx"], said('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]
 ModelPath = Annotated[Text, AfterValidator(_model)]

@@ -1,11 +1,23 @@
-"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, and the contract of edge models.
+"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, the contract of edge models.
 
 Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
+from edgeroute.testing.chat import chat_events, sse_reply
 from edgeroute.testing.contract import ContractBroken, edge_contract
 from edgeroute.testing.fakes import Answers, FakeCloud, FakeModel
 from edgeroute.testing.relay import Relay
 from edgeroute.testing.server import CannedServer, http_reply
 
-__all__ = ["Answers", "CannedServer", "ContractBroken", "FakeCloud", "FakeModel", "Relay", "edge_contract", "http_reply"]
+__all__ = [
+    "Answers",
+    "CannedServer",
+    "ContractBroken",
+    "FakeCloud",
+    "FakeModel",
+    "Relay",
+    "chat_events",
+    "edge_contract",
+    "http_reply",
+    "sse_reply",
+]

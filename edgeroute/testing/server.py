@@ -7,8 +7,11 @@ import contextlib
 import ssl
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from edgeroute.testing.listener import Listener, finish
+
+Parts: TypeAlias = "bytes | Sequence[bytes | None] | None"
 
 
 class CannedServer(Listener):
@@ -16,8 +19,8 @@ class CannedServer(Listener):
 
     Args:
         reply: status line, headers and body, as from `http_reply`, or a function of the request that returns them; None:
-            never answers. The function runs on the event loop, so it must not block; an OSError that it raises closes the
-            connection.
+            never answers. In parts, a list of bytes: each is sent by itself, and None among them is where it stalls. The
+            function runs on the event loop, so it must not block; an OSError that it raises closes the connection.
         close: close the connection after each reply, or keep it alive.
         tls: serve https with this context.
 
@@ -28,7 +31,7 @@ class CannedServer(Listener):
     """
 
     def __init__(
-        self, reply: bytes | Callable[[bytes], bytes | None] | None, *, close: bool = False, tls: ssl.SSLContext | None = None
+        self, reply: Parts | Callable[[bytes], Parts], *, close: bool = False, tls: ssl.SSLContext | None = None
     ) -> None:
         self.requests: list[bytes] = []
         self.hung_up = 0
@@ -56,13 +59,15 @@ class CannedServer(Listener):
                 return
             self._note(request)
             reply = self._reply(request) if callable(self._reply) else self._reply
-            if reply is None:
-                with contextlib.suppress(OSError):
-                    await reader.read()
-                self._note(hung_up=1)
-                return
-            writer.write(reply)
-            await writer.drain()
+            for part in [reply] if reply is None or isinstance(reply, bytes) else reply:
+                if part is None:
+                    with contextlib.suppress(OSError):
+                        await reader.read()
+                    self._note(hung_up=1)
+                    return
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0)
             if self._close:
                 await finish(writer)
                 return

@@ -146,6 +146,7 @@ def test_never_more_switches_than_the_band_and_the_hold_allow(rule, readings):
         (LOW._replace(of="charge"), "of is one of battery, heat, memory, load, throttled, gpu, power, not 'charge'"),
         (LOW._replace(of=[]), "of is one of .*, not a list"),
         (LOW._replace(then="sleep"), "then is one of small_model, .*, not 'sleep'"),
+        (LOW._replace(then="only_cloud"), "only_cloud would cost answers that the edge has: prefer_cloud asks the cloud first"),
         (LOW._replace(hold_s=-1), "hold is seconds, 0 or more, not -1"),
         (LOW._replace(hold_s=math.inf), "hold is seconds"),
         (LOW._replace(enter=None), "a rule of battery needs enter, a share from 0 to 1"),
@@ -242,7 +243,7 @@ def test_which_rules_a_calls_own_mode_goes_before(of, binding):
     assert names(made([small], mode="only_edge")) == (["small"] if binding else ["small", "large"])
 
 
-@pytest.mark.parametrize("then", ["prefer_cloud", "only_cloud", "prefer_edge"])
+@pytest.mark.parametrize("then", ["prefer_cloud", "prefer_edge"])
 def test_no_rule_sends_what_a_call_keeps(then):
     """A call that asks for only_edge stays on the device, however hot that is."""
     found = made([HOT._replace(then=then)], mode="only_edge")
@@ -360,6 +361,14 @@ def test_the_side_that_takes_less_energy_is_first(joules, unsure, mode, first):
     assert "J a call with small first, 2 J with cloud first" in said(found)
 
 
+def test_of_variants_the_energy_of_the_one_that_runs_counts():
+    """Whether or not that of its neighbours is known."""
+    one, other = (Target(name, "edge", 0.8, group="edge") for name in ("fp32", "int8"))
+    found = made([FRUGAL], (one, other, CLOUD), among={"busy": frozenset({"fp32"})}, joules={"int8": 9.0, "cloud": 1.0})
+    assert names(found) == ["cloud", "int8"]
+    assert "9 J a call with int8 first" in said(found)
+
+
 def test_energy_that_is_not_known_changes_nothing():
     """And that is said."""
     for joules, what in (({}, "small and cloud"), ({"cloud": 1.0}, "small"), ({"small": 1.0}, "cloud")):
@@ -368,6 +377,29 @@ def test_energy_that_is_not_known_changes_nothing():
         assert f"power above 10 W: the order stays as it is, as it is not known what energy a call of {what} takes" in said(found)
     assert names(made([FRUGAL], (SMALL, LARGE))) == ["small", "large"]
     assert made([FRUGAL], (SMALL, CLOUD), joules={"small": 9.0, "cloud": 1.0}, mode="only_cloud").mode == "only_cloud"
+
+
+@given(
+    st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge", "only_cloud"]),
+    st.dictionaries(st.sampled_from(["small", "cloud"]), st.floats(0, 100)),
+    st.sampled_from([None, "prefer_edge", "prefer_cloud", "only_edge"]),
+)
+def test_a_joule_budget_that_is_spent_costs_no_leg(policy, joules, own):
+    """It changes the order alone, to the side that takes less; a call's own mode and a rule's go before it."""
+    targets = (SMALL, CLOUD)
+    facts = Facts(joules=joules, energy_spent=True)
+    found, usual = (plan(Policy(policy), targets, one, mode=own) for one in (facts, Facts()))
+    assert isinstance(found, Plan)
+    assert isinstance(usual, Plan)
+    assert {*names(found)} == {*names(usual)}
+    if own is not None or policy.startswith("only_") or len(joules) < 2:
+        assert found.mode == usual.mode
+    else:
+        assert names(found)[0] == ("small" if joules["small"] < joules["cloud"] else "cloud")
+        assert "joules_per_hour is spent: " in said(found)
+    ruled = plan(Policy(policy, device_rules=(HOT,)), targets, facts._replace(rules=(HOT,)))
+    assert isinstance(ruled, Plan)
+    assert ruled.mode == "prefer_cloud"
 
 
 def test_the_trace_has_what_is_in_force_and_what_applied():

@@ -40,6 +40,18 @@ def test_each_kind_has_its_limit(kind):
     assert spending.reserve(cost, NOW) is None
 
 
+def test_a_call_that_takes_no_more_than_a_run_of_the_edge_is_not_refused_for_its_energy():
+    """It is booked all the same, and up against every other limit."""
+    spending = Spending(Limits(joules_per_hour=1.0, calls_per_minute=2))
+    spending.add(Cost(joules=5.0), NOW)
+    assert spending.reserve(Cost(joules=0.5, calls=1), NOW).code == "joules_per_hour"
+    spending.edge_j = 0.5
+    assert spending.reserve(Cost(joules=0.6, calls=1), NOW).code == "joules_per_hour"
+    assert spending.reserve(Cost(joules=0.5, calls=1), NOW) is None
+    assert spending.spent(NOW).joules == 5.5
+    assert spending.reserve(Cost(joules=0.5, calls=2), NOW).code == "calls_per_minute"
+
+
 def test_no_limit_and_no_cost():
     """Without limits anything goes; what costs nothing of a kind is not stopped by that kind."""
     spending = Spending(Limits())

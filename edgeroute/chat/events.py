@@ -1,0 +1,84 @@
+"""Server-sent events (WHATWG HTML, 9.2), as the answers of language models come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+DATA, ERROR = b"data", b"error"
+
+
+class Events:
+    """Parses server-sent events from bytes as they arrive, cut anywhere: lines end with LF, CR or CRLF.
+
+    `feed` and `end` return the data of the events that are complete. What has no `data` is left out: comments, which servers
+    send to keep a connection open, and other fields. A line that is JSON itself, or `error: {...}`, is data too: llama-server
+    had such errors.
+    """
+
+    __slots__ = ("_begun", "_cr", "_data", "_parts")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        """Of the last line, which has not ended."""
+        self._data: list[bytes] = []
+        """Lines of data of the last event, which has not ended."""
+        self._cr = self._begun = False
+
+    def feed(self, part: bytes) -> list[bytes]:
+        """The data of the events that end in this part."""
+        if self._cr or b"\r" in part:
+            part = self._lf(part)
+        if not self._begun and part:
+            self._begun = True
+            part = part.removeprefix(b"\xef\xbb\xbf")
+        first, *lines = part.split(b"\n")
+        self._parts.append(first)
+        if not lines:
+            return []
+        found: list[bytes] = []
+        self._line(b"".join(self._parts) if len(self._parts) > 1 else first, found)
+        self._parts = [lines.pop()]
+        for line in lines:
+            self._line(line, found)
+        return found
+
+    def _lf(self, part: bytes) -> bytes:
+        """The part with LF at the end of each line. A CR at its end may be the first half of a CRLF."""
+        if not part:
+            return part
+        if self._cr:
+            part = part.removeprefix(b"\n")  # the CR has ended the line already
+        self._cr = part.endswith(b"\r")
+        return part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _line(self, line: bytes, found: list[bytes]) -> None:
+        if not line:
+            if self._data:
+                found.append(b"\n".join(self._data) if len(self._data) > 1 else self._data[0])
+                self._data = []
+            return
+        if line.startswith(b"{"):
+            found.append(line)
+            return
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == DATA:
+            self._data.append(value)
+        elif name == ERROR and value.startswith(b"{"):
+            found.append(value)
+
+    def end(self) -> list[bytes]:
+        """The data of what came last, once nothing more comes: some servers end without an empty line."""
+        found: list[bytes] = []
+        self._line(b"".join(self._parts), found)
+        self._line(b"", found)
+        self._parts = []
+        return found
+
+
+def events(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The data of the events in a body that comes in parts."""
+    parser = Events()
+    for part in parts:
+        yield from parser.feed(part)
+    yield from parser.end()

@@ -1,0 +1,211 @@
+"""Replies in OpenAI's JSON, whole or in pieces: their text, the confidence from its tokens, and errors."""
+
+from __future__ import annotations
+
+import re
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from math import exp
+from typing import Any, Final
+
+from edgeroute.confidence.prefix import of_tokens, token_entries, token_logprobs
+from edgeroute.confidence.unscored import Unscored
+from edgeroute.core.pieces import Piece
+from edgeroute.core.texts import FOREIGN, clean
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
+
+QUANTILE: Final = 0.1
+LONG: Final = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+"""Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
+_PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
+LACKS: Final = re.compile(
+    rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
+)
+"""Messages of servers whose model cannot take what a request has."""
+
+
+class Gathered:
+    """A reply that comes in pieces, put together as the one that would have come whole.
+
+    Args:
+        eager: log-probabilities of tokens that are no text come at once, with an empty piece; else with the next one.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
+        self._eager = eager
+        self._untold: list[float] = []
+        self._text: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._about: dict[str, Any] = {}
+        self._ended: str | None = None
+        self._thought: list[str] = []
+        self._chat = True
+        self.logprobs: list[Any] = []
+        """For each token that has come a mapping with its `logprob`."""
+        self.error: Mapping[str, Any] | None = None
+        """What went wrong there, as it says."""
+
+    def add(self, chunk: Mapping[str, Any]) -> Piece | None:
+        """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
+        if "error" in chunk or chunk.get("object") == "error":  # the latter is what vLLM had
+            self.error = _error(chunk)
+            return None
+        choices = chunk.get("choices")
+        ended = choices[0].get("finish_reason") if choices else None
+        if ended or not choices or not self._about:  # those between say nothing new
+            self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
+        if not choices:
+            return None
+        choice = choices[0]
+        self._ended = ended or self._ended
+        if (logprobs := choice.get("logprobs")) is not None:
+            tokens = token_entries(logprobs)
+            self.logprobs += tokens
+            self._untold += [float(one["logprob"]) for one in tokens if one.get("token") != ""]
+        if "text" in choice:
+            self._chat = False
+            text = choice["text"]
+        else:
+            delta = choice.get("delta") or {}
+            text = _text(delta.get("content"))
+            if isinstance(thought := delta.get("reasoning_content"), str):
+                self._thought.append(thought)
+            if calls := delta.get("tool_calls"):
+                self._add_calls(calls)
+        if not text and not (self._eager and self._untold):
+            return None
+        if text:
+            self._text.append(str(text))
+        piece = Piece(str(text or ""), self._untold)
+        self._untold.clear()
+        return piece
+
+    def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
+        for one in given:
+            call = self._calls.setdefault(
+                int(one.get("index", 0)), {"type": "function", "function": {"name": "", "arguments": ""}}
+            )
+            call.update({key: one[key] for key in ("id", "type") if one.get(key)})
+            for key, part in (one.get("function") or {}).items():
+                call["function"][key] = call["function"].get(key, "") + (part or "")
+
+    @property
+    def usage(self) -> Any:
+        """The tokens that were counted, if it says so."""
+        return self._about.get("usage")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of an answer has come."""
+        return not (self._text or self._thought or self._calls)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the reply is whole."""
+        return self._ended is not None
+
+    def end(self) -> None:
+        """It is whole, as is known from elsewhere."""
+        self._ended = self._ended or "stop"
+
+    def reply(self) -> dict[str, Any]:
+        """All of it."""
+        text, logprobs = "".join(self._text), {"content": self.logprobs} if self.logprobs else None
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._thought:
+            message["reasoning_content"] = "".join(self._thought)
+        if self._calls:
+            message["tool_calls"] = [self._calls[i] for i in sorted(self._calls)]
+        what = {"message": message} if self._chat else {"text": text}
+        choice = {"index": 0, "finish_reason": self._ended, **what, **({"logprobs": logprobs} if logprobs else {})}
+        about = {key: value for key, value in self._about.items() if key not in {"object", "prompt_progress"}}
+        return {**about, "object": "chat.completion" if self._chat else "text_completion", "choices": [choice]}
+
+
+def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[EdgerouteError] = ModelError) -> Prediction:
+    """The text of a reply, its confidence, and the reply itself.
+
+    Raises:
+        ModelError: it is no completion; or `wrong`, another class.
+    """
+    try:
+        choice = reply["choices"][0]
+        text = choice["text"] if "text" in choice else _text(choice["message"].get("content"))
+        logprobs = token_logprobs(reply)
+    except (AttributeError, LookupError, TypeError, ValueError) as e:
+        raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
+    if not isinstance(text, str | None):
+        raise wrong(f"{where} gave a reply whose text is a {type(text).__name__}")
+    return Prediction(text or "", _confidence(logprobs, rule), reply)
+
+
+class RunningConfidence:
+    """The confidence of an answer that is still coming, by one of the rules; `value` is None before its first token."""
+
+    def __init__(self, rule: str) -> None:
+        self._rule, self._sum, self._sorted, self._first = rule, 0.0, list[float](), 0.0
+
+    def add(self, tokens: Sequence[Mapping[str, Any]]) -> None:
+        """Adds tokens, as `Gathered.logprobs` has them."""
+        for token in tokens:
+            if token.get("token") != "":
+                logprob = min(float(token["logprob"]), 0.0)
+                self._first = self._first if self._sorted else logprob
+                self._sum += logprob
+                insort(self._sorted, logprob)
+
+    @property
+    def value(self) -> float | None:
+        """0..1, what the whole answer would have if it ended here."""
+        known = self._sorted
+        if not known:
+            return None
+        if self._rule != "quantile":
+            return exp({"mean": self._sum / len(known), "min": known[0]}.get(self._rule, self._first))
+        at = QUANTILE * (len(known) - 1)
+        low = known[int(at)]
+        high = known[min(int(at) + 1, len(known) - 1)]
+        return exp(low if high == low else low + (at - int(at)) * (high - low))
+
+
+def _confidence(logprobs: list[float], rule: str) -> Any:
+    """By the rule; the log-probabilities themselves for the quantile, which a reader takes of them."""
+    if not logprobs:
+        return Unscored("no log-probabilities of its tokens")
+    known = [min(one, 0.0) for one in logprobs]
+    return known if rule == "quantile" else of_tokens(known, rule)
+
+
+def _text(content: Any) -> Any:
+    """The text of a message's content, which may be a list of parts; of other parts, such as thoughts, nothing."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    error = reply.get("error", reply)
+    return error if isinstance(error, Mapping) else {"message": str(error)}
+
+
+def failure(error: Mapping[str, Any], where: str, *, own: bool) -> ModelError | BadInput:
+    """The exception for what a runtime says went wrong.
+
+    Args:
+        error: as OpenAI's JSON has it.
+        where: the model, in the message.
+        own: whether the caller wrote the request, and not only its text.
+    """
+    said = clean(error.get("message", "it does not say what"), FOREIGN)
+    if error.get("type") in LONG or error.get("code") in LONG:
+        tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
+        if isinstance(tokens, int) and isinstance(most, int):
+            said = f"the prompt has {tokens} tokens, and its context {most}"
+        return Unfit(f"{where} cannot take it: {said}: a larger context= takes more memory", code="context")
+    if own and LACKS.search(said):
+        return Unfit(f"{where} cannot take it: {said}")
+    if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
+        return BadInput(f"{where} does not take the request: {said}")
+    return ModelError(f"{where} gave no answer: {said}")

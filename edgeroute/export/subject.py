@@ -1,0 +1,197 @@
+"""A model that is exported: loaded and checked, and what its card and its file say as `model.json` has it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeroute.cloud.openinference import NAMES
+from edgeroute.core.texts import clean
+from edgeroute.edge.card import sha256_of
+from edgeroute.edge.external import external_data
+from edgeroute.edge.inputs import Inputs, unsaid
+from edgeroute.edge.onnx import OnnxModel, spec_of
+from edgeroute.edge.picture import Picture
+from edgeroute.edge.preprocess import Preprocess
+from edgeroute.edge.tensors import row_shape
+from edgeroute.errors import ModelError, PolicyError
+from edgeroute.types import TensorSpec
+
+FILE = "model.onnx"
+TEXTS = "object"
+"""dtype of a tensor of texts."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class Subject:
+    """A model file with its card.
+
+    Args:
+        path: the .onnx file.
+        name: what servers call it; None: made from the card's name, or the file's.
+        card: path of the card, where it is not beside the model.
+
+    Attributes:
+        name: of letters, digits, `.`, `_` and `-`: it is part of paths.
+        inputs: what callers send, each as `model.json` has it.
+        outputs: likewise, with the shape of a row, without the axis that counts the inputs.
+        size: so many rows go into one run of the file; None: any number.
+
+    Raises:
+        PolicyError: `name` is no name.
+        ModelError: the model cannot be loaded, its card is another model's, or it has what no server could take.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None, *, card: str | Path | None = None) -> None:
+        path = Path(path)
+        if path.suffix != ".onnx":
+            raise PolicyError(f"{path} is no .onnx file: only ONNX models are exported")
+        self.model = OnnxModel(path, card=card)
+        self.name = server_name(self.model.name) if name is None else name
+        if not _NAME.fullmatch(self.name):
+            raise PolicyError(f"{clean(self.name, 80)!r} is no name for a server: letters, digits, `.`, `_` and `-`, 63 at most")
+        if self.model.card.state:
+            raise ModelError(f"{path}: it keeps a state between calls, and a server has calls of everybody: it is not exported")
+        session = self.model.load()
+        if text := unsaid(self.model.card, self.model.inputs):
+            raise ModelError(f"{path}: {text}")
+        for node in session.get_outputs():
+            if not node.type.startswith("tensor(") and self.model.output in (None, node.name):
+                raise ModelError(f"{path}: its output {node.name} is a {node.type}, no tensor: export it without ZipMap")
+        nodes = ([*map(spec_of, session.get_inputs())], [*map(spec_of, session.get_outputs())])
+        self.plan = Inputs(self.model.card, *nodes)
+        if not self.plan.given:
+            raise ModelError(f"{path}: no input is left for callers to give")
+        self.inputs = [_input(spec, self.model) for spec in self.plan.given]
+        read = [spec for spec in self.plan.outputs if self.model.output in (None, spec.name)]
+        self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in read]
+        self.raw_outputs = read
+        self.size = self.plan.size
+
+    @property
+    def pictures(self) -> bool:
+        """Whether callers may send files of pictures, as its card says what becomes of them."""
+        return any(one["picture"] is not None for one in self.inputs)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether its card has preprocessing."""
+        return any(one["factor"] is not None or one["axes"] is not None or one["flat"] is not None for one in self.inputs) or any(
+            one["dtype"] != one["tensor"]["dtype"] for one in self.inputs
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the file can be run without a program around it: its first axes count the inputs, and no input is constant."""
+        return not self.plan.constants and self.plan.batch == 0 and all(one["tensor"]["batch"] == 0 for one in self.inputs)
+
+    @property
+    def rowless(self) -> bool:
+        """Whether a tensor has one number for each input, and no axis but the one that counts them."""
+        return any(not one["shape"] for one in (*self.inputs, *self.outputs))
+
+    def about(self, file: str = FILE, **more: Any) -> dict[str, Any]:
+        """What `model.json` says. `file`: of the model, from the folder of `model.json`."""
+        card = self.model.card
+        constants = {name: {"value": a.tolist(), "dtype": a.dtype.name} for name, a in self.plan.constants.items()}
+        return {
+            "name": self.model.name, "description": card.description, "sha256": self.model.fingerprint, "file": file,
+            "kind": self.model.kind, "labels": None if self.model.labels is None else list(self.model.labels),
+            "inputs": self.inputs, "outputs": self.outputs, "constants": constants, "size": self.size, "batch": self.plan.batch,
+            **more,
+        }  # fmt: skip
+
+    def client(self) -> dict[str, Any]:
+        """The card for a client of the server: what comes out. What goes in is the server's matter."""
+        found = {"name": self.name, "description": self.model.card.description, "labels": self.about()["labels"]}
+        output = {"name": self.model.output, "kind": self.model.kind, "score": self.model.card.score}
+        return {k: v for k, v in {**found, "output": {k: v for k, v in output.items() if v is not None}}.items() if v}
+
+    def files(self, folder: Path, file: str = FILE) -> list[tuple[Path, Path]]:
+        """The model and the files of its weights, and where each goes in a folder, so that it finds them."""
+        path, to = self.model.path, folder / file
+        found = [(path, to)]
+        for data in external_data(path):
+            there = to.parent / data.relative_to(path.parent)
+            if there == to:
+                raise ModelError(f"{path}: the file of its weights is called {data.name}, as the model would be: rename it")
+            found.append((data, there))
+        return found
+
+    def check_copied(self, copied: Path) -> None:
+        """Compares a copy with the model that was loaded.
+
+        Raises:
+            ModelError: the file was changed meanwhile.
+        """
+        if sha256_of(copied) != self.model.fingerprint:
+            raise ModelError(f"{self.model.path} was changed while it was exported: export it again")
+
+
+def subjects(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Subject]:
+    """Several models for one server. `names`: of the first ones; the others' are made.
+
+    Raises:
+        PolicyError: two would have the same name.
+    """
+    if len(names) > len(paths):
+        raise PolicyError(f"there are {len(names)} names for {len(paths)} models")
+    found = [Subject(path, names[i] if i < len(names) else None) for i, path in enumerate(paths)]
+    there = [one.name.lower() for one in found]
+    if twice := sorted({name for name in there if there.count(name) > 1}):
+        raise PolicyError(f"two models would be called {twice[0]}: give each a name of its own, with --name for each model")
+    return found
+
+
+def server_name(text: str) -> str:
+    """A name for paths, from any text."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:63].rstrip("-._") or "model"
+
+
+def text_of(data: Any) -> str:
+    """JSON for people."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def _tensor(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    if dtype != TEXTS and dtype not in NAMES:
+        raise ModelError(f"{name} is {dtype}, which the Open Inference Protocol has no type for")
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+def _input(spec: TensorSpec, model: OnnxModel) -> dict[str, Any]:
+    told = model.card.of(spec.name)
+    prepare = None if told is None else told.preprocess
+    batch = None if not spec.shape else 0 if told is None else told.batch
+    tensor = {"dtype": spec.dtype, "shape": list(spec.shape), "batch": batch}
+    if prepare is None:
+        made = _tensor(spec.name, spec.dtype, row_shape(spec, batch))
+        return {**made, "tensor": tensor, "axes": None, "flat": None, "factor": None, "offset": None, "picture": None}
+    made = _tensor(spec.name, prepare.accepts.dtype, prepare.accepts.shape[1:])
+    return {**made, "tensor": tensor, **_preprocess(prepare, row_shape(prepare.gives, batch))}
+
+
+def _preprocess(prepare: Preprocess, row: tuple[int, ...]) -> dict[str, Any]:
+    axes = None if prepare.axes is None else list(prepare.axes)
+    return {
+        "axes": axes, "flat": list(row) if axes is None else None, "factor": _numbers(prepare.factor),
+        "offset": _numbers(prepare.offset), "picture": None if prepare.picture is None else _picture(prepare.picture),
+    }  # fmt: skip
+
+
+def _numbers(array: np.ndarray[Any, Any] | None) -> Any:
+    return None if array is None else array.tolist()
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    to = picture.resize
+    return {
+        "height": picture.height, "width": picture.width, "channels": picture.channels,
+        "resize": list(to) if isinstance(to, tuple) else to, "crop": None if picture.crop is None else list(picture.crop),
+        "filter": picture.filter,
+    }  # fmt: skip

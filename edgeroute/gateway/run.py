@@ -1,0 +1,100 @@
+"""Runs the gateway on uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeroute.errors import PolicyError, RuntimeMissing
+
+try:
+    from edgeroute.gateway.app import app
+    from edgeroute.gateway.guard import checked
+    from edgeroute.serve.host import run
+    from edgeroute.serve.notify import BEATS
+except ImportError as e:
+    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
+
+if TYPE_CHECKING:
+    from edgeroute.router.aio import AsyncRouter
+    from edgeroute.serve.notify import Notify
+
+PORT = 8484
+
+
+def gateway(
+    policy: str | Path | AsyncRouter[Any],
+    *,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    token_env: str | None = None,
+    hosts: Iterable[str] = (),
+    names: Iterable[str] = (),
+    on_ready: Callable[[str], object] | None = None,
+    **limits: Any,
+) -> int:
+    """Serves a router until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
+
+    Returns the number of that signal; 0 in a thread, which hears of none. A service manager, such as systemd, is told when it is
+    ready, that it is alive, and that it stops. A policy file that changes is read again while it runs.
+
+    Args:
+        policy: the path of a policy file, whose name without suffix is a name of the model; or a router, which it closes.
+        host: to listen on; the default accepts only this machine. Another one takes a token.
+        port: 0 selects a free one.
+        token_env: the environment variable with the token that clients send as their API key.
+        hosts: names in the header `Host`, beside `localhost` and addresses.
+        names: of the model, beside `edgeroute`.
+        on_ready: called with the URL, once it is listening.
+        limits: as of `app`.
+
+    Raises:
+        PolicyError: it cannot listen there, there is no token, or the policy is invalid.
+        ModelError: the policy's model is not there.
+    """
+    token = None if token_env is None else _token(token_env)
+    if token is None and not _is_loopback(host):
+        raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
+    router: Any = policy
+    called = [*names]
+    if isinstance(policy, str | Path):
+        from edgeroute.router.aio import AsyncRouter
+
+        router = AsyncRouter.from_policy(policy, watch=True)
+        called.append(Path(policy).stem)
+    try:
+        application = app(router, names=called, token=token, hosts=hosts, **limits)
+        return run(application, host, port, _alive, on_ready)
+    finally:
+        if not router.engine.closed:  # it did not get as far as to run
+            asyncio.run(router.close())
+
+
+async def _alive(notify: Notify) -> None:
+    """The event loop answers."""
+    notify.ready("serving a router")
+    while notify.watchdog_s is not None:
+        notify.alive()
+        await asyncio.sleep(notify.watchdog_s / BEATS)
+
+
+def _token(name: str) -> str:
+    try:
+        return checked(os.environ.get(name, ""))
+    except PolicyError:
+        raise PolicyError(
+            f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return True  # listening there says what is wrong
+    return all(ip_address(str(at[0]).partition("%")[0]).is_loopback for *_, at in found)

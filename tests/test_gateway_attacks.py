@@ -1,0 +1,285 @@
+"""Who attacks the gateway: web pages, names that resolve to this machine, peers that send or take slowly, and odd bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+
+import httpx
+import pytest
+from gateways import CHAT, LONG, connected, post, raw, serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeroute import AsyncRouter, PolicyError
+from edgeroute.gateway import asked
+from edgeroute.gateway.guard import Guard
+from edgeroute.serve import host
+
+CHATS = "/v1/chat/completions"
+
+
+def edge(x):
+    return "ok", 0.9
+
+
+@pytest.fixture(scope="module")
+def url():
+    with serving(AsyncRouter(edge), hosts=["Desk.local"], max_body_bytes=3 << 20, body_timeout_s=LONG) as url:
+        yield url
+
+
+def status(reply):
+    """Of each reply in these bytes."""
+    return [int(part[:3]) for part in reply.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "LOCALHOST:8484", "127.0.0.1:1", "192.168.1.9", "[::1]:80", "[::1]", "desk.local.:80"]
+)
+def test_own_names(url, name):
+    """This machine's, as addresses or as allowed: a page cannot have an address for its own name."""
+    assert status(raw(url, post(CHATS, CHAT, "Connection: close", host=name))) == [200]
+
+
+HOSTILE = [
+    "evil.example", "evil.example:8484", "127.0.0.1.evil.example", "localhost.evil.example", "localhost:", "localhost:80@evil.example",
+    "user@localhost", "0x7f000001", "2130706433", "[::1", "[::1]x", "[127.0.0.1]", "::1", "localhost/", "loc\xe4lhost", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_dns_rebinding(url, name):
+    """A page whose own name resolves to this machine sends that name, and is told nothing."""
+    reply = raw(url, post(CHATS, CHAT, "Connection: close", host=name))
+    assert status(reply) in ([421], [400])  # h11 refuses some by itself
+    assert b'"ok"' not in reply
+
+
+def test_two_hosts(url):
+    """Are one too many."""
+    assert status(raw(url, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")) == [400]
+
+
+PAGES = [
+    ("Origin: https://evil.example",), ("Origin: null",), ("Sec-Fetch-Site: cross-site",), ("Sec-Fetch-Site: same-site",),
+    ("Origin: http://localhost:8484", "Sec-Fetch-Site: same-origin"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", PAGES)
+@pytest.mark.parametrize("method", ["POST", "GET", "OPTIONS"])
+def test_a_web_page(url, lines, method):
+    """Its request is refused whatever it is, and no header allows it to read the reply."""
+    sent = post(CHATS, CHAT, *lines, "Connection: close").replace(b"POST", method.encode(), 1)
+    reply = raw(url, sent)
+    assert status(reply) == [403]
+    assert b"access-control" not in reply.lower()
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "TEXT/PLAIN;charset=utf-8", "multipart/form-data", "application/x-www-form-urlencoded"]
+)
+@pytest.mark.parametrize("path", [CHATS, "/v2/models/edgeroute/infer"])
+def test_a_body_that_a_page_may_send_anywhere(url, kind, path):
+    """Is refused by its type alone, of whatever program it is."""
+    assert status(raw(url, post(path, CHAT, "Connection: close", kind=kind))) == [415]
+
+
+def test_the_token():
+    """As the API key of OpenAI's client; the health of the gateway is told without."""
+    openai = pytest.importorskip("openai")
+    with serving(AsyncRouter(edge), token="s3cret\n") as url:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="s3cret") as client:
+            assert client.chat.completions.create(**CHAT).choices[0].message.content == "ok"
+        for wrong in ("s3cre", "s3crets", "S3CRET"):
+            with (
+                openai.OpenAI(base_url=f"{url}/v1", api_key=wrong) as client,
+                pytest.raises(openai.AuthenticationError) as caught,
+            ):
+                client.chat.completions.create(**CHAT)
+            assert "s3c" not in caught.value.response.text.lower()
+        for header in (
+            "Authorization: Basic s3cret",
+            "Authorization: s3cret",
+            "Authorization: Bearer",
+            "Authorization: Bearer s3cret\xe9",
+            "X: y",
+        ):
+            for sent in (post(CHATS, CHAT, header, "Connection: close"), post("/v2/models/edgeroute/infer", {}, header)):
+                reply = raw(url, sent)
+                assert status(reply) == [401], header
+                assert b"www-authenticate: bearer" in reply.lower()
+        twice = post(CHATS, CHAT, "Authorization: Bearer no", "Authorization: Bearer s3cret")
+        assert status(raw(url, twice)) == [400]
+        assert httpx.get(f"{url}/v2/health/live").status_code == 200
+        assert httpx.get(f"{url}/v1/models").status_code == httpx.get(f"{url}/nowhere").status_code == 401
+
+
+@pytest.mark.parametrize("token", ["", " \n", "two words", "ümlaut", "a\x00b"])
+def test_what_is_no_token(token):
+    """Is found before anything is served: an empty one would let everybody in."""
+    with pytest.raises(PolicyError):
+        Guard(None, token=token)
+
+
+def test_reasons_make_no_headers():
+    """What a model or a server says is one line of ASCII in a header, and does not begin another one."""
+
+    def odd(_):
+        raise ConnectionError("x\r\nX-Evil: 1\r\n\r\n<html>\x00\x1b[31m é 漢")
+
+    def unsure(x):
+        return "ok\r\nX-Evil: 2", 0.1
+
+    with serving(AsyncRouter(unsure, odd, threshold=0.5)) as url:
+        reply = httpx.post(url + CHATS, json=CHAT)
+        text = raw(url, post(CHATS, CHAT, "Connection: close"))
+    assert "x-evil" not in reply.headers
+    assert "X-Evil: 1" in reply.headers["x-edgeroute-reason"]
+    assert text.split(b"\r\n\r\n")[0].isascii()
+    assert text.count(b"\r\n\r\n") == 1
+    assert reply.json()["choices"][0]["message"]["content"] == "ok\r\nX-Evil: 2"
+
+
+BODIES = {
+    "no JSON": b"{",
+    "a list": b"[]",
+    "text that is no UTF-8": b'{"model": "\xff"}',
+    "lists within lists": b"[" * 100_000,
+    "objects within objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "deep, and whole": json.dumps({**CHAT, "tools": []}).replace("[]", "[" * 200 + "]" * 200).encode(),
+    "many values": b'{"model": "edgeroute", "messages": [{"a": [' + b"[]," * asked.MOST_VALUES + b"[]]}]}",
+    "more than may be values": b'{"a": [' + b"1," * asked.MOST_SIGNS + b"1]}",
+    "no number": b'{"model": NaN}',
+    "a number of many digits": b'{"model": "edgeroute", "messages": [], "seed": ' + b"9" * 10_000 + b"}",
+    "a key twice": b'{"model": "edgeroute", "model": ["x"], "messages": []}',
+    "a model that is none": b'{"model": {"$gt": ""}, "messages": [{}]}',
+    "a name as long as it may be": json.dumps({**CHAT, "model": "x" * 100_000}).encode(),
+}
+
+
+@pytest.mark.parametrize("what", BODIES)
+def test_odd_bodies(url, what):
+    """Are refused with a short text, and cost no connection."""
+    reply = httpx.post(url + CHATS, content=BODIES[what], headers={"content-type": "application/json"})
+    assert reply.status_code in {400, 404, 413}
+    assert len(reply.content) < 1000
+    assert httpx.post(url + CHATS, json=CHAT).status_code == 200
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(
+    ["model", "messages", "stream", "stream_options", "n", "logprobs", "prompt", "tools", "echo", "best_of", "max_tokens"]
+)
+
+
+@settings(max_examples=60)
+@given(changes=st.dictionaries(KEYS, json_values, max_size=4), path=st.sampled_from([CHATS, "/v1/completions"]))
+def test_whatever_comes(url, changes, path):
+    """It is answered or refused; nothing is a fault of the gateway."""
+    with httpx.Client(base_url=url, timeout=LONG) as client:
+        reply = client.post(
+            path, content=json.dumps({**CHAT, "prompt": "x", **changes}).encode(), headers={"content-type": "application/json"}
+        )
+    assert reply.status_code in {200, 400, 404}, reply.text
+
+
+def test_a_large_body(url):
+    """Announced or in chunks: 413, before it is read."""
+    assert httpx.post(url + CHATS, content=b"x" * ((3 << 20) + 1)).status_code == 413
+    assert httpx.post(url + CHATS, content=(b"x" * 100_000 for _ in range(36))).status_code == 413
+
+
+def test_a_compressed_body(url):
+    """Is not unpacked: a bomb stays one."""
+    assert status(raw(url, post(CHATS, b"\x1f\x8b", "Content-Encoding: gzip", "Connection: close"))) == [415]
+
+
+def test_two_lengths(url):
+    """Nothing that follows is taken for a request."""
+    sent = post(CHATS, CHAT, "Transfer-Encoding: chunked") + b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert status(raw(url, sent)) == [400]
+
+
+def test_a_large_head(url):
+    """Megabytes of headers are not held: 400, and the connection ends."""
+    with connected(url) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n")
+        with contextlib.suppress(OSError):  # it may be closed meanwhile
+            for _ in range(160):
+                connection.sendall(b"X: " + b"x" * 65_536 + b"\r\n")
+        reply = b""
+        with contextlib.suppress(OSError):
+            reply = connection.recv(65536)
+    assert status(reply) in ([400], [])
+    assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /v1/models HTTP/1.1\r\nHost: localh"])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_head_that_does_not_end(monkeypatch, begun, before):
+    """Slowloris: the connection ends, if it sends nothing, and also if a request was answered before."""
+    with serving(AsyncRouter(edge)) as url, contextlib.ExitStack() as stack:
+        if not before:
+            monkeypatch.setattr(host, "HEAD_S", 0.1)
+        connection = stack.enter_context(connected(url))
+        for _ in range(before):
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            said = b""
+            while not said.endswith(b"]}"):
+                said += connection.recv(65536)
+        monkeypatch.setattr(host, "HEAD_S", 0.1)
+        connection.sendall(begun or b"G" * before)
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(65536) == b""
+
+
+def test_a_body_that_does_not_end():
+    """408, and its connection ends."""
+    with serving(AsyncRouter(edge), body_timeout_s=0.1) as url:
+        assert status(raw(url, post(CHATS, CHAT)[:-1])) == [408]
+
+
+def test_a_client_that_does_not_read(monkeypatch):
+    """Its stream ends with its connection, once it has not read for some time; the cloud's call is closed."""
+    monkeypatch.setattr(host, "TAKEN_S", 0.3)
+    closed = threading.Event()
+
+    async def endless(_):
+        try:
+            while True:
+                yield "x" * 65_536
+                await asyncio.sleep(0)
+        finally:
+            closed.set()
+
+    with serving(AsyncRouter(cloud=endless)) as url, connected(url) as connection:
+        connection.sendall(post(CHATS, {**CHAT, "stream": True}))
+        assert closed.wait(LONG)
+
+
+def test_many_connections(monkeypatch):
+    """As many as are allowed; further ones are told to come again, and have room once others have gone."""
+    monkeypatch.setattr(host, "MOST_CONNECTIONS", 8)
+    with serving(AsyncRouter(edge)) as url:
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                one = stack.enter_context(connected(url))
+                one.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert status(one.recv(65536)) == [200]
+            reply = b""
+            with connected(url) as more, contextlib.suppress(ConnectionResetError):
+                reply = more.recv(65536)
+            assert status(reply) == [503]
+            assert b"Retry-After" in reply
+        reply = b""
+        while status(reply) != [200]:
+            with contextlib.suppress(ConnectionResetError):
+                reply = raw(url, post(CHATS, CHAT, "Connection: close"))

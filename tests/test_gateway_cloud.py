@@ -1,0 +1,93 @@
+"""The gateway before a language model behind OpenAI's API: what goes there, what comes back, and what a client's end does to it."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from gateways import CHAT, HELLO, LONG, connected, events, post, serving
+
+from edgeroute import AsyncRouter, OpenAIChat, Secret
+from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+
+PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
+CHATS = "/v1/chat/completions"
+
+
+def unsure(_):
+    return "local", 0.1
+
+
+def router(far, edge=unsure, **options):
+    cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, between_s=LONG, retries=0, **options)
+    return AsyncRouter(edge, cloud, threshold=0.5) if edge else AsyncRouter(cloud=cloud)
+
+
+def test_what_leaves(monkeypatch):
+    """The body with the endpoint's own model and key; nothing of the client's name for the model, its token or its headers."""
+    monkeypatch.setenv("FAR_KEY", "key-of-the-cloud")
+    with CannedServer(sse_reply(PARIS)) as far:
+        with serving(router(far, api_key=Secret(env="FAR_KEY")), token="token-of-the-gateway") as url:
+            headers = {"Authorization": "Bearer token-of-the-gateway", "Cookie": "own=1", "x-edgeroute-mode": "only_cloud"}
+            reply = httpx.post(url + CHATS, json={**CHAT, "temperature": 0.5, "user": "u"}, headers=headers, timeout=LONG)
+        head, _, body = far.requests[0].partition(b"\r\n\r\n")
+    sent = json.loads(body)
+    assert (sent["model"], sent["messages"], sent["temperature"], sent["user"]) == ("far-model", HELLO, 0.5, "u")
+    assert b"Bearer key-of-the-cloud" in head
+    assert not any(word in far.requests[0] for word in (b"token-of", b"own=1", b"x-edgeroute", b'edgeroute"'))
+    told = reply.json()
+    assert (told["model"], told["usage"]["total_tokens"], told["edgeroute"]["source"]) == ("edgeroute", 9, "cloud")
+    assert "key-of" not in reply.text
+
+
+def test_its_stream():
+    """Pieces, usage, and why it ended, as the endpoint said."""
+    with CannedServer(sse_reply(PARIS)) as far, serving(router(far)) as url:
+        body = {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+        *chunks, last = events(httpx.post(url + CHATS, json=body, timeout=LONG).text)
+    texts = [chunk["choices"][0]["delta"].get("content") for chunk in chunks[:-1]]
+    assert (last, [text for text in texts if text]) == ("[DONE]", ["Pa", "ris"])
+    assert (chunks[-2]["choices"][0]["finish_reason"], chunks[-1]["usage"]["completion_tokens"]) == ("stop", 2)
+    assert {chunk["model"] for chunk in chunks} == {"edgeroute"}
+
+
+@pytest.mark.parametrize(("status", "headers", "told", "wait"), [
+    (429, [("Retry-After", "7")], 503, "7"), (429, [("Retry-After", "99999")], 503, "3600"), (500, [], 503, "1"),
+    (400, [], 400, None), (401, [], 503, "1"), (302, [("Location", "http://127.0.0.1:1/v1")], 503, "1"),
+])  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal(status, headers, told, wait, stream):
+    """Of the endpoint alone: when to come again is passed on, within reason; what it says of the input is the caller's to hear."""
+    error = b'{"error": {"message": "as it says", "type": "x"}}'
+    with CannedServer(http_reply(error, status=status, headers=[("Content-Type", "application/json"), *headers])) as far:
+        with serving(router(far, edge=None)) as url:
+            reply = httpx.post(url + CHATS, json={**CHAT, "stream": stream}, timeout=LONG)
+        assert len(far.requests) == 1
+    assert (reply.status_code, reply.headers.get("retry-after")) == (told, wait)
+    assert reply.json()["error"]["message"]
+
+
+def test_a_cut_within_the_answer():
+    """What had come stays; the end says that it is not whole."""
+    cut = sse_reply(chat_events(["Pa"], finish=None), done=False)
+    with CannedServer(cut, close=True) as far, serving(router(far, edge=None)) as url:
+        *chunks, last = events(httpx.post(url + CHATS, json={**CHAT, "stream": True}, timeout=LONG).text)
+    assert (last, chunks[-1]["choices"][0]["finish_reason"], chunks[-1]["edgeroute"]["degraded"]) == ("[DONE]", "length", True)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Pa"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves(stream):
+    """The call of the cloud ends: its server sees the connection close."""
+    whole = sse_reply(PARIS).replace(b"Content-Length", b"X-Length")
+    with (
+        CannedServer([whole[: whole.index(b'"ris"')], None] if stream else [None]) as far,
+        serving(router(far, edge=None)) as url,
+    ):
+        with connected(url) as connection:
+            connection.sendall(post(CHATS, {**CHAT, "stream": stream}))
+            far.wait_for(lambda: far.requests)
+            if stream:
+                assert connection.recv(65536)
+        far.wait_for(lambda: far.hung_up)

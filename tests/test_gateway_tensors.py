@@ -1,0 +1,187 @@
+"""`edgeroute gateway` over the Open Inference Protocol: the shipped pair behind it, asked by `tritonclient` and by hand."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+from gateways import post, raw, serving
+from test_serve import octets, save, tensor
+
+from edgeroute import AsyncRouter, CallableModel, Egress, TensorSpec
+from edgeroute.cloud.openinference import LENGTH
+from edgeroute.edge.load import load
+
+triton = pytest.importorskip("tritonclient.http")
+INFER = "/v2/models/edgeroute/infer"
+
+
+@pytest.fixture(scope="module")
+def images(fashion):
+    return np.load(fashion / "sample.npz")["images"]
+
+
+@pytest.fixture(scope="module")
+def url(fashion, fashion_server):
+    router = AsyncRouter(fashion / "edge.int8.onnx", f"{fashion_server}/v2/models/fashion-large", threshold=0.85)
+    with serving(router, names=["policy"]) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url):
+    with triton.InferenceServerClient(url.removeprefix("http://"), concurrency=2, network_timeout=60) as client:
+        yield client
+
+
+def given(images):
+    one = triton.InferInput("image", list(images.shape), "UINT8")
+    one.set_data_from_numpy(images)
+    return [one]
+
+
+def test_metadata(client, images):
+    """As a model that takes what the edge takes, any number of rows at a time."""
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("policy")
+    assert client.is_model_ready("edgeroute", "1")
+    about = client.get_model_metadata("edgeroute")
+    assert about["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28]}]
+    assert [out["name"] for out in about["outputs"]] == ["label", "confidence", "source", "degraded", "reason"]
+    assert not client.is_model_ready("other")
+
+
+def test_rows(client, images, fashion):
+    """Binary, each row routed by itself: the labels are those of the side that answered."""
+    result = client.infer("edgeroute", given(images[:100]))
+    labels, sources = result.as_numpy("label"), result.as_numpy("source")
+    assert {*sources} == {b"edge", b"cloud"}
+    edge = load(fashion / "edge.int8.onnx")
+    names = [edge.labels[i] for i in edge.run(list(images[:100])).argmax(axis=1)]
+    sure = sources == b"edge"
+    assert [name.encode() for name, is_sure in zip(names, sure, strict=True) if is_sure] == [*labels[sure]]
+    confidences = result.as_numpy("confidence")
+    assert (confidences[sure] >= 0.85).all()
+    assert confidences.dtype == np.float32
+    assert not result.as_numpy("degraded").any()
+    assert all(b"cloud" in one for one in result.as_numpy("reason")[~sure])
+
+
+def test_one_row(client, images):
+    """Also in JSON; and where it came from is in the headers, too."""
+    one = triton.InferInput("image", [1, 28, 28], "UINT8")
+    one.set_data_from_numpy(images[:1], binary_data=False)
+    result = client.infer("policy", [one], outputs=[triton.InferRequestedOutput("label", binary_data=False)], request_id="7")
+    assert [*result.as_numpy("label")] == ["Ankle boot"]
+    assert result.get_response()["id"] == "7"
+    assert [out["name"] for out in result.get_response()["outputs"]] == ["label"]
+
+
+def test_headers(url, images):
+    """Of a single row: source, confidence and reason."""
+    reply = httpx.post(
+        url + INFER, **octets({"inputs": [tensor("image", images[:1], parameters={"binary_data_size": 784})]}, images[:1])
+    )
+    assert (reply.headers["x-edgeroute-source"], LENGTH in reply.headers) == ("edge", False)
+    assert reply.json()["outputs"][0]["data"] == ["Ankle boot"]
+    assert float(reply.headers["x-edgeroute-confidence"]) >= 0.85
+
+
+def test_options(url, images):
+    """Mode and data class, as for chats."""
+    body = {"inputs": [tensor("image", images[:3], data=images[:3].tolist())]}
+    reply = httpx.post(url + INFER, json=body, headers={"x-edgeroute-mode": "only_cloud"}, timeout=60)
+    assert reply.json()["outputs"][2]["data"] == ["cloud"] * 3
+    refused = httpx.post(url + INFER, json=body, headers={"x-edgeroute-mode": "cloud"})
+    assert (refused.status_code, "x-edgeroute-mode" in refused.json()["error"]) == (400, True)
+
+
+BAD = {
+    "another model": ("/v2/models/other/infer", {}, 404, "no model 'other'"),
+    "another version": ("/v2/models/edgeroute/versions/2/infer", {}, 404, "no version"),
+    "no JSON": (INFER, b"{", 400, "not JSON"),
+    "no rows": (INFER, {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [0, 28, 28], "data": []}]}, 400, "number of rows"),
+    "another shape": (INFER, {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 3], "data": [1, 2, 3]}]}, 400, "reshape"),
+    "an output that there is not": (
+        INFER, {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}], "outputs": [{"name": "x"}]},
+        400, "no output",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_request(url, what):
+    """Is told in the protocol's form."""
+    path, body, status, said = BAD[what]
+    reply = httpx.post(url + path, content=body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert (reply.status_code, [*reply.json()]) == (status, ["error"])
+    assert said in reply.json()["error"]
+
+
+def test_the_clients_own_errors(client, images):
+    """`tritonclient` raises them, with the message."""
+    from tritonclient.utils import InferenceServerException
+
+    one = triton.InferInput("image", [1, 28, 28], "FP32").set_data_from_numpy(images[:1].astype(np.float32))
+    with pytest.raises(InferenceServerException, match="the model takes UINT8"):
+        client.infer("edgeroute", [one])
+
+
+def test_several_inputs_and_values_that_are_no_labels():
+    """A mapping goes to the router; what is no text is JSON, and a missing confidence no number."""
+
+    def f(x):
+        return {"sum": float(x["a"].sum() + x["b"])}, None
+
+    model = CallableModel(f, inputs=[TensorSpec("a", "float32", (-1, 2)), TensorSpec("b", "int32", (-1,))])
+    body = {
+        "inputs": [
+            tensor("a", np.ones((2, 2), np.float32), data=[1, 1, 1, 1]),
+            tensor("b", np.array([3, 4], np.int32), data=[3, 4]),
+        ]
+    }
+    with serving(AsyncRouter(model, threshold=0.5, no_confidence="accept")) as url:
+        reply = httpx.post(url + INFER, json=body).json()
+    found = {out["name"]: out["data"] for out in reply["outputs"]}
+    assert [json.loads(text) for text in found["label"]] == [{"sum": 5.0}, {"sum": 6.0}]
+    assert found["confidence"] == [None, None]
+
+
+def test_what_takes_no_tensors():
+    """A router of texts has no model here, and says where chats are."""
+    with serving(AsyncRouter(lambda x: ("ok", 0.9))) as url:
+        for path in ("/v2/models/edgeroute", "/v2/models/edgeroute/ready"):
+            reply = httpx.get(url + path)
+            assert (reply.status_code, "chats are at /v1" in reply.json()["error"]) == (404, True)
+        assert raw(url, post(INFER, {"inputs": []}, "Connection: close")).startswith(b"HTTP/1.1 404 ")
+
+
+def test_no_answer_and_what_stays_here(images):
+    """503 where nobody answered; a class that never leaves is answered by the edge however unsure."""
+
+    def down(_):
+        raise ConnectionError("the link is down")
+
+    edge = CallableModel(lambda x: ("edge", 0.1), inputs=[TensorSpec("x", "uint8", (-1, 28, 28))])
+    rules = Egress(never_leave=["medical"], may_leave=["shop"])
+    body = {"inputs": [tensor("x", images[:2], data=images[:2].tolist())]}
+    with serving(AsyncRouter(edge, down, threshold=0.5, offline="raise", egress=rules)) as url:
+        reply = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "shop"})
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        stays = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "medical"})
+        assert stays.json()["outputs"][0]["data"] == ["edge", "edge"]
+
+
+def test_another_model_of_the_policy(fashion, tmp_path):
+    """Once the policy is read again, what a request has is what the new model takes."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{fashion / "edge.int8.onnx"}"\n')
+    router = AsyncRouter.from_policy(policy)
+    with serving(router) as url:
+        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute").json()["inputs"]] == ["image"]
+        policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{save(tmp_path / "scale.onnx")}"\noutput = "logits"\n')
+        router.reload()
+        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute").json()["inputs"]] == ["x", "flags"]

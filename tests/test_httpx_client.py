@@ -1,0 +1,365 @@
+"""Calls carried by an httpx client: a mock transport, a real server, its own clients; redirects, bounds, errors, streams."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from time import monotonic
+
+import httpx
+import pytest
+import trustme
+from both import Tasks, Threads
+
+from edgeroute import BadReply, OpenInference, PlainJson, PolicyError, StopToken, TimedOut, Unreachable
+from edgeroute.cloud.aio_httpx_carrier import AsyncHttpxConnections
+from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.httpx_carrier import HttpxConnections
+from edgeroute.testing import CannedServer, http_reply
+
+LONG = 30.0
+GOOD = b'{"value": "cloud", "confidence": 0.9}'
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """A router of either kind."""
+    return request.param
+
+
+def edge(_):
+    return "edge", 0.1
+
+
+def both(**more):
+    """Clients of both kinds."""
+    return httpx.Client(**more), httpx.AsyncClient(**more)
+
+
+def mocked(answer):
+    """Clients of both kinds whose transport calls this function."""
+    return both(transport=httpx.MockTransport(answer))
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def ask(request):
+    """One call by those clients, of either kind -> (status, headers, body); `pieces`: as a stream."""
+
+    def ask(url, client, *, left_s=LONG, pieces=False, call=None, **address):
+        call = call or Call("POST", "/", body=b"hello")
+        made = Address(url, client=client, **address)
+        if request.param == "threads":
+            carrier = HttpxConnections(made, made.client[0])
+            try:
+                if not pieces:
+                    return carrier.send(call, monotonic() + left_s)
+                with carrier.open(call, monotonic() + left_s) as response:
+                    return response.status, response.headers, list(response)
+            finally:
+                carrier.close()
+
+        async def main():
+            carrier = AsyncHttpxConnections(made, made.client[1])
+            try:
+                if not pieces:
+                    return await carrier.send(call, monotonic() + left_s)
+                async with carrier.open(call, monotonic() + left_s) as response:
+                    return response.status, response.headers, [piece async for piece in response]
+            finally:
+                await carrier.close()
+
+        return asyncio.run(main())
+
+    return ask
+
+
+def test_a_router_with_a_mock_transport(make):
+    """No server and no socket: the request is what it is over sockets."""
+    seen = []
+
+    def answer(request):
+        seen.append(request)
+        return httpx.Response(200, content=GOOD)
+
+    with make(edge, PlainJson("http://far.invalid/ask", api_key="k" * 9, client=mocked(answer)), threshold=0.5) as router:
+        assert router.infer(1).value == "cloud"
+    (request,) = seen
+    assert (request.method, str(request.url)) == ("POST", "http://far.invalid/ask")
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["authorization"] == "Bearer " + "k" * 9
+    assert "idempotency-key" in request.headers
+
+
+def test_a_router_with_a_real_server(make):
+    """By the clients of an application, which stay open, and by those that edgeroute makes."""
+    with CannedServer(http_reply(GOOD)) as server:
+        given = both(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+        for client in (given, "httpx"):
+            with make(edge, PlainJson(server.url, client=client), threshold=0.5) as router:
+                assert [router.infer(i).value for i in range(3)] == ["cloud"] * 3
+        assert not given[0].is_closed
+        assert not given[1].is_closed
+        given[0].close()
+
+
+def test_the_policys_key(make, tmp_path):
+    """`client = "httpx"` in [cloud]."""
+    text = 'mode = "only_cloud"\n[cloud]\nprotocol = "json"\nurl = "{}"\nclient = "httpx"\n'
+    with CannedServer(http_reply(GOOD)) as server:
+        path = tmp_path / "policy.toml"
+        path.write_text(text.format(server.url))
+        with make.from_policy(path) as router:
+            assert router.infer(1).value == "cloud"
+
+
+def test_one_kind_of_client_alone():
+    """Serves its own kind of router; the other says what to give."""
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, content=GOOD))
+    for client, good, bad in (
+        (httpx.Client(transport=answer), Threads, Tasks),
+        (httpx.AsyncClient(transport=answer), Tasks, Threads),
+    ):
+        with good(edge, PlainJson("http://far.invalid", client=client), threshold=0.5) as router:
+            assert router.infer(1).value == "cloud"
+        with (
+            bad(None, PlainJson("http://far.invalid", client=client), mode="only_cloud") as router,
+            pytest.raises(PolicyError, match=r"client=\(httpx\.Client\(\.\.\.\), httpx\.AsyncClient"),
+        ):
+            router.infer(1)
+
+
+@pytest.mark.parametrize("client", ["requests", 7, (), (httpx.Client(), httpx.Client()), (httpx.Client(), 1)])
+def test_what_is_no_client(client):
+    """Is the policy's fault."""
+    with pytest.raises(PolicyError, match="client is"):
+        Address("http://a", client=client)
+
+
+def test_what_a_client_settles_itself():
+    """Its TLS is set where it is made; a pin is checked by connections of ours alone."""
+    with pytest.raises(PolicyError, match="set them there"):
+        Address("https://a", client=httpx.Client(), verify=False)
+    with pytest.raises(PolicyError, match="pin is checked on connections"):
+        Address("https://a", client="httpx", pin="sha256/" + "A" * 43 + "=")
+
+
+def test_a_reply_in_pieces(ask):
+    """As they come."""
+    reply = b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+    with CannedServer(reply) as server:
+        status, headers, pieces = ask(server.url, "httpx", pieces=True)
+    assert (status, headers["x-a"], b"".join(pieces)) == (200, "b", b"abc")
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 2000000", "Transfer-Encoding: chunked"])
+def test_a_reply_that_is_too_long(ask, head):
+    """Is not read to its end; of an error nothing depends on its body."""
+    for status, framing in ((200, head), (500, head)):
+        body = b"1E8480\r\n" if "chunked" in head else b""
+        reply = f"HTTP/1.1 {status} -\r\n{framing}\r\n\r\n".encode() + body + bytes(1 << 20)
+        with CannedServer(reply, close=True) as server:
+            if status == 500:
+                assert ask(server.url, "httpx", max_reply_bytes=1000)[::2] == (500, b"")
+            else:
+                with pytest.raises(BadReply, match="more than 1000 bytes"):
+                    ask(server.url, "httpx", max_reply_bytes=1000)
+
+
+def test_a_coded_reply_is_not_decoded(ask):
+    """Whatever unpacks it could unpack a bomb."""
+    with pytest.raises(BadReply, match="an encoding"):
+        ask("http://a", mocked(lambda _: httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Once(b"x"))))
+
+
+class Once(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body in pieces."""
+
+    def __init__(self, *pieces):
+        self._pieces = pieces
+
+    def __iter__(self):
+        yield from self._pieces
+
+    async def __aiter__(self):
+        for piece in self._pieces:
+            yield piece
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_redirects(ask, where):
+    """Are followed where the client does, and never to another host: input and credentials stay with the one that is named."""
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        if request.url.path == "/":
+            return httpx.Response(307, headers={"Location": f"http://{where}/next"})
+        return httpx.Response(200, content=b"next")
+
+    transport = httpx.MockTransport(answer)
+    clients = both(transport=transport, follow_redirects=True)
+    reply = ask("http://here", clients, headers={"X-Key": "secret-secret"})
+    assert reply.status == (200 if where == "here" else 307)
+    assert asked == (["http://here/", "http://here/next"] if where == "here" else ["http://here/"])
+    asked.clear()
+    assert ask("http://here", both(transport=transport)).status == 307
+    assert len(asked) == 1
+
+
+class Broken(httpx.Auth):
+    """An auth flow of the application that fails."""
+
+    def auth_flow(self, request):
+        """Fails."""
+        raise LookupError("no token for secret-secret")
+        yield request
+
+
+def raising(error):
+    def answer(request):
+        raise error(request) if callable(error) else error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said", "retriable"),
+    [
+        (httpx.ConnectTimeout("x"), TimedOut, "accept a connection", True),
+        (httpx.ReadTimeout("x"), TimedOut, "did not answer", True),
+        (httpx.WriteTimeout("x"), TimedOut, "take the request", True),
+        (httpx.ConnectError("refused"), Unreachable, "refused", True),
+        (httpx.RemoteProtocolError("illegal header line: bytearray(b'secret-secret')"), Unreachable, "illegal reply", True),
+        (httpx.RemoteProtocolError("Server disconnected without sending a response."), Unreachable, "disconnected", True),
+        (httpx.ProxyError("407 secret-secret"), Unreachable, "the proxy answered 407", False),
+        (httpx.UnsupportedProtocol("x"), Unreachable, "x", False),
+        (RuntimeError("its own"), Unreachable, "its own", False),
+    ],
+)
+def test_errors(ask, error, kind, said, retriable):
+    """Are ours, with the words of the field, and quote nothing that came."""
+    with pytest.raises(kind, match=said) as raised:
+        ask("http://a", mocked(raising(error)), headers={"X-Key": "secret-secret"})
+    assert raised.value.retriable == retriable
+    assert "secret-secret" not in str(raised.value)
+
+
+def test_an_auth_flow_that_fails(ask):
+    """Is an error of the call, so that the edge's answer stands."""
+    with pytest.raises(Unreachable, match=r"no token for \*\*\*"):
+        ask("http://a", both(auth=Broken()), headers={"X-Key": "secret-secret"})
+
+
+def test_a_closed_client(ask):
+    """Says so."""
+    client = httpx.Client(), httpx.AsyncClient()
+    client[0].close()
+    asyncio.run(client[1].aclose())
+    with pytest.raises(Unreachable, match="closed"):
+        ask("http://a", client)
+
+
+def test_a_body_that_trickles_ends_with_the_time(ask):
+    """It is looked at piece by piece; asyncio ends a head that trickles, too."""
+
+    def pieces():
+        return Endless()
+
+    with pytest.raises(TimedOut, match="finish its answer"):
+        ask("http://a", mocked(lambda _: httpx.Response(200, stream=pieces())), left_s=0.3, max_reply_bytes=1 << 40)
+
+
+class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body that never ends, a byte at a time."""
+
+    def __iter__(self):
+        while True:
+            yield b"x"
+
+    async def __aiter__(self):
+        while True:
+            await asyncio.sleep(0)
+            yield b"x"
+
+
+def test_a_request_to_stop_ends_a_reply():
+    """Once its head is there: the socket is shut down."""
+    stop, carrier = StopToken(), None
+    with CannedServer(b"HTTP/1.1 200 -\r\nContent-Length: 10\r\n\r\n12345") as server:
+        carrier = HttpxConnections(Address(server.url, client="httpx"), None)
+        with carrier.open(Call("GET", "/"), monotonic() + 3600, stop) as response:
+            pieces = iter(response)
+            assert next(pieces) == b"12345"
+            threading.Timer(0.01, stop).start()
+            with pytest.raises(Unreachable, match="not needed any more"):
+                next(pieces)
+        with pytest.raises(Unreachable, match="not needed any more"):
+            carrier.send(Call("GET", "/"), monotonic() + 3600, stop)
+        carrier.close()
+
+
+def test_leaving_early_closes(ask):
+    """The connection is not used again with a half-read reply in it."""
+    with CannedServer(b"HTTP/1.1 200 -\r\nContent-Length: 10\r\n\r\n12345") as server:
+        carrier = HttpxConnections(Address(server.url, client="httpx"), None)
+        for _ in range(2):
+            with carrier.open(Call("GET", "/"), monotonic() + LONG) as response:
+                assert next(iter(response)) == b"12345"
+        assert server.connections == 2
+        carrier.close()
+
+
+def test_a_client_certificate_is_asked_for(tmp_path):
+    """A server that ends the first exchange may want one; with it, and with its authority, the own client gets through."""
+    import ssl
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    own = authority.issue_cert("client@example.org")
+    own.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    own.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    with CannedServer(http_reply(GOOD), tls=context) as server:
+        for cert in (None, (tmp_path / "cert.pem", tmp_path / "key.pem")):
+            address = Address(server.url, verify=tmp_path / "ca.pem", cert=cert, client="httpx")
+            carrier = HttpxConnections(address, None)
+            if cert is None:
+                with pytest.raises(Unreachable) as raised:
+                    carrier.send(Call("GET", "/"), monotonic() + LONG)
+                assert not raised.value.retriable
+            else:
+                assert carrier.send(Call("GET", "/"), monotonic() + LONG).body == GOOD
+            carrier.close()
+
+
+def test_httpx_is_imported_late():
+    """At the first call: neither the import of edgeroute nor a router that has no such client needs it."""
+    code = """
+import sys
+from edgeroute import PlainJson, Router
+router = Router(lambda x: ("edge", 0.1), PlainJson("http://127.0.0.1:1", client="httpx", retries=0), threshold=0.5)
+assert "httpx" not in sys.modules
+other = Router(lambda x: ("edge", 0.1), PlainJson("http://127.0.0.1:1", retries=0), threshold=0.5)
+assert other.infer(1).value == "edge"
+assert not {"httpx", "httpcore", "anyio"} & set(sys.modules)
+assert router.infer(1).value == "edge"
+assert "httpx" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LONG)
+    assert done.returncode == 0, done.stderr
+
+
+def test_both_protocols_take_a_client():
+    """Through `Address`."""
+    client = httpx.Client()
+    assert OpenInference("http://a/v2/models/m", client=client).address.client == (client, None)

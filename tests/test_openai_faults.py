@@ -1,0 +1,548 @@
+"""OpenAIChat at servers that fail: stalls, refusals, garbage, errors within a stream; what is counted, and what is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import random
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from both import LONG
+from test_openai_chat import CHUNKED, HI, PARIS, Asked, chunk, endpoint, event, unsure
+
+from edgeroute import (
+    AsyncRouter,
+    BadInput,
+    CloudError,
+    Egress,
+    Limits,
+    OpenAIChat,
+    Outbox,
+    PolicyError,
+    Router,
+)
+from edgeroute.cloud.base import Reply
+from edgeroute.cloud.http_backend import HttpBackend
+from edgeroute.core.explain import truncated
+from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+
+FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
+GOOD = sse_reply(PARIS)
+JSON = [("Content-Type", "application/json")]
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def ask(request):
+    return Asked(request.param)
+
+
+def said(status, error, headers=()):
+    """An error as OpenAI's API has it."""
+    return http_reply(json.dumps({"error": error}).encode(), status=status, headers=[*JSON, *headers])
+
+
+def in_turn(*replies):
+    """Each reply once, then the last."""
+    left = list(replies)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+# --- time
+
+
+def test_a_stall_before_the_first_piece(ask):
+    """By the endpoint's own time, and by the stream's `first_token`: the local answer stands."""
+    for reply in (None, [CHUNKED, chunk(b": wait\n\n"), None], [CHUNKED, chunk(event(PARIS[0])), None]):
+        with CannedServer(reply) as server:
+            pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.3, between_s=0.3))
+            assert (pieces, answer.value, answer.degraded) == (["local"], "local", True)
+            pieces, answer = ask.stream(endpoint(server.url), options={"first_token": 0.3})
+            assert (pieces, answer.value) == (["local"], "local")
+            server.wait_for(lambda: server.hung_up == 2)
+
+
+def test_a_stall_within_an_answer(ask):
+    """What had come is the answer, marked; the connection is closed. A comment is no piece."""
+    ping = chunk(b": still here\n\n")
+    for rest in ([None], [ping] * 3 + [None]):
+        with CannedServer([*FIRST, *rest]) as server:
+            pieces, answer = ask.stream(endpoint(server.url, between_s=0.3))
+            assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
+            assert (
+                "stopped within its answer: nothing more came for 0.3 s; so what came of the cloud answer stands" in answer.reason
+            )
+            assert answer.outputs["choices"][0]["message"]["content"] == "Pa"
+            server.wait_for(lambda: server.hung_up == 1)
+            assert pickle.loads(pickle.dumps(answer)).truncated == "cut"
+
+
+def test_a_deadline_ends_the_whole_answer(ask):
+    """However many pieces come."""
+    with CannedServer([*FIRST, None]) as server:
+        pieces, answer = ask.stream(endpoint(server.url), options={"deadline": 0.5})
+        assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
+        assert answer.reason.endswith("so what came of the cloud answer stands")  # which of two clocks was first is not said
+        server.wait_for(lambda: server.hung_up == 1)
+
+
+class Trickle(CannedServer):
+    """A piece at a time, each once the client has waited for it for so long."""
+
+    every_s = 0.15
+
+    async def _serve(self, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(CHUNKED)
+        for one in chat_events("abcdefgh"):
+            writer.write(chunk(event(one)))
+            await writer.drain()
+            await asyncio.sleep(self.every_s)  # the subject: longer in all than the time for a piece
+        writer.write(b"0\r\n\r\n")
+
+
+def test_a_trickle_of_pieces_is_fine(ask):
+    """In all it takes longer than the endpoint's time to begin, and than that between pieces."""
+    with Trickle(b"") as server:
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.8, between_s=0.8))
+        assert ("".join(pieces), answer.degraded) == ("abcdefgh", False)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "headers", "reason"),
+    [
+        (401, {"message": "bad key sk-secret"}, [], "answered 401 (is api_key set, and current?)"),
+        (404, {"message": "no model m"}, [], "answered 404: it has no model 'm', or its API has another path than the url"),
+        (429, {"code": "rate_limit_exceeded"}, [("Retry-After", "7")], "answered 429: too many requests or tokens for this key, and says to wait 7 s"),
+        (429, {"code": "insufficient_quota"}, [], "answered 429: the quota of this key is spent"),
+        (400, {"code": "context_length_exceeded", "message": "sk-secret"}, [], "does not take it: the prompt is longer than the model's context"),
+        (400, {"message": "This model's maximum context length is 4096 tokens"}, [], "the prompt is longer than the model's context"),
+        (400, {"type": ["odd"], "message": {"a": 1}}, [], "answered 400"),
+        (503, {"message": "loading"}, [], "answered 503"),
+        (307, {}, [("Location", "http://127.0.0.1:9/")], "answered 307 (it redirects: give its final URL)"),
+        (400, "oops", [], "answered 400"),
+    ],
+)  # fmt: skip
+def test_refusals(ask, status, error, headers, reason):
+    """Each says what is wrong, as a reply and as an event within a stream; nothing of the server's own words is quoted."""
+    with CannedServer(said(status, error, headers)) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value) == (["local"], "local")
+        assert reason in answer.reason
+        assert "sk-secret" not in str(answer.trace)
+        assert len(server.requests) == 1
+    if isinstance(error, dict) and not headers and status != 307:
+        with CannedServer(sse_reply([{"error": {**error, "code": error.get("code", status)}}])) as server:
+            assert reason in ask.stream(endpoint(server.url))[1].reason
+
+
+def test_an_error_within_an_answer(ask):
+    """What had come is the answer."""
+    with CannedServer(sse_reply([*PARIS[:2], {"error": {"message": "x", "type": "server_error"}}])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert (pieces, answer.value, answer.degraded) == (["Pa"], "Pa", True)
+        assert "answered 500: server_error; so what came of the cloud answer stands" in answer.reason
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>login</html>", b"", b"data: nonsense\n\n", b"data: [1, 2]\n\n", b'data: {"choices": 3}\n\n', b"\xff\xfe\x00",
+        b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', b"data: {}\n\n" * 3, b'data: {"choices": [[]]}\n\n', b"\n" * 99,
+        b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [{"logprob": "x"}]}}]}\n\n',
+        b"data: " + b"[" * 5000 + b"\n\n", b'data: {"choices": [{"delta": {"tool_calls": [{"index": "x"}]}}]}\n\n',
+        b"data: [DONE]\n\n", b"data: null\n\n", b'data: {"choices": [null]}\n\n',
+    ],
+)  # fmt: skip
+def test_garbage(ask, body):
+    """Is no answer, no hang, and no exception of another kind than an endpoint's."""
+    for kind in ("text/event-stream", "application/json", "text/html"):
+        with CannedServer(http_reply(body, headers=[("Content-Type", kind)])) as server:
+            _, answer = ask.stream(endpoint(server.url, logprobs=True))
+            assert (answer.source, answer.degraded) == ("edge", True), answer
+            assert "cloud failed: http://127.0.0.1" in answer.reason
+
+
+def test_a_reply_is_bounded(ask):
+    """One line without an end, pieces without an end, and a refusal of any length."""
+    line = [CHUNKED, *[chunk(b"x" * 65536)] * 4, None]
+    with CannedServer(line) as server:
+        _, answer = ask.stream(endpoint(server.url, max_reply_bytes=100_000))
+        assert answer.value == "local"
+        assert "answered more than 100000 bytes" in answer.reason
+    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 4000, None]
+    with CannedServer(many) as server:
+        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=300_000))
+        assert 10 < len(pieces) < 4000
+        assert answer.degraded
+    with CannedServer(http_reply(b"x" * 3_000_000, status=500)) as server:
+        assert "answered 500" in ask.stream(endpoint(server.url, max_reply_bytes=100_000))[1].reason
+
+
+# --- what is sent again
+
+
+def test_it_is_sent_again_until_a_piece_has_come(ask):
+    """With the same idempotency key; after a piece it is not: another text would follow."""
+    busy = said(503, {"message": "loading"})
+    with CannedServer(in_turn(busy, CHUNKED, GOOD), close=True) as server:
+        pieces, answer = ask.stream(endpoint(server.url, retries=2))
+        assert (pieces, answer.degraded) == (["Pa", "ris"], False)
+        keys = {line for one in server.requests for line in one.split(b"\r\n") if line.lower().startswith(b"idempotency-key")}
+        assert (len(server.requests), len(keys)) == (3, 1)
+    with CannedServer(in_turn(b"".join(FIRST), GOOD), close=True) as server:
+        pieces, answer = ask.stream(endpoint(server.url, retries=2))
+        assert (pieces, answer.degraded) == (["Pa"], True)
+        assert len(server.requests) == 1
+
+
+def test_an_answer_that_nobody_sees_in_pieces_is_sent_again(ask):
+    """`infer` shows none, so a cut within one costs nothing; after the last, what had come is better than no answer at all."""
+    with CannedServer(in_turn(b"".join(FIRST), GOOD), close=True) as server:
+        (answer,) = ask.infer(endpoint(server.url, retries=1), "hi")
+        assert (answer.value, answer.degraded) == ("Paris", False)
+        assert len(server.requests) == 2
+    with CannedServer(b"".join(FIRST), close=True) as server:
+        (answer,) = ask.infer(endpoint(server.url), "hi")
+        assert (answer.value, answer.degraded) == ("local", True)  # whole, and so better
+        (answer,) = ask.infer(endpoint(server.url), "hi", edge=None)
+        assert (answer.value, answer.degraded, answer.truncated) == ("Pa", True, "cut")
+        assert answer.reason.endswith("so what came of the cloud answer stands")
+        with pytest.raises(CloudError) as raised:
+            ask.infer(endpoint(server.url), "hi", edge=None, offline="raise")
+        assert raised.value.partial.value == "Pa"
+
+
+def test_a_quota_that_is_spent_is_not_asked_for_again(ask):
+    """And `Retry-After` is waited for before too many requests are repeated."""
+    with CannedServer(said(429, {"code": "insufficient_quota"})) as server:
+        ask.infer(endpoint(server.url, retries=2), "hi")
+        assert len(server.requests) == 1
+    with CannedServer(in_turn(said(429, {"code": "rate_limit_exceeded"}, [("Retry-After", "0.01")]), GOOD)) as server:
+        assert ask.infer(endpoint(server.url, retries=2), "hi")[0].value == "Paris"
+
+
+# --- what is counted
+
+
+def test_a_cut_is_a_fault_and_is_counted(tmp_path):
+    """Ledger before it is sent, bytes of both ways, a fault for the breaker; one who leaves is none."""
+    with CannedServer(b"".join(FIRST), close=True) as server:
+        cloud = endpoint(server.url, usd_per_million_input_tokens=1e6, usd_per_million_output_tokens=1e6, max_tokens=50)
+        with Router(unsure, cloud, threshold=0.5, state=tmp_path, limits=Limits(usd_per_day=1000)) as router:
+            with router.stream("hi") as stream:
+                list(stream)
+            backend = router.engine.snapshot.backends[1]
+            sent, received = backend.traffic
+            assert sent == len(server.requests[0].partition(b"\r\n\r\n")[2])
+            assert received == sum(len(event(one)) for one in PARIS[:2])
+            ledger = [json.loads(line) for line in (tmp_path / "egress.jsonl").read_text().splitlines()]
+            assert [one["bytes"] for one in ledger] == [sent]
+            # what was expected of the request, and the piece that came
+            assert stream.answer.trace["events"][-1]["usd"] == pytest.approx(1 + 1)
+
+
+def test_cuts_open_the_breaker():
+    """Answers that break off are faults of the endpoint."""
+    with CannedServer(b"".join(FIRST), close=True) as server, Router(unsure, endpoint(server.url), threshold=0.5) as router:
+        for _ in range(8):
+            with router.stream("hi") as stream:
+                list(stream)
+        assert router.engine.snapshot.backends[1].guard.state == "open"
+        assert len(server.requests) < 8
+
+
+def test_prices_per_token_meet_the_limit(ask):
+    """The price of what is expected is booked before it is sent, so a limit refuses; and corrected to what was counted."""
+    with CannedServer(GOOD) as server:
+        cloud = endpoint(server.url, usd_per_million_output_tokens=1e6, max_tokens=50)
+        answers = ask.infer(cloud, "a", "b", "c", limits=Limits(usd_per_day=53))
+        assert [answer.source for answer in answers] == ["cloud", "cloud", "edge"]  # 2 dollars each, and 50 are asked for
+        assert "usd_per_day = 53 is spent (4, 50 more asked" in answers[2].reason
+        assert answers[0].trace["events"][-1]["usd"] == 2
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_one_who_leaves_is_no_fault(kind):
+    """The server sees it; no breaker does, and what came is counted."""
+    with CannedServer([*FIRST, None]) as server:
+        cloud = endpoint(server.url)
+
+        async def main():
+            async with AsyncRouter(unsure, cloud, threshold=0.5) as router:
+                for _ in range(8):
+                    async with router.stream("hi") as stream:
+                        async for _ in stream:
+                            break
+                return router.engine.snapshot.backends[1].guard.state
+
+        if kind == "asyncio":
+            state = asyncio.run(main())
+        else:
+            with Router(unsure, cloud, threshold=0.5) as router:
+                for _ in range(8):
+                    with router.stream("hi") as stream:
+                        next(iter(stream))
+                state = router.engine.snapshot.backends[1].guard.state
+        assert state == "closed"
+        server.wait_for(lambda: server.hung_up == 8)
+
+
+# --- what leaves, and what is remembered
+
+
+def test_what_leaves_is_what_redaction_made(ask):
+    """It is given the messages as the caller gave them; a class that must stay home is not sent."""
+
+    def redact(messages, data_class):
+        return [{**one, "content": one["content"].replace("Ada", "***")} for one in messages]
+
+    with CannedServer(GOOD) as server:
+        egress = Egress(redact=redact, never_leave=["medical"], unknown_class="allow")
+        ask.infer(endpoint(server.url), [{"role": "user", "content": "I am Ada"}], egress=egress)
+        assert b"I am ***" in server.requests[0]
+        with Router(unsure, endpoint(server.url), threshold=0.5, egress=egress) as router:
+            assert router.infer(HI, data_class="medical").source == "edge"
+        assert len(server.requests) == 1
+
+
+def test_a_request_that_is_queued_is_sent_later(tmp_path):
+    """By the outbox, as it was made when it was queued; its answer comes in pieces to nobody."""
+    late, told = [], threading.Event()
+    with CannedServer(in_turn(said(503, {"message": "x"}), GOOD)) as server:
+        box = Outbox(tmp_path / "outbox.db", spread_s=0.0, rate_per_s=1e6)
+        with Router(unsure, endpoint(server.url), threshold=0.5, offline="queue", outbox=box) as router:
+            router.on_late(lambda one: (late.append(one), told.set()))
+            answer = router.infer("hi")
+            assert (answer.value, answer.final) == ("local", False)
+            assert told.wait(LONG)
+        first, second = server.requests
+        assert first == second
+    assert (late[0].value, late[0].id) == ("Paris", answer.id)
+
+
+def test_another_model_has_other_cache_keys(ask):
+    """So have other settings, another address and another version of the model."""
+    with CannedServer(GOOD) as server, CannedServer(GOOD) as other:
+        base = {"system": "be brief"}
+        clouds = [
+            endpoint(server.url, **base), endpoint(server.url, **base), endpoint(server.url, system="be long"),
+            endpoint(server.url, **base, version="2"), endpoint(other.url, **base), endpoint(server.url, **base, max_tokens=3),
+        ]  # fmt: skip
+        keys = [HttpBackend("cloud", one, "msp", None).identity(repr) for one in clouds]
+        assert keys[0] == keys[1]
+        assert len({*keys}) == 5
+
+
+def test_values_that_are_none():
+    """Whose fault it is, in one line."""
+    for more, match in (
+        ({"model": ""}, "model= takes"), ({"between_s": 0}, "between_s= takes a number of more than 0"), ({"max_tokens": 0}, "max_tokens="),
+        ({"confidence": "best"}, "confidence= takes one of"), ({"stop": [""]}, "stop= has an empty text"),
+        ({"request": {"stream": True}}, "request= may not have stream"), ({"url": "http://h/v1?key=1"}, "no query"),
+        ({"usd_per_million_input_tokens": -1}, "usd_per_million_input_tokens= takes"),
+    ):  # fmt: skip
+        with pytest.raises(PolicyError, match=match):
+            OpenAIChat(**{"url": "http://127.0.0.1:1/v1", "model": "m", **more})
+    cloud = OpenAIChat("https://api.example.com/v1/chat/completions", model="m")
+    assert cloud.where == "https://api.example.com/v1 (m)"
+    for bad in (None, 7, [], {}, "", "\ud800", [{"role": "user"}], {"messages": HI, "x": float("nan")}):
+        with pytest.raises(BadInput, match=r"https://api\.example\.com/v1"):
+            cloud.encode([bad])
+
+
+def test_forms_of_what_servers_say(ask):
+    """A content in parts, an error without `error` around it, an empty `finish_reason`, usage with each piece, a refusal in text."""
+    parts = {
+        "choices": [{"index": 0, "delta": {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "Pa"}]}}]
+    }
+    more = {
+        "choices": [{"index": 0, "delta": {"content": "ris"}, "finish_reason": ""}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+    }
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}
+    with CannedServer(sse_reply([parts, more, end])) as server:
+        pieces, answer = ask.stream(endpoint(server.url, usd_per_million_output_tokens=1e6))
+        assert (pieces, answer.degraded) == (["Pa", "ris"], False)
+        assert answer.trace["events"][-1]["usd"] == 3
+    with CannedServer(sse_reply([{"object": "error", "message": "x", "type": "BadRequestError", "code": 400}])) as server:
+        assert "answered 400" in ask.stream(endpoint(server.url))[1].reason
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}]}
+    with CannedServer(http_reply(json.dumps(whole).encode(), headers=JSON)) as server:
+        _, answer = ask.stream(endpoint(server.url))
+        assert (answer.value, answer.truncated) == ("", "content_filter")
+        assert answer.reason.endswith("its answer was cut off by a content filter")
+
+
+def test_thoughts_are_progress_and_no_pieces(ask):
+    """A model that thinks first has begun; what it thinks is in the outputs."""
+    thoughts = [{"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}] * 3
+    with CannedServer(sse_reply([*thoughts, *PARIS])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert pieces == ["Pa", "ris"]
+        assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
+
+
+def test_a_whole_answer_whose_stream_does_not_end(ask):
+    """After `finish_reason` what is missing is not waited for long, and no fault: a count of tokens, `[DONE]`, nonsense."""
+    whole = [CHUNKED, *(chunk(event(one)) for one in PARIS[:-1])]
+    for rest in ([None], [chunk(b"data: nonsense\n\n"), None]):
+        with CannedServer([*whole, *rest]) as server:
+            cloud = endpoint(server.url, usd_per_million_input_tokens=1e6, usd_per_million_output_tokens=1e6)
+            pieces, answer = ask.stream(cloud)
+            assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa", "ris"], "Paris", False, "")
+            assert answer.trace["events"][-1]["usd"] == 1 + 2  # what was expected of the request, and the pieces
+            server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_httpx_carries_it(ask):
+    """A client of the application's: the same pieces, stalls and partings. In threads it takes one limit for every read."""
+    pytest.importorskip("httpx")
+    with CannedServer(GOOD) as server:
+        assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
+    with CannedServer([*FIRST, None]) as server:
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+        server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_many_at_once():
+    """Sixty-four streams, each with its own pieces, on one event loop and in threads."""
+
+    def reply(request):
+        text = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"]
+        return sse_reply(chat_events([f"{text}-{i} " for i in range(5)]))
+
+    with CannedServer(reply) as server:
+        cloud = endpoint(server.url)
+
+        async def one(router, x):
+            async with router.stream(x) as stream:
+                return "".join([piece async for piece in stream])
+
+        async def main():
+            async with AsyncRouter(None, cloud) as router:
+                return await asyncio.gather(*(one(router, str(i)) for i in range(64)))
+
+        expected = ["".join(f"{x}-{i} " for i in range(5)) for x in range(64)]
+        assert asyncio.run(main()) == expected
+        with Router(None, cloud) as router, ThreadPoolExecutor(16) as pool:
+
+            def listen(x):
+                with router.stream(str(x)) as stream:
+                    return "".join(stream)
+
+            assert list(pool.map(listen, range(64))) == expected
+            assert [answer.value for answer in router.infer_many([str(x) for x in range(8)])] == expected[:8]
+
+
+POLICY = """
+mode = "only_cloud"
+[cloud]
+protocol = "openai"
+url = "{url}"
+model = "large"
+api_key = {{ env = "CHAT_KEY" }}
+system = "be brief"
+max_tokens = 50
+stop = ["END"]
+between = "20s"
+logprobs = true
+request = {{ top_p = 0.5 }}
+response_format = {{ type = "json_object" }}
+usd_per_million_input_tokens = 1.0
+"""
+
+
+def test_a_policy(tmp_path, monkeypatch):
+    """`protocol = "openai"`; each key reaches the server."""
+    monkeypatch.setenv("CHAT_KEY", "the-key-of-this-test")
+    with CannedServer(GOOD) as server:
+        file = tmp_path / "policy.toml"
+        file.write_text(POLICY.format(url=server.url))
+        with Router.from_policy(file) as router:
+            assert router.infer("hi").value == "Paris"
+        head, _, body = server.requests[0].partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /v1/chat/completions HTTP/1.1")
+        assert b"Authorization: Bearer the-key-of-this-test" in head
+        assert json.loads(body) == {
+            "model": "large", "max_tokens": 50, "stop": ["END"], "top_p": 0.5, "response_format": {"type": "json_object"},
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+            "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 1,
+        }  # fmt: skip
+        for wrong, said in (
+            ('protocol = "opnai"', 'did you mean "openai"'), ("max_token = 3", 'did you mean "max_tokens"'), ("stop = []", "stop"),
+            ("binary = true", 'only a cloud with protocol = "openinference" has it'),
+        ):  # fmt: skip
+            text = 'mode = "only_cloud"\n[cloud]\nurl = "http://h/v1"\nmodel = "m"\n'
+            file.write_text(text + (wrong if "protocol" in wrong else f'protocol = "openai"\n{wrong}'))
+            with pytest.raises(PolicyError, match=re.escape(said)):
+                Router.from_policy(file)
+
+
+# --- whatever comes
+
+JUNK = [None, True, 0, -1, 1e308, -1e308, "", "x", [], {}, [None], {"a": 1}, [[]], 10**30]
+WHOLE = {
+    "choices": [
+        {
+            "index": 0, "message": {"role": "assistant", "content": "Paris", "tool_calls": []}, "finish_reason": "stop",
+            "logprobs": {"content": [{"token": "a", "logprob": -0.1}]},
+        }
+    ],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+}  # fmt: skip
+TEXT = {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-0.3]}, "finish_reason": "length"}]}
+CALLS = {"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}
+FAILS = {"error": {"message": "x", "code": 400, "type": "t"}}
+
+
+def mutated(value, chance):
+    """The same JSON with a part of it replaced by junk, or left out."""
+    value, at, key = json.loads(json.dumps([value])), None, None
+    inner = value
+    while isinstance(inner, dict | list) and inner and (at is None or chance.random() < 0.8):
+        at, key = inner, chance.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+        inner = at[key]
+    if chance.random() < 0.7 or at is value:
+        at[key] = chance.choice(JUNK)
+    else:
+        del at[key]
+    return value[0]
+
+
+def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
+    """Mutations of good replies, as JSON and as bytes: no other exception, and no answer that is not one."""
+    chance = random.Random(3)
+    clouds = [
+        HttpBackend("cloud", OpenAIChat("http://h/v1", model="m", logprobs=logprobs, confidence=rule), "msp", None)
+        for logprobs, rule in ((True, "quantile"), (True, "mean"), (False, "first"))
+    ]
+    answers = 0
+    for _ in range(6000):
+        if chance.random() < 0.4:
+            kind, body = "application/json", json.dumps(mutated(mutated(WHOLE, chance), chance)).encode()
+        else:
+            events = [*chance.choice([PARIS, [TEXT], [CALLS, PARIS[-2]], [FAILS]])]
+            events[chance.randrange(len(events))] = mutated(chance.choice(events), chance)
+            kind, body = "text/event-stream", b"".join(map(event, events)) + chance.choice([b"", b"data: [DONE]\n\n"])
+        if chance.random() < 0.3:
+            at = chance.randrange(len(body))
+            body = body[:at] + bytes([chance.randrange(256)]) + body[at + 1 :]
+        cloud = chance.choice(clouds)
+        try:
+            (answer,) = cloud.endpoint.decode(Reply(chance.choice([200, 200, 400, 429, 500]), {"content-type": kind}, body), 1)
+            (read,) = cloud.reader.many([answer], 1)
+        except CloudError:
+            continue
+        answers += 1
+        assert type(read.value) is str
+        assert read.confidence is None or read.confidence != read.confidence or 0 <= read.confidence <= 1
+        assert truncated(read.outputs) in {"", "cut", "length", "content_filter"}
+    assert answers > 300
