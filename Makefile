@@ -69,6 +69,10 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 .servers/%/made: tests/servers/%.txt $(VENV)/test.installed
 	$(BIN)/uv venv --quiet --clear --python 3.11 .servers/$*
 	$(BIN)/uv pip install --quiet --python .servers/$*/bin/python --requirement $<
+	for more in $(wildcard tests/servers/$*-*.txt); do \
+		$(BIN)/uv venv --quiet --python 3.11 .servers/$*/numpy2; \
+		$(BIN)/uv pip install --quiet --python .servers/$*/numpy2/bin/python --requirement $$more || exit 1; \
+	done
 	touch $@
 
 $(VENV)/models.installed: $(VENV)/bin/python models/recipes/requirements.txt

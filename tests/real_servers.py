@@ -100,7 +100,7 @@ def free_ports(count):
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def _triton(home, folder, *, numpy_2=""):
+def _triton(home, folder, *, python=None):
     models = {**contract.MODELS, **contract.BRAIN}
     for name, (_, inputs, outputs) in models.items():
         for version in contract.VERSIONS.get(name, ("1",)):
@@ -110,10 +110,10 @@ def _triton(home, folder, *, numpy_2=""):
             shutil.copy(HERE / "contract.py", at)
         (folder / "models" / name / "config.pbtxt").write_text(_config(name, inputs, outputs))
     options = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in models))
-    return triton_command(home, folder, folder / "models", *options, numpy_2=numpy_2)
+    return triton_command(home, folder, folder / "models", *options, python=python)
 
 
-def triton_command(home, folder, repository, *options, numpy_2=""):
+def triton_command(home, folder, repository, *options, python=None):
     """How Triton is started with that model repository -> arguments, environment, ports of HTTP and gRPC."""
     site = home / "lib/python3.11/site-packages"
     backend = folder / "backends/python"
@@ -124,7 +124,7 @@ def triton_command(home, folder, repository, *options, numpy_2=""):
     shutil.copy(site / "pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub", stub)
     stub.chmod(0o755)
     http, grpc, metrics = ports = free_ports(3)
-    python = subprocess.run(
+    library = subprocess.run(
         [home / "bin/python", "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
         check=True, stdout=subprocess.PIPE, text=True,
     ).stdout.strip()  # fmt: skip
@@ -134,11 +134,9 @@ def triton_command(home, folder, repository, *options, numpy_2=""):
         "--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
         "--metrics-address=127.0.0.1", f"--metrics-port={metrics}",
     ]  # fmt: skip
-    paths = [numpy_2, str(site)]
-    env = {
-        "LD_LIBRARY_PATH": f"{python}:{site / 'nvidia_pytriton.libs'}",
-        "PYTHONPATH": ":".join(filter(None, paths)),
-        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+    env = {  # the Python backend takes the environment of the first python3 in the path, and the library of the interpreter
+        "LD_LIBRARY_PATH": f"{library}:{site / 'nvidia_pytriton.libs'}",
+        "PATH": f"{python or home / 'bin'}:{os.environ['PATH']}",
     }
     return argv, env, ports[:2]
 

@@ -108,23 +108,17 @@ def test_the_version_that_answers_is_known(server):
 def test_every_datatype(server, way):
     """To its ends, there and back, as several inputs of one model."""
     x = {f"x_{name.lower()}": np.array(given, contract.NUMPY[name]) for name, given in VALUES.items() if name != "FP16"}
-    for name in x:
-        if (server.name, way, name) in CANNOT:
-            continue
+    for name, given in x.items():
         found = asked(endpoint(server, way, "types", output=name.replace("x", "y", 1), kind="value"), x).value
-        assert np.array_equal(np.asarray(found), x[name]), name
-
-
-CANNOT = set[tuple[str, str, str]]()
-"""What a server gives another value for."""
+        assert np.array_equal(np.asarray(found), given), name
 
 
 @WAYS
 def test_half_precision(server, way):
-    """FP16, which Triton takes as binary alone."""
+    """FP16, which Triton and KServe take as binary alone."""
     x = np.array(VALUES["FP16"], "float16")
     cloud = endpoint(server, way, "half", kind="value", retries=0)
-    if (server.name, way) == ("triton", "json"):
+    if way == "json" and server.name in {"triton", "kserve"}:
         assert "answered 400" in refused(cloud, x)
     else:
         assert np.array_equal(asked(cloud, x).value, x)
@@ -163,7 +157,7 @@ def test_errors(server, way, kind):
     """An unknown model, a broken one, and an input that is not what it takes any more."""
     assert "answered 404" in refused(endpoint(server, way, "unknown", retries=0), np.ones(1, "float32"), kind)
     assert "answered 500" in refused(endpoint(server, way, "broken", retries=0), np.ones(1, "float32"), kind)
-    stale = endpoint(server, way, output="scores", labels=NAMES)
+    stale = endpoint(server, way, output="scores", labels=NAMES, retries=0)
     known = {"inputs": [["z", "float32", [-1, 4]]], "outputs": {}, **({} if way == "grpc" else {"binary": way == "binary"})}
     stale.recall(known)
     with kind(unsure, stale, threshold=0.5) as router:
@@ -251,11 +245,8 @@ def test_a_token(server, way, kind):
     try:
         options = {"url": front.url, "output": "scores", "labels": NAMES, "retries": 0}
         assert asked(endpoint(server, way, **options, api_key=Secret("the-right-one")), ROWS[0], kind).source == "cloud"
-        assert (
-            "answered 401 (is api_key set, and current?)"
-            in refused(endpoint(server, way, **options, api_key=Secret("another")), ROWS[0], kind)
-            or True
-        )
+        reason = refused(endpoint(server, way, **options, api_key=Secret("another")), ROWS[0], kind)
+        assert "answered 401 (is api_key set, and current?)" in reason
     finally:
         front.close()
 
@@ -351,7 +342,7 @@ def test_an_answer_of_nothing(tmp_path):
     extra = ENVIRONMENTS / "triton" / "numpy2"
     if not extra.exists():
         pytest.skip("no NumPy 2 for Triton: make server-triton")
-    with real_server("triton", tmp_path, numpy_2=str(extra)) as made:
+    with real_server("triton", tmp_path, python=extra / "bin") as made:
         for way in ("binary", "grpc", "json"):
             reason = refused(endpoint(made, way, output="scores", labels=NAMES, retries=0), ROWS[0])
-            assert "another number of" in reason, reason
+            assert ("answered 500" if way == "json" else "another number of bytes than its shape says: 0 came") in reason

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -38,16 +39,37 @@ class OpenInference(ServedModel):
 
     Args:
         url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
         binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
-        options: of the model, as of `ServedModel`: model, version, name, labels, kind, output, card; and of the address, as of
-            `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
         PolicyError: no model name, or as `Address`.
     """
 
-    def __init__(self, url: str, *, binary: Literal["auto"] | bool = "auto", **options: Any) -> None:
-        super().__init__(url, **options)
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        binary: Literal["auto"] | bool = "auto",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        super().__init__(
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
+        )
         self.binary: bool | None = None if binary == "auto" else binary
         self._tries = 0
 
@@ -91,7 +113,7 @@ class OpenInference(ServedModel):
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """Probes for binary tensors: a reply means yes, an error no, unless the server is busy; silence means no the second time."""
+        """Probes for binary tensors: a reply means yes, an error no, unless it is busy; silence means no the second time."""
         if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
             self.binary = False
             return

@@ -39,16 +39,7 @@ UNKNOWN = "?"
 class ServedModel(ABC):
     """A model behind the Open Inference Protocol. A subclass writes its calls and opens the replies.
 
-    Args:
-        url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
-        model: its name, if not in the URL.
-        version: of the model; None: the one that the server chooses.
-        name: of the endpoint in answers, traces and messages.
-        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
-        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
-        output: name of the output to read; None: the first, or all if a kind needs several.
-        card: path of a model card whose preprocessing is applied to the caller's input.
-        address: keyword arguments of `Address`.
+    The arguments are those of its subclasses, which say what they are.
 
     Raises:
         PolicyError: no model name, or as `Address`.

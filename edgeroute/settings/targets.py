@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 
 from edgeroute.cloud.body import Body, BodyType
 from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import Terms
@@ -180,17 +181,16 @@ class Cloud(Target):
         }
 
 
-class OpenInferenceCloud(Cloud):
+class ServedCloud(Cloud):
     """A model behind the Open Inference Protocol v2."""
 
-    protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
     model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
-    binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
+    version: Text | None = Field(None, description="The model's version; without it the one that the server chooses.")
     output: Text | None = Field(None, description="The output that is read; without it the first, or all if the kind needs it.")
     card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
 
     @model_validator(mode="after")
-    def _which(self) -> OpenInferenceCloud:
+    def _which(self) -> ServedCloud:
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
             raise refused("which model? Give model, or a url that ends in /v2/models/NAME")
         return self
@@ -199,10 +199,31 @@ class OpenInferenceCloud(Cloud):
         """The TLS certificates and the card."""
         return [*super().files(), *([self.card] if self.card else [])]
 
+    def options(self, folder: Path) -> dict[str, Any]:
+        """The arguments of the endpoint, except the URL."""
+        options = self.model_dump(include={"model", "version", "name", "binary", "labels", "kind", "output"})
+        return {**options, "card": at(folder, self.card) if self.card else None, **self.address(folder)}
+
+
+class OpenInferenceCloud(ServedCloud):
+    """A model behind the Open Inference Protocol v2, over HTTP ([servers](servers.md))."""
+
+    protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
+    binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
+
     def make(self, folder: Path) -> OpenInference:
         """Makes the endpoint."""
-        options = self.model_dump(include={"model", "name", "binary", "labels", "kind", "output"})
-        return OpenInference(self.url, **options, card=at(folder, self.card) if self.card else None, **self.address(folder))
+        return OpenInference(self.url, **self.options(folder))
+
+
+class OpenInferenceGrpcCloud(ServedCloud):
+    """A model behind the Open Inference Protocol v2, over gRPC ([servers](servers.md)); needs `edgeroute[grpc]`."""
+
+    protocol: Literal["openinference-grpc"] = Field(description="How the endpoint is talked to.")
+
+    def make(self, folder: Path) -> OpenInferenceGrpc:
+        """Makes the endpoint."""
+        return OpenInferenceGrpc(self.url, **self.options(folder))
 
 
 class JsonCloud(Cloud):
@@ -235,7 +256,9 @@ class JsonCloud(Cloud):
         return PlainJson(self.url, **options, max_body_bytes=self.max_body, **self.address(folder))
 
 
-CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud}
+CLOUDS: dict[str, type[Cloud]] = {
+    "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud,
+}  # fmt: skip
 """Protocol -> section type."""
 
 
@@ -244,7 +267,10 @@ def _protocol(section: Any) -> str:
 
 
 AnyCloud = Annotated[
-    Annotated[OpenInferenceCloud, Tag("openinference")] | Annotated[JsonCloud, Tag("json")], Discriminator(_protocol)
+    Annotated[OpenInferenceCloud, Tag("openinference")]
+    | Annotated[OpenInferenceGrpcCloud, Tag("openinference-grpc")]
+    | Annotated[JsonCloud, Tag("json")],
+    Discriminator(_protocol),
 ]
 
 
