@@ -102,6 +102,10 @@ def triton(repository, folder):
         real_servers._end(process)
 
 
+PATIENT = {"RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5", "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20"}
+"""Ray's time limits on a busy machine."""
+
+
 class Ray:
     """Ray Serve with an exported application, in a network namespace of its own; `status` is what its controller says."""
 
@@ -109,11 +113,14 @@ class Ray:
         self.url, self.status, self._changed = url, {}, threading.Condition()
         self._enter = ["ip", "netns", "exec", namespace]
         self._home, self.namespace, self.log = home, namespace, temporary / "log"
-        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temporary)}
+        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temporary), **PATIENT}
         self._env = {**real_servers._environment(), **own}
         options = ["--head", "--num-cpus=8", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
         with self.log.open("wb") as out:
-            self._run("ray", "start", *options, stdout=out, stderr=out).wait(real_servers.STARTS_S)
+            for _ in range(4):  # it gives itself half a minute, which a busy machine may exceed
+                if not self._run("ray", "start", *options, stdout=out, stderr=out).wait(real_servers.STARTS_S):
+                    break
+                self._run("ray", "stop", "--force", stdout=out, stderr=out).wait(real_servers.STARTS_S)
             self.process = self._run(
                 "serve", "run", "serve.yaml", "--address", "127.0.0.1:6379", cwd=app, stdout=out, stderr=subprocess.STDOUT
             )
