@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -120,7 +122,9 @@ class Ray:
             for _ in range(4):  # it gives itself half a minute, which a busy machine may exceed
                 if not self._run("ray", "start", *options, stdout=out, stderr=out).wait(real_servers.STARTS_S):
                     break
-                self._run("ray", "stop", "--force", stdout=out, stderr=out).wait(real_servers.STARTS_S)
+                for pid in self._pids():  # `ray stop` would end those of others, too
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             self.process = self._run(
                 "serve", "run", "serve.yaml", "--address", "127.0.0.1:6379", cwd=app, stdout=out, stderr=subprocess.STDOUT
             )
@@ -150,11 +154,13 @@ class Ray:
 
     def replicas(self, deployment):
         """The processes of a deployment's replicas, as {application}:{deployment}."""
-        pids = subprocess.run(
-            ["ip", "netns", "pids", self.namespace], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout.split()
         title = f"ray::ServeReplica:{deployment}".encode()
-        return [int(pid) for pid in pids if Path("/proc", pid, "cmdline").read_bytes().startswith(title)]
+        return [pid for pid in self._pids() if Path("/proc", str(pid), "cmdline").read_bytes().startswith(title)]
+
+    def _pids(self):
+        """All processes in the namespace."""
+        argv = ["ip", "netns", "pids", self.namespace]
+        return [int(pid) for pid in subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.split()]
 
     def close(self):
         """Ends the programs of this class; those of Ray end with the namespace."""
