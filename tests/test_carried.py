@@ -344,6 +344,24 @@ def test_a_kept_connection_that_the_server_closes(connect):
         assert made.send().body == b"1"
 
 
+def test_a_kept_connection_that_ends_within_a_reply(connect):
+    """Is not stale: the server was at work on the request."""
+
+    def serve(connection, _):
+        request_of(connection)
+        connection.sendall(http_reply(b"1"))
+        request_of(connection)
+        connection.sendall(b"HTTP/1.1 200")
+
+    with Peer(serve) as peer:
+        made = connect(peer.url)
+        assert made.send().body == b"1"
+        with pytest.raises(Unreachable, match="incomplete") as raised:
+            made.send()
+        assert raised.value.retriable
+        assert not raised.value.stale
+
+
 def test_a_half_closed_connection(connect):
     """A server that has shut its side down after its reply is not asked again by that connection."""
 
