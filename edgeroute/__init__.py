@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from edgeroute.cloud.openinference import OpenInference
     from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
     from edgeroute.cloud.plain import PlainJson
+    from edgeroute.confidence.input_score import InputScore
+    from edgeroute.confidence.prefix import Prefix
+    from edgeroute.core.pieces import Piece
     from edgeroute.core.policy import Saver
     from edgeroute.core.readings import Reading
     from edgeroute.core.rules import Rule
     from edgeroute.core.spending import Limits
+    from edgeroute.core.stream import Restart
     from edgeroute.edge.callable import CallableModel
     from edgeroute.edge.coreml import CoreMLModel
     from edgeroute.edge.ensemble import Ensemble
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
         RuntimeMissing,
         StoreError,
         TimedOut,
+        Unfit,
         Unreachable,
     )
     from edgeroute.observe.sensors import DeviceSensors
@@ -94,6 +99,10 @@ _HOMES = {
     "Saver": "core.policy",
     "LiteRTModel": "edge.litert",
     "OnnxModel": "edge.onnx",
+    "InputScore": "confidence.input_score",
+    "Piece": "core.pieces",
+    "Prefix": "confidence.prefix",
+    "Restart": "core.stream",
     "Router": "router.router",
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
@@ -109,7 +118,7 @@ _HOMES = {
         (
             "BadInput", "BadReply", "CatalogAway", "CatalogError", "Closed", "CloudError", "DeadlineExceeded", "EdgerouteError",
             "Held", "MayNotLeave", "ModelError", "ModelMissing", "NoAnswer", "PolicyError", "Refused", "RuntimeMissing",
-            "StoreError", "TimedOut", "Unreachable",
+            "StoreError", "TimedOut", "Unfit", "Unreachable",
         ),
         "errors",
     ),
@@ -147,6 +156,7 @@ __all__ = [
     "EvaluationResult",
     "Function",
     "Held",
+    "InputScore",
     "Instrument",
     "JavaOnnxModel",
     "Late",
@@ -164,12 +174,15 @@ __all__ = [
     "OpenInference",
     "OpenInferenceGrpc",
     "Outbox",
+    "Piece",
     "PlainJson",
     "PolicyError",
     "Prediction",
+    "Prefix",
     "Reading",
     "Refused",
     "RequestEnded",
+    "Restart",
     "Router",
     "Rule",
     "RuntimeMissing",
@@ -183,6 +196,7 @@ __all__ = [
     "TensorSpec",
     "TimedOut",
     "Trace",
+    "Unfit",
     "Unreachable",
     "Variants",
     "__version__",

@@ -5,6 +5,7 @@ EdgerouteError
 │   └── NotEnough                      too few examples for the requested guarantee (in edgeroute.confidence)
 ├── BadInput (ValueError)              the caller's: shape, dtype, NaN
 ├── ModelError                         the model file's: corrupt, another sha256, an unavailable execution provider
+│   ├── Unfit                          it cannot take this input, which another model may: it is deferred
 │   ├── ModelMissing (FileNotFoundError)
 │   └── RuntimeMissing (ImportError)   the installation's: a runtime is not installed
 ├── CloudError                         an endpoint's; within a route it degrades the answer instead of being raised
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeroute.core import codes
 from edgeroute.core.codes import Coded, ErrorCode, HeldCode, passing
@@ -55,6 +56,22 @@ class BadInput(EdgerouteError, ValueError):
 
 class ModelError(EdgerouteError):
     """The edge model cannot be used."""
+
+
+class Unfit(ModelError):
+    """The edge model cannot take this input, and another may: it is deferred, and that is no fault of the model.
+
+    Args:
+        message: for people.
+        code: context, longer than the model's; or unsupported, as tools and images are by a model of text.
+    """
+
+    def __init__(self, message: str = "", *, code: Literal["context", "unsupported"] = "unsupported") -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _again, (type(self), self.args, self.__dict__)
 
 
 class ModelMissing(ModelError, FileNotFoundError):
@@ -85,7 +102,7 @@ class CloudError(EdgerouteError):
         return _again, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[CloudError], args: tuple[object, ...], state: dict[str, object]) -> CloudError:
+def _again(kind: type[EdgerouteError], args: tuple[object, ...], state: dict[str, object]) -> EdgerouteError:
     self = kind.__new__(kind, *args)
     self.__dict__.update(state)
     return self

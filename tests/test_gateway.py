@@ -15,7 +15,7 @@ import httpx
 import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
-from edgeroute import AsyncRouter, BadInput, Egress, PolicyError
+from edgeroute import AsyncRouter, BadInput, Egress, Piece, PolicyError, Prefix
 from edgeroute.gateway.app import app
 from edgeroute.gateway.completions import Completion
 
@@ -415,3 +415,26 @@ def test_a_request_is_not_logged(url, caplog):
             client.chat.completions.create(**ask("between us"), n=2)
     own = [record for record in caplog.records if record.name.startswith(("edgeroute", "uvicorn", "starlette"))]
     assert not any("between us" in record.getMessage() or "sk-of" in record.getMessage() for record in own)
+
+
+def test_the_first_piece_of_a_sure_edge_does_not_wait_for_its_end():
+    """A policy that decides by the first tokens shows them as soon as it has, with where they are from."""
+    seen = threading.Event()
+
+    def slow(_):
+        yield Piece("it ", (-0.01,))
+        yield Piece("is ", (-0.01,))
+        assert seen.wait(LONG)
+        yield Piece("so", (-0.01,))
+
+    with (
+        serving(AsyncRouter(slow, cloud, threshold=0.5, score=Prefix(2))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", timeout=2 * LONG) as client,
+        client.chat.completions.create(**CHAT, stream=True) as stream,
+    ):
+        assert stream.response.headers["x-edgeroute-source"] == "edge"
+        pieces = iter(stream)
+        first = [next(pieces).choices[0].delta.content for _ in range(3)]
+        seen.set()
+        rest = [chunk.choices[0].delta.content for chunk in pieces]
+    assert (first, rest) == (["", "it ", "is "], ["so", None])

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any, Final
 
+from edgeroute.confidence.prefix import of_tokens, token_entries, token_logprobs
 from edgeroute.confidence.unscored import Unscored
+from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.core.walk import Prediction
-from edgeroute.errors import BadInput, EdgerouteError, ModelError
+from edgeroute.errors import BadInput, EdgerouteError, ModelError, Unfit
 
 QUANTILE: Final = 0.1
-LONG: Final = "exceed_context_size_error"
-"""The type of llama.cpp's error for a prompt that is longer than the context."""
+LONG: Final = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+"""Types and codes of an error that mean a prompt longer than the context, of llama.cpp and others."""
+_PARTS = "tool|function|image|audio|vision|multimodal|mmproj"
+LACKS: Final = re.compile(
+    rf"(?i)({_PARTS}).{{0,60}}(not support|unsupported|requires? --|not allowed)|(not support|unsupported).{{0,40}}({_PARTS})"
+)
+"""Messages of servers whose model cannot take what a request has."""
 
 
 class Gathered:
-    """A reply that comes in pieces, put together as the one that would have come whole."""
+    """A reply that comes in pieces, put together as the one that would have come whole.
 
-    def __init__(self) -> None:
+    Args:
+        eager: log-probabilities of tokens that are no text come at once, with an empty piece; else with the next one.
+    """
+
+    def __init__(self, *, eager: bool = False) -> None:
+        self._eager = eager
+        self._untold: list[float] = []
         self._text: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
         self._about: dict[str, Any] = {}
@@ -32,21 +46,23 @@ class Gathered:
         self.error: Mapping[str, Any] | None = None
         """What went wrong there, as it says."""
 
-    def add(self, chunk: Mapping[str, Any]) -> str:
-        """Adds a piece of it -> the text that it brings."""
+    def add(self, chunk: Mapping[str, Any]) -> Piece | None:
+        """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
         if "error" in chunk or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
-            return ""
+            return None
         choices = chunk.get("choices")
         ended = choices[0].get("finish_reason") if choices else None
         if ended or not choices or not self._about:  # those between say nothing new
             self._about.update({key: value for key, value in chunk.items() if key != "choices" and value is not None})
         if not choices:
-            return ""
+            return None
         choice = choices[0]
         self._ended = ended or self._ended
         if (logprobs := choice.get("logprobs")) is not None:
-            self.logprobs += _content(logprobs)
+            tokens = token_entries(logprobs)
+            self.logprobs += tokens
+            self._untold += [float(one["logprob"]) for one in tokens if one.get("token") != ""]
         if "text" in choice:
             self._chat = False
             text = choice["text"]
@@ -57,10 +73,13 @@ class Gathered:
                 self._thought.append(thought)
             if calls := delta.get("tool_calls"):
                 self._add_calls(calls)
-        if not text:
-            return ""
-        self._text.append(str(text))
-        return str(text)
+        if not text and not (self._eager and self._untold):
+            return None
+        if text:
+            self._text.append(str(text))
+        piece = Piece(str(text or ""), self._untold)
+        self._untold.clear()
+        return piece
 
     def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
         for one in given:
@@ -113,7 +132,7 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
     try:
         choice = reply["choices"][0]
         text = choice["text"] if "text" in choice else _text(choice["message"].get("content"))
-        logprobs = [float(one["logprob"]) for one in _content(choice.get("logprobs")) if one.get("token") != ""]  # the end's
+        logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
     if not isinstance(text, str | None):
@@ -155,20 +174,7 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     if not logprobs:
         return Unscored("no log-probabilities of its tokens")
     known = [min(one, 0.0) for one in logprobs]
-    if rule == "quantile":
-        return known
-    return exp({"mean": sum(known) / len(known), "min": min(known)}.get(rule, known[0]))
-
-
-def _content(logprobs: Any) -> list[Any]:
-    """One mapping with a `logprob` for each token, from either form that OpenAI's JSON has for them."""
-    if type(logprobs) is not dict and not isinstance(logprobs, Mapping):
-        return []
-    if "token_logprobs" in logprobs:  # of a completion
-        tokens = logprobs.get("tokens") or [None] * len(logprobs["token_logprobs"] or ())
-        pairs = zip(tokens, logprobs["token_logprobs"] or (), strict=False)
-        return [{"token": token, "logprob": logprob} for token, logprob in pairs if logprob is not None]
-    return list(logprobs.get("content") or ())
+    return known if rule == "quantile" else of_tokens(known, rule)
 
 
 def _text(content: Any) -> Any:
@@ -193,11 +199,13 @@ def failure(error: Mapping[str, Any], where: str, *, own: bool) -> ModelError | 
         own: whether the caller wrote the request, and not only its text.
     """
     said = clean(error.get("message", "it does not say what"), FOREIGN)
-    if error.get("type") == LONG:
+    if error.get("type") in LONG or error.get("code") in LONG:
         tokens, most = error.get("n_prompt_tokens"), error.get("n_ctx")
         if isinstance(tokens, int) and isinstance(most, int):
             said = f"the prompt has {tokens} tokens, and its context {most}"
-        return ModelError(f"{where} cannot take it: {said}: a larger context= takes more memory")
+        return Unfit(f"{where} cannot take it: {said}: a larger context= takes more memory", code="context")
+    if own and LACKS.search(said):
+        return Unfit(f"{where} cannot take it: {said}")
     if own and error.get("code") == 400:  # noqa: PLR2004 - HTTP's "bad request", also where there is no HTTP
         return BadInput(f"{where} does not take the request: {said}")
     return ModelError(f"{where} gave no answer: {said}")

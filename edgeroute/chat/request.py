@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
+from edgeroute.confidence.prefix import RULES, Prefix, Rule
 from edgeroute.core.texts import FOREIGN, clean
-from edgeroute.errors import BadInput, ModelError, PolicyError, check_number
+from edgeroute.errors import BadInput, PolicyError, Unfit, check_number
 
-Rule = Literal["quantile", "mean", "min", "first"]
-RULES: Final[tuple[Rule, ...]] = ("quantile", "mean", "min", "first")
-"""How the confidence is taken from the log-probabilities of an answer's tokens: the exponential of their 10 % quantile, mean,
-least, or first."""
 OURS: Final = ("stream", "stream_options", "n", "logprobs", "top_logprobs", "return_progress", "model")
 """Keys of a request that the caller does not set."""
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
@@ -164,7 +161,7 @@ def _check_content(i: int, message: Mapping[str, Any], texts_only: bool) -> None
         if not texts_only and isinstance(kind, str) and kind != "text":
             continue
         if kind != "text":
-            raise ModelError(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
+            raise Unfit(f"message {i} has {clean(kind, 40)} in it, and a text model on the device takes text alone")
         if not isinstance(part.get("text"), str):
             raise BadInput(f"a part of message {i} is of the type text, and has none")
 
@@ -192,3 +189,16 @@ def _check_json(x: Any) -> None:
 
 def _kind(x: Any) -> str:
     return "None" if x is None else f"an array {list(x.shape)}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
+
+
+def checked_score(score: Any, decide_after: int | None, rule: Rule) -> Any:
+    """The score of a language model: the one that was given, or that of its first tokens; None: `rule` of all of them.
+
+    Raises:
+        PolicyError: both are given.
+    """
+    if decide_after is None:
+        return score
+    if score is not None:
+        raise PolicyError("decide_after= and score= both say what the confidence is: give one, as score=Prefix(tokens, of=...)")
+    return Prefix(decide_after, rule)

@@ -85,6 +85,8 @@ def calibrate(
     --max-error needs labels. --max-defer needs neither labels nor the cloud.
 
     Answers that are graded from 0 to 1 come in .npz files with confidence, edge_scores, perhaps cloud_scores and groups.
+
+    Prompts come in .jsonl files: prompt or messages, and perhaps edge, cloud, grade or label. Without answers the models run.
     """
     kind, value = _promise({"max_loss": max_loss, "max_error": max_error, "max_defer": max_defer})
     if bool(data) == audited:
@@ -99,6 +101,7 @@ def calibrate(
     odds = _sure(sure, kind)
 
     from edgeroute.cli.graded import certified_graded, graded, only_graded
+    from edgeroute.cli.prompts import graded_prompts, prompts
     from edgeroute.confidence import NotEnough
     from edgeroute.edge.members import member
     from edgeroute.router.aside import Aside
@@ -110,9 +113,12 @@ def calibrate(
         plain(policy) as router,
     ):
         try:
-            scored = None if audited else graded(data or [], every)
+            said = None if audited else prompts(data or [], every)
+            scored = None if audited or said is not None else graded(data or [], every)
+            if said is not None:
+                scored = graded_prompts(said, Aside(router.engine, edge), router)
             if scored is None and metric:
-                why = "it is of graded answers: an .npz file with confidence and edge_scores"
+                why = "it is of graded answers: an .npz file with confidence and edge_scores, or .jsonl with grades"
                 raise typer.BadParameter(why, param_hint="--metric")
             if scored is not None:
                 only_graded(score=score, per_class=per_class, class_=data_class)

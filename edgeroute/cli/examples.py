@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeroute.router.router import Router
 
 DATA = (
-    ".npz, .npy, .png and .jpg files and folders of them, or `-` for stdin; "
+    ".npz, .npy, .png and .jpg files and folders of them, .jsonl with prompts, or `-` for stdin; "
     "or .npz files with edge_logits, cloud_logits and labels, recorded."
 )
 Data = Annotated[list[Path], typer.Option("--data", "-d", metavar="FILE", help=DATA, show_default=False)]

@@ -68,7 +68,7 @@ def triton(
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes a model repository for Triton, with dynamic batching, and a front that takes JPEG, PNG and WebP where a card has a picture."""
+    """Writes a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
     from edgeroute.export.triton import Batching
     from edgeroute.export.triton import triton as made
 
@@ -100,7 +100,7 @@ def ray(
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes an application for Ray Serve: the Open Inference Protocol, batches, autoscaling, several models, A/B and canaries."""
+    """Writes an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
     from edgeroute.export.ray import ray as made
 
     wait_s = WAIT_S if wait is None else wait

@@ -17,7 +17,7 @@ import numpy as np
 from edgeroute.errors import BadInput, EdgerouteError, RuntimeMissing
 
 IMAGES = (".png", ".jpg", ".jpeg")
-SUFFIXES = (".npy", ".npz", *IMAGES)
+SUFFIXES = (".npy", ".npz", ".jsonl", *IMAGES)
 MEDIA = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 STDIN = Path("-")
 INPUTS, LABELS, GROUPS = ("images", "X", "x"), ("labels", "y"), "groups"
@@ -65,7 +65,8 @@ class Recorded(NamedTuple):
 def read(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> list[Item]:
     """Reads inputs: a .npy file or an image is one; of an .npz file each row of `images` or `X`, or else of its first array.
 
-    `-` is stdin, with one of these formats, or JSON: each line is an input, where a list of numbers is an array.
+    `-` is stdin, with one of these formats, or JSON: each line is an input, where a list of numbers is an array. Of a .jsonl
+    file, too; but of a mapping with `prompt` or `messages` these are the input, beside its `label` and `group`.
 
     Args:
         path: of the file.
@@ -84,6 +85,8 @@ def read(path: Path, keys: Sequence[str] = (), note: Note = lambda _: None) -> l
         if not path.exists():
             raise BadInput(f"{path}: there is no such file")
         raise BadInput(f"{path}: expected {', '.join(SUFFIXES)}, or a folder with such files")
+    if suffix == ".jsonl":
+        return _prompts(path, keys)
     with _reading(path):
         if suffix in IMAGES:
             return [Item(str(path), _image(path, keys) if keys else _pixels(path))]
@@ -155,6 +158,41 @@ def _json_lines(text: bytes) -> list[Item]:
     if not items:
         raise BadInput("-: there is nothing on stdin: expected a line of JSON for each input, or a .npy, .npz, .png or .jpg file")
     return items
+
+
+def _prompts(path: Path, keys: Sequence[str]) -> list[Item]:
+    with _reading(path):
+        text = path.read_bytes()
+    items = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            one = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise BadInput(f"{where}: expected an input as JSON: {_why(e)}") from e
+        if keys or not isinstance(one, dict) or not {"prompt", "messages"} & {*one}:
+            items.append(Item(where, _value(one)))
+        else:
+            items.append(Item(where, prompt_of(one, where), one.get("label"), one.get("group")))
+    if not items:
+        raise BadInput(f"{path} has no lines")
+    return items
+
+
+def prompt_of(line: dict[str, Any], where: str) -> Any:
+    """The input of a line: its messages, or its prompt, a text.
+
+    Raises:
+        BadInput: it has neither.
+    """
+    messages, prompt = line.get("messages"), line.get("prompt")
+    if isinstance(messages, list) and messages:
+        return messages
+    if isinstance(prompt, str) and prompt:
+        return prompt
+    raise BadInput(f'{where}: expected "prompt", a text, or "messages", a list')
 
 
 def _value(value: Any) -> Any:

@@ -21,7 +21,7 @@ _LONG = re.compile(
 )
 _SPENT = {"insufficient_quota", "billing_hard_limit_reached"}
 _STATUS = {
-    LONG: 400, "context_length_exceeded": 400, "invalid_request_error": 400, "authentication_error": 401,
+    **dict.fromkeys(LONG, 400), "invalid_request_error": 400, "authentication_error": 401,
     "invalid_api_key": 401, "permission_error": 403, "not_found_error": 404, "rate_limit_error": 429,
     "rate_limit_exceeded": 429, "insufficient_quota": 429, "overloaded_error": 503, "unavailable_error": 503,
 }  # fmt: skip
@@ -86,7 +86,7 @@ def _codes(said: Mapping[str, Any]) -> set[str]:
 
 def _is_long(said: Mapping[str, Any]) -> bool:
     """Whether it says that the prompt does not fit."""
-    if _codes(said) & {LONG, "context_length_exceeded"}:
+    if _codes(said) & LONG:
         return True
     message = said.get("message")
     return isinstance(message, str) and _LONG.search(message[:1000]) is not None

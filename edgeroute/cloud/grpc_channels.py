@@ -40,13 +40,14 @@ STATUSES = {
 _TOO_LONG = "larger than max"
 LOST = (
     "failed to connect", "errors resolving", "DNS resolution failed", "empty address list", "Socket closed", "Connection reset",
-    "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header with status",
+    "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header",
 )  # fmt: skip
 """Beginnings of gRPC's own texts for UNAVAILABLE where no reply came, which it marks in no other way."""
 REASONS = (
-    "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down", "Domain name not found",
-    "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED", "certificate required", "UNKNOWN_CA",
-    "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake", "http1.x server", "proxy",
+    "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down",
+    "Domain name not found", "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED",
+    "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
+    "http1.x server", "proxy",
 )  # fmt: skip
 """What is quoted of them; they may have in them what a server wrote."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
@@ -193,8 +194,6 @@ def _open(kind: Any, address: Address, longest: int) -> Any:
 
 
 def _credentials(address: Address) -> Any:
-    if address.verify is False:
-        raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
     try:
         files: Iterable[Any] = [address.verify]
         if address.verify is True:

@@ -15,7 +15,7 @@ from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
 from edgeroute.cloud.speech import Head, Said, Speech
 from edgeroute.core.policy import INF
-from edgeroute.errors import CloudError, Held, Unreachable
+from edgeroute.errors import CloudError, Held, Refused, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
@@ -53,7 +53,11 @@ class HttpClient:
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
-                reply = self._exchange(call, until, exchange, cancel)
+                try:
+                    reply = self._exchange(call, until, exchange, cancel)
+                except Refused as e:
+                    talk.throw(e)  # it may have met another model
+                    raise
         except StopIteration as end:
             return end.value
         except CloudError as e:
@@ -70,7 +74,11 @@ class HttpClient:
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
-                reply = await self._exchange_async(call, until, exchange)
+                try:
+                    reply = await self._exchange_async(call, until, exchange)
+                except Refused as e:
+                    talk.throw(e)  # likewise
+                    raise
         except StopIteration as end:
             return end.value
         except CloudError as e:

@@ -9,11 +9,12 @@ from typing import Any
 
 from edgeroute.chat.events import Events
 from edgeroute.chat.reply import Gathered, RunningConfidence, answer
-from edgeroute.chat.request import Chat, Rule
+from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
 from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_short, read_whole
 from edgeroute.confidence.labels import label_names
+from edgeroute.confidence.prefix import Rule
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
@@ -260,7 +261,7 @@ class OpenAIChat:
             raise BadReply(f"{self.where} gave a reply that is no completion: {type(e).__name__}") from None
         if gathered.error is not None:
             raise of_event(gathered.error, call.body, self.where, self.model, self.address)
-        return text
+        return str(text or "")
 
     def _broken(self, gathered: Gathered, start: bytes) -> CloudError:
         if gathered.empty and start and not start.lstrip().startswith((b"data:", b":", b"event:", b"id:", b"retry:")):

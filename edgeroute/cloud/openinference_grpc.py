@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from edgeroute.cloud.base import Call, Reply, Talk
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
 from edgeroute.edge.card import Array
-from edgeroute.errors import BadReply, Refused, RuntimeMissing
+from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.imports import imported
 
 SERVICE = "/inference.GRPCInferenceService"
@@ -22,16 +23,38 @@ class OpenInferenceGrpc(ServedModel):
 
     Args:
         url: of the server's gRPC port, as in http://host:8001 or, with TLS, https://host; perhaps with /v2/models/NAME.
-        options: of the model, as of `ServedModel`: model, version, name, labels, kind, output, card; and of the address, as of
-            `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms. Headers become metadata.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: as for `OpenInference`; headers become metadata.
 
     Raises:
-        PolicyError: no model name, or as `Address`.
+        PolicyError: no model name, a certificate that is not to be checked, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
-    def __init__(self, url: str, **options: Any) -> None:
-        super().__init__(url, **options)
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        super().__init__(
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
+        )
+        if self.address.https and self.address.verify is False:
+            raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
             raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
 

@@ -149,9 +149,9 @@ class BlockingSockets(Sockets):
         woken.clear()
         lookup.add(woken.set)
         try:
-            while not lookup.done:
+            while not lookup.done and (patience_s := lookup.patience_s()) > 0:
                 self.check()
-                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S))
+                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S, patience_s))
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()

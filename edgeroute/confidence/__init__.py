@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from edgeroute.confidence.features import text_features
     from edgeroute.confidence.fitting import auto, fit, fit_text
     from edgeroute.confidence.independence import overlap, sketch
+    from edgeroute.confidence.input_score import InputScore
     from edgeroute.confidence.learned import Learned
+    from edgeroute.confidence.prefix import Prefix
     from edgeroute.confidence.tables import prompt_features
 
 _HOMES = {
@@ -27,7 +29,9 @@ _HOMES = {
     "text_features": "features",
     **dict.fromkeys(("auto", "fit", "fit_text"), "fitting"),
     **dict.fromkeys(("overlap", "sketch"), "independence"),
+    "InputScore": "input_score",
     "Learned": "learned",
+    "Prefix": "prefix",
     "prompt_features": "tables",
 }
 
@@ -36,8 +40,10 @@ __all__ = [
     "SCORES",
     "Area",
     "Certificate",
+    "InputScore",
     "Learned",
     "NotEnough",
+    "Prefix",
     "Reader",
     "agreement",
     "auto",

@@ -10,8 +10,10 @@ HeldCode = Literal[
 ]  # fmt: skip
 """Why an endpoint was not called: its breaker is open, or closed but on hold; a limit; the egress ledger cannot be written;
 no consent; the redaction or the view of the input failed; no free thread; the answer is no longer needed."""
-ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held"]
-"""Kind of error; empty: any other."""
+ErrorCode = Literal["", "bad_input", "unreachable", "timeout", "refused", "bad_reply", "held", "context", "unsupported"]
+"""Kind of error; empty: any other. context, unsupported: the edge model cannot take this input, as it is longer than its context,
+or has tools or images in it; so another is asked, and it is no fault of the model."""
+UNFIT: Final[frozenset[str]] = frozenset({"context", "unsupported"})
 HELD: Final[frozenset[str]] = frozenset(get_args(HeldCode))
 INPUTS_OWN: Final = frozenset({400, 406, 411, 413, 414, 415, 422, 431})
 """HTTP statuses that are about this input, not about the endpoint."""

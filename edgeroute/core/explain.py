@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgeroute.core.codes import Failure
+from edgeroute.core.codes import UNFIT, Failure
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.texts import named, told, typed
@@ -19,18 +19,22 @@ def reason(plan: Plan, outcome: Outcome) -> str:
     """Formats the route as one line, e.g. `edge 0.41 < 0.85 (uncalibrated); cloud 182 ms`."""
     started: dict[int, float] = {}
     limits: dict[int, float] = {}
-    parts = []
+    decided = set[int]()
+    parts = [before_run(plan, one.leg, one.confidence) for one in plan.unsure]
     for kind, i, at, detail in outcome.log:
         leg = plan.legs[i]
         if kind == "start":
             started[i] = at
         elif kind == "limit":
             limits[i] = detail
-        elif kind in {"accepted", "below", "kept"}:
+        elif kind == "decided":
+            decided.add(i)
+        elif kind in {"accepted", "below"} or (kind == "kept" and i not in decided):
             parts.append(answered(plan, leg, detail, at - started[i], limits.get(i)))
         elif kind == "failed":
             text = named(detail)
-            unfit = leg.permit is not None and getattr(detail, "code", "") == "bad_input"  # the caller's fault
+            code = getattr(detail, "code", "")
+            unfit = code in UNFIT or (leg.permit is not None and code == "bad_input")  # the caller's fault
             said = f"{leg.name} does not take this input: {text}" if unfit else f"{leg.name} failed: {text}"
             parts.append(text if getattr(detail, "held", False) else said)
         elif kind == "timeout":
@@ -96,6 +100,11 @@ def answered(plan: Plan, leg: Leg, confidence: float | None, took_s: float, thre
     if leg.final and sign == "<":
         text += f", {plan.stays}" if plan.stays else ", and there is nothing else to ask"
     return text
+
+
+def before_run(plan: Plan, leg: Leg, confidence: float | None) -> str:
+    """The part of a reason about an edge that was judged by the input alone."""
+    return answered(plan, leg, confidence, 0.0) + ", before it ran"
 
 
 def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[str, object]] | None = None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Leave(NamedTuple):
     leg: int
 
 
-Kind = Literal["start", "limit", "accepted", "below", "kept", "failed", "cancelled", "timeout"]
+Kind = Literal["start", "limit", "decided", "accepted", "below", "kept", "failed", "cancelled", "timeout"]
 
 
 @final
@@ -59,8 +59,9 @@ class Mark(NamedTuple):
     leg: int
     at: float
     detail: Any = None
-    """By kind: the confidence of an answer (accepted, below, kept); the exception of a failure (failed); the threshold of this
-    answer, if it depends on the answer (limit, which comes before accepted and below); else None."""
+    """By kind: the confidence of an answer (accepted, below, kept), or of its beginning (decided, which comes before these: the
+    decision was made within the answer, and of one that is below, kept tells that it went on to its end); the exception of a
+    failure (failed); the threshold of this answer, if it depends on the answer (limit, before accepted and below); else None."""
 
 
 class Prediction(NamedTuple):
@@ -80,6 +81,8 @@ class Delta(NamedTuple):
     leg: int
     piece: Any
     at: float
+    confidence: float | None = None
+    """What the answer's confidence is, known with this piece, if that is taken of its beginning alone; else None."""
 
 
 @final

@@ -12,7 +12,7 @@ from edgeroute.confidence.boxes import checked_rule
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.confidence.scores import Score
-from edgeroute.core.stream import joined, whole
+from edgeroute.core.pieces import joined, logprobs_of, whole
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.members import awaited
 from edgeroute.errors import PolicyError
@@ -119,4 +119,6 @@ async def gathered(stream: AsyncGenerator[Any, None], show: Callable[[Any], obje
                 show(piece)
     finally:
         await stream.aclose()
-    return whole(pieces) if value is None else value, confidence
+    if value is None:
+        return whole(pieces), logprobs_of(pieces) if confidence is None else confidence
+    return value, confidence

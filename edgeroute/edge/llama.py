@@ -10,8 +10,10 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 from edgeroute.chat.reply import Gathered, answer, failure
-from edgeroute.chat.request import Chat, Rule
+from edgeroute.chat.request import Chat, checked_score
+from edgeroute.confidence.prefix import Prefix, Rule, token_logprobs
 from edgeroute.confidence.scores import Score
+from edgeroute.core.pieces import Piece
 from edgeroute.core.walk import Prediction
 from edgeroute.edge import gguf
 from edgeroute.edge.card import Card, sha256_of
@@ -53,6 +55,7 @@ class LlamaModel:
         grammar: that an answer follows, in llama.cpp's GBNF.
         response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
+        decide_after: the confidence is that of so many first tokens, once they are there; None: that of all, at the end.
         request: further keys of each request, as llama.cpp's server takes them, such as top_p.
         runtime: the Python package with llama.cpp; auto: xllamacpp if it is installed, else llama-cpp-python.
         verbose: llama.cpp writes its own log to stderr.
@@ -86,6 +89,7 @@ class LlamaModel:
         grammar: str | None = None,
         response_format: Mapping[str, Any] | None = None,
         confidence: Rule = "quantile",
+        decide_after: int | None = None,
         request: Mapping[str, Any] | None = None,
         runtime: Literal["auto", "xllamacpp", "llama-cpp-python"] = "auto",
         verbose: bool = False,
@@ -111,7 +115,7 @@ class LlamaModel:
         self.card = Card.read(Path(card)) if card else Card.beside(self.path)
         self.name = self.card.name or self.path.stem
         self.labels = self.card.labels
-        self.score = score
+        self.score = checked_score(score, decide_after, confidence)
         self.parallel = slots
         self.downgraded: str | None = None
         self._chat = Chat(
@@ -207,7 +211,8 @@ class LlamaModel:
 
         Raises:
             BadInput: one of them is none.
-            ModelError: it is longer than the context, llama.cpp failed, or the run was stopped.
+            Unfit: it is longer than the context, or has more than text in it.
+            ModelError: llama.cpp failed, or the run was stopped.
         """
         return [one for x in inputs for one in self.run_one(x, cancel)]
 
@@ -215,7 +220,7 @@ class LlamaModel:
         """The same for one input."""
         request, chat = self._request(x)
         engine = self._engine or self.load()
-        if cancel is None:
+        if cancel is None or request.get("tools"):  # with tools llama.cpp gives no log-probabilities in pieces
             reply = engine.whole(request, chat)
             if "error" in reply:
                 raise failure(reply["error"], self.name, own=isinstance(x, Mapping))
@@ -239,16 +244,20 @@ class LlamaModel:
         return answer(gathered.reply(), self._chat.rule, self.name)
 
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
-        """The same for one input, in pieces; closing the generator stops the generation."""
+        """The same for one input, in pieces; closing the generator stops the generation. With tools it is one piece."""
         request, chat = self._request(x)
+        if request.get("tools"):
+            (found,) = self.run_one(x, cancel)
+            yield Piece(found.value, token_logprobs(found.outputs))
+            return found
         engine = self._engine or self.load()
         pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
-        left, gathered = threading.Event(), Gathered()
+        left, gathered = threading.Event(), Gathered(eager=isinstance(self.score, Prefix))
         if cancel is not None:
             cancel.on_ask(left.set)
 
         def heard(chunk: Mapping[str, Any]) -> bool:
-            if piece := gathered.add(chunk):
+            if (piece := gathered.add(chunk)) is not None:
                 pieces.put(piece)
             return left.is_set()
 

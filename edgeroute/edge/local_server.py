@@ -9,8 +9,10 @@ from typing import Any
 
 from edgeroute.chat.events import events
 from edgeroute.chat.reply import Gathered, answer, failure
-from edgeroute.chat.request import Chat, Rule
+from edgeroute.chat.request import Chat, checked_score
+from edgeroute.confidence.prefix import Prefix, Rule
 from edgeroute.confidence.scores import Score
+from edgeroute.core.pieces import Piece
 from edgeroute.core.texts import FOREIGN, clean
 from edgeroute.core.walk import Prediction
 from edgeroute.edge.loopback import SHORT, Exchange, Head, Local
@@ -46,6 +48,7 @@ class LocalServer:
         grammar: that an answer follows, in llama.cpp's GBNF; llama-server's alone.
         response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
+        decide_after: the confidence is that of so many first tokens, once they are there; None: that of all, at the end.
         request: further keys of each request, as the server takes them.
         score: in place of `confidence`: a function of the completion.
         version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.
@@ -73,6 +76,7 @@ class LocalServer:
         grammar: str | None = None,
         response_format: Mapping[str, Any] | None = None,
         confidence: Rule = "quantile",
+        decide_after: int | None = None,
         request: Mapping[str, Any] | None = None,
         score: Score | None = None,
         version: str | None = None,
@@ -83,7 +87,7 @@ class LocalServer:
             check_number("parallel", parallel, least=1, whole=True)
         self._local = Local(url)
         self.name = model or "local-server"
-        self.score, self.version, self.parallel = score, version, parallel
+        self.score, self.version, self.parallel = checked_score(score, decide_after, confidence), version, parallel
         self._model, self._key_env, self._timeout_s, self._most, self._logprobs = model, key_env, timeout_s, max_reply, logprobs
         self._where = f"{self.name} at {self._local.origin}"
         self._chat = Chat(
@@ -122,6 +126,7 @@ class LocalServer:
 
         Raises:
             BadInput: one of them is none.
+            Unfit: it is longer than the context, or has in it what the model does not take.
             ModelError: the server is not there, did not answer, or the run was stopped.
         """
         return [one for x in inputs for one in self.run_one(x, cancel)]
@@ -138,12 +143,13 @@ class LocalServer:
     def stream(self, x: Any, cancel: StopToken | None = None) -> Generator[str, None, Prediction]:
         """The same for one input, in pieces; closing the generator ends the exchange."""
         request, chat = self._chat.request(x)
-        own, gathered = isinstance(x, Mapping), Gathered()
+        own, gathered = isinstance(x, Mapping), Gathered(eager=isinstance(self.score, Prefix))
         if self._model is not None:
             request["model"] = self._model
         if self._logprobs:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
-        request |= {"stream": True, "stream_options": {"include_usage": True}}
+        if not (self._logprobs and request.get("tools")):  # which llama-server does not give together in pieces
+            request |= {"stream": True, "stream_options": {"include_usage": True}}
         path = "/chat/completions" if chat else "/completions"
         if cancel is not None and cancel.asked:
             raise ModelError(f"{self._where} was stopped before it was asked")
@@ -157,7 +163,7 @@ class LocalServer:
                 if event == b"[DONE]":
                     gathered.end()
                     break
-                if piece := self._piece(gathered, event, own=own):
+                if (piece := self._piece(gathered, event, own=own)) is not None:
                     yield piece
         if cancel is not None and cancel.asked and not gathered.ended:
             raise ModelError(f"{self._where} was stopped within its answer")
@@ -165,7 +171,7 @@ class LocalServer:
             raise ModelError(f"{self._where} broke off within its answer")
         return self._answer(gathered.reply(), own=own)
 
-    def _piece(self, gathered: Gathered, event: bytes, *, own: bool) -> str:
+    def _piece(self, gathered: Gathered, event: bytes, *, own: bool) -> Piece | None:
         try:
             piece = gathered.add(self._parsed(event))
         except (AttributeError, LookupError, TypeError, ValueError) as e:

@@ -76,7 +76,7 @@ def kserve(
 
 
 def memory_of(found: Sequence[Subject], batching: Batching) -> int:
-    """Bytes that a replica takes, as far as files tell: weights lie in memory once for each instance, and once more while it loads."""
+    """Bytes that a replica takes, as far as files tell: weights lie in memory once for each instance, and once more to load."""
     weights = sum(file.stat().st_size for one in found for file, _ in one.files(Path()))
     return BESIDE + weights * (batching.instances + 1) // MIB * MIB
 
@@ -113,6 +113,6 @@ PLAIN = """\
 # Nothing here authenticates callers: an Ingress or a gateway before the Service does. Replicas follow the load of the processors.
 """
 KSERVE = """\
-# kubectl apply -f kserve.yaml, in a cluster with KServe. The image is that of repository/Dockerfile, which has ONNX Runtime and Pillow
+# kubectl apply -f kserve.yaml, in a cluster with KServe. The image is that of repository/Dockerfile, with ONNX Runtime and Pillow
 # for Triton's Python backend; with storageUri the contents of repository/ are fetched from there, else they are in the image.
 """

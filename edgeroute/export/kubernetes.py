@@ -61,7 +61,8 @@ def container(cluster: Cluster, repository: str, *, name: str = "triton", http: 
         f"--metrics-port={METRICS}", "--exit-on-error=true", "--exit-timeout-secs=20",
     ]  # fmt: skip
     resources: dict[str, Any] = {
-        "requests": {"cpu": _cores(cluster.cpu), "memory": _memory(cluster.memory)}, "limits": {"memory": _memory(cluster.memory)},
+        "requests": {"cpu": _cores(cluster.cpu), "memory": _memory(cluster.memory)},
+        "limits": {"memory": _memory(cluster.memory)},
     }  # fmt: skip
     if cluster.gpu:
         resources["limits"]["nvidia.com/gpu"] = resources["requests"]["nvidia.com/gpu"] = str(cluster.gpu)
@@ -92,7 +93,8 @@ def container(cluster: Cluster, repository: str, *, name: str = "triton", http: 
 def volumes() -> list[dict[str, Any]]:
     """Memory that Triton shares with its Python backend, and a place for temporary files."""
     return [
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}}, {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
     ]  # fmt: skip
 
 
@@ -142,7 +144,7 @@ def manifests(name: str, cluster: Cluster, annotations: dict[str, str]) -> list[
                 {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}
             ],
             "behavior": {
-                "scaleUp": {"stabilizationWindowSeconds": 0, "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]},
+                "scaleUp": {"policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]},
                 "scaleDown": {"stabilizationWindowSeconds": 300},
             },
         },

@@ -234,7 +234,7 @@ def _status_line(data: bytes, end: int) -> bytes:
 
 def _check_head(head: Head) -> None:
     if head.version not in {"1.0", "1.1"}:
-        raise Malformed("another version of HTTP")
+        raise Malformed("illegal status line (another version of HTTP)")
     if head.status == 101:  # noqa: PLR2004 - Switching Protocols
         raise Malformed("switched protocols, unasked")
 
@@ -242,14 +242,14 @@ def _check_head(head: Head) -> None:
 def _check_repeated(headers: list[tuple[str, str]]) -> None:
     names = [name for name, _ in headers]
     if names.count("content-length") > 1 or names.count("transfer-encoding") > 1:
-        raise Malformed("several lengths or codings")
+        raise Malformed("illegal reply (several lengths or codings)")
 
 
 def _check_framing(head: Head, coded: str | None, length: str | None) -> None:
     if coded is not None and (length is not None or coded.lower() != "chunked" or head.version != "1.1"):
-        raise Malformed("a transfer coding beside a length, or an unknown one")
+        raise Malformed("illegal reply (a transfer coding beside a length, or an unknown one)")
     if length is not None and not _LENGTH.fullmatch(length):
-        raise Malformed("a length that is none")
+        raise Malformed("illegal reply (a length that is none)")
 
 
 def _words(value: str) -> set[str]:

@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from edgeroute.core.codes import UNFIT
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.standby import reserve_s
@@ -223,7 +224,7 @@ class Counts:
         """
         fresh, log = self._fresh, outcome.log
         if len(log) > ALONE:  # an error would keep its traceback's frames until it is counted, and with them the caller's objects
-            log = tuple(mark._replace(detail=None) if mark.kind == "failed" else mark for mark in log)
+            log = tuple(mark._replace(detail=getattr(mark.detail, "code", "")) if mark.kind == "failed" else mark for mark in log)
         fresh.append((plan.legs, outcome.leg, outcome.accepted, log, batch))
         if len(fresh) + self._added < TOGETHER and outcome.accepted:
             return False
@@ -250,28 +251,39 @@ class Counts:
                 if not batch:
                     leg.took(ended.at - started.at)
                 continue
-            deferred = False
-            for kind, i, at, _ in log:
+            deferred, early = False, set[int]()
+            for kind, i, at, detail in log:
                 leg = known[legs[i].name]
                 if kind == "start":
                     leg.started += 1
                     leg.since = at
                     deferred = deferred or legs[i].permit is not None
                 elif kind == "failed":
-                    leg.failed += 1
+                    leg.failed += (detail if isinstance(detail, str) else getattr(detail, "code", "")) not in UNFIT
                 elif kind in {"cancelled", "timeout"}:
                     leg.cancelled += 1
+                elif kind == "decided":
+                    early.add(i)
                 elif kind != "limit":
-                    leg.answered += 1
+                    whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
+                    counted = i not in early or kind != "kept"  # else at the decision
+                    leg.answered += counted
                     leg.accepted += kind == "accepted"
-                    if judged(legs[i]):
+                    if counted and judged(legs[i]):
                         leg.judged += 1
                         leg.below += kind == "below"
-                    if not batch:
+                    if whole and not batch:
                         leg.took(at - leg.since)
             self.deferred += deferred
             self.unanswered += answered_by is None
             self.degraded += answered_by is not None and not accepted
+
+    def unsure(self, names: Iterable[str]) -> None:
+        """Counts edges that were below their thresholds before they ran."""
+        with self._lock:
+            for name in names:
+                self._legs[name].judged += 1
+                self._legs[name].below += 1
 
     def note(self, what: str) -> None:
         """Counts one of `cached`, `queued` and `late`."""

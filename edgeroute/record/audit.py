@@ -240,13 +240,12 @@ class Auditor:
         """Counts, for the deferral rate of each edge that judged it, whether its answer was below the threshold."""
         news = False
         legs = request.plan.legs
-        for kind, i, _, _ in outcome.log:
-            if kind not in {"accepted", "below"} or not judged(legs[i]):
-                continue
+        marks = [(legs[i], kind == "below") for kind, i, _, _ in outcome.log if kind in {"accepted", "below"} and judged(legs[i])]
+        for leg, below in [*((one.leg, True) for one in request.plan.unsure), *marks]:
             with self._lock:
-                watch = self._watches.get(legs[i].name)
-                if watch is not None and watch.sampled(legs[i].threshold, below=kind == "below"):
-                    self._report(legs[i].name, watch)
+                watch = self._watches.get(leg.name)
+                if watch is not None and watch.sampled(leg.threshold, below=below):
+                    self._report(leg.name, watch)
                     self._note()
                     news = True
         if news:

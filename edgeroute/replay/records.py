@@ -254,6 +254,7 @@ class _Reader:
         labels = {leg["leg"]: (leg["side"] == "cloud", leg["label"]) for leg in record["plan"]}
         legs: dict[str, Seen] = {}
         started: dict[str, float] = {}
+        decided = set[str]()
         own = None
         deferred = late = False
         for event in record["events"]:
@@ -271,6 +272,11 @@ class _Reader:
             if what == "limit":
                 own = float(event["threshold"]), label
                 continue
+            if what == "decided":
+                decided.add(name)
+                continue
+            if what == "cancelled" and name in decided:  # its confidence is known, and it was below its threshold
+                continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
             sure = confidence(event.get("confidence"))
             failure = _WELL if not error else _failure(event) if record["version"] > 1 else understood(error)
@@ -281,7 +287,7 @@ class _Reader:
                 )  # fmt: skip
                 self._cost(seen, (batch, name))
             else:
-                joules = event.get("joules", 0.0)
+                joules = max(0.0, event.get("joules") or 0.0)
                 legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, joules, own, failure))
                 if joules and self._alone(batch, name):
                     tally.run_joules += joules

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.confidence.exact import proportion
 from edgeroute.core.arms import ArmTest
+from edgeroute.core.codes import UNFIT
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Plan
 from edgeroute.core.walk import Outcome
@@ -128,7 +129,8 @@ class Arms:
         if edge is None:
             return
         b = plan.legs[edge].name == B
-        failed = any(kind == "failed" and leg == edge for kind, leg, _, _ in outcome.log)
+        faults = (error for kind, leg, _, error in outcome.log if kind == "failed" and leg == edge)
+        failed = any(getattr(error, "code", "") not in UNFIT for error in faults)
         away = any(kind == "start" and plan.legs[leg].permit is not None for kind, leg, _, _ in outcome.log)
         with self._lock:
             tally = self._tallies[b]

@@ -24,12 +24,12 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.measuring import AsyncMeasuring
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
-from edgeroute.router.streams import AsyncStream, last
+from edgeroute.router.streams import AsyncStreaming, End
+from edgeroute.router.talk import AsyncConversation
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
 
-class AsyncRouter(AsyncMeasuring, Generic[V]):
+class AsyncRouter(AsyncStreaming, Generic[V]):
     """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
 
     The arguments are those of `Router`.
@@ -160,45 +160,15 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
         async for shown in self._shown(request):
             yield shown if isinstance(shown, Answer) else answer_of(shown[0])
 
-    def stream(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        first_token: float | None = None,
-        data_class: str | None = None,
-        **unknown: NoReturn,
-    ) -> AsyncStream:
-        """As `Router.stream`, for `async with` and `async for`; clouds may be asynchronous generator functions."""
-        if unknown:
-            check_unknown(AsyncRouter.stream, unknown, AsyncRouter)
-        return AsyncStream(self._pieces(x, mode, deadline, first_token, data_class))
-
-    async def _pieces(
-        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
-    ) -> AsyncGenerator[Any, None]:
-        request = self.engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
-        spoken = False
-        async for shown in self._shown(request):
-            if not isinstance(shown, _End):
-                spoken = True
-                yield shown
-                continue
-            answer = answer_of(shown[0])
-            if not spoken:  # from the cache, or in place of the cloud's
-                yield answer.value
-            yield last(answer)
-
     async def _shown(self, request: Request) -> AsyncGenerator[Any, None]:
-        """Yields what the caller is shown, and finally an `_End` with the results."""
+        """Yields what the caller is shown, and finally an `End` with the results."""
         mail: asyncio.Queue[Any] = asyncio.Queue()
         task = asyncio.ensure_future(self._pump(self.engine.steps([request]), mail.put_nowait))
         task.add_done_callback(lambda _: mail.put_nowait(_END))
         try:
             while (shown := await mail.get()) is not _END:
                 yield shown
-            yield _End(await task)
+            yield End(await task)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -219,6 +189,10 @@ class AsyncRouter(AsyncMeasuring, Generic[V]):
             return []
         results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
         return [answer_of(result) for result in results]
+
+    def conversation(self, system: str | None = None) -> AsyncConversation:
+        """As `Router.conversation`."""
+        return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
         """As `Router.session`, for `async with`."""
@@ -387,10 +361,6 @@ def _refusal(engine: Engine, legs: LegExecutor, start: Start, backend: Any) -> E
 def _quick(plan: Plan, backend: Any) -> bool:
     """Whether an edge is run on the event loop itself: it is known to be quick, and neither awaited nor waited for."""
     return 0 < plan.facts.edge_s < QUICK_S and backend.side == "edge" and backend.at_once
-
-
-class _End(list[Result]):
-    """The results of a finished call."""
 
 
 _END = object()

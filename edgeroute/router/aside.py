@@ -16,6 +16,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import acceptable
 from edgeroute.edge.backend import EdgeBackend
+from edgeroute.edge.beforehand import edge_backend
 from edgeroute.edge.members import member
 from edgeroute.errors import Closed, MayNotLeave, PolicyError
 from edgeroute.router.calls import Block, Pause, Steps, walked
@@ -71,7 +72,7 @@ class Aside:
                     "score="
                 )
             self.score = score
-            self.runner = EdgeBackend(self.runner.name, self.runner.model, score)
+            self.runner = edge_backend(self.runner.name, self.runner.model, score)
         backends, specs = list(snapshot.backends), list(snapshot.specs)
         kind, name, given, _, *more = specs[self.number]
         backends[self.number], specs[self.number] = self.runner, (kind, name, given, self.score, *more)

@@ -67,6 +67,14 @@ Result: TypeAlias = Answer | BaseException
 Proceed: TypeAlias = Callable[[Sequence[Request]], Steps[list[Result]]]
 
 
+class Shown(NamedTuple):
+    """What the caller of a stream is shown."""
+
+    source: str
+    """The target's name."""
+    piece: Any
+
+
 class Stage(Protocol):
     """A stage around the walk of each request."""
 
@@ -93,18 +101,19 @@ def walked(requests: Sequence[Request], legs: LegExecutor) -> Steps[list[Walked]
     first, late, shown = requests[0], legs.late is not None, list[Any]()
 
     def show(emit: Emit) -> Any:
-        shown.append(emit.prediction.value if first.shows == "pieces" else provisional(first, emit))
+        shown.append(Shown(first.plan.legs[emit.leg].name, emit.prediction.value) if first.streams else provisional(first, emit))
         return shown[-1]
 
     if first.batch:
         outcomes = yield Walk(walk_many(first.plan, len(requests), first.begun, late), legs)
-    elif first.shows == "pieces":
-        outcomes = [(yield Walk(walk_stream(first.plan, first.begun, first.first_token_s, late), legs, show, streams=True))]
+    elif first.streams:
+        steps = walk_stream(first.plan, first.begun, first.first_token_s, late, first.shows == "restarts")
+        outcomes = [(yield Walk(steps, legs, show, streams=True))]
     elif first.shows:
         outcomes = [(yield Walk(walk(first.plan, first.begun, True, late), legs, show))]
     else:
         outcomes = [(yield Walk(walk(first.plan, first.begun, False, late), legs))]
-    costs, spoken = legs.costs(), first.shows == "pieces" and bool(shown)
+    costs, spoken = legs.costs(), first.streams and bool(shown)
     last = shown[-1] if shown and not spoken else None
     return [Walked(request, outcome, costs, last, spoken, legs) for request, outcome in zip(requests, outcomes, strict=True)]
 

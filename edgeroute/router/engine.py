@@ -25,14 +25,15 @@ from edgeroute.router.arguments import check_seconds
 from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.drivers import inline
 from edgeroute.router.fallback import RULES, Fallback, LateReplies
+from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
-from edgeroute.router.planning import first_piece_s, kept, planned
+from edgeroute.router.planning import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
-from edgeroute.router.request import AGAIN, Request, Shows, once, refused
+from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
 from edgeroute.router.settling import settle, standing
-from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -72,6 +73,7 @@ class Engine:
         counts, observer, spending, health: the observing parts.
         caching, queue, late, auditor, checkpoint, ledger, instruments: optional parts; None if not configured.
         state: the state folder; None: nothing outlives the process.
+        homebound: which conversations stay on the device.
         edge_threads, cloud_threads, local_threads: for legs on the device, for calls of a cloud, and for the rest.
         auditing: puts settings of audits in force under a policy.
         rebuild: makes the policy again from the arguments of the router, some of them changed, and the policy in force.
@@ -97,6 +99,7 @@ class Engine:
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
+        self.homebound = Homebound(None if state is None else state / "conversations.txt")
         self.caching: Caching | None = None
         self.queue: OfflineQueue | None = None
         self.auditor: Auditor | None = None
@@ -116,6 +119,8 @@ class Engine:
         self._refreshing, self._replacing = threading.RLock(), threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
+        self.served = ""
+        """What the clouds' servers had said of their models at the last one."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -126,8 +131,11 @@ class Engine:
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
+        together: bool = False,
     ) -> Request:  # fmt: skip
         """Observes and plans: makes one request, beginning now. `like`: the id of another one, in whose arm it is.
+
+        together: with others, so the plan is not of this input alone.
 
         Raises:
             Closed, PolicyError, MayNotLeave: there is no plan for it.
@@ -141,15 +149,20 @@ class Engine:
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         if self.arms is not None:
             snapshot = self.arms.choose(snapshot, like or identity, x)
-        if deadline is None and mode is None and data_class is None:
+        made: Plan | None = None
+        if type(x) in TALKS and (home := self.homebound.why(x, identity, snapshot.policy.rules, mode, data_class)):
+            made = planned(snapshot, observer.facts, mode, deadline, data_class, home)
+        elif deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)
         else:
             made = kept(snapshot, mode, deadline, data_class)
         if made is None:
             made = self._plan(snapshot, mode, deadline, data_class)
+        if snapshot.before and not together:
+            made = beforehand(snapshot, made, x)
         if begun >= observer.reads_at:
             SAMPLER.read(self)
-        first_s = INF if shows != "pieces" else first_piece_s(snapshot.policy.first_token_s, first_token)
+        first_s = INF if shows not in STREAMS else first_piece_s(snapshot.policy.first_token_s, first_token)
         return new(Request, (identity, x, made, snapshot, begun, begun + made.deadline_s, importance, "", shows, first_s, None))
 
     def rows(self, batch: Sequence[Any], mode: Mode | None, deadline: float | None, data_class: str | None) -> list[Request]:
@@ -157,8 +170,16 @@ class Engine:
         for x in batch:
             if once(x):
                 raise refused(x)
-        first = self.request(batch[0], mode, deadline, data_class)  # whose arm is that of all
-        return [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
+        first = self.request(batch[0], mode, deadline, data_class, together=True)  # whose arm is that of all
+        rows = [first._replace(id=f"{first.id}.{row}", inputs=x, batch=first.id) for row, x in enumerate(batch)]
+        rules, facts = first.snapshot.policy.rules, self.observer.facts
+        self.homebound.awaited.pop(first.id, None)
+        talks = [row for row in rows if type(row.inputs) in TALKS]
+        why = {row.id: self.homebound.why(row.inputs, row.id, rules, mode, data_class) for row in talks}
+        if home := next(filter(None, why.values()), ""):  # one that stays keeps all: they are asked about together
+            made = planned(first.snapshot, facts, mode, deadline, data_class, home)
+            rows = [row._replace(plan=made) for row in rows]
+        return rows
 
     def again(self, request: Request) -> Request:
         """A new request equal to one served stale, for its revalidation: without a deadline, and never queued.
@@ -201,6 +222,10 @@ class Engine:
 
     def record(self, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
         """Counts a request, audits it if it was drawn, and checkpoints the spending."""
+        if self.homebound.awaited and outcome.prediction is not None:
+            self.homebound.answered(request.id, outcome.prediction.value)
+        if request.plan.unsure:
+            self.counts.unsure(one.leg.name for one in request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
@@ -226,14 +251,11 @@ class Engine:
     def observe(self) -> None:
         """Updates the facts, and with them the plans."""
         snapshot = self.snapshot
-        targets, backends = snapshot.targets, snapshot.backends
-        if (other := snapshot.other) is not None:
-            targets, backends = targets + other.targets[:1], backends + other.backends[:1]
-        if self.observer.observe(snapshot.policy, targets, backends):
+        if self.observer.observe(snapshot.policy, *snapshot.watched):
             cleared(snapshot)
         if self.auditor is not None:
             self.auditor.observe()
-        if monotonic() >= self.refresh_at:
+        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
             self.refresh_thresholds()
         if self.checkpoint is not None:
             self.checkpoint.note(snapshot.clouds)
@@ -257,6 +279,7 @@ class Engine:
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
+            self.served = served(self.snapshot)
             snapshot = standing(self.snapshot, self.auditor)
             if snapshot.other is not None:
                 snapshot = snapshot._replace(other=standing(snapshot.other, self.auditor))
@@ -292,7 +315,7 @@ class Engine:
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
         self.spending.limits, self.observer.metered = limits, metered
-        self.observer.use(made.policy, made.targets)
+        self.observer.use(made.policy, made.watched[0])
         cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
@@ -314,7 +337,7 @@ class Engine:
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, so far."""
         seen = []
-        for b in (*self.snapshot.backends, *(() if self.snapshot.other is None else self.snapshot.other.backends[:1])):
+        for b in self.snapshot.watched[1]:
             guard = getattr(b, "guard", None)
             told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
@@ -350,6 +373,7 @@ class Engine:
         ]
         parts += [backend.close for backend in made_of(self.snapshot).values()]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
+        parts.append(lambda: self.observer.book(None, monotonic()))
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
         parts += [] if self.caching is None else [self.caching.cache.close]

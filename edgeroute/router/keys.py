@@ -107,7 +107,15 @@ def _identity(backend: Backend) -> str:
 
 
 def _score(score: Any) -> str:
-    return str(getattr(score, "fingerprint", None) or _fingerprint(score))
+    return score_print(score, _fingerprint)
+
+
+def score_print(score: Any, of: Callable[[Any], str]) -> str:
+    """What identifies a score: its name, what it says itself, or else its fingerprint as a function, which `of` takes."""
+    if isinstance(score, str):
+        return score
+    identity: Callable[..., str] | None = getattr(score, "identity", None)
+    return str(getattr(score, "fingerprint", None) or of(score)) if identity is None else identity(of)
 
 
 def _fingerprint(thing: object) -> str:

@@ -238,7 +238,7 @@ class LegExecutor:
         backend: Any = self.backends[leg.target]
         try:
             if leg.permit is None:
-                answer = _forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop)
+                answer = _forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
             else:
                 inputs = self._prepared(start, leg.permit, backend, stop)
                 with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
@@ -253,9 +253,10 @@ class LegExecutor:
 
     async def run_stream_async(self, start: Start, permit: Permit | None, backend: Any, send: Send, off_loop: OffLoop) -> Event:
         """`begin_stream` on an event loop, for a backend that supports it."""
+        watch = watching(backend) if permit is None else _nothing
 
         def show(piece: Any) -> None:
-            send(Delta(start.leg, piece, monotonic()))
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
 
         try:
             aside = partial(_aside, off_loop if self.blocks(start) else None)
@@ -317,11 +318,26 @@ async def _aside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
     return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
 
 
-def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken) -> Prediction:
+Watch = Callable[[Any], float | None]
+"""Takes each piece of an answer -> its confidence, with the piece that makes it known."""
+
+
+def watching(backend: Any) -> Watch:
+    """Watches the pieces of an edge's answer, where its score is that of the answer's beginning."""
+    watch: Callable[[], Watch] | None = getattr(backend.reader.score, "watch", None)
+    return _nothing if watch is None else watch()
+
+
+def _nothing(_: Any) -> None:
+    """The confidence is known once the answer is whole."""
+
+
+def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken, watch: Watch = _nothing) -> Prediction:
     """Sends the pieces of a leg as they come; returns its answer."""
     try:
         while True:
-            send(Delta(start.leg, next(pieces), monotonic()))
+            piece = next(pieces)
+            send(Delta(start.leg, piece, monotonic(), watch(piece)))
             if stop.asked:
                 raise Unreachable("its answer is not needed any more")
     except StopIteration as end:

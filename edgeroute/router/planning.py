@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from edgeroute.core.explain import before_run
 from edgeroute.core.facts import Facts
-from edgeroute.core.plan import Plan, Refusal, plan
+from edgeroute.core.plan import Plan, Refusal, plan, without_first
 from edgeroute.core.policy import MODES, POLICY_MODES, Mode
-from edgeroute.errors import MayNotLeave, PolicyError, nearest
+from edgeroute.core.walk import Prediction, acceptable, judged
+from edgeroute.edge.beforehand import ScoredBeforehand
+from edgeroute.errors import BadInput, MayNotLeave, PolicyError, nearest
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.snapshot import Snapshot
 
 
-def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
-    """The plan for such a request.
+def planned(
+    snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = ""
+) -> Plan:
+    """The plan for such a request. `home`: why nothing of it may leave, whatever its data class; empty: by that.
 
     Raises:
         PolicyError, MayNotLeave: there is none.
@@ -24,9 +31,31 @@ def planned(snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float
     if data_class is not None and not (isinstance(data_class, str) and data_class):
         raise PolicyError(f"data_class is a name, not {data_class!r}")
     seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
-    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class)
+    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class, why_home=home)
     if isinstance(made, Refusal):
         raise (MayNotLeave if made.denied else PolicyError)(made.reason)
+    return made
+
+
+def beforehand(snapshot: Snapshot, made: Plan, x: Any) -> Plan:
+    """The plan for this input, where the confidence of edges that would be asked first is known from it before they run.
+
+    Not where their view is a function, which may take its time; then they are judged once they have run.
+    """
+    for _ in made.legs:
+        leg = made.legs[0]
+        backend = snapshot.backends[leg.target]
+        if not isinstance(backend, ScoredBeforehand) or not judged(leg) or leg.thresholds or snapshot.views.blocks(leg.target):
+            return made
+        if all(other.standby for other in made.legs[1:]):
+            return made  # nobody else is asked
+        try:
+            sure = backend.before.of_input(snapshot.views.of(snapshot.targets[leg.target], leg.target, x))
+        except BadInput:  # as the run will say
+            return made
+        if acceptable(leg, Prediction(None, sure, None)):
+            return made
+        made = without_first(made, sure, before_run(made, leg, sure))
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgeroute.core.plan import Plan
@@ -12,12 +12,15 @@ from edgeroute.errors import BadInput
 if TYPE_CHECKING:
     from edgeroute.router.snapshot import Snapshot
 
-Shows = Literal["", "provisional", "pieces"]
+Shows = Literal["", "provisional", "pieces", "restarts"]
 
 
+STREAMS: frozenset[Shows] = frozenset({"pieces", "restarts"})
 MOST_KINDS = 100
 AGAIN: set[type] = {str, bytes, list}
 """Types whose values can be read again: a look-up is quicker than two missing attributes."""
+TALKS: set[type] = {list, tuple, dict, str}
+"""Types whose values may be conversations; further mappings and lists are added as they are seen."""
 
 
 def once(x: Any) -> bool:
@@ -28,6 +31,8 @@ def once(x: Any) -> bool:
     if kind is dict or kind is tuple:
         return any(once(part) for part in (x.values() if kind is dict else x))
     found = hasattr(kind, "__next__") or hasattr(kind, "__anext__")
+    if issubclass(kind, Mapping | list | tuple | str) and len(TALKS) < MOST_KINDS:
+        TALKS.add(kind)
     if not found and len(AGAIN) < MOST_KINDS:
         AGAIN.add(kind)
     return found
@@ -69,7 +74,12 @@ class Request(NamedTuple):
     batch: str = ""
     """Id of the batch of which it is a row; empty: none."""
     shows: Shows = ""
-    """What the caller is shown before the final answer: nothing, a provisional answer, or its pieces."""
+    """What the caller is shown before the final answer: nothing, a provisional answer, its pieces, or such as may begin anew."""
     first_token_s: float = INF
     key: bytes | None = None
     """Cache key; None: not cached."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the caller is shown pieces."""
+        return self.shows in STREAMS

@@ -20,11 +20,11 @@ from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk
 from edgeroute.router.drivers import blocking, inline
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import run_first
-from edgeroute.router.measuring import Measuring
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
-from edgeroute.router.streams import Stream
+from edgeroute.router.streams import Streaming
+from edgeroute.router.talk import Conversation
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Router(Measuring, Generic[V]):
+class Router(Streaming, Generic[V]):
     """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -209,55 +209,8 @@ class Router(Measuring, Generic[V]):
         (result,) = yield from pump(engine.steps([request]), engine)
         yield answer_of(result)
 
-    def stream(
-        self,
-        x: Any,
-        *,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        first_token: float | None = None,
-        data_class: str | None = None,
-        **unknown: NoReturn,
-    ) -> Stream:
-        """The answer in pieces: `with router.stream(x) as stream: for piece in stream: ...`; then `stream.answer` is the whole.
-
-        A callable that is a generator function yields pieces, and returns its confidence, if it has one; any other target
-        gives one piece. A target with a threshold is judged by its whole answer before a piece is shown; any other is shown
-        as it comes. Once a piece was shown, no other target continues: if the current one fails, the answer is degraded.
-
-        Args:
-            x: the input.
-            mode: overrides the policy's.
-            deadline: seconds from now; overrides the policy's.
-            first_token: seconds within which a target has to begin, or the next is called; overrides the policy's.
-            data_class: the kind of data.
-            unknown: as `infer`.
-
-        Raises:
-            PolicyError: as `infer`; of what is wrong with a value, in the `for`.
-        """
-        if unknown:
-            check_unknown(Router.stream, unknown, Router)
-        return Stream(self._pieces(x, mode, deadline, first_token, data_class))
-
-    def _pieces(
-        self, x: Any, mode: Mode | None, deadline: float | None, first_token: float | None, data_class: str | None
-    ) -> Generator[Any, None, Answer]:
-        engine = self.engine
-        request = engine.request(x, mode, deadline, data_class, shows="pieces", first_token=first_token)
-        spoken, pieces = False, pump(engine.steps([request]), engine)
-        try:
-            while True:
-                piece = next(pieces)
-                spoken = True
-                yield piece
-        except StopIteration as end:
-            answer = answer_of(end.value[0])
-        finally:
-            pieces.close()
-        if not spoken:  # from the cache, or in place of the cloud's
-            yield answer.value
-        return answer
+    def _shown(self, request: Request) -> Generator[Any, None, list[Result]]:
+        return pump(self.engine.steps([request]), self.engine)
 
     def infer_many(
         self,
@@ -283,6 +236,10 @@ class Router(Measuring, Generic[V]):
             return []
         engine = self.engine
         return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A conversation that keeps its messages: `talk.infer("Hello")`. Once a turn may not leave, all later ones stay."""
+        return Conversation(self, system)
 
     def session(self) -> Session:
         """A stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""

@@ -12,6 +12,7 @@ from edgeroute.core.policy import Mode
 from edgeroute.edge.state import TURN, Turn
 from edgeroute.errors import BadInput, Closed
 from edgeroute.router.arguments import check_unknown
+from edgeroute.router.calls import Shown
 from edgeroute.router.streams import AsyncStream, Stream, last
 from edgeroute.system import renew_after_fork
 from edgeroute.types import Answer
@@ -182,6 +183,7 @@ class Session:
         mode: Mode | None = None,
         deadline: float | None = None,
         first_token: float | None = None,
+        restart: bool = False,
         data_class: str | None = None,
         **unknown: NoReturn,
     ) -> Stream:
@@ -189,14 +191,18 @@ class Session:
         if unknown:
             check_unknown(Session.stream, unknown, type(self._router))
         return Stream(
-            self._pieces(self._router.stream(x, mode=mode, deadline=deadline, first_token=first_token, data_class=data_class))
+            self._pieces(
+                self._router.stream(
+                    x, mode=mode, deadline=deadline, first_token=first_token, restart=restart, data_class=data_class
+                )
+            )
         )
 
     def _pieces(self, stream: Stream) -> Generator[Any, None, Answer]:
         with self._states.turn() as turn, stream:
             pieces = iter(stream)
             while (piece := _next(turn, pieces)) is not _END:
-                yield piece
+                yield Shown(stream.leg or "", piece)
             assert stream.answer is not None, "it has ended"
             return stream.answer
 
@@ -277,6 +283,7 @@ class AsyncSession:
         mode: Mode | None = None,
         deadline: float | None = None,
         first_token: float | None = None,
+        restart: bool = False,
         data_class: str | None = None,
         **unknown: NoReturn,
     ) -> AsyncStream:
@@ -284,7 +291,11 @@ class AsyncSession:
         if unknown:
             check_unknown(AsyncSession.stream, unknown, type(self._router))
         return AsyncStream(
-            self._pieces(self._router.stream(x, mode=mode, deadline=deadline, first_token=first_token, data_class=data_class))
+            self._pieces(
+                self._router.stream(
+                    x, mode=mode, deadline=deadline, first_token=first_token, restart=restart, data_class=data_class
+                )
+            )
         )
 
     async def _pieces(self, stream: AsyncStream) -> AsyncGenerator[Any, None]:
@@ -292,7 +303,7 @@ class AsyncSession:
             async with stream:
                 pieces = stream.__aiter__()
                 while (piece := await _anext(turn, pieces)) is not _END:
-                    yield piece
+                    yield Shown(stream.leg or "", piece)
             assert stream.answer is not None, "it has ended"
         yield last(stream.answer)
 

@@ -15,18 +15,20 @@ from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.confidence.binding import BoundCertificate, effective_target
+from edgeroute.confidence.input_score import InputScore
 from edgeroute.confidence.scores import Score
 from edgeroute.core.codes import UNIDENTIFIED
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF, Mode, Policy, Target, Uncalibrated
 from edgeroute.core.rules import Rule
 from edgeroute.edge.backend import EdgeBackend, keeps_state
+from edgeroute.edge.beforehand import ScoredBeforehand, edge_backend
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, stamps
 from edgeroute.edge.variants import Variants
 from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.record.ab import AB
-from edgeroute.router.keys import KeyPrefixes
+from edgeroute.router.keys import KeyPrefixes, score_print
 from edgeroute.router.released import of_arm_b, only_if_it_holds, released
 from edgeroute.router.validation import check_policy, check_range, checked_thresholds
 from edgeroute.router.views import TargetViews, View
@@ -62,12 +64,22 @@ class Snapshot(NamedTuple):
     """The policy as it would be with the candidate as its edge model, and without a threshold; None: there is no candidate."""
     other: Snapshot | None = None
     """The policy with the edge model of arm B; None: there are no arms."""
+    before: bool = False
+    """Whether an edge is judged by the input alone, before it runs."""
 
     @property
     def models(self) -> tuple[str, str]:
         """The edge models of both arms, in words."""
         one, other = (s.backends[0] for s in (self, self.other or self))
         return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
+
+    @property
+    def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
+        """The targets and backends, with the edge of arm B."""
+        other = self.other
+        if other is None:
+            return self.targets, self.backends
+        return self.targets + other.targets[:1], self.backends + other.backends[:1]
 
     @property
     def clouds(self) -> list[CloudBackend]:
@@ -154,7 +166,7 @@ def build(
             target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds)
         own = member(model, "score") or score
         check_range(limit, own)
-        runner = EdgeBackend(name, model, own)
+        runner = edge_backend(name, model, own)
         if runner.alone_async and not awaits:
             raise PolicyError(f"the edge {model.name!r} is async: use AsyncRouter, which awaits it, or make it a plain def")
         if runner.alone_async and policy.mode == "shadow":
@@ -166,7 +178,7 @@ def build(
         endpoint = _endpoint(given)
         name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
         kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
-        backend = kind(name, endpoint, score, labels)
+        backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
         if getattr(backend, "alone_async", False) and not awaits:
             raise PolicyError(
                 f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
@@ -177,7 +189,8 @@ def build(
     scores = [spec[3] for spec in specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
     none = (None,) * len(targets)
-    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen)
+    before = any(isinstance(backend, ScoredBeforehand) for backend in backends)
+    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen, before=before)
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
     if own_thresholds:
         certificates = tuple(map(only_if_it_holds, certificates))
@@ -249,12 +262,20 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
         found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+        if said := served(snapshot):
+            found["served"] = said
     for number, backend in enumerate(snapshot.backends):
         if backend.side == "cloud" and (view := snapshot.views.identity(number, fingerprint)):
             found["codec"] += f" {view}"
     if earlier := before(snapshot.targets, i):
         found["earlier"] = _earlier(snapshot, earlier)
     return found
+
+
+def served(snapshot: Snapshot) -> str:
+    """What the clouds' servers have said of their models; empty: none of them says anything."""
+    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.clouds]
+    return " ".join(one or "-" for one in said) if any(said) else ""
 
 
 def before(targets: Sequence[Target], i: int) -> list[int]:
@@ -269,7 +290,7 @@ def _own_prints(snapshot: Snapshot, i: int) -> dict[str, str]:
     score, view = snapshot.specs[i][3], snapshot.views.identity(i, fingerprint)
     return {
         "edge": snapshot.backends[i].fingerprint(fingerprint) + (f" {view}" if view else ""),
-        "score": score if isinstance(score, str) else getattr(score, "fingerprint", None) or fingerprint(score),
+        "score": score_print(score, fingerprint),
     }
 
 
@@ -299,7 +320,7 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
     if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
     used = {"earlier": "", **fingerprints(snapshot, i)}
-    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S)
+    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served, snapshot))
 
 
 def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from time import monotonic
 
 import pytest
@@ -13,7 +14,7 @@ from edgeroute.core.explain import reason
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.stream import FirstTokenLate, walk_stream
+from edgeroute.core.stream import FirstTokenLate, Restart, walk_stream
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Prediction, Start, Wait
 from edgeroute.router.drivers import blocking, tasks, virtual
 
@@ -26,21 +27,31 @@ def made(targets=(EDGE, CLOUD), facts=None, **policy) -> Plan:
     return result
 
 
-def run(known, happens, first_s=INF):
-    """happens: leg name -> [(seconds after its start, a piece, a confidence in a list, or an error)]. -> outcome, what was heard."""
-    heard = []
+def run(known, happens, first_s=INF, restart=False):
+    """happens: leg name -> [(seconds after its start, what)]. -> outcome, what was heard.
+
+    What: a piece, (a piece, the confidence that is known with it), the last confidence in a list, or an error.
+    """
+    outcome, heard, _ = watched(known, happens, first_s, False, restart)
+    return outcome, [(name, piece) for name, piece, _ in heard]
+
+
+def watched(known, happens, first_s, keep, restart):
+    """-> outcome, what was heard, with its time, and the effects."""
+    heard, effects = [], []
 
     def script(start, now):
         for after, what in happens[known.legs[start.leg].name]:
             at = now + after
-            if isinstance(what, str):
-                yield Delta(start.leg, what, at)
+            if isinstance(what, str | tuple):
+                piece, sure = what if isinstance(what, tuple) else (what, None)
+                yield Delta(start.leg, piece, at, sure)
             elif isinstance(what, list):
                 yield Done(start.leg, Prediction("whole", *what, None), at)
             else:
                 yield Failed(start.leg, what, at, isinstance(what, ValueError))
 
-    walk = walk_stream(known, 0.0, first_s)
+    walk = walk_stream(known, 0.0, first_s, keep, restart)
 
     def listening():
         reply = None
@@ -49,11 +60,12 @@ def run(known, happens, first_s=INF):
                 effect = walk.send(reply)
             except StopIteration as end:
                 return end.value
-            if type(effect) is Emit:
-                heard.append((known.legs[effect.leg].name, effect.prediction.value))
+            effects.append(effect)
             reply = yield effect
+            if type(effect) is Emit:
+                heard.append((known.legs[effect.leg].name, effect.prediction.value, reply.at))
 
-    return virtual.drive(listening(), script)[0], heard
+    return virtual.drive(listening(), script)[0], heard, effects
 
 
 def marks(outcome):
@@ -160,27 +172,184 @@ def test_nobody_answers():
 times = st.integers(0, 20).map(lambda n: n / 10)
 speech = st.lists(st.tuples(times, st.sampled_from("abc")), max_size=3)
 ends = st.one_of(st.none(), st.tuples(times, st.one_of(st.just(OSError("x")), st.sampled_from([[0.9], [0.1], [None]]))))
+sure = st.one_of(st.none(), st.tuples(st.integers(0, 2), st.sampled_from([0.9, 0.1])))
+"""After which piece the answer's confidence is known, and what it is."""
+times_s = st.one_of(st.just(INF), times)
 
 
-@given(st.lists(st.tuples(speech, ends), min_size=3, max_size=3), times.filter(bool), st.one_of(st.just(INF), times.filter(bool)),
-       st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge"]))  # fmt: skip
-def test_words_are_never_mixed(legs, deadline, first_s, mode):
-    """Whatever happens: what is heard is of one leg alone, in its order, and the outcome is that leg's, by the deadline."""
-    known = made((EDGE, Target("a", "cloud"), Target("b", "cloud")), mode=mode, deadline_s=deadline)
+@given(st.lists(st.tuples(speech, ends, sure), min_size=4, max_size=4), times.filter(bool),
+       st.one_of(st.just(INF), times.filter(bool)), st.sampled_from(["prefer_edge", "prefer_cloud", "only_edge"]), times_s,
+       st.booleans(), st.sampled_from(["edge", "raise"]), st.booleans())  # fmt: skip
+def test_words_are_never_mixed(legs, deadline, first_s, mode, hedge, restart, offline, keep):
+    """Whatever happens: what is heard is of one leg alone, in its order, and the outcome is that leg's, by the deadline.
+
+    With `restart`: since the last one. Each leg is decided once, and nobody is left running.
+    """
+    targets = (EDGE, EDGE._replace(name="large"), Target("a", "cloud"), Target("b", "cloud"))
+    known = made(targets, mode=mode, deadline_s=deadline, hedge_after=hedge, offline=offline)
     happens = {}
-    for target, (said, end) in zip(("edge", "a", "b"), legs, strict=True):
-        inorder = sorted(said, key=lambda s: s[0])
+    for target, (said, end, early) in zip(("edge", "large", "a", "b"), legs, strict=True):
+        inorder: list = sorted(said, key=lambda s: s[0])
+        if early is not None and early[0] < len(inorder):
+            at, piece = inorder[early[0]]
+            inorder[early[0]] = at, (piece, early[1])
         happens[target] = [*inorder, *([(max([end[0], *(at for at, _ in inorder)]), end[1])] if end else [])]
-    outcome, heard = run(known, happens, first_s)
+    outcome, heard, effects = watched(known, happens, first_s, keep, restart)
     assert outcome.ended <= deadline
-    assert len({name for name, _ in heard}) <= 1
+    assert all(at <= deadline for _, _, at in heard), "nothing is shown after the deadline"
+    begun = [k for k, (_, piece, _) in enumerate(heard) if type(piece) is Restart]
+    assert restart or not begun
+    parts = [heard[a:b] for a, b in pairwise([0, *begun, len(heard)])]
+    for part in parts:
+        names = {name for name, _, _ in part}
+        assert len(names) <= 1, "one source at a time"
+        if part:
+            said = [piece for _, piece, _ in part if type(piece) is not Restart]
+            assert said == words(happens[part[0][0]])[: len(said)], "from its beginning, in its order"
     if heard:
-        assert known.legs[outcome.leg].name == heard[0][0]
-        spoken = [what for _, what in happens[heard[0][0]] if isinstance(what, str)]
-        assert [piece for _, piece in heard] == spoken[: len(heard)]
-    edge_done = [at for at, what in happens["edge"] if isinstance(what, list)]
-    if mode != "prefer_cloud" and edge_done and edge_done[0] <= deadline:
+        assert known.legs[outcome.leg].name == heard[-1][0]
+        assert outcome.leg is not None
+    started = [effect.leg for effect in effects if type(effect) is Start]
+    assert len(started) == len(set(started)), "nobody is asked twice"
+    stopped = {effect.leg for effect in effects if type(effect) in {Cancel, Leave}}
+    ended = {leg for kind, leg, _, error in outcome.log if kind in {"accepted", "kept"} or (kind == "failed" and not late(error))}
+    ended |= {leg for kind, leg, _, _ in outcome.log if kind == "below"} - {
+        leg for kind, leg, *_ in outcome.log if kind == "decided"
+    }
+    assert set(started) - ended - stopped == set(), "whoever is not needed any more is stopped"
+    for leg in started:
+        assert sum(mark.leg == leg and mark.kind == "decided" for mark in outcome.log) <= 1, "it is decided once"
+        assert sum(mark.leg == leg and mark.kind in {"below", "accepted"} for mark in outcome.log) <= 1
+    done = [at for at, what in happens["edge"] if isinstance(what, list)]
+    if mode != "prefer_cloud" and done and done[0] <= deadline:
         assert outcome.leg is not None, "an edge answer that was there in time is not lost, whenever it began"
+
+
+def late(error):
+    return isinstance(error, FirstTokenLate)
+
+
+def words(happens):
+    """What a leg says."""
+    return [what[0] if isinstance(what, tuple) else what for _, what in happens if isinstance(what, str | tuple)]
+
+
+def test_a_sure_edge_is_heard_from_the_decision_on():
+    """Its held pieces at once, further ones as they come; that its confidence falls later changes nothing."""
+    happens = {"edge": [(0.1, "a"), (0.2, ("b", 0.9)), (0.5, "c"), (0.9, [0.1])], "cloud": []}
+    outcome, heard, _ = watched(made(), happens, INF, False, False)
+    assert heard == [("edge", "a", 0.2), ("edge", "b", 0.2), ("edge", "c", 0.5)]
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (0, True, 0.9)
+    assert marks(outcome) == [("start", 0), ("decided", 0), ("accepted", 0)]
+
+
+def test_an_unsure_edge_is_known_from_the_decision_on():
+    """The cloud is asked at once. The edge goes on until the cloud's first piece; that its confidence rises changes nothing."""
+    happens = {"edge": [(0.1, ("a", 0.1)), (0.3, "b"), (2.0, [0.9])], "cloud": [(0.5, "x"), (0.9, [None])]}
+    outcome, heard, effects = watched(made(), happens, INF, False, False)
+    assert heard == [("cloud", "x", 0.6)]
+    assert (outcome.leg, outcome.accepted, outcome.ended) == (1, True, 1.0)
+    assert Cancel(0) in effects
+    assert marks(outcome) == [("start", 0), ("decided", 0), ("below", 0), ("start", 1), ("cancelled", 0), ("accepted", 1)]
+    assert reason(made(), outcome) == "edge 0.10 < 0.85 (uncalibrated); cloud 900 ms"
+    happens["edge"][1:] = [(0.3, [0.9])]
+    assert watched(made(), happens, INF, False, False)[1] == [("cloud", "x", 0.6)]
+
+
+@pytest.mark.parametrize("cloud", [[(0.1, OSError("down"))], []])
+def test_the_edge_that_went_on_stands_if_the_cloud_fails(cloud):
+    """Or does not begin in time: what it has is shown at once, and what follows as it comes."""
+    happens = {"edge": [(0.1, ("a", 0.1)), (0.3, "b"), (2.0, "c"), (2.1, [0.1])], "cloud": cloud}
+    outcome, heard, _ = watched(made(), happens, 0.5, False, False)
+    at = 0.2 if cloud else 0.6
+    assert heard == [("edge", "a", at), ("edge", "b", 0.3 if cloud else at), ("edge", "c", 2.0)]
+    assert (outcome.leg, outcome.accepted, outcome.prediction.value) == (0, False, "whole")
+    happens["edge"][-1] = (2.1, OSError("broke off"))
+    outcome, heard = run(made(), happens, 0.5)
+    assert (outcome.leg, outcome.accepted, outcome.prediction.value) == (0, False, "abc"), "a part"
+
+
+def test_a_cloud_that_was_asked_early_is_heard_from_the_decision_on():
+    """Hedged: it is held back, and shown at once if the edge is not sure; else it is cancelled."""
+    known = made(hedge_after=0.0)
+    cloud = [(0.1, "x"), (0.2, "y"), (2.0, "z"), (2.1, [None])]
+    happens = {"edge": [(0.4, ("a", 0.1)), (3.0, [0.1])], "cloud": cloud}
+    outcome, heard, effects = watched(known, happens, INF, False, False)
+    assert heard == [("cloud", "x", 0.4), ("cloud", "y", 0.4), ("cloud", "z", 2.0)]
+    assert (outcome.leg, Cancel(0) in effects) == (1, True)
+    happens["edge"] = [(0.4, ("a", 0.9)), (3.0, [0.9])]
+    outcome, heard, effects = watched(known, happens, INF, False, False)
+    assert heard == [("edge", "a", 0.4)]
+    assert (outcome.leg, effects.count(Cancel(1))) == (0, 1)
+    happens = {"edge": [(0.4, ("a", 0.1)), (3.0, [0.1])], "cloud": [(0.1, "x"), (0.3, [None])]}
+    outcome, heard, _ = watched(known, happens, INF, False, False)
+    assert (heard, outcome.ended) == ([("cloud", "x", 0.3)], 0.3), "a whole answer need not wait for a decision"
+
+
+def test_two_clouds_that_were_asked_the_first_to_speak_is_heard():
+    """The other is cancelled."""
+    known = made((Target("a", "cloud"), Target("b", "cloud")), hedge_after=0.2)
+    outcome, heard, effects = watched(known, {"a": [(0.9, "x")], "b": [(0.1, "y"), (0.4, [None])]}, INF, False, False)
+    assert (heard, Cancel(0) in effects) == ([("b", "y", pytest.approx(0.3))], True)
+    assert outcome.leg == 1
+
+
+def test_a_hedged_standby_stands_if_the_cloud_fails():
+    """It was asked beside it, and what it has is shown."""
+    known = made(mode="prefer_cloud", hedge_after=0.2)
+    happens = {"cloud": [(0.9, OSError("down"))], "edge": [(0.1, "a"), (2.0, "b"), (2.1, [0.1])]}
+    outcome, heard, _ = watched(known, happens, INF, False, False)
+    assert heard == [("edge", "a", 0.9), ("edge", "b", pytest.approx(2.2))]
+    assert (known.legs[outcome.leg].name, outcome.accepted) == ("edge", False)
+
+
+def test_a_hedge_past_the_standbys_time_takes_none_of_it():
+    """The edge is asked once it has to be, as without a hedge."""
+    known = made(mode="prefer_cloud", hedge_after=9.0, deadline_s=2.0, facts=Facts(reserves={"edge": 0.5}))
+    outcome, heard = run(known, {"cloud": [], "edge": [(0.2, "a"), (0.3, [0.1])]})
+    assert (heard, outcome.ended) == ([("edge", "a")], 1.8)
+
+
+def test_with_restart_an_edge_is_shown_while_it_is_judged():
+    """Until the cloud speaks, which begins anew."""
+    happens = {
+        "edge": [(0.1, "a"), (0.2, ("b", 0.1)), (0.5, "c"), (3.0, [0.1])],
+        "cloud": [(0.4, "x"), (0.9, "y"), (1.0, [None])],
+    }
+    outcome, heard, effects = watched(made(), happens, INF, False, True)
+    assert [(piece, at) for _, piece, at in heard] == [
+        ("a", 0.1), ("b", 0.2), ("c", 0.5), ("cloud", pytest.approx(0.6)), ("x", pytest.approx(0.6)), ("y", pytest.approx(1.1)),
+    ]  # fmt: skip
+    assert type(heard[3][1]) is Restart
+    assert (outcome.leg, outcome.accepted, effects[-1]) == (1, True, Cancel(0))
+
+
+@pytest.mark.parametrize("ends", [(0.3, [0.1]), (3.0, [0.1])])
+def test_with_restart_a_cloud_that_breaks_off_gives_way_to_the_edge(ends):
+    """Its answer, or what it has of it so far, from the beginning."""
+    happens = {"edge": [(0.1, ("a", 0.1)), (0.2, "b"), ends], "cloud": [(0.4, "x"), (0.9, OSError("cut"))]}
+    outcome, heard = run(made(), happens, restart=True)
+    assert [piece for _, piece in heard] == ["a", "b", "cloud", "x", "edge", "a", "b"]
+    assert (outcome.leg, outcome.accepted, outcome.prediction.value) == (0, False, "whole")
+    outcome, heard = run(made(deadline_s=0.8), happens, restart=True)
+    assert (outcome.leg, outcome.ended) == (0 if ends[0] < 1 else 1, 0.8), "at the deadline the whole answer, if there is one"
+
+
+def test_a_leg_with_thresholds_of_its_answers_is_judged_whole():
+    """Which of them applies is not known before."""
+    known = made((EDGE._replace(thresholds={"whole": 0.5}), CLOUD))
+    outcome, heard, _ = watched(known, {"edge": [(0.1, ("a", 0.1)), (0.5, [0.6])], "cloud": []}, INF, False, False)
+    assert heard == [("edge", "a", 0.5)]
+    assert outcome.accepted
+
+
+def test_a_leg_that_goes_on_past_the_deadline_is_not_heard():
+    """Also where its pieces wait already, as a reader was slow."""
+    steps = walk_stream(made((CLOUD,), deadline_s=1.0), 0.0)
+    assert [next(steps), steps.send(None)] == [Start(0), Wait(1.0)]
+    steps.send(Delta(0, "x", 0.5))
+    assert steps.send(Elapsed(3.0)) == Wait(1.0)
+    assert steps.send(Delta(0, "y", 1.5)) == Cancel(0)
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
@@ -273,7 +442,7 @@ def test_a_standby_of_which_little_is_known_has_half_of_the_time(reserves):
 
 @pytest.mark.parametrize("policy", [{"hedge_after": 0.1}, {"hedge_after": 0.1, "deadline_s": 2.0}])
 def test_a_hedge_does_not_end_a_stream(policy):
-    """Streams are not hedged: a cloud that begins after that time is listened to."""
+    """A cloud that begins after that time is listened to, if the edge has not answered."""
     known = made(mode="prefer_cloud", facts=Facts(reserves={"edge": 0.5}), **policy)
     _, heard = run(known, {"cloud": [(0.9, "x"), (1.5, [None])], "edge": []})
     assert heard == [("cloud", "x")]
@@ -330,11 +499,11 @@ def test_of_two_that_do_not_begin_in_time_the_first_to_answer_counts():
     known = made((EDGE, cloud, Target("other", "cloud")), deadline_s=4.0)
     outcome, _ = run(known, {"edge": [(0.6, [0.1])], "cloud": [(0.1, "x")], "other": []}, 0.5)
     assert (outcome.leg, outcome.accepted, outcome.ended) == (0, False, 4.0)
-    assert [mark.kind for mark in outcome.log] == ["start", "failed", "start", "timeout", "below"]
+    assert [mark.kind for mark in outcome.log] == ["start", "failed", "start", "below", "timeout"]
 
 
 def test_two_edges_that_do_not_begin_in_time():
-    """The one that has answered is listened to; what fails is not, and what does not end is not waited for past the deadline."""
+    """The one that has answered is listened to; what fails is not, and of what does not end by the deadline there is a part."""
     known = made((EDGE, EDGE._replace(name="other"), CLOUD), deadline_s=4.0)
     away = [(0.1, OSError("down"))]
     outcome, _ = run(known, {"edge": [(0.6, OSError("x"))], "other": [(2.0, [0.9])], "cloud": away}, 0.5)
@@ -342,4 +511,4 @@ def test_two_edges_that_do_not_begin_in_time():
     outcome, _ = run(known, {"edge": [], "other": [(2.0, [0.9])], "cloud": away}, 0.5)
     assert (outcome.leg, outcome.accepted, outcome.ended) == (1, True, 2.5)
     outcome, heard = run(known, {"edge": [(1.5, "a")], "other": [], "cloud": away}, 0.5)
-    assert (outcome.leg, heard, outcome.ended) == (None, [], 4.0)
+    assert (outcome.leg, heard, outcome.ended, outcome.accepted) == (0, [("edge", "a")], 4.0, False)

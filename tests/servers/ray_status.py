@@ -12,7 +12,9 @@ ray.init(address="127.0.0.1:6379", namespace="serve", log_to_driver=False, loggi
 last = None
 while True:
     said = {
-        f"{name}/{deployment}": {getattr(state, "value", str(state)): count for state, count in found.replica_states.items() if count}
+        f"{name}/{deployment}": {
+            getattr(state, "value", str(state)): count for state, count in found.replica_states.items() if count
+        }
         for name, application in serve.status().applications.items()
         for deployment, found in application.deployments.items()
     }

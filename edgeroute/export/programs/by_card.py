@@ -1,6 +1,6 @@
-"""An ONNX model run as its card says: arrays or files of pictures in, outputs out. Written by `edgeroute export`, which it does not need.
+"""An ONNX model run as its card says. Written by `edgeroute export`, which it does not need.
 
-`model.json` beside this file, or in the folder that is given, says all that is particular to one model.
+Arrays or files of pictures go in, outputs come out; `model.json` in the model's folder says all that is particular to it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Model(Said):
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
     def run_many(self, feeds: list[dict[str, Array]]) -> list[dict[str, Array] | Exception]:
-        """What `run` gives for each of several requests: those of one shape are run together, and one that fails costs no other."""
+        """What `run` gives for each of several requests: those of one shape run together, and one that fails costs no other."""
         found: list[Any] = [None] * len(feeds)
         groups: dict[Any, list[int]] = {}
         for i, feed in enumerate(feeds):

@@ -1,0 +1,338 @@
+"""Conversations: what each side sees of them, and those that stay on the device once a turn had to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from both import CALLS, Tasks, Threads, ask
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, Router
+from edgeroute.router.turns import looked_up, remembered, turns
+from edgeroute.stores import digests
+from edgeroute.stores.digests import Digests
+
+EGRESS = {"never_leave": ["medical"], "may_leave": ["chat"], "default_class": "chat"}
+SECRET = "My test for diabetes was positive, what should I eat?"
+HOME = "this conversation had a turn that may not leave"
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture(params=[Threads, Tasks])
+def made(request):
+    """Makes routers with an edge that is never sure, and a cloud that remembers what it was sent."""
+    routers = []
+
+    def make(**options):
+        sent = []
+
+        def edge(x):
+            last = x[-1]["content"] if isinstance(x, list) and x and isinstance(x[-1], dict) else "?"
+            return f"The edge's answer, which is long enough, to: {last}", 0.1
+
+        def cloud(x):
+            sent.append(x)
+            return "the cloud's"
+
+        router = request.param(edge, cloud, threshold=0.5, **{"egress": Egress(**EGRESS), **options})
+        routers.append(router)
+        router.sent = sent
+        return router
+
+    yield make
+    for router in routers:
+        router.close()
+
+
+def test_the_cloud_sees_turns_that_the_edge_answered(made):
+    """The history is the list of messages."""
+    router = made()
+    history = [user("Hello there, edge")]
+    history += [assistant(router.infer(history, mode="prefer_edge", deadline=None, data_class=None).value)]
+    history = [user("one"), assistant("answered on the device"), user("two")]
+    router.infer(history)
+    assert router.sent[-1] == history
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_conversation_with_such_a_turn_stays(made, call):
+    """Whichever way it is asked, by the data class of one turn alone, though the later ones name none."""
+    router = made()
+    history = [user(SECRET)]
+    answer = ask(router, call, history, data_class="medical")
+    assert answer.source == "edge"
+    history += [assistant(answer.value), user("And what not?")]
+    later = ask(router, call, history)
+    assert (later.source, router.sent) == ("edge", [])
+    assert HOME in later.reason
+    history += [assistant(later.value), user("Thanks")]
+    assert ask(router, call, history, data_class="chat").source == "edge", "nor does another class free it"
+    assert ask(router, call, [user("What is the capital of France?")]).source == "cloud", "others leave"
+    assert len(router.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "resent",
+    [
+        lambda said, answer: [user(said), assistant(answer), user("next")],
+        lambda said, answer: {"messages": [user(said), assistant(answer), user("next")], "temperature": 0},
+        lambda said, answer: ({"role": "system", "content": "Be brief."}, user(said), assistant(answer), user("next")),
+        lambda said, answer: [user("earlier"), assistant("so"), user(said), user("next")],
+        lambda said, answer: [assistant(answer), user("next")],
+        lambda said, answer: [user(f"  {said}\n".replace(" ", "  ")), user("next")],
+        lambda said, answer: [{"role": "user", "content": [{"type": "text", "text": said}]}, user("next")],
+        lambda said, answer: [SimpleNamespace(role="user", content=said), SimpleNamespace(role="user", content="next")],
+        lambda said, answer: [said, answer, "next"],
+    ],
+)
+def test_however_its_client_sends_it_again(resent):
+    """As a request, with or without a system's message, cut at its beginning, with other white space, or as parts."""
+    sent = []
+    with Router(lambda _: ("An answer that is long enough to be recognised", 0.1), sent.append, threshold=0.5,
+                egress=Egress(**EGRESS)) as router:  # fmt: skip
+        answer = router.infer([{"role": "system", "content": "You are helpful."}, user(SECRET)], data_class="medical")
+        assert HOME in router.infer(resent(SECRET, answer.value)).reason
+        assert sent == []
+
+
+def test_a_call_for_the_edge_alone_binds_too(made):
+    """`only_edge`, by the call; and a text that was such a call."""
+    router = made()
+    router.infer([user("This is between us, please")], mode="only_edge")
+    assert router.infer([user("This is between us, please"), assistant("Yes"), user("So?")]).source == "edge"
+    router.infer("I live in Baker Street, number 9", data_class="medical")
+    assert router.infer([user("I live in Baker Street, number 9"), assistant("I see"), user("So?")]).source == "edge"
+    assert router.sent == []
+
+
+def test_short_turns_are_known_by_what_came_before(made):
+    """A PIN of four digits is no text to be recognised by, but the conversation is."""
+    router = made()
+    history = [user("I have forgotten my PIN"), assistant("What is it?"), user("4711")]
+    router.infer(history, data_class="medical")
+    assert router.infer([*history, assistant("Thanks"), user("ok")]).source == "edge"
+    assert router.infer([user("What is 4700 + 11?"), assistant("4711"), user("4711")]).source == "cloud"
+
+
+def test_what_many_conversations_share_binds_none(made):
+    """The system's message, and turns before the one that had to stay."""
+    router = made()
+    system, first = {"role": "system", "content": "You are a helpful assistant."}, user("Write a poem about the sea")
+    router.infer([system, first, assistant("Blue"), user(SECRET)], data_class="medical")
+    assert router.infer([system, first]).source == "cloud"
+    assert router.infer([system, first, assistant("Blue"), user("Another one")]).source == "cloud"
+    assert router.infer([system, first, assistant("Blue"), user(SECRET), assistant("Less"), user("Ok")]).source == "edge"
+
+
+def test_only_the_cloud_is_asked_of_what_stays(made):
+    """It is refused, as by its data class."""
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    with pytest.raises(MayNotLeave, match=HOME):
+        router.infer([user(SECRET), assistant("Less sugar"), user("Ok")], mode="only_cloud")
+
+
+def test_one_row_that_stays_keeps_its_batch(made):
+    """They would be asked about together."""
+    router = made()
+    router.infer([user(SECRET)], data_class="medical")
+    rows = [[user("What is the capital of France?")], [user(SECRET), assistant("Less sugar"), user("Ok")]]
+    assert [answer.source for answer in router.infer_many(rows)] == ["edge", "edge"]
+    assert [answer.source for answer in router.infer_many(rows[:1])] == ["cloud"]
+
+
+def test_other_inputs_are_no_conversations(made):
+    """Numbers, mappings of features, and texts that were never such a call."""
+    router = made()
+    router.infer("a text of a data class that may not leave", data_class="medical")
+    router.infer([1.0, 2.0], data_class="medical")
+    for x in ([1.0, 2.0], {"image": [1]}, [], "a text of a data class that may not leave", ["other words in a list"]):
+        assert router.infer(x).source == "cloud", x
+
+
+def test_a_conversation_keeps_its_messages():
+    """Whoever answered; a turn that fails is not part of it, nor one whose stream is left."""
+    seen = []
+
+    def edge(messages):
+        seen.append(messages)
+        yield "a short"
+        yield " answer"
+        return 0.1 if "hard" in messages[-1]["content"] else 0.9
+
+    def cloud(messages):
+        seen.append(messages)
+        return "from afar"
+
+    with Router(edge, cloud, threshold=0.5) as router:
+        talk = router.conversation("Be brief.")
+        assert talk.infer("easy").source == "edge"
+        assert talk.infer("hard").source == "cloud"
+        with talk.stream("easy again") as stream:
+            assert "".join(stream) == "a short answer"
+        assert (stream.leg, stream.answer.source) == ("edge", "edge")
+        system = {"role": "system", "content": "Be brief."}
+        turns_ = [user("easy"), assistant("a short answer"), user("hard"), assistant("from afar")]
+        assert talk.messages == [system, *turns_, user("easy again"), assistant("a short answer")]
+        assert seen[2] == [system, *turns_[:3]], "the cloud saw what the edge had answered"
+        before = talk.messages
+        with talk.stream("hard again") as stream:
+            next(iter(stream))
+        with pytest.raises(BadInput):
+            talk.infer(7)
+        assert talk.messages == before
+        talk.infer({"role": "tool", "tool_call_id": "1", "content": "22 degrees"})
+        assert talk.messages[-2]["role"] == "tool"
+
+
+def test_a_conversation_stays_by_itself():
+    """Also where its turns are too short to be recognised."""
+    sent = []
+    with Router(lambda _: ("ok", 0.1), sent.append, threshold=0.5, egress=Egress(**EGRESS)) as router:
+        talk = router.conversation()
+        assert talk.infer("4711", data_class="medical").source == "edge"
+        assert talk.infer("yes", data_class="chat").source == "edge"
+        assert talk.stays
+        with talk.stream("no") as stream:
+            list(stream)
+        assert (stream.answer.source, sent) == ("edge", [])
+
+
+def test_a_conversation_on_asyncio():
+    """The same."""
+
+    async def cloud(messages):
+        yield f"{len(messages)} messages"
+
+    async def main():
+        async with AsyncRouter(lambda _: ("edge", 0.1), cloud, threshold=0.5, egress=Egress(**EGRESS)) as router:
+            talk = router.conversation()
+            assert (await talk.infer("one")).value == "1 messages"
+            async with talk.stream("two") as stream:
+                assert [piece async for piece in stream] == ["3 messages"]
+            assert (await talk.infer("three", mode="only_edge")).source == "edge"
+            assert (await talk.infer("four")).source == "edge"
+            return talk.messages
+
+    said = asyncio.run(main())
+    assert [one["content"] for one in said] == ["one", "1 messages", "two", "3 messages", "three", "edge", "four", "edge"]
+
+
+CHILD = """
+import sys
+from edgeroute import Egress, Router
+answer = "An answer that is long enough to be recognised"
+router = Router(lambda _: (answer, 0.1), lambda _: "cloud", threshold=0.5, state=sys.argv[1],
+                egress=Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat"))
+said = [{"role": "user", "content": sys.argv[2]}]
+print(router.infer(said, data_class=sys.argv[3] or None).source, flush=True)
+import os, signal
+os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+"""
+
+
+def test_it_stays_after_a_kill(tmp_path):
+    """Killed as soon as its answer is there; and another process, which had begun before, knows it too."""
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as early:
+        assert early.infer([user(SECRET)]).source == "cloud"
+        run = subprocess.run([sys.executable, "-c", CHILD, tmp_path, SECRET, "medical"], stdout=subprocess.PIPE, check=False)
+        assert run.stdout.strip() == b"edge"
+        assert early.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
+        history = [assistant("An answer that is long enough to be recognised"), user("next")]
+        assert HOME in router.infer(history).reason
+        assert HOME in router.infer([user(SECRET), assistant("so"), user("next")]).reason
+        assert router.infer([user("What is the capital of France?")]).source == "cloud"
+    text = (tmp_path / "conversations.txt").read_text()
+    assert "diabetes" not in text
+    if os.name == "posix":
+        assert stat.S_IMODE((tmp_path / "conversations.txt").stat().st_mode) == 0o600
+
+
+def test_a_file_that_cannot_be_read_keeps_all_conversations(tmp_path, caplog):
+    """It is not known which may leave; other inputs do. Once it can be read they do, too."""
+    (tmp_path / "conversations.txt").write_text("garbage\n")
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
+        answer = router.infer([user("What is the capital of France?")])
+        assert (answer.source, "cannot be read" in answer.reason) == ("edge", True)
+        assert "all conversations stay" in caplog.text
+        assert router.infer("a text").source == "cloud"
+        (tmp_path / "conversations.txt").unlink()
+        assert router.infer([user("What is the capital of Spain?")]).source == "cloud"
+
+
+def test_a_file_that_cannot_be_written_costs_no_answer(tmp_path, monkeypatch, caplog):
+    """This process knows it all the same."""
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
+        monkeypatch.setattr(digests.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        for _ in range(2):
+            assert router.infer([user(SECRET)], data_class="medical").source == "edge"
+        assert router.infer([user(SECRET), assistant("so"), user("next")]).source == "edge"
+        assert caplog.text.count("No space left on device") == 1
+
+
+def test_a_torn_line_costs_no_other(tmp_path):
+    """As a crash or a full disk leaves it."""
+    path = tmp_path / "d.txt"
+    one = Digests(path)
+    mine, other = one.digest(b"mine"), one.digest(b"other")
+    one.add([mine])
+    with path.open("a") as file:
+        file.write("\n0123abc")
+    one.add([other])
+    again = Digests(path)
+    assert mine in again
+    assert other in again
+    assert again.digest(b"mine") == mine, "with its key"
+
+
+def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
+    """There are limits of number and of age, in memory and in the file."""
+    monkeypatch.setattr(digests, "MOST", 10)
+    path = tmp_path / "d.txt"
+    one = Digests(path)
+    all_ = [one.digest(b"%d" % n) for n in range(60)]
+    for digest in all_:
+        one.add([digest])
+    assert [digest in one for digest in all_] == [False] * 50 + [True] * 10
+    again = Digests(path)
+    assert [digest in again for digest in all_] == [False] * 50 + [True] * 10
+    assert len(path.read_text().splitlines()) < 20, "it is shortened as it is read"
+    assert all_[-1] in Digests(path)
+    monkeypatch.setattr(digests, "now", lambda: 86400.0 * 40_000)
+    assert all_[-1] not in Digests(path)
+
+
+messages = st.lists(
+    st.tuples(st.sampled_from(["user", "assistant", "tool", "system"]), st.text(max_size=60)).map(
+        lambda m: {"role": m[0], "content": m[1]}
+    ),
+    max_size=8,
+)
+
+
+@given(messages, messages)
+def test_a_continued_conversation_is_recognised(said, more):
+    """By all of it, if it has any text to speak of, wherever system's messages are put."""
+    one = Digests(None)
+    known = set(remembered(turns(said), one.digest))
+    heard = "".join(turn.text for turn in turns(said))
+    if len(heard) >= 8:
+        assert known & set(looked_up(turns([*said, *more]), one.digest))
+        assert known & set(looked_up(turns([{"role": "system", "content": "new"}, *said, *more]), one.digest))
+    if not known & set(looked_up(turns(more), one.digest)):
+        assert not any(turn.tells and turn in turns(said)[-1:] for turn in turns(more))
