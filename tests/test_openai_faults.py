@@ -29,6 +29,7 @@ from edgeroute.cloud.base import Reply
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.explain import truncated
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+from edgeroute.testing.server import _length
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
 GOOD = sse_reply(PARIS)
@@ -78,6 +79,60 @@ def test_a_stall_within_an_answer(ask):
             assert answer.outputs["choices"][0]["message"]["content"] == "Pa"
             server.wait_for(lambda: server.hung_up == 1)
             assert pickle.loads(pickle.dumps(answer)).truncated == "cut"
+
+
+class Pinging(CannedServer):
+    """Sends so many pieces, and then comments that keep the connection open, for ever."""
+
+    pieces = 0
+
+    async def _serve(self, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"".join(FIRST[: 1 + 2 * self.pieces]))
+        while not reader.at_eof():
+            writer.write(chunk(b": still here\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the subject: less than the time for a piece
+        self._note(hung_up=1)
+
+
+def test_comments_are_no_pieces(ask):
+    """However often they come, an answer that does not begin has not begun, and one that does not go on has stopped."""
+    with Pinging(b"") as server:
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.degraded) == (["local"], True)
+        server.pieces = 1
+        pieces, answer = ask.stream(endpoint(server.url, between_s=0.5))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+
+
+class Late(CannedServer):
+    """Ends a reply a moment after `[DONE]`."""
+
+    async def _serve(self, reader, writer):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(_length(head))
+            self._note(head)
+            writer.write(CHUNKED + chunk(b"".join(map(event, PARIS)) + b"data: [DONE]\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the subject: in a read of its own
+            writer.write(b"0\r\n\r\n")
+
+
+def test_the_end_is_read_for_the_connections_sake(ask):
+    """What comes after `[DONE]` in another read, too: one connection for all."""
+    with Late(b"") as server:
+        assert [answer.value for answer in ask.infer(endpoint(server.url), "a", "b", "c")] == ["Paris"] * 3
+        assert server.connections == 1
+
+
+def test_log_probabilities_that_do_not_come(ask):
+    """Were asked for: the answer has none, and why; it is one all the same."""
+    with CannedServer(sse_reply(chat_events(["Paris"]))) as server:
+        (answer,) = ask.infer(endpoint(server.url, logprobs=True), "hi")
+        assert (answer.value, answer.source, answer.degraded) == ("Paris", "cloud", False)
+        assert answer.confidence.why == "no log-probabilities of its tokens"
 
 
 def test_a_deadline_ends_the_whole_answer(ask):
