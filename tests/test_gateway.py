@@ -420,6 +420,28 @@ def test_the_end_does_not_wait_for_ever():
     assert router.engine.closed
 
 
+def test_what_is_in_progress_at_the_end_is_finished():
+    """A stream that has begun is sent whole, and is the last: nobody else is let in."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(_):
+        yield "it "
+        begun.set()
+        assert go.wait(LONG)
+        yield "ends"
+
+    with ThreadPoolExecutor(1) as pool:
+        with serving(AsyncRouter(cloud=slow), grace_s=int(LONG)) as url:
+            reply = pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=LONG)
+            assert begun.wait(LONG)
+            threading.Timer(0.3, go.set).start()  # after the end has begun, or before: it is whole either way
+        *chunks, last = events(reply.result(LONG).text)
+    assert last == "[DONE]"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "it ends"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/v1/models")
+
+
 def test_names_that_fit_into_no_path():
     """Are refused as the application is made, and so are limits that are none."""
     router = AsyncRouter(edge)
