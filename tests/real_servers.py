@@ -100,8 +100,8 @@ def free_ports(count):
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def _triton(home, folder, *, python=None):
-    models = {**contract.MODELS, **contract.BRAIN}
+def _triton(home, folder, *, python=None, also=None):
+    models = {**contract.MODELS, **contract.BRAIN, **(also or {})}
     for name, (_, inputs, outputs) in models.items():
         for version in contract.VERSIONS.get(name, ("1",)):
             at = folder / "models" / name / version

@@ -379,6 +379,17 @@ def test_labels_that_the_server_has():
         assert triton.served_labels is None
 
 
+def test_a_busy_server_is_not_taken_for_one_of_json():
+    """A fleet that meets an overloaded server would send it JSON for good."""
+    endpoint = OpenInference("http://127.0.0.1:1/v2/models/m")
+    for status, binary in ((503, None), (429, None), (503, None), (400, False)):
+        probe = endpoint._try_binary({"x": np.zeros((1, 2), np.float32)})
+        next(probe)
+        with pytest.raises(StopIteration):
+            probe.send(Reply(status, {}, b"{}"))
+        assert endpoint.binary is binary
+
+
 INPUTS = [
     {"name": "x", "dtype": "uint8", "shape": [2, -1], "picture": None},
     {"name": "p", "dtype": "uint8", "shape": [2], "picture": {}},

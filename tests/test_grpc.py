@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 import threading
 from concurrent import futures
 from time import monotonic
@@ -377,6 +380,31 @@ def test_a_certificate_for_another_version_says_so(server, tmp_path):
     with Router(edge, endpoint(server, kind="value"), threshold=made) as router:
         router.check()
         assert "another name, platform, inputs or outputs" in reasons(router, 200)
+
+
+FORK = """
+import os, sys
+import numpy as np
+from edgeroute import OpenInferenceGrpc, Router
+x = np.ones(3, "float32")
+with Router(lambda _: ("edge", 0.1), OpenInferenceGrpc(sys.argv[1], model="m", kind="value"), threshold=0.5) as router:
+    print(router.infer(x).source, flush=True)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print(router.infer(x).source, flush=True)
+    else:
+        print(router.infer(x).source, flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork(server):
+    """The child has a channel of its own, and the parent keeps its."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, server.url], check=True, capture_output=True, text=True, timeout=2 * LONG
+    )
+    assert done.stdout.split() == ["cloud"] * 3
 
 
 def test_errors_have_types(server):

@@ -155,12 +155,7 @@ class HttpBackend(AbandonedRuns):
         unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
         return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
 
-    @property
-    def served(self) -> str:
-        """What the server has said of its model so far, for certificates; empty: the protocol has nothing for that."""
-        return getattr(self.endpoint, "served", "")
-
-    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the server's model is what `served` tells
+    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - of the server's model, `served` of its endpoint tells
         """Fingerprint of the address and of the decoding."""
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 

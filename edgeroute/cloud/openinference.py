@@ -25,6 +25,8 @@ __all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]
 _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2
 """Unanswered binary probes after which the server counts as JSON-only."""
+BUSY = (429, 503)
+"""Statuses of a server that answers nobody for now."""
 MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ping` probes with zeros before there is a real input."""
 LENGTH = "Inference-Header-Content-Length"
@@ -111,12 +113,15 @@ class OpenInference(ServedModel):
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """Probes for binary tensors: a valid reply means yes, an error means no; no reply means no only the second time."""
+        """Probes for binary tensors: a reply means yes, an error no, unless it is busy; silence means no the second time."""
         if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
             self.binary = False
             return
         self._tries += 1
         reply = yield self._written(zeros, binary=True)._replace(probe=True)
+        if reply.status in BUSY:  # which says nothing of binary tensors
+            self._tries -= 1
+            return
         if reply.status == 0 and self._tries < TRIES:
             return
         try:

@@ -274,7 +274,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
 
 def served(snapshot: Snapshot) -> str:
     """What the clouds' servers have said of their models; empty: none of them says anything."""
-    said = [getattr(cloud, "served", "") for cloud in snapshot.clouds]
+    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.clouds]
     return " ".join(one or "-" for one in said) if any(said) else ""
 
 

@@ -12,7 +12,7 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.name, self.version = config["name"], args["model_version"]
-        self.function, self.inputs, self.outputs = {**contract.MODELS, **contract.BRAIN}[config["name"]]
+        self.function, self.inputs, self.outputs = {**contract.MODELS, **contract.BRAIN, **contract.LARGE}[config["name"]]
 
     def execute(self, requests):
         return [self.one(request) for request in requests]
