@@ -316,6 +316,13 @@ def test_ready(server):
         assert "the model is not ready" in str(router.check())
 
 
+@pytest.mark.parametrize("option", [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}])
+def test_what_grpc_cannot(option):
+    """Is refused when the endpoint is made."""
+    with pytest.raises(PolicyError):
+        OpenInferenceGrpc("https://localhost", model="m", **option)
+
+
 @BOTH
 def test_tls(tmp_path, kind):
     """By an authority's file; another's certificate, and the client's missing one, are refused and not retried."""

@@ -33,7 +33,7 @@ class OpenInferenceGrpc(ServedModel):
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
-        PolicyError: no model name, a certificate that is not to be checked, or as `Address`.
+        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
@@ -55,6 +55,8 @@ class OpenInferenceGrpc(ServedModel):
         )
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
+        if self.address.client is not None or self.address.pins:
+            raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
             raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
 
