@@ -286,6 +286,11 @@ def test_replies_that_are_none(server, kind):
     ]:
         server.answer = answer
         assert message in failure(server, kind)
+    many = server.messages["Response"](model_name="m")
+    for _ in range(1001):
+        many.outputs.add(name="z")
+    server.answer = many.SerializeToString()
+    assert "more than 1000 outputs" in failure(server, kind)
     said.raw.extend([b"", b""])
     server.answer = said.SerializeToString()
     assert "1 outputs, and the raw contents of 2" in failure(server, kind)
@@ -307,6 +312,16 @@ def test_a_long_request(server):
     assert "answered 413" in answers[0].reason
 
 
+def test_a_version_is_no_way_into_messages(server):
+    """A server may write there what it likes, also what it was sent; long or odd ones are told apart by a hash."""
+    for version in ("the-key-itself", "a b\n", "x" * 21, "?"):
+        server.version = version
+        made = endpoint(server, api_key=Secret("the-key-itself"))
+        with Router(unsure, made, threshold=0.5) as router:
+            assert router.infer(X).source == "cloud"
+        assert re.fullmatch(r"version:[0-9a-f]{16} described:[0-9a-f]{16}", made.served)
+
+
 def test_ready(server):
     """`check` asks for readiness and metadata, and says what is wrong."""
     with Router(unsure, endpoint(server), threshold=0.5) as router:
@@ -314,6 +329,13 @@ def test_ready(server):
         server.version = ""
         assert not router.check().ok
         assert "the model is not ready" in str(router.check())
+
+
+@pytest.mark.parametrize("option", [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}])
+def test_what_grpc_cannot(option):
+    """Is refused when the endpoint is made."""
+    with pytest.raises(PolicyError):
+        OpenInferenceGrpc("https://localhost", model="m", **option)
 
 
 @BOTH

@@ -90,9 +90,12 @@ class Channels:
                 body, rpc = method.with_call(call.body, **options)
             else:
                 rpc = method.future(call.body, **options)  # a blocking call cannot be cancelled
-                cancel.on_ask(rpc.cancel)
-                body = rpc.result()
-                cancel.on_ask(None)
+                try:
+                    cancel.on_ask(rpc.cancel)
+                    body = rpc.result()
+                finally:
+                    cancel.on_ask(None)
+                    rpc.cancel()  # Ctrl-C ends it; what has ended stays as it is
         except grpc.FutureCancelledError:
             raise Unreachable(f"{self._address.origin}: the call was cancelled: its answer is not needed any more") from None
         except grpc.RpcError as e:

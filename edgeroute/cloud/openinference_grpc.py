@@ -15,6 +15,8 @@ from edgeroute.edge.card import Array
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.imports import imported
 
+MOST_TENSORS = 1000
+"""Tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to look at."""
 SERVICE = "/inference.GRPCInferenceService"
 
 
@@ -33,7 +35,7 @@ class OpenInferenceGrpc(ServedModel):
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
-        PolicyError: no model name, a certificate that is not to be checked, or as `Address`.
+        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
@@ -55,6 +57,8 @@ class OpenInferenceGrpc(ServedModel):
         )
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
+        if self.address.client is not None or self.address.pins:
+            raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
             raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
 
@@ -102,6 +106,8 @@ class OpenInferenceGrpc(ServedModel):
 
     def _description(self, reply: Reply) -> dict[str, Any]:
         said = self._read("Metadata", reply)
+        if max(len(said.inputs), len(said.outputs)) > MOST_TENSORS:
+            raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
         about = {"name": said.name, "versions": list(said.versions), "platform": said.platform}
         return {**about, "inputs": _listed(said.inputs), "outputs": _listed(said.outputs)}
 
@@ -118,21 +124,26 @@ class OpenInferenceGrpc(ServedModel):
         body = messages.with_raw(request.SerializeToString(), parts)
         return Call("POST", f"{SERVICE}/ModelInfer", body=body, max_reply=self._limit(len(array)))
 
-    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:  # noqa: ARG002 - numbers are bytes here
+    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
         said = self._read("Response", reply)
+        if len(said.outputs) > MOST_TENSORS:
+            raise Invalid(f"more than {MOST_TENSORS} outputs")
         if said.raw and len(said.raw) != len(said.outputs):
             raise Invalid(f"{len(said.outputs)} outputs, and the raw contents of {len(said.raw)}")
-        return said.model_version, self._tensors(said)
+        return said.model_version, self._tensors(said, most)
 
-    def _tensors(self, said: Any) -> Iterator[Tensor]:
+    def _tensors(self, said: Any, most: int) -> Iterator[Tensor]:
         fields = imported("edgeroute.cloud.oip_messages").CONTENTS
         for number, output in enumerate(said.outputs):
             if said.raw:
                 data: Any = said.raw[number]
             else:
                 field = fields.get(output.datatype)
-                data = b"" if field is None else list(getattr(output.contents, field))
-            yield Tensor(output.name, output.datatype, list(output.shape), data)
+                values = () if field is None else getattr(output.contents, field)
+                if len(values) > most:
+                    raise Invalid(f"{len(values)} values: more than expected, unread")
+                data = b"" if field is None else list(values)
+            yield Tensor(output.name, output.datatype, output.shape, data)
 
 
 def _listed(tensors: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -9,7 +10,6 @@ from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
@@ -32,6 +32,7 @@ HEAD = 1 << 16
 """Bytes of a reply beside its numbers, at most."""
 OTHERS = (400, 404, 422, 500)
 """Statuses of servers for inputs of other names, shapes and datatypes than their models take: the metadata is fetched again."""
+_PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")
 UNKNOWN = "?"
 """In place of what a server has not said of its model."""
 
@@ -139,7 +140,7 @@ class ServedModel(ABC):
 
         What is not known yet is "?".
         """
-        version = UNKNOWN if self.version is None else quote(self.version)
+        version = UNKNOWN if self.version is None else _shown(self.version, self.address)
         return f"version:{version} described:{self._described or UNKNOWN}"
 
     @property
@@ -286,6 +287,13 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def _shown(version: str, address: Address) -> str:
+    """A version as messages have it; its hash, if it is long or odd: a server may write there what it likes."""
+    if _PLAIN.fullmatch(version) and address.hide(version) == version:
+        return version
+    return sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _hashed(said: dict[str, Any]) -> str:
