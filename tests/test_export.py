@@ -542,6 +542,8 @@ def test_commands(tmp_path, fashion):
     code, out, err = cli("export", "kserve", model, "-o", tmp_path / "k", "--image", "reg.example/f:1", "--gpu", "1")
     assert code == 0, err
     assert "KIND_GPU" in (tmp_path / "k/repository/fashion-large/config.pbtxt").read_text()
+    assert "FROM ${BASE}\n" in (tmp_path / "k/repository/Dockerfile").read_text()
+    assert "onnxruntime-gpu pillow" in (tmp_path / "k/repository/Dockerfile").read_text()
     for args in (
         ["triton", model, "-o", tmp_path / "t"], ["triton", tmp_path / "nothing.onnx", "-o", tmp_path / "n"],
         ["ray", model, "-o", tmp_path / "n", "--replicas", "4-1"], ["ray", model, "-o", tmp_path / "n", "--split", "a"],
