@@ -32,6 +32,10 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+def text(said):
+    return {"type": "text", "text": said}
+
+
 @pytest.fixture(params=[Threads, Tasks])
 def made(request):
     """Makes routers with an edge that is never sure, and a cloud that remembers what it was sent."""
@@ -95,18 +99,32 @@ def test_a_conversation_with_such_a_turn_stays(made, call):
         lambda said, answer: [assistant(answer), user("next")],
         lambda said, answer: [user(f"  {said}\n".replace(" ", "  ")), user("next")],
         lambda said, answer: [{"role": "user", "content": [{"type": "text", "text": said}]}, user("next")],
+        lambda said, answer: [{"role": "user", "content": [text(said), text("And at night?")]}],
+        lambda said, answer: [{"role": "user", "content": [text("Context"), text(answer)]}, user("next")],
+        lambda said, answer: [{"role": "system", "content": said}, user("next")],
+        lambda said, answer: [{"role": "developer", "content": [text("Earlier:"), text(said)]}, user("next")],
         lambda said, answer: [SimpleNamespace(role="user", content=said), SimpleNamespace(role="user", content="next")],
         lambda said, answer: [said, answer, "next"],
     ],
 )
 def test_however_its_client_sends_it_again(resent):
-    """As a request, with or without a system's message, cut at its beginning, with other white space, or as parts."""
+    """As a request, with or without a system's message or in one, cut at its beginning, with other white space, or as parts."""
     sent = []
     with Router(lambda _: ("An answer that is long enough to be recognised", 0.1), sent.append, threshold=0.5,
                 egress=Egress(**EGRESS)) as router:  # fmt: skip
         answer = router.infer([{"role": "system", "content": "You are helpful."}, user(SECRET)], data_class="medical")
         assert HOME in router.infer(resent(SECRET, answer.value)).reason
         assert sent == []
+
+
+def test_each_part_of_a_message_is_recognised(made):
+    """Of one with an image its text, which programs send without it later on; and the image, beside another text."""
+    router = made()
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    router.infer([{"role": "user", "content": [text("Is this mole dangerous?"), image]}], data_class="medical")
+    assert router.infer([user("Is this mole dangerous?"), assistant("No"), user("So?")]).source == "edge"
+    assert router.infer([{"role": "user", "content": [text("Whose is it?"), image]}]).source == "edge"
+    assert router.infer([{"role": "user", "content": [text("What is a mole?"), text("And a birthmark?")]}]).source == "cloud"
 
 
 def test_a_call_for_the_edge_alone_binds_too(made):
@@ -330,9 +348,10 @@ def test_a_continued_conversation_is_recognised(said, more):
     """By all of it, if it has any text to speak of, wherever system's messages are put."""
     one = Digests(None)
     known = set(remembered(turns(said), one.digest))
-    heard = "".join(turn.text for turn in turns(said))
+    heard = "".join(turn.text for turn in turns(said) if turn.role != "system")
     if len(heard) >= 8:
         assert known & set(looked_up(turns([*said, *more]), one.digest))
         assert known & set(looked_up(turns([{"role": "system", "content": "new"}, *said, *more]), one.digest))
     if not known & set(looked_up(turns(more), one.digest)):
-        assert not any(turn.tells and turn in turns(said)[-1:] for turn in turns(more))
+        own = [turn for turn in turns(said) if turn.role != "system"][-1:]
+        assert not any([*turn.telling] and turn in own for turn in turns(more))

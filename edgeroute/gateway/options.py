@@ -45,10 +45,10 @@ def options(headers: Iterable[tuple[bytes, bytes]], rules: Rules) -> Options:
     """
     given: dict[str, str] = {}
     for raw, value in headers:
-        if not raw.startswith(PREFIX):
+        if b"edgeroute" not in raw:
             continue
         name, text = raw[len(PREFIX) :].decode("latin-1"), value.decode("latin-1").strip()
-        if name not in NAMES:
+        if not raw.startswith(PREFIX) or name not in NAMES:
             raise BadInput(f"there is no header {clean(raw.decode('latin-1'), 60)}: {nearest(name, NAMES)}")
         if name in given:
             raise BadInput(f"the header x-edgeroute-{name} is there twice: send it once")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from edgeroute.core.egress import Denied, Rules, permit
 from edgeroute.core.policy import Mode
-from edgeroute.router.turns import Turn, looked_up, plain, remembered, turns
+from edgeroute.router.turns import Turn, encoded, looked_up, plain, remembered, turns
 from edgeroute.stores.digests import Digests
 
 WHY: Final = "this conversation had a turn that may not leave"
@@ -55,5 +55,5 @@ class Homebound:
         if identity not in self.awaited:
             return
         self.awaited.pop(identity, None)
-        if isinstance(value, str) and (turn := Turn("assistant", plain(value))).tells:
-            self._digests.add([self._digests.digest(turn.text.encode("utf-8", "surrogatepass"))])
+        if isinstance(value, str) and (telling := [*Turn("assistant", plain(value)).telling]):
+            self._digests.add([self._digests.digest(encoded(text)) for text in telling])

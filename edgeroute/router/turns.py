@@ -23,15 +23,18 @@ class Turn(NamedTuple):
     role: str
     text: str
     """Its text, without differences in white space and composition."""
+    parts: tuple[str, ...] = ()
+    """Those of its content, where it has several: programs join messages, and put others beside them."""
 
     @property
-    def tells(self) -> bool:
-        """Whether it is long enough to be recognised by itself."""
-        return len(self.text) >= (SHORTEST_ANSWER if self.role == "assistant" else SHORTEST)
+    def telling(self) -> Iterator[str]:
+        """Its text and parts that are long enough to be recognised by themselves."""
+        least = SHORTEST_ANSWER if self.role == "assistant" else SHORTEST
+        return (text for text in (self.text, *self.parts) if len(text) >= least)
 
 
 def turns(x: Any) -> list[Turn]:
-    """The messages of an input, without the system's: a list of them, a request with such, or one text; else none."""
+    """The messages of an input: a list of them, a request with such, or one text; else none."""
     if isinstance(x, str):
         return [Turn("user", plain(x))]
     if isinstance(x, Mapping):
@@ -40,24 +43,28 @@ def turns(x: Any) -> list[Turn]:
             return [Turn("user", plain(x))]
     if not isinstance(x, list | tuple) or not x or not _is_message(x[0]):
         return []
-    return [turn for turn in map(_turn, x) if turn.role not in TOLD]
+    return [*map(_turn, x)]
 
 
 def remembered(said: list[Turn], digest: Digest) -> list[bytes]:
     """The digests to remember of a conversation: that of all of it, and those of its last turn, with the answer before.
 
-    A conversation that is too short to be recognised has none.
+    None of the system's messages. A conversation that is too short to be recognised has none.
     """
+    said = [turn for turn in said if turn.role not in TOLD]
     *_, whole = [b"", *_chained(said, digest)]
     begins = max((i for i, turn in enumerate(said) if turn.role == "assistant"), default=0)
-    own = [digest(turn.text.encode("utf-8", "surrogatepass")) for turn in said[begins:] if turn.tells]
+    own = [digest(encoded(text)) for turn in said[begins:] for text in turn.telling]
     return [*([whole] if whole else []), *own]
 
 
 def looked_up(said: list[Turn], digest: Digest) -> Iterator[bytes]:
-    """The digests of which a remembered one means that this conversation goes on from, or quotes, one that was remembered."""
-    yield from (digest(turn.text.encode("utf-8", "surrogatepass")) for turn in said if turn.tells)
-    yield from (one for one in _chained(said, digest) if one)
+    """The digests of which a remembered one means that this conversation goes on from, or quotes, one that was remembered.
+
+    Among them those of the system's messages: what was said before may have been put there.
+    """
+    yield from (digest(encoded(text)) for turn in said for text in turn.telling)
+    yield from (one for one in _chained([turn for turn in said if turn.role not in TOLD], digest) if one)
 
 
 def _chained(said: list[Turn], digest: Digest) -> Iterator[bytes]:
@@ -65,13 +72,18 @@ def _chained(said: list[Turn], digest: Digest) -> Iterator[bytes]:
     chain, size = b"", 0
     for turn in said:
         size += len(turn.text)
-        chain = digest(b"%s %s" % (chain, digest(turn.text.encode("utf-8", "surrogatepass"))))
+        chain = digest(b"%s %s" % (chain, digest(encoded(turn.text))))
         yield chain if size >= SHORTEST else b""
 
 
 def plain(text: str) -> str:
     """The text without differences in white space and composition."""
     return " ".join(normalize("NFC", text).split())
+
+
+def encoded(text: str) -> bytes:
+    """As it is digested."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _is_message(one: Any) -> bool:
@@ -84,12 +96,14 @@ def _turn(one: Any) -> Turn:
     content, calls, role = (
         one.get(name) if isinstance(one, Mapping) else getattr(one, name, None) for name in ("content", "tool_calls", "role")
     )
+    parts: list[str] = []
     if isinstance(content, list | tuple):
-        content = " ".join(str(part.get("text", _dumped(part)) if isinstance(part, Mapping) else part) for part in content)
+        parts = [plain(str(part.get("text", _dumped(part)) if isinstance(part, Mapping) else part)) for part in content]
+        content = " ".join(parts)
     text = content if isinstance(content, str) else ""
     if calls:
         text = f"{text} {_dumped(calls)}"
-    return Turn(str(role or "user"), plain(text))
+    return Turn(str(role or "user"), plain(text), tuple(parts) if len(parts) > 1 else ())
 
 
 def _dumped(value: Any) -> str:
