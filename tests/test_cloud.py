@@ -759,7 +759,7 @@ class Free:
     identity = ""
 
     before_attempt = after_attempt = next_call = lambda *_, **__: None
-    may_retry = lambda _: True  # noqa: E731 - three answers, not three methods
+    may_retry = lambda *_, **__: True  # noqa: E731 - three answers, not three methods
 
 
 def leg(replies, **settings_):

@@ -226,6 +226,31 @@ def test_a_retry_that_succeeds_is_no_degradation(ask):
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_a_server_that_closes_what_it_said_to_keep(kind):
+    """Each time the connection is used again: it is opened anew, which takes no retry of the few that there are."""
+    count = iter(range(1000))
+
+    def reply(_):
+        if next(count) % 2:
+            raise ConnectionAbortedError
+        return GOOD
+
+    with CannedServer(reply) as server:
+        if kind == "threads":
+            with Router(unsure, PlainJson(server.url), threshold=0.5) as router:
+                legs = [router.infer(1).leg for _ in range(40)]
+        else:
+
+            async def main():
+                async with AsyncRouter(unsure, PlainJson(server.url), threshold=0.5) as router:
+                    return [(await router.infer(1)).leg for _ in range(40)]
+
+            legs = asyncio.run(main())
+    assert legs == ["cloud"] * 40
+    assert len(server.requests) == 79
+
+
 # what links do
 
 

@@ -161,6 +161,7 @@ BAD = {
     "a stream that is no truth": ({"extra_body": {"stream": 1}}, openai.BadRequestError, "stream is true or false"),
     "a mode that there is not": ({"extra_headers": {"x-edgeroute-mode": "only_clud"}}, openai.BadRequestError, "only_cloud"),
     "an option that there is not": ({"extra_headers": {"x-edgeroute-dataclass": "medical"}}, openai.BadRequestError, "data-class"),
+    "one of another form": ({"extra_headers": {"edgeroute_data_class": "private"}}, openai.BadRequestError, "no header edgeroute_data_class"),
     "a class that the policy has not": ({"extra_headers": {"x-edgeroute-data-class": "medical"}}, openai.BadRequestError, "does not name"),
     "a time without a unit": ({"extra_headers": {"x-edgeroute-deadline": "2"}}, openai.BadRequestError, "with a unit"),
     "no time": ({"extra_headers": {"x-edgeroute-deadline": "0s"}}, openai.BadRequestError, "with a unit"),

@@ -16,7 +16,7 @@ from edgeroute import AsyncRouter, Cache, DeadlineExceeded, Egress, PlainJson, R
 from edgeroute.cloud.backend import MAX_ABANDONED
 from edgeroute.observe.stats import TOGETHER
 from edgeroute.router.legs import STUCK_MOST
-from edgeroute.testing import FakeCloud, FakeModel, http_reply
+from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 from edgeroute.threads import ThreadPool
 
 GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
@@ -383,3 +383,21 @@ def test_consent_without_a_thread_does_not_run_on_the_loop(call):
         assert (answer.value, seen) == ("edge", [])
         assert "no thread is free" in answer.reason
         assert router.stats().legs[1].held == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_interrupt_as_a_leg_begins_ends_it(monkeypatch, streamed):
+    """What a signal handler raises while the thread of a cloud starts: its connection is closed, and the thread free."""
+    with CannedServer(None) as server, Router(unsure, PlainJson(server.url, timeout_s=600), threshold=0.5) as router:
+        pool = router.engine.cloud_threads
+        submit = pool.submit
+
+        def interrupted(job):
+            submit(job)
+            server.wait_for(lambda: len(server.requests) == 1)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pool, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            [*router.stream("x")] if streamed else router.infer("x", deadline=600)
+        server.wait_for(lambda: server.hung_up == 1)

@@ -295,9 +295,11 @@ class Exchange:
         if self.counts and self._guard.mark_late(self):
             self._guard.failed()
 
-    def may_retry(self) -> bool:
-        """Whether the breaker and the retry budget allow another attempt."""
+    def may_retry(self, *, stale: bool = False) -> bool:
+        """Whether the breaker and the retry budget allow another attempt. stale: its connection had been closed: that is free."""
         if not self.counts or self.late:
             return False
+        if stale:
+            return True
         with self._guard.lock:
             return self._guard.rules.retry()

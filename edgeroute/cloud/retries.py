@@ -35,8 +35,8 @@ class Exchange(Protocol):
     def next_call(self) -> None:
         """Before the first attempt of another call than the first."""
 
-    def may_retry(self) -> bool:
-        """Whether another attempt is allowed."""
+    def may_retry(self, *, stale: bool = False) -> bool:
+        """Whether another attempt is allowed. stale: it found its keep-alive connection closed, which is no sign of trouble."""
 
 
 class Retries:
@@ -98,7 +98,7 @@ class Retries:
             or monotonic() + state.upcoming_sleep >= self._until
             or (self._cancel is not None and self._cancel.asked)
             or (self._shown is not None and self._shown())
-            or not self._exchange.may_retry()
+            or not self._exchange.may_retry(stale=_is_stale(state))
         )
 
 
@@ -111,6 +111,12 @@ def _wait(state: RetryCallState) -> float:
     if isinstance(error, CloudError):
         if error.retry_after_s is not None:
             return error.retry_after_s
-        if error.stale and state.attempt_number == 1:
+        if _is_stale(state):
             return 0.0
     return random.uniform(0, min(MOST_S, FIRST_S * 2 ** (state.attempt_number - 1)))  # noqa: S311 - jitter, not a secret
+
+
+def _is_stale(state: RetryCallState) -> bool:
+    """Whether the first attempt found a keep-alive connection closed."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    return state.attempt_number == 1 and isinstance(error, CloudError) and error.stale

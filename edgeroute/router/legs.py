@@ -219,7 +219,11 @@ class LegExecutor:
 
     def _submit(self, start: Start, task: LegTask, execute: Callable[[], Event], send: Send) -> bool:
         threads = self._edge_threads if self.plan.legs[start.leg].permit is None else self._cloud_threads
-        return threads.submit(partial(copy_context().run, task.run, execute, send))
+        try:
+            return threads.submit(partial(copy_context().run, task.run, execute, send))
+        except BaseException:  # a signal handler's, perhaps once the leg runs: nobody is told how to stop it
+            task.stop()
+            raise
 
     def _refusal(self, start: Start, error: Exception | None) -> Exception | None:
         """Why a leg for which there is no thread, or no copy of its inputs (error), does not run; None: it runs here."""
