@@ -106,6 +106,19 @@ def test_rules_that_cannot_be(given, says):
         Router(**{"edge": sure, "cloud": cloud, "threshold": 0.5, **given})
 
 
+@pytest.mark.parametrize("battery", [15, -5, float("inf")])
+def test_a_share_that_is_none_is_not_known(battery, caplog):
+    """Per cent, say: 15 would be far above 20 %, and -5 below. It is said, and what else was read counts."""
+    rules = [Rule("battery", "only_edge", 0.2), Rule("heat", "only_edge", 80)]
+    sensors = lambda: Reading(battery=battery, temperature_c=90)  # noqa: E731 - short
+    with Router(unsure, cloud, threshold=0.5, rules=rules, sensors=sensors) as router:
+        assert router.infer(1).reason.endswith("heat above 80 C: only_edge")
+        assert router.engine.observer.reading.battery is None
+    assert [record.message for record in caplog.records if "shares from 0 to 1" in record.message] == [
+        f"the sensors say that battery is {battery:g}: these are shares from 0 to 1, so they count as unknown"
+    ]
+
+
 def test_check_shows_the_rules_and_what_is_not_known():
     """Whether each is in force, where it ends, and of what there is no reading here."""
     rules = [

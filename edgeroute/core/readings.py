@@ -32,3 +32,7 @@ class Reading(NamedTuple):
     """Whether there is a route to anywhere."""
     metered: bool | None = None
     """Whether the link is metered: bytes cost money."""
+
+
+SHARES = ("battery", "cpu", "cpu_pressure", "memory_available", "memory_pressure", "gpu")
+"""Names of those that are shares."""

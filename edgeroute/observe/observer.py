@@ -12,7 +12,7 @@ from typing import Any
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.readings import Reading
+from edgeroute.core.readings import SHARES, Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
 from edgeroute.core.spending import Cost
 from edgeroute.core.variants import MOST
@@ -58,7 +58,7 @@ class Observer:
         records: bool = False,
     ) -> None:
         self._counts, self._spending, self.metered, self._sensors = counts, spending, metered, sensors or read
-        self._metered_failed, self._records = False, records
+        self._metered_failed, self._implausible, self._records = False, False, records
         self._policy, self._paces, self.energy = Policy(), Paces(), Energy(counts)
         self._edges: Sequence[str] = ()
         self._state: State = ()
@@ -130,9 +130,20 @@ class Observer:
         except Exception:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
-        self.reading, self.read_at = reading, monotonic()
+        self.reading, self.read_at = self._plausible(reading), monotonic()
         self.book(reading.power_w, self.read_at)
         return self._step()
+
+    def _plausible(self, reading: Reading) -> Reading:
+        """The reading without what is no share, such as per cent, by which a rule would never apply."""
+        wrong = {name: value for name in SHARES if (value := getattr(reading, name)) is not None and not 0 <= value <= 1}
+        if not wrong:
+            return reading
+        if not self._implausible:
+            self._implausible = True
+            told = ", ".join(f"{name} is {value:g}" for name, value in wrong.items())
+            log.warning("the sensors say that %s: these are shares from 0 to 1, so they count as unknown", told)
+        return reading._replace(**dict.fromkeys(wrong))
 
     def book(self, power_w: float | None, now_s: float) -> None:
         """Books the energy of the edges' runs since it was last booked, with a reading of the power; None: there is none."""
