@@ -20,6 +20,7 @@ from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError
 from edgeroute.cloud.oip_messages import CONTENTS, made
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.errors import BadReply
+from edgeroute.testing import Relay
 
 grpc = pytest.importorskip("grpc")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
@@ -255,6 +256,16 @@ def test_a_server_that_is_away_and_back(kind):
                     assert monotonic() < until, answer.reason
             finally:
                 again.__exit__()
+
+
+@BOTH
+def test_a_link_with_a_long_way(server, kind):
+    """Connecting may take longer than the pause between two attempts."""
+    with Relay("127.0.0.1", server.port) as relay:
+        relay.delay_s = 0.6
+        with kind(unsure, OpenInferenceGrpc(relay.url, model="m", kind="value", retries=0), threshold=0.5) as router:
+            answer = router.infer(X)
+            assert answer.source == "cloud", answer.reason
 
 
 def restarted(server, port):

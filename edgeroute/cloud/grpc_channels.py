@@ -185,7 +185,6 @@ def _open(kind: Any, address: Address, longest: int) -> Any:
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a reply is as long as it is
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
-        ("grpc.min_reconnect_backoff_ms", RECONNECT_MS[0]),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
         ("grpc.primary_user_agent", "edgeroute"),
     ]
