@@ -76,7 +76,7 @@ class Server(grpc.GenericRpcHandler):
         context.add_callback(lambda: (ended.set(), self.over.set()))
         self.arrived.set()
         if self.hold:
-            ended.wait(LONG)
+            ended.wait(3 * LONG)
         if self.error is not None:
             code, text, *trailing = self.error
             context.set_trailing_metadata(tuple(trailing))
@@ -342,7 +342,10 @@ def test_ready(server):
         assert "the model is not ready" in str(router.check())
 
 
-@pytest.mark.parametrize("option", [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}])
+@pytest.mark.parametrize(
+    "option",
+    [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}, {"headers": {"X!Y": "a"}}],
+)
 def test_what_grpc_cannot(option):
     """Is refused when the endpoint is made."""
     with pytest.raises(PolicyError):
