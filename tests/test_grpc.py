@@ -20,7 +20,7 @@ from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError
 from edgeroute.cloud.oip_messages import CONTENTS, made
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.errors import BadReply
-from edgeroute.testing import Relay
+from edgeroute.testing import CannedServer, Relay, http_reply
 
 grpc = pytest.importorskip("grpc")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
@@ -172,7 +172,7 @@ def test_a_cancelled_task_cancels_its_call(server):
 
     async def main():
         server.hold = True
-        async with AsyncRouter(unsure, endpoint(server), threshold=0.5) as router:
+        async with AsyncRouter(unsure, endpoint(server, timeout_s=9 * LONG), threshold=0.5) as router:
             task = asyncio.create_task(router.infer(X))
             await asyncio.to_thread(server.arrived.wait, LONG)
             assert not server.over.is_set()
@@ -194,7 +194,7 @@ def test_a_hedge_that_lost_is_cancelled(server):
         assert server.arrived.wait(LONG)
         return "edge", 0.9
 
-    with Router(edge, endpoint(server), threshold=0.5, hedge_after=0) as router:
+    with Router(edge, endpoint(server, timeout_s=9 * LONG), threshold=0.5, hedge_after=0) as router:
         assert router.infer(X).source == "edge"
         assert server.over.wait(LONG)
         server.hold = False
@@ -307,6 +307,14 @@ def test_replies_that_are_none(server, kind):
     assert "1 outputs, and the raw contents of 2" in failure(server, kind)
     server.answer = None
     assert "more than 8 bytes" in failure(server, kind, max_reply_bytes=8)
+
+
+def test_a_port_of_http():
+    """Is named as such, and not tried again."""
+    with CannedServer(http_reply(b"{}")) as other:
+        made = OpenInferenceGrpc(other.url, model="m", retries=3)
+        with Router(unsure, made, threshold=0.5) as router:
+            assert "(is this its gRPC port?)" in router.infer(X).reason
 
 
 def test_a_long_reply_is_not_read(server):

@@ -47,7 +47,7 @@ REASONS = (
     "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down",
     "Domain name not found", "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED",
     "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
-    "http1.x server", "proxy",
+    "Failed parsing HTTP/2", "proxy",
 )  # fmt: skip
 """What is quoted of them; they may have in them what a server wrote."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
@@ -261,7 +261,7 @@ class _Replies:
 
     def _lost(self, text: str) -> CloudError:
         why = [reason for reason in REASONS if reason in text]
-        hint = " (is this its gRPC port?)" if "http1.x server" in why else ""
+        hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
         error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
         if hint or (self._address.https and any(map(_TLS.search, why))):
             error.retriable = False  # it will be the same again
