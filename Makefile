@@ -16,8 +16,8 @@ test: $(VENV)/test.installed  ## sets up and passes the tests
 test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
 	PYTHON=$(BIN)/python tests/arm64.sh
 
-test-servers: $(VENV)/test.installed  ## OpenInference against the real servers whose environments are made (make server-triton ...)
-	$(BIN)/pytest -q -m servers tests/test_servers.py
+test-servers: $(VENV)/test.installed  ## OpenInference and exports with the real servers whose environments are made (make server-triton ...)
+	$(BIN)/pytest -q -m servers tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
 
 $(SERVERS:%=server-%): server-%: .servers/%/made  ## an environment of its own for a real server: Triton, KServe, MLServer, Ray Serve
 
@@ -69,6 +69,10 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 .servers/%/made: tests/servers/%.txt $(VENV)/test.installed
 	$(BIN)/uv venv --quiet --clear --python 3.11 .servers/$*
 	$(BIN)/uv pip install --quiet --python .servers/$*/bin/python --requirement $<
+	for more in $(wildcard tests/servers/$*-*.txt); do \
+		$(BIN)/uv venv --quiet --python 3.11 .servers/$*/numpy2; \
+		$(BIN)/uv pip install --quiet --python .servers/$*/numpy2/bin/python --requirement $$more || exit 1; \
+	done
 	touch $@
 
 $(VENV)/models.installed: $(VENV)/bin/python models/recipes/requirements.txt

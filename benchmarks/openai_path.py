@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from time import monotonic_ns, process_time
-from typing import Any
 
 from figures import Figure, table
 
@@ -86,8 +85,8 @@ def content(line: str) -> str:
     return choices[0]["delta"].get("content") or "" if choices else ""
 
 
-def threads(url: str) -> dict[str, Callable[[], tuple[float, float, float]]]:
-    """Streams by httpx and by a router, in the caller's thread."""
+def threads(url: str, turns: int) -> dict[str, list[tuple[float, float, float]]]:
+    """Streams by httpx and by a router, for the caller's thread."""
     import httpx
 
     from edgeroute import OpenAIChat, Router
@@ -108,7 +107,15 @@ def threads(url: str) -> dict[str, Callable[[], tuple[float, float, float]]]:
             times.piece(piece)
         return times.figures()
 
-    return {"httpx": lambda: timed(direct), "routed": lambda: timed(routed)}
+    ways = {"httpx": direct, "routed": routed}
+    with client, router:
+        for way in ways.values():
+            timed(way)  # connects
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ways}
+        for _ in range(turns):
+            for name, way in ways.items():
+                found[name].append(timed(way))
+    return found
 
 
 async def tasks(url: str, turns: int) -> dict[str, list[tuple[float, float, float]]]:
@@ -163,14 +170,7 @@ def figures(turns: int = TURNS) -> list[Figure]:
         assert server.stdin is not None
         url = f"http://127.0.0.1:{int(server.stdout.readline())}"
         try:
-            ways = threads(url)
-            for way in ways.values():
-                way()
-            found: dict[str, list[Any]] = {name: [] for name in ways}
-            for _ in range(turns):
-                for name, way in ways.items():
-                    found[name].append(way())
-            both = {"threads": found, "asyncio": asyncio.run(tasks(url, turns))}
+            both = {"threads": threads(url, turns), "asyncio": asyncio.run(tasks(url, turns))}
         finally:
             server.stdin.close()
     rows: list[Figure] = []

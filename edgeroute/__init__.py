@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.egress import Egress
     from edgeroute.cloud.openai_chat import OpenAIChat
     from edgeroute.cloud.openinference import OpenInference
+    from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
     from edgeroute.cloud.plain import PlainJson
     from edgeroute.confidence.input_score import InputScore
     from edgeroute.confidence.prefix import Prefix
@@ -79,6 +80,7 @@ _HOMES = {
     "Secret": "cloud.base",
     "OpenAIChat": "cloud.openai_chat",
     "OpenInference": "cloud.openinference",
+    "OpenInferenceGrpc": "cloud.openinference_grpc",
     "PlainJson": "cloud.plain",
     "CallableModel": "edge.callable",
     "CoreMLModel": "edge.coreml",
@@ -174,6 +176,7 @@ __all__ = [
     "OnnxModel",
     "OpenAIChat",
     "OpenInference",
+    "OpenInferenceGrpc",
     "Outbox",
     "Piece",
     "PlainJson",

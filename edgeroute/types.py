@@ -47,35 +47,42 @@ class StopToken:
     `on_ask(f)` registers a function called once on the request, from the requesting thread, or at once if it came before.
     """
 
-    __slots__ = ("_event", "_hook", "_lock")
+    __slots__ = ("_asked", "_event", "_hook", "_lock")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = False
+        self._event: threading.Event | None = None  # made by the first one who waits, which few do
         self._lock = threading.RLock()
         self._hook: Callable[[], object] | None = None
 
     def __call__(self) -> None:
         """Requests the stop."""
         with self._lock:
-            self._event.set()
+            self._asked = True
             hook = self._hook
+            if self._event is not None:
+                self._event.set()
         if hook is not None:
             _quietly(hook)
 
     @property
     def asked(self) -> bool:
         """Whether a stop was requested."""
-        return self._event.is_set()
+        return self._asked
 
     def wait(self, seconds: float) -> bool:
         """Waits up to `seconds` for a stop request -> whether there was one."""
-        return self._event.wait(seconds)
+        with self._lock:
+            if self._asked:
+                return True
+            event = self._event = self._event or threading.Event()
+        return event.wait(seconds)
 
     def on_ask(self, hook: Callable[[], object] | None) -> None:
         """Sets the function that a stop request calls; None: none."""
         with self._lock:
             self._hook = hook
-            asked = self._event.is_set()
+            asked = self._asked
         if asked and hook is not None:
             _quietly(hook)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import socket
 import sys
@@ -277,11 +278,14 @@ def interrupted(function, at):
     sys.settrace(trace)
     try:
         function()
+        over = True
     except Stop:
-        return False
+        over = False
     finally:
         sys.settrace(None)
-    return True
+    # broken off as an `except` begins, the interpreter takes that exception for handled ever after
+    ctypes.pythonapi.PyErr_SetExcInfo(None, None, None)
+    return over
 
 
 async def turns():

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
+import tempfile
+import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 from time import monotonic, sleep
 
 import numpy as np
@@ -50,6 +55,24 @@ def columns(path):
     return path
 
 
+def slow(path, turns=400_000):
+    """x [n, 1] -> y [n, 2]: x and 0, after some tenths of a second."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Identity", ["at"], ["next"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("at", TensorProto.FLOAT, ["n", 1])],
+        [value("go_on", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, ["n", 1])],
+    )
+    nodes = [
+        helper.make_node("Loop", ["turns", "yes", "x"], ["same"], body=body),
+        helper.make_node("MatMul", ["same", "w"], ["y"]),
+    ]
+    constants = [("turns", np.array(turns)), ("yes", np.array(True)), ("w", np.array([[1.0, 0.0]], np.float32))]
+    io = [value("x", TensorProto.FLOAT, ["n", 1])], [value("y", TensorProto.FLOAT, ["n", 2])]
+    return tiny.save(path, nodes, *io, constants)
+
+
 def jpeg(shape, seed=0, format="JPEG", **options):  # noqa: A002 - Pillow's word
     """The file of a picture of that shape."""
     image = pytest.importorskip("PIL.Image")
@@ -81,13 +104,105 @@ def triton(repository, folder):
         real_servers._end(process)
 
 
+PATIENT = {"RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5", "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20"}
+"""Ray's time limits on a busy machine."""
+
+
+class Ray:
+    """Ray Serve with an exported application, in a network namespace of its own; `status` is what its controller says."""
+
+    def __init__(self, app, home, namespace, url, temporary):
+        self.url, self.status, self._changed = url, {}, threading.Condition()
+        self._enter = ["ip", "netns", "exec", namespace]
+        self._home, self.namespace, self.log = home, namespace, temporary / "log"
+        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temporary), **PATIENT}
+        self._env = {**real_servers._environment(), **own}
+        options = ["--head", "--num-cpus=8", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
+        with self.log.open("wb") as out:
+            for _ in range(4):  # it gives itself half a minute, which a busy machine may exceed
+                if not self._run("ray", "start", *options, stdout=out, stderr=out).wait(real_servers.STARTS_S):
+                    break
+                for pid in self._pids():  # `ray stop` would end those of others, too
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            self.process = self._run(
+                "serve", "run", "serve.yaml", "--address", "127.0.0.1:6379", cwd=app, stdout=out, stderr=subprocess.STDOUT
+            )
+
+    def _run(self, program, *args, **more):
+        return subprocess.Popen([*self._enter, self._home / "bin" / program, *args], env=self._env, **more)
+
+    def watch(self):
+        """Follows the controller's status, in a thread that ends with it."""
+        script = real_servers.HERE / "ray_status.py"
+        self.watcher = self._run("python", script, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+        def follow():
+            for line in self.watcher.stdout:
+                with self._changed:
+                    self.status = json.loads(line)
+                    self._changed.notify_all()
+
+        self._thread = threading.Thread(target=follow)
+        self._thread.start()
+
+    def wait(self, deployment, states, within_s=180.0):
+        """Waits until the replicas of a deployment are in these states, as {"RUNNING": 2}."""
+        with self._changed:
+            there = self._changed.wait_for(lambda: self.status.get(deployment) == states, within_s)
+        assert there, (deployment, states, self.status, self.log.read_text(errors="replace")[-3000:])
+
+    def replicas(self, deployment):
+        """The processes of a deployment's replicas, as {application}:{deployment}."""
+        title = f"ray::ServeReplica:{deployment}".encode()
+        return [pid for pid in self._pids() if Path("/proc", str(pid), "cmdline").read_bytes().startswith(title)]
+
+    def _pids(self):
+        """All processes in the namespace."""
+        argv = ["ip", "netns", "pids", self.namespace]
+        return [int(pid) for pid in subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.split()]
+
+    def close(self):
+        """Ends the programs of this class; those of Ray end with the namespace."""
+        for one in (self.watcher, self.process):
+            real_servers._end(one)
+        self._thread.join()
+        self.watcher.stdout.close()
+
+
+@contextlib.contextmanager
+def ray(app, models):
+    """Ray Serve with an exported application, once all its models are loaded."""
+    home = real_servers.ENVIRONMENTS / "ray"
+    if not (home / "made").exists():
+        pytest.skip("no environment for ray: make server-ray")
+    with contextlib.ExitStack() as stack:
+        temporary = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="er", ignore_cleanup_errors=True))
+        )  # short, for sockets
+        namespace = stack.enter_context(real_servers._namespace())
+        door = real_servers.Door(namespace, 8000)
+        stack.callback(door.close)
+        running = Ray(app, home, namespace, door.url, temporary)
+        running.watch()
+        stack.callback(running.close)
+        until = monotonic() + real_servers.STARTS_S
+        for name in models:
+            while get(f"{door.url}/v2/models/{name}/ready")[0] != 200:
+                text = running.log.read_text(errors="replace")[-4000:]
+                assert running.process.poll() is None, text
+                assert monotonic() < until, text
+                sleep(0.2)  # between looks at a process that starts
+        yield running
+
+
 def get(url):
     """-> status, JSON of the reply; 0: nobody is there."""
     try:
         with urllib.request.urlopen(url, timeout=30) as reply:
             return reply.status, json.loads(reply.read() or b"null")
     except urllib.error.HTTPError as e:
-        return e.code, None
+        return e.code, e.read().decode(errors="replace")
     except OSError:
         return 0, None
 

@@ -31,23 +31,29 @@ from itertools import islice
 from pathlib import Path
 from time import monotonic, process_time
 
+import h11
 import numpy as np
 
 from edgeroute import Cache, OpenInference, Outbox, PlainJson, Router
-from edgeroute.cloud.base import Address, Call, Reply
+from edgeroute.cloud.base import MAX_REPLY, Address, Call, Reply
 from edgeroute.cloud.connections import Connections
+from edgeroute.cloud.pins import pin_of
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.confidence import calibrate, fit
 from edgeroute.confidence.certificate import Certificate
 from edgeroute.confidence.learned import Learned
 from edgeroute.edge.card import Card
 from edgeroute.errors import BadInput, BadReply, CloudError, EdgerouteError, ModelError, PolicyError, StoreError
+from edgeroute.http1 import parsers, reading
+from edgeroute.http1.parsers import H11, Llhttp, Malformed
+from edgeroute.http1.reading import Reading
 from edgeroute.replay import records
 from edgeroute.serve import protocol
 from edgeroute.stores.keyvalue import KeyValueStore
 from edgeroute.testing import CannedServer
 from edgeroute.types import TensorSpec
 
+parsers.h11 = h11  # where there is httptools it is not imported
 MEMORY = 100 << 20
 CPU_S = 2.0
 MOST = 1 << 20
@@ -248,14 +254,59 @@ class Http(Target):
 
     def take(self, data: bytes) -> None:
         """As the reply to a request."""
-        self._now = data
-        reply = self._connections.send(Call("POST", "/", body=b"x"), monotonic() + 5, None)
-        assert isinstance(reply.status, int)
+        self._now, call = data, Call("POST", "/", body=b"x")
+        if len(data) % 2:
+            with self._connections.open(call, monotonic() + 5) as response:
+                assert sum(map(len, response)) <= MAX_REPLY
+        else:
+            reply = self._connections.send(call, monotonic() + 5, None)
+            assert isinstance(reply.status, int)
+            assert len(reply.body) <= MAX_REPLY
 
     def close(self) -> None:
         """Ends the server."""
         self._connections.close()
         self._server.close()
+
+
+class Http1(Target):
+    """HTTP replies without I/O, by either parser, in pieces: what both take they take for the same. And certificates' pins."""
+
+    known = (Malformed, BadReply)
+
+    def __init__(self, _folder: Path) -> None:
+        self.seeds = [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: y\r\n\r\nhello",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n1\r\n!\r\n0\r\nT: u\r\n\r\n",
+            b"HTTP/1.1 100 -\r\n\r\nHTTP/1.1 500 -\r\nConnection: close\r\n\r\noops",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nContent-Length: 0\r\nTransfer-Encoding: identity\r\n folded: 1\r\n\r\n",
+        ]
+
+    def take(self, data: bytes) -> None:
+        """Whole and in pieces, by both."""
+        found = []
+        for parser in (Llhttp, H11):
+            reading.new_parser = parser
+            whole, split = self._read(data, len(data)), self._read(data, 1 + len(data) % 7)
+            assert whole == split, f"{parser.__name__}, in pieces: {split}"
+            found.append(whole)
+        assert found[0] == found[1] or None in found, found
+        with contextlib.suppress(ValueError):
+            pin_of(data)
+
+    def _read(self, data: bytes, size: int) -> tuple[object, ...] | None:
+        got, body = Reading("http://a", "POST", MAX_REPLY), b""
+        at = 0
+        try:
+            while not got.ended:
+                piece = data[at : at + min(size, got.most)]
+                got.feed(piece)
+                at += len(piece)
+                body += got.take()
+        except (Malformed, BadReply):
+            return None
+        assert len(body) <= MAX_REPLY
+        return got.status, got.headers, b"" if got.unread else body, got.reusable and at == len(data)
 
 
 class File(Target):
@@ -584,7 +635,7 @@ class Served(Target):
 
 
 TARGETS: dict[str, type[Target]] = {
-    "oip": Oip, "plain": Plain, "http": Http, "policy": Policy, "card": ModelCard, "certificate": Certificates, "score": LearnedScore,
+    "oip": Oip, "plain": Plain, "http": Http, "http1": Http1, "policy": Policy, "card": ModelCard, "certificate": Certificates, "score": LearnedScore,
     "trace": TraceFile, "outbox": OutboxRows, "cache": CacheRows, "state": StateRows, "serve": Served,
 }  # fmt: skip
 

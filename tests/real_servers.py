@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 from netns import within
 
+from edgeroute.testing import http_reply
 from edgeroute.testing.listener import Listener
 
 HERE = Path(__file__).parent / "servers"
@@ -43,12 +44,12 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def real_server(name, folder):
+def real_server(name, folder, **options):
     """Starts the server of that name, with its files in the folder, waits until it is ready, and ends it at last."""
     home = ENVIRONMENTS / name
     if not (home / "made").exists():
         pytest.skip(f"no environment for {name}: make server-{name}")
-    argv, env, ports = _STARTERS[name](home, folder)
+    argv, env, ports = _STARTERS[name](home, folder, **options)
     log = folder / "log"
     with contextlib.ExitStack() as stack:
         if name == "ray":
@@ -99,19 +100,20 @@ def free_ports(count):
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def _triton(home, folder, *, numpy_2=""):
-    for name, (_, inputs, outputs) in contract.MODELS.items():
+def _triton(home, folder, *, python=None, also=None):
+    models = {**contract.MODELS, **contract.BRAIN, **(also or {})}
+    for name, (_, inputs, outputs) in models.items():
         for version in contract.VERSIONS.get(name, ("1",)):
             at = folder / "models" / name / version
             at.mkdir(parents=True)
             shutil.copy(HERE / "triton_model.py", at / "model.py")
             shutil.copy(HERE / "contract.py", at)
         (folder / "models" / name / "config.pbtxt").write_text(_config(name, inputs, outputs))
-    options = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in contract.MODELS))
-    return triton_command(home, folder, folder / "models", *options, numpy_2=numpy_2)
+    options = ("--model-control-mode=explicit", *(f"--load-model={name}" for name in models))
+    return triton_command(home, folder, folder / "models", *options, python=python)
 
 
-def triton_command(home, folder, repository, *options, numpy_2=""):
+def triton_command(home, folder, repository, *options, python=None):
     """How Triton is started with that model repository -> arguments, environment, ports of HTTP and gRPC."""
     site = home / "lib/python3.11/site-packages"
     backend = folder / "backends/python"
@@ -122,7 +124,7 @@ def triton_command(home, folder, repository, *options, numpy_2=""):
     shutil.copy(site / "pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub", stub)
     stub.chmod(0o755)
     http, grpc, metrics = ports = free_ports(3)
-    python = subprocess.run(
+    library = subprocess.run(
         [home / "bin/python", "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"],
         check=True, stdout=subprocess.PIPE, text=True,
     ).stdout.strip()  # fmt: skip
@@ -132,11 +134,9 @@ def triton_command(home, folder, repository, *options, numpy_2=""):
         "--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
         "--metrics-address=127.0.0.1", f"--metrics-port={metrics}",
     ]  # fmt: skip
-    paths = [numpy_2, str(site)]
-    env = {
-        "LD_LIBRARY_PATH": f"{python}:{site / 'nvidia_pytriton.libs'}",
-        "PYTHONPATH": ":".join(filter(None, paths)),
-        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+    env = {  # the Python backend takes the environment of the first python3 in the path, and the library of the interpreter
+        "LD_LIBRARY_PATH": f"{library}:{site / 'nvidia_pytriton.libs'}",
+        "PATH": f"{python or home / 'bin'}:{os.environ['PATH']}",
     }
     return argv, env, ports[:2]
 
@@ -214,14 +214,62 @@ class Door(Listener):
         sock = within(self._namespace, lambda: socket.create_connection(("127.0.0.1", self._port)))
         sock.setblocking(False)
         far_reader, far_writer = await asyncio.open_connection(sock=sock)
-        ways = [asyncio.ensure_future(_copy(*way)) for way in ((reader, far_writer), (far_reader, writer))]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            far_writer.transport.abort()
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+        await _both_ways(reader, writer, far_reader, far_writer)
+
+
+class Front(Listener):
+    """What stands before a server: TLS that ends here, and a token that has to be in the first request of a connection.
+
+    Args:
+        port: of the server, on loopback.
+        tls: of this side; None: plain.
+        token: expected as `Authorization: Bearer ...`, of HTTP/1.1; None: none.
+    """
+
+    def __init__(self, port, tls=None, token=None):
+        self._to, self._token = port, token
+        super().__init__(tls)
+
+    async def _serve(self, reader, writer):
+        first = await reader.read(1 << 16)
+        if self._token is not None and f"bearer {self._token}".encode().lower() not in first.lower():
+            writer.write(http_reply(b'{"error": "unauthorized"}', status=401))
+            await writer.drain()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        far_writer.write(first)
+        await _both_ways(reader, writer, far_reader, far_writer)
+
+
+class Proxy(Listener):
+    """An HTTP proxy, for CONNECT alone.
+
+    Attributes:
+        asked: first lines of requests.
+    """
+
+    def __init__(self):
+        self.asked = []
+        super().__init__(None)
+
+    async def _serve(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head.split(b"\r\n")[0].decode())
+        host, _, port = self.asked[-1].split(" ")[1].rpartition(":")
+        far_reader, far_writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await _both_ways(reader, writer, far_reader, far_writer)
+
+
+async def _both_ways(reader, writer, far_reader, far_writer):
+    ways = [asyncio.ensure_future(_copy(*way)) for way in ((reader, far_writer), (far_reader, writer))]
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        far_writer.transport.abort()
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
 
 
 async def _copy(reader, writer):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from catalogs import FIRST, LABELS, SECOND
+from pages import Closed
 from typer.testing import CliRunner
 
 from edgeroute import AB, BadInput, Router
@@ -57,7 +58,10 @@ def test_devices_of_one_arm_each_are_compared(two, tmp_path):
     shown = run("arms", *folders, "--report", page)
     assert shown.exit_code == 4, shown.output
     assert "B is worse: stop it. It has more requests deferred to the cloud" in shown.output
-    assert "B is worse: stop it." in page.read_text()
+    read = Closed(page.read_text())
+    assert "B is worse: stop it." in read.text
+    assert len(read.ids) == len(set(read.ids))
+    assert not [tag for tag, _ in read.tags if tag in {"script", "link", "img"}]
     told = tmp_path / "fleet.jsonl"
     told.write_text("\n".join(run("status", "--state", folder, "--json").output.strip() for folder in folders))
     found = json.loads(run("arms", told, "--json").output)
@@ -158,7 +162,7 @@ def test_the_report_has_the_arms(two, tmp_path):
         for x in inputs:
             router.infer(x)
         found = router.evaluate(inputs)
-        assert "A/B in operation" in found.html()
+        assert "A/B in operation" in Closed(found.html()).text
         assert sum(arm["requests"] for arm in found.as_dict()["arms"]) == 20
         assert ">edge-b<" not in found.html()
     np.savez(tmp_path / "data.npz", inputs=inputs)

@@ -531,7 +531,7 @@ YES = np.ones(400)
         (
             (GOOD, YES),
             {"max_error": 0.1, "fingerprints": {"model": "x"}},
-            "bound to edge, cloud, score, codec, earlier, and not to model",
+            "bound to edge, cloud, score, codec, earlier, served, and not to model",
         ),
         ((GOOD, YES, YES), {"max_loss": 0.1, "sure": 1 - 1e-16}, "sure is a probability between 0 and 1"),
         (([10**400] * 400, YES), {"max_error": 0.1}, "score is an array of numbers: int too large"),

@@ -18,6 +18,7 @@ import tflite_models
 
 from edgeroute import ModelMissing, PolicyError, Router
 from edgeroute.catalog.publish import publish
+from edgeroute.edge.card import sha256_of
 from edgeroute.edge.litert import LiteRTModel
 from edgeroute.edge.onnx import OnnxModel
 from edgeroute.settings import load, schema
@@ -181,3 +182,21 @@ def test_a_store_without_links(publisher, monkeypatch, tmp_path):
         router.reload()
         assert router.infer(X).value == "a"
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_symlink()] == []
+
+
+def test_arm_b_has_neither_the_hash_nor_the_card_of_a(device, write, tmp_path):
+    """Of another file they would be wrong; for a runtime by registration, too."""
+    device.activate("doors", "2.0")
+    folder = device.store.version("doors", "2.0")
+    shutil.copy(folder / "doors.tflite", tmp_path / "a.tflite")
+    shutil.copy(folder / "doors.json", tmp_path / "card.json")
+    policy = write("a.tflite", sha256=sha256_of(tmp_path / "a.tflite"),
+                   card="card.json", threads=2)  # fmt: skip
+    policy.write_text(json.dumps({**json.loads(policy.read_text()), "ab": {"path": "b.tflite", "share": 1.0}}))
+    other = tflite_models.linear(tmp_path / "b.tflite", weights=np.array(SECOND, np.float32))
+    other.with_suffix(".json").write_text(json.dumps({"labels": LABELS}))
+    with Router.from_policy(policy) as router:
+        b = router.engine.snapshot.other.backends[0].model
+        assert b.threads == 2
+        assert b.card.path == other.with_suffix(".json")
+        assert router.infer(X).value == "c"

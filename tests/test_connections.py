@@ -108,6 +108,8 @@ class Names:
             self.threads.append(threading.current_thread())
             self._changed.notify_all()
         said = self.known[host]
+        if isinstance(said, Exception):
+            raise said
         if isinstance(said, threading.Event):
             said.wait()
             raise socket.gaierror(socket.EAI_AGAIN, "try again")
@@ -307,6 +309,40 @@ def test_families_take_turns():
     assert resolver._alternating(found) == [(v6, "a"), (v4, "c"), (v6, "b")]
 
 
+def test_a_name_has_its_addresses_while_the_resolver_is_down(ask, names):
+    """A look-up that fails for now, or hangs, or cannot begin, is answered from before; that there is no such name is an answer."""
+    down = socket.gaierror(socket.EAI_AGAIN, "try again")
+    with CannedServer(echo) as server, pytest.MonkeyPatch.context() as patch:
+        url = f"http://kept.test:{server.port}"
+        names.known["kept.test"] = ["127.0.0.1"]
+        assert ask(url) == b"hello"
+        names.known["kept.test"] = down
+        assert ask(url) == b"hello"
+        names.known["kept.test"] = threading.Event()
+        patch.setattr(resolver, "PATIENCE_S", 0.01)
+        assert ask(url) == b"hello"
+        names.known["kept.test"].set()
+        patch.setattr(resolver, "MOST", 0)
+        assert ask(url) == b"hello"
+        patch.undo()
+        names.known["kept.test"] = socket.gaierror(socket.EAI_NONAME, "no such name")
+        with pytest.raises(Unreachable, match="no such name"):
+            ask(url)
+        names.known["kept.test"] = down
+        patch.setattr(resolver, "STALE_S", -1.0)
+        with pytest.raises(Unreachable, match="try again"):
+            ask(url)
+
+
+def test_few_answers_are_kept(monkeypatch):
+    """The newest."""
+    monkeypatch.setattr(resolver, "MOST_KEPT", 2)
+    found = resolver.Resolver()
+    for name in "abac":
+        found.keep(name, 1, [])
+    assert list(found._found) == [("a", 1), ("c", 1)]
+
+
 # ---------------------------------------------------------------------------------------------------------- connecting
 @pytest.mark.parametrize("address", ["127.0.0.2", "::1"])
 def test_a_connect_that_never_completes_ends_with_its_stop(address):
@@ -453,13 +489,13 @@ class Interrupted(BaseException):
 
 
 def interrupted_at(n, run):
-    """Runs it, and raises at the n-th line of our code and httpcore's -> whether it came so far."""
+    """Runs it, and raises at the n-th line of our code -> whether it came so far."""
     count, reached = 0, False
 
     def trace(frame, event, argument):
         nonlocal count, reached
         name = frame.f_code.co_filename
-        if "edgeroute/cloud" not in name and "httpcore" not in name:
+        if "edgeroute/cloud" not in name and "edgeroute/http1" not in name:
             return None
         if event == "line":
             count += 1
@@ -582,7 +618,7 @@ def test_cancelling_anywhere_leaves_nothing(kept, secure, authority, names):
         return n
 
     with CannedServer(echo, tls=context() if secure else None) as server:
-        assert asyncio.run(main(server)) > 3
+        assert asyncio.run(main(server)) > 1
 
 
 def test_another_event_loop_has_connections_of_its_own():
@@ -672,7 +708,7 @@ Lock, RLock = type(threading.Lock()), type(threading.RLock())
 mine = "edgeroute.cloud", "edgeroute.edge"
 locks = {}
 for thing in gc.get_objects():
-    if type(thing).__module__.startswith(mine) and hasattr(thing, "__dict__"):
+    if str(type(thing).__module__).startswith(mine) and hasattr(thing, "__dict__"):
         for name, value in vars(thing).items():
             if isinstance(value, (Lock, RLock)):
                 locks[f"{type(thing).__name__}.{name}"] = value

@@ -140,8 +140,11 @@ def test_runs_of_the_edge_count_against_the_joule_budget(tmp_path):
         assert router.infer(0.1).source == "cloud"
         assert router.engine.spending.spent().joules == pytest.approx(spent + 7.0, rel=0.2)
         assert "joules_per_hour counts the cloud's calls and the edge's runs, at 20 W while one goes" in str(router.check())
+        spent = ran(router)
+        for _ in range(5):
+            router.infer(0.9)
     with limited(1e6, 7.0, tmp_path) as router:
-        assert router.engine.spending.spent().joules >= spent + 7.0
+        assert router.engine.spending.spent().joules >= spent + 5 * 0.018, "those since the last reading count as well"
 
 
 @pytest.mark.parametrize("mode", ["prefer_edge", "prefer_cloud"])
@@ -235,6 +238,12 @@ def test_a_trace_has_the_energy_of_runs(recorded, tmp_path):
     assert replayed(tmp_path, recorded, "", edge_joules=2.0).replayed.joules == pytest.approx(62 * 2.0 + 20.0)
     hot = replayed(tmp_path, recorded, "", thermal="hot")
     assert hot.replayed.joules == pytest.approx(known + 20.0), "in the first two minutes it is as fast"
+    odd = json.loads(json.dumps(recorded))
+    for record, joules in zip(odd, (None, -1e9, 0), strict=False):
+        record["events"][1]["joules"] = joules
+    assert replayed(tmp_path, odd, "", thermal="warm").recorded.joules == pytest.approx(
+        known + 20.0 - sum(e["joules"] for e in runs[:3])
+    )
     only = replayed(tmp_path, recorded, "", price=0.0).replayed
     assert only.joules == pytest.approx(known)
 

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 from gateways import post, raw, serving
-from test_serve import octets, tensor
+from test_serve import octets, save, tensor
 
 from edgeroute import AsyncRouter, CallableModel, Egress, TensorSpec
 from edgeroute.cloud.openinference import LENGTH
@@ -173,3 +173,15 @@ def test_no_answer_and_what_stays_here(images):
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
         stays = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "medical"})
         assert stays.json()["outputs"][0]["data"] == ["edge", "edge"]
+
+
+def test_another_model_of_the_policy(fashion, tmp_path):
+    """Once the policy is read again, what a request has is what the new model takes."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{fashion / "edge.int8.onnx"}"\n')
+    router = AsyncRouter.from_policy(policy)
+    with serving(router) as url:
+        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute").json()["inputs"]] == ["image"]
+        policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{save(tmp_path / "scale.onnx")}"\noutput = "logits"\n')
+        router.reload()
+        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute").json()["inputs"]] == ["x", "flags"]

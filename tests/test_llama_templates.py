@@ -77,7 +77,8 @@ def test_what_cannot_be_harmful_is_not_tried(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("template", "harmless"),
     [
-        (CHATML, True), (tiny_gguf.TEMPLATE, True), ("", True), ("{{ 'macro range' }}{# {% macro f() %} #}", True),
+        (CHATML, True), (tiny_gguf.TEMPLATE, True), ("", True), ("{{ '%}' }}{# {% if %} #}{{ '}}' }}", True),
+        ('{{ "{#" }}' + SELF + '{{ "#}" }}', False), ("{{ '\\' }}{{ 'x' }}", False), ("x" * 9_000, False), ("{# {{ 1 }}", False),
         (SELF, False), ("{% set s = s + s %}" * 30, False), ("{{ 'a' * 10000000000 }}", False),
         ("{{ " + "+1" * 500 + " }}", False), ("{% if x %}{% elif x %}" + "{% elif x %}" * 200 + "{% endif %}", False),
         ("{%- macro f() -%}", False), ("{% if x ", False), ("{% for x in messages recursive %}", False), ("x" * (1 << 16), False),

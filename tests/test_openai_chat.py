@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from importlib.util import find_spec
 from math import exp
 from pathlib import Path
@@ -211,6 +213,48 @@ def test_a_listener_who_leaves_frees_the_server(real, ask):
             with Router(None, endless) as router, router.stream("hi") as stream:
                 next(iter(stream))
     assert ask.infer(endpoint(real, max_tokens=4, temperature=0.0), "hi")[0].value == truth.value
+
+
+SERVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_openai_chat import serve
+server = serve(sys.argv[2])
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_server_that_is_killed(tmp_path, ask):
+    """By the system, within an answer: what had come is the answer, and the next request gets the local one."""
+    pytest.importorskip("xllamacpp")
+    model = pytest.importorskip("tiny_gguf").write(tmp_path / "tiny.gguf", context=4096)
+    command = [sys.executable, "-c", SERVER, str(Path(__file__).parent), str(model)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        cloud = endpoint(process.stdout.readline().strip(), max_tokens=1_000_000, request={"ignore_eos": True})
+
+        async def main():
+            pieces = []
+            async with AsyncRouter(unsure, cloud, threshold=0.5) as router, router.stream("hi") as stream:
+                async for piece in stream:
+                    pieces.append(piece)
+                    process.kill()
+                return pieces, stream.answer
+
+        if ask.kind == "asyncio":
+            pieces, answer = asyncio.run(main())
+        else:
+            pieces = []
+            with Router(unsure, cloud, threshold=0.5) as router, router.stream("hi") as stream:
+                for piece in stream:
+                    pieces.append(piece)
+                    process.kill()
+            answer = stream.answer
+        assert "".join(pieces) == answer.value
+        assert (answer.source, answer.degraded, answer.truncated) == ("cloud", True, "cut")
+        assert answer.reason.endswith("so what came of the cloud answer stands")
+        assert ask.stream(cloud)[0] == ["local"]
 
 
 def test_check_asks_for_the_models(real, ask):

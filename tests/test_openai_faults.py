@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import random
+import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from both import LONG
@@ -22,8 +25,11 @@ from edgeroute import (
     PolicyError,
     Router,
 )
+from edgeroute.cloud.base import Reply
 from edgeroute.cloud.http_backend import HttpBackend
+from edgeroute.core.explain import truncated
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+from edgeroute.testing.server import _length
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
 GOOD = sse_reply(PARIS)
@@ -73,6 +79,60 @@ def test_a_stall_within_an_answer(ask):
             assert answer.outputs["choices"][0]["message"]["content"] == "Pa"
             server.wait_for(lambda: server.hung_up == 1)
             assert pickle.loads(pickle.dumps(answer)).truncated == "cut"
+
+
+class Pinging(CannedServer):
+    """Sends so many pieces, and then comments that keep the connection open, for ever."""
+
+    pieces = 0
+
+    async def _serve(self, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"".join(FIRST[: 1 + 2 * self.pieces]))
+        while not reader.at_eof():
+            writer.write(chunk(b": still here\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the subject: less than the time for a piece
+        self._note(hung_up=1)
+
+
+def test_comments_are_no_pieces(ask):
+    """However often they come, an answer that does not begin has not begun, and one that does not go on has stopped."""
+    with Pinging(b"") as server:
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.degraded) == (["local"], True)
+        server.pieces = 1
+        pieces, answer = ask.stream(endpoint(server.url, between_s=0.5))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+
+
+class Late(CannedServer):
+    """Ends a reply a moment after `[DONE]`."""
+
+    async def _serve(self, reader, writer):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(_length(head))
+            self._note(head)
+            writer.write(CHUNKED + chunk(b"".join(map(event, PARIS)) + b"data: [DONE]\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the subject: in a read of its own
+            writer.write(b"0\r\n\r\n")
+
+
+def test_the_end_is_read_for_the_connections_sake(ask):
+    """What comes after `[DONE]` in another read, too: one connection for all."""
+    with Late(b"") as server:
+        assert [answer.value for answer in ask.infer(endpoint(server.url), "a", "b", "c")] == ["Paris"] * 3
+        assert server.connections == 1
+
+
+def test_log_probabilities_that_do_not_come(ask):
+    """Were asked for: the answer has none, and why; it is one all the same."""
+    with CannedServer(sse_reply(chat_events(["Paris"]))) as server:
+        (answer,) = ask.infer(endpoint(server.url, logprobs=True), "hi")
+        assert (answer.value, answer.source, answer.degraded) == ("Paris", "cloud", False)
+        assert answer.confidence.why == "no log-probabilities of its tokens"
 
 
 def test_a_deadline_ends_the_whole_answer(ask):
@@ -152,7 +212,7 @@ def test_an_error_within_an_answer(ask):
         b'data: {"choices": [{"delta": {"content": "\xff"}}]}\n\n', b"data: {}\n\n" * 3, b'data: {"choices": [[]]}\n\n', b"\n" * 99,
         b'data: {"choices": [{"index": 0, "delta": {"content": "a"}, "logprobs": {"content": [{"logprob": "x"}]}}]}\n\n',
         b"data: " + b"[" * 5000 + b"\n\n", b'data: {"choices": [{"delta": {"tool_calls": [{"index": "x"}]}}]}\n\n',
-        b"data: null\n\n", b'data: {"choices": [null]}\n\n',
+        b"data: [DONE]\n\n", b"data: null\n\n", b'data: {"choices": [null]}\n\n',
     ],
 )  # fmt: skip
 def test_garbage(ask, body):
@@ -171,10 +231,10 @@ def test_a_reply_is_bounded(ask):
         _, answer = ask.stream(endpoint(server.url, max_reply_bytes=100_000))
         assert answer.value == "local"
         assert "answered more than 100000 bytes" in answer.reason
-    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 1000, None]
+    many = [CHUNKED, *[chunk(event(PARIS[1]))] * 4000, None]
     with CannedServer(many) as server:
-        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=20_000))
-        assert 10 < len(pieces) < 200
+        pieces, answer = ask.stream(endpoint(server.url, max_reply_bytes=300_000))
+        assert 10 < len(pieces) < 4000
         assert answer.degraded
     with CannedServer(http_reply(b"x" * 3_000_000, status=500)) as server:
         assert "answered 500" in ask.stream(endpoint(server.url, max_reply_bytes=100_000))[1].reason
@@ -350,3 +410,194 @@ def test_values_that_are_none():
     for bad in (None, 7, [], {}, "", "\ud800", [{"role": "user"}], {"messages": HI, "x": float("nan")}):
         with pytest.raises(BadInput, match=r"https://api\.example\.com/v1"):
             cloud.encode([bad])
+
+
+def test_forms_of_what_servers_say(ask):
+    """A content in parts, an error without `error` around it, an empty `finish_reason`, usage with each piece, a refusal in text."""
+    parts = {
+        "choices": [{"index": 0, "delta": {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "Pa"}]}}]
+    }
+    more = {
+        "choices": [{"index": 0, "delta": {"content": "ris"}, "finish_reason": ""}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+    }
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}
+    with CannedServer(sse_reply([parts, more, end])) as server:
+        pieces, answer = ask.stream(endpoint(server.url, usd_per_million_output_tokens=1e6))
+        assert (pieces, answer.degraded) == (["Pa", "ris"], False)
+        assert answer.trace["events"][-1]["usd"] == 3
+    with CannedServer(sse_reply([{"object": "error", "message": "x", "type": "BadRequestError", "code": 400}])) as server:
+        assert "answered 400" in ask.stream(endpoint(server.url))[1].reason
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": None}, "finish_reason": "content_filter"}]}
+    with CannedServer(http_reply(json.dumps(whole).encode(), headers=JSON)) as server:
+        _, answer = ask.stream(endpoint(server.url))
+        assert (answer.value, answer.truncated) == ("", "content_filter")
+        assert answer.reason.endswith("its answer was cut off by a content filter")
+
+
+def test_thoughts_are_progress_and_no_pieces(ask):
+    """A model that thinks first has begun; what it thinks is in the outputs."""
+    thoughts = [{"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}] * 3
+    with CannedServer(sse_reply([*thoughts, *PARIS])) as server:
+        pieces, answer = ask.stream(endpoint(server.url))
+        assert pieces == ["Pa", "ris"]
+        assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
+
+
+def test_a_whole_answer_whose_stream_does_not_end(ask):
+    """After `finish_reason` what is missing is not waited for long, and no fault: a count of tokens, `[DONE]`, nonsense."""
+    whole = [CHUNKED, *(chunk(event(one)) for one in PARIS[:-1])]
+    for rest in ([None], [chunk(b"data: nonsense\n\n"), None]):
+        with CannedServer([*whole, *rest]) as server:
+            cloud = endpoint(server.url, usd_per_million_input_tokens=1e6, usd_per_million_output_tokens=1e6)
+            pieces, answer = ask.stream(cloud)
+            assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa", "ris"], "Paris", False, "")
+            assert answer.trace["events"][-1]["usd"] == 1 + 2  # what was expected of the request, and the pieces
+            server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_httpx_carries_it(ask):
+    """A client of the application's: the same pieces, stalls and partings. In threads it takes one limit for every read."""
+    pytest.importorskip("httpx")
+    with CannedServer(GOOD) as server:
+        assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
+    with CannedServer([*FIRST, None]) as server:
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+        server.wait_for(lambda: server.hung_up == 1)
+
+
+def test_many_at_once():
+    """Sixty-four streams, each with its own pieces, on one event loop and in threads."""
+
+    def reply(request):
+        text = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][0]["content"]
+        return sse_reply(chat_events([f"{text}-{i} " for i in range(5)]))
+
+    with CannedServer(reply) as server:
+        cloud = endpoint(server.url)
+
+        async def one(router, x):
+            async with router.stream(x) as stream:
+                return "".join([piece async for piece in stream])
+
+        async def main():
+            async with AsyncRouter(None, cloud) as router:
+                return await asyncio.gather(*(one(router, str(i)) for i in range(64)))
+
+        expected = ["".join(f"{x}-{i} " for i in range(5)) for x in range(64)]
+        assert asyncio.run(main()) == expected
+        with Router(None, cloud) as router, ThreadPoolExecutor(16) as pool:
+
+            def listen(x):
+                with router.stream(str(x)) as stream:
+                    return "".join(stream)
+
+            assert list(pool.map(listen, range(64))) == expected
+            assert [answer.value for answer in router.infer_many([str(x) for x in range(8)])] == expected[:8]
+
+
+POLICY = """
+mode = "only_cloud"
+[cloud]
+protocol = "openai"
+url = "{url}"
+model = "large"
+api_key = {{ env = "CHAT_KEY" }}
+system = "be brief"
+max_tokens = 50
+stop = ["END"]
+between = "20s"
+logprobs = true
+request = {{ top_p = 0.5 }}
+response_format = {{ type = "json_object" }}
+usd_per_million_input_tokens = 1.0
+"""
+
+
+def test_a_policy(tmp_path, monkeypatch):
+    """`protocol = "openai"`; each key reaches the server."""
+    monkeypatch.setenv("CHAT_KEY", "the-key-of-this-test")
+    with CannedServer(GOOD) as server:
+        file = tmp_path / "policy.toml"
+        file.write_text(POLICY.format(url=server.url))
+        with Router.from_policy(file) as router:
+            assert router.infer("hi").value == "Paris"
+        head, _, body = server.requests[0].partition(b"\r\n\r\n")
+        assert head.startswith(b"POST /v1/chat/completions HTTP/1.1")
+        assert b"Authorization: Bearer the-key-of-this-test" in head
+        assert json.loads(body) == {
+            "model": "large", "max_tokens": 50, "stop": ["END"], "top_p": 0.5, "response_format": {"type": "json_object"},
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+            "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 1,
+        }  # fmt: skip
+        for wrong, said in (
+            ('protocol = "opnai"', 'did you mean "openai"'), ("max_token = 3", 'did you mean "max_tokens"'), ("stop = []", "stop"),
+            ("binary = true", 'only a cloud with protocol = "openinference" has it'),
+        ):  # fmt: skip
+            text = 'mode = "only_cloud"\n[cloud]\nurl = "http://h/v1"\nmodel = "m"\n'
+            file.write_text(text + (wrong if "protocol" in wrong else f'protocol = "openai"\n{wrong}'))
+            with pytest.raises(PolicyError, match=re.escape(said)):
+                Router.from_policy(file)
+
+
+# --- whatever comes
+
+JUNK = [None, True, 0, -1, 1e308, -1e308, "", "x", [], {}, [None], {"a": 1}, [[]], 10**30]
+WHOLE = {
+    "choices": [
+        {
+            "index": 0, "message": {"role": "assistant", "content": "Paris", "tool_calls": []}, "finish_reason": "stop",
+            "logprobs": {"content": [{"token": "a", "logprob": -0.1}]},
+        }
+    ],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 2},
+}  # fmt: skip
+TEXT = {"choices": [{"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-0.3]}, "finish_reason": "length"}]}
+CALLS = {"choices": [{"delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}
+FAILS = {"error": {"message": "x", "code": 400, "type": "t"}}
+
+
+def mutated(value, chance):
+    """The same JSON with a part of it replaced by junk, or left out."""
+    value, at, key = json.loads(json.dumps([value])), None, None
+    inner = value
+    while isinstance(inner, dict | list) and inner and (at is None or chance.random() < 0.8):
+        at, key = inner, chance.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+        inner = at[key]
+    if chance.random() < 0.7 or at is value:
+        at[key] = chance.choice(JUNK)
+    else:
+        del at[key]
+    return value[0]
+
+
+def test_whatever_comes_is_an_answer_or_an_error_of_the_endpoint():
+    """Mutations of good replies, as JSON and as bytes: no other exception, and no answer that is not one."""
+    chance = random.Random(3)
+    clouds = [
+        HttpBackend("cloud", OpenAIChat("http://h/v1", model="m", logprobs=logprobs, confidence=rule), "msp", None)
+        for logprobs, rule in ((True, "quantile"), (True, "mean"), (False, "first"))
+    ]
+    answers = 0
+    for _ in range(6000):
+        if chance.random() < 0.4:
+            kind, body = "application/json", json.dumps(mutated(mutated(WHOLE, chance), chance)).encode()
+        else:
+            events = [*chance.choice([PARIS, [TEXT], [CALLS, PARIS[-2]], [FAILS]])]
+            events[chance.randrange(len(events))] = mutated(chance.choice(events), chance)
+            kind, body = "text/event-stream", b"".join(map(event, events)) + chance.choice([b"", b"data: [DONE]\n\n"])
+        if chance.random() < 0.3:
+            at = chance.randrange(len(body))
+            body = body[:at] + bytes([chance.randrange(256)]) + body[at + 1 :]
+        cloud = chance.choice(clouds)
+        try:
+            (answer,) = cloud.endpoint.decode(Reply(chance.choice([200, 200, 400, 429, 500]), {"content-type": kind}, body), 1)
+            (read,) = cloud.reader.many([answer], 1)
+        except CloudError:
+            continue
+        answers += 1
+        assert type(read.value) is str
+        assert read.confidence is None or read.confidence != read.confidence or 0 <= read.confidence <= 1
+        assert truncated(read.outputs) in {"", "cut", "length", "content_filter"}
+    assert answers > 300

@@ -63,7 +63,7 @@ TOML = [  # text, key, what it says beside it
     ('score = "max"\n' + T + E + C, "score", "msp, margin"),
     ('metered = "no"\n' + T + E + C, "metered", "true or false"),
     (T + E + 'on_downgrade = "ignore"\n' + C, "edge.on_downgrade", "error, record"),
-    (T + E + C + 'protocol = "grpc"\n', "cloud.protocol", "openinference, json"),
+    (T + E + C + 'protocol = "grpc"\n', "cloud.protocol", "openinference, openinference-grpc, json"),
     (T + E + C + '[audit]\non_alarm = "stop"\n', "audit.on_alarm", "tell, raise, defer"),
     (T + E + C + 'verify = "no"\n', "cloud.verify", "did you mean false?"),
     # lists and tables

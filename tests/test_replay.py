@@ -513,6 +513,8 @@ def test_a_policy_that_saves():
     hot = but(setup, saver=Saver(hotter_than_c=70.0))
     assert replay(trace, hot, thermal="hot").replayed.cloud == 18
     assert replay(trace, hot, thermal="warm").replayed.cloud == 100
+    seldom = but(hot, sensors_every_s=45.0)
+    assert replay(trace, seldom, thermal="hot").replayed.cloud == 21, "the sensors are read as often as the policy says"
 
 
 def test_the_cache():

@@ -75,6 +75,7 @@ def test_the_quantile_of_a_short_text_is_numpys(logprobs, q):
     for form in (given, logprobs, tuple(logprobs), np.array(logprobs * 40)[: len(logprobs)]):
         assert quantile(form, q) == pytest.approx(expected, rel=1e-12, nan_ok=True)
     assert logprobs == before
+    assert quantile([800.0, 900.0]) == math.inf, "these are no logarithms of probabilities"
     long = np.tile(given, 1 + 1000 // len(given))
     with np.errstate(all="ignore"):
         assert quantile(long, q) == pytest.approx(float(np.exp(np.quantile(long, q))), rel=1e-12, nan_ok=True)

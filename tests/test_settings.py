@@ -20,6 +20,7 @@ from edgeroute import settings
 from edgeroute.cloud.base import Address
 from edgeroute.cloud.egress import Egress
 from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence import Learned, calibrate, fit
 from edgeroute.core.policy import INF, Saver, Terms
@@ -184,7 +185,7 @@ def test_protocol_json_is_a_plain_endpoint(policy):
     assert (given.where, given.value, given.confidence, given.logits, given.ping_path) == ("http://h/x", "a.0", "b", "c", "/up")
 
 
-@pytest.mark.parametrize("protocol", ["openinference", "json"])
+@pytest.mark.parametrize("protocol", ["openinference", "openinference-grpc", "json"])
 def test_the_terms_of_a_cloud_reach_its_address(policy, protocol):
     """Whatever the protocol; what is not given costs nothing and has no limit but that of calls at a time."""
     text = f'protocol = "{protocol}"\nurl = "{URL}"\n'
@@ -311,6 +312,7 @@ def test_the_defaults_are_those_of_the_classes():
     for section, made, needed in (
         (targets.Edge, OnnxModel, {"path": "a.onnx"}),
         (targets.OpenInferenceCloud, OpenInference, {"url": URL}),
+        (targets.OpenInferenceGrpcCloud, OpenInferenceGrpc, {"url": URL, "protocol": "openinference-grpc"}),
         (targets.JsonCloud, PlainJson, {"url": URL, "protocol": "json"}),
         (singles.Limits, Limits, {}),
         (singles.Egress, Egress, {}),

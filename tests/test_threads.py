@@ -10,6 +10,7 @@ import pytest
 from both import interrupted
 
 from edgeroute.threads import ThreadPool
+from edgeroute.types import StopToken
 
 LONG = 30.0
 
@@ -207,3 +208,23 @@ def test_what_waits_as_a_pool_is_closed_is_done():
     for thread in threads:
         thread.join(LONG)
     assert sorted(ran) == list(range(10))
+
+
+def test_a_stop_token_wakes_who_waits():
+    """Before or after the request, in several threads; without one the time passes."""
+    stop, found = StopToken(), []
+    assert stop.wait(0.0) is False
+    threads = [threading.Thread(target=lambda: found.append(stop.wait(LONG))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    stop()
+    for thread in threads:
+        thread.join(LONG)
+    assert found == [True] * 3
+    assert stop.asked
+    assert stop.wait(LONG) is True
+    asked = StopToken()
+    asked()
+    assert asked.wait(LONG) is True
+    asked.on_ask(lambda: found.append("at once"))
+    assert found[-1] == "at once"

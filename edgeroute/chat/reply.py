@@ -48,7 +48,7 @@ class Gathered:
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
         """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
-        if "error" in chunk:
+        if "error" in chunk or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return None
         choices = chunk.get("choices")
@@ -68,7 +68,7 @@ class Gathered:
             text = choice["text"]
         else:
             delta = choice.get("delta") or {}
-            text = delta.get("content")
+            text = _text(delta.get("content"))
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
             if calls := delta.get("tool_calls"):
@@ -131,7 +131,7 @@ def answer(reply: Mapping[str, Any], rule: str, where: str, wrong: type[Edgerout
     """
     try:
         choice = reply["choices"][0]
-        text = choice["text"] if "text" in choice else choice["message"].get("content")
+        text = choice["text"] if "text" in choice else _text(choice["message"].get("content"))
         logprobs = token_logprobs(reply)
     except (AttributeError, LookupError, TypeError, ValueError) as e:
         raise wrong(f"{where} gave a reply that is no completion: {type(e).__name__}") from e
@@ -177,8 +177,16 @@ def _confidence(logprobs: list[float], rule: str) -> Any:
     return known if rule == "quantile" else of_tokens(known, rule)
 
 
+def _text(content: Any) -> Any:
+    """The text of a message's content, which may be a list of parts; of other parts, such as thoughts, nothing."""
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type", "text") == "text"]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    error = reply["error"]
+    error = reply.get("error", reply)
     return error if isinstance(error, Mapping) else {"message": str(error)}
 
 

@@ -18,7 +18,9 @@ from edgeroute.core.texts import printable
 if TYPE_CHECKING:
     from edgeroute.export.subject import Subject
 
-export = typer.Typer(name="export", no_args_is_help=True, help="Writes a model as Triton, Ray Serve, KServe or Kubernetes take it.")
+export = typer.Typer(
+    name="export", no_args_is_help=True, help="Writes a model as Triton, Ray Serve, KServe or Kubernetes take it."
+)
 
 Models = Annotated[list[Path], typer.Argument(metavar="MODEL...", help=".onnx files, each with its card beside it.")]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new folder.", show_default=False)]
@@ -44,6 +46,12 @@ class Backend(str, Enum):
     onnxruntime = "onnxruntime"
 
 
+Runs = Annotated[
+    Backend,
+    typer.Option("--backend", help="A program that runs the file with ONNX Runtime, or Triton's own backend, where it has that."),
+]
+
+
 @export.command()
 @exits
 def triton(
@@ -51,9 +59,7 @@ def triton(
     *,
     out: Out,
     name: Names = None,
-    backend: Annotated[
-        Backend, typer.Option(help="A program that runs the file with ONNX Runtime, or Triton's own backend, where it has that.")
-    ] = Backend.python,
+    backend: Runs = Backend.python,
     max_batch: Most = 32,
     wait: Wait = None,
     queue: Queue = 256,
@@ -62,7 +68,7 @@ def triton(
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes a model repository for Triton, with dynamic batching, and a front that takes JPEG, PNG and WebP where a card has a picture."""
+    """Writes a model repository for Triton, with dynamic batching; where a card has a picture, it takes JPEG, PNG and WebP."""
     from edgeroute.export.triton import Batching
     from edgeroute.export.triton import triton as made
 
@@ -87,18 +93,59 @@ def ray(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", metavar="NAME=MODEL:SHARE,...", help="A/B or canary: what answers callers of NAME.", show_default=False),
+        typer.Option(
+            "--split", metavar="NAME=MODEL:SHARE,...", help="A/B or canary: what answers callers of NAME.", show_default=False
+        ),
     ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> int:
-    """Writes an application for Ray Serve: the Open Inference Protocol, batches, autoscaling, several models, A/B and canaries."""
+    """Writes an application for Ray Serve: batches, autoscaling, several models, A/B and canaries by weight."""
     from edgeroute.export.ray import ray as made
 
     wait_s = WAIT_S if wait is None else wait
     found = made(
         models, out, names=name or (), max_batch=max_batch, wait_s=wait_s, queue=queue, replicas=_range(replicas), kept=kept,
         splits=dict(map(_split, split or ())), force=force,
+    )  # fmt: skip
+    return _said(found, out, as_json)
+
+
+@export.command()
+@exits
+def kserve(
+    models: Models,
+    *,
+    out: Out,
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="The image of repository/Dockerfile, where you push it.")],
+    name: Names = None,
+    service: Annotated[
+        str | None, typer.Option("--service", metavar="NAME", help="Of the objects.", show_default="the model's")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="URI", help="Where KServe fetches the repository.", show_default="in the image"),
+    ] = None,
+    backend: Runs = Backend.python,
+    max_batch: Most = 32,
+    wait: Wait = None,
+    queue: Queue = 256,
+    replicas: Replicas = "2-10",
+    cpu: Annotated[float, typer.Option(min=0.1, metavar="N", help="Cores of a replica.")] = 1.0,
+    gpu: Annotated[int, typer.Option(min=0, metavar="N", help="GPUs of a replica.")] = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> int:
+    """Writes a model repository, an InferenceService for KServe, and plain objects of Kubernetes."""
+    from edgeroute.export.kserve import kserve as made
+    from edgeroute.export.kubernetes import Cluster
+    from edgeroute.export.triton import Batching
+
+    batching = Batching(max_batch, WAIT_S if wait is None else wait, queue, gpu=gpu > 0)
+    cluster = Cluster(image, _range(replicas), cpu, gpu=gpu)
+    found = made(
+        models, out, cluster=cluster, name=service, names=name or (), storage=storage, backend=backend.value, batching=batching,
+        force=force,
     )  # fmt: skip
     return _said(found, out, as_json)
 

@@ -8,12 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgeroute.cli.exits import OK, exits
 from edgeroute.cli.options import Json, seconds, share
+from edgeroute.cli.simulate_state import device_of, notes_of, plain, state_of
 from edgeroute.cli.tables import console, table
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ POLL_S = 0.2
 """Between two looks at the simulations, seconds: where a wait cannot be interrupted, Ctrl-C acts within that time."""
 WITHIN = 2
 """The required capacity is that with which the cloud recovers within so many times the outage."""
+
+STATE = "Devices with a state"
 
 simulate = typer.Typer(name="simulate", no_args_is_help=True, help="Shows what many devices would do, without any of them.")
 
@@ -99,6 +103,47 @@ def fleet(
         typer.Option(parser=share, metavar="SHARE", help="Devices that all ask in the outage's first second.", show_default="0%"),
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same numbers.")] = 0,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=STATE,
+            help="The devices' policy, whose rules are stepped by their battery, heat and load. Without it they have no state.",
+        ),
+    ] = None,
+    battery: Annotated[
+        float | None,
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            rich_help_panel=STATE,
+            show_default=False,
+            help="Charge at the start, of the average device. Without it they are on mains.",
+        ),
+    ] = None,
+    battery_wh: Annotated[
+        float | None, typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="10", help="Watt hours of a full battery.")
+    ] = None,
+    idle_watts: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="1", help="What it takes whatever it does."),
+    ] = None,
+    edge_joules: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, rich_help_panel=STATE, show_default="0.1", help="What a run of the edge takes."),
+    ] = None,
+    edge_time: Annotated[
+        float | None,
+        typer.Option(
+            parser=lasting, metavar="TIME", rich_help_panel=STATE, show_default="50ms", help="How long such a run lasts."
+        ),
+    ] = None,
+    ambient: Annotated[
+        float | None, typer.Option(min=-100, max=100, rich_help_panel=STATE, show_default="25", help="Degrees Celsius around it.")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Simulates an outage of a fleet's cloud, with and without each mechanism that protects the cloud.
@@ -113,12 +158,16 @@ def fleet(
         "margin": capacity, "outage_s": outage, "length_s": length or LENGTH_S, "timeout_s": timeout, "queue_s": queue,
         "retry_after_s": retry_after,
     }  # fmt: skip
+    device = device_of(
+        policy, battery=battery, battery_wh=battery_wh, idle_w=idle_watts, run_j=edge_joules, run_s=edge_time, ambient_c=ambient
+    )
+    of: dict[str, Any] = {"device": device, **{name: value for name, value in given.items() if value is not None}}
     scenario = Scenario(
-        devices, per_minute, defer, offline=offline, silent=outage_is == "silent", together=together, seed=seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )  # fmt: skip
+        devices, per_minute, defer, offline=offline, silent=outage_is == "silent", together=together, seed=seed, **of
+    )
     if not scenario.normal_per_s:
-        raise typer.BadParameter("with nothing deferred the cloud has no load", param_hint="--defer")
+        what = "with nothing deferred" if not defer or device is None else f"under {policy}, without a rule in force,"
+        raise typer.BadParameter(f"{what} the cloud has no load", param_hint="--policy" if defer else "--defer")
     if not scenario.normal_per_s <= MOST_PER_S:
         raise typer.BadParameter(
             f"more than {MOST_PER_S:,} requests a second to the cloud are not simulated", param_hint="--per-minute"
@@ -127,7 +176,7 @@ def fleet(
         raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
     rows = _rows(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread))
     if as_json:
-        print(json.dumps({"scenario": scenario._asdict(), "clients": rows}))
+        print(json.dumps({"scenario": plain(scenario), "clients": rows}))
         return OK
     show(scenario, rows)
     return OK
@@ -203,6 +252,7 @@ def _row(scenario: Scenario, client: Client) -> dict[str, Any]:
         "probes": result.probes,
         "wasted": round(result.wasted_share, 4),
         "capacity_needed": needed(scenario, client, WITHIN * scenario.outage_s),
+        **({} if result.device is None else {"device": state_of(result.device)}),
     }
 
 
@@ -224,6 +274,9 @@ def show(scenario: Scenario, rows: list[dict[str, Any]]) -> None:
         f"{scenario.capacity_per_s:,.0f}, and is away for {scenario.outage_s:g} s.",
     )
     table(("devices", "cloud back", "fleet back", "peak", "degraded", "in vain", "needs"), lines, ("devices",))
+    if (state := rows[0].get("device")) is not None:
+        rules = [(one["text"], f"{one['share']:.1%}", f"{one['switches']:.2f}", f"{one['most']:.0%}") for one in state["rules"]]
+        table(("rule", "in force", "switches", "at once"), rules, ("rule",))
     for line in notes(scenario, rows):
         out.print(line)
 
@@ -244,6 +297,7 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
         "in vain: the share of the cloud's work that was for devices which had given up",
         f"needs: the capacity to have the cloud back within {within_s:g} s",
     ]
+    lines += notes_of(scenario, ours.get("device"))
     if scenario.offline == "queue":
         lines.append(
             "no spread: the outboxes send what waits as soon as they may, and not after a random part of "

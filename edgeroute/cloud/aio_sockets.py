@@ -104,10 +104,13 @@ class AsyncSockets(Sockets):
 
         lookup.add(wake)
         self.doing = "have its name looked up"
+        timer = self.loop.call_later(max(0.0, lookup.patience_s()), settle) if lookup.earlier else None
         try:
             await over
         finally:
             lookup.discard(wake)
+            if timer is not None:
+                timer.cancel()
         self.doing = "answer"
         return lookup.addresses()
 

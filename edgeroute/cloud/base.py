@@ -58,7 +58,7 @@ Talk: TypeAlias = Generator[Call, Reply, Any]
 
 
 class HttpEndpoint(Protocol):
-    """An inference protocol over HTTP.
+    """An inference protocol over HTTP; or over what its optional `channels()` makes: see `edgeroute.cloud.carriers.Channels`.
 
     One whose answers come in pieces has two more members, generators of a `edgeroute.cloud.speech.Speech`: `speak(x)`, the
     answer to one input, and `hear(call)`, that to a call from `encode`; and `between_s`, seconds within which the next

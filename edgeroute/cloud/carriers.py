@@ -1,20 +1,50 @@
-"""What carries an endpoint's calls: connections of its own, or an httpx client."""
+"""What carries an endpoint's calls: connections of its own, an httpx client, or what the endpoint brings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, Protocol
 
 from edgeroute.cloud.aio_connections import AsyncConnections
-from edgeroute.cloud.base import Address, Call
+from edgeroute.cloud.base import Address, Call, HttpEndpoint, Reply
 from edgeroute.cloud.connections import Connections
 from edgeroute.errors import PolicyError
 from edgeroute.imports import imported
 from edgeroute.types import StopToken
 
 
-def carriers(address: Address) -> tuple[Any, Any]:
-    """What carries calls to an address in threads, as `Connections`, and on asyncio, as `AsyncConnections`."""
+class Channels(Protocol):
+    """What carries calls in threads: `Connections`, or what an endpoint brings (`channels`).
+
+    One that is to carry answers in pieces has `open`, too, as `Connections` has.
+    """
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Sends the call and returns the reply, by the instant `until`; a stop ends it. Raises CloudError."""
+
+    def close(self) -> None:
+        """Closes it."""
+
+
+class AsyncChannels(Protocol):
+    """What carries calls on an event loop: `AsyncConnections`, or what an endpoint brings."""
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """As of `Channels`; cancelling the task ends it."""
+
+    async def close(self) -> None:
+        """Closes it, on its loop."""
+
+    def abandon(self) -> None:
+        """`close` from outside the loop, or from a thread."""
+
+
+def carriers(endpoint: HttpEndpoint) -> tuple[Any, Any]:
+    """What carries an endpoint's calls: `Channels`, and `AsyncChannels`."""
+    own: Callable[[], tuple[Channels, AsyncChannels]] | None = getattr(endpoint, "channels", None)
+    if own is not None:
+        return own()
+    address = endpoint.address
     if address.client is None:
         return Connections(address), AsyncConnections(address)
     client, async_client = address.client

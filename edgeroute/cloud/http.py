@@ -1,4 +1,4 @@
-"""HTTP client of an endpoint: carries its talks and speeches."""
+"""Client of an endpoint: carries its talks and speeches, over HTTP or what the endpoint brings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgeroute.cloud.carriers import carriers
 from edgeroute.cloud.quiet import OURS
 from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
-from edgeroute.cloud.speech import Head, Piece, Speech
+from edgeroute.cloud.speech import Head, Said, Speech
 from edgeroute.core.policy import INF
-from edgeroute.errors import CloudError, Held, Unreachable
+from edgeroute.errors import CloudError, Held, Refused, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
@@ -30,7 +30,7 @@ class HttpClient:
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self.endpoint = endpoint
         self.sent = self.received = 0
-        self._channels, self._async = carriers(endpoint.address)
+        self._channels, self._async = carriers(endpoint)
         self.after_fork()
         renew_after_fork(self)
 
@@ -53,7 +53,11 @@ class HttpClient:
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # the first send starts it
-                reply = self._exchange(call, until, exchange, cancel)
+                try:
+                    reply = self._exchange(call, until, exchange, cancel)
+                except Refused as e:
+                    talk.throw(e)  # it may have met another model
+                    raise
         except StopIteration as end:
             return end.value
         except CloudError as e:
@@ -70,7 +74,11 @@ class HttpClient:
         try:
             while True:
                 call = _keyed(talk.send(reply), exchange, posts)  # type: ignore[arg-type]  # likewise
-                reply = await self._exchange_async(call, until, exchange)
+                try:
+                    reply = await self._exchange_async(call, until, exchange)
+                except Refused as e:
+                    talk.throw(e)  # likewise
+                    raise
         except StopIteration as end:
             return end.value
         except CloudError as e:
@@ -80,7 +88,7 @@ class HttpClient:
             talk.close()
             OURS.set(False)
 
-    def speak(self, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Generator[Piece, None, Any]:
+    def speak(self, say: Say, until: float, exchange: Exchange, cancel: StopToken | None = None) -> Generator[Said, None, Any]:
         """Runs a speech, yields the pieces of its answer, and returns its outputs. Closing it early closes the connection.
 
         It has until the endpoint's own timeout to begin, with all its retries, then `between_s` for each further piece, and in
@@ -94,7 +102,7 @@ class HttpClient:
             again = self._retries(by, exchange, cancel)
             first, rest = again.call(lambda: _first(self._attempt(say, by, until, exchange, cancel, n)))
             try:
-                while type(first) is Piece:
+                while type(first) is Said:
                     yield first
                     first = _next(rest)
             finally:
@@ -121,7 +129,7 @@ class HttpClient:
         say: Say,
         until: float,
         exchange: Exchange,
-        show: Callable[[Piece], object] | None = None,
+        show: Callable[[Said], object] | None = None,
         posts: Iterator[int] | None = None,
     ) -> Any:
         """As `speak` on an event loop; `show` is called with each piece. None: as `hear`.
@@ -131,7 +139,7 @@ class HttpClient:
         by, n = self._until(until), _number(exchange, posts or count())
         shown = False
 
-        def show_it(piece: Piece) -> None:
+        def show_it(piece: Said) -> None:
             nonlocal shown
             if show is not None:
                 shown = True
@@ -148,7 +156,7 @@ class HttpClient:
 
     def _attempt(
         self, say: Say, by: float, until: float, exchange: Exchange, cancel: StopToken | None, n: int
-    ) -> Generator[Piece, None, Any]:
+    ) -> Generator[Said, None, Any]:
         """One attempt of a speech: yields its pieces, returns its outputs."""
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
@@ -161,7 +169,7 @@ class HttpClient:
                 body = iter(response)
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
-                    if type(step) is Piece:
+                    if type(step) is Said:
                         yield step
                         step = speaking.heard(None)
                         continue
@@ -184,7 +192,7 @@ class HttpClient:
         return speaking.outputs
 
     async def _attempt_async(
-        self, say: Say, by: float, until: float, exchange: Exchange, show: Callable[[Piece], object], n: int
+        self, say: Say, by: float, until: float, exchange: Exchange, show: Callable[[Said], object], n: int
     ) -> Any:
         """As `_attempt`."""
         speaking = self._speaking(say, by, until)
@@ -197,7 +205,7 @@ class HttpClient:
                 body = response.__aiter__()
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
-                    if type(step) is Piece:
+                    if type(step) is Said:
                         show(step)
                         step = speaking.heard(None)
                         continue
@@ -336,7 +344,7 @@ def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
     return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
 
 
-def _next(pieces: Generator[Piece, None, Any]) -> Any:
+def _next(pieces: Generator[Said, None, Any]) -> Any:
     """The next piece; or, at the end, the outputs."""
     try:
         return next(pieces)
@@ -344,13 +352,13 @@ def _next(pieces: Generator[Piece, None, Any]) -> Any:
         return end.value
 
 
-def _first(pieces: Generator[Piece, None, Any]) -> tuple[Any, Generator[Piece, None, Any]]:
+def _first(pieces: Generator[Said, None, Any]) -> tuple[Any, Generator[Said, None, Any]]:
     return _next(pieces), pieces
 
 
-def _last(pieces: Generator[Piece, None, Any]) -> Any:
+def _last(pieces: Generator[Said, None, Any]) -> Any:
     """The outputs alone."""
-    while type(last := _next(pieces)) is Piece:
+    while type(last := _next(pieces)) is Said:
         pass
     return last
 

@@ -44,6 +44,7 @@ class HttpBackend(AbandonedRuns):
         self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
         self._client: HttpClient | None = None
         self._closed = False
+        self.reader.served = lambda: getattr(endpoint, "served_labels", None)
 
     @property
     def load(self) -> Callable[[], object] | None:
@@ -154,7 +155,7 @@ class HttpBackend(AbandonedRuns):
         unchecked = self.endpoint.address.https and self.endpoint.address.verify is False
         return f"{self.where} is ready" + (", its certificate UNCHECKED (verify = false)" if unchecked else "")
 
-    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - the server's model cannot be fingerprinted from here
+    def fingerprint(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - of the server's model, `served` of its endpoint tells
         """Fingerprint of the address and of the decoding."""
         return repr((self.where, self.endpoint.kind, self.reader.labels))
 

@@ -12,14 +12,14 @@ from edgeroute.chat.reply import Gathered, RunningConfidence, answer
 from edgeroute.chat.request import Chat
 from edgeroute.cloud.base import SUCCESS, Address, Call, Reply, Talk, checked, loads, looks_like
 from edgeroute.cloud.chat_errors import SHORT, of_event, refusal
-from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Piece, Speech, read_short, read_whole
+from edgeroute.cloud.speech import OVER, PROGRESS, READ, Head, Said, Speech, read_short, read_whole
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.prefix import Rule
 from edgeroute.core.spending import Tokens
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import BadInput, BadReply, CloudError, PolicyError, Unreachable, check_number
-from edgeroute.system import json_loads
+from edgeroute.system import json_dumps, json_loads
 
 BASE = "/v1"
 ROUTES = ("/chat/completions", "/completions")
@@ -167,7 +167,7 @@ class OpenAIChat:
         try:
             step = next(speech)
             while True:
-                if type(step) is Piece or type(step) is Tokens:
+                if type(step) is Said or type(step) is Tokens:
                     step = speech.send(None)
                     continue
                 step, given = speech.send(given), None
@@ -191,6 +191,9 @@ class OpenAIChat:
             Unreachable: the answer broke off. `partial` is what had come.
             BadReply: it is no answer.
         """
+        if call.tokens is None:  # it was stored in the outbox
+            with suppress(ValueError, RecursionError, TypeError, AttributeError):
+                call = call._replace(tokens=_expected(json_loads(call.body)))
         head = yield call
         assert type(head) is Head, "a call is answered with the head of its reply"
         return (yield from self._answered(head, call))
@@ -205,19 +208,20 @@ class OpenAIChat:
         over = progress = False
         try:
             while not over:
-                part = yield (PROGRESS if progress else READ)
+                part = yield (OVER if gathered.ended else PROGRESS if progress else READ)
                 assert type(part) is bytes or part is None, "what is read is bytes"
                 start, progress = start or (part or b"")[:200], False
                 for event in events.end() if part is None else events.feed(part):
-                    if event == b"[DONE]":
-                        gathered.end()
+                    if event.strip() == b"[DONE]":
                         over = True
                         break
                     text, progress = self._added(gathered, event, call, sure), True
                     if text:
-                        yield Piece(text, sure.value)
+                        yield Said(text, sure.value)
                 if part is None:
                     break
+            if over and not gathered.empty:
+                gathered.end()
             if not gathered.ended:
                 raise self._broken(gathered, start)
         except CloudError as e:
@@ -235,13 +239,15 @@ class OpenAIChat:
         said = loads(reply.body, self.where)
         if not isinstance(said, dict):
             raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
-        if "error" in said:
-            raise of_event(said["error"], call.body, self.where, self.model, self.address)
+        if "error" in said or said.get("object") == "error":
+            raise of_event(said.get("error", said), call.body, self.where, self.model, self.address)
         prediction = self._read(said)
-        if (tokens := _counted(said.get("usage"))) is not None:
-            yield tokens
+        guess = Tokens(
+            0 if call.tokens is None else call.tokens.input, len(prediction.value.encode(errors="replace")) // LETTERS + 1
+        )
+        yield _counted(said.get("usage")) or guess
         if prediction.value:
-            yield Piece(prediction.value, None)
+            yield Said(prediction.value, None)
         return prediction
 
     def _added(self, gathered: Gathered, event: bytes, call: Call, sure: RunningConfidence) -> str:
@@ -276,7 +282,7 @@ class OpenAIChat:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         if self._stream:
             request |= {"stream": True, **({"stream_options": {"include_usage": True}} if self._usage else {})}
-        body = json.dumps(request).encode()
+        body = json_dumps(request)
         kind = ("Content-Type", "application/json")
         return Call("POST", self._base + ROUTES[not chat], [kind], body, tokens=_expected(request))
 

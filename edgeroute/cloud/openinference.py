@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from math import prod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgeroute.cloud.base import Call, Reply, Talk, checked, loads
+from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
+from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import ServedModel
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
@@ -22,6 +25,8 @@ __all__ = ["DTYPES", "LENGTH", "NAMES", "TEXTS", "OpenInference"]
 _DIGITS = re.compile("[0-9]{1,18}")
 TRIES = 2
 """Unanswered binary probes after which the server counts as JSON-only."""
+BUSY = (429, 503)
+"""Statuses of a server that answers nobody for now."""
 MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ping` probes with zeros before there is a real input."""
 LENGTH = "Inference-Header-Content-Length"
@@ -34,16 +39,37 @@ class OpenInference(ServedModel):
 
     Args:
         url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
         binary: whether to send binary tensors; "auto" probes the server once with an input of zeros.
-        options: of the model, as of `ServedModel`: model, version, name, labels, kind, output, card; and of the address, as of
-            `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
         PolicyError: no model name, or as `Address`.
     """
 
-    def __init__(self, url: str, *, binary: Literal["auto"] | bool = "auto", **options: Any) -> None:
-        super().__init__(url, **options)
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        binary: Literal["auto"] | bool = "auto",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        super().__init__(
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
+        )
         self.binary: bool | None = None if binary == "auto" else binary
         self._tries = 0
 
@@ -87,12 +113,15 @@ class OpenInference(ServedModel):
             self.binary = known["binary"] if self.binary is None else self.binary
 
     def _try_binary(self, zeros: dict[str, Array]) -> Talk:
-        """Probes for binary tensors: a valid reply means yes, an error means no; no reply means no only the second time."""
+        """Probes for binary tensors: a reply means yes, an error no, unless it is busy; silence means no the second time."""
         if self._tries == TRIES:  # the last probe was cancelled while waiting, which counts as no reply
             self.binary = False
             return
         self._tries += 1
         reply = yield self._written(zeros, binary=True)._replace(probe=True)
+        if reply.status in BUSY:  # which says nothing of binary tensors
+            self._tries -= 1
+            return
         if reply.status == 0 and self._tries < TRIES:
             return
         try:
@@ -107,6 +136,13 @@ class OpenInference(ServedModel):
     def _description(self, reply: Reply) -> dict[str, Any]:
         said = loads(reply.body, self.where)
         return said if isinstance(said, dict) else {}
+
+    def _meet(self) -> Talk:
+        platform = yield from super()._meet()
+        if self.labels is None and self.served_labels is None and platform in TRITON:  # whose metadata has no parameters
+            reply = yield Call("GET", f"{self.path}/config", probe=True)
+            with suppress(CloudError):
+                self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: dict[str, Array]) -> Call:
         return self._written(feed, binary=bool(self.binary))
@@ -150,7 +186,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
     """The tensors of a reply whose JSON is followed by `rest`."""
     at = 0
     for output in outputs:
-        size = output.get("parameters", {}).get("binary_data_size")
+        size = (output.get("parameters") or {}).get("binary_data_size")  # KServe has null there
         data = output.get("data") if size is None else rest[at : at + size]
         if data is None:
             raise KeyError("data")

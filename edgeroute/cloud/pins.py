@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Collection
 from hashlib import sha256
 
 from edgeroute.errors import PolicyError
@@ -15,7 +15,7 @@ _BEFORE_KEY = 5
 """Fields between version and key: serial number, signature algorithm, issuer, validity, subject."""
 
 
-def checked_pins(given: str | Iterable[str] | None) -> frozenset[bytes]:
+def checked_pins(given: str | Collection[str] | None) -> frozenset[bytes]:
     """The hashes in pins such as `sha256/BASE64`, one or several; empty: none was given.
 
     Raises:
@@ -23,7 +23,7 @@ def checked_pins(given: str | Iterable[str] | None) -> frozenset[bytes]:
     """
     if given is None:
         return frozenset()
-    pins = [given] if isinstance(given, str) else list(given)
+    pins = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
     if not pins:
         raise PolicyError("pin has no pin in it: leave it out, or give sha256/BASE64 of the server's public key")
     found = set()

@@ -1,6 +1,7 @@
-"""Keeps what httpcore logs at DEBUG from quoting what an endpoint replied: events of our calls are logged by name alone.
+"""Keeps the logs of an httpx client from quoting what an endpoint replied, during our calls.
 
-A reply's headers may repeat the credentials. The log of other users of httpcore, such as httpx, stays as it is.
+A reply's headers, and its reason phrase, may repeat the credentials. httpcore's events are logged by name alone, httpx's not
+at all. The log of the application's own use of a client stays as it is.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ class _NamesOnly(logging.Filter):
         return True
 
 
+def _not_ours(_: logging.LogRecord) -> bool:
+    return not OURS.get()
+
+
 def _install() -> None:
     names_only = _NamesOnly()
+    logging.getLogger("httpx").addFilter(_not_ours)
     for part in ("connection", "http11", "http2", "proxy", "socks"):
         logging.getLogger(f"httpcore.{part}").addFilter(names_only)
 

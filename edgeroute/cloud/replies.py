@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from edgeroute.confidence.boxes import boxes_without_batch
 from edgeroute.confidence.forms import as_array
+from edgeroute.confidence.labels import Labels
 from edgeroute.confidence.reader import CLASSES, Reader
 from edgeroute.confidence.unscored import Unscored
 from edgeroute.core.walk import Prediction
@@ -27,6 +28,15 @@ class ReplyReader(Reader):
     """
 
     wrong = BadReply
+    served: Callable[[], tuple[Any, ...] | None] | None = None
+    """The labels that the server has, once it has said so: for where nobody else has given any."""
+
+    def many(self, outputs: Any, count: int) -> list[Prediction]:
+        """As of `Reader`."""
+        if self.labels is None and self.served is not None and (labels := self.served()) is not None:
+            self._names = Labels(labels, self.name)
+            self.labels = self._names.labels
+        return super().many(outputs, count)
 
     def _read(self, row: Any) -> Prediction:
         if type(row) is Prediction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -9,16 +10,16 @@ from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
 from edgeroute.cloud.quoting import quoted_names
+from edgeroute.cloud.served_labels import labels_in
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.inputs import constant
-from edgeroute.errors import BadInput, BadReply, PolicyError
+from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.types import TensorSpec
 
 SEVERAL = ("label+probabilities", "boxes")
@@ -29,6 +30,9 @@ NUMBER = 32
 """Bytes of a number as JSON, at most."""
 HEAD = 1 << 16
 """Bytes of a reply beside its numbers, at most."""
+OTHERS = (400, 404, 422, 500)
+"""Statuses of servers for inputs of other names, shapes and datatypes than their models take: the metadata is fetched again."""
+_PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")
 UNKNOWN = "?"
 """In place of what a server has not said of its model."""
 
@@ -36,16 +40,7 @@ UNKNOWN = "?"
 class ServedModel(ABC):
     """A model behind the Open Inference Protocol. A subclass writes its calls and opens the replies.
 
-    Args:
-        url: of the server, or of the model, as in http://host:8000/v2/models/fashion-large, perhaps with /versions/2.
-        model: its name, if not in the URL.
-        version: of the model; None: the one that the server chooses.
-        name: of the endpoint in answers, traces and messages.
-        labels: class index -> value; None: the card's, else the edge model's.
-        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
-        output: name of the output to read; None: the first, or all if a kind needs several.
-        card: path of a model card whose preprocessing is applied to the caller's input.
-        address: keyword arguments of `Address`.
+    The arguments are those of its subclasses, which say what they are.
 
     Raises:
         PolicyError: no model name, or as `Address`.
@@ -83,6 +78,8 @@ class ServedModel(ABC):
             raise PolicyError("the card of an endpoint has no state: requests are of no stream, so nothing can be fed back")
         self.name, self.kind, self.output = name, checked_kind(kind), output
         self.labels = label_names(labels) or self.card.labels
+        self.served_labels: tuple[Any, ...] | None = None
+        """Those that the server has; None: it says none."""
         self._all = output is None and kind in SEVERAL
         """Whether all outputs are read."""
         self.inputs: tuple[TensorSpec, ...] | None = None
@@ -95,7 +92,7 @@ class ServedModel(ABC):
         self._described: str | None = None
         """Hash of the metadata; None: not fetched yet."""
         self._changed = False
-        """Whether outputs have come that contradict the metadata: then it is fetched again."""
+        """Whether it may not be as the metadata says: outputs contradict it, or inputs were refused. Then it is fetched again."""
 
     @abstractmethod
     def health(self) -> Talk:
@@ -126,7 +123,11 @@ class ServedModel(ABC):
         """
         if self.inputs is None or self._changed:
             yield from self._meet()
-        reply = yield self._infer(self._feed(inputs))
+        try:
+            reply = yield self._infer(self._feed(inputs))
+        except Refused as e:
+            self._changed = e.status in OTHERS  # perhaps its inputs are not what they were
+            raise
         return self.decode(reply, len(inputs))
 
     def encode(self, inputs: list[Any]) -> Call | None:
@@ -139,7 +140,7 @@ class ServedModel(ABC):
 
         What is not known yet is "?".
         """
-        version = UNKNOWN if self.version is None else quote(self.version)
+        version = UNKNOWN if self.version is None else _shown(self.version, self.address)
         return f"version:{version} described:{self._described or UNKNOWN}"
 
     @property
@@ -148,7 +149,8 @@ class ServedModel(ABC):
         if self.inputs is None:
             return None
         inputs = [[*spec, self.datatypes.get(spec.name, NAMES.get(spec.dtype, TEXTS))] for spec in self.inputs]
-        return {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
+        known = {"inputs": inputs, "outputs": self.outputs, "version": self.version, "described": self._described}
+        return known if self.served_labels is None else {**known, "labels": list(self.served_labels)}
 
     def recall(self, known: dict[str, Any]) -> None:
         """Restores metadata saved from `known`.
@@ -166,9 +168,10 @@ class ServedModel(ABC):
             raise ValueError("version or hash is no text")
         self.inputs, self.outputs, self.datatypes = specs, outputs, datatypes
         self.version, self._described = self.pinned or version, described
+        self.served_labels = labels_in({"parameters": known})
 
     def _meet(self) -> Talk:
-        """Fetches the model's metadata."""
+        """Fetches the model's metadata -> its platform."""
         said = self._description((yield self._describe()))
         inputs: tuple[TensorSpec, ...] = ()
         wrong = "there are none"
@@ -189,7 +192,9 @@ class ServedModel(ABC):
             self.version = str(versions[0])
         self.datatypes = {str(t["name"]): str(t["datatype"]) for t in said["inputs"]}
         self._described = _hashed(said)
+        self.served_labels = labels_in(said)
         self.inputs, self.outputs, self._changed = inputs, outputs, False
+        return said.get("platform")
 
     def _feed(self, inputs: list[Any]) -> dict[str, Array]:
         assert self.inputs is not None, "_meet comes first"
@@ -282,6 +287,13 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def _shown(version: str, address: Address) -> str:
+    """A version as messages have it; its hash, if it is long or odd: a server may write there what it likes."""
+    if _PLAIN.fullmatch(version) and address.hide(version) == version:
+        return version
+    return sha256(version.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _hashed(said: dict[str, Any]) -> str:

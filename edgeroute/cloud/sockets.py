@@ -149,9 +149,9 @@ class BlockingSockets(Sockets):
         woken.clear()
         lookup.add(woken.set)
         try:
-            while not lookup.done:
+            while not lookup.done and (patience_s := lookup.patience_s()) > 0:
                 self.check()
-                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S))
+                woken.wait(min(self.left_s("have its name looked up") or POLL_S, POLL_S, patience_s))
         finally:
             lookup.discard(woken.set)
         return lookup.addresses()
@@ -201,6 +201,6 @@ def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
     Raises:
         BlockingIOError: none.
     """
-    if len(parts) > 1 and hasattr(sock, "sendmsg"):  # which Windows lacks
+    if sys.platform != "win32" and len(parts) > 1:
         return sock.sendmsg(parts)
     return sock.send(parts[0])

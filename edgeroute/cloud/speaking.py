@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from edgeroute.cloud.base import SUCCESS, Call
-from edgeroute.cloud.speech import LINGER_S, Head, Piece, Read, Speech
+from edgeroute.cloud.speech import LINGER_S, Head, Read, Said, Speech
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Tokens
 from edgeroute.errors import CloudError, TimedOut, Unreachable
@@ -46,12 +46,12 @@ class Speaking:
         self._call = call
         return call
 
-    def opened(self, head: Head) -> Piece | Read | None:
+    def opened(self, head: Head) -> Said | Read | None:
         """The first step after the head of the reply has come; steps are as of `heard`."""
         self._good = head.status in SUCCESS
         return self.heard(head)
 
-    def heard(self, given: Head | bytes | None) -> Piece | Read | None:
+    def heard(self, given: Head | bytes | None) -> Said | Read | None:
         """Hands it what came, or None at the end -> a piece, which is to be shown; or that it reads on; None: it has ended.
 
         After a piece it is to be called with None.
@@ -60,7 +60,7 @@ class Speaking:
             self.received += len(given)
         return self._step(self._speech.send, given)
 
-    def failed(self, error: CloudError, read: Read) -> Piece | Read | None:
+    def failed(self, error: CloudError, read: Read) -> Said | Read | None:
         """Tells it that nothing more comes, for this reason, which is its error unless the answer is whole without the rest."""
         if read.over:
             return self._step(self._speech.send, None)
@@ -71,7 +71,7 @@ class Speaking:
                 error = TimedOut(f"{self._where} did not finish its answer in time")
         return self._step(self._speech.throw, error)
 
-    def _step(self, move: Any, given: Any) -> Piece | Read | None:
+    def _step(self, move: Any, given: Any) -> Said | Read | None:
         try:
             step = move(given)
             while type(step) is Tokens:
@@ -83,7 +83,7 @@ class Speaking:
         except CloudError as e:
             self.error = e
             return None
-        if type(step) is Piece:
+        if type(step) is Said:
             self._pieces += 1
         return step  # type: ignore[no-any-return]
 

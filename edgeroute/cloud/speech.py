@@ -4,7 +4,7 @@ It yields what it needs or has, and is sent:
 
     Call     sends the call; is sent the reply's `Head`, of any status. One reply at a time.
     Read     reads on; is sent the next bytes of the body, or None at its end. What goes wrong is raised there, a `CloudError`.
-    Piece    a piece of the answer, which is shown; is sent None
+    Said     a piece of the answer, which is shown; is sent None
     Tokens   how many tokens the server counted; is sent None
 
 It returns the whole answer, as a talk returns one of its outputs. It has no retries and no clock.
@@ -20,8 +20,8 @@ from edgeroute.core.spending import Tokens
 from edgeroute.errors import BadReply
 
 T = TypeVar("T")
-LINGER_S = 0.5
-"""How long the end of a reply is waited for once the answer is whole, seconds: without it the connection is not kept."""
+LINGER_S = 1.0
+"""How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
 
 
 class Head(NamedTuple):
@@ -39,11 +39,11 @@ class Read(NamedTuple):
     progress: bool = False
     """Whether what came last was a part of the answer: then the time for the next one begins anew."""
     over: bool = False
-    """The answer is whole: the rest is read for the connection's sake alone, and nothing that happens there is a fault."""
+    """The answer is whole: what may still come is not waited for long, and nothing that happens there is a fault."""
 
 
 @final
-class Piece(NamedTuple):
+class Said(NamedTuple):
     """A piece of the answer."""
 
     value: Any
@@ -52,7 +52,7 @@ class Piece(NamedTuple):
 
 
 READ, PROGRESS, OVER = Read(), Read(progress=True), Read(over=True)
-Speech: TypeAlias = Generator[Call | Read | Piece | Tokens, Head | bytes | None, T]
+Speech: TypeAlias = Generator[Call | Read | Said | Tokens, Head | bytes | None, T]
 
 
 def read_whole(head: Head, most: int | None = None) -> Generator[Any, Any, Reply]:

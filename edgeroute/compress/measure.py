@@ -81,15 +81,14 @@ class Answers(NamedTuple):
         if labels is None or self.values is None:
             return []
         most = max((len(row) for row in self.outputs), default=0)
-        foreign = dict[str, None]()
-        count = 0
-        for label in labels:
-            value = _meant(names, label)
-            number = type(value) is int and 0 <= value < most and names.labels is None
-            if value is _FOREIGN or (names.labels is None and not number and value not in self.values):
-                count, foreign[repr(plain(label))] = count + 1, None
-        if not count:
+        known = {*self.values, *range(most)} if names.labels is None else {*names.labels}
+        meant = [_meant(names, label) for label in labels]
+        wrong = [
+            label for label, value in zip(labels, meant, strict=True) if not isinstance(value, str | int) or value not in known
+        ]
+        if not wrong:
             return []
+        count, foreign = len(wrong), dict.fromkeys(repr(plain(label)) for label in wrong)
         shown = ", ".join([*foreign][:5]) + ("" if len(foreign) <= 5 else ", ...")  # noqa: PLR2004 - some examples
         of = f"its {most} classes have no names" if names.labels is None else ", ".join(map(repr, names.labels[:5]))
         said = f"{shown} {'is no answer' if len(foreign) == 1 else 'are no answers'} of the model ({of})"

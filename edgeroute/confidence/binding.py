@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,15 +20,19 @@ class BoundCertificate(NamedTuple):
     used: Mapping[str, str]
     """Fingerprints of the edge model, cloud, score and codec in use, by the names of `BOUND_TO`."""
     max_age_days: float
+    served: Callable[[], str] | None = None
+    """What the cloud's servers say of their models by now; None: as in `used`."""
 
     def broken(self) -> str | None:
         """Why the certificate is not valid for this setup or at this time, in words; None: it is valid."""
-        return self.certificate.matches(**self.used, max_age_days=self.max_age_days)
+        used = self.used if self.served is None else {**self.used, "served": self.served()}
+        return self.certificate.matches(**used, max_age_days=self.max_age_days)
 
 
 def digest(used: Mapping[str, str]) -> str:
-    """One hash over several fingerprints: 32 hex digits of SHA-256."""
-    return sha256(json.dumps(dict(used), sort_keys=True).encode()).hexdigest()[:32]
+    """One hash over several fingerprints but `served`, which is not known at every start: 32 hex digits of SHA-256."""
+    own = {name: one for name, one in used.items() if name != "served"}
+    return sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def effective_target(target: Target, promise: BoundCertificate | None, alarm: str = "", at_least: float = -INF) -> Target:

@@ -21,7 +21,7 @@ INF = float("inf")
 VERSION = 2
 BOUND_TO = {
     "edge": "edge model", "cloud": "cloud model", "score": "score", "codec": "payload codec",
-    "earlier": "edge models before it",
+    "earlier": "edge models before it", "served": "model on the server",
 }  # fmt: skip
 """What a certificate can be bound to -> its name in messages."""
 _VERSION = {
@@ -165,6 +165,7 @@ class Certificate(NamedTuple):
         score: str | None = None,
         codec: str | None = None,
         earlier: str | None = None,
+        served: str | None = None,
         max_age_days: float = INF,
     ) -> str | None:
         """Why this certificate does not apply to the setup in use, in words; None: it applies.
@@ -175,9 +176,10 @@ class Certificate(NamedTuple):
             score: fingerprint of the score.
             codec: fingerprint of the payload codec.
             earlier: fingerprint of the edge models before it and their thresholds; empty: there are none.
+            served: what the servers of the cloud say of their models; what one has not said, then or now, is not compared.
             max_age_days: maximum age of the calibration.
         """
-        differ = []
+        differ = [] if served is None else _served(self.fingerprints.get("served", ""), served)
         for name, used in {"edge": edge, "cloud": cloud, "score": score, "codec": codec, "earlier": earlier}.items():
             made = self.fingerprints.get(name, "" if name == "earlier" else None)
             if used is None or used == made:
@@ -275,6 +277,19 @@ def _reaches(made: str, used: str) -> str:
     if not used:
         return "it was made for what the edge models before it defer, and there are none"
     return "the edge models before it, or their thresholds, are not those that it was made for"
+
+
+def _served(made: str, used: str) -> list[str]:
+    """How what servers say of their models differs from what they said when the certificate was made."""
+    then, here = made.split(" "), used.split(" ")
+    if len(then) != len(here):  # other clouds, of which `cloud` tells; or an older certificate, which does not say
+        return []
+    differ = [pair for pair in zip(then, here, strict=True) if pair[0] != pair[1] and not any(one.endswith(":?") for one in pair)]
+    if not differ:
+        return []
+    versions = [(a.partition(":")[2], b.partition(":")[2]) for a, b in differ if a.startswith("version:")]
+    said = " and ".join(f"version {b}, and not {a}" for a, b in versions) or "another name, platform, inputs or outputs"
+    return [f"the server has another model than it was made for: {said}"]
 
 
 def _percent(share: float) -> str:

@@ -60,14 +60,14 @@ def energy(logits: Array) -> Array:
 def quantile(logprobs: Array, q: float = 0.1) -> float:
     """logprobs: [tokens], natural logarithms -> 0..1; NaN for no tokens. A sum or mean would favour short texts."""
     values = np.asarray(logprobs, np.float64)
-    if values.ndim == 1 and 0 < values.size <= SHORT and isfinite(sum(row := values.tolist())):
+    if values.ndim == 1 and 0 < values.size <= SHORT and isfinite(sum(row := values.tolist())) and max(row) <= 1:
         return quantile_row(row, q)
     with np.errstate(all="ignore"):  # minus infinity is a token without a probability
         return float(np.exp(np.quantile(values, q))) if values.size else NAN
 
 
 def quantile_row(values: list[float], q: float = 0.1) -> float:
-    """The same of finite values, one or more, as numpy interpolates; several times faster for a short text."""
+    """The same of finite values up to 1, one or more, as numpy interpolates; several times faster for a short text."""
     values = sorted(values)
     place = q * (len(values) - 1)
     i = int(place)

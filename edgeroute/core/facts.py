@@ -35,4 +35,4 @@ class Facts(NamedTuple):
     unsure: float | None = None
     """Share of the first edge's answers, 0..1, that are below its threshold; None: unknown, or no rule goes by it."""
     energy_spent: bool = False
-    """`joules_per_hour` has no room for another run of the first edge, whose energy is known."""
+    """`joules_per_hour` has no room for another run of the edge, whose energy is known."""

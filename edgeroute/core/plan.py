@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from edgeroute.core import hedge
 from edgeroute.core.egress import Denied, Permit, permit
 from edgeroute.core.facts import Facts
+from edgeroute.core.places import Place, placed, start_by_s
 from edgeroute.core.policy import INF, Mode, Offline, Policy, PolicyMode, Side, Target
 from edgeroute.core.rules import Applying, Rule, applying
 from edgeroute.core.variants import picked
@@ -106,18 +107,18 @@ def plan(
     why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
     """
     ruled = _applying(policy, facts, mode)
-    own = _mode(policy, ruled, mode)
-    own, cheapest = _cheapest(own, ruled, targets, facts, chosen=mode is not None)
-    mode = "only_cloud" if own == "shadow" else own
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
+    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
+    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
+    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
+    firsts = [targets[side[0]].name for side in (edges, clouds) if side]
+    own, cheapest = _cheapest(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
+    mode = "only_cloud" if own == "shadow" else own
     data_class = policy.rules.default_class if data_class is None else data_class
     steps = [f"mode {own}" + ("" if deadline_s == INF else f", deadline {deadline_s * 1000:g} ms")]
     if ruled.mode is not None:
         steps.append(f"{ruled.mode}: this mode instead of {policy.mode}")
     steps += [*cheapest, *ruled.not_applied]
-    edges = [i for i, t in enumerate(targets) if t.side == "edge"]
-    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
-    edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
     steps += variants if mode != "only_cloud" else []
     if not (edges if mode == "only_edge" else clouds if mode == "only_cloud" else targets):
         side = "edge" if mode == "only_edge" else "cloud"
@@ -149,22 +150,9 @@ def plan(
         needs = "and there is no edge" if mode != "only_cloud" else "and mode 'only_cloud' asks nothing else"
         return Refusal(f"no answer is possible: {stays}, {needs}", denied=True)
 
-    late = _late(ruled, targets, facts, order)
-    if late and not away:
-        steps += [f"{why}, and asked all the same, as there is no cloud to ask" for why in late.values()]
-        late = {}
-    steps += [f"{why}, so it is asked last" for why in late.values()]
-    order = [*(i for i in order if i not in late), *late]
-    only_late = next(iter(late)) if late and all(i in late for i in order if targets[i].side == "edge") else None
-    spare: list[int] = []
-    skipped: tuple[str, ...] = ()
-    free = [i for i in order if targets[i].name not in facts.busy]
-    if free and len(free) < len(order):
-        steps.extend(f"skip {targets[i].name}: an earlier run has not stopped yet" for i in order if i not in free)
-        spare = [i for i in order if i not in free and targets[i].side == "edge"]  # better than no answer
-        if not any(targets[i].side == "cloud" for i in free):
-            skipped = tuple(targets[i].name for i in order if targets[i].side == "cloud")
-        order = [*free, *spare]
+    places, skipped, more = placed(order, targets, facts, ruled.then("unload"))
+    steps += more
+    order = [place.target for place in places]
     silent: tuple[Leg, ...] = ()
     if own == "shadow" and ruled.then("unload") is None:
         silent = tuple(unheard(i, targets[i], policy) for i in edges)
@@ -175,23 +163,23 @@ def plan(
         steps.append(f"no hedge: {facts.no_hedge}")
         hedge_s = INF
     legs: list[Leg] = []
-    for position, i in enumerate(order):
-        target = targets[i]
-        standby = (i not in late and i in spare) or (first_away and target.side == "edge" and (i not in late or deadline_s < INF))
-        first_standby = standby and not any(leg.standby for leg in legs)
-        start_by_s = _start_by_s(hedge_s, facts.reserves.get(target.name, INF), deadline_s) if first_standby else INF
-        if i in late:  # and not at the first sign: that would load it
-            start_by_s = _late_by_s(facts.reserves.get(target.name, INF), deadline_s) if i == only_late else INF
+    for position, place in enumerate(places):
+        target, usual = targets[place.target], not place.late
+        standby = place.spare or (first_away and target.side == "edge" and (usual or deadline_s < INF))
+        waits = start_by_s(
+            place, standby=standby and not any(leg.standby for leg in legs), hedge_s=hedge_s,
+            reserve_s=facts.reserves.get(target.name, INF), deadline_s=deadline_s,
+        )  # fmt: skip
         leg = Leg(
             name=target.name,
             permit=allowed if target.side == "cloud" else None,
-            target=i,
+            target=place.target,
             threshold=target.threshold,
-            final=position == len(order) - 1 and not standby and not skipped and i not in late,
+            final=position == len(order) - 1 and usual and not standby and not skipped,
             accept_unsure=policy.no_confidence == "accept",
-            hedge_after_s=hedge_s if position and not standby and i not in late else INF,
+            hedge_after_s=hedge_s if position and usual and not standby else INF,
             standby=standby,
-            start_by_s=start_by_s,
+            start_by_s=waits,
             label=target.label,
             thresholds=target.thresholds,
         )
@@ -207,8 +195,11 @@ def plan(
 def without_first(made: Plan, confidence: float | None, why: str) -> Plan:
     """The plan with its first edge on standby, after all others: its confidence is known, and below its threshold."""
     first, *rest = made.legs
-    start_by_s = _start_by_s(made.hedge_s, made.facts.reserves.get(first.name, INF), made.deadline_s)
-    standby = first._replace(standby=True, final=False, hedge_after_s=INF, start_by_s=start_by_s)
+    waits = start_by_s(
+        Place(first.target), standby=True, hedge_s=made.hedge_s, reserve_s=made.facts.reserves.get(first.name, INF),
+        deadline_s=made.deadline_s,
+    )  # fmt: skip
+    standby = first._replace(standby=True, final=False, hedge_after_s=INF, start_by_s=waits)
     others = [leg._replace(start_by_s=INF) for leg in rest if leg.standby]  # less capable ones
     asked = [leg for leg in rest if not leg.standby]
     legs = (asked[0]._replace(hedge_after_s=INF), *asked[1:], standby, *others)
@@ -238,17 +229,17 @@ def _mode(policy: Policy, ruled: Applying, mode: Mode | None) -> PolicyMode:
 
 
 def _cheapest(
-    own: PolicyMode, ruled: Applying, targets: tuple[Target, ...], facts: Facts, *, chosen: bool
+    own: PolicyMode, ruled: Applying, sides: Sequence[str], facts: Facts, *, chosen: bool
 ) -> tuple[PolicyMode, list[str]]:
     """The mode that takes less energy, if a rule or a limit asks for it and both sides may be asked; and why.
 
     The edge first costs its run, and the cloud's call where it is unsure; the cloud first costs the call. Past the limit the
     dearer side is left out: the cloud is refused, or comes first. A mode by a rule, or of the call (chosen), goes before a limit.
+    sides: the names of the first edge and the first cloud, as far as there are.
     """
     rule = ruled.then("cheapest_energy")
     spent = facts.energy_spent and not chosen and ruled.mode is None
-    sides = [next((t.name for t in targets if t.side == side), "") for side in ("edge", "cloud")]
-    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or not all(sides):
+    if not (rule or spent) or own not in {"prefer_edge", "prefer_cloud"} or len(sides) < 2:  # noqa: PLR2004 - nothing to compare
         return own, []
     why = SPENT if spent else str(rule)
     edge, cloud = (facts.joules.get(name) for name in sides)
@@ -258,15 +249,6 @@ def _cheapest(
     first = edge if spent else edge + (facts.unsure or 0.0) * cloud
     text = f"{why}: {first:.3g} J a call with {sides[0]} first, {cloud:.3g} J with {sides[1]} first"
     return ("prefer_edge" if first < cloud else "prefer_cloud"), [text]
-
-
-def _late(ruled: Applying, targets: tuple[Target, ...], facts: Facts, order: Sequence[int]) -> dict[int, str]:
-    """The edges that are not in memory -> why; of some use once every cloud has failed."""
-    rule = ruled.then("unload")
-    edges = [i for i in order if targets[i].side == "edge"]
-    if rule is not None:
-        return {i: f"{rule}: {targets[i].name} is unloaded" for i in edges}
-    return {i: f"{targets[i].name} is being loaded" for i in edges if targets[i].name in facts.loading}
 
 
 def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
@@ -305,16 +287,6 @@ def unheard(i: int, target: Target, policy: Policy) -> Leg:
         accept_unsure=known and policy.no_confidence == "accept", hedge_after_s=INF, standby=False, start_by_s=INF,
         label=target.label, thresholds=target.thresholds,
     )  # fmt: skip
-
-
-def _start_by_s(hedge_s: float, reserve_s: float, deadline_s: float) -> float:
-    """Latest start of a standby edge that leaves it its time before the deadline, seconds; 0 while that is unknown."""
-    return min(INF if deadline_s == INF else max(0.0, deadline_s - reserve_s), hedge_s)
-
-
-def _late_by_s(reserve_s: float, deadline_s: float) -> float:
-    """Latest start of an edge that is not in memory, seconds: half of the deadline is left to load it, or its time if more."""
-    return INF if deadline_s == INF else max(0.0, deadline_s - max(deadline_s / 2, reserve_s if reserve_s < INF else 0.0))
 
 
 def _step(leg: Leg, before: Leg | None) -> str:

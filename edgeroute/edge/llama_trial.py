@@ -1,7 +1,7 @@
 """Tries the chat template of a .gguf file in a process of its own: llama.cpp's template engine ends the process it is in.
 
 It renders by recursion without a limit, so a template that calls itself, or is nested deeply, overflows the stack; and it has no
-limit of time or memory. A template without macros and counted loops, and with little nesting, cannot do that and is not tried.
+limit of time or memory. A short template without macros, counted loops and much nesting cannot do that, and is not tried.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.core.texts import FOREIGN, clean
-from edgeroute.edge.gguf import LONGEST
 from edgeroute.errors import ModelError
 
 WAIT_S = 60.0
-"""How long a trial may take; it takes less than a second."""
+"""How long a trial may take; it takes a few seconds at most."""
+MOST_BYTES = 8_192
+"""Of a template that is not tried."""
 MOST_NESTED, MOST_TOKENS, MOST_BRANCHES, MOST_SUMS = 60, 400, 100, 20
 """Blocks within each other, tokens of one tag, `elif`s, and variables set to a sum of texts; of templates that are not tried."""
-_TAG = re.compile(r"\{([{%])(.*?)[}%]\}", re.DOTALL)
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
-_TOKEN = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\w+|[^\s\w]", re.DOTALL)
-_UNBOUNDED = {"macro", "call", "range", "recursive", "import", "include", "extends", "replace", "center", "indent", "*"}
+_STRING = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_BLOCK, _SHOWN = (rf"(?:{_STRING}|(?!{end})[^'\"])*" for end in (r"%\}", r"\}\}"))
+_PART = re.compile(rf"\{{#.*?#\}}|\{{(?P<kind>%)(?P<block>{_BLOCK})%\}}|\{{\{{(?P<shown>{_SHOWN})\}}\}}", re.DOTALL)
+"""A comment, a block's tag, or an expression that is shown."""
+_WORDS = re.compile(r"\b(?:macro|range|recursive|import|include|extends)\b|\\['\"]")
+"""What is not looked for in tags alone, since llama.cpp may see tags elsewhere; and what a string would have to end after it."""
+_TOKEN = re.compile(rf"{_STRING}|\w+|[^\s\w]", re.DOTALL)
+_UNBOUNDED = {"call", "replace", "center", "indent", "*"}
 _BLOCKS = {"if", "for", "set", "filter", "generation"}
 _CHILD = """
 import json, os, sys
@@ -34,9 +39,10 @@ told = json.load(sys.stdin)
 sys.path[:] = told["sys_path"]
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-except (ImportError, ValueError, OSError):
+except (AttributeError, ImportError, ValueError, OSError):
     pass
 import threading, xllamacpp
 params = xllamacpp.CommonParams()
@@ -80,20 +86,21 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 
 def harmless(template: str) -> bool:
     """Whether a template is of a kind that cannot recurse or count: without macros and ranges, and with little nesting."""
-    if len(template.encode("utf-8", "replace")) >= LONGEST:  # what is longer was cut off
+    if len(template.encode("utf-8", "replace")) > MOST_BYTES or _WORDS.search(template):
         return False
     depth = branches = sums = 0
-    for kind, inner in _TAG.findall(_COMMENT.sub("", template)):
-        tokens = _TOKEN.findall(inner)
+    for part in _PART.finditer(template):
+        tokens = _TOKEN.findall(part["block"] or part["shown"] or "")
         if len(tokens) > MOST_TOKENS or _UNBOUNDED & {*tokens}:
             return False
-        first = next((one for one in tokens if one not in "-+~"), "") if kind == "%" else ""
+        first = next((one for one in tokens if one not in "-+~"), "") if part["kind"] else ""
         depth += (first in _BLOCKS) - first.startswith("end")
         branches += first == "elif"
         sums += first == "set" and bool({"+", "~"} & {*tokens})
         if depth > MOST_NESTED or branches > MOST_BRANCHES or sums > MOST_SUMS:
             return False
-    return "{%" not in (rest := _TAG.sub("", template)) and "{{" not in rest
+    rest = _PART.sub(" ", template)
+    return not any(begin in rest for begin in ("{%", "{{", "{#"))
 
 
 def tried(path: Path, template: str, given: str | None) -> None:
@@ -112,13 +119,14 @@ def tried(path: Path, template: str, given: str | None) -> None:
     advice = "Give one that you trust, chat_template=, or use another model"
     try:
         why = _died(path, None)
-        if why is None or _died(path, "{{ messages[0].content }}") is not None:  # then it is not the template: loading says what
-            return
+        if why is None or (why.startswith(FAILED) and _died(path, "{{ messages[0].content }}") is not None):
+            return  # in the latter case it is not the template: loading says what
     except OSError as e:
         raise ModelError(f"{path}: its chat template is to be tried in another process, and none starts: {e}. {advice}") from e
     raise ModelError(f"{path}: its chat template is broken or hostile: a process that tried it {why}. {advice}")
 
 
+FAILED = "failed"
 _found: dict[tuple[str, int, int, str | None], str | None] = {}
 """What came of earlier trials of a file, by time and size."""
 
@@ -148,4 +156,4 @@ def _run(path: Path, template: str | None) -> str | None:
     if done.returncode == 0:
         return None
     said = clean(done.stdout.decode("utf-8", "replace") or done.stderr.decode("utf-8", "replace")[-300:], FOREIGN)
-    return f"was ended by the system ({done.returncode})" if done.returncode not in {1, 3} else f"failed: {said}"
+    return f"was ended by the system ({done.returncode})" if done.returncode not in {1, 3} else f"{FAILED}: {said}"

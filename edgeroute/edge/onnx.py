@@ -121,9 +121,12 @@ class OnnxModel(ModelFile):
     def run_one(self, x: Any, cancel: StopToken | None = None) -> Array | dict[str, Array]:
         """The same for one input."""
         session, prepare = self._session or self.load(), self._prepare
-        if prepare is None or cancel is not None or type(x) is dict:
+        if prepare is None or type(x) is dict:
             return self.run([x], cancel)
         tensor = prepare(x)
+        if cancel is not None:
+            out = self._execute(session, self._names, {self._input: tensor}, cancel)
+            return out[0] if len(out) == 1 else dict(zip(self._names, out, strict=True))
         try:  # the usual case, by the short way
             out = session.run(self._names, {self._input: tensor})
         except Exception as e:  # onnxruntime's errors derive from Exception alone

@@ -247,6 +247,8 @@ def _randomised(found: Floats, of: Floats, in_b: Bools, alpha: float) -> tuple[f
     If B adds d to each device's share, then found - d * of on B's devices is what A would have given, and any other draw of
     devices is as likely as the one in use. So d is too small where the difference of hardly any other draw is as large.
     """
+    took_part = of > 0
+    found, of, in_b = found[took_part], of[took_part], in_b[took_part]
     rng, here = np.random.default_rng(0), int(in_b.sum())
     columns = np.stack([found, of, of * in_b])
     total, lows, highs = columns.sum(1), [-inf], [inf]

@@ -1,1 +1,1 @@
-"""Models as other servers take them: Triton, Ray Serve, KServe, Kubernetes. Programs of `programs` are copied, and need no edgeroute."""
+"""Models as Triton, Ray Serve, KServe and Kubernetes take them. The programs in `programs` are copied, and need no edgeroute."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _sync(folder: Path) -> None:
     """What was written reaches the disk, so that errors of it come now."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as opened, suppress(OSError):
+            with file.open("r+b") as opened:
                 os.fsync(opened.fileno())
 
 

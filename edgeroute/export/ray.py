@@ -14,7 +14,7 @@ from edgeroute.export.subject import FILE, Subject, subjects, text_of
 from edgeroute.export.yamls import yaml_of
 
 INGRESS_AT_ONCE = 64
-"""Requests that one replica of the ingress has at once: with Ray's own 5 the models behind it never look busy, and do not grow."""
+"""Requests that one replica of the ingress has at once: with few the models behind it never look busy."""
 LOOK_BACK_S = 5.0
 """The load is the average of so long; Ray's own 30 s are longer than most bursts."""
 
@@ -61,7 +61,8 @@ def ray(
     if kept < 1:
         raise PolicyError("a replica has at least one model in memory")
     args = {
-        "models": [one.name for one in found], "max_batch": max_batch, "wait_s": wait_s, "models_per_replica": min(kept, len(found)),
+        "models": [one.name for one in found], "max_batch": max_batch, "wait_s": wait_s,
+        "models_per_replica": min(kept, len(found)),
     }  # fmt: skip
     about = {"edgeroute": __version__, "format": "ray", "models": args["models"]}
     config = yaml_of(_config(args, queue, low, high, max(1, max_batch // 2), shares), head=HEAD)
@@ -125,7 +126,7 @@ HEAD = """\
 # serve deploy serve.yaml      to a cluster whose nodes have this folder on their PYTHONPATH; there host is 0.0.0.0, which anybody
 #                              may ask who reaches it: put what authenticates before it
 #
-# Models grows while more than target_ongoing_requests are under way for each replica, on the average of look_back_period_s. It sees no
-# more than the ingress lets through: max_ongoing_requests of Ingress times its replicas has to be several times that target.
-# Shares of A/B and canaries are in splits, {name for callers: {model: share}}: change them here and deploy again, nothing restarts.
+# Models grows while more than target_ongoing_requests are under way for each replica, on the average of look_back_period_s. It
+# sees no more than the ingress lets through: max_ongoing_requests of Ingress times its replicas is to be several such targets.
+# Shares of A/B and canaries are in splits, {name for callers: {model: share}}: change and deploy them again; nothing restarts.
 """

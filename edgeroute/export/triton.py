@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from edgeroute import __version__
 from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError
 from edgeroute.export.folder import copies, programs, whole, write
 from edgeroute.export.pbtxt import Word, dumps
 from edgeroute.export.subject import FILE, TEXTS, Subject, subjects, text_of
-from edgeroute import __version__
 
 Backend = Literal["python", "onnxruntime"]
 VERSION_FOLDER = "1"
@@ -71,7 +71,7 @@ def triton(
         paths: .onnx files, each with its card beside it.
         out: the new folder.
         names: of the models on the server.
-        backend: "python": a program runs the file with ONNX Runtime, which any Triton can; "onnxruntime": Triton's own backend does.
+        backend: "python": a program runs the file with ONNX Runtime, which any Triton can; "onnxruntime": Triton's own does.
         batching: of requests.
         force: replace an earlier export.
 
@@ -83,19 +83,35 @@ def triton(
     batching = batching or Batching()
     batching.check()
     found = subjects(paths, names)
+    check_parts(found, backend)
+    about = {"edgeroute": __version__, "format": "triton", "models": [one.name for one in found]}
+    with whole(Path(out), about, force=force) as folder:
+        filled(folder, found, backend, batching)
+    return found
+
+
+def check_parts(found: Sequence[Subject], backend: Backend) -> None:
+    """Refuses models that cannot be in one repository.
+
+    Raises:
+        PolicyError: one needs a program around it, or two would have a part of the same name.
+    """
     for one in found:
         if backend == "onnxruntime" and not one.plain:
             raise PolicyError(
-                f"{one.model.path}: constants, or a batch axis that is not the first, are no matter of Triton's onnxruntime backend: "
-                "use --backend python"
+                f"{one.model.path}: constants, or a batch axis that is not the first, are more than Triton's onnxruntime "
+                "backend can: use --backend python"
             )
-    about = {"edgeroute": __version__, "format": "triton", "models": [one.name for one in found]}
-    with whole(Path(out), about, force=force) as folder:
-        for one in found:
-            repository(folder, one, backend, batching)
-        _check_names(folder, found)
-        write(folder / "Dockerfile", DOCKERFILE)
-    return found
+    made = [name.lower() for one in found for name in Parts(one, backend, Batching()).every()]
+    if twice := sorted({name for name in made if made.count(name) > 1}):
+        raise PolicyError(f"two models would have a part called {twice[0]}: give them other names, with --name")
+
+
+def filled(folder: Path, found: Sequence[Subject], backend: Backend, batching: Batching) -> None:
+    """Writes a repository."""
+    for one in found:
+        repository(folder, one, backend, batching)
+    write(folder / "Dockerfile", DOCKERFILE.format(onnxruntime="onnxruntime-gpu" if batching.gpu else "onnxruntime"))
 
 
 def repository(folder: Path, one: Subject, backend: Backend, batching: Batching) -> None:
@@ -129,13 +145,6 @@ def _front(folder: Path, one: Subject, front: str) -> None:
     write(folder / VERSION_FOLDER / "model.json", text_of(one.about(front=front)))
 
 
-def _check_names(folder: Path, found: Sequence[Subject]) -> None:
-    """Two models whose parts have the same name would be mixed."""
-    made = [name for one in found for name in Parts(one, "onnxruntime", Batching()).every()]
-    if twice := sorted({name for name in made if made.count(name) > 1}):
-        raise PolicyError(f"two models would have a part called {twice[0]} in {folder.name}: give them other names, with --name")
-
-
 class Parts:
     """The models of which Triton makes one: the file itself, and what is in front of it."""
 
@@ -161,7 +170,8 @@ class Parts:
         """Configuration of each, by its name."""
         one, found = self.one, dict[str, dict[str, Any]]()
         given = [self._io(spec) for spec in one.inputs]
-        tensors = [self._io({**spec, "dtype": spec["tensor"]["dtype"], "shape": spec["tensor"]["shape"][1:]}) for spec in one.inputs]
+        wants = [(spec, spec["tensor"]) for spec in one.inputs]
+        tensors = [self._io({**spec, "dtype": tensor["dtype"], "shape": tensor["shape"][1:]}) for spec, tensor in wants]
         found[self.runs] = self._runs(tensors if self.ensemble else given)
         steps = [(self.runs, [spec["name"] for spec in one.inputs], [spec["name"] for spec in one.outputs])]
         names = [spec["name"] for spec in one.inputs]
@@ -196,13 +206,10 @@ class Parts:
 
     def _warmup(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A first run when it is loaded, on zeros, where they have a size."""
-        if any(-1 in one["dims"] or one["data_type"].text == "TYPE_STRING" for one in inputs) and self.most:
+        if not self.most or any(-1 in one["dims"] or one["data_type"].text == "TYPE_STRING" for one in inputs):
             return {}
-        if not self.most:
-            return {}
-        zeros = [
-            {"key": one["name"], "value": {"data_type": one["data_type"], "dims": one["dims"], "zero_data": True}} for one in inputs
-        ]
+        kept = ("data_type", "dims")
+        zeros = [{"key": one["name"], "value": {**{key: one[key] for key in kept}, "zero_data": True}} for one in inputs]
         return {"model_warmup": [{"name": "zeros", "batch_size": 1, "inputs": zeros}]}
 
     def _python(self, name: str, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -252,9 +259,9 @@ class Parts:
 DOCKERFILE = """\
 # docker build -t REGISTRY/NAME:VERSION . && docker push REGISTRY/NAME:VERSION
 ARG BASE=nvcr.io/nvidia/tritonserver:25.06-py3
-FROM ${BASE}
+FROM ${{BASE}}
 # numpy 1: with numpy 2 the Python backend of many releases answers without data
-RUN pip install --no-cache-dir 'numpy<2' onnxruntime pillow
+RUN pip install --no-cache-dir 'numpy<2' {onnxruntime} pillow
 COPY . /models
 CMD ["tritonserver", "--model-repository=/models", "--exit-on-error=true"]
 """

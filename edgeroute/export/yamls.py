@@ -18,5 +18,7 @@ def yaml_of(*documents: Any, head: str = "") -> str:
         yaml = imported("yaml")
     except ImportError as e:
         raise RuntimeMissing("PyYAML is not installed: pip install 'edgeroute[yaml]'") from e
-    text: str = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
+    # what stands twice is written twice: anchors are hard to read
+    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    text: str = yaml.dump_all(documents, Dumper=dumper, sort_keys=False, allow_unicode=True, width=120)
     return head + text

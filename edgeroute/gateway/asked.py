@@ -13,8 +13,10 @@ from edgeroute.system import json_loads
 
 DEEPEST = 100
 """How deep lists and objects may be within each other."""
-MOST_VALUES = 500_000
-"""Signs of a value's beginning in a body: commas and brackets. Parsed, each may take some 60 bytes."""
+MOST_SIGNS = 1_000_000
+"""Commas and brackets in a body, before it is parsed: each value takes some 60 bytes. A long text may have many, too."""
+MOST_VALUES = 50_000
+"""Values in it, parsed: legs copy what they are given, and the event loop waits for that."""
 OURS = ("model", "stream", "stream_options", "n", "best_of", "echo", "logprobs", "top_logprobs")
 """Keys that are answered here; the router's own models set them as they need."""
 
@@ -39,25 +41,29 @@ def parsed(body: bytes) -> dict[str, Any]:
     Raises:
         BadInput: it is none, no object, too deep, or has too many values in it.
     """
-    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
-        raise BadInput(f"the JSON has more than {MOST_VALUES} values")
+    signs = sum(map(body.count, (b",", b"[", b"{")))
+    if signs > MOST_SIGNS:
+        raise BadInput(f"the body has more than {MOST_SIGNS} commas and brackets")
     try:
         found = json_loads(body)
     except (ValueError, RecursionError) as e:
         raise BadInput(f"the body is not JSON: {clean(e, 100)}") from None
     if not isinstance(found, dict):
         raise BadInput(f"the body is a {type(found).__name__}: send an object")
-    if body.count(b"[") + body.count(b"{") > DEEPEST:
-        _check_depth(found)
+    if signs > DEEPEST:
+        _check(found)
     return found
 
 
-def _check_depth(found: Any) -> None:
-    level, depth = [found], 0
+def _check(found: Any) -> None:
+    """Counts its levels, and its values."""
+    level, depth, values = [found], 0, 0
     while level:
-        depth += 1
+        depth, values = depth + 1, values + sum(map(len, level))
         if depth > DEEPEST:
             raise BadInput(f"the JSON is more than {DEEPEST} levels deep")
+        if values > MOST_VALUES:
+            raise BadInput(f"the JSON has more than {MOST_VALUES} values")
         inside = [part for one in level for part in (one.values() if isinstance(one, dict) else one)]
         level = [part for part in inside if isinstance(part, dict | list)]
 

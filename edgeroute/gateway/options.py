@@ -12,7 +12,7 @@ from edgeroute.core.texts import clean
 from edgeroute.errors import BadInput, nearest
 
 PREFIX = b"x-edgeroute-"
-NAMES = ("mode", "deadline", "first-token", "data-class", "conversation")
+NAMES = ("mode", "deadline", "first-token", "data-class")
 LONGEST = 200
 """Characters of a value."""
 MOST_S = 86400.0
@@ -28,7 +28,6 @@ class Options(NamedTuple):
     deadline: float | None = None
     first_token: float | None = None
     data_class: str | None = None
-    conversation: str | None = None
 
 
 NONE = Options()
@@ -69,7 +68,7 @@ def _read(given: dict[str, str], rules: Rules) -> Options:
         hint = nearest(data_class, sorted(classes)) if classes else "it has none, see [egress]"
         raise BadInput(f"x-edgeroute-data-class is {clean(data_class, 40)!r}, which the policy does not name: {hint}")
     return Options(
-        mode, _seconds("deadline", given), _seconds("first-token", given), data_class, given.get("conversation")
+        mode, _seconds("deadline", given), _seconds("first-token", given), data_class
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeroute.core.egress import Rules
 from edgeroute.core.texts import named
-from edgeroute.errors import BadInput, EdgerouteError, NoAnswer
+from edgeroute.errors import EdgerouteError, NoAnswer
 from edgeroute.gateway.completions import ascii_of
 from edgeroute.gateway.options import Options
 from edgeroute.router.aio import AsyncRouter
@@ -49,12 +49,11 @@ class Routing:
 
     def source(self, stream: AsyncStream) -> dict[str, str]:
         """What is known at a stream's first piece of where it comes from, as headers."""
-        leg = getattr(stream, "leg", None)
-        if leg is None:
-            return {}
+        leg = stream.leg
         sides = {target.name: target.side for target in self.router.engine.snapshot.targets}
-        found = {"x-edgeroute-source": sides.get(leg, leg), "x-edgeroute-leg": leg}  # what is no target is the cache
-        return {name: ascii_of(text) for name, text in found.items()}
+        if leg in sides:
+            return {"x-edgeroute-source": sides[leg], "x-edgeroute-leg": ascii_of(leg)}
+        return {"x-edgeroute-source": leg} if leg in {"cache", "stale"} else {}  # none: the policy has changed meanwhile
 
 
 @contextmanager
@@ -69,6 +68,4 @@ def _coded() -> Iterator[None]:
 
 
 def _arguments(wanted: Options) -> dict[str, Any]:
-    if wanted.conversation is not None:
-        raise BadInput("x-edgeroute-conversation is not supported by this router")
     return {"mode": wanted.mode, "deadline": wanted.deadline, "data_class": wanted.data_class}

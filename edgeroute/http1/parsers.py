@@ -1,6 +1,6 @@
 """Parsers of HTTP/1.1 replies: httptools (llhttp) in its strict mode, or h11 where there is no wheel of it.
 
-Both are given a whole head, and then the chunks of a body that has some. What a reply's framing is, `http1` decides for both.
+Both are given a whole head, and then the chunks of a body that has some. What its framing is, `reading` decides for both.
 """
 
 from __future__ import annotations
@@ -84,12 +84,8 @@ class Llhttp:
         """As of `Parser`."""
         events, wrong = self._feed(data)
         if wrong or events[:2] != [_BEGUN, _HEADED] or events[2:] not in ([], [_ENDED]):
-            raise Malformed(wrong or "no head of a reply")
-        headers = []
-        for line in data.decode("latin-1").split("\r\n")[1:-2]:  # strict: each is one header
-            name, _, value = line.partition(":")
-            headers.append((name.lower(), value.strip(" \t")))
-        return Head(self._parser.get_http_version(), self._parser.get_status_code(), headers)
+            raise Malformed(wrong or "illegal head of a reply")
+        return Head(self._parser.get_http_version(), self._parser.get_status_code(), _headers(data))
 
     def chunked(self, data: bytes) -> list[bytes]:
         """As of `Parser`."""
@@ -111,7 +107,7 @@ class Llhttp:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as e:
-            wrong = str(e)[:60].lower() or "illegal"
+            wrong = f"illegal reply ({str(e)[:60].lower()})"
         found = events[:]
         events.clear()
         return found, wrong
@@ -132,12 +128,11 @@ class H11:
     def head(self, data: bytes) -> Head:
         """As of `Parser`."""
         if _NOT_STRICT.search(data):
-            raise Malformed("a line end that is none, a continued line, or a control character")
+            raise Malformed("illegal line end, continued line or control character")
         event = self._next(data)
         if not isinstance(event, h11.Response | h11.InformationalResponse):
-            raise Malformed("no head of a reply")
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
-        return Head(event.http_version.decode(), event.status_code, headers)
+            raise Malformed("illegal head of a reply")
+        return Head(event.http_version.decode(), event.status_code, _headers(data))
 
     def chunked(self, data: bytes) -> list[bytes]:
         """As of `Parser`."""
@@ -162,7 +157,16 @@ class H11:
             return self._connection.next_event()
         except h11.RemoteProtocolError:
             pass  # its message may quote what came
-        raise Malformed("illegal")
+        raise Malformed("illegal reply")
+
+
+def _headers(head: bytes) -> list[tuple[str, str]]:
+    """The headers of a head that was parsed, strictly: each line is one. h11's own are without what is repeated."""
+    found = []
+    for line in head.decode("latin-1").split("\r\n")[1:-2]:
+        name, _, value = line.partition(":")
+        found.append((name.lower(), value.strip(" \t")))
+    return found
 
 
 _NOT_STRICT = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

@@ -106,7 +106,7 @@ class Observer:
             joules = steady(self.facts.joules, self.energy.joules(backends))
             facts = facts._replace(joules=joules, unsure=unsure(counts, self._edges) if frugal else None)
         if self.limited:
-            edge_j = self._spending.edge_j = facts.joules.get(self._edges[0], 0.0)
+            edge_j = self._spending.edge_j = next((facts.joules[name] for name in self._edges if name in facts.joules), 0.0)
             left_j = self._spending.limits.joules_per_hour - self._spending.spent().joules
             facts = facts._replace(energy_spent=left_j < edge_j)
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
@@ -131,9 +131,13 @@ class Observer:
             log.exception("the device's sensors could not be read; what they said before counts")
             return False
         self.reading, self.read_at = reading, monotonic()
-        if used_j := self.energy.note(reading.power_w, self._edges, self.read_at):
-            self._spending.add(Cost(joules=used_j), now())
+        self.book(reading.power_w, self.read_at)
         return self._step()
+
+    def book(self, power_w: float | None, now_s: float) -> None:
+        """Books the energy of the edges' runs since it was last booked, with a reading of the power; None: there is none."""
+        if used_j := self.energy.note(power_w, self._edges, now_s):
+            self._spending.add(Cost(joules=used_j), now())
 
     def due_again(self) -> None:
         """The sensors are due in a while."""

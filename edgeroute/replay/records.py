@@ -287,7 +287,7 @@ class _Reader:
                 )  # fmt: skip
                 self._cost(seen, (batch, name))
             else:
-                joules = event.get("joules", 0.0)
+                joules = max(0.0, event.get("joules") or 0.0)
                 legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, joules, own, failure))
                 if joules and self._alone(batch, name):
                     tally.run_joules += joules

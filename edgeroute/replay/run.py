@@ -141,13 +141,13 @@ class _Run:
     def _weigh(self) -> None:
         """Makes what calls take known, from the first request on."""
         self.facts = self.facts._replace(joules=self.joules)
-        edge_j = next((self.joules[name] for name in self.edges[:1] if name in self.joules), 0.0)
+        edge_j = next((self.joules[name] for name in self.edges if name in self.joules), 0.0)
         if self.limited:
             self.spending.edge_j = edge_j
         known = ", ".join(f"{name} {one:.3g} J" for name, one in self.joules.items())
         self.notes.append(f"what a call takes is known from the first request on, and does not change: {known or 'nothing'}")
         if self.edges and not edge_j:
-            self.notes.append(f"no record has the energy of a run of {self.edges[0]}, which counts as none: give edge_joules")
+            self.notes.append(f"no record has the energy of a run of {self.edges[0]}: it counts as none, or give edge_joules")
 
     def all(self, keep_mode: bool, keep_deadline: bool) -> Replay:
         """Replays all requests, sorted by start."""

@@ -16,14 +16,12 @@ SAID = {
 }
 """Measure -> in words."""
 VERDICTS = {"worse": "worse by more than is allowed", "within": "no worse than is allowed", "open": "not known yet"}
-_HEAD = ("failed", "deferred", "differ", "loss", "mean time", "p99")
+_ROWS = ("requests", "failed", "deferred", "differ", "loss", "mean time", "p99")
 
 
 def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
     """What came of the arms of a router. arms: as in its state."""
-    head = ["arm", "model", "requests", *_HEAD]
-    rows = [[str(arm["arm"]), str(arm["model"]), f"{arm['requests']:,}", *_cells(arm)] for arm in arms]
-    return html.section("A/B in operation", html.table(head, rows, "The arms"), *_stopped(arms), html.paragraph(
+    return html.section("A/B in operation", _table(arms), *_stopped(arms), html.paragraph(
         "Of requests, not of these examples. The loss is the share of all requests that the edge answered otherwise than the "
         "cloud would, by audits. Intervals are of 95 %, for independent requests and one look that was fixed beforehand; the "
         "guardrail looks at each."
@@ -32,17 +30,15 @@ def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
 
 def fleet(found: Fleet) -> str:
     """The comparison of many devices."""
-    head = ["arm", "model", "devices", "requests", *_HEAD]
     arms = [arm._asdict() for arm in found.arms]
-    rows = [[arm["arm"], arm["model"], f"{arm['devices']:,}", f"{arm['requests']:,}", *_cells(arm)] for arm in arms]
     kind = "broken" if found.worse else "held" if _all_within(found) else "open"
     short, long = verdict(found)
     said = f'<p class="verdict {kind}"><strong>{html.escape(short)}</strong> {html.escape(long)}</p>'
-    compared = [[SAID[one.measure], *difference(one)] for one in found.differences]
+    compared = [[one.measure.replace("differs", "differ"), *difference(one)] for one in found.differences]
     return "\n".join([
         html.section("B against A", said, html.table(["B less A", "difference", "interval", "allowed", ""], compared, "B less A"),
                      html.paragraph(how(found))),
-        html.section("The arms", html.table(head, rows, "The arms"), *_stopped(arms), html.paragraph(
+        html.section("The arms", _table(arms, fleet=True), *_stopped(arms), html.paragraph(
             "The loss is the share of all requests that the edge answered otherwise than the cloud would, by audits. p99 is that "
             "of the median device. Intervals are of 95 %.")),
     ])  # fmt: skip
@@ -82,12 +78,20 @@ def _all_within(found: Fleet) -> bool:
     return len(found.differences) == len(SAID) and all(one.verdict == "within" for one in found.differences)
 
 
+def _table(arms: Sequence[Mapping[str, Any]], *, fleet: bool = False) -> str:
+    """A column for each arm."""
+    columns = [[f"{arm['devices']:,}", *_cells(arm)] if fleet else _cells(arm) for arm in arms]
+    names = ("devices", *_ROWS) if fleet else _ROWS
+    rows = [[name, *cells] for name, *cells in zip(names, *columns, strict=True)]
+    return html.table(["", *(f"{arm['arm']}: {arm['model']}" for arm in arms)], rows, "The arms")
+
+
 def _cells(arm: Mapping[str, Any]) -> list[str]:
     shares = [_share(arm["failed"]), _share(arm["deferred"])]
     shares += [_share(arm["differs"]), _share(arm["loss"])] if arm["compared"] else [NONE] * 2
     value, low, high = arm["mean_s"]
     mean = f"{duration(value)} ({duration(low)} to {duration(high)})" if arm["requests"] else NONE
-    return [*shares, mean, NONE if arm["p99_s"] is None else duration(arm["p99_s"])]
+    return [f"{arm['requests']:,}", *shares, mean, NONE if arm["p99_s"] is None else duration(arm["p99_s"])]
 
 
 def _share(part: Sequence[float]) -> str:

@@ -109,7 +109,7 @@ def assemble(
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
-    observer.use(engine.snapshot.policy, engine.snapshot.targets)
+    observer.use(engine.snapshot.policy, engine.snapshot.watched[0])
     if engine.snapshot.policy.all_rules() or observer.limited:
         _first_reading(engine, sensors)
         for line in [*observer.lacking(()), *(observer.budget() if observer.reading.power_w is None else ())]:

@@ -34,7 +34,7 @@ from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
 from edgeroute.router.settling import settle, standing
-from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -122,6 +122,8 @@ class Engine:
         self._refreshing, self._replacing = threading.RLock(), threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
+        self.served = ""
+        """What the clouds' servers had said of their models at the last one."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -254,14 +256,11 @@ class Engine:
     def observe(self) -> None:
         """Updates the facts, and with them the plans."""
         snapshot = self.snapshot
-        targets, backends = snapshot.targets, snapshot.backends
-        if (other := snapshot.other) is not None:
-            targets, backends = targets + other.targets[:1], backends + other.backends[:1]
-        if self.observer.observe(snapshot.policy, targets, backends):
+        if self.observer.observe(snapshot.policy, *snapshot.watched):
             cleared(snapshot)
         if self.auditor is not None:
             self.auditor.observe()
-        if monotonic() >= self.refresh_at:
+        if monotonic() >= self.refresh_at or (self.refresh_at < INF and served(snapshot) != self.served):
             self.refresh_thresholds()
         if self.checkpoint is not None:
             self.checkpoint.note(snapshot.clouds)
@@ -285,6 +284,7 @@ class Engine:
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
         with self._refreshing:
+            self.served = served(self.snapshot)
             snapshot = standing(self.snapshot, self.auditor)
             if snapshot.other is not None:
                 snapshot = snapshot._replace(other=standing(snapshot.other, self.auditor))
@@ -320,7 +320,7 @@ class Engine:
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
         self.spending.limits, self.observer.metered = limits, metered
-        self.observer.use(made.policy, made.targets)
+        self.observer.use(made.policy, made.watched[0])
         cleared(made)  # of rules that were not there before
         SAMPLER.add(self)
         self.refresh_thresholds()
@@ -342,7 +342,7 @@ class Engine:
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, so far."""
         seen = []
-        for b in (*self.snapshot.backends, *(() if self.snapshot.other is None else self.snapshot.other.backends[:1])):
+        for b in self.snapshot.watched[1]:
             guard = getattr(b, "guard", None)
             told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
@@ -378,6 +378,7 @@ class Engine:
         ]
         parts += [backend.close for backend in made_of(self.snapshot).values()]
         parts += [part.close for part in (self.auditor, self.ledger) if part is not None]
+        parts.append(lambda: self.observer.book(None, monotonic()))
         if self.checkpoint is not None:
             parts.append(partial(self.checkpoint.close, self.snapshot.clouds))
         parts += [] if self.caching is None else [self.caching.cache.close]

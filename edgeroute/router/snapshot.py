@@ -74,6 +74,14 @@ class Snapshot(NamedTuple):
         return tuple(str(member(b.model, "release") or b.model.name) for b in cast("list[EdgeBackend]", [one, other]))  # type: ignore[return-value]
 
     @property
+    def watched(self) -> tuple[tuple[Target, ...], tuple[Backend, ...]]:
+        """The targets and backends, with the edge of arm B."""
+        other = self.other
+        if other is None:
+            return self.targets, self.backends
+        return self.targets + other.targets[:1], self.backends + other.backends[:1]
+
+    @property
     def clouds(self) -> list[CloudBackend]:
         """The backends that leave the device."""
         return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
@@ -254,12 +262,20 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
         found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
         found["codec"] = " ".join([*(r.codec(fingerprint) for r in clouds), *redacted])
+        if said := served(snapshot):
+            found["served"] = said
     for number, backend in enumerate(snapshot.backends):
         if backend.side == "cloud" and (view := snapshot.views.identity(number, fingerprint)):
             found["codec"] += f" {view}"
     if earlier := before(snapshot.targets, i):
         found["earlier"] = _earlier(snapshot, earlier)
     return found
+
+
+def served(snapshot: Snapshot) -> str:
+    """What the clouds' servers have said of their models; empty: none of them says anything."""
+    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.clouds]
+    return " ".join(one or "-" for one in said) if any(said) else ""
 
 
 def before(targets: Sequence[Target], i: int) -> list[int]:
@@ -304,7 +320,7 @@ def _promise(certificate: Certificate | None, snapshot: Snapshot, i: int, max_ag
     if snapshot.policy.no_confidence != "defer":
         raise PolicyError("a certificate promises nothing of answers without a confidence: no_confidence has to be 'defer'")
     used = {"earlier": "", **fingerprints(snapshot, i)}
-    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S)
+    return BoundCertificate(certificate, used, INF if max_age_s is None else max_age_s / DAY_S, partial(served, snapshot))
 
 
 def _all_hold(targets: Sequence[Target], certificates: Sequence[BoundCertificate | None]) -> None:

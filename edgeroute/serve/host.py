@@ -19,6 +19,8 @@ from edgeroute.serve.notify import Notify
 
 HEAD_S = 10.0
 """Within which a request's head must have come, from the connection's beginning or the head's first byte, seconds."""
+HEAD_BYTES = 1 << 16
+"""Bytes of a head; a longer one is refused."""
 TAKEN_S = 30.0
 """Within which a client must take what is written, once that waits for it, seconds."""
 MOST_CONNECTIONS = 500
@@ -93,6 +95,7 @@ def run(application: Any, host: str, port: int, beat: Beat, on_ready: Callable[[
     config = uvicorn.Config(
         application,
         http=Connection,  # on h11, the parser whose limits and refusals are tested, whatever else is installed
+        h11_max_incomplete_event_size=HEAD_BYTES,
         ws="none",
         log_config=None,
         log_level="warning",

@@ -204,7 +204,11 @@ def for_file(section: Target, path: str, folder: Path) -> Target:
     """
     with of_policy(folder):
         made = registered(path) or Edge
-    known = {field.alias or name for name, field in made.model_fields.items()} - {"path", "sha256", "card"}
+    aliases = {field.alias or name: name for name, field in made.model_fields.items()}
+    if type(section) is made:
+        given = section.model_dump(by_alias=True, exclude_unset=True)
+        return section.model_copy(update={"path": path} | {aliases[key]: None for key in ("sha256", "card") if given.get(key)})
+    known = aliases.keys() - {"path", "sha256", "card"}
     given = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
     try:
         return made.model_validate_json(json.dumps({"path": path} | {key: given[key] for key in given if key in known}))

@@ -107,7 +107,7 @@ def reference() -> str:
             parts.append(f"### `[{name}]`\n\n{made['properties'][name]['description']}\n")
             continue
         kinds = [made["$defs"][model.__name__] for model in models]
-        common = set.intersection(*(set(kind["properties"]) for kind in kinds)) - {"protocol"}
+        common = {key for key, said in kinds[0]["properties"].items() if all(k["properties"].get(key) == said for k in kinds)}
         several = " These keys are every endpoint's:" if len(kinds) > 1 else ""
         parts += [f"### `[{name}]`\n\n{made['properties'][name]['description']}{several}\n", _table(kinds[0], common)]
         if name == "edge":

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 from edgeroute.cloud.body import Body, BodyType
 from edgeroute.cloud.openai_chat import OpenAIChat
 from edgeroute.cloud.openinference import OpenInference
+from edgeroute.cloud.openinference_grpc import OpenInferenceGrpc
 from edgeroute.cloud.plain import PlainJson
 from edgeroute.confidence.prefix import Rule
 from edgeroute.confidence.scores import SCORES
@@ -199,17 +200,16 @@ class Cloud(Target):
         }
 
 
-class OpenInferenceCloud(Cloud):
+class ServedCloud(Cloud):
     """A model behind the Open Inference Protocol v2."""
 
-    protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
     model: Text | None = Field(None, description="The model's name, where the URL does not end in `/v2/models/NAME`.")
-    binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
+    version: Text | None = Field(None, description="The model's version; without it the one that the server chooses.")
     output: Text | None = Field(None, description="The output that is read; without it the first, or all if the kind needs it.")
     card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
 
     @model_validator(mode="after")
-    def _which(self) -> OpenInferenceCloud:
+    def _which(self) -> ServedCloud:
         if self.model is None and not self.url.partition("/v2/models/")[2].strip("/"):
             raise refused("which model? Give model, or a url that ends in /v2/models/NAME")
         return self
@@ -218,10 +218,31 @@ class OpenInferenceCloud(Cloud):
         """The TLS certificates and the card."""
         return [*super().files(), *([self.card] if self.card else [])]
 
+    def options(self, folder: Path) -> dict[str, Any]:
+        """The arguments of the endpoint, except the URL."""
+        options = self.model_dump(include={"model", "version", "name", "binary", "labels", "kind", "output"})
+        return {**options, "card": at(folder, self.card) if self.card else None, **self.address(folder)}
+
+
+class OpenInferenceCloud(ServedCloud):
+    """A model behind the Open Inference Protocol v2, over HTTP ([servers](servers.md))."""
+
+    protocol: Literal["openinference"] = Field("openinference", description="How the endpoint is talked to.")
+    binary: Binary = Field("auto", description="Send tensors as bytes; auto asks the server once, with zeros.")
+
     def make(self, folder: Path) -> OpenInference:
         """Makes the endpoint."""
-        options = self.model_dump(include={"model", "name", "binary", "labels", "kind", "output"})
-        return OpenInference(self.url, **options, card=at(folder, self.card) if self.card else None, **self.address(folder))
+        return OpenInference(self.url, **self.options(folder))
+
+
+class OpenInferenceGrpcCloud(ServedCloud):
+    """A model behind the Open Inference Protocol v2, over gRPC ([servers](servers.md)); needs `edgeroute[grpc]`."""
+
+    protocol: Literal["openinference-grpc"] = Field(description="How the endpoint is talked to.")
+
+    def make(self, folder: Path) -> OpenInferenceGrpc:
+        """Makes the endpoint."""
+        return OpenInferenceGrpc(self.url, **self.options(folder))
 
 
 class JsonCloud(Cloud):
@@ -292,7 +313,9 @@ class OpenAICloud(Cloud):
         return OpenAIChat(self.url, **options, stop=self.stop or (), between_s=self.between, **self.address(folder))
 
 
-CLOUDS: dict[str, type[Cloud]] = {"openinference": OpenInferenceCloud, "json": JsonCloud, "openai": OpenAICloud}
+CLOUDS: dict[str, type[Cloud]] = {
+    "openinference": OpenInferenceCloud, "openinference-grpc": OpenInferenceGrpcCloud, "json": JsonCloud, "openai": OpenAICloud,
+}  # fmt: skip
 """Protocol -> section type."""
 
 
@@ -302,6 +325,7 @@ def _protocol(section: Any) -> str:
 
 AnyCloud = Annotated[
     Annotated[OpenInferenceCloud, Tag("openinference")]
+    | Annotated[OpenInferenceGrpcCloud, Tag("openinference-grpc")]
     | Annotated[JsonCloud, Tag("json")]
     | Annotated[OpenAICloud, Tag("openai")],
     Discriminator(_protocol),

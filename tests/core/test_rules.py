@@ -361,6 +361,14 @@ def test_the_side_that_takes_less_energy_is_first(joules, unsure, mode, first):
     assert "J a call with small first, 2 J with cloud first" in said(found)
 
 
+def test_of_variants_the_energy_of_the_one_that_runs_counts():
+    """Whether or not that of its neighbours is known."""
+    one, other = (Target(name, "edge", 0.8, group="edge") for name in ("fp32", "int8"))
+    found = made([FRUGAL], (one, other, CLOUD), among={"busy": frozenset({"fp32"})}, joules={"int8": 9.0, "cloud": 1.0})
+    assert names(found) == ["cloud", "int8"]
+    assert "9 J a call with int8 first" in said(found)
+
+
 def test_energy_that_is_not_known_changes_nothing():
     """And that is said."""
     for joules, what in (({}, "small and cloud"), ({"cloud": 1.0}, "small"), ({"small": 1.0}, "cloud")):

@@ -38,10 +38,23 @@ def broken(_version, _inputs):
 
 
 MODELS = {
-    "types": (types, {f"x_{name.lower()}": (name, 3) for name in NUMPY}, {f"y_{name.lower()}": (name, 3) for name in NUMPY}),
+    "types": (types, *({f"{xy}_{name.lower()}": (name, 3) for name in NUMPY if name != "FP16"} for xy in "xy")),
+    "half": (types, {"x_fp16": ("FP16", 3)}, {"y_fp16": ("FP16", 3)}),
     "linear": (linear, {"x": ("FP32", 4)}, {"scores": ("FP32", 3), "name": ("BYTES", 1)}),
     "slow": (slow, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),
     "broken": (broken, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),
 }
 """Name -> function of version and inputs by name; inputs and outputs: name -> datatype and width, behind the batch axis."""
+BRAIN = {"brain": (types, {"x_bf16": ("BF16", 3)}, {"y_bf16": ("BF16", 3)})}
+"""Of a datatype that NumPy does not have, for servers that pass it through."""
+
+
+def ten(_version, inputs):
+    """The first ten values: a model that takes no time, so that what carries them is timed."""
+    return {"scores": inputs["x"][:, :10].astype("float32")}
+
+
+PIXELS = 150_528
+LARGE = {name: (ten, {"x": (name, PIXELS)}, {"scores": ("FP32", 10)}) for name in ("UINT8", "FP32")}
+"""An image as bytes, and as numbers, for benchmarks."""
 VERSIONS = {"linear": ("1", "2")}

@@ -30,12 +30,15 @@ class ContractModel(Model):
             raise InferenceError(f"no input {missing}")
         found = await asyncio.to_thread(self.function, "1", inputs)
         outputs = []
-        binary = payload.request_outputs is not None or bool(payload.parameters)
+        binary = payload.use_binary_outputs or any(one.binary_data for one in payload.request_outputs or ()) or payload.from_grpc
         for name, (kind, _) in self.gives.items():
             output = InferOutput(name=name, shape=list(found[name].shape), datatype=kind)
             output.set_data_from_numpy(found[name], binary_data=binary)
             outputs.append(output)
-        return InferResponse(response_id="", model_name=self.name, infer_outputs=outputs)
+        return InferResponse(
+            response_id="", model_name=self.name, infer_outputs=outputs, use_binary_outputs=payload.use_binary_outputs,
+            requested_outputs=payload.request_outputs,
+        )  # fmt: skip
 
 
 def on_loopback(add, http):

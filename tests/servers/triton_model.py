@@ -12,12 +12,15 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.name, self.version = config["name"], args["model_version"]
-        self.function, self.inputs, self.outputs = contract.MODELS[config["name"]]
+        self.function, self.inputs, self.outputs = {**contract.MODELS, **contract.BRAIN, **contract.LARGE}[config["name"]]
 
     def execute(self, requests):
         return [self.one(request) for request in requests]
 
     def one(self, request):
+        if self.name in contract.BRAIN:
+            given = pb.get_input_tensor_by_name(request, "x_bf16")
+            return pb.InferenceResponse([pb.Tensor.from_dlpack("y_bf16", given.to_dlpack())])
         inputs = {name: pb.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
         try:
             found = self.function(self.version, inputs)

@@ -1,6 +1,6 @@
-"""An ONNX model run as its card says: arrays or files of pictures in, outputs out. Written by `edgeroute export`, which it does not need.
+"""An ONNX model run as its card says. Written by `edgeroute export`, which it does not need.
 
-`model.json` beside this file, or in the folder that is given, says all that is particular to one model.
+Arrays or files of pictures go in, outputs come out; `model.json` in the model's folder says all that is particular to it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Model(Said):
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
     def run_many(self, feeds: list[dict[str, Array]]) -> list[dict[str, Array] | Exception]:
-        """What `run` gives for each of several requests: those of one shape are run together, and one that fails costs no other."""
+        """What `run` gives for each of several requests: those of one shape run together, and one that fails costs no other."""
         found: list[Any] = [None] * len(feeds)
         groups: dict[Any, list[int]] = {}
         for i, feed in enumerate(feeds):
@@ -170,7 +170,7 @@ def decoded(data: bytes, picture: dict[str, Any]) -> Array:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         size = image.width * image.height
-    except Exception as e:  # noqa: BLE001 - Pillow's decoders raise what they find
+    except Exception as e:
         raise BadInput(f"these {len(data)} bytes are no picture that can be read ({', '.join(FORMATS)})") from e
     if size > MOST_PIXELS:
         raise BadInput(f"a picture of {image.height} x {image.width} is too large")
@@ -179,7 +179,7 @@ def decoded(data: bytes, picture: dict[str, Any]) -> Array:
         raise BadInput("a picture of more than 8 bits a channel: convert it, its scale is yours to say")
     try:
         upright: Any = ImageOps.exif_transpose(image)
-    except Exception as e:  # noqa: BLE001 - likewise
+    except Exception as e:
         raise BadInput(f"these {len(data)} bytes are no picture that can be read ({', '.join(FORMATS)})") from e
     channels = picture["channels"]
     fitted = _fitted(upright if upright.mode == MODES[channels] else upright.convert(MODES[channels]), picture)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2 on a server's side, JSON and binary: bytes <-> arrays. Written by `edgeroute export`; it needs numpy."""
+"""The Open Inference Protocol v2 on a server's side: bytes <-> arrays. Written by `edgeroute export`, which it does not need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from by_card import BadInput, datatype
 
 LENGTH = "inference-header-content-length"
+MOST_DIGITS = 20
+"""Of a length."""
 MOST_TEXTS = 1 << 20
 """Texts or files of one request."""
 
@@ -37,36 +39,44 @@ def read(body: bytes, length: str | None, inputs: list[dict[str, Any]], outputs:
     Raises:
         BadInput: it is no such request, or not for this model.
     """
-    if length is not None and not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) <= len(body)):  # noqa: PLR2004 - 2^64
+    digits = length is None or (length.isascii() and length.isdigit() and len(length) < MOST_DIGITS)
+    if not digits or (length is not None and int(length) > len(body)):
         raise BadInput(f"{LENGTH} is no length of the JSON in a body of {len(body)} bytes")
-    at = len(body) if length is None else int(length)
     try:
-        head = json.loads(body[:at])
-        given = {str(one["name"]): one for one in head["inputs"]}
-        feed = {}
-        for name, one in given.items():
-            size = (one.get("parameters") or {}).get("binary_data_size")
-            spec = next((spec for spec in inputs if spec["name"] == name), None)
-            if spec is None or (size is not None and not 0 <= int(size) <= len(body) - at):
-                raise BadInput(f"there is no input {name!r}" if spec is None else f"{name}: more binary data is announced than came")
-            feed[name] = _tensor(one, spec, None if size is None else body[at : at + size])
-            at += size or 0
-        default = bool((head.get("parameters") or {}).get("binary_data_output", False))
-        wanted = [
-            (str(one["name"]), bool((one.get("parameters") or {}).get("binary_data", default))) for one in head.get("outputs") or ()
-        ]
-        ask = Ask(feed, wanted or [(one["name"], default) for one in outputs], None if head.get("id") is None else str(head["id"]))
+        ask, at = _read(body, len(body) if length is None else int(length), inputs, outputs)
     except BadInput:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
         raise BadInput(f"this is no request of the Open Inference Protocol: {type(e).__name__}") from e
-    if missing := [spec["name"] for spec in inputs if spec["name"] not in feed]:
+    if missing := [spec["name"] for spec in inputs if spec["name"] not in ask.feed]:
         raise BadInput(f"the model also needs {missing}")
     if unknown := [name for name, _ in ask.outputs if name not in {one["name"] for one in outputs}]:
         raise BadInput(f"there is no output {unknown[0]!r}")
     if at != len(body):
         raise BadInput(f"the body has {len(body)} bytes, JSON and inputs make {at}")
     return ask
+
+
+def _read(body: bytes, at: int, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> tuple[Ask, int]:
+    """The request, and where its last binary tensor ends; `at`: where its JSON does."""
+    head, feed = json.loads(body[:at]), dict[str, Any]()
+    for one in head["inputs"]:
+        name, size = str(one["name"]), _parameter(one, "binary_data_size")
+        spec = next((spec for spec in inputs if spec["name"] == name), None)
+        if spec is None or name in feed:
+            raise BadInput(f"there is no input {name!r}" if spec is None else f"{name} is there twice")
+        if size is not None and not (type(size) is int and 0 <= size <= len(body) - at):
+            raise BadInput(f"{name}: more binary data is announced than came")
+        feed[name] = _tensor(one, spec, None if size is None else body[at : at + size])
+        at += size or 0
+    default = bool(_parameter(head, "binary_data_output"))
+    wanted = [(str(one["name"]), bool(_parameter(one, "binary_data", default))) for one in head.get("outputs") or ()]
+    told = None if head.get("id") is None else str(head["id"])
+    return Ask(feed, wanted or [(one["name"], default) for one in outputs], told), at
+
+
+def _parameter(one: dict[str, Any], key: str, default: Any = None) -> Any:
+    return (one.get("parameters") or {}).get(key, default)
 
 
 def _tensor(one: dict[str, Any], spec: dict[str, Any], raw: bytes | None) -> Any:
@@ -81,7 +91,7 @@ def _tensor(one: dict[str, Any], spec: dict[str, Any], raw: bytes | None) -> Any
         raise BadInput(f"{name}: the model takes [-1, {', '.join(map(str, row))}], -1 being any size, not {shape[:40]}")
     if kind == "BYTES":
         encoded = files and raw is None
-        if encoded and (one.get("parameters") or {}).get("content_type") != "base64":
+        if encoded and _parameter(one, "content_type") != "base64":
             raise BadInput(f'{name}: files in JSON are base64, with "parameters": {{"content_type": "base64"}}')
         texts = _texts(raw) if raw is not None else one["data"]
         if len(texts) != prod(shape):
@@ -122,10 +132,18 @@ def write(ask: Ask, results: dict[str, Any], model: str, **parameters: str) -> t
     for name, binary in ask.outputs:
         array = results[name]
         texts = array.dtype.kind in "OU"
-        one: dict[str, Any] = {"name": name, "datatype": datatype("object" if texts else array.dtype.name), "shape": list(array.shape)}
+        one: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype("object" if texts else array.dtype.name),
+            "shape": list(array.shape),
+        }
         if binary:
             raw = [str(text).encode() for text in array.reshape(-1)] if texts else []
-            part = b"".join(len(text).to_bytes(4, "little") + text for text in raw) if texts else np.ascontiguousarray(array).tobytes()
+            part = (
+                b"".join(len(text).to_bytes(4, "little") + text for text in raw)
+                if texts
+                else np.ascontiguousarray(array).tobytes()
+            )
             one["parameters"] = {"binary_data_size": len(part)}
             parts.append(part)
         else:

@@ -1,6 +1,6 @@
 """Models on Ray Serve, behind the Open Inference Protocol v2. Written by `edgeroute export`, which it does not need.
 
-`serve run serve.yaml` in this folder starts it. `Ingress` speaks HTTP; `Models` has the models, and grows and shrinks with the load.
+`serve run serve.yaml` in this folder starts it. `Ingress` speaks HTTP; `Models` has the models, and grows with the load.
 """
 
 import asyncio
@@ -57,10 +57,12 @@ class Models:
 
         @serve.batch(max_batch_size=most, batch_wait_timeout_s=wait_s)
         async def run(feeds: list[Any]) -> list[Any]:
-            found = await asyncio.to_thread(model.run_many, feeds)
+            n, found = len(feeds), await asyncio.to_thread(model.run_many, feeds)
             ill = [isinstance(one, Exception) and not isinstance(one, BadInput) for one in found]
             self._failed = self._failed + 1 if all(ill) else 0
-            return [(str(one) or type(one).__name__, len(feeds)) if isinstance(one, Exception) else (one, len(feeds)) for one in found]
+            return [
+                (_wrong(one), 0 if isinstance(one, BadInput) else n) if isinstance(one, Exception) else (one, n) for one in found
+            ]
 
         pictures = {one["name"]: one["picture"] for one in model.inputs}
 
@@ -73,12 +75,12 @@ class Models:
         return answer
 
     async def infer(self, name: str, feed: dict[str, Any]) -> Any:
-        """-> the outputs, or what is wrong; and how many requests the run was for."""
+        """-> the outputs, or what is wrong; and how many requests the run was for, 0: it is the caller's fault."""
         model = await self._load(name)
         try:
             return await model(feed)
         except BadInput as e:
-            return str(e), 0
+            return _wrong(e), 0
 
     async def ready(self, name: str) -> bool:
         """Loads a model."""
@@ -91,6 +93,10 @@ class Models:
             raise RuntimeError(f"the last {self._failed} runs failed")
 
 
+def _wrong(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:400]
+
+
 def _stacked(files: Any, picture: dict[str, Any]) -> Any:
     made = [decoded(bytes(one), picture) for one in files.reshape(-1)]
     if len({one.shape for one in made}) != 1:
@@ -98,8 +104,17 @@ def _stacked(files: Any, picture: dict[str, Any]) -> Any:
     return np.stack(made)
 
 
+def _missing(name: str) -> Response:
+    return JSONResponse({"error": f"there is no model {name[:80]!r} here"}, 404)
+
+
+def _busy(error: Exception) -> Response:
+    """More than can be queued, or no replica is left: a client keeps it on its device, and comes back later."""
+    return JSONResponse({"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1"})
+
+
 @serve.deployment
-@serve.ingress(app)
+@serve.ingress(app)  # it copies the routes' functions, with what they use, here: that has to be above
 class Ingress:
     """The protocol, and which model answers whom."""
 
@@ -203,23 +218,14 @@ class Ingress:
         headers, reply = write(ask, outputs, name, **({} if arm == plain else {"arm": arm}))
         return Response(reply, headers={**headers, "x-edgeroute-arm": arm, "x-edgeroute-batch": str(batch)})
 
-    async def _run(self, arm: str, feed: dict[str, Any]) -> Any:
-        for left in range(ATTEMPTS, 0, -1):
-            try:
-                return await self._call(arm).infer.remote(arm, feed)
-            except RayActorError:  # its replica died
-                if left == 1:
-                    raise
-        raise AssertionError
-
-
-def _missing(name: str) -> Response:
-    return JSONResponse({"error": f"there is no model {name[:80]!r} here"}, 404)
-
-
-def _busy(error: Exception) -> Response:
-    """More than can be queued, or no replica is left: a client keeps it on its device, and comes back later."""
-    return JSONResponse({"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1"})
+    async def _run(self, arm: str, feed: dict[str, Any], left: int = ATTEMPTS) -> Any:
+        """The outputs of a run, by another replica if the first one dies."""
+        try:
+            return await self._call(arm).infer.remote(arm, feed)
+        except RayActorError:
+            if left == 1:
+                raise
+        return await self._run(arm, feed, left - 1)
 
 
 def build(args: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
-"""Triton's Python backend makes the tensors of a model from what callers send. Written by `edgeroute export`, which it does not need.
+"""What callers send -> tensors, in Triton's Python backend. Written by `edgeroute export`, which it does not need.
 
-Where `model.json` says `"front": "decode"`, files of pictures (JPEG, PNG, WebP) become uint8 arrays; where it says `"prepare"`, arrays of
-callers become the model's tensors.
+Where `model.json` says `"front": "decode"`, files of pictures (JPEG, PNG, WebP) become uint8 arrays; where it says `"prepare"`,
+arrays of callers become the model's tensors.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeroute.replay.fleet.cloud import Floats, Ints
+from edgeroute.replay.fleet.course import DeviceResult
 from edgeroute.replay.fleet.scenario import AGAIN_S, GOOD, Client, Scenario
 
 
@@ -35,6 +36,8 @@ class Result:
     """Requests served by the cloud ..."""
     wasted: int = 0
     """... and those served after the device had given up."""
+    device: DeviceResult | None = None
+    """What the rules did, if the devices have a state."""
 
     @classmethod
     def empty(cls, scenario: Scenario, client: Client, seconds: int) -> Result:

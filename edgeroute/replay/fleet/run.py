@@ -17,6 +17,7 @@ import numpy as np
 from edgeroute.cloud.guard import PROBE_S
 from edgeroute.cloud.retries import FIRST_S, MOST_S
 from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, Cloud, Floats, Ints, Some
+from edgeroute.replay.fleet.course import Course
 from edgeroute.replay.fleet.devices import Devices
 from edgeroute.replay.fleet.result import Result
 from edgeroute.replay.fleet.scenario import EDGEROUTE, Client, Scenario
@@ -73,6 +74,7 @@ class Fleet:
         self._random = np.random.default_rng(scenario.seed)
         self._devices = Devices(scenario.devices, client, self._random)
         self._cloud = Cloud(scenario)
+        self._course = None if scenario.device is None else Course(scenario, scenario.device)
         self._begins, self._ends, self._stored, self._hurries = Later(), Later(), Later(), Later()
         self._hurry_at = np.full(scenario.devices, np.inf)
         """By device: when its outbox is to be flushed, as its endpoint is back."""
@@ -116,21 +118,36 @@ class Fleet:
         tally = self._tally
         tally.waiting = int(self._boxed.sum() + self._flying.sum())
         tally.served, tally.wasted = self._cloud.served, self._cloud.wasted
+        if self._course is not None:
+            tally.device = self._course.result(self._of.length_s)
         return tally
 
     def _ask(self, at: float) -> None:
         """Generates new deferred requests."""
         of = self._of
         crowd = of.together * of.devices if of.outage_at_s <= at < of.outage_at_s + 1 else 0.0
-        count = int(self._random.poisson((of.normal_per_s + crowd) * STEP_S))
-        if not count:
+        who = self._anyone((of.normal_per_s + crowd) * STEP_S) if self._course is None else self._by_state(at, crowd)
+        if not len(who):
             return
-        who = self._random.integers(0, of.devices, count)
-        when = at + STEP_S * self._random.random(count)
+        when = at + STEP_S * self._random.random(len(who))
         self._tally.asked += _seconds(when, self._tally)
         may = self._allowed(who, when)
         self._new(who[may], when[may], REQUEST)
         self._degraded(who[~may], when[~may], failed=False)
+
+    def _anyone(self, mean: float) -> Ints:
+        """The devices that ask in a step, `mean` on average."""
+        count = int(self._random.poisson(mean))
+        return self._random.integers(0, self._of.devices, count) if count else np.zeros(0, np.int64)
+
+    def _by_state(self, at: float, crowd: float) -> Ints:
+        """Likewise, as often as the rules in force let each kind of device ask."""
+        course = self._course
+        assert course is not None, "the devices have a state"
+        course.until(at)
+        more = crowd * course.sizes / self._of.devices * (course.per_s > 0)
+        kinds = np.repeat(np.arange(course.count), self._random.poisson((course.per_s + more) * STEP_S))
+        return kinds + course.count * (self._random.random(len(kinds)) * course.sizes[kinds]).astype(np.int64)
 
     def _allowed(self, who: Ints, at: Floats) -> Some:
         """Which devices may send; some of the others send a probe."""
@@ -289,6 +306,8 @@ class Fleet:
             return
         np.subtract.at(self._boxed, who, 1)
         at, failed, queued_at = rows[:, 1], rows[:, 2], rows[:, 4]
+        if self._course is not None and (home := self._course.home[who % self._course.count]).any():
+            self._paused[who[home]] = at[home] + POLL_S  # a rule holds what would leave by itself
         _, first, which = np.unique(who, return_index=True, return_inverse=True)
         asking = first[at[first] >= self._paused[who[first]]]
         may = self._allowed(who[asking], at[asking])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal, NamedTuple
 
+from edgeroute.replay.fleet.hardware import Device
+
 AGAIN_S: Final = 10.0
 """Recovered: the cloud answers the share `GOOD` of its requests in any window of so many seconds."""
 GOOD: Final = 0.99
@@ -40,11 +42,14 @@ class Scenario(NamedTuple):
     together: float = 0.0
     """Share of devices, 0..1, that send one more request in the first second of the outage, simultaneously."""
     seed: int = 0
+    device: Device | None = None
+    """Their policy, and what they take: its rules are stepped by battery, heat and load. None: they have no state."""
 
     @property
     def normal_per_s(self) -> float:
-        """Normal load of the cloud, requests per second."""
-        return self.devices * self.per_minute / 60 * self.defer
+        """Normal load of the cloud, requests per second: while no rule is in force."""
+        share = self.defer if self.device is None else self.device.shares((), self.defer).cloud
+        return self.devices * self.per_minute / 60 * share
 
     @property
     def capacity_per_s(self) -> float:

@@ -1,0 +1,279 @@
+"""gRPC channels in place of HTTP connections: carry a call whose path is a method and whose body is a serialised message.
+
+A status of gRPC becomes one of HTTP, with its text as the error of a JSON body, so that what follows (messages, retries, the
+breaker, what is quoted) is the same for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import certifi
+import grpc
+import grpc.aio
+
+from edgeroute.cloud.base import Address, Call, Reply
+from edgeroute.core.policy import INF
+from edgeroute.errors import BadReply, CloudError, PolicyError, TimedOut, Unreachable
+from edgeroute.system import renew_after_fork
+from edgeroute.types import StopToken
+
+LONGEST = (1 << 31) - 1
+"""Bytes of a message, at most: gRPC's own limit."""
+RECONNECT_MS = (100, 1000)
+"""Time between attempts to connect, from and to. gRPC's own is up to two minutes, in which a server that is back is not seen."""
+_CODES = grpc.StatusCode
+STATUSES = {
+    _CODES.INVALID_ARGUMENT: 400, _CODES.FAILED_PRECONDITION: 400, _CODES.OUT_OF_RANGE: 400, _CODES.UNAUTHENTICATED: 401,
+    _CODES.PERMISSION_DENIED: 403, _CODES.NOT_FOUND: 404, _CODES.ALREADY_EXISTS: 409, _CODES.ABORTED: 409,
+    _CODES.RESOURCE_EXHAUSTED: 429, _CODES.UNIMPLEMENTED: 501, _CODES.UNAVAILABLE: 503, _CODES.DEADLINE_EXCEEDED: 504,
+}  # fmt: skip
+"""Status of gRPC -> that of HTTP; any other is 500."""
+_TOO_LONG = "larger than max"
+LOST = (
+    "failed to connect", "errors resolving", "DNS resolution failed", "empty address list", "Socket closed", "Connection reset",
+    "recvmsg:", "sendmsg:", "Endpoint closing", "Transport closed", "Stream removed", "GOAWAY", "Received http2 header",
+)  # fmt: skip
+"""Beginnings of gRPC's own texts for UNAVAILABLE where no reply came, which it marks in no other way."""
+REASONS = (
+    "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down",
+    "Domain name not found", "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED",
+    "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
+    "http1.x server", "proxy",
+)  # fmt: skip
+"""What is quoted of them; they may have in them what a server wrote."""
+_TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
+EARLY_S = 0.05
+"""By how much gRPC's time limit may come too early."""
+
+
+class Channels:
+    """A channel to one address, for threads. Calls share its connection; cancelling one affects no other.
+
+    Args:
+        address: of the server; its path is no part of it.
+        longest: bytes of a reply, at most.
+    """
+
+    def __init__(self, address: Address, longest: int) -> None:
+        self._address, self._longest = address, min(longest, LONGEST)
+        self._replies = _Replies(address, self._longest)
+        self._channel: grpc.Channel | None = None
+        self._calls: dict[str, Any] = {}
+        self._closed = False
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Drops the parent's channel, and does not close it: that would need the parent's threads."""
+        self._channel, self._calls = None, {}
+
+    def send(self, call: Call, until: float, cancel: StopToken | None = None) -> Reply:
+        """Sends the call and returns the reply, by the instant `until`.
+
+        Raises:
+            CloudError: there is no reply in time, or no valid one.
+        """
+        if cancel is not None and cancel.asked:
+            raise Unreachable(f"{self._address.origin} was not asked: its answer is not needed any more")
+        options, failed = _options(self._address, call, until), None
+        try:
+            method = self._method(call.path)
+            if cancel is None:
+                body, rpc = method.with_call(call.body, **options)
+            else:
+                rpc = method.future(call.body, **options)  # a blocking call cannot be cancelled
+                try:
+                    cancel.on_ask(rpc.cancel)
+                    body = rpc.result()
+                finally:
+                    cancel.on_ask(None)
+                    rpc.cancel()  # Ctrl-C ends it; what has ended stays as it is
+        except grpc.FutureCancelledError:
+            raise Unreachable(f"{self._address.origin}: the call was cancelled: its answer is not needed any more") from None
+        except grpc.RpcError as e:
+            failed = e
+        except ValueError as e:  # the channel was closed meanwhile, or metadata that gRPC does not send
+            raise _unsent(self._address, e) from None
+        if failed is not None:
+            return self._replies.answered(failed, until)
+        return self._replies.reply(body, rpc.trailing_metadata(), call)
+
+    def _method(self, path: str) -> Any:
+        made = self._calls.get(path)
+        if made is None:
+            if self._channel is None:
+                self._channel = _open(grpc, self._address, self._longest)
+                if self._closed:
+                    self.close()
+            made = self._calls[path] = self._channel.unary_unary(path)
+        return made
+
+    def close(self) -> None:
+        """Closes the channel, and ends what is under way."""
+        self._closed = True
+        if self._channel is not None:
+            self._channel.close()
+
+
+class AsyncChannels:
+    """A channel to one address, for one event loop at a time."""
+
+    def __init__(self, address: Address, longest: int) -> None:
+        self._address, self._longest = address, min(longest, LONGEST)
+        self._replies = _Replies(address, self._longest)
+        self._channel: grpc.aio.Channel | None = None
+        self._calls: dict[str, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """As `Channels`; the loop is the parent's as well."""
+        self._channel, self._loop, self._calls = None, None, {}
+
+    async def send(self, call: Call, until: float) -> Reply:
+        """As `Channels.send`; cancelling the task cancels the call."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # a channel of another loop cannot be used here
+            self._loop, self._channel, self._calls = loop, None, {}
+        options, failed = _options(self._address, call, until), None
+        try:
+            method = self._calls.get(call.path)
+            if method is None:
+                if self._channel is None:
+                    self._channel = _open(grpc.aio, self._address, self._longest)
+                method = self._calls[call.path] = self._channel.unary_unary(call.path)
+            rpc = method(call.body, **options)
+            try:
+                body = await rpc
+            except asyncio.CancelledError:
+                rpc.cancel()
+                raise
+        except grpc.aio.AioRpcError as e:
+            failed = e
+        except (ValueError, grpc.aio.UsageError) as e:
+            raise _unsent(self._address, e) from None
+        if failed is not None:
+            return self._replies.answered(failed, until)
+        return self._replies.reply(body, await rpc.trailing_metadata(), call)
+
+    async def close(self) -> None:
+        """Closes the channel, and ends what is under way."""
+        if self._channel is not None and self._loop is asyncio.get_running_loop():
+            await self._channel.close()
+
+    def abandon(self) -> None:
+        """`close` from outside the loop, or from a thread."""
+        channel, self._channel, self._calls = self._channel, None, {}
+        if channel is not None and self._loop is not None and self._loop.is_running():
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                asyncio.run_coroutine_threadsafe(channel.close(), self._loop)
+
+
+def _open(kind: Any, address: Address, longest: int) -> Any:
+    options = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", longest),
+        ("grpc.enable_retries", 0),  # there is one retry layer, which asks the guard first
+        ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a reply is as long as it is
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
+        ("grpc.min_reconnect_backoff_ms", RECONNECT_MS[0]),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
+        ("grpc.primary_user_agent", "edgeroute"),
+    ]
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    target = f"dns:///{host}:{address.port}"
+    if not address.https:
+        return kind.insecure_channel(target, options=options)
+    return kind.secure_channel(target, _credentials(address), options=options)
+
+
+def _credentials(address: Address) -> Any:
+    try:
+        files: Iterable[Any] = [address.verify]
+        if address.verify is True:
+            own = ssl.get_default_verify_paths().cafile
+            files = [certifi.where(), *([own] if own else [])]
+        roots = b"\n".join(Path(file).read_bytes() for file in files)
+        chain, key = (None, None) if address.cert is None else (Path(file).read_bytes() for file in address.cert)
+    except OSError as e:
+        raise PolicyError(f"the certificates for {address.origin} cannot be read: {e}") from e
+    return grpc.ssl_channel_credentials(roots, key, chain)
+
+
+def _options(address: Address, call: Call, until: float) -> dict[str, Any]:
+    """Time limit and metadata of a call.
+
+    Raises:
+        TimedOut: no time is left.
+    """
+    left_s = until - monotonic()
+    if left_s <= 0:
+        raise TimedOut(f"{address.origin} was not asked: no time was left")
+    metadata = [(name.lower(), value) for name, value in (*call.headers, *address.headers())]
+    return {"timeout": None if left_s == INF else left_s, "metadata": metadata}
+
+
+class _Replies:
+    """Makes replies of what calls end with."""
+
+    def __init__(self, address: Address, longest: int) -> None:
+        self._address, self._longest = address, longest
+
+    def reply(self, body: bytes, trailing: Any, call: Call) -> Reply:
+        """The reply to a call that succeeded.
+
+        Raises:
+            BadReply: it is longer than expected.
+        """
+        limit = self._address.max_reply_bytes if call.max_reply is None else call.max_reply
+        if len(body) > limit:
+            raise BadReply(f"{self._address.origin} answered more than {limit} bytes, the most that is expected (max_reply)")
+        return Reply(200, _headers(trailing), body)
+
+    def answered(self, error: Any, until: float) -> Reply:
+        """The reply that is an error of the server's.
+
+        Raises:
+            CloudError: it is none: there was no reply.
+        """
+        code, text, origin = error.code(), error.details() or "", self._address.origin
+        if code is _CODES.DEADLINE_EXCEEDED and until - monotonic() < EARLY_S:
+            raise TimedOut(f"{origin} did not answer in time")
+        if code is _CODES.UNAVAILABLE and text.startswith(LOST):
+            raise self._lost(text)
+        status = STATUSES.get(code, 500)
+        if code is _CODES.RESOURCE_EXHAUSTED and _TOO_LONG in text:
+            if f"vs. {self._longest})" in text:  # of this side, which old versions do not say otherwise
+                raise BadReply(f"{origin} answered more than {self._longest} bytes, the most that is expected (max_reply)")
+            status = 413
+        headers = _headers(error.trailing_metadata())
+        with contextlib.suppress(KeyError, ValueError):
+            headers.setdefault("retry-after", str(float(headers["grpc-retry-pushback-ms"]) / 1000))
+        return Reply(status, {**headers, "content-type": "application/json"}, json.dumps({"error": text}).encode())
+
+    def _lost(self, text: str) -> CloudError:
+        why = [reason for reason in REASONS if reason in text]
+        hint = " (is this its gRPC port?)" if "http1.x server" in why else ""
+        error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
+        if hint or (self._address.https and any(map(_TLS.search, why))):
+            error.retriable = False  # it will be the same again
+        return error
+
+
+def _unsent(address: Address, error: Exception) -> CloudError | PolicyError:
+    if "metadata" in str(error).lower():
+        return PolicyError("headers has a name or value that gRPC cannot send: it takes lower case letters, digits, - and _")
+    return Unreachable(f"{address.origin} was not asked: the channel is closed")
+
+
+def _headers(metadata: Any) -> dict[str, str]:
+    return {str(name).lower(): value for name, value in metadata or () if isinstance(value, str)}

@@ -1,0 +1,150 @@
+"""Open Inference Protocol v2 over gRPC (Triton, KServe, MLServer), with raw tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from edgeroute.cloud.base import Call, Reply, Talk
+from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
+from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
+from edgeroute.edge.card import Array
+from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
+from edgeroute.imports import imported
+
+MOST_TENSORS = 1000
+"""Tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to look at."""
+SERVICE = "/inference.GRPCInferenceService"
+
+
+class OpenInferenceGrpc(ServedModel):
+    """A model behind the Open Inference Protocol, over gRPC.
+
+    Args:
+        url: of the server's gRPC port, as in http://host:8001 or, with TLS, https://host; perhaps with /v2/models/NAME.
+        model: its name, if not in the URL.
+        version: of the model; None: the one that the server chooses.
+        name: of the endpoint in answers, traces and messages.
+        labels: class index -> value; None: the card's, else the edge model's, else those in the server's metadata.
+        kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
+        output: name of the output to read; None: the first, or all if a kind needs several.
+        card: path of a model card whose preprocessing is applied to the caller's input.
+        address: as for `OpenInference`; headers become metadata.
+
+    Raises:
+        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, or as `Address`.
+        RuntimeMissing: grpcio or protobuf is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        name: str = "cloud",
+        labels: Iterable[Any] | None = None,
+        kind: str | None = None,
+        output: str | None = None,
+        card: str | Path | None = None,
+        **address: Any,
+    ) -> None:
+        super().__init__(
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
+        )
+        if self.address.https and self.address.verify is False:
+            raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
+        if self.address.client is not None or self.address.pins:
+            raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
+        if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
+            raise RuntimeMissing("gRPC needs grpcio and protobuf: pip install 'edgeroute[grpc]'")
+
+    @cached_property
+    def _messages(self) -> dict[str, Any]:
+        found: dict[str, Any] = imported("edgeroute.cloud.oip_messages").made()
+        return found
+
+    def channels(self) -> tuple[Any, Any]:
+        """What carries its calls, in threads and on an event loop."""
+        module, longest = imported("edgeroute.cloud.grpc_channels"), self.address.max_reply_bytes * MOST_ROWS + HEAD
+        return module.Channels(self.address, longest), module.AsyncChannels(self.address, longest)
+
+    def identity(self, of: Callable[[Any], str]) -> list[str | None]:
+        """What decides an answer besides the address; `of` takes the fingerprint of a file."""
+        return [self.output, None if self.card.path is None else of(self.card.path)]
+
+    def health(self) -> Talk:
+        """Model readiness, `ModelReady`."""
+        reply = yield self._asked("ModelReady")
+        if not self._read("Ready", reply).ready:
+            raise Refused(f"{self.where} answered that the model is not ready", status=503)
+
+    def ping(self) -> Talk:
+        """Model readiness, then its metadata."""
+        yield from self.health()
+        yield from self._meet()
+
+    def _asked(self, method: str) -> Call:
+        body = self._messages["Name"](name=self.model, version=self.pinned or "").SerializeToString()
+        return Call("GET", f"{SERVICE}/{method}", body=body)
+
+    def _read(self, message: str, reply: Reply) -> Any:
+        found = None
+        try:
+            found = self._messages[message].FromString(reply.body)
+        except Exception as e:  # noqa: BLE001 - protobuf's implementations differ in what they raise
+            wrong = type(e).__name__
+        if found is None:
+            raise BadReply(f"{self.where} answered what is no {message} of the protocol: {wrong}")
+        return found
+
+    def _describe(self) -> Call:
+        return self._asked("ModelMetadata")
+
+    def _description(self, reply: Reply) -> dict[str, Any]:
+        said = self._read("Metadata", reply)
+        if max(len(said.inputs), len(said.outputs)) > MOST_TENSORS:
+            raise BadReply(f"{self.where} describes more than {MOST_TENSORS} tensors")
+        about = {"name": said.name, "versions": list(said.versions), "platform": said.platform}
+        return {**about, "inputs": _listed(said.inputs), "outputs": _listed(said.outputs)}
+
+    def _infer(self, feed: dict[str, Array]) -> Call:
+        messages = imported("edgeroute.cloud.oip_messages")
+        request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
+        parts = list[Any]()
+        for name, array in feed.items():
+            datatype = datatype_of(array, self.datatypes.get(name))
+            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            parts.append(raw(array, datatype))
+        if self.output is not None:
+            request.outputs.add(name=self.output)
+        body = messages.with_raw(request.SerializeToString(), parts)
+        return Call("POST", f"{SERVICE}/ModelInfer", body=body, max_reply=self._limit(len(array)))
+
+    def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
+        said = self._read("Response", reply)
+        if len(said.outputs) > MOST_TENSORS:
+            raise Invalid(f"more than {MOST_TENSORS} outputs")
+        if said.raw and len(said.raw) != len(said.outputs):
+            raise Invalid(f"{len(said.outputs)} outputs, and the raw contents of {len(said.raw)}")
+        return said.model_version, self._tensors(said, most)
+
+    def _tensors(self, said: Any, most: int) -> Iterator[Tensor]:
+        fields = imported("edgeroute.cloud.oip_messages").CONTENTS
+        for number, output in enumerate(said.outputs):
+            if said.raw:
+                data: Any = said.raw[number]
+            else:
+                field = fields.get(output.datatype)
+                values = () if field is None else getattr(output.contents, field)
+                if len(values) > most:
+                    raise Invalid(f"{len(values)} values: more than expected, unread")
+                data = b"" if field is None else list(values)
+            yield Tensor(output.name, output.datatype, output.shape, data)
+
+
+def _listed(tensors: Any) -> list[dict[str, Any]]:
+    return [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in tensors]

@@ -1,0 +1,164 @@
+"""Kubernetes objects of a Triton that serves an exported repository: Deployment, Service, autoscaler, disruption budget."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from edgeroute.errors import PolicyError
+
+HTTP, GRPC, METRICS = 8000, 8001, 8002
+USER = 1000
+"""The user triton-server of Triton's images."""
+MIB = 1 << 20
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+
+
+class Cluster(NamedTuple):
+    """What a cluster is asked for.
+
+    Attributes:
+        image: of Triton with the repository in it, as its Dockerfile makes it.
+        replicas: at least and at most.
+        cpu: cores of each.
+        memory: bytes of each.
+        gpu: GPUs of each.
+    """
+
+    image: str
+    replicas: tuple[int, int] = (2, 10)
+    cpu: float = 1.0
+    memory: int = 1 << 30
+    gpu: int = 0
+
+    def check(self) -> None:
+        """Refuses what no cluster takes.
+
+        Raises:
+            PolicyError: it does not.
+        """
+        low, high = self.replicas
+        if not _IMAGE.fullmatch(self.image):
+            raise PolicyError("the image is no name of one: registry.example/models/NAME:VERSION")
+        if not 1 <= low <= high:
+            raise PolicyError(f"replicas are at least 1 and at most as many as the most, not {low} to {high}")
+
+
+def object_name(name: str) -> str:
+    """A name for Kubernetes objects (RFC 1123): small letters, digits and `-`, and room for what is added."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "model"
+
+
+def labels(name: str) -> dict[str, str]:
+    """The labels by which the objects find each other."""
+    return {"app.kubernetes.io/name": name, "app.kubernetes.io/component": "triton"}
+
+
+def container(cluster: Cluster, repository: str, *, name: str = "triton", http: int = HTTP, grpc: int = GRPC) -> dict[str, Any]:
+    """Triton, as Deployment and ServingRuntime have it: no root, no rights, nothing that can be written but its own memory."""
+    command = [
+        "tritonserver", f"--model-repository={repository}", f"--http-port={http}", f"--grpc-port={grpc}",
+        f"--metrics-port={METRICS}", "--exit-on-error=true", "--exit-timeout-secs=20",
+    ]  # fmt: skip
+    resources: dict[str, Any] = {
+        "requests": {"cpu": _cores(cluster.cpu), "memory": _memory(cluster.memory)},
+        "limits": {"memory": _memory(cluster.memory)},
+    }  # fmt: skip
+    if cluster.gpu:
+        resources["limits"]["nvidia.com/gpu"] = resources["requests"]["nvidia.com/gpu"] = str(cluster.gpu)
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": http}}
+    return {
+        "name": name,
+        "image": cluster.image,
+        "command": command[:1],
+        "args": command[1:],
+        "ports": [
+            {"name": "http", "containerPort": http}, {"name": "grpc", "containerPort": grpc},
+            {"name": "metrics", "containerPort": METRICS},
+        ],
+        "startupProbe": {**ready, "periodSeconds": 5, "failureThreshold": 60},
+        "readinessProbe": {**ready, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 3},
+        "livenessProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": http}, "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3,
+        },
+        "resources": resources,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": USER, "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - in the container
+    }  # fmt: skip
+
+
+def volumes() -> list[dict[str, Any]]:
+    """Memory that Triton shares with its Python backend, and a place for temporary files."""
+    return [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "256Mi"}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+    ]  # fmt: skip
+
+
+def manifests(name: str, cluster: Cluster, annotations: dict[str, str]) -> list[dict[str, Any]]:
+    """The objects, for `kubectl apply`.
+
+    Args:
+        name: of all of them, as `object_name` makes it.
+        cluster: what is asked for.
+        annotations: for people.
+    """
+    there, (low, high) = labels(name), cluster.replicas
+    about = {"name": name, "labels": there}
+    pod = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 40,
+        "containers": [
+            # the endpoint leaves the Service before Triton ends, so that a replica that goes refuses nobody
+            {**container(cluster, "/models"), "lifecycle": {"preStop": {"exec": {"command": ["sleep", "10"]}}}}
+        ],
+        "volumes": volumes(),
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": there},
+            }
+        ],
+    }  # fmt: skip
+    deployment = {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {**about, "annotations": annotations},
+        "spec": {
+            "selector": {"matchLabels": there},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "template": {"metadata": {"labels": there}, "spec": pod},
+        },
+    }  # fmt: skip
+    ports = [
+        {"name": one, "port": port, "targetPort": one} for one, port in (("http", HTTP), ("grpc", GRPC), ("metrics", METRICS))
+    ]
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": about, "spec": {"selector": there, "ports": ports}}
+    scaler = {
+        "apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": about,
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
+            "minReplicas": low, "maxReplicas": high,
+            "metrics": [
+                {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}}
+            ],
+            "behavior": {
+                "scaleUp": {"policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}]},
+                "scaleDown": {"stabilizationWindowSeconds": 300},
+            },
+        },
+    }  # fmt: skip
+    budget = {
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": about,
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": there}},
+    }  # fmt: skip
+    return [deployment, service, scaler, budget]
+
+
+def _cores(cpu: float) -> str:
+    return f"{cpu:g}" if cpu == int(cpu) else f"{round(cpu * 1000)}m"
+
+
+def _memory(size: int) -> str:
+    return f"{-(-size // MIB)}Mi"

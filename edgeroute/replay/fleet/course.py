@@ -1,0 +1,165 @@
+"""Battery, heat and load of the fleet's devices over time, and the rules of their policy that these bring into force.
+
+Between two readings of a device's sensors, `dt` seconds apart, with `r` requests a second, and shares `edge` and `cloud` of them:
+
+    power    = idle_w + r * (edge * run_j + cloud * call_j)
+    battery -= power * dt / (3600 * battery_wh)
+    heat    += (surroundings + c_per_w * power - heat) * (1 - exp(-dt / warming_s))
+    load     = min(1, r * edge * run_s)
+
+At a reading the rules are stepped by `core.rules.step`, as on a device; the plan with those in force says the shares from then
+on. The fleet has `KINDS` kinds of devices, each with a charge, surroundings and instants of reading of its own; all of a kind are
+alike. A device whose battery is empty asks nothing, and has no rule in force.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from edgeroute.core.facts import Facts
+from edgeroute.core.plan import stays_home
+from edgeroute.core.readings import Reading
+from edgeroute.core.rules import Rule, State, in_force, step
+from edgeroute.observe.observer import READS_S
+from edgeroute.replay.fleet.cloud import Floats, Ints, Some
+from edgeroute.replay.fleet.hardware import Device, Shares
+from edgeroute.replay.fleet.scenario import Scenario
+
+KINDS: Final = 200
+CHARGE: Final = 0.1
+SURROUNDINGS_C: Final = 5.0
+"""How far the devices' charges and surroundings are from the average one's, at most."""
+SIMULATED: Final = frozenset({"battery", "heat", "load", "power"})
+"""What rules may be of. There is no reading of the rest, so rules of that are never in force."""
+
+
+class InForce(NamedTuple):
+    """What one rule did, on average over the devices."""
+
+    rule: Rule
+    share: float
+    """Share of the time, 0..1, in which it was in force."""
+    switches: float
+    """How often it began or ended."""
+    most: float
+    """Largest share of the devices for which it was in force at an instant."""
+
+
+class DeviceResult(NamedTuple):
+    """What became of the devices by the end of the run."""
+
+    rules: tuple[InForce, ...]
+    battery: float | None
+    """Charge, 0..1, on average; None: they are on mains."""
+    empty: float
+    """Share of the devices whose battery is empty."""
+    hottest_c: float
+    """The highest temperature that one of them had."""
+
+
+class Course:
+    """The state of all devices.
+
+    Args:
+        scenario: with a device.
+        device: that one.
+
+    Attributes:
+        per_s: requests to the cloud of each kind, per second.
+        home: the kinds from which nothing leaves by itself now.
+    """
+
+    def __init__(self, scenario: Scenario, device: Device) -> None:
+        self._of, self._device, self._rules = scenario, device, device.policy.all_rules()
+        kinds = min(KINDS, scenario.devices)
+        random = np.random.default_rng([scenario.seed, 1])  # of its own: the fleet's numbers do not depend on it
+        around = 2 * random.random((3, kinds)) - 1
+        self.count = kinds
+        self.sizes: Ints = (scenario.devices - np.arange(kinds) + kinds - 1) // kinds
+        """Devices of each kind: those whose number has it as its remainder."""
+        self._charge: Floats = np.clip((1.0 if device.battery is None else device.battery) + CHARGE * around[0], 0, 1)
+        self._around: Floats = device.ambient_c + SURROUNDINGS_C * around[1]
+        self._celsius: Floats = self._around + device.c_per_w * device.idle_w
+        self._every_s = device.policy.sensors_every_s or READS_S
+        self._at: Floats = np.zeros(kinds)
+        self._due: Floats = self._every_s * (around[2] + 1) / 2
+        self._states: list[State] = [()] * kinds
+        self._on: Some = np.zeros((len(self._rules), kinds), np.bool_)
+        self._force_s, self._switches, self._most = np.zeros((3, len(self._rules)))
+        self._hottest_c = float(self._celsius.max())
+        self._known: dict[tuple[Rule, ...], tuple[Shares, bool]] = {}
+        usual, away = self._shares(())
+        self._edge: Floats = np.full(kinds, usual.edge)
+        self._cloud: Floats = np.full(kinds, usual.cloud)
+        self.home: Some = np.full(kinds, away)
+        self.per_s = self._per_s()
+
+    def until(self, at: float) -> None:
+        """Steps the devices up to that instant, each at its own readings."""
+        while len(due := np.flatnonzero(self._due <= at)):
+            self._drain(due, self._due[due])
+            self._read(due)
+            self._due[due] += self._every_s
+            self.per_s = self._per_s()
+
+    def result(self, at: float) -> DeviceResult:
+        """What became of them by that instant."""
+        self.until(at)
+        every = np.arange(self.count)
+        self._drain(every, np.full(self.count, at))
+        weights, whole = self.sizes / self._of.devices, max(at, 1e-9)
+        found = np.round((self._force_s / whole, self._switches, self._most), 9).tolist()
+        rules = tuple(InForce(rule, *one) for rule, *one in zip(self._rules, *found, strict=True))
+        battery = None if self._device.battery is None else float(self._charge @ weights)
+        return DeviceResult(rules, battery, float((self._charge <= 0) @ weights), self._hottest_c)
+
+    def _per_s(self) -> Floats:
+        return self.sizes * (self._of.per_minute / 60) * self._cloud
+
+    def _power_w(self, who: Ints) -> Floats:
+        device, per_s = self._device, self._of.per_minute / 60
+        return device.idle_w + per_s * (self._edge[who] * device.run_j + self._cloud[who] * device.call_j)
+
+    def _drain(self, who: Ints, at: Floats) -> None:
+        """Lets the time up to these instants go by for these kinds."""
+        device, passed_s, power_w = self._device, at - self._at[who], self._power_w(who)
+        power_w = np.where(self._charge[who] > 0, power_w, 0.0)
+        if device.battery is not None:
+            used = power_w * passed_s / (3600 * device.battery_wh) if device.battery_wh else 1.0
+            self._charge[who] = np.maximum(0.0, self._charge[who] - used)
+        warm = self._around[who] + device.c_per_w * power_w
+        self._celsius[who] += (warm - self._celsius[who]) * -np.expm1(-passed_s / device.warming_s)
+        self._hottest_c = max(self._hottest_c, float(self._celsius[who].max()))
+        self._force_s += (self._on[:, who] * passed_s) @ (self.sizes[who] / self._of.devices)
+        self._at[who] = at
+
+    def _read(self, who: Ints) -> None:
+        """Has these kinds read their sensors, and step their rules."""
+        device, load = self._device, np.minimum(1.0, self._of.per_minute / 60 * self._edge * self._device.run_s)
+        power_w, weights = self._power_w(np.arange(self.count)), self.sizes / self._of.devices
+        mains = device.battery is None
+        for i in who.tolist():
+            if self._charge[i] <= 0:
+                self._edge[i] = self._cloud[i] = 0.0
+                self._states[i], self._on[:, i] = (), False
+                continue
+            reading = Reading(
+                battery=None if mains else float(self._charge[i]), temperature_c=float(self._celsius[i]), mains=mains,
+                cpu=float(load[i]), power_w=float(power_w[i]),
+            )  # fmt: skip
+            self._states[i] = state = step(self._rules, self._states[i], reading, float(self._at[i]))
+            on = [standing.in_force for standing in state]
+            if on != self._on[:, i].tolist():
+                self._switches += (self._on[:, i] != on) * weights[i]
+                self._on[:, i] = on
+                (self._edge[i], self._cloud[i]), self.home[i] = self._shares(in_force(state))
+        self._most = np.maximum(self._most, self._on @ weights)
+
+    def _shares(self, rules: tuple[Rule, ...]) -> tuple[Shares, bool]:
+        """Where requests go with these rules in force, and whether nothing leaves by itself."""
+        if rules not in self._known:
+            home = bool(stays_home(self._device.policy, Facts(rules=rules)))
+            self._known[rules] = self._device.shares(rules, self._of.defer), home
+        return self._known[rules]

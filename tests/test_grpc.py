@@ -1,0 +1,459 @@
+"""`OpenInferenceGrpc` against a real gRPC server: what goes over the wire, cancellation, time limits, errors, TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import threading
+from concurrent import futures
+from time import monotonic
+
+import numpy as np
+import pytest
+import trustme
+from both import LONG, Tasks, Threads, unsure
+
+from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError, Refused, Router, Secret, TimedOut, Unreachable
+from edgeroute.cloud.oip_messages import CONTENTS, made
+from edgeroute.confidence import Certificate, calibrate
+from edgeroute.errors import BadReply
+
+grpc = pytest.importorskip("grpc")
+BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
+X = np.array([1, 2, 3], "float32")
+
+
+class Server(grpc.GenericRpcHandler):
+    """A model `m` that takes `x` [-1, 3] and gives `y`, its double.
+
+    Attributes:
+        version: that it says it has.
+        error: a status and text that it answers; None: none.
+        raw: whether it answers raw bytes.
+        hold: whether it answers nothing until the call is over; `over` is set then.
+        seen: requests, with their metadata.
+    """
+
+    def __init__(self, credentials=None, datatype="FP32"):
+        self.version, self.error, self.raw, self.hold, self.datatype = "1", None, True, False, datatype
+        self.answer = None
+        self.arrived, self.over, self.seen = threading.Event(), threading.Event(), []
+        self.messages = made()
+        self._server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 10_000)])
+        self._server.add_generic_rpc_handlers((self,))
+        bind = self._server.add_insecure_port if credentials is None else lambda a: self._server.add_secure_port(a, credentials)
+        self.port = bind("127.0.0.1:0")
+        self.url = f"http{'' if credentials is None else 's'}://localhost:{self.port}"
+        self._server.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.stop(0).wait()
+
+    def service(self, details):
+        """What answers that method."""
+        methods = {"ModelReady": self._ready, "ModelMetadata": self._metadata, "ModelInfer": self._infer}
+        return grpc.unary_unary_rpc_method_handler(methods[details.method.rpartition("/")[2]])
+
+    def _ready(self, request, context):
+        return self.messages["Ready"](ready=self.version != "").SerializeToString()
+
+    def _metadata(self, request, context):
+        said = self.messages["Metadata"](name="m", versions=[self.version], platform="test")
+        said.inputs.add(name="x", datatype=self.datatype, shape=[-1, 3])
+        said.outputs.add(name="y", datatype=self.datatype, shape=[-1, 3])
+        return said.SerializeToString()
+
+    def _infer(self, request, context):
+        self.seen.append((request, dict(context.invocation_metadata())))
+        ended = threading.Event()
+        context.add_callback(lambda: (ended.set(), self.over.set()))
+        self.arrived.set()
+        if self.hold:
+            ended.wait(LONG)
+        if self.error is not None:
+            code, text, *trailing = self.error
+            context.set_trailing_metadata(tuple(trailing))
+            context.abort(code, text)
+        if self.answer is not None:
+            return self.answer
+        asked = self.messages["Request"].FromString(request)
+        said = self.messages["Response"](model_name="m", model_version=asked.model_version or self.version)
+        output = said.outputs.add(name="y", datatype=self.datatype, shape=asked.inputs[0].shape)
+        if self.datatype == "BYTES":
+            said.raw.append(asked.raw[0])
+            return said.SerializeToString()
+        values = np.frombuffer(asked.raw[0], "float32") * 2
+        if self.raw:
+            said.raw.append(values.tobytes())
+        else:
+            getattr(output.contents, CONTENTS[self.datatype]).extend(values)
+        return said.SerializeToString()
+
+
+@pytest.fixture
+def server():
+    with Server() as made:
+        yield made
+
+
+def asked(server, kind=Threads, x=X, **options):
+    """The answer of a router whose cloud that is."""
+    with kind(unsure, endpoint(server, **options), threshold=0.5) as router:
+        return router.infer(x)
+
+
+def endpoint(server, **options):
+    return OpenInferenceGrpc(server.url, **{"model": "m", "kind": "value", "retries": 0, **options})
+
+
+def failure(server, kind=Threads, **options):
+    """What the cloud failed with."""
+    with kind(unsure, endpoint(server, **options), threshold=0.5) as router:
+        answer = router.infer(X)
+        assert answer.source == "edge"
+        return answer.reason
+
+
+@BOTH
+@pytest.mark.parametrize("raw", [True, False])
+def test_an_answer(server, kind, raw):
+    """By raw contents, or by values in their field; inputs are raw."""
+    server.raw = raw
+    answer = asked(server, kind)
+    assert answer.source == "cloud"
+    assert np.array_equal(answer.value, X * 2)
+
+
+@BOTH
+def test_a_batch_is_one_call(server, kind):
+    """Its rows come back in order."""
+    with kind(unsure, endpoint(server), threshold=0.5) as router:
+        answers = router.infer_many([X, X + 1])
+    assert [list(a.value) for a in answers] == [[2, 4, 6], [4, 6, 8]]
+    assert len(server.seen) == 1
+
+
+@BOTH
+def test_texts_and_bytes(kind):
+    """A caller gives text or bytes of any length, and gets text."""
+    with Server(datatype="BYTES") as server:
+        answer = asked(server, kind, ["a", b"", "\N{SNOWMAN}" * 100])
+        assert list(answer.value) == ["a", "", "\N{SNOWMAN}" * 100]
+        assert "expected texts or bytes" in asked(server, kind, [1, 2, 3]).reason
+
+
+@BOTH
+def test_metadata_and_idempotency_key(server, kind):
+    """Credentials and headers go as metadata, in lower case."""
+    asked(server, kind, api_key=Secret("the-key"), headers={"X-Tenant": "a"})
+    _, metadata = server.seen[0]
+    assert (metadata["authorization"], metadata["x-tenant"]) == ("Bearer the-key", "a")
+    assert metadata["idempotency-key"]
+
+
+@BOTH
+def test_the_server_sees_a_call_that_is_cut(server, kind):
+    """By the deadline; it is told so, and need not go on."""
+    server.hold = True
+    with kind(unsure, endpoint(server), threshold=0.5, deadline=0.3) as router:
+        assert router.infer(X).source == "edge"
+        assert server.over.wait(LONG)
+
+
+def test_a_cancelled_task_cancels_its_call(server):
+    """At once, and no other call."""
+
+    async def main():
+        server.hold = True
+        async with AsyncRouter(unsure, endpoint(server), threshold=0.5) as router:
+            task = asyncio.create_task(router.infer(X))
+            await asyncio.to_thread(server.arrived.wait, LONG)
+            assert not server.over.is_set()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(server.over.wait, LONG)
+            server.hold = False
+            assert (await router.infer(X)).source == "cloud"
+
+    asyncio.run(main())
+
+
+def test_a_hedge_that_lost_is_cancelled(server):
+    """In threads, where nothing waits for it."""
+    server.hold = True
+
+    def edge(_):
+        assert server.arrived.wait(LONG)
+        return "edge", 0.9
+
+    with Router(edge, endpoint(server), threshold=0.5, hedge_after=0) as router:
+        assert router.infer(X).source == "edge"
+        assert server.over.wait(LONG)
+        server.hold = False
+
+
+CODE = grpc.StatusCode
+ERRORS = {
+    "unavailable": (CODE.UNAVAILABLE, "service unavailable", "answered 503: service unavailable"),
+    "exhausted": (CODE.RESOURCE_EXHAUSTED, "too many requests", "answered 429: too many requests"),
+    "unknown model": (CODE.NOT_FOUND, "no such model", r"answered 404.*\(is the URL right, and the model loaded\?\)"),
+    "bad input": (CODE.INVALID_ARGUMENT, "unexpected shape", "answered 400: unexpected shape"),
+    "no key": (CODE.UNAUTHENTICATED, "invalid token", r"answered 401.*\(is api_key set, and current\?\)"),
+    "forbidden": (CODE.PERMISSION_DENIED, "denied", "answered 403"),
+    "broken": (CODE.INTERNAL, "internal error", "answered 500: internal error"),
+    "an echo": (CODE.INTERNAL, "secret words of an input", "answered 500;"),
+    "not implemented": (CODE.UNIMPLEMENTED, "no", "answered 501"),
+    "its deadline": (CODE.DEADLINE_EXCEEDED, "too slow", "answered 504"),
+    "cancelled by it": (CODE.CANCELLED, "no", "answered 500"),
+    "a lie": (CODE.UNAVAILABLE, "failed to connect to all: secret words", "could not be reached: no connection;"),
+    "too large for it": (CODE.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 8)", "answered 413"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_those_of_http(server, kind, case):
+    """So the breaker, retries and messages treat them alike; a text is quoted if it has nothing of the input in it."""
+    *server.error, message = ERRORS[case]
+    reason = failure(server, kind)
+    assert re.search(message, reason), reason
+    assert "secret" not in reason
+
+
+def test_what_is_retried(server):
+    """Only what may pass, after the time that the server asks for."""
+    server.error = CODE.UNAVAILABLE, "queue is full", ("grpc-retry-pushback-ms", "1")
+    failure(server, retries=2)
+    assert len(server.seen) == 3
+    server.seen.clear()
+    server.error = CODE.INVALID_ARGUMENT, "unexpected shape"
+    failure(server, retries=2)
+    assert len(server.seen) == 1
+
+
+@BOTH
+def test_a_server_that_is_away_and_back(kind):
+    """It is met again without delay, as gRPC's own pause between connects, up to two minutes, is shortened."""
+    with Server() as server:
+        port = server.port
+        with kind(unsure, endpoint(server, retries=0), threshold=0.5) as router:
+            assert router.infer(X).source == "cloud"
+            server.__exit__()
+            assert "could not be reached" in router.infer(X).reason
+            again = Server.__new__(Server)
+            restarted(again, port)
+            until = monotonic() + LONG
+            try:
+                while (answer := router.infer(X)).source != "cloud":
+                    assert monotonic() < until, answer.reason
+            finally:
+                again.__exit__()
+
+
+def restarted(server, port):
+    """Starts the server again, at the same port."""
+    plain = grpc.server
+
+    def at(pool, **options):
+        made = plain(pool, **options)
+        bind = made.add_insecure_port
+        made.add_insecure_port = lambda _: bind(f"127.0.0.1:{port}")
+        return made
+
+    grpc.server = at
+    try:
+        server.__init__()
+    finally:
+        grpc.server = plain
+
+
+@BOTH
+def test_replies_that_are_none(server, kind):
+    """Garbage, too few raw tensors, too few bytes, and a reply longer than the limit."""
+    said = server.messages["Response"](model_name="m")
+    said.outputs.add(name="y", datatype="FP32", shape=[1, 3])
+    for answer, message in [
+        (b"\xff\xff\xff", "no Response of the protocol"),
+        (said.SerializeToString(), "another number of values than its shape says: 0 came"),
+        (b"", "gave 0 outputs"),
+    ]:
+        server.answer = answer
+        assert message in failure(server, kind)
+    many = server.messages["Response"](model_name="m")
+    for _ in range(1001):
+        many.outputs.add(name="z")
+    server.answer = many.SerializeToString()
+    assert "more than 1000 outputs" in failure(server, kind)
+    said.raw.extend([b"", b""])
+    server.answer = said.SerializeToString()
+    assert "1 outputs, and the raw contents of 2" in failure(server, kind)
+    server.answer = None
+    assert "more than 8 bytes" in failure(server, kind, max_reply_bytes=8)
+
+
+def test_a_long_reply_is_not_read(server):
+    """gRPC drops what is longer than any batch's reply may be."""
+    server.answer = bytes(1 << 20)
+    assert "the most that is expected (max_reply)" in failure(server, max_reply_bytes=1000)
+
+
+def test_a_long_request(server):
+    """What the server does not take is refused by it with its own words, as 413."""
+    with Router(unsure, endpoint(server, kind="value"), threshold=0.5) as router:
+        router.infer(X)
+        answers = router.infer_many([X] * 1000)
+    assert "answered 413" in answers[0].reason
+
+
+def test_a_version_is_no_way_into_messages(server):
+    """A server may write there what it likes, also what it was sent; long or odd ones are told apart by a hash."""
+    for version in ("the-key-itself", "a b\n", "x" * 21, "?"):
+        server.version = version
+        made = endpoint(server, api_key=Secret("the-key-itself"))
+        with Router(unsure, made, threshold=0.5) as router:
+            assert router.infer(X).source == "cloud"
+        assert re.fullmatch(r"version:[0-9a-f]{16} described:[0-9a-f]{16}", made.served)
+
+
+def test_ready(server):
+    """`check` asks for readiness and metadata, and says what is wrong."""
+    with Router(unsure, endpoint(server), threshold=0.5) as router:
+        assert router.check().ok
+        server.version = ""
+        assert not router.check().ok
+        assert "the model is not ready" in str(router.check())
+
+
+@pytest.mark.parametrize("option", [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}])
+def test_what_grpc_cannot(option):
+    """Is refused when the endpoint is made."""
+    with pytest.raises(PolicyError):
+        OpenInferenceGrpc("https://localhost", model="m", **option)
+
+
+@BOTH
+def test_tls(tmp_path, kind):
+    """By an authority's file; another's certificate, and the client's missing one, are refused and not retried."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    cert, own = authority.issue_cert("localhost"), authority.issue_cert("client")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
+    own.private_key_pem.write_to_path(tmp_path / "key.pem")
+    own.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    pair = [(cert.private_key_pem.bytes(), cert.cert_chain_pems[0].bytes())]
+    with Server(grpc.ssl_server_credentials(pair)) as server:
+        assert asked(server, kind, verify=tmp_path / "authority.pem").source == "cloud"
+        assert "CERTIFICATE_VERIFY_FAILED" in failure(server, kind, verify=tmp_path / "stranger.pem", retries=5)
+        with pytest.raises(PolicyError, match="gRPC always checks"):
+            endpoint(server, verify=False)
+    with Server(grpc.ssl_server_credentials(pair, authority.cert_pem.bytes(), require_client_auth=True)) as server:
+        mine = {"verify": tmp_path / "authority.pem", "cert": (tmp_path / "cert.pem", tmp_path / "key.pem")}
+        assert asked(server, kind, **mine).source == "cloud"
+        assert "could not be reached" in failure(server, kind, verify=tmp_path / "authority.pem")
+
+
+def test_a_queued_call_is_kept_as_bytes(server, tmp_path):
+    """The outbox stores the message, and sends it later, also from another process's router."""
+    server.hold = False
+    made = endpoint(server)
+    with Router(unsure, made, threshold=0.5, state=tmp_path) as router:
+        router.infer(X)
+        call = made.encode([X])
+        assert call.path.endswith("/ModelInfer")
+        assert server.messages["Request"].FromString(call.body).model_name == "m"
+
+
+def test_a_certificate_for_another_version_says_so(server, tmp_path):
+    """As soon as the server has said that it has another; a start without it, or another name of the same, breaks nothing."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=2000)
+    edge = CallableModel(lambda x: ("edge", float(x[0])), version="1")
+    with Router(edge, endpoint(server, kind="value"), threshold=0.5) as router:
+        router.check()
+        prints = router.fingerprints()
+        made = calibrate(
+            scores, rng.uniform(size=2000) < 0.5 + scores / 2, rng.uniform(size=2000) < 0.97, max_loss=0.02, fingerprints=prints
+        )
+    assert prints["served"].startswith("version:1 described:")
+    made.save(tmp_path / "certificate.json")
+    made = Certificate.load(tmp_path / "certificate.json")
+
+    def reasons(router, count=1):
+        return [router.infer(np.full(3, 0.999, "float32")).reason for _ in range(count)][-1]
+
+    with Router(edge, endpoint(server, kind="value"), threshold=made, uncalibrated="error") as router:
+        assert "uncalibrated" not in reasons(router)  # it has not been met
+        assert router.check().ok
+        assert "uncalibrated" not in reasons(router, 200)
+        server.version = "2"
+        router.infer(np.zeros(3, "float32"))
+        assert "the server has another model than it was made for: version 2, and not 1" in reasons(router, 200)
+        server.version = "1"
+        router.infer(np.zeros(3, "float32"))
+        assert "uncalibrated" not in reasons(router, 200)
+    server.datatype = "FP64"
+    with Router(edge, endpoint(server, kind="value"), threshold=made) as router:
+        router.check()
+        assert "another name, platform, inputs or outputs" in reasons(router, 200)
+
+
+FORK = """
+import os, sys
+import numpy as np
+from edgeroute import OpenInferenceGrpc, Router
+x = np.ones(3, "float32")
+with Router(lambda _: ("edge", 0.1), OpenInferenceGrpc(sys.argv[1], model="m", kind="value"), threshold=0.5) as router:
+    print(router.infer(x).source, flush=True)
+    if child := os.fork():
+        os.waitpid(child, 0)
+        print(router.infer(x).source, flush=True)
+    else:
+        print(router.infer(x).source, flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork(server):
+    """The child has a channel of its own, and the parent keeps its."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, server.url], check=True, capture_output=True, text=True, timeout=2 * LONG
+    )
+    assert done.stdout.split() == ["cloud"] * 3
+
+
+def test_errors_have_types(server):
+    """As over HTTP."""
+    from edgeroute.cloud.http import HttpClient
+
+    def of(**options):
+        client = HttpClient(endpoint(server, **options))
+        try:
+            with (
+                Router(unsure, endpoint(server), threshold=0.5) as router,
+                router.engine.snapshot.clouds[0].guard.probe() as exchange,
+            ):
+                client.run(client.endpoint.talk([X]), monotonic() + options.get("timeout_s", LONG), exchange)
+        finally:
+            client.close()
+
+    server.error = CODE.INTERNAL, "no"
+    with pytest.raises(Refused) as refused:
+        of()
+    assert refused.value.status == 500
+    server.error, server.hold = None, True
+    with pytest.raises(TimedOut):
+        of(timeout_s=0.2)
+    server.hold, server.answer = False, b"\xff"
+    with pytest.raises(BadReply):
+        of()
+    server.__exit__()
+    with pytest.raises(Unreachable):
+        of()
