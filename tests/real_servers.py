@@ -148,7 +148,7 @@ def _config(name, inputs, outputs):
             for one, (datatype, width) in given.items()
         )
 
-    queue = "{ default_queue_policy { max_queue_size: 1 } }" if name == "slow" else "{ }"
+    queue = "{ default_queue_policy { max_queue_size: 1 } }" if name == "queued" else "{ }"
     return (
         f'name: "{name}"\nbackend: "python"\nmax_batch_size: 64\nversion_policy {{ all {{ }} }}\ndynamic_batching {queue}\n'
         f"{tensors('input', inputs)}\n{tensors('output', outputs)}\n"

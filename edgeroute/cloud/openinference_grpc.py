@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from edgeroute.imports import imported
 
 MOST_TENSORS = 1000
 """Tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to look at."""
+_METADATA = re.compile("(?!grpc-)[a-z0-9_.-]+", re.IGNORECASE)
 SERVICE = "/inference.GRPCInferenceService"
 
 
@@ -35,7 +37,7 @@ class OpenInferenceGrpc(ServedModel):
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
-        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, or as `Address`.
+        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, a header that is no metadata, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
@@ -57,6 +59,8 @@ class OpenInferenceGrpc(ServedModel):
         )
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
+        if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in address.get("headers") or ()):
+            raise PolicyError("headers has a name that metadata of gRPC cannot have: it takes letters, digits, -, _ and .")
         if self.address.client is not None or self.address.pins:
             raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
