@@ -176,6 +176,7 @@ def test_a_request_that_fails_costs_no_other(tmp_path):
 
 @pytest.mark.parametrize("file", [
     jpeg((40, 20, 3)), jpeg((20, 41), format="PNG"), jpeg((8, 8, 3), format="WEBP"), jpeg((5, 5, 3)), b"", b"GIF89a", jpeg((8, 8, 4), format="PNG"),
+    jpeg((12, 40, 3), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),  # on its side
 ])  # fmt: skip
 @pytest.mark.parametrize("picture", [
     Picture("x", 8, 8, 3, 10, (8, 8)), Picture("x", 8, 8, 1, (8, 8), None, "box"), Picture("x", -1, -1, 0), Picture("x", 8, 8, 4, None, (8, 8)),
@@ -288,6 +289,8 @@ def test_models_that_are_not_exported(tmp_path):
     cases = [
         (other, "not the expected model"),
         ({"input": {"name": "images", "dtype": "float32", "shape": [-1, 3, 8, 8]}}, "describes the input 'images'"),
+        ({**PICTURE, "labels": ["\ud800", "b", "c", "d"]}, "no Unicode"),
+        ({**PICTURE, "name": "\ud800"}, "no Unicode"),
         ({"state": [{"input": "image", "output": "logits"}]}, "state"),
     ]
     for data, why in cases:
@@ -424,6 +427,8 @@ def test_arms_are_stable_and_grow():
     after = {key for key in keys if arm_of("m", {"new": 0.5, "old": 0.5}, key) == "new"}
     assert before < after
     assert len(before) == pytest.approx(200, abs=60)
+    three = [arm_of("m", {"a": 0.2, "b": 0.3, "c": 0.5}, key) for key in keys]
+    assert [three.count(arm) for arm in "abc"] == pytest.approx([800, 1200, 2000], abs=150)
     assert {arm_of("m", {"new": 0.0, "old": 1.0}, key) for key in keys} == {"old"}
     assert after != {key for key in keys if arm_of("other", {"new": 0.5, "old": 0.5}, key) == "new"}
     for splits in ({"m": {"a": 0.5}}, {"m": {"a": -1, "b": 2}}, {"m": {"a": float("nan")}}, {"m": {"z": 1}}):
