@@ -282,6 +282,25 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {"m.onnx"}
 
 
+def test_a_killed_export_is_none(tmp_path):
+    """Killed with all its files written, it has put nothing in its place, and the next one is whole."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    hang = (
+        "import sys, time, edgeroute.export.folder as f; from edgeroute.export.triton import triton\n"
+        "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
+        "triton([sys.argv[1]], sys.argv[2])"
+    )
+    argv = [sys.executable, "-c", hang, str(path), str(tmp_path / "out")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        half = Path(process.stdout.readline().strip())
+        process.kill()
+    assert half.name.startswith(".out.")
+    assert (half / "m/1/model.py").exists()
+    assert not (tmp_path / "out").exists()
+    export_triton([path], tmp_path / "out")
+    assert by_card.Model(tmp_path / "out/m/1").names == ["logits"]
+
+
 def test_models_that_are_not_exported(tmp_path):
     """Each with what to do, and without a trace."""
     path = pictures(tmp_path / "m.onnx")
