@@ -172,6 +172,10 @@ def test_a_request_that_fails_costs_no_other(tmp_path):
     assert isinstance(found[2], dict | Exception)
     np.testing.assert_array_equal(found[0]["total"], 2 * ones)
     np.testing.assert_array_equal(found[3]["total"], 3 * ones)
+    model.try_zeros()
+    model.session = None  # as one that is broken, and not as a request is
+    with pytest.raises(AttributeError):
+        model.try_zeros()
 
 
 @pytest.mark.parametrize("file", [
