@@ -37,7 +37,8 @@ class OpenInferenceGrpc(ServedModel):
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
-        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, a header that is no metadata, or as `Address`.
+        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, a header that is
+            no metadata, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
