@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from math import prod
@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
+from edgeroute.cloud.codecs import Codec, codec_of
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
+from edgeroute.cloud.payloads import Feed, encode
 from edgeroute.cloud.quoting import quoted_names
 from edgeroute.cloud.served_labels import labels_in
 from edgeroute.confidence.labels import label_names
@@ -56,8 +58,11 @@ class ServedModel(ABC):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
+        codec: str | Mapping[str, Any] | Codec | None = None,
         **address: Any,
     ) -> None:
+        self.payload = None if codec is None else codec_of(codec)
+        """How inputs are encoded; None: as the model's tensors."""
         self.address = Address(url, **address)
         base, found, rest = self.address.path.partition("/v2/models/")
         if not rest and not model:
@@ -92,6 +97,11 @@ class ServedModel(ABC):
         """Hash of the metadata; None: not fetched yet."""
         self._changed = False
         """Whether it may not be as the metadata says: outputs contradict it, or inputs were refused. Then it is fetched again."""
+
+    def codec(self, of: Callable[[Any], str]) -> str:
+        """How inputs are encoded, for certificates: by the card, and by the codec."""
+        parts = [] if self.card.path is None else [of(self.card.path)]
+        return ":".join(parts if self.payload is None else [*parts, self.payload.name])
 
     @abstractmethod
     def health(self) -> Talk:
@@ -195,13 +205,13 @@ class ServedModel(ABC):
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return said.get("platform")
 
-    def _feed(self, inputs: list[Any]) -> dict[str, Array]:
+    def _feed(self, inputs: list[Any]) -> Feed:
         assert self.inputs is not None, "_meet comes first"
-        feed, given = dict[str, Array](), []
+        feed, given = Feed(), list[Any]()
         for spec in self.inputs:
             told = self.card.of(spec.name)
             if told is not None and told.value is not None:
-                feed[spec.name] = self._constant(told.value, spec)
+                feed[spec.name] = _constant(told.value, spec, self.where)
             else:
                 given.append((spec, self.card.preprocess if told is None and len(self.inputs) == 1 else told and told.preprocess))
         for spec, prepare in given:
@@ -210,14 +220,11 @@ class ServedModel(ABC):
                 if len(given) == 1 and not (inputs and isinstance(inputs[0], dict))
                 else [_one(x, spec.name) for x in inputs]
             )
-            feed[spec.name] = prepare(rows) if prepare is not None else self._stack(rows, spec)
+            if self.payload is not None:
+                encode(feed, self.payload, rows, spec, prepare)
+            else:
+                feed[spec.name] = prepare(rows) if prepare is not None else self._stack(rows, spec)
         return feed
-
-    def _constant(self, value: Any, spec: TensorSpec) -> Array:
-        try:
-            return constant(value, spec)
-        except ValueError as e:
-            raise BadInput(f"{self.where}: {e}") from None
 
     def _stack(self, inputs: list[Any], spec: TensorSpec) -> Array:
         try:
@@ -286,6 +293,13 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def _constant(value: Any, spec: TensorSpec, where: str) -> Array:
+    try:
+        return constant(value, spec)
+    except ValueError as e:
+        raise BadInput(f"{where}: {e}") from None
 
 
 def _hashed(said: dict[str, Any]) -> str:
