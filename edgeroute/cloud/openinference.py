@@ -15,7 +15,7 @@ import numpy as np
 from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
-from edgeroute.cloud.payloads import described, zeros_of
+from edgeroute.cloud.payloads import Feed, described, zeros_of
 from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import ServedModel
 from edgeroute.edge.card import Array
@@ -48,8 +48,8 @@ class OpenInference(ServedModel):
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
-        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as the
-            model's tensors.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as
+            the model's tensors.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
@@ -100,7 +100,9 @@ class OpenInference(ServedModel):
             if self.inputs is None or self._changed:
                 yield from self._meet()
             constants = {one.name for one in self.card.inputs if one.value is not None}
-            yield from self._try_binary(zeros_of(self._feed(inputs), constants, self.payload))
+            feed = self._feed(inputs)
+            if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
+                yield from self._try_binary(zeros_of(feed, constants, self.payload))
         return (yield from super().talk(inputs))
 
     @property
@@ -146,8 +148,8 @@ class OpenInference(ServedModel):
             with suppress(CloudError):
                 self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
-    def _infer(self, feed: dict[str, Array]) -> Call:
-        return self._written(feed, binary=bool(self.binary))
+    def _infer(self, feed: Feed) -> Call:
+        return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
         inputs: list[dict[str, Any]] = []
@@ -200,6 +202,18 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
             raise KeyError("data")
         yield Tensor(output["name"], output["datatype"], output["shape"], data)
         at += size or 0
+
+
+def _octets(feed: Feed) -> bool:
+    """Whether it has bytes of the caller's that are no text, which JSON does not carry."""
+    for name, array in feed.items():
+        if array.dtype.hasobject and name not in feed.coded:
+            try:
+                for one in array.flat:
+                    _ = isinstance(one, bytes) and one.decode()
+            except UnicodeDecodeError:
+                return True
+    return False
 
 
 def _probed(inputs: tuple[TensorSpec, ...]) -> bool:

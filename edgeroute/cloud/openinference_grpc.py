@@ -11,8 +11,8 @@ from typing import Any
 from edgeroute.cloud.base import Call, Reply, Talk
 from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
+from edgeroute.cloud.payloads import Feed
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
-from edgeroute.edge.card import Array
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.imports import imported
 
@@ -31,8 +31,8 @@ class OpenInferenceGrpc(ServedModel):
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
-        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as the
-            model's tensors.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as
+            the model's tensors.
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
@@ -111,7 +111,7 @@ class OpenInferenceGrpc(ServedModel):
         about = {"name": said.name, "versions": list(said.versions), "platform": said.platform}
         return {**about, "inputs": _listed(said.inputs), "outputs": _listed(said.outputs)}
 
-    def _infer(self, feed: dict[str, Array]) -> Call:
+    def _infer(self, feed: Feed) -> Call:
         messages = imported("edgeroute.cloud.oip_messages")
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
         parts = list[Any]()

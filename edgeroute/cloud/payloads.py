@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,14 @@ from edgeroute.edge.preprocess import Preprocess
 from edgeroute.edge.tensors import Array, say
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
+
+
+class Packed(NamedTuple):
+    """An input that is encoded already."""
+
+    coded: Coded
+    made: Array
+    """What was encoded."""
 
 
 class Feed(dict[str, Array]):
@@ -57,16 +65,8 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
     Raises:
         BadInput: an input cannot be encoded, or they differ in what they take to be decoded.
     """
-    try:
-        if codec.pictures:
-            fit = _pictures(codec, spec, prepare)
-            made = [_picture(fit, x) for x in rows]
-        else:
-            wanted = spec._replace(dtype="float32") if codec.name.startswith("uint8:") and spec.dtype == "uint8" else spec
-            made = list(prepare(rows) if prepare is not None else stacked(rows, wanted))
-        found = [codec.encode(row) for row in made]
-    except BadInput as e:
-        raise BadInput(f"{spec.name}: {e}") from e
+    made = packed(codec, rows, spec, prepare)
+    found = [one.coded for one in made]
     if not found:
         raise BadInput("the batch is empty")
     parameters = found[0].parameters
@@ -77,7 +77,23 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
     else:
         feed[spec.name] = np.stack([np.asarray(one.data) for one in found])
         parameters = {} if spec.dtype == feed[spec.name].dtype else parameters  # the server takes them as they are
-    feed.coded[spec.name] = parameters, made[0]
+    feed.coded[spec.name] = parameters, made[0].made
+
+
+def packed(codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess | None) -> list[Packed]:
+    """These inputs, each encoded; the arguments and errors are those of `encode`."""
+    if rows and all(isinstance(x, Packed) for x in rows):
+        return rows
+    try:
+        if codec.pictures:
+            fit = _pictures(codec, spec, prepare)
+            made = [_picture(fit, x) for x in rows]
+        else:
+            wanted = spec._replace(dtype="float32") if codec.name.startswith("uint8:") and spec.dtype == "uint8" else spec
+            made = list(prepare(rows) if prepare is not None else stacked(rows, wanted))
+        return [Packed(codec.encode(row), row) for row in made]
+    except BadInput as e:
+        raise BadInput(f"{spec.name}: {e}") from e
 
 
 def _files(found: list[Coded]) -> Array:
@@ -92,7 +108,8 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
         if prepare.picture is not None:
             return prepare.picture, "HWC"
         raise BadInput(
-            f'codec "{codec.name}" sends pictures, and the card\'s preprocess takes none: "dtype": "uint8" and "layout": "HWC" say so'
+            f'codec "{codec.name}" sends pictures, and the card\'s preprocess takes none, which "dtype": "uint8" and "layout": '
+            '"HWC" would say'
         )
     if spec.dtype == "object":
         return None, "HWC"

@@ -14,13 +14,14 @@ from urllib.parse import quote
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
 from edgeroute.cloud.codecs import Codec, codec_of
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
-from edgeroute.cloud.payloads import Feed, encode
+from edgeroute.cloud.payloads import Feed, encode, packed
 from edgeroute.cloud.quoting import quoted_names
 from edgeroute.cloud.served_labels import labels_in
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.inputs import constant
+from edgeroute.edge.preprocess import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.types import TensorSpec
 
@@ -116,7 +117,7 @@ class ServedModel(ABC):
         """The metadata in its reply, in the form of its JSON."""
 
     @abstractmethod
-    def _infer(self, feed: dict[str, Array]) -> Call:
+    def _infer(self, feed: Feed) -> Call:
         """The call for these tensors, in the order of the inputs."""
 
     @abstractmethod
@@ -205,15 +206,34 @@ class ServedModel(ABC):
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return said.get("platform")
 
+    def pack(self, inputs: list[Any]) -> list[Any]:
+        """Encodes inputs, which takes a while, before `talk` or `encode` is called with them; as they are, if it cannot yet.
+
+        Raises:
+            BadInput: as `talk`.
+        """
+        given = [] if self.inputs is None or self._changed else self._given()
+        if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in inputs):
+            return inputs
+        return packed(self.payload, inputs, *given[0])
+
+    def _given(self) -> list[tuple[TensorSpec, Preprocess | None]]:
+        """The inputs that the caller gives, with the card's preprocessing of each."""
+        found = list[tuple[TensorSpec, Preprocess | None]]()
+        for spec in self.inputs or ():
+            told = self.card.of(spec.name)
+            if told is None or told.value is None:
+                alone = told is None and len(self.inputs or ()) == 1
+                found.append((spec, self.card.preprocess if alone else None if told is None else told.preprocess))
+        return found
+
     def _feed(self, inputs: list[Any]) -> Feed:
         assert self.inputs is not None, "_meet comes first"
-        feed, given = Feed(), list[Any]()
+        feed, given = Feed(), self._given()
         for spec in self.inputs:
             told = self.card.of(spec.name)
             if told is not None and told.value is not None:
                 feed[spec.name] = _constant(told.value, spec, self.where)
-            else:
-                given.append((spec, self.card.preprocess if told is None and len(self.inputs) == 1 else told and told.preprocess))
         for spec, prepare in given:
             rows = (
                 inputs
@@ -223,16 +243,8 @@ class ServedModel(ABC):
             if self.payload is not None:
                 encode(feed, self.payload, rows, spec, prepare)
             else:
-                feed[spec.name] = prepare(rows) if prepare is not None else self._stack(rows, spec)
+                feed[spec.name] = prepare(rows) if prepare is not None else _stack(rows, spec, self.where)
         return feed
-
-    def _stack(self, inputs: list[Any], spec: TensorSpec) -> Array:
-        try:
-            return stacked(inputs, spec)
-        except BadInput as e:
-            raise BadInput(
-                f"{self.where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs"
-            ) from e
 
     def _limit(self, count: int) -> int:
         """Bytes of a reply for `count` inputs, at most."""
@@ -293,6 +305,13 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def _stack(inputs: list[Any], spec: TensorSpec, where: str) -> Array:
+    try:
+        return stacked(inputs, spec)
+    except BadInput as e:
+        raise BadInput(f"{where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs") from e
 
 
 def _constant(value: Any, spec: TensorSpec, where: str) -> Array:

@@ -130,8 +130,9 @@ class Decoder:
                 if file.format == "FLAC" and prod(shape) * 8 <= MOST_BYTES and self._fits(shape):
                     kind = "int16" if spec.dtype == "int16" else "float32"
                     samples: Array = file.read(file.frames, dtype=kind, always_2d=len(self._row) == 2)  # noqa: PLR2004 - channels
-                    if samples.shape == shape:
-                        return samples.astype(spec.dtype)
+                    if samples.shape == shape:  # a header may promise more
+                        whole: Array = samples.astype(spec.dtype)
+                        return whole
                 what = f"{say(shape)} {file.format}"
         except RuntimeError as e:  # soundfile's
             raise BadInput(f"{spec.name}: these {len(data)} bytes are no FLAC") from e
