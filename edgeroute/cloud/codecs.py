@@ -298,3 +298,22 @@ def unzstd(data: bytes, size: int) -> bytes:
     if len(found) != size:
         raise BadInput(f"these {len(data)} bytes of zstd are not {size} bytes of a tensor")
     return found
+
+
+def unflac(data: bytes, dtype: str, most: int) -> Array:
+    """Samples [n, channels] of a FLAC file, int16 or floats.
+
+    Raises:
+        BadInput: it is none, is cut off, or has more than `most` numbers.
+        RuntimeMissing: soundfile is not installed.
+    """
+    check_sound()
+    try:
+        with imported("soundfile").SoundFile(io.BytesIO(data)) as file:
+            if file.format == "FLAC" and 0 < file.frames * file.channels <= most:
+                samples: Array = file.read(file.frames, dtype=dtype, always_2d=True)
+                if len(samples) == file.frames:  # a header may promise more
+                    return samples
+    except RuntimeError as e:  # soundfile's
+        raise BadInput(f"these {len(data)} bytes are no FLAC") from e
+    raise BadInput(f"these {len(data)} bytes are no FLAC, are cut off, or have more than {most} samples")

@@ -212,24 +212,14 @@ class ServedModel(ABC):
         Raises:
             BadInput: as `talk`.
         """
-        given = [] if self.inputs is None or self._changed else self._given()
+        given = [] if self.inputs is None or self._changed else _given(self.inputs, self.card)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in inputs):
             return inputs
         return packed(self.payload, inputs, *given[0])
 
-    def _given(self) -> list[tuple[TensorSpec, Preprocess | None]]:
-        """The inputs that the caller gives, with the card's preprocessing of each."""
-        found = list[tuple[TensorSpec, Preprocess | None]]()
-        for spec in self.inputs or ():
-            told = self.card.of(spec.name)
-            if told is None or told.value is None:
-                alone = told is None and len(self.inputs or ()) == 1
-                found.append((spec, self.card.preprocess if alone else None if told is None else told.preprocess))
-        return found
-
     def _feed(self, inputs: list[Any]) -> Feed:
         assert self.inputs is not None, "_meet comes first"
-        feed, given = Feed(), self._given()
+        feed, given = Feed(), _given(self.inputs, self.card)
         for spec in self.inputs:
             told = self.card.of(spec.name)
             if told is not None and told.value is not None:
@@ -305,6 +295,17 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def _given(inputs: tuple[TensorSpec, ...], card: Card) -> list[tuple[TensorSpec, Preprocess | None]]:
+    """The inputs that the caller gives, with the card's preprocessing of each."""
+    found = list[tuple[TensorSpec, Preprocess | None]]()
+    for spec in inputs:
+        told = card.of(spec.name)
+        if told is None or told.value is None:
+            prepare = card.preprocess if told is None and len(inputs) == 1 else None if told is None else told.preprocess
+            found.append((spec, prepare))
+    return found
 
 
 def _stack(inputs: list[Any], spec: TensorSpec, where: str) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from copy import copy
@@ -12,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeroute.cloud.codecs import check_sound, unzstd
+from edgeroute.cloud.codecs import unflac, unzstd
 from edgeroute.cloud.datatypes import DTYPES
 from edgeroute.edge.card import Card
 from edgeroute.edge.picture import MOST_PIXELS, shaped
 from edgeroute.edge.preprocess import Layouts, Preprocess
 from edgeroute.edge.tensors import Array, row_shape, say
 from edgeroute.errors import BadInput
-from edgeroute.imports import imported
 from edgeroute.types import TensorSpec
 
 MOST_FILES = 1024
@@ -123,20 +121,12 @@ class Decoder:
         spec = self.spec
         if not self._sounds():
             raise BadInput(f"{spec.name}: the model takes no audio: {say(self._row)} {spec.dtype}")
-        check_sound()
-        try:
-            with imported("soundfile").SoundFile(io.BytesIO(data)) as file:
-                shape = (file.frames,) if len(self._row) == 1 else (file.frames, file.channels)
-                if file.format == "FLAC" and prod(shape) * 8 <= MOST_BYTES and self._fits(shape):
-                    kind = "int16" if spec.dtype == "int16" else "float32"
-                    samples: Array = file.read(file.frames, dtype=kind, always_2d=len(self._row) == 2)  # noqa: PLR2004 - channels
-                    if samples.shape == shape:  # a header may promise more
-                        whole: Array = samples.astype(spec.dtype)
-                        return whole
-                what = f"{say(shape)} {file.format}"
-        except RuntimeError as e:  # soundfile's
-            raise BadInput(f"{spec.name}: these {len(data)} bytes are no FLAC") from e
-        raise BadInput(f"{spec.name}: the model takes {say(self._row)} samples as FLAC, and not {what}")
+        found = unflac(data, "int16" if spec.dtype == "int16" else "float32", MOST_BYTES // 8)
+        samples = found[:, 0] if len(self._row) == 1 and found.shape[1] == 1 else found
+        if not self._fits(samples.shape):
+            raise BadInput(f"{spec.name}: the model takes {say(self._row)} samples, and not {say(samples.shape)}")
+        whole: Array = samples.astype(spec.dtype, copy=False)
+        return whole
 
 
 def widened(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
@@ -146,10 +136,11 @@ def widened(array: Array, spec: TensorSpec, scale: Any, offset: Any) -> Array:
         BadInput: the scale or offset is none.
     """
     if array.dtype == np.float16:
-        return array.astype(spec.dtype)
+        return array.astype(np.dtype(spec.dtype))
     if not all(isinstance(one, int | float) and not isinstance(one, bool) and np.isfinite(one) for one in (scale, offset)):
         raise BadInput(f'{spec.name}: UINT8 for a model of floats needs "parameters": {{"scale": ..., "offset": ...}}')
-    return (array.astype(np.float64) * scale + offset).astype(spec.dtype)
+    made: Array = (array.astype(np.float64) * scale + offset).astype(spec.dtype)
+    return made
 
 
 def _pictures(spec: TensorSpec, prepare: Preprocess | None, batch: int | None, *, fixed: bool) -> Preprocess | None:
