@@ -74,8 +74,8 @@ def figures() -> list[Figure]:
     rows = [
         ("`LlamaModel.run_one`, 8 tokens", "run_one", "bare", 20),
         ("the same that can be stopped", "stoppable", "streamed", 60),
-        ("`infer` of it", "routed", "bare", 150),
-        ("`infer` of it with a deadline", "deadline", "streamed", 250),
+        ("`infer` of it", "routed", "bare", 60),
+        ("`infer` of it with a deadline", "deadline", "streamed", 150),
     ]
     return [
         Figure(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -102,6 +104,10 @@ def triton(repository, folder):
         real_servers._end(process)
 
 
+PATIENT = {"RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "5", "RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "20"}
+"""Ray's time limits on a busy machine."""
+
+
 class Ray:
     """Ray Serve with an exported application, in a network namespace of its own; `status` is what its controller says."""
 
@@ -109,11 +115,16 @@ class Ray:
         self.url, self.status, self._changed = url, {}, threading.Condition()
         self._enter = ["ip", "netns", "exec", namespace]
         self._home, self.namespace, self.log = home, namespace, temporary / "log"
-        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temporary)}
+        own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(temporary), **PATIENT}
         self._env = {**real_servers._environment(), **own}
         options = ["--head", "--num-cpus=8", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
         with self.log.open("wb") as out:
-            self._run("ray", "start", *options, stdout=out, stderr=out).wait(real_servers.STARTS_S)
+            for _ in range(4):  # it gives itself half a minute, which a busy machine may exceed
+                if not self._run("ray", "start", *options, stdout=out, stderr=out).wait(real_servers.STARTS_S):
+                    break
+                for pid in self._pids():  # `ray stop` would end those of others, too
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             self.process = self._run(
                 "serve", "run", "serve.yaml", "--address", "127.0.0.1:6379", cwd=app, stdout=out, stderr=subprocess.STDOUT
             )
@@ -143,11 +154,13 @@ class Ray:
 
     def replicas(self, deployment):
         """The processes of a deployment's replicas, as {application}:{deployment}."""
-        pids = subprocess.run(
-            ["ip", "netns", "pids", self.namespace], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout.split()
         title = f"ray::ServeReplica:{deployment}".encode()
-        return [int(pid) for pid in pids if Path("/proc", pid, "cmdline").read_bytes().startswith(title)]
+        return [pid for pid in self._pids() if Path("/proc", str(pid), "cmdline").read_bytes().startswith(title)]
+
+    def _pids(self):
+        """All processes in the namespace."""
+        argv = ["ip", "netns", "pids", self.namespace]
+        return [int(pid) for pid in subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.split()]
 
     def close(self):
         """Ends the programs of this class; those of Ray end with the namespace."""

@@ -14,7 +14,7 @@ from time import monotonic
 import pytest
 import trustme
 
-from edgeroute import BadReply, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
+from edgeroute import BadReply, CloudError, PlainJson, PolicyError, Router, StopToken, TimedOut, Unreachable
 from edgeroute.cloud.aio_connections import AsyncConnections
 from edgeroute.cloud.base import Address, Call
 from edgeroute.cloud.connections import Connections
@@ -50,9 +50,9 @@ class Sync:
     def __init__(self, url, **address):
         self.connections = Connections(Address(url, **address))
 
-    def send(self, left_s=LONG):
+    def send(self, left_s=LONG, call=ASK):
         """A call whole."""
-        return self.connections.send(ASK, monotonic() + left_s)
+        return self.connections.send(call, monotonic() + left_s)
 
     def pieces(self, on_piece=lambda _, __: None, left_s=LONG):
         """A call in pieces -> (status, headers, pieces). `on_piece(response, piece)` may return True, to leave."""
@@ -75,9 +75,9 @@ class Async:
     def __init__(self, url, **address):
         self.connections, self.loop = AsyncConnections(Address(url, **address)), asyncio.new_event_loop()
 
-    def send(self, left_s=LONG):
+    def send(self, left_s=LONG, call=ASK):
         """As of `Sync`."""
-        return self.loop.run_until_complete(self.connections.send(ASK, monotonic() + left_s))
+        return self.loop.run_until_complete(self.connections.send(call, monotonic() + left_s))
 
     def pieces(self, on_piece=lambda _, __: None, left_s=LONG):
         """As of `Sync`."""
@@ -95,6 +95,8 @@ class Async:
 
     def close(self):
         """As of `Sync`."""
+        if self.loop.is_closed():
+            return
         self.loop.run_until_complete(self.connections.close())
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.close()
@@ -342,6 +344,48 @@ def test_a_kept_connection_that_the_server_closes(connect):
         assert made.send().body == b"1"
 
 
+@pytest.mark.parametrize("more", [b"", b"HTTP/1.1 200 -\r\nContent-Length: 6\r\n\r\nforged"])
+def test_what_comes_while_a_connection_is_idle(connect, more):
+    """Its end, or bytes that nobody asked for: another connection is made, before anything is sent."""
+    idle = threading.Event()
+
+    def serve(connection, number):
+        request_of(connection)
+        connection.sendall(http_reply(b"1"))
+        if number == 1:
+            assert idle.wait(LONG)
+            connection.sendall(more)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
+                pass
+
+    with Peer(serve) as peer:
+        made = connect(peer.url)
+        assert made.send().body == b"1"
+        idle.set()
+        assert made.connections._idle[0]._poll.readable(LONG)
+        assert made.send().body == b"1"
+        assert peer.connections == 2
+
+
+def test_a_kept_connection_that_ends_within_a_reply(connect):
+    """Is not stale: the server was at work on the request."""
+
+    def serve(connection, _):
+        request_of(connection)
+        connection.sendall(http_reply(b"1"))
+        request_of(connection)
+        connection.sendall(b"HTTP/1.1 200")
+
+    with Peer(serve) as peer:
+        made = connect(peer.url)
+        assert made.send().body == b"1"
+        with pytest.raises(Unreachable, match="incomplete") as raised:
+            made.send()
+        assert raised.value.retriable
+        assert not raised.value.stale
+
+
 def test_a_half_closed_connection(connect):
     """A server that has shut its side down after its reply is not asked again by that connection."""
 
@@ -457,3 +501,102 @@ def test_old_versions_of_tls(connect, authority):
     path, _, _ = authority
     made = connect("https://127.0.0.1:1", verify=path)
     assert made.connections._wire.context().minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+# --------------------------------------------------------------------------------------------------------------- requests
+def test_a_header_with_a_line_break_is_not_sent(connect):
+    """Of a protocol of one's own; its value is not quoted."""
+    with CannedServer(http_reply(b"1")) as server:
+        made = connect(server.url)
+        for name, value in (("X", "a\r\nsecret: b"), ("X", "a\nsecret"), ("X\r", "secret")):
+            with pytest.raises(CloudError, match="line break") as raised:
+                made.send(call=Call("POST", "/", [(name, value)]))
+            assert "secret" not in str(raised.value)
+        assert server.requests == []
+        assert made.send().body == b"1"
+
+
+def test_no_time_left(connect):
+    """Nothing is sent."""
+    with CannedServer(http_reply(b"1")) as server:
+        with pytest.raises(TimedOut, match="no time was left"):
+            connect(server.url).send(left_s=-1)
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize("size", [10, 1 << 24])
+def test_a_server_that_reads_nothing(connect, size):
+    """The time is for the request as well."""
+    over = threading.Event()
+    with Peer(lambda *_: over.wait(LONG)) as peer:
+        with pytest.raises(TimedOut, match="in time"):
+            connect(peer.url).send(left_s=0.2, call=Call("POST", "/", body=bytes(size)))
+        over.set()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 14, (1 << 14) + 1, 1 << 22])
+def test_requests_of_any_size(connect, size):
+    """Arrive whole, whatever parts they are sent in, and replies likewise."""
+    with CannedServer(lambda request: http_reply(request.partition(b"\r\n\r\n")[2])) as server:
+        made, body = connect(server.url, max_reply_bytes=1 << 23), os.urandom(size)
+        assert made.send(call=Call("POST", "/", body=body)).body == body
+
+
+# ---------------------------------------------------------------------------------------------------------------- proxies
+@pytest.mark.parametrize(
+    ("answer", "good"),
+    [
+        (b"HTTP/1.0 200 Connection established\r\n\r\n", True),
+        (b"HTTP/1.1 200 -\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", True),  # which a client ignores here
+        (b"HTTP/1.1 200 -\r\nTransfer-Encoding: chunked\r\n\r\n", True),
+        (b"HTTP/1.1 200 -\r\n\r\nHTTP/1.1 200 -\r\nContent-Length: 1\r\n\r\nf", False),  # before TLS has begun
+        (b"SSH-2.0\r\n\r\n", False),
+        (b"HTTP/1.1 502 -\r\nContent-Length: 0\r\n\r\n", False),
+        (b"HTTP/1.1 403 -\r\nContent-Length: 0\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+def test_what_a_proxy_answers(connect, authority, answer, good, monkeypatch):
+    """A success connects through; anything else is said without being quoted, and a refusal is final."""
+    path, context, pin = authority
+    with CannedServer(http_reply(b"1"), tls=context) as server:
+
+        def serve(connection, _):
+            data = b""
+            while not data.endswith(b"\r\n\r\n"):
+                data += connection.recv(1 << 16)
+            connection.sendall(answer)
+            if good:
+                with socket.create_connection(("127.0.0.1", server.port)) as there:
+                    forward = threading.Thread(target=pump, args=(there, connection), daemon=True)
+                    forward.start()
+                    pump(connection, there)
+                    forward.join(LONG)
+
+        with Peer(serve) as proxy:
+            monkeypatch.setenv("https_proxy", proxy.url)
+            made = connect(server.url, verify=path, pin=pin)
+            if good:
+                assert [made.send().body for _ in range(2)] == [b"1", b"1"]
+                assert proxy.connections == 1
+            else:
+                with pytest.raises(Unreachable, match="proxy") as raised:
+                    made.send()
+                assert raised.value.retriable == (b" 403 " not in answer)
+                assert "SSH" not in str(raised.value)
+            made.close()
+
+
+def pump(source, sink):
+    """Copies what comes until it ends."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_socks_proxy_says_what_to_do(connect, monkeypatch):
+    """It needs httpx."""
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(PolicyError, match="httpx client"):
+        connect("http://far.invalid").send()

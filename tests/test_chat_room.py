@@ -27,6 +27,14 @@ def test_events_wherever_they_are_cut():
         assert list(events([BODY[a:b] for a, b in zip([0, *cuts], [*cuts, len(BODY)], strict=True)])) == FOUND
 
 
+def test_a_byte_order_mark_is_no_text():
+    """At the beginning alone, whole or cut."""
+    mark = b"\xef\xbb\xbf"
+    for parts in ([mark + b"data: a\n\n"], [mark[:1], mark[1:], b"data: a\n\n"], [b"\xef\xbb", b"\xbfdata: a\n\n"]):
+        assert list(events(parts)) == [b"a"]
+    assert list(events([b"data: a\n\n" + mark + b"data: b\n\n"])) == [b"a"]
+
+
 def test_a_long_line_takes_time_in_its_length():
     """It is joined once: 32 MB in parts of 1 KB are no work."""
     parser = Events()

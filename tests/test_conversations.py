@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from both import CALLS, Tasks, Threads, ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import Egress, MayNotLeave, Router
+from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, Router
 from edgeroute.router.turns import looked_up, remembered, turns
 from edgeroute.stores import digests
 from edgeroute.stores.digests import Digests
@@ -163,6 +164,74 @@ def test_other_inputs_are_no_conversations(made):
         assert router.infer(x).source == "cloud", x
 
 
+def test_a_conversation_keeps_its_messages():
+    """Whoever answered; a turn that fails is not part of it, nor one whose stream is left."""
+    seen = []
+
+    def edge(messages):
+        seen.append(messages)
+        yield "a short"
+        yield " answer"
+        return 0.1 if "hard" in messages[-1]["content"] else 0.9
+
+    def cloud(messages):
+        seen.append(messages)
+        return "from afar"
+
+    with Router(edge, cloud, threshold=0.5) as router:
+        talk = router.conversation("Be brief.")
+        assert talk.infer("easy").source == "edge"
+        assert talk.infer("hard").source == "cloud"
+        with talk.stream("easy again") as stream:
+            assert "".join(stream) == "a short answer"
+        assert (stream.leg, stream.answer.source) == ("edge", "edge")
+        system = {"role": "system", "content": "Be brief."}
+        turns_ = [user("easy"), assistant("a short answer"), user("hard"), assistant("from afar")]
+        assert talk.messages == [system, *turns_, user("easy again"), assistant("a short answer")]
+        assert seen[2] == [system, *turns_[:3]], "the cloud saw what the edge had answered"
+        before = talk.messages
+        with talk.stream("hard again") as stream:
+            next(iter(stream))
+        with pytest.raises(BadInput):
+            talk.infer(7)
+        assert talk.messages == before
+        talk.infer({"role": "tool", "tool_call_id": "1", "content": "22 degrees"})
+        assert talk.messages[-2]["role"] == "tool"
+
+
+def test_a_conversation_stays_by_itself():
+    """Also where its turns are too short to be recognised."""
+    sent = []
+    with Router(lambda _: ("ok", 0.1), sent.append, threshold=0.5, egress=Egress(**EGRESS)) as router:
+        talk = router.conversation()
+        assert talk.infer("4711", data_class="medical").source == "edge"
+        assert talk.infer("yes", data_class="chat").source == "edge"
+        assert talk.stays
+        with talk.stream("no") as stream:
+            list(stream)
+        assert (stream.answer.source, sent) == ("edge", [])
+
+
+def test_a_conversation_on_asyncio():
+    """The same."""
+
+    async def cloud(messages):
+        yield f"{len(messages)} messages"
+
+    async def main():
+        async with AsyncRouter(lambda _: ("edge", 0.1), cloud, threshold=0.5, egress=Egress(**EGRESS)) as router:
+            talk = router.conversation()
+            assert (await talk.infer("one")).value == "1 messages"
+            async with talk.stream("two") as stream:
+                assert [piece async for piece in stream] == ["3 messages"]
+            assert (await talk.infer("three", mode="only_edge")).source == "edge"
+            assert (await talk.infer("four")).source == "edge"
+            return talk.messages
+
+    said = asyncio.run(main())
+    assert [one["content"] for one in said] == ["one", "1 messages", "two", "3 messages", "three", "edge", "four", "edge"]
+
+
 CHILD = """
 import sys
 from edgeroute import Egress, Router
@@ -231,6 +300,16 @@ def test_a_torn_line_costs_no_other(tmp_path):
     assert again.digest(b"mine") == mine, "with its key"
 
 
+def test_what_is_remembered_again_stays_remembered(tmp_path):
+    """In memory, and once in the file."""
+    one = Digests(tmp_path / "d.txt")
+    mine = one.digest(b"mine")
+    for _ in range(3):
+        one.add([mine])
+        assert mine in one
+    assert (tmp_path / "d.txt").read_text().count(mine.hex()) == 1
+
+
 def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     """There are limits of number and of age, in memory and in the file."""
     monkeypatch.setattr(digests, "MOST", 10)
@@ -242,7 +321,7 @@ def test_the_oldest_are_forgotten_first(tmp_path, monkeypatch):
     assert [digest in one for digest in all_] == [False] * 50 + [True] * 10
     again = Digests(path)
     assert [digest in again for digest in all_] == [False] * 50 + [True] * 10
-    assert len(path.read_text().splitlines()) < 20, "it is shortened as it is read"
+    assert path.stat().st_size <= 4 * 10 * 40 + 120, "it is shortened as it grows"
     assert all_[-1] in Digests(path)
     monkeypatch.setattr(digests, "now", lambda: 86400.0 * 40_000)
     assert all_[-1] not in Digests(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -55,6 +56,18 @@ def hosted():
         yield server
 
 
+def graded():
+    """The policy and the graded prompts of docs/text.md."""
+    policy = 'threshold = 0.5\n[edge]\npath = "model.gguf"\ndecide_after = 2\n[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n'
+    Path("policy.toml").write_text(policy)
+    lines = []
+    for k in range(400):
+        logprobs = [-(k % 40) / 20, -(k % 40) / 20]
+        edge = {"text": "a", "logprobs": logprobs}
+        lines.append({"prompt": f"q {k}", "edge": edge, "cloud": "b", "grade": {"edge": 1 - (k % 40) / 100, "cloud": 1.0}})
+    Path("graded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def gateway(monkeypatch, request):
     """The gateway of docs/gateway.md, begun once its policy is there, and where its reader's programs find it."""
     from openai import OpenAI
@@ -83,12 +96,14 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
         pytest.importorskip("tuf")
         pytest.importorskip("cryptography")
     namespace: dict[str, object] = {"__name__": "snippet"}
-    if page.name in {"llama.md", "chat.md", "gateway.md"}:
+    if page.name in {"llama.md", "chat.md", "gateway.md", "text.md"}:
         pytest.importorskip("xllamacpp")
         pytest.importorskip("tiny_gguf").write(Path("model.gguf"), context=4096)
     if page.name == "gateway.md":
         pytest.importorskip("openai")
         gateway(monkeypatch, request)
+    if page.name == "text.md":
+        graded()
     for language, text in snippets(page):
         code = desk(text).replace("https://api.example.com/v1", f"{hosted.url}/v1")
         if language == "python":

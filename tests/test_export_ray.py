@@ -144,6 +144,7 @@ def test_what_is_more_than_the_queue_is_refused_and_stays_on_the_edge(server, ap
         assert {*pool.map(post, range(32))} == {(200, None), (503, "1")}
     cloud = endpoint(server, app, "slow", "/few", timeout_s=60)
     with Router(lambda x: (0, 0.0), cloud=cloud, threshold=0.5) as router, ThreadPoolExecutor(16) as pool:
+        assert router.infer(np.ones(1, np.float32), deadline=60).source == "cloud"
         answers = list(pool.map(lambda _: router.infer(np.ones(1, np.float32), deadline=60), range(48)))
     assert {one.source for one in answers} == {"cloud", "edge"}
 
@@ -156,7 +157,9 @@ def callers(router, count=24):
     def work(i):
         try:
             while not ended.is_set():
-                answers.append((i, router.infer(np.full(1, float(i), np.float32), deadline=120)))
+                answers.append(router.infer(np.full(1, float(i), np.float32), deadline=120))
+                if answers[-1].source == "edge":
+                    ended.wait(0.1)  # as a device that has no cloud, but for a while
         except Exception as e:  # noqa: BLE001 - to be shown
             failed.append(e)
 
@@ -175,7 +178,7 @@ def test_replicas_follow_the_load_and_one_that_is_killed_loses_no_request(server
     """One replica, two under load; one of them and one of the ingress are killed meanwhile; one again without load."""
     server.wait(MODELS, {"RUNNING": 1})
     cloud = endpoint(server, app, "slow", timeout_s=60)
-    with Router(OnnxModel(models["slow"]), cloud=cloud, mode="prefer_cloud") as router:
+    with Router(lambda x: (0, 0.0), cloud=cloud, threshold=0.5) as router:
         with callers(router) as (answers, failed):
             server.wait(MODELS, {"RUNNING": 2})
             os.kill(server.replicas("edgeroute:Models")[0], signal.SIGKILL)
@@ -183,9 +186,8 @@ def test_replicas_follow_the_load_and_one_that_is_killed_loses_no_request(server
             seen = len(answers)
             server.wait(MODELS, {"RUNNING": 2})
             server.wait(INGRESS, {"RUNNING": 2})
-            while len(answers) < seen + 24 and not failed:
+            while sum(one.source == "cloud" for one in answers[seen:]) < 24 and not failed:
                 threading.Event().wait(0.1)  # it has answers all the time
         assert failed == []
-        assert all(one.value == (0 if i >= 0 else 1) for i, one in answers)
-        assert sum(one.source == "cloud" for _, one in answers) > len(answers) // 2
+        assert {one.value for one in answers} == {0}
     server.wait(MODELS, {"RUNNING": 1})

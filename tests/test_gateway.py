@@ -15,7 +15,7 @@ import httpx
 import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
-from edgeroute import AsyncRouter, BadInput, Egress, PolicyError
+from edgeroute import AsyncRouter, BadInput, Egress, Piece, PolicyError, Prediction, Prefix
 from edgeroute.gateway.app import app
 from edgeroute.gateway.completions import Completion
 
@@ -245,11 +245,12 @@ class Replies:
 
     name = "replies"
 
+    def __init__(self, reply=REPLY):
+        self.reply = reply
+
     def run(self, inputs, cancel=None):
         """As a language model does."""
-        from edgeroute import Prediction
-
-        return [Prediction("", 0.9, REPLY) for _ in inputs]
+        return [Prediction("text", 0.9, self.reply) if self.reply is not REPLY else Prediction("", 0.9, REPLY) for _ in inputs]
 
 
 def test_a_completion_is_passed_on():
@@ -274,6 +275,27 @@ def test_a_completion_is_passed_on():
     assert [call.function.arguments for call in gathered.choices[0].message.tool_calls] == ['{"city": "Paris"}', "{}"]
     assert chunks[-2].choices[0].finish_reason == "tool_calls"
     assert (chunks[-1].choices, chunks[-1].usage.total_tokens, chunks[-1].edgeroute["source"]) == ([], 5, "edge")
+
+
+ODD = [
+    {"choices": []}, {"choices": [None]}, {"choices": [{}]}, {"choices": "x"}, {"choices": [{"message": 3}]}, {"choices": [{"message": []}]},
+    {"choices": [{"message": {"tool_calls": 3, "role": "system"}}]}, {"choices": [{"message": {"tool_calls": [1, {}]}}]},
+    {"choices": [{"finish_reason": 7, "logprobs": 5}], "usage": [1]}, {"choices": [{"message": {"content": {"a": float("nan")}}}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", ODD, ids=str)
+def test_an_odd_completion(reply):
+    """Of a server that gives what it likes: the answer is its text, in OpenAI's form."""
+    with serving(AsyncRouter(Replies(reply))) as url, httpx.Client(base_url=url, timeout=LONG) as client:
+        whole = client.post("/v1/chat/completions", json={**CHAT, "logprobs": True})
+        stream = client.post("/v1/chat/completions", json={**CHAT, "stream": True, "stream_options": {"include_usage": True}})
+        text = client.post("/v1/completions", json={"model": "edgeroute", "prompt": "x"})
+    choice = whole.json()["choices"][0]
+    assert (choice["message"]["role"], choice["message"]["content"]) == ("assistant", "text")
+    assert (text.json()["choices"][0]["text"], choice["finish_reason"]) == ("text", "stop")
+    *chunks, last = events(stream.text)
+    assert (last, chunks[-1]["edgeroute"]["source"]) == ("[DONE]", "edge")
 
 
 def test_no_answer():
@@ -398,6 +420,28 @@ def test_the_end_does_not_wait_for_ever():
     assert router.engine.closed
 
 
+def test_what_is_in_progress_at_the_end_is_finished():
+    """A stream that has begun is sent whole, and is the last: nobody else is let in."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(_):
+        yield "it "
+        begun.set()
+        assert go.wait(LONG)
+        yield "ends"
+
+    with ThreadPoolExecutor(1) as pool:
+        with serving(AsyncRouter(cloud=slow), grace_s=int(LONG)) as url:
+            reply = pool.submit(httpx.post, f"{url}/v1/chat/completions", json={**CHAT, "stream": True}, timeout=LONG)
+            assert begun.wait(LONG)
+            threading.Timer(0.3, go.set).start()  # after the end has begun, or before: it is whole either way
+        *chunks, last = events(reply.result(LONG).text)
+    assert last == "[DONE]"
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "it ends"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/v1/models")
+
+
 def test_names_that_fit_into_no_path():
     """Are refused as the application is made, and so are limits that are none."""
     router = AsyncRouter(edge)
@@ -415,3 +459,26 @@ def test_a_request_is_not_logged(url, caplog):
             client.chat.completions.create(**ask("between us"), n=2)
     own = [record for record in caplog.records if record.name.startswith(("edgeroute", "uvicorn", "starlette"))]
     assert not any("between us" in record.getMessage() or "sk-of" in record.getMessage() for record in own)
+
+
+def test_the_first_piece_of_a_sure_edge_does_not_wait_for_its_end():
+    """A policy that decides by the first tokens shows them as soon as it has, with where they are from."""
+    seen = threading.Event()
+
+    def slow(_):
+        yield Piece("it ", (-0.01,))
+        yield Piece("is ", (-0.01,))
+        assert seen.wait(LONG)
+        yield Piece("so", (-0.01,))
+
+    with (
+        serving(AsyncRouter(slow, cloud, threshold=0.5, score=Prefix(2))) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="any", timeout=2 * LONG) as client,
+        client.chat.completions.create(**CHAT, stream=True) as stream,
+    ):
+        assert stream.response.headers["x-edgeroute-source"] == "edge"
+        pieces = iter(stream)
+        first = [next(pieces).choices[0].delta.content for _ in range(3)]
+        seen.set()
+        rest = [chunk.choices[0].delta.content for chunk in pieces]
+    assert (first, rest) == (["", "it ", "is "], ["so", None])

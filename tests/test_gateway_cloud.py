@@ -8,7 +8,7 @@ import httpx
 import pytest
 from gateways import CHAT, HELLO, LONG, connected, events, post, serving
 
-from edgeroute import AsyncRouter, OpenAIChat, Secret
+from edgeroute import AsyncRouter, Cache, Egress, OpenAIChat, Secret
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
 PARIS = chat_events(["Pa", "ris"], logprobs=[-0.1, -0.2], usage=(7, 2))
@@ -91,3 +91,37 @@ def test_a_client_that_leaves(stream):
             if stream:
                 assert connection.recv(65536)
         far.wait_for(lambda: far.hung_up)
+
+
+def test_a_conversation_that_had_to_stay():
+    """A turn of a class that never leaves keeps what follows at home, by what is said in it: a client has nothing to send."""
+    rules = Egress(never_leave=["private"], may_leave=["chat"], default_class="chat")
+    with CannedServer(sse_reply(PARIS)) as far:
+        cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, between_s=LONG, retries=0)
+        with serving(AsyncRouter(unsure, cloud, threshold=0.5, egress=rules)) as url:
+
+            def ask(messages, **headers):
+                return httpx.post(url + CHATS, json={**CHAT, "messages": messages}, headers=headers, timeout=LONG).json()
+
+            secret = [{"role": "user", "content": "my number is 1234 5678"}]
+            first = ask(secret, **{"x-edgeroute-data-class": "private"})
+            assert first["edgeroute"]["source"] == "edge"
+            more = [*secret, first["choices"][0]["message"], {"role": "user", "content": "and what is it twice?"}]
+            stays = ask(more)
+            assert (stays["edgeroute"]["source"], far.requests) == ("edge", [])
+            assert "may not leave" in stays["edgeroute"]["reason"]
+            assert ask(HELLO)["edgeroute"]["source"] == "cloud"
+
+
+def test_what_the_cache_has():
+    """Comes from there, whole and in pieces, with its usage; nothing is sent again."""
+    with CannedServer(sse_reply(PARIS)) as far:
+        cloud = OpenAIChat(far.url, model="far-model", timeout_s=LONG, between_s=LONG, retries=0)
+        with serving(AsyncRouter(unsure, cloud, threshold=0.5, cache=Cache())) as url:
+            first, second = (httpx.post(url + CHATS, json=CHAT, timeout=LONG) for _ in range(2))
+            stream = httpx.post(url + CHATS, json={**CHAT, "stream": True}, timeout=LONG)
+        assert len(far.requests) == 1
+    assert [one.headers["x-edgeroute-source"] for one in (first, second, stream)] == ["cloud", "cache", "cache"]
+    assert second.json()["choices"] == first.json()["choices"]
+    *chunks, _ = events(stream.text)
+    assert (chunks[-1]["choices"][0]["finish_reason"], chunks[-1]["edgeroute"]["source"]) == ("stop", "cache")

@@ -1,6 +1,8 @@
 """The reading of replies without I/O, by both parsers: framing, bounds, what two readers could take differently, any split."""
 
 import contextlib
+import subprocess
+import sys
 
 import h11
 import pytest
@@ -222,3 +224,23 @@ def test_any_bytes(data, before):
     """Are read or refused, by either, and nothing else is raised."""
     for parser in PARSERS:
         read(before + data, parser)
+
+
+def test_without_httptools():
+    """Where it has no wheel, h11 reads: chosen by what can be imported. With it, h11 is not imported."""
+    code = """
+import sys
+if sys.argv[1] == "h11":
+    sys.modules["httptools"] = None
+from edgeroute import PlainJson, Router
+from edgeroute.testing import CannedServer, http_reply
+with CannedServer(http_reply(b'{"value": "cloud"}')) as server:
+    with Router(lambda x: ("edge", 0.1), PlainJson(server.url), threshold=0.5) as router:
+        assert router.infer(1).value == "cloud"
+from edgeroute.http1 import reading
+assert reading.new_parser.__name__.lower() == sys.argv[1]
+assert ("h11" in sys.modules) == (sys.argv[1] == "h11")
+"""
+    for parser in ("h11", "llhttp"):
+        done = subprocess.run([sys.executable, "-c", code, parser], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr

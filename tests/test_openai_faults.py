@@ -25,10 +25,12 @@ from edgeroute import (
     PolicyError,
     Router,
 )
+from edgeroute.cloud import speaking
 from edgeroute.cloud.base import Reply
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.core.explain import truncated
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
+from edgeroute.testing.server import _length
 
 FIRST = [CHUNKED, chunk(event(PARIS[0])), chunk(event(PARIS[1]))]
 GOOD = sse_reply(PARIS)
@@ -38,6 +40,12 @@ JSON = [("Content-Type", "application/json")]
 @pytest.fixture(params=["threads", "asyncio"])
 def ask(request):
     return Asked(request.param)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """On a busy machine, too, what follows a whole answer is read."""
+    monkeypatch.setattr(speaking, "LINGER_S", LONG)
 
 
 def said(status, error, headers=()):
@@ -70,20 +78,74 @@ def test_a_stall_within_an_answer(ask):
     ping = chunk(b": still here\n\n")
     for rest in ([None], [ping] * 3 + [None]):
         with CannedServer([*FIRST, *rest]) as server:
-            pieces, answer = ask.stream(endpoint(server.url, between_s=0.3))
+            pieces, answer = ask.stream(endpoint(server.url, between_s=1.0))
             assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
             assert (
-                "stopped within its answer: nothing more came for 0.3 s; so what came of the cloud answer stands" in answer.reason
+                "stopped within its answer: nothing more came for 1 s; so what came of the cloud answer stands" in answer.reason
             )
             assert answer.outputs["choices"][0]["message"]["content"] == "Pa"
             server.wait_for(lambda: server.hung_up == 1)
             assert pickle.loads(pickle.dumps(answer)).truncated == "cut"
 
 
+class Pinging(CannedServer):
+    """Sends so many pieces, and then comments that keep the connection open, for ever."""
+
+    pieces = 0
+
+    async def _serve(self, reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"".join(FIRST[: 1 + 2 * self.pieces]))
+        while not reader.at_eof():
+            writer.write(chunk(b": still here\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the subject: less than the time for a piece
+        self._note(hung_up=1)
+
+
+def test_comments_are_no_pieces(ask):
+    """However often they come, an answer that does not begin has not begun, and one that does not go on has stopped."""
+    with Pinging(b"") as server:
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.5, between_s=0.5))
+        assert (pieces, answer.degraded) == (["local"], True)
+        server.pieces = 1
+        pieces, answer = ask.stream(endpoint(server.url, between_s=1.0))
+        assert (pieces, answer.truncated) == (["Pa"], "cut")
+
+
+class Late(CannedServer):
+    """Ends a reply a moment after `[DONE]`."""
+
+    async def _serve(self, reader, writer):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(_length(head))
+            self._note(head)
+            writer.write(CHUNKED + chunk(b"".join(map(event, PARIS)) + b"data: [DONE]\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.05)  # the subject: in a read of its own
+            writer.write(b"0\r\n\r\n")
+
+
+def test_the_end_is_read_for_the_connections_sake(ask):
+    """What comes after `[DONE]` in another read, too: one connection for all."""
+    with Late(b"") as server:
+        assert [answer.value for answer in ask.infer(endpoint(server.url), "a", "b", "c")] == ["Paris"] * 3
+        assert server.connections == 1
+
+
+def test_log_probabilities_that_do_not_come(ask):
+    """Were asked for: the answer has none, and why; it is one all the same."""
+    with CannedServer(sse_reply(chat_events(["Paris"]))) as server:
+        (answer,) = ask.infer(endpoint(server.url, logprobs=True), "hi")
+        assert (answer.value, answer.source, answer.degraded) == ("Paris", "cloud", False)
+        assert answer.confidence.why == "no log-probabilities of its tokens"
+
+
 def test_a_deadline_ends_the_whole_answer(ask):
     """However many pieces come."""
     with CannedServer([*FIRST, None]) as server:
-        pieces, answer = ask.stream(endpoint(server.url), options={"deadline": 0.5})
+        pieces, answer = ask.stream(endpoint(server.url), options={"deadline": 1.5})
         assert (pieces, answer.value, answer.degraded, answer.truncated) == (["Pa"], "Pa", True, "cut")
         assert answer.reason.endswith("so what came of the cloud answer stands")  # which of two clocks was first is not said
         server.wait_for(lambda: server.hung_up == 1)
@@ -92,7 +154,7 @@ def test_a_deadline_ends_the_whole_answer(ask):
 class Trickle(CannedServer):
     """A piece at a time, each once the client has waited for it for so long."""
 
-    every_s = 0.15
+    every_s = 0.2
 
     async def _serve(self, reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -107,7 +169,7 @@ class Trickle(CannedServer):
 def test_a_trickle_of_pieces_is_fine(ask):
     """In all it takes longer than the endpoint's time to begin, and than that between pieces."""
     with Trickle(b"") as server:
-        pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.8, between_s=0.8))
+        pieces, answer = ask.stream(endpoint(server.url, timeout_s=1.5, between_s=1.5))
         assert ("".join(pieces), answer.degraded) == ("abcdefgh", False)
 
 
@@ -294,6 +356,32 @@ def test_one_who_leaves_is_no_fault(kind):
         server.wait_for(lambda: server.hung_up == 8)
 
 
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_one_who_leaves_late_is_no_fault(kind):
+    """After more than the time within which an answer has to begin, which this one did."""
+    faults = []
+    with Trickle(b"") as server:
+        server.every_s = 0.5
+        cloud = endpoint(server.url, timeout_s=2.5)
+
+        async def main():
+            async with AsyncRouter(None, cloud) as router:
+                router.engine.snapshot.backends[0].guard.failed = lambda: faults.append(1)
+                async with router.stream("hi") as stream:
+                    async for piece in stream:
+                        if piece == "g":
+                            break
+
+        if kind == "asyncio":
+            asyncio.run(main())
+        else:
+            with Router(None, cloud) as router:
+                router.engine.snapshot.backends[0].guard.failed = lambda: faults.append(1)
+                with router.stream("hi") as stream:
+                    next(piece for piece in stream if piece == "g")
+    assert not faults
+
+
 # --- what leaves, and what is remembered
 
 
@@ -389,8 +477,9 @@ def test_thoughts_are_progress_and_no_pieces(ask):
         assert answer.outputs["choices"][0]["message"]["reasoning_content"] == "hm" * 3
 
 
-def test_a_whole_answer_whose_stream_does_not_end(ask):
+def test_a_whole_answer_whose_stream_does_not_end(ask, monkeypatch):
     """After `finish_reason` what is missing is not waited for long, and no fault: a count of tokens, `[DONE]`, nonsense."""
+    monkeypatch.setattr(speaking, "LINGER_S", 0.3)
     whole = [CHUNKED, *(chunk(event(one)) for one in PARIS[:-1])]
     for rest in ([None], [chunk(b"data: nonsense\n\n"), None]):
         with CannedServer([*whole, *rest]) as server:
@@ -407,7 +496,7 @@ def test_httpx_carries_it(ask):
     with CannedServer(GOOD) as server:
         assert ask.stream(endpoint(server.url, client="httpx"))[0] == ["Pa", "ris"]
     with CannedServer([*FIRST, None]) as server:
-        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=0.5, between_s=0.5))
+        pieces, answer = ask.stream(endpoint(server.url, client="httpx", timeout_s=1.5, between_s=1.5))
         assert (pieces, answer.truncated) == (["Pa"], "cut")
         server.wait_for(lambda: server.hung_up == 1)
 

@@ -310,9 +310,9 @@ def test_the_schema_knows_them(lookup, capsys):
     (made,) = [own for own in runtimes if "look" in own["properties"]["path"]["pattern"]]
     assert made["properties"]["threads"] == {"type": "integer", "default": 1, "description": "of it, and so on."}
     assert made["properties"]["delegate"]["enum"] == ["cpu", "gpu"]
-    assert made["properties"]["path"]["pattern"] == r"\.look$"
+    assert made["properties"]["path"]["pattern"] == r"(\.look|\.active)$", "a model of a catalog may be one"
     patterns = [own["properties"]["path"]["pattern"] for own in runtimes]
-    assert {r"\.gguf$", r"\.tflite$", r"\.mlpackage$", "^(http:|https:|unix:)"} <= {*patterns}
+    assert {*(rf"(\.{end}|\.active)$" for end in ("gguf", "tflite", "mlpackage")), "^(http:|https:|unix:)"} <= {*patterns}
     assert "look" not in settings.reference()
     json.dumps(settings.schema())
 

@@ -28,9 +28,6 @@ class Events:
         """The data of the events that end in this part."""
         if self._cr or b"\r" in part:
             part = self._lf(part)
-        if not self._begun and part:
-            self._begun = True
-            part = part.removeprefix(b"\xef\xbb\xbf")
         first, *lines = part.split(b"\n")
         self._parts.append(first)
         if not lines:
@@ -52,6 +49,9 @@ class Events:
         return part.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _line(self, line: bytes, found: list[bytes]) -> None:
+        if not self._begun:
+            self._begun = True
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if not line:
             if self._data:
                 found.append(b"\n".join(self._data) if len(self._data) > 1 else self._data[0])

@@ -47,7 +47,7 @@ class AsyncConnections:
 
     async def send(self, call: Call, until: float) -> Reply:
         """As `Connections.send`; cancelling the task cancels the call."""
-        channel = self._take()
+        channel = self._take(until)
         kept = False
         try:
             reading = self._wire.reading(call)
@@ -61,7 +61,7 @@ class AsyncConnections:
     @contextlib.asynccontextmanager
     async def open(self, call: Call, until: float) -> AsyncIterator[AsyncResponse]:
         """As `Connections.open`."""
-        channel = self._take()
+        channel = self._take(until)
         kept = False
         try:
             reading = self._wire.reading(call)
@@ -72,7 +72,9 @@ class AsyncConnections:
             if not kept:
                 channel.close()
 
-    def _take(self) -> _Connection:
+    def _take(self, until: float) -> _Connection:
+        if until <= monotonic():
+            raise self._wire.not_asked()
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._close_idle()  # connections of another loop cannot be used here

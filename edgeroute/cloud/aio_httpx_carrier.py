@@ -39,7 +39,7 @@ class AsyncHttpxConnections(Carrier):
         if client is None or (self.given is None and self._loop is not loop):  # one of another loop cannot be used here
             client, self._loop = self.made("AsyncClient"), loop
             self.own = client
-        request = self.request(client, call, until - monotonic())
+        request = self.request(client, call, until - monotonic(), limited=False)
         response = await self.carried(until, self._answered(client, request), "answer")
         try:
             yield AsyncHttpxResponse(self, call, response, until)

@@ -161,7 +161,7 @@ class HttpClient:
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
         self._may_send(cancel)
-        self._leaving(call, by, exchange)
+        self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
@@ -197,7 +197,7 @@ class HttpClient:
         """As `_attempt`."""
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
-        self._leaving(call, by, exchange)
+        self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:

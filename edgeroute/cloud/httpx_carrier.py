@@ -48,8 +48,8 @@ class Carrier:
         verify = context_for(self.address) if self.address.https else True
         return getattr(web, kind)(verify=verify, timeout=None, limits=web.Limits(max_connections=None))
 
-    def request(self, client: Any, call: Call, left_s: float) -> Any:
-        """The call as a request of the client.
+    def request(self, client: Any, call: Call, left_s: float, *, limited: bool = True) -> Any:
+        """The call as a request of the client. `limited`: each of its steps is, by the time that is left now.
 
         Raises:
             TimedOut: no time is left.
@@ -58,7 +58,7 @@ class Carrier:
             raise TimedOut(f"{self.address.origin} was not asked: no time was left")
         headers = [("Accept-Encoding", "identity"), *call.headers, *self.address.headers()]
         url = self.address.origin + (quote(call.path, safe="/%:@!$&'()*+,;=~") or "/")
-        timeout = None if left_s == INF else left_s
+        timeout = left_s if limited and left_s != INF else None
         return client.build_request(call.method, url, content=call.body or None, headers=headers, timeout=timeout)
 
     def onward(self, client: Any, response: Any) -> Any:

@@ -1,7 +1,7 @@
 """Keeps the logs of an httpx client from quoting what an endpoint replied, during our calls.
 
-A reply's headers, and its reason phrase, may repeat the credentials. httpcore's events are logged by name alone, httpx's not at all.
-The log of the application's own use of a client stays as it is.
+A reply's headers, and its reason phrase, may repeat the credentials. httpcore's events are logged by name alone, httpx's not
+at all. The log of the application's own use of a client stays as it is.
 """
 
 from __future__ import annotations

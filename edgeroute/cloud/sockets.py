@@ -201,6 +201,6 @@ def send_some(sock: socket.socket, parts: list[memoryview]) -> int:
     Raises:
         BlockingIOError: none.
     """
-    if len(parts) > 1 and hasattr(sock, "sendmsg"):  # which Windows lacks
+    if sys.platform != "win32" and len(parts) > 1:
         return sock.sendmsg(parts)
     return sock.send(parts[0])

@@ -6,6 +6,7 @@ buffers, and is sent how many of their bytes were sent, and what was received me
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -151,13 +152,16 @@ class Tls:
             except ssl.SSLWantReadError:  # noqa: PERF203 - ssl's way to request input
                 yield from self._flush()
                 self._received((yield from self._inner.read(RECORD)))
-            except ssl.SSLError:
-                yield from self._flush()  # the alert that states the reason
-                raise
+            except ssl.SSLError as e:
+                failed = e
+                break
             else:
                 if flush:
                     yield from self._flush()
                 return result
+        with contextlib.suppress(OSError):  # the other side may be gone
+            yield from self._flush()  # the alert that states the reason
+        raise failed
 
     def _flush(self) -> Steps[None]:
         if self._outgoing.pending and not (yield from self._inner.write([self._outgoing.read()], self._meanwhile)):
@@ -194,9 +198,7 @@ def context_for_proxy() -> ssl.SSLContext:
 
 
 def is_tls(error: BaseException | None) -> bool:
-    """Whether TLS failed: the error, or what it came of."""
-    while error is not None:
-        if isinstance(error, ssl.SSLError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    """Whether TLS failed: the error, or its cause."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__
+    return error is not None

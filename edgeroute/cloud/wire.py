@@ -46,7 +46,11 @@ class Wire:
         return self._context
 
     def request(self, call: Call, proxy: Proxy | None) -> list[bytes]:
-        """The bytes of the call, in one part or two. A `proxy` forwards it, and does not connect through."""
+        """The bytes of the call, in one part or two. A `proxy` forwards it, and does not connect through.
+
+        Raises:
+            CloudError: a header of a protocol of one's own has a line break in it.
+        """
         key = (call.method, call.path, proxy is not None)
         start = self._starts.get(key)
         if start is None:
@@ -62,7 +66,10 @@ class Wire:
         if proxy is not None and proxy.authorization:
             lines.append(f"Proxy-Authorization: {proxy.authorization}\r\n")
         lines.append("\r\n")
-        head = start + "".join(lines).encode("latin-1")
+        text = "".join(lines)
+        if text.count("\n") != len(lines) or text.count("\r") != len(lines):
+            raise CloudError(f"{self.address.origin} was not asked: a header of the request has a line break in it")
+        head = start + text.encode("utf-8", "surrogateescape")
         return [head + call.body] if len(call.body) <= TOGETHER else [head, call.body]
 
     def reading(self, call: Call) -> Reading:

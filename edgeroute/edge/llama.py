@@ -55,7 +55,7 @@ class LlamaModel:
         grammar: that an answer follows, in llama.cpp's GBNF.
         response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
-        decide_after: it is taken of so many first tokens, and a stream is decided once they are there; None: of all, at the end.
+        decide_after: the confidence is that of so many first tokens, once they are there; None: that of all, at the end.
         request: further keys of each request, as llama.cpp's server takes them, such as top_p.
         runtime: the Python package with llama.cpp; auto: xllamacpp if it is installed, else llama-cpp-python.
         verbose: llama.cpp writes its own log to stderr.

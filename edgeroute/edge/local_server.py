@@ -48,7 +48,7 @@ class LocalServer:
         grammar: that an answer follows, in llama.cpp's GBNF; llama-server's alone.
         response_format: likewise, as OpenAI has it, as in {"type": "json_schema", "json_schema": {"schema": ...}}.
         confidence: of an answer, from its tokens' log-probabilities: exp of their 10 % quantile, mean, least or first.
-        decide_after: it is taken of so many first tokens, and a stream is decided once they are there; None: of all, at the end.
+        decide_after: the confidence is that of so many first tokens, once they are there; None: that of all, at the end.
         request: further keys of each request, as the server takes them.
         score: in place of `confidence`: a function of the completion.
         version: changed by you whenever the server has another model under that name, for certificates and the cache on disk.

@@ -111,7 +111,7 @@ def filled(folder: Path, found: Sequence[Subject], backend: Backend, batching: B
     """Writes a repository."""
     for one in found:
         repository(folder, one, backend, batching)
-    write(folder / "Dockerfile", DOCKERFILE)
+    write(folder / "Dockerfile", DOCKERFILE.format(onnxruntime="onnxruntime-gpu" if batching.gpu else "onnxruntime"))
 
 
 def repository(folder: Path, one: Subject, backend: Backend, batching: Batching) -> None:
@@ -259,9 +259,9 @@ class Parts:
 DOCKERFILE = """\
 # docker build -t REGISTRY/NAME:VERSION . && docker push REGISTRY/NAME:VERSION
 ARG BASE=nvcr.io/nvidia/tritonserver:25.06-py3
-FROM ${BASE}
+FROM ${{BASE}}
 # numpy 1: with numpy 2 the Python backend of many releases answers without data
-RUN pip install --no-cache-dir 'numpy<2' onnxruntime pillow
+RUN pip install --no-cache-dir 'numpy<2' {onnxruntime} pillow
 COPY . /models
 CMD ["tritonserver", "--model-repository=/models", "--exit-on-error=true"]
 """

@@ -70,16 +70,15 @@ class Completion:
         """The reply to a request that is answered whole."""
         reply = _reply(answer)
         choice = _choice(reply)
-        message = dict(choice.get("message") or {})
-        text = _text(answer, choice)
+        text, what = _text(answer, choice), dict[str, Any]()
         if self.asked.chat:
-            message = {"role": "assistant", **{key: value for key, value in message.items() if key != "content"}, "content": text}
-            if message.get("tool_calls"):
-                message["content"] = text or None
-                message["tool_calls"] = _calls(message["tool_calls"], answer.id)
-            what: dict[str, Any] = {"message": message}
+            message = {**_message(choice), "role": "assistant", "content": text}
+            message.pop("tool_calls", None)
+            if calls := _calls(choice, answer.id):
+                message |= {"content": text or None, "tool_calls": calls}
+            what["message"] = message
         else:
-            what = {"text": text}
+            what["text"] = text
         made = {**self._whole, "id": self._id(answer.id)}
         made["choices"] = [{"index": 0, **what, "logprobs": self._logprobs(choice), "finish_reason": _finish(answer, choice)}]
         if isinstance(reply.get("usage"), Mapping):
@@ -90,7 +89,7 @@ class Completion:
     def begin(self) -> bytes:
         """The first chunk of a stream, which has the role. Empty: there is none."""
         self._chunk["id"] = self._id(os.urandom(9).hex())
-        head, tail = json_dumps(self._chunked(_MARK)).split(_MARKED)
+        head, tail = json_dumps(self._chunked(_MARK)).rsplit(_MARKED, 1)
         self._head, self._tail = b"data: " + head, tail + b"\n\n"
         if not self.asked.chat:
             return b""
@@ -105,9 +104,8 @@ class Completion:
         """The last chunks: calls of tools, why it ended, and with the usage, if that was asked for, where it came from."""
         reply = _reply(answer)
         choice = _choice(reply)
-        calls = (choice.get("message") or {}).get("tool_calls") if self.asked.chat else None
-        if calls:
-            named = [{"index": i, **call} for i, call in enumerate(_calls(calls, answer.id))]
+        if self.asked.chat and (calls := _calls(choice, answer.id)):
+            named = [{**call, "index": i} for i, call in enumerate(calls)]
             yield self._event({**self._chunk, "choices": [self._of({"tool_calls": named})]})
         last = self._of({}, finish=_finish(answer, choice), logprobs=self._logprobs(choice))
         about = {"edgeroute": told(answer)}
@@ -171,6 +169,13 @@ def _finish(answer: Answer[Any], choice: Mapping[str, Any]) -> str:
     return "length" if events and events[-1]["what"] in {"failed", "timeout"} else "stop"
 
 
-def _calls(calls: Any, identity: str) -> list[dict[str, Any]]:
+def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = choice.get("message")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _calls(choice: Mapping[str, Any], identity: str) -> list[dict[str, Any]]:
     """Calls of tools, each with an id, which a client sends back with its result."""
+    given = _message(choice).get("tool_calls")
+    calls = [call for call in given if isinstance(call, Mapping)] if isinstance(given, list | tuple) else []
     return [{"type": "function", **call, "id": call.get("id") or f"call-{identity}-{i}"} for i, call in enumerate(calls)]

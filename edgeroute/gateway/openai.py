@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection
 from functools import partial
@@ -23,6 +24,8 @@ from edgeroute.serve.replies import reply
 from edgeroute.system import json_dumps, plain
 
 log = logging.getLogger("edgeroute")
+BURST = 4
+"""Pieces that are sent before others have their turn, if so many are there: among them what notices that the client has left."""
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
 """Headers of a stream; the last one is for proxies that would gather it."""
 
@@ -57,7 +60,7 @@ class Completions:
 
     async def _stream(self, found: Asked, wanted: Options, send: Send) -> None:
         """The first piece is waited for before the head is sent: until then an error has its own status."""
-        made, begun = Completion(found), False
+        made, begun, sent = Completion(found), False, 0
         try:
             async with self.routing.stream(found.x, wanted) as stream:
                 async for piece in self.routing.pieces(stream):
@@ -67,6 +70,9 @@ class Completions:
                         await send(_part(made.begin()))
                     if part := made.piece(piece):
                         await send(_part(part))
+                        sent += 1
+                        if not sent % BURST:
+                            await asyncio.sleep(0)
                 assert stream.answer is not None, "a stream that ends has one"
                 for part in made.end(stream.answer):
                     await send(_part(part))

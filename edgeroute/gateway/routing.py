@@ -49,13 +49,11 @@ class Routing:
 
     def source(self, stream: AsyncStream) -> dict[str, str]:
         """What is known at a stream's first piece of where it comes from, as headers."""
-        leg = getattr(stream, "leg", None)
-        if leg is None:
-            return {}
+        leg = stream.leg
         sides = {target.name: target.side for target in self.router.engine.snapshot.targets}
-        if leg not in sides:  # of the cache
-            return {"x-edgeroute-source": ascii_of(leg)}
-        return {"x-edgeroute-source": sides[leg], "x-edgeroute-leg": ascii_of(leg)}
+        if leg in sides:
+            return {"x-edgeroute-source": sides[leg], "x-edgeroute-leg": ascii_of(leg)}
+        return {"x-edgeroute-source": leg} if leg in {"cache", "stale"} else {}  # none: the policy has changed meanwhile
 
 
 @contextmanager

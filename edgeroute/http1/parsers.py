@@ -1,6 +1,6 @@
 """Parsers of HTTP/1.1 replies: httptools (llhttp) in its strict mode, or h11 where there is no wheel of it.
 
-Both are given a whole head, and then the chunks of a body that has some. What a reply's framing is, `http1` decides for both.
+Both are given a whole head, and then the chunks of a body that has some. What its framing is, `reading` decides for both.
 """
 
 from __future__ import annotations

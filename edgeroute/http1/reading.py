@@ -12,6 +12,7 @@ from edgeroute.errors import BadReply
 from edgeroute.http1.parsers import END, Head, Malformed, Parser, new_parser
 
 SUCCESS = range(200, 300)
+"""The statuses of a success."""
 EARLY = 1 << 16
 """Bytes of interim replies (1xx) that are read while a request is being sent, at most."""
 FRAMING = 1 << 16
@@ -33,20 +34,22 @@ class Early:
 
     def __init__(self) -> None:
         self.data = b""
+        self._at = 0
+        """Where the last reply in it begins."""
 
     def heard(self, data: bytes) -> bool:
         """Adds what was received; empty: the end. Returns whether to send no further: the final reply has begun."""
         self.data += data
         if not data or len(self.data) > EARLY:
             return True
-        at = 0
-        while len(self.data) - at >= len("HTTP/1.1 100"):
-            if self.data[at : at + 5] != b"HTTP/" or self.data[at + 9 : at + 10] != b"1":
+        while len(self.data) - self._at >= len("HTTP/1.1 100"):
+            if self.data[self._at : self._at + 5] != b"HTTP/" or self.data[self._at + 9 : self._at + 10] != b"1":
                 return True
-            at = self.data.find(END, at) + 4
-            if at < 4:  # noqa: PLR2004 - not found
+            end = self.data.find(END, self._at)
+            if end < 0:
                 return False
-        return not b"HTTP/".startswith(self.data[at : at + 5])
+            self._at = end + len(END)
+        return not b"HTTP/".startswith(self.data[self._at : self._at + 5])
 
 
 class Reading:
@@ -132,8 +135,6 @@ class Reading:
         if _BARE.search(buffer, self._seen):
             raise Malformed("illegal line end")
         self._buffer, self._seen = buffer, len(buffer)
-        if self._beyond > 0:
-            self._beyond = 1.0  # `most` says so
 
     def _begin(self, head: Head, parser: Parser, rest: bytes) -> None:
         """Decides on the framing of the body."""

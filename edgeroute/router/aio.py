@@ -29,6 +29,7 @@ from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
 from edgeroute.router.streams import AsyncStreaming, End
+from edgeroute.router.talk import AsyncConversation
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -188,6 +189,10 @@ class AsyncRouter(AsyncStreaming, Generic[V]):
             return []
         results = await self._pump(self.engine.steps(self.engine.rows(batch, mode, deadline, data_class)))
         return [answer_of(result) for result in results]
+
+    def conversation(self, system: str | None = None) -> AsyncConversation:
+        """As `Router.conversation`."""
+        return AsyncConversation(self, system)
 
     def session(self) -> AsyncSession:
         """As `Router.session`, for `async with`."""

@@ -11,6 +11,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Limits
@@ -59,6 +60,8 @@ AGES_S = 60.0
 CLOSE_S = 1.0
 """Maximum time that closing waits for audits under way, seconds."""
 CLOSED = "this router is closed"
+NO_RULES = Rules()
+"""Egress rules by which everything may leave."""
 PLAIN = (None, None, None)
 """Key of the plan for calls that override nothing."""
 MOST_PLANS = 1000
@@ -150,7 +153,9 @@ class Engine:
         if self.arms is not None:
             snapshot = self.arms.choose(snapshot, like or identity, x)
         made: Plan | None = None
-        if type(x) in TALKS and (home := self.homebound.why(x, identity, snapshot.policy.rules, mode, data_class)):
+        rules = snapshot.policy.rules
+        talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
+        if talks and (home := self.homebound.why(x, identity, rules, mode, data_class)):
             made = planned(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)

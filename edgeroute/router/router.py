@@ -24,6 +24,7 @@ from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
 from edgeroute.router.streams import Streaming
+from edgeroute.router.talk import Conversation
 from edgeroute.types import Answer, V
 
 if TYPE_CHECKING:
@@ -235,6 +236,10 @@ class Router(Streaming, Generic[V]):
             return []
         engine = self.engine
         return [answer_of(r) for r in _whole(pump(engine.steps(engine.rows(batch, mode, deadline, data_class)), engine))]
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A conversation that keeps its messages: `talk.infer("Hello")`. Once a turn may not leave, all later ones stay."""
+        return Conversation(self, system)
 
     def session(self) -> Session:
         """A stream of inputs, for models that keep a state: `with router.session() as s: s.infer(chunk)`."""

@@ -172,8 +172,8 @@ def test_nobody_answers():
 times = st.integers(0, 20).map(lambda n: n / 10)
 speech = st.lists(st.tuples(times, st.sampled_from("abc")), max_size=3)
 ends = st.one_of(st.none(), st.tuples(times, st.one_of(st.just(OSError("x")), st.sampled_from([[0.9], [0.1], [None]]))))
-sure = st.one_of(st.none(), st.tuples(st.integers(0, 2), st.sampled_from([0.9, 0.1])))
-"""After which piece the answer's confidence is known, and what it is."""
+sure = st.dictionaries(st.integers(0, 2), st.sampled_from([0.9, 0.1]), max_size=3)
+"""With which piece the answer's confidence is said, and what it is: the first counts."""
 times_s = st.one_of(st.just(INF), times)
 
 
@@ -190,9 +190,10 @@ def test_words_are_never_mixed(legs, deadline, first_s, mode, hedge, restart, of
     happens = {}
     for target, (said, end, early) in zip(("edge", "large", "a", "b"), legs, strict=True):
         inorder: list = sorted(said, key=lambda s: s[0])
-        if early is not None and early[0] < len(inorder):
-            at, piece = inorder[early[0]]
-            inorder[early[0]] = at, (piece, early[1])
+        for k, confidence in early.items():
+            if k < len(inorder):
+                at, piece = inorder[k]
+                inorder[k] = at, (piece, confidence)
         happens[target] = [*inorder, *([(max([end[0], *(at for at, _ in inorder)]), end[1])] if end else [])]
     outcome, heard, effects = watched(known, happens, first_s, keep, restart)
     assert outcome.ended <= deadline
