@@ -18,8 +18,8 @@ from edgeroute.imports import imported
 
 MEDIA = "media_type"
 """The tensor's parameter that says what its bytes are."""
-PICTURES = {"jpeg": 85, "webp": 80, "png": None}
-"""Codec of pictures -> its quality where none is given; None: it has none."""
+PICTURES = {"jpeg": 95, "webp": 95, "png": None}
+"""Codec of pictures -> its quality where none is given, which costs little (docs/payloads.md); None: it has none."""
 MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
 MOST_QUALITY = 100
 MOST_LEVEL = 19

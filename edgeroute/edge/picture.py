@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,11 @@ MOST_PIXELS = 1 << 26
 """Of a picture that is decoded, or was resized."""
 MOST_SCANS = 100
 """Of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten."""
-_SCAN = b"\xff\xda"
+MOST_SEGMENTS = 10_000
+"""Of a JPEG, its scans among them."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""The beginning of a segment that says its length, or of the end; within a scan bytes of 255 are followed by others."""
+_SCAN, _END = 0xDA, 0xD9
 
 
 class Picture(NamedTuple):
@@ -77,7 +82,7 @@ class Picture(NamedTuple):
     def _decoded(self, data: bytes) -> Any:
         """The picture in a file, the right way up."""
         what, pillow = f"these {len(data)} bytes", _pillow()
-        if data[:2] == b"\xff\xd8" and data.count(_SCAN) > MOST_SCANS:
+        if data[:2] == b"\xff\xd8" and _scans(data) > MOST_SCANS:
             raise BadInput(f"{self.name}: a JPEG of more than {MOST_SCANS} scans, which takes too long")
         try:
             image = pillow.open(io.BytesIO(data), formats=FORMATS)
@@ -143,6 +148,20 @@ class Picture(NamedTuple):
     def _array(self, image: Any) -> Array:
         array: Array = np.asarray(image)
         return array[..., None] if self.channels == 1 and array.ndim == 2 else array  # noqa: PLR2004 - grey
+
+
+def _scans(data: bytes) -> float:
+    """Scans of a JPEG, as far as more than `MOST_SCANS` are told apart; what follows its end is none of it."""
+    at = scans = 0
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or data[found.end() - 1] == _END:
+            return scans
+        scans += data[found.end() - 1] == _SCAN
+        if scans > MOST_SCANS:
+            return scans
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return float("inf")
 
 
 def shaped(spec: TensorSpec, *, resize: bool) -> tuple[Picture, str] | None:
