@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 SERVERS = triton kserve mlserver ray
+PYTHON311 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python)),python3.11)
 
 .PHONY: demo test test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
 
@@ -67,10 +68,10 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 
 # each server pins its own numpy and protobuf; all run on Python 3.11, for which Triton's Python backend is built
 .servers/%/made: tests/servers/%.txt $(VENV)/test.installed
-	$(BIN)/uv venv --quiet --clear --python 3.11 .servers/$*
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON311) .servers/$*
 	$(BIN)/uv pip install --quiet --python .servers/$*/bin/python --requirement $<
 	for more in $(wildcard tests/servers/$*-*.txt); do \
-		$(BIN)/uv venv --quiet --python 3.11 .servers/$*/numpy2; \
+		$(BIN)/uv venv --quiet --python $(PYTHON311) .servers/$*/numpy2; \
 		$(BIN)/uv pip install --quiet --python .servers/$*/numpy2/bin/python --requirement $$more || exit 1; \
 	done
 	touch $@

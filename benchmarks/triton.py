@@ -3,7 +3,7 @@
     make server-triton && python benchmarks/triton.py [--calls 400]
 
 Threads and asyncio, with a deadline and without, `OpenInference` (binary tensors) and `OpenInferenceGrpc`: p50, and processor time of this
-process a call, each against the better of `tritonclient.http` and `.grpc` in the same run; subjects take turns. Needs tritonclient[all].
+process a call, each against the better of `tritonclient.http` and `.grpc` in the same run; subjects take turns. Needs tritonclient[grpc,http].
 """
 
 from __future__ import annotations

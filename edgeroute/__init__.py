@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.router import Router
     from edgeroute.router.streams import AsyncStream, Stream
+    from edgeroute.router.talk import AsyncConversation, Conversation
     from edgeroute.stores.cache import Cache, Semantic
     from edgeroute.stores.outbox import Late, Outbox
     from edgeroute.types import Answer, Cancel, EdgeModel, Prediction, StopToken, TensorSpec
@@ -106,6 +107,7 @@ _HOMES = {
     "Router": "router.router",
     "Trace": "record.trace",
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
+    **dict.fromkeys(("AsyncConversation", "Conversation"), "router.talk"),
     **dict.fromkeys(("CalibrationResult", "EvaluationResult"), "report.results"),
     "Audit": "record.drift_monitor",
     **dict.fromkeys(("AttemptEnded", "Instrument", "RequestEnded"), "record.instruments"),
@@ -128,6 +130,7 @@ __all__ = [
     "AB",
     "Answer",
     "ArmStats",
+    "AsyncConversation",
     "AsyncRouter",
     "AsyncStream",
     "AttemptEnded",
@@ -144,6 +147,7 @@ __all__ = [
     "Check",
     "Closed",
     "CloudError",
+    "Conversation",
     "CoreMLModel",
     "DeadlineExceeded",
     "Decision",

@@ -25,7 +25,7 @@ from edgeroute.testing.listener import Listener
 
 HERE = Path(__file__).parent / "servers"
 ENVIRONMENTS = Path(os.environ.get("SERVERS", HERE.parents[1] / ".servers"))
-STARTS_S = 120.0
+STARTS_S = 300.0
 sys.path.insert(0, str(HERE))
 
 import contract  # noqa: E402 - it is beside the servers' programs, which import it, too
@@ -148,7 +148,7 @@ def _config(name, inputs, outputs):
             for one, (datatype, width) in given.items()
         )
 
-    queue = "{ default_queue_policy { max_queue_size: 1 } }" if name == "slow" else "{ }"
+    queue = "{ default_queue_policy { max_queue_size: 1 } }" if name == "queued" else "{ }"
     return (
         f'name: "{name}"\nbackend: "python"\nmax_batch_size: 64\nversion_policy {{ all {{ }} }}\ndynamic_batching {queue}\n'
         f"{tensors('input', inputs)}\n{tensors('output', outputs)}\n"
@@ -180,7 +180,12 @@ def _ray(home, folder):
     inside = folder / "r"
     return (
         [home / "bin/python", HERE / "ray_app.py", "8000", inside],
-        {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(HERE)},
+        {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_raylet_start_wait_time_s": "240",
+            "PYTHONPATH": str(HERE),
+        },
         (8000, 0),
     )
 

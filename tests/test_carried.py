@@ -344,6 +344,30 @@ def test_a_kept_connection_that_the_server_closes(connect):
         assert made.send().body == b"1"
 
 
+@pytest.mark.parametrize("more", [b"", b"HTTP/1.1 200 -\r\nContent-Length: 6\r\n\r\nforged"])
+def test_what_comes_while_a_connection_is_idle(connect, more):
+    """Its end, or bytes that nobody asked for: another connection is made, before anything is sent."""
+    idle = threading.Event()
+
+    def serve(connection, number):
+        request_of(connection)
+        connection.sendall(http_reply(b"1"))
+        if number == 1:
+            assert idle.wait(LONG)
+            connection.sendall(more)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
+                pass
+
+    with Peer(serve) as peer:
+        made = connect(peer.url)
+        assert made.send().body == b"1"
+        idle.set()
+        assert made.connections._idle[0]._poll.readable(LONG)
+        assert made.send().body == b"1"
+        assert peer.connections == 2
+
+
 def test_a_kept_connection_that_ends_within_a_reply(connect):
     """Is not stale: the server was at work on the request."""
 

@@ -13,6 +13,11 @@ from both import LONG
 
 from edgeroute import AsyncRouter, OpenAIChat, Piece, PolicyError, Prefix, Restart, Router
 from edgeroute.confidence.scores import quantile
+from edgeroute.core.facts import Facts
+from edgeroute.core.plan import plan
+from edgeroute.core.policy import Policy, Target
+from edgeroute.core.walk import Mark, Outcome, Prediction
+from edgeroute.observe.stats import Counts, Seen
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 SURE, UNSURE = -0.01, -3.0
@@ -406,3 +411,18 @@ def test_the_cloud_is_sent_the_turns_that_the_edge_answered():
 
         assert asyncio.run(main()) == ["It"]
         assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["messages"] == said
+
+
+def test_a_decision_counts_once_and_its_time_is_no_run():
+    """An edge that was stopped at the decision was unsure, and took no time that a run takes; one that went on took all of it."""
+    known = plan(Policy(), (Target("edge", "edge", 0.5), Target("cloud", "cloud")), Facts())
+    counts = Counts()
+    begun = Mark("start", 0, 0.0), Mark("decided", 0, 1.0, 0.1), Mark("below", 0, 1.0, 0.1), Mark("start", 1, 1.0)
+    done = Prediction("whole", None, None)
+    counts.record(known, Outcome(1, done, True, [*begun, Mark("cancelled", 0, 2.0), Mark("accepted", 1, 3.0)], 0.0, 3.0))
+    assert counts.quantile("edge", 0.5) is None
+    assert counts.quantile("cloud", 0.5) == pytest.approx(2.0, rel=0.1)
+    counts.record(known, Outcome(1, done, True, [*begun, Mark("kept", 0, 7.0, 0.1), Mark("accepted", 1, 9.0)], 0.0, 9.0))
+    assert counts.quantile("edge", 0.5) == pytest.approx(7.0, rel=0.1)
+    edge = next(leg for leg in counts.snapshot([Seen("edge", "edge", 0, 0, "", 0)], 0.0).legs if leg.name == "edge")
+    assert (edge.started, edge.answered) == (2, 2)

@@ -172,10 +172,15 @@ def test_a_request_that_fails_costs_no_other(tmp_path):
     assert isinstance(found[2], dict | Exception)
     np.testing.assert_array_equal(found[0]["total"], 2 * ones)
     np.testing.assert_array_equal(found[3]["total"], 3 * ones)
+    model.try_zeros()
+    model.session = None  # as one that is broken, and not as a request is
+    with pytest.raises(AttributeError):
+        model.try_zeros()
 
 
 @pytest.mark.parametrize("file", [
     jpeg((40, 20, 3)), jpeg((20, 41), format="PNG"), jpeg((8, 8, 3), format="WEBP"), jpeg((5, 5, 3)), b"", b"GIF89a", jpeg((8, 8, 4), format="PNG"),
+    jpeg((12, 40, 3), exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),  # on its side
 ])  # fmt: skip
 @pytest.mark.parametrize("picture", [
     Picture("x", 8, 8, 3, 10, (8, 8)), Picture("x", 8, 8, 1, (8, 8), None, "box"), Picture("x", -1, -1, 0), Picture("x", 8, 8, 4, None, (8, 8)),
@@ -281,6 +286,25 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {"m.onnx"}
 
 
+def test_a_killed_export_is_none(tmp_path):
+    """Killed with all its files written, it has put nothing in its place, and the next one is whole."""
+    path = tiny.linear(tmp_path / "m.onnx")
+    hang = (
+        "import sys, time, edgeroute.export.folder as f; from edgeroute.export.triton import triton\n"
+        "f._sync = lambda folder: (print(folder, flush=True), time.sleep(600))\n"
+        "triton([sys.argv[1]], sys.argv[2])"
+    )
+    argv = [sys.executable, "-c", hang, str(path), str(tmp_path / "out")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        half = Path(process.stdout.readline().strip())
+        process.kill()
+    assert half.name.startswith(".out.")
+    assert (half / "m/1/model.py").exists()
+    assert not (tmp_path / "out").exists()
+    export_triton([path], tmp_path / "out")
+    assert by_card.Model(tmp_path / "out/m/1").names == ["logits"]
+
+
 def test_models_that_are_not_exported(tmp_path):
     """Each with what to do, and without a trace."""
     path = pictures(tmp_path / "m.onnx")
@@ -288,6 +312,8 @@ def test_models_that_are_not_exported(tmp_path):
     cases = [
         (other, "not the expected model"),
         ({"input": {"name": "images", "dtype": "float32", "shape": [-1, 3, 8, 8]}}, "describes the input 'images'"),
+        ({**PICTURE, "labels": ["\ud800", "b", "c", "d"]}, "no Unicode"),
+        ({**PICTURE, "name": "\ud800"}, "no Unicode"),
         ({"state": [{"input": "image", "output": "logits"}]}, "state"),
     ]
     for data, why in cases:
@@ -424,6 +450,8 @@ def test_arms_are_stable_and_grow():
     after = {key for key in keys if arm_of("m", {"new": 0.5, "old": 0.5}, key) == "new"}
     assert before < after
     assert len(before) == pytest.approx(200, abs=60)
+    three = [arm_of("m", {"a": 0.2, "b": 0.3, "c": 0.5}, key) for key in keys]
+    assert [three.count(arm) for arm in "abc"] == pytest.approx([800, 1200, 2000], abs=150)
     assert {arm_of("m", {"new": 0.0, "old": 1.0}, key) for key in keys} == {"old"}
     assert after != {key for key in keys if arm_of("other", {"new": 0.5, "old": 0.5}, key) == "new"}
     for splits in ({"m": {"a": 0.5}}, {"m": {"a": -1, "b": 2}}, {"m": {"a": float("nan")}}, {"m": {"z": 1}}):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from exports import PICTURE, columns, get, infer_bytes, jpeg, pictures, triton
+from exports import PICTURE, columns, get, infer_bytes, jpeg, pictures, slow, triton
 
 from edgeroute import OnnxModel, OpenInference, Router
 from edgeroute.export.triton import Batching
@@ -33,13 +33,14 @@ def models(tmp_path_factory, fashion):
         "two": tiny.two_inputs(folder / "two.onnx"),
         "labels": SKLEARN / "sk_plain.onnx",
         "texts": SKLEARN / "sk_texts.onnx",
+        "slow": slow(folder / "slow.onnx"),
     }
 
 
 @pytest.fixture(scope="module")
 def server(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("triton")
-    exported([*models.values()], folder / "repository", names=[*models], batching=Batching(16, 0.02))
+    exported([*models.values()], folder / "repository", names=[*models], batching=Batching(16, 0.02, queue=16))
     with triton(folder / "repository", folder) as (url, log):
         yield url, log
 
@@ -93,6 +94,20 @@ def test_requests_of_many_callers_are_one_run(models, server):
             if counts["execution_count"] < counts["inference_count"]:
                 return
     pytest.fail(f"no batch formed: {counts}")
+
+
+def test_what_is_more_than_the_queue_is_refused_and_stays_on_the_edge(server):
+    """With 503; the callers have their device's answer."""
+    cloud = OpenInference(f"{server[0]}/v2/models/slow", timeout_s=60, max_concurrent=64)
+    with Router(lambda x: (0, 0.0), cloud=cloud, threshold=0.5) as router, ThreadPoolExecutor(64) as pool:
+        assert router.infer(np.ones(1, np.float32), deadline=60).source == "cloud"
+        for _ in range(20):  # a busy machine may send them one after the other
+            answers = list(pool.map(lambda _: router.infer(np.ones(1, np.float32), deadline=60), range(128)))
+            assert {one.value for one in answers} == {0}
+            refused = [one for one in answers if one.source == "edge"]
+            if any("503" in one.reason for one in refused):
+                return
+    pytest.fail(f"nothing was refused: {[one.reason for one in refused][:3]}")
 
 
 def test_files_of_pictures_are_decoded(models, server):

@@ -356,3 +356,11 @@ def test_the_command_says_what_is_wrong(option, value):
     done = CliRunner().invoke(simulate_cli, ["fleet", option, value])
     assert (done.exit_code, done.stdout) == (2, "")
     assert option in done.stderr
+
+
+def test_a_few_devices_are_told_that_the_cloud_of_the_simulation_is_slower_than_any():
+    """1.5 times the load of a hundred quiet devices is a request in 4 s, longer than they wait."""
+    rows = [{**EDGEROUTE._asdict(), "cloud_back_s": 0.0, "capacity_needed": 1.5, "lost": 0}]
+    few = Scenario(devices=100)
+    assert "takes 4 s for a request, and devices wait for 2 s" in "\n".join(notes(few, rows))
+    assert "larger --capacity" not in "\n".join(notes(few._replace(margin=300.0), rows))

@@ -20,6 +20,7 @@ from edgeroute import AsyncRouter, CallableModel, OpenInferenceGrpc, PolicyError
 from edgeroute.cloud.oip_messages import CONTENTS, made
 from edgeroute.confidence import Certificate, calibrate
 from edgeroute.errors import BadReply
+from edgeroute.testing import CannedServer, Relay, http_reply
 
 grpc = pytest.importorskip("grpc")
 BOTH = pytest.mark.parametrize("kind", [Threads, Tasks], ids=["threads", "asyncio"])
@@ -75,7 +76,7 @@ class Server(grpc.GenericRpcHandler):
         context.add_callback(lambda: (ended.set(), self.over.set()))
         self.arrived.set()
         if self.hold:
-            ended.wait(LONG)
+            ended.wait(3 * LONG)
         if self.error is not None:
             code, text, *trailing = self.error
             context.set_trailing_metadata(tuple(trailing))
@@ -171,7 +172,7 @@ def test_a_cancelled_task_cancels_its_call(server):
 
     async def main():
         server.hold = True
-        async with AsyncRouter(unsure, endpoint(server), threshold=0.5) as router:
+        async with AsyncRouter(unsure, endpoint(server, timeout_s=9 * LONG), threshold=0.5) as router:
             task = asyncio.create_task(router.infer(X))
             await asyncio.to_thread(server.arrived.wait, LONG)
             assert not server.over.is_set()
@@ -193,7 +194,7 @@ def test_a_hedge_that_lost_is_cancelled(server):
         assert server.arrived.wait(LONG)
         return "edge", 0.9
 
-    with Router(edge, endpoint(server), threshold=0.5, hedge_after=0) as router:
+    with Router(edge, endpoint(server, timeout_s=9 * LONG), threshold=0.5, hedge_after=0) as router:
         assert router.infer(X).source == "edge"
         assert server.over.wait(LONG)
         server.hold = False
@@ -257,6 +258,16 @@ def test_a_server_that_is_away_and_back(kind):
                 again.__exit__()
 
 
+@BOTH
+def test_a_link_with_a_long_way(server, kind):
+    """Connecting may take longer than the pause between two attempts."""
+    with Relay("127.0.0.1", server.port) as relay:
+        relay.delay_s = 0.6
+        with kind(unsure, OpenInferenceGrpc(relay.url, model="m", kind="value", retries=0), threshold=0.5) as router:
+            answer = router.infer(X)
+            assert answer.source == "cloud", answer.reason
+
+
 def restarted(server, port):
     """Starts the server again, at the same port."""
     plain = grpc.server
@@ -298,6 +309,14 @@ def test_replies_that_are_none(server, kind):
     assert "more than 8 bytes" in failure(server, kind, max_reply_bytes=8)
 
 
+def test_a_port_of_http():
+    """Is named as such, where gRPC says so: old versions do not."""
+    with CannedServer(http_reply(b"{}")) as other:
+        made = OpenInferenceGrpc(other.url, model="m", retries=3)
+        with Router(unsure, made, threshold=0.5) as router:
+            assert re.search(r"\(is this its gRPC port\?\)|no connection", router.infer(X).reason)
+
+
 def test_a_long_reply_is_not_read(server):
     """gRPC drops what is longer than any batch's reply may be."""
     server.answer = bytes(1 << 20)
@@ -331,7 +350,10 @@ def test_ready(server):
         assert "the model is not ready" in str(router.check())
 
 
-@pytest.mark.parametrize("option", [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}])
+@pytest.mark.parametrize(
+    "option",
+    [{"client": "httpx"}, {"pin": "sha256/" + "A" * 43 + "="}, {"verify": False}, {"version": ""}, {"headers": {"X!Y": "a"}}],
+)
 def test_what_grpc_cannot(option):
     """Is refused when the endpoint is made."""
     with pytest.raises(PolicyError):

@@ -20,6 +20,7 @@ from edgeroute import (
     Router,
     Secret,
 )
+from edgeroute.cloud import speaking
 from edgeroute.confidence.scores import quantile
 from edgeroute.testing import CannedServer, chat_events, http_reply, sse_reply
 
@@ -81,6 +82,12 @@ class Asked:
 @pytest.fixture(params=["threads", "asyncio"])
 def ask(request):
     return Asked(request.param)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """On a busy machine, too, what follows a whole answer is read."""
+    monkeypatch.setattr(speaking, "LINGER_S", LONG)
 
 
 def serve(path, **settings):
@@ -312,13 +319,14 @@ def test_characters_are_not_cut(ask):
         assert ask.stream(endpoint(server.url))[0] == ["🦔", "ü"]
 
 
-def test_the_connection_is_kept(ask):
+def test_the_connection_is_kept(ask, monkeypatch):
     """After `[DONE]` it reads on to the end, so one connection serves all; a server that never ends its reply delays nobody."""
     whole = b"".join(map(event, PARIS)) + b"data: [DONE]\n\n"
     with CannedServer([CHUNKED, chunk(whole), b"0\r\n\r\n"]) as server:
         answers = ask.infer(endpoint(server.url), "hi", "ho", "hey")
         assert [answer.value for answer in answers] == ["Paris"] * 3
         assert server.connections == 1
+    monkeypatch.setattr(speaking, "LINGER_S", 0.3)
     with CannedServer([CHUNKED, chunk(whole), None]) as server:
         pieces, answer = ask.stream(endpoint(server.url))
         assert (pieces, answer.degraded) == (["Pa", "ris"], False)

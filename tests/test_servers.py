@@ -281,7 +281,7 @@ def test_bfloat16(triton, way):
 @pytest.mark.parametrize("way", ["binary", "grpc"])
 def test_a_full_queue(triton, way):
     """503, or UNAVAILABLE: it may pass, so it is retried where there is time."""
-    cloud = endpoint(triton, way, "slow", kind="value", retries=0)
+    cloud = endpoint(triton, way, "queued", kind="value", retries=0)
 
     async def main():
         async with AsyncRouter(unsure, cloud, threshold=0.5) as router:

@@ -62,7 +62,10 @@ class Gathered:
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = token_entries(logprobs)
             self.logprobs += tokens
-            self._untold += [float(one["logprob"]) for one in tokens if one.get("token") != ""]
+            for one in tokens:
+                known = one.get("logprob") if type(one) is dict and one.get("token") != "" else None
+                if isinstance(known, int | float):
+                    self._untold.append(known)
         if "text" in choice:
             self._chat = False
             text = choice["text"]

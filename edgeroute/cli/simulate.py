@@ -303,6 +303,11 @@ def notes(scenario: Scenario, rows: list[dict[str, Any]]) -> list[str]:
             "no spread: the outboxes send what waits as soon as they may, and not after a random part of "
             f"{ours['spread_s']:g} s, or more once they have waited long"
         )
+    if (takes_s := 1 / scenario.capacity_per_s) > scenario.timeout_s:
+        lines.append(
+            f"At this capacity the cloud takes {takes_s:.3g} s for a request, and devices wait for {scenario.timeout_s:g} s: any "
+            "real server is faster, so give few devices a larger --capacity."
+        )
     a_minute = scenario.per_minute * scenario.defer
     if EDGEROUTE.retries * a_minute / 60 * (scenario.outage_s + scenario.timeout_s) < CAP / RETRY:
         lines.append(

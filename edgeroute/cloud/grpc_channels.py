@@ -47,7 +47,7 @@ REASONS = (
     "Connection refused", "Connection reset", "No route to host", "Network is unreachable", "Host is down",
     "Domain name not found", "Broken pipe", "Socket closed", "CERTIFICATE_VERIFY_FAILED", "CERTIFICATE_REQUIRED",
     "certificate required", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "Hostname Verification Check failed", "handshake",
-    "http1.x server", "proxy",
+    "Failed parsing HTTP/2", "proxy",
 )  # fmt: skip
 """What is quoted of them; they may have in them what a server wrote."""
 _TLS = re.compile("certificate|_CA|WRONG_VERSION|handshake|Verification", re.IGNORECASE)
@@ -185,7 +185,6 @@ def _open(kind: Any, address: Address, longest: int) -> Any:
         ("grpc.compression_enabled_algorithms_bitset", 1),  # none: a reply is as long as it is
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MS[0]),
-        ("grpc.min_reconnect_backoff_ms", RECONNECT_MS[0]),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS[1]),
         ("grpc.primary_user_agent", "edgeroute"),
     ]
@@ -262,7 +261,7 @@ class _Replies:
 
     def _lost(self, text: str) -> CloudError:
         why = [reason for reason in REASONS if reason in text]
-        hint = " (is this its gRPC port?)" if "http1.x server" in why else ""
+        hint = " (is this its gRPC port?)" if "Failed parsing HTTP/2" in why else ""
         error = Unreachable(f"{self._address.origin} could not be reached: {', '.join(why) or 'no connection'}{hint}")
         if hint or (self._address.https and any(map(_TLS.search, why))):
             error.retriable = False  # it will be the same again

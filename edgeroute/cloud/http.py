@@ -22,6 +22,7 @@ from edgeroute.types import StopToken
 Say: TypeAlias = Callable[[], Speech[Any]]
 """Makes a speech anew, for each attempt."""
 _LEFT = Unreachable("it was left before its end")
+NOT_FOUND = 404
 
 
 class HttpClient:
@@ -161,7 +162,7 @@ class HttpClient:
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
         self._may_send(cancel)
-        self._leaving(call, by, exchange)
+        self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
@@ -197,7 +198,7 @@ class HttpClient:
         """As `_attempt`."""
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
-        self._leaving(call, by, exchange)
+        self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
@@ -304,7 +305,8 @@ class HttpClient:
         try:
             good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
         except CloudError as e:
-            exchange.after_attempt(size, e)
+            absent = call.probe and reply.status == NOT_FOUND  # what was only looked for is not there, which is no fault
+            exchange.after_attempt(size, None if absent else e)
             if call.probe:
                 return reply
             raise

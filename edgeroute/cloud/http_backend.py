@@ -42,6 +42,8 @@ class HttpBackend(AbandonedRuns):
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
         super().__init__(MAX_ABANDONED)
         self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
+        self.pack: Callable[[list[Any]], list[Any]] | None = None if getattr(endpoint, "payload", None) is None else endpoint.pack
+        """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
         self._client: HttpClient | None = None
         self._closed = False
         self.reader.served = lambda: getattr(endpoint, "served_labels", None)

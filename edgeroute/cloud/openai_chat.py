@@ -243,7 +243,7 @@ class OpenAIChat:
             raise of_event(said.get("error", said), call.body, self.where, self.model, self.address)
         prediction = self._read(said)
         guess = Tokens(
-            0 if call.tokens is None else call.tokens.input, len(prediction.value.encode(errors="replace")) // LETTERS + 1
+            0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
         )
         yield _counted(said.get("usage")) or guess
         if prediction.value:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
+from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
+from edgeroute.cloud.payloads import Feed, described, zeros_of
 from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import ServedModel
 from edgeroute.edge.card import Array
@@ -47,10 +50,12 @@ class OpenInference(ServedModel):
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as
+            the model's tensors.
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
-        PolicyError: no model name, or as `Address`.
+        PolicyError: no model name, no such codec, or as `Address`.
     """
 
     def __init__(
@@ -65,17 +70,20 @@ class OpenInference(ServedModel):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
+        codec: str | Mapping[str, Any] | Codec | None = None,
         **address: Any,
     ) -> None:
         super().__init__(
-            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
-        )
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, codec=codec,
+            **address,
+        )  # fmt: skip
         self.binary: bool | None = None if binary == "auto" else binary
         self._tries = 0
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a file."""
-        return [self.output, None if self.card.path is None else of(self.card.path)]
+        own = [] if self.payload is None else [self.payload.name]
+        return [self.output, None if self.card.path is None else of(self.card.path), *own]
 
     def health(self) -> Talk:
         """Model readiness, `GET .../ready`."""
@@ -85,7 +93,7 @@ class OpenInference(ServedModel):
         """Model readiness, then its metadata, and whether it accepts binary tensors."""
         yield from self.health()
         yield from self._meet()
-        if self.binary is None and self.inputs and _probed(self.inputs):
+        if self.binary is None and self.inputs and self.payload is None and _probed(self.inputs):
             yield from self._try_binary({s.name: blank(np.zeros((1, *s.shape[1:]), s.dtype)) for s in self.inputs})
 
     def talk(self, inputs: list[Any]) -> Talk:
@@ -95,7 +103,8 @@ class OpenInference(ServedModel):
                 yield from self._meet()
             constants = {one.name for one in self.card.inputs if one.value is not None}
             feed = self._feed(inputs)
-            yield from self._try_binary({name: array if name in constants else blank(array) for name, array in feed.items()})
+            if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
+                yield from self._try_binary(zeros_of(feed, constants, self.payload))
         return (yield from super().talk(inputs))
 
     @property
@@ -144,8 +153,8 @@ class OpenInference(ServedModel):
             with suppress(CloudError):
                 self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
-    def _infer(self, feed: dict[str, Array]) -> Call:
-        return self._written(feed, binary=bool(self.binary))
+    def _infer(self, feed: Feed) -> Call:
+        return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
         inputs: list[dict[str, Any]] = []
@@ -153,11 +162,17 @@ class OpenInference(ServedModel):
         for name, array in feed.items():
             datatype = datatype_of(array, self.datatypes.get(name))
             tensor: dict[str, Any] = {"name": name, "shape": list(array.shape), "datatype": datatype}
+            about, files = described(feed, name)
             if binary:
                 parts.append(raw(array, datatype))
-                tensor["parameters"] = {"binary_data_size": len(parts[-1])}
+                about["binary_data_size"] = len(parts[-1])
+            elif files:
+                about["content_type"] = "base64"
+                tensor["data"] = [b64encode(one).decode() for one in array.flat]
             else:
                 tensor["data"] = listed(array, datatype)
+            if about:
+                tensor["parameters"] = about
             inputs.append(tensor)
         head: dict[str, Any] = {"inputs": inputs}
         limit = self._limit(len(array))
@@ -192,6 +207,18 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
             raise KeyError("data")
         yield Tensor(output["name"], output["datatype"], output["shape"], data)
         at += size or 0
+
+
+def _octets(feed: Feed) -> bool:
+    """Whether it has bytes of the caller's that are no text, which JSON does not carry."""
+    for name, array in feed.items():
+        if array.dtype.hasobject and name not in feed.coded:
+            try:
+                for one in array.flat:
+                    _ = isinstance(one, bytes) and one.decode()
+            except UnicodeDecodeError:
+                return True
+    return False
 
 
 def _probed(inputs: tuple[TensorSpec, ...]) -> bool:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgeroute.cloud.base import Call, Reply, Talk
+from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
+from edgeroute.cloud.payloads import Feed
 from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
-from edgeroute.edge.card import Array
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.imports import imported
 
 MOST_TENSORS = 1000
 """Tensors of one model or reply: a message of a megabyte could have some 500,000, which take seconds to look at."""
+_METADATA = re.compile("(?!grpc-)[a-z0-9_.-]+", re.IGNORECASE)
 SERVICE = "/inference.GRPCInferenceService"
 
 
@@ -32,10 +35,13 @@ class OpenInferenceGrpc(ServedModel):
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as
+            the model's tensors.
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
-        PolicyError: no model name, a certificate that is not to be checked, client= or pin=, or as `Address`.
+        PolicyError: no model name, no such codec, a certificate that is not to be checked, client= or pin=, a header
+            that is no metadata, or as `Address`.
         RuntimeMissing: grpcio or protobuf is not installed.
     """
 
@@ -50,13 +56,17 @@ class OpenInferenceGrpc(ServedModel):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
+        codec: str | Mapping[str, Any] | Codec | None = None,
         **address: Any,
     ) -> None:
         super().__init__(
-            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, **address
-        )
+            url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, codec=codec,
+            **address,
+        )  # fmt: skip
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
+        if not all(_METADATA.fullmatch(name) and not name.lower().endswith("-bin") for name in address.get("headers") or ()):
+            raise PolicyError("headers has a name that metadata of gRPC cannot have: it takes letters, digits, -, _ and .")
         if self.address.client is not None or self.address.pins:
             raise PolicyError("gRPC has a client and connections of its own: client= and pin= are of HTTP")
         if find_spec("grpc") is None or find_spec("google") is None or find_spec("google.protobuf") is None:
@@ -74,7 +84,8 @@ class OpenInferenceGrpc(ServedModel):
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a file."""
-        return [self.output, None if self.card.path is None else of(self.card.path)]
+        own = [] if self.payload is None else [self.payload.name]
+        return [self.output, None if self.card.path is None else of(self.card.path), *own]
 
     def health(self) -> Talk:
         """Model readiness, `ModelReady`."""
@@ -111,7 +122,7 @@ class OpenInferenceGrpc(ServedModel):
         about = {"name": said.name, "versions": list(said.versions), "platform": said.platform}
         return {**about, "inputs": _listed(said.inputs), "outputs": _listed(said.outputs)}
 
-    def _infer(self, feed: dict[str, Array]) -> Call:
+    def _infer(self, feed: Feed) -> Call:
         messages = imported("edgeroute.cloud.oip_messages")
         request = self._messages["Request"](model_name=self.model, model_version=self.pinned or "")
         parts = list[Any]()

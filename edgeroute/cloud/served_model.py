@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from math import prod
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
+from edgeroute.cloud.codecs import Codec, codec_of
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
+from edgeroute.cloud.payloads import Feed, encode, packed
 from edgeroute.cloud.quoting import quoted_names
 from edgeroute.cloud.served_labels import labels_in
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.inputs import constant
+from edgeroute.edge.preprocess import Preprocess
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.types import TensorSpec
 
@@ -57,8 +60,11 @@ class ServedModel(ABC):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
+        codec: str | Mapping[str, Any] | Codec | None = None,
         **address: Any,
     ) -> None:
+        self.payload = None if codec is None else codec_of(codec)
+        """How inputs are encoded; None: as the model's tensors."""
         self.address = Address(url, **address)
         base, found, rest = self.address.path.partition("/v2/models/")
         if not rest and not model:
@@ -94,6 +100,11 @@ class ServedModel(ABC):
         self._changed = False
         """Whether it may not be as the metadata says: outputs contradict it, or inputs were refused. Then it is fetched again."""
 
+    def codec(self, of: Callable[[Any], str]) -> str:
+        """How inputs are encoded, for certificates: by the card, and by the codec."""
+        parts = [] if self.card.path is None else [of(self.card.path)]
+        return ":".join(parts if self.payload is None else [*parts, self.payload.name])
+
     @abstractmethod
     def health(self) -> Talk:
         """Model readiness."""
@@ -107,7 +118,7 @@ class ServedModel(ABC):
         """The metadata in its reply, in the form of its JSON."""
 
     @abstractmethod
-    def _infer(self, feed: dict[str, Array]) -> Call:
+    def _infer(self, feed: Feed) -> Call:
         """The call for these tensors, in the order of the inputs."""
 
     @abstractmethod
@@ -196,37 +207,35 @@ class ServedModel(ABC):
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return said.get("platform")
 
-    def _feed(self, inputs: list[Any]) -> dict[str, Array]:
+    def pack(self, inputs: list[Any]) -> list[Any]:
+        """Encodes inputs, which takes a while, before `talk` or `encode` is called with them; as they are, if it cannot yet.
+
+        Raises:
+            BadInput: as `talk`.
+        """
+        given = [] if self.inputs is None or self._changed else _given(self.inputs, self.card)
+        if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in inputs):
+            return inputs
+        return packed(self.payload, inputs, *given[0])
+
+    def _feed(self, inputs: list[Any]) -> Feed:
         assert self.inputs is not None, "_meet comes first"
-        feed, given = dict[str, Array](), []
+        feed, given = Feed(), _given(self.inputs, self.card)
         for spec in self.inputs:
             told = self.card.of(spec.name)
             if told is not None and told.value is not None:
-                feed[spec.name] = self._constant(told.value, spec)
-            else:
-                given.append((spec, self.card.preprocess if told is None and len(self.inputs) == 1 else told and told.preprocess))
+                feed[spec.name] = _constant(told.value, spec, self.where)
         for spec, prepare in given:
             rows = (
                 inputs
                 if len(given) == 1 and not (inputs and isinstance(inputs[0], dict))
                 else [_one(x, spec.name) for x in inputs]
             )
-            feed[spec.name] = prepare(rows) if prepare is not None else self._stack(rows, spec)
+            if self.payload is not None:
+                encode(feed, self.payload, rows, spec, prepare)
+            else:
+                feed[spec.name] = prepare(rows) if prepare is not None else _stack(rows, spec, self.where)
         return feed
-
-    def _constant(self, value: Any, spec: TensorSpec) -> Array:
-        try:
-            return constant(value, spec)
-        except ValueError as e:
-            raise BadInput(f"{self.where}: {e}") from None
-
-    def _stack(self, inputs: list[Any], spec: TensorSpec) -> Array:
-        try:
-            return stacked(inputs, spec)
-        except BadInput as e:
-            raise BadInput(
-                f"{self.where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs"
-            ) from e
 
     def _limit(self, count: int) -> int:
         """Bytes of a reply for `count` inputs, at most."""
@@ -287,6 +296,31 @@ class ServedModel(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where!r})"
+
+
+def _given(inputs: tuple[TensorSpec, ...], card: Card) -> list[tuple[TensorSpec, Preprocess | None]]:
+    """The inputs that the caller gives, with the card's preprocessing of each."""
+    found = list[tuple[TensorSpec, Preprocess | None]]()
+    for spec in inputs:
+        told = card.of(spec.name)
+        if told is None or told.value is None:
+            prepare = card.preprocess if told is None and len(inputs) == 1 else None if told is None else told.preprocess
+            found.append((spec, prepare))
+    return found
+
+
+def _stack(inputs: list[Any], spec: TensorSpec, where: str) -> Array:
+    try:
+        return stacked(inputs, spec)
+    except BadInput as e:
+        raise BadInput(f"{where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs") from e
+
+
+def _constant(value: Any, spec: TensorSpec, where: str) -> Array:
+    try:
+        return constant(value, spec)
+    except ValueError as e:
+        raise BadInput(f"{where}: {e}") from None
 
 
 def _shown(version: str, address: Address) -> str:

@@ -101,7 +101,7 @@ class Speaking:
         """Those that the server counted; of an answer that was cut about as many as came. None: there was none."""
         if self._tokens is not None or not self._good or self._call is None or self._call.tokens is None:
             return self._tokens
-        return Tokens(self._call.tokens.input, self._pieces)
+        return Tokens(self._call.tokens.prompt, self._pieces)
 
     def close(self) -> None:
         """Ends the speech."""

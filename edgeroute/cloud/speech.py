@@ -20,7 +20,7 @@ from edgeroute.core.spending import Tokens
 from edgeroute.errors import BadReply
 
 T = TypeVar("T")
-LINGER_S = 1.0
+LINGER_S = 3.0
 """How long what may follow a whole answer is waited for, seconds: token counts, and the end, which keeps the connection."""
 
 

@@ -20,7 +20,7 @@ USUAL: float = 0.9
 
 def price(terms: Terms, tokens: Tokens) -> float:
     """US dollars for so many tokens."""
-    usd = tokens.input * terms.usd_per_million_input_tokens + tokens.output * terms.usd_per_million_output_tokens
+    usd = tokens.prompt * terms.usd_per_million_input_tokens + tokens.answer * terms.usd_per_million_output_tokens
     return usd / MILLION
 
 

@@ -23,7 +23,8 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
     plan = for_rows(plan, count)
     live: dict[int, Walk] = {row: walk(plan, begun, False, keep_late) for row in range(count)}
     outcomes: list[Outcome | None] = [None] * count
-    asked: dict[int, tuple[int, ...]] = {}
+    asked: dict[int, dict[int, int]] = {}
+    """Leg -> the rows that it was started for, each with its place among them."""
     events: list[Event | None] = [None]
 
     while True:
@@ -46,8 +47,8 @@ def walk_many(plan: Plan, count: int, begun: float, keep_late: bool = False) -> 
                 outcomes[row] = end.value
                 del live[row]
         for leg, rows in starts.items():
-            asked[leg] = tuple(rows)
-            at_once = yield Start(leg, asked[leg])
+            asked[leg] = {row: place for place, row in enumerate(rows)}
+            at_once = yield Start(leg, tuple(rows))
             if at_once is not None:
                 events.append(at_once)
         if not live:
@@ -75,5 +76,5 @@ def of_row(event: Done, position: int) -> Done | Failed:
     return Failed(event.leg, answer, event.at) if isinstance(answer, BaseException) else Done(event.leg, answer, event.at)
 
 
-def _for_row(event: Event | None, row: int, asked: dict[int, tuple[int, ...]]) -> Event | None:
-    return of_row(event, asked[event.leg].index(row)) if type(event) is Done else event
+def _for_row(event: Event | None, row: int, asked: dict[int, dict[int, int]]) -> Event | None:
+    return of_row(event, asked[event.leg][row]) if type(event) is Done else event

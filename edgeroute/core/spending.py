@@ -51,8 +51,8 @@ def up_against(limits: Limits, cost: Cost, edge_j: float) -> Limits:
 class Tokens(NamedTuple):
     """Tokens of a text, as an endpoint counts them, or as they are expected before it has."""
 
-    input: int = 0
-    output: int = 0
+    prompt: int = 0
+    answer: int = 0
 
 
 class Spending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from edgeroute.edge.tensors import Array, say
 from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.imports import imported
+from edgeroute.types import TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
@@ -18,6 +20,13 @@ DEEP = ("I", "F")
 """Beginnings of modes of more than 8 bits a channel, which Pillow would clip."""
 MOST_PIXELS = 1 << 26
 """Of a picture that is decoded, or was resized."""
+MOST_SCANS = 100
+"""Of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten."""
+MOST_SEGMENTS = 10_000
+"""Of a JPEG, its scans among them."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""The beginning of a segment that says its length, or of the end; within a scan bytes of 255 are followed by others."""
+_SCAN, _END = 0xDA, 0xD9
 
 
 class Picture(NamedTuple):
@@ -34,6 +43,8 @@ class Picture(NamedTuple):
     """Length of the shorter side, or height and width; None: other sizes are refused."""
     crop: tuple[int, int] | None = None
     filter: str = "bilinear"
+    most: int = MOST_PIXELS
+    """Pixels of a picture that is decoded."""
 
     def __call__(self, x: Any) -> Any:
         """The picture as uint8 of its size, [height, width(, channels)]; an array that is none is returned as it is."""
@@ -71,11 +82,15 @@ class Picture(NamedTuple):
     def _decoded(self, data: bytes) -> Any:
         """The picture in a file, the right way up."""
         what, pillow = f"these {len(data)} bytes", _pillow()
+        if data[:2] == b"\xff\xd8" and _scans(data) > MOST_SCANS:
+            raise BadInput(f"{self.name}: a JPEG of more than {MOST_SCANS} scans, which takes too long")
         try:
             image = pillow.open(io.BytesIO(data), formats=FORMATS)
         except Exception as e:  # Pillow's decoders raise what they find
+            if isinstance(e, pillow.DecompressionBombError | pillow.DecompressionBombWarning):
+                raise BadInput(f"{self.name}: a picture of more than {MOST_PIXELS} pixels is too large") from e
             raise self._unreadable(what) from e
-        if image.width * image.height > MOST_PIXELS:
+        if image.width * image.height > self.most:
             raise BadInput(f"{self.name}: a picture of {say((image.height, image.width))} is too large")
         return self._upright(image, what)
 
@@ -133,6 +148,37 @@ class Picture(NamedTuple):
     def _array(self, image: Any) -> Array:
         array: Array = np.asarray(image)
         return array[..., None] if self.channels == 1 and array.ndim == 2 else array  # noqa: PLR2004 - grey
+
+
+def _scans(data: bytes) -> float:
+    """Scans of a JPEG, as far as more than `MOST_SCANS` are told apart; what follows its end is none of it."""
+    at = scans = 0
+    for _ in range(MOST_SEGMENTS):
+        found = _MARKER.search(data, at)
+        if found is None or data[found.end() - 1] == _END:
+            return scans
+        scans += data[found.end() - 1] == _SCAN
+        if scans > MOST_SCANS:
+            return scans
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return float("inf")
+
+
+def shaped(spec: TensorSpec, *, resize: bool) -> tuple[Picture, str] | None:
+    """The picture that a tensor [n, ...] of this shape is of, where no card says it, and its layout: HW, HWC or CHW.
+
+    None: its shape is none of a picture, or leaves open where the channels are. `resize`: pictures of other sizes are fitted.
+    """
+    row = spec.shape[1:]
+    if len(row) == 2:  # noqa: PLR2004 - height and width
+        layout, (height, width), channels = "HW", row, 0
+    elif len(row) == 3 and (row[0] in MODES) != (row[2] in MODES):  # noqa: PLR2004 - with channels
+        layout = "HWC" if row[2] in MODES else "CHW"
+        height, width, channels = row if layout == "HWC" else (*row[1:], row[0])
+    else:
+        return None
+    to = (height, width) if resize and -1 not in (height, width) else None
+    return Picture(spec.name, height, width, channels, to), layout
 
 
 def _deep(image: Any) -> str:

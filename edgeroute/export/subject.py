@@ -72,6 +72,10 @@ class Subject:
         self.outputs = [_tensor(spec.name, spec.dtype, row_shape(spec, self.plan.batch)) for spec in read]
         self.raw_outputs = read
         self.size = self.plan.size
+        try:
+            text_of(self.about()).encode()
+        except UnicodeEncodeError as e:
+            raise ModelError(f"{path}: its card has a text that is no Unicode, but half of a surrogate pair: correct it") from e
 
     @property
     def pictures(self) -> bool:

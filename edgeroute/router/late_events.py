@@ -54,10 +54,11 @@ class LateEvents:
                 self._report(left, leg, event, False)
 
     def _report(self, left: dict[int, list[int]], leg: int, event: Event, own_thread: bool) -> None:
+        places = {row: place for place, row in enumerate(self.rows.get(leg, ()))}
         for row in left.get(leg, ()):
             own = event
             if self._requests[row].batch and type(event) is Done:
-                own = of_row(event, self.rows[leg].index(row))
+                own = of_row(event, places[row])
             if type(own) is Done:
                 with self._lock:
                     known = row in self._answered

@@ -140,6 +140,8 @@ class LegExecutor:
             inputs = await aside(partial(self._prepared, start, permit, backend))
             if (load := backend.load) is not None:
                 await off_loop(load)  # not on the loop, where it would hold up everybody
+            if (pack := getattr(backend, "pack", None)) is not None:
+                inputs = await off_loop(partial(pack, inputs))
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
                 if exchange.prepay():
@@ -271,6 +273,8 @@ class LegExecutor:
             inputs = await aside(partial(self._prepared, start, permit, backend))
             if (load := backend.load) is not None:
                 await off_loop(load)
+            if (pack := getattr(backend, "pack", None)) is not None:
+                inputs = await off_loop(partial(pack, inputs))
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
                 if exchange.prepay():

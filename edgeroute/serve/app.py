@@ -100,7 +100,7 @@ class _Pages:
         return reply({"ready": True})
 
     async def model(self, request: Request) -> Response:
-        return reply(find(self.served, request.scope).about)
+        return reply(find(self.served, request.scope).described(request.path_params["name"]))
 
     async def model_ready(self, request: Request) -> Response:
         return reply({"name": find(self.served, request.scope).name, "ready": True})

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeroute.serve.replies import reply
 
 CLOSE = {"Connection": "close"}
+_BUSY = "the requests in progress are too large together: try again later"
 
 
 class Bodies:
@@ -70,9 +71,22 @@ class Body:
             self._bodies.held += len(parts[-1])
             self._check(self.size)
             if self._bodies.held > self._bodies.total:
-                raise HTTPException(503, "the requests in progress are too large together: try again later", {"Retry-After": "1"})
+                raise HTTPException(503, _BUSY, {"Retry-After": "1"})
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def grow(self, size: int) -> None:
+        """Counts what its files are once they are decoded as held as well.
+
+        Raises:
+            HTTPException: 413, it is too large; 503, all together are.
+        """
+        if self.size + size > self._bodies.total:
+            raise HTTPException(413, f"its files make {size} bytes, which is too large: send fewer rows at a time")
+        if self._bodies.held + size > self._bodies.total:
+            raise HTTPException(503, _BUSY, {"Retry-After": "1"})
+        self.size += size
+        self._bodies.held += size
 
     def _check(self, size: int) -> None:
         if size > self._bodies.most:

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgeroute.cloud.openinference import LENGTH
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, RuntimeMissing
 from edgeroute.serve import protocol
 from edgeroute.serve.batching import Tensors
-from edgeroute.serve.bodies import Bodies
+from edgeroute.serve.bodies import Bodies, Body
 from edgeroute.serve.served import Served, find
 
 _LENGTH = LENGTH.lower().encode()
@@ -28,10 +28,12 @@ class Infer:
 
     def __init__(self, served: Mapping[str, Served], bodies: Bodies, max_json_bytes: int) -> None:
         self.served, self.bodies, self.max_json_bytes = served, bodies, max_json_bytes
+        self._decoder = ThreadPoolExecutor(1, "edgeroute-serve-decode")  # one: a picture takes hundreds of megabytes at most
         self._parser = ThreadPoolExecutor(1, "edgeroute-serve-json")  # one: parsed JSON takes several times its size
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the threads."""
+        self._decoder.shutdown(wait=False)
         self._parser.shutdown(wait=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,12 +43,12 @@ class Infer:
         with self.bodies.one() as held:
             body = await held.read(headers.get(b"content-length", b""), receive)
             if body is not None:
-                reply = await self._answer(model, headers, body, receive)
+                reply = await self._answer(model, headers, body, receive, held)
                 if reply is not None:
                     await Response(reply.body, headers=reply.headers)(scope, receive, send)
 
     async def _answer(
-        self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive
+        self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: Body
     ) -> protocol.Reply | None:
         """The reply; None: the client disconnected."""
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -55,8 +57,14 @@ class Infer:
         size = protocol.json_size(body, length)
         if size > self.max_json_bytes:
             raise HTTPException(413, f"the JSON has more than {self.max_json_bytes} bytes: send tensors of this size as binary")
-        read = partial(protocol.read, body, length, model.inputs, model.outputs)
+        read = partial(protocol.read, body, length, model.inputs, model.outputs, model.decoders)
         ask = read() if size < LARGE else await asyncio.get_running_loop().run_in_executor(self._parser, read)
+        if (decoding := model.decoded_bytes(ask)) is not None:
+            held.grow(decoding)
+            try:
+                ask = await asyncio.get_running_loop().run_in_executor(self._decoder, model.decoded, ask)
+            except RuntimeMissing as e:
+                raise HTTPException(501, f"this server cannot read such files: {e}") from e
         done = model.submit(ask)
         watch = asyncio.create_task(_withdraw(done, receive))
         try:

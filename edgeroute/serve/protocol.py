@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Container, Mapping, Sequence
 from itertools import chain
 from math import prod
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from edgeroute.cloud.datatypes import NAMES, TEXTS
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
+from edgeroute.serve.encoded import MOST_FILES, Files, widened
 from edgeroute.system import json_dumps, json_loads
 from edgeroute.types import TensorSpec
 
@@ -23,8 +25,8 @@ VERSION = "1"
 class Ask(NamedTuple):
     """A parsed infer request."""
 
-    feed: dict[str, Array]
-    """In the order of the model's inputs; may be read-only views of the request's body."""
+    feed: dict[str, Any]
+    """Arrays, or `Files` that are to be decoded, in the order of the model's inputs; may be read-only views of the body."""
     outputs: list[tuple[str, bool]]
     """(name, whether it is sent as binary), in the order of the reply."""
     id: str | None
@@ -60,7 +62,13 @@ def _plain(array: Array) -> Any:
     return array.tolist()
 
 
-def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Ask:
+def read(
+    body: bytes,
+    length: str | None,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    encoded: Container[str] = (),
+) -> Ask:
     """Parses an infer request.
 
     Args:
@@ -68,6 +76,7 @@ def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs:
         length: the header Inference-Header-Content-Length: number of bytes of JSON; None: all.
         inputs: of the model, all required; -1 fits any size.
         outputs: of the model; the request may select some of them.
+        encoded: names of the inputs that may come as files, or as smaller numbers than the model's floats.
 
     Raises:
         BadInput: the request violates the protocol, or does not fit the model. Every size is validated before use.
@@ -75,22 +84,31 @@ def read(body: bytes, length: str | None, inputs: Sequence[TensorSpec], outputs:
     at = json_size(body, length)
     head = _json(body if length is None else body[:at])
     wanted = {spec.name: spec for spec in inputs}
-    given: dict[str, Array] = {}
+    given: dict[str, Any] = {}
     for tensor in _list(head, "inputs"):
         spec = wanted.get(tensor["name"])
         if spec is None:
             raise BadInput(f"the model has no input {_say(tensor['name'])}, only {list(wanted)}")
         if spec.name in given:
             raise BadInput(f"{spec.name} is there twice: send it once")
-        shape = _shape(tensor, spec)
-        size = _map(tensor, "parameters").get("binary_data_size")
-        if size is None:
-            given[spec.name] = _numbers(tensor, spec, shape)
-            continue
-        if length is None:
+        parameters = _map(tensor, "parameters")
+        size = parameters.get("binary_data_size")
+        if size is not None and length is None:
             raise BadInput(f"{spec.name} is announced as binary: say in the header {LENGTH} where the JSON ends")
-        given[spec.name] = _octets(body, at, size, spec, shape)
-        at += size
+        comes = spec
+        if spec.name in encoded:
+            if tensor.get("datatype") == TEXTS:
+                given[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, at, size, spec))
+                at += size or 0
+                continue
+            smaller = _SMALLER.get(str(tensor.get("datatype"))) if spec.dtype in {"float32", "float64"} else None
+            comes = spec if smaller is None else spec._replace(dtype=smaller)
+        shape = _shape(tensor, comes)
+        array = _numbers(tensor, comes, shape) if size is None else _octets(body, at, size, comes, shape)
+        at += size or 0
+        given[spec.name] = (
+            array if comes is spec else widened(array, spec, parameters.get("scale"), parameters.get("offset", 0.0))
+        )
     if missing := [name for name in wanted if name not in given]:
         raise BadInput(f"the model also needs {missing}: send every input in one request")
     if at != len(body):
@@ -207,6 +225,51 @@ def _octets(body: bytes, at: int, size: Any, spec: TensorSpec, shape: tuple[int,
         raise BadInput(f"{spec.name}: a BOOL is one byte, 0 or 1; there are others")
     # The preceding JSON determines its alignment, on which native code may depend.
     return np.require(array, spec.dtype, "A")
+
+
+_SMALLER = {"UINT8": "uint8", "FP16": "float16"}
+
+
+def _part(body: bytes, at: int, size: Any, spec: TensorSpec) -> memoryview:
+    if type(size) is not int or not 0 <= size <= len(body) - at:
+        raise BadInput(f"{spec.name}: binary_data_size is {_say(size)}, and {len(body) - at} bytes are left: send all of them")
+    return memoryview(body)[at : at + size]
+
+
+def _files(tensor: dict[str, Any], spec: TensorSpec, parameters: dict[str, Any], raw: memoryview | None) -> Files:
+    """The files of an input: bytes, each with its length before it, or texts in base64."""
+    shape, media = tensor.get("shape"), parameters.get("media_type")
+    sizes = shape if isinstance(shape, list) and all(type(n) is int for n in shape) else []
+    if len(sizes) not in (1, 2) or sizes[1:] not in ([], [1]) or not 0 < sizes[0] <= MOST_FILES:
+        raise BadInput(f"{spec.name}: files have the shape [n] or [n, 1], n from 1 to {MOST_FILES}, not {_say(shape)}")
+    if media is None and "/" in str(parameters.get("content_type")):
+        media = parameters["content_type"]
+    if not isinstance(media, str | None):
+        raise BadInput(f"{spec.name}: media_type is {_say(media)}: send a text, such as image/jpeg")
+    found = list[bytes]()
+    if raw is None:
+        if parameters.get("content_type") != "base64":
+            raise BadInput(f'{spec.name}: files in JSON are base64, with "parameters": {{"content_type": "base64"}}')
+        data = tensor.get("data")
+        if isinstance(data, list) and data and isinstance(data[0], list):
+            data = list(chain.from_iterable(data))
+        if not isinstance(data, list) or not all(isinstance(one, str) for one in data):
+            raise BadInput(f"{spec.name}: data is {_say(data)}: send a list of texts")
+        try:
+            found = [b64decode(one, validate=True) for one in data]
+        except ValueError:
+            raise BadInput(f"{spec.name}: data holds what is no base64") from None
+    else:
+        at = 0
+        while at < len(raw) and len(found) <= sizes[0]:
+            size = int.from_bytes(raw[at : at + 4], "little")
+            if at + 4 + size > len(raw):
+                raise BadInput(f"{spec.name}: a file is longer than what came: each has its length before it, four bytes")
+            found.append(bytes(raw[at + 4 : at + 4 + size]))
+            at += 4 + size
+    if len(found) != sizes[0]:
+        raise BadInput(f"{spec.name}: another number of files came than its shape says, {sizes[0]}")
+    return Files(found, media)
 
 
 def _numbers(tensor: dict[str, Any], spec: TensorSpec, shape: tuple[int, ...]) -> Array:

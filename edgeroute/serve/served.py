@@ -9,9 +9,10 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from edgeroute.cloud.datatypes import NAMES
+from edgeroute.cloud.datatypes import NAMES, TEXTS
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.serve.batching import Batcher, Tensors
+from edgeroute.serve.encoded import ENCODED, Decoder, Files
 from edgeroute.serve.feeding import fed, platform_of
 from edgeroute.serve.protocol import VERSION, Ask, describe
 from edgeroute.types import EdgeModel
@@ -26,6 +27,7 @@ class Served:
         self.outputs = tuple(spec for spec in self.model.outputs if only in (None, spec.name))
         if odd := [spec.name for spec in self.inputs if spec.dtype not in NAMES]:
             raise ModelError(f"{self.name} cannot be served: its inputs {odd} are no numbers")
+        self.decoders = {spec.name: Decoder(spec, self.model.card) for spec in self.inputs}
         self.about = describe(model.name, platform_of(model), self.inputs, self.outputs)
         self.batcher = Batcher(self.model, self.outputs, max_batch=max_batch, queue=queue)
 
@@ -41,6 +43,28 @@ class Served:
         if len(rows) != 1 or 0 in rows:
             raise BadInput(f"the inputs have {sorted(rows)} rows: send the same number for each, at least 1")
         return self.batcher.submit(ask.feed, rows.pop())
+
+    def decoded_bytes(self, ask: Ask) -> int | None:
+        """How many bytes the files of a request make once they are decoded, as far as shapes tell; None: it has none."""
+        found = [self.decoders[name].bytes * len(one) for name, one in ask.feed.items() if isinstance(one, Files)]
+        return sum(found) if found else None
+
+    def decoded(self, ask: Ask) -> Ask:
+        """The request with arrays in place of its files. Takes long, as pictures do.
+
+        Raises:
+            BadInput, RuntimeMissing: as `Decoder`.
+        """
+        feed = {name: self.decoders[name](one) if isinstance(one, Files) else one for name, one in ask.feed.items()}
+        return ask._replace(feed=feed)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """Metadata under that name: the model's own, or the one by which it takes files of pictures."""
+        if name == self.name:
+            return self.about
+        files = {"datatype": TEXTS, "shape": [-1, 1]}
+        takes = [{**one, **files} if self.decoders[one["name"]].pictures else one for one in self.about["inputs"]]
+        return {**self.about, "name": name, "inputs": takes}
 
     def close(self) -> None:
         """Ends its threads after the run in progress."""
@@ -62,6 +86,9 @@ def find(served: Mapping[str, Served], scope: Scope) -> Served:
         HTTPException: 404, there is none.
     """
     name, which = scope["path_params"]["name"], scope["path_params"].get("version", VERSION)
+    plain = name.removesuffix(ENCODED)
+    if name not in served and plain in served and any(one.pictures for one in served[plain].decoders.values()):
+        name = plain
     if name not in served:
         raise HTTPException(404, f"there is no model {name!r} here, only {', '.join(sorted(served))}")
     if which != VERSION:

@@ -35,6 +35,7 @@ from edgeroute.settings.values import (
     Flag,
     Headers,
     ModelPath,
+    PayloadCodec,
     PingPath,
     Pins,
     Providers,
@@ -207,6 +208,11 @@ class ServedCloud(Cloud):
     version: Text | None = Field(None, description="The model's version; without it the one that the server chooses.")
     output: Text | None = Field(None, description="The output that is read; without it the first, or all if the kind needs it.")
     card: Text | None = Field(None, description="A card with the preprocessing that the input needs first.")
+    codec: PayloadCodec | None = Field(
+        None,
+        description='How inputs are sent: `"jpeg:85"`, `"webp"`, `"png"`, `"fp16"`, `"zstd"`, or a table, as `{ name = "uint8", '
+        "scale = 0.004 }` (payloads.md). Without it: as the model's tensors.",
+    )
 
     @model_validator(mode="after")
     def _which(self) -> ServedCloud:
@@ -220,7 +226,7 @@ class ServedCloud(Cloud):
 
     def options(self, folder: Path) -> dict[str, Any]:
         """The arguments of the endpoint, except the URL."""
-        options = self.model_dump(include={"model", "version", "name", "binary", "labels", "kind", "output"})
+        options = self.model_dump(include={"model", "version", "name", "binary", "labels", "kind", "output", "codec"})
         return {**options, "card": at(folder, self.card) if self.card else None, **self.address(folder)}
 
 

@@ -12,13 +12,14 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret, bare
+from edgeroute.cloud.codecs import codec_of
 from edgeroute.cloud.pins import checked_pins
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
 from edgeroute.core.rules import NO_ONLY_CLOUD
 from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
-from edgeroute.errors import PolicyError, nearest
+from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.settings.problems import found
 from edgeroute.settings.units import DURATION, duration, expected, text
 
@@ -136,6 +137,16 @@ def _pins(value: str | list[str]) -> str | list[str]:
     return value
 
 
+def _codec(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    try:
+        codec_of(value)
+    except RuntimeMissing:  # told when it is used
+        return value
+    except (PolicyError, TypeError) as e:
+        raise refused(str(e)) from None
+    return value
+
+
 def _header(name: str) -> str:
     """A header's name, as quoted: what has spaces or colons in it may be a whole header, with its value."""
     return name if _HEADER.fullmatch(name) else "one of them"
@@ -231,6 +242,9 @@ Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
 Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
+PayloadCodec = Annotated[
+    str | dict[str, Any], said('a codec\'s name, as in "jpeg:85", or a table, as in { name = "jpeg" }'), AfterValidator(_codec)
+]
 Client = Annotated[Literal["httpx"], said('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]

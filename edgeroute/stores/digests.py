@@ -22,6 +22,7 @@ DAYS: Final = 90
 WAIT_S: Final = 1.0
 """How long another process's lock on the file is waited for."""
 _DAY_S: Final = 86400.0
+_LINE_BYTES: Final = 40
 _LINE = re.compile(r"([0-9a-f]{32}) ([0-9]{1,6})")
 _KEY = re.compile(r"key ([0-9a-f]{64})\n")
 
@@ -67,8 +68,9 @@ class Digests:
         """Remembers these, on disk too before it returns."""
         today = int(now() / _DAY_S)
         with self._lock:
-            fresh = [one for one in dict.fromkeys(digests) if self._known.pop(one, None) != today or self.blind]
-            self._known.update(dict.fromkeys(fresh, today))
+            given = dict.fromkeys(digests, today)
+            fresh = [one for one in given if self._known.pop(one, None) != today]
+            self._known.update(given)  # as the newest
             while len(self._known) > MOST:
                 del self._known[next(iter(self._known))]
             if self.path is None or not fresh or self.blind:
@@ -98,8 +100,12 @@ class Digests:
                 left = text.encode()
                 while left:
                     left = left[os.write(fd, left) :]
+                large = os.fstat(fd).st_size > 4 * MOST * _LINE_BYTES
             finally:
                 os.close(fd)
+            if large:
+                self._refresh()  # with what others have added
+                self._write()
         finally:
             lock.leave()
 
@@ -154,17 +160,3 @@ class Digests:
         rows = [row for line in lines if (row := _LINE.fullmatch(line)) is not None and int(row[2]) >= oldest]
         self._known = {bytes.fromhex(row[1]): int(row[2]) for row in rows[-MOST:]}
         self._seen = about.st_ino, len(text)
-        if len(lines) > 4 * MOST:
-            self._shorten()
-
-    def _shorten(self) -> None:
-        """Writes the file anew, if no other process is writing to it."""
-        assert self.path is not None, "there is a file"
-        lock = ProcessLock(self.path.with_suffix(".lock"))
-        try:
-            if lock.take():
-                self._write()
-        except OSError as e:
-            log.warning("%s cannot be shortened: %s", self.path, e.strerror or e)
-        finally:
-            lock.leave()

@@ -42,6 +42,7 @@ MODELS = {
     "half": (types, {"x_fp16": ("FP16", 3)}, {"y_fp16": ("FP16", 3)}),
     "linear": (linear, {"x": ("FP32", 4)}, {"scores": ("FP32", 3), "name": ("BYTES", 1)}),
     "slow": (slow, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),
+    "queued": (slow, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),  # where a queue can be short, it is one long
     "broken": (broken, {"x": ("FP32", 1)}, {"scores": ("FP32", 1)}),
 }
 """Name -> function of version and inputs by name; inputs and outputs: name -> datatype and width, behind the batch axis."""

@@ -1,0 +1,164 @@
+"""One picture of 224 x 224 over a link of 50 ms and 20 Mbit/s, by codec: bytes, time, and what a codec costs in accuracy.
+
+The picture is a mosaic of the shipped sample, in colour planes that are alike; the link is `edgeroute.testing.Relay`; the server is
+`edgeroute serve` in a process of its own. Accuracy is that of the shipped cloud model on the sample's 1,000 pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx
+from figures import Figure, table
+from onnx import TensorProto, helper
+
+from edgeroute import OnnxModel, OpenInference, Router, models
+from edgeroute.cloud.codecs import codec_of
+from edgeroute.testing import Relay
+
+DELAY_S, BYTES_PER_S = 0.025, 20e6 / 8
+CODECS = ("jpeg:95", "jpeg:85", "jpeg:50", "webp:95", "webp:80", "png")
+CALLS = 15
+FASTER = {"uint8": 0.55, "fp32": 0.25}
+"""Most that a picture may take, of the time of tritonclient with these numbers."""
+LOST = 0.2
+"""Points of accuracy that the default qualities may cost."""
+
+
+def model(path: Path, kind: int) -> Path:
+    """x [n, 224, 224, 3] -> logits float32 [n, 3], the means of the colours: a trivial model, so that transport is timed."""
+    nodes = [helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("ReduceMean", ["f"], ["logits"], axes=[1, 2], keepdims=0))
+    value = helper.make_tensor_value_info
+    io = [value("x", kind, ["n", 224, 224, 3])], [value("logits", TensorProto.FLOAT, ["n", 3])]
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "means", *io), opset_imports=opset, ir_version=9), path)
+    return path
+
+
+@contextlib.contextmanager
+def link() -> Iterator[Relay]:
+    """`edgeroute serve` with the models uint8 and fp32, behind a slow link."""
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = {"uint8": TensorProto.UINT8, "fp32": TensorProto.FLOAT}
+        files = [str(model(Path(folder, f"{name}.onnx"), kind)) for name, kind in kinds.items()]
+        command = [sys.executable, "-m", "edgeroute", "serve", *files, "--port", "0", "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                port = int(json.loads(process.stdout.readline())["ready"].rpartition(":")[2])
+                with Relay("127.0.0.1", port) as relay:
+                    relay.delay_s, relay.throttle = DELAY_S, BYTES_PER_S
+                    yield relay
+            finally:
+                process.terminate()
+                process.wait(10)
+
+
+def mosaic(images: Any) -> Any:
+    """64 pictures of 28 x 28 as one, uint8 [224, 224, 3]."""
+    tiles = images[:64].reshape(8, 8, 28, 28).transpose(0, 2, 1, 3).reshape(224, 224)
+    return np.repeat(tiles[..., None], 3, 2)
+
+
+def timed(relay: Relay, ask: Callable[[], object], calls: int) -> tuple[float, int]:
+    """Median seconds of a call on a warm connection, and its bytes up."""
+    ask()
+    ask()
+    times, before = [], relay.bytes_up
+    for _ in range(calls):
+        begun = perf_counter()
+        ask()
+        times.append(perf_counter() - begun)
+    return statistics.median(times), (relay.bytes_up - before) // calls
+
+
+def triton(relay: Relay, x: Any, name: str) -> Callable[[], object] | None:
+    """tritonclient with these numbers; None: it is not installed."""
+    try:
+        import tritonclient.http as client
+    except ImportError:
+        return None
+    server = client.InferenceServerClient(relay.url.removeprefix("http://"))
+    given = client.InferInput("x", [1, *x.shape], {"uint8": "UINT8", "fp32": "FP32"}[name])
+
+    def ask() -> object:
+        given.set_data_from_numpy(x[None])
+        return server.infer(name, [given])
+
+    return ask
+
+
+def over_the_link(x: Any, calls: int = CALLS) -> dict[str, tuple[float, int]]:
+    """Way -> (seconds, bytes up)."""
+    found = dict[str, tuple[float, int]]()
+    with link() as relay:
+        for name, given in (("uint8", x), ("fp32", (x / 255).astype(np.float32))):
+            if (ask := triton(relay, given, name)) is not None:
+                found[f"tritonclient {name}"] = timed(relay, ask, calls)
+        ways = [("uint8", None, x), ("fp32", None, (x / 255).astype(np.float32)), *(("uint8", codec, x) for codec in CODECS)]
+        for name, codec, given in ways:
+            cloud = OpenInference(f"{relay.url}/v2/models/{name}", codec=codec, kind="value")
+            with Router(lambda _: ("edge", 0.0), cloud, threshold=0.5) as router:
+
+                def ask(router: Any = router, given: Any = given) -> None:
+                    answer = router.infer(given)
+                    assert answer.source == "cloud", answer.reason
+
+                found[codec or name] = timed(relay, ask, calls)
+    return found
+
+
+def accuracy() -> dict[str, float]:
+    """Codec -> percent that the shipped cloud model has right; "" without one."""
+    import io
+
+    from PIL import Image
+
+    pair = models.fashion()
+    cloud, sample = OnnxModel(pair.cloud), np.load(Path(pair.cloud).with_name("sample.npz"))
+    images, found = sample["images"], dict[str, float]()
+    for name in ("", *CODECS, "jpeg:10"):
+        codec = codec_of(name) if name else None
+        seen = list(images)
+        if codec is not None:
+            seen = [np.asarray(Image.open(io.BytesIO(codec.encode(x).data))) for x in images]  # type: ignore[arg-type]  # bytes
+            seen = [x if x.ndim == 2 else np.asarray(Image.fromarray(x).convert("L")) for x in seen]
+        rows = np.concatenate([np.asarray(cloud.run(seen[at : at + 100], None)) for at in range(0, len(seen), 100)])
+        found[name] = 100 * float(np.mean(rows.argmax(1) == sample["labels"]))
+    return found
+
+
+def figures(calls: int = CALLS) -> list[Figure]:
+    """Time of a picture to that of numbers, and what it costs in accuracy."""
+    pair = models.fashion()
+    times = over_the_link(mosaic(np.load(Path(pair.cloud).with_name("sample.npz"))["images"]), calls)
+    right = accuracy()
+    for way, (seconds, size) in times.items():
+        print(f"{way:20} {seconds * 1e3:8.1f} ms {size:9,} bytes")
+    for name, percent in right.items():
+        print(f"{name or 'numbers':20} {percent:8.2f} % right")
+    rows = list[Figure]()
+    for codec in ("webp:95", "jpeg:95"):
+        ours = times[codec][0]
+        for name, most in FASTER.items():
+            theirs = times.get(f"tritonclient {name}", times[name])[0]
+            compared = f"{ours * 1e3:.0f} ms", f"{theirs * 1e3:.0f} ms", ours / theirs
+            rows.append(Figure(f"a picture as {codec} over a slow link, to {name}", *compared, "x", most))
+        lost = round(right[""] - right[codec], 2)
+        rows.append(Figure(f"accuracy lost by {codec}", f"{right[codec]:.2f} %", f"{right['']:.2f} %", lost, "points", LOST))
+    return rows
+
+
+if __name__ == "__main__":
+    print(table(figures(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS)))
