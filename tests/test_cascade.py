@@ -426,3 +426,19 @@ def test_a_decision_counts_once_and_its_time_is_no_run():
     assert counts.quantile("edge", 0.5) == pytest.approx(7.0, rel=0.1)
     edge = next(leg for leg in counts.snapshot([Seen("edge", "edge", 0, 0, "", 0)], 0.0).legs if leg.name == "edge")
     assert (edge.started, edge.answered) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ["my account is 4711"],
+        ("text", ["my account is 4711"]),
+        {"choices": [{"message": {"content": ""}, "logprobs": {"content": [{"token": "a", "logprob": "my account is 4711"}]}}]},
+    ],
+)
+def test_what_a_model_said_is_not_in_the_error_of_its_score(outputs, caplog):
+    """Where a text is in place of a log-probability: it is neither in a reason, which traces and headers have, nor in the log."""
+    with Router(lambda _: outputs, lambda _: "cloud", threshold=0.5, score=Prefix(2)) as router:
+        reason = router.infer("x").reason
+    assert "no numbers" in reason
+    assert "4711" not in reason + caplog.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import exp
 from typing import Any, Final, Literal
 
@@ -55,7 +55,7 @@ class Prefix:
 
     def score(self, logprobs: Sequence[float]) -> float:
         """logprobs: natural logarithms, in order, of one token or more; those after the first are not looked at."""
-        first = [min(float(one), 0.0) for one in logprobs[: self.tokens]]
+        first = [min(one, 0.0) for one in _numbers(logprobs[: self.tokens])]
         return of_tokens(first, self.of) if isinstance(self.of, str) else float(self.of(first))
 
     def watch(self) -> Callable[[Any], float | None]:
@@ -93,11 +93,23 @@ def token_logprobs(outputs: Any) -> list[float]:
             choice = outputs["choices"][0]
         except (LookupError, TypeError):
             return []
-        return [float(one["logprob"]) for one in token_entries(choice.get("logprobs")) if one.get("token") != ""]
+        return _numbers(one["logprob"] for one in token_entries(choice.get("logprobs")) if one.get("token") != "")
     found = outputs[1] if type(outputs) is tuple and len(outputs) == 2 else outputs  # noqa: PLR2004 - a pair
     if isinstance(found, str | bytes) or not hasattr(found, "__iter__"):
         return []
-    return [float(one) for one in found]
+    return _numbers(found)
+
+
+def _numbers(found: Iterable[Any]) -> list[float]:
+    """Log-probabilities as numbers.
+
+    Raises:
+        ValueError: one is none. Python's own error would quote it, and it may be what the model said.
+    """
+    try:
+        return [float(one) for one in found]
+    except (TypeError, ValueError):
+        raise ValueError("the answer has log-probabilities of its tokens that are no numbers") from None
 
 
 def token_entries(logprobs: Any) -> list[Any]:
