@@ -363,3 +363,14 @@ def test_both_protocols_take_a_client():
     """Through `Address`."""
     client = httpx.Client()
     assert OpenInference("http://a/v2/models/m", client=client).address.client == (client, None)
+
+
+def test_a_server_that_closes_each_connection_opens_the_breaker(make):
+    """The client does not say whether a connection was a kept one: so many in a row are none."""
+
+    def reply(_):
+        raise ConnectionAbortedError
+
+    with CannedServer(reply) as server, make(edge, PlainJson(server.url, client="httpx"), threshold=0.5) as router:
+        assert [router.infer(1).value for _ in range(10)] == ["edge"] * 10
+        assert len(server.requests) == 3

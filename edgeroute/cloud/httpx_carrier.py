@@ -24,6 +24,8 @@ from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
 
 _DOING = {"ConnectTimeout": "accept a connection", "WriteTimeout": "take the request", "PoolTimeout": "get a free connection"}
+MOST_KEPT = 10
+"""After so many in a row that were closed it is a fault of the server: it does not answer."""
 
 
 class Carrier:
@@ -32,6 +34,8 @@ class Carrier:
     def __init__(self, address: Address, client: Any) -> None:
         self.address, self.given = address, client
         self._met = False
+        self._kept = 0
+        """About how many connections may have been kept: so many may be found closed."""
         renew_after_fork(self)
         self.after_fork()
 
@@ -73,7 +77,7 @@ class Carrier:
 
     def body(self, call: Call, response: Any) -> Body:
         """What counts its body."""
-        self._met = True
+        self._met, self._kept = True, min(self._kept + 1, MOST_KEPT)
         return Body(self.address, call, response)
 
     def late(self, doing: str = "finish its answer") -> TimedOut:
@@ -102,7 +106,8 @@ class Carrier:
             error.retriable = False
         elif isinstance(e, web.LocalProtocolError) or is_tls(e) or not isinstance(e, web.NetworkError | web.RemoteProtocolError):
             error.retriable = False
-        error.stale = isinstance(e, web.RemoteProtocolError) and str(e).startswith("Server disconnected")
+        if self._kept and isinstance(e, web.RemoteProtocolError) and str(e).startswith("Server disconnected"):
+            error.stale, self._kept = True, self._kept - 1  # the client does not say whether it was a connection that it had kept
         return error
 
 
