@@ -22,7 +22,7 @@ import pytest
 from both import LONG, Link, Tasks, Threads, running, unsure
 
 import edgeroute
-from edgeroute import AsyncRouter, BadInput, Egress, OnnxModel, OpenInference, Outbox, PolicyError, Router
+from edgeroute import AsyncRouter, BadInput, Egress, OnnxModel, OpenInference, OpenInferenceGrpc, Outbox, PolicyError, Router
 from edgeroute.cloud.codecs import Coded, codec_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
@@ -334,6 +334,19 @@ def test_odd_arrays_are_encoded_as_what_they_show():
             codec_of(kind).encode(np.zeros((1, 70_000), np.uint8))
     with pytest.raises(BadInput, match="transparency"):
         codec_of("jpeg").encode(np.zeros((4, 4, 4), np.uint8))
+
+
+def test_grpc_sends_the_same_files():
+    """Over gRPC they are raw BYTES, each with its length before it; parameters are not sent."""
+    pytest.importorskip("grpc")
+    messages = pytest.importorskip("edgeroute.cloud.oip_messages").made()
+    cloud = OpenInferenceGrpc("http://127.0.0.1:9/v2/models/m", codec="png")
+    cloud.recall({"inputs": [["x", "uint8", [-1, 5, 7, 3], "UINT8"]]})
+    x = RNG.integers(0, 255, (5, 7, 3), np.uint8)
+    said = messages["Request"].FromString(cloud.encode([x, x]).body)
+    assert (said.inputs[0].datatype, list(said.inputs[0].shape)) == ("BYTES", [2, 1])
+    size = int.from_bytes(said.raw[0][:4], "little")
+    assert said.raw[0][4 : 4 + size] == codec_of("png").encode(x).data
 
 
 @pytest.mark.parametrize("codec", ["gif", "jpeg:0", "jpeg:101", "jpeg:x", "jpeg:-1", "png:5", "uint8", "uint8:1", "flac", "",
