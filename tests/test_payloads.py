@@ -162,6 +162,8 @@ def test_without_a_card_the_shape_says_it(server):
     with Router(unsure, OpenInference(url, codec="png", kind="value"), threshold=0.5) as router:
         for given in (x, x.transpose(2, 0, 1), x[None], x.transpose(2, 0, 1)[None], file_of(x), PIL.fromarray(x)):
             np.testing.assert_array_equal(np.ravel(router.infer(given).outputs), [x.sum(dtype=float), first])
+        for flat in (x[:3], x[:, :3].transpose(1, 0, 2)):  # three high, and three channels
+            assert router.infer(flat).outputs.ravel()[0] == router.infer(file_of(flat)).outputs.ravel()[0]
         half = router.infer(np.repeat(np.repeat(x, 2, 0), 2, 1)).outputs
         assert abs(np.ravel(half)[0] - x.sum(dtype=float)) < 0.02 * x.sum(dtype=float)
 

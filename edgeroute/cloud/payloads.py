@@ -125,12 +125,13 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
 def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
     """The picture as uint8 [height, width(, channels)] of the size that the model reads."""
     picture, layout = fit
-    if isinstance(x, np.ndarray):
+    if picture is not None and isinstance(x, np.ndarray):
         if layout == "CHW" and x.ndim == 4 and x.shape[0] == 1:  # noqa: PLR2004 - with a batch axis
             x = x[0]
-        if picture is not None and layout == "CHW" and x.ndim == 3 and x.shape[0] == picture.channels:  # noqa: PLR2004
+        own = (picture.channels, picture.height, picture.width)
+        if layout == "CHW" and x.ndim == 3 and (x.shape == own or x.shape[0] == own[0] != x.shape[2]):  # noqa: PLR2004 - with channels
             x = x.transpose(1, 2, 0)
-        if picture is not None and picture.channels == 0 and x.ndim == 3 and x.shape[2] == 1:  # noqa: PLR2004 - grey
+        if picture.channels == 0 and x.ndim == 3 and x.shape[2] == 1:  # noqa: PLR2004 - grey
             x = x[..., 0]
     if picture is not None:
         x = picture(x)
