@@ -22,8 +22,19 @@ import pytest
 from both import LONG, Link, Tasks, Threads, running, unsure
 
 import edgeroute
-from edgeroute import AsyncRouter, BadInput, Egress, OnnxModel, OpenInference, OpenInferenceGrpc, Outbox, PolicyError, Router
-from edgeroute.cloud.codecs import Coded, codec_of
+from edgeroute import (
+    AsyncRouter,
+    BadInput,
+    Egress,
+    OnnxModel,
+    OpenInference,
+    OpenInferenceGrpc,
+    Outbox,
+    PolicyError,
+    Router,
+    RuntimeMissing,
+)
+from edgeroute.cloud.codecs import Coded, _own_zstd, codec_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
 from edgeroute.serve.app import app
@@ -271,6 +282,21 @@ def test_decoded_pictures_count_as_held(pictures):
         assert infer(client, "pictures", *[tiny] * 30).status_code == 413
         for _ in range(5):
             assert infer(client, "pictures", *[tiny] * 10).status_code == 200
+
+
+def test_without_pillow(pictures, monkeypatch):
+    """A server without it says so with 501, and the other way to send an input goes on; a client says it when it is made."""
+    with running(app([OnnxModel(pictures)])) as client:
+        monkeypatch.setitem(sys.modules, "PIL.Image", None)
+        monkeypatch.setattr("edgeroute.imports._loaded", set())
+        reply = infer(client, "pictures", GOOD)
+        assert (reply.status_code, "edgeroute[image]" in reply.text) == (501, True)
+    monkeypatch.setattr("edgeroute.cloud.codecs.find_spec", lambda _: None)
+    for codec, package in (("jpeg", "image"), ("zstd", "zstandard"), ({"name": "flac", "rate": 8000}, "soundfile")):
+        _own_zstd.cache_clear()
+        with pytest.raises(RuntimeMissing, match=package):
+            codec_of(codec)
+    _own_zstd.cache_clear()
 
 
 @BOTH
