@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.codecs import Codec, Coded
+from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec
 from edgeroute.cloud.datatypes import blank, stacked
 from edgeroute.edge.picture import Picture, shaped
 from edgeroute.edge.preprocess import Preprocess
@@ -89,8 +89,10 @@ def packed(codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess 
             fit = _pictures(codec, spec, prepare)
             made = [_picture(fit, x) for x in rows]
         else:
-            wanted = spec._replace(dtype="float32") if codec.name.startswith("uint8:") and spec.dtype == "uint8" else spec
+            wanted = spec._replace(dtype="float32") if isinstance(codec, Uint8Codec) and spec.dtype == "uint8" else spec
             made = list(prepare(rows) if prepare is not None else stacked(rows, wanted))
+            if len(made) != len(rows):
+                raise BadInput(f'codec "{codec.name}" takes models whose first axis counts the inputs: leave it out')  # noqa: TRY301
         return [Packed(codec.encode(row), row) for row in made]
     except BadInput as e:
         raise BadInput(f"{spec.name}: {e}") from e
