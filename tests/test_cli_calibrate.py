@@ -118,6 +118,8 @@ def test_from_examples_to_a_promise_that_the_reasons_quote(home, policy, cloud):
     found, right = Certificate.load(home / "certificate.json"), logits(x).argmax(1) == y
     with Router.from_policy(policy(cloud, "threshold = 0.5")) as router:
         prints = router.fingerprints()
+    assert prints["served"] == "version:? described:?", "this router has asked nobody"
+    prints["served"] = found.fingerprints["served"]
     wanted = certify(
         msp(logits(x)), right, np.ones(1200, bool), agree=right, max_loss=0.05, sure=0.9, name="msp", fingerprints=prints
     )
@@ -701,7 +703,7 @@ def test_graded_answers_are_calibrated_on(home, policy):
     found = Certificate.load(home / "certificate.json")
     wanted = certify(arrays["confidence"], arrays["edge_scores"], arrays["cloud_scores"], max_loss=0.01, metric="F1")
     assert (found.threshold, found.method, found.metric) == (wanted.threshold, "betting", "F1")
-    assert set(found.fingerprints) == {"edge", "cloud", "score", "codec"}
+    assert set(found.fingerprints) == {"edge", "cloud", "score", "codec", "served"}
     np.savez(home / "scenes.npz", **arrays, groups=np.arange(1500) // 3)
     found, told = made("-p", policy(), "-d", home / "scenes.npz", "--max-loss", "5%", "--metric", "F1")
     assert (found.groups, found.n, told["certificate"]["groups"]) == (500, 1500, 500)

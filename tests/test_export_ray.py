@@ -89,6 +89,13 @@ def test_files_of_pictures_are_decoded(server, models):
     np.testing.assert_array_equal(away["logits"].astype(np.float32), OnnxModel(models["pictures"]).run(files))
     status, why = infer_bytes(f"{server.url}/v2/models/pictures-encoded", "image", [b"no picture"])
     assert (status, "no picture that can be read" in why) == (400, True)
+    card = models["pictures"].with_suffix(".json")
+    for name, binary in (("pictures", "auto"), ("pictures", False), ("pictures-encoded", "auto")):  # as a codec sends them
+        cloud = OpenInference(f"{server.url}/v2/models/{name}", codec="png", card=card, binary=binary)
+        with Router(cloud=cloud, mode="only_cloud") as router:
+            found = [router.infer(data, deadline=30) for data in files]
+            assert {one.source for one in found} == {"cloud"}
+            np.testing.assert_array_equal(np.vstack([one.outputs for one in found]), OnnxModel(models["pictures"]).run(files))
 
 
 def test_metadata_says_labels_and_shapes(server, models, images):

@@ -123,6 +123,12 @@ def test_files_of_pictures_are_decoded(models, server):
     status, why = infer_bytes(url, "image", [b"no picture"])
     assert status >= 400
     assert "no picture that can be read" in why
+    for codec in ("png", None):  # as a codec sends them, fitted by the card; and a camera's own
+        options = {} if codec is None else {"codec": codec, "card": models["pictures"].with_suffix(".json")}
+        with Router(cloud=OpenInference(url, **options), mode="only_cloud") as router:
+            found = [router.infer(data, deadline=30) for data in files]
+            assert {one.source for one in found} == {"cloud"}
+            np.testing.assert_array_equal(np.vstack([one.outputs for one in found]), here)
 
 
 def test_labels_are_in_the_metadata(server):

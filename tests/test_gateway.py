@@ -207,7 +207,7 @@ def test_a_data_class_stays_here():
         with pytest.raises(openai.PermissionDeniedError):
             source("medical", **{"x-edgeroute-mode": "only_cloud"})
         assert seen == []
-        assert source("chat") == "cloud"
+        assert source("chat", "something else that is long") == "cloud"
         assert len(seen) == 1
 
 

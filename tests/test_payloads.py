@@ -22,8 +22,19 @@ import pytest
 from both import LONG, Link, Tasks, Threads, running, unsure
 
 import edgeroute
-from edgeroute import AsyncRouter, BadInput, Egress, OnnxModel, OpenInference, Outbox, PolicyError, Router
-from edgeroute.cloud.codecs import Coded, codec_of
+from edgeroute import (
+    AsyncRouter,
+    BadInput,
+    Egress,
+    OnnxModel,
+    OpenInference,
+    OpenInferenceGrpc,
+    Outbox,
+    PolicyError,
+    Router,
+    RuntimeMissing,
+)
+from edgeroute.cloud.codecs import Coded, _own_zstd, codec_of
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.picture import MOST_SCANS
 from edgeroute.serve.app import app
@@ -162,6 +173,8 @@ def test_without_a_card_the_shape_says_it(server):
     with Router(unsure, OpenInference(url, codec="png", kind="value"), threshold=0.5) as router:
         for given in (x, x.transpose(2, 0, 1), x[None], x.transpose(2, 0, 1)[None], file_of(x), PIL.fromarray(x)):
             np.testing.assert_array_equal(np.ravel(router.infer(given).outputs), [x.sum(dtype=float), first])
+        for flat in (x[:3], x[:, :3].transpose(1, 0, 2)):  # three high, and three channels
+            assert router.infer(flat).outputs.ravel()[0] == router.infer(file_of(flat)).outputs.ravel()[0]
         half = router.infer(np.repeat(np.repeat(x, 2, 0), 2, 1)).outputs
         assert abs(np.ravel(half)[0] - x.sum(dtype=float)) < 0.02 * x.sum(dtype=float)
 
@@ -271,6 +284,21 @@ def test_decoded_pictures_count_as_held(pictures):
             assert infer(client, "pictures", *[tiny] * 10).status_code == 200
 
 
+def test_without_pillow(pictures, monkeypatch):
+    """A server without it says so with 501, and the other way to send an input goes on; a client says it when it is made."""
+    with running(app([OnnxModel(pictures)])) as client:
+        monkeypatch.setitem(sys.modules, "PIL.Image", None)
+        monkeypatch.setattr("edgeroute.imports._loaded", set())
+        reply = infer(client, "pictures", GOOD)
+        assert (reply.status_code, "edgeroute[image]" in reply.text) == (501, True)
+    monkeypatch.setattr("edgeroute.cloud.codecs.find_spec", lambda _: None)
+    for codec, package in (("jpeg", "image"), ("zstd", "zstandard"), ({"name": "flac", "rate": 8000}, "soundfile")):
+        _own_zstd.cache_clear()
+        with pytest.raises(RuntimeMissing, match=package):
+            codec_of(codec)
+    _own_zstd.cache_clear()
+
+
 @BOTH
 def test_smaller_numbers(kind, server):
     """float16 and bytes with a scale are the model's floats again on the server, or what the model takes itself."""
@@ -334,6 +362,19 @@ def test_odd_arrays_are_encoded_as_what_they_show():
             codec_of(kind).encode(np.zeros((1, 70_000), np.uint8))
     with pytest.raises(BadInput, match="transparency"):
         codec_of("jpeg").encode(np.zeros((4, 4, 4), np.uint8))
+
+
+def test_grpc_sends_the_same_files():
+    """Over gRPC they are raw BYTES, each with its length before it; parameters are not sent."""
+    pytest.importorskip("grpc")
+    messages = pytest.importorskip("edgeroute.cloud.oip_messages").made()
+    cloud = OpenInferenceGrpc("http://127.0.0.1:9/v2/models/m", codec="png")
+    cloud.recall({"inputs": [["x", "uint8", [-1, 5, 7, 3], "UINT8"]]})
+    x = RNG.integers(0, 255, (5, 7, 3), np.uint8)
+    said = messages["Request"].FromString(cloud.encode([x, x]).body)
+    assert (said.inputs[0].datatype, list(said.inputs[0].shape)) == ("BYTES", [2, 1])
+    size = int.from_bytes(said.raw[0][:4], "little")
+    assert said.raw[0][4 : 4 + size] == codec_of("png").encode(x).data
 
 
 @pytest.mark.parametrize("codec", ["gif", "jpeg:0", "jpeg:101", "jpeg:x", "jpeg:-1", "png:5", "uint8", "uint8:1", "flac", "",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeroute.cloud.codecs import Codec, Coded
+from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec
 from edgeroute.cloud.datatypes import blank, stacked
 from edgeroute.edge.picture import Picture, shaped
 from edgeroute.edge.preprocess import Preprocess
@@ -89,8 +89,10 @@ def packed(codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess 
             fit = _pictures(codec, spec, prepare)
             made = [_picture(fit, x) for x in rows]
         else:
-            wanted = spec._replace(dtype="float32") if codec.name.startswith("uint8:") and spec.dtype == "uint8" else spec
+            wanted = spec._replace(dtype="float32") if isinstance(codec, Uint8Codec) and spec.dtype == "uint8" else spec
             made = list(prepare(rows) if prepare is not None else stacked(rows, wanted))
+            if len(made) != len(rows):
+                raise BadInput(f'codec "{codec.name}" takes models whose first axis counts the inputs: leave it out')  # noqa: TRY301
         return [Packed(codec.encode(row), row) for row in made]
     except BadInput as e:
         raise BadInput(f"{spec.name}: {e}") from e
@@ -125,12 +127,13 @@ def _pictures(codec: Codec, spec: TensorSpec, prepare: Preprocess | None) -> tup
 def _picture(fit: tuple[Picture | None, str], x: Any) -> Array:
     """The picture as uint8 [height, width(, channels)] of the size that the model reads."""
     picture, layout = fit
-    if isinstance(x, np.ndarray):
+    if picture is not None and isinstance(x, np.ndarray):
         if layout == "CHW" and x.ndim == 4 and x.shape[0] == 1:  # noqa: PLR2004 - with a batch axis
             x = x[0]
-        if picture is not None and layout == "CHW" and x.ndim == 3 and x.shape[0] == picture.channels:  # noqa: PLR2004
+        own = (picture.channels, picture.height, picture.width)
+        if layout == "CHW" and x.ndim == 3 and (x.shape == own or x.shape[0] == own[0] != x.shape[2]):  # noqa: PLR2004 - with channels
             x = x.transpose(1, 2, 0)
-        if picture is not None and picture.channels == 0 and x.ndim == 3 and x.shape[2] == 1:  # noqa: PLR2004 - grey
+        if picture.channels == 0 and x.ndim == 3 and x.shape[2] == 1:  # noqa: PLR2004 - grey
             x = x[..., 0]
     if picture is not None:
         x = picture(x)

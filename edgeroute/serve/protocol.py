@@ -101,8 +101,8 @@ def read(
                 given[spec.name] = _files(tensor, spec, parameters, None if size is None else _part(body, at, size, spec))
                 at += size or 0
                 continue
-            smaller = _SMALLER.get(str(tensor.get("datatype"))) if spec.dtype in {"float32", "float64"} else None
-            comes = spec if smaller is None else spec._replace(dtype=smaller)
+            smaller = _SMALLER.get(str(tensor.get("datatype"))) if spec.dtype.startswith("float") else None
+            comes = spec if smaller in {None, spec.dtype} else spec._replace(dtype=str(smaller))
         shape = _shape(tensor, comes)
         array = _numbers(tensor, comes, shape) if size is None else _octets(body, at, size, comes, shape)
         at += size or 0
