@@ -2,16 +2,15 @@
 
 import json
 from itertools import chain, repeat
-from pathlib import Path
 from time import monotonic
 
 import pytest
 from both import nothing_left
 
-import edgeroute
 from edgeroute import Function, Limits, Reading, Router, Rule
 from edgeroute.cli.status import status
 from edgeroute.core.energy import ENOUGH
+from edgeroute.packaged import folder
 from edgeroute.replay import replay
 from edgeroute.replay.records import collect
 from edgeroute.stores.keyvalue import KeyValueStore
@@ -83,7 +82,7 @@ def test_without_a_sensor_there_is_no_energy():
 def test_status_has_the_break_even(tmp_path, capsys):
     """With the policy, whose sides it compares; where the cloud always takes less, it says that."""
     policy, state = tmp_path / "policy.toml", tmp_path / "state"
-    model = Path(edgeroute.__file__).parents[1] / "models/fashion/edge.int8.onnx"
+    model = folder("models", "fashion", has="edge.int8.onnx") / "edge.int8.onnx"
     policy.write_text(
         f'threshold = 0.5\nstate = "state"\n[edge]\npath = "{model.as_posix()}"\n[cloud]\nurl = "http://127.0.0.1:1/v2/models/m"\n'
         "[limits]\njoules_per_hour = 100\n"
