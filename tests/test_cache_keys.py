@@ -177,6 +177,22 @@ def test_the_key_has_the_client_certificate(kind, tmp_path):
     assert prefixes[0] == prefixes[2] != prefixes[1]
 
 
+def test_what_stays_for_once_has_a_key_of_its_own(kind):
+    """A conversation that has to stay comes first: what is asked after it has the cloud in its key all the same."""
+    prefixes = []
+    said = [{"role": "user", "content": "A question that is long enough"}]
+    for port in (8, 9):
+        egress = Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat")
+        with kind(unsure, PlainJson(f"http://127.0.0.1:{port}/x"), threshold=0.5, cache=Cache(), egress=egress) as router:
+            engine = router.engine
+            engine.request(said, None, None, "medical")
+            home = engine.request(said, None, None, None)
+            assert home.plan.stays
+            prefixes += [engine.snapshot.prefixes.of(home.plan), engine.snapshot.prefixes.of(engine.request(1, None, None, None).plan)]
+    assert prefixes[0] == prefixes[2]
+    assert len({*prefixes}) == 3
+
+
 def logits(_):
     return np.array([0.0, 9.0], np.float32)
 

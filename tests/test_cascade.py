@@ -370,7 +370,7 @@ def test_a_server_that_stalls_before_its_first_token(listen):
     """The edge that went on stands."""
     with CannedServer(stalled()) as server:
         _, function = edge_of(("It", UNSURE), (" is", UNSURE), (" small", SURE))
-        heard, answer = listen(function, OpenAIChat(server.url, model="m"), options={"first_token": 0.3})
+        heard, answer = listen(function, OpenAIChat(server.url, model="m"), options={"first_token": 2.0})
         assert [leg for leg, _ in heard] == ["edge"] * 3
         assert (answer.value, answer.degraded) == ("It is small", True)
         server.wait_for(lambda: server.hung_up)

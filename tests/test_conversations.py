@@ -14,7 +14,7 @@ from both import CALLS, Tasks, Threads, ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, Router
+from edgeroute import AsyncRouter, BadInput, Egress, MayNotLeave, PolicyError, Router
 from edgeroute.router.turns import looked_up, remembered, turns
 from edgeroute.stores import digests
 from edgeroute.stores.digests import Digests
@@ -365,3 +365,40 @@ def test_a_continued_conversation_is_recognised(said, more):
     if not known & set(looked_up(turns(more), one.digest)):
         own = [turn for turn in turns(said) if turn.role != "system"][-1:]
         assert not any([*turn.telling] and turn in own for turn in turns(more))
+
+
+def test_what_could_not_be_written_is_written_with_the_next(tmp_path, monkeypatch):
+    """A disk that was full for a moment: nothing is forgotten once others' digests are read."""
+    path = tmp_path / "d.txt"
+    one = Digests(path)
+    mine, other = one.digest(b"mine"), one.digest(b"other")
+    with monkeypatch.context() as full:
+        full.setattr(digests.os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        one.add([mine])
+    Digests(path).add([other])
+    assert one.refreshed()
+    assert mine in one
+    assert other in one
+    one.add([one.digest(b"third")])
+    assert mine in Digests(path)
+
+
+def test_what_a_rule_keeps_here_for_a_while_binds_nothing(tmp_path):
+    """A stale answer of a conversation is renewed by the plan's mode, for which nobody has asked."""
+    said = [user("A question that is long enough")]
+    with Router(lambda _: ("edge", 0.1), lambda _: "cloud", threshold=0.5, state=tmp_path, egress=Egress(**EGRESS)) as router:
+        engine = router.engine
+        made = engine.request(said, None, None, None)
+        home = made._replace(plan=made.plan._replace(mode="only_edge", legs=made.plan.legs[:1]))
+        assert engine.again(home).plan.mode == "only_edge"
+        assert router.infer(said).source == "cloud"
+
+
+def test_odd_parts_and_data_classes(made):
+    """A part without a text is its content; a data class that is none is told."""
+    image = {"type": "image_url", "text": None, "image_url": {"url": "data:image/png;base64,AAAA"}}
+    router = made()
+    assert ask(router, "infer", [{"role": "user", "content": [text("look"), image]}], data_class="medical").source == "edge"
+    assert ask(router, "infer", [{"role": "user", "content": [image]}]).source == "edge"
+    with pytest.raises(PolicyError, match="data_class"):
+        ask(router, "infer", [user("A question that is long enough")], data_class=["medical"])

@@ -357,7 +357,7 @@ def test_a_fault_of_its_own(caplog, monkeypatch):
 
     monkeypatch.setattr(Completion, "whole", failed)
     with serving(AsyncRouter(edge)) as url:
-        reply = httpx.post(f"{url}/v1/chat/completions", json=ask("a secret"))
+        reply = httpx.post(f"{url}/v1/chat/completions", json=ask("a secret"), timeout=LONG)
     assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal")
     assert "secret" not in reply.text
     assert any(record.exc_info for record in caplog.records)
@@ -405,7 +405,7 @@ def test_busy():
         with client, pytest.raises(openai.RateLimitError) as caught:
             client.chat.completions.create(**CHAT)
         assert (caught.value.response.headers["retry-after"], caught.value.code) == ("1", "busy")
-        assert httpx.get(f"{url}/v1/models").status_code == 200
+        assert httpx.get(f"{url}/v1/models", timeout=LONG).status_code == 200
 
 
 def test_the_end_does_not_wait_for_ever():
@@ -440,7 +440,7 @@ def test_what_is_in_progress_at_the_end_is_finished():
     assert last == "[DONE]"
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "it ends"
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/v1/models")
+        httpx.get(f"{url}/v1/models", timeout=LONG)
 
 
 def test_names_that_fit_into_no_path():

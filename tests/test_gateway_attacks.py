@@ -114,8 +114,12 @@ def test_the_token():
                 assert b"www-authenticate: bearer" in reply.lower()
         twice = post(CHATS, CHAT, "Authorization: Bearer no", "Authorization: Bearer s3cret")
         assert status(raw(url, twice)) == [400]
-        assert httpx.get(f"{url}/v2/health/live").status_code == 200
-        assert httpx.get(f"{url}/v1/models").status_code == httpx.get(f"{url}/nowhere").status_code == 401
+        assert httpx.get(f"{url}/v2/health/live", timeout=LONG).status_code == 200
+        assert (
+            httpx.get(f"{url}/v1/models", timeout=LONG).status_code
+            == httpx.get(f"{url}/nowhere", timeout=LONG).status_code
+            == 401
+        )
 
 
 @pytest.mark.parametrize("token", ["", " \n", "two words", "ümlaut", "a\x00b"])
@@ -135,7 +139,7 @@ def test_reasons_make_no_headers():
         return "ok\r\nX-Evil: 2", 0.1
 
     with serving(AsyncRouter(unsure, odd, threshold=0.5)) as url:
-        reply = httpx.post(url + CHATS, json=CHAT)
+        reply = httpx.post(url + CHATS, json=CHAT, timeout=LONG)
         text = raw(url, post(CHATS, CHAT, "Connection: close"))
     assert "x-evil" not in reply.headers
     assert "X-Evil: 1" in reply.headers["x-edgeroute-reason"]
@@ -164,10 +168,10 @@ BODIES = {
 @pytest.mark.parametrize("what", BODIES)
 def test_odd_bodies(url, what):
     """Are refused with a short text, and cost no connection."""
-    reply = httpx.post(url + CHATS, content=BODIES[what], headers={"content-type": "application/json"})
+    reply = httpx.post(url + CHATS, content=BODIES[what], headers={"content-type": "application/json"}, timeout=LONG)
     assert reply.status_code in {400, 404, 413}
     assert len(reply.content) < 1000
-    assert httpx.post(url + CHATS, json=CHAT).status_code == 200
+    assert httpx.post(url + CHATS, json=CHAT, timeout=LONG).status_code == 200
 
 
 json_values = st.recursive(
@@ -193,8 +197,8 @@ def test_whatever_comes(url, changes, path):
 
 def test_a_large_body(url):
     """Announced or in chunks: 413, before it is read."""
-    assert httpx.post(url + CHATS, content=b"x" * ((3 << 20) + 1)).status_code == 413
-    assert httpx.post(url + CHATS, content=(b"x" * 100_000 for _ in range(36))).status_code == 413
+    assert httpx.post(url + CHATS, content=b"x" * ((3 << 20) + 1), timeout=LONG).status_code == 413
+    assert httpx.post(url + CHATS, content=(b"x" * 100_000 for _ in range(36)), timeout=LONG).status_code == 413
 
 
 def test_a_compressed_body(url):
@@ -219,7 +223,7 @@ def test_a_large_head(url):
         with contextlib.suppress(OSError):
             reply = connection.recv(65536)
     assert status(reply) in ([400], [])
-    assert httpx.get(f"{url}/v1/models").status_code == 200
+    assert httpx.get(f"{url}/v1/models", timeout=LONG).status_code == 200
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /v1/models HTTP/1.1\r\nHost: localh"])

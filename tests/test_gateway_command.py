@@ -68,7 +68,7 @@ def test_it_ends_at_a_signal(policy, sig):
         out, err = process.communicate(timeout=WAIT)
         assert (process.returncode, out, err) == (130 if sig == signal.SIGINT else 0, "", "")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(url)
+        httpx.get(url, timeout=LONG)
 
 
 def test_a_policy_that_changes(policy):
@@ -85,16 +85,16 @@ def test_a_policy_that_changes(policy):
         while classes() != 200:
             pass
         policy.write_text("mode = 7\n")
-        while "mode" not in process.stderr.readline():
-            pass
+        while "mode:" not in (said := process.stderr.readline()):
+            assert said, "it has ended"
         assert classes() == 200
 
 
 def test_a_token_in_the_environment(policy):
     """Is asked for, and shown nowhere."""
     with started("--policy", policy, "--token-env", "GATEWAY_TOKEN", GATEWAY_TOKEN="s3cret-of-all") as (process, url):
-        assert httpx.get(f"{url}/v1/models").status_code == 401
-        assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer s3cret-of-all"}).status_code == 200
+        assert httpx.get(f"{url}/v1/models", timeout=LONG).status_code == 401
+        assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer s3cret-of-all"}, timeout=LONG).status_code == 200
         process.terminate()
         out, err = process.communicate(timeout=WAIT)
     assert "s3cret" not in out + err

@@ -7,7 +7,7 @@ import json
 import httpx
 import numpy as np
 import pytest
-from gateways import post, raw, serving
+from gateways import LONG, post, raw, serving
 from test_serve import octets, save, tensor
 
 from edgeroute import AsyncRouter, CallableModel, Egress, TensorSpec
@@ -83,7 +83,9 @@ def test_one_row(client, images):
 def test_headers(url, images):
     """Of a single row: source, confidence and reason."""
     reply = httpx.post(
-        url + INFER, **octets({"inputs": [tensor("image", images[:1], parameters={"binary_data_size": 784})]}, images[:1])
+        url + INFER,
+        **octets({"inputs": [tensor("image", images[:1], parameters={"binary_data_size": 784})]}, images[:1]),
+        timeout=LONG,
     )
     assert (reply.headers["x-edgeroute-source"], LENGTH in reply.headers) == ("edge", False)
     assert reply.json()["outputs"][0]["data"] == ["Ankle boot"]
@@ -95,7 +97,7 @@ def test_options(url, images):
     body = {"inputs": [tensor("image", images[:3], data=images[:3].tolist())]}
     reply = httpx.post(url + INFER, json=body, headers={"x-edgeroute-mode": "only_cloud"}, timeout=60)
     assert reply.json()["outputs"][2]["data"] == ["cloud"] * 3
-    refused = httpx.post(url + INFER, json=body, headers={"x-edgeroute-mode": "cloud"})
+    refused = httpx.post(url + INFER, json=body, headers={"x-edgeroute-mode": "cloud"}, timeout=LONG)
     assert (refused.status_code, "x-edgeroute-mode" in refused.json()["error"]) == (400, True)
 
 
@@ -116,7 +118,7 @@ BAD = {
 def test_a_bad_request(url, what):
     """Is told in the protocol's form."""
     path, body, status, said = BAD[what]
-    reply = httpx.post(url + path, content=body if isinstance(body, bytes) else json.dumps(body).encode())
+    reply = httpx.post(url + path, content=body if isinstance(body, bytes) else json.dumps(body).encode(), timeout=LONG)
     assert (reply.status_code, [*reply.json()]) == (status, ["error"])
     assert said in reply.json()["error"]
 
@@ -144,7 +146,7 @@ def test_several_inputs_and_values_that_are_no_labels():
         ]
     }
     with serving(AsyncRouter(model, threshold=0.5, no_confidence="accept")) as url:
-        reply = httpx.post(url + INFER, json=body).json()
+        reply = httpx.post(url + INFER, json=body, timeout=LONG).json()
     found = {out["name"]: out["data"] for out in reply["outputs"]}
     assert [json.loads(text) for text in found["label"]] == [{"sum": 5.0}, {"sum": 6.0}]
     assert found["confidence"] == [None, None]
@@ -154,7 +156,7 @@ def test_what_takes_no_tensors():
     """A router of texts has no model here, and says where chats are."""
     with serving(AsyncRouter(lambda x: ("ok", 0.9))) as url:
         for path in ("/v2/models/edgeroute", "/v2/models/edgeroute/ready"):
-            reply = httpx.get(url + path)
+            reply = httpx.get(url + path, timeout=LONG)
             assert (reply.status_code, "chats are at /v1" in reply.json()["error"]) == (404, True)
         assert raw(url, post(INFER, {"inputs": []}, "Connection: close")).startswith(b"HTTP/1.1 404 ")
 
@@ -169,9 +171,9 @@ def test_no_answer_and_what_stays_here(images):
     rules = Egress(never_leave=["medical"], may_leave=["shop"])
     body = {"inputs": [tensor("x", images[:2], data=images[:2].tolist())]}
     with serving(AsyncRouter(edge, down, threshold=0.5, offline="raise", egress=rules)) as url:
-        reply = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "shop"})
+        reply = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "shop"}, timeout=LONG)
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-        stays = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "medical"})
+        stays = httpx.post(url + INFER, json=body, headers={"x-edgeroute-data-class": "medical"}, timeout=LONG)
         assert stays.json()["outputs"][0]["data"] == ["edge", "edge"]
 
 
@@ -181,7 +183,7 @@ def test_another_model_of_the_policy(fashion, tmp_path):
     policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{fashion / "edge.int8.onnx"}"\n')
     router = AsyncRouter.from_policy(policy)
     with serving(router) as url:
-        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute").json()["inputs"]] == ["image"]
+        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute", timeout=LONG).json()["inputs"]] == ["image"]
         policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{save(tmp_path / "scale.onnx")}"\noutput = "logits"\n')
         router.reload()
-        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute").json()["inputs"]] == ["x", "flags"]
+        assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute", timeout=LONG).json()["inputs"]] == ["x", "flags"]

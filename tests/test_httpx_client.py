@@ -273,7 +273,7 @@ def test_a_body_that_trickles_ends_with_the_time(ask):
         return Endless()
 
     with pytest.raises(TimedOut, match="finish its answer"):
-        ask("http://a", mocked(lambda _: httpx.Response(200, stream=pieces())), left_s=0.3, max_reply_bytes=1 << 40)
+        ask("http://a", mocked(lambda _: httpx.Response(200, stream=pieces())), left_s=1.0, max_reply_bytes=1 << 40)
 
 
 class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):

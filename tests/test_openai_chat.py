@@ -417,3 +417,18 @@ def test_cut_at_each_byte(ask):
     assert seen == {
         ("local", True, "", "edge"), ("Pa", True, "cut", "cloud"), ("Paris", True, "cut", "cloud"), ("Paris", False, "", "cloud"),
     }  # fmt: skip
+
+
+def test_a_limit_under_two_names_is_sent_under_one():
+    """Servers refuse both at once; the caller's goes before the endpoint's, and what is booked follows it."""
+    chat = OpenAIChat("http://127.0.0.1:9/v1", model="m", max_tokens=50)
+    messages = [{"role": "user", "content": "a"}]
+    for own, sent in (
+        ({}, {"max_tokens": 50}),
+        ({"max_completion_tokens": 20}, {"max_completion_tokens": 20}),
+        ({"max_tokens": 20}, {"max_tokens": 20}),
+    ):
+        call = chat.encode([{"messages": messages, **own}])
+        body = json.loads(call.body)
+        assert {name: body[name] for name in ("max_tokens", "max_completion_tokens") if name in body} == sent
+        assert call.tokens.answer == next(iter(sent.values()))

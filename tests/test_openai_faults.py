@@ -66,9 +66,9 @@ def test_a_stall_before_the_first_piece(ask):
     """By the endpoint's own time, and by the stream's `first_token`: the local answer stands."""
     for reply in (None, [CHUNKED, chunk(b": wait\n\n"), None], [CHUNKED, chunk(event(PARIS[0])), None]):
         with CannedServer(reply) as server:
-            pieces, answer = ask.stream(endpoint(server.url, timeout_s=0.3, between_s=0.3))
+            pieces, answer = ask.stream(endpoint(server.url, timeout_s=1.0, between_s=1.0))
             assert (pieces, answer.value, answer.degraded) == (["local"], "local", True)
-            pieces, answer = ask.stream(endpoint(server.url), options={"first_token": 0.3})
+            pieces, answer = ask.stream(endpoint(server.url), options={"first_token": 1.0})
             assert (pieces, answer.value) == (["local"], "local")
             server.wait_for(lambda: server.hung_up == 2)
 

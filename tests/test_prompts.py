@@ -147,3 +147,15 @@ def test_a_line_that_is_wrong_is_named(folder, line, said):
     with pytest.raises(BadInput, match=re.escape(said)) as told:
         prompts([path], 1)
     assert "wrong.jsonl:" in str(told.value)
+
+
+def test_examples_are_no_conversations(tmp_path):
+    """What the edge answers for a calibration binds no later conversation: nothing is remembered of it."""
+    tiny_gguf.write(tmp_path / "tiny.gguf")
+    path = policy(tmp_path)
+    path.write_text(f'state = "state"\n{path.read_text()}')
+    lines = [{"prompt": f"question {k}", "grade": 0.9 + k % 2 / 10} for k in range(30)]
+    code, _, err = cli("calibrate", "-p", path, "-d", written(tmp_path, lines), "--max-defer", "50%", "--sure", "average")
+    assert code == 0, err
+    kept = tmp_path / "state" / "conversations.txt"
+    assert not kept.exists() or kept.read_text().count("\n") == 1

@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 home = Path(sys.argv[2])
 def limit(mib):
     used = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
-    resource.setrlimit(resource.RLIMIT_AS, (used + (mib << 20), -1))
+    resource.setrlimit(resource.RLIMIT_AS, (used + (mib << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))
 def said(call):
     try:
         print("no error:", call())

@@ -48,7 +48,7 @@ class Gathered:
 
     def add(self, chunk: Mapping[str, Any]) -> Piece | None:
         """Adds a piece of it -> the text that it brings, and its tokens' log-probabilities; None: neither."""
-        if "error" in chunk or chunk.get("object") == "error":  # the latter is what vLLM had
+        if chunk.get("error") is not None or chunk.get("object") == "error":  # the latter is what vLLM had
             self.error = _error(chunk)
             return None
         choices = chunk.get("choices")
@@ -189,7 +189,7 @@ def _text(content: Any) -> Any:
 
 
 def _error(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    error = reply.get("error", reply)
+    error = reply.get("error") or reply
     return error if isinstance(error, Mapping) else {"message": str(error)}
 
 

@@ -25,6 +25,8 @@ BRAIN = "BF16"
 _ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}
 """Datatype -> dtype of its arrays."""
 MOST_DIMENSIONS = 32
+MOST_CHARACTERS = 1 << 26
+"""Of a tensor of texts, in which each has the room of the longest."""
 """Dimensions of a tensor."""
 _LENGTH = 4
 """Bytes before each text, which say how long it is, little-endian."""
@@ -158,7 +160,10 @@ def _texts(given: Any, size: int) -> Array:
         found = given
     else:
         raise Invalid("no texts where its datatype says so")
-    return np.array([one.decode(errors="replace") if isinstance(one, bytes) else one for one in found], str)
+    texts = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in found]
+    if len(texts) * max(map(len, texts), default=0) > MOST_CHARACTERS:  # each takes the room of the longest
+        raise Invalid("texts that take more memory than expected")
+    return np.array(texts, str)
 
 
 def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from edgeroute.types import StopToken
 Say: TypeAlias = Callable[[], Speech[Any]]
 """Makes a speech anew, for each attempt."""
 _LEFT = Unreachable("it was left before its end")
-NOT_FOUND = 404
+ABSENT = (404, 405, 501)
 
 
 class HttpClient:
@@ -305,7 +305,7 @@ class HttpClient:
         try:
             good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
         except CloudError as e:
-            absent = call.probe and reply.status == NOT_FOUND  # what was only looked for is not there, which is no fault
+            absent = call.probe and reply.status in ABSENT  # what was only looked for is not there, which is no fault
             exchange.after_attempt(size, None if absent else e)
             if call.probe:
                 return reply

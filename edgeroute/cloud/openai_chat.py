@@ -239,8 +239,8 @@ class OpenAIChat:
         said = loads(reply.body, self.where)
         if not isinstance(said, dict):
             raise BadReply(f"{self.where} gave a reply that is no completion: a {type(said).__name__}")
-        if "error" in said or said.get("object") == "error":
-            raise of_event(said.get("error", said), call.body, self.where, self.model, self.address)
+        if said.get("error") is not None or said.get("object") == "error":
+            raise of_event(said.get("error") or said, call.body, self.where, self.model, self.address)
         prediction = self._read(said)
         guess = Tokens(
             0 if call.tokens is None else call.tokens.prompt, len(prediction.value.encode(errors="replace")) // LETTERS + 1
@@ -278,6 +278,10 @@ class OpenAIChat:
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
         request["model"] = self.model
+        if {"max_tokens", "max_completion_tokens"} <= {*request}:  # which servers refuse together: the caller's goes first
+            own = x if isinstance(x, Mapping) else {}
+            older = "max_tokens" in own and "max_completion_tokens" not in own
+            del request["max_completion_tokens" if older else "max_tokens"]
         if self._logprobs:
             request |= {"logprobs": True, "top_logprobs": 1} if chat else {"logprobs": 1}
         if self._stream:

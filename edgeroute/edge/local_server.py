@@ -181,7 +181,7 @@ class LocalServer:
         return piece
 
     def _answer(self, reply: Mapping[str, Any], *, own: bool) -> Prediction:
-        if "error" in reply:
+        if reply.get("error") is not None:
             raise self._failed(reply["error"], own=own)
         return answer(reply, self._chat.rule, self._where)
 

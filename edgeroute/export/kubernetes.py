@@ -12,6 +12,7 @@ USER = 1000
 """The user triton-server of Triton's images."""
 MIB = 1 << 20
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+MOST_CORES = 1e6
 
 
 class Cluster(NamedTuple):
@@ -40,13 +41,16 @@ class Cluster(NamedTuple):
         low, high = self.replicas
         if not _IMAGE.fullmatch(self.image):
             raise PolicyError("the image is no name of one: registry.example/models/NAME:VERSION")
+        if not 0 < self.cpu < MOST_CORES:
+            raise PolicyError(f"cores are a number of more than 0, not {self.cpu:g}")
         if not 1 <= low <= high:
             raise PolicyError(f"replicas are at least 1 and at most as many as the most, not {low} to {high}")
 
 
 def object_name(name: str) -> str:
-    """A name for Kubernetes objects (RFC 1123): small letters, digits and `-`, and room for what is added."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-") or "model"
+    """A name for Kubernetes objects (RFC 1035): small letters, digits and `-`, a letter first, and room for what is added."""
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (made if made[:1].isalpha() else f"model-{made}")[:50].strip("-")
 
 
 def labels(name: str) -> dict[str, str]:

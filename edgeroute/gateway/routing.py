@@ -50,7 +50,7 @@ class Routing:
     def source(self, stream: AsyncStream) -> dict[str, str]:
         """What is known at a stream's first piece of where it comes from, as headers."""
         leg = stream.leg
-        sides = {target.name: target.side for target in self.router.engine.snapshot.targets}
+        sides = {target.name: target.side for target in self.router.engine.snapshot.watched[0]}
         if leg in sides:
             return {"x-edgeroute-source": sides[leg], "x-edgeroute-leg": ascii_of(leg)}
         return {"x-edgeroute-source": leg} if leg in {"cache", "stale"} else {}  # none: the policy has changed meanwhile

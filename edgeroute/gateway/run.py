@@ -66,7 +66,8 @@ def gateway(
         from edgeroute.router.aio import AsyncRouter
 
         router = AsyncRouter.from_policy(policy, watch=True)
-        called.append(Path(policy).stem)
+        stem = Path(policy).stem
+        called += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
     try:
         application = app(router, names=called, token=token, hosts=hosts, **limits)
         return run(application, host, port, _alive, on_ready)

@@ -276,6 +276,10 @@ class _Reader:
                 decided.add(name)
                 continue
             if what == "cancelled" and name in decided:  # its confidence is known, and it was below its threshold
+                if not away and name in legs:
+                    whole = max(0.0, event.get("joules") or 0.0)
+                    tally.run_joules += whole - legs[name].joules
+                    legs[name] = legs[name]._replace(joules=whole)
                 continue
             took_s, error = event["at_s"] - started[name], event.get("error", "")
             sure = confidence(event.get("confidence"))
@@ -288,9 +292,10 @@ class _Reader:
                 self._cost(seen, (batch, name))
             else:
                 joules = max(0.0, event.get("joules") or 0.0)
+                before = legs[name].joules if name in legs else 0.0  # up to the decision within the answer
                 legs[name] = new(Seen, (what, took_s, sure, error, False, 0, 0, 0.0, joules, own, failure))
                 if joules and self._alone(batch, name):
-                    tally.run_joules += joules
+                    tally.run_joules += joules - before
             late, own = late or what == "timeout", None
         accepted, deadline_s, data_class = record["accepted"], record["deadline_s"], record["data_class"]
         if record["mode"] not in MODES or not (data_class is None or isinstance(data_class, str)):

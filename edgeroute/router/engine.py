@@ -134,11 +134,12 @@ class Engine:
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
         importance: float = 0.0, shows: Shows = "", first_token: float | None = None, like: str = "",
-        together: bool = False,
+        together: bool = False, renews: bool = False,
     ) -> Request:  # fmt: skip
         """Observes and plans: makes one request, beginning now. `like`: the id of another one, in whose arm it is.
 
         together: with others, so the plan is not of this input alone.
+        renews: its mode is that of the plan of an earlier one, and nobody asked for it.
 
         Raises:
             Closed, PolicyError, MayNotLeave: there is no plan for it.
@@ -155,7 +156,7 @@ class Engine:
         made: Plan | None = None
         rules = snapshot.policy.rules
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
-        if talks and (home := self.homebound.why(x, identity, rules, mode, data_class)):
+        if talks and (home := self.homebound.why(x, identity, rules, None if renews else mode, data_class)):
             made = planned(snapshot, observer.facts, mode, deadline, data_class, home)
         elif deadline is None and mode is None and data_class is None:
             made = snapshot.plans.get(PLAIN)
@@ -194,7 +195,8 @@ class Engine:
         """
         if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
             raise Held(f"nothing leaves by itself: {why}")
-        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=request.batch or request.id)
+        like = request.batch or request.id
+        made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
     def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:

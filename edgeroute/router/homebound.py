@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,8 @@ class Homebound:
 
     def why(self, x: Any, identity: str, rules: Rules, mode: Mode | None, data_class: str | None) -> str:
         """Why this call stays although its own data class may leave; empty: it does not. One that has to stay is remembered."""
-        private = mode == "only_edge" or isinstance(permit(rules, data_class), Denied)
+        named = data_class is None or isinstance(data_class, str)  # else the plan says what is wrong with it
+        private = mode == "only_edge" or (named and isinstance(permit(rules, data_class), Denied))
         if not private and (isinstance(x, str) or not self._digests.refreshed()):
             return ""
         said = turns(x)
@@ -41,7 +43,8 @@ class Homebound:
         if private or home:
             self._digests.add(remembered(said, self._digests.digest))
             if len(self.awaited) >= MOST_AWAITED:
-                self.awaited.pop(next(iter(self.awaited)), None)
+                with suppress(RuntimeError, StopIteration):  # other threads add to it, and take from it
+                    self.awaited.pop(next(iter(self.awaited)), None)
             self.awaited[identity] = None
         return home
 

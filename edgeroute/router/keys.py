@@ -63,7 +63,7 @@ class KeyPrefixes:
 
     def of(self, plan: Plan) -> bytes:
         """The prefix of this plan's answers."""
-        at: tuple[Any, ...] = (plan.mode, plan.data_class)
+        at: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
         if self._variables:  # a key that is read from the environment may be another one by now
             at += tuple(map(os.environ.get, self._variables))
         return self._made.get(at) or self._make(at, plan.mode, plan.data_class, not plan.stays)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import Any
 
 from edgeroute.core.egress import Denied, permit
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, MayNotLeave
 from edgeroute.router.calls import Shown
 from edgeroute.router.streams import AsyncStream, Stream, last
 from edgeroute.types import Answer
@@ -31,10 +31,13 @@ class History:
             raise BadInput(f"a turn is a text, the parts of a content, or a message, not a {type(said).__name__}")
         turn = dict(said) if isinstance(said, Mapping) else {"role": "user", "content": said}
         snapshot = self._router.engine.snapshot
-        verdict = permit(snapshot.policy.rules, options.get("data_class"))
+        named = options.get("data_class")
+        verdict = permit(snapshot.policy.rules, named) if isinstance(named, str | None) else None  # the call says what is wrong
         self.stays = self.stays or options.get("mode") == "only_edge" or isinstance(verdict, Denied)
         if self.stays and any(target.side == "edge" for target in snapshot.targets):
             options = {**options, "mode": "only_edge"}
+        elif self.stays and self.messages and not isinstance(verdict, Denied):
+            raise MayNotLeave("this conversation had a turn that may not leave, and there is no edge any more")
         return [*self.messages, turn], options
 
     def _answered(self, messages: list[dict[str, Any]], answer: Answer) -> Answer:
@@ -43,7 +46,9 @@ class History:
             "content": answer.value if isinstance(answer.value, str) else str(answer.value),
         }
         choices = answer.outputs.get("choices") if isinstance(answer.outputs, Mapping) else None
-        if choices and isinstance(own := choices[0].get("message"), Mapping) and own.get("tool_calls"):
+        first = choices[0] if isinstance(choices, list | tuple) and choices else None
+        own = first.get("message") if isinstance(first, Mapping) else None
+        if isinstance(own, Mapping) and own.get("tool_calls"):
             turn |= {"content": answer.value or None, "tool_calls": own["tool_calls"]}
         self.messages = [*messages, turn]
         return answer

@@ -98,7 +98,7 @@ def _turn(one: Any) -> Turn:
     )
     parts: list[str] = []
     if isinstance(content, list | tuple):
-        parts = [plain(str(part.get("text", _dumped(part)) if isinstance(part, Mapping) else part)) for part in content]
+        parts = [plain(_part(part)) for part in content]
         content = " ".join(parts)
     text = content if isinstance(content, str) else ""
     if calls:
@@ -106,5 +106,14 @@ def _turn(one: Any) -> Turn:
     return Turn(str(role or "user"), plain(text), tuple(parts) if len(parts) > 1 else ())
 
 
+def _part(part: Any) -> str:
+    if not isinstance(part, Mapping):
+        return str(part)
+    return text if isinstance(text := part.get("text"), str) else _dumped(part)
+
+
 def _dumped(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=repr)
+    try:
+        return json.dumps(value, sort_keys=True, default=repr)
+    except (TypeError, ValueError, RecursionError):  # keys of several types, or it is in itself
+        return repr(value)

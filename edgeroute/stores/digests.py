@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -42,6 +43,8 @@ class Digests:
         self._key, self._known = os.urandom(32), dict[bytes, int]()
         self._seen: tuple[int, int] | None = None
         """Inode and size of the file as far as it was read."""
+        self._unwritten: dict[bytes, int] = {}
+        """Those that are remembered here, and not in the file."""
         self._told = False
         self.blind = ""
         self.after_fork()
@@ -73,10 +76,16 @@ class Digests:
             self._known.update(given)  # as the newest
             while len(self._known) > MOST:
                 del self._known[next(iter(self._known))]
-            if self.path is None or not fresh or self.blind:
+            if self.path is None:
+                return
+            self._unwritten.update(dict.fromkeys(fresh, today))
+            while len(self._unwritten) > MOST:
+                del self._unwritten[next(iter(self._unwritten))]
+            if self.blind or not self._unwritten:
                 return
             try:
-                self._append("".join(f"\n{one.hex()} {today}\n" for one in fresh))
+                self._append("".join(f"\n{one.hex()} {day}\n" for one, day in self._unwritten.items()))
+                self._unwritten.clear()
             except OSError as e:
                 if not self._told:
                     self._told = True
@@ -91,7 +100,8 @@ class Digests:
         assert self.path is not None, "there is a file"
         lock = ProcessLock(self.path.with_suffix(".lock"))
         try:
-            lock.take(WAIT_S)
+            if not lock.take(WAIT_S):  # it may be replacing the file
+                raise OSError(errno.EAGAIN, "another process holds its lock")
             if not self.path.exists():  # deleted meanwhile: digests under another key would say nothing
                 self._write()
                 return
@@ -100,7 +110,10 @@ class Digests:
                 left = text.encode()
                 while left:
                     left = left[os.write(fd, left) :]
-                large = os.fstat(fd).st_size > 4 * MOST * _LINE_BYTES
+                about = os.fstat(fd)
+                if self._seen == (about.st_ino, about.st_size - len(text)):  # nobody else has added anything
+                    self._seen = about.st_ino, about.st_size
+                large = about.st_size > 4 * MOST * _LINE_BYTES
             finally:
                 os.close(fd)
             if large:
@@ -154,9 +167,12 @@ class Digests:
             about, text = os.fstat(file.fileno()), file.read()
         if (key := _KEY.match(text.decode("ascii", "replace"))) is None:
             raise ValueError("its first line is no key")
-        self._key = bytes.fromhex(key[1])
+        found = bytes.fromhex(key[1])
+        if self._unwritten and found != self._key:  # under another key they say nothing, so it stays unknown what was said
+            raise ValueError("it has another key than what was remembered meanwhile")
+        self._key = found
         oldest = int(now() / _DAY_S) - DAYS
         lines = text.decode("ascii", "replace").split("\n")[1:]
         rows = [row for line in lines if (row := _LINE.fullmatch(line)) is not None and int(row[2]) >= oldest]
-        self._known = {bytes.fromhex(row[1]): int(row[2]) for row in rows[-MOST:]}
+        self._known = {**{bytes.fromhex(row[1]): int(row[2]) for row in rows[-MOST:]}, **self._unwritten}
         self._seen = about.st_ino, len(text)

@@ -147,7 +147,10 @@ def write(ask: Ask, results: dict[str, Any], model: str, **parameters: str) -> t
             one["parameters"] = {"binary_data_size": len(part)}
             parts.append(part)
         else:
-            one["data"] = [str(text) for text in array.reshape(-1)] if texts else array.reshape(-1).tolist()
+            flat = array.reshape(-1)
+            if not texts and flat.dtype.kind == "f" and not np.isfinite(flat).all():  # JSON has no such numbers
+                flat = np.where(np.isfinite(flat), flat.astype(object), None)
+            one["data"] = [str(text) for text in flat] if texts else flat.tolist()
         outputs.append(one)
     said = {"model_name": model, "model_version": "1", **({} if ask.id is None else {"id": ask.id}), "outputs": outputs}
     text = json.dumps({**said, "parameters": parameters} if parameters else said).encode()
