@@ -188,7 +188,10 @@ def test_what_stays_for_once_has_a_key_of_its_own(kind):
             engine.request(said, None, None, "medical")
             home = engine.request(said, None, None, None)
             assert home.plan.stays
-            prefixes += [engine.snapshot.prefixes.of(home.plan), engine.snapshot.prefixes.of(engine.request(1, None, None, None).plan)]
+            prefixes += [
+                engine.snapshot.prefixes.of(home.plan),
+                engine.snapshot.prefixes.of(engine.request(1, None, None, None).plan),
+            ]
     assert prefixes[0] == prefixes[2]
     assert len({*prefixes}) == 3
 
