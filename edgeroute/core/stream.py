@@ -138,7 +138,8 @@ class _StreamWalk:
         elif type(event) is Done:
             voice.ended, voice.answer = True, event.answer
             yield from self._answered(i, voice, event.answer)
-        elif type(event) is Failed:
+        else:
+            assert type(event) is Failed, "there is no other event of a leg"
             voice.ended, voice.failed, voice.error = True, True, event.error
             self.log.append(Mark("failed", i, self.at.now, event.error))
             yield from self._broken(i, voice, fatal=event.fatal)

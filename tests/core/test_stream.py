@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from itertools import pairwise
 from time import monotonic
 
@@ -14,7 +15,7 @@ from edgeroute.core.explain import reason
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import INF, Policy, Target
-from edgeroute.core.stream import FirstTokenLate, Restart, walk_stream
+from edgeroute.core.stream import FirstTokenLate, Piece, Restart, walk_stream
 from edgeroute.core.walk import Cancel, Delta, Done, Elapsed, Emit, Failed, Leave, Prediction, Start, Wait
 from edgeroute.router.drivers import blocking, tasks, virtual
 
@@ -513,3 +514,38 @@ def test_two_edges_that_do_not_begin_in_time():
     assert (outcome.leg, outcome.accepted, outcome.ended) == (1, True, 2.5)
     outcome, heard = run(known, {"edge": [(1.5, "a")], "other": [], "cloud": away}, 0.5)
     assert (outcome.leg, heard, outcome.ended, outcome.accepted) == (0, [("edge", "a")], 4.0, False)
+
+
+def test_what_comes_of_a_leg_that_was_stopped_counts_for_nothing():
+    """It was given up for the next one before it spoke."""
+    walk = walk_stream(made((Target("a", "cloud"), Target("b", "cloud"))), 0.0, 0.5)
+    events = iter([Elapsed(0.5), Delta(0, "late", 0.6), Delta(1, "x", 0.7), Done(1, Prediction("x", None, None), 0.8)])
+    heard, effects = [], []
+
+    def driven():
+        reply = None
+        while True:
+            try:
+                effect = walk.send(reply)
+            except StopIteration as end:
+                return end.value
+            effects.append(type(effect))
+            reply = next(events) if type(effect) is Wait else None
+            if type(effect) is Emit:
+                heard.append(effect.prediction.value)
+                reply = Elapsed(0.7)
+
+    assert (driven().leg, heard, effects.count(Cancel)) == (1, ["x"], 1)
+
+
+def test_a_piece_without_text_shows_nothing():
+    """It may bring the confidence all the same, as tokens that are none of the text do."""
+    outcome, heard = run(made(), {"edge": [(0.1, "a"), (0.2, (Piece("", [-0.01]), 0.9)), (0.3, "b"), (0.4, [0.9])]})
+    assert heard == [("edge", "a"), ("edge", "b")]
+    assert outcome.accepted
+
+
+def test_a_piece_is_a_text_in_other_processes_too():
+    """With the log-probabilities of its tokens."""
+    again = pickle.loads(pickle.dumps(Piece("so", [-0.5, -1])))
+    assert (again, again.logprobs, type(again)) == ("so", (-0.5, -1), Piece)
