@@ -549,3 +549,23 @@ def test_a_piece_is_a_text_in_other_processes_too():
     """With the log-probabilities of its tokens."""
     again = pickle.loads(pickle.dumps(Piece("so", [-0.5, -1])))
     assert (again, again.logprobs, type(again)) == ("so", (-0.5, -1), Piece)
+
+
+def test_who_was_waited_for_as_there_was_nobody_is_given_up_once_there_is_an_answer():
+    """Neither begins in time, so both are waited for; then the edge has an answer, and the cloud still nothing."""
+    known = made(hedge_after=0.0)
+    outcome, heard, effects = watched(known, {"edge": [(0.8, [0.1])], "cloud": []}, 0.5, False, False)
+    assert (outcome.leg, outcome.accepted, outcome.ended, heard) == (0, False, 0.8, [])
+    assert Cancel(1) in effects
+    assert "cloud failed: it had not begun to answer after 800 ms" in reason(known, outcome)
+
+
+def test_a_standby_that_is_due_comes_before_the_next_cloud():
+    """At the time of hedges the edge is started first: it costs nothing."""
+    known = made((EDGE, CLOUD, Target("other", "cloud")), mode="prefer_cloud", hedge_after=0.1, deadline_s=10.0)
+    _, heard, effects = watched(
+        known, {"cloud": [], "other": [(0.2, "x"), (0.3, [None])], "edge": [(0.5, "a"), (0.6, [0.9])]}, INF, False, False
+    )
+    started = [known.legs[effect.leg].name for effect in effects if type(effect) is Start]
+    assert started == ["cloud", "edge", "other"]
+    assert [name for name, _, _ in heard] == ["other"]
