@@ -197,6 +197,20 @@ def test_files_become_the_edges_arrays(file, picture):
         np.testing.assert_array_equal(by_card.decoded(file, said), here)
 
 
+def test_files_that_take_too_long_or_too_much_are_refused():
+    """Before any is decoded, as the edge and `serve` refuse them."""
+    sized, free = ({**Picture("x", size, size, 3)._asdict(), "resize": None} for size in (8, -1))
+    good = jpeg((8, 8, 3))
+    assert by_card.pictures(np.array([good] * 3, object), sized).shape == (3, 8, 8, 3)
+    assert by_card.pictures(np.array([good], object), free).shape == (1, 8, 8, 3)
+    for files, picture, said in (
+        ([good] * 2, free, "2 pictures came: send 1 to 1"), ([], sized, "0 pictures"), ([good] * 1025, sized, "1025 pictures"),
+        ([good[:-2] + b"\xff\xda\0\x02" * 101], sized, "more than 100 scans"),
+    ):  # fmt: skip
+        with pytest.raises(by_card.BadInput, match=said):
+            by_card.pictures(np.array([*files, None], object)[:-1], picture)
+
+
 @pytest.mark.parametrize("backend", ["python", "onnxruntime"])
 def test_configurations_are_tritons_whatever_names_hold(backend, tmp_path):
     """By the definition of the format: no name, label or description ends its quotes."""

@@ -187,3 +187,24 @@ def test_another_model_of_the_policy(fashion, tmp_path):
         policy.write_text(f'mode = "only_edge"\n[edge]\npath = "{save(tmp_path / "scale.onnx")}"\noutput = "logits"\n')
         router.reload()
         assert [one["name"] for one in httpx.get(f"{url}/v2/models/edgeroute", timeout=LONG).json()["inputs"]] == ["x", "flags"]
+
+
+def test_an_edge_that_cannot_be_loaded(fashion, fashion_server, images, tmp_path):
+    """What a request has is not known then, which is told; where it was known before, the cloud answers."""
+    policy, broken = tmp_path / "policy.toml", tmp_path / "broken.onnx"
+    broken.write_bytes((fashion / "edge.int8.onnx").read_bytes()[:5000])
+    cloud = f'[cloud]\nurl = "{fashion_server}/v2/models/fashion-large"\n'
+    body = {"inputs": [tensor("image", images[:1], data=images[:1].tolist())]}
+    policy.write_text(f'threshold = 0.5\n[edge]\npath = "{broken}"\n{cloud}')
+    with serving(AsyncRouter.from_policy(policy)) as url:
+        reply = httpx.post(url + INFER, json=body, timeout=LONG)
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+        assert "what the edge takes is not known" in reply.json()["error"]
+    policy.write_text(f'threshold = 0.5\n[edge]\npath = "{fashion / "edge.int8.onnx"}"\n{cloud}')
+    router = AsyncRouter.from_policy(policy)
+    with serving(router) as url:
+        assert httpx.get(f"{url}/v2/models/edgeroute", timeout=LONG).status_code == 200
+        policy.write_text(f'threshold = 0.5\n[edge]\npath = "{broken}"\n{cloud}')
+        router.reload()
+        reply = httpx.post(url + INFER, json=body, timeout=LONG).json()
+        assert next(one["data"] for one in reply["outputs"] if one["name"] == "source") == ["cloud"]

@@ -54,9 +54,11 @@ class Calls:
 
     async def parse(self, body: bytes, read: Callable[[bytes], T]) -> T:
         """What `read` makes of a body; in the thread, if that may take long."""
-        if len(body) < LARGE:
-            return read(body)
-        return await asyncio.get_running_loop().run_in_executor(self._parser, partial(read, body))
+        return read(body) if len(body) < LARGE else await self.aside(partial(read, body))
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """What `work` returns, in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._parser, work)
 
 
 def plain_body(headers: Mapping[bytes, bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,10 +17,11 @@ from edgeroute.core.texts import clean
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.members import member
 from edgeroute.edge.tensors import row_shape
-from edgeroute.errors import BadInput
+from edgeroute.errors import BadInput, ModelError
 from edgeroute.gateway.asked import missing
 from edgeroute.gateway.calls import LEFT, Calls, plain_body, unless_left
 from edgeroute.gateway.completions import REASON, confidence_of, headers_of
+from edgeroute.gateway.faults import AGAIN
 from edgeroute.gateway.options import options
 from edgeroute.gateway.routing import Routing
 from edgeroute.router.snapshot import Snapshot, edges_of
@@ -119,16 +119,19 @@ class Tensors:
         snapshot = self.routing.router.engine.snapshot
         if self._of[0] is not snapshot:
             models = [backend.model for _, backend in edges_of(snapshot)]
-            found = await asyncio.get_running_loop().run_in_executor(None, _inputs_of, models[0]) if models else ()
-            self._of = snapshot, found
+            try:
+                self._of = snapshot, await self.calls.aside(partial(_inputs_of, models[0])) if models else ()
+            except ModelError as e:
+                if not self._of[1]:  # else they are as before the policy was read again: the router answers without its edge
+                    raise HTTPException(503, f"what the edge takes is not known: {clean(e)}", AGAIN) from e
         if not self._of[1]:
             raise HTTPException(404, "this router takes no tensors by name, as far as its edge model says: chats are at /v1")
         return self._of[1]
 
 
 def _inputs_of(model: Any) -> tuple[TensorSpec, ...]:
-    """What the caller gives a model, with the axis that counts the rows in front; it is loaded for that."""
-    if (load := member(model, "load")) is not None:
+    """What the caller gives a model, with the axis that counts the rows in front; it is loaded once for that."""
+    if not member(model, "inputs") and (load := member(model, "load")) is not None:
         load()
     card: Card = member(model, "card") or Card()
     states = {one.input for one in card.state}

@@ -19,6 +19,10 @@ MODES = {0: "L", 1: "L", 3: "RGB", 4: "RGBA"}
 """Channels -> Pillow's mode; 0: an array without an axis for them."""
 MOST_PIXELS = 1 << 26
 """Of a picture that is decoded, or was resized."""
+MOST_SCANS = 100
+"""Of a JPEG: each of a progressive one's goes over the whole picture, and usual ones have ten."""
+MOST_FILES = 1024
+"""Files of one request, where the pictures' size is known; otherwise it is one."""
 DATATYPES = {"object": "BYTES", "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64"}
 """numpy dtype -> datatype of the Open Inference Protocol; those of integers are their names in capitals."""
 
@@ -164,6 +168,21 @@ def tensor(x: Array, one: dict[str, Any]) -> Array:
     return x
 
 
+def pictures(files: Array, picture: dict[str, Any]) -> Array:
+    """The files of pictures as uint8 [n, height, width(, channels)].
+
+    Raises:
+        BadInput: as `decoded`; none, or too many for one request; or they differ in size.
+    """
+    most = 1 if -1 in (picture["height"], picture["width"]) else MOST_FILES
+    if not 0 < files.size <= most:
+        raise BadInput(f"{files.size} pictures came: send 1 to {most} at a time")
+    made = [decoded(bytes(one), picture) for one in files.reshape(-1)]
+    if len({one.shape for one in made}) > 1:
+        raise BadInput("the pictures of one request differ in size: send one at a time")
+    return np.stack(made)
+
+
 def decoded(data: bytes, picture: dict[str, Any]) -> Array:
     """The file of a picture as uint8 [height, width(, channels)], turned the right way up, resized and cropped.
 
@@ -172,6 +191,8 @@ def decoded(data: bytes, picture: dict[str, Any]) -> Array:
     """
     from PIL import Image, ImageOps
 
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MOST_SCANS:  # within a scan no byte of 255 is followed by that
+        raise BadInput(f"a JPEG of more than {MOST_SCANS} scans, which takes too long")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         size = image.width * image.height

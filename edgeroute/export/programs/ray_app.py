@@ -7,9 +7,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from arms import arm_of, checked
-from by_card import BadInput, Model, Said, decoded
+from by_card import BadInput, Model, Said
+from by_card import pictures as decoded
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from oip import LENGTH, read, write
@@ -70,7 +70,7 @@ class Models:
         async def answer(feed: dict[str, Any]) -> Any:
             for name, array in feed.items():
                 if array.dtype == object and pictures[name] is not None:
-                    feed = {**feed, name: await asyncio.to_thread(_stacked, array, pictures[name])}
+                    feed = {**feed, name: await asyncio.to_thread(decoded, array, pictures[name])}
             return await run(feed)
 
         return answer
@@ -97,13 +97,6 @@ class Models:
 
 def _wrong(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:400]
-
-
-def _stacked(files: Any, picture: dict[str, Any]) -> Any:
-    made = [decoded(bytes(one), picture) for one in files.reshape(-1)]
-    if len({one.shape for one in made}) != 1:
-        raise BadInput("the pictures of one request differ in size, or there are none: send one at a time")
-    return np.stack(made)
 
 
 def _missing(name: str) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as triton
-from by_card import BadInput, Said, decoded, tensor
+from by_card import BadInput, Said, pictures, tensor
 
 FOLDER = Path(__file__).parent
 
@@ -42,7 +42,4 @@ class TritonPythonModel:
             return np.ascontiguousarray(tensor(given, one))
         if one["picture"] is None:
             return given
-        pictures = [decoded(bytes(data), one["picture"]) for data in given.reshape(-1)]
-        if len({picture.shape for picture in pictures}) > 1:
-            raise BadInput("the pictures of one request differ in size: send one at a time")
-        return np.stack(pictures)
+        return pictures(given, one["picture"])
