@@ -1,0 +1,325 @@
+"""A language model's cloud that fails, for edgeroute, LiteLLM's Router and pydantic-ai's FallbackModel: who loses an answer.
+
+`python benchmarks/chat_faults.py [CALLS] [FAULT ...]`: a new router for each fault, calls one after the other on asyncio. Every router has
+the same two servers on loopback, the cloud that fails and a local model behind OpenAI's API, and two seconds for an attempt,
+for a first token and from one token to the next. What each is told besides is what its own documentation says for a cloud
+with a local model to fall back to. Takes ten minutes, most of them with LiteLLM's own number of retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import cache, partial
+from importlib.metadata import version
+from typing import Any, NamedTuple, TypeAlias
+
+from edgeroute import AsyncRouter, LocalServer, OpenAIChat, Restart
+from edgeroute.testing import CannedServer, chat_events, http_reply
+
+TIMEOUT_S = 2.0
+"""Of an attempt, of the first token, and from one token to the next: the same for all."""
+CALLS = 10
+RETRY_AFTER_S = 5
+QUESTION = "Why is the sky blue?"
+CLOUD, LOCAL = [f"cloud{i} " for i in range(8)], [f"local{i} " for i in range(8)]
+WHOLE = {"".join(CLOUD): "cloud", "".join(LOCAL): "local"}
+FAULTS = {
+    "none": "",
+    "dead": "the port is closed",
+    "black hole": "the connection is taken, and no byte of a reply comes",
+    "stall": "the reply begins, and half of it never comes",
+    "429": f"too many requests, Retry-After: {RETRY_AFTER_S}",
+    "cut": "the connection closes in the middle of the reply",
+    "short": "the reply ends in the middle, properly, as a proxy ends it whose server has died",
+}
+
+
+class Got(NamedTuple):
+    """What the caller of one answer has."""
+
+    text: str
+    """What is on the screen in the end."""
+    told: bool = False
+    """An exception, or a mark on the answer, says that it is not whole."""
+
+
+Ask: TypeAlias = Callable[[bool], Awaitable[Got]]
+"""Whether as a stream -> one answer."""
+Subject: TypeAlias = Callable[[str, str], contextlib.AbstractAsyncContextManager[Ask]]
+"""URLs of the cloud and of the local model -> a router."""
+
+
+class Cell(NamedTuple):
+    """One router under one fault."""
+
+    by: Counter[str]
+    """Answers by what they are: `cloud`, `local`, `continued`, `cut`, `error`, `taken for whole`, `mixed`."""
+    times: list[float]
+    """Seconds of each call, to its end."""
+    connects: int
+    requests: int
+
+    @property
+    def lost(self) -> int:
+        """Answers that are not whole."""
+        return sum(n for kind, n in self.by.items() if kind not in ("cloud", "local", "continued"))
+
+
+# --- the servers
+
+
+def reply(request: bytes, words: list[str], half: bool = False) -> list[bytes]:
+    """Parts of a reply in chunks, a stream if it was asked for: head, body or half of it."""
+    stream = b'"stream":true' in request.replace(b" ", b"")
+    events = chat_events(words, usage=(9, len(words)), model="m")
+    if stream:
+        parts = [b"data: %s\n\n" % json.dumps(event).encode() for event in events] + [b"data: [DONE]\n\n"]
+    else:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop"}
+        whole = {**events[-1], "object": "chat.completion", "choices": [choice]}
+        parts = [f"{json.dumps(whole)} ".encode()[at : at + 40] for at in range(0, 4000, 40)]
+    kind = b"text/event-stream" if stream else b"application/json"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
+    parts = [part for part in parts if part]
+    return [head, *(b"%x\r\n%s\r\n" % (len(part), part) for part in parts[: len(parts) // 2 if half else None])]
+
+
+END = b"0\r\n\r\n"
+
+
+def local(request: bytes) -> list[bytes]:
+    """The local model. What it is given to go on from, as the beginning of its own answer, it continues."""
+    if b"GET" == request[:3]:
+        return [http_reply(json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())]
+    return [*reply(request, LOCAL), END]
+
+
+def faulty(fault: str, request: bytes) -> list[bytes | None] | bytes | None:
+    """The cloud."""
+    if fault == "none":
+        return [*reply(request, CLOUD), END]
+    if fault == "stall":
+        return [*reply(request, CLOUD, half=True), None]
+    if fault == "429":
+        error = {"error": {"message": "too many", "type": "requests", "code": "rate_limit_exceeded"}}
+        kind = ("Content-Type", "application/json")
+        return http_reply(json.dumps(error).encode(), status=429, headers=[kind, ("Retry-After", str(RETRY_AFTER_S))])
+    return [*reply(request, CLOUD, half=True), *([END] if fault == "short" else [])]
+
+
+@contextlib.contextmanager
+def cloud(fault: str) -> Iterator[tuple[int, Callable[[], int]]]:
+    """The port of a cloud with a fault, and how many requests have come to it."""
+    if fault == "dead":
+        with socket.socket() as taken:  # bound, so that nobody else has the port, and not listening
+            taken.bind(("127.0.0.1", 0))
+            yield taken.getsockname()[1], lambda: 0
+        return
+    canned = None if fault == "black hole" else partial(faulty, fault)
+    with CannedServer(canned, close=fault == "cut") as server:
+        yield server.port, lambda: sum(request.startswith(b"POST") for request in server.requests)
+
+
+@cache
+def connects() -> Counter[int]:
+    """Counts this process's connection attempts by port, also those that no server sees."""
+    found: Counter[int] = Counter()
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and isinstance(arguments[1], tuple):
+            found[arguments[1][1]] += 1
+
+    sys.addaudithook(hear)
+    return found
+
+
+# --- the routers
+
+
+@contextlib.asynccontextmanager
+async def ours(far: str, near: str, *, mode: str = "prefer_edge", restart: bool = False) -> AsyncIterator[Ask]:
+    """edgeroute; in its cascade the local model is never sure, so each call needs the cloud."""
+    edge = LocalServer(near, model="m", logprobs=False)
+    endpoint = OpenAIChat(far, model="m", timeout_s=TIMEOUT_S, between_s=TIMEOUT_S)
+    async with AsyncRouter(edge, endpoint, threshold=0.5, mode=mode) as router:
+
+        async def ask(stream: bool) -> Got:
+            if not stream:
+                answer = await router.infer(QUESTION)
+                return Got(answer.value, bool(answer.truncated))
+            text = ""
+            async with router.stream(QUESTION, restart=restart) as pieces:
+                async for piece in pieces:
+                    text = "" if isinstance(piece, Restart) else text + piece
+            return Got(text, bool(pieces.answer.truncated))
+
+        yield ask
+
+
+def litellm_routers() -> dict[str, Subject]:
+    """LiteLLM's Router: with a timeout and a fallback only, and with all that its documentation has for a single cloud.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # its import would download a list of prices
+    import litellm
+    from litellm.types.router import AllowedFailsPolicy
+
+    litellm.suppress_debug_info = True
+
+    @contextlib.asynccontextmanager
+    async def routed(far: str, near: str, **options: Any) -> AsyncIterator[Ask]:
+        at = {"model": "openai/m", "api_key": "none"}
+        models = [
+            {"model_name": "cloud", "litellm_params": {**at, "api_base": f"{far}/v1"}},
+            {"model_name": "local", "litellm_params": {**at, "api_base": near}, "model_info": {"supports_assistant_prefill": True}},
+        ]
+        limits = {"timeout": TIMEOUT_S, "stream_timeout": TIMEOUT_S}
+        router = litellm.Router(models, fallbacks=[{"cloud": ["local"]}], **limits, **options)
+        messages = [{"role": "user", "content": QUESTION}]
+
+        async def ask(stream: bool) -> Got:
+            if not stream:
+                choice = (await router.acompletion("cloud", messages)).choices[0]
+                return Got(choice.message.content, choice.finish_reason != "stop")
+            text, finish = "", None
+            try:
+                async for chunk in await router.acompletion("cloud", messages, stream=True):
+                    if chunk.choices:
+                        text += chunk.choices[0].delta.content or ""
+                        finish = chunk.choices[0].finish_reason or finish
+            except Exception as e:
+                raise Broken(text) from e
+            return Got(text, finish != "stop")
+
+        yield ask
+        router.discard()
+
+    kinds = ("Timeout", "RateLimit", "InternalServer", "ServiceUnavailable", "BadGateway")
+    allowed = AllowedFailsPolicy(**{f"{kind}ErrorAllowedFails": 2 for kind in kinds})
+    cooling: dict[str, Any] = {"num_retries": 0, "cooldown_time": 30, "allowed_fails_policy": allowed}
+    tuned = partial(routed, **cooling, enable_mid_stream_fallback_continuation=True)
+    return {"LiteLLM": routed, "LiteLLM, tuned": tuned}
+
+
+def pydantic_ai_models() -> dict[str, Subject]:
+    """pydantic-ai's FallbackModel behind an agent, without the client's own retries.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from openai import AsyncOpenAI
+    from pydantic_ai import Agent, ModelSettings
+    from pydantic_ai.models.fallback import FallbackModel
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    limits = ModelSettings(timeout=TIMEOUT_S, first_event_timeout=TIMEOUT_S)
+
+    @contextlib.asynccontextmanager
+    async def agent(far: str, near: str) -> AsyncIterator[Ask]:
+        async with AsyncOpenAI(base_url=f"{far}/v1", api_key="none", max_retries=0) as away:
+            async with AsyncOpenAI(base_url=near, api_key="none", max_retries=0) as here:
+                first = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=away), settings=limits)
+                then = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=here), settings=limits)
+                asked = Agent(FallbackModel(first, then))
+
+                async def ask(stream: bool) -> Got:
+                    if not stream:
+                        result = await asked.run(QUESTION)
+                        return Got(result.output, result.response.state != "complete")
+                    text = ""
+                    try:
+                        async with asked.run_stream(QUESTION) as streamed:
+                            async for piece in streamed.stream_text(delta=True, debounce_by=None):
+                                text += piece
+                    except Exception as e:
+                        raise Broken(text) from e
+                    return Got(text, streamed.response.state != "complete")
+
+                yield ask
+
+    return {"pydantic-ai": agent}
+
+
+class Broken(Exception):
+    """A stream that ended with an exception, and what was shown of it."""
+
+
+# --- the table
+
+
+def kind(got: Got) -> str:
+    """What an answer without an exception is."""
+    if got.text in WHOLE:
+        return WHOLE[got.text]
+    if got.text.endswith("".join(LOCAL)):
+        return "continued" if not got.told else "mixed"
+    return "cut" if got.told else "taken for whole"
+
+
+async def tried(fault: str, subject: Subject, stream: bool, calls: int, near: str) -> Cell:
+    """One router, new, under one fault."""
+    by: Counter[str] = Counter()
+    times = []
+    with cloud(fault) as (port, requests):
+        before = connects()[port]
+        async with subject(f"http://127.0.0.1:{port}", near) as ask:
+            for _ in range(calls):
+                begun = time.perf_counter()
+                try:
+                    by[kind(await ask(stream))] += 1
+                except Broken as e:
+                    by["cut" if e.args[0] else "error"] += 1
+                    print(f"{fault}: {e.__cause__!r:.300}", file=sys.stderr)
+                except Exception as e:  # noqa: BLE001 - whatever it is, there was no answer, and the table shows it
+                    by["error"] += 1
+                    print(f"{fault}: {e!r:.300}", file=sys.stderr)
+                times.append(time.perf_counter() - begun)
+            return Cell(by, times, connects()[port] - before, requests())
+
+
+def subjects() -> dict[str, Subject]:
+    """The routers that are installed here."""
+    found: dict[str, Subject] = {
+        "edgeroute": ours,
+        "edgeroute, prefer_cloud": partial(ours, mode="prefer_cloud", restart=True),
+    }
+    for peers in (litellm_routers, pydantic_ai_models):
+        try:
+            found |= peers()
+        except ImportError as e:
+            print(f"without {peers.__name__}: {e} (pip install --group bench)", file=sys.stderr)
+    return found
+
+
+def main(calls: int, faults: list[str]) -> None:
+    """Prints the table of answers and that of streams."""
+    routers = subjects()
+    with CannedServer(local) as near:
+        for stream in (False, True):
+            for subject in routers.values():  # warm-up: imports at the first call and first failure
+                for fault in ("none", "dead"):
+                    asyncio.run(tried(fault, subject, stream, 1, f"{near.url}/v1"))
+            print(f"\n{'streams' if stream else 'answers'}\n")
+            print("| fault | router | answers | lost | p50 | max | connects | requests |", "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", sep="\n")
+            for fault in faults:
+                for name, subject in routers.items():
+                    cell = asyncio.run(tried(fault, subject, stream, calls, f"{near.url}/v1"))
+                    by = ", ".join(f"{n} {what}" for what, n in cell.by.items())
+                    p50, most = statistics.median(cell.times), max(cell.times)
+                    print(f"| {fault} | {name} | {by} | {cell.lost} | {p50:.3f} s | {most:.3f} s | {cell.connects} | {cell.requests} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS, sys.argv[2:] or list(FAULTS))
