@@ -1,9 +1,9 @@
 """A language model's cloud that fails, for edgeroute, LiteLLM's Router and pydantic-ai's FallbackModel: who loses an answer.
 
-`python benchmarks/chat_faults.py [CALLS] [FAULT ...]`: a new router for each fault, calls one after the other on asyncio. Every router has
-the same two servers on loopback, the cloud that fails and a local model behind OpenAI's API, and two seconds for an attempt,
-for a first token and from one token to the next. What each is told besides is what its own documentation says for a cloud
-with a local model to fall back to. Takes ten minutes, most of them with LiteLLM's own number of retries.
+`python benchmarks/chat_faults.py [CALLS] [FAULT ...]`: a new router for each fault, calls one after the other on asyncio.
+Every router has the same two servers on loopback, the cloud that fails and a local model behind OpenAI's API, and two seconds
+for an attempt, for a first token and from one token to the next. What each is told besides is what its own documentation says
+for a cloud with a local model to fall back to. Takes a quarter of an hour, most of it waiting for LiteLLM's own retries.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import platform
 import socket
 import statistics
 import sys
@@ -19,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeAlias
 
 from edgeroute import AsyncRouter, LocalServer, OpenAIChat, Restart
@@ -28,9 +29,10 @@ from edgeroute.testing import CannedServer, chat_events, http_reply
 TIMEOUT_S = 2.0
 """Of an attempt, of the first token, and from one token to the next: the same for all."""
 CALLS = 10
-RETRY_AFTER_S = 5
+RETRY_AFTER_S = 2
 QUESTION = "Why is the sky blue?"
-CLOUD, LOCAL = [f"cloud{i} " for i in range(8)], [f"local{i} " for i in range(8)]
+CLOUD, LOCAL, MORE = ([f"{side}{i} " for i in range(8)] for side in ("cloud", "local", "more"))
+"""The words of the cloud, of the local model, and of the local model that goes on from the cloud's."""
 WHOLE = {"".join(CLOUD): "cloud", "".join(LOCAL): "local"}
 FAULTS = {
     "none": "",
@@ -49,9 +51,13 @@ class Got(NamedTuple):
     text: str
     """What is on the screen in the end."""
     told: bool = False
-    """An exception, or a mark on the answer, says that it is not whole."""
+    """Something on the answer says that it is not whole."""
+    restarted: bool = False
+    """The caller was told to take back what had been shown."""
 
 
+LOST = ("error", "cut", "cut unsaid", "twice")
+"""Kinds of answers that are not whole: none at all, a beginning that says so or does not, and the texts of both."""
 Ask: TypeAlias = Callable[[bool], Awaitable[Got]]
 """Whether as a stream -> one answer."""
 Subject: TypeAlias = Callable[[str, str], contextlib.AbstractAsyncContextManager[Ask]]
@@ -62,7 +68,7 @@ class Cell(NamedTuple):
     """One router under one fault."""
 
     by: Counter[str]
-    """Answers by what they are: `cloud`, `local`, `continued`, `cut`, `error`, `taken for whole`, `mixed`."""
+    """Answers by what they are, as `kind` names them, or `error`."""
     times: list[float]
     """Seconds of each call, to its end."""
     connects: int
@@ -71,7 +77,7 @@ class Cell(NamedTuple):
     @property
     def lost(self) -> int:
         """Answers that are not whole."""
-        return sum(n for kind, n in self.by.items() if kind not in ("cloud", "local", "continued"))
+        return sum(n for what, n in self.by.items() if what in LOST)
 
 
 # --- the servers
@@ -79,17 +85,17 @@ class Cell(NamedTuple):
 
 def reply(request: bytes, words: list[str], half: bool = False) -> list[bytes]:
     """Parts of a reply in chunks, a stream if it was asked for: head, body or half of it."""
-    stream = b'"stream":true' in request.replace(b" ", b"")
+    stream = json.loads(request.partition(b"\r\n\r\n")[2]).get("stream")
     events = chat_events(words, usage=(9, len(words)), model="m")
     if stream:
         parts = [b"data: %s\n\n" % json.dumps(event).encode() for event in events] + [b"data: [DONE]\n\n"]
     else:
         choice = {"index": 0, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop"}
         whole = {**events[-1], "object": "chat.completion", "choices": [choice]}
-        parts = [f"{json.dumps(whole)} ".encode()[at : at + 40] for at in range(0, 4000, 40)]
+        text = json.dumps(whole).encode()
+        parts = [text[at : at + 40] for at in range(0, len(text), 40)]
     kind = b"text/event-stream" if stream else b"application/json"
     head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n" % kind
-    parts = [part for part in parts if part]
     return [head, *(b"%x\r\n%s\r\n" % (len(part), part) for part in parts[: len(parts) // 2 if half else None])]
 
 
@@ -98,9 +104,10 @@ END = b"0\r\n\r\n"
 
 def local(request: bytes) -> list[bytes]:
     """The local model. What it is given to go on from, as the beginning of its own answer, it continues."""
-    if b"GET" == request[:3]:
+    if request.startswith(b"GET"):
         return [http_reply(json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())]
-    return [*reply(request, LOCAL), END]
+    last = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][-1]
+    return [*reply(request, MORE if last["role"] == "assistant" else LOCAL), END]
 
 
 def faulty(fault: str, request: bytes) -> list[bytes | None] | bytes | None:
@@ -156,13 +163,20 @@ async def ours(far: str, near: str, *, mode: str = "prefer_edge", restart: bool 
             if not stream:
                 answer = await router.infer(QUESTION)
                 return Got(answer.value, bool(answer.truncated))
-            text = ""
+            text, restarted = "", False
             async with router.stream(QUESTION, restart=restart) as pieces:
                 async for piece in pieces:
-                    text = "" if isinstance(piece, Restart) else text + piece
-            return Got(text, bool(pieces.answer.truncated))
+                    if isinstance(piece, Restart):
+                        text, restarted = "", True
+                    else:
+                        text += piece
+            return Got(text, bool(pieces.answer.truncated), restarted)
 
         yield ask
+
+
+PREFILL = {"supports_assistant_prefill": True}
+"""llama-server and vLLM go on from the beginning of an answer, so LiteLLM may let them."""
 
 
 def litellm_routers() -> dict[str, Subject]:
@@ -182,7 +196,7 @@ def litellm_routers() -> dict[str, Subject]:
         at = {"model": "openai/m", "api_key": "none"}
         models = [
             {"model_name": "cloud", "litellm_params": {**at, "api_base": f"{far}/v1"}},
-            {"model_name": "local", "litellm_params": {**at, "api_base": near}, "model_info": {"supports_assistant_prefill": True}},
+            {"model_name": "local", "litellm_params": {**at, "api_base": near}, "model_info": PREFILL},
         ]
         limits = {"timeout": TIMEOUT_S, "stream_timeout": TIMEOUT_S}
         router = litellm.Router(models, fallbacks=[{"cloud": ["local"]}], **limits, **options)
@@ -203,7 +217,7 @@ def litellm_routers() -> dict[str, Subject]:
             return Got(text, finish != "stop")
 
         yield ask
-        router.discard()
+        router.retire()
 
     kinds = ("Timeout", "RateLimit", "InternalServer", "ServiceUnavailable", "BadGateway")
     allowed = AllowedFailsPolicy(**{f"{kind}ErrorAllowedFails": 2 for kind in kinds})
@@ -222,32 +236,41 @@ def pydantic_ai_models() -> dict[str, Subject]:
     from pydantic_ai import Agent, ModelSettings
     from pydantic_ai.models.fallback import FallbackModel
     from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.profiles.openai import OpenAIModelProfile
     from pydantic_ai.providers.openai import OpenAIProvider
+
+    def cut(response: Any) -> bool:
+        return response.state != "complete" or response.finish_reason != "stop"
 
     limits = ModelSettings(timeout=TIMEOUT_S, first_event_timeout=TIMEOUT_S)
 
+    strict = OpenAIModelProfile(openai_chat_streaming_requires_finish_reason=True)  # else one without ends in "stop"
+
     @contextlib.asynccontextmanager
     async def agent(far: str, near: str) -> AsyncIterator[Ask]:
-        async with AsyncOpenAI(base_url=f"{far}/v1", api_key="none", max_retries=0) as away:
-            async with AsyncOpenAI(base_url=near, api_key="none", max_retries=0) as here:
-                first = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=away), settings=limits)
-                then = OpenAIChatModel("m", provider=OpenAIProvider(openai_client=here), settings=limits)
-                asked = Agent(FallbackModel(first, then))
+        async with contextlib.AsyncExitStack() as open_clients:
+            models = []
+            for url in (f"{far}/v1", near):
+                client = await open_clients.enter_async_context(AsyncOpenAI(base_url=url, api_key="none", max_retries=0))
+                models.append(
+                    OpenAIChatModel("m", provider=OpenAIProvider(openai_client=client), profile=strict, settings=limits)
+                )
+            asked = Agent(FallbackModel(*models))
 
-                async def ask(stream: bool) -> Got:
-                    if not stream:
-                        result = await asked.run(QUESTION)
-                        return Got(result.output, result.response.state != "complete")
-                    text = ""
-                    try:
-                        async with asked.run_stream(QUESTION) as streamed:
-                            async for piece in streamed.stream_text(delta=True, debounce_by=None):
-                                text += piece
-                    except Exception as e:
-                        raise Broken(text) from e
-                    return Got(text, streamed.response.state != "complete")
+            async def ask(stream: bool) -> Got:
+                if not stream:
+                    result = await asked.run(QUESTION)
+                    return Got(result.output, cut(result.response))
+                text = ""
+                try:
+                    async with asked.run_stream(QUESTION) as streamed:
+                        async for piece in streamed.stream_text(delta=True, debounce_by=None):
+                            text += piece
+                except Exception as e:
+                    raise Broken(text) from e
+                return Got(text, cut(streamed.response))
 
-                yield ask
+            yield ask
 
     return {"pydantic-ai": agent}
 
@@ -260,12 +283,13 @@ class Broken(Exception):
 
 
 def kind(got: Got) -> str:
-    """What an answer without an exception is."""
+    """What an answer is: whose, or that it is not whole."""
     if got.text in WHOLE:
-        return WHOLE[got.text]
-    if got.text.endswith("".join(LOCAL)):
-        return "continued" if not got.told else "mixed"
-    return "cut" if got.told else "taken for whole"
+        return f"{WHOLE[got.text]} after a restart" if got.restarted else WHOLE[got.text]
+    for words, what in ((MORE, "continued"), (LOCAL, "twice")):
+        if got.text.endswith("".join(words)):
+            return what
+    return "cut" if got.told else "cut unsaid"
 
 
 async def tried(fault: str, subject: Subject, stream: bool, calls: int, near: str) -> Cell:
@@ -293,33 +317,67 @@ def subjects() -> dict[str, Subject]:
     """The routers that are installed here."""
     found: dict[str, Subject] = {
         "edgeroute": ours,
-        "edgeroute, prefer_cloud": partial(ours, mode="prefer_cloud", restart=True),
+        "edgeroute, restart": partial(ours, restart=True),
+        "edgeroute, prefer_cloud, restart": partial(ours, mode="prefer_cloud", restart=True),
     }
     for peers in (litellm_routers, pydantic_ai_models):
-        try:
-            found |= peers()
-        except ImportError as e:
-            print(f"without {peers.__name__}: {e} (pip install --group bench)", file=sys.stderr)
+        found |= installed(peers)
     return found
 
 
-def main(calls: int, faults: list[str]) -> None:
-    """Prints the table of answers and that of streams."""
+def installed(peers: Callable[[], dict[str, Subject]]) -> dict[str, Subject]:
+    """Routers of a library; none, and why, where it is missing."""
+    try:
+        return peers()
+    except ImportError as e:
+        print(f"without {peers.__name__}: {e}: pip install --group bench", file=sys.stderr)
+        return {}
+
+
+def machine() -> str:
+    """What ran here, and when."""
+    peers = []
+    for name in ("litellm", "pydantic-ai-slim", "openai"):
+        with contextlib.suppress(PackageNotFoundError):
+            peers.append(f"{name} {version(name)}")
+    about = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    return ", ".join([*peers, about])
+
+
+def short(cells: dict[tuple[str, str], Cell], faults: list[str], routers: list[str]) -> str:
+    """A row for each fault, a column for each router."""
+    lines = [f"| fault | {' | '.join(routers)} |", f"| --- |{' ---: |' * len(routers)}"]
+    for fault in faults:
+        row = [fault]
+        for name in routers:
+            cell = cells[fault, name]
+            row.append(
+                f"{cell.lost}, {statistics.median(cell.times):.2f} s, {max(cell.times):.2f} s, {cell.connects}/{cell.requests}"
+            )
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+async def main(calls: int, faults: list[str]) -> None:
+    """Prints the table of answers and that of streams, each whole and as one row for a fault."""
     routers = subjects()
     with CannedServer(local) as near:
         for stream in (False, True):
-            for subject in routers.values():  # warm-up: imports at the first call and first failure
-                for fault in ("none", "dead"):
-                    asyncio.run(tried(fault, subject, stream, 1, f"{near.url}/v1"))
-            print(f"\n{'streams' if stream else 'answers'}\n")
-            print("| fault | router | answers | lost | p50 | max | connects | requests |", "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", sep="\n")
+            for fault in ("none", "dead"):  # warm-up: imports at the first call and first failure
+                for subject in routers.values():
+                    await tried(fault, subject, stream, 1, f"{near.url}/v1")
+            cells = dict[tuple[str, str], Cell]()
+            print(f"\n{'Streams' if stream else 'Answers'}, {calls} calls a fault; {machine()}\n")
+            print("| fault | router | answers | lost | p50 | max | connects | requests |")
+            print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
             for fault in faults:
                 for name, subject in routers.items():
-                    cell = asyncio.run(tried(fault, subject, stream, calls, f"{near.url}/v1"))
+                    cell = cells[fault, name] = await tried(fault, subject, stream, calls, f"{near.url}/v1")
                     by = ", ".join(f"{n} {what}" for what, n in cell.by.items())
-                    p50, most = statistics.median(cell.times), max(cell.times)
-                    print(f"| {fault} | {name} | {by} | {cell.lost} | {p50:.3f} s | {most:.3f} s | {cell.connects} | {cell.requests} |", flush=True)
+                    times = f"{statistics.median(cell.times):.3f} s | {max(cell.times):.3f} s"
+                    print(f"| {fault} | {name} | {by} | {cell.lost} | {times} | {cell.connects} | {cell.requests} |", flush=True)
+            print(f"\nlost, p50, max, connects/requests:\n\n{short(cells, faults, [*routers])}", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS, sys.argv[2:] or list(FAULTS))
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else CALLS, sys.argv[2:] or list(FAULTS)))
