@@ -97,7 +97,7 @@ class Relay(Listener):
 
         taking = asyncio.ensure_future(take())
         try:
-            passed = 0
+            passed, clear = 0, 0.0
             while True:
                 due, data = await under_way.get()
                 await asyncio.sleep(due - monotonic())
@@ -107,20 +107,25 @@ class Relay(Listener):
                 if not data:
                     writer.write_eof()
                     return
-                passed += await self._pass(data, writer, passed, down=down)
+                clear = await self._pass(data, writer, passed, max(clear, due), down=down)
+                passed += len(data)
         finally:
             taking.cancel()
 
-    async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, *, down: bool) -> int:
-        """Forwards the data that the faults let through -> bytes consumed."""
-        reset_after = self.reset_after  # read once: another thread may change it at any time
+    async def _pass(self, data: bytes, writer: asyncio.StreamWriter, passed: int, clear: float, *, down: bool) -> float:
+        """Forwards the data that the faults let through, on a line that is clear from `clear` on -> when it is again.
+
+        By the clock: a sleep that ends late delays nothing after it.
+        """
+        reset_after, throttle = self.reset_after, self.throttle  # read once: another thread may change them at any time
         ends = [n for n in (self.truncate_after, reset_after) if down and n is not None]
         allowed = data if not ends else data[: max(0, min(ends) - passed)]
-        step = PIECE if self.throttle is None else max(1, int(self.throttle / 50))
+        step = PIECE if throttle is None else max(1, int(throttle / 50))
         for start in range(0, 0 if self.black_hole else len(allowed), step):
             piece = allowed[start : start + step]
-            if self.throttle is not None:
-                await asyncio.sleep(len(piece) / self.throttle)
+            if throttle is not None:
+                clear += len(piece) / throttle
+                await asyncio.sleep(clear - monotonic())
             writer.write(piece)
             await writer.drain()
             if down:
@@ -133,7 +138,7 @@ class Relay(Listener):
             else:
                 await finish(writer)
             raise ConnectionAbortedError
-        return len(data)
+        return clear
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,59 @@
+"""The relay with link faults that tests and benchmarks measure with: its throttle is a link of that many bytes a second."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from time import monotonic
+from types import SimpleNamespace
+
+import pytest
+
+from edgeroute.testing import CannedServer, Relay, http_reply, relay
+
+LATE_S = 0.005
+
+
+class Sink:
+    """A writer that takes everything at once."""
+
+    def __init__(self):
+        self.taken = b""
+
+    def write(self, data):
+        """Takes them."""
+        self.taken += data
+
+    async def drain(self):
+        """Nothing waits."""
+
+
+def test_a_sleep_that_ends_late_delays_nothing_after_it(monkeypatch):
+    """On a busy machine each sleep of sixty is late, and the last byte once: else a link would be the slower the more it carries."""
+    now, sink = 0.0, Sink()
+
+    async def sleep(seconds):
+        nonlocal now
+        now += max(0.0, seconds) + LATE_S
+
+    with Relay("127.0.0.1", 1) as link:
+        link.throttle = 1e6
+        monkeypatch.setattr(relay, "asyncio", SimpleNamespace(sleep=sleep))
+        monkeypatch.setattr(relay, "monotonic", lambda: now)
+        clear = asyncio.run(link._pass(b"x" * 1_200_000, sink, 0, 0.0, down=False))
+    assert (len(sink.taken), link.bytes_up) == (1_200_000, 1_200_000)
+    assert clear == pytest.approx(1.2)
+    assert 1.2 <= now <= 1.2 + 2 * LATE_S
+
+
+def test_bytes_take_their_time_in_each_direction():
+    """100 KB there and 100 KB back, at 1 MB a second, take no less than 200 ms, whatever the pieces."""
+    body = b"x" * 100_000
+    with CannedServer(http_reply(body)) as server, Relay("127.0.0.1", server.port) as link:
+        link.throttle = 1e6
+        with socket.create_connection(("127.0.0.1", link.port), timeout=30) as client:
+            begun, got = monotonic(), 0
+            client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + body)
+            while got < len(body):
+                got += len(client.recv(1 << 16))
+            assert monotonic() - begun >= 0.2
