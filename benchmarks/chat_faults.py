@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, TypeAlias
 
 from edgeroute import AsyncRouter, LocalServer, OpenAIChat, Restart
+from edgeroute.core.policy import PolicyMode
 from edgeroute.testing import CannedServer, chat_events, http_reply
 
 TIMEOUT_S = 2.0
@@ -153,7 +154,7 @@ def connects() -> Counter[int]:
 
 
 @contextlib.asynccontextmanager
-async def ours(far: str, near: str, *, mode: str = "prefer_edge", restart: bool = False) -> AsyncIterator[Ask]:
+async def ours(far: str, near: str, *, mode: PolicyMode = "prefer_edge", restart: bool = False) -> AsyncIterator[Ask]:
     """edgeroute; in its cascade the local model is never sure, so each call needs the cloud."""
     edge = LocalServer(near, model="m", logprobs=False)
     endpoint = OpenAIChat(far, model="m", timeout_s=TIMEOUT_S, between_s=TIMEOUT_S)
@@ -170,7 +171,8 @@ async def ours(far: str, near: str, *, mode: str = "prefer_edge", restart: bool 
                         text, restarted = "", True
                     else:
                         text += piece
-            return Got(text, bool(pieces.answer.truncated), restarted)
+            whole = pieces.answer
+            return Got(text, whole is None or bool(whole.truncated), restarted)
 
         yield ask
 
@@ -240,7 +242,7 @@ def pydantic_ai_models() -> dict[str, Subject]:
     from pydantic_ai.providers.openai import OpenAIProvider
 
     def cut(response: Any) -> bool:
-        return response.state != "complete" or response.finish_reason != "stop"
+        return (response.state, response.finish_reason) != ("complete", "stop")
 
     limits = ModelSettings(timeout=TIMEOUT_S, first_event_timeout=TIMEOUT_S)
 
@@ -313,16 +315,17 @@ async def tried(fault: str, subject: Subject, stream: bool, calls: int, near: st
             return Cell(by, times, connects()[port] - before, requests())
 
 
-def subjects() -> dict[str, Subject]:
-    """The routers that are installed here."""
-    found: dict[str, Subject] = {
+def subjects() -> tuple[dict[str, Subject], dict[str, Subject]]:
+    """The routers that are installed here: for answers, and for streams, where edgeroute has one option more."""
+    peers = installed(litellm_routers) | installed(pydantic_ai_models)
+    far_first = partial(ours, mode="prefer_cloud", restart=True)
+    answers: dict[str, Subject] = {"edgeroute": ours, "edgeroute, prefer_cloud": far_first}
+    streams: dict[str, Subject] = {
         "edgeroute": ours,
         "edgeroute, restart": partial(ours, restart=True),
-        "edgeroute, prefer_cloud, restart": partial(ours, mode="prefer_cloud", restart=True),
+        "edgeroute, prefer_cloud, restart": far_first,
     }
-    for peers in (litellm_routers, pydantic_ai_models):
-        found |= installed(peers)
-    return found
+    return answers | peers, streams | peers
 
 
 def installed(peers: Callable[[], dict[str, Subject]]) -> dict[str, Subject]:
@@ -351,28 +354,26 @@ def short(cells: dict[tuple[str, str], Cell], faults: list[str], routers: list[s
         row = [fault]
         for name in routers:
             cell = cells[fault, name]
-            row.append(
-                f"{cell.lost}, {statistics.median(cell.times):.2f} s, {max(cell.times):.2f} s, {cell.connects}/{cell.requests}"
-            )
+            times = f"{statistics.median(cell.times) * 1e3:.0f} ms, {max(cell.times) * 1e3:.0f} ms"
+            row.append(f"{cell.lost}, {times}, {cell.connects}/{cell.requests}")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
 async def main(calls: int, faults: list[str]) -> None:
     """Prints the table of answers and that of streams, each whole and as one row for a fault."""
-    routers = subjects()
     with CannedServer(local) as near:
-        for stream in (False, True):
+        for stream, routers in enumerate(subjects()):
             for fault in ("none", "dead"):  # warm-up: imports at the first call and first failure
                 for subject in routers.values():
-                    await tried(fault, subject, stream, 1, f"{near.url}/v1")
+                    await tried(fault, subject, bool(stream), 1, f"{near.url}/v1")
             cells = dict[tuple[str, str], Cell]()
             print(f"\n{'Streams' if stream else 'Answers'}, {calls} calls a fault; {machine()}\n")
             print("| fault | router | answers | lost | p50 | max | connects | requests |")
             print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
             for fault in faults:
                 for name, subject in routers.items():
-                    cell = cells[fault, name] = await tried(fault, subject, stream, calls, f"{near.url}/v1")
+                    cell = cells[fault, name] = await tried(fault, subject, bool(stream), calls, f"{near.url}/v1")
                     by = ", ".join(f"{n} {what}" for what, n in cell.by.items())
                     times = f"{statistics.median(cell.times):.3f} s | {max(cell.times):.3f} s"
                     print(f"| {fault} | {name} | {by} | {cell.lost} | {times} | {cell.connects} | {cell.requests} |", flush=True)
