@@ -101,18 +101,21 @@ def reply(request: bytes, words: list[str], half: bool = False) -> list[bytes]:
 
 
 END = b"0\r\n\r\n"
+MODELS = http_reply(json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())
 
 
 def local(request: bytes) -> list[bytes]:
     """The local model. What it is given to go on from, as the beginning of its own answer, it continues."""
     if request.startswith(b"GET"):
-        return [http_reply(json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())]
+        return [MODELS]
     last = json.loads(request.partition(b"\r\n\r\n")[2])["messages"][-1]
     return [*reply(request, MORE if last["role"] == "assistant" else LOCAL), END]
 
 
 def faulty(fault: str, request: bytes) -> list[bytes | None] | bytes | None:
-    """The cloud."""
+    """The cloud. A probe for its models, which carries nothing of a user, is answered by all that answer."""
+    if request.startswith(b"GET"):
+        return MODELS
     if fault == "none":
         return [*reply(request, CLOUD), END]
     if fault == "stall":
