@@ -1,13 +1,15 @@
-"""Measures all figures, each beside its baseline: `make bench`. Then two slower tables."""
+"""Measures all figures, each beside its baseline: `make bench`. Then three slower tables."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 
 import calibration
 import callers
+import chat_faults
 import cloud
 import faults
 import fleet
@@ -16,6 +18,7 @@ import guard
 import llama
 import openai_path
 import overhead
+import payloads
 import replay
 import sensors
 import startup
@@ -43,8 +46,9 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
-    first += [*llama.figures(), *openai_path.figures(), *gateway.figures()]
+    first += [*llama.figures(), *openai_path.figures(), *gateway.figures(), *payloads.figures()]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)
-    print("", faults.comparison(), sep="\n")
+    print("", faults.comparison(), sep="\n", flush=True)
+    asyncio.run(chat_faults.main(chat_faults.CALLS, list(chat_faults.FAULTS)))
