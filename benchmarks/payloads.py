@@ -1,7 +1,7 @@
 """One picture of 224 x 224 over a link of 50 ms and 20 Mbit/s, by codec: bytes, time, and what a codec costs in accuracy.
 
-The picture is a mosaic of the shipped sample, in colour planes that are alike; the link is `edgeroute.testing.Relay`; the server is
-`edgeroute serve` in a process of its own. Accuracy is that of the shipped cloud model on the sample's 1,000 pictures.
+The picture is a mosaic of the shipped sample, in colour planes that are alike; the link is `edgeroute.testing.Relay`, which has no slow
+start; the server is `edgeroute serve` in a process of its own. Accuracy is that of the shipped cloud model on the sample's 1,000 pictures.
 """
 
 from __future__ import annotations
