@@ -180,6 +180,12 @@ class Spent(NamedTuple):
     received_bytes: int
     usd: float
     joules: float
+    codec: str = ""
+    """Which rung of a ladder of codecs the inputs were sent by; empty: there is no ladder."""
+
+    def told(self) -> dict[str, Any]:
+        """As traces have it."""
+        return {name: value for name, value in self._asdict().items() if name != "codec" or value}
 
 
 class Recorded(Protocol):
@@ -289,7 +295,7 @@ class Answer(Generic[V]):
         if type(plan) is _Told:
             told = dict(plan.trace)
         elif type(plan) is Plan and outcome is not None:
-            costs = {leg: cost._asdict() for leg, cost in (self._costs or {}).items()}
+            costs = {leg: cost.told() for leg, cost in (self._costs or {}).items()}
             told = explain.trace(plan, outcome, self.id, costs)
         else:
             return {

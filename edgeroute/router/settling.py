@@ -1,8 +1,9 @@
-"""After a walk: what its calls have cost is stored, what failed is logged; and which thresholds are in force."""
+"""After a walk: its costs are stored, failures logged, and what audits may compare is told; and which thresholds are in force."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.walk import Outcome
@@ -39,6 +40,19 @@ def log_failures(request: Request, outcome: Outcome) -> None:
                 backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
             else:
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
+
+
+def unlike(legs: LegExecutor | None, request: Request) -> Collection[int]:
+    """The clouds that were asked otherwise than `calibrate` asks them: without the edge's answer, or above a ladder's floor."""
+    found = set[int]()
+    if legs is None:
+        return found
+    for leg, exchange in legs.exchanges.items():
+        backend: Any = legs.backends[legs.plan.legs[leg].target]
+        untold = legs.edge is not None and backend.sends_edge and legs.edge.untold(request.id, leg)
+        if untold or (exchange.codec and backend.above_floor(exchange.codec)):
+            found.add(leg)
+    return found
 
 
 def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:
