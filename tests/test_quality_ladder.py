@@ -181,6 +181,27 @@ def test_certificates_and_the_cache_are_bound_to_the_ladder():
     assert found[str(RUNGS)][0] == "OpenInference:ladder:png>jpeg:90>jpeg:10"
 
 
+@BOTH
+def test_a_link_that_became_slow_is_not_believed(kind):
+    """Whatever was predicted: after a call that was late by one rung the next one goes by a lower one."""
+    gate = threading.Event()
+
+    def stuck(request):
+        sent = media(request)
+        return None if sent is not None and sent[0] == "image/png" else answered(request)
+
+    with CannedServer(stuck) as server, kind(unsure, cloud(server.url), threshold=0.5) as router:
+        router.infer(PICTURE, deadline=LONG)
+        measured(router, 1e9)
+        (backend,) = router.engine.snapshot.clouds
+        answer = router.infer(PICTURE, deadline=0.5)
+        assert answer.degraded
+        while not backend.endpoint.payload.best():  # the call ends once its connection is cut
+            gate.wait(0.001)
+        answer = router.infer(PICTURE, deadline=LONG)
+        assert (answer.source, rung_of(answer)) == ("cloud", "jpeg:90")
+
+
 class Rung:
     """A codec of tensors that makes so many bytes of each, and counts."""
 

@@ -17,6 +17,7 @@ from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from typing_extensions import Self
@@ -86,9 +87,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd", "_took_s",
-        "_unpaid", "_until", "begun", "codec", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent",
-        "slot", "thread", "usd", "wanted_by",
+        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd",
+        "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "ended", "failure", "identity", "late",
+        "received", "rule", "sent", "slot", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -111,6 +112,8 @@ class Exchange:
         """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
         self.codec = ""
         """The rung of a ladder by which its inputs are encoded; empty: there is no ladder."""
+        self.ended: Callable[..., object] | None = None
+        """Called at the end with `late=`, whether its answer came by `wanted_by`; not if it failed before."""
         self._tokens_usd = 0.0
         """Booked for the tokens of the attempt under way, before they are counted."""
         self._open = self.late = False
@@ -128,6 +131,10 @@ class Exchange:
             error = self.failure
         if self._paid:
             self._give_back()
+        if self.ended is not None and self.wanted_by > -INF:
+            late = monotonic() >= self.wanted_by
+            if late or error is None:
+                self.ended(late=late)
         if error is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s, self._moved)
         elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably

@@ -15,7 +15,7 @@ from edgeroute.cloud.replies import ReplyReader
 from edgeroute.cloud.rows import Rows
 from edgeroute.confidence.scores import Score
 from edgeroute.core.ladder import pick
-from edgeroute.core.policy import Side, Terms
+from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.imports import imported
@@ -62,12 +62,15 @@ class HttpBackend(AbandonedRuns):
             return self.endpoint.pack(inputs)  # type: ignore[no-any-return]
         link, wanted_by = self.guard.rules.link, exchange.wanted_by
 
+        best = 0 if wanted_by == INF else ladder.best()
+
         def choose(sizes: Sequence[float]) -> int:
-            return pick([link.predicted_s(size) for size in sizes], wanted_by - monotonic())
+            return pick([link.predicted_s(size) for size in sizes], wanted_by - monotonic(), best)
 
         made: list[Any] = self.endpoint.pack(inputs, choose)
         (first, *_), _ = apart(made)
         exchange.codec = getattr(first, "by", "") or ladder.floor.name
+        exchange.ended = partial(ladder.ended, ladder.index(exchange.codec))
         return made
 
     def above_floor(self, codec: str) -> bool:

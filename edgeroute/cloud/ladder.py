@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeroute.cloud.codecs import Codec, Coded, codec_of
+from edgeroute.core.ladder import Ceiling
 from edgeroute.edge.tensors import Array
 from edgeroute.errors import BadInput, PolicyError
 
@@ -37,6 +38,7 @@ class Ladder:
         self.name = f"ladder:{'>'.join(names)}"
         self._shares = [0.0] * len(names)
         """Bytes that each rung makes of a byte, a decaying mean; 0: not known, so it is tried."""
+        self._ceiling = Ceiling()
 
     def encode(self, x: Array) -> Coded:
         """One input, by the floor."""
@@ -73,6 +75,14 @@ class Ladder:
             size = sum(one.data.nbytes if not isinstance(one.data, bytes) else len(one.data) for one in made[i])
             sizes[i], share = size * grows, size / max(raw, 1)
             self._shares[i] += (NEWEST if self._shares[i] else 1.0) * (share - self._shares[i])
+
+    def best(self) -> int:
+        """The best rung that is tried: calls by better ones were late."""
+        return min(self._ceiling.best, len(self.rungs) - 1)
+
+    def ended(self, i: int, *, late: bool) -> None:
+        """A call by that rung was late, or in time."""
+        self._ceiling.ended(min(i, len(self.rungs) - 2), late=late)  # of the floor there is nothing below
 
     def index(self, name: str) -> int:
         """Which rung has that name; the floor, if none has."""

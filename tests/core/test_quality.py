@@ -5,7 +5,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgeroute.core.ladder import SHARE, pick, seconds
+from edgeroute.core.ladder import FEWEST, MOST, SHARE, Ceiling, pick, seconds
 from edgeroute.core.link import LEAST, Link
 
 TIMES = st.lists(st.floats(0, 1e4) | st.just(math.inf) | st.just(math.nan), min_size=1, max_size=6)
@@ -14,11 +14,11 @@ SIZES = st.lists(st.floats(1, 1e8), min_size=1, max_size=6)
 SPEEDS = st.floats(1, 1e9)
 
 
-@given(TIMES, LEFT)
-def test_what_does_not_fit_is_not_picked_where_a_lower_one_does(took_s, left_s):
-    """And of those that fit it is the best; where none does, the last."""
-    i = pick(took_s, left_s)
-    fit = [n for n, one in enumerate(took_s) if one <= SHARE * left_s]
+@given(TIMES, LEFT, st.integers(0, 6))
+def test_what_does_not_fit_is_not_picked_where_a_lower_one_does(took_s, left_s, best):
+    """And of those that fit, and are not better than the best that is tried, it is the best; where none does, the last."""
+    i = pick(took_s, left_s, best)
+    fit = [n for n, one in enumerate(took_s) if one <= SHARE * left_s and n >= best]
     assert i == (fit[0] if fit else len(took_s) - 1)
     assert took_s[i] <= SHARE * left_s or not fit
 
@@ -45,6 +45,40 @@ def test_the_ends():
     assert pick([0.0, 0.0], -math.inf) == 1
     assert pick([math.nan, 0.0], math.inf) == 1
     assert pick([0.0, 0.0], 0.0) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=400))
+def test_what_was_late_is_not_tried_at_once_again(calls):
+    """Below the last one that was late, until several in a row were in time; and in the end the best is tried again."""
+    ceiling = Ceiling()
+    for i, late in calls:
+        before = ceiling.best
+        ceiling.ended(i, late=late)
+        assert ceiling.best > i if late else before - 1 <= ceiling.best <= before
+        assert 0 <= ceiling.best <= 5
+    for _ in range(5 * MOST):
+        ceiling.ended(0, late=False)
+    assert ceiling.best == 0
+
+
+def test_a_better_one_is_tried_more_and_more_rarely():
+    """While it is late each time."""
+    ceiling, between = Ceiling(), []
+    for _ in range(6):
+        ceiling.ended(0, late=True)
+        count = 0
+        while ceiling.best:
+            ceiling.ended(1, late=False)
+            count += 1
+        between.append(count)
+    assert between == [2 * FEWEST, 4 * FEWEST, 8 * FEWEST, MOST, MOST, MOST]
+    for _ in range(FEWEST):
+        ceiling.ended(0, late=False)
+    ceiling.ended(0, late=True)
+    for _ in range(2 * FEWEST):
+        assert ceiling.best
+        ceiling.ended(1, late=False)
+    assert not ceiling.best
 
 
 def test_before_a_bandwidth_is_known_a_call_is_predicted_to_be_all_bytes():
