@@ -182,6 +182,26 @@ def test_certificates_and_the_cache_are_bound_to_the_ladder():
 
 
 @BOTH
+def test_with_the_edges_answer(kind):
+    """Both together: each row of a batch has its own, and what a server is probed with has nothing of the caller's."""
+    with CannedServer(answered) as server:
+        endpoint = OpenInference(f"{server.url}/v2/models/m", codec=RUNGS, kind="value", send_edge=True)
+        with kind(lambda x: (int(x.flat[0]), 0.1), endpoint, threshold=0.5) as router:
+            pictures = [np.full_like(PICTURE, n) for n in range(3)]
+            router.infer(pictures[0])
+            assert {answer.source for answer in router.infer_many(pictures)} == {"cloud"}
+        said = []
+        for request in server.requests:
+            if media(request) is not None:
+                body, length = request.partition(b"\r\n\r\n")[2], header(request, LENGTH)
+                said.append(json.loads(body[: int(length)]).get("parameters", {}).get("edge_answers"))
+        probe, first, batch = said
+        assert probe is None
+        assert json.loads(first) == [{"value": 0, "confidence": 0.1}]
+        assert [one["value"] for one in json.loads(batch)] == [0, 1, 2]
+
+
+@BOTH
 def test_a_link_that_became_slow_is_not_believed(kind):
     """Whatever was predicted: after a call that was late by one rung the next one goes by a lower one."""
     gate = threading.Event()

@@ -416,6 +416,38 @@ def test_every_way_of_asking_sends_it(kind, call, deadline):
         assert [edge_of(request) for request in server.requests] == [{"value": "e1", "confidence": 0.5}]
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_awaited_sends_it_too(call, tmp_path):
+    """An edge and a cloud that are coroutine functions; their audits as well."""
+    said = []
+
+    async def edge(x):
+        return halves(x)
+
+    async def cloud(x, edge):
+        said.append((float(x[0]), edge and edge["value"]))
+        return "cloud"
+
+    options = {"threshold": 0.9, "audit": Audit(share=1), "state": tmp_path}
+    with Tasks(edge, Function(cloud, send_edge=True), **options) as router:
+        assert ask(router, call, x(1)).source == "cloud"
+        assert said == [(1, "e1")]
+        assert ask(router, call, x(1.9)).source == "edge"
+        until(lambda: len(said) == 2 and not router.engine.auditor.busy)
+    assert said[1] == (pytest.approx(1.9), "e1")
+
+
+@BOTH
+def test_pieces_of_a_cloud_that_is_told(kind):
+    """A generator function is given the edge's answer as any other is."""
+
+    def speaks(x, edge):
+        yield from ("said ", edge["value"])
+
+    with kind(halves, Function(speaks, send_edge=True), threshold=0.9) as router, router.stream(x(1)) as stream:
+        assert list(stream) == ["said ", "e1"]
+
+
 # --------------------------------------------------------------------------------------- retries, the outbox, the cache
 @BOTH
 def test_retries_send_the_same(kind):
