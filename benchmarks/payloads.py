@@ -24,7 +24,7 @@ import onnx
 from figures import Figure, table
 from onnx import TensorProto, helper
 
-from edgeroute import OnnxModel, OpenInference, Router, models
+from edgeroute import NoAnswer, OnnxModel, OpenInference, Router, models
 from edgeroute.cloud.codecs import codec_of
 from edgeroute.testing import Relay
 
@@ -129,7 +129,11 @@ def ladder(x: Any) -> None:
         cloud = OpenInference(f"{relay.url}/v2/models/uint8", codec=list(LADDER), kind="value")
         with Router(lambda _: ("edge", 0.0), cloud, threshold=0.5) as router:
             for deadline in (None, *DEADLINES_S):
-                answers = [router.infer(x, deadline=deadline) for _ in range(2 * CALLS)][CALLS:]
+                answers = list[Any]()
+                for _ in range(2 * CALLS):
+                    with contextlib.suppress(NoAnswer):  # on a busy machine the edge, too, may be late
+                        answers.append(router.infer(x, deadline=deadline))
+                answers = answers[-CALLS:]
                 sent = Counter(event["codec"] for one in answers for event in one.trace["events"] if event.get("codec"))
                 in_time = sum(one.source == "cloud" for one in answers)
                 print(f"ladder, deadline {deadline or math.inf:5g} s: {dict(sent)}, {in_time} of {len(answers)} in time")

@@ -160,7 +160,7 @@ def test_any_api_takes_it_where_its_body_has_it(kind):
     """By itself beside the input, in a template, by a function, and as a field of a form; without an answer null, or empty."""
     ways = [
         ({}, lambda body: json.loads(body)["edge"]),
-        ({"body": {"x": "{input}", "hint": ["{edge.value}", "{edge.confidence}", "{edge.nothing}"]}},
+        ({"body": {"x": "{input}", "hint": ["{edge.value}", "{edge.confidence}", "{edge.outputs}"]}},
          lambda body: json.loads(body)["hint"]),
         ({"body": {"x": "{input}", "prompt": "Is it {edge.value}?"}}, lambda body: json.loads(body)["prompt"]),
         ({"encode": lambda x, edge: {"x": x, "hint": edge and edge["value"]}}, lambda body: json.loads(body)["hint"]),
@@ -189,6 +189,7 @@ def test_any_api_takes_it_where_its_body_has_it(kind):
         ({"send_edge": True, "body_type": "form"}, "it is not in it"),
         ({"body": {"x": "{input}", "edge": "{edge}"}}, "with send_edge alone"),
         ({"send_edge": True, "body": {"edge": "{edge}"}}, "nothing of the input"),
+        ({"send_edge": True, "body": {"x": "{input}", "edge": "{edge.valeu}"}}, "has no .valeu.: did you mean .value"),
         ({"send_edge": 1}, "send_edge is True or False"),
     ],
 )
@@ -531,9 +532,10 @@ def test_answers_are_of_their_rows():
     found = answers.beside(1, (2, 0), ["C", "A"])
     assert [(one.x, one.edge and one.edge["value"]) for one in found] == [("C", None), ("A", "x")]
     answers.note((2,), [Prediction("z", 0.3, None)])
-    assert answers.stored("c", 1) is None
-    assert answers.stored("c", 2)["value"] == "z"
-    assert answers.stored("b", 1)["value"] == "y"
+    assert answers.stored("c", 1, asked=True) is None
+    assert answers.stored("c", 1, asked=False)["value"] == "z"
+    assert answers.stored("c", 2, asked=True)["value"] == "z"
+    assert answers.stored("b", 1, asked=True)["value"] == "y"
     assert [answers.untold(identity, 1) for identity in "abc"] == [False, False, True]
 
 

@@ -26,6 +26,8 @@ MAX_NESTED, MAX_VALUES, MAX_TEXT = 32, 1000, 1 << 16
 """Limits of a template: levels, values, characters."""
 FILE_KEYS = ("file", "filename", "type")
 """Keys of a file in a multipart template."""
+EDGE_KEYS = ("value", "confidence", "outputs")
+"""Keys of an edge's answer."""
 OCTETS = "application/octet-stream"
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -202,6 +204,8 @@ def _placeholder(said: str, at: str) -> Placeholder:
     text = f"{{{clean(said, 60)}}}"
     if root not in {"input", "edge"}:
         raise PolicyError(f"{_at(at)}: there is no {text}: {nearest(root, ['input', 'edge'])} (a brace is written twice)")
+    if root == "edge" and path and path[0] not in EDGE_KEYS:
+        raise PolicyError(f"{_at(at)}: the edge's answer has no {clean(path[0], 40)!r}: {nearest(path[0], EDGE_KEYS)}")
     for name in path:
         if not _NAME.fullmatch(name):
             raise PolicyError(f"{_at(at)}: {text}: after a dot comes a key of letters, digits, _ and -, or an index")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgeroute.core.walk import Prediction
 from edgeroute.errors import PolicyError
 from edgeroute.system import json_dumps, plain
@@ -43,11 +41,17 @@ def told(prediction: Prediction) -> dict[str, Any]:
     value, confidence, outputs = prediction
     made = plain(value)
     found = {"value": made if len(json_dumps(made)) <= MOST_VALUE else None, "confidence": plain(confidence)}
-    if isinstance(outputs, np.ndarray) and outputs.dtype.kind in "biuf" and 0 < outputs.size <= MOST_OUTPUTS:
-        short = outputs.dtype.kind == "f"
-        numbers = [float(f"{one:.7g}") for one in outputs.reshape(-1).tolist()] if short else outputs.tolist()
-        found["outputs"] = plain(np.reshape(numbers, outputs.shape).tolist() if short else numbers)
+    kind = getattr(getattr(outputs, "dtype", None), "kind", "")
+    if kind and kind in "biuf" and 0 < getattr(outputs, "size", 0) <= MOST_OUTPUTS:
+        found["outputs"] = plain(_short(outputs.tolist()))
     return found
+
+
+def _short(numbers: Any) -> Any:
+    """The numbers with the digits that a float32 has."""
+    if isinstance(numbers, list):
+        return [_short(one) for one in numbers]
+    return float(f"{numbers:.7g}") if isinstance(numbers, float) else numbers
 
 
 def apart(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:

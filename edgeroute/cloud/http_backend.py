@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE
 from edgeroute.cloud.escalated import apart
-from edgeroute.cloud.ladder import Ladder
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.cloud.rows import Rows
 from edgeroute.confidence.scores import Score
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
     from edgeroute.cloud.http import HttpClient
+    from edgeroute.cloud.ladder import Ladder
     from edgeroute.cloud.speech import Speech
 
 
@@ -46,7 +46,7 @@ class HttpBackend(AbandonedRuns):
         super().__init__(MAX_ABANDONED)
         self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
         payload = getattr(endpoint, "payload", None)
-        self._ladder: Ladder | None = payload if isinstance(payload, Ladder) else None
+        self._ladder: Ladder | None = payload if hasattr(payload, "rungs") else None
         self.pack: Callable[[list[Any], Exchange], list[Any]] | None = None if payload is None else self._pack
         """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
         self.sends_edge: bool = getattr(endpoint, "send_edge", False)

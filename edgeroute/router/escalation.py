@@ -54,10 +54,10 @@ class EdgeAnswers:
             found.append(Escalated(x, edge))
         return found
 
-    def stored(self, identity: str, leg: int) -> Mapping[str, Any] | None:
+    def stored(self, identity: str, leg: int, *, asked: bool) -> Mapping[str, Any] | None:
         """What a stored call goes out with: what that leg was told of that request; if it was not asked, what is known."""
         row = self._rows[identity]
-        if (leg, row) in self._told:
+        if asked and (leg, row) in self._told:
             return self._told[leg, row]
         answer = self._found.get(row)
         return None if answer is None else told(answer)

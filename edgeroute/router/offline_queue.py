@@ -294,7 +294,9 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     seen = seen if legs is None else legs.inputs.for_outbox(request.id, target, job.x)
     (x,) = request.snapshot.egress.prepared([seen], allowed, backend.where)
     exchange = None if legs is None else legs.exchanges.get(job.leg)
-    edge = None if legs is None or legs.edge is None else legs.edge.stored(request.id, job.leg)
+    edge = None
+    if legs is not None and legs.edge is not None:
+        edge = legs.edge.stored(request.id, job.leg, asked=exchange is not None)
     call = backend.encode(Escalated(x, edge) if backend.sends_edge else x, "" if exchange is None else exchange.codec)
     if call is not None:
         form: dict[str, Any] = {
