@@ -524,6 +524,26 @@ def test_a_cached_answer_is_of_the_same_edge():
         assert snapshot.prefixes.of(made) != snapshot.prefixes.of(other)
 
 
+@BOTH
+def test_an_answer_without_the_edges_is_not_cached(kind):
+    """The next equal request may have one to send. Nor is it shared with those that wait for it."""
+    fails = [True, False]
+
+    def edge(x):
+        if fails and fails.pop(0):
+            raise OSError("no camera")
+        return halves(x)
+
+    heard = Heard()
+    with kind(edge, heard.cloud(), threshold=0.9, cache=Cache()) as router:
+        answers = [router.infer(x(1)) for _ in range(3)]
+    assert [answer.source for answer in answers] == ["cloud", "cloud", "cache"]
+    assert [answer.edge_sent for answer in answers] == [False, True, None]
+    assert [edge is None for _, edge in heard.told] == [True, False]
+    events = [[event.get("edge") for event in answer.trace["events"] if event["leg"] == "cloud"] for answer in answers[:2]]
+    assert [one[-1] for one in events] == [False, True]
+
+
 def test_answers_are_of_their_rows():
     """A batch's later leg is started for some of its rows alone."""
     answers = EdgeAnswers(["a", "b", "c"])
@@ -536,7 +556,9 @@ def test_answers_are_of_their_rows():
     assert answers.stored("c", 1, asked=False)["value"] == "z"
     assert answers.stored("c", 2, asked=True)["value"] == "z"
     assert answers.stored("b", 1, asked=True)["value"] == "y"
-    assert [answers.untold(identity, 1) for identity in "abc"] == [False, False, True]
+    assert [answers.went(leg) for leg in (1, 2)] == [False, None]
+    answers.beside(2, (0, 1), ["A", "B"])
+    assert answers.went(2)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -88,7 +88,7 @@ class Exchange:
 
     __slots__ = (
         "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd",
-        "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "ended", "failure", "identity", "late",
+        "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late",
         "received", "rule", "sent", "slot", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
@@ -112,6 +112,8 @@ class Exchange:
         """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
         self.codec = ""
         """The rung of a ladder by which its inputs are encoded; empty: there is no ladder."""
+        self.edge: bool | None = None
+        """Whether the edge's answers go along, to all inputs; None: the endpoint takes none."""
         self.ended: Callable[..., object] | None = None
         """Called at the end with `late=`, whether its answer came by `wanted_by`; not if it failed before."""
         self._tokens_usd = 0.0
@@ -150,7 +152,7 @@ class Exchange:
         """Bytes and cost so far."""
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
         joules = max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb
-        return Spent(self.sent, self.received, self.usd, joules, self.codec)
+        return Spent(self.sent, self.received, self.usd, joules, self.codec, self.edge)
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Books and records an attempt about to send `size` bytes, which must end by `until`. `tokens`: as are expected.

@@ -277,7 +277,7 @@ class _Asking:
             [self._inputs[row] for row in rows], self._data_class, [self._runs[row].prediction for row in rows]
         )
         for cost in walks[0].costs.values():
-            sent, received, usd, joules, _ = self.spent
+            sent, received, usd, joules, *_ = self.spent
             self.spent = Spent(sent + cost.sent_bytes, received + cost.received_bytes, usd + cost.usd, joules + cost.joules)
         left = list[int]()
         for row, one in zip(rows, walks, strict=True):

@@ -243,7 +243,7 @@ class Engine:
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
         if drawn is not None and self.auditor is not None:
             costs = {} if legs is None or request.batch else legs.costs()
-            self.auditor.ended(drawn, request, outcome, costs, unlike(legs, request))
+            self.auditor.ended(drawn, request, outcome, costs, unlike(legs))
         if legs is not None:
             settle(self, request, outcome, legs)
 

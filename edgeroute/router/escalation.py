@@ -31,8 +31,8 @@ class EdgeAnswers:
     def __init__(self, ids: Sequence[str]) -> None:
         self._rows = {identity: row for row, identity in enumerate(ids)}
         self._found: dict[int, Prediction] = {}
-        self._told: dict[tuple[int, int], Mapping[str, Any] | None] = {}
-        """(leg, row) -> what went along."""
+        self._told: dict[int, dict[int, Mapping[str, Any] | None]] = {}
+        """Leg -> row -> what goes along; a leg writes to its own."""
 
     def note(self, rows: Sequence[int] | None, answers: Sequence[Any]) -> None:
         """Notes the edge's answers to these rows; None: to all."""
@@ -47,24 +47,26 @@ class EdgeAnswers:
 
     def beside(self, leg: int, rows: Sequence[int] | None, inputs: Sequence[Any]) -> list[Escalated]:
         """These inputs with the answers there are, for a cloud's leg."""
-        found = []
+        found, along = [], dict[int, Mapping[str, Any] | None]()
         for row, x in zip(range(len(self._rows)) if rows is None else rows, inputs, strict=True):
             answer = self._found.get(row)
-            self._told[leg, row] = edge = None if answer is None else told(answer)
-            found.append(Escalated(x, edge))
+            along[row] = None if answer is None else told(answer)
+            found.append(Escalated(x, along[row]))
+        self._told[leg] = along
         return found
 
     def stored(self, identity: str, leg: int, *, asked: bool) -> Mapping[str, Any] | None:
         """What a stored call goes out with: what that leg was told of that request; if it was not asked, what is known."""
-        row = self._rows[identity]
-        if asked and (leg, row) in self._told:
-            return self._told[leg, row]
+        row, along = self._rows[identity], self._told.get(leg, {})
+        if asked and row in along:
+            return along[row]
         answer = self._found.get(row)
         return None if answer is None else told(answer)
 
-    def untold(self, identity: str, leg: int) -> bool:
-        """Whether that leg was asked about that request before the edge had answered, or without its answer."""
-        return self._told.get((leg, self._rows[identity]), ALONE) is None
+    def went(self, leg: int) -> bool | None:
+        """Whether all inputs of that leg have the edge's answer along; None: it takes none."""
+        along = self._told.get(leg)
+        return None if along is None else None not in along.values()
 
 
 def check_send_edge(

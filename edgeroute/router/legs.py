@@ -200,6 +200,7 @@ class LegExecutor:
         cache, key = self._cache, self._key
         with entered as exchange:
             self.exchanges[start.leg] = exchange
+            exchange.edge = None if self.edge is None else self.edge.went(start.leg)
             exchange.wanted_by = -INF if self.floor else self._until
             try:
                 yield INF if self.late is not None else self._until, exchange

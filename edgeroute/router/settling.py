@@ -42,15 +42,14 @@ def log_failures(request: Request, outcome: Outcome) -> None:
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
 
 
-def unlike(legs: LegExecutor | None, request: Request) -> Collection[int]:
+def unlike(legs: LegExecutor | None) -> Collection[int]:
     """The clouds that were asked otherwise than `calibrate` asks them: without the edge's answer, or above a ladder's floor."""
     found = set[int]()
     if legs is None:
         return found
-    for leg, exchange in legs.exchanges.items():
+    for leg, exchange in [*legs.exchanges.items()]:  # legs that were stopped may still begin
         backend: Any = legs.backends[legs.plan.legs[leg].target]
-        untold = legs.edge is not None and backend.sends_edge and legs.edge.untold(request.id, leg)
-        if untold or (exchange.codec and backend.above_floor(exchange.codec)):
+        if exchange.edge is False or backend.above_floor(exchange.codec):
             found.add(leg)
     return found
 
