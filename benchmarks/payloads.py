@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
@@ -22,12 +24,14 @@ import onnx
 from figures import Figure, table
 from onnx import TensorProto, helper
 
-from edgeroute import OnnxModel, OpenInference, Router, models
+from edgeroute import NoAnswer, OnnxModel, OpenInference, Router, models
 from edgeroute.cloud.codecs import codec_of
 from edgeroute.testing import Relay
 
 DELAY_S, BYTES_PER_S = 0.025, 20e6 / 8
 CODECS = ("jpeg:95", "jpeg:85", "jpeg:50", "webp:95", "webp:80", "png")
+LADDER = ("png", "jpeg:95", "jpeg:85", "jpeg:50")
+DEADLINES_S = (1.0, 0.15, 0.11, 0.09)
 CALLS = 15
 FASTER = {"uint8": 0.55, "fp32": 0.25}
 """Most that a picture may take, of the time of tritonclient with these numbers."""
@@ -119,6 +123,22 @@ def over_the_link(x: Any, calls: int = CALLS) -> dict[str, tuple[float, int]]:
     return found
 
 
+def ladder(x: Any) -> None:
+    """Prints which rung is sent by which deadline, how many bytes that is, and how many of the answers were in time."""
+    with link() as relay:
+        cloud = OpenInference(f"{relay.url}/v2/models/uint8", codec=list(LADDER), kind="value")
+        with Router(lambda _: ("edge", 0.0), cloud, threshold=0.5) as router:
+            for deadline in (None, *DEADLINES_S):
+                answers = list[Any]()
+                for _ in range(2 * CALLS):
+                    with contextlib.suppress(NoAnswer):  # on a busy machine the edge, too, may be late
+                        answers.append(router.infer(x, deadline=deadline))
+                answers = answers[-CALLS:]
+                sent = Counter(event["codec"] for one in answers for event in one.trace["events"] if event.get("codec"))
+                in_time = sum(one.source == "cloud" for one in answers)
+                print(f"ladder, deadline {deadline or math.inf:5g} s: {dict(sent)}, {in_time} of {len(answers)} in time")
+
+
 def accuracy() -> dict[str, float]:
     """Codec -> percent that the shipped cloud model has right; "" without one."""
     import io
@@ -142,7 +162,9 @@ def accuracy() -> dict[str, float]:
 def figures(calls: int = CALLS) -> list[Figure]:
     """Time of a picture to that of numbers, and what it costs in accuracy."""
     pair = models.fashion()
-    times = over_the_link(mosaic(np.load(Path(pair.cloud).with_name("sample.npz"))["images"]), calls)
+    picture = mosaic(np.load(Path(pair.cloud).with_name("sample.npz"))["images"])
+    times = over_the_link(picture, calls)
+    ladder(picture)
     right = accuracy()
     for way, (seconds, size) in times.items():
         print(f"{way:20} {seconds * 1e3:8.1f} ms {size:9,} bytes")

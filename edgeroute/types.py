@@ -180,6 +180,15 @@ class Spent(NamedTuple):
     received_bytes: int
     usd: float
     joules: float
+    codec: str = ""
+    """Which rung of a ladder of codecs the inputs were sent by; empty: there is no ladder."""
+    edge: bool | None = None
+    """Whether the edge's answers went along, to all inputs; None: the endpoint takes none."""
+
+    def told(self) -> dict[str, Any]:
+        """As traces have it."""
+        left_out = {name for name, known in (("codec", self.codec), ("edge", self.edge is not None)) if not known}
+        return {name: value for name, value in self._asdict().items() if name not in left_out}
 
 
 class Recorded(Protocol):
@@ -283,13 +292,20 @@ class Answer(Generic[V]):
         return explain.truncated(self.outputs)
 
     @property
+    def edge_sent(self) -> bool | None:
+        """Whether the cloud that gave it was sent the edge's answer (`send_edge`); None: it takes none, or this is not known."""
+        outcome, costs = self._outcome, self._costs
+        spent = None if outcome is None or outcome.leg is None else (costs or {}).get(outcome.leg)
+        return None if spent is None else spent.edge
+
+    @property
     def trace(self) -> Mapping[str, Any]:
         """Every step with its time, bytes and cost, JSON-serialisable."""
         plan, outcome = self._plan, self._outcome
         if type(plan) is _Told:
             told = dict(plan.trace)
         elif type(plan) is Plan and outcome is not None:
-            costs = {leg: cost._asdict() for leg, cost in (self._costs or {}).items()}
+            costs = {leg: cost.told() for leg, cost in (self._costs or {}).items()}
             told = explain.trace(plan, outcome, self.id, costs)
         else:
             return {

@@ -77,6 +77,17 @@ def test_an_answer(server, way, kind):
     assert text.value == ("red" if first else "green" if np.array([-3, 0, 0]).argmax() == 1 else "blue")
 
 
+@WAYS
+def test_the_edges_answer_disturbs_nobody(server, way):
+    """A parameter that no server knows, in every way of asking: the answers are as without it."""
+    cloud = endpoint(server, way, output="scores", labels=NAMES, send_edge=True)
+    with Router(unsure, cloud, threshold=0.5) as router:
+        answers = [router.infer(ROWS[0]), *router.infer_many(list(ROWS))]
+        assert {answer.source for answer in answers} == {"cloud"}, answers[0].reason
+        plain = asked(endpoint(server, way, output="scores", labels=NAMES), ROWS[0])
+        assert answers[0].value == answers[1].value == plain.value
+
+
 @BOTH
 @WAYS
 def test_versions(server, way, kind):

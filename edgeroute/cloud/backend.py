@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgeroute.cloud.escalated import Escalated, checked
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.cloud.rows import Rows
 from edgeroute.cloud.terms import checked_terms
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
 
+SENDS_EDGE = "send_edge"
+"""In fingerprints: the cloud is told the edge's answer."""
 MAX_ABANDONED = 16
 """Maximum number of abandoned runs (told to stop, still running), above which the planner skips the endpoint."""
 
@@ -36,6 +40,8 @@ class CloudBackend(Backend, Protocol):
     guard: Guard
     origin: str
     """Protocol and address, or the function: what a request was queued for is sent to no other."""
+    sends_edge: bool
+    """Whether it takes inputs with the edge's answers, as `Escalated`."""
 
     @property
     def terms(self) -> Terms:
@@ -70,8 +76,11 @@ class CloudBackend(Backend, Protocol):
     def codec(self, of: Callable[[Any], str]) -> str:
         """Fingerprint of how an input is encoded; `of` as in `fingerprint`."""
 
-    def encode(self, x: Any) -> Call | None:
-        """The call for one input; None: not known yet, or not possible."""
+    def encode(self, x: Any, codec: str = "") -> Call | None:
+        """The call for one input; None: not known yet, or not possible. codec: the rung by which it was sent, of a ladder."""
+
+    def above_floor(self, codec: str) -> bool:
+        """Whether a call by that rung of a ladder is another than certificates are about."""
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Sends an encoded call."""
@@ -89,6 +98,8 @@ class FunctionBackend(AbandonedRuns):
     def __init__(self, name: str, function: Any, score: str | Score, labels: tuple[str, ...] | None) -> None:
         given = function if isinstance(function, Function) else Function(function)
         self.name, self.function, self.terms, self.version = name, given.function, given.terms, given.version
+        self.sends_edge = given.send_edge
+        self._ask: Callable[[Any], Any] = partial(_spread, self.function) if given.send_edge else self.function
         self.where = f"the function {getattr(self.function, '__name__', type(self.function).__name__)!r}"
         self.origin = self.where
         self.reader = ReplyReader(score, labels=given.labels or labels, kind=given.kind, name=given.name)
@@ -115,7 +126,7 @@ class FunctionBackend(AbandonedRuns):
         exchange.next_call()
         exchange.before_attempt(0, until)
         try:
-            result = joined(self._returned(self.function(x)))
+            result = joined(self._returned(self._ask(x)))
         except BaseException as e:
             exchange.after_attempt(0, e)
             raise
@@ -157,10 +168,10 @@ class FunctionBackend(AbandonedRuns):
         exchange.before_attempt(0, until)
         try:
             if self._speaks:
-                async for piece in self.function(x):
+                async for piece in self._ask(x):
                     yield piece
             else:
-                yield await self.function(x)
+                yield await self._ask(x)
         except BaseException as e:
             if not cancelled(e):
                 exchange.after_attempt(0, e)
@@ -171,7 +182,7 @@ class FunctionBackend(AbandonedRuns):
         """The pieces of a generator function; for any other function its answer, in one piece."""
         exchange.before_attempt(0, until)
         try:
-            result = self._returned(self.function(x))
+            result = self._returned(self._ask(x))
             if isinstance(result, Generator):
                 prediction = yield from spoken(result, self.reader.answer)
             else:
@@ -183,8 +194,12 @@ class FunctionBackend(AbandonedRuns):
         exchange.after_attempt(0)
         return prediction
 
-    def encode(self, x: Any) -> None:
+    def encode(self, x: Any, codec: str = "") -> None:
         """None: a function takes the input itself."""
+
+    def above_floor(self, codec: str) -> bool:  # noqa: ARG002 - the protocol's
+        """False: there is no ladder."""
+        return False
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:  # noqa: ARG002 - the protocol's
         """Not possible: a function has no encoded call."""
@@ -203,11 +218,12 @@ class FunctionBackend(AbandonedRuns):
 
     def identity(self, of: Callable[[Any], str]) -> str:
         """As `fingerprint`, with the labels of logits."""
-        return repr((self.fingerprint(of), self.reader.labels))
+        edge = (SENDS_EDGE,) if self.sends_edge else ()
+        return repr((self.fingerprint(of), self.reader.labels, *edge))
 
     def codec(self, of: Callable[[Any], str]) -> str:  # noqa: ARG002 - a function takes the input itself
-        """Empty: a function has no codec."""
-        return "as it is"
+        """A function has no codec."""
+        return f"as it is+{SENDS_EDGE}" if self.sends_edge else "as it is"
 
     def close(self) -> None:
         """A no-op."""
@@ -224,6 +240,7 @@ class Function:
         kind: of what it returns, one of `edgeroute.confidence.KINDS`; None: by its form.
         version: changed by you whenever its answers change, for certificates and the cache on disk; None: its code tells, if it
             uses functions and constants alone.
+        send_edge: call it with the input and the edge's answer, `f(x, edge)` (docs/payloads.md).
         terms: usd_per_call, joules_per_call, calls_per_s, max_concurrent.
 
     Raises:
@@ -232,20 +249,26 @@ class Function:
 
     def __init__(
         self,
-        function: Callable[[Any], Any],
+        function: Callable[..., Any],
         *,
         name: str = "cloud",
         health: Callable[[], object] | None = None,
         labels: Iterable[Any] | None = None,
         kind: str | None = None,
         version: str | None = None,
+        send_edge: bool = False,
         **terms: Any,
     ) -> None:
+        self.send_edge = checked(send_edge)
         if not isinstance(version, str | None):
             raise PolicyError(f'version is text, as in version="{version}", and not a {type(version).__name__}')
         self.version = version
         self.function, self.name, self.health, self.terms = function, name, health, checked_terms(terms)
         self.labels, self.kind = label_names(labels), checked_kind(kind)
+
+
+def _spread(function: Callable[[Any, Any], Any], given: Escalated) -> Any:
+    return function(given.x, given.edge)
 
 
 def _without_arguments(health: Callable[[], object]) -> Callable[[float, Exchange], object]:

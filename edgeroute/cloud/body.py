@@ -26,6 +26,8 @@ MAX_NESTED, MAX_VALUES, MAX_TEXT = 32, 1000, 1 << 16
 """Limits of a template: levels, values, characters."""
 FILE_KEYS = ("file", "filename", "type")
 """Keys of a file in a multipart template."""
+EDGE_KEYS = ("value", "confidence", "outputs")
+"""Keys of an edge's answer."""
 OCTETS = "application/octet-stream"
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -41,6 +43,8 @@ class Placeholder(NamedTuple):
     filters: tuple[str, ...]
     text: str
     """As it is written."""
+    edge: bool = False
+    """Whether it is of the edge's answer, which may be missing, and not of the input."""
 
 
 class Body:
@@ -51,12 +55,13 @@ class Body:
         kind: json, multipart or form. In a multipart body bytes are files, and so is a mapping with `file`, and if needed
             `filename` and `type`; other fields, and those of a form, are texts and numbers, several of one name as a list.
         max_bytes: a longer body is refused.
+        edge: it has the edge's answer in it, as `{edge}`, `{edge.value}` or `{edge.confidence}`; null (in fields: empty) without.
 
     Raises:
         PolicyError: no such template; the message says where in it, and the nearest valid name.
     """
 
-    def __init__(self, template: Any, kind: str = "json", max_bytes: int = MAX_BODY) -> None:
+    def __init__(self, template: Any, kind: str = "json", max_bytes: int = MAX_BODY, *, edge: bool = False) -> None:
         if kind not in (kinds := get_args(BodyType)):
             raise PolicyError(f"there is no body_type {kind!r}: {nearest(kind, kinds)}")
         check_number("max_body_bytes", max_bytes, least=1, whole=True)
@@ -65,6 +70,10 @@ class Body:
         """What it makes of an input depends on this alone."""
         parser = _Parser()
         parsed = parser.value(template, "", 0)
+        if parser.edges and not edge:
+            raise PolicyError("body: {edge} is the edge's answer, which is sent with send_edge alone: set that, too")
+        if edge and not parser.edges:
+            raise PolicyError('body: send_edge sends the edge\'s answer, and it is not in it: write "{edge}", or "{edge.value}"')
         if not parser.placeholders:
             raise PolicyError("body: it has nothing of the input in it: write {input}, or a part of it as in {input.jpeg|base64}")
         if kind == "json" or (isinstance(parsed, Placeholder) and not parsed.filters):
@@ -76,13 +85,13 @@ class Body:
                 f'body: a {kind} body is a table of fields, as in {{ lang = "de", image = "{{input.jpeg}}" }}, or "{{input}}"'
             )
 
-    def __call__(self, x: Any) -> tuple[str, bytes]:
-        """The content type and the body for one input.
+    def __call__(self, x: Any, edge: Mapping[str, Any] | None = None) -> tuple[str, bytes]:
+        """The content type and the body for one input. edge: the edge's answer to it; None: there is none.
 
         Raises:
             BadInput: a key is missing, a value cannot be written there, or it is too long.
         """
-        filled = _Filling(x, self.max_bytes)
+        filled = _Filling(x, self.max_bytes, edge, fields=self.kind != "json")
         if self.kind == "json":
             made = "application/json", to_json(filled.value(self._template), "the body")
         else:
@@ -136,7 +145,7 @@ class _Parser:
     """Reads a template, and counts what is in it."""
 
     def __init__(self) -> None:
-        self.placeholders = self._values = self._text = 0
+        self.placeholders = self.edges = self._values = self._text = 0
 
     def value(self, given: Any, at: str, deep: int) -> Any:
         """The template with its texts parsed; `at`: where it is, for messages."""
@@ -174,8 +183,8 @@ class _Parser:
             elif match[1] is None:
                 raise PolicyError(f"{_at(at)}: a single {match[0]!r}: a placeholder is {{input}}, and a brace is written twice")
             else:
-                parts += [_placeholder(match[1], at), ""]
-                self.placeholders += 1
+                parts += [found := _placeholder(match[1], at), ""]
+                self.placeholders, self.edges = self.placeholders + (not found.edge), self.edges + found.edge
         parts[-1] += text[end:]
         if len(parts) == 1:
             return parts[0]
@@ -193,15 +202,17 @@ def _placeholder(said: str, at: str) -> Placeholder:
     source, *filters = (part.strip() for part in said.split("|"))
     root, *path = source.split(".")
     text = f"{{{clean(said, 60)}}}"
-    if root != "input":
-        raise PolicyError(f"{_at(at)}: there is no {text}: {nearest(root, ['input'])} (a brace is written twice)")
+    if root not in {"input", "edge"}:
+        raise PolicyError(f"{_at(at)}: there is no {text}: {nearest(root, ['input', 'edge'])} (a brace is written twice)")
+    if root == "edge" and path and path[0] not in EDGE_KEYS:
+        raise PolicyError(f"{_at(at)}: the edge's answer has no {clean(path[0], 40)!r}: {nearest(path[0], EDGE_KEYS)}")
     for name in path:
         if not _NAME.fullmatch(name):
             raise PolicyError(f"{_at(at)}: {text}: after a dot comes a key of letters, digits, _ and -, or an index")
     for name in filters:
         if name not in FILTERS:
             raise PolicyError(f"{_at(at)}: {text}: there is no filter {clean(name, 40)!r}: {nearest(name, FILTERS)}")
-    return Placeholder(tuple(path), tuple(filters), text)
+    return Placeholder(tuple(path), tuple(filters), text, root == "edge")
 
 
 def _field(name: str, part: Any, kind: str) -> list[Any]:
@@ -238,28 +249,35 @@ def _file(name: str, part: dict[str, Any]) -> File:
 class _Filling:
     """Fills a template with one input. What base64 and arrays come to is counted before it is made."""
 
-    def __init__(self, x: Any, max_bytes: int) -> None:
-        self._x, self._left, self._max = x, max_bytes, max_bytes
+    def __init__(self, x: Any, max_bytes: int, edge: Mapping[str, Any] | None, *, fields: bool) -> None:
+        self._x, self._left, self._max, self._edge, self._fields = x, max_bytes, max_bytes, edge, fields
 
     def value(self, template: Any) -> Any:
         """The template's value: of JSON types, arrays, bytes, or what else the input has."""
         if isinstance(template, Placeholder):
             return self._picked(template)
         if isinstance(template, _Text):
-            return "".join(
-                part if isinstance(part, str) else scalar(self._picked(part), f"{part.text} is a part of a text")
-                for part in template.parts
-            )
+            return "".join(part if isinstance(part, str) else self._part(part) for part in template.parts)
         if isinstance(template, dict):
             return {key: self.value(part) for key, part in template.items()}
         if isinstance(template, list):
             return [self.value(part) for part in template]
         return template
 
+    def _part(self, placeholder: Placeholder) -> str:
+        """What stands for it within a text."""
+        found = self._picked(placeholder)
+        return "" if found is None and placeholder.edge else scalar(found, f"{placeholder.text} is a part of a text")
+
     def _picked(self, placeholder: Placeholder) -> Any:
-        at = self._x
+        at = self._edge if placeholder.edge else self._x
         for i, key in enumerate(placeholder.path):
-            at = _item(at, key, ".".join(("input", *placeholder.path[:i])))
+            if placeholder.edge and (at is None or (isinstance(at, Mapping) and key not in at)):
+                at = None
+                break
+            at = _item(at, key, ".".join(("edge" if placeholder.edge else "input", *placeholder.path[:i])))
+        if at is None and placeholder.edge and placeholder.filters != ("json",) and (placeholder.filters or self._fields):
+            return ""
         if isinstance(at, memoryview):
             at = at.tobytes()
         for name in placeholder.filters:

@@ -17,6 +17,7 @@ from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from typing_extensions import Self
@@ -86,9 +87,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd", "_took_s",
-        "_unpaid", "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent", "slot",
-        "thread", "usd",
+        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd",
+        "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late",
+        "received", "rule", "sent", "slot", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -107,6 +108,14 @@ class Exchange:
         """Whether the breaker counts it."""
         self.failure: BaseException | None = None
         """What ended it, where some of its calls have answered all the same."""
+        self.wanted_by = INF
+        """Instant by which its answer is of use, though it may go on; -inf: it is one that certificates are about."""
+        self.codec = ""
+        """The rung of a ladder by which its inputs are encoded; empty: there is no ladder."""
+        self.edge: bool | None = None
+        """Whether the edge's answers go along, to all inputs; None: the endpoint takes none."""
+        self.ended: Callable[..., object] | None = None
+        """Called at the end with `late=`, whether its answer came by `wanted_by`; not if it failed before."""
         self._tokens_usd = 0.0
         """Booked for the tokens of the attempt under way, before they are counted."""
         self._open = self.late = False
@@ -124,6 +133,10 @@ class Exchange:
             error = self.failure
         if self._paid:
             self._give_back()
+        if self.ended is not None and self.wanted_by > -INF:
+            late = monotonic() >= self.wanted_by
+            if late or error is None:
+                self.ended(late=late)
         if error is None and self._took_s is not None and self.counts:
             self._guard.succeeded(self._took_s, self._moved)
         elif isinstance(error, BadReply) and self.counts:  # it replied, but unreadably
@@ -138,7 +151,8 @@ class Exchange:
     def spent(self) -> Spent:
         """Bytes and cost so far."""
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
-        return Spent(self.sent, self.received, self.usd, max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb)
+        joules = max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb
+        return Spent(self.sent, self.received, self.usd, joules, self.codec, self.edge)
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Books and records an attempt about to send `size` bytes, which must end by `until`. `tokens`: as are expected.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from edgeroute.cloud.backend import MAX_ABANDONED
+from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE
+from edgeroute.cloud.escalated import apart
 from edgeroute.cloud.replies import ReplyReader
 from edgeroute.cloud.rows import Rows
 from edgeroute.confidence.scores import Score
-from edgeroute.core.policy import Side, Terms
+from edgeroute.core.ladder import pick
+from edgeroute.core.policy import INF, Side, Terms
 from edgeroute.core.stream import Pieces, single
 from edgeroute.core.walk import Prediction
 from edgeroute.imports import imported
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
     from edgeroute.cloud.guard import Guard
     from edgeroute.cloud.http import HttpClient
+    from edgeroute.cloud.ladder import Ladder
     from edgeroute.cloud.speech import Speech
 
 
@@ -42,11 +45,37 @@ class HttpBackend(AbandonedRuns):
         self.reader = ReplyReader(score, labels=endpoint.labels or labels, kind=endpoint.kind, name=name)
         super().__init__(MAX_ABANDONED)
         self._speak: Callable[[Any], Speech[Any]] | None = getattr(endpoint, "speak", None)
-        self.pack: Callable[[list[Any]], list[Any]] | None = None if getattr(endpoint, "payload", None) is None else endpoint.pack
+        payload = getattr(endpoint, "payload", None)
+        self._ladder: Ladder | None = payload if hasattr(payload, "rungs") else None
+        self.pack: Callable[[list[Any], Exchange], list[Any]] | None = None if payload is None else self._pack
         """Encodes inputs for `run_async`, off the event loop; None: that takes no time."""
+        self.sends_edge: bool = getattr(endpoint, "send_edge", False)
+        """Whether inputs come with the edge's answers, as `Escalated`."""
         self._client: HttpClient | None = None
         self._closed = False
         self.reader.served = lambda: getattr(endpoint, "served_labels", None)
+
+    def _pack(self, inputs: list[Any], exchange: Exchange) -> list[Any]:
+        """Inputs, encoded; where there is a ladder, by the best rung that is predicted to arrive in time."""
+        ladder = self._ladder
+        if ladder is None:
+            return self.endpoint.pack(inputs)  # type: ignore[no-any-return]
+        link, wanted_by = self.guard.rules.link, exchange.wanted_by
+
+        best = 0 if wanted_by == INF else ladder.best()
+
+        def choose(sizes: Sequence[float]) -> int:
+            return pick([link.predicted_s(size) for size in sizes], wanted_by - monotonic(), best)
+
+        made: list[Any] = self.endpoint.pack(inputs, choose)
+        (first, *_), _ = apart(made)
+        exchange.codec = getattr(first, "by", "") or ladder.floor.name
+        exchange.ended = partial(ladder.ended, ladder.index(exchange.codec))
+        return made
+
+    def above_floor(self, codec: str) -> bool:
+        """Whether inputs that were sent by that rung were sent otherwise than certificates have it."""
+        return self._ladder is not None and codec not in {"", self._ladder.floor.name}
 
     @property
     def load(self) -> Callable[[], object] | None:
@@ -73,6 +102,8 @@ class HttpBackend(AbandonedRuns):
 
     def run(self, inputs: list[Any], until: float, cancel: StopToken | None, exchange: Exchange) -> list[Prediction]:
         """Runs all inputs in one talk, or in one each if the protocol has no batches."""
+        if self._ladder is not None:
+            inputs = self._pack(inputs, exchange)
         if (speak := self._speak) is not None:
             rows, posts = Rows(exchange, inputs, until), count()
             for x in rows:
@@ -129,9 +160,13 @@ class HttpBackend(AbandonedRuns):
         said = await self.client.speak_async(partial(self._speak, x), until, exchange, lambda piece: show(piece.value))
         return self.reader.many([said], 1)[0]
 
-    def encode(self, x: Any) -> Call | None:
-        """The endpoint's encoding."""
-        return self.endpoint.encode([x])  # type: ignore[no-any-return]
+    def encode(self, x: Any, codec: str = "") -> Call | None:
+        """The endpoint's encoding; by that rung of a ladder, if it was sent by one."""
+        inputs = [x]
+        if self._ladder is not None and codec:
+            i = self._ladder.index(codec)
+            inputs = self.endpoint.pack(inputs, lambda _: i)
+        return self.endpoint.encode(inputs)  # type: ignore[no-any-return]
 
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Sends the call, and decodes its reply."""
@@ -165,7 +200,8 @@ class HttpBackend(AbandonedRuns):
         """Protocol, address, encoding and decoding. An endpoint's class says it itself: a subclass may do otherwise."""
         kind = type(self.endpoint)
         said = self.endpoint.identity(of) if "identity" in vars(kind) else of(self.endpoint)
-        return repr((kind.__module__, kind.__qualname__, said, self.fingerprint(of)))
+        edge = (SENDS_EDGE,) if self.sends_edge else ()
+        return repr((kind.__module__, kind.__qualname__, said, self.fingerprint(of), *edge))
 
     def credentials(self) -> list[str]:
         """As whom it asks, hashed."""
@@ -180,7 +216,7 @@ class HttpBackend(AbandonedRuns):
         """Fingerprint of the protocol, and of the card with the preprocessing, or the body, if there is one."""
         card = getattr(getattr(self.endpoint, "card", None), "path", None)
         own = self.endpoint.codec(of) if hasattr(self.endpoint, "codec") else "" if card is None else of(card)
-        return type(self.endpoint).__name__ + (f":{own}" if own else "")
+        return type(self.endpoint).__name__ + (f":{own}" if own else "") + (f"+{SENDS_EDGE}" if self.sends_edge else "")
 
     def close(self) -> None:
         """Closes the connections, those in use when they become idle."""

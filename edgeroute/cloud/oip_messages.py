@@ -23,9 +23,11 @@ FIELDS: dict[str, dict[str, tuple[int, str]]] = {
         "uint_contents": (4, "uint32*"), "uint64_contents": (5, "uint64*"), "fp32_contents": (6, "float*"),
         "fp64_contents": (7, "double*"), "bytes_contents": (8, "bytes*"),
     },
+    "Value": {"string_param": (3, "string")},
+    "Parameter": {"key": (1, "string"), "value": (2, "Value")},  # an entry of a map, as it is on the wire
     "Request": {
-        "model_name": (1, "string"), "model_version": (2, "string"), "inputs": (5, "Tensor*"), "outputs": (6, "Tensor*"),
-        "raw": (7, "bytes*"),
+        "model_name": (1, "string"), "model_version": (2, "string"), "parameters": (4, "Parameter*"),
+        "inputs": (5, "Tensor*"), "outputs": (6, "Tensor*"), "raw": (7, "bytes*"),
     },
     "Response": {"model_name": (1, "string"), "model_version": (2, "string"), "outputs": (5, "Tensor*"), "raw": (6, "bytes*")},
 }  # fmt: skip

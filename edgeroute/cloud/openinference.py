@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
-from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
+from edgeroute.cloud.escalated import PARAMETER, written
 from edgeroute.cloud.payloads import Feed, described, zeros_of
 from edgeroute.cloud.served_labels import TRITON, labels_in
-from edgeroute.cloud.served_model import ServedModel
+from edgeroute.cloud.served_model import Given, ServedModel
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
 from edgeroute.system import json_dumps
@@ -50,8 +50,9 @@ class OpenInference(ServedModel):
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
-        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as
-            the model's tensors.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); a list
+            of them, best first: the best one that is predicted to arrive in time; None: as the model's tensors.
+        send_edge: send the edge's answer along, in the request's parameter `edge_answers` (docs/payloads.md).
         address: keyword arguments of `Address`: api_key, headers, verify, cert, timeout_s, retries, max_reply_bytes, terms.
 
     Raises:
@@ -70,14 +71,15 @@ class OpenInference(ServedModel):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
-        codec: str | Mapping[str, Any] | Codec | None = None,
+        codec: Given | None = None,
+        send_edge: bool = False,
         **address: Any,
     ) -> None:
         super().__init__(
             url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, codec=codec,
-            **address,
+            send_edge=send_edge, **address,
         )  # fmt: skip
-        self.binary: bool | None = None if binary == "auto" else binary
+        self.binary = None if binary == "auto" else binary
         self._tries = 0
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
@@ -180,6 +182,8 @@ class OpenInference(ServedModel):
             head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
         elif binary:
             head["parameters"] = {"binary_data_output": True}
+        if isinstance(feed, Feed) and feed.edges is not None:
+            head.setdefault("parameters", {})[PARAMETER] = written(feed.edges)
         text = json_dumps(head)
         if not binary:
             return Call("POST", f"{self.path}/infer", [JSON], text, max_reply=limit)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edgeroute.cloud.base import Call, Reply, Talk
-from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import Invalid, Tensor, datatype_of, raw
+from edgeroute.cloud.escalated import PARAMETER, written
 from edgeroute.cloud.payloads import Feed
-from edgeroute.cloud.served_model import HEAD, MOST_ROWS, ServedModel
+from edgeroute.cloud.served_model import HEAD, MOST_ROWS, Given, ServedModel
 from edgeroute.errors import BadReply, PolicyError, Refused, RuntimeMissing
 from edgeroute.imports import imported
 
@@ -35,8 +35,9 @@ class OpenInferenceGrpc(ServedModel):
         kind: of the outputs, one of `edgeroute.confidence.KINDS`; None: by their form.
         output: name of the output to read; None: the first, or all if a kind needs several.
         card: path of a model card whose preprocessing is applied to the caller's input.
-        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); None: as
-            the model's tensors.
+        codec: how inputs are sent, as in "jpeg:85", "zstd" or {"name": "uint8", "scale": 1 / 255} (docs/payloads.md); a list
+            of them, best first: the best one that is predicted to arrive in time; None: as the model's tensors.
+        send_edge: send the edge's answer along, in the request's parameter `edge_answers` (docs/payloads.md).
         address: as for `OpenInference`; headers become metadata.
 
     Raises:
@@ -56,12 +57,13 @@ class OpenInferenceGrpc(ServedModel):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
-        codec: str | Mapping[str, Any] | Codec | None = None,
+        codec: Given | None = None,
+        send_edge: bool = False,
         **address: Any,
     ) -> None:
         super().__init__(
             url, model=model, version=version, name=name, labels=labels, kind=kind, output=output, card=card, codec=codec,
-            **address,
+            send_edge=send_edge, **address,
         )  # fmt: skip
         if self.address.https and self.address.verify is False:
             raise PolicyError("gRPC always checks the server's certificate: give its authority's file as verify, not false")
@@ -130,6 +132,8 @@ class OpenInferenceGrpc(ServedModel):
             datatype = datatype_of(array, self.datatypes.get(name))
             request.inputs.add(name=name, datatype=datatype, shape=array.shape)
             parts.append(raw(array, datatype))
+        if feed.edges is not None:
+            request.parameters.add(key=PARAMETER).value.string_param = written(feed.edges)
         if self.output is not None:
             request.outputs.add(name=self.output)
         body = messages.with_raw(request.SerializeToString(), parts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeroute.cloud.codecs import Codec, Coded, Uint8Codec
 from edgeroute.cloud.datatypes import blank, stacked
+from edgeroute.cloud.ladder import Choose, Ladder
 from edgeroute.edge.picture import Picture, shaped
 from edgeroute.edge.preprocess import Preprocess
 from edgeroute.edge.tensors import Array, say
@@ -21,6 +23,8 @@ class Packed(NamedTuple):
     coded: Coded
     made: Array
     """What was encoded."""
+    by: str = ""
+    """The name of the codec."""
 
 
 class Feed(dict[str, Array]):
@@ -28,6 +32,8 @@ class Feed(dict[str, Array]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.edges: list[Mapping[str, Any] | None] | None = None
+        """The edge's answers that go along; None: none do."""
         self.coded: dict[str, tuple[dict[str, Any], Array]] = {}
 
 
@@ -80,8 +86,13 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
     feed.coded[spec.name] = parameters, made[0].made
 
 
-def packed(codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess | None) -> list[Packed]:
-    """These inputs, each encoded; the arguments and errors are those of `encode`."""
+def packed(
+    codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess | None, choose: Choose | None = None, grows: float = 1.0
+) -> list[Packed]:
+    """These inputs, each encoded; the arguments and errors are those of `encode`.
+
+    choose, grows: as for `Ladder.chosen`; None: of a ladder it is the floor.
+    """
     if rows and all(isinstance(x, Packed) for x in rows):
         return rows
     try:
@@ -89,10 +100,14 @@ def packed(codec: Codec, rows: list[Any], spec: TensorSpec, prepare: Preprocess 
             fit = _pictures(codec, spec, prepare)
             made = [_picture(fit, x) for x in rows]
         else:
-            wanted = spec._replace(dtype="float32") if isinstance(codec, Uint8Codec) and spec.dtype == "uint8" else spec
+            steps = isinstance(codec.floor if isinstance(codec, Ladder) else codec, Uint8Codec)
+            wanted = spec._replace(dtype="float32") if steps and spec.dtype == "uint8" else spec
             made = list(prepare(rows) if prepare is not None else stacked(rows, wanted))
             if len(made) != len(rows):
                 raise BadInput(f'codec "{codec.name}" takes models whose first axis counts the inputs: leave it out')  # noqa: TRY301
+        if isinstance(codec, Ladder) and choose is not None:
+            name, coded = codec.chosen(made, choose, grows)
+            return [Packed(one, row, name) for one, row in zip(coded, made, strict=True)]
         return [Packed(codec.encode(row), row) for row in made]
     except BadInput as e:
         raise BadInput(f"{spec.name}: {e}") from e

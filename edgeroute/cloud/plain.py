@@ -11,6 +11,7 @@ import numpy as np
 from edgeroute.cloud.base import Address, Call, Reply, Talk, loads
 from edgeroute.cloud.body import MAX_BODY, Body, BodyType
 from edgeroute.cloud.encoding import to_json
+from edgeroute.cloud.escalated import Escalated, checked
 from edgeroute.confidence.labels import label_names
 from edgeroute.confidence.reader import checked_kind
 from edgeroute.errors import BadInput, BadReply, PolicyError, Unreachable
@@ -27,7 +28,9 @@ class PlainJson:
             fields the input's own. Arrays become nested lists.
         body_type: json, multipart or form.
         max_body_bytes: a longer body is refused.
-        encode: input -> JSON-serialisable body, in place of `body`.
+        encode: input -> JSON-serialisable body, in place of `body`; with `send_edge`, input and the edge's answer.
+        send_edge: send the edge's answer along, where the body has `{edge}`; without `body` and `encode` as `edge` beside `input`
+            (docs/payloads.md).
         value: path of the value in the reply, keys and indices separated by dots: `result.0.label`.
         confidence: path of the confidence; None: none. A reply without it has no confidence.
         logits: path of an array [classes], used instead of `value` and `confidence`.
@@ -51,13 +54,14 @@ class PlainJson:
         body: Any = None,
         body_type: BodyType = "json",
         max_body_bytes: int = MAX_BODY,
-        encode: Callable[[Any], Any] | None = None,
+        encode: Callable[..., Any] | None = None,
         value: str = "value",
         confidence: str | None = "confidence",
         logits: str | None = None,
         kind: str | None = None,
         labels: Iterable[Any] | None = None,
         ping_path: str | None = None,
+        send_edge: bool = False,
         **address: Any,
     ) -> None:
         self.address = Address(url, **address)
@@ -68,7 +72,11 @@ class PlainJson:
             raise PolicyError("encode= makes the whole body, as JSON: give it, or body= and body_type=")
         if body_type != "json" and any(header.lower() == "content-type" for header in address.get("headers") or ()):
             raise PolicyError(f"headers has Content-Type, which a {body_type} body has of its own: leave it out")
-        self._encode, self.body = encode, Body(_DEFAULT[body_type == "json"] if body is None else body, body_type, max_body_bytes)
+        self.send_edge = checked(send_edge)
+        """Whether inputs come with the edge's answers, as `Escalated`."""
+        if body is None:
+            body = _WITH_EDGE if send_edge and body_type == "json" else _DEFAULT[body_type == "json"]
+        self._encode, self.body = encode, Body(body, body_type, max_body_bytes, edge=send_edge)
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
@@ -120,11 +128,15 @@ class PlainJson:
         return [(self._pick(said, self.value), sure)]
 
     def _call(self, x: Any) -> Call:
+        edge = None
+        if self.send_edge and type(x) is Escalated:
+            x, edge = x
         try:
             if self._encode is None:
-                kind, body = self.body(x)
+                kind, body = self.body(x, edge)
             else:
-                kind, body = "application/json", to_json(contained(self._encode, x), "what encode= returned")
+                given = (x, edge) if self.send_edge else (x,)
+                kind, body = "application/json", to_json(contained(self._encode, *given), "what encode= returned")
         except BadInput as e:
             raise BadInput(f"{self.where}: {e}") from e
         return Call("POST", self.address.path or "/", [("Content-Type", kind)], body)
@@ -164,4 +176,5 @@ class PlainJson:
 _MISSING = object()
 
 _DEFAULT: tuple[Any, ...] = ("{input}", {"input": "{input}"})
+_WITH_EDGE = {**_DEFAULT[1], "edge": "{edge}"}
 _DEFAULTS = {Body(_DEFAULT[1]).identity}

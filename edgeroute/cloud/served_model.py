@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
-from edgeroute.cloud.codecs import Codec, codec_of
+from edgeroute.cloud.codecs import Codec
 from edgeroute.cloud.datatypes import NAMES, TEXTS, Invalid, Tensor, decoded, shape_of, spec_of, stacked, wrong_with
+from edgeroute.cloud.escalated import apart, beside, checked
+from edgeroute.cloud.ladder import Choose, payload_of
 from edgeroute.cloud.payloads import Feed, encode, packed
 from edgeroute.cloud.quoting import quoted_names
 from edgeroute.cloud.served_labels import labels_in
@@ -36,6 +38,10 @@ HEAD = 1 << 16
 OTHERS = (400, 404, 422, 500)
 """Statuses of servers for inputs of other names, shapes and datatypes than their models take: the metadata is fetched again."""
 _PLAIN = re.compile("[A-Za-z0-9_.+-]{1,20}")
+Given: TypeAlias = str | Mapping[str, Any] | Codec | Sequence[Any]
+"""A codec, or a list of them."""
+BASE64 = 4 / 3
+"""Bytes that are sent for a byte of a file as JSON."""
 UNKNOWN = "?"
 """In place of what a server has not said of its model."""
 
@@ -49,6 +55,9 @@ class ServedModel(ABC):
         PolicyError: no model name, or as `Address`.
     """
 
+    binary: bool | None = True
+    """Whether tensors go as bytes; None: not known yet."""
+
     def __init__(
         self,
         url: str,
@@ -60,11 +69,14 @@ class ServedModel(ABC):
         kind: str | None = None,
         output: str | None = None,
         card: str | Path | None = None,
-        codec: str | Mapping[str, Any] | Codec | None = None,
+        codec: Given | None = None,
+        send_edge: bool = False,
         **address: Any,
     ) -> None:
-        self.payload = None if codec is None else codec_of(codec)
+        self.payload = None if codec is None else payload_of(codec)
         """How inputs are encoded; None: as the model's tensors."""
+        self.send_edge = checked(send_edge)
+        """Whether inputs come with the edge's answers, as `Escalated`."""
         self.address = Address(url, **address)
         base, found, rest = self.address.path.partition("/v2/models/")
         if not rest and not model:
@@ -207,20 +219,24 @@ class ServedModel(ABC):
         self.inputs, self.outputs, self._changed = inputs, outputs, False
         return said.get("platform")
 
-    def pack(self, inputs: list[Any]) -> list[Any]:
+    def pack(self, inputs: list[Any], choose: Choose | None = None) -> list[Any]:
         """Encodes inputs, which takes a while, before `talk` or `encode` is called with them; as they are, if it cannot yet.
+
+        choose: picks a rung of a ladder by its bytes; None: the floor.
 
         Raises:
             BadInput: as `talk`.
         """
         given = [] if self.inputs is None or self._changed else _given(self.inputs, self.card)
-        if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in inputs):
+        own, _ = apart(inputs)
+        if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in own):
             return inputs
-        return packed(self.payload, inputs, *given[0])
+        return beside(packed(self.payload, own, *given[0], choose, BASE64 if self.binary is False else 1.0), inputs)
 
     def _feed(self, inputs: list[Any]) -> Feed:
         assert self.inputs is not None, "_meet comes first"
         feed, given = Feed(), _given(self.inputs, self.card)
+        inputs, feed.edges = apart(inputs)
         for spec in self.inputs:
             told = self.card.of(spec.name)
             if told is not None and told.value is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
+
+from edgeroute.core.ladder import seconds
 
 LEAST = 8
 """Calls before a bandwidth is told."""
@@ -62,6 +64,18 @@ class Link:
             return None
         speed = self.bytes_per_s
         return self._seconds if speed is None else max(0.0, self._seconds - self._bytes / speed)
+
+    def predicted_s(self, size: float) -> float:
+        """Seconds of a call with so many bytes; inf before the first one.
+
+        Until a bandwidth is known, as if a call's time were all of it its bytes': that is too long rather than too short.
+        """
+        speed, call_s = self.bytes_per_s, self.call_s
+        if call_s is None:
+            return inf
+        if speed is not None:
+            return seconds(size, call_s, speed)
+        return self._seconds * max(1.0, size / self._bytes) if self._bytes > 0 else inf
 
     def dump(self) -> list[float]:
         """JSON-serialisable state."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
@@ -36,11 +37,13 @@ class CallableModel:
             constants tell; a function that uses an object, as a model, cannot be identified by them.
         parallel: how many calls may go at a time; None: any number.
         inputs, outputs: what it takes and gives, with the batch axis, for `edgeroute serve`.
+        takes_edge: it is `f(x, edge)`: behind `edgeroute serve` it is given the edge's answer to x, as a client with `send_edge`
+            sends it, a mapping with `value` and `confidence`; None: there is none (docs/payloads.md).
     """
 
     def __init__(
         self,
-        function: Callable[[Any], Any],
+        function: Callable[..., Any],
         *,
         name: str | None = None,
         labels: Iterable[Any] | None = None,
@@ -51,13 +54,23 @@ class CallableModel:
         parallel: int | None = None,
         inputs: Sequence[TensorSpec] = (),
         outputs: Sequence[TensorSpec] = (),
+        takes_edge: bool = False,
     ) -> None:
+        self._given = function
+        self.run_escalated: Callable[[list[Any], Sequence[Any]], Any] | None = None
+        if takes_edge:
+            self.run_escalated = self._run_escalated
+            if awaited(function) or inspect.isgeneratorfunction(function):
+                raise PolicyError(
+                    f"takes_edge is for a plain function: make {getattr(function, '__name__', 'it')} a def that returns"
+                )
+            function = partial(_alone, function)
         self.function = function
-        self.name = name or str(getattr(function, "__name__", type(function).__name__))
+        self.name = name or str(getattr(self._given, "__name__", type(self._given).__name__))
         self.labels, self.kind = label_names(labels), checked_kind(kind)
         self.score, self.none_found = score, checked_rule(none_found or "defer")
         self.version, self.parallel, self.inputs, self.outputs = version, parallel, inputs, outputs
-        self.settings: Mapping[str, Any] = {"function": function}
+        self.settings: Mapping[str, Any] = {"function": self._given}
         self.stream: Callable[..., Generator[Any, None, Any] | AsyncGenerator[Any, None]] | None = None
         call = getattr(function, "__call__", None)  # noqa: B004 - an object's method may be a generator function
         self._speaks = inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
@@ -71,6 +84,10 @@ class CallableModel:
     def run(self, inputs: list[Any], cancel: StopToken | None = None) -> Any:  # noqa: ARG002 - cannot be stopped
         """Calls the function once per input. -> a list of its results."""
         return [self._told(self.function(x)) for x in inputs]
+
+    def _run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
+        """As `run`, with the edge's answer to each input."""
+        return [self._told(self._given(x, edge)) for x, edge in zip(inputs, edges, strict=True)]
 
     def _told(self, result: Any) -> Any:
         kind = type(result)
@@ -95,6 +112,11 @@ class CallableModel:
         async with aclosing(self.function(x)) as pieces:
             async for piece in pieces:
                 yield piece
+
+
+def _alone(function: Callable[[Any, Any], Any], x: Any) -> Any:
+    """A function that takes an edge's answer, where there is none."""
+    return function(x, None)
 
 
 _AWAITED = (CoroutineType, AsyncGeneratorType)

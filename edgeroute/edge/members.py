@@ -112,6 +112,12 @@ class EdgeMembers(EdgeModel, Protocol):
         A second parameter of it is given the stop token, or None, as that of `run` is.
         """
 
+    def run_escalated(self, inputs: list[Any], edges: Sequence[Mapping[str, Any] | None]) -> Any:
+        """As `run`, with the edge's answer to each input, as clients with `send_edge` send it; None: there is none.
+
+        For `edgeroute serve`, in place of `run`. Default: answers that come are ignored.
+        """
+
     def load(self) -> Any:
         """Loads the model, if it is not loaded; `run` does so by itself. A plain function, called from any thread."""
 
@@ -121,17 +127,17 @@ class EdgeMembers(EdgeModel, Protocol):
 
 Name: TypeAlias = Literal[
     "card", "close", "closes_after_runs", "downgraded", "files", "inputs", "kind", "labels", "load", "none_found", "output",
-    "outputs", "parallel", "path", "placement", "release", "run_feed", "run_one", "score", "settings", "stateful",
-    "stream", "version",
+    "outputs", "parallel", "path", "placement", "release", "run_escalated", "run_feed", "run_one", "score", "settings",
+    "stateful", "stream", "version",
 ]  # fmt: skip
 DEFAULTS: Mapping[Name, Any] = {
     "card": None, "close": None, "closes_after_runs": False, "downgraded": None, "files": (), "inputs": (), "kind": None,
     "labels": None, "load": None, "none_found": "defer", "output": None, "outputs": (), "parallel": None, "path": None,
-    "placement": None, "release": None, "run_feed": None, "run_one": None, "score": None, "settings": {}, "stateful": False,
-    "stream": None, "version": None,
+    "placement": None, "release": None, "run_escalated": None, "run_feed": None, "run_one": None, "score": None, "settings": {},
+    "stateful": False, "stream": None, "version": None,
 }  # fmt: skip
 """Optional member of an edge model -> its value for a model that lacks it; `EdgeMembers` documents them."""
-_METHODS: tuple[Name, ...] = ("close", "load", "run_feed", "run_one", "stream")
+_METHODS: tuple[Name, ...] = ("close", "load", "run_escalated", "run_feed", "run_one", "stream")
 
 
 def member(model: EdgeModel, name: Name) -> Any:
@@ -191,7 +197,7 @@ def is_awaited(model: EdgeModel) -> bool:
             f"{named(model)}: {' and '.join(asynchronous)} {'is' if len(asynchronous) == 1 else 'are'} async def,"
             f" {' and '.join(plain)} {'is' if len(plain) == 1 else 'are'} not: make all of them async def, or none"
         )
-    for name in ("load", "close", "run_feed"):
+    for name in ("load", "close", "run_escalated", "run_feed"):
         if awaited(member(model, name)):
             raise PolicyError(f"{named(model)}: {name} is async def, and is called from threads: make it a plain def")
     return said["run"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -178,14 +178,24 @@ class Auditor:
         with self._lock:
             return tuple(tally.stats(name) for name, (_, tally) in self._tallies.items() if tally.count)
 
-    def ended(self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
-        """Audits or counts a request that was drawn when it arrived. `costs`: by leg, as far as they are known."""
+    def ended(
+        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int] = ()
+    ) -> None:
+        """Audits or counts a request that was drawn when it arrived.
+
+        Args:
+            drawn: as it was drawn.
+            request: itself.
+            outcome: of its walk.
+            costs: by leg, as far as they are known.
+            unlike: clouds' legs that were asked otherwise than certificates have it: their answers are not compared.
+        """
         self._used = True
         try:
             if drawn.rate:
                 self._count(request, outcome)
             if drawn.probability:
-                self._take(drawn, request, outcome, costs)
+                self._take(drawn, request, outcome, costs, unlike)
         except Exception as e:
             what = typed(e)
             log.exception("an audit failed: %s; the answer is not touched by it", what)
@@ -251,7 +261,9 @@ class Auditor:
         if news:
             self._changed()
 
-    def _take(self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
+    def _take(
+        self, drawn: Drawn, request: Audited, outcome: Outcome, costs: Mapping[int, Spent], unlike: Collection[int]
+    ) -> None:
         """Compares each edge's answer with that of the cloud, which has answered the request, or is asked in the background.
 
         It is not, for either side, where asking it has failed or would fail.
@@ -264,14 +276,14 @@ class Auditor:
         runs = bool(unheard) or request.snapshot.candidate is not None
         if cloud is None or not (edges or runs) or not bound.of(request.snapshot.backends):
             return  # the last: the policy has changed meanwhile, and what the answer was made with is not what is in use now
-        answer = outcome.prediction if outcome.leg == cloud and outcome.accepted else None
+        answer = outcome.prediction if outcome.leg == cloud and outcome.accepted and cloud not in unlike else None
         if answer is not None and edges:
             self._compare(request.id, drawn, bound, edges, answer)
         known = answer is not None or not failed(outcome, cloud)
         rehearses = known and runs and self._jobs.waiting < MOST_WAITING
         if rehearses or (known and answer is None and edges):
             # bound now: the caller may go on to write the next frame into the same array
-            ask = None if answer is not None else self._asks.prepare(request, cloud)
+            ask = None if answer is not None else self._asks.prepare(request, cloud, edges[-1].prediction if edges else None)
             rehearse = self._asks.rehearse(request) if rehearses else None
             pending = [] if answer is not None else edges
             if self.audit.labelled and pending and pending[-1].how == "shadow":

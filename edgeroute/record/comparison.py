@@ -47,8 +47,8 @@ class Asks(Protocol):
     def room(self, request: Audited, leg: int) -> bool:
         """Whether such a call may be made now, and that leg's endpoint has capacity for it."""
 
-    def prepare(self, request: Audited, leg: int) -> Callable[[], Event]:
-        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
+    def prepare(self, request: Audited, leg: int, edge: Prediction | None) -> Callable[[], Event]:
+        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
 
     def rehearse(self, request: Audited) -> Callable[[], list[ShadowRun]]:
         """Binds the input as it is now; returns a function that runs the plan's unheard edges, and the candidate, and blocks."""

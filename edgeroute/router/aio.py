@@ -139,8 +139,8 @@ class AsyncRouter(AsyncStreaming, Generic[V]):
         if type(first) is Outcome:
             engine.record(request, first, None, drawn)
             return Answer(request.plan, first, request.id)
-        legs = engine.legs([request])
         known: Any = first
+        legs = engine.legs([request], known)
         begin = partial(self._begin, legs, False, known)
         return engine.finish(request, await drive(walk(request.plan, request.begun), begin), legs, drawn)
 

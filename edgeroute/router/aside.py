@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from edgeroute.confidence.scores import Score
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.walk import acceptable
+from edgeroute.core.walk import Prediction, acceptable
 from edgeroute.edge.backend import EdgeBackend
 from edgeroute.edge.beforehand import edge_backend
 from edgeroute.edge.members import member
@@ -130,18 +130,23 @@ class Aside:
         except MayNotLeave as e:
             raise MayNotLeave(f"the cloud is to be asked about every example, and that may not leave the device: {e}") from e
 
-    def ask(self, inputs: Sequence[Any], data_class: str | None) -> Steps[list[Walked]]:
-        """Asks the clouds about these inputs together, once their rate has room for that: half of it is left for other calls."""
+    def ask(
+        self, inputs: Sequence[Any], data_class: str | None, edge: Sequence[Prediction | None] | None = None
+    ) -> Steps[list[Walked]]:
+        """Asks the clouds about these inputs together, once their rate has room for that: half of it is left for other calls.
+
+        edge: the edge's answers to them, for clouds that take these along; None: there are none.
+        """
         while (wait_s := max((_spare_in(cloud, len(inputs)) for cloud in self.clouds), default=0.0)) > 0:
             yield Pause(min(wait_s, LOOK_S))
             self._check_open()
-        return (yield from self._walked(self.may_leave(data_class), inputs))
+        return (yield from self._walked(self.may_leave(data_class), inputs, edge))
 
     def together(self, most: int) -> int:
         """How many inputs the clouds take in one request, at most."""
         return most if all(_spare_in(cloud, most) < INF for cloud in self.clouds) else 1
 
-    def _walked(self, plan: Plan, inputs: Sequence[Any]) -> Steps[list[Walked]]:
+    def _walked(self, plan: Plan, inputs: Sequence[Any], edge: Sequence[Prediction | None] | None = None) -> Steps[list[Walked]]:
         self._check_open()
         engine = self._engine
         identity = f"{engine.name}-{next(engine.numbers)}"
@@ -149,6 +154,9 @@ class Aside:
         if len(requests) > 1:
             requests = [one._replace(id=f"{identity}.{row}", batch=identity) for row, one in enumerate(requests)]
         legs = LegExecutor(requests, engine.edge_threads, engine.cloud_threads)
+        legs.floor = True
+        if legs.edge is not None and edge is not None:
+            legs.edge.note(None, edge)
         requests[0] = requests[0]._replace(begun=monotonic())  # what came before is no part of its latency
         walks = yield from walked(requests, legs)
         for one in walks:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.copies import own_copy
 from edgeroute.core.plan import Leg, unheard
 from edgeroute.core.policy import INF, PolicyMode
-from edgeroute.core.walk import Event, Failed, Start, acceptable
+from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
 from edgeroute.record.sampling import FULL, FULL_OF_RUNS
 from edgeroute.record.shadow import ShadowRun
 from edgeroute.router.engine import Engine, prints
@@ -42,11 +42,14 @@ class _Asks:
         """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
         return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.backends)
 
-    def prepare(self, request: Any, leg: int) -> Callable[[], Event]:
-        """Binds the input as it is now; returns a function that calls the cloud and blocks."""
+    def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
+        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
         inputs = contained(own_copy, request.inputs)
         shadow = request._replace(id=f"{request.id}-audit", inputs=inputs, until=INF, batch="", key=None)
         legs, start = LegExecutor([shadow], self._engine.edge_threads, self._engine.cloud_threads), Start(leg)
+        legs.floor = True
+        if legs.edge is not None:
+            legs.edge.note(None, [edge])
         backend: Any = legs.backend(start)
         permit = request.plan.legs[leg].permit
         assert permit is not None, "it was looked for"

@@ -100,7 +100,7 @@ class Caching:
         if isinstance(result, Answer) and request.key is not None:
             self.store(request, result)
         if flight is not None:
-            if isinstance(result, Answer) and not result.degraded and result.final:
+            if isinstance(result, Answer) and not result.degraded and result.final and result.edge_sent is not False:
                 flight.done(partial(_for_followers, result))
             else:
                 flight.failed()  # followers may have more time, and have ids of their own
@@ -203,6 +203,8 @@ class Caching:
         """Stores an answer that was accepted."""
         if request.key is None or answer.degraded or not answer.final or answer.source not in {"edge", "cloud"}:
             return
+        if answer.edge_sent is False:  # the next request may have the edge's answer to send, and get another one
+            return
         entry = _entry(answer)
         self.cache.put(request.key, entry)
         plan, x = request.plan, request.inputs
@@ -214,7 +216,9 @@ class Caching:
                 semantic.add(request.snapshot.prefixes.of(plan), x, entry)
 
     def store_late(self, request: Request, event: Done) -> None:
-        """Stores a late answer for the next equal request."""
+        """Stores a late answer for the next equal request; not where it is not known whether the edge's answer went along."""
+        if request.snapshot.sends_edge:
+            return
         now = monotonic()
         outcome = Outcome(event.leg, event.answer, True, (Mark("start", event.leg, request.until),), now, now)
         self.store(request, Answer(request.plan, outcome, request.id).noted("it came after its request's deadline", final=True))

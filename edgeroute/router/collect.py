@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp, isnan
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ def collect(
     if not runs:
         raise BadInput(f"none of the {len(inputs)} inputs reaches {runner.where}: the edge models before it keep them all")
     reached = list(runs)
-    asking = _Asking(aside, inputs, len(reached), data_class, advance)
+    asking = _Asking(aside, inputs, runs, data_class, advance)
     if ask_cloud:
         size = aside.together(batch)
         for start in range(0, len(reached), size):
@@ -250,9 +250,14 @@ class _Asking:
     """
 
     def __init__(
-        self, aside: Aside, inputs: Sequence[Any], reached: int, data_class: str | None, advance: Callable[[int], object]
+        self,
+        aside: Aside,
+        inputs: Sequence[Any],
+        runs: Mapping[int, _Reply],
+        data_class: str | None,
+        advance: Callable[[int], object],
     ) -> None:
-        self._aside, self._inputs, self._reached = aside, inputs, reached
+        self._aside, self._inputs, self._runs, self._reached = aside, inputs, runs, len(runs)
         self._data_class, self._advance = data_class, advance
         self._failed = self._asked = 0
         self._left = False
@@ -268,9 +273,11 @@ class _Asking:
             NoAnswer: too many were not answered.
             PolicyError: as for every other input.
         """
-        walks = yield from self._aside.ask([self._inputs[row] for row in rows], self._data_class)
+        walks = yield from self._aside.ask(
+            [self._inputs[row] for row in rows], self._data_class, [self._runs[row].prediction for row in rows]
+        )
         for cost in walks[0].costs.values():
-            sent, received, usd, joules = self.spent
+            sent, received, usd, joules, *_ = self.spent
             self.spent = Spent(sent + cost.sent_bytes, received + cost.received_bytes, usd + cost.usd, joules + cost.joules)
         left = list[int]()
         for row, one in zip(rows, walks, strict=True):

@@ -15,7 +15,7 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
 from edgeroute.core.spending import Limits
-from edgeroute.core.walk import Outcome, new
+from edgeroute.core.walk import Event, Outcome, new
 from edgeroute.errors import Closed, Held
 from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
@@ -33,7 +33,7 @@ from edgeroute.router.planning import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
-from edgeroute.router.settling import settle, standing
+from edgeroute.router.settling import settle, standing, unlike
 from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
@@ -211,11 +211,14 @@ class Engine:
                 cleared(snapshot)
         return made
 
-    def legs(self, requests: Sequence[Request]) -> LegExecutor:
-        """The executor of these requests' legs."""
+    def legs(self, requests: Sequence[Request], first: Event | None = None) -> LegExecutor:
+        """The executor of these requests' legs. first: the event of a first leg that has run already."""
         late = self.late.take if self.late.wanted else None
         cache = None if self.caching is None else self.caching.cache
-        return LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.measured)
+        made = LegExecutor(requests, self.edge_threads, self.cloud_threads, cache, late, self.counts.measured)
+        if made.edge is not None:
+            made.edge.ended(first)
+        return made
 
     def walk(self, requests: Sequence[Request]) -> Steps[list[Result]]:
         """The innermost step: walks, records and makes answers."""
@@ -239,7 +242,8 @@ class Engine:
         if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
         if drawn is not None and self.auditor is not None:
-            self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
+            costs = {} if legs is None or request.batch else legs.costs()
+            self.auditor.ended(drawn, request, outcome, costs, unlike(legs))
         if legs is not None:
             settle(self, request, outcome, legs)
 
@@ -348,8 +352,7 @@ class Engine:
             guard = getattr(b, "guard", None)
             told = (guard.state, guard.held, guard.rules.link.call_s, guard.rules.link.bytes_per_s) if guard else ("", 0)
             seen.append(Seen(b.name, b.side, *b.traffic, *told))
-        audits = () if self.auditor is None else self.auditor.stats()
-        shadows = () if self.auditor is None else self.auditor.shadows()
+        audits, shadows = ((), ()) if self.auditor is None else (self.auditor.stats(), self.auditor.shadows())
         arms = () if self.arms is None else self.arms.stats()
         found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
         return found._replace(arms=arms, **self.observer.energy.told(self.snapshot.backends))

@@ -55,6 +55,7 @@ class KeyPrefixes:
         if old is not None:
             self.known.update((key, known) for key, known in old.known.items() if key in used)
         self._variables = sorted({name for b in backends for name in getattr(b, "variables", ())})
+        self._tells = any(getattr(backend, "sends_edge", False) for backend in backends)
         self._made: dict[tuple[Any, ...], bytes] = {}
 
     def __len__(self) -> int:
@@ -64,12 +65,15 @@ class KeyPrefixes:
     def of(self, plan: Plan) -> bytes:
         """The prefix of this plan's answers."""
         at: tuple[Any, ...] = (plan.mode, plan.data_class, not plan.stays)
+        # one variant's answer goes along, and for another's the cloud may answer otherwise
+        edges = [leg.name for leg in plan.legs if leg.permit is None] if self._tells else []
+        at += tuple(edges)
         if self._variables:  # a key that is read from the environment may be another one by now
             at += tuple(map(os.environ.get, self._variables))
-        return self._made.get(at) or self._make(at, plan.mode, plan.data_class, not plan.stays)
+        return self._made.get(at) or self._make(at, plan.mode, plan.data_class, not plan.stays, edges)
 
-    def _make(self, at: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool) -> bytes:
-        parts: list[object] = [mode, data_class, leaves]
+    def _make(self, at: tuple[Any, ...], mode: Mode, data_class: str | None, leaves: bool, edges: list[str]) -> bytes:
+        parts: list[object] = [mode, data_class, leaves, *edges]
         for target, backend, score, view in zip(self._targets, self._backends, self._scores, self._views, strict=True):
             if (mode != "only_cloud") if target.side == "edge" else leaves:
                 said = score if isinstance(score, str) else self._once(score, _score)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
-from edgeroute.core.stream import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
-from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused
 from edgeroute.router.call_inputs import CallInputs
 from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.escalation import EdgeAnswers
+from edgeroute.router.forwarding import forward, nothing, watching
 from edgeroute.router.late_events import Late, LateEvents
 from edgeroute.router.leg_task import PASSING, LegTask, Measured
 from edgeroute.router.request import Request
@@ -84,6 +85,10 @@ class LegExecutor:
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
         self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
+        self.edge = EdgeAnswers([request.id for request in requests]) if first.snapshot.sends_edge else None
+        """What the edge has answered, for clouds that take it along; None: none does."""
+        self.floor = first.snapshot.policy.mode == "shadow"
+        """Whether clouds are asked as certificates have it: at the floor of a ladder of codecs."""
         self.late = None if late is None else LateEvents(requests, late)
         self._measured = None if self._many else measured  # a batch's time is not that of one input
 
@@ -117,6 +122,8 @@ class LegExecutor:
                 answer = backend.run(self.inputs.of(leg.target, start.rows), stop)
             else:
                 answer = backend.run_one(self.inputs.of(leg.target)[0], stop)
+            if self.edge is not None and leg.permit is None:
+                self.edge.note(start.rows, answer if self._many else [answer])
         except PASSING:
             raise
         except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
@@ -135,15 +142,17 @@ class LegExecutor:
                 start = fit.start
             if permit is None:
                 answers = await backend.run_async(await aside(partial(self.inputs.of, target, start.rows)), self._many)
+                if self.edge is not None:
+                    self.edge.note(start.rows, answers)
                 done = Done(start.leg, answers if self._many else answers[0], monotonic())
                 return done if fit is None else fit.whole(done)
             inputs = await aside(partial(self._prepared, start, permit, backend))
             if (load := backend.load) is not None:
                 await off_loop(load)  # not on the loop, where it would hold up everybody
-            if (pack := getattr(backend, "pack", None)) is not None:
-                inputs = await off_loop(partial(pack, inputs))
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
+                if (pack := getattr(backend, "pack", None)) is not None:
+                    inputs = await off_loop(partial(pack, inputs, exchange))
                 if exchange.prepay():
                     await off_loop(exchange.secure)
                 answers = await backend.run_async(inputs, until, exchange)
@@ -162,12 +171,13 @@ class LegExecutor:
         return (leg.permit is not None and self.egress.asks) or self.inputs.blocks(leg.target)
 
     def _prepared(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None = None) -> list[Any]:
-        """What the cloud takes of the inputs, after consent and redaction."""
+        """What the cloud takes of the inputs, after consent and redaction; with the edge's answers, where it takes those."""
         try:
             seen = self.inputs.of(self.plan.legs[start.leg].target, start.rows)
             if stop is not None and stop.asked:
                 raise Held(f"{backend.name} was not asked: its answer is not needed any more", code="stopped")  # noqa: TRY301
-            return self.egress.prepared(seen, permit, backend.where)
+            sent = self.egress.prepared(seen, permit, backend.where)
+            return self.edge.beside(start.leg, start.rows, sent) if self.edge is not None and backend.sends_edge else sent
         except Held as e:
             backend.guard.count_rejected(e.code)
             raise
@@ -190,6 +200,8 @@ class LegExecutor:
         cache, key = self._cache, self._key
         with entered as exchange:
             self.exchanges[start.leg] = exchange
+            exchange.edge = None if self.edge is None else self.edge.went(start.leg)
+            exchange.wanted_by = -INF if self.floor else self._until
             try:
                 yield INF if self.late is not None else self._until, exchange
             except Refused as e:
@@ -244,13 +256,15 @@ class LegExecutor:
         backend: Any = self.backends[leg.target]
         try:
             if leg.permit is None:
-                answer = _forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
+                answer = forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
+                if self.edge is not None:
+                    self.edge.note(None, [answer])
             else:
                 inputs = self._prepared(start, leg.permit, backend, stop)
                 with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
                     if exchange.prepay():
                         exchange.secure()
-                    answer = _forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
+                    answer = forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
         except PASSING:
             raise
         except BaseException as e:  # noqa: BLE001 - a leg's outermost frame
@@ -259,7 +273,7 @@ class LegExecutor:
 
     async def run_stream_async(self, start: Start, permit: Permit | None, backend: Any, send: Send, off_loop: OffLoop) -> Event:
         """`begin_stream` on an event loop, for a backend that supports it."""
-        watch = watching(backend) if permit is None else _nothing
+        watch = watching(backend) if permit is None else nothing
 
         def show(piece: Any) -> None:
             send(Delta(start.leg, piece, monotonic(), watch(piece)))
@@ -269,14 +283,16 @@ class LegExecutor:
             if permit is None:
                 (x,) = await aside(partial(self.inputs.of, self.plan.legs[start.leg].target))
                 answer = await backend.stream_async(x, show)
+                if self.edge is not None:
+                    self.edge.note(None, [answer])
                 return Done(start.leg, answer, monotonic())
             inputs = await aside(partial(self._prepared, start, permit, backend))
             if (load := backend.load) is not None:
                 await off_loop(load)
-            if (pack := getattr(backend, "pack", None)) is not None:
-                inputs = await off_loop(partial(pack, inputs))
             entered = await backend.guard.enter_async(permit, self._id, *self._asking(start, backend))
             with self._exchange(start, entered) as (until, exchange):
+                if (pack := getattr(backend, "pack", None)) is not None:
+                    inputs = await off_loop(partial(pack, inputs, exchange))
                 if exchange.prepay():
                     await off_loop(exchange.secure)
                 answer = await backend.stream_async(inputs[0], until, exchange, show)
@@ -324,34 +340,6 @@ class LegExecutor:
 async def _aside(off_loop: OffLoop | None, call: Callable[[], T]) -> T:
     """Runs views, consent and redaction off the event loop if they may block; with the caller's context, as everywhere."""
     return call() if off_loop is None else await off_loop(partial(copy_context().run, call))
-
-
-Watch = Callable[[Any], float | None]
-"""Takes each piece of an answer -> its confidence, with the piece that makes it known."""
-
-
-def watching(backend: Any) -> Watch:
-    """Watches the pieces of an edge's answer, where its score is that of the answer's beginning."""
-    watch: Callable[[], Watch] | None = getattr(backend.reader.score, "watch", None)
-    return _nothing if watch is None else watch()
-
-
-def _nothing(_: Any) -> None:
-    """The confidence is known once the answer is whole."""
-
-
-def _forward(start: Start, pieces: Pieces, send: Send, stop: StopToken, watch: Watch = _nothing) -> Prediction:
-    """Sends the pieces of a leg as they come; returns its answer."""
-    try:
-        while True:
-            piece = next(pieces)
-            send(Delta(start.leg, piece, monotonic(), watch(piece)))
-            if stop.asked:
-                raise Unreachable("its answer is not needed any more")
-    except StopIteration as end:
-        return end.value  # type: ignore[no-any-return]
-    finally:
-        pieces.close()
 
 
 def failed(leg: int, backend: Backend, error: BaseException) -> Failed:

@@ -110,6 +110,11 @@ def calibration(
         raise PolicyError("max_error needs labels, what is right for each input: y, or in an .npz file an array `labels`")
     if want.kind == "max_loss" and not aside.clouds:
         raise PolicyError("max_loss is measured against the cloud, and there is none: no cloud=, no [cloud] in the policy")
+    if want.fit and aside.snapshot.sends_edge:
+        raise PolicyError(
+            f'score="{want.fit}" fits a score, and send_edge sends confidences by the one in use: fit it without send_edge, '
+            "and calibrate with both"
+        )
     ask_cloud = want.kind == "max_loss" or bool(want.fit and want.kind == "max_defer" and aside.clouds)
     if want.fit and y is None and not ask_cloud:
         raise PolicyError("a score is fitted to what is right: that takes labels or the cloud's answers, and there are neither")

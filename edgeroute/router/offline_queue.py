@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from edgeroute import system
 from edgeroute.cloud.backend import CloudBackend
 from edgeroute.cloud.base import Call
+from edgeroute.cloud.escalated import Escalated
 from edgeroute.copies import own_copy
 from edgeroute.core.egress import Denied, permit
 from edgeroute.core.plan import Plan
@@ -21,7 +23,7 @@ from edgeroute.core.walk import Outcome, Prediction
 from edgeroute.errors import BadInput, CloudError, Held, MayNotLeave, PolicyError, Unreachable
 from edgeroute.stores.outbox import Callbacks, Delivery, Outbox, Put, Waiting
 from edgeroute.stores.outbox.inputs import decode_input, encode_input
-from edgeroute.system import contained
+from edgeroute.system import contained, json_loads
 
 if TYPE_CHECKING:
     from edgeroute.cloud.exchange import Exchange
@@ -38,6 +40,8 @@ BEING_QUEUED = "being queued"
 """Note in the reason of a request that was not on disk by its deadline. If it does not get there, that is reported."""
 TOGETHER = 64
 """Rows of a batch that are stored in one transaction."""
+EDGE = "Edge-Answer"
+"""Name of the header in which a stored input has the edge's answer that goes along."""
 CLOSE_S = 5.0
 """How long `close` waits for requests that are being stored, seconds."""
 
@@ -281,7 +285,7 @@ def _waiting(job: _Job) -> Waiting | str:
 
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
-    edge = job.walked.outcome.prediction
+    answered = job.walked.outcome.prediction
     backend = cast("CloudBackend", request.snapshot.backends[request.plan.legs[job.leg].target])
     allowed = request.plan.legs[job.leg].permit
     assert allowed is not None, "only a leg that may leave is queued"
@@ -289,7 +293,11 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
     seen = request.snapshot.views.of(request.snapshot.targets[target], target, job.x) if legs is None else None
     seen = seen if legs is None else legs.inputs.for_outbox(request.id, target, job.x)
     (x,) = request.snapshot.egress.prepared([seen], allowed, backend.where)
-    call = backend.encode(x)
+    exchange = None if legs is None else legs.exchanges.get(job.leg)
+    edge = None
+    if legs is not None and legs.edge is not None:
+        edge = legs.edge.stored(request.id, job.leg, asked=exchange is not None)
+    call = backend.encode(Escalated(x, edge) if backend.sends_edge else x, "" if exchange is None else exchange.codec)
     if call is not None:
         form: dict[str, Any] = {
             "kind": "call", "method": call.method, "path": call.path, "headers": list(call.headers), "body": bytes(call.body),
@@ -298,7 +306,7 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         encoded = encode_input(x)
         if encoded is None:
             return "an input of this kind cannot be stored"
-        form = {"kind": "input", "headers": [("Content-Type", encoded[0])], "body": encoded[1]}
+        form = {"kind": "input", "headers": [("Content-Type", encoded[0]), *_header(edge)], "body": encoded[1]}
     if job.error is None and legs is not None and legs.late is not None:  # still in flight; otherwise cancelled at the deadline
         form["ready_at"] = system.now() + backend.patience_s
     else:
@@ -309,10 +317,15 @@ def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | s
         data_class=allowed.data_class,
         rule=allowed.rule,
         importance=request.importance,
-        provisional=None if edge is None else {"value": edge.value, "confidence": edge.confidence},
+        provisional=None if answered is None else {"value": answered.value, "confidence": answered.confidence},
         origin=backend.origin,
         **form,
     )
+
+
+def _header(edge: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The edge's answer beside an input that is stored as it is."""
+    return [] if edge is None else [(EDGE, json.dumps(edge))]
 
 
 def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Prediction:
@@ -320,7 +333,10 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
     if entry.kind == "call":
         call = Call(entry.method, entry.path, [(name, value) for name, value in entry.headers], entry.body)
         return backend.resend(call, INF, exchange)
-    x = decode_input(dict(entry.headers)["Content-Type"], entry.body)
+    headers = dict(entry.headers)
+    x = decode_input(headers["Content-Type"], entry.body)
+    if backend.sends_edge:
+        x = Escalated(x, json_loads(headers[EDGE].encode()) if EDGE in headers else None)
     try:
         if backend.alone_async:
             import asyncio

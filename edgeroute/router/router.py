@@ -294,7 +294,7 @@ def _plain(engine: Engine, request: Request) -> Result:
     if type(first) is Outcome:
         engine.record(request, first, None, drawn)
         return Answer(request.plan, first, request.id)
-    legs, steps = engine.legs([request]), walk(request.plan, request.begun)
+    legs, steps = engine.legs([request], first), walk(request.plan, request.begun)
     outcome = inline.drive(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, legs.begin)
     return engine.finish(request, outcome, legs, drawn)
 

@@ -1,8 +1,9 @@
-"""After a walk: what its calls have cost is stored, what failed is logged; and which thresholds are in force."""
+"""After a walk: its costs are stored, failures logged, and what audits may compare is told; and which thresholds are in force."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.walk import Outcome
@@ -39,6 +40,18 @@ def log_failures(request: Request, outcome: Outcome) -> None:
                 backend.failures.log(f"the view for {backend.name}", detail.__cause__ or detail)
             else:
                 backend.failures.log(f"{backend.name} ({backend.where})", detail)
+
+
+def unlike(legs: LegExecutor | None) -> Collection[int]:
+    """The clouds that were asked otherwise than `calibrate` asks them: without the edge's answer, or above a ladder's floor."""
+    found = set[int]()
+    if legs is None:
+        return found
+    for leg, exchange in [*legs.exchanges.items()]:  # legs that were stopped may still begin
+        backend: Any = legs.backends[legs.plan.legs[leg].target]
+        if exchange.edge is False or backend.above_floor(exchange.codec):
+            found.add(leg)
+    return found
 
 
 def standing(snapshot: Snapshot, auditor: Auditor | None) -> Snapshot:

@@ -28,6 +28,7 @@ from edgeroute.edge.members import member, stamps
 from edgeroute.edge.variants import Variants
 from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.record.ab import AB
+from edgeroute.router.escalation import check_send_edge
 from edgeroute.router.keys import KeyPrefixes, score_print
 from edgeroute.router.released import of_arm_b, only_if_it_holds, released
 from edgeroute.router.validation import check_policy, check_range, checked_thresholds
@@ -64,6 +65,8 @@ class Snapshot(NamedTuple):
     """The policy as it would be with the candidate as its edge model, and without a threshold; None: there is no candidate."""
     other: Snapshot | None = None
     """The policy with the edge model of arm B; None: there are no arms."""
+    sends_edge: bool = False
+    """Whether a cloud takes the edge's answer along."""
     before: bool = False
     """Whether an edge is judged by the input alone, before it runs."""
 
@@ -190,7 +193,10 @@ def build(
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
     none = (None,) * len(targets)
     before = any(isinstance(backend, ScoredBeforehand) for backend in backends)
-    snapshot = Snapshot(policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen, before=before)
+    tells = check_send_edge(policy, targets, backends, egress, candidate=candidate is not None)
+    snapshot = Snapshot(
+        policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen, sends_edge=tells, before=before
+    )
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
     if own_thresholds:
         certificates = tuple(map(only_if_it_holds, certificates))

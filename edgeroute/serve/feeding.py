@@ -15,6 +15,8 @@ from edgeroute.edge.members import feed_of, is_awaited, member
 from edgeroute.errors import EdgerouteError, ModelError, PolicyError
 from edgeroute.types import EdgeModel, TensorSpec
 
+EDGES = "\0edges"
+"""Where a feed has the edge's answer to each row, object [n], for a model that takes them: no input has this name."""
 SPECS = 'inputs=[TensorSpec("x", "float32", (-1, 784))]'
 
 
@@ -45,7 +47,10 @@ class Fed:
     def __init__(self, model: EdgeModel) -> None:
         self.name, self.model = model.name, model
         self.inputs: tuple[TensorSpec, ...] = tuple(member(model, "inputs"))
-        own = feed_of(model)
+        own, self._escalated = feed_of(model), member(model, "run_escalated")
+        self.takes_edge = self._escalated is not None
+        """Whether a feed has the edge's answers, under `EDGES`."""
+        own = None if self.takes_edge else own
         self.run_feed: Callable[[dict[str, Array]], Any] = self._rows if own is None else lambda feed: own(feed, None)
         self._loop: asyncio.AbstractEventLoop | None = None
         if own is None and is_awaited(model):
@@ -67,6 +72,9 @@ class Fed:
             rows: list[Any] = list(arrays[0])
         else:
             rows = [{spec.name: array[i] for spec, array in zip(self.inputs, arrays, strict=True)} for i in range(count)]
+        if self._escalated is not None:
+            edges = feed.get(EDGES)
+            return self._named(self._escalated(rows, [None] * count if edges is None else list(edges)))
         found = self.model.run(rows, None)
         return self._named(found if self._loop is None else asyncio.run_coroutine_threadsafe(found, self._loop).result())
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.cloud.datatypes import NAMES, TEXTS
+from edgeroute.cloud.escalated import PARAMETER
 from edgeroute.cloud.openinference import LENGTH
 from edgeroute.edge.card import Array
 from edgeroute.errors import BadInput, ModelError
@@ -30,6 +31,8 @@ class Ask(NamedTuple):
     outputs: list[tuple[str, bool]]
     """(name, whether it is sent as binary), in the order of the reply."""
     id: str | None
+    edges: Any = None
+    """The parameter with the edge's answers, unread; None: there is none."""
 
 
 class Reply(NamedTuple):
@@ -116,7 +119,29 @@ def read(
     name = head.get("id")
     if not isinstance(name, str | None):
         raise BadInput(f"id is {_say(name)}: send a string or leave it out")
-    return Ask({name: given[name] for name in wanted}, _outputs(head, [spec.name for spec in outputs]), name)
+    edges = _map(head, "parameters").get(PARAMETER)
+    return Ask({name: given[name] for name in wanted}, _outputs(head, [spec.name for spec in outputs]), name, edges)
+
+
+def edge_answers(given: Any, count: int) -> Array:
+    """The edge's answers to so many inputs, mappings or None, object [n].
+
+    Raises:
+        BadInput: it is no JSON list of as many.
+    """
+    rows = np.full(count, None, object)
+    if given is None:
+        return rows
+    try:
+        found = json_loads(given.encode())
+    except (AttributeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or len(found) != count or not all(isinstance(one, dict | None) for one in found):
+        raise BadInput(
+            f"{PARAMETER} is {_say(given)}: send the JSON of a list, with an object or null for each of {count} inputs"
+        )
+    rows[:] = found
+    return rows
 
 
 def json_size(body: bytes, length: str | None) -> int:

@@ -13,8 +13,8 @@ from edgeroute.cloud.datatypes import NAMES, TEXTS
 from edgeroute.errors import BadInput, ModelError
 from edgeroute.serve.batching import Batcher, Tensors
 from edgeroute.serve.encoded import ENCODED, Decoder, Files
-from edgeroute.serve.feeding import fed, platform_of
-from edgeroute.serve.protocol import VERSION, Ask, describe
+from edgeroute.serve.feeding import EDGES, fed, platform_of
+from edgeroute.serve.protocol import VERSION, Ask, describe, edge_answers
 from edgeroute.types import EdgeModel
 
 
@@ -35,8 +35,12 @@ class Served:
         """Queues a request; see `Batcher.submit`.
 
         Raises:
-            BadInput: its inputs have different numbers of rows, or none.
+            BadInput: its inputs have different numbers of rows, or none; or the edge's answers are not as many.
         """
+        if self.model.takes_edge:
+            first = next(iter(ask.feed.values()))
+            answers = edge_answers(ask.edges, len(first) if first.ndim else 1)
+            ask = ask._replace(feed={**ask.feed, EDGES: answers})
         if not self.batcher.merges:
             return self.batcher.submit(ask.feed, 1)
         rows = {len(array) for array in ask.feed.values()}

@@ -211,7 +211,11 @@ class ServedCloud(Cloud):
     codec: PayloadCodec | None = Field(
         None,
         description='How inputs are sent: `"jpeg:85"`, `"webp"`, `"png"`, `"fp16"`, `"zstd"`, or a table, as `{ name = "uint8", '
-        "scale = 0.004 }` (payloads.md). Without it: as the model's tensors.",
+        "scale = 0.004 }`; or a list of them, best first, of which the best that is predicted to arrive in time is sent "
+        "(payloads.md). Without it: as the model's tensors.",
+    )
+    send_edge: Flag = Field(
+        False, description="Send the edge's answer along, in the request's parameter `edge_answers` (payloads.md)."
     )
 
     @model_validator(mode="after")
@@ -226,7 +230,8 @@ class ServedCloud(Cloud):
 
     def options(self, folder: Path) -> dict[str, Any]:
         """The arguments of the endpoint, except the URL."""
-        options = self.model_dump(include={"model", "version", "name", "binary", "labels", "kind", "output", "codec"})
+        own = {"model", "version", "name", "binary", "labels", "kind", "output", "codec", "send_edge"}
+        options = self.model_dump(include=own)
         return {**options, "card": at(folder, self.card) if self.card else None, **self.address(folder)}
 
 
@@ -255,6 +260,9 @@ class JsonCloud(Cloud):
     """Any HTTP API that answers JSON: `{"input": ...}`, or a body of your own, is posted to the URL."""
 
     protocol: Literal["json"] = Field(description="How the endpoint is talked to.")
+    send_edge: Flag = Field(
+        False, description="Send the edge's answer along, where `body` has `{edge}`; without `body` as `edge` (payloads.md)."
+    )
     body_type: BodyType = Field("json", description="How the body is written: as JSON, or as the fields of a form or upload.")
     body: BodyTemplate | None = Field(
         None,
@@ -272,12 +280,13 @@ class JsonCloud(Cloud):
     @field_validator("body", mode="after")
     @classmethod
     def _template(cls, body: Any, info: ValidationInfo) -> Any:
-        return checked_body(lambda: Body(body, info.data.get("body_type", "json")), body)
+        kind = info.data.get("body_type", "json")
+        return checked_body(lambda: Body(body, kind, edge=bool(info.data.get("send_edge"))), body)
 
     def make(self, folder: Path) -> PlainJson:
         """Makes the endpoint."""
         read = {"value", "confidence", "logits", "kind", "labels"}
-        options = self.model_dump(include={"name", "ping_path", "body", "body_type", *read})
+        options = self.model_dump(include={"name", "ping_path", "body", "body_type", "send_edge", *read})
         return PlainJson(self.url, **options, max_body_bytes=self.max_body, **self.address(folder))
 
 

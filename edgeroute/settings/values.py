@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationError, Wit
 from pydantic_core import PydanticCustomError
 
 from edgeroute.cloud.base import Secret, bare
-from edgeroute.cloud.codecs import codec_of
+from edgeroute.cloud.ladder import payload_of
 from edgeroute.cloud.pins import checked_pins
 from edgeroute.confidence.scores import SCORES
 from edgeroute.core.policy import HEDGE
@@ -137,9 +137,9 @@ def _pins(value: str | list[str]) -> str | list[str]:
     return value
 
 
-def _codec(value: str | dict[str, Any]) -> str | dict[str, Any]:
+def _codec(value: Any) -> Any:
     try:
-        codec_of(value)
+        payload_of(value)
     except RuntimeMissing:  # told when it is used
         return value
     except (PolicyError, TypeError) as e:
@@ -242,9 +242,8 @@ Verify = Annotated[bool | _Text, said(_VERIFY), AfterValidator(_verify)]
 Cert = Annotated[list[_Text], Field(min_length=2, max_length=2), said('two paths, as in ["client.pem", "client.key"]')]
 _PINS = 'sha256/ and a key\'s SHA-256 in Base64, as in "sha256/xxx...=", or a list of them'
 Pins = Annotated[str | list[str], said(_PINS), AfterValidator(_pins)]
-PayloadCodec = Annotated[
-    str | dict[str, Any], said('a codec\'s name, as in "jpeg:85", or a table, as in { name = "jpeg" }'), AfterValidator(_codec)
-]
+_CODEC = 'a codec\'s name, as in "jpeg:85", a table, as in { name = "jpeg" }, or a list of them, best first'
+PayloadCodec = Annotated[str | dict[str, Any] | list[str | dict[str, Any]], said(_CODEC), AfterValidator(_codec)]
 Client = Annotated[Literal["httpx"], said('"httpx"')]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$"), said("64 hexadecimal digits in quotes")]
 PingPath = Annotated[str, Field(pattern="^/"), said('a path that begins with /, as in "/health"')]
