@@ -16,7 +16,7 @@ import numpy as np
 import tomllib
 from PIL import Image, ImageOps
 
-from edgeroute import BadInput, OpenInference, Outbox, PolicyError, Router, models
+from edgeroute import BadInput, EdgerouteError, OpenInference, Outbox, PolicyError, Router, models
 from edgeroute.stores.outbox import Listed
 
 HERE = Path(__file__).parent
@@ -79,10 +79,19 @@ class Garments:
         self.late: deque[LateAnswer] = deque(maxlen=20)
         self._seen: set[str] = set()
         self._flight = Flight()
+        self._client = httpx.Client(transport=self._flight)
         self._lock = threading.Lock()
         self._outbox = Outbox(storage / "state" / "outbox.db")  # to look into: the router has its own
+        self.note = ""
+        """What happened at the start; empty: nothing of note."""
         self._install()
-        self._router = self._open()
+        try:
+            self._router = self._open()
+        except EdgerouteError as e:  # an older app wrote it, or another program
+            self.note = f"the stored policy is refused, and now called policy.refused; the app's own is in force: {e}"
+            self.file.replace(self.file.with_suffix(".refused"))
+            self._install()
+            self._router = self._open()
 
     def _install(self) -> None:
         """Copies what the app comes with into its storage: there it can be replaced, and an update of the app brings its own."""
@@ -97,7 +106,7 @@ class Garments:
 
     def _open(self) -> Router[str]:
         table = cloud_of(self.policy)
-        cloud = None if table is None else OpenInference(**table, client=httpx.Client(transport=self._flight))
+        cloud = None if table is None else OpenInference(**table, client=self._client)
         router: Router[str] = Router.from_policy(self.file, cloud=cloud)
         router.on_late(self._arrived)
         return router
@@ -181,6 +190,7 @@ class Garments:
     def close(self) -> None:
         """Ends the router; what waits is sent by the next start."""
         self._router.close()
+        self._client.close()
 
 
 def cloud_of(policy: str) -> dict[str, Any] | None:
