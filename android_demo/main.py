@@ -66,7 +66,7 @@ class Demo:
         page.horizontal_alignment = ft.CrossAxisAlignment.CENTER
         page.appbar = ft.AppBar(
             title=ft.Text("Garments"),
-            actions=[ft.IconButton(ft.Icons.RULE, tooltip="Policy", on_click=self.edit), ft.Container(width=4)],
+            actions=[ft.TextButton("Policy", icon=ft.Icons.RULE, on_click=self.edit), ft.Container(width=4)],
         )
         page.services.append(self.picker)
         page.add(ft.SafeArea(ft.Container(self.body(), width=WIDEST)))
@@ -77,17 +77,7 @@ class Demo:
         self.show_choices()
         self.show_queue()
         images = models.fashion().images
-        self.samples.controls = [
-            ft.Container(
-                ft.Image(
-                    src=png(images[i]), width=56, height=56, fit=ft.BoxFit.FILL, border_radius=8, semantics_label=f"Sample {n}"
-                ),
-                on_click=self.sample(images[i]),
-                border_radius=8,
-                ink=True,
-            )
-            for n, i in enumerate(SAMPLES, 1)
-        ]
+        self.samples.controls = [self.sample(f"Sample {n}", images[i]) for n, i in enumerate(SAMPLES, 1)]
         await self.answer(images[SAMPLES[0]])
         if self.app.note:
             self.fail(self.app.note)
@@ -171,12 +161,14 @@ class Demo:
         """The way to the cloud is cut, or back."""
         self.app.offline = self.offline.value
 
-    def sample(self, image: Any) -> Callable[[Any], Any]:
-        """What a tap on that image does."""
+    def sample(self, name: str, image: Any) -> ft.Control:
+        """A small image to tap on."""
+
         async def tapped(_: Any) -> None:
             await self.answer(image)
 
-        return tapped
+        small = ft.Image(src=png(image), width=56, height=56, fit=ft.BoxFit.FILL, border_radius=8, exclude_from_semantics=True)
+        return ft.Semantics(label=name, button=True, content=ft.Container(small, on_click=tapped, ink=True, border_radius=8))
 
     async def choose(self, _: Any) -> None:
         """Asks for a picture of the phone's."""
