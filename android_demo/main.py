@@ -9,6 +9,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,9 +134,9 @@ class Demo:
 
     def show_choices(self) -> None:
         """The modes, and the classes that the policy names."""
-        def chips(row: ft.Row, choices: dict[str, str | None], now: str | None, choose: Callable[[str | None], Any]) -> None:
+        def chips(row: ft.Row, choices: dict[str, str | None], now: str | None, choose: Callable[..., Any]) -> None:
             row.controls = [
-                ft.Chip(label=text, selected=value == now, on_select=lambda _, value=value: choose(value))
+                ft.Chip(label=text, selected=value == now, on_select=partial(choose, value))
                 for text, value in choices.items()
             ]
 
@@ -145,13 +146,13 @@ class Demo:
             self.data_class = None
         chips(self.classes, {**{c: c for c in classes}, NO_CLASS: None}, self.data_class, self.choose_class)
 
-    async def choose_mode(self, mode: str | None) -> None:
+    async def choose_mode(self, mode: str | None, _: Any) -> None:
         """Asks again, in another mode."""
         self.mode = mode
         self.show_choices()
         await self.answer(self.picture)
 
-    async def choose_class(self, data_class: str | None) -> None:
+    async def choose_class(self, data_class: str | None, _: Any) -> None:
         """Asks again, as data of another class."""
         self.data_class = data_class
         self.show_choices()
@@ -213,6 +214,8 @@ class Demo:
                     break
                 self.show(shown)
         except EdgerouteError as e:
+            self.label.value, self.source.value, self.sure.value, self.reason.value = "No answer", "", "", ""
+            self.bar.value, self.badge.bgcolor = 0, None
             self.fail(e)
         self.show_queue()
         self.page.update()
@@ -220,7 +223,7 @@ class Demo:
     def show(self, shown: Shown) -> None:
         """One answer."""
         self.label.value = shown.label
-        self.source.value = shown.source if shown.final or shown.degraded else f"{shown.source}, asking the cloud"
+        self.source.value = shown.source if shown.final or shown.degraded else f"{shown.source}, provisional"
         self.badge.bgcolor = COLOURS.get(shown.source, ft.Colors.BLUE_GREY_600)
         self.sure.value = "" if shown.confidence is None else f"{shown.confidence:.0%} sure"
         self.bar.value = shown.confidence or 0
@@ -251,14 +254,14 @@ class Demo:
 
     async def edit(self, _: Any) -> None:
         """The policy as text, to be changed."""
-        text = ft.TextField(value=self.app.policy, multiline=True, min_lines=12, max_lines=18, text_size=12, label="policy.toml")
-        wrong = ft.Text("", color=ft.Colors.ERROR, size=12)
+        text = ft.TextField(value=self.app.policy, multiline=True, min_lines=12, max_lines=20, text_size=12, width=WIDEST)
+        wrong = ft.Text("", color=ft.Colors.ERROR, size=13)
 
         async def save(_: Any) -> None:
             try:
                 await asyncio.to_thread(setattr, self.app, "policy", text.value)
             except EdgerouteError as e:
-                wrong.value = str(e)
+                wrong.value = str(e).replace(f"{self.app.file}: ", "")
                 self.page.update()
             else:
                 self.page.pop_dialog()
@@ -268,7 +271,8 @@ class Demo:
         self.page.show_dialog(
             ft.AlertDialog(
                 title="Policy",
-                content=ft.Column([text, named("wrong", wrong)], tight=True, width=WIDEST, scroll=ft.ScrollMode.AUTO),
+                content=ft.Column([text, named("wrong", wrong)], tight=True, width=WIDEST),
+                scrollable=True,
                 actions=[
                     ft.TextButton("Cancel", on_click=lambda _: self.page.pop_dialog()),
                     ft.FilledButton("Put in force", on_click=save),

@@ -273,7 +273,11 @@ class Screen:
     def type(self, change):
         """Replaces the text of the only field."""
         field = self.page.get_by_role("textbox")
-        field.fill(change(field.input_value()))
+        field.click()
+        self.page.wait_for_function("document.activeElement.value")
+        text = change(field.input_value())
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.insert_text(text)
 
     def tap(self, name, role="button"):
         self.page.get_by_role(role, name=name, exact=True).click()
@@ -326,4 +330,5 @@ def test_page(browser, url, images):
     screen.type(lambda text: text.replace("sideways", "only_edge"))
     screen.tap("Put in force")
     screen.tap("product", "checkbox")
+    screen.tap("Sample 6")
     screen.shows("reason", "only_edge")
