@@ -17,6 +17,9 @@ test: $(VENV)/test.installed  ## sets up and passes the tests
 test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
 	PYTHON=$(BIN)/python tests/arm64.sh
 
+test-android: .android/made  ## the app for Android on its Python with its exact versions, and what `flet build apk` would install
+	cd android_demo && .../python
+
 test-servers: $(VENV)/test.installed  ## OpenInference and exports with the real servers whose environments are made (make server-triton ...)
 	$(BIN)/pytest -q -m servers tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
 
@@ -59,7 +62,7 @@ $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/test.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[all]' --group test
+	$(BIN)/pip install --quiet --editable '.[all]' --group test --group browser
 	touch $@
 
 $(VENV)/bench.installed: $(VENV)/demo.installed

@@ -325,7 +325,7 @@ def test_page(browser, url, images):
     screen.tap("Policy")
     screen.type(lambda text: text.replace("prefer_edge", "sideways"))
     screen.tap("Put in force")
-    screen.shows("wrong", "mode")
+    screen.shows("wrong", 'found "sideways"')
     screen.page.screenshot(path="/tmp/android_g.png")
     screen.type(lambda text: text.replace("sideways", "only_edge"))
     screen.tap("Put in force")
