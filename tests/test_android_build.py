@@ -3,15 +3,19 @@
 The second asks the package index, on the app's own Python: `make test-android`.
 """
 
+import compileall
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import edgeroute
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "android_demo"
@@ -36,6 +40,7 @@ sysconfig.get_platform = lambda: {tag!r}
 pytestmark = [pytest.mark.once, pytest.mark.skipif(not APP.is_dir(), reason="the app is not in the wheel")]
 tomllib = pytest.importorskip("tomllib")
 requirements = pytest.importorskip("packaging.requirements")
+pytest.importorskip("httpx")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +92,36 @@ def test_the_wheel_has_what_a_phone_requires():
         there = {"platform_system": "Android", "sys_platform": platform, "platform_machine": "x86_64", "python_version": "3.12"}
         needed = {one.name for one in listed if one.marker is None or one.marker.evaluate(there)} - {"filelock"}
         assert needed == {"numpy", "h11", "certifi", "tenacity", "cachetools"}
+
+
+AS_PACKED = """
+import sys
+sys.modules["httptools"] = None  # a phone has h11
+from pathlib import Path
+import edgeroute, garments
+assert garments.__file__.endswith(".pyc") and edgeroute.__file__.endswith(".pyc"), (garments, edgeroute)
+app = garments.Garments(Path(sys.argv[1]))
+*_, shown = app.classify(edgeroute.models.fashion().images[0], data_class="product")
+assert (shown.label, shown.source) == ("Ankle boot", "edge"), shown
+app.close()
+"""
+
+
+def test_compiled(tmp_path):
+    """Flet packs no source: edgeroute and the app run from what was compiled of them."""
+    packed = tmp_path / "packed"
+    package = Path(edgeroute.__file__).parent
+    shutil.copytree(package, packed / "edgeroute", ignore=shutil.ignore_patterns("__pycache__", "docs", "examples"))
+    shutil.copytree(edgeroute.models.fashion().edge.parent, packed / "edgeroute" / "models" / "fashion", dirs_exist_ok=True)
+    for file in ("garments.py", "policy.toml"):
+        shutil.copy(APP / file, packed)
+    compileall.compile_dir(packed, quiet=2, legacy=True)
+    for file in packed.rglob("*.py"):
+        file.unlink()
+    environment = {**os.environ, "PYTHONPATH": str(packed)}
+    command = [sys.executable, "-W", "error", "-c", AS_PACKED, str(tmp_path / "storage")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=LONG, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def stub(folder, name, version, requires, tag):
