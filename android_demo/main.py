@@ -20,7 +20,7 @@ from PIL import Image
 
 from edgeroute import EdgerouteError, models
 
-STORAGE = Path(os.environ.get("FLET_APP_STORAGE_DATA") or Path(__file__).parent / "storage" / "data")
+STORAGE = Path(os.environ.get("FLET_APP_STORAGE_DATA") or Path(__file__).parent / ".flet" / "storage" / "data")
 COLOURS = {"edge": ft.Colors.GREEN_700, "cloud": ft.Colors.BLUE_700}
 WIDEST = 560
 NO_CLASS = "no class"
@@ -55,7 +55,7 @@ class Demo:
         self.offline = ft.Switch(label="Offline", on_change=self.switched)
         self.queue = ft.Column(spacing=4)
         self.late = ft.Column(spacing=4)
-        self.samples = ft.Row(scroll=ft.ScrollMode.AUTO, spacing=8)
+        self.samples = ft.Row(scroll=ft.ScrollMode.HIDDEN, spacing=8)
 
     async def start(self) -> None:
         """Shows the page, then loads the models, then answers for the first sample."""
@@ -71,7 +71,11 @@ class Demo:
         )
         page.services.append(self.picker)
         page.add(ft.SafeArea(ft.Container(self.body(), width=WIDEST)))
-        await asyncio.to_thread(load)
+        try:
+            await asyncio.to_thread(load)
+        except EdgerouteError as e:
+            self.fail(e)
+            return
         Demo.pages.add(self)
         page.on_connect, page.on_disconnect = self.connected, lambda _: Demo.pages.discard(self)
         self.offline.value = self.app.offline
@@ -240,7 +244,7 @@ class Demo:
         """What waits, and what came late."""
         waiting = self.app.waiting()
         self.queue.controls = [heading(f"Waiting for the cloud: {len(waiting)}")]
-        self.queue.controls += [ft.Text(f"{w.data_class or NO_CLASS}, tried {w.attempts} times", size=13) for w in waiting[-5:]]
+        self.queue.controls += [ft.Text(f"{w.data_class or NO_CLASS}, {f'tried {w.attempts} times' if w.attempts else 'not sent yet'}", size=13) for w in waiting[-5:]]
         late = list(self.app.late)
         self.late.controls = [heading(f"Late answers: {len(late)}")]
         self.late.controls += [
@@ -347,4 +351,5 @@ async def main(page: ft.Page) -> None:
 
 
 if __name__ == "__main__":
-    ft.run(main, no_cdn=True)
+    threading.Thread(target=load, daemon=True).start()  # while the page is loaded; what it raises, the page's own call raises again
+    ft.run(main, host="127.0.0.1", no_cdn=True)

@@ -62,7 +62,7 @@ def test_manifest(manifest):
     assert listed["flet"] == listed["flet-camera"]
     assert (APP / "assets" / "icon.png").is_file()
     for name in flet["app"]["exclude"]:
-        assert name in {"storage", "README.md", "screenshot.png"}  # nothing that the app reads
+        assert name in {".flet", "README.md", "screenshot.png"}  # nothing that the app reads
     for file in ("main.py", "garments.py", "policy.toml"):
         assert (APP / file).is_file()
 

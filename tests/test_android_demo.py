@@ -1,37 +1,23 @@
 """The app for Android, as far as it runs without a phone: its logic, and its page in a real browser with a real cloud behind it."""
 
-import json
-import os
 import re
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
+import phones
 import pytest
 
 import edgeroute
 from edgeroute import BadInput, MayNotLeave, PolicyError
 
-APP = Path(__file__).parent.parent / "android_demo"
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HERE = "http://127.0.0.1:8080/v2/models/fashion-large"
-LONG_MS = 15_000
 SURE, UNSURE = 0, 23
 """Test images: an ankle boot both."""
-SHOWS = """([name, text]) => {
-    const one = document.querySelector(`[flt-semantics-identifier=${name}]`)
-    if (!one) return false
-    const labels = [one, ...one.querySelectorAll("[aria-label]")].map(e => e.getAttribute("aria-label"))
-    return (one.textContent + labels.join()).includes(text)
-}"""
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not APP.is_dir(), reason="the app is not in the wheel")]
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not phones.APP.is_dir(), reason="the app is not in the wheel")]
 pytest.importorskip("httpx")
 Image = pytest.importorskip("PIL.Image")
 
@@ -40,13 +26,13 @@ Image = pytest.importorskip("PIL.Image")
 def garments():
     """The app's module."""
     pytest.importorskip("tomllib")
-    sys.path.insert(0, str(APP))
+    sys.path.insert(0, str(phones.APP))
     try:
         import garments
 
         yield garments
     finally:
-        sys.path.remove(str(APP))
+        sys.path.remove(str(phones.APP))
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +43,7 @@ def images():
 @pytest.fixture
 def storage(tmp_path, fashion_server):
     """The app's folder, with a policy that knows where the cloud is."""
-    text = (APP / "policy.toml").read_text()
-    assert HERE in text
-    (tmp_path / "policy.toml").write_text(text.replace(HERE, f"{fashion_server}/v2/models/fashion-large"))
+    phones.settle(tmp_path, fashion_server)
     return tmp_path
 
 
@@ -215,77 +199,26 @@ def test_pictures_that_are_none(garments, what):
 
 @pytest.fixture(scope="module")
 def browser():
-    """A headless Chromium with the size of a phone."""
-    playwright = pytest.importorskip("playwright.sync_api")
+    """A headless Chromium."""
+    pytest.importorskip("playwright.sync_api")
     pytest.importorskip("flet_web")
-    if BROWSER is None:
+    if phones.BROWSER is None:
         pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--use-angle=swiftshader"])
+    with phones.chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture
 def url(storage):
     """The app as a process of its own, on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(edgeroute.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
-        "FLET_APP_STORAGE_DATA": str(storage),
-        "FLET_FORCE_WEB_SERVER": "true",
-        "FLET_SERVER_IP": "127.0.0.1",
-        "FLET_SERVER_PORT": str(port),
-    }
-    with subprocess.Popen([sys.executable, str(APP / "main.py")], cwd=storage, env=environment) as process:
-        until = time.monotonic() + LONG_MS / 1000
-        while time.monotonic() < until and process.poll() is None:
-            with socket.socket() as tried:
-                if not tried.connect_ex(("127.0.0.1", port)):
-                    break
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/"
-        process.terminate()
-        process.wait(30)
-
-
-class Screen:
-    """The page of the app, by what it tells to a screen reader: Flutter draws it on a canvas."""
-
-    def __init__(self, browser, url, scheme="light"):
-        self.page = browser.new_page(viewport={"width": 412, "height": 1200}, color_scheme=scheme)
-        self.page.set_default_timeout(LONG_MS)
-        self.page.goto(url)
-        self.page.locator("flt-semantics-placeholder").dispatch_event("click")  # has it told
-
-    def shows(self, name, text):
-        """Waits until what has that name has that text in it."""
-        try:
-            self.page.wait_for_function(SHOWS, arg=[name, text])
-        except BaseException:
-            self.page.screenshot(path="/tmp/android_x.png")
-            Path("/tmp/android_sem.html").write_text(self.page.locator("flt-semantics-host").evaluate("e=>e.outerHTML"))
-            raise
-
-    def type(self, change):
-        """Replaces the text of the only field."""
-        field = self.page.get_by_role("textbox")
-        field.click()
-        self.page.wait_for_function("document.activeElement.value")
-        text = change(field.input_value())
-        self.page.keyboard.press("Control+A")
-        self.page.keyboard.insert_text(text)
-
-    def tap(self, name, role="button"):
-        self.page.get_by_role(role, name=name, exact=True).click()
+    with phones.app(storage) as address:
+        yield address
 
 
 def test_page(browser, url, images):
     """From the first answer through an outage to the late one; as a person sees it, by taps."""
-    screen = Screen(browser, url)
+    assert not phones.listens(int(url.rpartition(":")[2].strip("/")), "127.0.0.2")  # only on this machine's own address
+    screen = phones.Screen(browser, url)
     screen.shows("label", "Ankle boot")
     screen.shows("source", "edge")
     screen.shows("confidence", "100% sure")
@@ -299,24 +232,20 @@ def test_page(browser, url, images):
     screen.tap("Sample 5")
     screen.shows("reason", "so the edge answer stands; queued")
     screen.shows("queue", "Waiting for the cloud: 1")
-    screen.page.screenshot(path="/tmp/android_c.png")
     screen.tap("private", "checkbox")
     screen.shows("reason", "'private' never leaves")
     screen.tap("only cloud", "checkbox")
     screen.shows("error", "private")
-    screen.page.screenshot(path="/tmp/android_d.png")
 
     screen.tap("Offline", "switch")
     screen.shows("late", "Late answers: 1")
     screen.shows("queue", "Waiting for the cloud: 0")
-    screen.page.screenshot(path="/tmp/android_e.png")
 
     screen.tap("by policy", "checkbox")
     with screen.page.expect_file_chooser() as chooser:
         screen.tap("Choose a picture")
     chooser.value.set_files({"name": "boot.jpg", "mimeType": "image/jpeg", "buffer": photo(images[SURE])})
     screen.shows("label", "Ankle boot")
-    screen.page.screenshot(path="/tmp/android_f.png")
     with screen.page.expect_file_chooser() as chooser:
         screen.tap("Choose a picture")
     chooser.value.set_files({"name": "no.png", "mimeType": "image/png", "buffer": b"none"})
@@ -326,7 +255,6 @@ def test_page(browser, url, images):
     screen.type(lambda text: text.replace("prefer_edge", "sideways"))
     screen.tap("Put in force")
     screen.shows("wrong", 'found "sideways"')
-    screen.page.screenshot(path="/tmp/android_g.png")
     screen.type(lambda text: text.replace("sideways", "only_edge"))
     screen.tap("Put in force")
     screen.tap("product", "checkbox")
