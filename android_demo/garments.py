@@ -131,7 +131,9 @@ class Garments:
         if not offline:  # a phone's system tells of its network; of this switch nobody does, so the endpoint is tried
             threading.Thread(target=self._router.check, daemon=True).start()
 
-    def classify(self, picture: np.ndarray[Any, Any], *, mode: str | None = None, data_class: str | None = None) -> Iterator[Shown]:
+    def classify(
+        self, picture: np.ndarray[Any, Any], *, mode: str | None = None, data_class: str | None = None
+    ) -> Iterator[Shown]:
         """Yields the phone's answer at once, and then the final one where the cloud is asked.
 
         Args:
@@ -144,7 +146,14 @@ class Garments:
         """
         for answer in self._router.refine(picture, mode=mode, data_class=data_class):
             yield Shown(
-                answer.id, answer.value, answer.source, answer.confidence, answer.reason, answer.final, answer.degraded, answer.latency_s
+                answer.id,
+                answer.value,
+                answer.source,
+                answer.confidence,
+                answer.reason,
+                answer.final,
+                answer.degraded,
+                answer.latency_s,
             )
 
     def waiting(self) -> list[Listed]:

@@ -40,7 +40,15 @@ class Demo:
         self.mode: str | None = None
         self.data_class: str | None = "product"
         self.picker = ft.FilePicker()
-        self.photo = ft.Image(src=png(None), width=112, height=112, fit=ft.BoxFit.CONTAIN, border_radius=8, gapless_playback=True, filter_quality=ft.FilterQuality.NONE)
+        self.photo = ft.Image(
+            src=png(None),
+            width=112,
+            height=112,
+            fit=ft.BoxFit.CONTAIN,
+            border_radius=8,
+            gapless_playback=True,
+            filter_quality=ft.FilterQuality.NONE,
+        )
         self.label = ft.Text("", size=24, weight=ft.FontWeight.BOLD)
         self.source = ft.Text("", color=ft.Colors.WHITE, size=13, weight=ft.FontWeight.BOLD)
         self.badge = ft.Container(self.source, padding=ft.Padding.symmetric(vertical=2, horizontal=10), border_radius=12)
@@ -138,10 +146,10 @@ class Demo:
 
     def show_choices(self) -> None:
         """The modes, and the classes that the policy names."""
+
         def chips(row: ft.Row, choices: dict[str, str | None], now: str | None, choose: Callable[..., Any]) -> None:
             row.controls = [
-                ft.Chip(label=text, selected=value == now, on_select=partial(choose, value))
-                for text, value in choices.items()
+                ft.Chip(label=text, selected=value == now, on_select=partial(choose, value)) for text, value in choices.items()
             ]
 
         chips(self.modes, {"by policy": None, **{m.replace("_", " "): m for m in MODES}}, self.mode, self.choose_mode)
@@ -179,7 +187,7 @@ class Demo:
         """Asks for a picture of the phone's."""
         files = await self.picker.pick_files(file_type=ft.FilePickerFileType.IMAGE, with_data=True)
         if files:
-            await self.take(files[0].bytes or Path(files[0].path or "").read_bytes())
+            await self.take(files[0].bytes or b"")
 
     async def photograph(self, _: Any) -> None:
         """Asks for a photograph."""
@@ -244,7 +252,10 @@ class Demo:
         """What waits, and what came late."""
         waiting = self.app.waiting()
         self.queue.controls = [heading(f"Waiting for the cloud: {len(waiting)}")]
-        self.queue.controls += [ft.Text(f"{w.data_class or NO_CLASS}, {f'tried {w.attempts} times' if w.attempts else 'not sent yet'}", size=13) for w in waiting[-5:]]
+        self.queue.controls += [
+            ft.Text(f"{w.data_class or NO_CLASS}, {f'tried {w.attempts} times' if w.attempts else 'not sent yet'}", size=13)
+            for w in waiting[-5:]
+        ]
         late = list(self.app.late)
         self.late.controls = [heading(f"Late answers: {len(late)}")]
         self.late.controls += [
@@ -351,5 +362,7 @@ async def main(page: ft.Page) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=load, daemon=True).start()  # while the page is loaded; what it raises, the page's own call raises again
+    threading.Thread(
+        target=load, daemon=True
+    ).start()  # while the page is loaded; what it raises, the page's own call raises again
     ft.run(main, host="127.0.0.1", no_cdn=True)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import phones
@@ -23,7 +24,7 @@ import phones
 LIMIT_S = 3.0
 
 
-def first_answer_s(browser, url: str) -> float:
+def first_answer_s(browser: Any, url: str) -> float:
     """Seconds from the call of the page to its first answer."""
     begun = monotonic()
     screen = phones.Screen(browser, url)
@@ -33,7 +34,7 @@ def first_answer_s(browser, url: str) -> float:
     return taken
 
 
-def pictures(browser, url: str, out: Path) -> None:
+def pictures(browser: Any, url: str, out: Path) -> None:
     """An answer of the cloud by day, and one that waits by night, side by side."""
     from PIL import Image
 

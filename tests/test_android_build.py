@@ -147,7 +147,9 @@ def test_resolution(abi, manifest, tmp_path):
         stub(tmp_path, name, version, requires, python if name in NATIVE else python.replace("cp312-cp312", "py3-none"))
     (tmp_path / "pretend").mkdir()
     (tmp_path / "pretend" / "sitecustomize.py").write_text(PRETEND.format(tag=tag))
-    listed = [f"edgeroute @ {ROOT.as_uri()}" if one.startswith("edgeroute") else one for one in manifest["project"]["dependencies"]]
+    listed = [
+        f"edgeroute @ {ROOT.as_uri()}" if one.startswith("edgeroute") else one for one in manifest["project"]["dependencies"]
+    ]
     report = tmp_path / "report.json"
     command = [
         sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--upgrade", "--only-binary", ":all:",

@@ -133,8 +133,8 @@ def test_policy(app, images, storage, garments):
     mistakes = (
         (now.replace("threshold", "treshold"), "threshold"),
         (now + "[", "no TOML"),
-        (now.replace('timeout = "2s"', 'timeout = "2s"\nretries = 3'), "cloud.retries"),
-        (now.replace('timeout = "2s"', 'timeout = "soon"'), "timeout"),
+        (now.replace('timeout = "30s"', 'timeout = "30s"\nretries = 3'), "cloud.retries"),
+        (now.replace('timeout = "30s"', 'timeout = "soon"'), "timeout"),
         (now.replace("http://", "ftp://"), "ftp"),
     )
     for i, (wrong, says) in enumerate(mistakes):
@@ -191,7 +191,16 @@ def test_photographs(app, garments, images):
     assert (garments.prepare(file.getvalue()) == images[3]).all()  # it is as the model takes it
 
 
-@pytest.mark.parametrize("what", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, photo(np.zeros((28, 28), np.uint8), kind="PNG"), photo(np.eye(28, dtype=np.uint8) * 255)[:2000]])
+@pytest.mark.parametrize(
+    "what",
+    [
+        b"",
+        b"text",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
+        photo(np.zeros((28, 28), np.uint8), kind="PNG"),
+        photo(np.eye(28, dtype=np.uint8) * 255)[:2000],
+    ],
+)
 def test_pictures_that_are_none(garments, what):
     with pytest.raises(BadInput, match="picture"):
         garments.prepare(what)
