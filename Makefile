@@ -78,8 +78,8 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	$(PYTHON312) -m venv --clear .android
 	.android/bin/python -m pip install --quiet --upgrade pip
 	sed -n 's/^    "\(.*==.*\)",$$/\1/p' android_demo/pyproject.toml > .android/pins.txt
-	.android/bin/pip install --quiet --constraint .android/pins.txt --requirement .android/pins.txt --editable '.[image,serve]' \
-		--group browser flet-cli==1.0.5 h11 hypothesis psutil pydantic-settings pytest pytest-timeout pytest-xdist trustme
+	.android/bin/pip install --quiet --constraint .android/pins.txt --requirement .android/pins.txt --editable '.[grpc,image,serve]' \
+		--group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest pytest-timeout pytest-xdist trustme
 	.android/bin/pip uninstall --quiet --yes httptools
 	touch $@
 

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,16 +18,15 @@ import tomllib
 from PIL import Image, ImageOps
 
 from edgeroute import BadInput, EdgerouteError, OpenInference, Outbox, PolicyError, Router, models
+from edgeroute.core.policy import Mode
 from edgeroute.stores.outbox import Listed
 
 HERE = Path(__file__).parent
-MODES = ("prefer_edge", "only_edge", "prefer_cloud", "only_cloud")
+MODES: tuple[Mode, ...] = ("prefer_edge", "only_edge", "prefer_cloud", "only_cloud")
 SIDE = 28
 """Of the pictures that the models take, in pixels."""
 SAMPLES = (0, 1, 12, 23, 25, 40, 66, 68)
 """Of the shipped test images: of some the small model is sure, of others not."""
-LONGEST = 2 << 20
-"""Pixels to which a photograph is reduced before anything is looked for in it."""
 
 
 class Shown(NamedTuple):
@@ -94,7 +94,7 @@ class Garments:
             self._router = self._open()
 
     def _install(self) -> None:
-        """Copies what the app comes with into its storage: there it can be replaced, and an update of the app brings its own."""
+        """Copies what the app comes with into its storage, at each start: an update of the app brings other models."""
         pair = models.fashion()
         home = self.storage / "models"
         home.mkdir(parents=True, exist_ok=True)
@@ -129,10 +129,14 @@ class Garments:
     def offline(self, offline: bool) -> None:
         self._flight.offline = offline
         if not offline:  # a phone's system tells of its network; of this switch nobody does, so the endpoint is tried
-            threading.Thread(target=self._router.check, daemon=True).start()
+            threading.Thread(target=self._try, daemon=True).start()
+
+    def _try(self) -> None:
+        with suppress(EdgerouteError):  # the router may be closed meanwhile
+            self._router.check()
 
     def classify(
-        self, picture: np.ndarray[Any, Any], *, mode: str | None = None, data_class: str | None = None
+        self, picture: np.ndarray[Any, Any], *, mode: Mode | None = None, data_class: str | None = None
     ) -> Iterator[Shown]:
         """Yields the phone's answer at once, and then the final one where the cloud is asked.
 
@@ -144,17 +148,8 @@ class Garments:
         Raises:
             EdgerouteError: there is no answer, for example because it may not leave and the mode wants the cloud alone.
         """
-        for answer in self._router.refine(picture, mode=mode, data_class=data_class):
-            yield Shown(
-                answer.id,
-                answer.value,
-                answer.source,
-                answer.confidence,
-                answer.reason,
-                answer.final,
-                answer.degraded,
-                answer.latency_s,
-            )
+        for a in self._router.refine(picture, mode=mode, data_class=data_class):
+            yield Shown(a.id, a.value, a.source, a.confidence, a.reason, a.final, a.degraded, a.latency_s)
 
     def waiting(self) -> list[Listed]:
         """What waits for the cloud, the oldest first."""
@@ -168,7 +163,7 @@ class Garments:
     @property
     def policy(self) -> str:
         """The policy in force, as TOML."""
-        return self.file.read_text("utf-8")
+        return self.file.read_text("utf-8", errors="replace")
 
     @policy.setter
     def policy(self, text: str) -> None:
@@ -255,8 +250,7 @@ def prepare(picture: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise BadInput("there is nothing to be seen in this picture: one garment on a plain ground")
     cut = np.where(there, apart, 0)[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     cut *= 255 / cut.max()
-    garment = Image.fromarray(cut.astype(np.uint8)).copy()
-    garment.thumbnail((SIDE, SIDE)) if max(garment.size) > SIDE else None
+    garment = Image.fromarray(cut.astype(np.uint8))
     scale = SIDE / max(garment.size)
     garment = garment.resize((max(1, round(garment.width * scale)), max(1, round(garment.height * scale))))
     square = Image.new("L", (SIDE, SIDE))

@@ -37,7 +37,7 @@ class Demo:
     def __init__(self, page: ft.Page) -> None:
         self.page, self.turn = page, 0
         self.picture: Any = None
-        self.mode: str | None = None
+        self.mode: Any = None
         self.data_class: str | None = "product"
         self.picker = ft.FilePicker()
         self.photo = ft.Image(
@@ -202,8 +202,12 @@ class Demo:
         self.page.show_dialog(
             ft.AlertDialog(content=lens, actions=[ft.FilledButton("Take it", icon=ft.Icons.CAMERA, on_click=shoot)])
         )
-        cameras = await lens.get_available_cameras()
-        await lens.initialize(cameras[0], taking.ResolutionPreset.MEDIUM, enable_audio=False)
+        try:
+            cameras = await lens.get_available_cameras()
+            await lens.initialize(cameras[0], taking.ResolutionPreset.MEDIUM, enable_audio=False)
+        except Exception as e:  # noqa: BLE001 - whatever the phone says: no camera, no permission
+            self.page.pop_dialog()
+            self.fail(f"no photograph: {e or type(e).__name__}")
 
     async def take(self, picture: bytes) -> None:
         """Answers for a picture file."""
@@ -250,7 +254,11 @@ class Demo:
 
     def show_queue(self) -> None:
         """What waits, and what came late."""
-        waiting = self.app.waiting()
+        try:
+            waiting = self.app.waiting()
+        except EdgerouteError as e:  # of the disk
+            waiting = []
+            self.fail(e)
         self.queue.controls = [heading(f"Waiting for the cloud: {len(waiting)}")]
         self.queue.controls += [
             ft.Text(f"{w.data_class or NO_CLASS}, {f'tried {w.attempts} times' if w.attempts else 'not sent yet'}", size=13)
