@@ -66,7 +66,7 @@ $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/test.installed: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[all]' --group test --group browser
+	$(BIN)/pip install --quiet --editable '.[all]' --group test
 	touch $@
 
 $(VENV)/bench.installed: $(VENV)/demo.installed
@@ -74,13 +74,13 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	touch $@
 
 # the versions that a phone gets, and of parsers the one in Python
-.android/made: pyproject.toml android_demo/pyproject.toml
-	$(PYTHON312) -m venv --clear .android
-	.android/bin/python -m pip install --quiet --upgrade pip
+.android/made: pyproject.toml android_demo/pyproject.toml $(VENV)/test.installed
+	$(BIN)/uv venv --quiet --clear --seed --python $(PYTHON312) .android
 	sed -n 's/^    "\(.*==.*\)",$$/\1/p' android_demo/pyproject.toml > .android/pins.txt
-	.android/bin/pip install --quiet --constraint .android/pins.txt --requirement .android/pins.txt --editable '.[grpc,image,serve]' \
-		--group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest pytest-timeout pytest-xdist trustme
-	.android/bin/pip uninstall --quiet --yes httptools
+	$(BIN)/uv pip install --quiet --python .android/bin/python --constraint .android/pins.txt --requirement .android/pins.txt \
+		--editable '.[grpc,image,serve]' --group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest \
+		pytest-timeout pytest-xdist trustme
+	$(BIN)/uv pip uninstall --quiet --python .android/bin/python httptools
 	touch $@
 
 # each server pins its own numpy and protobuf; all run on Python 3.11, for which Triton's Python backend is built
