@@ -230,6 +230,8 @@ class Demo:
                     break
                 self.show(shown)
         except EdgerouteError as e:
+            if turn != self.turn:
+                return
             self.label.value, self.source.value, self.sure.value, self.reason.value = "No answer", "", "", ""
             self.bar.value, self.badge.bgcolor = 0, None
             self.fail(e)
@@ -283,7 +285,7 @@ class Demo:
         async def save(_: Any) -> None:
             try:
                 await asyncio.to_thread(setattr, self.app, "policy", text.value)
-            except EdgerouteError as e:
+            except (EdgerouteError, OSError) as e:
                 wrong.value = str(e).replace(f"{self.app.file}: ", "")
                 self.page.update()
             else:
