@@ -6,7 +6,11 @@ BIN = $(VENV)/bin
 SERVERS = triton kserve mlserver ray
 PYTHON311 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python)),python3.11)
 
-.PHONY: demo test test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
+PYTHON312 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python)),python3.12)
+ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_build onnx java_onnx router settings cloud http1 \
+	httpx_client connections outbox queued late cache only_edge refine threads)
+
+.PHONY: demo test test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -16,6 +20,9 @@ test: $(VENV)/test.installed  ## sets up and passes the tests
 
 test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on emulated arm64 (apt-get install qemu-user-static)
 	PYTHON=$(BIN)/python tests/arm64.sh
+
+test-android: .android/made  ## the app for Android and what it uses, on its Python 3.12 with its exact versions (ANDROID_TESTS=tests: all)
+	TEST_INDEX=1 .android/bin/pytest -q -n 2 --dist loadfile $(ANDROID_TESTS)
 
 test-servers: $(VENV)/test.installed  ## OpenInference and exports with the real servers whose environments are made (make server-triton ...)
 	$(BIN)/pytest -q -m servers tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
@@ -48,7 +55,7 @@ docs: $(VENV)/test.installed  ## writes what is generated in docs/
 	$(BIN)/python -c "from pathlib import Path; from edgeroute.settings import reference; Path('docs/policy.md').write_text(reference())"
 
 clean:
-	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .android build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +71,16 @@ $(VENV)/test.installed: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/bench.installed: $(VENV)/demo.installed
 	$(BIN)/pip install --quiet --group bench
+	touch $@
+
+# the versions that a phone gets, and of parsers the one in Python
+.android/made: pyproject.toml android_demo/pyproject.toml $(VENV)/test.installed
+	$(BIN)/uv venv --quiet --clear --seed --python $(PYTHON312) .android
+	sed -n 's/^    "\(.*==.*\)",$$/\1/p' android_demo/pyproject.toml > .android/pins.txt
+	$(BIN)/uv pip install --quiet --python .android/bin/python --constraint .android/pins.txt --requirement .android/pins.txt \
+		--editable '.[grpc,image,serve]' --group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest \
+		pytest-timeout pytest-xdist trustme
+	$(BIN)/uv pip uninstall --quiet --python .android/bin/python httptools
 	touch $@
 
 # each server pins its own numpy and protobuf; all run on Python 3.11, for which Triton's Python backend is built
