@@ -1,0 +1,32 @@
+"""What a policy says, for people: mode, limits of time, data classes, and its rules with those in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from edgeroute.core.explain import finite
+from edgeroute.core.policy import INF
+from edgeroute.core.rules import Rule
+from edgeroute.router.snapshot import Snapshot
+
+
+def of_policy(snapshot: Snapshot) -> dict[str, Any]:
+    """The policy in force."""
+    policy, egress = snapshot.policy, snapshot.policy.rules
+    return {
+        "mode": policy.mode, "offline": policy.offline,
+        "deadline_s": None if policy.deadline_s == INF else policy.deadline_s,
+        "hedge_after": None if policy.hedge_after == INF else policy.hedge_after,
+        "never_leave": sorted(egress.never_leave), "may_leave": sorted(egress.may_leave), "unknown_class": egress.unknown_class,
+        "default_class": egress.default_class,
+        "targets": [{"name": t.name, "side": t.side, "threshold": finite(t.threshold), "label": t.label} for t in snapshot.targets],
+    }  # fmt: skip
+
+
+def rules_of(snapshot: Snapshot, standing: Iterable[Rule]) -> list[dict[str, Any]]:
+    """The policy's rules on the device's state, and which are in force."""
+    now = {*standing}
+    return [
+        {"text": f"{rule}: {rule.then}", "in_force": rule in now, "applied": rule in now} for rule in snapshot.policy.all_rules()
+    ]
