@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,8 +27,6 @@ Record = Annotated[
 State = Annotated[
     Path | None, typer.Option("--state", metavar="DIR", help="The state folder, instead of the policy's.", show_default=False)
 ]
-AGAIN_S = 60.0
-"""After which a policy is read again though its file has not changed: models, cards and certificates may have, seconds."""
 
 
 def watched(policy: Path | None, record: Path | None, state: Path | None) -> Monitor:
@@ -88,7 +85,6 @@ class OfFiles:
     def __init__(self, policy: Path | None, folder: Path | None, notes: list[str]) -> None:
         self._policy, self._folder, self._notes = policy, folder, notes
         self._stamp: Any = None
-        self._read_at = 0.0
         self._opened: Opened | None = None
 
     def state(self) -> dict[str, Any]:
@@ -132,6 +128,6 @@ class OfFiles:
         from edgeroute.cli.status import opened
 
         stamp = None if self._policy is None else file_stamp(self._policy)
-        if self._opened is None or stamp != self._stamp or monotonic() >= self._read_at + AGAIN_S:
-            self._opened, self._stamp, self._read_at = opened(self._policy), stamp, monotonic()
+        if self._opened is None or stamp != self._stamp:
+            self._opened, self._stamp = opened(self._policy), stamp
         return self._opened

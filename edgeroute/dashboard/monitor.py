@@ -19,7 +19,7 @@ from edgeroute.dashboard.trial import Trial
 from edgeroute.dashboard.window import Window
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.observe import sensors
-from edgeroute.replay.setup import Setup
+from edgeroute.replay import Setup, collect
 from edgeroute.system import json_dumps, json_loads
 
 log = logging.getLogger("edgeroute")
@@ -148,14 +148,19 @@ class Monitor:
             except Exception:
                 log.exception("the dashboard could not read on; it tries again")
 
-    def poll(self) -> int:
-        """Reads what is new -> number of records."""
-        now, n = system.now(), 0
+    def poll(self) -> None:
+        """Reads what is new, and state and sensors if that is due."""
+        now = system.now()
         if now >= self._state_at + STATE_S or now < self._state_at:
             self._state_at = now
             state, device = self._read_state(), self._read_device()
             with self._lock:
                 self._state, self._device = state, device
+        self.read()
+
+    def read(self) -> int:
+        """Reads the records that are new -> how many."""
+        now, n = system.now(), 0
         with self._lock:
             for record in self._feed.take():
                 n += 1
@@ -216,7 +221,7 @@ class Monitor:
             found = self._window.shown(now)
             age_s = None if found["latest_at"] is None else now - found["latest_at"]
             traced, rules = found.pop("reading"), found.pop("rules")
-            fresh = traced is not None and age_s is not None and age_s <= OLD_S
+            fresh = bool(traced) and age_s is not None and age_s <= OLD_S
             reading = {name: v for name, v in traced.items() if name != "age_s"} if fresh else self._device
             state = dict(self._state)
             for leg in found["legs"]:
@@ -256,6 +261,7 @@ class Monitor:
                 if not lines:
                     raise BadInput("no request has been recorded yet: there is nothing to replay")
                 records = sorted(map(json_loads, lines), key=lambda record: record["at"])
+                records = [record for record in records if _whole(record)]
                 self._trial = Trial(records, self._told.setup(), self._told.certificates(), self._audits())
             return self._trial.shown()
 
@@ -284,6 +290,15 @@ class Monitor:
                 found.append(record)
         tail.close()
         return [*found]
+
+
+def _whole(record: Mapping[str, Any]) -> bool:
+    """Whether it can be replayed."""
+    try:
+        collect([record])
+    except BadInput:
+        return False
+    return True
 
 
 def _rule(told_of: Mapping[str, Any]) -> dict[str, Any]:

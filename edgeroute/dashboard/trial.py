@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeroute.confidence.binding import BoundCertificate
+from edgeroute.core.egress import Rules
 from edgeroute.core.explain import finite
 from edgeroute.core.policy import INF, Policy, Target, Terms
 from edgeroute.dashboard.rows import ANSWERED
@@ -195,8 +196,11 @@ def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
     ports = {
         target.name: Port(Terms(**_typical(costs.get(target.name, ())))) for target in targets if target.side == "cloud"
     }
+    homes = {record["data_class"] for record in routed if not any(leg["side"] == "cloud" for leg in record["plan"])}
+    homes -= {None, *(record["data_class"] for record in routed if any(leg["side"] == "cloud" for leg in record["plan"]))}
+    rules = Rules(never_leave=frozenset(homes), unknown_class="allow")
     deadline_s = INF if last["deadline_s"] is None else last["deadline_s"]
-    policy = Policy(mode=last["mode"], deadline_s=deadline_s, offline=last["offline"])
+    policy = Policy(mode=last["mode"], deadline_s=deadline_s, offline=last["offline"], rules=rules)
     return Setup(policy, targets, ports)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from edgeroute.dashboard.rows import ANSWERED, SIDES, Row, Run
 
+T = TypeVar("T")
 RECENT = 2000
 """Requests that reasons and latencies are of: the latest."""
 SHOWN = 60
@@ -86,6 +88,12 @@ class Series:
             **{name: [self._counts.get(step, none)[name] for step in steps] for name in COUNTED},
             "p50_s": {name: [_median(self._took.get(step, {}).get(name)) for step in steps] for name in legs},
         }
+
+
+def _part(record: Mapping[str, Any], name: str, other: T) -> T:
+    """A part of a record; `other` if that has none of its type."""
+    found = record.get(name)
+    return found if isinstance(found, type(other)) else other
 
 
 def _median(values: list[float] | None) -> float | None:
@@ -189,7 +197,7 @@ class Window:
             "recent": [one.shown() for one in reversed(self.recent)],
             "odd": [one.shown() for one in reversed(self.odd)],
             "series": {name: series.shown(now) for name, series in self.series.items()},
-            "rules": [] if self.latest is None else self.latest.record.get("facts", {}).get("rules", []),
-            "reading": None if self.latest is None else self.latest.record.get("reading"),
+            "rules": _part(_part({} if self.latest is None else self.latest.record, "facts", {}), "rules", []),
+            "reading": _part({} if self.latest is None else self.latest.record, "reading", {}),
             "latest_at": None if self.latest is None else self.latest.at,
         }  # fmt: skip
