@@ -9,6 +9,7 @@ import sys
 import calibration
 import callers
 import cloud
+import dashboard
 import faults
 import fleet
 import gateway
@@ -44,7 +45,7 @@ def demo() -> list[Figure]:
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
     first += [*llama.figures(), *openai_path.figures(), *gateway.figures()]
-    later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
+    later = [*calibration.figures(), *replay.figures(), *fleet.figures(), *dashboard.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)
     print("", faults.comparison(), sep="\n")

@@ -24,11 +24,12 @@ def dashboard(
         str | None, typer.Option(metavar="NAME", help="Environment variable with the token, in place of a new one.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A further name by which browsers call this machine; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name by which browsers call this machine; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Shows on a local page what a router does: routes and reasons, drift, latencies, budgets, outbox, egress; and other thresholds.
+    """Shows on a local page what a router does: routes, reasons, drift, latencies, budgets, outbox, egress. Tries thresholds.
 
     Reads what the router's program writes, its trace and its state folder. Changes nothing.
     """

@@ -47,9 +47,13 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
     if path is None and folder is not None:
         path = folder / "trace.jsonl"
         if policy is not None:
-            notes.append(f"{policy.name} has no [trace]: add the line [trace] to it, and start its program again, to see requests")
+            notes.append(
+                f"{policy.name} has no [trace]: add the line [trace] to it, and start its program again, to see requests"
+            )
     if path is None:
-        raise BadInput(f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]")
+        raise BadInput(
+            f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]"
+        )
     if record is not None and record.is_dir():
         raise BadInput(f"{record}: is a folder: expected the file of a trace")
     if record is not None and not any(record.parent.glob(f"{record.name}*")):
@@ -84,6 +88,8 @@ class OfFiles:
 
     def __init__(self, policy: Path | None, folder: Path | None, notes: list[str]) -> None:
         self._policy, self._folder, self._notes = policy, folder, notes
+        self._given: dict[str, Any] = {}
+        """What the policy says that a router made only to be looked at has otherwise."""
         self._stamp: Any = None
         self._opened: Opened | None = None
 
@@ -101,7 +107,7 @@ class OfFiles:
             of = Opened(notes=(str(e),))
             found["notes"].append(str(e))
         if of.snapshot is not None:
-            found["policy"] = of_policy(of.snapshot)
+            found["policy"] = {**of_policy(of.snapshot), **self._given}
         if self._folder is None:
             return found
         try:
@@ -130,4 +136,8 @@ class OfFiles:
         stamp = None if self._policy is None else file_stamp(self._policy)
         if self._opened is None or stamp != self._stamp:
             self._opened, self._stamp = opened(self._policy), stamp
+            if self._policy is not None:
+                from edgeroute import settings
+
+                self._given = {"offline": settings.load(self._policy).offline}
         return self._opened

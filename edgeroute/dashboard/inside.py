@@ -13,7 +13,7 @@ from edgeroute import system
 from edgeroute.confidence.binding import BoundCertificate
 from edgeroute.core.explain import finite
 from edgeroute.dashboard.monitor import Monitor, Told
-from edgeroute.dashboard.state import of_policy, rules_of
+from edgeroute.dashboard.state import of_policy
 from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
@@ -174,7 +174,7 @@ def state(engine: Engine) -> dict[str, Any]:
         "link": {leg.name: {"call_s": leg.call_s, "bytes_per_s": leg.bytes_per_s} for leg in found.legs if leg.call_s},
         "joules": dict(found.joules),
         "policy": of_policy(snapshot),
-        "rules": rules_of(snapshot, engine.observer.facts.rules),
+        "in_force": [f"{rule}: {rule.then}" for rule in engine.observer.facts.rules],
         "notes": [],
     }
 

@@ -63,7 +63,7 @@ class Told(NamedTuple):
     """What is known beside the trace."""
 
     state: Callable[[], Mapping[str, Any]] = dict
-    """What `edgeroute status --json` prints; of a router in this process with `breakers`. Raises EdgerouteError: not known, why."""
+    """What `edgeroute status --json` prints, and of a router in this process `breakers`. Raises EdgerouteError: it is unknown."""
     setup: Callable[[], Setup | None] = lambda: None
     """The policy, for replays; None: what follows from the trace."""
     certificates: Callable[[], Mapping[str, BoundCertificate] | None] = lambda: None
@@ -76,7 +76,8 @@ class TraceFile:
     """The records of a trace's file."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self._tail, self._skipped = str(path), Tail(path), 0
+        own = path.is_relative_to(Path.cwd())
+        self.name, self._tail, self._skipped = str(path.relative_to(Path.cwd()) if own else path), Tail(path), 0
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """Reads on; a line that is no JSON object is left out."""
@@ -145,7 +146,7 @@ class Monitor:
         while not self._ended.wait(EVERY_S):
             try:
                 self.poll()
-            except Exception:
+            except Exception:  # noqa: PERF203 - each look on its own
                 log.exception("the dashboard could not read on; it tries again")
 
     def poll(self) -> None:
@@ -230,7 +231,7 @@ class Monitor:
                 "title": self.title, "source": self._feed.name, "now": now, "since": self._since,
                 "lost": self._feed.lost() + self._wrong, **found,
                 "state": state,
-                "rules": [_rule(one) for one in rules if isinstance(one, dict)] if "rules" not in state else state["rules"],
+                "rules": _rules(state, rules),
                 "device": {"reading": reading, "by": "the router, in its trace" if fresh else "this dashboard"},
                 "egress": {
                     "totals": [
@@ -301,10 +302,17 @@ def _whole(record: Mapping[str, Any]) -> bool:
     return True
 
 
-def _rule(told_of: Mapping[str, Any]) -> dict[str, Any]:
+def _rules(state: Mapping[str, Any], traced: Iterable[Any]) -> list[dict[str, Any]]:
+    """The rules on the device's state, with those in force: as the router has them, or else its latest record."""
+    now = state["in_force"] if "in_force" in state else [_rule(one) for one in traced]
+    listed = dict.fromkeys([*state.get("policy", {}).get("rules", ()), *now])
+    return [{"text": text, "in_force": text in now} for text in listed]
+
+
+def _rule(traced: Any) -> str:
     """A rule of a trace in words."""
     try:
-        rule = Rule(told_of["of"], told_of["then"], told_of["enter"])
-        return {"text": clean(f"{rule}: {rule.then}", TEXT), "in_force": True, "applied": bool(told_of.get("applied"))}
+        rule = Rule(traced["of"], traced["then"], traced["enter"])
+        return clean(f"{rule}: {rule.then}", TEXT)
     except (KeyError, TypeError, ValueError):
-        return {"text": clean(told_of, TEXT), "in_force": True, "applied": False}
+        return clean(traced, TEXT)

@@ -42,7 +42,7 @@ def serve(
 
     Args:
         monitor: what is shown; closed at the end.
-        host: to listen on; the default accepts only this machine. There is no TLS: on another one the token can be read on the way.
+        host: to listen on; the default accepts only this machine. There is no TLS: elsewhere the token can be read on the way.
         port: 0 takes a free one.
         token: what the page needs; None: a new one.
         hosts: names in the header `Host`, beside `localhost` and addresses.

@@ -1,13 +1,11 @@
-"""What a policy says, for people: mode, limits of time, data classes, and its rules with those in force."""
+"""What a policy says, for people: mode, limits of time, data classes, rules and targets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from edgeroute.core.explain import finite
 from edgeroute.core.policy import INF
-from edgeroute.core.rules import Rule
 from edgeroute.router.snapshot import Snapshot
 
 
@@ -20,13 +18,8 @@ def of_policy(snapshot: Snapshot) -> dict[str, Any]:
         "hedge_after": None if policy.hedge_after == INF else policy.hedge_after,
         "never_leave": sorted(egress.never_leave), "may_leave": sorted(egress.may_leave), "unknown_class": egress.unknown_class,
         "default_class": egress.default_class,
-        "targets": [{"name": t.name, "side": t.side, "threshold": finite(t.threshold), "label": t.label} for t in snapshot.targets],
+        "rules": [f"{rule}: {rule.then}" for rule in policy.all_rules()],
+        "targets": [
+            {"name": t.name, "side": t.side, "threshold": finite(t.threshold), "label": t.label} for t in snapshot.targets
+        ],
     }  # fmt: skip
-
-
-def rules_of(snapshot: Snapshot, standing: Iterable[Rule]) -> list[dict[str, Any]]:
-    """The policy's rules on the device's state, and which are in force."""
-    now = {*standing}
-    return [
-        {"text": f"{rule}: {rule.then}", "in_force": rule in now, "applied": rule in now} for rule in snapshot.policy.all_rules()
-    ]

@@ -130,7 +130,8 @@ class Top(App[None]):
             for one in seen["odd" if self.only_odd else "recent"]
         ])  # fmt: skip
         self._fill("egress", [
-            (one["to"], one["data_class"] or NONE, f"{one['attempts']:,}", f"{one['bytes']:,}") for one in seen["egress"]["totals"]
+            (one["to"], one["data_class"] or NONE, f"{one['attempts']:,}", f"{one['bytes']:,}")
+            for one in seen["egress"]["totals"]
         ])  # fmt: skip
         self.query_one("#state", Static).update("\n".join(lines_of_state(seen["state"])))
         self.query_one("#device", Static).update("\n".join(lines_of_device(seen)))
@@ -178,7 +179,9 @@ def lines_of_state(state: dict[str, Any]) -> list[str]:
             lines.append(f"  deferred {percent(edge['deferred'] / edge['judged'])} of {edge['judged']:,}"
                          + (f", where {percent(usual[0])} to {percent(usual[1])} is usual" if usual else ""))  # fmt: skip
         if edge["audited"]:
-            lines.append(f"  audited {edge['audited']:,}: {edge['disagreed']:,} differ; evidence {edge['evidence']}, alarm at 10,000")
+            lines.append(
+                f"  audited {edge['audited']:,}: {edge['disagreed']:,} differ; evidence {edge['evidence']}, alarm at 10,000"
+            )
         if edge["alarm"]:
             lines.append(f"  ALARM: {edge['alarm']['what']}")
     lines.append("")

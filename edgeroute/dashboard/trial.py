@@ -104,7 +104,8 @@ class Trial:
         if edge not in {target.name for target in self.edges} or threshold != threshold:  # noqa: PLR0124 - NaN
             raise BadInput(f"there is no edge {edge!r} with a threshold, or {threshold} is none")
         targets = tuple(
-            target._replace(threshold=threshold, thresholds={}) if target.name == edge else target for target in self.setup.targets
+            target._replace(threshold=threshold, thresholds={}) if target.name == edge else target
+            for target in self.setup.targets
         )
         found = replay(self.recording, self.setup._replace(targets=targets))
         return {
@@ -193,9 +194,7 @@ def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
         for event in record["events"]:
             if event["what"] in ANSWERED and "usd" in event:
                 costs.setdefault(event["leg"], []).append((event["usd"], event.get("joules", 0.0)))
-    ports = {
-        target.name: Port(Terms(**_typical(costs.get(target.name, ())))) for target in targets if target.side == "cloud"
-    }
+    ports = {target.name: Port(_typical(costs.get(target.name, ()))) for target in targets if target.side == "cloud"}
     homes = {record["data_class"] for record in routed if not any(leg["side"] == "cloud" for leg in record["plan"])}
     homes -= {None, *(record["data_class"] for record in routed if any(leg["side"] == "cloud" for leg in record["plan"]))}
     rules = Rules(never_leave=frozenset(homes), unknown_class="allow")
@@ -204,5 +203,7 @@ def setup_of(records: Sequence[Mapping[str, Any]]) -> Setup:
     return Setup(policy, targets, ports)
 
 
-def _typical(costs: Sequence[tuple[float, float]]) -> dict[str, float]:
-    return {"usd_per_call": median(usd for usd, _ in costs), "joules_per_call": median(j for _, j in costs)} if costs else {}
+def _typical(costs: Sequence[tuple[float, float]]) -> Terms:
+    """Prices of an endpoint whose calls have cost so many dollars and joules."""
+    usd, joules = (median(one) for one in zip(*costs, strict=True)) if costs else (0.0, 0.0)
+    return Terms(usd_per_call=usd, joules_per_call=joules)

@@ -59,6 +59,7 @@ class Guard:
 
     def _fault(self, scope: Scope) -> Fault | None:
         headers: dict[bytes, bytes] = {}
+        what = self._what
         for name, value in scope["headers"]:
             if name in headers and name in {b"host", b"authorization", b"content-length"}:
                 return Fault(
@@ -71,11 +72,11 @@ class Guard:
         if not self._is_ours(host):
             return Fault(
                 421,
-                f"the Host {clean(host, 80)!r} is no name of this {self._what}: edgeroute {self._what} --allow-host NAME allows one",
+                f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
                 "unknown_host", CLOSE,
             )  # fmt: skip
         if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}:
-            return Fault(403, f"this {self._what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
+            return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
         if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)
         if self._token is None or scope["path"] in self._open:
