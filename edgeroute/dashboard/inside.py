@@ -18,6 +18,7 @@ from edgeroute.errors import PolicyError
 from edgeroute.record.instruments import Instrument, RequestEnded
 from edgeroute.record.trace import Trace
 from edgeroute.replay.setup import Setup
+from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
@@ -79,6 +80,11 @@ class Dashboard(Instrument):
         self._monitor: Monitor | None = None
         self._stop: Callable[[], object] | None = None
         self._thread: threading.Thread | None = None
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The child has no page."""
+        self._ended, self._monitor, self._stop, self._thread = Ended(), None, None, None
 
     def request_ended(self, ended: RequestEnded) -> None:
         """Adds the answer, if the page is served."""

@@ -79,6 +79,7 @@ class Trial:
             "name": target.name,
             "threshold": finite(target.threshold),
             "label": target.label,
+            "per_class": bool(target.thresholds),
             "steps": steps,
             "certified": None if certificate is None else finite(certificate.certificate.threshold),
             "points": [self.at(target.name, threshold) for threshold in drawn],

@@ -79,6 +79,8 @@ class Series:
     def shown(self, now: float) -> dict[str, Any]:
         """The steps up to that instant, the oldest first; of each leg its median latency, seconds, None where it has none."""
         last = int(now // self.width_s)
+        for step in [step for step in self._counts if step > last + 1]:  # the clock was set back
+            del self._counts[step], self._took[step]
         steps = range(last - self.steps + 1, last + 1)
         none = Counter[str]()
         legs = sorted({name for took in self._took.values() for name in took})[:LEGS]
