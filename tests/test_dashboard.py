@@ -157,6 +157,20 @@ def test_a_line_without_an_end(tmp_path, monkeypatch):
     tail.close()
 
 
+def test_a_file_that_cannot_be_opened(tmp_path):
+    """Is told, until it can."""
+    path = tmp_path / "trace.jsonl"
+    path.mkdir()
+    monitor = monitor_of_file(path)
+    monitor.read()
+    assert str(path) in monitor.view()["error"]
+    path.rmdir()
+    path.write_text(json.dumps(OWN[0]) + "\n")
+    assert monitor.read() == 1
+    assert monitor.view()["error"] == ""
+    monitor.close()
+
+
 # ------------------------------------------------------------------------------------------------ records and sums
 def test_what_a_router_did():
     """Sides, deferrals, failures and costs are the router's own, and a reason says what its reason says."""
@@ -432,12 +446,14 @@ def test_a_router_in_this_process():
         for x in [0.9] * 5 + [0.05] * FAULTS:
             held.append(x)
             router.infer(Input(x))
+        with pytest.raises(NoAnswer):
+            router.infer(0.05, mode="only_cloud")
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:
             until = monotonic() + LONG
             while (seen := client.get("/live").json())["requests"] < 5 + FAULTS or seen["state"]["breakers"]["cloud"] != "open":
                 assert monotonic() < until
             assert {leg["name"]: leg["breaker"] for leg in seen["legs"]}["cloud"] == "open"
-            assert seen["state"]["edges"][0]["threshold"] == 0.5
+            assert (seen["state"]["edges"][0]["threshold"], seen["raised"]) == (0.5, 1)
             assert client.get("/trial").json()["requests"] == 5 + FAULTS
     gc.collect()  # an error's traceback has its input
     assert held == []
@@ -500,9 +516,12 @@ def test_from_another_process(tmp_path, fashion):
                 for image in images:
                     router.infer(image, data_class="photo")
             until = monotonic() + 2 * LONG
-            while (seen := client.get("/live").json())["requests"] < len(images) or not seen["state"].get("edges"):
+            while (seen := client.get("/live").json())["requests"] < len(images) or (
+                (seen["state"].get("outbox") or {}).get("waiting") != seen["degraded"]
+            ):
                 assert monotonic() < until
-            assert seen["state"]["outbox"]["waiting"] == seen["degraded"] > 0
+            assert seen["degraded"] > 0
+            assert seen["state"]["edges"][0]["threshold"] == 0.9999
             assert (seen["state"]["policy"]["never_leave"], seen["state"]["policy"]["offline"]) == (["medical"], "queue")
             assert seen["rules"] == [{"text": "heat above 200 C: prefer_cloud", "in_force": False}]
             assert seen["egress"]["totals"][0]["data_class"] == "photo"

@@ -57,6 +57,13 @@ class Records:
         """None."""
         return 0
 
+    def raised(self):
+        """Not known."""
+
+    def error(self):
+        """None."""
+        return ""
+
     def close(self):
         """Nothing to end."""
 

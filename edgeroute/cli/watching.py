@@ -40,7 +40,7 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
 
     if policy is None and record is None and state is None:
         raise typer.BadParameter("one of the three is needed", param_hint="--policy, --record or --state")
-    folder, traced = (None, None) if policy is None else _places(policy)
+    folder, traced, sample = (None, None, 1.0) if policy is None else _places(policy)
     folder = folder if state is None else state
     notes = []
     path = record or traced
@@ -50,6 +50,10 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
             notes.append(
                 f"{policy.name} has no [trace]: add the line [trace] to it, and start its program again, to see requests"
             )
+    if sample < 1 and record is None:
+        notes.append(
+            f"the trace is a sample: of {sample:.3g} of the answers, drawn at random, and so are all numbers of requests"
+        )
     if path is None:
         raise BadInput(
             f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]"
@@ -63,18 +67,18 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
     return Monitor(TraceFile(path), beside, str(policy or record or state))
 
 
-def _places(policy: Path) -> tuple[Path | None, Path | None]:
-    """The state folder and the trace's file that a policy names, each None if it names none."""
+def _places(policy: Path) -> tuple[Path | None, Path | None, float]:
+    """The state folder and the trace's file that a policy names, each None if it names none; and the share that is traced."""
     from edgeroute import settings
     from edgeroute.settings.section import at
 
     given = settings.load(policy)
     folder = None if given.state is None else at(policy.parent, given.state)
     if given.trace is None:
-        return folder, None
+        return folder, None, 1.0
     if given.trace.file:
-        return folder, at(policy.parent, given.trace.file)
-    return folder, None if folder is None else folder / "trace.jsonl"
+        return folder, at(policy.parent, given.trace.file), given.trace.sample
+    return folder, None if folder is None else folder / "trace.jsonl", given.trace.sample
 
 
 class OfFiles:

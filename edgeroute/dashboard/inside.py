@@ -37,12 +37,15 @@ class Ended:
 
     def __init__(self) -> None:
         self._fresh = deque[tuple[float, RequestEnded]](maxlen=MOST)
-        self._came = self._taken = 0
+        self._came = self._taken = self._raised = 0
         self._records = list[Mapping[str, Any]]()
         self._trace = Trace(self._records.append)
 
     def add(self, ended: RequestEnded) -> None:
-        """Adds an answer; its input is not kept."""
+        """Adds an answer; its input is not kept. An exception is counted."""
+        if ended.answer is None:
+            self._raised += 1
+            return
         self._came += 1  # a race of threads may lose one, and then one less is said to be lost
         self._fresh.append((system.now(), ended._replace(inputs=None)))
 
@@ -59,6 +62,14 @@ class Ended:
     def lost(self) -> int:
         """Answers that came faster than they were looked at."""
         return max(0, self._came - self._taken - len(self._fresh))
+
+    def raised(self) -> int | None:
+        """Requests that ended with an exception."""
+        return self._raised
+
+    def error(self) -> str:
+        """None: there is nothing to open."""
+        return ""
 
     def close(self) -> None:
         """Forgets the rest."""
@@ -88,7 +99,7 @@ class Dashboard(Instrument):
 
     def request_ended(self, ended: RequestEnded) -> None:
         """Adds the answer, if the page is served."""
-        if self._monitor is not None and ended.answer is not None:
+        if self._monitor is not None:
             self._ended.add(ended)
 
     def serve(self, router: EngineOwner, *, host: str = "127.0.0.1", port: int = 0, **more: Any) -> str:

@@ -55,6 +55,12 @@ class Feed(Protocol):
     def lost(self) -> int:
         """How many were left out, as they came too fast, or could not be read; of a file bytes and gaps count likewise."""
 
+    def raised(self) -> int | None:
+        """How many requests ended with an exception; None: not known, as a trace has answers alone."""
+
+    def error(self) -> str:
+        """Why nothing can be read; empty: it can."""
+
     def close(self) -> None:
         """Ends it."""
 
@@ -94,6 +100,14 @@ class TraceFile:
     def lost(self) -> int:
         """Lines that are no records, and gaps: what was deleted before it was read."""
         return self._skipped + self._tail.gaps + self._tail.left_out
+
+    def raised(self) -> int | None:
+        """A trace does not have them."""
+        return None
+
+    def error(self) -> str:
+        """Why the file cannot be opened."""
+        return self._tail.error
 
     def close(self) -> None:
         """Closes the file."""
@@ -229,7 +243,7 @@ class Monitor:
                 leg["breaker"] = state.get("breakers", {}).get(leg["name"], leg["breaker"])
             return {
                 "title": self.title, "source": self._feed.name, "now": now, "since": self._since,
-                "lost": self._feed.lost() + self._wrong, **found,
+                "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **found,
                 "state": state,
                 "rules": _rules(state, rules),
                 "device": {"reading": reading, "by": "the router, in its trace" if fresh else "this dashboard"},

@@ -35,11 +35,13 @@ class Tail:
     Attributes:
         left_out: bytes that were skipped, because the writer was faster or a line too long.
         gaps: how often files were deleted before they were read to their end.
+        error: why the file could not be opened the last time; empty: it could, or there is none.
     """
 
     def __init__(self, path: str | Path, *, history: int = HISTORY) -> None:
         self.path, self._history = Path(path), history
         self.left_out = self.gaps = 0
+        self.error = ""
         self._file: FileIO | None = None
         self._which: tuple[int, int] | None = None
         """The file that is read; None: none yet."""
@@ -85,12 +87,15 @@ class Tail:
         """The files, the oldest first. Looked for from the newest on: one that is rotated meanwhile is met under its new name."""
         found, seen = list[FileIO](), set[tuple[int, int]]()
         n = missing = 0
+        self.error = ""
         while missing < 2:  # noqa: PLR2004 - while files are renamed one number is free
             path = self.path if n == 0 else self.path.with_name(f"{self.path.name}.{n}")
             try:
                 file = path.open("rb", buffering=0)
-            except OSError:
+            except OSError as e:
                 missing += n > 0
+                if n == 0 and not isinstance(e, FileNotFoundError):
+                    self.error = f"{path}: {e.strerror or e}"
             else:
                 missing = 0
                 stack.callback(file.close)

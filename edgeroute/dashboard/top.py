@@ -133,7 +133,7 @@ class Top(App[None]):
             (one["to"], one["data_class"] or NONE, f"{one['attempts']:,}", f"{one['bytes']:,}")
             for one in seen["egress"]["totals"]
         ])  # fmt: skip
-        self.query_one("#state", Static).update("\n".join(lines_of_state(seen["state"])))
+        self.query_one("#state", Static).update("\n".join([seen["error"], *lines_of_state(seen["state"])]).lstrip("\n"))
         self.query_one("#device", Static).update("\n".join(lines_of_device(seen)))
 
     def _table(self, name: str, *columns: str) -> None:
@@ -162,7 +162,7 @@ def tiles(seen: dict[str, Any], rate: float) -> list[str]:
         f"{seen['requests']:,} requests, {rate:,.1f}/s",
         f"deferred {percent(seen['deferral_rate'])}",
         f"median {seconds(seen['p50_s'])}, p99 {seconds(seen['p99_s'])}",
-        f"degraded {seen['degraded']:,}, without answer {seen['answered']['none']:,}",
+        f"degraded {seen['degraded']:,}" + ("" if seen["raised"] is None else f", raised {seen['raised']:,}"),
     ]
     if seen["lost"]:
         found.append(f"left out {seen['lost']:,}")
