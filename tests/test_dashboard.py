@@ -38,7 +38,7 @@ from edgeroute.dashboard.rows import reason, row
 from edgeroute.dashboard.tail import Tail
 from edgeroute.dashboard.trial import Trial
 from edgeroute.dashboard.window import RECENT
-from edgeroute.errors import BadInput, EdgerouteError
+from edgeroute.errors import BadInput, EdgerouteError, Held
 from edgeroute.replay import Setup, collect
 from edgeroute.stores.cache import Cache
 from edgeroute.stores.journal import Journal
@@ -446,7 +446,7 @@ def test_a_router_in_this_process():
         for x in [0.9] * 5 + [0.05] * FAULTS:
             held.append(x)
             router.infer(Input(x))
-        with pytest.raises(NoAnswer):
+        with pytest.raises(Held):
             router.infer(0.05, mode="only_cloud")
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:
             until = monotonic() + LONG
