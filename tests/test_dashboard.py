@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import copy
 import gc
 import json
 import os
@@ -22,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, monitor_of_file, page_of
 
-from edgeroute import Audit, Egress, Limits, NoAnswer, PolicyError, Router, Unreachable
+from edgeroute import AsyncRouter, Audit, Egress, Limits, NoAnswer, PolicyError, Router, Unreachable
 from edgeroute.cli.watching import watched
 from edgeroute.cloud.backend import Function
 from edgeroute.confidence.binding import BoundCertificate
@@ -39,6 +41,7 @@ from edgeroute.dashboard.tail import Tail
 from edgeroute.dashboard.trial import Trial
 from edgeroute.dashboard.window import RECENT
 from edgeroute.errors import BadInput, EdgerouteError, Held
+from edgeroute.record.instruments import RequestEnded
 from edgeroute.replay import Setup, collect
 from edgeroute.stores.cache import Cache
 from edgeroute.stores.journal import Journal
@@ -459,6 +462,30 @@ def test_a_router_in_this_process():
     assert held == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(url, timeout=LONG)
+
+
+def test_a_router_on_an_event_loop():
+    """Is shown as well, and its page ends as it is closed; the child of a fork has none."""
+    dashboard = Dashboard()
+
+    async def run():
+        async with AsyncRouter(edge, threshold=0.5, instruments=[dashboard]) as router:
+            url, _, token = dashboard.serve(router).partition("/#token=")
+            for _ in range(3):
+                await router.infer(0.9)
+            async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:
+                until = monotonic() + LONG
+                while (await client.get("/live")).json()["requests"] < 3:
+                    assert monotonic() < until
+            child = copy.copy(dashboard)
+            child.after_fork()
+            child.request_ended(RequestEnded("x", None, None, None))
+            assert [*child._ended.take()] == []
+            child.close()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url, timeout=LONG)
+
+    asyncio.run(run())
 
 
 def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
