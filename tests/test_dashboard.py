@@ -482,10 +482,11 @@ def test_a_router_on_an_event_loop():
             child.request_ended(RequestEnded("x", None, None, None))
             assert [*child._ended.take()] == []
             child.close()
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(url, timeout=LONG)
+        return url
 
-    asyncio.run(run())
+    url = asyncio.run(run())
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, timeout=LONG)
 
 
 def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
@@ -526,6 +527,7 @@ def started(*args, **environment):
             process.kill()
 
 
+@pytest.mark.once
 def test_from_another_process(tmp_path, fashion):
     """By the policy alone: requests, guarantees, what was sent and what waits, while the router writes them."""
     policy = tmp_path / "shop.toml"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 
 import pytest
-from watched import EVIL, Records
+from watched import EVIL, LONG, Records
 
 from edgeroute import Audit, Egress, Limits, Router, Unreachable
 from edgeroute.cloud.backend import Function
@@ -37,6 +38,14 @@ def monitor(tmp_path):
         yield Monitor(Records(records), of_router(router), "a test")
 
 
+async def shown(pilot, requests):
+    """Once it shows so many requests."""
+    until = monotonic() + LONG
+    while f"{requests} requests" not in str(pilot.app.query_one("#tiles").content):
+        assert monotonic() < until
+        await pilot.pause()
+
+
 def cells(app, name):
     """The rows of a table as text."""
     table = app.query_one(f"#{name}")
@@ -50,8 +59,7 @@ def test_what_it_shows(monitor):
     async def run():
         app = Top(monitor)
         async with app.run_test(size=(120, 40)) as pilot:
-            await pilot.pause()
-            assert "10 requests" in str(app.query_one("#tiles").content)
+            await shown(pilot, 10)
             assert [row[0] for row in cells(app, "legs")] == ["edge", "cloud"]
             assert cells(app, "reasons")[0] == ["6", "edge answers"]
             assert len(cells(app, "routes")) == 10
@@ -76,6 +84,7 @@ def test_its_keys(monitor):
         nonlocal record
         app = Top(monitor)
         async with app.run_test(size=(70, 30)) as pilot:
+            await shown(pilot, 10)
             assert app.has_class("narrow")
             await pilot.press("f")
             assert [row[1] for row in cells(app, "routes")] == ["edge"]
@@ -101,8 +110,7 @@ def test_nothing_yet(tmp_path):
     async def run():
         app = Top(Monitor(Records()))
         async with app.run_test(size=(80, 24)) as pilot:
-            await pilot.pause()
-            assert "0 requests" in str(app.query_one("#tiles").content)
+            await shown(pilot, 0)
             assert cells(app, "routes") == []
 
     asyncio.run(run())

@@ -82,8 +82,8 @@ class Top(App[None]):
                 yield Static(id="device", classes="said", markup=False)
         yield Footer()
 
-    def on_mount(self) -> None:
-        """Begins to follow."""
+    def on_ready(self) -> None:
+        """Begins to follow, once all widgets are there."""
         self._table("legs", "target", "breaker", "answers", "p50", "p99", "failed", "not asked")
         self._table("reasons", "requests", "reason")
         self._table("routes", "when", "by", "took", "class", "reason")
@@ -113,7 +113,7 @@ class Top(App[None]):
 
     def show(self, *, always: bool = False) -> None:
         """Shows what is known now. always: also while it is paused."""
-        if self.paused and not always:
+        if (self.paused and not always) or not self.query("#device"):  # it has not begun, or is about to end
             return
         seen = self.monitor.view()
         second = seen["series"]["seconds"]
