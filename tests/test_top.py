@@ -31,7 +31,7 @@ def monitor(tmp_path):
     records = []
     with Router(
         lambda x: ("edge", x), Function(cloud, name=MARKUP), threshold=0.5, trace=records.append, state=tmp_path,
-        limits=Limits(usd_per_day=2), audit=Audit(), egress=Egress(may_leave=[EVIL, MARKUP]),
+        limits=Limits(usd_per_day=2), audit=Audit(share=0), egress=Egress(may_leave=[EVIL, MARKUP]),
     ) as router:  # fmt: skip
         for x in [0.9] * 6 + [0.2] * 3 + [0.05]:
             router.infer(x, data_class=MARKUP)

@@ -21,7 +21,10 @@ def dashboard(
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8585,
     token_env: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable with the token, in place of a new one.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Environment variable with the token, which the page asks for; else a new one is printed."
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
@@ -39,6 +42,7 @@ def dashboard(
     monitor = watched(policy, record, state)
 
     def ready(url: str) -> None:
+        url = url if token is None else url.partition("#")[0]  # the reader's own secret is not printed
         print(json.dumps({"ready": url}) if as_json else f"open {url}", flush=True)
 
     ended = serve(monitor, host=host, port=port, token=token, hosts=allow_host or (), on_ready=ready)

@@ -58,8 +58,8 @@ def watched(policy: Path | None, record: Path | None, state: Path | None) -> Mon
         raise BadInput(
             f"{policy}: it has neither a state folder nor a [trace], so there is nothing to follow: add state and [trace]"
         )
-    if record is not None and record.is_dir():
-        raise BadInput(f"{record}: is a folder: expected the file of a trace")
+    if record is not None and record.exists() and not record.is_file():
+        raise BadInput(f"{record}: is no file: expected that of a trace")
     if record is not None and not any(record.parent.glob(f"{record.name}*")):
         raise BadInput(f"{record}: there is no such file")
     of = OfFiles(policy, folder, notes)
