@@ -11,6 +11,7 @@ import calibration
 import callers
 import chat_faults
 import cloud
+import dashboard
 import faults
 import fleet
 import gateway
@@ -47,7 +48,7 @@ def demo() -> list[Figure]:
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
     first += [*llama.figures(), *openai_path.figures(), *gateway.figures(), *payloads.figures()]
-    later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
+    later = [*calibration.figures(), *replay.figures(), *fleet.figures(), *dashboard.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)
     print("", faults.comparison(), sep="\n", flush=True)

@@ -23,8 +23,11 @@ from edgeroute.testing import CannedServer, chat_events, sse_reply
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SERVER = "127.0.0.1:8080"
-ELSEWHERE = ("make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "edgeroute gateway ", "export ", "python ")
-"""Run by .ci/run (the first four), by a fixture (the next three), by `make bench`, or as a snippet."""
+ELSEWHERE = (
+    "make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "edgeroute gateway ", "export ", "edgeroute dashboard ",
+    "edgeroute top ", "python ",
+)  # fmt: skip
+"""Run by .ci/run (the first four), by a fixture (the next three), by their own tests, by `make bench`, or as a snippet."""
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:

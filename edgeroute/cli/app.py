@@ -10,6 +10,7 @@ from edgeroute import __version__
 from edgeroute.cli.arms import arms
 from edgeroute.cli.calibrate import calibrate
 from edgeroute.cli.check import check
+from edgeroute.cli.dashboard import dashboard
 from edgeroute.cli.decide import decide
 from edgeroute.cli.demo.command import demo
 from edgeroute.cli.docs import docs
@@ -31,6 +32,7 @@ from edgeroute.cli.sensors import sensors
 from edgeroute.cli.serve import serve
 from edgeroute.cli.simulate import simulate
 from edgeroute.cli.status import status
+from edgeroute.cli.top import top
 
 app = typer.Typer(
     name="edgeroute",
@@ -59,7 +61,7 @@ def root(
 
 COMMANDS = (
     check, inspect, quantize, prune, decide, infer, calibrate, evaluate, recertify, replay, status, arms, sensors, egress, serve,
-    gateway, schema, demo, docs,
+    gateway, dashboard, top, schema, demo, docs,
 )  # fmt: skip
 for command in COMMANDS:
     app.command()(exits(command))

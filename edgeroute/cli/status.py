@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeroute.confidence.binding import BoundCertificate
     from edgeroute.core.policy import Target
     from edgeroute.core.spending import Limits
+    from edgeroute.observe.stats import ShadowStats
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.router.snapshot import Snapshot
 
@@ -68,42 +69,24 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
 
     With --state alone, values from the policy are left out: limits, and whether a certificate fits the models.
     """
-    from edgeroute.cli.state_file import read
-
     home = folder(policy, state)
-    kept = read(home)
-    edges, limits, notes, snapshot = _edges(policy, kept)
-    found = shadows(home / "audit.jsonl", snapshot)
-    in_shadow = snapshot is not None and snapshot.policy.mode == "shadow"
-    if snapshot is not None and not in_shadow:
-        found = [one for one in found if one.target == CANDIDATE]
-    latencies, links, arms = _latencies(kept), _links(kept), arms_of(kept)
-    spent = _spent(kept, limits)
-    joules = _joules(kept)
-    notes += _uncounted(snapshot, limits, joules)
-    box = _outbox(home / "outbox.db")
-    written = max((value.updated for value in kept.values()), default=None)
+    of = opened(policy)
+    found = gathered(of, home)
+    snapshot, in_shadow = of.snapshot, of.in_shadow
     if as_json:
-        told: dict[str, Any] = {"edges": [e._asdict() for e in edges], "latency": latencies, "link": links, "spent": spent}
-        told |= {"outbox": box, "written_at": written}
-        if joules:
-            told["joules"] = joules
-        told["shadow"] = [one._asdict() for one in found]
-        told["arms"] = arms
-        if arms:
-            told["ab"] = settings_of(kept)
-        print(json.dumps({**told, "notes": notes}, allow_nan=False))
+        print(json.dumps(found.as_dict(), allow_nan=False))
         return OK
+    edges, latencies, links, spent, joules, shadow, arms, box, written, notes, _ = found
     for note in notes:
         print(printable(note), file=sys.stderr)
     for edge in edges:
         _show(edge)
     targets = {} if snapshot is None else {target.name: target for target in snapshot.targets}
-    for i, one in enumerate(found):
+    for i, one in enumerate(shadow):
         print(printable("\n".join(show(one, targets.get(one.target), first=i == 0))))
-    if in_shadow and not found:
+    if in_shadow and not shadow:
         print("mode is shadow: no request has been compared yet with these models and endpoints")
-    if not edges and not found and not in_shadow:
+    if not edges and not shadow and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
     show_arms(arms)
     if latencies:
@@ -125,33 +108,101 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     return OK
 
 
-def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], Limits | None, list[str], Snapshot | None]:
-    """The edge models, the policy's limits, notes, one line each, and its snapshot."""
-    dumps = {name.removeprefix(EDGE): value.value for name, value in kept.items() if name.startswith(EDGE)}
-    dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
+class Opened(NamedTuple):
+    """A policy as a router started now would have it."""
+
+    snapshot: Snapshot | None = None
+    """None: there is no policy, or a model of it is missing."""
+    audit: Audit | None = None
+    limits: Limits | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def in_shadow(self) -> bool:
+        """Whether its edges run in shadow alone."""
+        return self.snapshot is not None and self.snapshot.policy.mode == "shadow"
+
+
+class Gathered(NamedTuple):
+    """What a state folder says."""
+
+    edges: list[Edge]
+    latencies: dict[str, dict[str, Any]]
+    links: dict[str, dict[str, float | None]]
+    spent: dict[str, dict[str, float | None]]
+    joules: dict[str, float]
+    shadow: list[ShadowStats]
+    arms: list[dict[str, Any]]
+    outbox: dict[str, int] | None
+    written: float | None
+    notes: list[str]
+    ab: Any
+
+    def as_dict(self) -> dict[str, Any]:
+        """It for JSON."""
+        told: dict[str, Any] = {"edges": [e._asdict() for e in self.edges], "latency": self.latencies, "link": self.links}
+        told |= {"spent": self.spent, "outbox": self.outbox, "written_at": self.written}
+        if self.joules:
+            told["joules"] = self.joules
+        told["shadow"] = [one._asdict() for one in self.shadow]
+        told["arms"] = self.arms
+        if self.arms:
+            told["ab"] = self.ab
+        return {**told, "notes": self.notes}
+
+
+def opened(policy: Path | None) -> Opened:
+    """Reads a policy, and its models' cards; a missing model is told in a note. None: there is none.
+
+    Raises:
+        PolicyError, ModelError: it is invalid.
+    """
     if policy is None:
-        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [], None
+        return Opened()
     from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
     none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace"))
     try:
         with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
-            snapshot, auditor, limits = router.engine.snapshot, router.engine.auditor, router.engine.spending.limits
+            engine = router.engine
+            audit = None if engine.auditor is None else engine.auditor.audit
+            return Opened(engine.snapshot, audit, engine.spending.limits)
     except ModelMissing as e:
         text = f"{e}: whether a certificate fits the models is not known, and the policy is left out of what follows"
-        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())], None, [text], None
-    audit = None if auditor is None else auditor.audit
-    return (
-        [
-            _of_policy(target, promise, audit, dumps.get(target.name))
-            for target, promise in zip(snapshot.targets, snapshot.certificates, strict=True)
-            if target.side == "edge" and target.threshold is not None
-        ],
-        limits,
-        [],
-        snapshot,
-    )
+        return Opened(notes=(text,))
+
+
+def gathered(of: Opened, home: Path, *, shadow_runs: bool = True) -> Gathered:
+    """Reads a state folder. shadow_runs: with their statistics, for which the whole audit log is read.
+
+    Raises:
+        BadInput, StoreError: there is none, or it cannot be read.
+    """
+    from edgeroute.cli.state_file import read
+
+    kept = read(home)
+    shadow = shadows(home / "audit.jsonl", of.snapshot) if shadow_runs else []
+    if of.snapshot is not None and not of.in_shadow:
+        shadow = [one for one in shadow if one.target == CANDIDATE]
+    joules, arms = _joules(kept), arms_of(kept)
+    return Gathered(
+        _edges(of, kept), _latencies(kept), _links(kept), _spent(kept, of.limits), joules, shadow, arms,
+        _outbox(home / "outbox.db"), max((value.updated for value in kept.values()), default=None),
+        [*of.notes, *_uncounted(of.snapshot, of.limits, joules)], settings_of(kept) if arms else None,
+    )  # fmt: skip
+
+
+def _edges(of: Opened, kept: Mapping[str, Value]) -> list[Edge]:
+    dumps = {name.removeprefix(EDGE): value.value for name, value in kept.items() if name.startswith(EDGE)}
+    dumps = {name: dumped for name, dumped in dumps.items() if isinstance(dumped, dict)}
+    if of.snapshot is None:
+        return [_of_dump(name, dumped) for name, dumped in sorted(dumps.items())]
+    return [
+        _of_policy(target, promise, of.audit, dumps.get(target.name))
+        for target, promise in zip(of.snapshot.targets, of.snapshot.certificates, strict=True)
+        if target.side == "edge" and target.threshold is not None
+    ]
 
 
 def _of_policy(target: Target, promise: BoundCertificate | None, audit: Audit | None, dumped: Mapping[str, Any] | None) -> Edge:

@@ -31,13 +31,22 @@ class Guard:
         app: what it guards.
         hosts: further names in `Host`.
         token: None: none is needed.
+        without_token: paths that need none.
+        what: what is guarded, in messages: the command of that name has the option --allow-host.
 
     Raises:
         PolicyError: the token is none, or one that a header cannot have.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str] = (), token: str | None = None) -> None:
-        self.app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str] = (),
+        token: str | None = None,
+        without_token: Iterable[str] = OPEN,
+        what: str = "gateway",
+    ) -> None:
+        self.app, self._open, self._what = app, frozenset(without_token), what
         self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
         self._token = None if token is None else checked(token).encode()
 
@@ -50,6 +59,7 @@ class Guard:
 
     def _fault(self, scope: Scope) -> Fault | None:
         headers: dict[bytes, bytes] = {}
+        what = self._what
         for name, value in scope["headers"]:
             if name in headers and name in {b"host", b"authorization", b"content-length"}:
                 return Fault(
@@ -61,14 +71,15 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._is_ours(host):
             return Fault(
-                421, f"the Host {clean(host, 80)!r} is no name of this gateway: edgeroute gateway --allow-host NAME allows one",
+                421,
+                f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
                 "unknown_host", CLOSE,
             )  # fmt: skip
         if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}:
-            return Fault(403, "this gateway takes no requests from web pages: send them from a program", "web_page", CLOSE)
+            return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
         if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)
-        if self._token is None or scope["path"] in OPEN:
+        if self._token is None or scope["path"] in self._open:
             return None
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):

@@ -79,7 +79,14 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
 
-def run(application: Any, host: str, port: int, beat: Beat, on_ready: Callable[[str], object] | None) -> int:
+def run(
+    application: Any,
+    host: str,
+    port: int,
+    beat: Beat,
+    on_ready: Callable[[str], object] | None,
+    stops: Callable[[Callable[[], object]], object] | None = None,
+) -> int:
     """Runs it until SIGTERM or SIGINT, then finishes requests in progress, for at most `GRACE_S` -> that signal; 0 in a thread.
 
     Args:
@@ -88,6 +95,7 @@ def run(application: Any, host: str, port: int, beat: Beat, on_ready: Callable[[
         port: 0 selects a free one.
         beat: runs beside it, if there is a service manager.
         on_ready: called with the URL, once it is listening.
+        stops: called before, with a function that ends it as a signal does, from any thread.
 
     Raises:
         PolicyError: it cannot listen there.
@@ -107,7 +115,10 @@ def run(application: Any, host: str, port: int, beat: Beat, on_ready: Callable[[
     with _listen(host, port) as listener, _signals() as heard:
         at = listener.getsockname()
         url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
-        _Server(config, on_ready, url, heard, beat).run([listener])
+        server = _Server(config, on_ready, url, heard, beat)
+        if stops is not None:
+            stops(server.stop)
+        server.run([listener])
     return heard[0] if heard else 0
 
 
@@ -119,6 +130,10 @@ class _Server(uvicorn.Server):
         self._on_ready, self._url, self._heard, self._beat = on_ready, url, heard, beat
         self._notify = Notify()
         self._watch: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Ends it soon."""
+        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

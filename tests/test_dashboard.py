@@ -1,0 +1,585 @@
+"""The dashboard's parts: files that are followed while they are written, sums of real records, thresholds tried, who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import gc
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import httpx
+import numpy as np
+import pytest
+from commands import cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from watched import LONG, Records, monitor_of, monitor_of_file, page_of
+
+from edgeroute import AsyncRouter, Audit, Egress, Limits, NoAnswer, PolicyError, Router, Unreachable
+from edgeroute.cli.watching import watched
+from edgeroute.cloud.backend import Function
+from edgeroute.confidence.binding import BoundCertificate
+from edgeroute.confidence.certificate import Certificate
+from edgeroute.core.breaker import FAULTS
+from edgeroute.core.readings import Reading
+from edgeroute.core.rules import Rule
+from edgeroute.dashboard import monitor as monitors
+from edgeroute.dashboard import tail as tails
+from edgeroute.dashboard.inside import Dashboard, of_router
+from edgeroute.dashboard.monitor import Monitor
+from edgeroute.dashboard.rows import reason, row
+from edgeroute.dashboard.tail import Tail
+from edgeroute.dashboard.trial import Trial
+from edgeroute.dashboard.window import RECENT
+from edgeroute.errors import BadInput, EdgerouteError, Held
+from edgeroute.record.instruments import RequestEnded
+from edgeroute.replay import Setup, collect
+from edgeroute.stores.cache import Cache
+from edgeroute.stores.journal import Journal
+
+ROOT = Path(__file__).parents[1]
+
+
+def edge(x):
+    """The edge says of itself how sure it is."""
+    return ("edge", x)
+
+
+def cloud(x):
+    """Answers, but for less than 0.1."""
+    if x < 0.1:
+        raise Unreachable("gone")
+    return ("cloud", 0.9)
+
+
+def asked(inputs, *, classes=(), endpoint=None, **policy):
+    """The trace of a router after these inputs, its answers, and the policy as replay needs it."""
+    records, answers = [], []
+    policy = {"threshold": 0.5, **policy}
+    endpoint = Function(cloud, usd_per_call=0.25) if endpoint is None else endpoint
+    with Router(edge, endpoint, trace=records.append, **policy) as router:
+        for i, x in enumerate(inputs):
+            with contextlib.suppress(NoAnswer):
+                answers.append(router.infer(x, data_class=classes[i] if classes else None))
+        setup = Setup.of(router.engine.snapshot, policy.get("limits"))
+    return records, answers, setup
+
+
+# ------------------------------------------------------------------------------------------------ files
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.integers(1, 60), st.none()), max_size=60), st.integers(1, 4))
+def test_every_line_is_read_once(tmp_path_factory, steps, keep):
+    """In its order, whatever the rotations between two looks, as long as no file is deleted before; a number: lines; None: a look."""
+    path = tmp_path_factory.mktemp("tail") / "trace.jsonl"
+    journal, tail = Journal(path, max_bytes=400, keep=keep), Tail(path)
+    written, seen, unread = 0, [], 0
+    for step in steps:
+        if step is None or unread + step > 8 * keep:  # 10 lines fill a file
+            seen += [json.loads(line)["n"] for line in tail.read()]
+            unread = 0
+        for _ in range(min(step or 0, 8 * keep)):
+            journal.append({"n": written, "text": "x" * 20})
+            written += 1
+            unread += 1
+    seen += [json.loads(line)["n"] for line in tail.read()]
+    assert (seen, tail.gaps, tail.left_out) == ([*range(written)], 0, 0)
+    tail.close()
+    journal.close()
+
+
+def test_a_line_that_is_being_written(tmp_path):
+    """Is read once it is whole; one that was cut off by a crash ends with the next line's beginning."""
+    path = tmp_path / "trace.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    path.write_bytes(b'{"a": 1}\n{"a"')
+    assert tail.read() == [b'{"a": 1}']
+    with path.open("ab") as file:
+        file.write(b": 2}")
+    assert tail.read() == []
+    with path.open("ab") as file:
+        file.write(b'\n\n{"a": 3}\n')
+    assert tail.read() == [b'{"a": 2}', b'{"a": 3}']
+    path.write_bytes(b'{"a": 4}\n')
+    assert tail.read() == [b'{"a": 4}'], "it was cut short from outside"
+    tail.close()
+
+
+def test_a_file_that_is_deleted_unread(tmp_path):
+    """Is a gap; what is there is read on."""
+    path = tmp_path / "trace.jsonl"
+    journal, tail = Journal(path, max_bytes=300, keep=1), Tail(path)
+    journal.append({"n": 0})
+    assert len(tail.read()) == 1
+    for n in range(1, 100):
+        journal.append({"n": n, "text": "x" * 20})
+    seen = [json.loads(line)["n"] for line in tail.read()]
+    assert (tail.gaps, seen[-1], seen) == (1, 99, [*range(seen[0], 100)])
+    tail.close()
+    journal.close()
+
+
+def test_it_begins_near_the_end(tmp_path, monkeypatch):
+    """At a whole line, in a full file where the last one is short; a file of any size takes no more than that."""
+    path = tmp_path / "trace.jsonl"
+    journal = Journal(path, max_bytes=1000, keep=4)
+    for n in range(100):
+        journal.append({"n": n, "text": "x" * 20})
+    tail = Tail(path, history=1500)
+    seen = [json.loads(line)["n"] for line in tail.read()]
+    assert seen == [*range(seen[0], 100)]
+    assert 30 <= len(seen) <= 45
+    monkeypatch.setattr(tails, "BEHIND", 2000)
+    for n in range(100, 200):
+        journal.append({"n": n, "text": "x" * 20})
+    seen = [json.loads(line)["n"] for line in tail.read()]
+    assert seen == [*range(seen[0], 200)]
+    assert tail.left_out > 500
+    tail.close()
+    journal.close()
+
+
+def test_a_line_without_an_end(tmp_path, monkeypatch):
+    """Is skipped once it is too long, and is not held; the next one is read."""
+    monkeypatch.setattr(tails, "LONGEST", 1000)
+    monkeypatch.setattr(tails, "PIECE", 100)
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(b"x" * 5000 + b'\n{"n": 1}\n')
+    tail = Tail(path, history=1 << 20)
+    assert tail.read() == [b'{"n": 1}']
+    assert tail.left_out > 1000
+    tail.close()
+
+
+def test_a_file_that_cannot_be_opened(tmp_path):
+    """Is told, until it can."""
+    path = tmp_path / "trace.jsonl"
+    path.mkdir()
+    monitor = monitor_of_file(path)
+    monitor.read()
+    assert str(path) in monitor.view()["error"]
+    path.rmdir()
+    path.write_text(json.dumps(OWN[0]) + "\n")
+    assert monitor.read() == 1
+    assert monitor.view()["error"] == ""
+    monitor.close()
+
+
+# ------------------------------------------------------------------------------------------------ records and sums
+def test_what_a_router_did():
+    """Sides, deferrals, failures and costs are the router's own, and a reason says what its reason says."""
+    inputs = [0.9, 0.2, 0.05, 0.5, float("nan"), 0.7]
+    records, answers, _ = asked(inputs, classes=["a", "a", "a", "b", "a", "a"], egress=Egress(never_leave=["b"], may_leave=["a"]))
+    seen = monitor_of(records).view()
+    assert seen["answered"] == {"edge": 4, "cloud": 2, "cache": 0, "none": 0}
+    assert (seen["requests"], seen["deferred"], seen["degraded"]) == (6, 3, 1)
+    legs = {leg["name"]: leg for leg in seen["legs"]}
+    assert (legs["edge"]["answers"], legs["cloud"]["answers"], legs["cloud"]["failed"], legs["cloud"]["usd"]) == (6, 2, 1, 0.75)
+    assert collect(records).recorded.usd == 0.75
+    assert [one["accepted"] for one in seen["recent"]] == [not answer.degraded for answer in reversed(answers)]
+    assert [one["id"] for one in seen["odd"]] == [answers[2].id]
+    for record, answer in zip(records, answers, strict=True):
+        told = reason(row(record))
+        for part in re.findall(r"\d\.\d+ (?:<|>=) \d\.\d+", answer.reason):
+            a, sign, b = part.split()
+            assert re.search(rf"{float(a):.4g} {sign} {float(b):.4g}", told), (told, answer.reason)
+        assert ("gone" in told) == ("gone" in answer.reason)
+    assert {one["text"]: one["count"] for one in seen["reasons"]}["edge answers"] == 3
+    assert sum(seen["series"]["seconds"]["edge"]) == sum(seen["series"]["minutes"]["edge"]) == 4
+    json.dumps(seen)
+
+
+def test_breakers_limits_and_the_cache():
+    """An endpoint that is not asked is told apart from one that fails, with the state of its breaker as its calls show it."""
+    records, _, _ = asked([0.05] * (FAULTS + 2), hedge_after=None)
+    leg = {leg["name"]: leg for leg in monitor_of(records).view()["legs"]}["cloud"]
+    assert (leg["failed"], leg["held"], leg["breaker"]) == (FAULTS, 2, "open")
+    records, _, _ = asked([0.2, 0.2, 0.2], limits=Limits(calls_per_minute=1))
+    seen = monitor_of(records).view()
+    leg = {leg["name"]: leg for leg in seen["legs"]}["cloud"]
+    assert (leg["answers"], leg["held"], leg["breaker"]) == (1, 2, "closed")
+    assert any("calls_per_minute" in one["text"] for one in seen["reasons"])
+    records, _, _ = asked([0.9, 0.9], cache=Cache())
+    assert monitor_of(records).view()["answered"] == {"edge": 1, "cloud": 0, "cache": 1, "none": 0}
+
+
+def test_rules_and_readings_of_a_record():
+    """The rules in force and the device's state are those that the latest record has."""
+    low = Rule("battery", "only_edge", 0.2)
+    records, _, _ = asked([0.2], sensors=lambda: Reading(battery=0.1, mains=False), rules=[low, Rule("heat", "unload", 80)])
+    seen = monitor_of(records).view()
+    assert seen["rules"] == [{"text": "battery below 20%: only_edge", "in_force": True}]
+    assert seen["device"]["reading"] == {"battery": 0.1, "mains": False}
+    assert seen["device"]["by"] == "the router, in its trace"
+
+
+def test_a_batch_costs_once():
+    """The record of each row has what the call took; it is counted once."""
+    records = []
+    with Router(edge, Function(cloud, usd_per_call=0.25), threshold=0.5, trace=records.append) as router:
+        router.infer_many([0.2, 0.3, 0.4])
+        spent = router.stats().usd_today
+    leg = {leg["name"]: leg for leg in monitor_of(records).view()["legs"]}["cloud"]
+    assert (leg["answers"], leg["usd"]) == (3, records[0]["events"][-1]["usd"])
+    assert spent >= leg["usd"]
+
+
+RUBBISH = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from([
+                "at", "id", "events", "plan", "latency_s", "answered_by", "what", "leg", "side", "at_s", "facts", "rules", "of",
+                "accepted", "data_class", "reading", "note", "threshold", "confidence",
+            ]),
+            inner, max_size=6,
+        ),
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(RUBBISH, st.data())
+def test_records_that_are_none(rubbish, data):
+    """Are counted, and hinder nothing: a record that is foreign, or a router's own with a part of it replaced."""
+    own = json.loads(json.dumps(OWN[data.draw(st.integers(0, len(OWN) - 1))]))
+    where = own
+    while isinstance(where, dict | list) and where:
+        key = data.draw(st.sampled_from(sorted(where) if isinstance(where, dict) else [*range(len(where))]))
+        if data.draw(st.booleans()) or not isinstance(where[key], dict | list):
+            where[key] = rubbish
+            break
+        where = where[key]
+    records = Records([own, *([rubbish] if isinstance(rubbish, dict) else [])])
+    monitor = Monitor(records)
+    monitor.read()
+    json.loads(monitor.text())
+    records.fresh.append(OWN[0])
+    monitor.read()
+    assert monitor.view()["recent"][0]["id"] == OWN[0]["id"]
+    json.loads(monitor.text())
+    assert monitor.trial()["requests"] >= 1
+
+
+OWN, _, _ = asked([0.9, 0.2, 0.05])
+
+
+def test_memory_is_bounded(tmp_path):
+    """Whatever comes: many names, many classes, many batches, huge lines, instants far apart."""
+    rng = random.Random(0)
+    records = []
+    for i in range(RECENT + 500):
+        record = json.loads(json.dumps(OWN[1]))
+        name = f"cloud-{rng.random()}"
+        record |= {"id": f"{i}.{i}", "at": rng.choice([0, 1e9, 1e15, record["at"]]), "data_class": "x" * rng.choice([1, 10_000])}
+        for part in (*record["plan"], *record["events"]):
+            part["leg"] = name if part["leg"] == "cloud" else "edge"
+        record["answered_by"] = name
+        records.append(record)
+    monitor = monitor_of(records)
+    assert len(monitor.text()) < 500_000
+    assert len(monitor.view()["legs"]) <= 32
+    assert monitor.trial()["requests"] <= monitors.REPLAYED
+
+
+# ------------------------------------------------------------------------------------------------ another threshold
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.1, 1), min_size=1, max_size=30), st.floats(0.1, 1))
+def test_a_threshold_does_what_a_router_with_it_does(inputs, threshold):
+    """As many deferrals and the same cost, whether the policy is known or follows from the trace."""
+    inputs = [*inputs, 0.2]  # which the cloud answers in the trace: else what a call takes is not known
+    records, _, setup = asked(inputs)
+    _, again, _ = asked(inputs, threshold=threshold)
+    deferred = sum(answer.source == "cloud" for answer in again)
+    for known in (setup, None):
+        found = Trial(records, known, {}).at("edge", threshold)
+        assert (found["calls"], found["edge"]) == (deferred, len(inputs) - deferred)
+        assert found["usd"] == pytest.approx(0.25 * deferred)
+
+
+def test_without_the_policy_what_stays_stays():
+    """A class that never left in the trace does not leave in its replay."""
+    records, _, _ = asked([0.2, 0.2, 0.9], classes=["a", "b", "a"], egress=Egress(never_leave=["b"], may_leave=["a"]))
+    found = Trial(records).at("edge", 1.0)
+    assert (found["calls"], found["edge"]) == (2, 1)
+    assert found["promise"]["held"] is None
+
+
+def test_the_slider_reaches_all():
+    """Its thresholds part the recorded confidences evenly, from accepting everything to deferring everything."""
+    records, _, setup = asked([i / 1000 for i in range(100, 1000)])
+    (shown,) = Trial(records, setup, {}).shown()["edges"]
+    assert shown["steps"] == sorted(set(shown["steps"]))
+    assert 0.5 in shown["steps"]
+    assert (shown["points"][0]["deferral_rate"], shown["points"][-1]["deferral_rate"]) == (0, 1)
+    assert all(a["deferral_rate"] <= b["deferral_rate"] for a, b in zip(shown["points"], shown["points"][1:], strict=False))
+
+
+def test_accuracy_is_that_of_the_audits(tmp_path):
+    """The share of audited requests whose answer is the cloud's, deferred ones included, as a plain count has it."""
+    state, truth = tmp_path / "state", {}
+
+    def differs(x):
+        return ("edge" if x > 0.8 else "other", x)
+
+    def asks(_):
+        return ("edge", 0.9)
+
+    records = []
+    with Router(differs, asks, threshold=0.5, state=state, audit=Audit(share=1.0, scene=1), trace=records.append) as router:
+        inputs = [i / 200 for i in range(100, 200)] + [i / 100 for i in range(30, 50)]
+        for x in inputs:
+            truth[router.infer(x).id] = x
+            until = monotonic() + LONG
+            while router.engine.auditor.busy:  # else fewer are drawn
+                assert monotonic() < until
+        monitor = monitor_of(records, setup=of_router(router).setup, certificates=of_router(router).certificates, folder=state)
+        monitor.trial()
+        for threshold in (0.5, 0.7, 0.81, 1.0):
+            found = monitor.tried("edge", threshold)["agreement"]
+            plain = np.mean([x < threshold or x > 0.8 for x in truth.values()])
+            assert (found["audited"], found["share"]) == (len(inputs), pytest.approx(plain))
+            assert found["low"] <= plain <= found["high"]
+        monitor.close()
+
+
+def promised(kind="max_loss", threshold=0.6, **more):
+    return Certificate(
+        kind, 0.1, 0.95, "CP-harm", False, 500, "2026-11-20", threshold, {}, 0.2, (0.15, 0.25), {}, 0.0, "msp", {},
+        {"edge": "e", "cloud": "c", "score": "s", "codec": "k"},
+    )._replace(**more)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("certificate", "used", "held"),
+    [
+        (promised(), "e", [False, True, True]),
+        (promised(highest=0.7), "e", [False, True, False]),
+        (promised("max_defer"), "e", [True, True, False]),
+        (promised(thresholds={"a": 0.8}), "e", [False, False, True]),
+        (promised(), "another", [False, False, False]),
+        (None, "e", [False, False, False]),
+    ],
+)
+def test_the_promise_is_only_where_it_holds(certificate, used, held):
+    """Below the certified threshold nothing is promised, nor above the highest one, nor of another model."""
+    records, _, setup = asked([0.2, 0.9])
+    prints = {"edge": used, "cloud": "c", "score": "s", "codec": "k"}
+    bound = {} if certificate is None else {"edge": BoundCertificate(certificate, prints, 1e9)}
+    trial = Trial(records, setup, bound)
+    found = [trial.at("edge", threshold)["promise"] for threshold in (0.5, 0.6, 0.9)]
+    assert [one["held"] for one in found] == held
+    for one in found:
+        assert (certificate is not None and one["text"] == certificate.guarantee) == one["held"]
+
+
+def test_nothing_to_try():
+    """Says so: before the first request, of an edge that is none, at no threshold."""
+    monitor = monitor_of([])
+    for call in (monitor.trial, lambda: monitor.tried("edge", 0.5), lambda: Trial(OWN).at("cloud", 0.5),
+                 lambda: Trial(OWN).at("edge", float("nan"))):  # fmt: skip
+        with pytest.raises(BadInput):
+            call()
+
+
+# ------------------------------------------------------------------------------------------------ the page
+def test_who_may_ask(tmp_path):
+    """The page is empty and needs no token; what it asks for does. No other host's name, no other site, no other method."""
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+
+    more = [Route("/metrics", lambda _: PlainTextResponse("one 1"))]
+    with page_of(monitor_of_file(tmp_path / "trace.jsonl"), routes=more) as address:
+        url, _, token = address.partition("/#token=")
+        with httpx.Client(base_url=url, timeout=LONG) as client:
+            first, second = client.get("/"), client.get("/")
+            nonces = [
+                re.search(r"script-src 'nonce-([\w-]{20,})'", one.headers["content-security-policy"])[1]
+                for one in (first, second)
+            ]
+            assert nonces[0] != nonces[1]
+            assert first.text.count(nonces[0]) == 2
+            assert "default-src 'none'" in first.headers["content-security-policy"]
+            assert not re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?:https?:)?//", first.text), (
+                "nothing is loaded from elsewhere"
+            )
+            assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", first.text)
+            assert token not in first.text
+            right = {"Authorization": f"Bearer {token}"}
+            for path in ("/live", "/trial", "/trial/at", "/metrics", "/none"):
+                assert client.get(path).status_code == 401
+                assert client.get(path, headers={"Authorization": "Bearer no"}).status_code == 401
+                assert client.get(path, headers={**right, "Host": "evil.example"}).status_code == 421
+                assert client.get(path, headers={**right, "Origin": "http://evil.example"}).status_code == 403
+                assert client.get(path, headers={**right, "Sec-Fetch-Site": "cross-site"}).status_code == 403
+            assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+            assert client.get("/metrics", headers=right).text == "one 1"
+            assert client.post("/live", headers=right, json={}).status_code == 405
+            assert client.get("/live", headers=right).json()["requests"] == 0
+            assert client.get("/live", headers=right).headers["cache-control"] == "no-store"
+            assert client.get("/trial", headers=right).status_code == 400
+            for query in ("", "?edge=edge", "?edge=edge&threshold=nan", "?edge=edge&threshold=x"):
+                assert client.get(f"/trial/at{query}", headers=right).status_code == 400
+
+
+def test_a_router_in_this_process():
+    """Is shown while it runs, with its breakers as they are; no input is kept; and the page ends with it."""
+    held = []
+
+    class Input(float):
+        def __del__(self):
+            held.pop()
+
+    dashboard = Dashboard()
+    with Router(edge, Function(cloud, usd_per_call=0.25), threshold=0.5, instruments=[dashboard]) as router:
+        url, _, token = dashboard.serve(router).partition("/#token=")
+        with pytest.raises(PolicyError, match="already"):
+            dashboard.serve(router)
+        for x in [0.9] * 5 + [0.05] * FAULTS:
+            held.append(x)
+            router.infer(Input(x))
+        with pytest.raises(Held):
+            router.infer(0.05, mode="only_cloud")
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:
+            until = monotonic() + LONG
+            while (seen := client.get("/live").json())["requests"] < 5 + FAULTS or seen["state"]["breakers"]["cloud"] != "open":
+                assert monotonic() < until
+            assert {leg["name"]: leg["breaker"] for leg in seen["legs"]}["cloud"] == "open"
+            assert (seen["state"]["edges"][0]["threshold"], seen["raised"]) == (0.5, 1)
+            assert client.get("/trial").json()["requests"] == 5 + FAULTS
+    gc.collect()  # an error's traceback has its input
+    assert held == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, timeout=LONG)
+
+
+def test_a_router_on_an_event_loop():
+    """Is shown as well, and its page ends as it is closed; the child of a fork has none."""
+    dashboard = Dashboard()
+
+    async def run():
+        async with AsyncRouter(edge, threshold=0.5, instruments=[dashboard]) as router:
+            url, _, token = dashboard.serve(router).partition("/#token=")
+            for _ in range(3):
+                await router.infer(0.9)
+            async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:
+                until = monotonic() + LONG
+                while (await client.get("/live")).json()["requests"] < 3:
+                    assert monotonic() < until
+            child = copy.copy(dashboard)
+            child.after_fork()
+            child.request_ended(RequestEnded("x", None, None, None))
+            assert [*child._ended.take()] == []
+            child.close()
+        return url
+
+    url = asyncio.run(run())
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url, timeout=LONG)
+
+
+def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
+    """Drops what waits longest, and says how many; a dashboard that nobody serves holds nothing."""
+    from edgeroute.dashboard import inside
+
+    monkeypatch.setattr(inside, "MOST", 10)
+    ended = inside.Ended()
+    with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
+        router.infer(0.9)
+        assert [*dashboard._ended.take()] == []
+    records = []
+
+    class Keeps(Dashboard):
+        def request_ended(self, one):
+            ended.add(one)
+
+    with Router(edge, threshold=0.5, instruments=[Keeps()], trace=records.append) as router:
+        for _ in range(25):
+            router.infer(0.9)
+    taken = [*ended.take()]
+    assert (len(taken), ended.lost()) == (10, 15)
+    assert [one["id"] for one in taken] == [one["id"] for one in records[-10:]]
+
+
+# ------------------------------------------------------------------------------------------------ the commands
+@contextlib.contextmanager
+def started(*args, **environment):
+    """The command in a process of its own -> the process and the page's address."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
+    command = [sys.executable, "-W", "error", "-m", "edgeroute", "dashboard", "--port", "0", "--json", *map(str, args)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield process, json.loads(line)["ready"]
+        finally:
+            process.kill()
+
+
+@pytest.mark.once
+def test_from_another_process(tmp_path, fashion):
+    """By the policy alone: requests, guarantees, what was sent and what waits, while the router writes them."""
+    policy = tmp_path / "shop.toml"
+    policy.write_text(
+        f'state = "state"\nthreshold = 0.9999\noffline = "queue"\n[edge]\npath = "{fashion / "edge.int8.onnx"}"\n'
+        '[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n[audit]\n[trace]\n[[rule]]\nof = "heat"\nenter = 200\nthen = "prefer_cloud"\n[egress]\nnever_leave = ["medical"]\nmay_leave = ["photo"]\n'
+    )
+    images = np.load(fashion / "sample.npz")["images"][:30]
+    with started("--policy", policy, "--token-env", "DASH", DASH="of-the-reader") as (process, url):
+        token = "of-the-reader"
+        assert token not in url
+        with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:
+            assert any("no state" in note for note in client.get("/live").json()["state"]["notes"])
+            with Router.from_policy(policy) as router:
+                for image in images:
+                    router.infer(image, data_class="photo")
+            until = monotonic() + 2 * LONG
+            while (seen := client.get("/live").json())["requests"] < len(images) or (
+                (seen["state"].get("outbox") or {}).get("waiting") != seen["degraded"]
+            ):
+                assert monotonic() < until
+            assert seen["degraded"] > 0
+            assert seen["state"]["edges"][0]["threshold"] == 0.9999
+            assert (seen["state"]["policy"]["never_leave"], seen["state"]["policy"]["offline"]) == (["medical"], "queue")
+            assert seen["rules"] == [{"text": "heat above 200 C: prefer_cloud", "in_force": False}]
+            assert seen["egress"]["totals"][0]["data_class"] == "photo"
+            shown = client.get("/trial").json()
+            assert (shown["requests"], shown["guessed"]) == (len(images), False)
+            at = client.get("/trial/at", params={"edge": shown["edges"][0]["name"], "threshold": 0.0}).json()
+            assert (at["calls"], at["promise"]["held"]) == (0, False)
+        if os.name == "posix":
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=2 * LONG)
+            assert (process.returncode, out, token in err) == (130, "", False)
+            assert "Traceback" not in err
+    code, out, _ = cli("top", "--policy", policy, "--json")
+    assert (code, json.loads(out)["requests"]) == (0, len(images))
+
+
+def test_mistakes(tmp_path):
+    """Each in one line."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text('mode = "only_edge"\n[edge]\npath = "x.onnx"\n')
+    for args, part in (
+        ((policy, None, None), "nothing to follow"),
+        ((None, tmp_path, None), "is no file"),
+        ((tmp_path / "none.toml", None, None), "none.toml"),
+    ):
+        with pytest.raises(EdgerouteError, match=part):
+            watched(*args)
+    code, out, err = cli("top", "--record", tmp_path / "none.jsonl")
+    assert (code, out, "no such file" in err, err.count("\n")) == (1, "", True, 1)
+    assert cli("dashboard")[0] == 2
+    code, _, err = cli("dashboard", "--policy", policy, "--token-env", "NO_SUCH_NAME")
+    assert (code, "NO_SUCH_NAME" in err, err.count("\n")) == (2, True, 1)

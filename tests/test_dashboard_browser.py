@@ -1,0 +1,237 @@
+"""The dashboard's page in a real browser: it lives, is used by keyboard, fits a phone, in light and dark, and runs nobody's script."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+
+import pytest
+from watched import EVIL, LONG
+
+from edgeroute import Audit, CallableModel, Egress, Limits, Router, Unreachable
+from edgeroute.cloud.backend import Function
+from edgeroute.dashboard.inside import Dashboard
+
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+pytest.importorskip("uvicorn")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")]
+MS = LONG * 1000
+expect.set_options(timeout=MS)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+def edge(x):
+    """It is as sure as its input says, and right from 0.2 on."""
+    return ("right" if x > 0.2 else "wrong", x)
+
+
+def cloud(x):
+    """Fails for less than 0.1, with markup in its message."""
+    if x < 0.1:
+        raise Unreachable(f"{EVIL} is down " + "long" * 100)
+    return ("right", 1.0)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """-> a router with a certificate, and the address of its page."""
+    model, endpoint = CallableModel(edge, version="1"), Function(cloud, name=EVIL, version="1", usd_per_call=0.01)
+    with Router(model, endpoint, threshold=0.5) as router:
+        certificate = router.calibrate([0.1 + i / 1112 for i in range(1000)], ["right"] * 1000, max_loss=0.05).certificate
+    dashboard = Dashboard()
+    with Router(
+        model, endpoint, threshold=certificate, state=tmp_path_factory.mktemp("state"), audit=Audit(share=1.0, scene=1),
+        instruments=[dashboard], limits=Limits(usd_per_day=100), egress=Egress(may_leave=[EVIL], never_leave=["b"]),
+    ) as router:  # fmt: skip
+        address = dashboard.serve(router)
+        for i in range(300):
+            router.infer(0.1 + 0.9 * (i % 100) / 100, data_class="b" if i % 10 == 0 else EVIL)
+        router.infer(0.05, data_class=EVIL)
+        yield router, address
+
+
+@contextlib.contextmanager
+def opened(browser, address, *, width=1280, scheme="light", **more):
+    """A page; at its end it must have had no error, and asked nobody else."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, **more)
+    page, wrong, asked = context.new_page(), [], set()
+    page.set_default_timeout(MS)
+    page.on("console", lambda said: wrong.append(said.text) if said.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: asked.add(request.url))
+    page.goto(address)
+    try:
+        page.wrong = wrong
+        yield page
+        assert wrong == []
+        base = address.partition("/#")[0]
+        assert all(url.startswith((base, "data:,")) for url in asked), asked
+    finally:
+        context.close()
+
+
+def tile(page, name):
+    """What the tile of that name shows."""
+    return page.locator("#tiles div", has_text=name).locator("dd").first.inner_text()
+
+
+def test_it_lives(browser, served):
+    """A request appears by itself; while it is paused nothing does; what failed is listed apart."""
+    router, address = served
+    with opened(browser, address) as page:
+        expect(requests := page.locator("#tiles dd").first).to_have_text(re.compile("30[1-9]"))
+        before = int(tile(page, "requests").replace(",", ""))
+        router.infer(0.95, data_class="b")
+        expect(requests).to_have_text(str(before + 1))
+        assert page.locator("#routes li").first.inner_text().count("never leaves") == 1
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the figures"
+        page.keyboard.press("Tab")
+        page.keyboard.press("Space")
+        assert page.locator("#pause").get_attribute("aria-pressed") == "true"
+        router.infer(0.95, data_class="b")
+        page.evaluate("look()")
+        assert tile(page, "requests") == str(before + 1)
+        page.keyboard.press("Enter")
+        expect(requests).to_have_text(str(before + 2))
+        page.locator("input[name=which][value=odd]").check()
+        assert page.locator("#routes li").count() == 1
+        assert "is down" in page.locator("#routes").inner_text()
+
+
+def test_the_threshold_by_keyboard(browser, served):
+    """Each step replays: more deferrals and cost to the right; the promise only from the certified threshold on."""
+    _, address = served
+    with opened(browser, address) as page:
+        page.wait_for_selector("#promise:not(:empty)")
+        slider = page.locator("#threshold")
+        assert "(in force)" in page.locator("#threshold-label").inner_text()
+        assert "not promised" not in page.locator("#promise").inner_text()
+        slider.focus()
+
+        def shown(key, times=1):
+            for _ in range(times):
+                was = slider.get_attribute("aria-valuetext")
+                page.keyboard.press(key)
+                expect(slider).not_to_have_attribute("aria-valuetext", was)
+                expect(slider).to_have_attribute("aria-valuetext", re.compile("deferred"))
+            share, usd = re.search(r": ([\d.]+)\s%.*\$([\d.]+)", slider.get_attribute("aria-valuetext")).groups()
+            expect(page.locator("#compared tr").first.locator("td").last).to_have_text(f"{share}\N{NO-BREAK SPACE}%")
+            return float(share), float(usd)
+
+        first = shown("ArrowRight")
+        more = shown("ArrowRight", 5)
+        assert more > first
+        assert more[1] > first[1]
+        assert page.locator("#promise").inner_text().startswith("✓")
+        assert shown("Home")[0] < first[0]
+        assert page.locator("#promise").inner_text().startswith("✗ not promised")
+        assert shown("End")[0] >= 89  # a tenth may not leave
+        assert page.locator("#curves figure").count() >= 3
+        assert "100" in page.locator("#curves figure").first.inner_text()
+        page.locator("#in-force").click()
+        assert "(in force)" in page.locator("#threshold-label").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(browser, served, scheme):
+    """At 360 px nothing but tables is wider than the screen, text can be read, and what is pressed is large enough for a finger."""
+    _, address = served
+    with opened(browser, address, width=360, scheme=scheme, reduced_motion="reduce") as page:
+        page.wait_for_selector("#promise:not(:empty)")
+        found = page.evaluate("""() => {
+          const root = document.documentElement, light = color => color.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
+            .map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4).reduce((sum, x, i) => sum + x * [.2126, .7152, .0722][i], 0);
+          const contrast = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05), card = document.querySelector("section");
+          const back = light(getComputedStyle(card).backgroundColor);
+          const texts = [...document.querySelectorAll("section *")].filter(one => [...one.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+          return {scroll: root.scrollWidth, inner: innerWidth, back: getComputedStyle(document.body).backgroundColor,
+            contrast: Math.min(...texts.filter(one => !one.closest("svg, button, select, option")).map(one => contrast(light(getComputedStyle(one).color), back))),
+            text: Math.min(...[...document.querySelectorAll("svg text")].map(one => parseFloat(getComputedStyle(one).fontSize)
+              * one.ownerSVGElement.getBoundingClientRect().width / one.ownerSVGElement.viewBox.baseVal.width)),
+            small: [...document.querySelectorAll("button, select, input[type=range], fieldset label")].filter(one => one.getClientRects().length)
+              .map(one => one.getBoundingClientRect().height).filter(h => h < 36).length};
+        }""")
+        assert (found["inner"], found["scroll"]) == (360, 360)
+        assert found["contrast"] >= 4.5
+        assert found["text"] >= 10
+        assert found["small"] == 0
+        assert found["back"] == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(22, 23, 26)")
+
+
+def test_what_others_say_is_text(browser, served):
+    """Names, classes and messages that are markup are shown as they are, and nothing of them runs."""
+    _, address = served
+    with opened(browser, address) as page:
+        page.wait_for_selector("#promise:not(:empty)")
+        page.locator("input[name=which][value=odd]").check()
+        page.locator("details summary").click()
+        text = page.locator("main").inner_text()
+        assert text.count("<script>globalThis.evil") > 3
+        assert "<script>" in page.locator("#ledger").inner_text()
+        assert page.evaluate("globalThis.evil") is None
+        assert page.locator("main script, main img").count() == 0
+        assert page.evaluate("""() => new Promise(done => { addEventListener("securitypolicyviolation", () => done(globalThis.evil === undefined));
+          const made = document.createElement("script"); made.textContent = "globalThis.evil = 2"; document.body.append(made); })""")
+        (said,) = page.wrong
+        assert "Content Security Policy" in said
+        page.wrong.clear()
+
+
+def test_everything_has_a_name(browser, served):
+    """What can be reached by Tab has an accessible name and a visible focus; sections are landmarks with headings."""
+    _, address = served
+    with opened(browser, address) as page:
+        page.wait_for_selector("#promise:not(:empty)")
+        names, outlines = [], []
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            name, outline = page.evaluate("""() => { const at = document.activeElement, style = getComputedStyle(at);
+              return [at === document.body ? null : at.getAttribute("aria-label") || at.labels?.[0]?.textContent || at.textContent,
+                at.matches(":focus-visible") ? parseFloat(style.outlineWidth) : 0]; }""")
+            if name is None:
+                break
+            names.append(name.strip())
+            outlines.append(outline)
+        assert all(names)
+        assert min(outlines) >= 2
+        assert any(name.startswith("Threshold of") for name in names)
+        assert {"Skip to the figures", "Pause", "As in force", "Latest lines"} <= set(names)
+        assert page.locator("section").count() == page.locator("section[aria-labelledby] h2").count()
+        assert page.locator("svg[role=img]:not([aria-label])").count() == 0
+
+
+def test_the_token(browser, served):
+    """Leaves the address at once, and stays for the tab; without it, or with another, the page asks for it, and shows nothing."""
+    _, address = served
+    base, _, token = address.partition("#token=")
+    with opened(browser, address) as page:
+        page.wait_for_selector("#all:not([hidden])")
+        assert page.url == base
+        page.reload()
+        page.wait_for_selector("#all:not([hidden])")
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(MS)
+    page.goto(base)
+    page.wait_for_selector("#ask:not([hidden])")
+    assert not page.locator("#all").is_visible()
+    assert "needs the token" in page.locator("#alert").inner_text()
+    page.locator("#token").fill("another")
+    page.keyboard.press("Enter")
+    expect(page.locator("#alert")).to_contain_text("wrong")
+    page.locator("#token").fill(token)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#all:not([hidden])")
+    context.close()

@@ -1,0 +1,116 @@
+"""`edgeroute top` on a terminal that Textual simulates: what it shows of real records, its keys, and markup that stays text."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+import pytest
+from watched import EVIL, LONG, Records
+
+from edgeroute import Audit, Egress, Limits, Router, Unreachable
+from edgeroute.cloud.backend import Function
+from edgeroute.dashboard.inside import of_router
+from edgeroute.dashboard.monitor import Monitor
+
+pytest.importorskip("textual")
+
+MARKUP = "[bold red]x[/] [/not-open] [link=http://evil.example]"
+
+
+def cloud(x):
+    """Fails for less than 0.1."""
+    if x < 0.1:
+        raise Unreachable(f"{MARKUP} is down")
+    return ("cloud", 1.0)
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    """Of a real router: ten requests, one of them degraded."""
+    records = []
+    with Router(
+        lambda x: ("edge", x), Function(cloud, name=MARKUP), threshold=0.5, trace=records.append, state=tmp_path,
+        limits=Limits(usd_per_day=2), audit=Audit(share=0), egress=Egress(may_leave=[EVIL, MARKUP]),
+    ) as router:  # fmt: skip
+        for x in [0.9] * 6 + [0.2] * 3 + [0.05]:
+            router.infer(x, data_class=MARKUP)
+        yield Monitor(Records(records), of_router(router), "a test")
+
+
+async def shown(pilot, requests):
+    """Once it shows so many requests."""
+    until = monotonic() + LONG
+    while f"{requests} requests" not in str(pilot.app.query_one("#tiles").content):
+        assert monotonic() < until
+        await pilot.pause()
+
+
+def cells(app, name):
+    """The rows of a table as text."""
+    table = app.query_one(f"#{name}")
+    return [[str(cell) for cell in table.get_row_at(i)] for i in range(table.row_count)]
+
+
+def test_what_it_shows(monitor):
+    """Requests, targets, reasons, routes, budgets and what was sent; markup of others is text."""
+    from edgeroute.dashboard.top import Top
+
+    async def run():
+        app = Top(monitor)
+        async with app.run_test(size=(120, 40)) as pilot:
+            await shown(pilot, 10)
+            assert [row[0] for row in cells(app, "legs")] == ["edge", "cloud"]
+            assert cells(app, "reasons")[0] == ["6", "edge answers"]
+            assert len(cells(app, "routes")) == 10
+            assert f"{MARKUP} is down" in cells(app, "routes")[0][4]
+            said = str(app.query_one("#state").content)
+            assert "usd_per_day: 0 of 2" in said
+            assert "edge: threshold 0.5" in said
+            assert cells(app, "egress")[0][1:3] == [MARKUP, "4"]
+            assert app.export_screenshot()
+
+    asyncio.run(run())
+
+
+def test_its_keys(monitor):
+    """f: failures alone; p: what comes is not shown until it goes on; tabs by keyboard; q ends it, and what it follows."""
+    from edgeroute.dashboard.top import Top
+
+    feed = monitor._feed
+    record = None
+
+    async def run():
+        nonlocal record
+        app = Top(monitor)
+        async with app.run_test(size=(70, 30)) as pilot:
+            await shown(pilot, 10)
+            assert app.has_class("narrow")
+            await pilot.press("f")
+            assert [row[1] for row in cells(app, "routes")] == ["edge"]
+            await pilot.press("f", "p")
+            record = dict(monitor._window.latest.record)
+            feed.fresh.append(record)
+            monitor.read()
+            app.show()
+            assert len(cells(app, "routes")) == 10
+            await pilot.press("p")
+            assert len(cells(app, "routes")) == 11
+            await pilot.press("q")
+        return app.return_code
+
+    assert asyncio.run(run()) == 0
+    assert not monitor._thread.is_alive()
+
+
+def test_nothing_yet(tmp_path):
+    """Before the first request it shows that there is none."""
+    from edgeroute.dashboard.top import Top
+
+    async def run():
+        app = Top(Monitor(Records()))
+        async with app.run_test(size=(80, 24)) as pilot:
+            await shown(pilot, 0)
+            assert cells(app, "routes") == []
+
+    asyncio.run(run())
