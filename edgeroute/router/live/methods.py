@@ -1,0 +1,357 @@
+"""`frames` and `audio` of both routers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Hashable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+from weakref import WeakSet
+
+from edgeroute.core.policy import Mode
+from edgeroute.router.arguments import check_unknown
+from edgeroute.router.live.audio import WAITING, AudioFlow, AudioSettings, AudioStats, BargeIn, Chunks, Segment, Utterance, Vad
+from edgeroute.router.live.calls import Call, DirectCall, PolledCall, TaskCall
+from edgeroute.router.live.frames import Drop, FrameFlow, FrameSettings, FrameStats, FrameUpdate, Signature
+from edgeroute.router.live.mailbox import Kind, Mailbox, items, kind_of
+from edgeroute.router.live.updates import AsyncUpdates, Bell, Updates
+from edgeroute.router.streams import AsyncStreaming, Streaming
+from edgeroute.types import Answer
+
+W = TypeVar("W", bound=Updates[Any])
+A = TypeVar("A", bound=AsyncUpdates[Any])
+
+
+class Frames(Updates[FrameUpdate]):
+    """What comes of the frames of a source: `with router.frames(camera) as frames: for update in frames: ...`."""
+
+    _flow: FrameFlow
+
+    def stats(self) -> FrameStats:
+        """What came of the frames so far."""
+        return self._flow.stats()
+
+
+class AsyncFrames(AsyncUpdates[FrameUpdate]):
+    """`Frames` of an `AsyncRouter`."""
+
+    _flow: FrameFlow
+
+    def stats(self) -> FrameStats:
+        """As `Frames.stats`."""
+        return self._flow.stats()
+
+
+class Audio(Updates[Utterance | BargeIn]):
+    """What comes of the speech of a source: `with router.audio(chunks) as audio: for heard in audio: ...`."""
+
+    _flow: AudioFlow
+
+    def stats(self) -> AudioStats:
+        """What came of the audio so far."""
+        return self._flow.stats()
+
+    def speaking(self) -> AbstractContextManager[None]:
+        """While an answer is being spoken elsewhere than in the body of the `for`: new speech cancels what is pending."""
+        return self._flow.speaking()
+
+
+class AsyncAudio(AsyncUpdates[Utterance | BargeIn]):
+    """`Audio` of an `AsyncRouter`."""
+
+    _flow: AudioFlow
+
+    def stats(self) -> AudioStats:
+        """As `Audio.stats`."""
+        return self._flow.stats()
+
+    def speaking(self) -> AbstractContextManager[None]:
+        """As `Audio.speaking`."""
+        return self._flow.speaking()
+
+
+class Live(Streaming):
+    """`frames` and `audio` of `Router`."""
+
+    _live: WeakSet[Updates[Any]] | None = None
+
+    def frames(
+        self,
+        source: Any,
+        *,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        every: float | None = None,
+        stale: float | None = 1.0,
+        hold: int = 3,
+        margin: float | None = 0.2,
+        scene: float | None = 0.03,
+        refresh: float | None = 30.0,
+        signature: Signature | None = None,
+        label: Callable[[Any], Hashable] | None = None,
+        busy: float = 1.0,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
+    ) -> Frames:
+        """Answers the frames of a live source: each time the newest one, by the edge, and by the cloud while later ones are answered.
+
+        Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them later another
+        one, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
+        queued: what the source gives while a frame is being answered, or the program has not asked for the next update, is replaced
+        by what it gives next.
+
+        Args:
+            source: an iterable of frames, an object with `read() -> (ok, frame)` (`cv2.VideoCapture`), or a function that gives the
+                newest frame (None or the same object again: there is none; StopIteration: the end). It is read in one thread. Each
+                frame is an object of its own, which is not written to later.
+            max_in_flight: frames that the cloud is asked about at once. While they are, others are answered by the edge alone.
+            drop: "oldest": a newer frame replaces one that was not taken; "never": the source waits (a recording).
+            every: seconds between two frames that are taken, at least; None: as quickly as the edge answers.
+            stale: seconds from a frame on within which its refinement is of use; a call that takes longer is cancelled. None: no
+                limit. A refinement is also dropped after a newer one, and after the scene.
+            hold: another label is shown once it has come for so many frames in a row; 1: at once (no hysteresis).
+            margin: or once its confidence exceeds the shown one's by so much; None: that changes nothing. The cloud's is shown at once.
+            scene: the largest mean difference of two frames' signatures within a scene. In a scene the cloud is asked once, and its
+                answer is that of the frames that follow. None: no scenes.
+            refresh: seconds after which the cloud is asked about a scene again; None: never.
+            signature: a function of a frame that returns some numbers; None: the brightness of an 8 by 8 grid, 0..1.
+            label: a function of an answer's value that returns what hysteresis compares; None: the value itself, if it is hashable.
+            busy: the share of time that the edge may run, more than 0 up to 1: it rests in proportion to its measured latency.
+            mode: overrides the policy's.
+            deadline: seconds for a frame; overrides the policy's.
+            data_class: the kind of data.
+            unknown: as `infer`.
+
+        Raises:
+            PolicyError, BadInput: an argument, or the source, is invalid.
+        """
+        if unknown:
+            check_unknown(Live.frames, unknown, type(self))
+        settings = FrameSettings(
+            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
+        ).checked()
+        kind, bell = kind_of(source, "frames", awaits=False), threading.Event()
+        mailbox: Mailbox[Any] = Mailbox(1, drop == "oldest", bell.set, threading.Event())
+        begin = partial(_begin, self, bell.set, mode, data_class)
+        flow = FrameFlow(self.engine, begin, mailbox, settings)
+        return self._watched(Frames(flow, mailbox, bell, FramesOf(source, kind), "edgeroute-frames"))
+
+    def audio(
+        self,
+        chunks: Any,
+        *,
+        rate: int = 16_000,
+        vad: Vad | None = None,
+        window: int | None = None,
+        on: float = 0.5,
+        off: float = 0.35,
+        min_speech: float = 0.1,
+        hangover: float = 0.5,
+        lead: float = 0.2,
+        max_segment: float = 15.0,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        barge_in: bool | None = None,
+        on_barge_in: Callable[[float], object] | None = None,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
+    ) -> Audio:
+        """Answers speech: finds its segments, and yields an `Utterance` for each with the edge's answer, and later with the cloud's.
+
+        The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
+        ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an answer
+        is being consumed (the program has not asked for the next item), or spoken (`Audio.speaking`), or the cloud is being asked
+        about an earlier segment: what was pending is cancelled, and the provisional answers stand.
+
+        Args:
+            chunks: an iterable of chunks: float32 from -1 to 1 or int16, [samples] or [samples, channels] (which are mixed), or bytes
+                of int16. It is read in one thread.
+            rate: samples a second.
+            vad: the probability (0..1) of speech in a window, float32 [window]; called in the order of the windows. None: by
+                loudness above the noise.
+            window: samples of a window; None: 32 ms.
+            on: speech begins with windows of at least this probability,
+            off: and ends with windows below this one.
+            min_speech: seconds of speech with which a segment begins.
+            hangover: seconds without speech with which it ends.
+            lead: seconds before it that are part of its audio.
+            max_segment: seconds of a segment; a longer one is cut, and goes on as the next.
+            max_in_flight: segments that the cloud is asked about at once.
+            drop: where more than four segments wait: "oldest" drops one (a live source; while the cloud is asked about as many as may
+                be, the edge alone answers); "never": the source waits (a recording).
+            barge_in: whether new speech cancels what is pending; None: of a live source.
+            on_barge_in: called with the position of the speech in seconds, in the thread that reads the source, at once: stop speaking.
+            mode: overrides the policy's.
+            deadline: seconds for a segment, from when it is taken; overrides the policy's.
+            data_class: the kind of data.
+            unknown: as `infer`.
+
+        Raises:
+            PolicyError, BadInput: an argument, or the source, is invalid.
+        """
+        if unknown:
+            check_unknown(Live.audio, unknown, type(self))
+        settings = AudioSettings(
+            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
+            deadline, data_class,
+        ).checked()  # fmt: skip
+        kind, bell = kind_of(chunks, "chunks", awaits=False, calls=False), threading.Event()
+        mailbox: Mailbox[Segment] = Mailbox(WAITING, drop == "oldest", bell.set, threading.Event())
+        flow = AudioFlow(partial(_begin, self, bell.set, mode, data_class), mailbox, settings)
+        return self._watched(Audio(flow, mailbox, bell, Chunks(chunks, kind, flow.listener), "edgeroute-audio"))
+
+    def _watched(self, updates: W) -> W:
+        if self._live is None:
+            self._live = WeakSet()
+        self._live.add(updates)
+        return updates
+
+    def _close(self) -> None:
+        for one in [*(self._live or ())]:
+            one.router_closed()
+        super()._close()
+
+
+class AsyncLive(AsyncStreaming):
+    """`frames` and `audio` of `AsyncRouter`."""
+
+    _live: WeakSet[AsyncUpdates[Any]] | None = None
+
+    def frames(
+        self,
+        source: Any,
+        *,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        every: float | None = None,
+        stale: float | None = 1.0,
+        hold: int = 3,
+        margin: float | None = 0.2,
+        scene: float | None = 0.03,
+        refresh: float | None = 30.0,
+        signature: Signature | None = None,
+        label: Callable[[Any], Hashable] | None = None,
+        busy: float = 1.0,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
+    ) -> AsyncFrames:
+        """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
+        if unknown:
+            check_unknown(AsyncLive.frames, unknown, type(self))
+        settings = FrameSettings(
+            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
+        ).checked()
+        kind, bell, tasks = kind_of(source, "frames", awaits=True), Bell(), set[asyncio.Task[None]]()
+        mailbox: Mailbox[Any] = Mailbox(1, drop == "oldest", bell.ring, _space(kind))
+        flow = FrameFlow(self.engine, partial(_begin_async, self, bell.ring, tasks, mode, data_class), mailbox, settings)
+        return self._watched(AsyncFrames(flow, mailbox, bell, tasks, FramesOf(source, kind), "edgeroute-frames"))
+
+    def audio(
+        self,
+        chunks: Any,
+        *,
+        rate: int = 16_000,
+        vad: Vad | None = None,
+        window: int | None = None,
+        on: float = 0.5,
+        off: float = 0.35,
+        min_speech: float = 0.1,
+        hangover: float = 0.5,
+        lead: float = 0.2,
+        max_segment: float = 15.0,
+        max_in_flight: int = 2,
+        drop: Drop = "oldest",
+        barge_in: bool | None = None,
+        on_barge_in: Callable[[float], object] | None = None,
+        mode: Mode | None = None,
+        deadline: float | None = None,
+        data_class: str | None = None,
+        **unknown: NoReturn,
+    ) -> AsyncAudio:
+        """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
+
+        Of an async iterable `vad` and `on_barge_in` are called on the event loop.
+        """
+        if unknown:
+            check_unknown(AsyncLive.audio, unknown, type(self))
+        settings = AudioSettings(
+            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
+            deadline, data_class,
+        ).checked()  # fmt: skip
+        kind, bell, tasks = kind_of(chunks, "chunks", awaits=True, calls=False), Bell(), set[asyncio.Task[None]]()
+        mailbox: Mailbox[Segment] = Mailbox(WAITING, drop == "oldest", bell.ring, _space(kind))
+        flow = AudioFlow(partial(_begin_async, self, bell.ring, tasks, mode, data_class), mailbox, settings)
+        return self._watched(AsyncAudio(flow, mailbox, bell, tasks, Chunks(chunks, kind, flow.listener), "edgeroute-audio"))
+
+    def _watched(self, updates: A) -> A:
+        if self._live is None:
+            self._live = WeakSet()
+        self._live.add(updates)
+        return updates
+
+    def _close(self) -> None:
+        for one in [*(self._live or ())]:
+            one.router_closed()
+        super()._close()
+
+
+class FramesOf:
+    """Reads frames."""
+
+    def __init__(self, source: Any, kind: Kind) -> None:
+        self._source, self._kind = source, kind
+
+    def items(self, mailbox: Mailbox[Any]) -> Iterable[Any]:
+        """As `Reading.items`."""
+        return items(self._source, self._kind, mailbox.stopped)
+
+    def items_async(self, mailbox: Mailbox[Any]) -> AsyncIterable[Any] | None:  # noqa: ARG002 - the protocol's
+        """As `Reading.items_async`."""
+        return self._source if self._kind == "async" else None
+
+
+def _space(kind: Kind) -> threading.Event | asyncio.Event:
+    return asyncio.Event() if kind == "async" else threading.Event()
+
+
+def _begin(
+    router: Any,
+    ring: Callable[[], object],
+    mode: Mode | None,
+    data_class: str | None,
+    x: Any,
+    alone: bool,
+    deadline: float | None,
+) -> Call:
+    """Begins a call of a `Router`; alone: of its edge."""
+    if alone:
+        return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
+    return PolledCall(router._refined(x, mode, deadline, data_class, ring))  # noqa: SLF001 - a part of it
+
+
+def _begin_async(
+    router: Any,
+    ring: Callable[[], object],
+    tasks: set[asyncio.Task[None]],
+    mode: Mode | None,
+    data_class: str | None,
+    x: Any,
+    alone: bool,
+    deadline: float | None,
+) -> Call:
+    """Begins a call of an `AsyncRouter`; alone: of its edge."""
+    if alone:
+        return TaskCall(_one(router.infer(x, mode="only_edge", deadline=deadline, data_class=data_class)), ring, tasks)
+    return TaskCall(router.refine(x, mode=mode, deadline=deadline, data_class=data_class), ring, tasks)
+
+
+async def _one(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[Answer, None]:
+    yield await call
