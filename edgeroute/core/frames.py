@@ -16,7 +16,7 @@ Outdated = Literal["", "late", "newer", "scene"]
 class Taken(NamedTuple):
     """A frame that was taken from its source."""
 
-    index: int
+    number: int
     """From 0, counting those that were dropped."""
     at: float
     """Instant at which the source gave it, seconds."""
@@ -38,9 +38,9 @@ class Pace:
         self.due = 0.0
         """Instant from which the next frame may be taken."""
 
-    def took(self, begun: float, ended: float) -> None:
-        """An edge's run has ended."""
-        took_s = max(0.0, ended - begun)
+    def took(self, begun: float, took_s: float) -> None:
+        """An edge's run that began at an instant has taken so many seconds."""
+        took_s = max(0.0, took_s)
         self.edge_s += (took_s - self.edge_s) * (SMOOTHING if self.edge_s else 1.0)
         rests_s = 0.0 if self._busy >= 1 else max(took_s, self.edge_s) / self._busy
         self.due = begun + max(self._every_s, rests_s)
@@ -62,11 +62,11 @@ def outdated(frame: Taken, *, now: float, scene: int, refined: int, stale_s: flo
         frame: the frame.
         now: the instant.
         scene: the present scene.
-        refined: the index of the newest frame that was refined.
+        refined: the number of the newest frame that was refined.
         stale_s: a refinement is of use for so many seconds from its frame on; None: for ever.
     """
     if frame.scene != scene:
         return "scene"
-    if frame.index < refined:
+    if frame.number < refined:
         return "newer"
     return "late" if stale_s is not None and now - frame.at > stale_s else ""

@@ -34,9 +34,9 @@ def steadied(
     """
     if sure or hold <= 1 or not state.begun or label == state.label:
         return Steady(label, confidence, begun=True)
-    if margin is not None and confidence is not None and state.confidence is not None:
-        if confidence >= state.confidence + margin:
-            return Steady(label, confidence, begun=True)
+    known = margin is not None and confidence is not None and state.confidence is not None
+    if known and confidence >= state.confidence + margin:  # type: ignore[operator]  # all three are numbers
+        return Steady(label, confidence, begun=True)
     seen = state.seen + 1 if state.seen and label == state.rival else 1
     if seen >= hold:
         return Steady(label, confidence, begun=True)

@@ -31,8 +31,8 @@ def stream(
 ) -> Generator[Emit | Wait, None, T]:
     """Yields what the walk emits, and returns its result. Closing it early stops all running legs.
 
-    ring: called, in any thread, as an event comes. With it nothing is waited for here: while there is no event, the walk's `Wait` is
-        yielded, and whoever has several walks goes on with this one once it rings, or at that instant.
+    ring: called, in any thread, as an event comes. With it nothing is waited for here: while there is no event, the walk's `Wait`
+        is yielded, and whoever has several walks goes on with this one once it rings, or at that instant.
     """
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put if ring is None else partial(_send, mail, ring)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.frames import Pace, Taken, outdated
-from edgeroute.core.policy import INF, Mode
+from edgeroute.core.policy import INF
 from edgeroute.core.scene import Scene, scene_of
 from edgeroute.core.steady import Steady, steadied
-from edgeroute.errors import BadInput, DeadlineExceeded, PolicyError, check_number
-from edgeroute.router.arguments import check_seconds
+from edgeroute.errors import DeadlineExceeded
 from edgeroute.router.live.calls import Begin, Call
+from edgeroute.router.live.frame_types import FrameSettings, FrameStats, FrameUpdate, Held, signature_of
 from edgeroute.router.live.mailbox import Mailbox
 from edgeroute.system import contained
 from edgeroute.types import Answer
@@ -21,145 +21,8 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
 
-Drop = Literal["oldest", "never"]
-Held = Literal["", "scene", "in_flight"]
-Signature = Callable[[Any], Sequence[float]]
 AGAIN = 3
 """So many frames in a row the edge says something else before a scene that looks the same counts as a new one."""
-ACROSS, BLOCK = 32, 4
-"""Samples of a frame in each direction, and how many of them a value of its signature is the mean of."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FrameUpdate:
-    """What is known of one frame.
-
-    Attributes:
-        frame_index: the frame's number from 0, counting those that were dropped.
-        frame: the frame itself.
-        at: instant at which the source gave it (`time.monotonic`), seconds.
-        age_s: seconds from then to this update.
-        answer: the answer to this frame; where `reused_from` is set, that of an earlier frame of the scene.
-        edge: the edge's own answer to this frame; None: it gave none.
-        final: nothing more comes for this frame.
-        held: why the cloud was not to be asked about this frame: "scene" (it was asked about an equal one), or "in_flight" (as many
-            frames as may be are with it); empty: it was not held back.
-        reused_from: the index of the frame whose refined answer this is; None: it is this frame's own.
-        label: what hysteresis looks at: the value of the answer, or what `label=` makes of it; None: it cannot be compared.
-        shown: the answer to show: the last one that has the label which hysteresis lets through.
-        changed: whether `shown` has another label than in the update before; True where labels cannot be compared.
-    """
-
-    frame_index: int
-    frame: Any
-    at: float
-    age_s: float
-    answer: Answer
-    edge: Answer | None
-    final: bool
-    held: Held
-    reused_from: int | None
-    label: Hashable
-    shown: Answer
-    changed: bool
-
-    @property
-    def provisional(self) -> bool:
-        """Whether the cloud is being asked about this frame. A final update may follow."""
-        return not self.final
-
-
-class FrameStats(NamedTuple):
-    """What came of the frames so far."""
-
-    read: int
-    """Frames that the source has given."""
-    dropped: int
-    """Of these: never looked at, as a newer one was there."""
-    answered: int
-    """Frames with an answer of the edge, or of a cloud that is alone."""
-    refined: int
-    """Frames with an answer of the cloud."""
-    reused: int
-    """Frames shown the refined answer of an earlier one of the scene."""
-    outdated: int
-    """Refinements that were cancelled or dropped, as they came too late, after a newer one, or after the scene."""
-    failed: int
-    """Frames for which the edge was too slow."""
-    scenes: int
-    in_flight: int
-    """Frames that the cloud is being asked about now."""
-    edge_s: float
-    """Smoothed latency of the edge's answers, seconds."""
-
-
-class FrameSettings(NamedTuple):
-    """The arguments of `Router.frames`."""
-
-    max_in_flight: int = 2
-    drop: Drop = "oldest"
-    every: float | None = None
-    stale: float | None = 1.0
-    hold: int = 3
-    margin: float | None = 0.2
-    scene: float | None = 0.03
-    refresh: float | None = 30.0
-    signature: Signature | None = None
-    label: Callable[[Any], Hashable] | None = None
-    busy: float = 1.0
-    mode: Mode | None = None
-    deadline: float | None = None
-    data_class: str | None = None
-
-    def checked(self) -> FrameSettings:
-        """Itself.
-
-        Raises:
-            PolicyError: an argument is invalid.
-        """
-        check_number("max_in_flight", self.max_in_flight, least=1, whole=True)
-        check_number("hold", self.hold, least=1, whole=True)
-        check_drop(self.drop)
-        for name in ("every", "stale", "refresh", "deadline"):
-            check_seconds(name, getattr(self, name))
-        for name in ("margin", "scene"):
-            if (value := getattr(self, name)) is not None:
-                check_number(name, value)
-        check_number("busy", self.busy, most=1)
-        if not self.busy:
-            raise PolicyError("busy= is the share of time that the edge may run, more than 0 up to 1")
-        return self
-
-
-def check_drop(drop: object) -> None:
-    """Raises PolicyError if it is no way to drop."""
-    if drop not in {"oldest", "never"}:
-        raise PolicyError(f'drop= takes "oldest" (a live source) or "never" (a recording), not {drop!r:.40}')
-
-
-def signature_of(frame: Any) -> Sequence[float]:
-    """The means of blocks of samples from a grid over a frame, from 0 to 1 for integers: [rows, columns] or [rows, columns, channels].
-
-    Raises:
-        BadInput: the frame is no such array.
-    """
-    import numpy as np
-
-    grid = np.asarray(frame)
-    if grid.ndim not in {2, 3} or grid.dtype.kind not in "uifb":
-        raise BadInput(
-            "scenes are told apart by frames as arrays [rows, columns] or [rows, columns, channels]: give signature=, a function of "
-            "a frame that returns numbers, or scene=None"
-        )
-    rows, columns = (np.linspace(0, size - 1, min(size, ACROSS)).astype(int) for size in grid.shape[:2])
-    sampled = grid[rows[:, None], columns].astype(np.float32)
-    if sampled.ndim == 3:  # noqa: PLR2004 - with channels
-        sampled = sampled.mean(2)
-    if grid.dtype.kind in "ui":
-        sampled /= np.iinfo(grid.dtype).max
-    sums = np.add.reduceat(np.add.reduceat(sampled, range(0, len(rows), BLOCK), 0), range(0, len(columns), BLOCK), 1)
-    counts = [[min(BLOCK, size - i) for i in range(0, size, BLOCK)] for size in sampled.shape]
-    return (sums / np.outer(*counts)).ravel().tolist()  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +44,7 @@ class _Asked:
 class _Refined(NamedTuple):
     """The last answer of the cloud in a scene."""
 
-    index: int
+    number: int
     at: float
     answer: Answer
 
@@ -221,11 +84,11 @@ class FrameFlow:
             if self._current is not None:
                 if (update := self._edge_answer(self._current, now)) is not None:
                     return update
-            elif self._take(now):
-                continue
-            if self._current is None and not self._flights and not self._mailbox and self._mailbox.ended:
-                return None
-            return self._wake_at(now)
+                if self._current is not None:
+                    return self._wake_at(now)
+            ended = self._mailbox.ended  # before it is looked whether there is one
+            if not self._take(now):
+                return None if ended and not self._flights and not self._mailbox else self._wake_at(now)
 
     def stats(self) -> FrameStats:
         """What came of the frames so far."""
@@ -250,7 +113,7 @@ class FrameFlow:
         alone = self._cloud_alone()
         if now < self._pace.due or (full and alone) or (got := self._mailbox.take()) is None:
             return False
-        taken = Taken(got.index, got.at, self._next_scene(got.item))
+        taken = Taken(got.number, got.at, self._next_scene(got.item))
         held: Held = ""
         if not alone:  # else there is nobody else to ask
             held = "scene" if self._settled(now) else "in_flight" if full else ""
@@ -328,7 +191,7 @@ class FrameFlow:
         if why:
             self._outdated += answer.final
             return None
-        if answer.source == "edge" and asked.taken.index < self._last:  # without the cloud, what is newer stands
+        if answer.source == "edge" and asked.taken.number < self._last:  # without the cloud, what is newer stands
             return None
         self._answered += asked.edge is None
         return self._told(asked, answer, now)
@@ -339,7 +202,7 @@ class FrameFlow:
             answer = asked.call.poll()
         except DeadlineExceeded:
             self._current = None
-            self._pace.took(asked.begun, now)
+            self._pace.took(asked.begun, now - asked.begun)
             if not asked.ours:
                 raise
             self._failed += 1
@@ -350,11 +213,12 @@ class FrameFlow:
         if answer is None:
             return None
         self._current = None
+        now = max(now, asked.begun + answer.latency_s)  # it may have run just now, here
         self._answered += 1
-        self._last = asked.taken.index
+        self._last = asked.taken.number
         if answer.source == "edge":
             asked.edge = answer
-            self._pace.took(asked.begun, now)
+            self._pace.took(asked.begun, answer.latency_s)
             self._looked(asked, answer)
         if not answer.final:
             self._flights.append(asked)
@@ -376,11 +240,11 @@ class FrameFlow:
         taken, reused = asked.taken, None
         if answer.source != "edge" and answer.final:
             self._refined_count += 1
-            self._refined_until = max(self._refined_until, taken.index)
-            self._refined = _Refined(taken.index, now, answer)
+            self._refined_until = max(self._refined_until, taken.number)
+            self._refined = _Refined(taken.number, now, answer)
         elif self._refined is not None and asked.held == "scene":
             self._reused += 1
-            reused, answer = self._refined.index, self._refined.answer
+            reused, answer = self._refined.number, self._refined.answer
         label, comparable = self._label_of(answer)
         changed = True
         if comparable:
@@ -392,9 +256,19 @@ class FrameFlow:
         if not comparable or self._shown is None or label == self._shown_label.label:
             self._shown = answer
         return FrameUpdate(
-            frame_index=taken.index, frame=asked.frame, at=taken.at, age_s=max(0.0, now - taken.at), answer=answer, edge=asked.edge,
-            final=answer.final, held=asked.held, reused_from=reused, label=label, shown=self._shown, changed=changed,
-        )  # fmt: skip
+            frame_index=taken.number,
+            frame=asked.frame,
+            at=taken.at,
+            age_s=max(0.0, now - taken.at),
+            answer=answer,
+            edge=asked.edge,
+            final=answer.final,
+            held=asked.held,
+            reused_from=reused,
+            label=label,
+            shown=self._shown,
+            changed=changed,
+        )
 
     def _label_of(self, answer: Answer) -> tuple[Hashable, bool]:
         """What hysteresis looks at, and whether it can."""

@@ -20,7 +20,7 @@ POLL_S = 0.01
 class Got(NamedTuple, Generic[T]):
     """An item of a source."""
 
-    index: int
+    number: int
     """From 0, counting those that were dropped."""
     at: float
     """Instant at which it came, seconds."""

@@ -12,9 +12,12 @@ from weakref import WeakSet
 
 from edgeroute.core.policy import Mode
 from edgeroute.router.arguments import check_unknown
-from edgeroute.router.live.audio import WAITING, AudioFlow, AudioSettings, AudioStats, BargeIn, Chunks, Segment, Utterance, Vad
+from edgeroute.router.live.audio import WAITING, AudioFlow
+from edgeroute.router.live.audio_types import AudioSettings, AudioStats, BargeIn, Utterance, Vad
 from edgeroute.router.live.calls import Call, DirectCall, PolledCall, TaskCall
-from edgeroute.router.live.frames import Drop, FrameFlow, FrameSettings, FrameStats, FrameUpdate, Signature
+from edgeroute.router.live.frame_types import Drop, FrameSettings, FrameStats, FrameUpdate, Signature
+from edgeroute.router.live.frames import FrameFlow
+from edgeroute.router.live.listener import Chunks, Segment
 from edgeroute.router.live.mailbox import Kind, Mailbox, items, kind_of
 from edgeroute.router.live.updates import AsyncUpdates, Bell, Updates
 from edgeroute.router.streams import AsyncStreaming, Streaming
@@ -97,29 +100,30 @@ class Live(Streaming):
         data_class: str | None = None,
         **unknown: NoReturn,
     ) -> Frames:
-        """Answers the frames of a live source: each time the newest one, by the edge, and by the cloud while later ones are answered.
+        """Answers the frames of a live source: each time the newest, by the edge, and by the cloud while others are answered.
 
-        Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them later another
-        one, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
-        queued: what the source gives while a frame is being answered, or the program has not asked for the next update, is replaced
+        Yields a `FrameUpdate` for each frame that is taken, in their order, with the edge's answer; for some of them another one
+        later, with the cloud's, also in their order. A refinement that is there comes before the next frame's answer. Nothing is
+        queued: what the source gives while a frame is being answered, or before the program asks for the next update, is replaced
         by what it gives next.
 
         Args:
-            source: an iterable of frames, an object with `read() -> (ok, frame)` (`cv2.VideoCapture`), or a function that gives the
-                newest frame (None or the same object again: there is none; StopIteration: the end). It is read in one thread. Each
-                frame is an object of its own, which is not written to later.
-            max_in_flight: frames that the cloud is asked about at once. While they are, others are answered by the edge alone.
+            source: an iterable of frames, an object with `read() -> (ok, frame)` (`cv2.VideoCapture`), or a function that gives
+                the newest frame (None or the same object again: there is none; StopIteration: the end). It is read in one
+                thread. Each frame is an object of its own, which is not written to later.
+            max_in_flight: frames that the cloud is asked about at once; meanwhile others are answered by the edge alone.
             drop: "oldest": a newer frame replaces one that was not taken; "never": the source waits (a recording).
             every: seconds between two frames that are taken, at least; None: as quickly as the edge answers.
-            stale: seconds from a frame on within which its refinement is of use; a call that takes longer is cancelled. None: no
-                limit. A refinement is also dropped after a newer one, and after the scene.
+            stale: seconds from a frame on within which its refinement is of use; a call that takes longer is cancelled. None:
+                no limit. A refinement is also dropped after a newer one, and after the scene.
             hold: another label is shown once it has come for so many frames in a row; 1: at once (no hysteresis).
-            margin: or once its confidence exceeds the shown one's by so much; None: that changes nothing. The cloud's is shown at once.
-            scene: the largest mean difference of two frames' signatures within a scene. In a scene the cloud is asked once, and its
-                answer is that of the frames that follow. None: no scenes.
+            margin: or once its confidence exceeds that of the one shown by so much; None: that changes nothing. The cloud's is
+                shown at once.
+            scene: the largest mean difference of two frames' signatures within a scene. In a scene the cloud is asked once, and
+                its answer is that of the frames that follow. None: no scenes.
             refresh: seconds after which the cloud is asked about a scene again; None: never.
             signature: a function of a frame that returns some numbers; None: the brightness of an 8 by 8 grid, 0..1.
-            label: a function of an answer's value that returns what hysteresis compares; None: the value itself, if it is hashable.
+            label: a function of an answer's value that returns what hysteresis compares; None: the value, if it is hashable.
             busy: the share of time that the edge may run, more than 0 up to 1: it rests in proportion to its measured latency.
             mode: overrides the policy's.
             deadline: seconds for a frame; overrides the policy's.
@@ -162,16 +166,16 @@ class Live(Streaming):
         data_class: str | None = None,
         **unknown: NoReturn,
     ) -> Audio:
-        """Answers speech: finds its segments, and yields an `Utterance` for each with the edge's answer, and later with the cloud's.
+        """Answers speech: finds its segments, and yields an `Utterance` for each with the edge's answer, and then with the cloud's.
 
         The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
-        ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an answer
-        is being consumed (the program has not asked for the next item), or spoken (`Audio.speaking`), or the cloud is being asked
-        about an earlier segment: what was pending is cancelled, and the provisional answers stand.
+        ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an
+        answer is being consumed (the program has not asked for the next item) or spoken (`Audio.speaking`), or while the cloud is
+        being asked about an earlier segment: what was pending is cancelled, and the provisional answers stand.
 
         Args:
-            chunks: an iterable of chunks: float32 from -1 to 1 or int16, [samples] or [samples, channels] (which are mixed), or bytes
-                of int16. It is read in one thread.
+            chunks: an iterable of chunks: float32 from -1 to 1 or int16, [samples] or [samples, channels] (which are mixed), or
+                bytes of int16. It is read in one thread.
             rate: samples a second.
             vad: the probability (0..1) of speech in a window, float32 [window]; called in the order of the windows. None: by
                 loudness above the noise.
@@ -183,10 +187,11 @@ class Live(Streaming):
             lead: seconds before it that are part of its audio.
             max_segment: seconds of a segment; a longer one is cut, and goes on as the next.
             max_in_flight: segments that the cloud is asked about at once.
-            drop: where more than four segments wait: "oldest" drops one (a live source; while the cloud is asked about as many as may
-                be, the edge alone answers); "never": the source waits (a recording).
-            barge_in: whether new speech cancels what is pending; None: of a live source.
-            on_barge_in: called with the position of the speech in seconds, in the thread that reads the source, at once: stop speaking.
+            drop: "oldest" (a live source): where more than four segments wait, one is dropped, and while the cloud is being asked
+                about as many as may be, the edge alone answers; "never" (a recording): the source waits.
+            barge_in: whether new speech cancels what is pending; None: of a live source it does.
+            on_barge_in: called at once, with the position of the speech in seconds, in the thread that reads the source: to stop
+                speaking.
             mode: overrides the policy's.
             deadline: seconds for a segment, from when it is taken; overrides the policy's.
             data_class: the kind of data.

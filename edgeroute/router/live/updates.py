@@ -1,4 +1,4 @@
-"""Drivers of live sources: an iterator for threads, and one for asyncio. What comes next is decided by a flow, which they share."""
+"""Drivers of live sources: an iterator for threads, and one for asyncio. A flow, which they share, decides what comes next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeroute.router.live.mailbox import Mailbox, fill, fill_async
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-U = TypeVar("U", covariant=True)
+U = TypeVar("U", covariant=True)  # noqa: PLC0105 - one letter, as everywhere
 CLOSE_S = 1.0
 """How long closing waits for a source that is being read."""
 ROUTER_CLOSED = "the router was closed while its answers were being iterated over"
@@ -85,8 +85,8 @@ class _Consumed:
 class Updates(_Consumed, Generic[U]):
     """An iterator over what comes of a live source, for a `with` and a `for`. One thread at a time.
 
-    Leaving the `with`, or `close`, cancels the calls that are in progress and ends the thread that reads the source, as soon as the
-    source has given what it is at. The source itself is the program's to close.
+    Leaving the `with`, or `close`, cancels the calls that are in progress, and ends the thread that reads the source as soon as
+    that has given what it is at. The source itself is the program's to close.
     """
 
     def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: threading.Event, reading: Reading, name: str) -> None:
@@ -263,11 +263,14 @@ class AsyncUpdates(_Consumed, Generic[U]):
     async def close(self) -> None:
         """Ends it. From another task than the one in the `async for`, this ends the `async for`."""
         await self._shut()
-        self._bell.event.set()
-        reader = self._reader
         until = monotonic() + CLOSE_S
-        while reader is not None and reader.is_alive() and monotonic() < until:
-            await asyncio.sleep(0.001)
+        while self._reader is not None and (left_s := until - monotonic()) > 0:
+            self._bell.event.clear()
+            if self._mailbox.ended:
+                break
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._bell.event.wait(), left_s)
+        self._bell.event.set()
 
     async def __aenter__(self) -> Self:
         return self
