@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import inf, nan
 
 import pytest
@@ -46,7 +47,7 @@ def test_what_is_shown_changes_at_most_once_in_hold(labels, hold):
     """Two changes are at least `hold` labels apart, and each is to the label that was just seen."""
     seen = shown(labels, hold=hold)
     changes = [i for i in range(1, len(seen)) if seen[i] != seen[i - 1]]
-    assert all(b - a >= hold for a, b in zip(changes, changes[1:], strict=False))
+    assert all(b - a >= hold for a, b in pairwise(changes))
     assert all(seen[i] == labels[i] for i in changes)
 
 
@@ -126,7 +127,7 @@ def test_segments_are_in_order_and_bounded(probabilities, least, hangover, most)
     """None overlaps another, and none is longer than allowed, or than it took to be noticed."""
     ended = [e for e in heard(probabilities, least=least, hangover=hangover, most=most) if type(e) is Ended]
     assert all(0 < e.end - e.start <= max(most, least + 1) for e in ended)
-    assert all(a.end <= b.start for a, b in zip(ended, ended[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(ended))
 
 
 def test_loudness_follows_the_noise():
