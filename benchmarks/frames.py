@@ -1,4 +1,4 @@
-"""Frames: age of the edge's answer as it is shown, and frames dropped, at 5, 15 and 30 a second, with the cloud at 80 ms and dead."""
+"""Frames: age of the edge's answer as it is shown, and frames dropped, at 5, 15 and 30 a second, with the cloud at 80 ms, and dead."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeroute import FrameStats, OnnxModel, PlainJson, Router
 from edgeroute.testing import CannedServer, Relay, http_reply
 
 RATES, RUN_S, RTT_S = (5, 15, 30), 6.0, 0.08
-GOOD = http_reply(b'{"value": "cloud", "confidence": 0.99}')
+GOOD = http_reply(b'{"value": "Sneaker", "confidence": 0.99}')
 
 
 def camera(images: Any, rate: float, seconds: float) -> Iterator[Any]:
@@ -42,9 +42,9 @@ def main() -> None:
     print(
         "| cloud | frames a second | overlay p50 | overlay p95 | dropped | refined |\n| --- | ---: | ---: | ---: | ---: | ---: |"
     )
-    with CannedServer(GOOD) as server, Relay(server.port) as relay:
+    with CannedServer(GOOD) as server, Relay("127.0.0.1", server.port) as relay, CannedServer(None) as silent:
         relay.delay_s = RTT_S / 2
-        for name, url in (("80 ms", relay.url), ("dead", "http://127.0.0.1:9")):
+        for name, url in (("80 ms", relay.url), ("refuses", "http://127.0.0.1:9"), ("never replies", silent.url)):
             for rate in RATES:
                 cloud = PlainJson(url, encode=lambda x: {"input": x.tolist()})
                 with Router(OnnxModel(MODELS / "edge.int8.onnx"), cloud, threshold=1.0) as router:

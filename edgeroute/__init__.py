@@ -66,7 +66,8 @@ if TYPE_CHECKING:
     from edgeroute.router.aio import AsyncRouter
     from edgeroute.router.live.audio_types import AudioStats, BargeIn, Utterance
     from edgeroute.router.live.frame_types import FrameStats, FrameUpdate
-    from edgeroute.router.live.methods import AsyncAudio, AsyncFrames, Audio, Frames
+    from edgeroute.router.live.methods import Audio, Frames
+    from edgeroute.router.live.methods_async import AsyncAudio, AsyncFrames
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.router import Router
     from edgeroute.router.streams import AsyncStream, Stream
@@ -109,7 +110,8 @@ _HOMES = {
     "Restart": "core.stream",
     "Router": "router.router",
     "Trace": "record.trace",
-    **dict.fromkeys(("AsyncAudio", "AsyncFrames", "Audio", "Frames"), "router.live.methods"),
+    **dict.fromkeys(("Audio", "Frames"), "router.live.methods"),
+    **dict.fromkeys(("AsyncAudio", "AsyncFrames"), "router.live.methods_async"),
     **dict.fromkeys(("AudioStats", "BargeIn", "Utterance"), "router.live.audio_types"),
     **dict.fromkeys(("FrameStats", "FrameUpdate"), "router.live.frame_types"),
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),

@@ -24,7 +24,7 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
-from edgeroute.router.live.methods import AsyncLive
+from edgeroute.router.live.methods_async import AsyncLive
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length

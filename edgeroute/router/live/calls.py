@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from edgeroute.core.policy import INF
@@ -61,44 +58,6 @@ class DirectCall:
 
     def close(self) -> None:
         """As `Call.close`."""
-
-
-class TaskCall:
-    """A call in a task of its own."""
-
-    until = INF
-
-    def __init__(self, answers: AsyncGenerator[Answer, None], ring: Callable[[], object], tasks: set[asyncio.Task[None]]) -> None:
-        self._mail: deque[Answer | BaseException] = deque()
-        self._task = asyncio.get_running_loop().create_task(_collect(answers, self._mail, ring))
-        tasks.add(self._task)
-        self._task.add_done_callback(tasks.discard)
-
-    def poll(self) -> Answer | None:
-        """As `Call.poll`."""
-        found = self._mail.popleft() if self._mail else None
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def close(self) -> None:
-        """As `Call.close`."""
-        self._task.cancel()
-
-
-async def _collect(
-    answers: AsyncGenerator[Answer, None], mail: deque[Answer | BaseException], ring: Callable[[], object]
-) -> None:
-    try:
-        async with aclosing(answers):
-            async for answer in answers:
-                mail.append(answer)
-                ring()
-    except asyncio.CancelledError:
-        raise
-    except BaseException as e:  # noqa: BLE001 - who polls it gets it
-        mail.append(e)
-        ring()
 
 
 def equal(one: Any, other: Any) -> bool:

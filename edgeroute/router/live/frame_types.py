@@ -68,6 +68,8 @@ class FrameStats(NamedTuple):
     """Frames with an answer of the edge, or of a cloud that is alone."""
     refined: int
     """Frames with an answer of the cloud."""
+    unrefined: int
+    """Frames that the cloud was to be asked about, and did not answer: the reason of their final updates says why."""
     reused: int
     """Frames shown the refined answer of an earlier one of the scene."""
     outdated: int

@@ -69,7 +69,8 @@ class FrameFlow:
         self._flights: list[_Asked] = []
         self._shown_label, self._edge_label = Steady(), Steady()
         self._shown: Answer | None = None
-        self._answered = self._refined_count = self._reused = self._outdated = self._failed = 0
+        self._answered = self._refined_count = self._unrefined = 0
+        self._reused = self._outdated = self._failed = 0
 
     def step(self, now: float) -> FrameUpdate | float | None:
         """The next update at the instant `now`, or the instant until which to wait for it; None: there will be none.
@@ -94,8 +95,8 @@ class FrameFlow:
         """What came of the frames so far."""
         box = self._mailbox
         return FrameStats(
-            box.read, box.dropped, self._answered, self._refined_count, self._reused, self._outdated, self._failed,
-            self._scene.number, len(self._flights), self._pace.edge_s,
+            box.read, box.dropped, self._answered, self._refined_count, self._unrefined, self._reused, self._outdated,
+            self._failed, self._scene.number, len(self._flights), self._pace.edge_s,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -191,6 +192,7 @@ class FrameFlow:
         if why:
             self._outdated += answer.final
             return None
+        self._unrefined += answer.final and answer.source == "edge"
         if answer.source == "edge" and asked.taken.number < self._last:  # without the cloud, what is newer stands
             return None
         self._answered += asked.edge is None

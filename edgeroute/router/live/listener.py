@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+import threading
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.policy import INF
 from edgeroute.core.speech import Began, Ended, Loudness, Speech
 from edgeroute.errors import BadInput
 from edgeroute.router.live.audio_types import AudioSettings
-from edgeroute.router.live.mailbox import Kind, Mailbox, items
+from edgeroute.router.live.mailbox import Kind, items
 from edgeroute.system import contained
 
 if TYPE_CHECKING:
@@ -139,28 +139,10 @@ def _level_db(window: NDArray[Any]) -> float:
     return 10 * math.log10(power) if power > 0 else -INF
 
 
-class Chunks:
-    """Reads chunks of audio as segments."""
-
-    def __init__(self, source: Any, kind: Kind, listener: Listener) -> None:
-        self._source, self._kind, self._listener = source, kind, listener
-
-    def items(self, mailbox: Mailbox[Segment]) -> Iterable[Segment]:
-        """As `Reading.items`."""
-        for chunk in items(self._source, self._kind, mailbox.stopped):
-            yield from self._listener.hear(chunk)
-            if mailbox.stopped.is_set():
-                return
-        yield from self._listener.finish()
-
-    def items_async(self, mailbox: Mailbox[Segment]) -> AsyncIterable[Segment] | None:  # noqa: ARG002 - the protocol's
-        """As `Reading.items_async`."""
-        return self._segments() if self._kind == "async" else None
-
-    async def _segments(self) -> AsyncIterator[Segment]:
-        async for chunk in self._source:
-            for segment in self._listener.hear(chunk):
-                yield segment
-            await asyncio.sleep(0)  # a source that never waits would keep the loop
-        for segment in self._listener.finish():
-            yield segment
+def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Event) -> Iterator[Segment]:
+    """The segments of chunks, until it is stopped."""
+    for chunk in items(chunks, kind, stopped):
+        yield from listener.hear(chunk)
+        if stopped.is_set():
+            return
+    yield from listener.finish()

@@ -1,13 +1,12 @@
-"""What a live source gave and nobody has taken yet: bounded, and filled by one reader, in a thread or a task."""
+"""What a live source gave and nobody has taken yet: bounded, and filled by one reader, in a thread or a task (tasks.py)."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import monotonic
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from edgeroute.errors import BadInput
 
@@ -27,6 +26,16 @@ class Got(NamedTuple, Generic[T]):
     item: T
 
 
+class Space(Protocol):
+    """An event, of threads or of asyncio."""
+
+    def set(self) -> None:
+        """There is space."""
+
+    def clear(self) -> None:
+        """There is none."""
+
+
 class Mailbox(Generic[T]):
     """Up to `most` items. If it is full, the oldest is dropped, or its reader waits.
 
@@ -37,7 +46,7 @@ class Mailbox(Generic[T]):
         space: is set as there is space.
     """
 
-    def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: threading.Event | asyncio.Event) -> None:
+    def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: Space) -> None:
         self._items: deque[Got[T]] = deque()
         self._lock = threading.Lock()
         self._most, self._drops, self.ring, self.space = most, drops, ring, space
@@ -158,22 +167,5 @@ def fill(mailbox: Mailbox[T], found: Iterable[T]) -> None:
             if stopped.is_set():
                 break
         mailbox.end()
-    except BaseException as e:  # noqa: BLE001 - who takes from it gets it
-        mailbox.end(e)
-
-
-async def fill_async(mailbox: Mailbox[T], found: AsyncIterable[T]) -> None:
-    """Reads an asynchronous source to its end, in a task of its own."""
-    space = mailbox.space
-    assert isinstance(space, asyncio.Event), "of a task"
-    try:
-        async for item in found:
-            while not mailbox.offer(item):
-                await space.wait()
-            del item
-            await asyncio.sleep(0)  # a source that never waits would keep the loop
-        mailbox.end()
-    except asyncio.CancelledError:
-        raise
     except BaseException as e:  # noqa: BLE001 - who takes from it gets it
         mailbox.end(e)

@@ -1,10 +1,9 @@
-"""`frames` and `audio` of both routers."""
+"""`frames` and `audio` of `Router`."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -14,17 +13,15 @@ from edgeroute.core.policy import Mode
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.live.audio import WAITING, AudioFlow
 from edgeroute.router.live.audio_types import AudioSettings, AudioStats, BargeIn, Utterance, Vad
-from edgeroute.router.live.calls import Call, DirectCall, PolledCall, TaskCall
+from edgeroute.router.live.calls import Call, DirectCall, PolledCall
 from edgeroute.router.live.frame_types import Drop, FrameSettings, FrameStats, FrameUpdate, Signature
 from edgeroute.router.live.frames import FrameFlow
-from edgeroute.router.live.listener import Chunks, Segment
-from edgeroute.router.live.mailbox import Kind, Mailbox, items, kind_of
-from edgeroute.router.live.updates import AsyncUpdates, Bell, Updates
-from edgeroute.router.streams import AsyncStreaming, Streaming
-from edgeroute.types import Answer
+from edgeroute.router.live.listener import Segment, segments
+from edgeroute.router.live.mailbox import Mailbox, items, kind_of
+from edgeroute.router.live.updates import Updates
+from edgeroute.router.streams import Streaming
 
 W = TypeVar("W", bound=Updates[Any])
-A = TypeVar("A", bound=AsyncUpdates[Any])
 
 
 class Frames(Updates[FrameUpdate]):
@@ -34,16 +31,6 @@ class Frames(Updates[FrameUpdate]):
 
     def stats(self) -> FrameStats:
         """What came of the frames so far."""
-        return self._flow.stats()
-
-
-class AsyncFrames(AsyncUpdates[FrameUpdate]):
-    """`Frames` of an `AsyncRouter`."""
-
-    _flow: FrameFlow
-
-    def stats(self) -> FrameStats:
-        """As `Frames.stats`."""
         return self._flow.stats()
 
 
@@ -58,20 +45,6 @@ class Audio(Updates[Utterance | BargeIn]):
 
     def speaking(self) -> AbstractContextManager[None]:
         """While an answer is being spoken elsewhere than in the body of the `for`: new speech cancels what is pending."""
-        return self._flow.speaking()
-
-
-class AsyncAudio(AsyncUpdates[Utterance | BargeIn]):
-    """`Audio` of an `AsyncRouter`."""
-
-    _flow: AudioFlow
-
-    def stats(self) -> AudioStats:
-        """As `Audio.stats`."""
-        return self._flow.stats()
-
-    def speaking(self) -> AbstractContextManager[None]:
-        """As `Audio.speaking`."""
         return self._flow.speaking()
 
 
@@ -142,7 +115,7 @@ class Live(Streaming):
         mailbox: Mailbox[Any] = Mailbox(1, drop == "oldest", bell.set, threading.Event())
         begin = partial(_begin, self, bell.set, mode, data_class)
         flow = FrameFlow(self.engine, begin, mailbox, settings)
-        return self._watched(Frames(flow, mailbox, bell, FramesOf(source, kind), "edgeroute-frames"))
+        return self._watched(Frames(flow, mailbox, bell, items(source, kind, mailbox.stopped), "edgeroute-frames"))
 
     def audio(
         self,
@@ -166,7 +139,7 @@ class Live(Streaming):
         data_class: str | None = None,
         **unknown: NoReturn,
     ) -> Audio:
-        """Answers speech: finds its segments, and yields an `Utterance` for each with the edge's answer, and then with the cloud's.
+        """Answers speech: yields an `Utterance` for each of its segments with the edge's answer, and then with the cloud's.
 
         The input of the router is a segment, float32 [samples]. First answers come in the order of the segments, and so do final
         ones. `changed` is False where a final answer is what was said already. A `BargeIn` comes where speech begins while an
@@ -209,7 +182,8 @@ class Live(Streaming):
         kind, bell = kind_of(chunks, "chunks", awaits=False, calls=False), threading.Event()
         mailbox: Mailbox[Segment] = Mailbox(WAITING, drop == "oldest", bell.set, threading.Event())
         flow = AudioFlow(partial(_begin, self, bell.set, mode, data_class), mailbox, settings)
-        return self._watched(Audio(flow, mailbox, bell, Chunks(chunks, kind, flow.listener), "edgeroute-audio"))
+        found = segments(chunks, kind, flow.listener, mailbox.stopped)
+        return self._watched(Audio(flow, mailbox, bell, found, "edgeroute-audio"))
 
     def _watched(self, updates: W) -> W:
         if self._live is None:
@@ -221,110 +195,6 @@ class Live(Streaming):
         for one in [*(self._live or ())]:
             one.router_closed()
         super()._close()
-
-
-class AsyncLive(AsyncStreaming):
-    """`frames` and `audio` of `AsyncRouter`."""
-
-    _live: WeakSet[AsyncUpdates[Any]] | None = None
-
-    def frames(
-        self,
-        source: Any,
-        *,
-        max_in_flight: int = 2,
-        drop: Drop = "oldest",
-        every: float | None = None,
-        stale: float | None = 1.0,
-        hold: int = 3,
-        margin: float | None = 0.2,
-        scene: float | None = 0.03,
-        refresh: float | None = 30.0,
-        signature: Signature | None = None,
-        label: Callable[[Any], Hashable] | None = None,
-        busy: float = 1.0,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-        **unknown: NoReturn,
-    ) -> AsyncFrames:
-        """As `Router.frames`, for `async with` and `async for`; the source may be an async iterable, which is read in a task."""
-        if unknown:
-            check_unknown(AsyncLive.frames, unknown, type(self))
-        settings = FrameSettings(
-            max_in_flight, drop, every, stale, hold, margin, scene, refresh, signature, label, busy, mode, deadline, data_class
-        ).checked()
-        kind, bell, tasks = kind_of(source, "frames", awaits=True), Bell(), set[asyncio.Task[None]]()
-        mailbox: Mailbox[Any] = Mailbox(1, drop == "oldest", bell.ring, _space(kind))
-        flow = FrameFlow(self.engine, partial(_begin_async, self, bell.ring, tasks, mode, data_class), mailbox, settings)
-        return self._watched(AsyncFrames(flow, mailbox, bell, tasks, FramesOf(source, kind), "edgeroute-frames"))
-
-    def audio(
-        self,
-        chunks: Any,
-        *,
-        rate: int = 16_000,
-        vad: Vad | None = None,
-        window: int | None = None,
-        on: float = 0.5,
-        off: float = 0.35,
-        min_speech: float = 0.1,
-        hangover: float = 0.5,
-        lead: float = 0.2,
-        max_segment: float = 15.0,
-        max_in_flight: int = 2,
-        drop: Drop = "oldest",
-        barge_in: bool | None = None,
-        on_barge_in: Callable[[float], object] | None = None,
-        mode: Mode | None = None,
-        deadline: float | None = None,
-        data_class: str | None = None,
-        **unknown: NoReturn,
-    ) -> AsyncAudio:
-        """As `Router.audio`, for `async with` and `async for`; the source may be an async iterable, which is read in a task.
-
-        Of an async iterable `vad` and `on_barge_in` are called on the event loop.
-        """
-        if unknown:
-            check_unknown(AsyncLive.audio, unknown, type(self))
-        settings = AudioSettings(
-            rate, vad, window, on, off, min_speech, hangover, lead, max_segment, max_in_flight, drop, barge_in, on_barge_in, mode,
-            deadline, data_class,
-        ).checked()  # fmt: skip
-        kind, bell, tasks = kind_of(chunks, "chunks", awaits=True, calls=False), Bell(), set[asyncio.Task[None]]()
-        mailbox: Mailbox[Segment] = Mailbox(WAITING, drop == "oldest", bell.ring, _space(kind))
-        flow = AudioFlow(partial(_begin_async, self, bell.ring, tasks, mode, data_class), mailbox, settings)
-        return self._watched(AsyncAudio(flow, mailbox, bell, tasks, Chunks(chunks, kind, flow.listener), "edgeroute-audio"))
-
-    def _watched(self, updates: A) -> A:
-        if self._live is None:
-            self._live = WeakSet()
-        self._live.add(updates)
-        return updates
-
-    def _close(self) -> None:
-        for one in [*(self._live or ())]:
-            one.router_closed()
-        super()._close()
-
-
-class FramesOf:
-    """Reads frames."""
-
-    def __init__(self, source: Any, kind: Kind) -> None:
-        self._source, self._kind = source, kind
-
-    def items(self, mailbox: Mailbox[Any]) -> Iterable[Any]:
-        """As `Reading.items`."""
-        return items(self._source, self._kind, mailbox.stopped)
-
-    def items_async(self, mailbox: Mailbox[Any]) -> AsyncIterable[Any] | None:  # noqa: ARG002 - the protocol's
-        """As `Reading.items_async`."""
-        return self._source if self._kind == "async" else None
-
-
-def _space(kind: Kind) -> threading.Event | asyncio.Event:
-    return asyncio.Event() if kind == "async" else threading.Event()
 
 
 def _begin(
@@ -340,23 +210,3 @@ def _begin(
     if alone:
         return DirectCall(partial(router.infer, x, mode="only_edge", deadline=deadline, data_class=data_class))
     return PolledCall(router._refined(x, mode, deadline, data_class, ring))  # noqa: SLF001 - a part of it
-
-
-def _begin_async(
-    router: Any,
-    ring: Callable[[], object],
-    tasks: set[asyncio.Task[None]],
-    mode: Mode | None,
-    data_class: str | None,
-    x: Any,
-    alone: bool,
-    deadline: float | None,
-) -> Call:
-    """Begins a call of an `AsyncRouter`; alone: of its edge."""
-    if alone:
-        return TaskCall(_one(router.infer(x, mode="only_edge", deadline=deadline, data_class=data_class)), ring, tasks)
-    return TaskCall(router.refine(x, mode=mode, deadline=deadline, data_class=data_class), ring, tasks)
-
-
-async def _one(call: Coroutine[Any, Any, Answer]) -> AsyncGenerator[Answer, None]:
-    yield await call

@@ -1,11 +1,10 @@
-"""Drivers of live sources: an iterator for threads, and one for asyncio. A flow, which they share, decides what comes next."""
+"""Iterator over what comes of a live source, for threads. A flow decides what comes next; that for asyncio (tasks.py) shares it."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from edgeroute.core.policy import INF
 from edgeroute.errors import BadInput, Closed
 from edgeroute.failures import quietly
-from edgeroute.router.live.mailbox import Mailbox, fill, fill_async
+from edgeroute.router.live.mailbox import Mailbox, fill
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,33 +34,23 @@ class Flow(Protocol[U]):
         """Cancels what is in progress."""
 
 
-class Reading(Protocol):
-    """How a source is read into a mailbox: one of both."""
-
-    def items(self, mailbox: Mailbox[Any]) -> Iterable[Any]:
-        """Of a source that may block, for a thread."""
-
-    def items_async(self, mailbox: Mailbox[Any]) -> AsyncIterable[Any] | None:
-        """Of an asynchronous source, for a task; None: it is none."""
-
-
-class _Consumed:
+class Consumed:
     """State that both kinds of iterators have.
 
     Args:
         mailbox: what the source gave.
-        reading: how it is read.
+        found: what is read into it.
         name: of the thread that reads it.
     """
 
-    def __init__(self, mailbox: Mailbox[Any], reading: Reading, name: str) -> None:
-        self._mailbox, self._reading, self._name = mailbox, reading, name
+    def __init__(self, mailbox: Mailbox[Any], found: Any, name: str) -> None:
+        self._mailbox, self._found, self._name = mailbox, found, name
         self._closed = self._router_closed = False
         self._reader: threading.Thread | None = None
         self._busy: dict[None, object] = {}
 
     def _read_in_thread(self) -> None:
-        found = self._reading.items(self._mailbox)
+        found, self._found = self._found, None
         self._reader = threading.Thread(target=fill, args=(self._mailbox, found), name=self._name, daemon=True)
         self._reader.start()
 
@@ -82,15 +71,15 @@ class _Consumed:
             self._busy.clear()
 
 
-class Updates(_Consumed, Generic[U]):
+class Updates(Consumed, Generic[U]):
     """An iterator over what comes of a live source, for a `with` and a `for`. One thread at a time.
 
     Leaving the `with`, or `close`, cancels the calls that are in progress, and ends the thread that reads the source as soon as
     that has given what it is at. The source itself is the program's to close.
     """
 
-    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: threading.Event, reading: Reading, name: str) -> None:
-        super().__init__(mailbox, reading, name)
+    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: threading.Event, found: Iterable[Any], name: str) -> None:
+        super().__init__(mailbox, found, name)
         self._flow, self._bell = flow, bell
 
     def __iter__(self) -> Self:
@@ -106,7 +95,7 @@ class Updates(_Consumed, Generic[U]):
         """
         with self._alone():
             try:
-                found = self._found()
+                found = self._next()
             except Closed:
                 self._shut()
                 raise
@@ -118,7 +107,7 @@ class Updates(_Consumed, Generic[U]):
                 raise StopIteration
             return found[0]
 
-    def _found(self) -> tuple[U] | None:
+    def _next(self) -> tuple[U] | None:
         if self._reader is None and not self._closed:
             self._read_in_thread()
         while not self._closed:
@@ -162,127 +151,3 @@ class Updates(_Consumed, Generic[U]):
         if self.__dict__.get("_flow") is not None:
             self._mailbox.close()
             quietly(self._flow.close, "dropping an iterator over a live source")
-
-
-class Bell:
-    """An event of a loop that may be set from any thread."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """Of who waits for it; None: nobody has yet."""
-
-    def ring(self) -> None:
-        """Sets it."""
-        loop = self.loop
-        if loop is None:
-            self.event.set()
-            return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(self.event.set)
-
-
-class AsyncUpdates(_Consumed, Generic[U]):
-    """`Updates` for an `async with` and an `async for`."""
-
-    def __init__(
-        self,
-        flow: Flow[U],
-        mailbox: Mailbox[Any],
-        bell: Bell,
-        tasks: set[asyncio.Task[None]],
-        reading: Reading,
-        name: str,
-    ) -> None:
-        super().__init__(mailbox, reading, name)
-        self._flow, self._bell, self._tasks = flow, bell, tasks
-        self._begun = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> U:
-        """As `Updates.__next__`. Cancelling it does not end the iteration."""
-        with self._alone():
-            try:
-                found = await self._found()
-            except Closed:
-                await self._shut()
-                raise
-            if found is None:
-                await self._shut()
-                error, self._mailbox.error = self._mailbox.error, None
-                if error is not None:
-                    raise error
-                raise StopAsyncIteration
-            return found[0]
-
-    async def _found(self) -> tuple[U] | None:
-        if not self._begun and not self._closed:
-            self._begin()
-        loop = asyncio.get_running_loop()
-        while not self._closed:
-            self._bell.event.clear()
-            if self._router_closed:
-                raise Closed(ROUTER_CLOSED)
-            now = monotonic()
-            step = self._flow.step(now)
-            if step is None:
-                return None
-            if not isinstance(step, float):
-                return (step,)
-            if (left_s := step - now) > 0:
-                alarm = None if left_s == INF else loop.call_later(left_s, self._bell.event.set)
-                try:
-                    await self._bell.event.wait()
-                finally:
-                    if alarm is not None:
-                        alarm.cancel()
-        return None
-
-    def _begin(self) -> None:
-        self._begun, self._bell.loop = True, asyncio.get_running_loop()
-        found = self._reading.items_async(self._mailbox)
-        if found is None:
-            self._read_in_thread()
-        else:
-            task = asyncio.get_running_loop().create_task(fill_async(self._mailbox, found))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _shut(self) -> None:
-        self._closed = True
-        self._mailbox.close()
-        self._flow.close()
-        tasks = [*self._tasks]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=CLOSE_S)
-
-    async def close(self) -> None:
-        """Ends it. From another task than the one in the `async for`, this ends the `async for`."""
-        await self._shut()
-        until = monotonic() + CLOSE_S
-        while self._reader is not None and (left_s := until - monotonic()) > 0:
-            self._bell.event.clear()
-            if self._mailbox.ended:
-                break
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._bell.event.wait(), left_s)
-        self._bell.event.set()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        """Ends the reader and the tasks of an iterator that was dropped."""
-        if self.__dict__.get("_tasks") is None:
-            return
-        self._mailbox.close()
-        for task in [*self._tasks]:
-            with contextlib.suppress(RuntimeError):  # its loop is closed
-                task.get_loop().call_soon_threadsafe(task.cancel)
