@@ -149,9 +149,22 @@ def test_an_async_source():
     asyncio.run(asyncio.wait_for(main(), LONG))
 
 
+def words():
+    yield "a"
+
+
+async def newest():
+    return "a"
+
+
 @pytest.mark.parametrize("source", ["a.mp4", b"bytes", {"a": 1}, 7, None, complex])
 def test_what_is_no_source_is_refused(make, source):
     """With what would be one."""
+    if source is None:  # functions that make one
+        with pytest.raises(BadInput, match="call it"):
+            live(make(echo, None), "frames", words)
+        with pytest.raises(BadInput, match="async iterable"):
+            live(make(echo, None), "frames", newest)
     with pytest.raises(BadInput, match="a source of frames is"):
         live(make(echo, None), "frames", source)
 
@@ -388,8 +401,8 @@ def test_what_is_shown_does_not_flicker(make):
 
 def test_labels_may_be_made_of_values(make):
     """Lists cannot be compared, and are shown as they come; a function makes labels of them."""
-    values = [["a"], ["b"], ["a"]]
-    for label, shown in ((None, values), (tuple, [["a"]] * 3)):
+    lists, numbers = [["a"], ["b"], ["a"]], [0.1, 0.2, 0.3]
+    for label, values, shown in ((None, lists, lists), (tuple, lists, [["a"]] * 3), (None, numbers, numbers)):
         model = FakeModel([(value, 0.9) for value in values])
         with live(make(model, None), "frames", range(3), label=label, margin=None, **{**ALL, "hold": 3}) as frames:
             updates = list(frames)
@@ -479,7 +492,8 @@ def test_leaving_early_cuts_the_cloud_and_ends_the_reader(make):
         server.wait_for(lambda: server.hung_up >= 1)
         assert frames.stats().in_flight == 0
         assert list(frames) == []
-    source.close()  # its reader has left it
+    assert next(source) == 1  # its reader has left it, and it is the program's
+    source.close()
     assert ended.is_set()
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import NamedTuple
 
+LONGER = 2
+"""How many times as long as another label has to stay the one shown may be missing."""
+
 
 class Steady(NamedTuple):
     """The label that is shown, and the one that may follow it."""
@@ -15,6 +18,8 @@ class Steady(NamedTuple):
     rival: Hashable = None
     seen: int = 0
     """How many times in a row the rival was seen; 0: there is none."""
+    absent: int = 0
+    """How many times in a row the label that is shown was not seen."""
     begun: bool = False
     """Whether a label is shown."""
 
@@ -28,7 +33,8 @@ def steadied(
         state: what is shown so far.
         label: the new one.
         confidence: of it; None or NaN: unknown.
-        hold: so many times in a row another label is seen before it is shown; 1: at once.
+        hold: so many times in a row another label is seen before it is shown; 1: at once. Where labels differ each time, as texts
+            may, the newest is shown once the one shown was not seen for twice as many.
         margin: one whose confidence exceeds that of the label shown by so much is shown at once; None: none is.
         sure: it is shown at once in any case.
     """
@@ -38,6 +44,7 @@ def steadied(
     if known and confidence >= state.confidence + margin:  # type: ignore[operator]  # all three are numbers
         return Steady(label, confidence, begun=True)
     seen = state.seen + 1 if state.seen and label == state.rival else 1
-    if seen >= hold:
+    absent = state.absent + 1
+    if seen >= hold or absent >= LONGER * hold:
         return Steady(label, confidence, begun=True)
-    return state._replace(rival=label, seen=seen)
+    return state._replace(rival=label, seen=seen, absent=absent)

@@ -30,6 +30,8 @@ def test_a_label_is_shown_once_it_has_stayed():
     assert shown("aabaabab", hold=3) == "aaaaaaaa"
     assert shown("abbb", hold=3) == "aaab"
     assert shown("abbcbb", hold=3) == "aaaaaa"
+    assert shown("abbcbbc", hold=3) == "aaaaaac"
+    assert shown("abcdefgh", hold=2) == "aaaaeeee"
     assert shown("abba", hold=1) == "abba"
 
 

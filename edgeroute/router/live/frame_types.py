@@ -33,7 +33,8 @@ class FrameUpdate:
         held: why the cloud was not to be asked about this frame: "scene" (it was asked about one like it), or "in_flight" (it is
             being asked about as many as may be); empty: it was not held back.
         reused_from: the index of the frame whose refined answer this is; None: it is this frame's own.
-        label: what hysteresis looks at: the value of the answer, or what `label=` makes of it; None: it cannot be compared.
+        label: what hysteresis looks at: the answer's value, or what `label=` makes of it; None: it cannot be compared, as numbers
+            with a fraction and lists cannot.
         shown: the answer to show: the last one that has the label which hysteresis lets through.
         changed: whether `shown` has another label than in the update before; True where labels cannot be compared.
     """

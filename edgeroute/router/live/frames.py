@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeroute.core.frames import Pace, Taken, outdated
@@ -274,7 +275,11 @@ class FrameFlow:
 
     def _label_of(self, answer: Answer) -> tuple[Hashable, bool]:
         """What hysteresis looks at, and whether it can."""
-        label = answer.value if self._settings.label is None else contained(self._settings.label, answer.value)
+        label = answer.value
+        if self._settings.label is not None:
+            label = contained(self._settings.label, label)
+        elif isinstance(label, Real) and not isinstance(label, Integral):
+            return None, False  # a measurement: no two are equal
         try:
             hash(label)
         except TypeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from time import monotonic
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -122,6 +123,10 @@ def kind_of(source: Any, what: str, *, awaits: bool, calls: bool = True) -> Kind
         return "iterate"
     if calls and callable(getattr(source, "read", None)):
         return "read"
+    if isgeneratorfunction(source) or isasyncgenfunction(source):
+        raise BadInput(f"a source of {what} is what {source.__name__}() returns: call it")
+    if iscoroutinefunction(source):
+        raise BadInput(f"a source of {what} is no async function: give an async iterable, such as an async generator")
     if calls and callable(source) and not isinstance(source, type):
         return "call"
     others = ", a function that gives the newest, or an object with read() -> (ok, frame)" if calls else ""
@@ -134,7 +139,8 @@ def items(source: Any, kind: Kind, stopped: threading.Event) -> Iterator[Any]:
     A function that has nothing new returns None, or the same object again; to end it raises StopIteration.
     """
     if kind == "iterate":
-        yield from source
+        for item in source:
+            yield item
     elif kind == "read":
         while True:
             ok, item = source.read()

@@ -186,9 +186,8 @@ class Live(Streaming):
         return self._watched(Audio(flow, mailbox, bell, found, "edgeroute-audio"))
 
     def _watched(self, updates: W) -> W:
-        if self._live is None:
-            self._live = WeakSet()
-        self._live.add(updates)
+        found: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
+        found.add(updates)
         return updates
 
     def _close(self) -> None:

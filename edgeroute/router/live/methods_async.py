@@ -128,9 +128,8 @@ class AsyncLive(AsyncStreaming):
         return self._watched(AsyncAudio(flow, mailbox, bell, tasks, found, "edgeroute-audio"))
 
     def _watched(self, updates: A) -> A:
-        if self._live is None:
-            self._live = WeakSet()
-        self._live.add(updates)
+        found: WeakSet[Any] = self.__dict__.setdefault("_live", WeakSet())  # atomic
+        found.add(updates)
         return updates
 
     def _close(self) -> None:

@@ -1,4 +1,4 @@
-"""Iterator over what comes of a live source, for threads. A flow decides what comes next; that for asyncio (tasks.py) shares it."""
+"""Iterator over what comes of a live source, for threads. A flow, which asyncio's (tasks.py) shares, decides what comes next."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Consumed:
         self._busy: dict[None, object] = {}
 
     def _read_in_thread(self) -> None:
-        found, self._found = self._found, None
-        self._reader = threading.Thread(target=fill, args=(self._mailbox, found), name=self._name, daemon=True)
-        self._reader.start()
+        reader = threading.Thread(target=fill, args=(self._mailbox, self._found), name=self._name, daemon=True)
+        reader.start()
+        self._reader, self._found = reader, None
 
     def router_closed(self) -> None:
         """Ends it, as the router was closed: who waits for the next item gets `Closed`. From any thread."""
