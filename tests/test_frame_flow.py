@@ -79,25 +79,26 @@ def world(monkeypatch):
 def test_a_new_scene_cancels_what_is_asked_about_the_old_one(world):
     """At once, and its answer would not be shown."""
     w = world(scene=0.1)
+    w.frame(0.0, edge(final=True))  # now the edge's time is known, and calls have deadlines
     assert w.frame(0.0).provisional
     assert w.frame(0.0, edge(final=True)).held == "scene"
     assert w.frame(1.0, at=0.1).provisional
-    assert [call.closed for call in w.calls] == [True, False, False]
-    assert w.flow.stats()[5:8] == (0, 1, 0)  # reused, outdated, failed
-    w.calls[2].mail.append(cloud())
+    assert [call.closed for call in w.calls] == [False, True, False, False]
+    assert (w.flow.stats().outdated, w.flow.stats().scenes) == (1, 2)
+    w.calls[3].mail.append(cloud())
     assert w.step().answer.value == "cloud"
 
 
 def test_a_newer_refinement_cancels_the_older_one(world):
     """Refinements come in the order of their frames."""
     w = world()
-    w.frame("a")
-    w.frame("b")
-    w.calls[1].mail.append(cloud("b"))
+    for frame in ("first", "a", "b"):
+        w.frame(frame, edge(final=frame == "first"))
+    w.calls[2].mail.append(cloud("b"))
     assert w.step().answer.value == "b"
-    w.calls[0].mail.append(cloud("a"))
+    w.calls[1].mail.append(cloud("a"))
     assert w.step() == inf
-    assert (w.calls[0].closed, w.calls[1].closed) == (True, False)
+    assert [call.closed for call in w.calls] == [False, True, False]
     assert w.flow.stats().outdated == 1
 
 

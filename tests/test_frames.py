@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from edgeroute.router.live.frame_types import FrameSettings, signature_of
 from edgeroute.router.live.frames import FrameFlow
 from edgeroute.router.live.mailbox import Mailbox
 from edgeroute.router.live.methods import _begin
+from edgeroute.router.live.tasks import Bell
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 ALL = {"drop": "never", "scene": None, "hold": 1}
@@ -147,6 +149,19 @@ def test_an_async_source():
             router.frames(endless())
 
     asyncio.run(asyncio.wait_for(main(), LONG))
+
+
+def test_a_quick_source_does_not_fill_the_loop():
+    """While the loop is at something else, one call of it waits, however many frames come."""
+    waiting, bell = [], Bell()
+    bell.loop = SimpleNamespace(call_soon_threadsafe=waiting.append)
+    for _ in range(3):
+        bell.ring()
+    assert len(waiting) == 1
+    waiting[0]()
+    assert bell.event.is_set()
+    bell.ring()
+    assert len(waiting) == 2
 
 
 def words():

@@ -97,15 +97,23 @@ class Bell:
         self.event = asyncio.Event()
         self.loop: asyncio.AbstractEventLoop | None = None
         """Of who waits for it; None: nobody has yet."""
+        self._pending = False
 
     def ring(self) -> None:
-        """Sets it."""
+        """Sets it, once however often it is called until the loop comes to it: a source may be quick, and the loop busy."""
+        if self._pending:
+            return
         loop = self.loop
         if loop is None:
             self.event.set()
             return
+        self._pending = True
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(self.event.set)
+            loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        self._pending = False
+        self.event.set()
 
 
 class AsyncUpdates(Consumed, Generic[U]):
