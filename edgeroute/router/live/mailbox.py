@@ -17,14 +17,14 @@ POLL_S = 0.01
 """Seconds between two looks for something new at a function that gives the newest."""
 
 
-class Got(NamedTuple, Generic[T]):
+class Got(NamedTuple):
     """An item of a source."""
 
     number: int
     """From 0, counting those that were dropped."""
     at: float
     """Instant at which it came, seconds."""
-    item: T
+    item: Any
 
 
 class Space(Protocol):
@@ -48,7 +48,7 @@ class Mailbox(Generic[T]):
     """
 
     def __init__(self, most: int, drops: bool, ring: Callable[[], object], space: Space) -> None:
-        self._items: deque[Got[T]] = deque()
+        self._items: deque[Got] = deque()
         self._lock = threading.Lock()
         self._most, self._drops, self.ring, self.space = most, drops, ring, space
         self.stopped = threading.Event()
@@ -77,7 +77,7 @@ class Mailbox(Generic[T]):
         self.ring()
         return True
 
-    def take(self) -> Got[T] | None:
+    def take(self) -> Got | None:
         """The oldest item; None: there is none."""
         with self._lock:
             if not self._items:
