@@ -102,6 +102,20 @@ def test_forms_of_audio(make, form):
         assert [u.answer.value for u in audio] == [0.5]
 
 
+def test_a_buffer_that_is_used_again(make):
+    """As sound cards have it: each chunk is in the same array."""
+
+    def source():
+        buffer = np.zeros(CHUNK, np.float32)
+        for chunk in words(2):
+            buffer[: len(chunk)] = chunk
+            yield buffer
+            buffer[:] = np.nan
+
+    with live(make(lambda x: (round(float(np.abs(x).max()), 2), 0.9), None), "audio", source(), **RECORDING) as audio:
+        assert [u.answer.value for u in audio] == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("chunk", [b"odd", "text", np.zeros((2, 2, 2)), np.zeros(4, np.uint8), 0.5])
 def test_what_is_no_audio_is_refused(make, chunk):
     """Where the next segment would have come."""
