@@ -11,7 +11,8 @@ import pytest
 from both import DOWN, LONG, GatedServer, Tasks, Threads, nothing_left
 from live import Feed, live, until
 
-from edgeroute import AsyncRouter, BadInput, BargeIn, Closed, PlainJson, PolicyError, Router, Utterance
+from edgeroute import AsyncRouter, BadInput, BargeIn, Closed, NoAnswer, PlainJson, PolicyError, Router, Utterance
+from edgeroute.router.live.calls import equal
 from edgeroute.testing import CannedServer, FakeModel, http_reply
 
 RATE = 1_000
@@ -234,6 +235,24 @@ def test_a_segment_without_an_answer_is_an_error_and_the_next_goes_on(make):
             next(audio)
         assert next(audio).index == 1
         assert list(audio) == []
+
+
+def test_a_final_answer_that_is_an_error(make):
+    """It is raised in its place; the first answer was given, and the next segment goes on."""
+    with CannedServer(DOWN) as server:
+        router = make(edge, encoded(server.url), offline="raise")
+        with live(router, "audio", words(1), **RECORDING) as audio:
+            assert next(audio).provisional
+            with pytest.raises(NoAnswer, match="answered 503"):
+                next(audio)
+            assert list(audio) == []
+
+
+def test_values_that_cannot_be_compared_are_others():
+    """So they are spoken, rather than kept back."""
+    assert equal(np.zeros(2), np.zeros(2))
+    assert not equal([np.zeros(2)], [np.zeros(2)])
+    assert not equal("a", "b")
 
 
 # barge-in
