@@ -64,6 +64,10 @@ if TYPE_CHECKING:
     from edgeroute.record.trace import Trace
     from edgeroute.report.results import CalibrationResult, EvaluationResult
     from edgeroute.router.aio import AsyncRouter
+    from edgeroute.router.live.audio_types import AudioStats, BargeIn, Utterance
+    from edgeroute.router.live.frame_types import FrameStats, FrameUpdate
+    from edgeroute.router.live.methods import Audio, Frames
+    from edgeroute.router.live.methods_async import AsyncAudio, AsyncFrames
     from edgeroute.router.preflight import Check, Decision
     from edgeroute.router.router import Router
     from edgeroute.router.streams import AsyncStream, Stream
@@ -106,6 +110,10 @@ _HOMES = {
     "Restart": "core.stream",
     "Router": "router.router",
     "Trace": "record.trace",
+    **dict.fromkeys(("Audio", "Frames"), "router.live.methods"),
+    **dict.fromkeys(("AsyncAudio", "AsyncFrames"), "router.live.methods_async"),
+    **dict.fromkeys(("AudioStats", "BargeIn", "Utterance"), "router.live.audio_types"),
+    **dict.fromkeys(("FrameStats", "FrameUpdate"), "router.live.frame_types"),
     **dict.fromkeys(("AsyncStream", "Stream"), "router.streams"),
     **dict.fromkeys(("AsyncConversation", "Conversation"), "router.talk"),
     **dict.fromkeys(("CalibrationResult", "EvaluationResult"), "report.results"),
@@ -130,14 +138,19 @@ __all__ = [
     "AB",
     "Answer",
     "ArmStats",
+    "AsyncAudio",
     "AsyncConversation",
+    "AsyncFrames",
     "AsyncRouter",
     "AsyncStream",
     "AttemptEnded",
+    "Audio",
+    "AudioStats",
     "Audit",
     "AuditStats",
     "BadInput",
     "BadReply",
+    "BargeIn",
     "Cache",
     "CalibrationResult",
     "CallableModel",
@@ -158,6 +171,9 @@ __all__ = [
     "Egress",
     "Ensemble",
     "EvaluationResult",
+    "FrameStats",
+    "FrameUpdate",
+    "Frames",
     "Function",
     "Held",
     "InputScore",
@@ -202,6 +218,7 @@ __all__ = [
     "Trace",
     "Unfit",
     "Unreachable",
+    "Utterance",
     "Variants",
     "__version__",
     "register",

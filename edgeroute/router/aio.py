@@ -24,11 +24,12 @@ from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
+from edgeroute.router.live.methods_async import AsyncLive
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
 from edgeroute.router.preflight import Check, Decision, decide
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import AsyncSession
-from edgeroute.router.streams import AsyncStreaming, End
+from edgeroute.router.streams import End
 from edgeroute.router.talk import AsyncConversation
 from edgeroute.types import Answer, V
 
@@ -56,7 +57,7 @@ CLOSE_S = 1.0
 """How long closing waits for tasks that were cancelled."""
 
 
-class AsyncRouter(AsyncStreaming, Generic[V]):
+class AsyncRouter(AsyncLive, Generic[V]):
     """`Router` for one event loop at a time. Endpoints, and edges that are `async def`, run on it, other models in threads.
 
     The arguments are those of `Router`.

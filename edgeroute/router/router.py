@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from edgeroute.confidence.scores import Score
 from edgeroute.core.policy import INF, CloudOrder, Mode, NoConfidence, Offline, PolicyMode, Saver, Uncalibrated
 from edgeroute.core.spending import Limits
-from edgeroute.core.walk import Outcome, walk
+from edgeroute.core.walk import Outcome, Wait, walk
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
 from edgeroute.router.drivers import blocking, inline
 from edgeroute.router.engine import Engine
 from edgeroute.router.legs import run_first
+from edgeroute.router.live.methods import Live
 from edgeroute.router.preflight import Check, Decision
 from edgeroute.router.request import Request, length
 from edgeroute.router.session import Session
-from edgeroute.router.streams import Streaming
 from edgeroute.router.talk import Conversation
 from edgeroute.types import Answer, V
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Router(Streaming, Generic[V]):
+class Router(Live, Generic[V]):
     """Runs a model on the edge, and defers to the cloud when the edge's confidence is below the threshold.
 
     Thread-safe, and usable in a forked child. Close it, or use it in a `with`.
@@ -202,11 +202,17 @@ class Router(Streaming, Generic[V]):
         return self._refined(x, mode, deadline, data_class)
 
     def _refined(
-        self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None
-    ) -> Generator[Answer[V], None, None]:
+        self,
+        x: Any,
+        mode: Mode | None,
+        deadline: float | None,
+        data_class: str | None,
+        ring: Callable[[], object] | None = None,
+    ) -> Generator[Any, None, None]:
+        """The answers; with `ring` also each `Wait`, as `drivers.blocking.stream` has it."""
         engine = self.engine
         request = engine.request(x, mode, deadline, data_class, shows="provisional")
-        (result,) = yield from pump(engine.steps([request]), engine)
+        (result,) = yield from pump(engine.steps([request]), engine, ring)
         yield answer_of(result)
 
     def _shown(self, request: Request) -> Generator[Any, None, list[Result]]:
@@ -299,7 +305,7 @@ def _plain(engine: Engine, request: Request) -> Result:
     return engine.finish(request, outcome, legs, drawn)
 
 
-def pump(steps: Steps[T], engine: Engine) -> Generator[Any, None, T]:
+def pump(steps: Steps[T], engine: Engine, ring: Callable[[], object] | None = None) -> Generator[Any, None, T]:
     """Executes the steps of a call in the caller's thread; yields what the caller is shown, and returns the steps' result."""
     value: Any = None
     move: Callable[[Any], Step] = steps.send
@@ -307,23 +313,23 @@ def pump(steps: Steps[T], engine: Engine) -> Generator[Any, None, T]:
         while True:
             step = move(value)
             try:
-                value, move = (yield from _taken(step, engine)), steps.send
+                value, move = (yield from _taken(step, engine, ring)), steps.send
             except BaseException as e:  # noqa: BLE001 - thrown into the stages, most of which let it pass
                 value, move = e, steps.throw
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
 
 
-def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
+def _taken(step: Step, engine: Engine, ring: Callable[[], object] | None) -> Generator[Any, None, Any]:
     if type(step) is Walk:
         legs = step.legs
         if step.show is None and legs.plan.sequential:
             return inline.drive(step.walk, legs.run)
-        shown = blocking.stream(step.walk, legs.begin_stream if step.streams else legs.begin)
+        shown = blocking.stream(step.walk, legs.begin_stream if step.streams else legs.begin, ring)
         try:
             while True:
                 emit = next(shown)
-                yield None if step.show is None else step.show(emit)
+                yield emit if type(emit) is Wait else None if step.show is None else step.show(emit)
         except StopIteration as end:
             return end.value
         finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic
@@ -25,10 +26,16 @@ def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
         return end.value  # type: ignore[no-any-return]
 
 
-def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[Emit, None, T]:
-    """Yields what the walk emits, and returns its result. Closing it early stops all running legs."""
+def stream(
+    walk: Generator[Effect, Event | None, T], begin: Begin, ring: Callable[[], object] | None = None
+) -> Generator[Emit | Wait, None, T]:
+    """Yields what the walk emits, and returns its result. Closing it early stops all running legs.
+
+    ring: called, in any thread, as an event comes. With it nothing is waited for here: while there is no event, the walk's `Wait`
+        is yielded, and whoever has several walks goes on with this one once it rings, or at that instant.
+    """
     mail: SimpleQueue[Event] = SimpleQueue()
-    send = mail.put
+    send = mail.put if ring is None else partial(_send, mail, ring)
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()
     """Legs that were stopped or left: their further events are dropped."""
@@ -44,9 +51,12 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
                 else:
                     stops[effect.leg] = begun
             elif type(effect) is Wait:
-                reply = _receive(mail, effect.until)
-                while stopped and getattr(reply, "leg", None) in stopped:
+                while True:
+                    while ring is not None and mail.empty() and monotonic() < effect.until:
+                        yield effect
                     reply = _receive(mail, effect.until)
+                    if getattr(reply, "leg", None) not in stopped:
+                        break
                 if type(reply) is Done or type(reply) is Failed:
                     stops.pop(reply.leg, None)
             elif type(effect) is Emit:
@@ -62,6 +72,11 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
     finally:
         for stop in stops.values():
             stop()
+
+
+def _send(mail: SimpleQueue[Event], ring: Callable[[], object], event: Event) -> None:
+    mail.put(event)
+    ring()
 
 
 def _receive(mail: SimpleQueue[Event], until: float) -> Event:

@@ -1,0 +1,1 @@
+"""Live sources: frames and audio, answered as they come."""

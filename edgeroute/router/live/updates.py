@@ -1,0 +1,153 @@
+"""Iterator over what comes of a live source, for threads. A flow, which asyncio's (tasks.py) shares, decides what comes next."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from edgeroute.core.policy import INF
+from edgeroute.errors import BadInput, Closed
+from edgeroute.failures import quietly
+from edgeroute.router.live.mailbox import Mailbox, fill
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+U = TypeVar("U", covariant=True)  # noqa: PLC0105 - one letter, as everywhere
+CLOSE_S = 1.0
+"""How long closing waits for a source that is being read."""
+ROUTER_CLOSED = "the router was closed while its answers were being iterated over"
+BUSY = "another thread or task is at this iterator: one consumer for each"
+
+
+class Flow(Protocol[U]):
+    """Decides what comes next."""
+
+    def step(self, now: float) -> U | float | None:
+        """The next item at this instant, or the instant until which to wait; None: there is none any more."""
+
+    def close(self) -> None:
+        """Cancels what is in progress."""
+
+
+class Consumed:
+    """State that both kinds of iterators have.
+
+    Args:
+        mailbox: what the source gave.
+        found: what is read into it.
+        name: of the thread that reads it.
+    """
+
+    def __init__(self, mailbox: Mailbox[Any], found: Any, name: str) -> None:
+        self._mailbox, self._found, self._name = mailbox, found, name
+        self._closed = self._router_closed = False
+        self._reader: threading.Thread | None = None
+        self._busy: dict[None, object] = {}
+
+    def _read_in_thread(self) -> None:
+        reader = threading.Thread(target=fill, args=(self._mailbox, self._found), name=self._name, daemon=True)
+        reader.start()
+        self._reader, self._found = reader, None
+
+    def router_closed(self) -> None:
+        """Ends it, as the router was closed: who waits for the next item gets `Closed`. From any thread."""
+        self._router_closed = True
+        self._mailbox.close()
+        self._mailbox.ring()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        own = object()
+        if self._busy.setdefault(None, own) is not own:  # atomic
+            raise BadInput(BUSY)
+        try:
+            yield
+        finally:
+            self._busy.clear()
+
+
+class Updates(Consumed, Generic[U]):
+    """An iterator over what comes of a live source, for a `with` and a `for`. One thread at a time.
+
+    Leaving the `with`, or `close`, cancels the calls that are in progress, and ends the thread that reads the source as soon as
+    that has given what it is at. The source itself is the program's to close.
+    """
+
+    def __init__(self, flow: Flow[U], mailbox: Mailbox[Any], bell: threading.Event, found: Iterable[Any], name: str) -> None:
+        super().__init__(mailbox, found, name)
+        self._flow, self._bell = flow, bell
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> U:
+        """The next item.
+
+        Raises:
+            BadInput, NoAnswer: of one input; the iteration may go on with the next one.
+            Closed: the router was closed.
+            Exception: what the source has raised, once all that it gave before is answered.
+        """
+        with self._alone():
+            try:
+                found = self._next()
+            except Closed:
+                self._shut()
+                raise
+            if found is None:
+                self._shut()
+                error, self._mailbox.error = self._mailbox.error, None
+                if error is not None:
+                    raise error
+                raise StopIteration
+            return found[0]
+
+    def _next(self) -> tuple[U] | None:
+        if self._reader is None and not self._closed:
+            self._read_in_thread()
+        while not self._closed:
+            self._bell.clear()
+            if self._router_closed:
+                raise Closed(ROUTER_CLOSED)
+            now = monotonic()
+            step = self._flow.step(now)
+            if step is None:
+                return None
+            if not isinstance(step, float):
+                return (step,)
+            if (left_s := step - now) > 0:
+                self._bell.wait(None if left_s == INF else min(left_s, threading.TIMEOUT_MAX))
+        return None
+
+    def _shut(self) -> None:
+        self._closed = True
+        self._mailbox.close()
+        self._flow.close()
+
+    def close(self) -> None:
+        """Ends it. From another thread than the one that is in the `for`, this ends the `for`."""
+        self._closed = True
+        self._mailbox.close()
+        self._bell.set()
+        with contextlib.suppress(BadInput), self._alone():  # else the thread at it closes what is in progress
+            self._flow.close()
+        reader = self._reader
+        if reader is not None and reader is not threading.current_thread():
+            reader.join(CLOSE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        """Ends what an iterator that was dropped has in progress."""
+        if self.__dict__.get("_flow") is not None:
+            self._mailbox.close()
+            quietly(self._flow.close, "dropping an iterator over a live source")
