@@ -10,6 +10,7 @@ from edgeroute.core.budget import Rate, RetryBudget
 from edgeroute.core.codes import Rejection
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
+from edgeroute.core.load import Load
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost, Tokens
 
@@ -51,18 +52,20 @@ class Admission:
     Attributes:
         under_way: the slots of calls in progress.
         overdue: those among them that were counted as faults, since they are late.
+        load: what its replies report of its load.
         link: time of a call and bandwidth, as measured. Nothing is decided by it.
         rate: calls per second.
         rejected: number of requests rejected.
     """
 
     __slots__ = (
-        "_careful", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
+        "_careful", "breaker", "budget", "link", "load", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual, self.link = Breaker(), Latency(), Link()
+        self.load = Load()
         self.budget, self.rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
         self.overdue: set[Hashable] = set()

@@ -40,6 +40,8 @@ class Leg(NamedTuple):
     label: str
     thresholds: Mapping[str, float]
     """Per-class thresholds: an answer's `str()` -> its threshold."""
+    lowered: float = 0.0
+    """How far its thresholds are below its own, as the cloud is loaded."""
 
     @property
     def side(self) -> Side:
@@ -183,6 +185,9 @@ def plan(
             label=target.label,
             thresholds=target.thresholds,
         )
+        if facts.kept and places[-1].target != place.target and not standby:
+            leg, why = _relieving(leg, target, facts, asks=allowed is not None)
+            steps += why
         steps.append(_step(leg, legs[-1] if legs else None))
         legs.append(leg)
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
@@ -261,6 +266,24 @@ def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds:
         return 0.0 if known is None else known.quantile(0.5) or 0.0
 
     return sorted(clouds, key=median_s)
+
+
+def _relieving(leg: Leg, target: Target, facts: Facts, *, asks: bool) -> tuple[Leg, list[str]]:
+    """The leg of an edge with its thresholds lowered as far as the cloud's load asks for, and why it is so or not.
+
+    asks: whether a cloud may be asked at all.
+    """
+    if not asks or target.side != "edge" or leg.threshold is None:
+        return leg, []
+    if target.certified:
+        return leg, [f"the cloud is loaded: {leg.name} defers all the same, as its threshold is a certificate's"]
+    lower = facts.slack.get(leg.name, 0.0)
+    if not lower:
+        return leg, []
+    why = f"{leg.label}, lowered by {lower:.2g} as the cloud is loaded"
+    own = {name: one - lower for name, one in leg.thresholds.items()}
+    text = f"the cloud is loaded: {leg.name} keeps the surest {facts.kept:.0%} of what it would defer"
+    return leg._replace(threshold=leg.threshold - lower, thresholds=own, label=why, lowered=lower), [text]
 
 
 def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:

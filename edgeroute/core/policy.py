@@ -43,6 +43,8 @@ class Target(NamedTuple):
     """Origin of the threshold, as quoted in the reason."""
     thresholds: Mapping[str, float] = {}
     """Per-class thresholds: an answer's `str()` -> its threshold; empty: one for all."""
+    certified: bool = False
+    """The threshold is a certificate's: it is never lowered."""
     group: str = ""
     """The group of variants of which it is one; empty: none. One member of a group is in a plan."""
 

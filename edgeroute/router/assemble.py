@@ -96,6 +96,7 @@ def assemble(
         lambda: (b.guard for b in engine.snapshot.clouds),
         lambda: None if engine.queue is None else engine.queue.delivery.wake(now=engine.health.own()),
         engine.instruments.breaker_changed if sinks else None,
+        loaded=engine.observe,
         stays_home=lambda: engine.stays_home(read=True),
     )
     given = {**policy, "offline": offline, "awaits": awaits}

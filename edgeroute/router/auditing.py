@@ -13,9 +13,9 @@ from edgeroute.core.policy import INF, PolicyMode
 from edgeroute.core.walk import Event, Failed, Start, acceptable
 from edgeroute.record.sampling import FULL, FULL_OF_RUNS
 from edgeroute.record.shadow import ShadowRun
-from edgeroute.router.engine import Engine, prints
+from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor
-from edgeroute.router.snapshot import CANDIDATE, Snapshot
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, fingerprints
 from edgeroute.system import contained
 
 if TYPE_CHECKING:
@@ -121,6 +121,14 @@ def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
     others = () if other is None else (other.backends,)
     auditor.adopt(targets, certificates, prints(snapshot), snapshot.backends, audit, full, others)
     engine.auditor, engine.audited = auditor, audit.share
+
+
+def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
+    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
+    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    if snapshot.other is not None:
+        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
+    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
 
 
 def _compared(engine: Engine, name: str, *, agrees: bool) -> None:

@@ -19,7 +19,7 @@ from edgeroute.core.walk import Outcome, new
 from edgeroute.errors import Closed, Held
 from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
-from edgeroute.observe.observer import Observer
+from edgeroute.observe.observer import EASES_S, Observer
 from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.arguments import check_seconds
@@ -34,7 +34,7 @@ from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
 from edgeroute.router.settling import settle, standing
-from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of, served
+from edgeroute.router.snapshot import Snapshot, cleared, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -153,6 +153,9 @@ class Engine:
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         if self.arms is not None:
             snapshot = self.arms.choose(snapshot, like or identity, x)
+        if begun >= observer.eases_at:
+            observer.eases_at = begun + EASES_S
+            self.observe()
         made: Plan | None = None
         rules = snapshot.policy.rules
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
@@ -193,8 +196,11 @@ class Engine:
         Raises:
             Held: it would leave the device, where nothing leaves by itself now.
         """
-        if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
-            raise Held(f"nothing leaves by itself: {why}")
+        if any(leg.permit is not None for leg in request.plan.legs):
+            if why := self.stays_home():
+                raise Held(f"nothing leaves by itself: {why}")
+            if self.observer.facts.kept:
+                raise Held("nothing is renewed while the cloud is loaded")
         like = request.batch or request.id
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
@@ -232,7 +238,7 @@ class Engine:
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
         if request.plan.unsure:
-            self.counts.unsure(one.leg.name for one in request.plan.unsure)
+            self.counts.unsure(request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
@@ -386,11 +392,3 @@ class Engine:
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")
-
-
-def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
-    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
-    if snapshot.other is not None:
-        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
-    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}

@@ -163,7 +163,7 @@ def build(
             target = target._replace(threshold=limit)
         else:
             promised[len(targets)] = limit
-            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds)
+            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
         own = member(model, "score") or score
         check_range(limit, own)
         runner = edge_backend(name, model, own)
