@@ -3,16 +3,19 @@
 import asyncio
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, OpenInference, PlainJson, Router
+from edgeroute import AsyncRouter, Function, OpenInference, PlainJson, Router
 from edgeroute.cloud.load_reports import LONGEST, report_in
 from edgeroute.core.load import ENOUGH, Report
 from edgeroute.edge.card import Card
+from edgeroute.errors import PolicyError
 from edgeroute.serve.batching import Batcher, Full
 from edgeroute.serve.meter import Meter
 from edgeroute.testing import CannedServer, FakeModel, http_reply
@@ -180,3 +183,40 @@ def test_the_used_share_is_that_of_the_time_in_which_full_runs_go():
     assert meter.used(100) == pytest.approx(1)
     meter.level(0.0, 100)
     assert meter.used(200) == pytest.approx(0)
+
+
+def test_more_calls_than_an_adaptive_limit_keep_the_edges_answer_at_once():
+    """Nobody waits for a turn, whatever the deadline; a number of places makes them wait."""
+    gate, began = threading.Event(), threading.Semaphore(0)
+
+    def slow(x):
+        began.release()
+        gate.wait(30)
+        return "cat", 1.0
+
+    cloud = Function(slow, max_concurrent="auto")
+    with Router(FakeModel([("dog", 0.1)]), cloud, threshold=0.8, deadline=60) as router:
+        rules = router.engine.snapshot.clouds[0].guard.rules
+        rules.adapted.limit = 2.0
+        rules.breaker.success(monotonic())
+        with ThreadPoolExecutor(2) as threads:
+            answers = [threads.submit(router.infer, 0) for _ in range(2)]
+            assert began.acquire(timeout=30)
+            assert began.acquire(timeout=30)
+            kept = router.infer(0)
+            gate.set()
+            assert [one.result(30).source for one in answers] == ["cloud", "cloud"]
+        assert kept.source == "edge"
+        assert "2 calls are under way" in kept.reason
+        assert rules.under_way == set()
+
+
+def test_a_policy_may_say_auto(tmp_path):
+    path = tmp_path / "policy.toml"
+    text = '[[cloud]]\nprotocol = "json"\nurl = "http://127.0.0.1:1/"\nmax_concurrent = {}\n'
+    path.write_text('mode = "only_cloud"\n' + text.format('"auto"'))
+    with Router.from_policy(path) as router:
+        assert router.engine.snapshot.clouds[0].guard.rules.adapted is not None
+    path.write_text('mode = "only_cloud"\n' + text.format('"most"'))
+    with pytest.raises(PolicyError, match="max_concurrent"):
+        Router.from_policy(path)

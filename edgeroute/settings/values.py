@@ -231,6 +231,7 @@ Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
 Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
 Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
 Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
+Concurrent = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], said('"auto", or a whole number, 1 or more')]
 Hedge = Annotated[
     float | str,
     PlainValidator(_hedge),
