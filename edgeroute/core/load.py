@@ -14,6 +14,9 @@ from collections.abc import Iterable, Sequence
 from math import isfinite
 from typing import Final, NamedTuple
 
+from edgeroute.core.elementwise import Numbers, least, most
+from edgeroute.core.policy import INF
+
 FROM: Final = 0.8
 """Load from which optional calls are skipped, and deferrals kept."""
 SPAN: Final = 0.4
@@ -21,9 +24,9 @@ MOST: Final = 0.9
 """Largest share of the deferrals that is kept."""
 STEP: Final = 0.05
 """The share is a multiple of this, so that plans are not made again for nothing."""
-HALF_S: Final = 5.0
+HALF_S: Final = 30.0
 """Half-life of a report, seconds."""
-STALE_S: Final = 60.0
+STALE_S: Final = 300.0
 """Age from which the last report says nothing."""
 CAP: Final = 4.0
 """Largest load that is believed."""
@@ -48,13 +51,32 @@ class Report(NamedTuple):
         return min(CAP, used + waits / QUEUE_S)
 
 
+def faded(load: Numbers, age_s: Numbers) -> Numbers:
+    """What is left of a load after so long without a report: halved each `HALF_S`, and 0 from `STALE_S` on."""
+    return load * _left(age_s)
+
+
+def averaged(load: Numbers, age_s: Numbers, reported: Numbers) -> Numbers:
+    """The load after a report, so long after the last one. It counts a quarter at least: a burst is not older than its end."""
+    return load + (least(reported, CAP) - load) * most(1 - _left(age_s), 0.25)
+
+
+def kept(load: Numbers) -> Numbers:
+    """Share of the deferrals to be kept on the edge at this load: 0 to `MOST`, and never less at a higher load."""
+    return (most(least((load - FROM) / SPAN * MOST, MOST), 0.0) / STEP + 1e-9) // 1 * STEP
+
+
+def _left(age_s: Numbers) -> Numbers:
+    return (age_s < STALE_S) * 0.5 ** (most(age_s, 0.0) / HALF_S)
+
+
 class Load:
     """An average of reports that weighs them by age, and fades while none come. Not synchronised."""
 
     __slots__ = ("_at", "_value")
 
     def __init__(self) -> None:
-        self._value, self._at = 0.0, -float("inf")
+        self._value, self._at = 0.0, -INF
 
     def add(self, load: float, now: float) -> bool:
         """Adds a report's load at an instant; what is not a number of at least 0 is ignored.
@@ -64,27 +86,17 @@ class Load:
         if not (isfinite(load) and load >= 0):
             return False
         before = kept_share(self.at(now))
-        age = max(0.0, now - self._at)
-        old = 0.5 ** (age / HALF_S) if age < STALE_S else 0.0
-        weight = 1.0 if not old else max(0.25, 1 - old)  # a burst of reports is not older than its last
-        self._value += (min(load, CAP) - self._value) * weight
-        self._at = max(now, self._at)
+        self._value, self._at = averaged(self._value, now - self._at, load), max(now, self._at)
         return kept_share(self.at(now)) != before
 
     def at(self, now: float) -> float:
-        """The load at an instant: as reported, halved each `HALF_S` without a report; 0: none was, or long ago."""
-        age = now - self._at
-        if age >= STALE_S:
-            return 0.0
-        return float(self._value * 0.5 ** (max(0.0, age) / HALF_S))
+        """The load at an instant; 0: none was reported, or long ago."""
+        return float(faded(self._value, now - self._at))
 
 
 def kept_share(load: float) -> float:
-    """Share of the deferrals to be kept on the edge at this load: 0 to `MOST`, and never less at a higher load."""
-    if not load > FROM:
-        return 0.0
-    share = MOST * min(1.0, (load - FROM) / SPAN)
-    return round(int(share / STEP + 1e-9) * STEP, 2)
+    """`kept`, of a number that may be none."""
+    return round(float(kept(load)), 2) if load > FROM else 0.0
 
 
 def slack(deficits: Iterable[float], share: float) -> float:
