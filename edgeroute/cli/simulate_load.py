@@ -69,7 +69,7 @@ def load(
     )  # fmt: skip
     if not 0 < scenario.normal_per_s <= MOST_PER_S:
         raise typer.BadParameter(
-            f"the devices ask the cloud {scenario.normal_per_s:g} times a second: more than 0 and up to {MOST_PER_S:,} are simulated",
+            f"more than 0 and up to {MOST_PER_S:,} requests a second to the cloud are simulated, not {scenario.normal_per_s:g}",
             param_hint="--per-minute",
         )
     rows = rows_of(scenario, LOAD_AWARE, _row)
@@ -91,9 +91,9 @@ def load(
     columns = ("devices", "cloud", "kept", "degraded", "refused", "late", "in vain", "p50", "p99", "right")
     table(columns, lines, ("devices",))
     out.print(
-        "cloud, kept, degraded: shares of what the edge is not sure of, that the cloud answered; that the edge kept, as the"
+        "cloud, kept, degraded: shares of what the edge is not sure of: answered by the cloud; kept by the edge, as the cloud"
     )
-    out.print("cloud reported its load; and that has the edge's answer since the cloud was not asked, refused or was late")
+    out.print("reported its load; answered by the edge since the cloud was not asked, refused or was late")
     out.print("refused, late: shares of the calls; in vain: the share of the cloud's work for devices which had given up")
     out.print("p50, p99: time until the answer; right: expected share of right answers to what the edge is not sure of")
     return OK

@@ -5,7 +5,8 @@ The share of deferrals that is kept grows in proportion to the load, from `FROM`
     share = MOST * min(1, max(0, (load - FROM) / SPAN))
 
 so the fleet settles where what is left fits, and a tenth is always sent, which brings the next report. The least unsure are kept:
-thresholds are lowered by the quantile `share` of how far recent deferred answers were below their own.
+thresholds are lowered by the quantile `share` of how far recent deferred answers were below their own. Of answers that are all
+equally far none is kept.
 """
 
 from __future__ import annotations
@@ -110,4 +111,7 @@ def slack(deficits: Iterable[float], share: float) -> float:
     known: Sequence[float] = sorted(value for value in deficits if isfinite(value) and value >= 0)
     if len(known) < ENOUGH or share <= 0:
         return 0.0
-    return known[max(0, min(len(known), int(share * len(known))) - 1)]
+    last = min(len(known), int(share * len(known) + 1e-9)) - 1
+    while 0 <= last < len(known) - 1 and known[last] == known[last + 1]:  # all that are as far would be kept, which is too many
+        last -= 1
+    return known[last] if last >= 0 else 0.0

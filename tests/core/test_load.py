@@ -62,8 +62,15 @@ def test_thresholds_are_lowered_within_what_was_deferred(deficits, a, b):
     assert 0 <= low <= high <= (known[-1] if known else 0)
     if len(known) < load.ENOUGH:
         assert high == 0
-    elif a >= 1 / len(known):
-        assert sum(one <= slack(deficits, a) for one in known) >= int(a * len(known))
+    for share in (a, b):
+        lower = slack(deficits, share)
+        assert not lower or sum(one <= lower for one in known) <= share * len(known) + 1e-6, "ties keep no more"
+
+
+def test_answers_that_are_all_as_unsure_are_all_sent():
+    assert slack([0.5] * 100, 0.9) == 0
+    assert slack([0.1] * 50 + [0.5] * 50, 0.9) == 0.1
+    assert slack([i / 100 for i in range(1, 101)], 0.5) == 0.5
 
 
 def planned(certified=False, **facts):

@@ -151,7 +151,7 @@ class Fleet:
 
     def _at_home(self, ranks: Floats, took_s: Floats | float = 0.0) -> None:
         """Counts requests that the edge answered after all."""
-        sure, unsure = self._of.edge_right
+        sure, unsure = self._of.surest_right, self._of.least_right
         self._tally.right += float((unsure + (sure - unsure) * ranks).sum())
         self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
 

@@ -41,7 +41,8 @@ class Scenario(NamedTuple):
     """Maximum rate of deliveries per device, per second."""
     together: float = 0.0
     """Share of devices, 0..1, that send one more request in the first second of the outage, simultaneously."""
-    edge_right: tuple[float, float] = (0.8, 0.2)
+    surest_right: float = 0.8
+    least_right: float = 0.2
     """How often the edge's answer is right to what it would defer: to that which it is surest of, and least; linear between."""
     cloud_right: float = 0.95
     """How often the cloud's answer is right to that."""
