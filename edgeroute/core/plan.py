@@ -84,6 +84,8 @@ class Plan(NamedTuple):
     """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
     unsure: tuple[Unsure, ...] = ()
     """The edges that are not asked first, as the input's own confidence is below their thresholds."""
+    arm: str = ""
+    """The cloud on trial that answers in place of the first; empty: none."""
 
 
 class Refusal(NamedTuple):
@@ -103,15 +105,17 @@ def plan(
     deadline_s: float | None = None,
     data_class: str | None = None,
     why_home: str = "",
+    arm: str = "",
 ) -> Plan | Refusal:
     """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call.
 
     why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
+    arm: the name of the cloud whose arm the request is in; empty: of none that is on trial.
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
-    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
+    clouds = [i for i, t in enumerate(targets) if t.side == "cloud" and (not t.trial or t.name == arm)]
     edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
     firsts = [targets[side[0]].name for side in (edges, clouds) if side]
     own, cheapest = _cheapest(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
@@ -142,6 +146,9 @@ def plan(
                 steps.append(f"data class {verdict.data_class!r} may leave: {verdict.rule}")
 
     away = [] if allowed is None else _arranged(policy, targets, facts, clouds)
+    if arm and away:
+        away.sort(key=lambda i: targets[i].name != arm)
+        steps.append(f"the request is in the arm of {arm}")
     home = [] if mode == "only_cloud" else edges
     if len(home) > 1 and (small := ruled.then("small_model")) is not None:
         steps.append(f"{small}: of the edges only {targets[home[0]].name}, the smallest")
@@ -167,6 +174,8 @@ def plan(
     legs: list[Leg] = []
     for position, place in enumerate(places):
         target, usual = targets[place.target], not place.late
+        if arm and target.certified:
+            target = target._replace(label=f"uncalibrated: its certificate is for another cloud than {arm}")
         standby = place.spare or (first_away and target.side == "edge" and (usual or deadline_s < INF))
         waits = start_by_s(
             place, standby=standby and not any(leg.standby for leg in legs), hedge_s=hedge_s,
@@ -193,7 +202,7 @@ def plan(
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s,
+        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s, arm=arm,
     )  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Target(NamedTuple):
     """Per-class thresholds: an answer's `str()` -> its threshold; empty: one for all."""
     certified: bool = False
     """The threshold is a certificate's: it is never lowered."""
+    trial: bool = False
+    """A cloud that only requests of its arm are sent to."""
     group: str = ""
     """The group of variants of which it is one; empty: none. One member of a group is in a plan."""
 

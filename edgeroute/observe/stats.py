@@ -14,7 +14,10 @@ from edgeroute.core.plan import Leg, Plan, Unsure
 from edgeroute.core.policy import INF
 from edgeroute.core.standby import reserve_s
 from edgeroute.core.walk import Mark, Outcome, judged
+from edgeroute.observe.arm_stats import ArmStats, CloudArmStats, Part
 from edgeroute.system import renew_after_fork
+
+__all__ = ["ArmStats", "CloudArmStats", "Counts", "Part", "Stats"]
 
 RECENT = 128
 """Deferred answers of a leg of which it is kept how far they were below their thresholds."""
@@ -97,39 +100,6 @@ class ShadowStats(NamedTuple):
     cloud_p99_s: float | None
 
 
-class Part(NamedTuple):
-    """A number with its 95 % interval."""
-
-    share: float
-    low: float
-    high: float
-
-
-class ArmStats(NamedTuple):
-    """What came of one arm of an A/B comparison."""
-
-    arm: str
-    """a or b."""
-    model: str
-    requests: int
-    failed: Part
-    """Share of them on which its edge model failed."""
-    deferred: Part
-    """Share of them for which the cloud was called."""
-    mean_s: Part
-    """Mean time of a request, seconds."""
-    p50_s: float | None
-    p99_s: float | None
-    compared: int
-    """Answers of the edge model that audits compared with the cloud's."""
-    differs: Part
-    """Share of these that differ."""
-    loss: Part
-    """Share of all requests that were answered by the edge, and otherwise than by the cloud; by audits."""
-    stopped: str
-    """Why a guardrail stopped the arm; empty: it did not."""
-
-
 class Stats(NamedTuple):
     """Statistics of the router."""
 
@@ -157,6 +127,8 @@ class Stats(NamedTuple):
     """Per edge model that has run in shadow."""
     arms: tuple[ArmStats, ...] = ()
     """A and B, if there is an `AB`."""
+    cloud_arms: tuple[CloudArmStats, ...] = ()
+    """Of the cloud, if it is a `CloudArms`."""
     joules: Mapping[str, float] = {}
     """Target -> energy of a call, as far as known: of an edge fitted from the device's power, of a cloud by its prices."""
     spared: int = 0

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
 
 
-class _Asks:
+class Asks:
     """Calls a cloud, and runs models, for this router's audits."""
 
     def __init__(self, engine: Engine) -> None:
@@ -146,7 +146,7 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
         journal = Journal(engine.state / "audit.jsonl")
     return Auditor(
         audit, engine.counts,
-        submit=engine.cloud_threads.submit, asks=_Asks(engine), changed=engine.refresh_thresholds,
+        submit=engine.cloud_threads.submit, asks=Asks(engine), changed=engine.refresh_thresholds,
         alarm=engine.instruments.alarm, journal=journal, compared=partial(_compared, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from edgeroute.record.sampling import Drawn
     from edgeroute.router.ab import Arms
     from edgeroute.router.caching import Caching
+    from edgeroute.router.cloud_arms import Trials
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.journal import Journal
 
@@ -62,7 +63,7 @@ CLOSE_S = 1.0
 CLOSED = "this router is closed"
 NO_RULES = Rules()
 """Egress rules by which everything may leave."""
-PLAIN = (None, None, None)
+PLAIN = (None, None, None, "")
 """Key of the plan for calls that override nothing."""
 MOST_PLANS = 1000
 """Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
@@ -109,6 +110,8 @@ class Engine:
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
         self.arms: Arms | None = None
+        self.trials: Trials | None = None
+        self.trying: Callable[[Snapshot], Trials | None] = lambda _: None
         self.closed = False
         self.awaits = False
         """Whether the router awaits edges that are async."""
@@ -153,6 +156,7 @@ class Engine:
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         if self.arms is not None:
             snapshot = self.arms.choose(snapshot, like or identity, x)
+        arm = "" if self.trials is None else self.trials.choose(like or identity, x)
         if begun >= observer.eases_at:
             observer.eases_at = begun + EASES_S
             self.observe()
@@ -161,12 +165,12 @@ class Engine:
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
         if talks and (home := self.homebound.why(x, identity, rules, None if renews else mode, data_class)):
             made = planned(snapshot, observer.facts, mode, deadline, data_class, home)
-        elif deadline is None and mode is None and data_class is None:
+        elif deadline is None and mode is None and data_class is None and not arm:
             made = snapshot.plans.get(PLAIN)
         else:
-            made = kept(snapshot, mode, deadline, data_class)
+            made = kept(snapshot, mode, deadline, data_class, arm)
         if made is None:
-            made = self._plan(snapshot, mode, deadline, data_class)
+            made = self._plan(snapshot, mode, deadline, data_class, arm)
         if snapshot.before and not together:
             made = beforehand(snapshot, made, x)
         if begun >= observer.reads_at:
@@ -197,22 +201,20 @@ class Engine:
             Held: it would leave the device, where nothing leaves by itself now.
         """
         if any(leg.permit is not None for leg in request.plan.legs):
-            if why := self.stays_home():
+            if why := self.stays_home() or ("the cloud is loaded" if self.observer.facts.kept else ""):
                 raise Held(f"nothing leaves by itself: {why}")
-            if self.observer.facts.kept:
-                raise Held("nothing is renewed while the cloud is loaded")
         like = request.batch or request.id
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
-    def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
+    def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
         facts = self.observer.facts
-        made = planned(snapshot, facts, mode, deadline, data_class)
+        made = planned(snapshot, facts, mode, deadline, data_class, "", arm)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
-            snapshot.plans[mode, deadline, data_class] = made
+            snapshot.plans[mode, deadline, data_class, arm] = made
             if facts is not self.observer.facts:  # they have changed meanwhile
                 cleared(snapshot)
         return made
@@ -244,7 +246,9 @@ class Engine:
             self.observe()
         if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
             self.arms.ended(request.plan, outcome, monotonic() - request.begun)
-        if drawn is not None and self.auditor is not None:
+        if self.trials is not None:
+            self.trials.ended(request, outcome, {} if legs is None or request.batch else legs.costs())
+        if drawn is not None and self.auditor is not None and not request.plan.arm:
             self.auditor.ended(drawn, request, outcome, {} if legs is None or request.batch else legs.costs())
         if legs is not None:
             settle(self, request, outcome, legs)
@@ -327,6 +331,7 @@ class Engine:
                 self.snapshot = made
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
+        self.trials = self.trying(made)
         self.spending.limits, self.observer.metered = limits, metered
         self.observer.use(made.policy, made.watched[0])
         cleared(made)  # of rules that were not there before
@@ -358,7 +363,8 @@ class Engine:
         shadows = () if self.auditor is None else self.auditor.shadows()
         arms = () if self.arms is None else self.arms.stats()
         found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
-        return found._replace(arms=arms, **self.observer.energy.told(self.snapshot.backends))
+        trials = () if self.trials is None else self.trials.stats()
+        return found._replace(arms=arms, cloud_arms=trials, **self.observer.energy.told(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
