@@ -175,6 +175,7 @@ def test_an_answer_names_its_arm_and_the_certificates_cloud(tmp_path):
     with router_of(CloudArms({"large": always("cat"), "next": always("cat")}, {"next": 1.0}), trace=Trace(told.append)) as router:
         assert router.infer(0).leg == "next"
     assert [leg["leg"] for leg in told[0]["plan"]] == ["edge", "next", "large"]
+    assert told[0]["arm"] == "next"
 
 
 def test_the_fingerprint_of_the_cloud_is_that_of_the_first(tmp_path):
@@ -202,13 +203,13 @@ def test_asyncio_likewise():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shares": {"next": 1.5}}, "shares.next"),
-        ({"shares": {"large": 0.5}}, "the first endpoint"),
-        ({"shares": {"other": 0.5}}, "'other'"),
+        ({"split": {"next": 1.5}}, "split.next"),
+        ({"split": {"large": 0.5}}, "the first endpoint"),
+        ({"split": {"other": 0.5}}, "'other'"),
         ({}, "has no share"),
-        ({"shares": {"next": 0.5}, "alpha": 0}, "alpha"),
-        ({"shares": {"next": 0.5}, "by": 3}, "by is a function"),
-        ({"shares": {"next": float("nan")}}, "shares.next"),
+        ({"split": {"next": 0.5}, "alpha": 0}, "alpha"),
+        ({"split": {"next": 0.5}, "by": 3}, "by is a function"),
+        ({"split": {"next": float("nan")}}, "split.next"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
@@ -236,15 +237,15 @@ url = "http://127.0.0.1:1/b"
 def test_a_policy_file_says_it(tmp_path, fashion):
     path = tmp_path / "policy.toml"
     text = POLICY.replace("edge.onnx", str(fashion / "edge.int8.onnx"))
-    path.write_text(text + 'shares = { next = "10%" }\nshadow = { next = 0.05 }\ndevice = "shop-7"\n')
+    path.write_text(text + 'split = { next = "10%" }\nshadow = { next = 0.05 }\ndevice = "shop-7"\n')
     with Router.from_policy(path) as router:
         arms = router.engine.trials.arms
-        assert (arms.shares, arms.shadow, arms.device) == ({"next": 0.1}, {"next": 0.05}, "shop-7")
+        assert (arms.split, arms.shadow, arms.device) == ({"next": 0.1}, {"next": 0.05}, "shop-7")
     for wrong, message in (
-        ('share = "10%"', "no such key"),
-        ('shares = { others = "10%" }', "endpoints after the first"),
-        ('shares = { large = "10%" }', "endpoints after the first"),
-        ("shares = 3", "a table of shares"),
+        ('shares = "10%"', "no such key"),
+        ('split = { others = "10%" }', "endpoints after the first"),
+        ('split = { large = "10%" }', "endpoints after the first"),
+        ("split = 3", "a table of shares"),
     ):
         path.write_text(text + wrong + "\n")
         with pytest.raises(PolicyError, match=message):
@@ -254,12 +255,12 @@ def test_a_policy_file_says_it(tmp_path, fashion):
 def test_a_reload_keeps_what_came_of_them(tmp_path, fashion):
     path = tmp_path / "policy.toml"
     text = POLICY.replace("edge.onnx", str(fashion / "edge.int8.onnx"))
-    path.write_text(text + 'shares = { next = "10%" }\n')
+    path.write_text(text + 'split = { next = "10%" }\n')
     with Router.from_policy(path) as router:
         router.engine.trials.shadowed("next", differs=True)
-        path.write_text(text + 'shares = { next = "50%" }\n')
+        path.write_text(text + 'split = { next = "50%" }\n')
         router.reload()
-        assert router.engine.trials.arms.shares == {"next": 0.5}
+        assert router.engine.trials.arms.split == {"next": 0.5}
         assert arms_of(router)["next"].shadowed == 1
         path.write_text(text.replace("[cloud_arms]", ""))
         router.reload()

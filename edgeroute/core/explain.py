@@ -121,6 +121,7 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
         "data_class": plan.data_class,
         "offline": plan.offline,
         "stays": plan.stays,
+        **({"arm": plan.arm} if plan.arm else {}),
         "facts": {
             "busy": sorted(facts.busy),
             "edge_p99_s": round(facts.edge_s, 6),

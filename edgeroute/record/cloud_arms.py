@@ -14,15 +14,15 @@ STORED = "cloud-arms"
 
 
 class CloudArms(NamedTuple):
-    """Endpoints of which one answers a request: `Router(cloud=CloudArms({"large": a, "next": b}, shares={"next": 0.1}))`.
+    """Endpoints of which one answers a request: `Router(cloud=CloudArms({"large": a, "next": b}, split={"next": 0.1}))`.
 
     The shares are stable: a hash of what is asked for decides, so that a key, or a device, is always in the same arm, and who is
-    in the first of `shares` stays in it while that grows. The first endpoint has the rest, and answers where another fails.
+    in the first of `split` stays in it while that grows. The first endpoint has the rest, and answers where another fails.
     """
 
     clouds: Mapping[str, Any]
     """Name -> endpoint, as for `Router(cloud=...)`; the first is what the others are compared with."""
-    shares: Mapping[str, float] = {}
+    split: Mapping[str, float] = {}
     """Name -> share of the requests, or devices, that it answers; 0..1, together at most 1."""
     shadow: Mapping[str, float] = {}
     """Name -> share of the first one's answers for which it is asked too, afterwards, and compared; nobody sees its answer."""
@@ -49,17 +49,17 @@ def checked(arms: CloudArms) -> None:
     if not isinstance(arms.clouds, Mapping) or len(arms.clouds) < 2:  # noqa: PLR2004 - a comparison
         raise PolicyError("cloud_arms: there are two endpoints at least, by their names")
     first, *others = arms.clouds
-    for kind, shares in (("shares", arms.shares), ("shadow", arms.shadow)):
+    for kind, shares in (("split", arms.split), ("shadow", arms.shadow)):
         for name, share in shares.items():
             if name == first:
                 raise PolicyError(f"cloud_arms: {kind} has {name!r}, the first endpoint, which has what the others leave")
             if name not in others:
                 raise PolicyError(f"cloud_arms: {kind} has {name!r}, and the endpoints are {', '.join(arms.clouds)}")
             check_number(f"cloud_arms: {kind}.{name}", share, most=1)
-    if fsum(arms.shares.values()) > 1 + 1e-9:
+    if fsum(arms.split.values()) > 1 + 1e-9:
         raise PolicyError("cloud_arms: the shares are more than 1 together")
-    if idle := [name for name in others if name not in arms.shares and name not in arms.shadow]:
-        raise PolicyError(f"cloud_arms: {idle[0]!r} has no share: give it one in shares or shadow, 0 for none yet")
+    if idle := [name for name in others if name not in arms.split and name not in arms.shadow]:
+        raise PolicyError(f"cloud_arms: {idle[0]!r} has no share: give it one in split or shadow, 0 for none yet")
     for name in ("more_errors", "more_differs"):
         check_number(f"cloud_arms: {name}", getattr(arms, name), most=1)
     check_number("cloud_arms: alpha", arms.alpha, most=1, above=True)

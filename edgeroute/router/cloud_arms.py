@@ -133,7 +133,7 @@ class Trials:
                     self._failed = True
                     log.exception("cloud_arms: by failed, so the request is the first endpoint's (said once)")
                 return ""
-        for name, share in self.arms.shares.items():
+        for name, share in self.arms.split.items():
             if at < share:
                 return "" if name in self.stopped else name
             at -= share
@@ -243,7 +243,7 @@ class Trials:
 
     def stats(self) -> tuple[CloudArmStats, ...]:
         """What came of each arm."""
-        shares = {self.first: max(0.0, 1 - sum(self.arms.shares.values())), **self.arms.shares}
+        shares = {self.first: max(0.0, 1 - sum(self.arms.split.values())), **self.arms.split}
         with self._lock:
             return tuple(
                 tally.stats(name, shares.get(name, 0.0), self.stopped.get(name, "")) for name, tally in self._tallies.items()

@@ -200,9 +200,9 @@ class Engine:
         Raises:
             Held: it would leave the device, where nothing leaves by itself now.
         """
-        if any(leg.permit is not None for leg in request.plan.legs):
-            if why := self.stays_home() or ("the cloud is loaded" if self.observer.facts.kept else ""):
-                raise Held(f"nothing leaves by itself: {why}")
+        why = self.stays_home() or ("the cloud is loaded" if self.observer.facts.kept else "")
+        if why and any(leg.permit is not None for leg in request.plan.legs):
+            raise Held(f"nothing leaves by itself: {why}")
         like = request.batch or request.id
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)

@@ -210,9 +210,9 @@ def build(
         certificates = tuple(map(only_if_it_holds, certificates))
     if uncalibrated == "error":
         _all_hold(targets, certificates)
-        if trials is not None and any(trials.shares.values()) and any(certificates):
+        if trials is not None and any(trials.split.values()) and any(certificates):
             raise PolicyError(
-                "no certificate is for the endpoints that cloud_arms.shares tries, and uncalibrated is 'error': use shadow"
+                "no certificate is for the endpoints that cloud_arms.split tries, and uncalibrated is 'error': use shadow"
             )
     if promised:
         snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))

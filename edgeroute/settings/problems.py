@@ -146,7 +146,7 @@ def _cloud_arms(data: Mapping[str, Any]) -> Iterator[Problem]:
     if len(names) < 2 or len({*map(str, names)}) < len(names):  # noqa: PLR2004 - a comparison
         yield Problem(("cloud_arms",), "compares endpoints: expected two [[cloud]] at least, each with a name of its own")
         return
-    for kind in ("shares", "shadow"):
+    for kind in ("split", "shadow"):
         shares = arms.get(kind)
         for name in shares if isinstance(shares, dict) else ():
             if name not in names[1:]:

@@ -85,7 +85,7 @@ class Ab(Section):
 class CloudArms(Section):
     """Several endpoints of which a stable share of the requests, or devices, gets another than the first."""
 
-    shares: Shares = Field(
+    split: Shares = Field(
         {}, description='What each endpoint but the first answers, by its `name`: `{ next = "10%" }`. The first has the rest.'
     )
     shadow: Shares = Field(
