@@ -4,6 +4,7 @@ import json
 import threading
 
 import pytest
+from commands import cli
 
 from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
 from edgeroute.core.facts import Facts
@@ -198,6 +199,27 @@ def test_asyncio_likewise():
 
     sources = asyncio.run(asked(CloudArms({"large": always("cat"), "next": always("cat")}, {"next": 0.5})))
     assert 20 < sources.count("next") < 80
+
+
+def test_status_and_arms_show_them_of_one_device_and_of_many(tmp_path):
+    clouds = {"large": always("cat", usd_per_call=0.002), "next": always("cat", usd_per_call=0.001)}
+    folders = [tmp_path / str(device) for device in range(6)]
+    for folder in folders:
+        with router_of(CloudArms(clouds, {"next": 0.5}, device=folder.name), state=folder) as router:
+            for i in range(10):
+                router.infer(i)
+    code, out, _ = cli("status", "--state", folders[0], "--json")
+    told = {arm["arm"]: arm for arm in json.loads(out)["cloud_arms"]}
+    assert code == 0
+    assert sum(arm["calls"] for arm in told.values()) == 10
+    assert "differ from edge" in cli("status", "--state", folders[0])[1]
+    code, out, _ = cli("arms", *folders, "--json")
+    fleet = {arm["arm"]: arm for arm in json.loads(out)["cloud_arms"]}
+    assert code == 0
+    assert fleet["large"]["calls"] + fleet["next"]["calls"] == 60
+    assert fleet["next"]["calls"] % 10 == 0
+    assert fleet["next"]["usd"][0] == pytest.approx(0.001)
+    assert "USD a call" in cli("arms", *folders)[1]
 
 
 @pytest.mark.parametrize(

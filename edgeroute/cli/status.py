@@ -14,6 +14,7 @@ from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
 from edgeroute.cli.status_arms import arms_of, settings_of, show_arms
+from edgeroute.cli.status_cloud_arms import cloud_arms_of, show_cloud_arms
 from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
@@ -92,6 +93,8 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
         told["arms"] = arms
         if arms:
             told["ab"] = settings_of(kept)
+        if clouds := cloud_arms_of(kept):
+            told["cloud_arms"] = clouds["arms"]
         print(json.dumps({**told, "notes": notes}, allow_nan=False))
         return OK
     for note in notes:
@@ -106,6 +109,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     if not edges and not found and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
     show_arms(arms)
+    show_cloud_arms(cloud_arms_of(kept).get("arms", []))
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))

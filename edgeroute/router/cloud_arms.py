@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from math import sqrt
 from typing import TYPE_CHECKING, Any, Protocol
@@ -250,6 +251,22 @@ class Trials:
             )
 
 
+def summed(devices: Sequence[Mapping[str, Any]]) -> list[CloudArmStats]:
+    """The arms of many devices as one, from what each stored. Latency quantiles are those of no fleet, and left out.
+
+    A guardrail's evidence of one device is not that of others; an arm that is stopped on one is told as stopped.
+    """
+    found = list[CloudArmStats]()
+    for arm in devices[0]["arms"]:
+        total, stopped = _Tally(), ""
+        for device in devices:
+            with suppress(KeyError, TypeError, ValueError):
+                total.plus(_Tally.load(device["tallies"][arm["arm"]]))
+                stopped = stopped or str(device["stopped"].get(arm["arm"], ""))
+        found.append(total.stats(str(arm["arm"]), float(arm["share"]), stopped)._replace(p50_s=None, p99_s=None))
+    return found
+
+
 def _leg(like: Leg, name: str, target: int) -> Leg:
     """The leg of an endpoint in shadow: it may leave as the other did."""
     return like._replace(
@@ -270,6 +287,11 @@ class _Mean:
         self.n += 1
         self.total += value
         self.squares += value * value
+
+    def plus(self, other: _Mean) -> None:
+        self.n += other.n
+        self.total += other.total
+        self.squares += other.squares
 
     def part(self) -> Part:
         n = max(1, self.n)
@@ -297,6 +319,12 @@ class _Tally:
         made._latency = Latency.load(dumped["latency"])
         made._took, made._usd = (_Mean(int(n), float(s), float(q)) for n, s, q in (dumped["took"], dumped["usd"]))
         return made
+
+    def plus(self, other: _Tally) -> None:
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._took.plus(other._took)
+        self._usd.plus(other._usd)
 
     def took(self, seconds: float) -> None:
         self._latency.add(seconds)
