@@ -62,9 +62,8 @@ def arms(
         _write(report, fleet, said)
     code = NOT_READY if fleet.worse else OK
     if as_json:
-        print(
-            json.dumps({"devices": len(found), **fleet.as_dict(), **({"cloud_arms": clouds} if clouds else {})}, allow_nan=False)
-        )
+        more = {"cloud_arms": clouds} if clouds else {}
+        print(json.dumps({"devices": len(found), **fleet.as_dict(), **more}, allow_nan=False))
         return code
     _show(fleet, said)
     show_cloud_arms(clouds)

@@ -50,9 +50,7 @@ def show_cloud_arms(arms: Sequence[Mapping[str, Any]]) -> None:
         differs = _share(one, "differs") if one.get("compared") else "-"
         shadow = _share(one, "shadow_differs") if one.get("shadowed") else "-"
         failed = _share(one, "failed") if one.get("calls") else "-"
-        usd, mean = one.get("usd"), one.get("mean_s")
-        cost = f"{usd[0]:.3g} ({usd[1]:.3g} to {usd[2]:.3g})" if _part(usd) and one.get("calls") else "-"
-        took = f"{1000 * mean[0]:.2f} ms ({1000 * mean[1]:.2f} to {1000 * mean[2]:.2f})" if _part(mean) and mean[0] else "-"
+        cost, took = _mean(one, "usd", 1, "{:.3g}"), _mean(one, "mean_s", 1000, "{:.2f} ms")
         share = one.get("share")
         part = f"{share:.1%}" if isinstance(share, float | int) else "-"
         rows.append((one.get("arm"), part, one.get("calls"), failed, differs, shadow, cost, took))
@@ -60,6 +58,15 @@ def show_cloud_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     for one in arms:
         if one.get("stopped"):
             print(printable(f"  arm {one.get('arm')} is stopped: {one['stopped']}"))
+
+
+def _mean(arm: Mapping[str, Any], name: str, times: float, form: str) -> str:
+    """A mean with its interval; "-": there is none."""
+    part: Any = arm.get(name)
+    if not arm.get("calls") or not _part(part):
+        return "-"
+    value, low, high = (form.format(times * one) for one in part)
+    return f"{value} ({low} to {high})"
 
 
 def _part(given: Any) -> bool:
