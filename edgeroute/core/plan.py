@@ -194,7 +194,8 @@ def plan(
             label=target.label,
             thresholds=target.thresholds,
         )
-        if facts.kept and places[-1].target != place.target and not standby:
+        after = places[position + 1].target if position + 1 < len(places) else None
+        if facts.kept and after is not None and targets[after].side == "cloud" and not standby:
             leg, why = _relieving(leg, target, facts, asks=allowed is not None)
             steps += why
         steps.append(_step(leg, legs[-1] if legs else None))

@@ -86,8 +86,11 @@ class EndpointHealth:
         self._back()
 
     def loaded(self, _: Guard) -> None:
-        """Has plans made again."""
-        self._loaded()
+        """Has plans made again; a failure of that is not one of the call whose reply it came with."""
+        try:
+            self._loaded()
+        except Exception:
+            log.exception("the load that an endpoint reports could not be taken in")
 
     def link_up(self) -> None:
         """The network came up: makes probes due at once, unless nothing leaves the device by itself."""

@@ -34,6 +34,8 @@ WORDS = {
     DIFFERS: "has more answers that differ from the edge's than {first}",
     SHADOW: "has more answers in shadow that differ from those of {first}",
 }
+AWAY = {"breaker", "retry_after"}
+"""Why it was not asked, by its own doing."""
 MOST_SHADOWS = 8
 """Calls in shadow under way at a time; more are left out."""
 
@@ -154,7 +156,8 @@ class Trials:
             if kind == "start":
                 begun, since = True, at
             elif kind == "failed":
-                failed = not Failure.of(detail).held and not Failure.of(detail).of_the_input
+                failure = Failure.of(detail)  # one that its breaker holds back has failed, too: its own faults have opened that
+                failed = failure.code in AWAY or not (failure.held or failure.of_the_input)
                 ended = failed
             elif kind == "timeout":
                 ended = failed = True

@@ -1,5 +1,6 @@
 """The load of an endpoint, and what is kept on the edge for it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,3 +94,18 @@ def test_a_certified_threshold_is_not_lowered_by_any_load(certified, kept, lower
     leg = planned(certified=certified, kept=kept, slack={"edge": lower}).legs[0]
     assert leg.threshold is not None
     assert leg.threshold == 0.8 if certified or not kept else leg.threshold <= 0.8
+
+
+def test_of_a_ladder_only_the_last_before_the_cloud_keeps_more():
+    """What the first defers goes to the second, whose certificate is of just these inputs."""
+    edges = Target("small", "edge", 0.8), Target("medium", "edge", 0.7)
+    made = plan(Policy(), (*edges, Target("cloud", "cloud")), Facts(kept=0.5, slack={"small": 0.3, "medium": 0.2}))
+    assert [leg.threshold for leg in made.legs] == [0.8, pytest.approx(0.5), None]
+
+
+def test_nothing_is_lowered_where_nothing_may_leave():
+    targets = Target("edge", "edge", 0.8), Target("cloud", "cloud")
+    facts = Facts(kept=0.5, slack={"edge": 0.3})
+    for mode in ("only_edge", "prefer_cloud", "only_cloud"):
+        legs = plan(Policy(), targets, facts, mode=mode).legs
+        assert all(leg.lowered == 0 for leg in legs)
