@@ -216,6 +216,24 @@ def test_status_and_arms_show_them_of_one_device_and_of_many(tmp_path):
     assert "USD a call" in cli("arms", *folders)[1]
 
 
+def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
+    asked = []
+
+    def trial(x):
+        asked.append(x)
+        return "dog", 1.0
+
+    clouds = {"large": always("cat", usd_per_call=0.002), "next": Function(trial)}
+    with router_of(CloudArms(clouds, {"next": 0.5}, more_differs=1)) as router:
+        for i in range(20):
+            router.infer(i)
+        seen = len(asked)
+        result = router.evaluate([*range(30)], ["cat"] * 30)
+        assert len(asked) == seen
+        assert [arm["arm"] for arm in result.as_dict()["cloud_arms"]] == ["large", "next"]
+        assert "Arms of the cloud, in operation" in result._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
