@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import cli
@@ -12,6 +13,8 @@ from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.errors import Unreachable
 from edgeroute.testing import FakeModel
+
+pytestmark = pytest.mark.once
 
 
 def unsure(x):
@@ -214,6 +217,43 @@ def test_status_and_arms_show_them_of_one_device_and_of_many(tmp_path):
     assert fleet["next"]["calls"] % 10 == 0
     assert fleet["next"]["usd"][0] == pytest.approx(0.001)
     assert "USD a call" in cli("arms", *folders)[1]
+
+
+class Odd:
+    """A value that cannot be compared."""
+
+    def __eq__(self, other):
+        raise ZeroDivisionError
+
+    __hash__ = None
+
+
+def test_values_that_cannot_be_compared_touch_no_answer(caplog):
+    clouds = {"large": Function(lambda x: (Odd(), 1.0)), "next": always("cat")}
+    with Router(lambda x: (Odd(), 0.1), cloud=CloudArms(clouds, {"next": 0.5}, shadow={"next": 1.0}), threshold=0.8) as router:
+        for i in range(20):
+            assert router.infer(i).leg in clouds
+    assert "could not be counted" in caplog.text
+
+
+def test_many_callers_are_all_counted():
+    clouds = {"large": always("cat"), "next": always("cat")}
+    with router_of(CloudArms(clouds, {"next": 0.5}, shadow={"next": 0.5})) as router:
+        with ThreadPoolExecutor(8) as pool:
+            legs = [one.leg for one in pool.map(router.infer, range(400))]
+        told = arms_of(router)
+        assert {name: told[name].calls for name in clouds} == {name: legs.count(name) for name in clouds}
+
+
+def test_a_batch_is_in_one_arm():
+    clouds = {"large": always("cat"), "next": always("cat")}
+    seen = set()
+    with router_of(CloudArms(clouds, {"next": 0.5})) as router:
+        for _ in range(20):
+            legs = {one.leg for one in router.infer_many([1, 2, 3])}
+            assert len(legs) == 1
+            seen |= legs
+    assert seen == {"large", "next"}
 
 
 def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):

@@ -79,7 +79,7 @@ class Trials:
         }  # fmt: skip
         self.stopped: dict[str, str] = {}
         """Arm -> why it gets no request any more."""
-        self._failed, self._shadows = False, 0
+        self._failed = False
         self._fixed = None if arms.device is None else self._at(arms.device)
         self.after_fork()
         renew_after_fork(self)
@@ -90,8 +90,8 @@ class Trials:
                 log.warning("what came of the cloud's arms before cannot be read, and begins anew: %r", e)
 
     def after_fork(self) -> None:
-        """A new lock for the child."""
-        self._lock = threading.Lock()
+        """A new lock for the child, which has no call in shadow."""
+        self._lock, self._shadows = threading.Lock(), 0
 
     def _of(self) -> list[Any]:
         """What the sums are about; equal after it was read from JSON."""
@@ -144,6 +144,12 @@ class Trials:
 
     def ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
         """Counts a request that has ended; and asks in shadow, if it was drawn for that."""
+        try:
+            self._ended(request, outcome, costs)
+        except Exception:
+            log.exception("an arm of the cloud could not be counted; the answer is not touched by it")
+
+    def _ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
         plan = request.plan
         i = next((i for i, leg in enumerate(plan.legs) if leg.permit is not None), None)
         if i is None or plan.legs[i].name not in self._tallies:
