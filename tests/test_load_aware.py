@@ -208,6 +208,7 @@ def test_more_calls_than_an_adaptive_limit_keep_the_edges_answer_at_once():
             assert [one.result(30).source for one in answers] == ["cloud", "cloud"]
         assert kept.source == "edge"
         assert "2 calls are under way" in kept.reason
+        assert [event["code"] for event in kept.trace["events"] if "code" in event] == ["concurrency"], "which nobody waits for"
         assert rules.under_way == set()
 
 
