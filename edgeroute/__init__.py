@@ -56,9 +56,11 @@ if TYPE_CHECKING:
         Unfit,
         Unreachable,
     )
+    from edgeroute.observe.arm_stats import ArmStats, CloudArmStats
     from edgeroute.observe.sensors import DeviceSensors
-    from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Stats
+    from edgeroute.observe.stats import AuditStats, LegStats, Stats
     from edgeroute.record.ab import AB
+    from edgeroute.record.cloud_arms import CloudArms
     from edgeroute.record.drift_monitor import Audit
     from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
     from edgeroute.record.trace import Trace
@@ -122,7 +124,9 @@ _HOMES = {
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
     **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
     **dict.fromkeys(("Check", "Decision"), "router.preflight"),
-    **dict.fromkeys(("ArmStats", "AuditStats", "LegStats", "Stats"), "observe.stats"),
+    **dict.fromkeys(("ArmStats", "CloudArmStats"), "observe.arm_stats"),
+    "CloudArms": "record.cloud_arms",
+    **dict.fromkeys(("AuditStats", "LegStats", "Stats"), "observe.stats"),
     **dict.fromkeys(("Answer", "Cancel", "EdgeModel", "Prediction", "StopToken", "TensorSpec"), "types"),
     **dict.fromkeys(
         (
@@ -159,6 +163,8 @@ __all__ = [
     "CatalogError",
     "Check",
     "Closed",
+    "CloudArmStats",
+    "CloudArms",
     "CloudError",
     "Conversation",
     "CoreMLModel",

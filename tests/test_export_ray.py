@@ -9,12 +9,14 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from time import monotonic
 
 import numpy as np
 import pytest
 from exports import get, infer_bytes, jpeg, pictures, ray, slow
 
 from edgeroute import OnnxModel, OpenInference, Router
+from edgeroute.core.load import FROM
 from edgeroute.export.ray import ray as exported
 
 yaml = pytest.importorskip("yaml")
@@ -179,6 +181,26 @@ def callers(router, count=24):
         ended.set()
         for thread in threads:
             thread.join()
+
+
+def spared(answer):
+    """Whether the edge gave it for the load of the cloud."""
+    return answer.source == "edge" and "as the cloud is loaded" in answer.reason and not answer.degraded
+
+
+def test_a_loaded_application_says_so_and_more_stays_on_the_edge(server, app, models):
+    """What waits there is in its replies; then devices keep what they are surest of, and skip what is optional."""
+    cloud = endpoint(server, app, "slow", timeout_s=60)
+    with Router(lambda x: (0, 0.79 * float(x[0]) / 24), cloud=cloud, threshold=0.8) as router:
+        with callers(router) as (answers, failed):
+            while not failed and not any(spared(one) for one in answers):
+                threading.Event().wait(0.1)  # it has answers all the time
+        assert failed == []
+        rules = router.engine.snapshot.clouds[0].guard.rules
+        assert rules.load.at(monotonic()) > FROM
+        assert router.stats().spared > 0
+        assert {one.source for one in answers} == {"cloud", "edge"}
+        assert all(0 < one.confidence < 0.8 for one in answers if spared(one))
 
 
 def test_replicas_follow_the_load_and_one_that_is_killed_loses_no_request(server, app, models):

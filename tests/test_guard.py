@@ -33,7 +33,7 @@ def look(guard):
     with guard.lock:
         due = guard.rules.take_probe(monotonic())
     if due:
-        guard._watcher.probe(guard)
+        guard.watcher.probe(guard)
 
 
 def busy_server(after_s=None):

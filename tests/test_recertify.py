@@ -19,7 +19,7 @@ from edgeroute.cli.recertify import next_look
 from edgeroute.confidence import Certificate
 from edgeroute.confidence import calibrate as certify
 from edgeroute.confidence.binding import digest
-from edgeroute.router.engine import prints
+from edgeroute.router.auditing import prints
 from edgeroute.settings.rewrite import switched
 from edgeroute.stores.journal import Journal, read
 from edgeroute.stores.keyvalue import KeyValueStore

@@ -57,7 +57,7 @@ def test_an_answer_is_a_line(make, tmp_path):
         sent = len(server.requests[0].partition(b"\r\n\r\n")[2])
     assert (told["id"], told["mode"], told["deadline_s"], told["data_class"]) == (answer.id, "prefer_edge", LONG, "product")
     assert (told["answered_by"], told["accepted"]) == ("cloud", True)
-    assert set(told["facts"]) == {"busy", "edge_p99_s", "no_hedge", "deferral_rate", "rules"}
+    assert set(told["facts"]) == {"busy", "edge_p99_s", "no_hedge", "kept", "deferral_rate", "rules"}
     assert [(leg["leg"], leg["side"], leg["threshold"], leg["rule"]) for leg in told["plan"]] == [
         ("edge", "edge", 0.5, None),
         ("cloud", "cloud", None, "may_leave has 'product'"),

@@ -31,6 +31,7 @@ from edgeroute.cli.schema import schema
 from edgeroute.cli.sensors import sensors
 from edgeroute.cli.serve import serve
 from edgeroute.cli.simulate import simulate
+from edgeroute.cli.simulate_load import load
 from edgeroute.cli.status import status
 from edgeroute.cli.top import top
 
@@ -68,4 +69,5 @@ for command in COMMANDS:
 app.add_typer(export)
 app.add_typer(models)
 app.add_typer(outbox)
+simulate.command()(exits(load))
 app.add_typer(simulate)

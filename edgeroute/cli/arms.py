@@ -11,6 +11,7 @@ import typer
 from edgeroute.cli.exits import NOT_READY, OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.status_arms import arms_of, settings_of, show_arms
+from edgeroute.cli.status_cloud_arms import show_cloud_arms, show_fleet
 from edgeroute.cli.tables import console, table
 from edgeroute.errors import BadInput, StoreError
 
@@ -36,26 +37,36 @@ def arms(
 ) -> int:
     """Compares the arms of an A/B comparison over many devices, and says whether B is worse than is allowed.
 
-    Where each device is in one arm, no device can compare them by itself: this does. Exit code 4: B is worse, stop it.
+    Where each device is in one arm, no device can compare them by itself: this does. Exit code 4: B is worse, stop it; or an arm
+    of the cloud is stopped, of which the sums over state folders are shown.
     """
     from edgeroute.evaluation.fleet import compared
     from edgeroute.report.ab import made_of
 
+    clouds = show_fleet(devices)
     found = list[Any]()
     for path in devices:
         read = [one for one in _read(path) if one is not None]
         found += read
-        if not read:
+        if not read and not clouds:
             print(f"{path} has no A/B comparison: left out", file=sys.stderr)
+    if clouds and not found:
+        if as_json:
+            print(json.dumps({"cloud_arms": clouds}, allow_nan=False))
+        else:
+            show_cloud_arms(clouds)
+        return NOT_READY if any(one["stopped"] for one in clouds) else OK
     fleet = compared(found)
     said = made_of(len(found), sum(arm.requests for arm in fleet.arms))
     if report is not None:
         _write(report, fleet, said)
     code = NOT_READY if fleet.worse else OK
     if as_json:
-        print(json.dumps({"devices": len(found), **fleet.as_dict()}, allow_nan=False))
+        more = {"cloud_arms": clouds} if clouds else {}
+        print(json.dumps({"devices": len(found), **fleet.as_dict(), **more}, allow_nan=False))
         return code
     _show(fleet, said)
+    show_cloud_arms(clouds)
     if report is not None:
         print(f"written to {report}")
     return code

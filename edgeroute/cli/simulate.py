@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -174,7 +174,7 @@ def fleet(
         )
     if scenario.length_s < scenario.back_at_s + AGAIN_S:
         raise typer.BadParameter(f"the outage is over at {scenario.back_at_s:g} s: give it longer", param_hint="--length")
-    rows = _rows(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread))
+    rows = rows_of(scenario, clients(scenario, EDGEROUTE.spread_s if spread is None else spread), _row)
     if as_json:
         print(json.dumps({"scenario": plain(scenario), "clients": rows}))
         return OK
@@ -182,7 +182,9 @@ def fleet(
     return OK
 
 
-def _rows(scenario: Scenario, compared: Sequence[Client]) -> list[dict[str, Any]]:
+def rows_of(
+    scenario: Scenario, compared: Sequence[Client], row: Callable[[Scenario, Client], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The result of each simulation. They run in processes, which are ended at once if this one is interrupted."""
     from concurrent.futures import ProcessPoolExecutor, wait
     from multiprocessing import active_children, get_context
@@ -195,7 +197,7 @@ def _rows(scenario: Scenario, compared: Sequence[Client]) -> list[dict[str, Any]
     )
     try:
         with _deaf():
-            results = [processes.submit(_row, scenario, client) for client in compared]
+            results = [processes.submit(row, scenario, client) for client in compared]
         with bar() as progress:
             task, left = progress.add_task(f"simulating {scenario.devices:,} devices", total=len(results)), {*results}
             while left:

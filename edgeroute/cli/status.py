@@ -14,6 +14,7 @@ from edgeroute.cli.exits import OK
 from edgeroute.cli.options import Json
 from edgeroute.cli.outbox import InFolder, OfPolicy, folder, when
 from edgeroute.cli.status_arms import arms_of, settings_of, show_arms
+from edgeroute.cli.status_cloud_arms import cloud_arms_of, show_cloud_arms
 from edgeroute.cli.status_shadow import CANDIDATE, shadows, show
 from edgeroute.cli.tables import table
 from edgeroute.core.explain import finite
@@ -76,7 +77,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     if as_json:
         print(json.dumps(found.as_dict(), allow_nan=False))
         return OK
-    edges, latencies, links, spent, joules, shadow, arms, box, written, notes, _ = found
+    edges, latencies, links, spent, joules, shadow, arms, clouds, box, written, notes, _ = found
     for note in notes:
         print(printable(note), file=sys.stderr)
     for edge in edges:
@@ -89,6 +90,7 @@ def status(*, policy: OfPolicy = None, state: InFolder = None, as_json: Json = F
     if not edges and not shadow and not in_shadow:
         print("no edge model's promise is watched here: that takes a threshold, and [audit] in the policy")
     show_arms(arms)
+    show_cloud_arms(clouds)
     if latencies:
         rows = [(name, f"{one['count']:,}", *(_ms(one[q]) for q in ("p50_s", "p99_s"))) for name, one in latencies.items()]
         table(("leg", "answers", "p50", "p99"), rows, ("leg",))
@@ -133,6 +135,7 @@ class Gathered(NamedTuple):
     joules: dict[str, float]
     shadow: list[ShadowStats]
     arms: list[dict[str, Any]]
+    cloud_arms: list[dict[str, Any]]
     outbox: dict[str, int] | None
     written: float | None
     notes: list[str]
@@ -148,6 +151,8 @@ class Gathered(NamedTuple):
         told["arms"] = self.arms
         if self.arms:
             told["ab"] = self.ab
+        if self.cloud_arms:
+            told["cloud_arms"] = self.cloud_arms
         return {**told, "notes": self.notes}
 
 
@@ -188,7 +193,8 @@ def gathered(of: Opened, home: Path, *, shadow_runs: bool = True) -> Gathered:
     joules, arms = _joules(kept), arms_of(kept)
     return Gathered(
         _edges(of, kept), _latencies(kept), _links(kept), _spent(kept, of.limits), joules, shadow, arms,
-        _outbox(home / "outbox.db"), max((value.updated for value in kept.values()), default=None),
+        cloud_arms_of(kept).get("arms", []), _outbox(home / "outbox.db"),
+        max((value.updated for value in kept.values()), default=None),
         [*of.notes, *_uncounted(of.snapshot, of.limits, joules)], settings_of(kept) if arms else None,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def shadows(log: Path, snapshot: Snapshot | None) -> list[ShadowStats]:
     """
     from edgeroute.confidence.binding import digest
     from edgeroute.record.shadow import UNHEARD, Tally
-    from edgeroute.router.engine import prints
+    from edgeroute.router.auditing import prints
     from edgeroute.stores.journal import read
 
     wanted: dict[str, str] = {}

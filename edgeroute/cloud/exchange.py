@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute import system
+from edgeroute.cloud.load_reports import report_in
 from edgeroute.core.admission import price
 from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.policy import INF
@@ -52,6 +54,10 @@ class Owner(Protocol):
     journal: Journal | None
     turns: Turns
     report: Report | None
+
+    @property
+    def watcher(self) -> Any:
+        """Receives events, such as `loaded`."""
 
     def hold(self, wait_s: float) -> None:
         """Holds all requests, as the endpoint requested."""
@@ -197,6 +203,15 @@ class Exchange:
         self.sent += size
         self._size = size
         self.begun, self._until, self._open = monotonic(), until, True
+
+    def reported(self, headers: Mapping[str, str]) -> None:
+        """Takes what a reply's headers say of the endpoint's load."""
+        if (report := report_in(headers)) is not None:
+            guard = self._guard
+            with guard.lock:
+                changed = guard.rules.load.add(report.load, monotonic())
+            if changed:
+                guard.watcher.loaded(guard)
 
     def next_call(self) -> None:
         """The next attempt is the first one of another call: it counts as one in every limit."""

@@ -43,6 +43,9 @@ class Watcher(Protocol):
     def closed(self, guard: Guard) -> None:
         """The breaker has closed."""
 
+    def loaded(self, guard: Guard) -> None:
+        """The endpoint reports another load, as far as anything is decided by it."""
+
 
 class Guard:
     """Circuit breaker, rate limit and spending for one endpoint: an `Admission` with lock and clock.
@@ -62,6 +65,7 @@ class Guard:
     Attributes:
         rules: the `Admission`.
         lock: of the rules.
+        watcher: receives events.
     """
 
     lock: AbstractContextManager[Any]
@@ -79,7 +83,7 @@ class Guard:
         report: Report | None = None,
     ) -> None:
         self.name, self.where, self.terms, self.spending = name, where, terms, spending
-        self.journal, self.report, self._health, self._watcher = journal, report, health, watcher
+        self.journal, self.report, self._health, self.watcher = journal, report, health, watcher
         self.rules = Admission(terms, spending, careful=True)
         self.after_fork()
         renew_after_fork(self)
@@ -128,7 +132,7 @@ class Guard:
         with self.lock:
             due = self.rules.take_probe(monotonic())
         if due:
-            self._watcher.probe(self)
+            self.watcher.probe(self)
         if self.report is not None:
             self.report.held(self.name, rejection.code)
         raise Held(f"{self.name} was not asked: {rejection.text}", code=rejection.code)
@@ -156,7 +160,7 @@ class Guard:
         if ok:
             with self.lock:
                 self.rules.probe_ended(monotonic(), random.random(), ok=True)  # noqa: S311 - jitter, not a secret
-            self._watcher.closed(self)
+            self.watcher.closed(self)
 
     def probe_failed(self, wait_s: float | None = None) -> None:
         """Records a failed probe, or one that could not be sent. wait_s: the hold that the endpoint requested, seconds."""
@@ -168,7 +172,7 @@ class Guard:
         with self.lock:
             due = self.rules.link_up(monotonic())
         if due:
-            self._watcher.probe(self)
+            self.watcher.probe(self)
 
     @property
     def state(self) -> State:
@@ -206,7 +210,7 @@ class Guard:
         with self.lock:
             back = self.rules.succeeded(monotonic(), took_s, moved)
         if back:
-            self._watcher.closed(self)
+            self.watcher.closed(self)
 
     def failed(self) -> None:
         """Records a fault."""
@@ -214,7 +218,7 @@ class Guard:
             opened = self.rules.failed(monotonic(), random.random())  # noqa: S311
         if opened:
             self.turns.advance()  # those who wait are told at once
-            self._watcher.opened(self)
+            self.watcher.opened(self)
 
     def count_rejected(self, code: ErrorCode | HeldCode) -> None:
         """Counts a request rejected for a reason outside the guard."""

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.carriers import carriers
+from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.quiet import OURS
 from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
@@ -168,6 +169,8 @@ class HttpClient:
         try:
             with self._channels.open(call, by, cancel) as response:
                 body = iter(response)
+                if HEADER in response.headers:
+                    exchange.reported(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
                     if type(step) is Said:
@@ -204,6 +207,8 @@ class HttpClient:
         try:
             async with self._async.open(call, by) as response:
                 body = response.__aiter__()
+                if HEADER in response.headers:
+                    exchange.reported(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
                     if type(step) is Said:
@@ -302,6 +307,8 @@ class HttpClient:
         size = len(reply.body)
         with self._lock:
             self.received += size
+        if HEADER in reply.headers:
+            exchange.reported(reply.headers)
         try:
             good = checked(reply, self.endpoint.where, call.body, self.endpoint.address)
         except CloudError as e:

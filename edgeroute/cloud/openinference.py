@@ -15,6 +15,7 @@ import numpy as np
 from edgeroute.cloud.base import SUCCESS, Call, Reply, Talk, checked, loads
 from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, blank, datatype_of, listed, raw
 from edgeroute.cloud.escalated import PARAMETER, written
+from edgeroute.cloud.load_reports import ASK
 from edgeroute.cloud.payloads import Feed, described, zeros_of
 from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import Given, ServedModel
@@ -186,9 +187,9 @@ class OpenInference(ServedModel):
             head.setdefault("parameters", {})[PARAMETER] = written(feed.edges)
         text = json_dumps(head)
         if not binary:
-            return Call("POST", f"{self.path}/infer", [JSON], text, max_reply=limit)
+            return Call("POST", f"{self.path}/infer", [JSON, ASK], text, max_reply=limit)
         body = b"".join([text, *parts])
-        return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], body, max_reply=limit)
+        return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text))), ASK], body, max_reply=limit)
 
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
         body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
@@ -31,6 +31,9 @@ class Exchange(Protocol):
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None
     ) -> None:
         """After `size` bytes were received, or an error."""
+
+    def reported(self, headers: Mapping[str, str]) -> None:
+        """After a reply with a report of the endpoint's load in its headers."""
 
     def next_call(self) -> None:
         """Before the first attempt of another call than the first."""

@@ -20,5 +20,6 @@ def checked_terms(given: dict[str, Any]) -> Terms:
     for name in ("usd_per_call", "usd_per_mb", "joules_per_call", "joules_per_mb", *_PER_TOKEN):
         check_number(name, getattr(found, name))
     check_number("calls_per_s", found.calls_per_s, above=True, infinite=True)
-    check_number("max_concurrent", found.max_concurrent, least=1, whole=True)
+    if found.max_concurrent != "auto":
+        check_number("max_concurrent", found.max_concurrent, least=1, whole=True)
     return found

@@ -7,9 +7,11 @@ from typing import Protocol
 
 from edgeroute.core.breaker import Breaker, State
 from edgeroute.core.budget import Rate, RetryBudget
-from edgeroute.core.codes import Rejection
+from edgeroute.core.codes import HeldCode, Rejection
+from edgeroute.core.concurrency import Concurrency
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
+from edgeroute.core.load import Load
 from edgeroute.core.policy import Terms
 from edgeroute.core.spending import Cost, Tokens
 
@@ -22,6 +24,12 @@ def price(terms: Terms, tokens: Tokens) -> float:
     """US dollars for so many tokens."""
     usd = tokens.prompt * terms.usd_per_million_input_tokens + tokens.answer * terms.usd_per_million_output_tokens
     return usd / MILLION
+
+
+def most_under_way(rules: Admission) -> int:
+    """How many calls may be under way: `max_concurrent`, or what it has found itself."""
+    most = rules.terms.max_concurrent
+    return rules.adapted.most if rules.adapted is not None else int(most)
 
 
 class Spends(Protocol):
@@ -49,20 +57,25 @@ class Admission:
         careful: limits the requests under way at an endpoint that is not known to be well.
 
     Attributes:
+        adapted: the limit of calls under way that finds itself; None: it is a number.
         under_way: the slots of calls in progress.
         overdue: those among them that were counted as faults, since they are late.
+        load: what its replies report of its load.
         link: time of a call and bandwidth, as measured. Nothing is decided by it.
         rate: calls per second.
         rejected: number of requests rejected.
     """
 
     __slots__ = (
-        "_careful", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
+        "_careful", "adapted", "breaker", "budget", "link", "load", "overdue", "rate", "rejected", "spending", "terms",
+        "under_way", "usual",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual, self.link = Breaker(), Latency(), Link()
+        self.load = Load()
+        self.adapted = Concurrency() if terms.max_concurrent == "auto" else None
         self.budget, self.rate = RetryBudget(), Rate(terms.calls_per_s)
         self.under_way: set[Hashable] = set()
         self.overdue: set[Hashable] = set()
@@ -89,10 +102,11 @@ class Admission:
     def crowded(self, now: float) -> Rejection | None:
         """Why no further request may be under way now; None: one may. Only the end of another changes that."""
         count = len(self.under_way)
-        if count >= self.terms.max_concurrent:
-            return Rejection("max_concurrent", f"{count} calls are under way (max_concurrent)")
+        code: HeldCode = "max_concurrent" if self.adapted is None else "concurrency"
+        if count >= most_under_way(self):
+            return Rejection(code, f"{count} calls are under way (max_concurrent)")
         if self._unsure(count + 1, now):
-            return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
+            return Rejection(code, f"{count} calls are under way, and whether it is well is not known")
         return None
 
     def _unsure(self, count: int, now: float) -> bool:
@@ -153,6 +167,8 @@ class Admission:
         self.budget.success()
         if took_s is not None:
             self.usual.add(took_s)
+            if self.adapted is not None:
+                self.adapted.succeeded(took_s, len(self.under_way) + 1)
             if moved is not None:
                 self.link.add(moved, took_s)
         return before != "closed"
@@ -160,6 +176,8 @@ class Admission:
     def failed(self, now: float, jitter: float) -> bool:
         """Records a fault. Returns whether it opened the breaker."""
         before = self.breaker.opened
+        if self.adapted is not None:
+            self.adapted.failed(now)
         self.breaker.fault(now, jitter)
         return self.breaker.opened > before
 
@@ -195,5 +213,5 @@ class Admission:
 
     def has_headroom(self, now: float) -> bool:
         """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
-        busy = 2 * len(self.under_way) >= self.terms.max_concurrent or self._unsure(2 * len(self.under_way) + 1, now)
+        busy = 2 * len(self.under_way) >= most_under_way(self) or self._unsure(2 * len(self.under_way) + 1, now)
         return not busy and self.breaker.allows(now) and not self.rate.spare_in(now)

@@ -121,10 +121,12 @@ def trace(plan: Plan, outcome: Outcome, identity: str, costs: Mapping[int, dict[
         "data_class": plan.data_class,
         "offline": plan.offline,
         "stays": plan.stays,
+        **({"arm": plan.arm} if plan.arm else {}),
         "facts": {
             "busy": sorted(facts.busy),
             "edge_p99_s": round(facts.edge_s, 6),
             "no_hedge": facts.no_hedge,
+            "kept": facts.kept,
             "deferral_rate": round(facts.deferral_rate, 4),
             "rules": [{**rule._asdict(), "leave": rule.ends, "applied": rule in plan.rules} for rule in facts.rules],
         },

@@ -28,6 +28,10 @@ class Facts(NamedTuple):
     """Rules on the device's state that are in force. The readings are no facts: a plan holds until a rule begins or ends."""
     loading: frozenset[str] = frozenset()
     """Names of edges that are being loaded again."""
+    kept: float = 0.0
+    """Share of the deferrals, 0..1, that is kept on the edge since the cloud is loaded (`core.load`)."""
+    slack: Mapping[str, float] = {}
+    """How far the thresholds of each edge are lowered for that, by name; not those of a certificate."""
     took_s: Mapping[str, float] = {}
     """Time in which nine in ten runs of a variant end, seconds, by name; missing: unknown, or it is no variant."""
     joules: Mapping[str, float] = {}

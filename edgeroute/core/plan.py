@@ -40,6 +40,8 @@ class Leg(NamedTuple):
     label: str
     thresholds: Mapping[str, float]
     """Per-class thresholds: an answer's `str()` -> its threshold."""
+    lowered: float = 0.0
+    """How far its thresholds are below its own, as the cloud is loaded."""
 
     @property
     def side(self) -> Side:
@@ -82,6 +84,8 @@ class Plan(NamedTuple):
     """Hedging delay, seconds after the beginning: a standby, too, is started then, where answers come in pieces."""
     unsure: tuple[Unsure, ...] = ()
     """The edges that are not asked first, as the input's own confidence is below their thresholds."""
+    arm: str = ""
+    """The cloud on trial that answers in place of the first; empty: none."""
 
 
 class Refusal(NamedTuple):
@@ -101,15 +105,17 @@ def plan(
     deadline_s: float | None = None,
     data_class: str | None = None,
     why_home: str = "",
+    arm: str = "",
 ) -> Plan | Refusal:
     """Makes the plan for one request. `mode` and `deadline_s` (seconds) override the policy's for this call.
 
     why_home: why nothing of it may leave, whatever its data class; empty: the egress rules decide.
+    arm: the name of the cloud whose arm the request is in; empty: of none that is on trial.
     """
     ruled = _applying(policy, facts, mode)
     deadline_s = policy.deadline_s if deadline_s is None else deadline_s
     edges = [i for i, t in enumerate(targets) if t.side == "edge"]
-    clouds = [i for i, t in enumerate(targets) if t.side == "cloud"]
+    clouds = [i for i, t in enumerate(targets) if t.side == "cloud" and (not t.trial or t.name == arm)]
     edges, variants = picked(edges, targets, facts, ruled.then("small_model"), deadline_s)
     firsts = [targets[side[0]].name for side in (edges, clouds) if side]
     own, cheapest = _cheapest(_mode(policy, ruled, mode), ruled, firsts, facts, chosen=mode is not None)
@@ -140,6 +146,9 @@ def plan(
                 steps.append(f"data class {verdict.data_class!r} may leave: {verdict.rule}")
 
     away = [] if allowed is None else _arranged(policy, targets, facts, clouds)
+    if arm and away:
+        away.sort(key=lambda i: targets[i].name != arm)
+        steps.append(f"the request is in the arm of {arm}")
     home = [] if mode == "only_cloud" else edges
     if len(home) > 1 and (small := ruled.then("small_model")) is not None:
         steps.append(f"{small}: of the edges only {targets[home[0]].name}, the smallest")
@@ -165,6 +174,8 @@ def plan(
     legs: list[Leg] = []
     for position, place in enumerate(places):
         target, usual = targets[place.target], not place.late
+        if arm and target.certified:
+            target = target._replace(label=f"uncalibrated: its certificate is for another cloud than {arm}")
         standby = place.spare or (first_away and target.side == "edge" and (usual or deadline_s < INF))
         waits = start_by_s(
             place, standby=standby and not any(leg.standby for leg in legs), hedge_s=hedge_s,
@@ -183,12 +194,16 @@ def plan(
             label=target.label,
             thresholds=target.thresholds,
         )
+        after = places[position + 1].target if position + 1 < len(places) else None
+        if facts.kept and after is not None and targets[after].side == "cloud" and not standby:
+            leg, why = _relieving(leg, target, facts, asks=allowed is not None)
+            steps += why
         steps.append(_step(leg, legs[-1] if legs else None))
         legs.append(leg)
     sequential = deadline_s == INF and all(leg.hedge_after_s == INF and leg.start_by_s == INF for leg in legs)
     return Plan(
         tuple(legs), deadline_s, policy.offline, mode, tuple(steps), tuple(range(len(legs))), sequential,
-        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s,
+        stays, data_class, facts, skipped, silent, ruled.rules, hedge_s, arm=arm,
     )  # fmt: skip
 
 
@@ -261,6 +276,24 @@ def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds:
         return 0.0 if known is None else known.quantile(0.5) or 0.0
 
     return sorted(clouds, key=median_s)
+
+
+def _relieving(leg: Leg, target: Target, facts: Facts, *, asks: bool) -> tuple[Leg, list[str]]:
+    """The leg of an edge with its thresholds lowered as far as the cloud's load asks for, and why it is so or not.
+
+    asks: whether a cloud may be asked at all.
+    """
+    if not asks or target.side != "edge" or leg.threshold is None:
+        return leg, []
+    if target.certified:
+        return leg, [f"the cloud is loaded: {leg.name} defers all the same, as its threshold is a certificate's"]
+    lower = facts.slack.get(leg.name, 0.0)
+    if not lower:
+        return leg, []
+    why = f"{leg.label}, lowered by {lower:.2g} as the cloud is loaded"
+    own = {name: one - lower for name, one in leg.thresholds.items()}
+    text = f"the cloud is loaded: {leg.name} keeps the surest {facts.kept:.0%} of what it would defer"
+    return leg._replace(threshold=leg.threshold - lower, thresholds=own, label=why, lowered=lower), [text]
 
 
 def _hedge_s(policy: Policy, targets: tuple[Target, ...], facts: Facts, order: Sequence[int], deadline_s: float) -> float:

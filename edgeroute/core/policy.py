@@ -43,6 +43,10 @@ class Target(NamedTuple):
     """Origin of the threshold, as quoted in the reason."""
     thresholds: Mapping[str, float] = {}
     """Per-class thresholds: an answer's `str()` -> its threshold; empty: one for all."""
+    certified: bool = False
+    """The threshold is a certificate's: it is never lowered."""
+    trial: bool = False
+    """A cloud that only requests of its arm are sent to."""
     group: str = ""
     """The group of variants of which it is one; empty: none. One member of a group is in a plan."""
 
@@ -101,7 +105,8 @@ class Terms(NamedTuple):
     joules_per_mb: float = 0.0
     """Radio energy on the device: per request, and per million bytes of bodies in both directions."""
     calls_per_s: float = INF
-    max_concurrent: int = 64
+    max_concurrent: int | Literal["auto"] = 64
+    """Calls under way at a time; auto: as `core.concurrency` finds, and a further one is not sent instead of waiting."""
     usd_per_million_input_tokens: float = 0.0
     usd_per_million_output_tokens: float = 0.0
     """Of a language model: for the tokens of a request, and of its answer."""

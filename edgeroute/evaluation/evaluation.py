@@ -94,6 +94,8 @@ class Evaluation(NamedTuple):
     """Whether an answer without a score is accepted."""
     arms: tuple[Mapping[str, Any], ...] = ()
     """What came of the arms of an A/B comparison so far, in operation; empty: there are none."""
+    cloud_arms: tuple[Mapping[str, Any], ...] = ()
+    """Likewise of the arms of the cloud."""
 
     @property
     def n(self) -> int:

@@ -27,6 +27,7 @@ class EndpointHealth:
         submit: runs a probe in a thread, if one is available.
         guards: returns the current guards.
         back: called when an endpoint has answered again.
+        loaded: called when the load of an endpoint has changed what is kept on the edge.
         changed: called with the name and state of a breaker that has changed; None: no callback.
         stays_home: whether nothing may leave the device by itself now.
     """
@@ -38,9 +39,11 @@ class EndpointHealth:
         back: Callable[[], object],
         changed: Callable[[str, str], object] | None = None,
         *,
+        loaded: Callable[[], object] = lambda: None,
         stays_home: Callable[[], object] = lambda: "",
     ) -> None:
         self._stays_home = stays_home
+        self._loaded = loaded
         self._submit, self._guards, self._back, self._changed = submit, guards, back, changed
         self._closed = False
         self._linked_at = -inf
@@ -81,6 +84,13 @@ class EndpointHealth:
         if self._changed is not None:
             self._changed(guard.name, "closed")
         self._back()
+
+    def loaded(self, _: Guard) -> None:
+        """Has plans made again; a failure of that is not one of the call whose reply it came with."""
+        try:
+            self._loaded()
+        except Exception:
+            log.exception("the load that an endpoint reports could not be taken in")
 
     def link_up(self) -> None:
         """The network came up: makes probes due at once, unless nothing leaves the device by itself."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
+from edgeroute.core.load import FROM, kept_share
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import SHARES, Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
@@ -25,6 +26,8 @@ from edgeroute.system import LINUX, contained, now, renew_after_fork
 from edgeroute.types import Backend
 
 OWN = "give the router `sensors=`, a function that returns a Reading"
+EASES_S = 1.0
+"""Time after which it is looked whether the load of a cloud has eased, seconds."""
 READS_S = 10.0
 """Time between two readings of the device's sensors, seconds, where they say no other."""
 log = logging.getLogger("edgeroute")
@@ -45,6 +48,7 @@ class Observer:
         facts: the current ones; replaced by a new object when they change.
         reading: the last one.
         read_at: its instant; None: there is none yet.
+        eases_at: instant from which the load of the clouds is to be looked at again; inf: nothing goes by it.
         reads_at: instant from which the sensors are due; inf: they are not used, or are being read.
     """
 
@@ -64,7 +68,7 @@ class Observer:
         self._state: State = ()
         self.facts, self.reading = Facts(), Reading()
         self.read_at: float | None = None
-        self.reads_at = INF
+        self.reads_at = self.eases_at = INF
         self.after_fork()
         renew_after_fork(self)
 
@@ -109,11 +113,21 @@ class Observer:
             edge_j = self._spending.edge_j = next((facts.joules[name] for name in self._edges if name in facts.joules), 0.0)
             left_j = self._spending.limits.joules_per_hour - self._spending.spent().joules
             facts = facts._replace(energy_spent=left_j < edge_j)
+        facts = self._relieved(facts, backends)
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
         with self._lock:
             facts = facts._replace(rules=in_force(self._state), loading=loading)
             changed, self.facts = facts != self.facts, facts
         return changed
+
+    def _relieved(self, facts: Facts, backends: Sequence[Backend]) -> Facts:
+        """The facts with what is kept on the edge as a cloud is loaded."""
+        now, guards = monotonic(), [guard for b in backends if (guard := getattr(b, "guard", None)) is not None]
+        share = kept_share(max((guard.rules.load.at(now) for guard in guards), default=0.0))
+        self.eases_at = now + EASES_S if share else INF
+        if not share:
+            return facts
+        return facts._replace(kept=share, slack=self._counts.slacks(self._edges, share))
 
     def outdated(self, outcome: Outcome, backends: Sequence[Backend]) -> bool:
         """Whether a backend has become busy, or free again, as far as a request that ended so is a reason to look."""
@@ -205,7 +219,11 @@ class Observer:
             return "half of what may be spent is spent"
         guards: list[Any] = [getattr(b, "guard", None) for b in backends]
         away = [guard.name for guard in guards if guard is not None and guard.state != "closed"]
-        return f"{', '.join(away)} does not answer" if away else ""
+        if away:
+            return f"{', '.join(away)} does not answer"
+        now = monotonic()
+        full = [guard.name for guard in guards if guard is not None and guard.rules.load.at(now) > FROM]
+        return f"{', '.join(full)} is loaded" if full else ""
 
     def _is_metered(self) -> bool:
         """Whether the link is metered; it counts as metered if the function raises."""

@@ -9,11 +9,18 @@ from typing import NamedTuple
 
 from edgeroute.core.codes import UNFIT
 from edgeroute.core.latency import Latency
-from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.load import slack
+from edgeroute.core.plan import Leg, Plan, Unsure
+from edgeroute.core.policy import INF
 from edgeroute.core.standby import reserve_s
 from edgeroute.core.walk import Mark, Outcome, judged
+from edgeroute.observe.arm_stats import ArmStats, CloudArmStats, Part
 from edgeroute.system import renew_after_fork
 
+__all__ = ["ArmStats", "CloudArmStats", "Counts", "Part", "Stats"]
+
+RECENT = 128
+"""Deferred answers of a leg of which it is kept how far they were below their thresholds."""
 TOGETHER = 64
 """Batch size of counting; an answer that was not simply accepted triggers it at once."""
 
@@ -93,39 +100,6 @@ class ShadowStats(NamedTuple):
     cloud_p99_s: float | None
 
 
-class Part(NamedTuple):
-    """A number with its 95 % interval."""
-
-    share: float
-    low: float
-    high: float
-
-
-class ArmStats(NamedTuple):
-    """What came of one arm of an A/B comparison."""
-
-    arm: str
-    """a or b."""
-    model: str
-    requests: int
-    failed: Part
-    """Share of them on which its edge model failed."""
-    deferred: Part
-    """Share of them for which the cloud was called."""
-    mean_s: Part
-    """Mean time of a request, seconds."""
-    p50_s: float | None
-    p99_s: float | None
-    compared: int
-    """Answers of the edge model that audits compared with the cloud's."""
-    differs: Part
-    """Share of these that differ."""
-    loss: Part
-    """Share of all requests that were answered by the edge, and otherwise than by the cloud; by audits."""
-    stopped: str
-    """Why a guardrail stopped the arm; empty: it did not."""
-
-
 class Stats(NamedTuple):
     """Statistics of the router."""
 
@@ -153,8 +127,12 @@ class Stats(NamedTuple):
     """Per edge model that has run in shadow."""
     arms: tuple[ArmStats, ...] = ()
     """A and B, if there is an `AB`."""
+    cloud_arms: tuple[CloudArmStats, ...] = ()
+    """Of the cloud, if it is a `CloudArms`."""
     joules: Mapping[str, float] = {}
     """Target -> energy of a call, as far as known: of an edge fitted from the device's power, of a cloud by its prices."""
+    spared: int = 0
+    """Answers of the edge that were below its own threshold, and were accepted since the cloud was loaded."""
     break_even: float | None = None
     """The share of deferred requests below which the edge first takes less energy than the cloud alone; None: not known."""
 
@@ -179,6 +157,7 @@ class _Leg:
         "below",
         "busy_s",
         "cancelled",
+        "deficits",
         "failed",
         "judged",
         "latency",
@@ -192,6 +171,17 @@ class _Leg:
         self.judged = self.below = self.runs = 0
         self.since = self.busy_s = 0.0
         self.latency = Latency()
+        self.deficits: deque[float] = deque(maxlen=RECENT)
+
+    def short(self, leg: Leg, confidence: float | None, limit: float | None, *, accepted: bool) -> bool:
+        """Notes how far an answer was below its own threshold; returns whether it was accepted all the same."""
+        if limit is None or confidence is None:
+            return False
+        deficit = limit + leg.lowered - confidence
+        if not 0 < deficit < INF:
+            return False
+        self.deficits.append(deficit)
+        return accepted
 
     def took(self, seconds: float) -> None:
         """Adds the time of an answer."""
@@ -205,7 +195,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = self.unanswered = 0
-        self.cached = self.queued = self.late = 0
+        self.cached = self.queued = self.late = self.spared = 0
         self._added = 0
         """Requests counted since `record` last returned True."""
         self._legs: defaultdict[str, _Leg] = defaultdict(_Leg)
@@ -248,10 +238,12 @@ class Counts:
                 leg.answered += 1
                 leg.accepted += 1
                 leg.judged += judged(legs[answered_by])
+                if (only := legs[answered_by]).lowered:
+                    self.spared += leg.short(only, ended.detail, only.threshold, accepted=True)
                 if not batch:
                     leg.took(ended.at - started.at)
                 continue
-            deferred, early = False, set[int]()
+            deferred, early, limits = False, set[int](), dict[int, float]()
             for kind, i, at, detail in log:
                 leg = known[legs[i].name]
                 if kind == "start":
@@ -264,7 +256,9 @@ class Counts:
                     leg.cancelled += 1
                 elif kind == "decided":
                     early.add(i)
-                elif kind != "limit":
+                elif kind == "limit":
+                    limits[i] = detail
+                else:
                     whole = i not in early or kind != "below"  # else it was judged by its beginning, and went on or was stopped
                     counted = i not in early or kind != "kept"  # else at the decision
                     leg.answered += counted
@@ -272,18 +266,22 @@ class Counts:
                     if counted and judged(legs[i]):
                         leg.judged += 1
                         leg.below += kind == "below"
+                        limit = limits.get(i, legs[i].threshold)
+                        self.spared += leg.short(legs[i], detail, limit, accepted=kind == "accepted")
                     if whole and not batch:
                         leg.took(at - leg.since)
             self.deferred += deferred
             self.unanswered += answered_by is None
             self.degraded += answered_by is not None and not accepted
 
-    def unsure(self, names: Iterable[str]) -> None:
+    def unsure(self, edges: Iterable[Unsure]) -> None:
         """Counts edges that were below their thresholds before they ran."""
         with self._lock:
-            for name in names:
-                self._legs[name].judged += 1
-                self._legs[name].below += 1
+            for planned, confidence in edges:
+                leg = self._legs[planned.name]
+                leg.judged += 1
+                leg.below += 1
+                leg.short(planned, confidence, planned.threshold, accepted=False)
 
     def note(self, what: str) -> None:
         """Counts one of `cached`, `queued` and `late`."""
@@ -320,6 +318,12 @@ class Counts:
         with self._lock:
             self._add_up()
             return {name: (leg.runs, leg.busy_s) for name in names if (leg := self._legs.get(name)) is not None}
+
+    def slacks(self, names: Iterable[str], share: float) -> dict[str, float]:
+        """How far each of these edges' thresholds are to be lowered, that this share of its deferrals is kept."""
+        with self._lock:
+            self._add_up()
+            return {name: slack(leg.deficits, share) for name in names if (leg := self._legs.get(name)) is not None}
 
     def latencies(self) -> dict[str, Latency]:
         """A copy of each leg's latency sketch."""
@@ -364,5 +368,5 @@ class Counts:
                 self.requests, self.deferred, self.degraded, self.unanswered, self.deferral_rate,
                 self.cached, self.queued, self.late,
                 sum(leg.bytes_sent for leg in legs), sum(leg.bytes_received for leg in legs), usd_today,
-                tuple(legs), audits, shadows,
+                tuple(legs), audits, shadows, spared=self.spared,
             )  # fmt: skip

@@ -13,6 +13,7 @@ from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
 from edgeroute.observe.stats import Counts
 from edgeroute.record.ab import STORED
+from edgeroute.record.cloud_arms import STORED as CLOUD_ARMS
 from edgeroute.stores.keyvalue import KeyValueStore
 
 EVERY_S = 1.0
@@ -32,6 +33,8 @@ class Checkpoint:
         self.store, self._counts, self.spending = store, counts, spending
         self.arms: Callable[[], Mapping[str, Any] | None] = lambda: None
         """What came of the arms of an A/B comparison."""
+        self.trials: Callable[[], Mapping[str, Any] | None] = lambda: None
+        """What came of the arms of the cloud."""
         self.joules: Callable[[], Mapping[str, float]] = dict
         """What a call of each target takes, as far as known."""
         self._due = 0.0
@@ -70,6 +73,8 @@ class Checkpoint:
         self.store.put("latency", {name: latency.dump() for name, latency in self._counts.latencies().items()})
         if (arms := self.arms()) is not None:
             self.store.put(STORED, arms)
+        if (trials := self.trials()) is not None:
+            self.store.put(CLOUD_ARMS, trials)
         if joules := self.joules():
             self.store.put("energy", dict(joules))
         self.spending.keep()

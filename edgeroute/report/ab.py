@@ -28,6 +28,31 @@ def in_operation(arms: Sequence[Mapping[str, Any]]) -> str:
     ))  # fmt: skip
 
 
+def of_clouds(arms: Sequence[Mapping[str, Any]]) -> str:
+    """What came of the arms of the cloud. arms: as in its router's state."""
+    rows = []
+    for arm in arms:
+        usd, mean = arm["usd"], arm["mean_s"]
+        row = [
+            _share(arm["failed"]),
+            _share(arm["differs"]) if arm["compared"] else NONE,
+            _share(arm["shadow_differs"]) if arm["shadowed"] else NONE,
+            f"{usd[0]:.3g} ({usd[1]:.3g} to {usd[2]:.3g})",
+            f"{duration(mean[0])} ({duration(mean[1])} to {duration(mean[2])})",
+        ]
+        if not arm["calls"]:
+            row = [NONE, NONE, row[2], NONE, NONE]
+        rows.append([arm["arm"], percent(arm["share"]), f"{arm['calls']:,}", *row])
+    names = ["cloud", "share", "calls", "failed", "differ from the edge", "differ in shadow", "USD a call", "mean time"]
+    return html.section(
+        "Arms of the cloud, in operation", html.table(names, rows, "The arms of the cloud"), *_stopped(arms),
+        html.paragraph(
+            "Of requests, not of these examples. Intervals are of 95 %, for independent requests and one look that was fixed "
+            "beforehand; the guardrail looks at each."
+        ),
+    )  # fmt: skip
+
+
 def fleet(found: Fleet) -> str:
     """The comparison of many devices."""
     arms = [arm._asdict() for arm in found.arms]

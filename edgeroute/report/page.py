@@ -38,7 +38,8 @@ def evaluated(evaluation: Evaluation, *, drawn: bool = True) -> Page:
     else:
         parts += [sections.cost(evaluation), sections.undrawn()]
     arms = ab.in_operation(evaluation.arms) if evaluation.arms else ""
-    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, sections.notes(evaluation)])
+    clouds = ab.of_clouds(evaluation.cloud_arms) if evaluation.cloud_arms else ""
+    return _page("evaluation", evaluation, [*parts, sections.classes(evaluation), arms, clouds, sections.notes(evaluation)])
 
 
 def of_fleet(fleet: Fleet, said: str) -> Page:

@@ -83,13 +83,18 @@ class Aside:
 
     @property
     def clouds(self) -> list[CloudBackend]:
-        """The endpoints."""
-        return self.snapshot.clouds
+        """The endpoints, but those on trial."""
+        return self.snapshot.proper
 
     def arms(self) -> tuple[dict[str, Any], ...]:
         """What came of the arms of an A/B comparison so far; empty: there are none, or they have no request yet."""
         found = () if self._engine.arms is None else self._engine.arms.stats()
         return tuple(arm._asdict() for arm in found) if any(arm.requests for arm in found) else ()
+
+    def cloud_arms(self) -> tuple[dict[str, Any], ...]:
+        """Likewise of the arms of the cloud."""
+        found = () if self._engine.trials is None else self._engine.trials.stats()
+        return tuple(arm._asdict() for arm in found) if any(arm.calls or arm.shadowed for arm in found) else ()
 
     def fingerprints(self) -> dict[str, str]:
         """What a certificate for this edge model and this score is bound to. Reads files."""

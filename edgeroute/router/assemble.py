@@ -21,7 +21,7 @@ from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
 from edgeroute.router.ab import Arms
 from edgeroute.router.arguments import check_types
-from edgeroute.router.auditing import auditing
+from edgeroute.router.auditing import Asks, auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose
 from edgeroute.router.engine import Engine
 from edgeroute.router.fallback import NO_OUTBOX, RULES, Fallback, LateReplies
@@ -33,7 +33,10 @@ from edgeroute.threads import ThreadPool
 if TYPE_CHECKING:
     from edgeroute.cloud.backend import CloudBackend
     from edgeroute.record.drift_monitor import Audit
+    from edgeroute.router.cloud_arms import Trials
+    from edgeroute.router.snapshot import Snapshot
     from edgeroute.stores.cache import Cache
+    from edgeroute.stores.keyvalue import KeyValueStore
     from edgeroute.stores.outbox import Outbox
 
 EDGE_MOST, CLOUD_MOST, LOCAL_MOST = 256, 256, 64
@@ -96,6 +99,7 @@ def assemble(
         lambda: (b.guard for b in engine.snapshot.clouds),
         lambda: None if engine.queue is None else engine.queue.delivery.wake(now=engine.health.own()),
         engine.instruments.breaker_changed if sinks else None,
+        loaded=engine.observe,
         stays_home=lambda: engine.stays_home(read=True),
     )
     given = {**policy, "offline": offline, "awaits": awaits}
@@ -103,7 +107,10 @@ def assemble(
     engine.snapshot = build(guard=partial(guard, engine), awaits=awaits, offline=offline, **policy)
     if (ab := policy.get("ab")) is not None:
         engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED))
+    engine.trying = partial(_trials, engine, store)
+    engine.trials = engine.trying(engine.snapshot)
     if engine.checkpoint is not None:
+        engine.checkpoint.trials = lambda: None if engine.trials is None else engine.trials.dump()
         engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
     observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks) and sensors is not None)
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
@@ -124,6 +131,18 @@ def assemble(
     if engine.queue is not None:
         engine.queue.start()
     return engine
+
+
+def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> Trials | None:
+    """The arms of the cloud under that policy: those in use, if they are the same."""
+    arms, known = snapshot.cloud_arms, engine.trials
+    if arms is None or (known is not None and known.arms == arms):
+        return None if arms is None else known
+    from edgeroute.record.cloud_arms import STORED as TRIALS
+    from edgeroute.router.cloud_arms import Trials as Made
+
+    dumped: Any = known.dump() if known is not None else None if store is None else store.get(TRIALS)
+    return Made(arms, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
 
 
 def _first_reading(engine: Engine, sensors: Any) -> None:

@@ -13,9 +13,9 @@ from edgeroute.core.policy import INF, PolicyMode
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable
 from edgeroute.record.sampling import FULL, FULL_OF_RUNS
 from edgeroute.record.shadow import ShadowRun
-from edgeroute.router.engine import Engine, prints
+from edgeroute.router.engine import Engine
 from edgeroute.router.legs import LegExecutor
-from edgeroute.router.snapshot import CANDIDATE, Snapshot
+from edgeroute.router.snapshot import CANDIDATE, Snapshot, fingerprints
 from edgeroute.system import contained
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgeroute.record.drift_monitor import Audit
 
 
-class _Asks:
+class Asks:
     """Calls a cloud, and runs models, for this router's audits."""
 
     def __init__(self, engine: Engine) -> None:
@@ -126,6 +126,14 @@ def auditing(engine: Engine, snapshot: Snapshot, audit: Audit | None) -> None:
     engine.auditor, engine.audited = auditor, audit.share
 
 
+def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
+    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
+    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
+    if snapshot.other is not None:
+        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
+    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}
+
+
 def _compared(engine: Engine, name: str, *, agrees: bool) -> None:
     if engine.arms is not None and engine.snapshot.other is not None:
         engine.arms.compared(name, agrees=agrees)
@@ -141,7 +149,7 @@ def _auditor(engine: Engine, audit: Audit) -> Auditor:
         journal = Journal(engine.state / "audit.jsonl")
     return Auditor(
         audit, engine.counts,
-        submit=engine.cloud_threads.submit, asks=_Asks(engine), changed=engine.refresh_thresholds,
+        submit=engine.cloud_threads.submit, asks=Asks(engine), changed=engine.refresh_thresholds,
         alarm=engine.instruments.alarm, journal=journal, compared=partial(_compared, engine),
         store=None if engine.checkpoint is None else engine.checkpoint.store,
     )  # fmt: skip

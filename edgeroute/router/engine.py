@@ -19,7 +19,7 @@ from edgeroute.core.walk import Event, Outcome, new
 from edgeroute.errors import Closed, Held
 from edgeroute.failures import quietly
 from edgeroute.observe.health import EndpointHealth
-from edgeroute.observe.observer import Observer
+from edgeroute.observe.observer import EASES_S, Observer
 from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.arguments import check_seconds
@@ -33,8 +33,8 @@ from edgeroute.router.planning import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
-from edgeroute.router.settling import settle, standing, unlike
-from edgeroute.router.snapshot import CANDIDATE, Snapshot, cleared, fingerprints, made_of, served
+from edgeroute.router.settling import compare, settle, standing
+from edgeroute.router.snapshot import Snapshot, cleared, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from edgeroute.record.sampling import Drawn
     from edgeroute.router.ab import Arms
     from edgeroute.router.caching import Caching
+    from edgeroute.router.cloud_arms import Trials
     from edgeroute.router.offline_queue import OfflineQueue
     from edgeroute.stores.journal import Journal
 
@@ -62,7 +63,7 @@ CLOSE_S = 1.0
 CLOSED = "this router is closed"
 NO_RULES = Rules()
 """Egress rules by which everything may leave."""
-PLAIN = (None, None, None)
+PLAIN = (None, None, None, "")
 """Key of the plan for calls that override nothing."""
 MOST_PLANS = 1000
 """Limit of the plan cache: callers may pass a different remaining deadline, or a new data class, every time."""
@@ -109,6 +110,8 @@ class Engine:
         self.checkpoint: Checkpoint | None = None
         self.ledger: Journal | None = None
         self.arms: Arms | None = None
+        self.trials: Trials | None = None
+        self.trying: Callable[[Snapshot], Trials | None] = lambda _: None
         self.closed = False
         self.awaits = False
         """Whether the router awaits edges that are async."""
@@ -153,17 +156,21 @@ class Engine:
         snapshot, identity = self.snapshot, f"{self.name}-{next(self.numbers)}"
         if self.arms is not None:
             snapshot = self.arms.choose(snapshot, like or identity, x)
+        arm = "" if self.trials is None else self.trials.choose(like or identity, x)
+        if begun >= observer.eases_at:
+            observer.eases_at = begun + EASES_S
+            self.observe()
         made: Plan | None = None
         rules = snapshot.policy.rules
         talks = type(x) in TALKS and (type(x) is not str or mode is not None or rules != NO_RULES)  # most texts: no look
         if talks and (home := self.homebound.why(x, identity, rules, None if renews else mode, data_class)):
             made = planned(snapshot, observer.facts, mode, deadline, data_class, home)
-        elif deadline is None and mode is None and data_class is None:
+        elif deadline is None and mode is None and data_class is None and not arm:
             made = snapshot.plans.get(PLAIN)
         else:
-            made = kept(snapshot, mode, deadline, data_class)
+            made = kept(snapshot, mode, deadline, data_class, arm)
         if made is None:
-            made = self._plan(snapshot, mode, deadline, data_class)
+            made = self._plan(snapshot, mode, deadline, data_class, arm)
         if snapshot.before and not together:
             made = beforehand(snapshot, made, x)
         if begun >= observer.reads_at:
@@ -193,20 +200,21 @@ class Engine:
         Raises:
             Held: it would leave the device, where nothing leaves by itself now.
         """
-        if any(leg.permit is not None for leg in request.plan.legs) and (why := self.stays_home()):
+        why = self.stays_home() or ("the cloud is loaded" if self.observer.facts.kept else "")
+        if why and any(leg.permit is not None for leg in request.plan.legs):
             raise Held(f"nothing leaves by itself: {why}")
         like = request.batch or request.id
         made = self.request(request.inputs, request.plan.mode, None, request.plan.data_class, like=like, renews=True)
         return made._replace(plan=made.plan._replace(offline="raise"), key=request.key)
 
-    def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan:
+    def _plan(self, snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str) -> Plan:
         """The cached plan for such a request; plans are cached until the facts change."""
         facts = self.observer.facts
-        made = planned(snapshot, facts, mode, deadline, data_class)
+        made = planned(snapshot, facts, mode, deadline, data_class, "", arm)
         if data_class is None or len(data_class) <= LONGEST:
             if len(snapshot.plans) >= MOST_PLANS:
                 snapshot.plans.clear()
-            snapshot.plans[mode, deadline, data_class] = made
+            snapshot.plans[mode, deadline, data_class, arm] = made
             if facts is not self.observer.facts:  # they have changed meanwhile
                 cleared(snapshot)
         return made
@@ -235,15 +243,12 @@ class Engine:
         if self.homebound.awaited and outcome.prediction is not None:
             self.homebound.answered(request.id, outcome.prediction.value)
         if request.plan.unsure:
-            self.counts.unsure(one.leg.name for one in request.plan.unsure)
+            self.counts.unsure(request.plan.unsure)
         counted = self.counts.record(request.plan, outcome, bool(request.batch))
         if counted or self.observer.outdated(outcome, request.snapshot.backends):
             self.observe()
-        if self.arms is not None and self.snapshot.other is not None:  # else B was promoted
-            self.arms.ended(request.plan, outcome, monotonic() - request.begun)
-        if drawn is not None and self.auditor is not None:
-            costs = {} if legs is None or request.batch else legs.costs()
-            self.auditor.ended(drawn, request, outcome, costs, unlike(legs))
+        if drawn is not None or self.arms is not None or self.trials is not None:
+            compare(self, request, outcome, legs, drawn)
         if legs is not None:
             settle(self, request, outcome, legs)
 
@@ -325,6 +330,7 @@ class Engine:
                 self.snapshot = made
         if self.arms is not None and made.other is not None and made.models != self.arms.models:
             self.arms = self.arms.of(made.models)
+        self.trials = self.trying(made)
         self.spending.limits, self.observer.metered = limits, metered
         self.observer.use(made.policy, made.watched[0])
         cleared(made)  # of rules that were not there before
@@ -355,7 +361,8 @@ class Engine:
         audits, shadows = ((), ()) if self.auditor is None else (self.auditor.stats(), self.auditor.shadows())
         arms = () if self.arms is None else self.arms.stats()
         found = self.counts.snapshot(seen, self.spending.spent().usd, audits, shadows)
-        return found._replace(arms=arms, **self.observer.energy.told(self.snapshot.backends))
+        trials = () if self.trials is None else self.trials.stats()
+        return found._replace(arms=arms, cloud_arms=trials, **self.observer.energy.told(self.snapshot.backends))
 
     def decide(self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None) -> Decision:
         """The route that this input would take, without sending anything."""
@@ -389,11 +396,3 @@ class Engine:
         parts += [] if self.caching is None else [self.caching.cache.close]
         for close in (*parts, self.instruments.close):
             quietly(close, "closing a router")
-
-
-def prints(snapshot: Snapshot) -> dict[str, dict[str, str]]:
-    """The fingerprints of each edge, by name, and of the candidate: those that a router has whose edge it is."""
-    found = {t.name: fingerprints(snapshot, i) for i, t in enumerate(snapshot.targets) if t.side == "edge"}
-    if snapshot.other is not None:
-        found |= {snapshot.other.targets[0].name: fingerprints(snapshot.other, 0)}
-    return found if snapshot.candidate is None else {**found, CANDIDATE: fingerprints(snapshot.candidate, 0)}

@@ -16,8 +16,9 @@ from edgeroute.router.snapshot import Snapshot
 
 
 def planned(
-    snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = ""
-) -> Plan:
+    snapshot: Snapshot, facts: Facts, mode: Mode | None, deadline: float | None, data_class: str | None, home: str = "",
+    arm: str = "",
+) -> Plan:  # fmt: skip
     """The plan for such a request. `home`: why nothing of it may leave, whatever its data class; empty: by that.
 
     Raises:
@@ -31,7 +32,9 @@ def planned(
     if data_class is not None and not (isinstance(data_class, str) and data_class):
         raise PolicyError(f"data_class is a name, not {data_class!r}")
     seconds = None if deadline is None else float(deadline)  # instants are Python's own: numpy's may have half the digits
-    made = plan(snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class, why_home=home)
+    made = plan(
+        snapshot.policy, snapshot.targets, facts, mode=mode, deadline_s=seconds, data_class=data_class, why_home=home, arm=arm
+    )
     if isinstance(made, Refusal):
         raise (MayNotLeave if made.denied else PolicyError)(made.reason)
     return made
@@ -59,12 +62,12 @@ def beforehand(snapshot: Snapshot, made: Plan, x: Any) -> Plan:
     return made
 
 
-def kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None) -> Plan | None:
+def kept(snapshot: Snapshot, mode: Mode | None, deadline: float | None, data_class: str | None, arm: str = "") -> Plan | None:
     """The plan that was made for such a request; None: there is none, or one of these is nothing to ask for it by."""
     if deadline is True:  # which is equal to 1
         return None
     try:
-        return snapshot.plans.get((mode, deadline, data_class))
+        return snapshot.plans.get((mode, deadline, data_class, arm))
     except TypeError:  # without a hash: a list, say
         return None
 

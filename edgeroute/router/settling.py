@@ -1,8 +1,9 @@
-"""After a walk: its costs are stored, failures logged, and what audits may compare is told; and which thresholds are in force."""
+"""After a walk: arms and audits compare it, its costs are stored, failures logged; and which thresholds are in force."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.confidence.binding import effective_target
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from edgeroute.cloud.spending import SharedSpending
     from edgeroute.record.audit import Auditor
     from edgeroute.record.checkpoint import Checkpoint
+    from edgeroute.record.sampling import Drawn
+    from edgeroute.router.ab import Arms
+    from edgeroute.router.cloud_arms import Trials
 
 
 class Parts(Protocol):
@@ -22,6 +26,10 @@ class Parts(Protocol):
 
     checkpoint: Checkpoint | None
     spending: SharedSpending
+    snapshot: Snapshot
+    arms: Arms | None
+    trials: Trials | None
+    auditor: Auditor | None
 
 
 def settle(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor) -> None:
@@ -29,6 +37,20 @@ def settle(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor) 
     if legs.exchanges and parts.checkpoint is not None:
         parts.spending.keep()
     log_failures(request, outcome)
+
+
+def compare(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor | None, drawn: Drawn | None) -> None:
+    """Counts what came of a request for the arms of the edge and of the cloud, and for the audits, if it was drawn for one."""
+    if parts.arms is not None and parts.snapshot.other is not None:  # else B was promoted
+        parts.arms.ended(request.plan, outcome, monotonic() - request.begun)
+    audited = drawn is not None and parts.auditor is not None and not request.plan.arm
+    if parts.trials is None and not audited:
+        return
+    costs = {} if legs is None or request.batch else legs.costs()
+    if parts.trials is not None:
+        parts.trials.ended(request, outcome, costs)
+    if drawn is not None and parts.auditor is not None and audited:
+        parts.auditor.ended(drawn, request, outcome, costs, unlike(legs))
 
 
 def log_failures(request: Request, outcome: Outcome) -> None:

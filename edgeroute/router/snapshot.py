@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from edgeroute.cloud.backend import CloudBackend, Function, FunctionBackend
+from edgeroute.cloud.backend import CloudBackend, FunctionBackend
 from edgeroute.cloud.egress import Egress
 from edgeroute.cloud.http_backend import HttpBackend
 from edgeroute.confidence.binding import BoundCertificate, effective_target
@@ -25,10 +25,11 @@ from edgeroute.edge.backend import EdgeBackend, keeps_state
 from edgeroute.edge.beforehand import ScoredBeforehand, edge_backend
 from edgeroute.edge.load import load
 from edgeroute.edge.members import member, stamps
-from edgeroute.edge.variants import Variants
 from edgeroute.errors import ModelMissing, PolicyError
 from edgeroute.record.ab import AB
+from edgeroute.record.cloud_arms import CloudArms, checked
 from edgeroute.router.escalation import check_send_edge
+from edgeroute.router.given import endpoint_of, listed, members, named
 from edgeroute.router.keys import KeyPrefixes, score_print
 from edgeroute.router.released import of_arm_b, only_if_it_holds, released
 from edgeroute.router.validation import check_policy, check_range, checked_thresholds
@@ -53,8 +54,8 @@ class Snapshot(NamedTuple):
     specs: tuple[tuple[Any, ...], ...]
     """What each backend was made from: a reload reuses a backend if that is unchanged."""
     egress: Egress
-    plans: dict[tuple[Mode | None, float | None, str | None], Plan]
-    """Plans made so far, by mode, deadline and data class of the call."""
+    plans: dict[tuple[Mode | None, float | None, str | None, str], Plan]
+    """Plans made so far, by mode, deadline and data class of the call, and by its arm of the cloud."""
     prefixes: KeyPrefixes
     """Cache key prefixes; unlike plans they do not depend on thresholds."""
     certificates: tuple[BoundCertificate | None, ...]
@@ -67,6 +68,8 @@ class Snapshot(NamedTuple):
     """The policy with the edge model of arm B; None: there are no arms."""
     sends_edge: bool = False
     """Whether a cloud takes the edge's answer along."""
+    cloud_arms: CloudArms | None = None
+    """The arms of the cloud; None: there are none."""
     before: bool = False
     """Whether an edge is judged by the input alone, before it runs."""
 
@@ -88,6 +91,11 @@ class Snapshot(NamedTuple):
     def clouds(self) -> list[CloudBackend]:
         """The backends that leave the device."""
         return [cast("CloudBackend", r) for r in self.backends if r.side == "cloud"]
+
+    @property
+    def proper(self) -> list[CloudBackend]:
+        """Those of them that are not on trial: certificates are made with these."""
+        return [cloud for cloud in self.clouds if not any(t.trial and t.name == cloud.name for t in self.targets)]
 
 
 def build(
@@ -131,8 +139,11 @@ def build(
         sensors_every_s=sensors_every,
         **rest,
     )
-    edges, groups = _members(_listed(edge))
-    clouds = _listed(cloud)
+    edges, groups = members(listed(edge))
+    trials = cloud if isinstance(cloud, CloudArms) else None
+    if trials is not None:
+        checked(trials)
+    clouds = listed(cloud if trials is None else [*trials.clouds.values()])
     check_policy(policy, edges, clouds, uncalibrated)
     models = [load(given) for given in edges]
     own_thresholds = [released(model) for model in models] if threshold is None else []
@@ -158,7 +169,7 @@ def build(
         if path is not None and not Path(path).exists():
             raise ModelMissing(f"there is no model at {path}")
         group, variant = groups[i]
-        name = f"{group} {variant}" if group else arm or _name("edge", model.name, i, len(edges), targets)
+        name = f"{group} {variant}" if group else arm or named("edge", model.name, i, len(edges), targets)
         target = Target(name, "edge", group=group)
         if group and keeps_state(model):
             raise PolicyError(f"{model.name!r} keeps a state from call to call, so it cannot be one of several variants")
@@ -166,7 +177,7 @@ def build(
             target = target._replace(threshold=limit)
         else:
             promised[len(targets)] = limit
-            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds)
+            target = target._replace(threshold=limit.threshold, thresholds=limit.thresholds, certified=True)
         own = member(model, "score") or score
         check_range(limit, own)
         runner = edge_backend(name, model, own)
@@ -178,8 +189,9 @@ def build(
         add(("edge", name, given, own, read), target, runner)
         labels = member(model, "labels") or labels
     for i, given in enumerate(clouds):
-        endpoint = _endpoint(given)
-        name = _name("cloud", getattr(endpoint, "name", "cloud"), i, len(clouds), targets)
+        endpoint = endpoint_of(given)
+        own_name = getattr(endpoint, "name", "cloud") if trials is None else [*trials.clouds][i]
+        name = named("cloud", own_name, i, len(clouds), targets) if trials is None else own_name
         kind: Any = HttpBackend if hasattr(endpoint, "talk") else FunctionBackend
         backend = kind(name, endpoint, "msp" if isinstance(score, InputScore) else score, labels)
         if getattr(backend, "alone_async", False) and not awaits:
@@ -187,7 +199,7 @@ def build(
                 f"the cloud is {backend.where}, and async: use AsyncRouter, which awaits it, or make it a plain def"
             )
         backend.guard = guard(backend)
-        add(("cloud", name, given, score, labels), Target(name, "cloud"), backend)
+        add(("cloud", name, given, score, labels), Target(name, "cloud", trial=trials is not None and i > 0), backend)
     seen = TargetViews(views, targets)
     scores = [spec[3] for spec in specs]
     prefixes = KeyPrefixes(targets, backends, scores, egress.redact, None if old is None else old.prefixes, seen)
@@ -195,13 +207,28 @@ def build(
     before = any(isinstance(backend, ScoredBeforehand) for backend in backends)
     tells = check_send_edge(policy, targets, backends, egress, candidate=candidate is not None)
     snapshot = Snapshot(
-        policy, tuple(targets), tuple(backends), tuple(specs), egress, {}, prefixes, none, seen, sends_edge=tells, before=before
+        policy,
+        tuple(targets),
+        tuple(backends),
+        tuple(specs),
+        egress,
+        {},
+        prefixes,
+        none,
+        seen,
+        sends_edge=tells,
+        cloud_arms=trials,
+        before=before,
     )
     certificates = tuple(_promise(promised.get(i), snapshot, i, certificate_max_age) for i in range(len(targets)))
     if own_thresholds:
         certificates = tuple(map(only_if_it_holds, certificates))
     if uncalibrated == "error":
         _all_hold(targets, certificates)
+        if trials is not None and any(trials.split.values()) and any(certificates):
+            raise PolicyError(
+                "no certificate is for the endpoints that cloud_arms.split tries, and uncalibrated is 'error': use shadow"
+            )
     if promised:
         snapshot = snapshot._replace(certificates=certificates, targets=tuple(map(effective_target, targets, certificates)))
     if ab is not None:
@@ -263,7 +290,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
     """
     from edgeroute.stores.cache import fingerprint
 
-    egress, clouds, found = snapshot.egress, snapshot.clouds, _own_prints(snapshot, i)
+    egress, clouds, found = snapshot.egress, snapshot.proper, _own_prints(snapshot, i)
     if clouds:
         redacted = [] if egress.redact is None else [fingerprint(egress.redact)]
         found["cloud"] = " ".join(r.fingerprint(fingerprint) for r in clouds)
@@ -271,7 +298,11 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
         if said := served(snapshot):
             found["served"] = said
     for number, backend in enumerate(snapshot.backends):
-        if backend.side == "cloud" and (view := snapshot.views.identity(number, fingerprint)):
+        if (
+            backend.side == "cloud"
+            and not snapshot.targets[number].trial
+            and (view := snapshot.views.identity(number, fingerprint))
+        ):
             found["codec"] += f" {view}"
     if earlier := before(snapshot.targets, i):
         found["earlier"] = _earlier(snapshot, earlier)
@@ -280,7 +311,7 @@ def fingerprints(snapshot: Snapshot, i: int) -> dict[str, str]:
 
 def served(snapshot: Snapshot) -> str:
     """What the clouds' servers have said of their models; empty: none of them says anything."""
-    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.clouds]
+    said = [getattr(getattr(cloud, "endpoint", None), "served", "") for cloud in snapshot.proper]
     return " ".join(one or "-" for one in said) if any(said) else ""
 
 
@@ -345,42 +376,3 @@ def _key(spec: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _seconds(given: float | None) -> float:
     return INF if given is None else float(given)
-
-
-def _listed(given: Any) -> list[Any]:
-    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _members(edges: list[Any]) -> tuple[list[Any], list[tuple[str, str]]]:
-    """The edge models, the members of groups in place of these; and of each its group and name in it, empty without one."""
-    models, groups = list[Any](), list[tuple[str, str]]()
-    for i, given in enumerate(edges):
-        if isinstance(given, Variants):
-            group = "edge" if len(edges) == 1 else f"edge-{i + 1}"
-            models += given.models.values()
-            groups += [(group, name) for name in given.models]
-        else:
-            models.append(given)
-            groups.append(("", ""))
-    return models, groups
-
-
-def _name(side: str, own: str, i: int, of: int, taken: list[Target]) -> str:
-    """The target's name: `edge` or `cloud` if it is the only one, else its own, made unique."""
-    if of == 1:
-        return side
-    name = own if own and own != side else f"{side}-{i + 1}"
-    return name if name not in {t.name for t in taken} else f"{name}-{i + 1}"
-
-
-def _endpoint(given: Any) -> Any:
-    if isinstance(given, str):
-        from edgeroute.cloud.base import bare
-        from edgeroute.cloud.openinference import OpenInference
-
-        if "/v2/models/" not in given:
-            raise PolicyError(f"what does {bare(given)} speak? Pass OpenInference(url, model=...) or PlainJson(url)")
-        return OpenInference(given)
-    if hasattr(given, "talk") or callable(given) or isinstance(given, Function):
-        return given
-    raise PolicyError(f"cloud= takes a URL, an endpoint or a callable, not {type(given).__name__}")

@@ -12,12 +12,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import Any, Protocol
 
 import numpy as np
 
 from edgeroute.edge.card import Array, Card
 from edgeroute.errors import EdgerouteError, ModelError
+from edgeroute.serve.meter import Meter, header
 from edgeroute.types import TensorSpec
 
 _log = logging.getLogger("edgeroute")
@@ -45,14 +47,19 @@ class Model(Protocol):
 
 
 class Full(EdgerouteError):
-    """The queue is full."""
+    """The queue is full. `headers`: the report of the model's load."""
+
+    def __init__(self, text: str, headers: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.headers = headers
 
 
 class _Job:
-    __slots__ = ("done", "feed", "key", "rows")
+    __slots__ = ("done", "feed", "key", "rows", "since")
 
     def __init__(self, feed: dict[str, Array], rows: int, done: asyncio.Future[Tensors]) -> None:
         self.feed, self.rows, self.done = feed, rows, done
+        self.since = monotonic()
         self.key = tuple(array.shape[1:] for array in feed.values())
 
 
@@ -78,6 +85,7 @@ class Batcher:
         self._names = [spec.name for spec in outputs]
         self._waiting: deque[_Job] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._meter = Meter()
         self._thread = ThreadPoolExecutor(1, f"edgeroute-serve-{model.name}")
 
     def submit(self, feed: dict[str, Array], rows: int) -> asyncio.Future[Tensors]:
@@ -89,12 +97,17 @@ class Batcher:
         if len(self._waiting) >= self.queue:
             self._waiting = deque(job for job in self._waiting if not job.done.done())
         if len(self._waiting) >= self.queue:
-            raise Full(f"{self.model.name} is busy and {self.queue} requests wait already: try again later")
+            raise Full(f"{self.model.name} is busy and {self.queue} requests wait already: try again later", self.load())
         job = _Job(feed, rows, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         if self._task is None:
             self._task = asyncio.create_task(self._drain())
         return job.done
+
+    def load(self) -> dict[str, str]:
+        """The header that reports the load: the used share, and how long the first that waits has done so."""
+        now = monotonic()
+        return header(self._meter.used(now), max(0.0, now - self._waiting[0].since) if self._waiting else 0.0)
 
     def close(self) -> None:
         """Ends the thread after the run in progress."""
@@ -103,6 +116,8 @@ class Batcher:
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._take():
+            full = min(1.0, sum(job.rows for job in batch) / self.max_batch) if self.merges else 1.0
+            self._meter.level(full, monotonic())
             results = await loop.run_in_executor(self._thread, self._run, batch)
             for job, result in zip(batch, results, strict=True):
                 if isinstance(result, ModelError):
@@ -116,6 +131,7 @@ class Batcher:
                     job.done.set_exception(result)
                 else:
                     job.done.set_result(result)
+        self._meter.level(0.0, monotonic())
         self._task = None
 
     def _take(self) -> list[_Job]:

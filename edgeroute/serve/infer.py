@@ -45,7 +45,7 @@ class Infer:
             if body is not None:
                 reply = await self._answer(model, headers, body, receive, held)
                 if reply is not None:
-                    await Response(reply.body, headers=reply.headers)(scope, receive, send)
+                    await Response(reply.body, headers={**reply.headers, **model.batcher.load()})(scope, receive, send)
 
     async def _answer(
         self, model: Served, headers: Mapping[bytes, bytes], body: bytes, receive: Receive, held: Body

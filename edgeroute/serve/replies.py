@@ -37,7 +37,7 @@ async def _bad(_: Request, e: BadInput) -> Response:
 
 
 async def _full(_: Request, e: Full) -> Response:
-    return _error(503, str(e), {"Retry-After": "1"})
+    return _error(503, str(e), {"Retry-After": "1", **e.headers})
 
 
 async def _failed(_: Request, e: ModelError) -> Response:

@@ -68,7 +68,7 @@ def _meant(word: str, model: type[Section | Settings]) -> str:
     homes = [
         f"[{home}]" for home, models in SECTIONS.items() if home != "candidate" and any(word in m.model_fields for m in models)
     ]
-    homes = [home for home in homes if home != "[ab]"] or homes
+    homes = [home for home in homes if home not in {"[ab]", "[cloud_arms]"}] or homes
     if homes:
         return f"it belongs in {' or '.join(homes)}"
     return nearest(word, model.model_fields)

@@ -23,7 +23,7 @@ from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.rules import Rule
 from edgeroute.settings.runtimes import ByRuntime, for_file
 from edgeroute.settings.section import Section, at
-from edgeroute.settings.singles import Ab, Audit, Cache, Egress, Limits, Outbox, Saver, Trace
+from edgeroute.settings.singles import Ab, Audit, Cache, CloudArms, Egress, Limits, Outbox, Saver, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.settings.units import Duration, Period
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
@@ -33,6 +33,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "candidate": (Edge,),
     "ab": (Ab,),
     "cloud": tuple(CLOUDS.values()),
+    "cloud_arms": (CloudArms,),
     "limits": (Limits,),
     "egress": (Egress,),
     "audit": (Audit,),
@@ -124,6 +125,11 @@ class Settings(BaseSettings):
     cloud: Annotated[list[AnyCloud], IN_ORDER] = Field(
         [], description="The endpoint; several as `[[cloud]]`, in order of trying. Without it nothing can leave the device."
     )
+    cloud_arms: CloudArms | None = Field(
+        None,
+        description="A/B, canary and shadow of the cloud: a stable share of the requests or devices gets another `[[cloud]]` "
+        "than the first; what comes of each is compared, and a guardrail stops one (arms.md).",
+    )
     limits: Limits | None = Field(
         None,
         description="The most that asking the cloud may cost. At a limit it is not asked, as if it were away. Without `state` a "
@@ -206,7 +212,7 @@ class Settings(BaseSettings):
             "score": score,
             "state": state if self.state else None,
             "edge": grouped(edges, self.edge),
-            "cloud": clouds[0] if len(clouds) == 1 else clouds or None,
+            "cloud": self._clouds(clouds),
             "candidate": _kept(self.candidate, folder, key) if self.candidate else None,
             "ab": self._arm(folder, key) if self.ab else None,
             "limits": self.limits.make() if self.limits else None,
@@ -229,6 +235,12 @@ class Settings(BaseSettings):
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
         }
+
+    def _clouds(self, clouds: list[Any]) -> Any:
+        """The endpoints, with their arms if they have some."""
+        if self.cloud_arms is not None:
+            return self.cloud_arms.make(dict(zip((section.name for section in self.cloud), clouds, strict=True)))
+        return clouds[0] if len(clouds) == 1 else clouds or None
 
     def _arm(self, folder: Path, key: Any) -> Any:
         """Arm B: the model at its path, with those other keys of the edge that its runtime has."""

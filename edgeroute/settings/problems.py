@@ -45,7 +45,8 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data), *_candidate(data), *_arm(data)]
+    parts = (_sides, _times, _folder, _classes, _saver, _candidate, _arm, _cloud_arms)
+    return [problem for part in parts for problem in part(data)]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -133,6 +134,24 @@ def _arm(data: Mapping[str, Any]) -> Iterator[Problem]:
     edges = data.get("edge")
     if data.get("ab") and (not edges or (isinstance(edges, dict | list) and len(edges) != 1)):
         yield Problem(("ab",), "is arm B beside the only [edge]: expected one of that")
+
+
+def _cloud_arms(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Arms of endpoints that are not there."""
+    arms, clouds = data.get("cloud_arms"), data.get("cloud")
+    if not isinstance(arms, dict):
+        return
+    several = list(clouds.values()) if isinstance(clouds, dict) and "url" not in clouds else clouds
+    names = [one.get("name", "cloud") for one in several if isinstance(one, dict)] if isinstance(several, list) else []
+    if len(names) < 2 or len({*map(str, names)}) < len(names):  # noqa: PLR2004 - a comparison
+        yield Problem(("cloud_arms",), "compares endpoints: expected two [[cloud]] at least, each with a name of its own")
+        return
+    for kind in ("split", "shadow"):
+        shares = arms.get(kind)
+        for name in shares if isinstance(shares, dict) else ():
+            if name not in names[1:]:
+                others = ", ".join(map(str, names[1:]))
+                yield Problem(("cloud_arms", kind, name), f"is none of the endpoints after the first: expected one of {others}")
 
 
 def _released(edges: Any) -> bool:

@@ -1,7 +1,8 @@
-"""Sections that occur once: limits, egress, audit, cache, outbox, saver, trace."""
+"""Sections that occur once: limits, egress, arms, audit, cache, outbox, saver, trace."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from edgeroute.core.policy import INF, OnAlarm
 from edgeroute.core.rules import RuleMode
 from edgeroute.settings.section import Section, at
 from edgeroute.settings.units import Delay, Duration, Share, Size
-from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Text, Texts, not_only_cloud
+from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Shares, Text, Texts, not_only_cloud
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
@@ -79,6 +80,37 @@ class Ab(Section):
         from edgeroute.record.ab import AB
 
         return AB(model, threshold=threshold, **self.model_dump(exclude={"path", "threshold"}))
+
+
+class CloudArms(Section):
+    """Several endpoints of which a stable share of the requests, or devices, gets another than the first."""
+
+    split: Shares = Field(
+        {}, description='What each endpoint but the first answers, by its `name`: `{ next = "10%" }`. The first has the rest.'
+    )
+    shadow: Shares = Field(
+        {},
+        description="Endpoints that are asked, too, for a share of what the first answers, and compared: nobody sees the answer.",
+    )
+    device: Text | None = Field(
+        None, description="Id of this device: all of its requests are in one arm. Without it each request is drawn for itself."
+    )
+    salt: Text = Field("cloud", description="Another text draws another share.")
+    more_errors: Share = Field(
+        "2%", validate_default=True, description="By how much more of an arm's calls may fail than of the first one's."
+    )
+    more_differs: Share = Field(
+        "10%",
+        validate_default=True,
+        description="By how much more of its answers may differ from the edge's; and how many, in shadow, from the first one's.",
+    )
+    alpha: Share = Field("5%", validate_default=True, description="Probability that an arm is stopped though it is not worse.")
+
+    def make(self, clouds: Mapping[str, Any]) -> Any:
+        """Makes the router's argument of these endpoints."""
+        from edgeroute.record.cloud_arms import CloudArms as Made
+
+        return Made(clouds, **self.model_dump())
 
 
 class Audit(Section):

@@ -31,6 +31,7 @@ from edgeroute.settings.values import (
     BodyTemplate,
     Cert,
     Client,
+    Concurrent,
     Count,
     Flag,
     Headers,
@@ -176,7 +177,11 @@ class Cloud(Target):
     calls_per_s: Rate | None = Field(
         None, description="More requests a second are not sent, as if the endpoint were away. Without it: no limit."
     )
-    max_concurrent: Count = Field(64, description="More requests at a time are not sent, as if the endpoint were away.")
+    max_concurrent: Concurrent = Field(
+        64,
+        description='More requests at a time wait for their turn, until their deadline. `"auto"`: as many as it answers without '
+        "getting slower, and further ones keep the edge's answer at once (scale.md#load).",
+    )
     view: Text | None = Field(
         None, description="What this side takes of an input that is a mapping: the key. Without it: all of the input."
     )

@@ -21,7 +21,7 @@ from edgeroute.edge import providers
 from edgeroute.edge.runtimes import suffix_of, suffixes
 from edgeroute.errors import PolicyError, RuntimeMissing, nearest
 from edgeroute.settings.problems import found
-from edgeroute.settings.units import DURATION, duration, expected, text
+from edgeroute.settings.units import DURATION, Share, duration, expected, text
 
 
 def said(words: str) -> WrapValidator:
@@ -230,7 +230,9 @@ Amount = Annotated[_Number, Field(ge=0), said("a number, 0 or more")]
 Rate = Annotated[_Number, Field(gt=0), said("a number of more than 0")]
 Whole = Annotated[int, Field(ge=0), said("a whole number, 0 or more")]
 Table = Annotated[dict[str, Any], Field(min_length=1), said("a table, as in { top_p = 0.9 }")]
+Shares = Annotated[dict[str, Share], said('a table of shares, as in { next = "10%" }')]
 Count = Annotated[int, Field(ge=1), said("a whole number, 1 or more")]
+Concurrent = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], said('"auto", or a whole number, 1 or more')]
 Hedge = Annotated[
     float | str,
     PlainValidator(_hedge),

@@ -4,7 +4,9 @@
 """
 
 import asyncio
+from math import exp
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from arms import arm_of, checked
@@ -25,6 +27,10 @@ ATTEMPTS = 3
 ILL = 10
 """After so many runs in a row that fail, a replica whose model fails on zeros, too, is replaced."""
 MOST_BODY = 64 << 20
+WINDOW_S = 2.0
+"""Time over which a replica's use is averaged."""
+LOAD = "endpoint-load-metrics"
+"""The header that reports the load, in ORCA's text form."""
 app = FastAPI()
 
 
@@ -46,6 +52,7 @@ class Models:
     def __init__(self, max_batch: int, wait_s: float, kept: int) -> None:
         self._batch, self._failed = (max_batch, wait_s), 0
         self._ill: Model | None = None
+        self._used, self._level, self._at = 0.0, 0.0, monotonic()
 
         async def load(name: str) -> Any:
             return self._batched(await asyncio.to_thread(Model, HERE / name, most=max_batch))
@@ -58,11 +65,18 @@ class Models:
 
         @serve.batch(max_batch_size=most, batch_wait_timeout_s=wait_s)
         async def run(feeds: list[Any]) -> list[Any]:
-            n, found = len(feeds), await asyncio.to_thread(model.run_many, feeds)
+            n, begun = len(feeds), monotonic()
+            self._runs(n / most)
+            try:
+                found = await asyncio.to_thread(model.run_many, feeds)
+            finally:
+                self._runs(-n / most)
+            run_s = monotonic() - begun
             ill = [isinstance(one, Exception) and not isinstance(one, BadInput) for one in found]
             self._failed, self._ill = (self._failed + 1, model) if all(ill) else (0, None)
             return [
-                (_wrong(one), 0 if isinstance(one, BadInput) else n) if isinstance(one, Exception) else (one, n) for one in found
+                (_wrong(one), 0 if isinstance(one, BadInput) else n, run_s) if isinstance(one, Exception) else (one, n, run_s)
+                for one in found
             ]
 
         pictures = {one["name"]: one["picture"] for one in model.inputs}
@@ -75,13 +89,22 @@ class Models:
 
         return answer
 
+    def _runs(self, more: float) -> float:
+        """Runs begin or end that fill so much of a batch -> the used share of this replica, averaged."""
+        now = monotonic()
+        fades = exp((self._at - now) / WINDOW_S)
+        self._used = self._used * fades + min(1.0, self._level) * (1 - fades)
+        self._level, self._at = max(0.0, self._level + more), now
+        return self._used
+
     async def infer(self, name: str, feed: dict[str, Any]) -> Any:
-        """-> the outputs, or what is wrong; and how many requests the run was for, 0: it is the caller's fault."""
+        """-> the outputs, or what is wrong; how many requests the run was for (0: the caller erred), its seconds; used share."""
         model = await self._load(name)
         try:
-            return await model(feed)
+            outputs, n, run_s = await model(feed)
         except BadInput as e:
-            return _wrong(e), 0
+            outputs, n, run_s = _wrong(e), 0, 0.0
+        return outputs, n, run_s, self._runs(0)
 
     async def ready(self, name: str) -> bool:
         """Loads a model."""
@@ -105,7 +128,9 @@ def _missing(name: str) -> Response:
 
 def _busy(error: Exception) -> Response:
     """More than can be queued, or no replica is left: a client keeps it on its device, and comes back later."""
-    return JSONResponse({"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1"})
+    return JSONResponse(
+        {"error": f"overloaded: {type(error).__name__}"}, 503, {"retry-after": "1", LOAD: "TEXT application_utilization=1"}
+    )
 
 
 @serve.deployment
@@ -204,14 +229,17 @@ class Ingress:
         if plain in self._splits:
             key = request.headers.get(self._key) or ask.id
             arm = arm_of(plain, self._splits[plain], body if key is None else key.encode())
+        begun = monotonic()
         try:
-            outputs, batch = await self._run(arm, ask.feed)
+            outputs, batch, run_s, used = await self._run(arm, ask.feed)
         except (RayActorError, BackPressureError, DeploymentUnavailableError) as e:
             return _busy(e)
         if isinstance(outputs, str):
             return JSONResponse({"error": outputs}, 500 if batch else 400)
+        queue_s = max(0.0, monotonic() - begun - run_s)
+        load = f"TEXT application_utilization={used:.3f}, named_metrics.queue_s={queue_s:.3f}"
         headers, reply = write(ask, outputs, name, **({} if arm == plain else {"arm": arm}))
-        return Response(reply, headers={**headers, "x-edgeroute-arm": arm, "x-edgeroute-batch": str(batch)})
+        return Response(reply, headers={**headers, "x-edgeroute-arm": arm, "x-edgeroute-batch": str(batch), LOAD: load})
 
     async def _run(self, arm: str, feed: dict[str, Any], left: int = ATTEMPTS) -> Any:
         """The outputs of a run, by another replica if the first one dies."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from edgeroute.replay.fleet.cloud import Floats, Ints
 from edgeroute.replay.fleet.course import DeviceResult
 from edgeroute.replay.fleet.scenario import AGAIN_S, GOOD, Client, Scenario
+
+TOOK_S: Final = 0.01
+TOOK_MOST_S: Final = 60.0
 
 
 @dataclass
@@ -27,6 +31,16 @@ class Result:
     """Those answered by the cloud in time, by when they were made."""
     degraded: int = 0
     """Those answered by the edge instead."""
+    kept: int = 0
+    """Those that the edge answered by itself as the cloud was loaded: they were not to be sent, and are not degraded."""
+    refused: int = 0
+    """Attempts that the cloud refused as its queue was full."""
+    late: int = 0
+    """Attempts that were given up."""
+    right: float = 0.0
+    """Expected number of right answers to them."""
+    took: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Requests by the time until their answer, in steps of `TOOK_S`, without the edge's own time."""
     queued: int = 0
     """Degraded requests stored in an outbox: `delivered` later, or still `waiting`."""
     delivered: int = 0
@@ -43,12 +57,22 @@ class Result:
     def empty(cls, scenario: Scenario, client: Client, seconds: int) -> Result:
         """The counts before the run."""
         attempts, good, asked, answered = np.zeros((4, seconds), np.int64)
-        return cls(scenario, client, attempts, good, asked, answered)
+        return cls(scenario, client, attempts, good, asked, answered, took=np.zeros(int(TOOK_MOST_S / TOOK_S), np.int64))
 
     @property
     def lost(self) -> int:
         """Requests without an answer: none, as the edge's answer is returned."""
-        return int(self.asked.sum() - self.answered.sum()) - self.degraded
+        return int(self.asked.sum() - self.answered.sum()) - self.degraded - self.kept
+
+    @property
+    def accuracy(self) -> float:
+        """Expected share of right answers to what the edge would defer."""
+        return self.right / max(1, int(self.asked.sum()))
+
+    def took_s(self, q: float) -> float:
+        """Quantile of the time until a request has its answer, seconds."""
+        sums = np.cumsum(self.took)
+        return float(np.searchsorted(sums, q * sums[-1])) * TOOK_S if sums[-1] else 0.0
 
     @property
     def cloud_back_s(self) -> float | None:

@@ -16,10 +16,11 @@ import numpy as np
 
 from edgeroute.cloud.guard import PROBE_S
 from edgeroute.cloud.retries import FIRST_S, MOST_S
-from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, Cloud, Floats, Ints, Some
+from edgeroute.replay.fleet.cloud import ANSWERED, BUSY, LATE, Cloud, Floats, Ints, Some
 from edgeroute.replay.fleet.course import Course
 from edgeroute.replay.fleet.devices import Devices
-from edgeroute.replay.fleet.result import Result
+from edgeroute.replay.fleet.relief import Places, Reported
+from edgeroute.replay.fleet.result import TOOK_S, Result
 from edgeroute.replay.fleet.scenario import EDGEROUTE, Client, Scenario
 from edgeroute.stores.outbox import delivery, spread
 
@@ -29,9 +30,10 @@ POLL_S: Final = 5.0
 PARALLEL: Final = 2
 """Concurrent requests of one outbox."""
 REQUEST, DELIVERY, PROBE = 0.0, 1.0, 2.0
-WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED = range(8)
+WHO, AT, UNTIL, ASKED, TRIES, KIND, VERDICT, FAILED, RANK, REPORT, BEGAN = range(11)
 """Columns of an attempt: its device, its start or end, when it is given up, when the request was made (for a delivery:
-queued), previous attempts of this call, its purpose, its result, and previous failed deliveries."""
+queued), previous attempts of this call, its purpose, its result, previous failed deliveries, how sure the edge is of the input
+among those that it defers (0..1), the load that its reply reports, and its start."""
 FULL_S: Final = 0.25
 """Delay before an outbox at its concurrency limit is examined again, seconds."""
 
@@ -74,6 +76,9 @@ class Fleet:
         self._random = np.random.default_rng(scenario.seed)
         self._devices = Devices(scenario.devices, client, self._random)
         self._cloud = Cloud(scenario)
+        self._ranks = np.random.default_rng([scenario.seed, 2])  # of its own: the fleet's numbers do not depend on it
+        self._reported = Reported(scenario.devices) if client.hints else None
+        self._places = Places(scenario.devices) if client.adaptive else None
         self._course = None if scenario.device is None else Course(scenario, scenario.device)
         self._begins, self._ends, self._stored, self._hurries = Later(), Later(), Later(), Later()
         self._hurry_at = np.full(scenario.devices, np.inf)
@@ -131,9 +136,24 @@ class Fleet:
             return
         when = at + STEP_S * self._random.random(len(who))
         self._tally.asked += _seconds(when, self._tally)
+        ranks = self._ranks.random(len(who))
+        if self._reported is not None:
+            kept = ranks >= 1 - self._reported.kept(who, when)
+            self._tally.kept += int(kept.sum())
+            self._at_home(ranks[kept])
+            who, when, ranks = who[~kept], when[~kept], ranks[~kept]
         may = self._allowed(who, when)
-        self._new(who[may], when[may], REQUEST)
+        if self._places is not None:
+            may[may] = self._places.enter(who[may])
+        self._new(who[may], when[may], REQUEST, rank=ranks[may])
+        self._at_home(ranks[~may])
         self._degraded(who[~may], when[~may], failed=False)
+
+    def _at_home(self, ranks: Floats, took_s: Floats | float = 0.0) -> None:
+        """Counts requests that the edge answered after all."""
+        sure, unsure = self._of.surest_right, self._of.least_right
+        self._tally.right += float((unsure + (sure - unsure) * ranks).sum())
+        self._tally.took += _bins(np.broadcast_to(took_s, len(ranks)), self._tally)
 
     def _anyone(self, mean: float) -> Ints:
         """The devices that ask in a step, `mean` on average."""
@@ -158,11 +178,15 @@ class Fleet:
             self._new(held[probing], when[probing], PROBE)
         return may
 
-    def _new(self, who: Ints, at: Floats, kind: float, asked: Floats | None = None, failed: Floats | float = 0.0) -> None:
+    def _new(
+        self, who: Ints, at: Floats, kind: float, asked: Floats | None = None, failed: Floats | float = 0.0,
+        rank: Floats | float = 0.0,
+    ) -> None:  # fmt: skip
         """Schedules first attempts."""
         if len(who):
-            rows = np.zeros((len(who), 8))
+            rows = np.zeros((len(who), 11))
             rows[:, WHO], rows[:, AT], rows[:, KIND], rows[:, FAILED] = who, at, kind, failed
+            rows[:, RANK] = rank
             rows[:, ASKED] = at if asked is None else asked
             rows[:, UNTIL] = at + (PROBE_S if kind == PROBE else self._of.timeout_s)
             self._begun.append(rows)
@@ -176,6 +200,7 @@ class Fleet:
         tally.attempts += _seconds(at[~probe], tally)
         tally.good += _seconds(at[~probe & (verdicts == ANSWERED)], tally)
         tally.probes += int(probe.sum())
+        rows[:, BEGAN], rows[:, REPORT] = at, self._cloud.reports
         rows[:, AT], rows[:, VERDICT] = ends, verdicts
         self._ends.put(rows, ends)
 
@@ -192,6 +217,7 @@ class Fleet:
         who, at, kind, verdict = rows[:, WHO].astype(np.int64), rows[:, AT], rows[:, KIND], rows[:, VERDICT]
         good, probe = verdict == ANSWERED, kind == PROBE
         devices, of = self._devices, self._of
+        self._learn(who, rows)
         if of.retry_after_s and (busy := verdict == BUSY).any():
             devices.hold(who[busy], at[busy], of.retry_after_s)
         if probe.any():
@@ -222,6 +248,18 @@ class Fleet:
         self._begins.put(again, again[:, AT])
         self._given_up(rows[~may], held=False)
 
+    def _learn(self, who: Ints, rows: Floats) -> None:
+        """Devices learn from ended attempts how loaded the cloud is."""
+        verdict, tally = rows[:, VERDICT], self._tally
+        real = rows[:, KIND] != PROBE
+        tally.refused += int((real & (verdict == BUSY)).sum())
+        tally.late += int((real & (verdict == LATE)).sum())
+        if self._reported is not None and (said := real & ((verdict == ANSWERED) | (verdict == BUSY))).any():
+            self._reported.add(who[said], rows[said, AT], rows[said, REPORT])
+        if self._places is not None and real.any():
+            took_s = rows[real, AT] - rows[real, BEGAN]
+            self._places.ended(who[real], rows[real, AT], took_s, verdict[real] == ANSWERED)
+
     def _succeed(self, who: Ints, rows: Floats) -> None:
         """Records answered attempts."""
         at = rows[:, AT]
@@ -229,6 +267,10 @@ class Fleet:
         self._wake(who[opened], at[opened])
         live = rows[:, KIND] == REQUEST
         self._tally.answered += _seconds(rows[live, ASKED], self._tally)
+        self._tally.right += self._of.cloud_right * int(live.sum())
+        self._tally.took += _bins(at[live] - rows[live, ASKED], self._tally)
+        if self._places is not None:
+            self._places.leave(who[live])
         if not live.all():
             sent = who[~live]
             self._tally.delivered += len(sent)
@@ -242,6 +284,9 @@ class Fleet:
             return
         who, at = rows[:, WHO].astype(np.int64), rows[:, AT]
         live = rows[:, KIND] == REQUEST
+        self._at_home(rows[live, RANK], at[live] - rows[live, ASKED])
+        if self._places is not None:
+            self._places.leave(who[live])
         self._degraded(who[live], at[live], failed=not held)
         who, at, queued_at, failed = who[~live], at[~live], rows[~live, ASKED], rows[~live, FAILED]
         if not len(who):
@@ -337,6 +382,12 @@ def longest_s(failed: Floats, spread_s: float, age_s: Floats) -> Floats:
     """`delivery.longest`, vectorised: the maximum back-off of outboxes after `failed` failed deliveries."""
     growth = 2.0**failed
     return np.maximum(np.minimum(delivery.MOST_S, growth), spreads_s(spread_s, age_s))
+
+
+def _bins(took_s: Floats, tally: Result) -> Ints:
+    """Number of times per step of `TOOK_S`."""
+    last = len(tally.took)
+    return np.bincount(np.minimum((took_s / TOOK_S).astype(np.int64), last - 1), minlength=last)
 
 
 def _seconds(at: Floats, tally: Result) -> Ints:

@@ -41,6 +41,11 @@ class Scenario(NamedTuple):
     """Maximum rate of deliveries per device, per second."""
     together: float = 0.0
     """Share of devices, 0..1, that send one more request in the first second of the outage, simultaneously."""
+    surest_right: float = 0.8
+    least_right: float = 0.2
+    """How often the edge's answer is right to what it would defer: to that which it is surest of, and least; linear between."""
+    cloud_right: float = 0.95
+    """How often the cloud's answer is right to that."""
     seed: int = 0
     device: Device | None = None
     """Their policy, and what they take: its rules are stepped by battery, heat and load. None: they have no state."""
@@ -76,6 +81,10 @@ class Client(NamedTuple):
     """Circuit breaker: opens after three consecutive faults, and probes without user data."""
     whole: bool = True
     """The timeout covers a request with its retries; otherwise each attempt has it anew, and timeouts are retried."""
+    hints: bool = False
+    """Keeps more on the edge while the cloud reports that it is loaded."""
+    adaptive: bool = False
+    """A limit of concurrent calls that finds itself: a further one has the edge's answer at once."""
     spread_s: float = 60.0
     """Spread of the outbox, seconds: entries are sent after a random part of it, longer after a long outage; 0: at once."""
 
@@ -94,6 +103,15 @@ CLIENTS: Final = (
     _PLAIN._replace(name="plain, with budget", budget=True),
     _PLAIN._replace(name="plain, with breaker", breaker=True),
 )
+
+
+LOAD_AWARE: Final = (
+    EDGEROUTE._replace(name="neither"),
+    EDGEROUTE._replace(name="load hints", hints=True),
+    EDGEROUTE._replace(name="adaptive concurrency", adaptive=True),
+    EDGEROUTE._replace(name="both", hints=True, adaptive=True),
+)
+"""What is compared before a cloud that is too small."""
 
 
 def clients(scenario: Scenario, spread_s: float = EDGEROUTE.spread_s) -> tuple[Client, ...]:

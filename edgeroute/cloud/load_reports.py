@@ -1,0 +1,77 @@
+"""Load reports in replies: the header `endpoint-load-metrics` (ORCA, Open Request Cost Aggregation), as TEXT or JSON.
+
+    endpoint-load-metrics: TEXT application_utilization=0.83, named_metrics.queue_s=0.4
+    endpoint-load-metrics: JSON {"cpu_utilization": 0.7}
+
+Envoy and gRPC balance by it; `edgeroute serve`, the Ray export, Triton and vLLM send it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, Final
+
+from edgeroute.core.load import Report
+from edgeroute.system import json_loads
+
+HEADER: Final = "endpoint-load-metrics"
+ASK: Final = ("endpoint-load-metrics-format", "text")
+"""Header of a request by which Triton and vLLM are asked to report."""
+LONGEST: Final = 2048
+"""Characters of a header that is read."""
+MOST: Final = 64
+"""Metrics in one that is read."""
+LARGEST: Final = 1e6
+_USED: Final = ("application_utilization", "cpu_utilization", "kv_cache_utilization", "kv_cache_usage_perc")
+"""The first of them that is more than 0 counts, as in gRPC's weighted round robin; the last two are Triton's and vLLM's."""
+
+
+def report_in(headers: Mapping[str, str]) -> Report | None:
+    """The report in a reply's headers, names in lower case; None: there is none that can be read. Never raises."""
+    text = headers.get(HEADER)
+    if text is None or len(text) > LONGEST:
+        return None
+    metrics = _metrics(text.strip())
+    used = next((value for name in _USED if (value := metrics.get(name, 0.0)) > 0), 0.0)
+    queue_s = metrics.get("queue_s", 0.0)
+    if not used and not queue_s and not any(name in metrics for name in (*_USED, "queue_s")):
+        return None
+    return Report(used, queue_s)
+
+
+def _metrics(text: str) -> dict[str, float]:
+    """The plausible metrics by name, those of `named_metrics` without that word."""
+    form, _, rest = text.partition(" ")
+    if form.upper() == "JSON" or text.startswith("{"):
+        found = _flat(rest if form.upper() == "JSON" else text)
+    else:
+        pairs = (part.partition("=")[::2] for part in (rest if form.upper() == "TEXT" else text).split(","))
+        found = {name.strip(): value for name, value in pairs}
+    metrics: dict[str, float] = {}
+    for name, given in list(found.items())[:MOST]:
+        value = _number(given)
+        if value is not None:
+            metrics[name.removeprefix("named_metrics.")] = value
+    return metrics
+
+
+def _flat(text: str) -> dict[str, Any]:
+    try:
+        said = json_loads(text.encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    named = said.get("named_metrics")
+    return {**(named if isinstance(named, dict) else {}), **{name: one for name, one in said.items() if name != "named_metrics"}}
+
+
+def _number(given: Any) -> float | None:
+    if isinstance(given, bool) or not isinstance(given, int | float | str) or (isinstance(given, str) and len(given) > 40):  # noqa: PLR2004 - longer than any number
+        return None
+    try:
+        value = float(given)
+    except (ValueError, OverflowError):
+        return None
+    return value if isfinite(value) and 0 <= value <= LARGEST else None

@@ -1,0 +1,350 @@
+"""Arms of the cloud: which endpoint a request gets, what came of each, and the guardrail that stops one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from math import sqrt
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeroute.core.arms import ArmTest
+from edgeroute.core.codes import Failure
+from edgeroute.core.latency import Latency
+from edgeroute.core.plan import Leg, Plan
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import Done, Event, Outcome, Prediction
+from edgeroute.edge.state import TURN
+from edgeroute.observe.arm_stats import CloudArmStats, Part
+from edgeroute.record.audit import same
+from edgeroute.record.cloud_arms import CloudArms
+from edgeroute.router.ab import part
+from edgeroute.system import contained, renew_after_fork
+from edgeroute.types import Spent
+
+if TYPE_CHECKING:
+    from edgeroute.router.request import Request
+
+log = logging.getLogger("edgeroute")
+ERRORS, DIFFERS, SHADOW = "errors", "differs", "shadow"
+WORDS = {
+    ERRORS: "has more calls that fail than {first}",
+    DIFFERS: "has more answers that differ from the edge's than {first}",
+    SHADOW: "has more answers in shadow that differ from those of {first}",
+}
+AWAY = {"breaker", "retry_after"}
+"""Why it was not asked, by its own doing."""
+MOST_SHADOWS = 8
+"""Calls in shadow under way at a time; more are left out."""
+
+
+class Calls(Protocol):
+    """Calls of a cloud that nobody waits for."""
+
+    def room(self, request: Any, leg: int) -> bool:
+        """Whether a low-priority call may be made now."""
+
+    def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
+        """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+
+
+class Trials:
+    """The arms of a router's cloud, and what came of them.
+
+    Args:
+        arms: the settings.
+        alarm: called with an arm's name and the guardrail's text once it stops the arm.
+        calls: makes calls in shadow.
+        submit: runs one in a thread; returns False if none is free.
+        dumped: what came of them in earlier runs, if it was of these settings.
+    """
+
+    def __init__(
+        self,
+        arms: CloudArms,
+        alarm: Callable[[str, str], object],
+        calls: Calls,
+        submit: Callable[[Callable[[], object]], bool],
+        dumped: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.arms, self._alarm, self._calls, self._submit = arms, alarm, calls, submit
+        self.first, *others = arms.clouds
+        self._tallies = {name: _Tally() for name in arms.clouds}
+        alpha = arms.alpha / len(WORDS)
+        margins = {ERRORS: arms.more_errors, DIFFERS: arms.more_differs, SHADOW: arms.more_differs}
+        self._tests = {
+            name: {kind: ArmTest(min(margin, 0.999), alpha) for kind, margin in margins.items()} for name in others
+        }  # fmt: skip
+        self.stopped: dict[str, str] = {}
+        """Arm -> why it gets no request any more."""
+        self._failed = False
+        self._fixed = None if arms.device is None else self._at(arms.device)
+        self.after_fork()
+        renew_after_fork(self)
+        if isinstance(dumped, Mapping) and dumped.get("of") == self._of():
+            try:
+                self._load(dumped)
+            except (KeyError, TypeError, ValueError) as e:
+                log.warning("what came of the cloud's arms before cannot be read, and begins anew: %r", e)
+
+    def after_fork(self) -> None:
+        """A new lock for the child, which has no call in shadow."""
+        self._lock, self._shadows = threading.Lock(), 0
+
+    def _of(self) -> list[Any]:
+        """What the sums are about; equal after it was read from JSON."""
+        arms = self.arms
+        return [[*arms.clouds], arms.salt, *map(float, (arms.more_errors, arms.more_differs, arms.alpha))]
+
+    def dump(self) -> dict[str, Any]:
+        """JSON-serialisable state, and the statistics for who reads it."""
+        with self._lock:
+            tallies = {name: tally.dump() for name, tally in self._tallies.items()}
+            tests = {name: {kind: test.dump() for kind, test in of.items()} for name, of in self._tests.items()}
+        told = [arm._asdict() for arm in self.stats()]
+        return {"of": self._of(), "stopped": dict(self.stopped), "tallies": tallies, "tests": tests, "arms": told}
+
+    def _load(self, dumped: Mapping[str, Any]) -> None:
+        tallies = {name: _Tally.load(dumped["tallies"][name]) for name in self._tallies}
+        for name, of in self._tests.items():
+            for kind, test in of.items():
+                test.load(dumped["tests"][name][kind])
+        self._tallies = tallies
+        self.stopped = {name: str(why) for name, why in dumped["stopped"].items() if name in self._tests}
+
+    def _at(self, key: object) -> float:
+        digest = sha256(f"{self.arms.salt}\0cloud\0{key}".encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    def _by(self, x: Any) -> float:
+        assert self.arms.by is not None, "it was asked for"
+        return self._at(self.arms.by(x))
+
+    def choose(self, identity: str, x: Any) -> str:
+        """The arm of a request; empty: the first endpoint's. A session is in one arm, and so is a device."""
+        at = self._fixed
+        if at is None and self.arms.by is None:
+            turn = TURN.get()
+            at = self._at(identity if turn is None else turn.stream or identity)
+        elif at is None:
+            try:
+                at = contained(self._by, x)
+            except Exception:
+                if not self._failed:
+                    self._failed = True
+                    log.exception("cloud_arms: by failed, so the request is the first endpoint's (said once)")
+                return ""
+        for name, share in self.arms.split.items():
+            if at < share:
+                return "" if name in self.stopped else name
+            at -= share
+        return ""
+
+    def ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
+        """Counts a request that has ended; and asks in shadow, if it was drawn for that."""
+        try:
+            self._ended(request, outcome, costs)
+        except Exception:
+            log.exception("an arm of the cloud could not be counted; the answer is not touched by it")
+
+    def _ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
+        plan = request.plan
+        i = next((i for i, leg in enumerate(plan.legs) if leg.permit is not None), None)
+        if i is None or plan.legs[i].name not in self._tallies:
+            return
+        begun = ended = failed = answered = False
+        since = took_s = 0.0
+        for kind, leg, at, detail in outcome.log:
+            if leg != i:
+                continue
+            if kind == "start":
+                begun, since = True, at
+            elif kind == "failed":
+                failure = Failure.of(detail)  # one that its breaker holds back has failed, too: its own faults have opened that
+                failed = failure.code in AWAY or not (failure.held or failure.of_the_input)
+                ended = failed
+            elif kind == "timeout":
+                ended = failed = True
+            elif kind in {"accepted", "below", "kept"}:
+                ended = answered = True
+                took_s = at - since
+        if not (begun and ended):
+            return
+        name, b = plan.legs[i].name, plan.legs[i].name != self.first
+        answer = outcome.prediction if outcome.leg == i and answered else None
+        edge = next((held for leg, held in outcome.held.items() if plan.legs[leg].permit is None), None)
+        differs = None if answer is None or edge is None else not contained(same, edge.value, answer.value)
+        with self._lock:
+            tally = self._tallies[name]
+            tally.calls += 1
+            tally.failed += failed
+            if i in costs:
+                tally.cost(costs[i].usd)
+            if answered and not request.batch:
+                tally.took(took_s)
+            if differs is not None:
+                tally.compared += 1
+                tally.differ += differs
+            for other, tests in self._tests.items():
+                if other == name or not b:
+                    tests[ERRORS].add(float(failed), b=b)
+                    if differs is not None:
+                        tests[DIFFERS].add(float(differs), b=b)
+        self._look()
+        if answer is not None and not b:
+            self._shadowed(request, plan, i, answer.value, edge)
+
+    def _shadowed(self, request: Request, plan: Plan, i: int, value: Any, edge: Prediction | None) -> None:
+        """Asks those endpoints in shadow for which the request is drawn."""
+        for name, share in self.arms.shadow.items():
+            drawn = self._at(f"{name}\0{request.id}") < share
+            target = next((n for n, one in enumerate(request.snapshot.targets) if one.name == name), None)
+            if not drawn or name in self.stopped or target is None or self._shadows >= MOST_SHADOWS:
+                continue
+            legs = (*plan.legs, _leg(plan.legs[i], name, target))
+            trial = request._replace(plan=plan._replace(legs=legs, order=tuple(range(len(legs)))), id=f"{request.id}-{name}")
+            if self._calls.room(trial, len(legs) - 1):
+                self._ask(name, self._calls.prepare(trial, len(legs) - 1, edge), value)
+
+    def _ask(self, name: str, ask: Callable[[], Event], value: Any) -> None:
+        def job() -> None:
+            try:
+                event = ask()
+                if type(event) is Done:
+                    self.shadowed(name, differs=not contained(same, event.answer.value, value))
+            except Exception:
+                log.exception("a call in shadow failed; no answer is touched by it")
+            finally:
+                with self._lock:
+                    self._shadows -= 1
+
+        with self._lock:
+            self._shadows += 1
+        if not self._submit(job):
+            with self._lock:
+                self._shadows -= 1
+
+    def shadowed(self, name: str, *, differs: bool) -> None:
+        """Counts an answer in shadow."""
+        with self._lock:
+            tally, test = self._tallies[name], self._tests[name][SHADOW]
+            tally.shadowed += 1
+            tally.shadow_differ += differs
+            test.add(0.0, b=False)  # so the test is of one mean against the margin
+            test.add(float(differs), b=True)
+        self._look()
+
+    @property
+    def busy(self) -> int:
+        """Calls in shadow under way."""
+        return self._shadows
+
+    def _look(self) -> None:
+        """Stops each arm of which a test has enough evidence."""
+        for name, tests in self._tests.items():
+            kind = next((kind for kind, test in tests.items() if test.alarmed), None)
+            if kind is not None and name not in self.stopped:
+                why = WORDS[kind].format(first=self.first)
+                self.stopped[name] = f"{name} {why}, by more than is allowed (p = {tests[kind].p:.2g}, at any time)"
+                log.warning("cloud_arms: %s; no request gets it any more", self.stopped[name])
+                self._alarm(name, self.stopped[name])
+
+    def stats(self) -> tuple[CloudArmStats, ...]:
+        """What came of each arm."""
+        shares = {self.first: max(0.0, 1 - sum(self.arms.split.values())), **self.arms.split}
+        with self._lock:
+            return tuple(
+                tally.stats(name, shares.get(name, 0.0), self.stopped.get(name, "")) for name, tally in self._tallies.items()
+            )
+
+
+def summed(devices: Sequence[Mapping[str, Any]]) -> list[CloudArmStats]:
+    """The arms of many devices as one, from what each stored. Latency quantiles are those of no fleet, and left out.
+
+    A guardrail's evidence of one device is not that of others; an arm that is stopped on one is told as stopped.
+    """
+    found = list[CloudArmStats]()
+    for arm in devices[0]["arms"]:
+        total, stopped = _Tally(), ""
+        for device in devices:
+            with suppress(KeyError, TypeError, ValueError):
+                total.plus(_Tally.load(device["tallies"][arm["arm"]]))
+                stopped = stopped or str(device["stopped"].get(arm["arm"], ""))
+        found.append(total.stats(str(arm["arm"]), float(arm["share"]), stopped)._replace(p50_s=None, p99_s=None))
+    return found
+
+
+def _leg(like: Leg, name: str, target: int) -> Leg:
+    """The leg of an endpoint in shadow: it may leave as the other did."""
+    return like._replace(
+        name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
+    )
+
+
+_COUNTS = ("calls", "failed", "compared", "differ", "shadowed", "shadow_differ")
+
+
+class _Mean:
+    """A mean with its interval."""
+
+    def __init__(self, n: int = 0, total: float = 0.0, squares: float = 0.0) -> None:
+        self.n, self.total, self.squares = n, total, squares
+
+    def add(self, value: float) -> None:
+        self.n += 1
+        self.total += value
+        self.squares += value * value
+
+    def plus(self, other: _Mean) -> None:
+        self.n += other.n
+        self.total += other.total
+        self.squares += other.squares
+
+    def part(self) -> Part:
+        n = max(1, self.n)
+        mean = self.total / n
+        error = 1.96 * sqrt(max(0.0, self.squares / n - mean * mean) / n)
+        return Part(mean, max(0.0, mean - error), mean + error)
+
+
+class _Tally:
+    """Sums of one arm."""
+
+    def __init__(self) -> None:
+        self.calls = self.failed = self.compared = self.differ = self.shadowed = self.shadow_differ = 0
+        self._latency, self._took, self._usd = Latency(), _Mean(), _Mean()
+
+    def dump(self) -> dict[str, Any]:
+        means = {name: [one.n, one.total, one.squares] for name, one in (("took", self._took), ("usd", self._usd))}
+        return {**{name: getattr(self, name) for name in _COUNTS}, "latency": self._latency.dump(), **means}
+
+    @classmethod
+    def load(cls, dumped: Mapping[str, Any]) -> _Tally:
+        made = cls()
+        for name in _COUNTS:
+            setattr(made, name, int(dumped[name]))
+        made._latency = Latency.load(dumped["latency"])
+        made._took, made._usd = (_Mean(int(n), float(s), float(q)) for n, s, q in (dumped["took"], dumped["usd"]))
+        return made
+
+    def plus(self, other: _Tally) -> None:
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._took.plus(other._took)
+        self._usd.plus(other._usd)
+
+    def took(self, seconds: float) -> None:
+        self._latency.add(seconds)
+        self._took.add(seconds)
+
+    def cost(self, usd: float) -> None:
+        self._usd.add(usd)
+
+    def stats(self, arm: str, share: float, stopped: str) -> CloudArmStats:
+        return CloudArmStats(
+            arm, share, self.calls, part(self.failed, self.calls), self.compared, part(self.differ, self.compared),
+            self.shadowed, part(self.shadow_differ, self.shadowed), self._usd.part(), self._took.part(),
+            self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
+        )  # fmt: skip

@@ -1,0 +1,111 @@
+"""The load of an endpoint, and what is kept on the edge for it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeroute.core import load
+from edgeroute.core.facts import Facts
+from edgeroute.core.load import Load, Report, kept_share, slack
+from edgeroute.core.plan import plan
+from edgeroute.core.policy import Policy, Target
+
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+loads = st.floats(0, 10)
+instants = st.floats(0, 1e6)
+
+
+@given(numbers, numbers)
+def test_a_report_is_a_load_in_bounds_whatever_it_says(used, queue_s):
+    assert 0 <= Report(used, queue_s).load <= load.CAP
+
+
+@given(st.lists(st.tuples(numbers, instants)), instants)
+def test_the_load_is_in_bounds_whatever_is_reported_and_when(reports, now):
+    seen = Load()
+    for value, at in reports:
+        seen.add(value, at)
+    assert 0 <= seen.at(now) <= load.CAP
+
+
+@given(instants)
+def test_without_a_report_nothing_is_kept(now):
+    assert kept_share(Load().at(now)) == 0
+
+
+@given(loads, instants, st.floats(load.STALE_S, 1e6))
+def test_an_old_report_keeps_nothing(value, at, age):
+    seen = Load()
+    seen.add(value, at)
+    assert seen.at(at + age * 1.001) == 0
+
+
+@given(loads, st.floats(0, 100), st.floats(0, 100))
+def test_a_load_fades_while_none_is_reported(value, first, more):
+    seen = Load()
+    seen.add(value, 0.0)
+    assert seen.at(first + more) <= seen.at(first) <= min(value, load.CAP)
+
+
+@given(loads, loads)
+def test_more_load_never_keeps_less_and_a_part_is_always_sent(a, b):
+    low, high = sorted((kept_share(a), kept_share(b))) if a <= b else sorted((kept_share(b), kept_share(a)))
+    assert (kept_share(min(a, b)), kept_share(max(a, b))) == (low, high)
+    assert 0 <= low <= high <= load.MOST < 1
+    assert kept_share(load.FROM) == 0
+    assert kept_share(float("nan")) == 0
+
+
+@given(st.lists(numbers), st.floats(0, 1), st.floats(0, 1))
+def test_thresholds_are_lowered_within_what_was_deferred(deficits, a, b):
+    known = sorted(one for one in deficits if 0 <= one < float("inf"))
+    low, high = slack(deficits, min(a, b)), slack(deficits, max(a, b))
+    assert 0 <= low <= high <= (known[-1] if known else 0)
+    if len(known) < load.ENOUGH:
+        assert high == 0
+    for share in (a, b):
+        lower = slack(deficits, share)
+        assert not lower or sum(one <= lower for one in known) <= share * len(known) + 1e-6, "ties keep no more"
+
+
+def test_answers_that_are_all_as_unsure_are_all_sent():
+    assert slack([0.5] * 100, 0.9) == 0
+    assert slack([0.1] * 50 + [0.5] * 50, 0.9) == 0.1
+    assert slack([i / 100 for i in range(1, 101)], 0.5) == 0.5
+
+
+def planned(certified=False, **facts):
+    edge = Target("edge", "edge", 0.8, thresholds={"cat": 0.9}, certified=certified)
+    return plan(Policy(), (edge, Target("cloud", "cloud")), Facts(**facts))
+
+
+def test_a_loaded_cloud_lowers_a_plain_threshold_and_never_that_of_a_certificate():
+    relieved = planned(kept=0.5, slack={"edge": 0.25}).legs[0]
+    assert (relieved.threshold, relieved.thresholds, relieved.lowered) == (0.55, {"cat": 0.65}, 0.25)
+    assert "lowered by 0.25 as the cloud is loaded" in relieved.label
+    kept = planned(certified=True, kept=0.5, slack={"edge": 0.25})
+    assert (kept.legs[0].threshold, kept.legs[0].lowered) == (0.8, 0.0)
+    assert any("a certificate's" in step for step in kept.steps)
+    assert planned().legs[0].threshold == 0.8
+
+
+@given(st.booleans(), st.floats(0, 0.9), st.floats(0, 2))
+def test_a_certified_threshold_is_not_lowered_by_any_load(certified, kept, lower):
+    leg = planned(certified=certified, kept=kept, slack={"edge": lower}).legs[0]
+    assert leg.threshold is not None
+    assert leg.threshold == 0.8 if certified or not kept else leg.threshold <= 0.8
+
+
+def test_of_a_ladder_only_the_last_before_the_cloud_keeps_more():
+    """What the first defers goes to the second, whose certificate is of just these inputs."""
+    edges = Target("small", "edge", 0.8), Target("medium", "edge", 0.7)
+    made = plan(Policy(), (*edges, Target("cloud", "cloud")), Facts(kept=0.5, slack={"small": 0.3, "medium": 0.2}))
+    assert [leg.threshold for leg in made.legs] == [0.8, pytest.approx(0.5), None]
+
+
+def test_nothing_is_lowered_where_nothing_may_leave():
+    targets = Target("edge", "edge", 0.8), Target("cloud", "cloud")
+    facts = Facts(kept=0.5, slack={"edge": 0.3})
+    for mode in ("only_edge", "prefer_cloud", "only_cloud"):
+        legs = plan(Policy(), targets, facts, mode=mode).legs
+        assert all(leg.lowered == 0 for leg in legs)
