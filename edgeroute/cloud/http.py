@@ -162,12 +162,13 @@ class HttpClient:
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
         self._may_send(cancel)
-        self._leaving(call, until, exchange)
+        call = self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
             with self._channels.open(call, by, cancel) as response:
                 body = iter(response)
+                exchange.status = response.status
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
                     if type(step) is Said:
@@ -198,12 +199,13 @@ class HttpClient:
         """As `_attempt`."""
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
-        self._leaving(call, until, exchange)
+        call = self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
             async with self._async.open(call, by) as response:
                 body = response.__aiter__()
+                exchange.status = response.status
                 step = speaking.opened(Head(response.status, response.headers))
                 while step is not None:
                     if type(step) is Said:
@@ -248,9 +250,9 @@ class HttpClient:
     def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
         def once() -> Reply:
             self._may_send(cancel)
-            self._leaving(call, until, exchange)
+            sent = self._leaving(call, until, exchange)
             try:
-                reply = self._channels.send(call, until, cancel)
+                reply = self._channels.send(sent, until, cancel)
             except CloudError as e:
                 exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
                 raise
@@ -265,9 +267,9 @@ class HttpClient:
 
     async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
         async def once() -> Reply:
-            self._leaving(call, until, exchange)
+            sent = self._leaving(call, until, exchange)
             try:
-                reply = await self._async.send(call, until)
+                reply = await self._async.send(sent, until)
             except CloudError as e:
                 exchange.after_attempt(0, e)
                 raise
@@ -289,7 +291,8 @@ class HttpClient:
     ) -> Retries:
         return Retries(self.endpoint.address.retries, until, exchange, cancel, shown)
 
-    def _leaving(self, call: Call, until: float, exchange: Exchange) -> None:
+    def _leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
+        """The call as it is sent, once the exchange has allowed it."""
         size = len(call.body)
         if call.tokens is None:
             exchange.before_attempt(size, until)
@@ -297,9 +300,11 @@ class HttpClient:
             exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
+        more = exchange.headers(call.method, self.endpoint.address.origin, call.path)
+        return call._replace(headers=(*call.headers, *more.items())) if more else call
 
     def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
-        size = len(reply.body)
+        size, exchange.status = len(reply.body), reply.status
         with self._lock:
             self.received += size
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
@@ -23,9 +23,14 @@ class Exchange(Protocol):
 
     identity: str
     """Idempotency key: the same for every attempt of one request."""
+    status: int | None
+    """Set to the HTTP status of an attempt's reply, before `after_attempt`."""
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Before `size` bytes are sent, with so many tokens expected. Raises if that is forbidden."""
+
+    def headers(self, method: str, origin: str, path: str) -> Mapping[str, str]:
+        """Further headers for the attempt that `before_attempt` allowed."""
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None

@@ -17,9 +17,10 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts
 from edgeroute.record.ab import STORED
-from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
+from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
 from edgeroute.router.ab import Arms
+from edgeroute.router import status
 from edgeroute.router.arguments import check_types
 from edgeroute.router.auditing import auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose
@@ -123,6 +124,7 @@ def assemble(
     SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
         engine.queue.start()
+    engine.instruments.opened(status.of(engine))
     return engine
 
 
@@ -197,7 +199,7 @@ def _stages(
         engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
     engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
     engine.fallback = Fallback(engine)
-    engine.plain = cache is None and outbox is None and not engine.snapshot.views
+    engine.plain = cache is None and outbox is None and not engine.snapshot.views and not engine.instruments.follow_requests
     engine.steps = compose(stages, engine.walk)
 
 
@@ -216,10 +218,15 @@ class _Report:
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
+        self.follows = instruments.follow_attempts
 
-    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> None:
+    def began(self, *attempt: Any) -> Mapping[str, str]:
+        """An attempt is about to be sent."""
+        return self._instruments.attempt_began(AttemptBegan(*attempt))
+
+    def attempt(self, *attempt: Any) -> None:
         """An attempt has ended."""
-        self._instruments.attempt_ended(AttemptEnded(target, request, sent, received, took_s, error))
+        self._instruments.attempt_ended(AttemptEnded(*attempt))
 
     def held(self, target: str, code: str) -> None:
         """A request was rejected."""

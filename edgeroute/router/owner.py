@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats
+from edgeroute.observe.status import Status
 from edgeroute.router.engine import Engine
 from edgeroute.router.reload import PolicyFile
 from edgeroute.router.snapshot import edges_of, fingerprints
+from edgeroute.router.status import status
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -146,6 +148,10 @@ class EngineOwner:
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
         return self.engine.stats()
+
+    def status(self) -> Status:
+        """Statistics with limits, outbox, sensors and rules, as metrics and dashboards show them. Reads the outbox's file."""
+        return status(self.engine)
 
     def fingerprints(self, edge: int = 0) -> dict[str, str]:
         """Fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.

@@ -1,0 +1,162 @@
+"""Prometheus: what a router does and is like, in the form that Prometheus scrapes, through `prometheus_client`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary, WeakSet
+
+from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.observe.status import Status
+from edgeroute.record.exposed import Page, of_status, of_tally
+from edgeroute.record.instruments import Instruments
+from edgeroute.record.tally import Tally
+
+try:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.metrics_core import Metric
+except ImportError as e:
+    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[prometheus]'") from e
+
+__all__ = ["Exposition", "Prometheus", "metrics"]
+
+
+class Exposition(NamedTuple):
+    """The reply to a scrape."""
+
+    body: bytes
+    content_type: str
+
+
+class Parts(Protocol):
+    """What of a router's parts is used."""
+
+    @property
+    def instruments(self) -> Instruments:
+        """Its instruments."""
+
+
+class Measured(Protocol):
+    """A `Router` or an `AsyncRouter`."""
+
+    @property
+    def engine(self) -> Any:
+        """Its parts."""
+
+    def status(self) -> Status:
+        """Its state."""
+
+
+class Prometheus(Tally):
+    """Counts what a router does, for Prometheus: `Router(..., instruments=[Prometheus()])`, and `metrics(router)` for each scrape.
+
+    The metrics and their labels are in docs/observe.md. No label has a text of a user or of a server in it.
+
+    Args:
+        registry: of `prometheus_client`, where the metrics are registered; None: one of its own.
+        router: value of the label `router`, by which routers of one registry are told apart.
+
+    Raises:
+        PolicyError: another router of the registry has this name.
+    """
+
+    def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "") -> None:
+        super().__init__()
+        self.registry = CollectorRegistry() if registry is None else registry
+        self.router, self.closed = router, False
+        _collector(self.registry).join(self)
+
+    def close(self) -> None:
+        """Its name is free again in the registry, and what it counted is not there any more."""
+        self.closed = True
+
+
+def metrics(router: Measured, accept: str = "") -> Exposition:
+    """The metrics of a router, for any HTTP server: the body and the content type of the reply.
+
+    With a `Prometheus` among the router's instruments these are all of its registry; without one those that the router's
+    `status()` has: counts and states, no histograms and no reasons. Reads the outbox's file, so not for an event loop's thread.
+
+    Args:
+        router: a `Router` or an `AsyncRouter`.
+        accept: the request's header `Accept`, by which it is Prometheus' text or OpenMetrics.
+    """
+    found = of_router(router)
+    if found is None:
+        registry = CollectorRegistry()
+        registry.register(_OfStatus(router.status()))  # type: ignore[arg-type]  # it has what a collector needs
+    else:
+        registry = found.registry
+    encoder, content_type = choose_encoder(accept)
+    return Exposition(encoder(registry), content_type)
+
+
+def of_router(router: Measured) -> Prometheus | None:
+    """The router's instrument of this kind; None: it has none."""
+    parts: Parts = router.engine
+    return next((one for one in parts.instruments.all if isinstance(one, Prometheus)), None)
+
+
+class _Collector:
+    """Has the metrics of all routers of one registry made at each scrape: none is made at a call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._members: WeakSet[Prometheus] = WeakSet()
+
+    def join(self, member: Prometheus) -> None:
+        """From now on it is scraped, until it is closed or gone."""
+        with self._lock:
+            if any(one.router == member.router for one in self._open()):
+                raise PolicyError(
+                    f"there is a router {member.router!r} in this registry: give each a name, as in Prometheus(registry=..., router="
+                    '"camera")'
+                )
+            self._members.add(member)
+
+    def _open(self) -> list[Prometheus]:
+        return [one for one in self._members if not one.closed]
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: which there are is known at a scrape."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics."""
+        page = Page()
+        with self._lock:
+            members = self._open()
+        for member in sorted(members, key=lambda one: one.router):
+            of_tally(page, member.read(), member.router)
+            status = member.status()
+            if status is not None:
+                of_status(page, status, member.router)
+        return iter(page)
+
+
+class _OfStatus:
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        page = Page()
+        of_status(page, self._status, "")
+        return iter(page)
+
+
+_collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _collector(registry: CollectorRegistry) -> _Collector:
+    with _lock:
+        found = _collectors.get(registry)
+        if found is None:
+            found = _collectors[registry] = _Collector()
+            registry.register(found)  # type: ignore[arg-type]  # it has what a collector needs
+        return found
