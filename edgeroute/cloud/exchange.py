@@ -7,7 +7,7 @@ from itertools import count
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute import system
@@ -34,13 +34,28 @@ NUMBERS = count(1)
 """Of attempts."""
 
 
+class Sending(NamedTuple):
+    """What is about to be sent over the network, as far as instruments are told."""
+
+    protocol: str
+    """http or grpc."""
+    method: str
+    """Of HTTP."""
+    origin: str
+    """Scheme, host and port of the endpoint, as in `https://api.example.com`."""
+    path: str
+    """Of HTTP; or the method of gRPC."""
+    model: str
+    """The model's name at the endpoint; empty: none is said."""
+
+
 class Report(Protocol):
     """Receiver of attempts, and of rejected requests."""
 
     follows: bool
     """Whether it is told when attempts begin."""
 
-    def began(self, number: int, target: str, request: str, method: str, origin: str, path: str, again: int) -> Mapping[str, str]:
+    def began(self, number: int, target: str, request: str, again: int, sending: Sending) -> Mapping[str, str]:
         """An attempt is about to be sent -> further headers for it."""
 
     def attempt(
@@ -204,13 +219,13 @@ class Exchange:
         self._size = size
         self.begun, self._until, self._open = monotonic(), until, True
 
-    def headers(self, method: str, origin: str, path: str) -> Mapping[str, str]:
+    def headers(self, sending: Sending) -> Mapping[str, str]:
         """Reports that an attempt is about to be sent, after `before_attempt` -> further headers to send with it."""
         report = self._guard.report
         if report is None or not report.follows:
             return {}
         self._number = next(NUMBERS)
-        return report.began(self._number, self._guard.name, self.identity, method, origin, path, self._attempts - 1)
+        return report.began(self._number, self._guard.name, self.identity, self._attempts - 1, sending)
 
     def _report(self, size: int, error: BaseException | None, tokens: Tokens | None) -> None:
         """Reports the end of an attempt."""

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.carriers import carriers
+from edgeroute.cloud.exchange import Sending
 from edgeroute.cloud.quiet import OURS
 from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
@@ -32,6 +33,8 @@ class HttpClient:
         self.endpoint = endpoint
         self.sent = self.received = 0
         self._channels, self._async = carriers(endpoint)
+        self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
+        self._model = str(getattr(endpoint, "model", ""))
         self.after_fork()
         renew_after_fork(self)
 
@@ -300,7 +303,7 @@ class HttpClient:
             exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
-        more = exchange.headers(call.method, self.endpoint.address.origin, call.path)
+        more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
         return call._replace(headers=(*call.headers, *more.items())) if more else call
 
     def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:

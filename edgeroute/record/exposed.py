@@ -6,16 +6,11 @@ from collections.abc import Iterator
 from math import inf, isfinite
 from typing import Any
 
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
 from edgeroute.observe.stats import Stats
 from edgeroute.observe.status import Status
 from edgeroute.record.tally import Histogram, Tallied
-
-try:
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-except ImportError as e:
-    from edgeroute.errors import RuntimeMissing
-
-    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[prometheus]'") from e
 
 PREFIX = "edgeroute_"
 STATES = ("closed", "half-open", "open")
@@ -41,29 +36,33 @@ class Page:
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
+        self._seen = set[tuple[str, ...]]()
 
     def __iter__(self) -> Iterator[Metric]:
         return iter(self._found.values())
 
-    def _family(self, kind: Any, name: str, text: str, labels: dict[str, str]) -> Any:
+    def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
+        key = (name, *labels.values())
+        if key in self._seen:  # two targets of one name: Prometheus refuses a page that has something twice
+            return
+        self._seen.add(key)
         family = self._found.get(name)
         if family is None:
             family = self._found[name] = kind(PREFIX + name, text, labels=[*labels])
-        return family
+        family.add_metric([*labels.values()], *value)
 
     def counter(self, name: str, text: str, value: float, **labels: str) -> None:
         """Adds a count; its name ends in `_total` where it is read."""
-        self._family(CounterMetricFamily, name, text, labels).add_metric([*labels.values()], value)
+        self._add(CounterMetricFamily, name, text, labels, value)
 
     def gauge(self, name: str, text: str, value: float | None, **labels: str) -> None:
         """Adds a value that goes up and down; None: it is not known, and left out."""
         if value is not None:
-            self._family(GaugeMetricFamily, name, text, labels).add_metric([*labels.values()], float(value))
+            self._add(GaugeMetricFamily, name, text, labels, float(value))
 
     def histogram(self, name: str, text: str, value: Histogram, **labels: str) -> None:
         """Adds times."""
-        family = self._family(HistogramMetricFamily, name, text, labels)
-        family.add_metric([*labels.values()], buckets=value.buckets(), sum_value=value.sum_s)
+        self._add(HistogramMetricFamily, name, text, labels, value.buckets(), value.sum_s)
 
 
 def of_tally(page: Page, tallied: Tallied, router: str) -> None:

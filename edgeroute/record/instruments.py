@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from edgeroute.cloud.exchange import Sending
 from edgeroute.core.readings import Reading
 from edgeroute.core.spending import Tokens
 from edgeroute.observe.status import Status
@@ -51,13 +52,10 @@ class AttemptBegan(NamedTuple):
     target: str
     request: str
     """The request's id, or that of the batch; empty: a probe, which has no user data."""
-    method: str
-    """Of HTTP."""
-    origin: str
-    """Scheme, host and port of the endpoint, as in `https://api.example.com`."""
-    path: str
     again: int
     """How often it was tried before."""
+    sending: Sending
+    """What, and where to."""
 
 
 class AttemptEnded(NamedTuple):

@@ -9,16 +9,18 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.status import Status
-from edgeroute.record.exposed import Page, of_status, of_tally
 from edgeroute.record.instruments import Instruments
 from edgeroute.record.tally import Tally
 
+_missing: ImportError | None = None
 try:
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.metrics_core import Metric
+
+    from edgeroute.record.exposed import Page, of_status, of_tally
 except ImportError as e:
-    raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[prometheus]'") from e
+    _missing = e  # said once it is used: the names of edgeroute can be imported without it
 
 __all__ = ["Exposition", "Prometheus", "metrics"]
 
@@ -60,9 +62,11 @@ class Prometheus(Tally):
 
     Raises:
         PolicyError: another router of the registry has this name.
+        RuntimeMissing: `prometheus_client` is not installed.
     """
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "") -> None:
+        _check()
         super().__init__()
         self.registry = CollectorRegistry() if registry is None else registry
         self.router, self.closed = router, False
@@ -82,7 +86,11 @@ def metrics(router: Measured, accept: str = "") -> Exposition:
     Args:
         router: a `Router` or an `AsyncRouter`.
         accept: the request's header `Accept`, by which it is Prometheus' text or OpenMetrics.
+
+    Raises:
+        RuntimeMissing: `prometheus_client` is not installed.
     """
+    _check()
     found = of_router(router)
     if found is None:
         registry = CollectorRegistry()
@@ -97,6 +105,11 @@ def of_router(router: Measured) -> Prometheus | None:
     """The router's instrument of this kind; None: it has none."""
     parts: Parts = router.engine
     return next((one for one in parts.instruments.all if isinstance(one, Prometheus)), None)
+
+
+def _check() -> None:
+    if _missing is not None:
+        raise RuntimeMissing("prometheus_client is not installed: pip install 'edgeroute[prometheus]'") from _missing
 
 
 class _Collector:
