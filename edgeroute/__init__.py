@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     )
     from edgeroute.observe.sensors import DeviceSensors
     from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Stats
+    from edgeroute.observe.status import Status
     from edgeroute.record.ab import AB
     from edgeroute.record.drift_monitor import Audit
-    from edgeroute.observe.status import Status
     from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
     from edgeroute.record.opentelemetry import OpenTelemetry
     from edgeroute.record.prometheus import Prometheus, metrics

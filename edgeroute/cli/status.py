@@ -134,7 +134,7 @@ def _edges(policy: Path | None, kept: Mapping[str, Value]) -> tuple[list[Edge], 
     from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
-    none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace"))
+    none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace", "instruments"))
     try:
         with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
             snapshot, auditor, limits = router.engine.snapshot, router.engine.auditor, router.engine.spending.limits

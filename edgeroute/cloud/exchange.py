@@ -115,8 +115,8 @@ class Exchange:
 
     __slots__ = (
         "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid", "_size", "_tokens_usd",
-        "_took_s", "_unpaid", "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule", "sent",
-        "slot", "status", "thread", "usd",
+        "_took_s", "_unpaid", "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule",
+        "sent", "slot", "status", "thread", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:

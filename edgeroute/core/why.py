@@ -48,7 +48,6 @@ def reason_code(plan: Plan, outcome: Outcome) -> str:
 
 def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
     """Why the best answer there is stands: what came of the last target that was asked and did not answer."""
-
     for mark in reversed(log):
         if mark.kind == "timeout":
             return "deadline"

@@ -78,8 +78,8 @@ def of_tally(page: Page, tallied: Tallied, router: str) -> None:
         page.counter("attempts", "Attempts to call an endpoint", count, router=router, leg=target, result=result)
     for target, one in tallied.endpoints.items():
         page.histogram("attempt_duration_seconds", "Time of an attempt to call an endpoint", one, router=router, leg=target)
-    for (target, kind), count in tallied.tokens.items():
-        page.counter("tokens", "Tokens that an endpoint counted", count, router=router, leg=target, type=kind)
+    for (target, way), count in tallied.tokens.items():
+        page.counter("tokens", "Tokens that an endpoint counted", count, router=router, leg=target, type=way)
     for (target, code), count in tallied.held.items():
         page.counter("held", "Calls that were not made, for a local reason", count, router=router, leg=target, reason=code)
     for what, count in tallied.events.items():
@@ -127,7 +127,9 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
             page.counter("sent_bytes", "Bytes of bodies sent, retries included", leg.bytes_sent, router=router, leg=leg.name)
             page.counter("received_bytes", "Bytes of bodies received", leg.bytes_received, router=router, leg=leg.name)
             for state in STATES:
-                page.gauge("breaker", "State of the circuit breaker", leg.breaker == state, router=router, leg=leg.name, state=state)
+                page.gauge(
+                    "breaker", "State of the circuit breaker", leg.breaker == state, router=router, leg=leg.name, state=state
+                )
             page.gauge("link_seconds", "Time of a call but for its bytes", leg.call_s, router=router, leg=leg.name)
             page.gauge("link_bytes_per_second", "Bandwidth to the endpoint", leg.bytes_per_s, router=router, leg=leg.name)
     for name, joules in stats.joules.items():
@@ -143,4 +145,6 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
             share = getattr(arm, what).share
             known = share if isfinite(share) else None
             page.gauge("arm_ratio", "Share of an arm's requests", known, router=router, arm=arm.arm, model=arm.model, what=what)
-        page.gauge("arm_stopped", "Whether a guardrail stopped it", bool(arm.stopped), router=router, arm=arm.arm, model=arm.model)
+        page.gauge(
+            "arm_stopped", "Whether a guardrail stopped it", bool(arm.stopped), router=router, arm=arm.arm, model=arm.model
+        )

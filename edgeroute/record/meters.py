@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded
@@ -23,7 +24,7 @@ class Meters:
     def __init__(self, provider: Any) -> None:
         meter = provider.get_meter("edgeroute")
 
-        def histogram(name: str, unit: str, text: str, bounds: list[float]) -> Any:
+        def histogram(name: str, unit: str, text: str, bounds: Sequence[float]) -> Any:
             return meter.create_histogram(name, unit, text, explicit_bucket_boundaries_advisory=bounds)
 
         self._requests = histogram("edgeroute.request.duration", "s", "Time from a call to its answer.", SHORT)

@@ -40,8 +40,8 @@ class OpenTelemetry(Instrument):
     Args:
         tracer_provider: makes the spans; None: the global one, which does nothing until the program has set one up.
         meter_provider: for histograms of the durations and of tokens; None: there are none.
-        propagate: hosts of endpoints, as in `["api.example.com"]`, that are sent `traceparent` and `tracestate` (W3C), so that their
-            spans join the trace; True: all of them; False: none. Baggage is sent to none.
+        propagate: hosts of endpoints, as in `["api.example.com"]`, that are sent `traceparent` and `tracestate` (W3C), so that
+            their spans join the trace; True: all of them; False: none. Baggage is sent to none.
 
     Raises:
         PolicyError: `propagate` is something else.

@@ -52,7 +52,7 @@ class Measured(Protocol):
 
 
 class Prometheus(Tally):
-    """Counts what a router does, for Prometheus: `Router(..., instruments=[Prometheus()])`, and `metrics(router)` for each scrape.
+    """Counts what a router does, for Prometheus: `Router(..., instruments=[Prometheus()])`; `metrics(router)` is what is scraped.
 
     The metrics and their labels are in docs/observe.md. No label has a text of a user or of a server in it.
 
@@ -94,7 +94,7 @@ def metrics(router: Measured, accept: str = "") -> Exposition:
     found = of_router(router)
     if found is None:
         registry = CollectorRegistry()
-        registry.register(_OfStatus(router.status()))  # type: ignore[arg-type]  # it has what a collector needs
+        registry.register(_OfStatus(router.status()))
     else:
         registry = found.registry
     encoder, content_type = choose_encoder(accept)
@@ -124,8 +124,8 @@ class _Collector:
         with self._lock:
             if any(one.router == member.router for one in self._open()):
                 raise PolicyError(
-                    f"there is a router {member.router!r} in this registry: give each a name, as in Prometheus(registry=..., router="
-                    '"camera")'
+                    f"there is a router {member.router!r} in this registry: name each, as in Prometheus(registry=..., router="
+                    "'camera')"
                 )
             self._members.add(member)
 
@@ -171,5 +171,5 @@ def _collector(registry: CollectorRegistry) -> _Collector:
         found = _collectors.get(registry)
         if found is None:
             found = _collectors[registry] = _Collector()
-            registry.register(found)  # type: ignore[arg-type]  # it has what a collector needs
+            registry.register(found)
         return found

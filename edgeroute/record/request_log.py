@@ -14,7 +14,7 @@ from edgeroute.record.instruments import Instrument, RequestEnded
 log = logging.getLogger("edgeroute.requests")
 LONGEST = 8000
 """Characters of a message, and of a traceback."""
-FIELDS = ("request", "source", "leg", "reason", "degraded", "confidence", "latency_s", "error")
+FIELDS = ("request", "source", "leg", "reason", "degraded", "confidence", "latency_s", "error", "model", "status")
 """Fields of a request's record (`extra=`)."""
 
 

@@ -19,8 +19,8 @@ from edgeroute.observe.stats import Counts
 from edgeroute.record.ab import STORED
 from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
-from edgeroute.router.ab import Arms
 from edgeroute.router import status
+from edgeroute.router.ab import Arms
 from edgeroute.router.arguments import check_types
 from edgeroute.router.auditing import auditing
 from edgeroute.router.calls import Answered, Stage, Steps, compose

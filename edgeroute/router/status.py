@@ -25,7 +25,7 @@ def status(engine: Engine) -> Status:
         outbox=_outbox(engine),
         reading=None if read_at is None else observer.reading,
         reading_age_s=0.0 if read_at is None else monotonic() - read_at,
-        rules=tuple(str(rule) for rule in observer.facts.rules),
+        rules=tuple(dict.fromkeys(f"{rule}: {rule.then}" for rule in observer.facts.rules)),
         closed=engine.closed,
     )
 

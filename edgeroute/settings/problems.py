@@ -45,7 +45,16 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    return [*_sides(data), *_times(data), *_folder(data), *_classes(data), *_saver(data), *_candidate(data), *_arm(data)]
+    return [
+        *_sides(data),
+        *_times(data),
+        *_folder(data),
+        *_classes(data),
+        *_saver(data),
+        *_candidate(data),
+        *_arm(data),
+        *_telemetry(data),
+    ]
 
 
 def _sides(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -133,6 +142,14 @@ def _arm(data: Mapping[str, Any]) -> Iterator[Problem]:
     edges = data.get("edge")
     if data.get("ab") and (not edges or (isinstance(edges, dict | list) and len(edges) != 1)):
         yield Problem(("ab",), "is arm B beside the only [edge]: expected one of that")
+
+
+def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that have no effect without others."""
+    telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
+    for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
+        if key in telemetry and telemetry.get(needed, False) is False:
+            yield Problem(("telemetry", key), f"has no effect without {needed} = true")
 
 
 def _released(edges: Any) -> bool:
