@@ -39,7 +39,11 @@ def figures() -> list[Figure]:
             )
             plain_us, counted_us = _means_us(images, plain, counted)
             mean = counted_us - plain_us
-            found.append(Figure(f"the same of {name}, mean with counting", f"{counted_us:.1f} us", f"{plain_us:.1f} us without", mean, "us", 5))
+            found.append(
+                Figure(
+                    f"the same of {name}, mean with counting", f"{counted_us:.1f} us", f"{plain_us:.1f} us without", mean, "us", 5
+                )
+            )
             begun = time.perf_counter()
             for _ in range(SCRAPES):
                 body = metrics(counted).body

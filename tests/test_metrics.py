@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -30,10 +32,13 @@ from edgeroute import (
     RuntimeMissing,
     metrics,
 )
-from edgeroute.core.why import CODES
+from edgeroute.core.spending import Cost, Tokens
+from edgeroute.core.why import CODES, Took
 from edgeroute.errors import Refused
+from edgeroute.observe.stats import ArmStats, AuditStats, LegStats, Part, Stats
+from edgeroute.observe.status import Status
 from edgeroute.record import tally
-from edgeroute.record.instruments import RequestEnded
+from edgeroute.record.instruments import AttemptEnded, RequestEnded
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -389,3 +394,64 @@ def test_without_the_extras():
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=240, env=env)
         assert done.returncode == 0, done.stderr
     assert issubclass(RuntimeMissing, ImportError)
+
+
+def everything():
+    """Every metric that there is, by the names under which Prometheus has them."""
+    from edgeroute.record.exposed import PREFIX, Page, of_status, of_tally
+
+    leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
+    share = Part(0.5, 0.4, 0.6)
+    arm = ArmStats("a", "m", 1, share, share, share, 0.1, 0.1, 1, share, share, "")
+    stats = Stats(
+        1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg,), (AuditStats("edge", 1, 0, 0.1, 1.0, ""),), (), (arm,), {"cloud": 1.0}, 0.5
+    )
+    reading = Reading(*[1.0] * len(Reading._fields))
+    status = Status(stats, Limits(1, 1, 1, 1), Cost(), {"waiting": 1, "bytes": 1, "delivered": 1}, reading, 1.0, ("heat",))
+    counts = Tally()
+    kind = Kind("edge", "edge", "confident", False)
+    counts._new.append((kind, 0.1, (Took("edge", "edge", 0.1),)))
+    counts.attempt_ended(AttemptEnded("cloud", "id", 1, 1, 0.1, None, 1, 200, Tokens(1, 1)))
+    counts.limit_hit("cloud", "breaker")
+    counts.outbox_changed("id", "queued")
+    page = Page()
+    of_tally(page, counts.read(), "")
+    of_status(page, status, "")
+    return {sample.name.removeprefix(PREFIX): {*sample.labels} for family in page for sample in family.samples}
+
+
+HISTOGRAM = re.compile("_(bucket|count|sum)$")
+
+
+def test_the_page_has_each_metric_and_no_other():
+    """docs/observe.md names them all, with their labels; and none that there is not."""
+    page = (ROOT / "docs" / "observe.md").read_text(encoding="utf-8").split("### What is counted")[1].split("## OpenTelemetry")[0]
+    told = {}
+    for names, labels in re.findall(r"^\| ((?:`\w+` ?)+) \| ((?:`\w+` ?)*) ?\|", page, re.MULTILINE):
+        told |= {name: {*re.findall(r"\w+", labels)} for name in re.findall(r"\w+", names)}
+    there = {HISTOGRAM.sub("", name): labels - {"router", "le"} for name, labels in everything().items()}
+    assert told.keys() == there.keys()
+    for name, labels in there.items():
+        assert labels <= told[name], name
+
+
+def test_the_dashboard_shows_what_there_is():
+    """Each metric in examples/grafana.json exists, has the labels that it is asked for, and each query is a panel's own."""
+    dashboard = json.loads((ROOT / "examples" / "grafana.json").read_text(encoding="utf-8"))
+    there = everything()
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(queries) >= 20
+    for query in queries:
+        found = re.findall(r"edgeroute_(\w+)\{([^}]*)\}", query)
+        assert found, query
+        assert len(found) == query.count("edgeroute_"), f"{query}: each is of the routers that are chosen"
+        for name, selected in found:
+            assert name in there, name
+            labels = {*re.findall(r"(\w+)=~?\"", selected)}
+            assert "router" in labels
+            assert labels <= there[name], query
+        for by in re.findall(r"by \(([^)]*)\)", query):
+            assert {*re.findall(r"\w+", by)} <= there[found[0][0]], query
+    places = [panel["gridPos"] for panel in dashboard["panels"]]
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(places)
