@@ -133,6 +133,22 @@ def test_what_waits_and_the_device(make, tmp_path):
     assert not [key for key in samples if key[0] == "edgeroute_device_gpu_ratio"], "what is not known is left out"
 
 
+def test_the_devices_own_sensors(monkeypatch):
+    """They are read for the metrics, in the background, although no rule goes by them; not if that is not wanted."""
+    read = threading.Event()
+
+    def sensors():
+        read.set()
+        return Reading(battery=0.7)
+
+    monkeypatch.setattr("edgeroute.observe.observer.read", sensors)
+    with Router(sure, None, instruments=[Prometheus()]) as router:
+        assert read.wait(LONG)
+        assert router.engine.observer.wanted
+    with Router(sure, None, instruments=[Prometheus(device=False)]) as router:
+        assert not router.engine.observer.wanted
+
+
 def test_errors_and_the_cache(make):
     """Requests without an answer are counted by the error's code, those of the cache by themselves."""
 

@@ -174,6 +174,15 @@ def test_the_server_joins_the_trace(make, seen, propagate):
     assert (second.attributes["http.request.resend_count"], second.status.status_code) == (1, StatusCode.UNSET)
 
 
+def test_only_what_was_sent_before_is_sent_again(make, seen):
+    """Rows that are asked one by one, and a server's metadata before the first of them, are no repetitions."""
+    replies = iter([DOWN, GOOD, GOOD])
+    with CannedServer(lambda _: next(replies)) as server:
+        router = make(unsure, PlainJson(server.url, retries=1))
+        assert [answer.source for answer in router.infer_many(["x", "y"])] == ["cloud", "cloud"]
+    assert [span.attributes.get("http.request.resend_count") for span in seen.spans("POST")] == [None, 1, None]
+
+
 def test_baggage_stays_here(make, kind):
     """It may hold anything: it goes nowhere."""
     if kind is Tasks:

@@ -114,9 +114,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid", "_size", "_tokens_usd",
-        "_took_s", "_unpaid", "_until", "begun", "counts", "data_class", "failure", "identity", "late", "received", "rule",
-        "sent", "slot", "status", "thread", "usd",
+        "__weakref__", "_admitted", "_again", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid",
+        "_sending", "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "counts", "data_class", "failure",
+        "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -140,8 +140,9 @@ class Exchange:
         self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
 
-        self._number = 0
-        """Of the attempt under way, if its beginning was reported; else 0."""
+        self._number = self._again = 0
+        """Of the attempt under way, if its beginning was reported; else 0. How often the same was sent before it."""
+        self._sending: Sending | None = None
         self.status: int | None = None
         """HTTP status of its reply."""
 
@@ -224,8 +225,9 @@ class Exchange:
         report = self._guard.report
         if report is None or not report.follows:
             return {}
-        self._number = next(NUMBERS)
-        return report.began(self._number, self._guard.name, self.identity, self._attempts - 1, sending)
+        self._again = self._again + 1 if sending == self._sending else 0
+        self._number, self._sending = next(NUMBERS), sending
+        return report.began(self._number, self._guard.name, self.identity, self._again, sending)
 
     def _report(self, size: int, error: BaseException | None, tokens: Tokens | None) -> None:
         """Reports the end of an attempt."""
@@ -236,7 +238,7 @@ class Exchange:
 
     def next_call(self) -> None:
         """The next attempt is the first one of another call: it counts as one in every limit."""
-        self._unpaid = True
+        self._unpaid, self._sending = True, None
 
     def prepay(self) -> bool:
         """Books all its calls before the first one leaves, if there are several or bookings are written ahead.

@@ -11,6 +11,7 @@ from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.observe.status import Status
 from edgeroute.record.instruments import Instruments
 from edgeroute.record.tally import Tally
+from edgeroute.system import renew_after_fork
 
 _missing: ImportError | None = None
 try:
@@ -59,17 +60,19 @@ class Prometheus(Tally):
     Args:
         registry: of `prometheus_client`, where the metrics are registered; None: one of its own.
         router: value of the label `router`, by which routers of one registry are told apart.
+        device: whether the device's sensors are read for it, in the background.
 
     Raises:
         PolicyError: another router of the registry has this name.
         RuntimeMissing: `prometheus_client` is not installed.
     """
 
-    def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "") -> None:
+    def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
         _check()
         super().__init__()
         self.registry = CollectorRegistry() if registry is None else registry
         self.router, self.closed = router, False
+        self.reads_sensors = device
         _collector(self.registry).join(self)
 
     def close(self) -> None:
@@ -116,8 +119,13 @@ class _Collector:
     """Has the metrics of all routers of one registry made at each scrape: none is made at a call."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._members: WeakSet[Prometheus] = WeakSet()
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
 
     def join(self, member: Prometheus) -> None:
         """From now on it is scraped, until it is closed or gone."""
@@ -163,13 +171,11 @@ class _OfStatus:
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()
-_lock = threading.Lock()
 
 
 def _collector(registry: CollectorRegistry) -> _Collector:
-    with _lock:
-        found = _collectors.get(registry)
-        if found is None:
-            found = _collectors[registry] = _Collector()
-            registry.register(found)
-        return found
+    made = _Collector()
+    found = _collectors.setdefault(registry, made)
+    if found is made:
+        registry.register(found)
+    return found

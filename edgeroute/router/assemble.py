@@ -106,7 +106,7 @@ def assemble(
         engine.arms = Arms(ab, engine.snapshot.models, engine.instruments.alarm, None if store is None else store.get(STORED))
     if engine.checkpoint is not None:
         engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
-    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks) and sensors is not None)
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
@@ -126,6 +126,11 @@ def assemble(
         engine.queue.start()
     engine.instruments.opened(status.of(engine))
     return engine
+
+
+def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
+    """Whether readings of the sensors are wanted for instruments."""
+    return (bool(sinks) and sensors is not None) or any(getattr(one, "reads_sensors", False) for one in sinks)
 
 
 def _first_reading(engine: Engine, sensors: Any) -> None:
