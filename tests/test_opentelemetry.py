@@ -15,6 +15,7 @@ from edgeroute import (
     BadInput,
     Cache,
     Egress,
+    Instrument,
     NoAnswer,
     OpenAIChat,
     OpenTelemetry,
@@ -417,6 +418,30 @@ def test_what_cannot_be_a_list_of_hosts(wrong):
     """A text would be taken for its letters."""
     with pytest.raises(PolicyError, match="propagate="):
         OpenTelemetry(propagate=wrong)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"X-Trace": "a\r\nX-Evil: 1"}, {"X Trace": "a"}, {"Content-Length": "0"}, {"X-Trace": 3}], ids=str
+)
+def test_headers_that_no_instrument_sets(kind, headers, caplog):
+    """They would make another request of it: it is sent without them, and that is logged."""
+
+    class Odd(Instrument):
+        def attempt_began(self, _):
+            """Gives them."""
+            return headers
+
+    class Good(Instrument):
+        def attempt_began(self, _):
+            """Gives one."""
+            return {"X-Good": "yes"}
+
+    with CannedServer(GOOD) as server, kind(unsure, PlainJson(server.url), threshold=0.5, instruments=[Odd(), Good()]) as router:
+        assert router.infer("x").source == "cloud"
+    assert b"evil" not in server.requests[0].lower()
+    assert server.requests[0].lower().count(b"content-length") == 1
+    assert header(server.requests[0], "x-good") == "yes"
+    assert "an instrument failed at attempt_began" in caplog.text
 
 
 def test_a_provider_that_fails(kind, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -124,6 +125,25 @@ def _failed(name: str, error: BaseException) -> None:
     log.error("an instrument failed at %s; no answer is touched by it", name, exc_info=error)
 
 
+_NAME, _VALUE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"), re.compile(r"[!-~]([\t -~]*[!-~])?")
+FIXED = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "content-type", "authorization", "idempotency-key"}
+)
+"""Headers that no instrument sets."""
+
+
+def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers.
+
+    Raises:
+        ValueError: one cannot be sent, or is not an instrument's.
+    """
+    for name, value in headers.items():
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value) or name.lower() in FIXED:
+            raise ValueError("an instrument gave a header that it cannot set, so none of its is sent")
+    return dict(headers)
+
+
 def _own(instruments: Iterable[Instrument], name: str) -> list[Callable[..., Any]]:
     """The methods of that name, without those that do nothing. An instrument of another class may lack it."""
     found = (getattr(one, name, None) for one in instruments)
@@ -180,7 +200,7 @@ class Instruments(Instrument):
         headers: dict[str, str] = {}
         for method in self._methods["attempt_began"]:
             try:
-                headers.update(method(began) or {})
+                headers |= _checked(method(began) or {})
             except KeyboardInterrupt:  # noqa: PERF203 - likewise
                 raise
             except BaseException as e:  # noqa: BLE001 - likewise

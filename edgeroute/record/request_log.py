@@ -41,10 +41,10 @@ class RequestLog(Instrument):
             log.log(self.level, "no answer: %s", code, extra={"request": ended.id, "error": code})
             return
         fields = {
-            "request": ended.id, "source": answer.source, "leg": answer.leg, "reason": answer.reason_code,
+            "request": ended.id, "source": answer.source, "leg": clean(answer.leg, 100), "reason": answer.reason_code,
             "degraded": answer.degraded, "confidence": _number(answer.confidence), "latency_s": round(answer.latency_s, 6),
         }  # fmt: skip
-        log.log(self.level, "answered by %s: %s", answer.leg, answer.reason_code, extra=fields)
+        log.log(self.level, "answered by %s: %s", fields["leg"], fields["reason"], extra=fields)
 
 
 class JsonFormatter(logging.Formatter):

@@ -141,7 +141,8 @@ class Tally(Instrument):
 
     def attempt_ended(self, ended: AttemptEnded) -> None:
         """Counts it."""
-        code = "ok" if ended.error is None else Failure.of(ended.error).code or "error"
+        error = ended.error
+        code = "ok" if error is None else Failure.of(error).code if isinstance(error, Exception) else "stopped"
         with self._lock:
             self._attempts[ended.target, code if code == "ok" or code in CODES else "error"] += 1
             self._endpoints.setdefault(ended.target, Histogram()).add(ended.took_s)

@@ -53,6 +53,8 @@ class PolicyFile:
 
         functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
         policy = settings.load(self.path)
+        if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
+            policy = policy.model_copy(update={"telemetry": None})
         try:
             arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
         except EdgerouteError as e:
