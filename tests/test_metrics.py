@@ -165,6 +165,7 @@ def test_errors_and_the_cache(make):
     samples = scraped(router)
     assert one(samples, "requests_total", source="none", reason="bad_input") == 1
     assert one(samples, "requests_total", source="none", reason="error") == 1
+    assert one(samples, "attempts_total", result="error") == 1
     cached = make(sure, None, cache=Cache(), instruments=[Prometheus()])
     for _ in range(2):
         cached.infer("x")

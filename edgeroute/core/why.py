@@ -17,33 +17,28 @@ Own = Literal[
 leave; an edge was below its threshold, or would be by the score of the input; a target asked later was faster; one asked before
 failed. Of degraded ones: the deadline came; the cloud is busy with runs that were given up. Of errors, also: any other."""
 ReasonCode = Own | ErrorCode | HeldCode
-CODES: Final[frozenset[str]] = frozenset(get_args(Own)) | frozenset(get_args(ErrorCode)) | frozenset(get_args(HeldCode)) - {""}
+CODES: Final = frozenset[str]({*get_args(Own), *get_args(ErrorCode), *get_args(HeldCode)} - {""})
 ALONE = 2
 """Marks of a request with a single leg."""
 
 
 def reason_code(plan: Plan, outcome: Outcome) -> str:
     """The reason code of an answer, one of `CODES`; where a target failed or was not asked, the error's own."""
-    log = outcome.log
-    if outcome.accepted and len(log) == ALONE and not plan.unsure:  # most
-        if plan.legs[0].permit is not None:
-            return "first"
-        return "stays" if plan.stays else "confident"
-    if not outcome.accepted:
+    log, i = outcome.log, outcome.leg
+    if not outcome.accepted or i is None:
         return _degraded(plan, log)
-    if plan.unsure and outcome.leg is not None and plan.legs[outcome.leg].permit is not None:
-        return "input"
-    before = [mark for mark in log if mark.leg != outcome.leg]
-    for mark in before:
-        if mark.kind == "below":
-            return "below"
-        if mark.kind == "failed":
-            return _failed(mark)
-    if any(mark.kind == "cancelled" for mark in before):
-        return "faster" if outcome.leg else "first"
-    if plan.stays:
-        return "stays"
-    return "first" if outcome.leg is not None and plan.legs[outcome.leg].permit is not None else "confident"
+    away = plan.legs[i].permit is not None
+    if len(log) > ALONE or plan.unsure:  # few
+        if plan.unsure and away:
+            return "input"
+        for mark in log:
+            if mark.kind == "below":
+                return "below"
+            if mark.kind == "failed":
+                return _failed(mark)
+        if i and any(mark.kind == "cancelled" for mark in log):
+            return "faster"
+    return "first" if away else "stays" if plan.stays else "confident"
 
 
 def _degraded(plan: Plan, log: Sequence[Mark]) -> str:
