@@ -441,6 +441,18 @@ def everything():
     return {sample.name.removeprefix(PREFIX): {*sample.labels} for family in page for sample in family.samples}
 
 
+def test_two_targets_of_one_name():
+    """The page has the first: one that has something twice Prometheus refuses as a whole."""
+    from edgeroute.record.exposed import Page, of_status
+
+    leg = LegStats("same", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
+    stats = Stats(1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg, leg._replace(bytes_sent=9)), ())
+    page = Page()
+    of_status(page, Status(stats, Limits(), Cost()), "")
+    samples = [(sample.name, *sorted(sample.labels.items())) for family in page for sample in family.samples]
+    assert len(samples) == len({*samples}) > 20
+
+
 HISTOGRAM = re.compile("_(bucket|count|sum)$")
 
 
