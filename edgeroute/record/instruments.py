@@ -146,8 +146,18 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _own(instruments: Iterable[Instrument], name: str) -> list[Callable[..., Any]]:
     """The methods of that name, without those that do nothing. An instrument of another class may lack it."""
-    found = (getattr(one, name, None) for one in instruments)
+    found = (_method(one, name) for one in instruments)
     return [method for method in found if method and getattr(method, "__func__", None) is not getattr(Instrument, name)]
+
+
+def _method(instrument: Instrument, name: str) -> Any:
+    """The method; one that cannot be had now is looked up at each event, where what that raises is logged."""
+    try:
+        return getattr(instrument, name, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - likewise
+        return lambda *event: getattr(instrument, name)(*event)
 
 
 class Instruments(Instrument):
