@@ -157,7 +157,7 @@ def _method(instrument: Instrument, name: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001 - likewise
-        return lambda *event: getattr(instrument, name)(*event)
+        return lambda *event: getattr(instrument, name)(*event)  # noqa: PLW0108 - it is looked up at the event
 
 
 class Instruments(Instrument):
