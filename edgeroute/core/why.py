@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, get_args
 from edgeroute.core.codes import ErrorCode, Failure, HeldCode
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
-from edgeroute.core.walk import Mark, Outcome
+from edgeroute.core.walk import Mark, Outcome, new
 
 Own = Literal[
     "confident", "first", "stays", "below", "input", "faster", "failed", "deadline", "busy", "cached", "stale", "error",
@@ -77,7 +77,7 @@ def took(plan: Plan, outcome: Outcome) -> tuple[Took, ...]:
     log, legs = outcome.log, plan.legs
     if outcome.accepted and len(log) == ALONE:  # most
         leg = legs[log[1].leg]
-        return (Took(leg.name, leg.side, log[1].at - log[0].at),)
+        return (new(Took, (leg.name, "edge" if leg.permit is None else "cloud", log[1].at - log[0].at)),)
     started: dict[int, float] = {}
     found = []
     for kind, i, at, _ in log:

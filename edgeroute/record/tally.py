@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from edgeroute.core.codes import Failure
+from edgeroute.core.walk import new
 from edgeroute.core.why import CODES, Took, error_code
 from edgeroute.observe.status import Status
 from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
@@ -110,7 +111,7 @@ class Tally(Instrument):
         if answer is None:
             fresh.append((Kind("none", "", error_code(ended.error), False), 0.0, ()))
         else:
-            kind = Kind(answer.source, answer.leg, answer.reason_code, answer.degraded)
+            kind = new(Kind, (answer.source, answer.leg, answer.reason_code, answer.degraded))
             fresh.append((kind, answer.latency_s, () if ended.batch else answer.took))
         if len(fresh) >= TOGETHER:
             with self._lock:
@@ -127,7 +128,10 @@ class Tally(Instrument):
                 kind = Kind(kind.source, self._leg(kind.leg), kind.reason if kind.reason in CODES else "error", kind.degraded)
             requests[kind] += 1
             if kind.source != "none":
-                self._sources.setdefault(kind.source, Histogram()).add(latency_s)
+                source = self._sources.get(kind.source)
+                if source is None:
+                    source = self._sources.setdefault(kind.source, Histogram())
+                source.add(latency_s)
             for leg, side, seconds in legs:
                 key = leg, side
                 histogram = self._legs.get(key)

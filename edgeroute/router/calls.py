@@ -153,9 +153,8 @@ class Answered:
     def tell(self, request: Request, result: Result) -> None:
         """Reports one request's end."""
         answer, error = (result, None) if isinstance(result, Answer) else (None, result)
-        ended = new(RequestEnded, (request.id, request.inputs, answer, error, None, 0.0, None, request.batch))
         observer = self._observer
+        read: tuple[Any, ...] = (None, 0.0, None)
         if (read_at := observer.read_at) is not None:
-            edge_w = observer.energy.extra_w
-            ended = ended._replace(reading=observer.reading, reading_age_s=request.begun - read_at, edge_w=edge_w)
-        self._instruments.request_ended(ended)
+            read = observer.reading, request.begun - read_at, observer.energy.extra_w
+        self._instruments.request_ended(new(RequestEnded, (request.id, request.inputs, answer, error, *read, request.batch)))
