@@ -59,10 +59,14 @@ if TYPE_CHECKING:
     from edgeroute.observe.arm_stats import ArmStats, CloudArmStats
     from edgeroute.observe.sensors import DeviceSensors
     from edgeroute.observe.stats import AuditStats, LegStats, Stats
+    from edgeroute.observe.status import Status
     from edgeroute.record.ab import AB
     from edgeroute.record.cloud_arms import CloudArms
     from edgeroute.record.drift_monitor import Audit
-    from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
+    from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
+    from edgeroute.record.opentelemetry import OpenTelemetry
+    from edgeroute.record.prometheus import Prometheus, metrics
+    from edgeroute.record.request_log import RequestLog
     from edgeroute.record.trace import Trace
     from edgeroute.report.results import CalibrationResult, EvaluationResult
     from edgeroute.router.aio import AsyncRouter
@@ -120,7 +124,11 @@ _HOMES = {
     **dict.fromkeys(("AsyncConversation", "Conversation"), "router.talk"),
     **dict.fromkeys(("CalibrationResult", "EvaluationResult"), "report.results"),
     "Audit": "record.drift_monitor",
-    **dict.fromkeys(("AttemptEnded", "Instrument", "RequestEnded"), "record.instruments"),
+    **dict.fromkeys(("AttemptBegan", "AttemptEnded", "Instrument", "RequestBegan", "RequestEnded"), "record.instruments"),
+    "OpenTelemetry": "record.opentelemetry",
+    **dict.fromkeys(("Prometheus", "metrics"), "record.prometheus"),
+    "RequestLog": "record.request_log",
+    "Status": "observe.status",
     **dict.fromkeys(("Cache", "Semantic"), "stores.cache"),
     **dict.fromkeys(("Late", "Outbox"), "stores.outbox"),
     **dict.fromkeys(("Check", "Decision"), "router.preflight"),
@@ -147,6 +155,7 @@ __all__ = [
     "AsyncFrames",
     "AsyncRouter",
     "AsyncStream",
+    "AttemptBegan",
     "AttemptEnded",
     "Audio",
     "AudioStats",
@@ -199,15 +208,19 @@ __all__ = [
     "OpenAIChat",
     "OpenInference",
     "OpenInferenceGrpc",
+    "OpenTelemetry",
     "Outbox",
     "Piece",
     "PlainJson",
     "PolicyError",
     "Prediction",
     "Prefix",
+    "Prometheus",
     "Reading",
     "Refused",
+    "RequestBegan",
     "RequestEnded",
+    "RequestLog",
     "Restart",
     "Router",
     "Rule",
@@ -216,6 +229,7 @@ __all__ = [
     "Secret",
     "Semantic",
     "Stats",
+    "Status",
     "StopToken",
     "StoreError",
     "Stream",
@@ -227,6 +241,7 @@ __all__ = [
     "Utterance",
     "Variants",
     "__version__",
+    "metrics",
     "register",
 ]
 

@@ -13,6 +13,7 @@ from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
 from edgeroute.core.texts import clean
 from edgeroute.core.walk import Outcome, Prediction
+from edgeroute.core.why import Took, reason_code, took
 from edgeroute.failures import Failures
 from edgeroute.system import plain
 
@@ -216,6 +217,7 @@ class _Told(NamedTuple):
 
     reason: str
     trace: dict[str, Any]
+    code: str = "first"
 
 
 class Answer(Generic[V]):
@@ -284,6 +286,20 @@ class Answer(Generic[V]):
         return f"{told}; {note}" if note else told
 
     @property
+    def reason_code(self) -> str:
+        """The reason as one of the few words of `edgeroute.core.why.CODES`, for counting."""
+        plan, outcome = self._plan, self._outcome
+        if type(plan) is Plan and outcome is not None:
+            return reason_code(plan, outcome)
+        return plan.code if type(plan) is _Told else "stale" if self.source == "stale" else "cached"
+
+    @property
+    def took(self) -> tuple[Took, ...]:
+        """Times of the targets that answered; none of an answer of the cache, or one that was copied or pickled."""
+        plan, outcome = self._plan, self._outcome
+        return took(plan, outcome) if type(plan) is Plan and outcome is not None else ()
+
+    @property
     def truncated(self) -> str:
         """Why a language model's text has no end of its own: "length", "content_filter"; "cut": the connection. Empty: it has."""
         outcome = self._outcome
@@ -344,7 +360,7 @@ class Answer(Generic[V]):
     def __reduce__(self) -> tuple[Any, ...]:
         """The route as `reason` and `trace`: a plan refers to more than another process can have."""
         fields = {name: getattr(self, name) for name in (*_FIELDS, "outputs") if name != "reason"}
-        return _told_again, (type(self), fields, _Told(self.reason, dict(self.trace)))
+        return _told_again, (type(self), fields, _Told(self.reason, dict(self.trace), self.reason_code))
 
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", {self.confidence:.2f}"

@@ -759,6 +759,7 @@ class Free:
     identity = ""
 
     before_attempt = after_attempt = next_call = lambda *_, **__: None
+    headers = lambda *_, **__: {}  # noqa: E731 - likewise
     may_retry = lambda *_, **__: True  # noqa: E731 - three answers, not three methods
 
 

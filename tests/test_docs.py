@@ -98,6 +98,9 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
     if page.name == "models.md":
         pytest.importorskip("tuf")
         pytest.importorskip("cryptography")
+    if page.name == "observe.md":
+        pytest.importorskip("prometheus_client")
+        pytest.importorskip("opentelemetry.sdk")
     namespace: dict[str, object] = {"__name__": "snippet"}
     if page.name in {"llama.md", "chat.md", "gateway.md", "text.md"}:
         pytest.importorskip("xllamacpp")

@@ -104,7 +104,7 @@ def plain(policy: Path, **more: Any) -> Iterator[Router]:
     from edgeroute.router.homebound import Homebound
     from edgeroute.router.router import Router
 
-    none = dict.fromkeys(("cache", "outbox", "trace", "audit", "hedge_after", "deadline"))
+    none = dict.fromkeys(("cache", "outbox", "trace", "instruments", "audit", "hedge_after", "deadline"))
     arguments: dict[str, Any] = {**none, "offline": "raise", "uncalibrated": "tell", **more}
     with Router.from_policy(policy, **arguments) as router:
         router.engine.homebound = Homebound(None)  # examples are nobody's conversations

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeroute.cli.exits import INTERRUPTED, OK
+from edgeroute.cli.logs import Log, Metrics, logged
 from edgeroute.cli.options import Json, Policy
 
 
@@ -26,16 +27,21 @@ def gateway(
         list[str] | None, typer.Option(help="A further name of the model, beside edgeroute and the policy's; may be repeated.")
     ] = None,
     max_concurrent: Annotated[int, typer.Option(min=1, help="Requests at a time; further ones get 429.")] = 64,
+    metrics: Metrics = False,
+    log: Log = None,
     as_json: Json = False,
 ) -> int:
     """Serves a policy's router to programs in any language, as OpenAI's API and over the Open Inference Protocol."""
     from edgeroute.gateway.run import gateway as run
+    from edgeroute.record.request_log import RequestLog
+
+    logged(log)
 
     def ready(url: str) -> None:
         print(json.dumps({"ready": url}) if as_json else f"serving: export OPENAI_BASE_URL={url}/v1", flush=True)
 
     ended = run(
         policy, host=host, port=port, token_env=token_env, hosts=allow_host or (), names=name or (),
-        max_concurrent=max_concurrent, on_ready=ready,
+        max_concurrent=max_concurrent, on_ready=ready, metrics=metrics, instruments=[RequestLog()] if log else [],
     )  # fmt: skip
     return INTERRUPTED if ended == signal.SIGINT else OK

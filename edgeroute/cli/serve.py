@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeroute.cli.exits import INTERRUPTED, OK
+from edgeroute.cli.logs import Log, Metrics, logged
 from edgeroute.cli.options import Json
 
 
@@ -24,6 +25,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; there is no authentication.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     max_batch: Annotated[int, typer.Option(min=1, help="Rows of several requests to merge into one run.")] = 32,
+    metrics: Metrics = False,
+    log: Log = None,
     as_json: Json = False,
 ) -> int:
     """Serves models over the Open Inference Protocol until Ctrl-C or SIGTERM. For demos, tests and small set-ups."""
@@ -39,5 +42,6 @@ def serve(
         places = ", ".join(f"{url}/v2/models/{name}" for name in names)
         print(json.dumps({"ready": url, "models": names}) if as_json else f"serving {places}", flush=True)
 
-    ended = run(found, host=host, port=port, max_batch=max_batch, on_ready=ready)
+    logged(log)
+    ended = run(found, host=host, port=port, max_batch=max_batch, metrics=metrics, logs=log is not None, on_ready=ready)
     return INTERRUPTED if ended == signal.SIGINT else OK

@@ -167,7 +167,7 @@ def opened(policy: Path | None) -> Opened:
     from edgeroute.errors import ModelMissing
     from edgeroute.router.router import Router
 
-    none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace"))
+    none: dict[str, Any] = dict.fromkeys(("state", "cache", "outbox", "trace", "instruments"))
     try:
         with Router.from_policy(policy, **none, offline="edge", uncalibrated="tell") as router:
             engine = router.engine

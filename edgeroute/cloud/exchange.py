@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from threading import get_ident
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 from weakref import ref
 
 from edgeroute import system
@@ -31,12 +32,38 @@ if TYPE_CHECKING:
 
 MB = 1e6
 NO_DATA = "no user data"
+NUMBERS = count(1)
+"""Of attempts."""
+
+
+class Sending(NamedTuple):
+    """What is about to be sent over the network, as far as instruments are told."""
+
+    protocol: str
+    """http or grpc."""
+    method: str
+    """Of HTTP."""
+    origin: str
+    """Scheme, host and port of the endpoint, as in `https://api.example.com`."""
+    path: str
+    """Of HTTP; or the method of gRPC."""
+    model: str
+    """The model's name at the endpoint; empty: none is said."""
 
 
 class Report(Protocol):
     """Receiver of attempts, and of rejected requests."""
 
-    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> object:
+    follows: bool
+    """Whether it is told when attempts begin."""
+
+    def began(self, number: int, target: str, request: str, again: int, sending: Sending) -> Mapping[str, str]:
+        """An attempt is about to be sent -> further headers for it."""
+
+    def attempt(
+        self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None, number: int,
+        status: int | None, tokens: Tokens | None,
+    ) -> object:  # fmt: skip
         """An attempt has ended; bytes of bodies, and seconds."""
 
     def held(self, target: str, code: ErrorCode | HeldCode) -> object:
@@ -93,9 +120,9 @@ class Exchange:
     """
 
     __slots__ = (
-        "__weakref__", "_admitted", "_attempts", "_guard", "_made", "_moved", "_open", "_paid", "_size", "_tokens_usd",
-        "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended", "failure", "identity", "late",
-        "received", "rule", "sent", "slot", "thread", "usd", "wanted_by",
+        "__weakref__", "_admitted", "_again", "_attempts", "_guard", "_made", "_moved", "_number", "_open", "_paid", "_sending",
+        "_size", "_tokens_usd", "_took_s", "_unpaid", "_until", "begun", "codec", "counts", "data_class", "edge", "ended",
+        "failure", "identity", "late", "received", "rule", "sent", "slot", "status", "thread", "usd", "wanted_by",
     )  # fmt: skip
 
     def __init__(self, guard: Owner, identity: str, data_class: str | None, rule: str, calls: int = 1) -> None:
@@ -127,6 +154,12 @@ class Exchange:
         self._open = self.late = False
         self._attempts = self._made = self._moved = self._size = 0
 
+        self._number = self._again = 0
+        """Of the attempt under way, if its beginning was reported; else 0. How often the same was sent before it."""
+        self._sending: Sending | None = None
+        self.status: int | None = None
+        """HTTP status of its reply."""
+
         self.begun, self._until = 0.0, INF
         self._took_s: float | None = None
 
@@ -135,6 +168,8 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._guard.rules.leave(self.slot)
+        if self._number:  # interrupted or cancelled within it
+            self._report(0, error, None)
         if error is None:
             error = self.failure
         if self._paid:
@@ -213,9 +248,25 @@ class Exchange:
             if changed:
                 guard.watcher.loaded(guard)
 
+    def headers(self, sending: Sending) -> Mapping[str, str]:
+        """Reports that an attempt is about to be sent, after `before_attempt` -> further headers to send with it."""
+        report = self._guard.report
+        if report is None or not report.follows:
+            return {}
+        self._again = self._again + 1 if sending == self._sending else 0
+        self._number, self._sending = next(NUMBERS), sending
+        return report.began(self._number, self._guard.name, self.identity, self._again, sending)
+
+    def _report(self, size: int, error: BaseException | None, tokens: Tokens | None) -> None:
+        """Reports the end of an attempt."""
+        (number, self._number), (status, self.status), guard = (self._number, 0), (self.status, None), self._guard
+        if guard.report is not None:
+            took_s = monotonic() - self.begun
+            guard.report.attempt(guard.name, self.identity, self._size, size, took_s, error, number, status, tokens)
+
     def next_call(self) -> None:
         """The next attempt is the first one of another call: it counts as one in every limit."""
-        self._unpaid = True
+        self._unpaid, self._sending = True, None
 
     def prepay(self) -> bool:
         """Books all its calls before the first one leaves, if there are several or bookings are written ahead.
@@ -278,8 +329,7 @@ class Exchange:
         guard, in_time = self._guard, monotonic() < self._until
         self._open = cut and in_time  # by whose deadline it was cut, the walk knows
         self.received += size
-        if guard.report is not None:
-            guard.report.attempt(guard.name, self.identity, self._size, size, monotonic() - self.begun, error)
+        self._report(size, error, tokens)
         if size:
             cost = guard.rules.cost(size / MB)
             self.usd += cost.usd

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from edgeroute.cloud.base import Call, HttpEndpoint, Reply, Talk, checked
 from edgeroute.cloud.carriers import carriers
+from edgeroute.cloud.exchange import Sending
 from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.quiet import OURS
 from edgeroute.cloud.retries import Exchange, Retries
@@ -33,6 +34,8 @@ class HttpClient:
         self.endpoint = endpoint
         self.sent = self.received = 0
         self._channels, self._async = carriers(endpoint)
+        self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
+        self._model = str(getattr(endpoint, "model", ""))
         self.after_fork()
         renew_after_fork(self)
 
@@ -163,12 +166,13 @@ class HttpClient:
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
         self._may_send(cancel)
-        self._leaving(call, until, exchange)
+        call = self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
             with self._channels.open(call, by, cancel) as response:
                 body = iter(response)
+                exchange.status = response.status
                 if HEADER in response.headers:
                     exchange.reported(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
@@ -201,12 +205,13 @@ class HttpClient:
         """As `_attempt`."""
         speaking = self._speaking(say, by, until)
         call = _with_key(speaking.begin(), exchange, n)
-        self._leaving(call, until, exchange)
+        call = self._leaving(call, until, exchange)
         ended: BaseException | None = _LEFT
         OURS.set(True)
         try:
             async with self._async.open(call, by) as response:
                 body = response.__aiter__()
+                exchange.status = response.status
                 if HEADER in response.headers:
                     exchange.reported(response.headers)
                 step = speaking.opened(Head(response.status, response.headers))
@@ -253,9 +258,9 @@ class HttpClient:
     def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
         def once() -> Reply:
             self._may_send(cancel)
-            self._leaving(call, until, exchange)
+            sent = self._leaving(call, until, exchange)
             try:
-                reply = self._channels.send(call, until, cancel)
+                reply = self._channels.send(sent, until, cancel)
             except CloudError as e:
                 exchange.after_attempt(0, e, cut=cancel is not None and cancel.asked)
                 raise
@@ -270,9 +275,9 @@ class HttpClient:
 
     async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
         async def once() -> Reply:
-            self._leaving(call, until, exchange)
+            sent = self._leaving(call, until, exchange)
             try:
-                reply = await self._async.send(call, until)
+                reply = await self._async.send(sent, until)
             except CloudError as e:
                 exchange.after_attempt(0, e)
                 raise
@@ -294,7 +299,8 @@ class HttpClient:
     ) -> Retries:
         return Retries(self.endpoint.address.retries, until, exchange, cancel, shown)
 
-    def _leaving(self, call: Call, until: float, exchange: Exchange) -> None:
+    def _leaving(self, call: Call, until: float, exchange: Exchange) -> Call:
+        """The call as it is sent, once the exchange has allowed it."""
         size = len(call.body)
         if call.tokens is None:
             exchange.before_attempt(size, until)
@@ -302,9 +308,11 @@ class HttpClient:
             exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
+        more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
+        return call._replace(headers=(*call.headers, *more.items())) if more else call
 
     def _taken(self, call: Call, reply: Reply, exchange: Exchange) -> Reply:
-        size = len(reply.body)
+        size, exchange.status = len(reply.body), reply.status
         with self._lock:
             self.received += size
         if HEADER in reply.headers:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
+from edgeroute.cloud.exchange import Sending
 from edgeroute.core.spending import Tokens
 from edgeroute.errors import CloudError
 from edgeroute.types import StopToken
@@ -23,9 +24,14 @@ class Exchange(Protocol):
 
     identity: str
     """Idempotency key: the same for every attempt of one request."""
+    status: int | None
+    """Set to the HTTP status of an attempt's reply, before `after_attempt`."""
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Before `size` bytes are sent, with so many tokens expected. Raises if that is forbidden."""
+
+    def headers(self, sending: Sending) -> Mapping[str, str]:
+        """Further headers for the attempt that `before_attempt` allowed."""
 
     def after_attempt(
         self, size: int, error: BaseException | None = None, *, cut: bool = False, tokens: Tokens | None = None

@@ -34,6 +34,7 @@ def app(
     max_json_bytes: int = 16 << 20,
     max_bodies_bytes: int = 128 << 20,
     body_timeout_s: float = 30.0,
+    metrics: bool = False,
 ) -> Starlette:
     """Makes the application that serves a router, which it closes at its end.
 
@@ -47,6 +48,7 @@ def app(
         max_json_bytes: of the JSON of a request with tensors; more gets 413.
         max_bodies_bytes: of all requests in progress; one that exceeds it gets 503 and Retry-After.
         body_timeout_s: within which a request's body must have come; later it gets 408.
+        metrics: whether there is `/metrics`, for Prometheus; who may ask is as for the other paths.
 
     Raises:
         PolicyError: a name that does not fit into a path, a token that a header cannot have, a limit below 1.
@@ -91,6 +93,10 @@ def app(
             Route(base, tensors.model),
             Route(f"{base}/ready", tensors.model_ready),
         ]
+    if metrics:
+        from edgeroute.gateway.metrics import Metrics
+
+        routes.append(Route("/metrics", Metrics(router).page))
     guard = Middleware(Guard, hosts=tuple(hosts), token=token)
     application = Starlette(routes=routes, exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)
     application.router.redirect_slashes = False

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.record.prometheus import Prometheus, of_router
 
 try:
     from edgeroute.gateway.app import app
@@ -21,6 +22,7 @@ except ImportError as e:
     raise RuntimeMissing(f"{e.name} is not installed: pip install 'edgeroute[serve]'") from e
 
 if TYPE_CHECKING:
+    from edgeroute.record.instruments import Instrument
     from edgeroute.router.aio import AsyncRouter
     from edgeroute.serve.notify import Notify
 
@@ -36,6 +38,8 @@ def gateway(
     hosts: Iterable[str] = (),
     names: Iterable[str] = (),
     on_ready: Callable[[str], object] | None = None,
+    metrics: bool = False,
+    instruments: Sequence[Instrument] = (),
     **limits: Any,
 ) -> int:
     """Serves a router until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
@@ -51,11 +55,14 @@ def gateway(
         hosts: names in the header `Host`, beside `localhost` and addresses.
         names: of the model, beside `edgeroute`.
         on_ready: called with the URL, once it is listening.
+        metrics: whether there is `/metrics` for Prometheus; also where the policy or the router has `Prometheus`.
+        instruments: of a router that is made of a policy file, beside those of the file.
         limits: as of `app`.
 
     Raises:
         PolicyError: it cannot listen there, there is no token, or the policy is invalid.
         ModelError: the policy's model is not there.
+        RuntimeMissing: metrics need the extra `prometheus`.
     """
     token = None if token_env is None else _token(token_env)
     if token is None and not _is_loopback(host):
@@ -65,11 +72,14 @@ def gateway(
     if isinstance(policy, str | Path):
         from edgeroute.router.aio import AsyncRouter
 
-        router = AsyncRouter.from_policy(policy, watch=True)
+        more = [*instruments, *([Prometheus()] if metrics else [])]
+        router = AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
         stem = Path(policy).stem
         called += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
     try:
-        application = app(router, names=called, token=token, hosts=hosts, **limits)
+        application = app(
+            router, names=called, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
+        )  # fmt: skip
         return run(application, host, port, _alive, on_ready)
     finally:
         if not router.engine.closed:  # it did not get as far as to run

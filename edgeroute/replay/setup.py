@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeroute.settings.targets import Edge
 
 
-KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit"})
+KEPT: Final = frozenset({"state", "cache", "outbox", "trace", "audit", "telemetry"})
 """Policy keys about storage and background work, which replay ignores."""
 
 

@@ -17,8 +17,9 @@ from edgeroute.observe.observer import Observer
 from edgeroute.observe.sampler import SAMPLER
 from edgeroute.observe.stats import Counts
 from edgeroute.record.ab import STORED
-from edgeroute.record.instruments import AttemptEnded, Instrument, Instruments
+from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, Instruments
 from edgeroute.record.trace import Trace
+from edgeroute.router import status
 from edgeroute.router.ab import Arms
 from edgeroute.router.arguments import check_types
 from edgeroute.router.auditing import Asks, auditing
@@ -112,7 +113,7 @@ def assemble(
     if engine.checkpoint is not None:
         engine.checkpoint.trials = lambda: None if engine.trials is None else engine.trials.dump()
         engine.checkpoint.arms = lambda: None if engine.arms is None else engine.arms.dump()
-    observer = engine.observer = Observer(counts, spending, metered, sensors, records=bool(sinks) and sensors is not None)
+    observer = engine.observer = Observer(counts, spending, metered, sensors, records=_recorded(sinks, sensors))
     _stages(engine, cache, _outbox(outbox, offline, folder), spawn, sinks)
     RULES[engine.snapshot.policy.offline].check(engine)
     engine.sensing = Sensing(observer, lambda: engine.snapshot, engine.observe, engine.local_threads.submit)
@@ -130,6 +131,7 @@ def assemble(
     SAMPLER.add(engine)  # these two last: a router that cannot be made leaves no thread behind
     if engine.queue is not None:
         engine.queue.start()
+    engine.instruments.opened(status.of(engine))
     return engine
 
 
@@ -143,6 +145,11 @@ def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> 
 
     dumped: Any = known.dump() if known is not None else None if store is None else store.get(TRIALS)
     return Made(arms, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
+
+
+def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:
+    """Whether readings of the sensors are wanted for instruments."""
+    return (bool(sinks) and sensors is not None) or any(getattr(one, "reads_sensors", False) for one in sinks)
 
 
 def _first_reading(engine: Engine, sensors: Any) -> None:
@@ -216,7 +223,7 @@ def _stages(
         engine.queue = OfflineQueue(outbox, lambda: engine.snapshot, note, lambda: engine.stays_home(read=True))
     engine.late = LateReplies(engine, engine.local_threads.submit_later, note)
     engine.fallback = Fallback(engine)
-    engine.plain = cache is None and outbox is None and not engine.snapshot.views
+    engine.plain = cache is None and outbox is None and not engine.snapshot.views and not engine.instruments.follow_requests
     engine.steps = compose(stages, engine.walk)
 
 
@@ -235,10 +242,15 @@ class _Report:
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
+        self.follows = instruments.follow_attempts
 
-    def attempt(self, target: str, request: str, sent: int, received: int, took_s: float, error: BaseException | None) -> None:
+    def began(self, *attempt: Any) -> Mapping[str, str]:
+        """An attempt is about to be sent."""
+        return self._instruments.attempt_began(AttemptBegan(*attempt))
+
+    def attempt(self, *attempt: Any) -> None:
         """An attempt has ended."""
-        self._instruments.attempt_ended(AttemptEnded(target, request, sent, received, took_s, error))
+        self._instruments.attempt_ended(AttemptEnded(*attempt))
 
     def held(self, target: str, code: str) -> None:
         """A request was rejected."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from edgeroute.core.batch import walk_many
 from edgeroute.core.stream import walk_stream
-from edgeroute.core.walk import Emit, Outcome, walk
-from edgeroute.record.instruments import Instruments, RequestEnded
+from edgeroute.core.walk import Emit, Outcome, new, walk
+from edgeroute.record.instruments import Instruments, RequestBegan, RequestEnded
 from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request
 from edgeroute.types import Answer
@@ -134,17 +134,27 @@ class Answered:
 
     def around(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
         """Runs the inner stages and reports each result."""
-        results = yield from proceed(requests)
+        results = yield from self._followed(requests, proceed) if self._instruments.follow_requests else proceed(requests)
         for request, result in zip(requests, results, strict=True):
             self.tell(request, result)
         return results
 
+    def _followed(self, requests: Sequence[Request], proceed: Proceed) -> Steps[list[Result]]:
+        """Reports their beginning as well, and that they will not end."""
+        for request in requests:
+            self._instruments.request_began(RequestBegan(request.id, request.batch, request.begun))
+        try:
+            return (yield from proceed(requests))
+        except BaseException:
+            for request in requests:
+                self._instruments.request_left(request.id)
+            raise
+
     def tell(self, request: Request, result: Result) -> None:
         """Reports one request's end."""
         answer, error = (result, None) if isinstance(result, Answer) else (None, result)
-        ended = RequestEnded(request.id, request.inputs, answer, error)
         observer = self._observer
+        read: tuple[Any, ...] = (None, 0.0, None)
         if (read_at := observer.read_at) is not None:
-            edge_w = observer.energy.extra_w
-            ended = ended._replace(reading=observer.reading, reading_age_s=request.begun - read_at, edge_w=edge_w)
-        self._instruments.request_ended(ended)
+            read = observer.reading, request.begun - read_at, observer.energy.extra_w
+        self._instruments.request_ended(new(RequestEnded, (request.id, request.inputs, answer, error, *read, request.batch)))

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeroute.edge.members import member
 from edgeroute.errors import BadInput, PolicyError
 from edgeroute.observe.stats import Stats
+from edgeroute.observe.status import Status
 from edgeroute.router.engine import Engine
 from edgeroute.router.reload import PolicyFile
 from edgeroute.router.snapshot import edges_of, fingerprints
+from edgeroute.router.status import status
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +47,7 @@ class EngineOwner:
             path: of the file; relative paths in it start from its folder.
             watch: reload when the file changes; an invalid file is logged, and the old policy stays in force.
             more: further arguments of the router, which override the file's, and `consent` and `redact` for its egress rules.
+                `instruments` are added to those of the file; of one kind there is only yours. None: there are none.
 
         Raises:
             PolicyError: one message with all problems, and the nearest valid names.
@@ -146,6 +149,10 @@ class EngineOwner:
     def stats(self) -> Stats:
         """Counts, deferral rate, latency quantiles, bytes and cost, since the router was made."""
         return self.engine.stats()
+
+    def status(self) -> Status:
+        """Statistics with limits, outbox, sensors and rules, as metrics and dashboards show them. Reads the outbox's file."""
+        return status(self.engine)
 
     def fingerprints(self, edge: int = 0) -> dict[str, str]:
         """Fingerprints that a certificate for this router is bound to, for `calibrate(..., fingerprints=...)`.

@@ -53,11 +53,19 @@ class PolicyFile:
 
         functions = {key: self._more[key] for key in ("consent", "redact") if key in self._more}
         policy = settings.load(self.path)
+        if self._more.get("instruments", ()) is None:  # none are wanted, and none are made: an extra may not be installed here
+            policy = policy.model_copy(update={"telemetry": None})
         try:
             arguments: dict[str, Any] = policy.arguments(self.path.parent, **functions)
         except EdgerouteError as e:
             raise type(e)(f"{self.path}: {e}") from e
         made = {**arguments, **{key: value for key, value in self._more.items() if key not in functions}}
+        if "instruments" in self._more:
+            own = self._more["instruments"]
+            kinds = {type(one) for one in own or ()}
+            made["instruments"] = (
+                [*(one for one in arguments.get("instruments", ()) if type(one) not in kinds), *own] if own else ()
+            )
         self._check_models("edge", made["edge"])
         self._check_models("candidate", made["candidate"])
         models = [*_models(made["edge"]), made["candidate"]]

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from edgeroute.errors import PolicyError
 from edgeroute.serve.bodies import Bodies, OneLength
 from edgeroute.serve.infer import Infer
+from edgeroute.serve.measured import Measured, Metrics
 from edgeroute.serve.replies import FAULTS, reply
 from edgeroute.serve.served import Served, find
 from edgeroute.types import EdgeModel
@@ -29,6 +30,8 @@ def app(
     max_json_bytes: int = 16 << 20,
     max_bodies_bytes: int = 256 << 20,
     body_timeout_s: float = 30.0,
+    metrics: bool = False,
+    logs: bool = False,
 ) -> Starlette:
     """Makes the application that serves these models by name, each in version 1.
 
@@ -41,11 +44,14 @@ def app(
         max_json_bytes: of the JSON in it, which takes several times its size when it is parsed; more gets 413.
         max_bodies_bytes: of all requests in progress; one that exceeds it gets 503 and Retry-After.
         body_timeout_s: within which a request's body must have come; later it gets 408.
+        metrics: whether there is `/metrics`, for Prometheus.
+        logs: whether each inference is logged, to `edgeroute.requests`, with its client's id of it.
 
     Raises:
         PolicyError: no models, one that does not say what it takes, duplicate names, a name that does not fit into a path, a
             limit below 1.
         ModelError: a model cannot be loaded, or has non-numeric tensors.
+        RuntimeMissing: metrics need the extra `prometheus`.
     """
     if min(max_batch, queue, max_body_bytes, max_json_bytes, max_bodies_bytes) < 1 or not body_timeout_s > 0:
         raise PolicyError("max_batch, queue and the sizes must be at least 1, and body_timeout_s more than 0")
@@ -74,7 +80,12 @@ def app(
             Route(f"{base}/ready", pages.model_ready),
             Route(f"{base}/stats", pages.stats),
         ]
-    application = Starlette(routes=routes, exception_handlers=FAULTS, middleware=[Middleware(OneLength)], lifespan=lifespan)
+    middleware = [Middleware(OneLength)]
+    if metrics or logs:
+        counted = Metrics(served) if metrics else None
+        middleware.insert(0, Middleware(Measured, served=served, metrics=counted, logs=logs))
+        routes += [Route("/metrics", counted.page)] if counted else []
+    application = Starlette(routes=routes, exception_handlers=FAULTS, middleware=middleware, lifespan=lifespan)
     application.router.redirect_slashes = False
     application.state.served = served
     return application

@@ -88,6 +88,11 @@ class Batcher:
         self._meter = Meter()
         self._thread = ThreadPoolExecutor(1, f"edgeroute-serve-{model.name}")
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a run."""
+        return len(self._waiting)
+
     def submit(self, feed: dict[str, Array], rows: int) -> asyncio.Future[Tensors]:
         """Queues tensors that fit the model, `rows` long in their first axis. Cancel the future to withdraw the request.
 

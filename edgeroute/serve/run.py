@@ -34,6 +34,8 @@ def serve(
     max_json_bytes: int = 16 << 20,
     max_bodies_bytes: int = 256 << 20,
     body_timeout_s: float = 30.0,
+    metrics: bool = False,
+    logs: bool = False,
     on_ready: Callable[[str], object] | None = None,
 ) -> int:
     """Serves models until SIGTERM or SIGINT, then finishes requests in progress, for at most 5 s.
@@ -53,6 +55,8 @@ def serve(
         max_json_bytes: of the JSON in it.
         max_bodies_bytes: of all requests in progress.
         body_timeout_s: within which a request's body must have come.
+        metrics: whether there is `/metrics`, for Prometheus.
+        logs: whether each inference is logged, to `edgeroute.requests`, with its client's id of it.
         on_ready: called with the URL, once it is listening.
 
     Raises:
@@ -62,7 +66,7 @@ def serve(
     application = app(
         [named(model, threads) for model in models],
         max_batch=max_batch, queue=queue, max_body_bytes=max_body_bytes, max_json_bytes=max_json_bytes,
-        max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s,
+        max_bodies_bytes=max_bodies_bytes, body_timeout_s=body_timeout_s, metrics=metrics, logs=logs,
     )  # fmt: skip
     return host_run(application, host, port, partial(watch, application.state.served.values()), on_ready)
 

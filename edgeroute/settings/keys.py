@@ -23,7 +23,7 @@ from edgeroute.settings.problems import Wrong, contradictions
 from edgeroute.settings.rules import Rule
 from edgeroute.settings.runtimes import ByRuntime, for_file
 from edgeroute.settings.section import Section, at
-from edgeroute.settings.singles import Ab, Audit, Cache, CloudArms, Egress, Limits, Outbox, Saver, Trace
+from edgeroute.settings.singles import Ab, Audit, Cache, CloudArms, Egress, Limits, Outbox, Saver, Telemetry, Trace
 from edgeroute.settings.targets import CLOUDS, AnyCloud, Edge, Target, grouped
 from edgeroute.settings.units import Duration, Period
 from edgeroute.settings.values import Flag, Hedge, Score, Text, Thresholds
@@ -42,6 +42,7 @@ SECTIONS: dict[str, tuple[type[Section], ...]] = {
     "saver": (Saver,),
     "rule": (Rule,),
     "trace": (Trace,),
+    "telemetry": (Telemetry,),
 }
 """Types of a section; if there are several, its key `protocol` selects one."""
 LISTS = ("edge", "cloud", "rule")
@@ -160,6 +161,9 @@ class Settings(BaseSettings):
     trace: Trace | None = Field(
         None, description="Writes how each answer came about, a line of JSON each. Without this section: nothing is written."
     )
+    telemetry: Telemetry | None = Field(
+        None, description="Metrics, spans and log records of requests (observe.md). Without this section: none."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -187,7 +191,7 @@ class Settings(BaseSettings):
         return settings
 
     def arguments(self, folder: Path, consent: Consent | None = None, redact: Redact | None = None) -> dict[str, Any]:
-        """The arguments of `Router`; `trace` is included only if the policy has that section.
+        """The arguments of `Router`; `trace` and `instruments` are included only if the policy has those sections.
 
         Args:
             folder: base of relative paths in the policy.
@@ -234,6 +238,7 @@ class Settings(BaseSettings):
             or None,
             "outbox": self.outbox.make(state) if self.outbox else None,
             **({"trace": self.trace.make(folder, state)} if self.trace else {}),
+            **({"instruments": self.telemetry.make()} if self.telemetry else {}),
         }
 
     def _clouds(self, clouds: list[Any]) -> Any:

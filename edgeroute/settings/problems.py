@@ -45,7 +45,7 @@ def contradictions(data: Mapping[str, Any]) -> list[Problem]:
     """Contradictions between keys as written, whether of valid type or not."""
     if not data.get("edge") and not data.get("cloud"):
         return [Problem((), "expected an [edge] section, a [cloud] section or both, found neither")]
-    parts = (_sides, _times, _folder, _classes, _saver, _candidate, _arm, _cloud_arms)
+    parts = (_sides, _times, _folder, _classes, _saver, _candidate, _arm, _cloud_arms, _telemetry)
     return [problem for part in parts for problem in part(data)]
 
 
@@ -152,6 +152,14 @@ def _cloud_arms(data: Mapping[str, Any]) -> Iterator[Problem]:
             if name not in names[1:]:
                 others = ", ".join(map(str, names[1:]))
                 yield Problem(("cloud_arms", kind, name), f"is none of the endpoints after the first: expected one of {others}")
+
+
+def _telemetry(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that have no effect without others."""
+    telemetry = given if isinstance(given := data.get("telemetry"), dict) else {}
+    for key, needed in (("propagate", "opentelemetry"), ("router", "prometheus")):
+        if key in telemetry and telemetry.get(needed, False) is False:
+            yield Problem(("telemetry", key), f"has no effect without {needed} = true")
 
 
 def _released(edges: Any) -> bool:

@@ -203,8 +203,8 @@ with Router.from_policy("policy.toml", watch=True) as router:
     answer = router.infer(image, data_class="product")
 ```
 
-With `watch=True` a change of the file takes effect a second later, but for `state`, `[cache]`, `[outbox]` and `[trace]`: they
-stay as they were when the router was made.
+With `watch=True` a change of the file takes effect a second later, but for `state`, `[cache]`, `[outbox]`, `[trace]` and
+`[telemetry]`: they stay as they were when the router was made.
 
 Several models or endpoints are several sections, `[[edge]]` and `[[cloud]]`, in the order in which they are asked. More
 policies, to copy from: [examples/policies](../examples/policies).

@@ -1,4 +1,4 @@
-"""Sections that occur once: limits, egress, arms, audit, cache, outbox, saver, trace."""
+"""Sections that occur once: limits, egress, arms, audit, cache, outbox, saver, trace, telemetry."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from edgeroute.settings.values import Amount, Count, Flag, ModelPath, Rate, Shar
 
 if TYPE_CHECKING:
     from edgeroute.record import drift_monitor, trace
+    from edgeroute.record.instruments import Instrument
     from edgeroute.stores import cache, outbox
 
 
@@ -246,3 +247,41 @@ class Trace(Section):
 
         file = at(folder, self.file) if self.file else state / "trace.jsonl"
         return Trace(file, sample=self.sample, inputs=self.inputs, max_bytes=self.max_size, keep=self.keep)
+
+
+class Telemetry(Section):
+    """Metrics, spans and log records for systems that watch a fleet; none has an input or an answer in it (observe.md)."""
+
+    prometheus: Flag = Field(
+        False,
+        description="Count for Prometheus; the gateway then has `/metrics`. Needs the extra `prometheus`.",
+    )
+    router: Text | None = Field(None, description="Value of the label `router` of these metrics. Without it: none.")
+    opentelemetry: Flag = Field(
+        False, description="Spans, by the providers that the program or its environment has set up. Needs the extra `otel`."
+    )
+    propagate: Texts | None = Field(
+        None, description="Hosts of endpoints whose calls carry `traceparent`, so that they join the trace. Without it: none."
+    )
+    requests: Flag = Field(False, description="A log record for each request, of the logger `edgeroute.requests`.")
+
+    def make(self) -> list[Instrument]:
+        """Makes the instruments.
+
+        Raises:
+            RuntimeMissing: an extra is not installed.
+        """
+        made: list[Instrument] = []
+        if self.prometheus:
+            from edgeroute.record.prometheus import Prometheus
+
+            made.append(Prometheus(router=self.router or ""))
+        if self.opentelemetry:
+            from edgeroute.record.opentelemetry import OpenTelemetry
+
+            made.append(OpenTelemetry(propagate=self.propagate or ()))
+        if self.requests:
+            from edgeroute.record.request_log import RequestLog
+
+            made.append(RequestLog())
+        return made

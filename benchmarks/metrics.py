@@ -1,0 +1,70 @@
+"""What metrics add to a routed call, and what a scrape takes."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from figures import MODELS, Figure, medians
+
+from edgeroute import Prometheus, Router, metrics
+
+SCRAPES = 50
+
+
+def figures() -> list[Figure]:
+    """Figures: an accepted `infer` with and without `Prometheus`, of a callable and of the shipped model, in the same run."""
+
+    def never(_: object) -> object:
+        raise AssertionError("nothing is deferred here")
+
+    found = []
+    images = list(np.load(MODELS / "sample.npz")["images"][:200])
+    for name, edge in (("a callable", lambda _: ("edge", 1.0)), ("the shipped model", MODELS / "edge.int8.onnx")):
+        with (
+            Router(edge=edge, cloud=never, threshold=0.0) as plain,
+            Router(edge=edge, cloud=never, threshold=0.0, instruments=[Prometheus()]) as counted,
+        ):
+            times = medians({"plain": plain.infer, "counted": counted.infer}, images)
+            us = {what: value * 1e6 for what, value in times.items()}
+            found.append(
+                Figure(
+                    f"accepted `infer` of {name}, metrics on",
+                    f"{us['counted']:.1f} us",
+                    f"{us['plain']:.1f} us without",
+                    us["counted"] - us["plain"],
+                    "us",
+                    5,
+                )
+            )
+            plain_us, counted_us = _means_us(images, plain, counted)
+            mean = counted_us - plain_us
+            found.append(
+                Figure(
+                    f"the same of {name}, mean with counting", f"{counted_us:.1f} us", f"{plain_us:.1f} us without", mean, "us", 5
+                )
+            )
+            begun = time.perf_counter()
+            for _ in range(SCRAPES):
+                body = metrics(counted).body
+            ms = (time.perf_counter() - begun) / SCRAPES * 1000
+    found.append(Figure("a scrape", f"{ms:.2f} ms", f"{len(body) / 1000:.0f} KB", ms, "ms", 10))
+    return found
+
+
+def _means_us(images: list[np.ndarray], *routers: Router) -> list[float]:
+    """The least mean time of a call of each: requests are counted 64 at a time, which a median does not see."""
+    best = [float("inf")] * len(routers)
+    for _ in range(30):
+        for i, router in enumerate(routers):
+            begun = time.perf_counter()
+            for x in images:
+                router.infer(x)
+            best[i] = min(best[i], time.perf_counter() - begun)
+    return [seconds / len(images) * 1e6 for seconds in best]
+
+
+if __name__ == "__main__":
+    from figures import table
+
+    print(table(figures()))

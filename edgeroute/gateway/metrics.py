@@ -1,0 +1,23 @@
+"""`/metrics`: the router's metrics, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgeroute.record.prometheus import metrics
+from edgeroute.router.aio import AsyncRouter
+
+
+class Metrics:
+    """GET of the metrics of one router."""
+
+    def __init__(self, router: AsyncRouter[Any]) -> None:
+        self.router = router
+
+    def page(self, request: Request) -> Response:
+        """The metrics. No coroutine function: so it is called in a thread, as it may wait for the outbox's file."""
+        found = metrics(self.router, request.headers.get("accept", ""))
+        return Response(found.body, headers={"Content-Type": found.content_type, "Cache-Control": "no-store"})

@@ -1,0 +1,219 @@
+"""OpenTelemetry: a span for each request, with its edges' runs and its calls of endpoints in it, through `opentelemetry-api`."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from edgeroute.core.why import error_code
+from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.record.instruments import AttemptBegan, AttemptEnded, Instrument, RequestBegan, RequestEnded
+from edgeroute.record.spans import attempted, error_type, language, sent
+
+_missing: ImportError | None = None
+try:
+    from opentelemetry import context, trace
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, TracerProvider
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ImportError as e:
+    _missing = e  # said once it is used: the names of edgeroute can be imported without it
+
+__all__ = ["OpenTelemetry"]
+EARLIER = 10_000
+"""Requests that have ended of which the spans are known, for what comes of them later."""
+ROWS = 100
+"""Rows of a batch that its calls are linked to."""
+S = 1_000_000_000
+
+
+class OpenTelemetry(Instrument):
+    """Spans for `Router(..., instruments=[OpenTelemetry()])`, by the conventions for HTTP clients and for generative AI.
+
+    A span for each request, in the caller's; in it one for each run of an edge and each attempt to call an endpoint. What is sent
+    later, from the outbox, has a span of its own, linked to the request's. No input, answer, header or message of an error is in
+    any. Calls take the longer way through all stages, some tens of microseconds.
+
+    Args:
+        tracer_provider: makes the spans; None: the global one, which does nothing until the program has set one up.
+        meter_provider: for histograms of the durations and of tokens; None: there are none.
+        propagate: hosts of endpoints, as in `["api.example.com"]`, that are sent `traceparent` and `tracestate` (W3C), so that
+            their spans join the trace; True: all of them; False: none. Baggage is sent to none.
+
+    Raises:
+        PolicyError: `propagate` is something else.
+        RuntimeMissing: `opentelemetry-api` is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: Any = None,
+        propagate: bool | Collection[str] = False,
+    ) -> None:
+        if _missing is not None:
+            raise RuntimeMissing("opentelemetry-api is not installed: pip install 'edgeroute[otel]'") from _missing
+        if isinstance(propagate, str) or not isinstance(propagate, bool | Collection):
+            raise PolicyError('propagate= takes a list of hosts, as in propagate=["api.example.com"], or True for all')
+        self.propagate = propagate if isinstance(propagate, bool) else frozenset(host.lower() for host in propagate)
+        self._tracer = trace.get_tracer("edgeroute", tracer_provider=tracer_provider)
+        self._meters = None
+        if meter_provider is not None:
+            from edgeroute.record.meters import Meters
+
+            self._meters = Meters(meter_provider)
+        self._open: dict[str, _Open] = {}
+        self._batches: dict[str, list[str]] = {}
+        """Batch -> its rows that have not ended."""
+        self._attempts: dict[int, tuple[Span, AttemptBegan]] = {}
+        self._earlier: OrderedDict[str, SpanContext] = OrderedDict()
+        self._traceparent = TraceContextTextMapPropagator()
+
+    def request_began(self, began: RequestBegan) -> None:
+        """Begins its span, in the caller's."""
+        begun_ns = _ns(began.begun)
+        span = self._tracer.start_span("edgeroute.request", start_time=begun_ns, attributes={"edgeroute.request.id": began.id})
+        if began.batch:
+            span.set_attribute("edgeroute.batch.id", began.batch)
+            self._batches.setdefault(began.batch, []).append(began.id)
+        self._open[began.id] = _Open(span, begun_ns, context.get_current(), began.batch)
+
+    def request_left(self, identity: str) -> None:
+        """Ends its span: nobody waits for an answer any more."""
+        if (found := self._closed(identity)) is not None:
+            found.span.set_attribute("error.type", "cancelled")
+            found.span.end()
+
+    def request_ended(self, ended: RequestEnded) -> None:
+        """Ends its span, with those of its edges' runs."""
+        found = self._closed(ended.id)
+        if found is None:
+            return
+        span, answer, error = found.span, ended.answer, ended.error
+        code = error_code(error) if answer is None else answer.reason_code
+        source = "none" if answer is None else answer.source
+        if self._meters is not None:
+            latency_s = (_ns(time.monotonic()) - found.begun_ns) / S if answer is None else answer.latency_s
+            self._meters.request(latency_s, source, code)
+        if span.is_recording():
+            span.set_attribute("edgeroute.reason", code)
+            span.set_attribute("edgeroute.source", source)
+            if answer is not None:
+                span.set_attributes({
+                    "edgeroute.leg": answer.leg, "edgeroute.degraded": answer.degraded, "edgeroute.final": answer.final,
+                })  # fmt: skip
+                self._legs(found, answer.trace, answer)
+            else:
+                span.set_attribute("error.type", error_type(error))
+                span.set_status(StatusCode.ERROR)
+                for leg, of_leg in getattr(error, "errors", {}).items():
+                    span.add_event("edgeroute.failed", {"edgeroute.leg": leg, "error.type": error_type(of_leg)})
+        span.end()
+
+    def _legs(self, found: _Open, told: Mapping[str, Any], answer: Any) -> None:
+        """Makes the spans of its edges' runs, and events of what came of clouds that have no span."""
+        edges = {leg["leg"] for leg in told.get("plan", ()) if leg["side"] == "edge"}
+        started: dict[str, int] = {}
+        inside = trace.set_span_in_context(found.span)
+        for event in told.get("events", ()):
+            leg, what, at_ns = event["leg"], event["what"], found.begun_ns + int(event["at_s"] * S)
+            if what == "start":
+                started[leg] = at_ns
+            elif leg not in edges:
+                if what != "accepted":
+                    more = {"edgeroute.reason": event["code"]} if "code" in event else {}
+                    found.span.add_event(f"edgeroute.{what}", {"edgeroute.leg": leg, **more}, at_ns)
+            elif what in {"accepted", "below", "kept", "failed", "cancelled", "timeout"} and leg in started:
+                attributes = {"edgeroute.leg": leg, "edgeroute.result": what}
+                if leg == answer.leg:
+                    attributes |= language(leg, answer.outputs)
+                span = self._tracer.start_span(f"edge {leg}", inside, start_time=started.pop(leg), attributes=attributes)
+                if what == "failed":
+                    span.set_attribute("error.type", event.get("code") or "_OTHER")
+                    span.set_status(StatusCode.ERROR)
+                span.end(at_ns)
+
+    def attempt_began(self, began: AttemptBegan) -> Mapping[str, str] | None:
+        """Begins its span, and returns the headers that continue the trace, if its host is to have them."""
+        if not began.request:
+            return None  # a probe
+        name, attributes = sent(began)
+        span = self._span(name, began.request, attributes)
+        self._attempts[began.number] = span, began
+        host = (urlsplit(began.sending.origin).hostname or "").lower()
+        if not (self.propagate if isinstance(self.propagate, bool) else host in self.propagate):
+            return None
+        headers: dict[str, str] = {}
+        self._traceparent.inject(headers, trace.set_span_in_context(span))
+        return headers
+
+    def attempt_ended(self, ended: AttemptEnded) -> None:
+        """Ends its span; of a function, of which no beginning is told, it is made now."""
+        span, began = self._attempts.pop(ended.number, (None, None)) if ended.number else (None, None)
+        if span is None:
+            if ended.number or not ended.request:
+                return
+            begun_ns = time.time_ns() - int(ended.took_s * S)
+            span = self._span(f"cloud {ended.target}", ended.request, {"edgeroute.leg": ended.target}, begun_ns)
+        span.set_attributes(attempted(ended, began))
+        if ended.error is not None:
+            span.set_status(StatusCode.ERROR)
+        span.end()
+        if self._meters is not None:
+            self._meters.attempt(ended, began)
+
+    def _span(self, name: str, request: str, attributes: Mapping[str, Any], begun_ns: int | None = None) -> Span:
+        """The span of an attempt: in that of its request; of a batch beside those of its rows; later by itself, with links."""
+        links: list[Link] = []
+        if (found := self._open.get(request)) is not None:
+            inside: Context = trace.set_span_in_context(found.span, found.caller)
+        elif (rows := self._batches.get(request)) is not None:
+            there = [one for row in rows[:ROWS] if (one := self._open.get(row)) is not None]
+            inside = there[0].caller if there else Context()
+            links = [Link(one.span.get_span_context()) for one in there]
+        else:
+            inside = Context()
+            links = [Link(known)] if (known := self._earlier.get(request)) is not None else []
+        attributes = {**attributes, "edgeroute.request.id": request}
+        return self._tracer.start_span(name, inside, SpanKind.CLIENT, attributes, links, begun_ns)
+
+    def outbox_changed(self, identity: str, what: str) -> None:
+        """An event of its request; of an answer that comes later a span by itself, linked to the request's."""
+        if (found := self._open.get(identity)) is not None:
+            found.span.add_event(f"edgeroute.{what.replace(' ', '_')}")
+        elif what == "late":
+            links = [Link(known)] if (known := self._earlier.get(identity)) is not None else []
+            attributes = {"edgeroute.request.id": identity}
+            self._tracer.start_span("edgeroute.late", Context(), attributes=attributes, links=links).end()
+
+    def _closed(self, identity: str) -> _Open | None:
+        """The span of a request that has ended, which is remembered for what comes later."""
+        found = self._open.pop(identity, None)
+        if found is None:
+            return None
+        if found.batch and (rows := self._batches.get(found.batch)) is not None:
+            rows.remove(identity)
+            if not rows:
+                del self._batches[found.batch]
+        self._earlier[identity] = found.span.get_span_context()
+        while len(self._earlier) > EARLIER:
+            self._earlier.popitem(last=False)
+        return found
+
+
+class _Open(NamedTuple):
+    """The span of a request that goes on."""
+
+    span: Span
+    begun_ns: int
+    caller: Context
+    batch: str
+
+
+def _ns(instant: float) -> int:
+    """Time of day, nanoseconds, of a monotonic instant."""
+    return time.time_ns() - int((time.monotonic() - instant) * S)

@@ -1,0 +1,191 @@
+"""Tally: counts and histograms of requests, targets and attempts, for metrics and dashboards."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable
+from itertools import accumulate
+from typing import NamedTuple, TypeVar
+
+from edgeroute.core.codes import Failure
+from edgeroute.core.walk import new
+from edgeroute.core.why import CODES, Took, error_code
+from edgeroute.observe.status import Status
+from edgeroute.record.instruments import AttemptEnded, Instrument, RequestEnded
+from edgeroute.system import renew_after_fork
+
+BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the histograms' buckets, seconds."""
+TOGETHER = 64
+"""Requests that are counted at once, off the path of most calls."""
+MOST = 1000
+"""Kinds of requests that are told apart; a further one is counted under the target `other`."""
+OTHER = "other"
+K = TypeVar("K")
+
+
+class Histogram:
+    """Counts of seconds by bucket."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def buckets(self) -> list[tuple[str, int]]:
+        """(upper bound, how many are at most that), the last bound is +Inf."""
+        return [*zip((*map(repr, BOUNDS_S), "+Inf"), accumulate(self.counts), strict=True)]
+
+
+class Kind(NamedTuple):
+    """What a request is counted under."""
+
+    source: str
+    """As of the answer; `none`: there was an error instead."""
+    leg: str
+    reason: str
+    """One of `edgeroute.core.why.CODES`."""
+    degraded: bool
+
+
+class Tallied(NamedTuple):
+    """What was counted so far."""
+
+    requests: dict[Kind, int]
+    sources: dict[str, Histogram]
+    """Source -> latencies of its answers."""
+    legs: dict[tuple[str, str], Histogram]
+    """(target, side) -> times of its answers, without those of batches."""
+    attempts: dict[tuple[str, str], int]
+    """(endpoint, what came of it: ok or an error's code) -> attempts."""
+    endpoints: dict[str, Histogram]
+    """Endpoint -> times of its attempts."""
+    tokens: dict[tuple[str, str], int]
+    """(endpoint, input or output) -> tokens that it counted."""
+    held: dict[tuple[str, str], int]
+    """(endpoint, code of a limit) -> calls that were not made."""
+    events: dict[str, int]
+    """What became of requests for the outbox -> how many; `alarm`: alarms of drift."""
+
+
+class Tally(Instrument):
+    """Counts what a router does. Takes some microseconds of a call, no lock on its way, and bounded memory.
+
+    Of inputs, values and texts it takes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._new: deque[tuple[Kind, float, tuple[Took, ...]]] = deque()
+        self._requests: Counter[Kind] = Counter()
+        self._sources: dict[str, Histogram] = {}
+        self._legs: dict[tuple[str, str], Histogram] = {}
+        self._attempts: Counter[tuple[str, str]] = Counter()
+        self._endpoints: dict[str, Histogram] = {}
+        self._tokens: Counter[tuple[str, str]] = Counter()
+        self._held: Counter[tuple[str, str]] = Counter()
+        self._events: Counter[str] = Counter()
+        self.status: Callable[[], Status | None] = _unknown
+        """Returns the router's status; None: there is none now."""
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """A new lock for the child."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may call in between
+
+    def opened(self, status: Callable[[], Status | None]) -> None:
+        """Takes the router's status from there."""
+        self.status = status
+
+    def request_ended(self, ended: RequestEnded) -> None:
+        """Counts it."""
+        answer, fresh = ended.answer, self._new
+        if answer is None:
+            fresh.append((Kind("none", "", error_code(ended.error), False), 0.0, ()))
+        else:
+            kind = new(Kind, (answer.source, answer.leg, answer.reason_code, answer.degraded))
+            fresh.append((kind, answer.latency_s, () if ended.batch else answer.took))
+        if len(fresh) >= TOGETHER:
+            with self._lock:
+                self._add_up()
+
+    def _add_up(self) -> None:
+        requests = self._requests
+        while True:
+            try:
+                kind, latency_s, legs = self._new.popleft()
+            except IndexError:  # or a signal handler has counted the rest
+                return
+            if kind not in requests:
+                kind = Kind(kind.source, self._leg(kind.leg), kind.reason if kind.reason in CODES else "error", kind.degraded)
+            requests[kind] += 1
+            if kind.source != "none":
+                source = self._sources.get(kind.source)
+                if source is None:
+                    source = self._sources.setdefault(kind.source, Histogram())
+                source.add(latency_s)
+            for leg, side, seconds in legs:
+                key = leg, side
+                histogram = self._legs.get(key)
+                if histogram is None:
+                    histogram = self._legs.setdefault((self._leg(leg), side), Histogram())
+                histogram.add(seconds)
+
+    def _leg(self, name: str) -> str:
+        """The name, as long as there are not too many: a policy may be reloaded with others again and again."""
+        return name if len(self._requests) < MOST and len(self._legs) < MOST else OTHER
+
+    def attempt_ended(self, ended: AttemptEnded) -> None:
+        """Counts it."""
+        error = ended.error
+        code = "ok" if error is None else Failure.of(error).code if isinstance(error, Exception) else "stopped"
+        with self._lock:
+            self._attempts[ended.target, code if code == "ok" or code in CODES else "error"] += 1
+            self._endpoints.setdefault(ended.target, Histogram()).add(ended.took_s)
+            if ended.tokens is not None:
+                self._tokens[ended.target, "input"] += ended.tokens.prompt
+                self._tokens[ended.target, "output"] += ended.tokens.answer
+
+    def limit_hit(self, target: str, code: str) -> None:
+        """Counts it."""
+        with self._lock:
+            self._held[target, code if code in CODES else "other"] += 1
+
+    def outbox_changed(self, identity: str, what: str) -> None:  # noqa: ARG002 - each is counted alike
+        """Counts it."""
+        with self._lock:
+            self._events[what] += 1
+
+    def alarm(self, target: str, what: str) -> None:  # noqa: ARG002 - likewise
+        """Counts it."""
+        with self._lock:
+            self._events["alarm"] += 1
+
+    def read(self) -> Tallied:
+        """What was counted so far; a copy."""
+        with self._lock:
+            self._add_up()
+            return Tallied(
+                dict(self._requests), _copied(self._sources), _copied(self._legs), dict(self._attempts), _copied(self._endpoints),
+                dict(self._tokens), dict(self._held), dict(self._events),
+            )  # fmt: skip
+
+
+def _unknown() -> None:
+    """No router was made with it."""
+
+
+def _copied(histograms: dict[K, Histogram]) -> dict[K, Histogram]:
+    found = {}
+    for key, one in histograms.items():
+        made = found[key] = Histogram()
+        made.counts, made.sum_s = [*one.counts], one.sum_s
+    return found

@@ -1,0 +1,133 @@
+"""Log records of requests, and records as JSON: ids, codes and times, and no text of anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from both import sure
+
+from edgeroute import BadInput, RequestLog, Router
+from edgeroute.record.request_log import JsonFormatter
+from edgeroute.testing import FakeCloud
+
+ROOT = Path(__file__).parents[1]
+SECRET = "a-text-of-the-user"
+WAIT = 60
+
+
+def made(record):
+    return json.loads(JsonFormatter().format(record))
+
+
+def test_a_record_for_each_request(caplog):
+    """With its id, source, reason and time as fields; an error with its code."""
+    caplog.set_level(logging.INFO, "edgeroute.requests")
+
+    def edge(x):
+        if x == "bad":
+            raise BadInput(SECRET)
+        return x, 0.1
+
+    with Router(edge, FakeCloud([SECRET, OSError(SECRET)]), threshold=0.5, instruments=[RequestLog()]) as router:
+        answers = [router.infer(SECRET), router.infer(SECRET)]
+        with pytest.raises(BadInput):
+            router.infer("bad")
+    lines = [made(record) for record in caplog.records if record.name == "edgeroute.requests"]
+    assert [line.get("request") for line in lines[:2]] == [answer.id for answer in answers]
+    assert [(line.get("source"), line.get("reason"), line.get("error")) for line in lines] == [
+        ("cloud", "below", None), ("edge", "failed", None), (None, None, "bad_input"),
+    ]  # fmt: skip
+    assert (lines[0]["level"], lines[0]["message"], lines[1]["degraded"]) == ("info", "answered by cloud: below", True)
+    assert lines[0]["latency_s"] > 0
+    assert SECRET not in json.dumps(lines)
+
+
+def test_a_level_that_is_off(caplog):
+    """Nothing is made of the request then."""
+    caplog.set_level(logging.WARNING, "edgeroute.requests")
+    with Router(sure, None, instruments=[RequestLog()]) as router:
+        router.infer("x")
+    assert not caplog.records
+
+
+def test_any_record_as_json():
+    """On one line, whatever is in it; fields that nobody knows are left out, tracebacks are a text."""
+    record = logging.LogRecord("other", logging.ERROR, __file__, 1, "two\nlines \x1b[31m %s", (float("nan"),), None)
+    record.password = SECRET
+    record.confidence = 0.5
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    found = json.loads(line)
+    assert (found["level"], found["logger"], found["confidence"]) == ("error", "other", 0.5)
+    assert "\x1b" not in found["message"]
+    assert SECRET not in line
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        failed = logging.LogRecord("edgeroute", logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
+    assert made(failed)["traceback"].endswith("ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize("confidence", [float("nan"), None])
+def test_a_confidence_that_json_lacks(caplog, confidence):
+    """Is left out: NaN would be no JSON."""
+    caplog.set_level(logging.INFO, "edgeroute.requests")
+    with Router(lambda _: ("a", confidence), None, instruments=[RequestLog()]) as router:
+        router.infer("x")
+    assert "confidence" not in made(caplog.records[-1])
+
+
+@contextlib.contextmanager
+def started(*args):
+    """A command that serves, in a process of its own -> the process, and what it says as it is ready."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "edgeroute", *map(str, args), "--port", "0", "--json", "--log", "json", "--metrics"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield process, json.loads(line)
+        finally:
+            process.kill()
+
+
+def ended(process):
+    """The records of requests in its log, once it has ended."""
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=WAIT)
+    return [found for line in err.splitlines() if (found := json.loads(line))["logger"] == "edgeroute.requests"]
+
+
+ROW = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]}
+
+
+@pytest.mark.once
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_commands_that_serve(tmp_path, fashion):
+    """A device's gateway and the server that it asks log the same id, as JSON; and both have metrics."""
+    pytest.importorskip("prometheus_client")
+    policy = tmp_path / "policy.toml"
+    with started("serve", "fashion") as (server, told):
+        (model,) = told["models"]
+        edge = (fashion / "edge.int8.onnx").as_posix()
+        policy.write_text(
+            f'mode = "prefer_cloud"\n[edge]\npath = "{edge}"\n[cloud]\nurl = "{told["ready"]}/v2/models/{model}"\ntimeout = "60s"\n'
+        )
+        with started("gateway", "--policy", policy) as (gateway, ready):
+            reply = httpx.post(f"{ready['ready']}/v2/models/policy/infer", json=ROW, timeout=WAIT)
+            assert (reply.status_code, reply.headers["x-edgeroute-source"]) == (200, "cloud")
+            assert "edgeroute_request_duration_seconds_bucket" in httpx.get(f"{ready['ready']}/metrics", timeout=WAIT).text
+            (asked,) = ended(gateway)
+        assert "edgeroute_serve_inferences_total" in httpx.get(f"{told['ready']}/metrics", timeout=WAIT).text
+        served = ended(server)[-1]
+    assert (asked["source"], asked["reason"], served["model"], served["status"]) == ("cloud", "first", model, 200)
+    assert served["request"].partition("/")[0] == asked["request"]
