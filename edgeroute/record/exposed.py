@@ -115,6 +115,7 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
     page.counter("cached", "Answers of the cache", stats.cached, router=router)
     page.counter("queued", "Requests that were stored in the outbox", stats.queued, router=router)
     page.counter("late", "Replies after their requests' deadlines", stats.late, router=router)
+    page.counter("spared", "Answers of the edge that were accepted since the cloud was loaded", stats.spared, router=router)
     page.gauge("deferral_ratio", "Share of requests for which the cloud was called", stats.deferral_rate, router=router)
     page.gauge("break_even_ratio", "Deferral share below which edge first takes less energy", stats.break_even, router=router)
     for leg in stats.legs:
@@ -148,3 +149,12 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
         page.gauge(
             "arm_stopped", "Whether a guardrail stopped it", bool(arm.stopped), router=router, arm=arm.arm, model=arm.model
         )
+    for trial in stats.cloud_arms:
+        page.counter("cloud_arm_calls", "Requests of an arm of the cloud", trial.calls, router=router, arm=trial.arm)
+        for what in ("failed", "differs", "shadow_differs"):
+            share = getattr(trial, what).share
+            known = share if isfinite(share) else None
+            page.gauge(
+                "cloud_arm_ratio", "Share of the calls of an arm of the cloud", known, router=router, arm=trial.arm, what=what
+            )
+        page.gauge("cloud_arm_stopped", "Whether a guardrail stopped it", bool(trial.stopped), router=router, arm=trial.arm)
