@@ -155,6 +155,6 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
             share = getattr(trial, what).share
             known = share if isfinite(share) else None
             page.gauge(
-                "cloud_arm_ratio", "Share of the calls of an arm of the cloud", known, router=router, arm=trial.arm, what=what
+                "cloud_arm_ratio", "Share of calls of an arm of the cloud", known, router=router, arm=trial.arm, what=what
             )
         page.gauge("cloud_arm_stopped", "Whether a guardrail stopped it", bool(trial.stopped), router=router, arm=trial.arm)
