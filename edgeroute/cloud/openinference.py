@@ -32,7 +32,10 @@ BUSY = (429, 503)
 """Statuses of a server that answers nobody for now."""
 MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ping` probes with zeros before there is a real input."""
+MOST_HEADS = 64
+"""Shapes of requests of which the JSON is kept."""
 LENGTH = "Inference-Header-Content-Length"
+_LENGTH = LENGTH.lower()
 OCTETS = ("Content-Type", "application/octet-stream")
 JSON = ("Content-Type", "application/json")
 
@@ -79,6 +82,8 @@ class OpenInference(ServedModel):
         )  # fmt: skip
         self.binary: bool | None = None if binary == "auto" else binary
         self._tries = 0
+        self._heads: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
+        """What precedes binary tensors, by their names, datatypes and shapes: the JSON, and the headers."""
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a file."""
@@ -157,6 +162,8 @@ class OpenInference(ServedModel):
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
+        if binary and not getattr(feed, "coded", None):
+            return self._in_bytes(feed)
         inputs: list[dict[str, Any]] = []
         parts: list[Any] = []
         for name, array in feed.items():
@@ -174,20 +181,43 @@ class OpenInference(ServedModel):
             if about:
                 tensor["parameters"] = about
             inputs.append(tensor)
-        head: dict[str, Any] = {"inputs": inputs}
-        limit = self._limit(len(array))
-        if self.output is not None:
-            head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
-        elif binary:
-            head["parameters"] = {"binary_data_output": True}
-        text = json_dumps(head)
+        text, limit = self._head(inputs, binary=binary), self._limit(len(array))
         if not binary:
             return Call("POST", f"{self.path}/infer", [JSON], text, max_reply=limit)
         body = b"".join([text, *parts])
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], body, max_reply=limit)
 
+    def _in_bytes(self, feed: Feed) -> Call:
+        """`_written` for tensors as the model takes them: what precedes them is the same for all of a shape."""
+        parts, tensors = list[Any](), list[tuple[str, str, tuple[int, ...], int]]()
+        for name, array in feed.items():
+            datatype = datatype_of(array, self.datatypes.get(name))
+            parts.append(part := raw(array, datatype))
+            tensors.append((name, datatype, array.shape, len(part)))
+        key = tuple(tensors)
+        if (head := self._heads.get(key)) is None:
+            inputs: list[dict[str, Any]] = [
+                {"name": name, "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": size}}
+                for name, datatype, shape, size in tensors
+            ]
+            text = self._head(inputs, binary=True)
+            if len(self._heads) >= MOST_HEADS:
+                self._heads.clear()
+            head = self._heads[key] = text, (OCTETS, (LENGTH, str(len(text))))
+        text, headers = head
+        return Call("POST", f"{self.path}/infer", headers, b"".join((text, *parts)), max_reply=self._limit(len(array)))
+
+    def _head(self, inputs: list[dict[str, Any]], *, binary: bool) -> bytes:
+        """The JSON of a request for these inputs."""
+        head: dict[str, Any] = {"inputs": inputs}
+        if self.output is not None:
+            head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
+        elif binary:
+            head["parameters"] = {"binary_data_output": True}
+        return json_dumps(head)
+
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
-        body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
+        body, length = memoryview(reply.body), reply.headers.get(_LENGTH)
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise Invalid(f"{LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
