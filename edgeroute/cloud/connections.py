@@ -13,6 +13,7 @@ from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, Poll, send_some
 from edgeroute.cloud.tls import RECORD, Steps
 from edgeroute.cloud.wire import KEEP_S, Line, Wire
+from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Unreachable
 from edgeroute.http1.parsers import Malformed
 from edgeroute.http1.reading import Reading
@@ -55,7 +56,7 @@ class Connections:
             reading = channel.begin(call, until, cancel)
             while not reading.ended:
                 channel.more(reading)
-            reply = Reply(reading.status, reading.headers, reading.take())
+            reply = new(Reply, (reading.status, reading.headers, reading.take()))
             kept = self._done(channel, reading, cancel)
             return reply
         finally:

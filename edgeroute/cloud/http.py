@@ -15,6 +15,7 @@ from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
 from edgeroute.cloud.speech import Head, Said, Speech
 from edgeroute.core.policy import INF
+from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Held, Refused, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
@@ -256,12 +257,12 @@ class HttpClient:
                 raise
             return self._taken(call, reply, exchange)
 
-        if call.probe:
-            try:
-                return once()
-            except CloudError as e:
+        try:
+            return once()
+        except CloudError as e:
+            if call.probe:
                 return Reply(0, {}, str(e).encode())
-        return self._retries(until, exchange, cancel).call(once)
+            return self._retries(until, exchange, cancel).again(once, iter([e]))
 
     async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
         async def once() -> Reply:
@@ -273,12 +274,12 @@ class HttpClient:
                 raise
             return self._taken(call, reply, exchange)
 
-        if call.probe:
-            try:
-                return await once()
-            except CloudError as e:
+        try:
+            return await once()
+        except CloudError as e:
+            if call.probe:
                 return Reply(0, {}, str(e).encode())
-        return await self._retries(until, exchange).call_async(once)
+            return await self._retries(until, exchange).again_async(once, iter([e]))
 
     def _retries(
         self,
@@ -343,7 +344,8 @@ def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
     if not exchange.identity:
         return call
     key = f"{exchange.identity}/{n}" if n else exchange.identity
-    return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
+    method, path, headers, *rest = call
+    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))
 
 
 def _next(pieces: Generator[Said, None, Any]) -> Any:

@@ -24,6 +24,7 @@ STAGGER_S = 0.25
 """Delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)."""
 POLL_S = 3600.0
 """Longest single wait, seconds: the system's own limit."""
+MOST_MS = round(POLL_S * 1000)
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -177,7 +178,7 @@ class Poll:
         """Whether data, or the end of the stream, can be read without blocking, within that time; None: without a limit."""
         if sys.platform == "win32":
             return bool(select.select([self._sock], [], [], left_s)[0])
-        return bool(self._poll.poll(_ms(left_s)))
+        return bool(self._poll.poll(0 if left_s == 0 else _ms(left_s)))
 
     def either(self, left_s: float | None) -> bool:
         """Waits until more can be sent, or something has come, or for that time. Returns whether something has come."""
@@ -192,7 +193,7 @@ class Poll:
 
 
 def _ms(left_s: float | None) -> int:
-    return ceil(min(POLL_S if left_s is None else left_s, POLL_S) * 1000)
+    return MOST_MS if left_s is None or left_s > POLL_S else ceil(left_s * 1000)
 
 
 def send_some(sock: socket.socket, parts: list[memoryview]) -> int:

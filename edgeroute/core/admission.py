@@ -10,8 +10,9 @@ from edgeroute.core.budget import Rate, RetryBudget
 from edgeroute.core.codes import Rejection
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
-from edgeroute.core.policy import Terms
+from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost, Tokens
+from edgeroute.core.walk import new
 
 MILLION = 1e6
 USUAL: float = 0.9
@@ -57,13 +58,14 @@ class Admission:
     """
 
     __slots__ = (
-        "_careful", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
+        "_careful", "_limited", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
         self.terms, self.spending, self._careful = terms, spending, careful
         self.breaker, self.usual, self.link = Breaker(), Latency(), Link()
         self.budget, self.rate = RetryBudget(), Rate(terms.calls_per_s)
+        self._limited = terms.calls_per_s < INF
         self.under_way: set[Hashable] = set()
         self.overdue: set[Hashable] = set()
         self.rejected = 0
@@ -79,7 +81,7 @@ class Admission:
 
     def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
         """Admits a request of so many calls, which occupies the slot until `leave`; or returns why not."""
-        rejection = self.breaker.why(now) or self.crowded(now) or self.take(now, calls)
+        rejection = self.breaker.why(now) or self.crowded(now) or (self._limited and self.take(now, calls)) or None
         if rejection is None:
             self.under_way.add(slot)
         else:
@@ -116,8 +118,8 @@ class Admission:
         terms = self.terms
         usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
         if not calls:
-            return Cost(usd, mb, joules)
-        return Cost(usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls)
+            return new(Cost, (usd, mb, joules, 0))
+        return new(Cost, (usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls))
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Books an attempt about to be made, or returns why it may not be made.

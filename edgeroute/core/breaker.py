@@ -93,7 +93,7 @@ class Breaker:
 
     def why(self, now: float) -> Rejection | None:
         """Why no request may be sent; None: one may."""
-        if self.allows(now):
+        if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
             return None
         if self.state == "closed":
             return Rejection("retry_after", f"it asked to wait another {_seconds(self._held - now)}")

@@ -150,9 +150,10 @@ class Reading:
         if encoding != "identity":
             named = encoding if encoding in _ENCODINGS else "an unknown"
             raise BadReply(f"{self._origin} answered with {named} encoding, though asked not to: unread")
-        self.reusable = head.version == "1.1" and all(
-            name != "connection" or "close" not in _words(value) for name, value in head.headers
-        )
+        self.reusable = head.version == "1.1"
+        if "connection" in headers:
+            said = [value for name, value in head.headers if name == "connection"]
+            self.reusable &= not any("close" in _words(value) for value in said)
         if empty:
             self._left = 0
         elif length is not None:
@@ -228,7 +229,7 @@ class Reading:
 
 def _status_line(data: bytes, end: int) -> bytes:
     """The head, up to `end`, once it is seen to begin as one: a parser might take another protocol's."""
-    if data[:7] != b"HTTP/1."[: len(data)]:
+    if not data.startswith(b"HTTP/1.") and data[:7] != b"HTTP/1."[: len(data)]:
         raise Malformed("illegal status line")
     return data[:end]
 

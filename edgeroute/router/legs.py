@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.egress import Permit
@@ -48,6 +48,25 @@ class Walked(NamedTuple):
     """Whether the caller was shown pieces of this answer."""
     legs: LegExecutor | None = None
     """The executor, if legs may still be running; None: none."""
+
+
+class _Asking:
+    """`with` it an exchange begins and ends: gives its deadline and itself. A generator for that would take three more calls."""
+
+    __slots__ = ("_exchange", "_refuses", "_until")
+
+    def __init__(self, until: float, exchange: Exchange, refuses: Callable[[str, int], object] | None) -> None:
+        self._until, self._exchange, self._refuses = until, exchange, refuses
+
+    def __enter__(self) -> tuple[float, Exchange]:
+        return self._until, self._exchange.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
+                self._refuses(str(error), error.status)
+        finally:
+            self._exchange.__exit__(kind, error, trace)
 
 
 class LegExecutor:
@@ -184,18 +203,13 @@ class LegExecutor:
         rows = len(self.inputs) if start.rows is None else len(start.rows)
         return backend.calls(rows), min(self._until, monotonic() + backend.patience_s)
 
-    @contextmanager
-    def _exchange(self, start: Start, entered: Exchange) -> Iterator[tuple[float, Exchange]]:
+    def _exchange(self, start: Start, entered: Exchange) -> _Asking:
         """The exchange while its leg runs, with its deadline; caches a refusal of the input."""
-        cache, key = self._cache, self._key
-        with entered as exchange:
-            self.exchanges[start.leg] = exchange
-            try:
-                yield INF if self.late is not None else self._until, exchange
-            except Refused as e:
-                if cache is not None and key is not None and e.status in INPUTS_OWN:
-                    cache.refuse(key + self.backend(start).name.encode(), str(e), e.status)
-                raise
+        self.exchanges[start.leg] = entered
+        until, refuses = INF if self.late is not None else self._until, None
+        if self._cache is not None and self._key is not None:
+            refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
+        return _Asking(until, entered, refuses)
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
