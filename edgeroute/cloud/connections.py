@@ -30,6 +30,9 @@ class Connections:
     no lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
 
+    keeps_time = True
+    """`send` ends by its instant, whatever the server does."""
+
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
         self._idle: list[_Connection] = []

@@ -33,6 +33,8 @@ class HttpClient:
         self.endpoint = endpoint
         self.sent = self.received = 0
         self._channels, self._async = carriers(endpoint)
+        self.keeps_time: bool = getattr(self._channels, "keeps_time", False)
+        """Whether a call in threads ends by its instant, whatever the server does."""
         self.after_fork()
         renew_after_fork(self)
 

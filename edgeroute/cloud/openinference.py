@@ -85,6 +85,11 @@ class OpenInference(ServedModel):
         self._heads: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
         """What precedes binary tensors, by their names, datatypes and shapes: the JSON, and the headers."""
 
+    @property
+    def prompt(self) -> bool:
+        """Whether inputs are encoded in no time: sent as they are, without a codec and preprocessing."""
+        return self.payload is None and self.card.path is None
+
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a file."""
         own = [] if self.payload is None else [self.payload.name]

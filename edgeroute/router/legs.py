@@ -6,16 +6,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
 from edgeroute.core.stream import Pieces
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
-from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.errors import BadInput, Held, ModelError, Refused, Unreachable
+from edgeroute.router.asking import Asking
 from edgeroute.router.call_inputs import CallInputs
-from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.late_events import Late, LateEvents
 from edgeroute.router.leg_task import PASSING, LegTask, Measured
 from edgeroute.router.request import Request
@@ -48,25 +48,6 @@ class Walked(NamedTuple):
     """Whether the caller was shown pieces of this answer."""
     legs: LegExecutor | None = None
     """The executor, if legs may still be running; None: none."""
-
-
-class _Asking:
-    """`with` it an exchange begins and ends: gives its deadline and itself. A generator for that would take three more calls."""
-
-    __slots__ = ("_exchange", "_refuses", "_until")
-
-    def __init__(self, until: float, exchange: Exchange, refuses: Callable[[str, int], object] | None) -> None:
-        self._until, self._exchange, self._refuses = until, exchange, refuses
-
-    def __enter__(self) -> tuple[float, Exchange]:
-        return self._until, self._exchange.__enter__()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
-                self._refuses(str(error), error.status)
-        finally:
-            self._exchange.__exit__(kind, error, trace)
 
 
 class LegExecutor:
@@ -203,13 +184,21 @@ class LegExecutor:
         rows = len(self.inputs) if start.rows is None else len(start.rows)
         return backend.calls(rows), min(self._until, monotonic() + backend.patience_s)
 
-    def _exchange(self, start: Start, entered: Exchange) -> _Asking:
+    def _exchange(self, start: Start, entered: Exchange) -> Asking:
         """The exchange while its leg runs, with its deadline; caches a refusal of the input."""
         self.exchanges[start.leg] = entered
         until, refuses = INF if self.late is not None else self._until, None
         if self._cache is not None and self._key is not None:
             refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
-        return _Asking(until, entered, refuses)
+        return Asking(until, entered, refuses)
+
+    def begin_or_defer(self, start: Start, send: Send) -> Stop | Event | Deferrable:
+        """As `begin`; a call that keeps its time by itself may run in the caller's thread, which spares two handovers."""
+        backend: Any = self.backend(start)
+        cloud = self.plan.legs[start.leg].permit is not None
+        if cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time:
+            return Deferrable(start.leg, self._until, partial(self.run, start), partial(self.begin, start, send))
+        return self.begin(start, send)
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""

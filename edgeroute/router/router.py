@@ -295,7 +295,7 @@ def _plain(engine: Engine, request: Request) -> Result:
         engine.record(request, first, None, drawn)
         return Answer(request.plan, first, request.id)
     legs, steps = engine.legs([request]), walk(request.plan, request.begun)
-    outcome = inline.drive(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, legs.begin)
+    outcome = inline.drive(steps, legs.run, first) if request.plan.sequential else blocking.drive(steps, legs.begin_or_defer)
     return engine.finish(request, outcome, legs, drawn)
 
 
@@ -319,7 +319,7 @@ def _taken(step: Step, engine: Engine) -> Generator[Any, None, Any]:
         legs = step.legs
         if step.show is None and legs.plan.sequential:
             return inline.drive(step.walk, legs.run)
-        shown = blocking.stream(step.walk, legs.begin_stream if step.streams else legs.begin)
+        shown = blocking.stream(step.walk, legs.begin_stream if step.streams else legs.begin_or_defer)
         try:
             while True:
                 emit = next(shown)

@@ -2,7 +2,8 @@
 
 They share one interface, `begin(start, send)`. It starts a leg, which reports once through `send`, from any thread,
 possibly before `begin` returns. It returns a function that asks the leg to stop, which may be called too late. A leg that
-runs to its end within `begin` returns its event instead, and sends nothing.
+runs to its end within `begin` returns its event instead, and sends nothing. The driver for the caller's thread may also be
+given a `Deferrable`.
 """
 
 from __future__ import annotations
@@ -15,3 +16,18 @@ from edgeroute.core.walk import Event, Start
 Send: TypeAlias = Callable[[Event], None]
 Stop: TypeAlias = Callable[[], None]
 Begin: TypeAlias = Callable[[Start, Send], Stop | Event]
+
+
+class Deferrable:
+    """A leg that has not begun, and ends by the instant `until` by itself: where nothing else goes on, the caller's thread runs it.
+
+    Attributes:
+        leg: its number.
+        run: runs it here, to its event.
+        begin: starts it in a thread, as `Begin` does.
+    """
+
+    __slots__ = ("begin", "leg", "run", "until")
+
+    def __init__(self, leg: int, until: float, run: Callable[[], Event], begin: Callable[[], Stop | Event]) -> None:
+        self.leg, self.until, self.run, self.begin = leg, until, run, begin

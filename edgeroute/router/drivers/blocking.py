@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic
@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import Begin, Stop
+from edgeroute.router.drivers import Deferrable, Send, Stop
 
 T = TypeVar("T")
+Begin = Callable[[Start, Send], "Stop | Event | Deferrable"]
 
 
 def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
@@ -32,14 +33,28 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()
     """Legs that were stopped or left: their further events are dropped."""
+    deferred: Deferrable | None = None
     reply: Event | None = None
     try:
         while True:
             effect = walk.send(reply)
             reply = None
+            if deferred is not None:
+                here, deferred = deferred, None
+                if type(effect) is Wait and not stops and effect.until >= here.until:  # nothing else is waited for
+                    reply = _in_time(here.run(), effect.until)
+                    if type(reply) is Elapsed:
+                        stops[here.leg] = _over
+                    continue
+                late = here.begin()
+                stops[here.leg] = _over if isinstance(late, tuple) else late
+                if isinstance(late, tuple):
+                    send(late)
             if type(effect) is Start:
                 begun = begin(effect, send)
-                if isinstance(begun, tuple):
+                if type(begun) is Deferrable:
+                    deferred = begun
+                elif isinstance(begun, tuple):
                     reply = begun
                 else:
                     stops[effect.leg] = begun
@@ -62,6 +77,15 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
     finally:
         for stop in stops.values():
             stop()
+
+
+def _over() -> None:
+    """A leg that has ended is not stopped."""
+
+
+def _in_time(event: Event, until: float) -> Event:
+    """The event of a leg that ran here; of one that failed as its time was over that, since the walk would have ended it."""
+    return Elapsed(event.at) if type(event) is Failed and event.at >= until else event
 
 
 def _receive(mail: SimpleQueue[Event], until: float) -> Event:
