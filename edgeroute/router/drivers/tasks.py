@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
+from threading import get_ident
 from time import monotonic
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None) -> T:
     """Drives a walk and returns its result; `show` is called with what it emits. Cancelling the task stops all running legs."""
-    loop = asyncio.get_running_loop()
+    loop, own = asyncio.get_running_loop(), get_ident()
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
     stops: dict[int, Stop] = {}
@@ -31,6 +32,9 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
 
     def send(event: Event) -> None:
         mail.append(event)
+        if get_ident() == own:  # the task of a leg: nobody needs to be woken who sleeps in the system
+            wake()
+            return
         try:
             loop.call_soon_threadsafe(wake)
         except RuntimeError:
