@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from time import monotonic
 
 import pytest
 
-from edgeroute import Egress, Limits, PlainJson, Router
+from edgeroute import AsyncRouter, Egress, Limits, PlainJson, Router
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import Policy, Target
@@ -23,6 +24,7 @@ class OfOnesOwn(PlainJson):
     """A protocol of the application's: what it does takes as long as it takes."""
 
     def talk(self, inputs):
+        """As the plain one's."""
         return super().talk(inputs)
 
 
@@ -208,3 +210,106 @@ def test_where_it_needs_a_thread_and_there_is_none():
     assert ("failed", 0) in log
     assert log[-1] == ("accepted", 1)
     assert did == ["0 in a thread", "1 in a thread"]
+
+
+# ------------------------------------------------------------------------------------------------------------- asyncio
+def test_on_asyncio_it_has_no_task_of_its_own(server):
+    """Nor with a deadline; the caller's own cancellation ends it, and the connection with it."""
+
+    async def main(stalling):
+        async with AsyncRouter(None, PlainJson(server.url)) as router:
+            await router.check()
+            for call in ({}, {"deadline": LONG_S}):
+                made = count_tasks(asyncio.get_running_loop())
+                assert (await router.infer([1], **call)).value == "cloud"
+                assert made() == 0
+        async with AsyncRouter(None, PlainJson(stalling.url)) as router:
+            await router.infer([1])
+            call = asyncio.ensure_future(router.infer([1], deadline=LONG_S))
+            await asyncio.to_thread(stalling.wait_for, lambda: len(stalling.requests) == 2)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await asyncio.to_thread(stalling.wait_for, lambda: stalling.hung_up == 1)
+
+    replies = iter([REPLY, [None]])
+    with CannedServer(lambda _: next(replies)) as stalling:
+        asyncio.run(main(stalling))
+
+
+def count_tasks(loop):
+    """Counts the tasks that are made from now on."""
+    made = []
+
+    def factory(loop, coroutine, **options):
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop.set_task_factory(factory)
+
+    def stop():
+        loop.set_task_factory(None)
+        return len(made)
+
+    return stop
+
+
+def test_closing_ends_what_runs_in_a_callers_task():
+    """The caller has the edge's answer and goes on, uncancelled."""
+
+    async def main(server):
+        router = AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url), threshold=0.8)
+        await router.infer([1])
+
+        async def ask():
+            answer = await router.infer([1])
+            await asyncio.sleep(0)  # where a cancellation that was left over would show
+            return answer
+
+        call = asyncio.ensure_future(ask())
+        await asyncio.to_thread(server.wait_for, lambda: len(server.requests) == 2)
+        await router.close()
+        answer = await call
+        assert (answer.value, answer.degraded) == ("edge", True)
+        await asyncio.to_thread(server.wait_for, lambda: server.hung_up == 1)
+
+    replies = iter([REPLY, [None]])
+    with CannedServer(lambda _: next(replies)) as server:
+        asyncio.run(main(server))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_on_asyncio_the_deadline_ends_it(fault):
+    """As in threads; a shorter limit than that of the call before counts, and a longer one."""
+    replies = iter([REPLY, FAULTS[fault], REPLY])
+
+    async def main(server):
+        async with AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url, timeout_s=LONG_S), threshold=0.8) as router:
+            await router.infer([1])
+            begun = monotonic()
+            answer = await router.infer([1], deadline=SHORT_S)
+            assert monotonic() - begun >= SHORT_S
+            assert (answer.value, answer.degraded) == ("edge", True)
+            assert [step["what"] for step in answer.trace["events"]][-1] == "timeout"
+            await asyncio.to_thread(server.wait_for, lambda: server.hung_up == 1)
+            assert (await router.infer([1])).value == "cloud"
+
+    with CannedServer(lambda _: next(replies)) as server:
+        asyncio.run(main(server))
+
+
+def test_an_earlier_limit_of_the_same_connection_ends_nothing():
+    """An alarm stays set from call to call; it rings in the second one here, which has more time."""
+    replies = iter([REPLY, REPLY, [None]])
+
+    async def main(server):
+        async with AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url), threshold=0.8) as router:
+            await router.check()
+            assert (await router.infer([1], deadline=SHORT_S)).value == "cloud"
+            begun = monotonic()
+            assert (await router.infer([1], deadline=2 * SHORT_S)).degraded
+            assert monotonic() - begun >= 2 * SHORT_S
+            assert server.connections == 2  # that of `check`, and one for both
+
+    with CannedServer(lambda _: next(replies, REPLY)) as server:
+        asyncio.run(main(server))

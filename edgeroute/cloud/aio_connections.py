@@ -264,9 +264,8 @@ class _Connection:
                 return sock.recv(most)
             except BlockingIOError:
                 pass
-        left_s = self._left_s()
         try:
-            came = await sockets.receive(sock, most, left_s)
+            came = await sockets.receive(sock, most, self._until)
         except NotImplementedError:  # Windows' own loop
             came = await self._in_time(sockets.loop.sock_recv(sock, most))
         if came is None:

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Coroutine
+from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
@@ -28,30 +29,51 @@ class AsyncSockets(Sockets):
         """The socket that has a reader."""
         self._most = 0
         self._waiting: asyncio.Future[bytes | None] | None = None
+        self._until = self._rings_at = INF
+        """The instant by which what is waited for must come, and that of the alarm, which may be sooner."""
+        self._alarm: asyncio.TimerHandle | None = None
 
-    async def receive(self, sock: socket.socket, most: int, left_s: float) -> bytes | None:
-        """Up to so many bytes, once there are some; None: not within that time.
+    async def receive(self, sock: socket.socket, most: int, until: float) -> bytes | None:
+        """Up to so many bytes, once there are some; None: not by that instant.
 
         The reader stays for the next time, also while the connection is idle: to add and to remove it takes 25 calls of Python
-        and two of the system.
+        and two of the system. So does the alarm: one that rings while there is still time is set again.
 
         Raises:
             NotImplementedError: the loop has no readers.
         """
-        loop, self._most = self.loop, most
-        found = self._waiting = loop.create_future()
-        timer = None
+        self._most, self._until = most, until
+        found = self._waiting = self.loop.create_future()
         try:
             if self._read is not sock:
-                loop.add_reader(sock, self._readable, sock)
+                self.loop.add_reader(sock, self._readable, sock)
                 self._read = sock
-            if left_s < INF:
-                timer = loop.call_later(left_s, _give_up, found)
-            return await found
+            if until < self._rings_at:
+                self._set_alarm(until)
+            came: bytes | None = await found
         finally:
             self._waiting = None
-            if timer is not None:
-                timer.cancel()
+        return came
+
+    def _set_alarm(self, at: float) -> None:
+        self._no_alarm()
+        self._rings_at = at
+        self._alarm = self.loop.call_later(max(0.0, at - monotonic()), self._ring)
+
+    def _no_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._rings_at = None, INF
+
+    def _ring(self) -> None:
+        self._no_alarm()
+        found = self._waiting
+        if found is None or found.done():
+            return
+        if monotonic() >= self._until:
+            found.set_result(None)
+        else:
+            self._set_alarm(self._until)
 
     def _readable(self, sock: socket.socket) -> None:
         found = self._waiting
@@ -98,7 +120,13 @@ class AsyncSockets(Sockets):
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
-        self._read = None
+        self._read = self._alarm = None
+        self._rings_at = INF
+
+    def close(self) -> None:
+        """Closes all."""
+        self._no_alarm()
+        super().close()
 
     async def connect(self, host: str, port: int) -> socket.socket:
         """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""
@@ -159,11 +187,6 @@ class AsyncSockets(Sockets):
                 timer.cancel()
         self.doing = "answer"
         return lookup.addresses()
-
-
-def _give_up(found: asyncio.Future[bytes | None]) -> None:
-    if not found.done():
-        found.set_result(None)
 
 
 async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:

@@ -192,7 +192,7 @@ class OpenInference(ServedModel):
         body = b"".join([text, *parts])
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text)))], body, max_reply=limit)
 
-    def _in_bytes(self, feed: Feed) -> Call:
+    def _in_bytes(self, feed: dict[str, Array]) -> Call:
         """`_written` for tensors as the model takes them: what precedes them is the same for all of a shape."""
         parts, tensors = list[Any](), list[tuple[str, str, tuple[int, ...], int]]()
         for name, array in feed.items():

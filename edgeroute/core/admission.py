@@ -58,7 +58,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_careful", "_limited", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way", "usual",
+        "_careful", "_limited", "breaker", "budget", "link", "overdue", "rate", "rejected", "spending", "terms", "under_way",
+        "usual",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:

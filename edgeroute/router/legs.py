@@ -80,7 +80,7 @@ class LegExecutor:
         """By leg."""
         self.shows = bool(first.shows)
         """Whether the caller gets something before the last leg has ended, and may write to its buffer then."""
-        self._many, self._until, self.egress = bool(first.batch), first.until, first.snapshot.egress
+        self._many, self.until, self.egress = bool(first.batch), first.until, first.snapshot.egress
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
         self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
@@ -182,23 +182,27 @@ class LegExecutor:
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
         rows = len(self.inputs) if start.rows is None else len(start.rows)
-        return backend.calls(rows), min(self._until, monotonic() + backend.patience_s)
+        return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
     def _exchange(self, start: Start, entered: Exchange) -> Asking:
         """The exchange while its leg runs, with its deadline; caches a refusal of the input."""
         self.exchanges[start.leg] = entered
-        until, refuses = INF if self.late is not None else self._until, None
+        until, refuses = INF if self.late is not None else self.until, None
         if self._cache is not None and self._key is not None:
             refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
         return Asking(until, entered, refuses)
 
     def begin_or_defer(self, start: Start, send: Send) -> Stop | Event | Deferrable:
         """As `begin`; a call that keeps its time by itself may run in the caller's thread, which spares two handovers."""
+        if self.keeps_time(start):
+            return Deferrable(start.leg, self.until, partial(self.run, start), partial(self.begin, start, send))
+        return self.begin(start, send)
+
+    def keeps_time(self, start: Start) -> bool:
+        """Whether a leg is a call that ends by the deadline by itself, and is not to go on after it."""
         backend: Any = self.backend(start)
         cloud = self.plan.legs[start.leg].permit is not None
-        if cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time:
-            return Deferrable(start.leg, self._until, partial(self.run, start), partial(self.begin, start, send))
-        return self.begin(start, send)
+        return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""

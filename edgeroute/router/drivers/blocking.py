@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from queue import Empty, SimpleQueue
 from threading import TIMEOUT_MAX
 from time import monotonic
@@ -10,13 +10,12 @@ from typing import TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import Deferrable, Send, Stop
+from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, in_time, over
 
 T = TypeVar("T")
-Begin = Callable[[Start, Send], "Stop | Event | Deferrable"]
 
 
-def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
+def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
     """Drives a walk and returns its result. Any early end (Ctrl-C too) stops all running legs."""
     steps = stream(walk, begin)
     try:
@@ -26,7 +25,7 @@ def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
         return end.value  # type: ignore[no-any-return]
 
 
-def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[Emit, None, T]:
+def stream(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> Generator[Emit, None, T]:
     """Yields what the walk emits, and returns its result. Closing it early stops all running legs."""
     mail: SimpleQueue[Event] = SimpleQueue()
     send = mail.put
@@ -42,17 +41,17 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
             if deferred is not None:
                 here, deferred = deferred, None
                 if type(effect) is Wait and not stops and effect.until >= here.until:  # nothing else is waited for
-                    reply = _in_time(here.run(), effect.until)
+                    reply = in_time(here.run(), effect.until)
                     if type(reply) is Elapsed:
-                        stops[here.leg] = _over
+                        stops[here.leg] = over
                     continue
                 late = here.begin()
-                stops[here.leg] = _over if isinstance(late, tuple) else late
+                stops[here.leg] = over if isinstance(late, tuple) else late
                 if isinstance(late, tuple):
                     send(late)
             if type(effect) is Start:
                 begun = begin(effect, send)
-                if type(begun) is Deferrable:
+                if isinstance(begun, Deferrable):
                     deferred = begun
                 elif isinstance(begun, tuple):
                     reply = begun
@@ -77,15 +76,6 @@ def stream(walk: Generator[Effect, Event | None, T], begin: Begin) -> Generator[
     finally:
         for stop in stops.values():
             stop()
-
-
-def _over() -> None:
-    """A leg that has ended is not stopped."""
-
-
-def _in_time(event: Event, until: float) -> Event:
-    """The event of a leg that ran here; of one that failed as its time was over that, since the walk would have ended it."""
-    return Elapsed(event.at) if type(event) is Failed and event.at >= until else event
 
 
 def _receive(mail: SimpleQueue[Event], until: float) -> Event:
