@@ -250,7 +250,10 @@ class _Connection:
         assert sock is not None
         assert poll is not None
         while True:
-            if poll.readable(sockets.left_s(doing)):
+            left_s = sockets.until - monotonic()
+            if left_s <= 0:
+                sockets.late(doing)
+            if poll.readable(left_s):
                 try:
                     return sock.recv(most)
                 except BlockingIOError:  # the system took it back

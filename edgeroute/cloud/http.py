@@ -250,7 +250,8 @@ class HttpClient:
 
     def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
         def once() -> Reply:
-            self._may_send(cancel)
+            if cancel is not None:
+                self._may_send(cancel)
             self._leaving(call, until, exchange)
             try:
                 reply = self._channels.send(call, until, cancel)
@@ -331,7 +332,12 @@ def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
     """The call with its idempotency key, by which a server can detect a repetition."""
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call
-    return _with_key(call, exchange, _number(exchange, posts))
+    n = next(posts)
+    if n:
+        exchange.next_call()
+    method, path, headers, *rest = call
+    key = f"{exchange.identity}/{n}" if n else exchange.identity
+    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))
 
 
 def _number(exchange: Exchange, posts: Iterator[int]) -> int:
@@ -346,8 +352,7 @@ def _with_key(call: Call, exchange: Exchange, n: int) -> Call:
     if not exchange.identity:
         return call
     key = f"{exchange.identity}/{n}" if n else exchange.identity
-    method, path, headers, *rest = call
-    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))
+    return call._replace(headers=(*call.headers, ("Idempotency-Key", key)))
 
 
 def _next(pieces: Generator[Said, None, Any]) -> Any:

@@ -99,7 +99,8 @@ class HttpBackend(AbandonedRuns):
                     talk = self.endpoint.talk([x])
                     rows.append(self.reader.many(self.client.run(talk, rows.until(), exchange, cancel, posts), 1)[0])
             return rows.found
-        return self.reader.many(self.client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
+        client = self._client or self.client
+        return self.reader.many(client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """As `run`, on the event loop."""
@@ -117,7 +118,8 @@ class HttpBackend(AbandonedRuns):
                     talk = self.endpoint.talk([x])
                     rows.append(self.reader.many(await self.client.run_async(talk, rows.until(), exchange, posts), 1)[0])
             return rows.found
-        return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
+        client = self._client or self.client
+        return self.reader.many(await client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The answer in pieces, where the endpoint speaks in some; else in one."""

@@ -18,6 +18,7 @@ from edgeroute.cloud.datatypes import DTYPES, NAMES, TEXTS, Invalid, Tensor, bla
 from edgeroute.cloud.payloads import Feed, described, zeros_of
 from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import ServedModel
+from edgeroute.core.walk import new
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
 from edgeroute.system import json_dumps
@@ -108,13 +109,15 @@ class OpenInference(ServedModel):
 
     def talk(self, inputs: list[Any]) -> Talk:
         """As of `ServedModel`; the first one probes for binary tensors."""
-        if self.binary is None:
-            if self.inputs is None or self._changed:
-                yield from self._meet()
-            constants = {one.name for one in self.card.inputs if one.value is not None}
-            feed = self._feed(inputs)
-            if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
-                yield from self._try_binary(zeros_of(feed, constants, self.payload))
+        return super().talk(inputs) if self.binary is not None else self._first_talk(inputs)
+
+    def _first_talk(self, inputs: list[Any]) -> Talk:
+        if self.inputs is None or self._changed:
+            yield from self._meet()
+        constants = {one.name for one in self.card.inputs if one.value is not None}
+        feed = self._feed(inputs)
+        if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
+            yield from self._try_binary(zeros_of(feed, constants, self.payload))
         return (yield from super().talk(inputs))
 
     @property
@@ -164,6 +167,8 @@ class OpenInference(ServedModel):
                 self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: Feed) -> Call:
+        if self.binary and not feed.coded:
+            return self._in_bytes(feed)
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
@@ -210,7 +215,8 @@ class OpenInference(ServedModel):
                 self._heads.clear()
             head = self._heads[key] = text, (OCTETS, (LENGTH, str(len(text))))
         text, headers = head
-        return Call("POST", f"{self.path}/infer", headers, b"".join((text, *parts)), max_reply=self._limit(len(array)))
+        body = b"".join((text, *parts))
+        return new(Call, ("POST", self.path + "/infer", headers, body, False, self._limit(len(array)), None))
 
     def _head(self, inputs: list[dict[str, Any]], *, binary: bool) -> bytes:
         """The JSON of a request for these inputs."""
@@ -240,7 +246,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
         data = output.get("data") if size is None else rest[at : at + size]
         if data is None:
             raise KeyError("data")
-        yield Tensor(output["name"], output["datatype"], output["shape"], data)
+        yield new(Tensor, (output["name"], output["datatype"], output["shape"], data))
         at += size or 0
 
 

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from math import ceil
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
 from edgeroute.core.policy import INF
@@ -91,8 +91,12 @@ class BlockingSockets(Sockets):
             return None
         left_s = self.until - monotonic()
         if left_s <= 0:
-            raise TimedOut(f"{self.origin} did not {doing} in time")
+            self.late(doing)
         return left_s
+
+    def late(self, doing: str) -> NoReturn:
+        """Raises, as no time is left."""
+        raise TimedOut(f"{self.origin} did not {doing} in time")
 
     def cut(self) -> None:
         """Shuts the call down, from another thread."""
@@ -178,7 +182,7 @@ class Poll:
         """Whether data, or the end of the stream, can be read without blocking, within that time; None: without a limit."""
         if sys.platform == "win32":
             return bool(select.select([self._sock], [], [], left_s)[0])
-        return bool(self._poll.poll(0 if left_s == 0 else _ms(left_s)))
+        return bool(self._poll.poll(left_s * 1000 if left_s is not None and left_s <= POLL_S else MOST_MS))
 
     def either(self, left_s: float | None) -> bool:
         """Waits until more can be sent, or something has come, or for that time. Returns whether something has come."""

@@ -176,7 +176,7 @@ class Line:
             self._early = Early()
             reading.feed(early.data)
         while not reading.status:
-            reading.feed((yield from layer.read(reading.most)))
+            reading.feed((yield reading.most) if type(layer) is Plain else (yield from layer.read(reading.most)))
         self._wire.met = True
         if not whole:
             reading.reusable = False
@@ -189,8 +189,9 @@ class Line:
         Raises:
             Malformed, BadReply: as `Reading`.
         """
+        layer = self._layer
         try:
-            reading.feed((yield from self._layer.read(reading.most)))
+            reading.feed((yield reading.most) if type(layer) is Plain else (yield from layer.read(reading.most)))
         except BadReply as e:
             reading.leave(e)
 

@@ -141,6 +141,8 @@ class Reader:
         Raises:
             BadReply: the number of outputs differs.
         """
+        if type(outputs) is np.ndarray and outputs.ndim and len(outputs) == count:  # the usual case
+            return list(map(self._read, outputs))
         if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
         _counted(outputs, count)

@@ -94,7 +94,7 @@ class Admission:
         count = len(self.under_way)
         if count >= self.terms.max_concurrent:
             return Rejection("max_concurrent", f"{count} calls are under way (max_concurrent)")
-        if self._unsure(count + 1, now):
+        if count and self._unsure(count + 1, now):  # one alone always may
             return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
         return None
 

@@ -119,7 +119,8 @@ class Breaker:
     def success(self, now: float) -> None:
         """Records an answered request, whenever it began. A hold stays in force: the server requested it."""
         self._faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
-        self._close()
+        if self.state != "closed":
+            self._close()
 
     def probe_due(self, now: float) -> bool:
         """Whether to send a probe now."""

@@ -125,7 +125,8 @@ class Reading:
             end += len(END)
             parser = new_parser()
             head = parser.head(_status_line(buffer, end))
-            _check_head(head)
+            if head.version != "1.1" or head.status == 101:  # noqa: PLR2004 - Switching Protocols
+                _check_head(head)
             buffer, self._seen = buffer[end:], 0
             if head.status >= 200:  # noqa: PLR2004 - else it is an interim one
                 self._buffer = b""
@@ -158,7 +159,8 @@ class Reading:
             self._left = 0
         elif length is not None:
             self._left = int(length)
-            self._check(self._left)
+            if self._left > self._limit:
+                self._check(self._left)
         else:
             self._beyond -= len(rest)  # the body is counted by itself
             if coded is not None:

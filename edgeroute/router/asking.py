@@ -29,7 +29,7 @@ class Asking:
         self._until, self._exchange, self._refuses = until, exchange, refuses
 
     def __enter__(self) -> tuple[float, Exchange]:
-        return self._until, self._exchange.__enter__()
+        return self._until, self._exchange
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

@@ -181,7 +181,7 @@ class LegExecutor:
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
-        rows = len(self.inputs) if start.rows is None else len(start.rows)
+        rows = len(start.rows) if start.rows is not None else len(self.inputs) if self._many else 1
         return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
     def _exchange(self, start: Start, entered: Exchange) -> Asking:
