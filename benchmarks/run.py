@@ -14,6 +14,7 @@ import fleet
 import gateway
 import guard
 import llama
+import many
 import openai_path
 import overhead
 import replay
@@ -43,7 +44,7 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
-    first += [*llama.figures(), *openai_path.figures(), *gateway.figures()]
+    first += [*llama.figures(), *openai_path.figures(), *gateway.figures(), *many.figures()]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)

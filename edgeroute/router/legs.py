@@ -15,7 +15,7 @@ from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction,
 from edgeroute.errors import BadInput, Held, ModelError, Refused, Unreachable
 from edgeroute.router.asking import Asking
 from edgeroute.router.call_inputs import CallInputs
-from edgeroute.router.drivers import Deferrable, Send, Stop
+from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.late_events import Late, LateEvents
 from edgeroute.router.leg_task import PASSING, LegTask, Measured
 from edgeroute.router.request import Request
@@ -108,7 +108,10 @@ class LegExecutor:
                 start = fit.start
             if leg.permit is not None:
                 inputs = self._prepared(start, leg.permit, backend, stop)
-                with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
+                with self._exchange(start, backend.guard.enter(leg.permit, self._id, *self._asking(start, backend), stop)) as (
+                    until,
+                    exchange,
+                ):
                     if exchange.prepay():
                         exchange.secure()
                     answers = backend.run(inputs, until, stop, exchange)
@@ -172,12 +175,8 @@ class LegExecutor:
             backend.guard.count_rejected(e.code)
             raise
 
-    def _entered(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None) -> Exchange:
-        """The guard's exchange, once it is this leg's turn. Raises if the negative cache has the input."""
-        return backend.guard.enter(permit, self._id, *self._asking(start, backend), stop)
-
     def _asking(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
-        """The number of calls, and until when to wait for their turn."""
+        """The number of calls, and until when to wait for their turn. Raises if the negative cache has the input."""
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
@@ -191,12 +190,6 @@ class LegExecutor:
         if self._cache is not None and self._key is not None:
             refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
         return Asking(until, entered, refuses)
-
-    def begin_or_defer(self, start: Start, send: Send) -> Stop | Event | Deferrable:
-        """As `begin`; a call that keeps its time by itself may run in the caller's thread, which spares two handovers."""
-        if self.keeps_time(start):
-            return Deferrable(start.leg, self.until, partial(self.run, start), partial(self.begin, start, send))
-        return self.begin(start, send)
 
     def keeps_time(self, start: Start) -> bool:
         """Whether a leg is a call that ends by the deadline by itself, and is not to go on after it."""
@@ -254,7 +247,10 @@ class LegExecutor:
                 answer = _forward(start, backend.stream(self.inputs.of(leg.target)[0], stop), send, stop, watching(backend))
             else:
                 inputs = self._prepared(start, leg.permit, backend, stop)
-                with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
+                with self._exchange(start, backend.guard.enter(leg.permit, self._id, *self._asking(start, backend), stop)) as (
+                    until,
+                    exchange,
+                ):
                     if exchange.prepay():
                         exchange.secure()
                     answer = _forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)
