@@ -178,11 +178,11 @@ class Poll:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
 
-    def readable(self, left_s: float | None = 0) -> bool:
-        """Whether data, or the end of the stream, can be read without blocking, within that time; None: without a limit."""
+    def readable(self, left_s: float = 0) -> bool:
+        """Whether data, or the end of the stream, can be read without blocking, within that time or `POLL_S`."""
         if sys.platform == "win32":
-            return bool(select.select([self._sock], [], [], left_s)[0])
-        return bool(self._poll.poll(left_s * 1000 if left_s is not None and left_s <= POLL_S else MOST_MS))
+            return bool(select.select([self._sock], [], [], min(left_s, POLL_S))[0])
+        return bool(self._poll.poll(left_s * 1000 if left_s <= POLL_S else MOST_MS))
 
     def either(self, left_s: float | None) -> bool:
         """Waits until more can be sent, or something has come, or for that time. Returns whether something has come."""
