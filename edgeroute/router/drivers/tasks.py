@@ -33,11 +33,11 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
 
     def send(event: Event) -> None:
         mail.append(event)
-        if get_ident() == own:  # the task of a leg: nobody needs to be woken who sleeps in the system
-            wake()
-            return
         try:
-            loop.call_soon_threadsafe(wake)
+            if get_ident() == own:  # the task of a leg: nobody needs to be woken who sleeps in the system
+                wake()
+            else:
+                loop.call_soon_threadsafe(wake)
         except RuntimeError:
             mail.clear()  # the loop is closed: nobody reads late events
 
