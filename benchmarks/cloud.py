@@ -22,8 +22,8 @@ from edgeroute import Router
 SIZE = 150_528  # 224 x 224 x 3
 
 
-def model(path: Path) -> None:
-    """x uint8 [n, SIZE] -> logits float32 [n, 10], from ten of its values: a trivial model, so that transport is timed."""
+def model(path: Path, size: int = SIZE) -> None:
+    """x uint8 [n, size] -> logits float32 [n, 10], from ten of its values: a trivial model, so that transport is timed."""
     nodes = [
         helper.make_node("Slice", ["x", "from", "to", "axis"], ["ten"]),
         helper.make_node("Cast", ["ten"], ["logits"], to=TensorProto.FLOAT),
@@ -32,7 +32,7 @@ def model(path: Path) -> None:
     graph = helper.make_graph(
         nodes,
         "ten",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", SIZE])],
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
         [onnx.numpy_helper.from_array(np.array(value), name) for name, value in constants],
     )
@@ -40,11 +40,11 @@ def model(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Starts `edgeroute serve` in its own process -> its URL."""
+def server(path: Path | None = None) -> Iterator[str]:
+    """Starts `edgeroute serve` in its own process, of the trivial model or of this one -> its URL."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "ten.onnx")
-        model(path)
+        if path is None:
+            model(path := Path(folder, "ten.onnx"))
         command = [sys.executable, "-m", "edgeroute", "serve", str(path), "--port", "0", "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:

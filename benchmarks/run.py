@@ -17,6 +17,7 @@ import fleet
 import gateway
 import guard
 import llama
+import many
 import metrics
 import openai_path
 import overhead
@@ -48,7 +49,14 @@ def demo() -> list[Figure]:
 
 if __name__ == "__main__":
     first = [*overhead.figures(), *guard.figures(), *startup.figures(), *cloud.figures(), *callers.figures(), *sensors.figures()]
-    first += [*metrics.figures(), *llama.figures(), *openai_path.figures(), *gateway.figures(), *payloads.figures()]
+    first += [
+        *metrics.figures(),
+        *llama.figures(),
+        *openai_path.figures(),
+        *gateway.figures(),
+        *payloads.figures(),
+        *many.figures(),
+    ]
     later = [*calibration.figures(), *replay.figures(), *fleet.figures(), *dashboard.figures()]
     print(table([*first, *stores.figures(), *faults.figures(), *demo(), *later]), flush=True)
     print("", stores.crashes(), sep="\n", flush=True)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from real_servers import Server, contract, real_server  # type: ignore[import-not-found]
 
 DEADLINE_S = 10.0
-ROUNDS = 5
+ROUNDS, EACH = 5, 4
 Timed = tuple[float, float]
 """Seconds: p50, and processor time a call."""
 
@@ -86,18 +86,23 @@ def threads(server: Server, name: str, at_once: int, calls: int) -> dict[str, Ti
 
             return list(pool.map(one, range(count)) if at_once > 1 else map(one, range(count)))
 
-        return turns(subjects, times, calls)
+        return turns(subjects, times, calls, at_once)
 
 
-def turns(subjects: dict[str, Any], times: Callable[[Any, int], list[float]], calls: int) -> dict[str, Timed]:
+def in_a_round(calls: int, at_once: int) -> int:
+    """Calls of a round: several of each caller, or what is timed is how they begin."""
+    return max(calls // ROUNDS, EACH * at_once)
+
+
+def turns(subjects: dict[str, Any], times: Callable[[Any, int], list[float]], calls: int, at_once: int) -> dict[str, Timed]:
     """The subjects, one after the other, several times."""
     seen: dict[str, list[Timed]] = {label: [] for label in subjects}
     for subject in subjects.values():
-        times(subject, 20)
+        times(subject, max(20, EACH * at_once))  # all connections are open from then on
     for _ in range(ROUNDS):
         for label, subject in subjects.items():
             cpu = time.process_time()
-            found = times(subject, calls // ROUNDS)
+            found = times(subject, in_a_round(calls, at_once))
             seen[label].append((statistics.median(found), (time.process_time() - cpu) / len(found)))
     return {label: (statistics.median(p for p, _ in v), statistics.median(c for _, c in v)) for label, v in seen.items()}
 
@@ -119,7 +124,7 @@ async def on_a_loop(server: Server, name: str, at_once: int, calls: int) -> dict
     try:
         for turn in range(-1, ROUNDS):
             for label, subject in subjects.items():
-                cpu, found, left = time.process_time(), list[float](), iter(range(20 if turn < 0 else calls // ROUNDS))
+                cpu, found, left = time.process_time(), list[float](), iter(range(in_a_round(calls, at_once)))
                 await asyncio.gather(*(_worker(subject, left, found) for _ in range(at_once)))
                 if turn >= 0:
                     seen[label].append((statistics.median(found), (time.process_time() - cpu) / len(found)))
@@ -149,7 +154,7 @@ def main() -> int:
             for at_once in (1, 8, 64):
                 for how in ("threads", "asyncio"):
                     run = threads if how == "threads" else lambda *given: asyncio.run(on_a_loop(*given))
-                    found = run(server, name, at_once, max(calls, ROUNDS * at_once))
+                    found = run(server, name, at_once, calls)
                     best = [min(one[i] for label, one in found.items() if label.startswith("tritonclient")) for i in (0, 1)]
                     for label, (p50, cpu) in found.items():
                         ratios = f"{p50 / best[0]:.2f} | {cpu / best[1]:.2f}"

@@ -15,6 +15,8 @@ from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import Poll, send_some
 from edgeroute.cloud.tls import RECORD, Steps
 from edgeroute.cloud.wire import KEEP_S, Line, Wire
+from edgeroute.core.policy import INF
+from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut
 from edgeroute.http1.parsers import Malformed
 from edgeroute.http1.reading import Reading
@@ -51,9 +53,11 @@ class AsyncConnections:
         kept = False
         try:
             reading = self._wire.reading(call)
-            await channel.within(until, channel.whole(call, reading))
+            await channel.begin(call, reading, until)
+            while not reading.ended:
+                await channel.more(reading, until)
             kept = self._done(channel, reading)
-            return Reply(reading.status, reading.headers, reading.take())
+            return new(Reply, (reading.status, reading.headers, reading.take()))
         finally:
             if not kept:
                 channel.close()
@@ -65,7 +69,7 @@ class AsyncConnections:
         kept = False
         try:
             reading = self._wire.reading(call)
-            await channel.within(until, channel.begin(call, reading))
+            await channel.begin(call, reading, until)
             yield AsyncResponse(channel, reading, until)
             kept = self._done(channel, reading)
         finally:
@@ -136,7 +140,7 @@ class AsyncResponse:
             elif reading.ended:
                 return
             else:
-                await channel.within(self.until, channel.more(reading))
+                await channel.more(reading, self.until)
 
 
 class _Connection:
@@ -148,43 +152,44 @@ class _Connection:
         self._sock: socket.socket | None = None
         self._poll: Poll | None = None
         self._idle_since = 0.0
+        self._until = INF
         self._reads = 0
 
-    async def within(self, until: float, steps: Coroutine[Any, Any, None]) -> None:
-        """Awaits the steps, by that instant."""
-        left_s = until - monotonic()
+    def _left_s(self) -> float:
+        """Seconds left for the next step."""
+        left_s = self._until - monotonic()
         if left_s <= 0:
-            steps.close()
             raise self._late()
+        return left_s
+
+    async def _in_time(self, steps: Coroutine[Any, Any, T]) -> T:
+        """Awaits what has no limit of its own, by the instant."""
         try:
-            await limited(left_s, steps)
+            left_s = self._left_s()
         except CloudError:
+            steps.close()
             raise
-        except (asyncio.TimeoutError, TimeoutError) as e:  # the system's own, ETIMEDOUT, has been mapped by the steps
+        try:
+            found, error = await limited(left_s, _told(steps))
+        except asyncio.TimeoutError as e:
             raise self._late() from e
+        if error is not None:
+            raise error
+        return found  # type: ignore[return-value]  # there is one, or the error
 
     def _late(self) -> TimedOut:
         return TimedOut(f"{self._wire.address.origin} did not {self.sockets.doing} in time")
 
-    async def whole(self, call: Call, reading: Reading) -> None:
-        """Sends a call, and reads all of its reply."""
-        await self.begin(call, reading)
-        while not reading.ended:
-            await self.more(reading)
-
-    async def begin(self, call: Call, reading: Reading) -> None:
-        """Sends a call, and reads until its reply's head has come."""
+    async def begin(self, call: Call, reading: Reading, until: float) -> None:
+        """Sends a call, and reads until its reply's head has come, by that instant."""
         line, self._reads, failed = self._line, 0, None
+        self._until = until
         if line is None or self._poll is None or monotonic() - self._idle_since > KEEP_S or self._poll.readable():
             self.close()
             self._line = line = Line(self._wire)
         try:
             if not line.opened:
-                self._sock = sock = await self.sockets.connect(*line.there)
-                self._poll = Poll(sock)
-                self.sockets.doing = "accept a connection"
-                await self._pump(line.open())
-                self.sockets.doing = "answer"
+                await self._open(line)
             await self._pump(line.ask(call, reading))
         except CloudError:
             raise
@@ -193,9 +198,17 @@ class _Connection:
         if failed is not None:
             raise failed
 
-    async def more(self, reading: Reading) -> None:
-        """Reads on in the body."""
-        failed = None
+    async def _open(self, line: Line) -> None:
+        sockets = self.sockets
+        self._sock = sock = await self._in_time(sockets.connect(*line.there))
+        self._poll = Poll(sock)
+        sockets.doing = "accept a connection"
+        await self._pump(line.open())
+        sockets.doing = "answer"
+
+    async def more(self, reading: Reading, until: float) -> None:
+        """Reads on in the body, by that instant."""
+        failed, self._until = None, until
         assert self._line is not None
         try:
             await self._pump(self._line.more(reading))
@@ -231,6 +244,8 @@ class _Connection:
                 came: Any
                 try:
                     came = await (self._receive(step) if isinstance(step, int) else self._send(step))
+                except CloudError:
+                    raise
                 except OSError as e:
                     step = steps.throw(e)
                     continue
@@ -239,11 +254,23 @@ class _Connection:
             return end.value  # type: ignore[no-any-return]
 
     async def _receive(self, most: int) -> bytes:
-        assert self._sock is not None
+        sock, sockets = self._sock, self.sockets
+        assert sock is not None
         self._reads += 1
         if self._reads > FREE_READS:
             await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
-        return await self.sockets.loop.sock_recv(self._sock, most)
+        if self._reads > 1:  # the first time nothing has come yet
+            try:  # `suppress` would take four calls
+                return sock.recv(most)
+            except BlockingIOError:
+                pass
+        try:
+            came = await sockets.receive(sock, most, self._until)
+        except NotImplementedError:  # Windows' own loop
+            came = await self._in_time(sockets.loop.sock_recv(sock, most))
+        if came is None:
+            raise self._late()
+        return came
 
     async def _send(self, parts: list[memoryview]) -> tuple[int, bytes | None]:
         """As of the connection for threads."""
@@ -255,10 +282,18 @@ class _Connection:
             except BlockingIOError:
                 pass
             try:
-                come = await sockets.ready(sock)
+                come = await self._in_time(sockets.ready(sock))
             except NotImplementedError:  # Windows' own loop does not tell
-                await sockets.loop.sock_sendall(sock, parts[0])
+                await self._in_time(sockets.loop.sock_sendall(sock, parts[0]))
                 return len(parts[0]), None
             if come:
                 with contextlib.suppress(BlockingIOError):
                     return 0, sock.recv(RECORD)
+
+
+async def _told(steps: Coroutine[Any, Any, T]) -> tuple[T | None, OSError | None]:
+    """What the steps come to: an error of the system may be ETIMEDOUT, which is none of ours."""
+    try:
+        return await steps, None
+    except OSError as e:
+        return None, e

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Coroutine
+from time import monotonic
 from typing import Any, TypeVar
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
@@ -24,6 +25,72 @@ class AsyncSockets(Sockets):
         super().__init__(origin)
         self.loop = loop
         self.doing = "answer"
+        self._read: socket.socket | None = None
+        """The socket that has a reader."""
+        self._most = 0
+        self._waiting: asyncio.Future[bytes | None] | None = None
+        self._until = self._rings_at = INF
+        """The instant by which what is waited for must come, and that of the alarm, which may be sooner."""
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def receive(self, sock: socket.socket, most: int, until: float) -> bytes | None:
+        """Up to so many bytes, once there are some; None: not by that instant.
+
+        The reader stays for the next time, also while the connection is idle: to add and to remove it takes 25 calls of Python
+        and two of the system. So does the alarm: one that rings while there is still time is set again.
+
+        Raises:
+            NotImplementedError: the loop has no readers.
+        """
+        self._most, self._until = most, until
+        found = self._waiting = self.loop.create_future()
+        try:
+            if self._read is not sock:
+                self.loop.add_reader(sock, self._readable, sock)
+                self._read = sock
+            if until < self._rings_at:
+                self._set_alarm(until)
+            came: bytes | None = await found
+        finally:
+            self._waiting = None
+        return came
+
+    def _set_alarm(self, at: float) -> None:
+        self._no_alarm()
+        self._rings_at = at
+        self._alarm = self.loop.call_later(max(0.0, at - monotonic()), self._ring)
+
+    def _no_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm, self._rings_at = None, INF
+
+    def _ring(self) -> None:
+        self._no_alarm()
+        found = self._waiting
+        if found is None or found.done():
+            return
+        if monotonic() >= self._until:
+            found.set_result(None)
+        else:
+            self._set_alarm(self._until)
+
+    def _readable(self, sock: socket.socket) -> None:
+        found = self._waiting
+        if found is None or found.done():  # nobody reads: it ended, or sends unasked; the loop would tell so again and again
+            self._unread(sock)
+            return
+        try:
+            found.set_result(sock.recv(self._most))
+        except BlockingIOError:  # the system took it back
+            pass
+        except OSError as e:
+            found.set_exception(e)
+
+    def _unread(self, sock: socket.socket) -> None:
+        if self._read is sock:
+            self._read = None
+        self.loop.remove_reader(sock)
 
     async def ready(self, sock: socket.socket) -> bool:
         """Waits until more can be sent, or something has come. Returns whether something has."""
@@ -38,13 +105,13 @@ class AsyncSockets(Sockets):
         try:
             return await found
         finally:
-            self.loop.remove_reader(sock)
+            self._unread(sock)
             self.loop.remove_writer(sock)
 
     def drop(self, sock: socket.socket) -> None:
         """Closes one socket and removes its readers first: its file descriptor may be reused at once."""
         with contextlib.suppress(RuntimeError, NotImplementedError, ValueError):  # closed, or without readers, or closed
-            self.loop.remove_reader(sock)
+            self._unread(sock)
             self.loop.remove_writer(sock)
         super().drop(sock)
 
@@ -53,6 +120,13 @@ class AsyncSockets(Sockets):
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
+        self._read = self._alarm = None
+        self._rings_at = INF
+
+    def close(self) -> None:
+        """Closes all."""
+        self._no_alarm()
+        super().close()
 
     async def connect(self, host: str, port: int) -> socket.socket:
         """Connects to the first address that accepts (RFC 8305): the next is tried once one fails, or after `STAGGER_S`."""

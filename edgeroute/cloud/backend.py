@@ -56,6 +56,10 @@ class CloudBackend(Backend, Protocol):
         """Performs the imports and construction that a first call needs, which may outlast a deadline; None: that is done."""
 
     @property
+    def keeps_time(self) -> bool:
+        """Whether `run` ends by its instant whatever happens, so that no thread is needed for that."""
+
+    @property
     def alone_async(self) -> bool:
         """Whether it runs on an event loop only."""
 
@@ -92,6 +96,7 @@ class FunctionBackend(AbandonedRuns):
     side: Side = "cloud"
     traffic = (0, 0)
     load = None
+    keeps_time = False
     patience_s = 10.0
     guard: Guard
 

@@ -13,6 +13,7 @@ from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import BlockingSockets, Poll, send_some
 from edgeroute.cloud.tls import RECORD, Steps
 from edgeroute.cloud.wire import KEEP_S, Line, Wire
+from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Unreachable
 from edgeroute.http1.parsers import Malformed
 from edgeroute.http1.reading import Reading
@@ -28,6 +29,9 @@ class Connections:
     Each call has a connection to itself: it can be cancelled, by shutting its socket down, without affecting others. There is
     no lock: a list's `append` and `pop` are atomic, in threads, in signal handlers and across a fork.
     """
+
+    keeps_time = True
+    """`send` ends by its instant, whatever the server does."""
 
     def __init__(self, address: Address) -> None:
         self._wire = Wire(address)
@@ -55,7 +59,7 @@ class Connections:
             reading = channel.begin(call, until, cancel)
             while not reading.ended:
                 channel.more(reading)
-            reply = Reply(reading.status, reading.headers, reading.take())
+            reply = new(Reply, (reading.status, reading.headers, reading.take()))
             kept = self._done(channel, reading, cancel)
             return reply
         finally:
@@ -246,7 +250,10 @@ class _Connection:
         assert sock is not None
         assert poll is not None
         while True:
-            if poll.readable(sockets.left_s(doing)):
+            left_s = sockets.until - monotonic()
+            if left_s <= 0:
+                sockets.late(doing)
+            if poll.readable(left_s):
                 try:
                     return sock.recv(most)
                 except BlockingIOError:  # the system took it back

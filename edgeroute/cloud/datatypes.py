@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgeroute.core.policy import INF
 from edgeroute.edge.tensors import Array, stack
 from edgeroute.errors import BadInput
 from edgeroute.types import TensorSpec
@@ -24,6 +25,10 @@ BRAIN = "BF16"
 """The upper half of a float32, which is what a caller gives and gets."""
 _ARRAYS = {**DTYPES, TEXTS: "object", BRAIN: "float32"}
 """Datatype -> dtype of its arrays."""
+_NATIVE = {datatype: np.dtype(dtype) for datatype, dtype in _ARRAYS.items()}
+"""Likewise, as NumPy's: to compare them takes no call of Python, which their names do."""
+_BITS = np.dtype(np.uint16)
+_HIGHEST = np.maximum.reduce
 MOST_DIMENSIONS = 32
 MOST_CHARACTERS = 1 << 26
 """Of a tensor of texts, in which each has the room of the longest."""
@@ -76,7 +81,8 @@ def _objects(x: Any, spec: TensorSpec) -> Array:
 
 def datatype_of(array: Array, wanted: str | None) -> str:
     """What an array is sent as: what the server wants, if that has its dtype; else what it is, and the server refuses it."""
-    return wanted if wanted is not None and _ARRAYS.get(wanted) == array.dtype.name else NAMES.get(array.dtype.name, TEXTS)
+    dtype = array.dtype
+    return wanted if wanted is not None and _NATIVE.get(wanted) == dtype else NAMES.get(dtype.name, TEXTS)
 
 
 def blank(array: Array) -> Array:
@@ -123,7 +129,7 @@ def decoded(tensor: Tensor, shape: tuple[int, ...]) -> Array:
     elif not isinstance(data, bytes | memoryview):
         array = _numbers(data, np.dtype(_ARRAYS[datatype]))
     else:
-        dtype = np.dtype(np.uint16 if datatype == BRAIN else _ARRAYS[datatype])
+        dtype = _BITS if datatype == BRAIN else _NATIVE[datatype]
         if len(data) != size * dtype.itemsize:
             raise Invalid(f"the output has another number of bytes than its shape says: {len(data)} came")
         array = np.frombuffer(data, dtype)
@@ -131,7 +137,7 @@ def decoded(tensor: Tensor, shape: tuple[int, ...]) -> Array:
             array = (array.astype(np.uint32) << 16).view(np.float32)
     if array.size != size:
         raise Invalid(f"the output has another number of values than its shape says: {array.size} came")
-    if array.dtype.kind == "f" and not (array < np.inf).all():  # false for NaN too; minus infinity is a valid logit
+    if size and array.dtype.kind == "f" and not _HIGHEST(array) < INF:  # false for NaN too; minus infinity is a valid logit
         raise Invalid("the output holds NaN or infinity")
     return array.reshape(shape)
 
@@ -175,8 +181,9 @@ def shape_of(given: Any, *, free: bool = False, empty: bool = False) -> tuple[in
     if len(given) > MOST_DIMENSIONS:
         raise Invalid(f"a shape of {len(given)} dimensions")
     shape = tuple(map(int, given))
-    if any(not (1 <= size < 1 << 31 or (free and size == -1) or (empty and size == 0)) for size in shape):
-        raise Invalid(f"a shape with a size {'below 1' if min(shape) < 1 else 'of 2**31 or more'}")
+    for size in shape:
+        if not (1 <= size < 1 << 31 or (free and size == -1) or (empty and size == 0)):
+            raise Invalid(f"a shape with a size {'below 1' if min(shape) < 1 else 'of 2**31 or more'}")
     return shape
 
 

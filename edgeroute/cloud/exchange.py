@@ -16,6 +16,7 @@ from edgeroute.core.admission import price
 from edgeroute.core.codes import ErrorCode, Failure, HeldCode, Rejection
 from edgeroute.core.policy import INF
 from edgeroute.core.spending import Cost, Tokens
+from edgeroute.core.walk import new
 from edgeroute.errors import BadReply, Held, StoreError
 from edgeroute.types import Spent
 
@@ -193,7 +194,7 @@ class Exchange:
         """Bytes and cost so far."""
         terms, mb = self._guard.rules.terms, (self.sent + self.received) / MB
         joules = max(1, self._made) * terms.joules_per_call + mb * terms.joules_per_mb
-        return Spent(self.sent, self.received, self.usd, joules, self.codec, self.edge)
+        return new(Spent, (self.sent, self.received, self.usd, joules, self.codec, self.edge))
 
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Books and records an attempt about to send `size` bytes, which must end by `until`. `tokens`: as are expected.

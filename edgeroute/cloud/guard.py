@@ -105,14 +105,18 @@ class Guard:
             Held: the request is rejected. Nothing was sent; the cost is booked only as the first bytes leave, or by `prepay`.
         """
         exchange, rejection = self._entered(permit, identity, calls)
-        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic():
+        if rejection is None:
+            return exchange
+        if rejection.code == "max_concurrent" and until > monotonic():
             rejection = self.turns.wait(exchange.slot, calls, until, stop, rejection)
         return self._admitted(exchange, rejection)
 
     async def enter_async(self, permit: Permit, identity: str, calls: int, until: float) -> Exchange:
         """As `enter`, on an event loop."""
         exchange, rejection = self._entered(permit, identity, calls)
-        if rejection is not None and rejection.code == "max_concurrent" and until > monotonic():
+        if rejection is None:
+            return exchange
+        if rejection.code == "max_concurrent" and until > monotonic():
             rejection = await self.turns.wait_async(exchange.slot, calls, until, rejection)
         return self._admitted(exchange, rejection)
 

@@ -17,6 +17,7 @@ from edgeroute.cloud.retries import Exchange, Retries
 from edgeroute.cloud.speaking import Speaking
 from edgeroute.cloud.speech import Head, Said, Speech
 from edgeroute.core.policy import INF
+from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, Held, Refused, Unreachable
 from edgeroute.system import renew_after_fork
 from edgeroute.types import StopToken
@@ -36,6 +37,8 @@ class HttpClient:
         self._channels, self._async = carriers(endpoint)
         self._protocol = "grpc" if hasattr(endpoint, "channels") else "http"
         self._model = str(getattr(endpoint, "model", ""))
+        self.keeps_time: bool = getattr(self._channels, "keeps_time", False)
+        """Whether a call in threads ends by its instant, whatever the server does."""
         self.after_fork()
         renew_after_fork(self)
 
@@ -257,7 +260,8 @@ class HttpClient:
 
     def _exchange(self, call: Call, until: float, exchange: Exchange, cancel: StopToken | None) -> Reply:
         def once() -> Reply:
-            self._may_send(cancel)
+            if cancel is not None:
+                self._may_send(cancel)
             sent = self._leaving(call, until, exchange)
             try:
                 reply = self._channels.send(sent, until, cancel)
@@ -266,12 +270,12 @@ class HttpClient:
                 raise
             return self._taken(call, reply, exchange)
 
-        if call.probe:
-            try:
-                return once()
-            except CloudError as e:
+        try:
+            return once()
+        except CloudError as e:
+            if call.probe:
                 return Reply(0, {}, str(e).encode())
-        return self._retries(until, exchange, cancel).call(once)
+            return self._retries(until, exchange, cancel).again(once, iter([e]))
 
     async def _exchange_async(self, call: Call, until: float, exchange: Exchange) -> Reply:
         async def once() -> Reply:
@@ -283,12 +287,12 @@ class HttpClient:
                 raise
             return self._taken(call, reply, exchange)
 
-        if call.probe:
-            try:
-                return await once()
-            except CloudError as e:
+        try:
+            return await once()
+        except CloudError as e:
+            if call.probe:
                 return Reply(0, {}, str(e).encode())
-        return await self._retries(until, exchange).call_async(once)
+            return await self._retries(until, exchange).again_async(once, iter([e]))
 
     def _retries(
         self,
@@ -343,7 +347,12 @@ def _keyed(call: Call, exchange: Exchange, posts: Iterator[int]) -> Call:
     """The call with its idempotency key, by which a server can detect a repetition."""
     if call.method != "POST" or call.probe or not exchange.identity:  # without an identity it carries no user data
         return call
-    return _with_key(call, exchange, _number(exchange, posts))
+    n = next(posts)
+    if n:
+        exchange.next_call()
+    method, path, headers, *rest = call
+    key = f"{exchange.identity}/{n}" if n else exchange.identity
+    return new(Call, (method, path, (*headers, ("Idempotency-Key", key)), *rest))
 
 
 def _number(exchange: Exchange, posts: Iterator[int]) -> int:

@@ -92,6 +92,18 @@ class HttpBackend(AbandonedRuns):
         return self._client
 
     @property
+    def keeps_time(self) -> bool:
+        """Whether `run` ends by its instant whatever happens, so that no thread is needed for that.
+
+        No function of the application takes part, no disk is waited for, and the connections are of edgeroute's own.
+        """
+        client, guard = self._client, self.guard
+        if client is None or not client.keeps_time or guard.journal is not None or guard.spending.durable:
+            return False
+        own = "prompt" in vars(type(self.endpoint))  # its class says so itself: a subclass may do otherwise
+        return own and self.endpoint.prompt and not callable(self.reader.score)
+
+    @property
     def traffic(self) -> tuple[int, int]:
         """Bytes of bodies sent and received so far, retries included."""
         return (0, 0) if self._client is None else (self._client.sent, self._client.received)
@@ -118,7 +130,8 @@ class HttpBackend(AbandonedRuns):
                     talk = self.endpoint.talk([x])
                     rows.append(self.reader.many(self.client.run(talk, rows.until(), exchange, cancel, posts), 1)[0])
             return rows.found
-        return self.reader.many(self.client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
+        client = self._client or self.client
+        return self.reader.many(client.run(self.endpoint.talk(inputs), until, exchange, cancel), len(inputs))
 
     async def run_async(self, inputs: list[Any], until: float, exchange: Exchange) -> list[Prediction]:
         """As `run`, on the event loop."""
@@ -136,7 +149,8 @@ class HttpBackend(AbandonedRuns):
                     talk = self.endpoint.talk([x])
                     rows.append(self.reader.many(await self.client.run_async(talk, rows.until(), exchange, posts), 1)[0])
             return rows.found
-        return self.reader.many(await self.client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
+        client = self._client or self.client
+        return self.reader.many(await client.run_async(self.endpoint.talk(inputs), until, exchange), len(inputs))
 
     def stream(self, x: Any, until: float, cancel: StopToken | None, exchange: Exchange) -> Pieces:
         """The answer in pieces, where the endpoint speaks in some; else in one."""

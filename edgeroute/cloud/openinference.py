@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from math import prod
 from pathlib import Path
@@ -19,6 +19,7 @@ from edgeroute.cloud.load_reports import ASK
 from edgeroute.cloud.payloads import Feed, described, zeros_of
 from edgeroute.cloud.served_labels import TRITON, labels_in
 from edgeroute.cloud.served_model import Given, ServedModel
+from edgeroute.core.walk import new
 from edgeroute.edge.card import Array
 from edgeroute.errors import CloudError
 from edgeroute.system import json_dumps
@@ -33,7 +34,10 @@ BUSY = (429, 503)
 """Statuses of a server that answers nobody for now."""
 MOST_PROBED = 1 << 22
 """Largest input, in elements, that `ping` probes with zeros before there is a real input."""
+MOST_HEADS = 64
+"""Shapes of requests of which the JSON is kept."""
 LENGTH = "Inference-Header-Content-Length"
+_LENGTH = LENGTH.lower()
 OCTETS = ("Content-Type", "application/octet-stream")
 JSON = ("Content-Type", "application/json")
 
@@ -82,6 +86,13 @@ class OpenInference(ServedModel):
         )  # fmt: skip
         self.binary = None if binary == "auto" else binary
         self._tries = 0
+        self._heads: dict[tuple[Any, ...], tuple[bytes, tuple[tuple[str, str], ...]]] = {}
+        """What precedes binary tensors, by their names, datatypes and shapes: the JSON, and the headers."""
+
+    @property
+    def prompt(self) -> bool:
+        """Whether inputs are encoded in no time: sent as they are, without a codec and preprocessing."""
+        return self.payload is None and self.card.path is None
 
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a file."""
@@ -101,13 +112,15 @@ class OpenInference(ServedModel):
 
     def talk(self, inputs: list[Any]) -> Talk:
         """As of `ServedModel`; the first one probes for binary tensors."""
-        if self.binary is None:
-            if self.inputs is None or self._changed:
-                yield from self._meet()
-            constants = {one.name for one in self.card.inputs if one.value is not None}
-            feed = self._feed(inputs)
-            if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
-                yield from self._try_binary(zeros_of(feed, constants, self.payload))
+        return super().talk(inputs) if self.binary is not None else self._first_talk(inputs)
+
+    def _first_talk(self, inputs: list[Any]) -> Talk:
+        if self.inputs is None or self._changed:
+            yield from self._meet()
+        constants = {one.name for one in self.card.inputs if one.value is not None}
+        feed = self._feed(inputs)
+        if not _octets(feed):  # else there is no other way, and no zeros that such a model takes
+            yield from self._try_binary(zeros_of(feed, constants, self.payload))
         return (yield from super().talk(inputs))
 
     @property
@@ -157,9 +170,14 @@ class OpenInference(ServedModel):
                 self.served_labels = labels_in(loads(reply.body, self.where)) if reply.status in SUCCESS else None
 
     def _infer(self, feed: Feed) -> Call:
+        if self.binary and not feed.coded and feed.edges is None:
+            return self._in_bytes(feed)
         return self._written(feed, binary=bool(self.binary) or (self.binary is None and _octets(feed)))
 
     def _written(self, feed: dict[str, Array], *, binary: bool) -> Call:
+        edges = feed.edges if isinstance(feed, Feed) else None
+        if binary and edges is None and not getattr(feed, "coded", None):
+            return self._in_bytes(feed)
         inputs: list[dict[str, Any]] = []
         parts: list[Any] = []
         for name, array in feed.items():
@@ -177,22 +195,48 @@ class OpenInference(ServedModel):
             if about:
                 tensor["parameters"] = about
             inputs.append(tensor)
-        head: dict[str, Any] = {"inputs": inputs}
-        limit = self._limit(len(array))
-        if self.output is not None:
-            head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
-        elif binary:
-            head["parameters"] = {"binary_data_output": True}
-        if isinstance(feed, Feed) and feed.edges is not None:
-            head.setdefault("parameters", {})[PARAMETER] = written(feed.edges)
-        text = json_dumps(head)
+        text, limit = self._head(inputs, binary=binary, edges=edges), self._limit(len(array))
         if not binary:
             return Call("POST", f"{self.path}/infer", [JSON, ASK], text, max_reply=limit)
         body = b"".join([text, *parts])
         return Call("POST", f"{self.path}/infer", [OCTETS, (LENGTH, str(len(text))), ASK], body, max_reply=limit)
 
+    def _in_bytes(self, feed: dict[str, Array]) -> Call:
+        """`_written` for tensors as the model takes them: what precedes them is the same for all of a shape."""
+        parts, tensors = list[Any](), list[tuple[str, str, tuple[int, ...], int]]()
+        for name, array in feed.items():
+            datatype = datatype_of(array, self.datatypes.get(name))
+            parts.append(part := raw(array, datatype))
+            tensors.append((name, datatype, array.shape, len(part)))
+        key = tuple(tensors)
+        if (head := self._heads.get(key)) is None:
+            inputs: list[dict[str, Any]] = [
+                {"name": name, "shape": list(shape), "datatype": datatype, "parameters": {"binary_data_size": size}}
+                for name, datatype, shape, size in tensors
+            ]
+            text = self._head(inputs, binary=True)
+            if len(self._heads) >= MOST_HEADS:
+                self._heads.clear()
+            head = self._heads[key] = text, (OCTETS, (LENGTH, str(len(text))), ASK)
+        text, headers = head
+        body = b"".join((text, *parts))
+        return new(Call, ("POST", self.path + "/infer", headers, body, False, self._limit(len(array)), None))
+
+    def _head(
+        self, inputs: list[dict[str, Any]], *, binary: bool, edges: Sequence[Mapping[str, Any] | None] | None = None
+    ) -> bytes:
+        """The JSON of a request for these inputs, with the edge's answers to them."""
+        head: dict[str, Any] = {"inputs": inputs}
+        if self.output is not None:
+            head["outputs"] = [{"name": self.output, **({"parameters": {"binary_data": True}} if binary else {})}]
+        elif binary:
+            head["parameters"] = {"binary_data_output": True}
+        if edges is not None:
+            head.setdefault("parameters", {})[PARAMETER] = written(edges)
+        return json_dumps(head)
+
     def _opened(self, reply: Reply, most: int) -> tuple[Any, Iterator[Tensor]]:
-        body, length = memoryview(reply.body), reply.headers.get(LENGTH.lower())
+        body, length = memoryview(reply.body), reply.headers.get(_LENGTH)
         if length is not None and not (_DIGITS.fullmatch(length) and int(length) <= len(body)):
             raise Invalid(f"{LENGTH} is not a length of its JSON, and the body has {len(body)} bytes")
         cut = len(body) if length is None else int(length)
@@ -210,7 +254,7 @@ def _tensors(outputs: Any, rest: memoryview) -> Iterator[Tensor]:
         data = output.get("data") if size is None else rest[at : at + size]
         if data is None:
             raise KeyError("data")
-        yield Tensor(output["name"], output["datatype"], output["shape"], data)
+        yield new(Tensor, (output["name"], output["datatype"], output["shape"], data))
         at += size or 0
 
 

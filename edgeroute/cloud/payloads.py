@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,11 +31,9 @@ class Packed(NamedTuple):
 class Feed(dict[str, Array]):
     """Tensors by name, in the order of the inputs; and of those that were encoded what they were, as (parameters, first row)."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.edges: list[Mapping[str, Any] | None] | None = None
-        """The edge's answers that go along; None: none do."""
-        self.coded: dict[str, tuple[dict[str, Any], Array]] = {}
+    coded: Mapping[str, tuple[dict[str, Any], Array]] = MappingProxyType({})
+    edges: list[Mapping[str, Any] | None] | None = None
+    """The edge's answers that go along; None: none do."""
 
 
 def described(feed: dict[str, Array], name: str) -> tuple[dict[str, Any], bool]:
@@ -83,7 +82,7 @@ def encode(feed: Feed, codec: Codec, rows: list[Any], spec: TensorSpec, prepare:
     else:
         feed[spec.name] = np.stack([np.asarray(one.data) for one in found])
         parameters = {} if spec.dtype == feed[spec.name].dtype else parameters  # the server takes them as they are
-    feed.coded[spec.name] = parameters, made[0].made
+    feed.coded = {**feed.coded, spec.name: (parameters, made[0].made)}
 
 
 def packed(

@@ -79,6 +79,11 @@ class PlainJson:
         self._encode, self.body = encode, Body(body, body_type, max_body_bytes, edge=send_edge)
         self.value, self.confidence, self.logits, self.ping_path = value, confidence, logits, ping_path
 
+    @property
+    def prompt(self) -> bool:
+        """Whether inputs are encoded in no time: without a function of the application."""
+        return self._encode is None
+
     def identity(self, of: Callable[[Any], str]) -> list[str | None]:
         """What decides an answer besides the address; `of` takes the fingerprint of a function."""
         made = self.body.identity if self._encode is None else of(self._encode)

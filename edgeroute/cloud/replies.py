@@ -46,6 +46,8 @@ class ReplyReader(Reader):
                 self._check_pair(*row)
         elif self.kind == "boxes" or (boxes_without_batch(self.kind, row)):
             pass  # none found is an answer; its form is checked as it is read
+        elif type(row) is np.ndarray:  # the usual case
+            self._check_row(row)
         else:
             for part in row.values() if isinstance(row, Mapping) and self.kind == "label+probabilities" else [_first(row)]:
                 self._check_row(part)
@@ -77,7 +79,8 @@ class ReplyReader(Reader):
             raise BadReply("the answer's confidence is NaN or infinity")
 
     def _check_row(self, row: Any) -> None:
-        array = as_array(list(row.values()) if isinstance(row, Mapping) else row)
+        plain = type(row) is np.ndarray and row.dtype.kind != "O"
+        array = row if plain else as_array(list(row.values()) if isinstance(row, Mapping) else row)
         if not array.size:
             raise BadReply("0 outputs, which say nothing")
         if array.ndim == 2 and len(array) == 1:  # noqa: PLR2004 - with its batch axis
@@ -88,7 +91,7 @@ class ReplyReader(Reader):
             raise BadReply(f"outputs of {array.ndim} dimensions, but {len(self.labels)} labels: a number each was expected")
         if array.dtype.kind not in "fiub" or not (numbers or array.dtype.kind == "f"):
             return
-        low, high = array.min(), array.max()
+        low, high = np.minimum.reduce(array, None), np.maximum.reduce(array, None)  # as `min` and `max`, without their calls
         if not (low == low and abs(high) < np.inf):  # noqa: PLR0124 - false for NaN, and for minus infinity as the highest
             raise BadReply("the outputs hold NaN or infinity, or are all minus infinity")
         if self.kind == "probabilities" and not (low >= 0 < high <= 1 + SLACK):

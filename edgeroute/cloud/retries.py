@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from time import monotonic, sleep
 from typing import Any, Protocol, TypeVar
 
@@ -70,33 +70,42 @@ class Retries:
         self._most, self._until, self._exchange, self._cancel, self._shown = most, until, exchange, cancel, shown
 
     def call(self, once: Callable[[], T]) -> T:
-        """The result of an attempt, or of one of its repetitions. tenacity is entered with the failure as its first attempt."""
+        """The result of an attempt, or of one of its repetitions."""
         try:
             return once()
         except CloudError as e:
-            failures = iter([e])
+            return self.again(once, iter([e]))
 
-            def again() -> T:
-                for failure in failures:
-                    raise failure
-                return once()
+    def again(self, once: Callable[[], T], failures: Iterator[CloudError]) -> T:
+        """The result of a repetition, after the first attempt has failed: tenacity is entered with that as its first.
 
-            pause: Any = sleep if self._cancel is None else self._cancel.wait
-            return Retrying(sleep=pause, **self._rules())(again)
+        failures: its error alone, as an iterator, since no frame that the error's traceback holds may hold it.
+        """
+
+        def attempt() -> T:
+            for failure in failures:
+                raise failure
+            return once()
+
+        pause: Any = sleep if self._cancel is None else self._cancel.wait
+        return Retrying(sleep=pause, **self._rules())(attempt)
 
     async def call_async(self, once: Callable[[], Awaitable[T]]) -> T:
         """As `call`."""
         try:
             return await once()
         except CloudError as e:
-            failures = iter([e])
+            return await self.again_async(once, iter([e]))
 
-            async def again() -> T:
-                for failure in failures:
-                    raise failure
-                return await once()
+    async def again_async(self, once: Callable[[], Awaitable[T]], failures: Iterator[CloudError]) -> T:
+        """As `again`."""
 
-            return await AsyncRetrying(**self._rules())(again)
+        async def attempt() -> T:
+            for failure in failures:
+                raise failure
+            return await once()
+
+        return await AsyncRetrying(**self._rules())(attempt)
 
     def _rules(self) -> dict[str, Any]:
         return {"retry": _RETRIABLE, "wait": _wait, "stop": self._stop, "reraise": True}

@@ -9,7 +9,7 @@ from contextlib import suppress
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from edgeroute.cloud.base import MAX_VALUES, Address, Call, Reply, Talk, looks_like
 from edgeroute.cloud.codecs import Codec
@@ -24,6 +24,7 @@ from edgeroute.confidence.reader import checked_kind
 from edgeroute.edge.card import Array, Card
 from edgeroute.edge.inputs import constant
 from edgeroute.edge.preprocess import Preprocess
+from edgeroute.edge.tensors import Plain
 from edgeroute.errors import BadInput, BadReply, PolicyError, Refused
 from edgeroute.types import TensorSpec
 
@@ -109,6 +110,10 @@ class ServedModel(ABC):
         """The version that answers; None: the server has not said."""
         self._described: str | None = None
         """Hash of the metadata; None: not fetched yet."""
+        self._taken: _Taken | None = None
+        """What is given of `inputs`, as found with the first call."""
+        self._sizes: tuple[dict[str, tuple[int, ...]], int | None] | None = None
+        """Of `outputs` the numbers for one input, likewise."""
         self._changed = False
         """Whether it may not be as the metadata says: outputs contradict it, or inputs were refused. Then it is fetched again."""
 
@@ -227,30 +232,30 @@ class ServedModel(ABC):
         Raises:
             BadInput: as `talk`.
         """
-        given = [] if self.inputs is None or self._changed else _given(self.inputs, self.card)
+        given = () if self.inputs is None or self._changed else _taken(self.inputs, self.card).given
         own, _ = apart(inputs)
         if self.payload is None or len(given) != 1 or any(isinstance(x, dict) for x in own):
             return inputs
-        return beside(packed(self.payload, own, *given[0], choose, BASE64 if self.binary is False else 1.0), inputs)
+        return beside(packed(self.payload, own, *given[0][:2], choose, BASE64 if self.binary is False else 1.0), inputs)
 
     def _feed(self, inputs: list[Any]) -> Feed:
         assert self.inputs is not None, "_meet comes first"
-        feed, given = Feed(), _given(self.inputs, self.card)
-        inputs, feed.edges = apart(inputs)
-        for spec in self.inputs:
-            told = self.card.of(spec.name)
-            if told is not None and told.value is not None:
-                feed[spec.name] = _constant(told.value, spec, self.where)
-        for spec, prepare in given:
-            rows = (
-                inputs
-                if len(given) == 1 and not (inputs and isinstance(inputs[0], dict))
-                else [_one(x, spec.name) for x in inputs]
-            )
+        feed, taken = Feed(), self._taken
+        inputs, edges = apart(inputs)
+        if edges is not None:
+            feed.edges = edges
+        if taken is None or taken.inputs is not self.inputs:
+            taken = self._taken = _taken(self.inputs, self.card)
+        for spec, value in taken.constants:
+            feed[spec.name] = _constant(value, spec, self.where)
+        for spec, prepare, plain in taken.given:
+            rows = inputs
+            if len(taken.given) > 1 or (inputs and isinstance(inputs[0], dict)):
+                rows = [_one(x, spec.name) for x in inputs]
             if self.payload is not None:
                 encode(feed, self.payload, rows, spec, prepare)
             else:
-                feed[spec.name] = prepare(rows) if prepare is not None else _stack(rows, spec, self.where)
+                feed[spec.name] = prepare(rows) if prepare is not None else _stack(rows, spec, plain, self.where)
         return feed
 
     def _limit(self, count: int) -> int:
@@ -260,8 +265,12 @@ class ServedModel(ABC):
 
     def _numbers(self, count: int) -> int | None:
         """Numbers in a reply for `count` inputs, by the metadata; None: it does not say."""
-        rows = [shape[1:] for shape in self.outputs.values()]
-        return None if not rows or any(-1 in row for row in rows) else count * sum(map(prod, rows))
+        sizes = self._sizes
+        if sizes is None or sizes[0] is not self.outputs:
+            rows = [shape[1:] for shape in self.outputs.values()]
+            known = bool(rows) and not any(-1 in row for row in rows)
+            sizes = self._sizes = self.outputs, sum(map(prod, rows)) if known else None
+        return None if sizes[1] is None else count * sizes[1]
 
     def decode(self, reply: Reply, count: int) -> Array | dict[str, Array]:
         """Decodes the output [n, ...] of a reply, or all by name; every size is validated before use.
@@ -305,6 +314,8 @@ class ServedModel(ABC):
         if self.kind != "boxes" and (not shape or shape[0] != count):
             raise Invalid(f"{count} inputs gave an output whose shape does not begin with {count}")
         told = self.outputs.get(str(tensor.name), shape)
+        if told[1:] == shape[1:]:
+            return shape
         if len(told) != len(shape) or any(want not in (-1, size) for want, size in zip(told[1:], shape[1:], strict=True)):
             self._changed = True
             raise Invalid(f"an output of another shape than {list(told)}, which its metadata gives")
@@ -314,20 +325,31 @@ class ServedModel(ABC):
         return f"{type(self).__name__}({self.where!r})"
 
 
-def _given(inputs: tuple[TensorSpec, ...], card: Card) -> list[tuple[TensorSpec, Preprocess | None]]:
-    """The inputs that the caller gives, with the card's preprocessing of each."""
-    found = list[tuple[TensorSpec, Preprocess | None]]()
+class _Taken(NamedTuple):
+    """Where a model's inputs come from."""
+
+    inputs: tuple[TensorSpec, ...]
+    constants: list[tuple[TensorSpec, Any]]
+    """Those that the card has, with their values."""
+    given: list[tuple[TensorSpec, Preprocess | None, Plain]]
+    """Those that the caller gives, with the card's preprocessing of each, and what takes them without one."""
+
+
+def _taken(inputs: tuple[TensorSpec, ...], card: Card) -> _Taken:
+    found = _Taken(inputs, [], [])
     for spec in inputs:
         told = card.of(spec.name)
-        if told is None or told.value is None:
+        if told is not None and told.value is not None:
+            found.constants.append((spec, told.value))
+        else:
             prepare = card.preprocess if told is None and len(inputs) == 1 else None if told is None else told.preprocess
-            found.append((spec, prepare))
+            found.given.append((spec, prepare, Plain(spec)))
     return found
 
 
-def _stack(inputs: list[Any], spec: TensorSpec, where: str) -> Array:
+def _stack(inputs: list[Any], spec: TensorSpec, plain: Plain, where: str) -> Array:
     try:
-        return stacked(inputs, spec)
+        return plain.one(inputs[0]) if len(inputs) == 1 and spec.dtype != "object" else stacked(inputs, spec)
     except BadInput as e:
         raise BadInput(f"{where} takes another input: {e}. Give the endpoint a card= with the preprocessing it needs") from e
 

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from math import ceil
 from time import monotonic
-from typing import Any
+from typing import Any, NoReturn
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
 from edgeroute.core.policy import INF
@@ -24,6 +24,7 @@ STAGGER_S = 0.25
 """Delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)."""
 POLL_S = 3600.0
 """Longest single wait, seconds: the system's own limit."""
+MOST_MS = round(POLL_S * 1000)
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -90,8 +91,12 @@ class BlockingSockets(Sockets):
             return None
         left_s = self.until - monotonic()
         if left_s <= 0:
-            raise TimedOut(f"{self.origin} did not {doing} in time")
+            self.late(doing)
         return left_s
+
+    def late(self, doing: str) -> NoReturn:
+        """Raises, as no time is left."""
+        raise TimedOut(f"{self.origin} did not {doing} in time")
 
     def cut(self) -> None:
         """Shuts the call down, from another thread."""
@@ -173,11 +178,11 @@ class Poll:
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
 
-    def readable(self, left_s: float | None = 0) -> bool:
-        """Whether data, or the end of the stream, can be read without blocking, within that time; None: without a limit."""
+    def readable(self, left_s: float = 0) -> bool:
+        """Whether data, or the end of the stream, can be read without blocking, within that time or `POLL_S`."""
         if sys.platform == "win32":
-            return bool(select.select([self._sock], [], [], left_s)[0])
-        return bool(self._poll.poll(_ms(left_s)))
+            return bool(select.select([self._sock], [], [], min(left_s, POLL_S))[0])
+        return bool(self._poll.poll(left_s * 1000 if left_s <= POLL_S else MOST_MS))
 
     def either(self, left_s: float | None) -> bool:
         """Waits until more can be sent, or something has come, or for that time. Returns whether something has come."""
@@ -192,7 +197,7 @@ class Poll:
 
 
 def _ms(left_s: float | None) -> int:
-    return ceil(min(POLL_S if left_s is None else left_s, POLL_S) * 1000)
+    return MOST_MS if left_s is None or left_s > POLL_S else ceil(left_s * 1000)
 
 
 def send_some(sock: socket.socket, parts: list[memoryview]) -> int:

@@ -56,7 +56,8 @@ class SharedSpending:
 
     def reserve(self, cost: Cost, now: float) -> Rejection | None:
         """Books the cost, or returns the limit that forbids it. Before anything is sent for it, `secure` it."""
-        return self._account.reserve(cost, now, up_against(self._limits, cost, self.edge_j))
+        limits = up_against(self._limits, cost, self.edge_j) if cost.joules else self._limits
+        return self._account.reserve(cost, now, limits)
 
     def settle(self, reserved: Cost, actual: Cost, now: float) -> None:
         """Corrects a reservation to the actual cost."""
@@ -81,7 +82,7 @@ class SharedSpending:
 
         If that fails it returns the reason: the cost, which was booked before, is then to be taken back by `settle`.
         """
-        if not self._account.unwritten:
+        if not (self._account.stored and self._account.unwritten):
             return None
         kind = next((k for k, part, limit in zip(Limits._fields, cost, self._limits, strict=True) if part and limit < INF), "")
         if not kind or self._account.write():
@@ -156,7 +157,7 @@ class _Account:
         """Books a cost that has been incurred anyway, and has it written."""
         with self.lock:
             self._spending.add(cost, now)
-        if self.unwritten:
+        if self.stored and self.unwritten:
             self.write()
 
     @property

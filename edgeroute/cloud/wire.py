@@ -51,7 +51,7 @@ class Wire:
         Raises:
             CloudError: a header of a protocol of one's own has a line break in it.
         """
-        key = (call.method, call.path, proxy is not None)
+        body, key = call.body, (call.method, call.path, proxy is not None)
         start = self._starts.get(key)
         if start is None:
             target = quote(call.path, safe="/%:@!$&'()*+,;=~") or "/"
@@ -61,8 +61,8 @@ class Wire:
                 "Accept-Encoding: identity\r\nUser-Agent: edgeroute\r\n"
             ).encode("ascii")
         lines = [f"{name}: {value}\r\n" for name, value in (*call.headers, *self.address.headers())]
-        if call.body or call.method == "POST":
-            lines.append(f"Content-Length: {len(call.body)}\r\n")
+        if body or call.method == "POST":
+            lines.append(f"Content-Length: {len(body)}\r\n")
         if proxy is not None and proxy.authorization:
             lines.append(f"Proxy-Authorization: {proxy.authorization}\r\n")
         lines.append("\r\n")
@@ -70,7 +70,7 @@ class Wire:
         if text.count("\n") != len(lines) or text.count("\r") != len(lines):
             raise CloudError(f"{self.address.origin} was not asked: a header of the request has a line break in it")
         head = start + text.encode("utf-8", "surrogateescape")
-        return [head + call.body] if len(call.body) <= TOGETHER else [head, call.body]
+        return [head + body] if len(body) <= TOGETHER else [head, body]
 
     def reading(self, call: Call) -> Reading:
         """What reads the reply to a call."""
@@ -106,6 +106,7 @@ class Line:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._layer: Layer = Plain()
+        self._early = Early()
         self._forwarding: Proxy | None = None
         self.there: tuple[str, int] = (wire.address.host, wire.address.port)
         """What to connect to."""
@@ -164,7 +165,7 @@ class Line:
             Malformed: what comes is no reply.
             BadReply: as `Reading`; or a success before the whole request was sent.
         """
-        early, layer = Early(), self._layer
+        early, layer = self._early, self._layer
         try:
             whole = yield from layer.write(self._wire.request(call, self._forwarding), early.heard)
         except TimeoutError:
@@ -172,9 +173,10 @@ class Line:
         except OSError:  # a server that refuses and closes: what it said can often be read
             whole = False
         if early.data:
+            self._early = Early()
             reading.feed(early.data)
         while not reading.status:
-            reading.feed((yield from layer.read(reading.most)))
+            reading.feed((yield reading.most) if type(layer) is Plain else (yield from layer.read(reading.most)))
         self._wire.met = True
         if not whole:
             reading.reusable = False
@@ -187,8 +189,9 @@ class Line:
         Raises:
             Malformed, BadReply: as `Reading`.
         """
+        layer = self._layer
         try:
-            reading.feed((yield from self._layer.read(reading.most)))
+            reading.feed((yield reading.most) if type(layer) is Plain else (yield from layer.read(reading.most)))
         except BadReply as e:
             reading.leave(e)
 

@@ -57,7 +57,7 @@ def have_boxes(outputs: Mapping[Any, Any]) -> bool:
 
 def boxes_without_batch(kind: str | None, outputs: Any) -> bool:
     """Whether these are a detector's outputs for one picture that have no batch axis."""
-    return kind in {None, "boxes"} and isinstance(outputs, Mapping) and are_boxes(outputs)
+    return kind in {None, "boxes"} and type(outputs) is not np.ndarray and isinstance(outputs, Mapping) and are_boxes(outputs)
 
 
 def read_boxes(

@@ -141,6 +141,8 @@ class Reader:
         Raises:
             BadReply: the number of outputs differs.
         """
+        if type(outputs) is np.ndarray and outputs.ndim and len(outputs) == count:  # the usual case
+            return list(map(self._read, outputs))
         if count == 1 and boxes_without_batch(self.kind, outputs):
             return [self._read(outputs)]
         _counted(outputs, count)
@@ -159,7 +161,7 @@ class Reader:
             value, sure, told = row
             return self._pair((value, sure), told)
         first = row
-        if isinstance(row, Mapping):
+        if type(row) is not np.ndarray and isinstance(row, Mapping):  # the first saves a call of `abc`
             if (told := self._mapping(row)) is not None:
                 return told
             first = next(iter(row.values()), None)
@@ -361,11 +363,13 @@ def _length(outputs: Any) -> int:
 def _counted(outputs: Any, count: int) -> None:
     """Refuses outputs whose first axis does not count the inputs: a row of them would be no input's."""
     try:
-        found = f"{_length(outputs)} outputs"
+        length = _length(outputs)
+        if length == count:
+            return
+        found = f"{length} outputs"
     except TypeError:  # an array that has no axes
         found = "an output without axes"
-    if found != f"{count} outputs":
-        raise BadReply(
-            f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
-            'says so, as in "output": {"batch": "none"}'
-        )
+    raise BadReply(
+        f"{count} inputs gave {found}: where another axis than the first counts the inputs, or none, the model's card "
+        'says so, as in "output": {"batch": "none"}'
+    )

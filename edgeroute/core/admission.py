@@ -12,8 +12,9 @@ from edgeroute.core.concurrency import Concurrency
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
 from edgeroute.core.load import Load
-from edgeroute.core.policy import Terms
+from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost, Tokens
+from edgeroute.core.walk import new
 
 MILLION = 1e6
 USUAL: float = 0.9
@@ -67,8 +68,8 @@ class Admission:
     """
 
     __slots__ = (
-        "_careful", "adapted", "breaker", "budget", "link", "load", "overdue", "rate", "rejected", "spending", "terms",
-        "under_way", "usual",
+        "_careful", "_limited", "adapted", "breaker", "budget", "link", "load", "overdue", "rate", "rejected", "spending",
+        "terms", "under_way", "usual",
     )  # fmt: skip
 
     def __init__(self, terms: Terms, spending: Spends, *, careful: bool = False) -> None:
@@ -77,6 +78,7 @@ class Admission:
         self.load = Load()
         self.adapted = Concurrency() if terms.max_concurrent == "auto" else None
         self.budget, self.rate = RetryBudget(), Rate(terms.calls_per_s)
+        self._limited = terms.calls_per_s < INF
         self.under_way: set[Hashable] = set()
         self.overdue: set[Hashable] = set()
         self.rejected = 0
@@ -92,7 +94,7 @@ class Admission:
 
     def enter(self, slot: Hashable, now: float, calls: int = 1) -> Rejection | None:
         """Admits a request of so many calls, which occupies the slot until `leave`; or returns why not."""
-        rejection = self.breaker.why(now) or self.crowded(now) or self.take(now, calls)
+        rejection = self.breaker.why(now) or self.crowded(now) or (self._limited and self.take(now, calls)) or None
         if rejection is None:
             self.under_way.add(slot)
         else:
@@ -105,7 +107,7 @@ class Admission:
         code: HeldCode = "max_concurrent" if self.adapted is None else "concurrency"
         if count >= most_under_way(self):
             return Rejection(code, f"{count} calls are under way (max_concurrent)")
-        if self._unsure(count + 1, now):
+        if count and self._unsure(count + 1, now):  # one alone always may
             return Rejection(code, f"{count} calls are under way, and whether it is well is not known")
         return None
 
@@ -130,8 +132,8 @@ class Admission:
         terms = self.terms
         usd, joules = mb * terms.usd_per_mb, mb * terms.joules_per_mb
         if not calls:
-            return Cost(usd, mb, joules)
-        return Cost(usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls)
+            return new(Cost, (usd, mb, joules, 0))
+        return new(Cost, (usd + calls * terms.usd_per_call, mb, joules + calls * terms.joules_per_call, calls))
 
     def attempt(self, cost: Cost, now: float, day: float, *, again: bool = False, probe: bool = False) -> Rejection | None:
         """Books an attempt about to be made, or returns why it may not be made.

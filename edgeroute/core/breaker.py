@@ -93,7 +93,7 @@ class Breaker:
 
     def why(self, now: float) -> Rejection | None:
         """Why no request may be sent; None: one may."""
-        if self.allows(now):
+        if self.state == "closed" and now >= self._held:  # as `allowed`, without its calls: each request asks
             return None
         if self.state == "closed":
             return Rejection("retry_after", f"it asked to wait another {_seconds(self._held - now)}")
@@ -119,7 +119,8 @@ class Breaker:
     def success(self, now: float) -> None:
         """Records an answered request, whenever it began. A hold stays in force: the server requested it."""
         self._faults, self._next_s, self._well_until = 0, FIRST_S, now + WELL_S
-        self._close()
+        if self.state != "closed":
+            self._close()
 
     def probe_due(self, now: float) -> bool:
         """Whether to send a probe now."""

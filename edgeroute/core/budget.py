@@ -42,7 +42,8 @@ class RetryBudget:
 
     def success(self) -> None:
         """Records a successful attempt."""
-        self._left = earned(self._left)
+        if self._left < CAP:
+            self._left = earned(self._left)
 
 
 class Rate:

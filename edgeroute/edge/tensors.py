@@ -83,7 +83,7 @@ def stack(inputs: Sequence[Any], spec: TensorSpec, batch: int | None = 0) -> Arr
             raise
         raise BadInput(f"input {len(rows)} of the batch: {e}") from None
     if len(rows) == 1:
-        return rows[0] if batch is None else np.expand_dims(rows[0], batch)
+        return rows[0] if batch is None else rows[0][None] if batch == 0 else np.expand_dims(rows[0], batch)
     if not rows:
         raise BadInput("the batch is empty")
     if batch is None:

@@ -125,7 +125,8 @@ class Reading:
             end += len(END)
             parser = new_parser()
             head = parser.head(_status_line(buffer, end))
-            _check_head(head)
+            if head.version != "1.1" or head.status == 101:  # noqa: PLR2004 - Switching Protocols
+                _check_head(head)
             buffer, self._seen = buffer[end:], 0
             if head.status >= 200:  # noqa: PLR2004 - else it is an interim one
                 self._buffer = b""
@@ -150,14 +151,16 @@ class Reading:
         if encoding != "identity":
             named = encoding if encoding in _ENCODINGS else "an unknown"
             raise BadReply(f"{self._origin} answered with {named} encoding, though asked not to: unread")
-        self.reusable = head.version == "1.1" and all(
-            name != "connection" or "close" not in _words(value) for name, value in head.headers
-        )
+        self.reusable = head.version == "1.1"
+        if "connection" in headers:
+            said = [value for name, value in head.headers if name == "connection"]
+            self.reusable &= not any("close" in _words(value) for value in said)
         if empty:
             self._left = 0
         elif length is not None:
             self._left = int(length)
-            self._check(self._left)
+            if self._left > self._limit:
+                self._check(self._left)
         else:
             self._beyond -= len(rest)  # the body is counted by itself
             if coded is not None:
@@ -228,7 +231,7 @@ class Reading:
 
 def _status_line(data: bytes, end: int) -> bytes:
     """The head, up to `end`, once it is seen to begin as one: a parser might take another protocol's."""
-    if data[:7] != b"HTTP/1."[: len(data)]:
+    if not data.startswith(b"HTTP/1.") and data[:7] != b"HTTP/1."[: len(data)]:
         raise Malformed("illegal status line")
     return data[:end]
 

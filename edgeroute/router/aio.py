@@ -20,9 +20,10 @@ from edgeroute.errors import Held, ModelError, Unreachable
 from edgeroute.router.arguments import check_unknown
 from edgeroute.router.assemble import assemble
 from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk, answer_of
-from edgeroute.router.drivers import Send, Stop
+from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
+from edgeroute.router.inside import InsideLegs
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.live.methods_async import AsyncLive
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
@@ -100,6 +101,7 @@ class AsyncRouter(AsyncLive, Generic[V]):
         if unknown:
             check_unknown(AsyncRouter, unknown)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._inside = InsideLegs()
         self.engine = assemble(
             partial(_spawn, weakref.ref(self)), awaits=True, edge=edge, cloud=cloud, threshold=threshold, mode=mode, views=views,
             deadline=deadline, hedge_after=hedge_after, first_token=first_token, score=score, no_confidence=no_confidence, ab=ab,
@@ -239,9 +241,10 @@ class AsyncRouter(AsyncLive, Generic[V]):
         tasks = {task for task in self._tasks if task.get_loop() is loop}  # another loop's cannot be ended from here
         for task in tasks:
             task.cancel()
+        ends: set[asyncio.Future[Any]] = {*tasks, *self._inside.close(loop)}
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=CLOSE_S)
+            if ends:
+                await asyncio.wait(ends, timeout=CLOSE_S)
             for backend in self.engine.snapshot.backends:
                 if hasattr(backend, "aclose"):
                     await backend.aclose()
@@ -273,7 +276,9 @@ class AsyncRouter(AsyncLive, Generic[V]):
         assert type(step) is Block, "there is no other step"
         return await self._in_thread(*step)
 
-    def _begin(self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send) -> Stop | Event:
+    def _begin(
+        self, legs: LegExecutor, streams: bool, first: Event | None, start: Start, send: Send
+    ) -> Stop | Event | Deferrable:
         """Starts a leg: on the event loop if possible, else in a thread. first: the event of a first leg that has run already."""
         if first is not None and start.leg == 0:
             return first
@@ -284,6 +289,18 @@ class AsyncRouter(AsyncLive, Generic[V]):
                 return legs.begin_stream(start, send)
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)
             return legs.run(start) if quick else legs.begin(start, send)
+        begin = partial(self._begin_async, legs, streams, start, send)
+        if permit is None or streams or self.engine.closed or not legs.keeps_time(start):
+            return begin()
+        off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
+        return Deferrable(
+            start.leg, legs.until, lambda: self._inside.run(start.leg, legs.run_async(start, permit, backend, off_loop)), begin
+        )
+
+    def _begin_async(self, legs: LegExecutor, streams: bool, start: Start, send: Send) -> Stop | Event:
+        """Starts a leg that is awaited, in a task of its own."""
+        backend: Any = legs.backend(start)
+        permit = legs.plan.legs[start.leg].permit
         error = _refusal(self.engine, legs, start, backend)
         if error is not None:
             return Failed(start.leg, error, monotonic())

@@ -52,7 +52,8 @@ class CallInputs:
     """
 
     def __init__(self, requests: Sequence[Request], targets: Sequence[Target], views: TargetViews | None) -> None:
-        self._inputs: list[Any] = [request.inputs for request in requests]
+        single = len(requests) == 1
+        self._inputs: list[Any] = [requests[0].inputs] if single else [request.inputs for request in requests]
         self._copied = False
         self._targets, self._views = targets, views or None
         if self._views is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from edgeroute.core.egress import Permit
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Delta, Done, Event, Failed, Outcome, Prediction, Start, new, settled
-from edgeroute.errors import INPUTS_OWN, BadInput, Held, ModelError, Refused
+from edgeroute.errors import BadInput, Held, ModelError, Refused
+from edgeroute.router.asking import Asking
 from edgeroute.router.call_inputs import CallInputs
 from edgeroute.router.drivers import Send, Stop
 from edgeroute.router.escalation import EdgeAnswers
@@ -81,7 +81,7 @@ class LegExecutor:
         """By leg."""
         self.shows = bool(first.shows)
         """Whether the caller gets something before the last leg has ended, and may write to its buffer then."""
-        self._many, self._until, self.egress = bool(first.batch), first.until, first.snapshot.egress
+        self._many, self.until, self.egress = bool(first.batch), first.until, first.snapshot.egress
         self._id, self._key = first.batch or first.id, None if first.batch else first.key
         self._edge_threads, self._cloud_threads, self._cache = edge_threads, cloud_threads, cache
         self.inputs = CallInputs(requests, first.snapshot.targets, first.snapshot.views)
@@ -113,7 +113,10 @@ class LegExecutor:
                 start = fit.start
             if leg.permit is not None:
                 inputs = self._prepared(start, leg.permit, backend, stop)
-                with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
+                with self._exchange(start, backend.guard.enter(leg.permit, self._id, *self._asking(start, backend), stop)) as (
+                    until,
+                    exchange,
+                ):
                     if exchange.prepay():
                         exchange.secure()
                     answers = backend.run(inputs, until, stop, exchange)
@@ -182,32 +185,29 @@ class LegExecutor:
             backend.guard.count_rejected(e.code)
             raise
 
-    def _entered(self, start: Start, permit: Permit, backend: CloudBackend, stop: StopToken | None) -> Exchange:
-        """The guard's exchange, once it is this leg's turn. Raises if the negative cache has the input."""
-        return backend.guard.enter(permit, self._id, *self._asking(start, backend), stop)
-
     def _asking(self, start: Start, backend: CloudBackend) -> tuple[int, float]:
-        """The number of calls, and until when to wait for their turn."""
+        """The number of calls, and until when to wait for their turn. Raises if the negative cache has the input."""
         cache, key = self._cache, self._key
         if cache is not None and key is not None and (refused := cache.refused(key + backend.name.encode())) is not None:
             raise Refused(f"{refused[0]} (said before, of the same input)", status=refused[1])
-        rows = len(self.inputs) if start.rows is None else len(start.rows)
-        return backend.calls(rows), min(self._until, monotonic() + backend.patience_s)
+        rows = len(start.rows) if start.rows is not None else len(self.inputs) if self._many else 1
+        return backend.calls(rows), min(self.until, monotonic() + backend.patience_s)
 
-    @contextmanager
-    def _exchange(self, start: Start, entered: Exchange) -> Iterator[tuple[float, Exchange]]:
+    def _exchange(self, start: Start, entered: Exchange) -> Asking:
         """The exchange while its leg runs, with its deadline; caches a refusal of the input."""
-        cache, key = self._cache, self._key
-        with entered as exchange:
-            self.exchanges[start.leg] = exchange
-            exchange.edge = None if self.edge is None else self.edge.went(start.leg)
-            exchange.wanted_by = -INF if self.floor else self._until
-            try:
-                yield INF if self.late is not None else self._until, exchange
-            except Refused as e:
-                if cache is not None and key is not None and e.status in INPUTS_OWN:
-                    cache.refuse(key + self.backend(start).name.encode(), str(e), e.status)
-                raise
+        self.exchanges[start.leg] = entered
+        entered.edge = None if self.edge is None else self.edge.went(start.leg)
+        entered.wanted_by = -INF if self.floor else self.until
+        until, refuses = INF if self.late is not None else self.until, None
+        if self._cache is not None and self._key is not None:
+            refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
+        return Asking(until, entered, refuses)
+
+    def keeps_time(self, start: Start) -> bool:
+        """Whether a leg is a call that ends by the deadline by itself, and is not to go on after it."""
+        backend: Any = self.backend(start)
+        cloud = self.plan.legs[start.leg].permit is not None
+        return cloud and self.late is None and not self._many and not self.blocks(start) and backend.keeps_time
 
     def begin(self, start: Start, send: Send) -> Stop | Event:
         """Runs a leg in a thread. Where none is to be had, the cloud is not asked, and the edge runs here."""
@@ -261,7 +261,10 @@ class LegExecutor:
                     self.edge.note(None, [answer])
             else:
                 inputs = self._prepared(start, leg.permit, backend, stop)
-                with self._exchange(start, self._entered(start, leg.permit, backend, stop)) as (until, exchange):
+                with self._exchange(start, backend.guard.enter(leg.permit, self._id, *self._asking(start, backend), stop)) as (
+                    until,
+                    exchange,
+                ):
                     if exchange.prepay():
                         exchange.secure()
                     answer = forward(start, backend.stream(inputs[0], until, stop, exchange), send, stop)

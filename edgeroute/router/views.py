@@ -48,10 +48,11 @@ class TargetViews:
             same = (i for i, other in enumerate(self.views) if targets[i].side == target.side and _same(other, view))
             self.cells.append(next(same, len(self.views)))
             self.views.append(view)
+        self._any = any(view is not None for view in self.views)
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return any(view is not None for view in self.views)
+        return self._any
 
     @property
     def keys(self) -> list[str]:

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import Begin, Stop
+from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, in_time, over
 
 T = TypeVar("T")
 
 
-def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
+def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer) -> T:
     """Drives a walk and returns its result. Any early end (Ctrl-C too) stops all running legs."""
     steps = stream(walk, begin)
     try:
@@ -27,7 +27,7 @@ def drive(walk: Generator[Effect, Event | None, T], begin: Begin) -> T:
 
 
 def stream(
-    walk: Generator[Effect, Event | None, T], begin: Begin, ring: Callable[[], object] | None = None
+    walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, ring: Callable[[], object] | None = None
 ) -> Generator[Emit | Wait, None, T]:
     """Yields what the walk emits, and returns its result. Closing it early stops all running legs.
 
@@ -39,14 +39,30 @@ def stream(
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()
     """Legs that were stopped or left: their further events are dropped."""
+    deferred: Deferrable | None = None
     reply: Event | None = None
     try:
         while True:
             effect = walk.send(reply)
             reply = None
+            if deferred is not None:
+                here, deferred = deferred, None  # it is run here, if nothing else is waited for
+                if (
+                    ring is None and type(effect) is Wait and not stops and effect.until >= here.until
+                ):  # nothing else is waited for
+                    reply = in_time(here.run(), effect.until)
+                    if type(reply) is Elapsed:
+                        stops[here.leg] = over
+                    continue
+                late = here.begin()
+                stops[here.leg] = over if isinstance(late, tuple) else late
+                if isinstance(late, tuple):
+                    send(late)
             if type(effect) is Start:
                 begun = begin(effect, send)
-                if isinstance(begun, tuple):
+                if isinstance(begun, Deferrable):
+                    deferred = begun
+                elif isinstance(begun, tuple):
                     reply = begun
                 else:
                     stops[effect.leg] = begun

@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
+from threading import get_ident
 from time import monotonic
 from typing import TypeVar
 
 from edgeroute.core.policy import INF
 from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Failed, Start, Wait
-from edgeroute.router.drivers import Begin, Stop
+from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, in_time, over
 
 T = TypeVar("T")
 
 
-async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Callable[[Emit], object] | None = None) -> T:
+async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, show: Callable[[Emit], object] | None = None) -> T:
     """Drives a walk and returns its result; `show` is called with what it emits. Cancelling the task stops all running legs."""
-    loop = asyncio.get_running_loop()
+    loop, own = asyncio.get_running_loop(), get_ident()
     mail: deque[Event] = deque()
     waiting: asyncio.Future[None] | None = None
     stops: dict[int, Stop] = {}
     stopped: set[int] = set()
     """Legs that were stopped or left: their further events are dropped."""
+    deferred: Deferrable | None = None
     reply: Event | None = None
 
     def wake() -> None:
@@ -32,7 +34,10 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
     def send(event: Event) -> None:
         mail.append(event)
         try:
-            loop.call_soon_threadsafe(wake)
+            if get_ident() == own:  # the task of a leg: nobody needs to be woken who sleeps in the system
+                wake()
+            else:
+                loop.call_soon_threadsafe(wake)
         except RuntimeError:
             mail.clear()  # the loop is closed: nobody reads late events
 
@@ -40,9 +45,22 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: Begin, show: Ca
         while True:
             effect = walk.send(reply)
             reply = None
+            if deferred is not None:  # as in the driver for threads
+                here, deferred = deferred, None
+                if type(effect) is Wait and not stops and effect.until >= here.until:
+                    reply = in_time(await here.run(), effect.until)
+                    if type(reply) is Elapsed:
+                        stops[here.leg] = over
+                    continue
+                late = here.begin()
+                stops[here.leg] = over if isinstance(late, tuple) else late
+                if isinstance(late, tuple):
+                    send(late)
             if type(effect) is Start:
                 begun = begin(effect, send)
-                if isinstance(begun, tuple):
+                if isinstance(begun, Deferrable):
+                    deferred = begun
+                elif isinstance(begun, tuple):
                     reply = begun
                 else:
                     stops[effect.leg] = begun

@@ -1,0 +1,39 @@
+"""An exchange with a cloud while its leg runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from edgeroute.errors import INPUTS_OWN, Refused
+
+if TYPE_CHECKING:
+    from edgeroute.cloud.exchange import Exchange
+
+
+class Asking:
+    """Begins an exchange and ends it, `with` it: gives its deadline and itself.
+
+    Not a generator function for `contextmanager`, which would take three more calls of Python: each request has one.
+
+    Args:
+        until: the deadline.
+        exchange: of the guard.
+        refuses: is told if the endpoint refuses the input itself, and by which status; None: nobody is.
+    """
+
+    __slots__ = ("_exchange", "_refuses", "_until")
+
+    def __init__(self, until: float, exchange: Exchange, refuses: Callable[[str, int], object] | None) -> None:
+        self._until, self._exchange, self._refuses = until, exchange, refuses
+
+    def __enter__(self) -> tuple[float, Exchange]:
+        return self._until, self._exchange
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
+                self._refuses(str(error), error.status)
+        finally:
+            self._exchange.__exit__(kind, error, trace)

@@ -1,0 +1,333 @@
+"""A cloud call with a deadline that ends by itself runs in the caller's thread; what may not end by itself has its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import partial
+from time import monotonic
+
+import pytest
+
+from edgeroute import AsyncRouter, Egress, Limits, PlainJson, Router
+from edgeroute.core.facts import Facts
+from edgeroute.core.plan import Plan, plan
+from edgeroute.core.policy import Policy, Target
+from edgeroute.core.walk import Done, Failed, Prediction, walk
+from edgeroute.router.drivers import Deferrable, blocking, tasks
+from edgeroute.testing import CannedServer, http_reply
+
+REPLY = http_reply(json.dumps({"value": "cloud", "confidence": 0.9}).encode(), headers=[("Content-Type", "application/json")])
+LONG_S, SHORT_S = 30.0, 2.0
+
+
+class OfOnesOwn(PlainJson):
+    """A protocol of the application's: what it does takes as long as it takes."""
+
+    def talk(self, inputs):
+        """As the plain one's."""
+        return super().talk(inputs)
+
+
+@pytest.fixture
+def server():
+    """One that answers."""
+    with CannedServer(REPLY) as server:
+        yield server
+
+
+def threads_of(router, **call):
+    """How many threads a call takes, once its client is there."""
+    router.check()
+    assert router.infer([1], **call).value == "cloud"
+    return len(router.engine.cloud_threads)
+
+
+def test_what_keeps_its_time_runs_in_the_callers_thread(server):
+    """With a deadline and without."""
+    with Router(None, PlainJson(server.url), deadline=LONG_S) as router:
+        assert threads_of(router) == 0
+    with Router(lambda _: ("edge", 0.1), PlainJson(server.url), threshold=0.8) as router:
+        assert threads_of(router, deadline=LONG_S) == 0
+
+
+@pytest.mark.parametrize(
+    "why", ["consent", "redaction", "view", "score", "encode", "own", "client", "limits", "ledger", "late", "race"]
+)
+def test_what_may_not_keep_it_has_a_thread(why, server, tmp_path):
+    """A function of the application, a disk, or a client of httpx may outlast the deadline; and a race takes two at once."""
+    url, given = server.url, {"deadline": LONG_S}
+    cloud, edge = PlainJson(url), None
+    if why == "consent":
+        given["egress"] = Egress(consent=lambda *_: True)
+    elif why == "redaction":
+        given["egress"] = Egress(redact=lambda x, _: x)
+    elif why == "view":
+        given["views"] = {"cloud": lambda x: x}
+    elif why == "score":
+        given["score"] = lambda _: 0.9
+    elif why == "encode":
+        cloud = PlainJson(url, encode=lambda x: x)
+    elif why == "own":
+        cloud = OfOnesOwn(url)
+    elif why == "client":
+        cloud = PlainJson(url, client="httpx")
+    elif why == "limits":
+        given |= {"limits": Limits(calls_per_minute=100), "state": tmp_path}
+    elif why == "ledger":
+        given["state"] = tmp_path
+    elif why == "race":
+        edge = lambda _: ("edge", 0.1)  # noqa: E731 - an edge is a callable
+        given |= {"hedge_after": 0.0, "threshold": 0.8}
+    with Router(edge, cloud, **given) as router:
+        if why == "late":
+            router.on_late(lambda *_: None)
+        assert threads_of(router) == 1
+
+
+HEAD = REPLY[: REPLY.index(b"\r\n\r\n")]
+FAULTS = {
+    "silence": [None],
+    "a head that stops": [HEAD[:20], None],
+    "a body that stops": [REPLY[:-5], None],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_deadline_ends_it(fault):
+    """It is told as of a leg in a thread, and the connection is closed."""
+    replies = iter([REPLY, FAULTS[fault]])
+    with (
+        CannedServer(lambda _: next(replies)) as server,
+        Router(lambda _: ("edge", 0.1), PlainJson(server.url), threshold=0.8) as router,
+    ):
+        router.infer([1])
+        begun = monotonic()
+        answer = router.infer([1], deadline=SHORT_S)
+        assert monotonic() - begun >= SHORT_S
+        assert (answer.value, answer.degraded, len(router.engine.cloud_threads)) == ("edge", True, 0)
+        assert [step["what"] for step in answer.trace["events"]][-1] == "timeout"
+        server.wait_for(lambda: server.hung_up == 1)
+        assert router.engine.snapshot.clouds[0].guard.under_way == 0
+
+
+def test_a_failure_before_the_deadline_is_told_as_one():
+    """And the edge's answer is given at once."""
+    replies = iter([REPLY, http_reply(b"", status=400)])
+    with (
+        CannedServer(lambda _: next(replies)) as server,
+        Router(lambda _: ("edge", 0.1), PlainJson(server.url), threshold=0.8) as router,
+    ):
+        router.infer([1])
+        answer = router.infer([1], deadline=LONG_S)
+        assert (answer.value, answer.degraded) == ("edge", True)
+        assert [step["what"] for step in answer.trace["events"]][-1] == "failed"
+
+
+# ---------------------------------------------------------------------------------------------------------- the driver
+EDGE, ONE, TWO = Target("edge", "edge", 0.8), Target("one", "cloud"), Target("two", "cloud")
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def driven(request):
+    """`driven_by` with each of the drivers."""
+    return partial(driven_by, request.param)
+
+
+def driven_by(kind, targets, *ends, late=False, provisional=False, **policy):
+    """The log of a walk whose clouds are deferrable and end so, and what the driver did with them."""
+    made, begun, did = plan(Policy(**policy), targets, Facts()), monotonic(), []
+    assert isinstance(made, Plan)
+    ends_of = dict(zip((leg for leg, one in enumerate(made.legs) if one.permit is not None), ends, strict=True))
+
+    def begin(start, send):
+        if start.leg not in ends_of:
+            return Done(start.leg, Prediction("edge", 0.1, None), monotonic())
+        event, at = ends_of[start.leg](start.leg), begun + made.deadline_s + 1.0 if late else monotonic()
+
+        def in_thread():
+            did.append(f"{start.leg} in a thread")
+            if event is None:
+                return Failed(start.leg, OSError("no thread"), monotonic())
+            send(event._replace(at=at))
+            return lambda: did.append(f"{start.leg} stopped")
+
+        def here():
+            did.append(f"{start.leg} here")
+            return event._replace(at=at)
+
+        async def here_async():
+            return here()
+
+        run = here if kind == "blocking" else here_async
+        return Deferrable(start.leg, begun + made.deadline_s, run, in_thread)
+
+    steps = walk(made, begun, provisional)
+    if kind == "asyncio":
+        outcome = asyncio.run(tasks.drive(steps, begin, lambda _: did.append("shown")))
+        return [(mark.kind, mark.leg) for mark in outcome.log], did
+    shown = blocking.stream(steps, begin)
+    try:
+        while True:
+            next(shown)
+            did.append("shown")
+    except StopIteration as end:
+        return [(mark.kind, mark.leg) for mark in end.value.log], did
+
+
+def done(leg):
+    """It answers."""
+    return Done(leg, Prediction("cloud", 0.9, None), 0.0)
+
+
+def failed(leg):
+    """It fails."""
+    return Failed(leg, OSError(), 0.0)
+
+
+def no_thread(_):
+    """It would answer, and there is no thread for it."""
+    return
+
+
+def test_alone_it_runs_here(driven):
+    """After the edge, and after another that has failed."""
+    log, did = driven((EDGE, ONE, TWO), failed, done, deadline_s=LONG_S)
+    assert log == [("start", 0), ("below", 0), ("start", 1), ("failed", 1), ("start", 2), ("accepted", 2)]
+    assert did == ["1 here", "2 here"]
+
+
+def test_a_failure_once_the_time_is_over_is_the_deadline(driven):
+    """As of one in a thread, whose end the walk does not see; an answer that has come all the same is given."""
+    assert driven((ONE,), failed, deadline_s=LONG_S, late=True) == ([("start", 0), ("timeout", 0)], ["0 here"])
+    assert driven((ONE,), done, deadline_s=LONG_S, late=True) == ([("start", 0), ("accepted", 0)], ["0 here"])
+
+
+def test_two_at_once_have_threads(driven):
+    """A race, and a hedge, whose time comes before the deadline."""
+    log, did = driven((ONE, TWO), done, done, deadline_s=LONG_S, hedge_after=0.0)
+    assert log[:2] == [("start", 0), ("start", 1)]
+    assert did[:2] == ["0 in a thread", "1 in a thread"]
+    log, did = driven((ONE, TWO), done, done, deadline_s=LONG_S, hedge_after=LONG_S / 2)
+    assert (log, did) == ([("start", 0), ("accepted", 0)], ["0 in a thread"])
+
+
+def test_while_a_provisional_answer_is_shown_it_goes_on(driven):
+    """The caller may take its time."""
+    log, did = driven((EDGE, ONE), done, provisional=True, deadline_s=LONG_S)
+    assert log[-1] == ("accepted", 1)
+    assert did == ["1 in a thread", "shown"]
+
+
+def test_where_it_needs_a_thread_and_there_is_none(driven):
+    """Its refusal is an event as any other."""
+    log, did = driven((ONE, TWO), no_thread, done, deadline_s=LONG_S, hedge_after=0.0)
+    assert ("failed", 0) in log
+    assert log[-1] == ("accepted", 1)
+    assert did == ["0 in a thread", "1 in a thread"]
+
+
+# ------------------------------------------------------------------------------------------------------------- asyncio
+def test_on_asyncio_it_has_no_task_of_its_own(server):
+    """Nor with a deadline; the caller's own cancellation ends it, and the connection with it."""
+
+    async def main(stalling):
+        async with AsyncRouter(None, PlainJson(server.url)) as router:
+            await router.infer([1])  # opens the connection, which takes a task before Python 3.11
+            for call in ({}, {"deadline": LONG_S}):
+                made = count_tasks(asyncio.get_running_loop())
+                assert (await router.infer([1], **call)).value == "cloud"
+                assert made() == 0
+        async with AsyncRouter(None, PlainJson(stalling.url)) as router:
+            await router.infer([1])
+            call = asyncio.ensure_future(router.infer([1], deadline=LONG_S))
+            await asyncio.to_thread(stalling.wait_for, lambda: len(stalling.requests) == 2)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await asyncio.to_thread(stalling.wait_for, lambda: stalling.hung_up == 1)
+
+    replies = iter([REPLY, [None]])
+    with CannedServer(lambda _: next(replies)) as stalling:
+        asyncio.run(main(stalling))
+
+
+def count_tasks(loop):
+    """Counts the tasks that are made from now on."""
+    made = []
+
+    def factory(loop, coroutine, **options):
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    loop.set_task_factory(factory)
+
+    def stop():
+        loop.set_task_factory(None)
+        return len(made)
+
+    return stop
+
+
+def test_closing_ends_what_runs_in_a_callers_task():
+    """The caller has the edge's answer and goes on, uncancelled."""
+
+    async def main(server):
+        router = AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url, timeout_s=10 * LONG_S), threshold=0.8)
+        await router.infer([1])
+
+        async def ask():
+            answer = await router.infer([1])
+            await asyncio.sleep(0)  # where a cancellation that was left over would show
+            assert not getattr(asyncio.current_task(), "cancelling", int)()
+            return answer
+
+        call = asyncio.ensure_future(ask())
+        await asyncio.to_thread(server.wait_for, lambda: len(server.requests) == 2)
+        await router.close()
+        done, _ = await asyncio.wait([call], timeout=LONG_S)
+        assert done
+        answer = call.result()
+        assert (answer.value, answer.degraded) == ("edge", True)
+        await asyncio.to_thread(server.wait_for, lambda: server.hung_up == 1)
+
+    replies = iter([REPLY, [None]])
+    with CannedServer(lambda _: next(replies)) as server:
+        asyncio.run(main(server))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_on_asyncio_the_deadline_ends_it(fault):
+    """As in threads; a shorter limit than that of the call before counts, and a longer one."""
+    replies = iter([REPLY, FAULTS[fault], REPLY])
+
+    async def main(server):
+        async with AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url, timeout_s=LONG_S), threshold=0.8) as router:
+            await router.infer([1])
+            begun = monotonic()
+            answer = await router.infer([1], deadline=SHORT_S)
+            assert monotonic() - begun >= SHORT_S
+            assert (answer.value, answer.degraded) == ("edge", True)
+            assert [step["what"] for step in answer.trace["events"]][-1] == "timeout"
+            await asyncio.to_thread(server.wait_for, lambda: server.hung_up == 1)
+            assert (await router.infer([1])).value == "cloud"
+
+    with CannedServer(lambda _: next(replies)) as server:
+        asyncio.run(main(server))
+
+
+def test_an_earlier_limit_of_the_same_connection_ends_nothing():
+    """An alarm stays set from call to call; it rings in the second one here, which has more time."""
+    replies = iter([REPLY, REPLY, [None]])
+
+    async def main(server):
+        async with AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url), threshold=0.8) as router:
+            await router.check()
+            assert (await router.infer([1], deadline=SHORT_S)).value == "cloud"
+            begun = monotonic()
+            assert (await router.infer([1], deadline=2 * SHORT_S)).degraded
+            assert monotonic() - begun >= 2 * SHORT_S
+            assert server.connections == 2  # that of `check`, and one for both
+
+    with CannedServer(lambda _: next(replies, REPLY)) as server:
+        asyncio.run(main(server))
