@@ -464,6 +464,17 @@ def test_a_router_in_this_process():
         httpx.get(url, timeout=LONG)
 
 
+def test_metrics_on_the_dashboard():
+    """Behind its token, of the same router."""
+    pytest.importorskip("prometheus_client")
+    with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
+        router.infer(0.9)
+        url, _, token = dashboard.serve(router, metrics=True).partition("/#token=")
+        assert httpx.get(f"{url}/metrics", timeout=LONG).status_code == 401
+        page = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {token}"}, timeout=LONG).text
+    assert 'edgeroute_routed_total{router=""} 1.0' in page.splitlines()
+
+
 def test_a_router_on_an_event_loop():
     """Is shown as well, and its page ends as it is closed; the child of a fork has none."""
     dashboard = Dashboard()

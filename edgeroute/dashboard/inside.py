@@ -21,6 +21,8 @@ from edgeroute.replay.setup import Setup
 from edgeroute.system import renew_after_fork
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from edgeroute.router.engine import Engine
     from edgeroute.router.owner import EngineOwner
 
@@ -102,23 +104,29 @@ class Dashboard(Instrument):
         if self._monitor is not None:
             self._ended.add(ended)
 
-    def serve(self, router: EngineOwner, *, host: str = "127.0.0.1", port: int = 0, **more: Any) -> str:
+    def serve(
+        self, router: EngineOwner, *, host: str = "127.0.0.1", port: int = 0, metrics: bool = False,
+        routes: Iterable[BaseRoute] = (), **more: Any,
+    ) -> str:  # fmt: skip
         """Serves the page in a thread -> its URL, with the token in it. Once for a router.
 
         Args:
             router: that has this object among its `instruments`.
             host: to listen on; the default accepts only this machine.
             port: 0 takes a free one.
-            more: `token`, `hosts` and `routes`, as of `edgeroute.dashboard.run.dashboard`.
+            metrics: whether there is `/metrics` for Prometheus, which sends the token as a bearer token.
+            routes: more of them, behind the same token.
+            more: `token` and `hosts`, as of `edgeroute.dashboard.run.serve`.
 
         Raises:
             PolicyError: it is served already, or cannot listen there.
-            RuntimeMissing: starlette or uvicorn is not installed.
+            RuntimeMissing: starlette, uvicorn, or for metrics prometheus_client, is not installed.
         """
         from edgeroute.dashboard.run import serve
 
         if self._monitor is not None:
             raise PolicyError("this dashboard is served already: one serves one router")
+        more["routes"] = [*routes, *([_metrics(router)] if metrics else [])]
         monitor = self._monitor = Monitor(self._ended, of_router(router), "a router in this process")
         ready, found, failed = threading.Event(), list[str](), list[BaseException]()
 
@@ -152,6 +160,16 @@ class Dashboard(Instrument):
             stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(START_S)
+
+
+def _metrics(router: EngineOwner) -> BaseRoute:
+    from starlette.routing import Route
+
+    from edgeroute.gateway.metrics import Metrics
+    from edgeroute.record.prometheus import metrics
+
+    metrics(router)  # what is missing is said now, not at the first scrape
+    return Route("/metrics", Metrics(router).page)
 
 
 def of_router(router: EngineOwner) -> Told:

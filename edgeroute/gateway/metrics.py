@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeroute.record.prometheus import metrics
-from edgeroute.router.aio import AsyncRouter
+from edgeroute.record.prometheus import Measured, metrics
 
 
 class Metrics:
     """GET of the metrics of one router."""
 
-    def __init__(self, router: AsyncRouter[Any]) -> None:
+    def __init__(self, router: Measured) -> None:
         self.router = router
 
     def page(self, request: Request) -> Response:
