@@ -38,6 +38,7 @@ from edgeroute import (
 from edgeroute.cloud.escalated import MOST_OUTPUTS, MOST_VALUE, PARAMETER, Escalated, told
 from edgeroute.confidence.input_score import InputScore
 from edgeroute.core.plan import plan
+from edgeroute.packaged import folder
 from edgeroute.router.escalation import EdgeAnswers
 from edgeroute.serve.app import app
 from edgeroute.testing import CannedServer, http_reply
@@ -564,7 +565,7 @@ def test_answers_are_of_their_rows():
 # ------------------------------------------------------------------------------------------------------------- settings
 def test_a_policy_sets_it(tmp_path):
     """For the Open Inference Protocol and for any API, whose body may have it."""
-    path, edge = tmp_path / "policy.toml", "models/fashion/edge.int8.onnx"
+    path, edge = tmp_path / "policy.toml", folder("models", "fashion", has="edge.int8.onnx") / "edge.int8.onnx"
     for cloud, good in (
         ('url = "http://127.0.0.1:9/v2/models/m"\nsend_edge = true', True),
         ('url = "http://127.0.0.1:9"\nprotocol = "json"\nsend_edge = true', True),
@@ -572,7 +573,7 @@ def test_a_policy_sets_it(tmp_path):
         ('url = "http://127.0.0.1:9"\nprotocol = "json"\nbody = { x = "{input}", e = "{edge.value}" }', False),
         ('url = "http://127.0.0.1:9"\nprotocol = "json"\nsend_edge = "yes"', False),
     ):
-        path.write_text(f'threshold = 0.5\n[edge]\npath = "{Path(edge).resolve()}"\n[cloud]\n{cloud}\n')
+        path.write_text(f'threshold = 0.5\n[edge]\npath = '{edge}'\n[cloud]\n{cloud}\n')
         if not good:
             with pytest.raises(PolicyError):
                 Router.from_policy(path)
