@@ -573,7 +573,7 @@ def test_a_policy_sets_it(tmp_path):
         ('url = "http://127.0.0.1:9"\nprotocol = "json"\nbody = { x = "{input}", e = "{edge.value}" }', False),
         ('url = "http://127.0.0.1:9"\nprotocol = "json"\nsend_edge = "yes"', False),
     ):
-        path.write_text(f'threshold = 0.5\n[edge]\npath = '{edge}'\n[cloud]\n{cloud}\n')
+        path.write_text(f'threshold = 0.5\n[edge]\npath = "{edge}"\n[cloud]\n{cloud}\n')
         if not good:
             with pytest.raises(PolicyError):
                 Router.from_policy(path)
