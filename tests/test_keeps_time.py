@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import partial
+from math import inf
 from time import monotonic
 
 import pytest
 
-from edgeroute import AsyncRouter, Egress, Limits, PlainJson, Router
+from edgeroute import AsyncRouter, Egress, Instrument, Limits, PlainJson, Router
+from edgeroute.cloud import aio_connections
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import Plan, plan
 from edgeroute.core.policy import Policy, Target
 from edgeroute.core.walk import Done, Failed, Prediction, walk
 from edgeroute.router.drivers import Deferrable, blocking, tasks
+from edgeroute.router.inside import TAKES_BACK
 from edgeroute.testing import CannedServer, http_reply
 
 REPLY = http_reply(json.dumps({"value": "cloud", "confidence": 0.9}).encode(), headers=[("Content-Type", "application/json")])
@@ -27,6 +30,13 @@ class OfOnesOwn(PlainJson):
     def talk(self, inputs):
         """As the plain one's."""
         return super().talk(inputs)
+
+
+class Follows(Instrument):
+    """An instrument of the application's, which may take its time over an attempt."""
+
+    def attempt_ended(self, ended):
+        """Does nothing, as far as is known here."""
 
 
 @pytest.fixture
@@ -52,7 +62,7 @@ def test_what_keeps_its_time_runs_in_the_callers_thread(server):
 
 
 @pytest.mark.parametrize(
-    "why", ["consent", "redaction", "view", "score", "encode", "own", "client", "limits", "ledger", "late", "race"]
+    "why", ["consent", "redaction", "view", "score", "encode", "own", "client", "limits", "ledger", "late", "race", "instrument"]
 )
 def test_what_may_not_keep_it_has_a_thread(why, server, tmp_path):
     """A function of the application, a disk, or a client of httpx may outlast the deadline; and a race takes two at once."""
@@ -76,6 +86,8 @@ def test_what_may_not_keep_it_has_a_thread(why, server, tmp_path):
         given |= {"limits": Limits(calls_per_minute=100), "state": tmp_path}
     elif why == "ledger":
         given["state"] = tmp_path
+    elif why == "instrument":
+        given["instruments"] = [Follows()]
     elif why == "race":
         edge = lambda _: ("edge", 0.1)  # noqa: E731 - an edge is a callable
         given |= {"hedge_after": 0.0, "threshold": 0.8}
@@ -228,6 +240,7 @@ def test_where_it_needs_a_thread_and_there_is_none(driven):
 
 
 # ------------------------------------------------------------------------------------------------------------- asyncio
+@pytest.mark.skipif(not TAKES_BACK, reason="legs have tasks of their own")
 def test_on_asyncio_it_has_no_task_of_its_own(server):
     """Nor with a deadline; the caller's own cancellation ends it, and the connection with it."""
 
@@ -292,6 +305,62 @@ def test_closing_ends_what_runs_in_a_callers_task():
         await asyncio.to_thread(server.wait_for, lambda: server.hung_up == 1)
 
     replies = iter([REPLY, [None]])
+    with CannedServer(lambda _: next(replies)) as server:
+        asyncio.run(main(server))
+
+
+@pytest.mark.skipif(not TAKES_BACK, reason="legs have tasks of their own, and no task knows how often it was cancelled")
+def test_closing_ends_what_runs_in_a_task_that_was_cancelled():
+    """A caller that cleans up has the edge's answer all the same: that cancellation was not of ours."""
+
+    async def main(server):
+        router = AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url, timeout_s=10 * LONG_S), threshold=0.8)
+        await router.infer([1])
+        begun = asyncio.Event()
+
+        async def ask():
+            try:
+                begun.set()
+                await asyncio.sleep(LONG_S)
+            except asyncio.CancelledError:
+                return await router.infer([1])
+
+        call = asyncio.ensure_future(ask())
+        await begun.wait()
+        call.cancel()
+        await asyncio.to_thread(server.wait_for, lambda: len(server.requests) == 2)
+        await router.close()
+        assert (await call).value == "edge"
+
+    replies = iter([REPLY, [None]])
+    with CannedServer(lambda _: next(replies)) as server:
+        asyncio.run(main(server))
+
+
+def test_on_asyncio_the_deadline_ends_a_reply_that_never_stops(monkeypatch):
+    """What has come is read without waiting, and the time is looked at all the same."""
+    chunk = b"40\r\n" + b" " * 64 + b"\r\n"
+    endless = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 10_000
+    replies, after = iter([REPLY, [endless, None]]), []
+
+    async def main(server):
+        async with AsyncRouter(lambda _: ("edge", 0.1), PlainJson(server.url, timeout_s=LONG_S), threshold=0.8) as router:
+            await router.infer([1])
+            kind = aio_connections._Connection
+            taken = kind._receive
+
+            async def receive(self, most):
+                came = await taken(self, min(most, 1000))
+                if self._reads > 1:
+                    monkeypatch.setattr(aio_connections, "monotonic", lambda: inf)  # its time is over, and there is more to read
+                    after.append(came)
+                return came
+
+            monkeypatch.setattr(kind, "_receive", receive)
+            assert (await router.infer([1], deadline=LONG_S)).value == "edge"
+            await asyncio.to_thread(server.wait_for, lambda: server.hung_up == 1)
+        assert len(after) == 1
+
     with CannedServer(lambda _: next(replies)) as server:
         asyncio.run(main(server))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from both import LONG, Link, Tasks, Threads, header, running, unsure
 
-from edgeroute import AsyncRouter, Audit, BadInput, OpenInference, Outbox, PolicyError, Router
+from edgeroute import AsyncRouter, Audit, BadInput, Cache, OpenInference, Outbox, PolicyError, Router
 from edgeroute.cloud.codecs import Coded, codec_of
 from edgeroute.cloud.ladder import Ladder, payload_of
 from edgeroute.cloud.openinference import LENGTH
@@ -73,6 +73,26 @@ def speed(rung):
 def rung_of(answer):
     """By the trace."""
     return [event["codec"] for event in answer.trace["events"] if "codec" in event][-1]
+
+
+@BOTH
+def test_a_better_rung_that_is_too_large_for_the_server(kind):
+    """It is not taken for a refusal of the input: the next call goes by a lower one, and has an answer."""
+    seen = []
+
+    def server(request):
+        sent = media(request)
+        if sent is None:
+            return http_reply(json.dumps(ABOUT).encode())
+        seen.append(sent[0])
+        return answered(request) if sent[0] == "image/jpeg" else http_reply(b"too large", status=413)
+
+    with CannedServer(server) as canned, kind(unsure, cloud(canned.url, retries=0), threshold=0.5, cache=Cache()) as router:
+        router.infer(PICTURE)  # asks what the model takes
+        measured(router, 1e9)
+        answers = [router.infer(PICTURE + n, deadline=LONG) for n in (1, 1, 2)]
+    assert [answer.source for answer in answers[1:]] == ["cloud", "cloud"]
+    assert seen.count("image/png") <= 2
 
 
 assert all(large > 1.7 * small for large, small in pairwise(SIZES)), "so that SHARE of a deadline tells them apart"

@@ -213,6 +213,21 @@ def test_grpc_sends_it_as_a_parameter():
     assert PARAMETER.encode() not in cloud.encode([x(1)]).body
 
 
+class Slow:
+    """A value of the application's own."""
+
+    def __str__(self):
+        raise AssertionError("nothing of the application is called here")
+
+
+def nested(deep):
+    """Lists in lists."""
+    found = []
+    for _ in range(deep):
+        found = [found]
+    return found
+
+
 def test_what_is_told_of_an_answer():
     """JSON types alone, of bounded size, without what JSON has no number for."""
     found = told(Prediction(np.int64(3), np.float32(0.25), np.array([0.1, 0.7], np.float32)))
@@ -224,6 +239,12 @@ def test_what_is_told_of_an_answer():
         assert "outputs" not in told(Prediction("a", 1.0, outputs))
     assert told(Prediction("a" * MOST_VALUE, 1.0, None))["value"] is None
     assert told(Prediction(np.zeros((100, 100)), 1.0, None))["value"] is None
+    for value in (np.zeros((2000, 2000), np.uint8), ["a" * 9] * MOST_VALUE, 1 << 15_000, Slow(), [Slow()], nested(500)):
+        assert told(Prediction(value, 1.0, None))["value"] is None
+    assert told(Prediction({"a": [1.5, {"b": np.float32(2)}], "c": ("d",)}, 1.0, None))["value"] == {
+        "a": [1.5, {"b": 2.0}],
+        "c": ["d"],
+    }
     json.dumps([told(Prediction(value, 0.5, value)) for value in (b"x", object(), {1: 2}, [np.float32(1)])], allow_nan=False)
 
 

@@ -260,6 +260,8 @@ class _Connection:
         if self._reads > FREE_READS:
             await asyncio.sleep(0)  # what has come is read without a pause, so a fast sender would hold up the loop
         if self._reads > 1:  # the first time nothing has come yet
+            if monotonic() >= self._until:  # of one that never stops sending
+                raise self._late()
             try:  # `suppress` would take four calls
                 return sock.recv(most)
             except BlockingIOError:

@@ -15,6 +15,10 @@ MOST_OUTPUTS = 100
 """Numbers of an answer's raw outputs that are sent; of more none is."""
 MOST_VALUE = 16 << 10
 """Bytes of an answer's value as JSON; a longer one is sent as null."""
+MOST_BITS = 1000
+"""Of a whole number in it; one with more is sent as null."""
+MOST_DEEP = 50
+"""Levels of lists and objects in it; one with more is sent as null."""
 
 
 class Escalated(NamedTuple):
@@ -37,9 +41,12 @@ def checked(send_edge: object) -> bool:
 
 
 def told(prediction: Prediction) -> dict[str, Any]:
-    """An answer in JSON types: `value`, `confidence` (null: there is none), and `outputs`, if they are a few numbers."""
+    """An answer in JSON types: `value`, `confidence` (null: there is none), and `outputs`, if they are a few numbers.
+
+    Nothing of the application's is called, and nothing long is converted: it may be made on an event loop, and before a deadline.
+    """
     value, confidence, outputs = prediction
-    made = plain(value)
+    made = plain(value) if _room(value, MOST_VALUE, MOST_DEEP) >= 0 else None
     found = {"value": made if len(json_dumps(made)) <= MOST_VALUE else None, "confidence": plain(confidence)}
     kind = getattr(getattr(outputs, "dtype", None), "kind", "")
     if kind and kind in "biuf" and 0 < getattr(outputs, "size", 0) <= MOST_OUTPUTS:
@@ -52,6 +59,29 @@ def _short(numbers: Any) -> Any:
     if isinstance(numbers, list):
         return [_short(one) for one in numbers]
     return float(f"{numbers:.7g}") if isinstance(numbers, float) else numbers
+
+
+def _room(value: Any, left: int, deep: int) -> int:
+    """How many bytes are left of so many, after about those of this value; below 0: it is too long, or of a type without JSON."""
+    if value is None or isinstance(value, bool | float):
+        return left - 1
+    if isinstance(value, int):
+        return left - 1 if value.bit_length() <= MOST_BITS else -1
+    if isinstance(value, str | bytes):
+        return left - len(value)
+    if (kind := getattr(getattr(value, "dtype", None), "kind", "")) != "":  # of numpy, which is not imported here
+        return left - value.size if kind in "biufSU" and value.nbytes <= left * 8 else -1
+    if type(value) is dict:
+        parts: Any = (part for pair in value.items() for part in pair)
+    elif isinstance(value, list | tuple):
+        parts = value
+    else:
+        return -1
+    for part in parts:
+        left = _room(part, left - 1, deep - 1) if deep > 0 else -1
+        if left < 0:
+            break
+    return left
 
 
 def apart(inputs: Sequence[Any]) -> tuple[list[Any], list[Mapping[str, Any] | None] | None]:

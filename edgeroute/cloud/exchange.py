@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from edgeroute.stores.journal import Journal
 
 MB = 1e6
+TOO_LARGE = 413
+"""HTTP status of a request whose body is too large."""
 NO_DATA = "no user data"
 NUMBERS = count(1)
 """Of attempts."""
@@ -57,6 +59,8 @@ class Report(Protocol):
 
     follows: bool
     """Whether it is told when attempts begin."""
+    prompt: bool
+    """Whether its methods return at once, whatever happens."""
 
     def began(self, number: int, target: str, request: str, again: int, sending: Sending) -> Mapping[str, str]:
         """An attempt is about to be sent -> further headers for it."""
@@ -149,7 +153,8 @@ class Exchange:
         self.edge: bool | None = None
         """Whether the edge's answers go along, to all inputs; None: the endpoint takes none."""
         self.ended: Callable[..., object] | None = None
-        """Called at the end with `late=`, whether its answer came by `wanted_by`; not if it failed before."""
+        """Called at the end with `late=`, whether its answer came by `wanted_by`, or never can as it was too large; not if it
+        failed otherwise."""
         self._tokens_usd = 0.0
         """Booked for the tokens of the attempt under way, before they are counted."""
         self._open = self.late = False
@@ -176,7 +181,7 @@ class Exchange:
         if self._paid:
             self._give_back()
         if self.ended is not None and self.wanted_by > -INF:
-            late = monotonic() >= self.wanted_by
+            late = monotonic() >= self.wanted_by or getattr(error, "status", None) == TOO_LARGE
             if late or error is None:
                 self.ended(late=late)
         if error is None and self._took_s is not None and self.counts:

@@ -95,10 +95,13 @@ class HttpBackend(AbandonedRuns):
     def keeps_time(self) -> bool:
         """Whether `run` ends by its instant whatever happens, so that no thread is needed for that.
 
-        No function of the application takes part, no disk is waited for, and the connections are of edgeroute's own.
+        No function of the application takes part, instruments included, no disk is waited for, and the connections are of
+        edgeroute's own.
         """
         client, guard = self._client, self.guard
         if client is None or not client.keeps_time or guard.journal is not None or guard.spending.durable:
+            return False
+        if guard.report is not None and not guard.report.prompt:
             return False
         own = "prompt" in vars(type(self.endpoint))  # its class says so itself: a subclass may do otherwise
         return own and self.endpoint.prompt and not callable(self.reader.score)

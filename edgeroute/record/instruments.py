@@ -160,6 +160,10 @@ def _method(instrument: Instrument, name: str) -> Any:
         return lambda *event: getattr(instrument, name)(*event)  # noqa: PLW0108 - it is looked up at the event
 
 
+_DURING = ("attempt_began", "attempt_ended", "breaker_changed", "limit_hit")
+"""Events while a call is under way."""
+
+
 class Instruments(Instrument):
     """Forwards each event to several instruments."""
 
@@ -179,6 +183,12 @@ class Instruments(Instrument):
     def follow_attempts(self) -> bool:
         """Whether one is told when attempts begin."""
         return bool(self._methods["attempt_began"])
+
+    @property
+    def prompt(self) -> bool:
+        """Whether those that are told of attempts, breakers and limits return at once: their classes say so, `prompt = True`."""
+        methods = [method for name in _DURING for method in self._methods[name]]
+        return all(vars(type(getattr(method, "__self__", None))).get("prompt", False) for method in methods)
 
     def _each(self, name: str, *event: Any) -> None:
         for method in self._methods[name]:

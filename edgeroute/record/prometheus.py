@@ -67,6 +67,9 @@ class Prometheus(Tally):
         RuntimeMissing: `prometheus_client` is not installed.
     """
 
+    prompt = True
+    """A call need no thread of its own for it."""
+
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
         _check()
         super().__init__()

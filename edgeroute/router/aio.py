@@ -23,7 +23,7 @@ from edgeroute.router.calls import Block, Join, Pause, Result, Step, Steps, Walk
 from edgeroute.router.drivers import Deferrable, Send, Stop
 from edgeroute.router.drivers.tasks import drive
 from edgeroute.router.engine import Engine
-from edgeroute.router.inside import InsideLegs
+from edgeroute.router.inside import TAKES_BACK, InsideLegs
 from edgeroute.router.legs import STUCK_MOST, LegExecutor, run_first
 from edgeroute.router.live.methods_async import AsyncLive
 from edgeroute.router.off_loop import in_cloud_thread, in_edge_thread, submitted
@@ -290,7 +290,7 @@ class AsyncRouter(AsyncLive, Generic[V]):
             quick = permit is None and legs.sequential and _quick(legs.plan, backend)
             return legs.run(start) if quick else legs.begin(start, send)
         begin = partial(self._begin_async, legs, streams, start, send)
-        if permit is None or streams or self.engine.closed or not legs.keeps_time(start):
+        if permit is None or streams or self.engine.closed or not TAKES_BACK or not legs.keeps_time(start):
             return begin()
         off_loop: Any = partial(in_cloud_thread, self.engine.cloud_threads, backend)
         return Deferrable(

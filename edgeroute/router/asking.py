@@ -20,13 +20,21 @@ class Asking:
     Args:
         until: the deadline.
         exchange: of the guard.
-        refuses: is told if the endpoint refuses the input itself, and by which status; None: nobody is.
+        refuses: is told if the endpoint refuses the input itself, and by which status; None: nobody is. Not of one that was sent
+            in another form than it will be: with the edge's answer, or by a rung of a ladder above its floor.
+        above_floor: of the endpoint: whether that rung is.
     """
 
-    __slots__ = ("_exchange", "_refuses", "_until")
+    __slots__ = ("_above_floor", "_exchange", "_refuses", "_until")
 
-    def __init__(self, until: float, exchange: Exchange, refuses: Callable[[str, int], object] | None) -> None:
-        self._until, self._exchange, self._refuses = until, exchange, refuses
+    def __init__(
+        self,
+        until: float,
+        exchange: Exchange,
+        refuses: Callable[[str, int], object] | None,
+        above_floor: Callable[[str], bool],
+    ) -> None:
+        self._until, self._exchange, self._refuses, self._above_floor = until, exchange, refuses, above_floor
 
     def __enter__(self) -> tuple[float, Exchange]:
         return self._until, self._exchange
@@ -34,6 +42,8 @@ class Asking:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             if self._refuses is not None and isinstance(error, Refused) and error.status in INPUTS_OWN:
-                self._refuses(str(error), error.status)
+                exchange = self._exchange
+                if not exchange.edge and not self._above_floor(exchange.codec):
+                    self._refuses(str(error), error.status)
         finally:
             self._exchange.__exit__(kind, error, trace)

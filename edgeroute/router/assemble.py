@@ -242,7 +242,7 @@ class _Report:
 
     def __init__(self, instruments: Instruments) -> None:
         self._instruments = instruments
-        self.follows = instruments.follow_attempts
+        self.follows, self.prompt = instruments.follow_attempts, instruments.prompt
 
     def began(self, *attempt: Any) -> Mapping[str, str]:
         """An attempt is about to be sent."""

@@ -10,12 +10,17 @@ from typing import Any
 from edgeroute.core.walk import Event, Failed
 from edgeroute.errors import Unreachable
 
+TAKES_BACK = hasattr(asyncio.Task, "uncancel")
+"""Whether a request to cancel a task can be taken back; before Python 3.11 legs have tasks of their own."""
+
 
 class _Leg:
-    __slots__ = ("closed", "ended", "task")
+    __slots__ = ("before", "closed", "ended", "task")
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self.task, self.closed = task, False
+        self.before = task.cancelling() if TAKES_BACK else 0
+        """Requests to cancel the task that are none of ours: a caller may clean up in a task that was cancelled."""
         self.ended: asyncio.Future[None] | None = None
 
 
@@ -35,7 +40,7 @@ class InsideLegs:
             if one.closed:
                 _taken_back(task)
         except asyncio.CancelledError:
-            if not one.closed or _taken_back(task):
+            if not one.closed or _taken_back(task) > one.before:
                 raise  # somebody else has cancelled it
             event = Failed(leg, Unreachable("it was cancelled"), monotonic())
         finally:
@@ -56,5 +61,5 @@ class InsideLegs:
 
 
 def _taken_back(task: asyncio.Task[Any]) -> int:
-    """Takes back our own request to cancel a task. Returns how many others there are; before Python 3.11 nothing tells."""
-    return task.uncancel() if hasattr(task, "uncancel") else 0
+    """Takes back our own request to cancel a task. Returns how many others there are."""
+    return task.uncancel() if TAKES_BACK else 0

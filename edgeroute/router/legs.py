@@ -201,7 +201,8 @@ class LegExecutor:
         until, refuses = INF if self.late is not None else self.until, None
         if self._cache is not None and self._key is not None:
             refuses = partial(self._cache.refuse, self._key + self.backend(start).name.encode())
-        return Asking(until, entered, refuses)
+        backend: Any = self.backend(start)
+        return Asking(until, entered, refuses, backend.above_floor)
 
     def keeps_time(self, start: Start) -> bool:
         """Whether a leg is a call that ends by the deadline by itself, and is not to go on after it."""
