@@ -252,6 +252,37 @@ def test_more_calls_than_an_adaptive_limit_keep_the_edges_answer_at_once():
         assert rules.under_way == set()
 
 
+@pytest.mark.parametrize(("callers", "answered"), [(8, 8), (12, 8)])
+def test_a_burst_waits_its_turn_until_it_is_known_whether_the_cloud_is_well(callers, answered):
+    """At the start, and after it was idle; what is over the limit once that is known is not waited for."""
+    gate, began = threading.Event(), threading.Semaphore(0)
+
+    def slow(x):
+        began.release()
+        gate.wait(30)
+        return "cat", 1.0
+
+    cloud = Function(slow, max_concurrent="auto")
+    with Router(FakeModel([("dog", 0.1)]), cloud, threshold=0.8, deadline=60) as router, ThreadPoolExecutor(callers) as threads:
+        guard = router.engine.snapshot.clouds[0].guard
+        burst = [threads.submit(router.infer, 0) for _ in range(callers)]
+        for _ in range(3):
+            assert began.acquire(timeout=30)
+        until = monotonic() + 30
+        while monotonic() < until and sum(one.done() for one in burst) + len(guard.turns.waiting) < callers - 3:
+            threading.Event().wait(0.001)
+        assert len(guard.turns.waiting) == callers - 3
+        guard.rules.breaker.success(monotonic())  # as by another call
+        guard.turns.advance()
+        for _ in range(5):
+            assert began.acquire(timeout=30)
+        assert not guard.turns.waiting
+        gate.set()
+        sources = [one.result(30).source for one in burst]
+        assert (sources.count("cloud"), sources.count("edge")) == (answered, callers - answered)
+        assert guard.rules.under_way == set()
+
+
 def test_a_policy_may_say_auto(tmp_path):
     path = tmp_path / "policy.toml"
     text = '[[cloud]]\nprotocol = "json"\nurl = "http://127.0.0.1:1/"\nmax_concurrent = {}\n'

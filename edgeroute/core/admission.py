@@ -108,7 +108,7 @@ class Admission:
         if count >= most_under_way(self):
             return Rejection(code, f"{count} calls are under way (max_concurrent)")
         if count and self._unsure(count + 1, now):  # one alone always may
-            return Rejection(code, f"{count} calls are under way, and whether it is well is not known")
+            return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
         return None
 
     def _unsure(self, count: int, now: float) -> bool:
