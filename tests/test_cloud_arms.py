@@ -159,6 +159,35 @@ def test_what_came_of_them_outlives_the_process(tmp_path):
         assert arms_of(router)["large"].calls == 0
 
 
+def test_another_endpoint_that_has_an_arms_name_is_not_taken_for_it(tmp_path):
+    clouds = {"large": always("cat"), "next": always("dog", version="1")}
+    arms = CloudArms(clouds, {"next": 0.5})
+    with router_of(arms, state=tmp_path) as router:
+        for i in range(200):
+            router.infer(i)
+        assert router.engine.trials.stopped
+    mended = arms._replace(clouds={**clouds, "next": always("cat", version="2")})
+    with router_of(mended, state=tmp_path) as router:
+        assert (router.engine.trials.stopped, arms_of(router)["next"].calls) == ({}, 0)
+        assert {router.infer(i).leg for i in range(50)} == {"large", "next"}
+
+
+def test_a_reload_with_another_endpoint_begins_anew(tmp_path, fashion):
+    path = tmp_path / "policy.toml"
+    text = POLICY.replace("edge.onnx", str(fashion / "edge.int8.onnx")) + 'split = { next = "10%" }\n'
+    path.write_text(text)
+    with Router.from_policy(path) as router:
+        router.engine.trials.shadowed("next", differs=True)
+        path.write_text(text.replace(":1/b", ":1/c"))
+        router.reload()
+        assert arms_of(router)["next"].shadowed == 0
+        router.engine.trials.shadowed("next", differs=True)
+        router.engine.snapshot.clouds[1].reader.labels = ("cat", "dog")  # as a server tells them
+        router.reload()
+        assert arms_of(router)["next"].shadowed == 1
+        assert "127.0.0.1" not in json.dumps(router.engine.trials.dump())
+
+
 def test_an_answer_names_its_arm_and_the_certificates_cloud(tmp_path):
     """A certificate is for the first endpoint: in another arm its label says so."""
     edge = Target("edge", "edge", 0.8, "loss <= 1 %", certified=True)

@@ -11,7 +11,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.core.arms import ArmTest
-from edgeroute.core.codes import Failure
+from edgeroute.core.codes import UNIDENTIFIED, Failure
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
@@ -25,6 +25,7 @@ from edgeroute.system import contained, renew_after_fork
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.backend import CloudBackend
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")
@@ -58,6 +59,7 @@ class Trials:
         alarm: called with an arm's name and the guardrail's text once it stops the arm.
         calls: makes calls in shadow.
         submit: runs one in a thread; returns False if none is free.
+        identities: of the endpoints, in order: what came of another one that had its name is not counted for it.
         dumped: what came of them in earlier runs, if it was of these settings.
     """
 
@@ -67,9 +69,10 @@ class Trials:
         alarm: Callable[[str, str], object],
         calls: Calls,
         submit: Callable[[Callable[[], object]], bool],
+        identities: Sequence[str],
         dumped: Mapping[str, Any] | None = None,
     ) -> None:
-        self.arms, self._alarm, self._calls, self._submit = arms, alarm, calls, submit
+        self.arms, self._alarm, self._calls, self._submit, self.identities = arms, alarm, calls, submit, [*identities]
         self.first, *others = arms.clouds
         self._tallies = {name: _Tally() for name in arms.clouds}
         alpha = arms.alpha / len(WORDS)
@@ -96,7 +99,7 @@ class Trials:
     def _of(self) -> list[Any]:
         """What the sums are about; equal after it was read from JSON."""
         arms = self.arms
-        return [[*arms.clouds], arms.salt, *map(float, (arms.more_errors, arms.more_differs, arms.alpha))]
+        return [[*arms.clouds], self.identities, arms.salt, *map(float, (arms.more_errors, arms.more_differs, arms.alpha))]
 
     def dump(self) -> dict[str, Any]:
         """JSON-serialisable state, and the statistics for who reads it."""
@@ -274,6 +277,22 @@ def summed(devices: Sequence[Mapping[str, Any]]) -> list[CloudArmStats]:
                 stopped = stopped or str(device["stopped"].get(arm["arm"], ""))
         found.append(total.stats(str(arm["arm"]), float(arm["share"]), stopped)._replace(p50_s=None, p99_s=None))
     return found
+
+
+def identity(backend: CloudBackend) -> str:
+    """A hash of what an endpoint is: its address, protocol and model, or a function's code; equal after a restart.
+
+    Without labels, which a server may tell later. What has no identity that two processes agree on, such as a function that holds
+    an object, is known by its name alone.
+    """
+    from edgeroute.stores.cache import fingerprint
+
+    endpoint: Any = getattr(backend, "endpoint", None)
+    if endpoint is None:
+        said = backend.fingerprint(fingerprint)
+    else:  # a subclass may do otherwise
+        said = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
+    return sha256(repr((backend.origin, "" if UNIDENTIFIED in said else said)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _leg(like: Leg, name: str, target: int) -> Leg:
