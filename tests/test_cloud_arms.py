@@ -285,6 +285,28 @@ def test_a_batch_is_in_one_arm():
     assert seen == {"large", "next"}
 
 
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_batch_is_one_observation_of_the_guardrail(fails):
+    """Its rows fail together: as one each, ten batches of a hundred rows would be evidence enough to stop an arm."""
+    clouds = {"large": always("cat"), "next": Function(broken) if fails else always("dog")}
+    arms = CloudArms(clouds, {"next": 0.5})
+    with router_of(arms) as router:
+        for _ in range(10):
+            router.infer_many([*range(100)])
+        told = arms_of(router)
+        assert told["large"].calls + told["next"].calls == 1000
+        assert told["next"].calls >= 100
+        assert not router.engine.trials.stopped
+        tests = router.engine.trials.dump()["tests"]["next"]
+        assert 1 <= tests["errors"]["pairs"] <= 5
+        if not fails:
+            assert 1 <= tests["differs"]["pairs"] <= 5
+            assert told["next"].differs.share == 1
+        for _ in range(400):
+            router.infer_many([1, 2, 3])
+        assert router.engine.trials.stopped, "it is found out all the same"
+
+
 def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
     asked = []
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import sqrt
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.core.arms import ArmTest
 from edgeroute.core.codes import UNIDENTIFIED, Failure
@@ -49,6 +49,20 @@ class Calls(Protocol):
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
+
+
+class _Came(NamedTuple):
+    """What came of a request at its arm."""
+
+    name: str
+    leg: int
+    failed: bool
+    took_s: float | None
+    """Time of its answer, seconds; None: it gave none."""
+    answer: Prediction | None
+    edge: Prediction | None
+    differs: bool | None
+    """Whether its answer is another than the edge's; None: one of them is not known."""
 
 
 class Trials:
@@ -145,18 +159,41 @@ class Trials:
             at -= share
         return ""
 
-    def ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
-        """Counts a request that has ended; and asks in shadow, if it was drawn for that."""
+    def ended(self, *rows: tuple[Request, Outcome, Mapping[int, Spent]]) -> None:
+        """Counts a request that has ended, or the rows of a batch; and asks in shadow, where one was drawn for that."""
         try:
-            self._ended(request, outcome, costs)
+            self._ended(rows)
         except Exception:
             log.exception("an arm of the cloud could not be counted; the answer is not touched by it")
 
-    def _ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
+    def _ended(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
+        found = [(request, usd, came) for request, outcome, usd in rows if (came := self._came(request, outcome)) is not None]
+        if not found:
+            return
+        name = found[0][2].name  # that of all: a batch is in one arm
+        b = name != self.first
+        with self._lock:
+            tally = self._tallies[name]
+            for request, costs, came in found:
+                tally.count(came, None if came.leg not in costs else costs[came.leg].usd, timed=not request.batch)
+            # rows of one call fail together, so a batch is one observation: the tests are of independent ones
+            values = {ERRORS: [came.failed for _, _, came in found]}
+            values[DIFFERS] = [came.differs for _, _, came in found if came.differs is not None]
+            for other, tests in self._tests.items():
+                for kind, seen in values.items():
+                    if seen and (other == name or not b):
+                        tests[kind].add(sum(seen) / len(seen), b=b)
+        self._look()
+        for request, _, came in found:
+            if came.answer is not None and not b:
+                self._shadowed(request, request.plan, came.leg, came.answer.value, came.edge)
+
+    def _came(self, request: Request, outcome: Outcome) -> _Came | None:
+        """What came of the arm's leg; None: it was not asked, or nothing is known of it."""
         plan = request.plan
         i = next((i for i, leg in enumerate(plan.legs) if leg.permit is not None), None)
         if i is None or plan.legs[i].name not in self._tallies:
-            return
+            return None
         begun = ended = failed = answered = False
         since = took_s = 0.0
         for kind, leg, at, detail in outcome.log:
@@ -174,30 +211,11 @@ class Trials:
                 ended = answered = True
                 took_s = at - since
         if not (begun and ended):
-            return
-        name, b = plan.legs[i].name, plan.legs[i].name != self.first
+            return None
         answer = outcome.prediction if outcome.leg == i and answered else None
         edge = next((held for leg, held in outcome.held.items() if plan.legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else not contained(same, edge.value, answer.value)
-        with self._lock:
-            tally = self._tallies[name]
-            tally.calls += 1
-            tally.failed += failed
-            if i in costs:
-                tally.cost(costs[i].usd)
-            if answered and not request.batch:
-                tally.took(took_s)
-            if differs is not None:
-                tally.compared += 1
-                tally.differ += differs
-            for other, tests in self._tests.items():
-                if other == name or not b:
-                    tests[ERRORS].add(float(failed), b=b)
-                    if differs is not None:
-                        tests[DIFFERS].add(float(differs), b=b)
-        self._look()
-        if answer is not None and not b:
-            self._shadowed(request, plan, i, answer.value, edge)
+        return _Came(plan.legs[i].name, i, failed, took_s if answered else None, answer, edge, differs)
 
     def _shadowed(self, request: Request, plan: Plan, i: int, value: Any, edge: Prediction | None) -> None:
         """Asks those endpoints in shadow for which the request is drawn."""
@@ -354,12 +372,17 @@ class _Tally:
         self._took.plus(other._took)
         self._usd.plus(other._usd)
 
-    def took(self, seconds: float) -> None:
-        self._latency.add(seconds)
-        self._took.add(seconds)
-
-    def cost(self, usd: float) -> None:
-        self._usd.add(usd)
+    def count(self, came: _Came, usd: float | None, *, timed: bool) -> None:
+        self.calls += 1
+        self.failed += came.failed
+        if usd is not None:
+            self._usd.add(usd)
+        if timed and came.took_s is not None:
+            self._latency.add(came.took_s)
+            self._took.add(came.took_s)
+        if came.differs is not None:
+            self.compared += 1
+            self.differ += came.differs
 
     def stats(self, arm: str, share: float, stopped: str) -> CloudArmStats:
         return CloudArmStats(
