@@ -8,6 +8,7 @@ import pytest
 from commands import cli
 
 from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
+from edgeroute.core.arms import ArmTest
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
@@ -285,26 +286,30 @@ def test_a_batch_is_in_one_arm():
     assert seen == {"large", "next"}
 
 
-@pytest.mark.parametrize("fails", [True, False])
-def test_a_batch_is_one_observation_of_the_guardrail(fails):
-    """Its rows fail together: as one each, ten batches of a hundred rows would be evidence enough to stop an arm."""
-    clouds = {"large": always("cat"), "next": Function(broken) if fails else always("dog")}
-    arms = CloudArms(clouds, {"next": 0.5})
+def test_a_batch_is_one_observation_of_the_guardrail():
+    """Its rows fail together, so that as one each they would be evidence that is not there."""
+    clouds = {"large": always("cat"), "next": Function(lambda x: ("dog" if x % 2 else "cat", 1.0))}
+    arms = CloudArms(clouds, {"next": 0.5}, by=lambda x: x)
+    errors, differs = (ArmTest(margin, arms.alpha / 3) for margin in (arms.more_errors, arms.more_differs))
     with router_of(arms) as router:
-        for _ in range(10):
-            router.infer_many([*range(100)])
-        told = arms_of(router)
-        assert told["large"].calls + told["next"].calls == 1000
-        assert told["next"].calls >= 100
-        assert not router.engine.trials.stopped
-        tests = router.engine.trials.dump()["tests"]["next"]
-        assert 1 <= tests["errors"]["pairs"] <= 5
-        if not fails:
-            assert 1 <= tests["differs"]["pairs"] <= 5
-            assert told["next"].differs.share == 1
+        for i in range(20):
+            leg = router.infer_many([*range(i, i + 100)])[0].leg
+            errors.add(0.0, b=leg == "next")
+            differs.add(0.5 * (leg == "next"), b=leg == "next")
+        told, tests = arms_of(router), router.engine.trials.dump()["tests"]["next"]
+    assert (tests["errors"], tests["differs"]) == (errors.dump(), differs.dump())
+    assert differs.pairs > 3
+    assert told["large"].calls + told["next"].calls == 2000
+    assert told["next"].compared == told["next"].calls
+    assert told["next"].differs.share == 0.5
+
+
+def test_an_arm_whose_batches_fail_is_stopped():
+    clouds = {"large": always("cat"), "next": Function(broken)}
+    with router_of(CloudArms(clouds, {"next": 0.5})) as router:
         for _ in range(400):
             router.infer_many([1, 2, 3])
-        assert router.engine.trials.stopped, "it is found out all the same"
+        assert "more calls that fail" in router.engine.trials.stopped["next"]
 
 
 def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
