@@ -8,6 +8,7 @@ import pytest
 from commands import cli
 
 from edgeroute import AsyncRouter, CloudArms, Function, PolicyError, Router, Trace
+from edgeroute.core.arms import ArmTest
 from edgeroute.core.facts import Facts
 from edgeroute.core.plan import plan
 from edgeroute.core.policy import Policy, Target
@@ -159,6 +160,35 @@ def test_what_came_of_them_outlives_the_process(tmp_path):
         assert arms_of(router)["large"].calls == 0
 
 
+def test_another_endpoint_that_has_an_arms_name_is_not_taken_for_it(tmp_path):
+    clouds = {"large": always("cat"), "next": always("dog", version="1")}
+    arms = CloudArms(clouds, {"next": 0.5})
+    with router_of(arms, state=tmp_path) as router:
+        for i in range(200):
+            router.infer(i)
+        assert router.engine.trials.stopped
+    mended = arms._replace(clouds={**clouds, "next": always("cat", version="2")})
+    with router_of(mended, state=tmp_path) as router:
+        assert (router.engine.trials.stopped, arms_of(router)["next"].calls) == ({}, 0)
+        assert {router.infer(i).leg for i in range(50)} == {"large", "next"}
+
+
+def test_a_reload_with_another_endpoint_begins_anew(tmp_path, fashion):
+    path = tmp_path / "policy.toml"
+    text = POLICY.replace("edge.onnx", str(fashion / "edge.int8.onnx")) + 'split = { next = "10%" }\n'
+    path.write_text(text)
+    with Router.from_policy(path) as router:
+        router.engine.trials.shadowed("next", differs=True)
+        path.write_text(text.replace(":1/b", ":1/c"))
+        router.reload()
+        assert arms_of(router)["next"].shadowed == 0
+        router.engine.trials.shadowed("next", differs=True)
+        router.engine.snapshot.clouds[1].reader.labels = ("cat", "dog")  # as a server tells them
+        router.reload()
+        assert arms_of(router)["next"].shadowed == 1
+        assert "127.0.0.1" not in json.dumps(router.engine.trials.dump())
+
+
 def test_an_answer_names_its_arm_and_the_certificates_cloud(tmp_path):
     """A certificate is for the first endpoint: in another arm its label says so."""
     edge = Target("edge", "edge", 0.8, "loss <= 1 %", certified=True)
@@ -254,6 +284,32 @@ def test_a_batch_is_in_one_arm():
             assert len(legs) == 1
             seen |= legs
     assert seen == {"large", "next"}
+
+
+def test_a_batch_is_one_observation_of_the_guardrail():
+    """Its rows fail together, so that as one each they would be evidence that is not there."""
+    clouds = {"large": always("cat"), "next": Function(lambda x: ("dog" if x % 2 else "cat", 1.0))}
+    arms = CloudArms(clouds, {"next": 0.5}, by=lambda x: x)
+    errors, differs = (ArmTest(margin, arms.alpha / 3) for margin in (arms.more_errors, arms.more_differs))
+    with router_of(arms) as router:
+        for i in range(20):
+            leg = router.infer_many([*range(i, i + 100)])[0].leg
+            errors.add(0.0, b=leg == "next")
+            differs.add(0.5 * (leg == "next"), b=leg == "next")
+        told, tests = arms_of(router), router.engine.trials.dump()["tests"]["next"]
+    assert (tests["errors"], tests["differs"]) == (errors.dump(), differs.dump())
+    assert differs.pairs > 3
+    assert told["large"].calls + told["next"].calls == 2000
+    assert told["next"].compared == told["next"].calls
+    assert told["next"].differs.share == 0.5
+
+
+def test_an_arm_whose_batches_fail_is_stopped():
+    clouds = {"large": always("cat"), "next": Function(broken)}
+    with router_of(CloudArms(clouds, {"next": 0.5})) as router:
+        for _ in range(400):
+            router.infer_many([1, 2, 3])
+        assert "more calls that fail" in router.engine.trials.stopped["next"]
 
 
 def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):

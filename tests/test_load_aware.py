@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeroute import AsyncRouter, Function, OpenInference, PlainJson, Router
+from edgeroute import AsyncRouter, CloudArms, Function, OpenInference, PlainJson, Router
 from edgeroute.cloud.load_reports import LONGEST, report_in
 from edgeroute.core.load import ENOUGH, Report
 from edgeroute.edge.card import Card
 from edgeroute.errors import PolicyError
+from edgeroute.router.auditing import Asks
 from edgeroute.serve.batching import Batcher, Full
 from edgeroute.serve.meter import Meter
 from edgeroute.testing import CannedServer, FakeModel, http_reply
@@ -109,6 +110,45 @@ def test_a_load_that_is_no_longer_reported_fades(monkeypatch):
         router.engine.observer.eases_at -= 100
         says["load"] = ""
         assert {router.infer(0).source for _ in range(80)} == {"cloud"}
+
+
+def report_load(router, name, load):
+    guard = next(one.guard for one in router.engine.snapshot.clouds if one.name == name)
+    guard.rules.load.add(load, monotonic())
+    router.engine.observe()
+    return guard
+
+
+def test_an_endpoint_on_trial_decides_nothing_for_the_others():
+    clouds = {"a": Function(lambda x: ("cat", 1.0)), "b": Function(lambda x: ("cat", 1.0))}
+    with Router(unsure(), CloudArms(clouds, shadow={"b": 0.0}), threshold=0.8, hedge_after=30, deadline=60) as router:
+        assert {router.infer(0).source for _ in range(60)} == {"cloud"}
+        trial = report_load(router, "b", 2.0)
+        assert (router.engine.observer.facts.kept, router.engine.observer.facts.no_hedge) == (0, "")
+        assert Asks(router.engine).allowed()
+        assert not trial.has_headroom(), "it is itself asked in shadow no more"
+        for _ in range(3):
+            trial.failed()
+        router.engine.observe()
+        assert trial.state == "open"
+        assert router.engine.observer.facts.no_hedge == ""
+        assert Asks(router.engine).allowed()
+        report_load(router, "a", 2.0)
+        assert router.engine.observer.facts.kept > 0
+        assert "a is loaded" in router.engine.observer.facts.no_hedge
+        assert not Asks(router.engine).allowed()
+
+
+def test_it_is_the_load_of_the_cloud_that_is_asked_first_that_counts():
+    clouds = [Function(lambda x: ("cat", 1.0), name=name) for name in ("a", "b")]
+    with Router(unsure(), clouds, threshold=0.8) as router:
+        assert {router.infer(0).source for _ in range(60)} == {"cloud"}
+        report_load(router, "b", 2.0)
+        assert router.engine.observer.facts.kept == 0
+        for _ in range(3):
+            router.engine.snapshot.clouds[0].guard.failed()
+        router.engine.observe()
+        assert router.engine.observer.facts.kept > 0, "the second is asked, while the first is away"
 
 
 def test_few_deferrals_keep_nothing():
@@ -210,6 +250,37 @@ def test_more_calls_than_an_adaptive_limit_keep_the_edges_answer_at_once():
         assert "2 calls are under way" in kept.reason
         assert [event["code"] for event in kept.trace["events"] if "code" in event] == ["concurrency"], "which nobody waits for"
         assert rules.under_way == set()
+
+
+@pytest.mark.parametrize(("callers", "answered"), [(8, 8), (12, 8)])
+def test_a_burst_waits_its_turn_until_it_is_known_whether_the_cloud_is_well(callers, answered):
+    """At the start, and after it was idle; what is over the limit once that is known is not waited for."""
+    gate, began = threading.Event(), threading.Semaphore(0)
+
+    def slow(x):
+        began.release()
+        gate.wait(30)
+        return "cat", 1.0
+
+    cloud = Function(slow, max_concurrent="auto")
+    with Router(FakeModel([("dog", 0.1)]), cloud, threshold=0.8, deadline=60) as router, ThreadPoolExecutor(callers) as threads:
+        guard = router.engine.snapshot.clouds[0].guard
+        burst = [threads.submit(router.infer, 0) for _ in range(callers)]
+        for _ in range(3):
+            assert began.acquire(timeout=30)
+        until = monotonic() + 30
+        while monotonic() < until and sum(one.done() for one in burst) + len(guard.turns.waiting) < callers - 3:
+            threading.Event().wait(0.001)
+        assert len(guard.turns.waiting) == callers - 3
+        guard.rules.breaker.success(monotonic())  # as by another call
+        guard.turns.advance()
+        for _ in range(5):
+            assert began.acquire(timeout=30)
+        assert not guard.turns.waiting
+        gate.set()
+        sources = [one.result(30).source for one in burst]
+        assert (sources.count("cloud"), sources.count("edge")) == (answered, callers - answered)
+        assert guard.rules.under_way == set()
 
 
 def test_a_policy_may_say_auto(tmp_path):

@@ -11,7 +11,7 @@ from time import monotonic
 import pytest
 from both import DOWN, GOOD, LONG, Tasks, Threads, header, nothing_left, unsure
 
-from edgeroute import Egress, Function, Outbox, PlainJson, Unreachable
+from edgeroute import CloudArms, Egress, Function, Outbox, PlainJson, Unreachable
 from edgeroute.stores.outbox import Waiting
 from edgeroute.testing import CannedServer
 
@@ -270,3 +270,31 @@ def test_a_file_that_several_bring_up_to_date(tmp_path):
         assert box.size() == 50
         assert box.counts()["bytes"] == sum(e.bytes for e in box.list())
         assert {e["origin"] for e in box.export()} == {None, "here"}
+
+
+@pytest.mark.parametrize("call", ["infer", "infer_many"])
+@pytest.mark.parametrize("busy", [False, True])
+def test_what_was_in_an_arm_is_queued_for_the_first_endpoint(make, servers, call, busy):
+    """The arm may be stopped or gone by then; consent is asked for where it goes."""
+    first, second = servers
+    second._reply = DOWN
+    asked = []
+    agreed = Egress(consent=lambda where, _: (asked.append(where), where.startswith(first.url))[1]) if busy else None
+    arms = CloudArms({"large": of(first), "next": of(second, "/other", "another-key")}, {"next": 1.0})
+    router, box, _ = make(arms, egress=agreed)
+    if busy:  # calls of it go on that were given up
+        router.engine.snapshot.clouds[0].max_abandoned = 0
+        router.engine.observe()
+        assert router.engine.observer.facts.busy == {"large"}
+    answers = [router.infer(1)] if call == "infer" else router.infer_many([1, 2])
+    assert {answer.reason.rpartition("; ")[2] for answer in answers} == {"queued"}
+    assert {entry.target for entry in box.list()} == {"large"}
+    router.close()
+    up(first)
+    second._reply = GOOD
+    second.requests.clear()
+    _, _, told = make(of(first), egress=agreed)
+    assert {told.get(timeout=LONG).id for _ in answers} == {answer.id for answer in answers}
+    assert {header(r, "Authorization") for r in first.requests if r.startswith(b"POST")} == {f"Bearer {SECRET}"}
+    assert second.requests == []
+    assert not asked or any(where.startswith(first.url) for where in asked)

@@ -76,7 +76,8 @@ class Turns:
         with self._lock:
             while self.waiting:
                 turn = next(iter(self.waiting))
-                if not self._closed and self._rules.why(now) is None and self._rules.crowded(now) is not None:
+                crowded = None if self._closed or self._rules.why(now) is not None else self._rules.crowded(now)
+                if crowded is not None and crowded.code != "concurrency":  # for which nobody waits
                     break
                 del self.waiting[turn]
                 turn.rejection = _CLOSED if self._closed else self._rules.enter(turn.slot, now, turn.calls)

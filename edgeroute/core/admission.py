@@ -11,7 +11,7 @@ from edgeroute.core.codes import HeldCode, Rejection
 from edgeroute.core.concurrency import Concurrency
 from edgeroute.core.latency import Latency
 from edgeroute.core.link import Link
-from edgeroute.core.load import Load
+from edgeroute.core.load import FROM, Load
 from edgeroute.core.policy import INF, Terms
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.walk import new
@@ -108,7 +108,7 @@ class Admission:
         if count >= most_under_way(self):
             return Rejection(code, f"{count} calls are under way (max_concurrent)")
         if count and self._unsure(count + 1, now):  # one alone always may
-            return Rejection(code, f"{count} calls are under way, and whether it is well is not known")
+            return Rejection("max_concurrent", f"{count} calls are under way, and whether it is well is not known")
         return None
 
     def _unsure(self, count: int, now: float) -> bool:
@@ -214,6 +214,6 @@ class Admission:
         return self.take_probe(now)
 
     def has_headroom(self, now: float) -> bool:
-        """Whether low-priority calls (audits) may be sent: the breaker allows it, half of rate and of concurrency is free."""
+        """Whether low-priority calls (audits) may be sent: half of rate and of concurrency is free; it is well, not loaded."""
         busy = 2 * len(self.under_way) >= most_under_way(self) or self._unsure(2 * len(self.under_way) + 1, now)
-        return not busy and self.breaker.allows(now) and not self.rate.spare_in(now)
+        return not busy and self.load.at(now) <= FROM and self.breaker.allows(now) and not self.rate.spare_in(now)

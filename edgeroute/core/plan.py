@@ -145,7 +145,7 @@ def plan(
             if verdict.data_class is not None:
                 steps.append(f"data class {verdict.data_class!r} may leave: {verdict.rule}")
 
-    away = [] if allowed is None else _arranged(policy, targets, facts, clouds)
+    away = [] if allowed is None else arranged(policy, targets, facts, clouds)
     if arm and away:
         away.sort(key=lambda i: targets[i].name != arm)
         steps.append(f"the request is in the arm of {arm}")
@@ -266,7 +266,7 @@ def _cheapest(
     return ("prefer_edge" if first < cloud else "prefer_cloud"), [text]
 
 
-def _arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
+def arranged(policy: Policy, targets: tuple[Target, ...], facts: Facts, clouds: list[int]) -> list[int]:
     """The clouds in order of trying. One without measured latency comes first, or it would never be measured."""
     if policy.order == "listed" or len(clouds) < 2:  # noqa: PLR2004 - nothing to reorder
         return clouds

@@ -12,6 +12,7 @@ from typing import Any
 from edgeroute.cloud.spending import SharedSpending
 from edgeroute.core.facts import Facts
 from edgeroute.core.load import FROM, kept_share
+from edgeroute.core.plan import arranged
 from edgeroute.core.policy import INF, Policy, Target
 from edgeroute.core.readings import SHARES, Reading
 from edgeroute.core.rules import State, amount, in_force, step, value_of
@@ -99,7 +100,9 @@ class Observer:
         busy = frozenset(b.name for b in backends if b.abandoned >= b.max_abandoned)
         edge_s = max((counts.quantile(t.name, 0.99) or 0.0 for t in targets if t.side == "edge"), default=0.0)
         reserves = counts.reserves(t.name for t in targets if t.side == "edge")
-        facts = Facts(busy, edge_s, reserves, self.no_hedge(backends) if policy.hedge_after != INF else "")
+        proper = [(t, b) for t, b in zip(targets, backends, strict=True) if not t.trial]
+        no_hedge = self.no_hedge([b for _, b in proper]) if policy.hedge_after != INF else ""
+        facts = Facts(busy, edge_s, reserves, no_hedge)
         if isinstance(policy.hedge_after, str) or policy.order != "listed":
             facts = facts._replace(latencies=counts.latencies(), deferral_rate=counts.deferral_rate)
         variants = [t.name for t in targets if t.group]
@@ -113,17 +116,20 @@ class Observer:
             edge_j = self._spending.edge_j = next((facts.joules[name] for name in self._edges if name in facts.joules), 0.0)
             left_j = self._spending.limits.joules_per_hour - self._spending.spent().joules
             facts = facts._replace(energy_spent=left_j < edge_j)
-        facts = self._relieved(facts, backends)
+        facts = self._relieved(facts, policy, *zip(*proper, strict=True)) if proper else facts
         loading = frozenset(b.name for b in backends if getattr(b, "loading", False))
         with self._lock:
             facts = facts._replace(rules=in_force(self._state), loading=loading)
             changed, self.facts = facts != self.facts, facts
         return changed
 
-    def _relieved(self, facts: Facts, backends: Sequence[Backend]) -> Facts:
-        """The facts with what is kept on the edge as a cloud is loaded."""
-        now, guards = monotonic(), [guard for b in backends if (guard := getattr(b, "guard", None)) is not None]
-        share = kept_share(max((guard.rules.load.at(now) for guard in guards), default=0.0))
+    def _relieved(self, facts: Facts, policy: Policy, targets: tuple[Target, ...], backends: Sequence[Backend]) -> Facts:
+        """The facts with what is kept on the edge as the cloud that is asked first is loaded."""
+        clouds = arranged(policy, targets, facts, [i for i, t in enumerate(targets) if t.side == "cloud"])
+        guards: list[Any] = [getattr(backends[i], "guard", None) for i in clouds if targets[i].name not in facts.busy]
+        asked = next((guard for guard in guards if guard is not None and guard.state == "closed"), None)
+        now = monotonic()
+        share = 0.0 if asked is None else kept_share(asked.rules.load.at(now))
         self.eases_at = now + EASES_S if share else INF
         if not share:
             return facts
@@ -212,7 +218,7 @@ class Observer:
         return lines
 
     def no_hedge(self, backends: Sequence[Backend]) -> str:
-        """Why hedges and audits are forbidden now; empty: they are allowed."""
+        """Why hedges and audits are forbidden now; empty: they are allowed. An endpoint on trial is not among the backends."""
         if self._is_metered():
             return "the link is metered"
         if self._spending.scarce():

@@ -138,13 +138,17 @@ def assemble(
 def _trials(engine: Engine, store: KeyValueStore | None, snapshot: Snapshot) -> Trials | None:
     """The arms of the cloud under that policy: those in use, if they are the same."""
     arms, known = snapshot.cloud_arms, engine.trials
-    if arms is None or (known is not None and known.arms == arms):
-        return None if arms is None else known
+    if arms is None:
+        return None
     from edgeroute.record.cloud_arms import STORED as TRIALS
     from edgeroute.router.cloud_arms import Trials as Made
+    from edgeroute.router.cloud_arms import identity
 
+    identities = [*map(identity, snapshot.clouds)]
+    if known is not None and (known.arms, known.identities) == (arms, identities):
+        return known
     dumped: Any = known.dump() if known is not None else None if store is None else store.get(TRIALS)
-    return Made(arms, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, dumped)
+    return Made(arms, engine.instruments.alarm, Asks(engine), engine.cloud_threads.submit, identities, dumped)
 
 
 def _recorded(sinks: Sequence[Instrument], sensors: Any) -> bool:

@@ -40,7 +40,7 @@ class Asks:
 
     def _may_call(self) -> bool:
         """Whether a low-priority call may be made now, by the policy, the link, the limits and the state of the endpoints."""
-        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.backends)
+        return not self._engine.stays_home() and not self._engine.observer.no_hedge(self._engine.snapshot.proper)
 
     def prepare(self, request: Any, leg: int, edge: Prediction | None) -> Callable[[], Event]:
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""

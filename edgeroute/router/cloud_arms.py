@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import sqrt
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from edgeroute.core.arms import ArmTest
-from edgeroute.core.codes import Failure
+from edgeroute.core.codes import UNIDENTIFIED, Failure
 from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
@@ -25,6 +25,7 @@ from edgeroute.system import contained, renew_after_fork
 from edgeroute.types import Spent
 
 if TYPE_CHECKING:
+    from edgeroute.cloud.backend import CloudBackend
     from edgeroute.router.request import Request
 
 log = logging.getLogger("edgeroute")
@@ -50,6 +51,20 @@ class Calls(Protocol):
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
 
 
+class _Came(NamedTuple):
+    """What came of a request at its arm."""
+
+    name: str
+    leg: int
+    failed: bool
+    took_s: float | None
+    """Time of its answer, seconds; None: it gave none."""
+    answer: Prediction | None
+    edge: Prediction | None
+    differs: bool | None
+    """Whether its answer is another than the edge's; None: one of them is not known."""
+
+
 class Trials:
     """The arms of a router's cloud, and what came of them.
 
@@ -58,6 +73,7 @@ class Trials:
         alarm: called with an arm's name and the guardrail's text once it stops the arm.
         calls: makes calls in shadow.
         submit: runs one in a thread; returns False if none is free.
+        identities: of the endpoints, in order: what came of another one that had its name is not counted for it.
         dumped: what came of them in earlier runs, if it was of these settings.
     """
 
@@ -67,9 +83,10 @@ class Trials:
         alarm: Callable[[str, str], object],
         calls: Calls,
         submit: Callable[[Callable[[], object]], bool],
+        identities: Sequence[str],
         dumped: Mapping[str, Any] | None = None,
     ) -> None:
-        self.arms, self._alarm, self._calls, self._submit = arms, alarm, calls, submit
+        self.arms, self._alarm, self._calls, self._submit, self.identities = arms, alarm, calls, submit, [*identities]
         self.first, *others = arms.clouds
         self._tallies = {name: _Tally() for name in arms.clouds}
         alpha = arms.alpha / len(WORDS)
@@ -96,7 +113,7 @@ class Trials:
     def _of(self) -> list[Any]:
         """What the sums are about; equal after it was read from JSON."""
         arms = self.arms
-        return [[*arms.clouds], arms.salt, *map(float, (arms.more_errors, arms.more_differs, arms.alpha))]
+        return [[*arms.clouds], self.identities, arms.salt, *map(float, (arms.more_errors, arms.more_differs, arms.alpha))]
 
     def dump(self) -> dict[str, Any]:
         """JSON-serialisable state, and the statistics for who reads it."""
@@ -142,18 +159,41 @@ class Trials:
             at -= share
         return ""
 
-    def ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
-        """Counts a request that has ended; and asks in shadow, if it was drawn for that."""
+    def ended(self, *rows: tuple[Request, Outcome, Mapping[int, Spent]]) -> None:
+        """Counts a request that has ended, or the rows of a batch; and asks in shadow, where one was drawn for that."""
         try:
-            self._ended(request, outcome, costs)
+            self._ended(rows)
         except Exception:
             log.exception("an arm of the cloud could not be counted; the answer is not touched by it")
 
-    def _ended(self, request: Request, outcome: Outcome, costs: Mapping[int, Spent]) -> None:
+    def _ended(self, rows: Sequence[tuple[Request, Outcome, Mapping[int, Spent]]]) -> None:
+        found = [(request, usd, came) for request, outcome, usd in rows if (came := self._came(request, outcome)) is not None]
+        if not found:
+            return
+        name = found[0][2].name  # that of all: a batch is in one arm
+        b = name != self.first
+        with self._lock:
+            tally = self._tallies[name]
+            for request, costs, came in found:
+                tally.count(came, None if came.leg not in costs else costs[came.leg].usd, timed=not request.batch)
+            # rows of one call fail together, so a batch is one observation: the tests are of independent ones
+            values = {ERRORS: [came.failed for _, _, came in found]}
+            values[DIFFERS] = [came.differs for _, _, came in found if came.differs is not None]
+            for other, tests in self._tests.items():
+                for kind, seen in values.items():
+                    if seen and (other == name or not b):
+                        tests[kind].add(sum(seen) / len(seen), b=b)
+        self._look()
+        for request, _, came in found:
+            if came.answer is not None and not b:
+                self._shadowed(request, request.plan, came.leg, came.answer.value, came.edge)
+
+    def _came(self, request: Request, outcome: Outcome) -> _Came | None:
+        """What came of the arm's leg; None: it was not asked, or nothing is known of it."""
         plan = request.plan
         i = next((i for i, leg in enumerate(plan.legs) if leg.permit is not None), None)
         if i is None or plan.legs[i].name not in self._tallies:
-            return
+            return None
         begun = ended = failed = answered = False
         since = took_s = 0.0
         for kind, leg, at, detail in outcome.log:
@@ -171,30 +211,11 @@ class Trials:
                 ended = answered = True
                 took_s = at - since
         if not (begun and ended):
-            return
-        name, b = plan.legs[i].name, plan.legs[i].name != self.first
+            return None
         answer = outcome.prediction if outcome.leg == i and answered else None
         edge = next((held for leg, held in outcome.held.items() if plan.legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else not contained(same, edge.value, answer.value)
-        with self._lock:
-            tally = self._tallies[name]
-            tally.calls += 1
-            tally.failed += failed
-            if i in costs:
-                tally.cost(costs[i].usd)
-            if answered and not request.batch:
-                tally.took(took_s)
-            if differs is not None:
-                tally.compared += 1
-                tally.differ += differs
-            for other, tests in self._tests.items():
-                if other == name or not b:
-                    tests[ERRORS].add(float(failed), b=b)
-                    if differs is not None:
-                        tests[DIFFERS].add(float(differs), b=b)
-        self._look()
-        if answer is not None and not b:
-            self._shadowed(request, plan, i, answer.value, edge)
+        return _Came(plan.legs[i].name, i, failed, took_s if answered else None, answer, edge, differs)
 
     def _shadowed(self, request: Request, plan: Plan, i: int, value: Any, edge: Prediction | None) -> None:
         """Asks those endpoints in shadow for which the request is drawn."""
@@ -276,6 +297,22 @@ def summed(devices: Sequence[Mapping[str, Any]]) -> list[CloudArmStats]:
     return found
 
 
+def identity(backend: CloudBackend) -> str:
+    """A hash of what an endpoint is: its address, protocol and model, or a function's code; equal after a restart.
+
+    Without labels, which a server may tell later. What has no identity that two processes agree on, such as a function that holds
+    an object, is known by its name alone.
+    """
+    from edgeroute.stores.cache import fingerprint
+
+    endpoint: Any = getattr(backend, "endpoint", None)
+    if endpoint is None:
+        said = backend.fingerprint(fingerprint)
+    else:  # a subclass may do otherwise
+        said = repr(endpoint.identity(fingerprint)) if "identity" in vars(type(endpoint)) else fingerprint(endpoint)
+    return sha256(repr((backend.origin, "" if UNIDENTIFIED in said else said)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _leg(like: Leg, name: str, target: int) -> Leg:
     """The leg of an endpoint in shadow: it may leave as the other did."""
     return like._replace(
@@ -335,12 +372,17 @@ class _Tally:
         self._took.plus(other._took)
         self._usd.plus(other._usd)
 
-    def took(self, seconds: float) -> None:
-        self._latency.add(seconds)
-        self._took.add(seconds)
-
-    def cost(self, usd: float) -> None:
-        self._usd.add(usd)
+    def count(self, came: _Came, usd: float | None, *, timed: bool) -> None:
+        self.calls += 1
+        self.failed += came.failed
+        if usd is not None:
+            self._usd.add(usd)
+        if timed and came.took_s is not None:
+            self._latency.add(came.took_s)
+            self._took.add(came.took_s)
+        if came.differs is not None:
+            self.compared += 1
+            self.differ += came.differs
 
     def stats(self, arm: str, share: float, stopped: str) -> CloudArmStats:
         return CloudArmStats(

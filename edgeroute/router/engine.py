@@ -33,7 +33,7 @@ from edgeroute.router.planning import beforehand, first_piece_s, kept, planned
 from edgeroute.router.preflight import Check, Decision, check, decide
 from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once, refused
 from edgeroute.router.sensing import Sensing
-from edgeroute.router.settling import compare, settle, standing
+from edgeroute.router.settling import compare, compare_batch, settle, standing
 from edgeroute.router.snapshot import Snapshot, cleared, made_of, served
 from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
@@ -235,6 +235,7 @@ class Engine:
         walks = yield from walked(requests, self.legs(requests))
         for one, own in zip(walks, drawn, strict=True):
             self.record(one.request, one.outcome, one.legs, own)
+        compare_batch(self, walks)
         results = yield from self.fallback.answers(walks)
         return results
 

@@ -286,14 +286,15 @@ def _waiting(job: _Job) -> Waiting | str:
 
 def _entry(job: _Job, request: Request, legs: LegExecutor | None) -> Waiting | str:
     answered = job.walked.outcome.prediction
-    backend = cast("CloudBackend", request.snapshot.backends[request.plan.legs[job.leg].target])
-    allowed = request.plan.legs[job.leg].permit
+    targets, target, allowed = request.snapshot.targets, request.plan.legs[job.leg].target, request.plan.legs[job.leg].permit
     assert allowed is not None, "only a leg that may leave is queued"
-    target = request.plan.legs[job.leg].target
-    seen = request.snapshot.views.of(request.snapshot.targets[target], target, job.x) if legs is None else None
+    tried = targets[target].trial  # and the plan has no other cloud, as that was busy
+    target = next(i for i, t in enumerate(targets) if t.side == "cloud" and not t.trial) if tried else target
+    backend = cast("CloudBackend", request.snapshot.backends[target])
+    seen = request.snapshot.views.of(targets[target], target, job.x) if legs is None else None
     seen = seen if legs is None else legs.inputs.for_outbox(request.id, target, job.x)
     (x,) = request.snapshot.egress.prepared([seen], allowed, backend.where)
-    exchange = None if legs is None else legs.exchanges.get(job.leg)
+    exchange = None if legs is None or tried else legs.exchanges.get(job.leg)
     edge = None
     if legs is not None and legs.edge is not None:
         edge = legs.edge.stored(request.id, job.leg, asked=exchange is not None)
@@ -351,16 +352,20 @@ def _asked(backend: CloudBackend, entry: Waiting, exchange: Exchange) -> Predict
 
 
 def _who_might(plan: Plan, outcome: Outcome) -> tuple[int, str | None] | None:
-    """(first cloud worth a retry, its error): an empty error if it did not fail, None at the deadline. None: no such cloud."""
+    """(first cloud worth a retry, its error): an empty error if it did not fail, None at the deadline. None: no such cloud.
+
+    An endpoint on trial is none, as it may be stopped or gone by the time of delivery; unless the plan has no other.
+    """
     ended = {i: (what, detail) for what, i, _, detail in outcome.log if what != "start"}
-    for i, leg in enumerate(plan.legs):
-        if leg.permit is None:
-            continue
+    clouds = [i for i, leg in enumerate(plan.legs) if leg.permit is not None]
+    proper = [i for i in clouds if not plan.arm or plan.legs[i].name != plan.arm] or clouds
+    in_flight = any(ended.get(i, ("",))[0] == "timeout" for i in clouds)
+    for i in proper:
         what, detail = ended.get(i, ("never begun", None))
         if isinstance(detail, BadInput):
             continue  # the caller's: it would fail again
         if what != "failed":
-            return i, None if what == "timeout" else ""
+            return i, None if what == "timeout" or (plan.arm and in_flight) else ""
         if not isinstance(detail, CloudError) or detail.retriable:
             return i, named(detail)
         if detail.held:

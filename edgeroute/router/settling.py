@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.confidence.binding import effective_target
 from edgeroute.core.walk import Outcome
-from edgeroute.router.legs import LegExecutor
+from edgeroute.router.legs import LegExecutor, Walked
 from edgeroute.router.request import Request
 from edgeroute.router.snapshot import Snapshot, chosen
 
@@ -47,10 +47,16 @@ def compare(parts: Parts, request: Request, outcome: Outcome, legs: LegExecutor 
     if parts.trials is None and not audited:
         return
     costs = {} if legs is None or request.batch else legs.costs()
-    if parts.trials is not None:
-        parts.trials.ended(request, outcome, costs)
+    if parts.trials is not None and not request.batch:
+        parts.trials.ended((request, outcome, costs))
     if drawn is not None and parts.auditor is not None and audited:
         parts.auditor.ended(drawn, request, outcome, costs, unlike(legs))
+
+
+def compare_batch(parts: Parts, walks: Sequence[Walked]) -> None:
+    """Counts what came of a batch for the arms of the cloud, once all of its rows are recorded: they are one call."""
+    if parts.trials is not None and walks and walks[0].request.batch:
+        parts.trials.ended(*((one.request, one.outcome, {}) for one in walks))
 
 
 def log_failures(request: Request, outcome: Outcome) -> None:
