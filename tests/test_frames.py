@@ -562,6 +562,60 @@ def test_closing_from_another_thread_ends_the_for():
         assert seen == []
 
 
+def test_closing_as_the_consumer_is_about_to_wait():
+    """It is not missed, though the source hangs: the bell is rung just before the consumer clears it."""
+
+    class Bell(threading.Event):
+        def clear(self):
+            super().clear()
+            if not closers:
+                closers.append(threading.Thread(target=frames.close))
+                closers[0].start()
+                until(self.is_set)
+                super().clear()
+
+    feed, closers, bell = Feed(), [None], Bell()
+    with Router(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
+        frames._bell, frames._mailbox.ring = bell, bell.set
+        feed.put(1)
+        assert next(frames).frame == 1
+        closers.clear()
+        consumer = threading.Thread(target=lambda: list(frames), daemon=True)
+        consumer.start()
+        consumer.join(LONG)
+        waits = consumer.is_alive()
+        feed.end()
+        consumer.join()
+        closers[0].join()
+        assert not waits
+
+
+def test_closing_that_is_cancelled_ends_the_async_for():
+    """As by a program's own limit, while the source hangs."""
+
+    async def main():
+        feed = Feed()
+        async with AsyncRouter(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
+
+            async def consume():
+                return [update async for update in frames]
+
+            feed.put(1)
+            assert (await anext(frames)).frame == 1
+            consumer = asyncio.create_task(consume())
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(frames.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            try:
+                assert await asyncio.wait_for(consumer, LONG) == []
+            finally:
+                feed.end()
+
+    asyncio.run(asyncio.wait_for(main(), 2 * LONG))
+
+
 def test_an_iterator_that_is_dropped_ends_its_reader_and_its_calls():
     """Once it is collected, as if it had been closed."""
     feed = Feed()

@@ -186,6 +186,7 @@ class AsyncUpdates(Consumed, Generic[U]):
 
     async def _shut(self) -> None:
         self._closed = True
+        self._bell.event.set()  # before anything is waited for: this may be cancelled
         self._mailbox.close()
         self._flow.close()
         tasks = [*self._tasks]
