@@ -436,6 +436,33 @@ def test_the_default_signature(shape, dtype):
     assert all(0 < value <= 1 for value in light)
 
 
+def test_the_signature_of_floats_is_that_of_the_bytes():
+    """0..1 and 0..255 alike, though resizing goes a little beyond 1; NaN and infinities, as of a camera of depth, count as 0."""
+    pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
+    expected = signature_of(pixels)
+    for scale in (1, 255):
+        assert signature_of(pixels / np.float32(255 / scale)) == pytest.approx(expected, abs=1e-5)
+    beyond = pixels / np.float64(250)
+    beyond[0, 0] = 1.01
+    assert signature_of(beyond) == pytest.approx(np.multiply(expected, 255 / 250), abs=0.03)
+    for wrong in (np.nan, np.inf, -np.inf):
+        holes, zeros = pixels / np.float32(255), pixels / np.float32(255)
+        holes[:20, :, 0], zeros[:20, :, 0] = wrong, 0
+        assert signature_of(holes) == signature_of(zeros)
+
+
+@pytest.mark.parametrize("full", [1, 255])
+def test_noise_in_floats_and_holes_are_one_scene(make, full):
+    """Such a camera does not ask the cloud about each of its frames."""
+    noise = np.random.default_rng(1)
+    given = [(full * (0.5 + 0.02 * noise.random((48, 64)))).astype(np.float32) for _ in range(20)]
+    for frame in given:
+        frame[:5] = np.nan
+    with live(make(unsure, None), "frames", given, drop="never") as frames:
+        assert len(list(frames)) == 20
+        assert frames.stats().scenes == 1
+
+
 def test_a_frame_without_a_signature_says_so_and_the_next_goes_on(make):
     """The error names the argument that helps."""
     with live(make(unsure, None), "frames", ["text", picture(1)], drop="never") as frames:
