@@ -295,14 +295,29 @@ class Selective(GatedServer):
 
 
 def test_a_refinement_that_comes_too_late_is_cut(make):
-    """The first frame's call, for which the edge's time is not known, and those after it: the cloud never replies."""
+    """The first frame's call, for which the edge's time is not known, and the next one's, which has a deadline: no reply comes."""
     with CannedServer(None) as server:
         router = make(echo, PlainJson(server.url, retries=0))
-        for frames in (1, 2):  # the edge's time is known once a frame was answered
-            with live(router, "frames", range(frames), stale=0.05, **ALL) as found:
-                assert [u.frame for u in found if not u.held] == list(range(frames))
-                assert found.stats().outdated == frames
-            server.wait_for(lambda n=frames: server.hung_up == len(server.requests) > n - 1)
+        for count, stale in ((1, LONG), (2, 1.0)):
+            feed = Feed()
+            with live(router, "frames", feed, stale=stale, **ALL) as frames:
+                before = len(server.requests)
+                for number in range(count):
+                    feed.put(number)
+                    assert next(frames).provisional
+                    server.wait_for(lambda n=before + number + 1: len(server.requests) == n)
+                feed.end()
+                if count == 1:  # it is late as soon as it has reached the cloud
+                    stale_after(frames, 0.0)
+                assert list(frames) == []
+                assert frames.stats().outdated == count
+            server.wait_for(lambda: server.hung_up == len(server.requests))
+
+
+def stale_after(frames, seconds):
+    """From now on refinements are of use for so long."""
+    flow = frames._flow
+    flow._settings = flow._settings._replace(stale=seconds)
 
 
 def test_a_cloud_that_is_down_costs_no_frame(make):
@@ -499,16 +514,20 @@ def test_a_frame_without_an_answer_is_an_error_and_the_next_goes_on(make):
 
 def test_a_slow_edge_is_no_error(make):
     """The time in which a refinement is of use does not limit the edge where nobody asked for a deadline."""
-    calls = []
+
+    def source():
+        yield from (0, 1)
+        until(lambda: frames.stats().failed == 1)
+        stale_after(frames, LONG)  # the last one has time, however busy the machine is
+        yield 2
 
     def edge(x):
-        calls.append(x)
         if x == 1:
             until(lambda: frames.stats().failed == 1)
         return "edge", 0.1
 
     with CannedServer(GOOD) as server:
-        with live(make(edge, PlainJson(server.url)), "frames", range(3), stale=0.01, **ALL) as frames:
+        with live(make(edge, PlainJson(server.url)), "frames", source(), stale=0.01, **ALL) as frames:
             seen = {u.frame for u in frames}
         assert seen == {0, 2}
         assert frames.stats().failed == 1
