@@ -355,6 +355,24 @@ def test_minutes_of_silence_and_speech_hold_no_memory(make):
     assert most <= 1.5 * RATE
 
 
+def test_what_was_said_before_a_source_fails(make):
+    """It is answered, though the speech has not ended, and then the error is raised."""
+    feed = Feed()
+    for source in (feed, feed.awaited()):
+        router = make(edge, None)
+        if source is not feed and not isinstance(router, Tasks):
+            continue
+        feed.put(*chunks(quiet(1.0), tone(0.5)))
+        feed.end(OSError("unplugged"))
+        with live(router, "audio", source, **RECORDING) as audio:
+            heard = next(audio)
+            assert abs(heard.end_s - 1.5) < 0.07
+            assert len(heard.audio) >= 0.45 * RATE
+            with pytest.raises(OSError, match="unplugged"):
+                next(audio)
+            assert list(audio) == []
+
+
 def test_an_async_source_of_audio():
     """It is read in a task, and its error comes last."""
 

@@ -1,5 +1,6 @@
 """What is decided about frames, step by step in virtual time, with calls that answer when the test says so."""
 
+import contextlib
 import threading
 from math import inf
 from types import SimpleNamespace
@@ -190,6 +191,18 @@ def test_frames_are_as_far_apart_as_was_asked(world):
         assert w.step(0.5) == inf
         assert w.calls[-1].frame == "c"
         assert w.flow.stats().dropped == 1
+
+
+def test_frames_are_as_far_apart_whoever_answers(world):
+    """The cloud, as the edge fails or does not run; nobody; and where a frame has no signature."""
+    for frame, answer in ((0.0, cloud()), (0.0, NoAnswer("down")), ("no number", None)):
+        w = world(every=0.5, scene=0.1)
+        with contextlib.suppress(NoAnswer, ValueError):
+            assert w.frame(frame, answer).answer is answer
+        w.box.offer(1.0)
+        assert w.step(0.1) == 0.5
+        assert w.step(0.5) == inf
+        assert w.calls[-1].frame == 1.0
 
 
 def test_a_scene_is_asked_about_again(world):

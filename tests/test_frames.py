@@ -295,14 +295,29 @@ class Selective(GatedServer):
 
 
 def test_a_refinement_that_comes_too_late_is_cut(make):
-    """The first frame's call, for which the edge's time is not known, and those after it: the cloud never replies."""
+    """The first frame's call, for which the edge's time is not known, and the next one's, which has a deadline: no reply comes."""
     with CannedServer(None) as server:
         router = make(echo, PlainJson(server.url, retries=0))
-        for frames in (1, 2):  # the edge's time is known once a frame was answered
-            with live(router, "frames", range(frames), stale=0.05, **ALL) as found:
-                assert [u.frame for u in found if not u.held] == list(range(frames))
-                assert found.stats().outdated == frames
-            server.wait_for(lambda n=frames: server.hung_up == len(server.requests) > n - 1)
+        for count, stale in ((1, LONG), (2, 1.0)):
+            feed = Feed()
+            with live(router, "frames", feed, stale=stale, **ALL) as frames:
+                before = len(server.requests)
+                for number in range(count):
+                    feed.put(number)
+                    assert next(frames).provisional
+                    server.wait_for(lambda n=before + number + 1: len(server.requests) == n)
+                feed.end()
+                if count == 1:  # it is late as soon as it has reached the cloud
+                    stale_after(frames, 0.0)
+                assert list(frames) == []
+                assert frames.stats().outdated == count
+            server.wait_for(lambda: server.hung_up == len(server.requests))
+
+
+def stale_after(frames, seconds):
+    """From now on refinements are of use for so long."""
+    flow = frames._flow
+    flow._settings = flow._settings._replace(stale=seconds)
 
 
 def test_a_cloud_that_is_down_costs_no_frame(make):
@@ -436,6 +451,33 @@ def test_the_default_signature(shape, dtype):
     assert all(0 < value <= 1 for value in light)
 
 
+def test_the_signature_of_floats_is_that_of_the_bytes():
+    """0..1 and 0..255 alike, though resizing goes a little beyond 1; NaN and infinities, as of a camera of depth, count as 0."""
+    pixels = np.random.default_rng(1).integers(0, 255, (48, 64, 3), np.uint8)
+    expected = signature_of(pixels)
+    for scale in (1, 255):
+        assert signature_of(pixels / np.float32(255 / scale)) == pytest.approx(expected, abs=1e-5)
+    beyond = pixels / np.float64(250)
+    beyond[0, 0] = 1.01
+    assert signature_of(beyond) == pytest.approx(np.multiply(expected, 255 / 250), abs=0.03)
+    for wrong in (np.nan, np.inf, -np.inf):
+        holes, zeros = pixels / np.float32(255), pixels / np.float32(255)
+        holes[:20, :, 0], zeros[:20, :, 0] = wrong, 0
+        assert signature_of(holes) == signature_of(zeros)
+
+
+@pytest.mark.parametrize("full", [1, 255])
+def test_noise_in_floats_and_holes_are_one_scene(make, full):
+    """Such a camera does not ask the cloud about each of its frames."""
+    noise = np.random.default_rng(1)
+    given = [(full * (0.5 + 0.02 * noise.random((48, 64)))).astype(np.float32) for _ in range(20)]
+    for frame in given:
+        frame[:5] = np.nan
+    with live(make(unsure, None), "frames", given, drop="never") as frames:
+        assert len(list(frames)) == 20
+        assert frames.stats().scenes == 1
+
+
 def test_a_frame_without_a_signature_says_so_and_the_next_goes_on(make):
     """The error names the argument that helps."""
     with live(make(unsure, None), "frames", ["text", picture(1)], drop="never") as frames:
@@ -472,16 +514,20 @@ def test_a_frame_without_an_answer_is_an_error_and_the_next_goes_on(make):
 
 def test_a_slow_edge_is_no_error(make):
     """The time in which a refinement is of use does not limit the edge where nobody asked for a deadline."""
-    calls = []
+
+    def source():
+        yield from (0, 1)
+        until(lambda: frames.stats().failed == 1)
+        stale_after(frames, LONG)  # the last one has time, however busy the machine is
+        yield 2
 
     def edge(x):
-        calls.append(x)
         if x == 1:
             until(lambda: frames.stats().failed == 1)
         return "edge", 0.1
 
     with CannedServer(GOOD) as server:
-        with live(make(edge, PlainJson(server.url)), "frames", range(3), stale=0.01, **ALL) as frames:
+        with live(make(edge, PlainJson(server.url)), "frames", source(), stale=0.01, **ALL) as frames:
             seen = {u.frame for u in frames}
         assert seen == {0, 2}
         assert frames.stats().failed == 1
@@ -560,6 +606,60 @@ def test_closing_from_another_thread_ends_the_for():
         frames.close()
         thread.join()
         assert seen == []
+
+
+def test_closing_as_the_consumer_is_about_to_wait():
+    """It is not missed, though the source hangs: the bell is rung just before the consumer clears it."""
+
+    class Bell(threading.Event):
+        def clear(self):
+            super().clear()
+            if not closers:
+                closers.append(threading.Thread(target=frames.close))
+                closers[0].start()
+                until(self.is_set)
+                super().clear()
+
+    feed, closers, bell = Feed(), [None], Bell()
+    with Router(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
+        frames._bell, frames._mailbox.ring = bell, bell.set
+        feed.put(1)
+        assert next(frames).frame == 1
+        closers.clear()
+        consumer = threading.Thread(target=lambda: list(frames), daemon=True)
+        consumer.start()
+        consumer.join(LONG)
+        waits = consumer.is_alive()
+        feed.end()
+        consumer.join()
+        closers[0].join()
+        assert not waits
+
+
+def test_closing_that_is_cancelled_ends_the_async_for():
+    """As by a program's own limit, while the source hangs."""
+
+    async def main():
+        feed = Feed()
+        async with AsyncRouter(echo, None, threshold=0.5) as router, router.frames(feed, scene=None) as frames:
+
+            async def consume():
+                return [update async for update in frames]
+
+            feed.put(1)
+            assert (await anext(frames)).frame == 1
+            consumer = asyncio.create_task(consume())
+            await asyncio.sleep(0)
+            closing = asyncio.create_task(frames.close())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.wait([closing])
+            try:
+                assert await asyncio.wait_for(consumer, LONG) == []
+            finally:
+                feed.end()
+
+    asyncio.run(asyncio.wait_for(main(), 2 * LONG))
 
 
 def test_an_iterator_that_is_dropped_ends_its_reader_and_its_calls():

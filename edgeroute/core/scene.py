@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, isnan
 from typing import NamedTuple
 
 
@@ -17,10 +17,16 @@ class Scene(NamedTuple):
 
 
 def distance(a: Sequence[float], b: Sequence[float]) -> float:
-    """The mean absolute difference of two signatures; inf if they differ in length."""
+    """The mean absolute difference of two signatures; inf if they differ in length. NaN differs from numbers, not from NaN."""
     if len(a) != len(b):
         return inf
-    return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a) if a else 0.0
+    return sum(_apart(x, y) for x, y in zip(a, b, strict=True)) / len(a) if a else 0.0
+
+
+def _apart(x: float, y: float) -> float:
+    if x == y or (isnan(x) and isnan(y)):
+        return 0.0
+    return inf if isnan(x) or isnan(y) else abs(x - y)
 
 
 def scene_of(scene: Scene, signature: Sequence[float], change: float) -> Scene:

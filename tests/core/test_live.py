@@ -54,7 +54,7 @@ def test_what_is_shown_changes_at_most_once_in_hold(labels, hold):
 
 
 def test_a_scene_ends_where_its_first_frame_is_too_different():
-    """Slow changes add up; what cannot be compared, NaN and another length, is a new scene."""
+    """Slow changes add up; what cannot be compared, NaN with a number and another length, is a new scene; NaN stays NaN."""
     scene = scene_of(Scene(), [0.0, 0.0], 0.1)
     assert scene == Scene(1, [0.0, 0.0])
     assert scene_of(scene, [0.1, 0.1], 0.1) is scene
@@ -64,6 +64,9 @@ def test_a_scene_ends_where_its_first_frame_is_too_different():
         numbers.append(scene.number)
     assert numbers == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
     assert scene_of(scene, [nan, 0.0], 0.1).number == 5
+    holes = scene_of(scene, [nan, inf], 0.1)
+    assert scene_of(holes, [nan, inf], 0.1) is holes
+    assert scene_of(holes, [0.0, inf], 0.1).number == 6
     assert scene_of(scene, [0.4], 0.1).number == 5
     assert (distance([], []), distance([1], [])) == (0.0, inf)
 

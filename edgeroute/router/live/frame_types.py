@@ -16,6 +16,8 @@ Held = Literal["", "scene", "in_flight"]
 Signature = Callable[[Any], Sequence[float]]
 ACROSS, BLOCK = 32, 4
 """Samples of a frame in each direction, and how many of them a value of its signature is the mean of."""
+BYTES_ABOVE = 8.0
+"""Floats with a larger one among them are 0..255: more than resizing and normalising make of 0..1, less than in dark pictures."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +131,9 @@ def check_drop(drop: object) -> None:
 
 
 def signature_of(frame: Any) -> Sequence[float]:
-    """Brightness of an 8 by 8 grid, 0..1 for integers: means of blocks of samples. frame: [rows, columns] or [.., .., channels].
+    """Brightness of an 8 by 8 grid: means of blocks of samples, 0..1. frame: [rows, columns] or [rows, columns, channels].
+
+    Integers are divided by their largest. Floats are 0..1, or 0..255 where one is above 8; what is not finite counts as 0.
 
     Raises:
         BadInput: the frame is no such array.
@@ -144,6 +148,10 @@ def signature_of(frame: Any) -> Sequence[float]:
         )
     rows, columns = (np.linspace(0, size - 1, min(size, ACROSS)).astype(int) for size in grid.shape[:2])
     sampled = grid[rows[:, None], columns].astype(np.float32)
+    if grid.dtype.kind == "f":
+        sampled = np.nan_to_num(sampled, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        if sampled.max(initial=0.0) > BYTES_ABOVE:
+            sampled /= 255
     if sampled.ndim == 3:  # noqa: PLR2004 - with channels
         sampled = sampled.mean(2)
     if grid.dtype.kind in "ui":

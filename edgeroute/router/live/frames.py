@@ -115,6 +115,7 @@ class FrameFlow:
         alone = self._cloud_alone()
         if now < self._pace.due or (full and alone) or (got := self._mailbox.take()) is None:
             return False
+        self._pace.due = now + (self._settings.every or 0.0)  # whoever answers, or nobody; an edge's run may put it off
         taken = Taken(got.number, got.at, self._next_scene(got.item))
         held: Held = ""
         if not alone:  # else there is nobody else to ask
@@ -122,7 +123,6 @@ class FrameFlow:
         limit, useful = self._limits(held)
         asked = _Asked(taken, got.item, self._begin(got.item, bool(held), limit), now, held, useful is not None, limit == useful)
         if alone:
-            self._pace.due = now + (self._settings.every or 0.0)
             self._flights.append(asked)
         else:
             self._current = asked

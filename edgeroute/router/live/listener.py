@@ -140,9 +140,13 @@ def _level_db(window: NDArray[Any]) -> float:
 
 
 def segments(chunks: Any, kind: Kind, listener: Listener, stopped: threading.Event) -> Iterator[Segment]:
-    """The segments of chunks, until it is stopped."""
-    for chunk in items(chunks, kind, stopped):
-        yield from listener.hear(chunk)
-        if stopped.is_set():
-            return
+    """The segments of chunks, until it is stopped. Where the source fails, what was heard of a segment comes before its error."""
+    try:
+        for chunk in items(chunks, kind, stopped):
+            yield from listener.hear(chunk)
+            if stopped.is_set():
+                return
+    except Exception:
+        yield from listener.finish()
+        raise
     yield from listener.finish()

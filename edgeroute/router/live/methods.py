@@ -95,7 +95,8 @@ class Live(Streaming):
             scene: the largest mean difference of two frames' signatures within a scene. In a scene the cloud is asked once, and
                 its answer is that of the frames that follow. None: no scenes.
             refresh: seconds after which the cloud is asked about a scene again; None: never.
-            signature: a function of a frame that returns some numbers; None: the brightness of an 8 by 8 grid, 0..1.
+            signature: a function of a frame that returns some numbers; None: the brightness of an 8 by 8 grid, 0..1, of integers,
+                or of floats that are 0..1 or 0..255 (those with one above 8); NaN and infinities count as 0.
             label: a function of an answer's value that returns what hysteresis compares; None: the value, if it is hashable.
             busy: the share of time that the edge may run, more than 0 up to 1: it rests in proportion to its measured latency.
             mode: overrides the policy's.

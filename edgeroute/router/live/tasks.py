@@ -81,11 +81,16 @@ async def fill_async(mailbox: Mailbox[T], found: AsyncIterable[T]) -> None:
 
 
 async def segments_async(chunks: AsyncIterable[Any], listener: Listener) -> AsyncIterator[Segment]:
-    """The segments of asynchronous chunks."""
-    async for chunk in chunks:
-        for segment in listener.hear(chunk):
+    """The segments of asynchronous chunks, as `listener.segments`."""
+    try:
+        async for chunk in chunks:
+            for segment in listener.hear(chunk):
+                yield segment
+            await asyncio.sleep(0)  # as above
+    except Exception:
+        for segment in listener.finish():
             yield segment
-        await asyncio.sleep(0)  # as above
+        raise
     for segment in listener.finish():
         yield segment
 
@@ -186,6 +191,7 @@ class AsyncUpdates(Consumed, Generic[U]):
 
     async def _shut(self) -> None:
         self._closed = True
+        self._bell.event.set()  # before anything is waited for: this may be cancelled
         self._mailbox.close()
         self._flow.close()
         tasks = [*self._tasks]

@@ -110,8 +110,10 @@ class Updates(Consumed, Generic[U]):
     def _next(self) -> tuple[U] | None:
         if self._reader is None and not self._closed:
             self._read_in_thread()
-        while not self._closed:
-            self._bell.clear()
+        while True:
+            self._bell.clear()  # before it is looked for what rings it: what comes from here on is not missed
+            if self._closed:
+                return None
             if self._router_closed:
                 raise Closed(ROUTER_CLOSED)
             now = monotonic()
@@ -122,7 +124,6 @@ class Updates(Consumed, Generic[U]):
                 return (step,)
             if (left_s := step - now) > 0:
                 self._bell.wait(None if left_s == INF else min(left_s, threading.TIMEOUT_MAX))
-        return None
 
     def _shut(self) -> None:
         self._closed = True
