@@ -4,6 +4,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from commands import cli
 
@@ -263,7 +264,20 @@ def test_values_that_cannot_be_compared_touch_no_answer(caplog):
     with Router(lambda x: (Odd(), 0.1), cloud=CloudArms(clouds, {"next": 0.5}, shadow={"next": 1.0}), threshold=0.8) as router:
         for i in range(20):
             assert router.infer(i).leg in clouds
-    assert "could not be counted" in caplog.text
+        assert sum(arm.calls for arm in arms_of(router).values()) == 20
+    assert caplog.text.count("cannot be compared") == 1
+
+
+def test_arrays_of_other_shapes_differ():
+    """As boxes of two detectors: they are compared, and each call is counted."""
+    clouds = {"large": Function(lambda x: (np.ones((2, 4)), 1.0)), "next": Function(lambda x: (np.ones((1, 4)), 1.0))}
+    arms = CloudArms(clouds, {"next": 0.5}, more_differs=1)
+    with Router(lambda x: (np.ones((2, 4)), 0.1), cloud=arms, threshold=0.8) as router:
+        for i in range(40):
+            router.infer(i)
+        told = arms_of(router)
+    assert told["large"].calls + told["next"].calls == 40
+    assert (told["large"].differs.share, told["next"].differs.share) == (0, 1)
 
 
 def test_many_callers_are_all_counted():

@@ -381,6 +381,8 @@ def _allowed(asks: Asks) -> bool:
 
 
 def same(edge: Any, cloud: Any) -> bool:
-    """Whether two values are equal; for arrays: all elements."""
+    """Whether two values are equal; for arrays: all elements, and the shapes."""
+    if getattr(edge, "shape", ()) != getattr(cloud, "shape", ()):
+        return False
     equal = edge == cloud
     return bool(equal.all()) if hasattr(equal, "all") else bool(equal)

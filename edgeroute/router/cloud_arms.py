@@ -96,7 +96,7 @@ class Trials:
         }  # fmt: skip
         self.stopped: dict[str, str] = {}
         """Arm -> why it gets no request any more."""
-        self._failed = False
+        self._failed = self._incomparable = False
         self._fixed = None if arms.device is None else self._at(arms.device)
         self.after_fork()
         renew_after_fork(self)
@@ -214,8 +214,18 @@ class Trials:
             return None
         answer = outcome.prediction if outcome.leg == i and answered else None
         edge = next((held for leg, held in outcome.held.items() if plan.legs[leg].permit is None), None)
-        differs = None if answer is None or edge is None else not contained(same, edge.value, answer.value)
+        differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
         return _Came(plan.legs[i].name, i, failed, took_s if answered else None, answer, edge, differs)
+
+    def _differ(self, one: Any, other: Any) -> bool | None:
+        """Whether two values differ; None: they cannot be compared, and that is said once."""
+        try:
+            return not contained(same, one, other)
+        except Exception:
+            if not self._incomparable:
+                self._incomparable = True
+                log.exception("cloud_arms: answers cannot be compared, so failures alone are (said once)")
+            return None
 
     def _shadowed(self, request: Request, plan: Plan, i: int, value: Any, edge: Prediction | None) -> None:
         """Asks those endpoints in shadow for which the request is drawn."""
@@ -233,8 +243,9 @@ class Trials:
         def job() -> None:
             try:
                 event = ask()
-                if type(event) is Done:
-                    self.shadowed(name, differs=not contained(same, event.answer.value, value))
+                differs = self._differ(event.answer.value, value) if type(event) is Done else None
+                if differs is not None:
+                    self.shadowed(name, differs=differs)
             except Exception:
                 log.exception("a call in shadow failed; no answer is touched by it")
             finally:
