@@ -275,6 +275,51 @@ def test_bounded_memory(monkeypatch):
     assert found.requests[Kind("edge", "other", "confident", False)] == 490
 
 
+def test_as_many_endpoints_as_there_may_be(monkeypatch):
+    """A policy that is reloaded with other names again and again takes no more memory."""
+    monkeypatch.setattr(tally, "MOST", 10)
+    counts = Tally()
+    for n in range(200):
+        counts.attempt_ended(AttemptEnded(f"leg{n}", "r", 1, 1, 0.1, None, tokens=Tokens(3, 2)))
+        counts.limit_hit(f"leg{n}", "breaker")
+        counts.limit_hit(f"another{n}", "breaker")
+    found = counts.read()
+    assert [len(each) for each in (found.attempts, found.endpoints, found.held, found.tokens)] == [11, 11, 11, 22]
+    assert found.attempts[tally.OTHER, "ok"] == 190
+    assert found.held[tally.OTHER, "breaker"] == 390
+
+
+def test_no_call_waits_for_a_scrape():
+    """What happens while a scrape holds the lock is counted after it."""
+    counts = Tally()
+    held, over = threading.Event(), threading.Event()
+
+    def scrape():
+        with counts._lock:
+            held.set()
+            assert over.wait(LONG)
+
+    def calls():
+        for n in range(2 * tally.TOGETHER):
+            counts.request_ended(RequestEnded(f"{n}", None, None, ValueError()))
+            counts.attempt_ended(AttemptEnded("a", f"{n}", 1, 1, 0.1, None))
+            counts.limit_hit("a", "breaker")
+            counts.outbox_changed(f"{n}", "queued")
+            counts.alarm("a", "drift")
+
+    threads = [threading.Thread(target=scrape), threading.Thread(target=calls, daemon=True)]
+    threads[0].start()
+    assert held.wait(LONG)
+    threads[1].start()
+    threads[1].join(LONG)
+    waits = threads[1].is_alive()
+    over.set()
+    threads[0].join()
+    assert not waits
+    n, found = 2 * tally.TOGETHER, counts.read()
+    assert [sum(each.values()) for each in (found.requests, found.attempts, found.held, found.events)] == [n, n, n, 2 * n]
+
+
 def test_codes_of_foreign_errors():
     """A code that nobody knows is no label."""
 
