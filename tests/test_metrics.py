@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -35,10 +36,13 @@ from edgeroute import (
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.why import CODES, Took
 from edgeroute.errors import Refused
+from edgeroute.gateway.app import app
+from edgeroute.gateway.run import made
 from edgeroute.observe.stats import ArmStats, AuditStats, CloudArmStats, LegStats, Part, Stats
 from edgeroute.observe.status import Status
 from edgeroute.record import tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
+from edgeroute.record.prometheus import of_router
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -388,6 +392,26 @@ def test_a_policy_asks_for_it(tmp_path, fashion, monkeypatch):
         Router.from_policy(policy(tmp_path, fashion, 'propagate = ["a"]\n'))
 
 
+@pytest.mark.parametrize(
+    ("telemetry", "named"), [('prometheus = true\nrouter = "camera"\n', "camera"), ("requests = true\n", "")]
+)
+def test_the_gateway_keeps_the_policys_own(tmp_path, fashion, telemetry, named):
+    """`--metrics` adds the instrument only where the file has none; the file's has the router's name."""
+    router = made(policy(tmp_path, fashion, telemetry), metrics=True)
+    found = of_router(router)
+    asyncio.run(router.close())
+    assert found.router == named
+
+
+def test_a_gateway_without_the_extra(monkeypatch):
+    """Says so as it is made, not at each scrape."""
+    monkeypatch.setattr("edgeroute.record.prometheus._missing", ImportError())
+    router = AsyncRouter(sure, None)
+    with pytest.raises(RuntimeMissing, match="prometheus"):
+        app(router, metrics=True)
+    asyncio.run(router.close())
+
+
 IMAGE = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]}
 
 
@@ -415,10 +439,10 @@ def test_the_server_of_models(fashion):
     from starlette.testclient import TestClient
 
     from edgeroute import OnnxModel
-    from edgeroute.serve.app import app
+    from edgeroute.serve.app import app as models_app
 
     model = OnnxModel(fashion / "cloud.onnx")
-    with TestClient(app([model], metrics=True), raise_server_exceptions=False) as client:
+    with TestClient(models_app([model], metrics=True), raise_server_exceptions=False) as client:
         assert client.post(f"/v2/models/{model.name}/infer", json=IMAGE).status_code == 200
         assert client.post(f"/v2/models/{model.name}/infer", json={"inputs": []}).status_code == 400
         assert client.post(f"/v2/models/{SECRET}/infer", json=IMAGE).status_code == 404
@@ -430,7 +454,7 @@ def test_the_server_of_models(fashion):
         assert found["edgeroute_serve_request_duration_seconds_count", "400", model.name] == 1
         assert found["edgeroute_serve_request_duration_seconds_count", "", "404"] == 1
         assert SECRET not in page
-    with TestClient(app([OnnxModel(fashion / "cloud.onnx")])) as client:
+    with TestClient(models_app([OnnxModel(fashion / "cloud.onnx")])) as client:
         assert client.get("/metrics").status_code == 404
 
 

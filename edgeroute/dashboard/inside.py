@@ -166,9 +166,7 @@ def _metrics(router: EngineOwner) -> BaseRoute:
     from starlette.routing import Route
 
     from edgeroute.gateway.metrics import Metrics
-    from edgeroute.record.prometheus import metrics
 
-    metrics(router)  # what is missing is said now, not at the first scrape
     return Route("/metrics", Metrics(router).page)
 
 
