@@ -458,6 +458,27 @@ def test_the_server_of_models(fashion):
         assert client.get("/metrics").status_code == 404
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.1"])
+def test_no_web_page_reads_the_servers_metrics(host, fashion):
+    """A page of another site, and on the loopback one whose own name resolves to this machine; a scrape by address may."""
+    pytest.importorskip("onnxruntime")
+    from starlette.testclient import TestClient
+
+    from edgeroute import OnnxModel
+    from edgeroute.serve.app import app as models_app
+
+    url = f"http://[{host}]:8080" if ":" in host else f"http://{host}:8080"
+    with TestClient(models_app([OnnxModel(fashion / "cloud.onnx")], metrics=True), base_url=url) as client:
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/metrics", headers={"Host": "localhost:8080", "Sec-Fetch-Site": "none"}).status_code == 200
+        assert client.get("/metrics", headers={"Origin": "http://evil.example"}).status_code == 403
+        for site in ("cross-site", "same-site"):
+            assert client.get("/metrics", headers={"Sec-Fetch-Site": site}).status_code == 403
+        named = client.get("/metrics", headers={"Host": "evil.example:8080"}).status_code
+        assert named == (200 if host == "192.0.2.1" else 421)
+        assert client.get("/v2/health/live", headers={"Host": "evil.example:8080"}).status_code == 200
+
+
 OFF = """
 import sys
 import edgeroute
