@@ -433,6 +433,13 @@ def test_who_may_ask(tmp_path):
                 assert client.get(path, headers={**right, "Origin": "http://evil.example"}).status_code == 403
                 assert client.get(path, headers={**right, "Sec-Fetch-Site": "cross-site"}).status_code == 403
             assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+            link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+            assert client.get("/", headers=link).text.count(token) == 0  # as a notebook's link to the page
+            for change in ({"Sec-Fetch-Dest": "iframe"}, {"Sec-Fetch-Mode": "no-cors"}, {"Origin": "http://evil.example"}):
+                assert client.get("/", headers={**link, **change}).status_code == 403
+            assert client.get("/", headers=link).status_code == 200
+            assert client.get("/", headers={**link, "Host": "evil.example"}).status_code == 421
+            assert client.get("/live", headers={**right, **link}).status_code == 403
             assert client.get("/metrics", headers=right).text == "one 1"
             assert client.post("/live", headers=right, json={}).status_code == 405
             assert client.get("/live", headers=right).json()["requests"] == 0

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError
 from edgeroute.gateway.faults import Fault
-from edgeroute.serve.asked import is_named, of_a_page
+from edgeroute.serve.asked import is_named, is_opened, of_a_page
 
 OPEN = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no token: they say nothing but that the gateway lives."""
@@ -33,6 +33,7 @@ class Guard:
         token: None: none is needed.
         without_token: paths that need none.
         what: what is guarded, in messages: the command of that name has the option --allow-host.
+        links: paths that a page of another site may link to, as a notebook does: opened in a window of their own, never read.
 
     Raises:
         PolicyError: the token is none, or one that a header cannot have.
@@ -45,8 +46,9 @@ class Guard:
         token: str | None = None,
         without_token: Iterable[str] = OPEN,
         what: str = "gateway",
+        links: Iterable[str] = (),
     ) -> None:
-        self.app, self._open, self._what = app, frozenset(without_token), what
+        self.app, self._open, self._what, self._links = app, frozenset(without_token), what, frozenset(links)
         self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
         self._token = None if token is None else checked(token).encode()
 
@@ -75,7 +77,7 @@ class Guard:
                 f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
                 "unknown_host", CLOSE,
             )  # fmt: skip
-        if of_a_page(headers):
+        if of_a_page(headers) and not (scope["path"] in self._links and is_opened(headers)):
             return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
         if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)

@@ -11,6 +11,12 @@ def of_a_page(headers: Mapping[bytes, bytes]) -> bool:
     return b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}
 
 
+def is_opened(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser opens it as a page of its own, after a click on a link: the page with the link cannot read it."""
+    kind = headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")
+    return b"origin" not in headers and kind == (b"navigate", b"document")
+
+
 def is_named(host: str, names: Collection[str]) -> bool:
     """Whether the header `Host` has an address or one of these names, with or without a port.
 
