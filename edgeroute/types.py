@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
-from edgeroute.core.texts import clean
-from edgeroute.core.walk import Outcome, Prediction
+from edgeroute.core.texts import clean, short
+from edgeroute.core.walk import Outcome, Prediction, new
 from edgeroute.core.why import Took, reason_code, took
 from edgeroute.failures import Failures
 from edgeroute.system import plain
@@ -314,6 +313,23 @@ class Answer(Generic[V]):
         spent = None if outcome is None or outcome.leg is None else (costs or {}).get(outcome.leg)
         return None if spent is None else spent.edge
 
+    def light(self) -> Answer[Any]:
+        """A copy that keeps what `trace` needs alone: no value, no outputs, no exception with its traceback."""
+        plan, outcome, costs = self._plan, self._outcome, self._costs
+        if outcome is not None:
+            if "failed" in [mark[0] for mark in outcome.log]:
+                plan, outcome, costs = _Told("", dict(self.trace)), None, None
+            else:
+                leg, _, accepted, log, begun, ended, _ = outcome
+                outcome = new(Outcome, (leg, None, accepted, log, begun, ended, {}))
+        made: Answer[Any] = Answer.recalled(self, self.source, self._note, self.id, self.latency_s)
+        made.value = made.outputs = None
+        return made._routed(plan, outcome, costs)
+
+    def _routed(self, plan: Plan | _Told | None, outcome: Outcome | None, costs: Mapping[int, Spent] | None) -> Answer[V]:
+        self._plan, self._outcome, self._costs = plan, outcome, costs
+        return self
+
     @property
     def trace(self) -> Mapping[str, Any]:
         """Every step with its time, bytes and cost, JSON-serialisable."""
@@ -365,31 +381,15 @@ class Answer(Generic[V]):
     def __repr__(self) -> str:
         sure = "" if self.confidence is None else f", {self.confidence:.2f}"
         marks = f"{', degraded' if self.degraded else ''}{'' if self.final else ', provisional'}"
-        return f"<Answer {clean(_short.repr(self.value), 100)} from {self.leg}{sure}{marks}: {clean(self.reason, 200)}>"
+        return f"<Answer {clean(short.repr(self.value), 100)} from {self.leg}{sure}{marks}: {clean(self.reason, 200)}>"
 
 
 _FIELDS = ("id", "value", "source", "leg", "confidence", "degraded", "final", "reason", "latency_s")
 
 
-def _told_again(kind: type[Answer[V]], fields: dict[str, Any], told: _Told) -> Answer[V]:
+def _told_again(kind: type[Answer[V]], fields: Mapping[str, Any], told: Plan | _Told | None) -> Answer[V]:
     self = kind.__new__(kind)
+    self._plan, self._outcome, self._costs, self._note = told, None, None, ""
     for name, value in fields.items():
         setattr(self, name, value)
-    self._plan, self._outcome, self._costs, self._note = told, None, None, ""
     return self
-
-
-class _Short(Repr):
-    """Formats a value on few characters: arrays and tensors as dtype and shape."""
-
-    def repr_instance(self, x: Any, level: int) -> str:
-        dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
-        if dtype is not None and shape:
-            return f"{dtype} [{', '.join(map(str, shape))}]"
-        if isinstance(x, bytes | bytearray) and len(x) > self.maxstring:
-            return f"{bytes(x[: self.maxstring // 2])!r}... ({len(x):,} bytes)"
-        return super().repr_instance(x, level)
-
-
-_short = _Short()
-_short.maxstring = _short.maxother = 60

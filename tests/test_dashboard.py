@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from time import monotonic
 
@@ -293,6 +294,14 @@ def test_memory_is_bounded(tmp_path):
     assert monitor.trial()["requests"] <= monitors.REPLAYED
 
 
+def test_a_record_that_is_too_large():
+    """Is counted as lost, and kept nowhere: not in what is shown either."""
+    monitor = monitor_of([OWN[0], {**OWN[1], "more": [0] * monitors.RECORD_BYTES}])
+    seen = monitor.view()
+    assert (seen["requests"], seen["lost"]) == (1, 1)
+    assert [one["id"] for one in seen["recent"]] == [OWN[0]["id"]]
+
+
 # ------------------------------------------------------------------------------------------------ another threshold
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.1, 1), min_size=1, max_size=30), st.floats(0.1, 1))
@@ -424,6 +433,13 @@ def test_who_may_ask(tmp_path):
                 assert client.get(path, headers={**right, "Origin": "http://evil.example"}).status_code == 403
                 assert client.get(path, headers={**right, "Sec-Fetch-Site": "cross-site"}).status_code == 403
             assert client.get("/", headers={"Host": "evil.example"}).status_code == 421
+            link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+            assert client.get("/", headers=link).text.count(token) == 0  # as a notebook's link to the page
+            for change in ({"Sec-Fetch-Dest": "iframe"}, {"Sec-Fetch-Mode": "no-cors"}, {"Origin": "http://evil.example"}):
+                assert client.get("/", headers={**link, **change}).status_code == 403
+            assert client.get("/", headers=link).status_code == 200
+            assert client.get("/", headers={**link, "Host": "evil.example"}).status_code == 421
+            assert client.get("/live", headers={**right, **link}).status_code == 403
             assert client.get("/metrics", headers=right).text == "one 1"
             assert client.post("/live", headers=right, json={}).status_code == 405
             assert client.get("/live", headers=right).json()["requests"] == 0
@@ -521,6 +537,38 @@ def test_a_router_that_is_faster_than_its_dashboard(monkeypatch):
     taken = [*ended.take()]
     assert (len(taken), ended.lost()) == (10, 15)
     assert [one["id"] for one in taken] == [one["id"] for one in records[-10:]]
+
+
+def test_values_do_not_wait_for_the_dashboard():
+    """Nor do outputs, inputs, or the exceptions of clouds that failed; the record is the same."""
+    from edgeroute.dashboard.inside import Ended
+
+    class Large:
+        """Some megabytes."""
+
+    def sees(x):
+        weak.append(weakref.ref(large := Large()))
+        return large, x
+
+    def cloud(_):
+        weak.append(weakref.ref(large := Large()))
+        raise Unreachable(f"down {large!r:.5}")
+
+    weak, ended, records = [], Ended(), []
+
+    class Keeps(Dashboard):
+        def request_ended(self, one):
+            ended.add(one)
+
+    with Router(sees, cloud, threshold=0.5, instruments=[Keeps()], trace=records.append) as router:
+        for x in (0.9, 0.2, 0.9):
+            router.infer(x)
+        gc.collect()
+        assert len(ended._fresh) == 3
+        assert len(weak) >= 3
+        assert [one() for one in weak] == [None] * len(weak)
+    for taken, traced in zip(ended.take(), records, strict=True):
+        assert {**taken, "at": 0} == {**traced, "at": 0}
 
 
 # ------------------------------------------------------------------------------------------------ the commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -35,10 +36,13 @@ from edgeroute import (
 from edgeroute.core.spending import Cost, Tokens
 from edgeroute.core.why import CODES, Took
 from edgeroute.errors import Refused
+from edgeroute.gateway.app import app
+from edgeroute.gateway.run import made
 from edgeroute.observe.stats import ArmStats, AuditStats, CloudArmStats, LegStats, Part, Stats
 from edgeroute.observe.status import Status
 from edgeroute.record import tally
 from edgeroute.record.instruments import AttemptEnded, RequestEnded
+from edgeroute.record.prometheus import of_router
 from edgeroute.record.tally import Kind, Tally
 from edgeroute.testing import CannedServer, FakeCloud
 
@@ -275,6 +279,51 @@ def test_bounded_memory(monkeypatch):
     assert found.requests[Kind("edge", "other", "confident", False)] == 490
 
 
+def test_as_many_endpoints_as_there_may_be(monkeypatch):
+    """A policy that is reloaded with other names again and again takes no more memory."""
+    monkeypatch.setattr(tally, "MOST", 10)
+    counts = Tally()
+    for n in range(200):
+        counts.attempt_ended(AttemptEnded(f"leg{n}", "r", 1, 1, 0.1, None, tokens=Tokens(3, 2)))
+        counts.limit_hit(f"leg{n}", "breaker")
+        counts.limit_hit(f"another{n}", "breaker")
+    found = counts.read()
+    assert [len(each) for each in (found.attempts, found.endpoints, found.held, found.tokens)] == [11, 11, 11, 22]
+    assert found.attempts[tally.OTHER, "ok"] == 190
+    assert found.held[tally.OTHER, "breaker"] == 390
+
+
+def test_no_call_waits_for_a_scrape():
+    """What happens while a scrape holds the lock is counted after it."""
+    counts = Tally()
+    held, over = threading.Event(), threading.Event()
+
+    def scrape():
+        with counts._lock:
+            held.set()
+            assert over.wait(LONG)
+
+    def calls():
+        for n in range(2 * tally.TOGETHER):
+            counts.request_ended(RequestEnded(f"{n}", None, None, ValueError()))
+            counts.attempt_ended(AttemptEnded("a", f"{n}", 1, 1, 0.1, None))
+            counts.limit_hit("a", "breaker")
+            counts.outbox_changed(f"{n}", "queued")
+            counts.alarm("a", "drift")
+
+    threads = [threading.Thread(target=scrape), threading.Thread(target=calls, daemon=True)]
+    threads[0].start()
+    assert held.wait(LONG)
+    threads[1].start()
+    threads[1].join(LONG)
+    waits = threads[1].is_alive()
+    over.set()
+    threads[0].join()
+    assert not waits
+    n, found = 2 * tally.TOGETHER, counts.read()
+    assert [sum(each.values()) for each in (found.requests, found.attempts, found.held, found.events)] == [n, n, n, 2 * n]
+
+
 def test_codes_of_foreign_errors():
     """A code that nobody knows is no label."""
 
@@ -343,6 +392,26 @@ def test_a_policy_asks_for_it(tmp_path, fashion, monkeypatch):
         Router.from_policy(policy(tmp_path, fashion, 'propagate = ["a"]\n'))
 
 
+@pytest.mark.parametrize(
+    ("telemetry", "named"), [('prometheus = true\nrouter = "camera"\n', "camera"), ("requests = true\n", "")]
+)
+def test_the_gateway_keeps_the_policys_own(tmp_path, fashion, telemetry, named):
+    """`--metrics` adds the instrument only where the file has none; the file's has the router's name."""
+    router = made(policy(tmp_path, fashion, telemetry), metrics=True)
+    found = of_router(router)
+    asyncio.run(router.close())
+    assert found.router == named
+
+
+def test_a_gateway_without_the_extra(monkeypatch):
+    """Says so as it is made, not at each scrape."""
+    monkeypatch.setattr("edgeroute.record.prometheus._missing", ImportError())
+    router = AsyncRouter(sure, None)
+    with pytest.raises(RuntimeMissing, match="prometheus"):
+        app(router, metrics=True)
+    asyncio.run(router.close())
+
+
 IMAGE = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]}
 
 
@@ -370,10 +439,10 @@ def test_the_server_of_models(fashion):
     from starlette.testclient import TestClient
 
     from edgeroute import OnnxModel
-    from edgeroute.serve.app import app
+    from edgeroute.serve.app import app as models_app
 
     model = OnnxModel(fashion / "cloud.onnx")
-    with TestClient(app([model], metrics=True), raise_server_exceptions=False) as client:
+    with TestClient(models_app([model], metrics=True), raise_server_exceptions=False) as client:
         assert client.post(f"/v2/models/{model.name}/infer", json=IMAGE).status_code == 200
         assert client.post(f"/v2/models/{model.name}/infer", json={"inputs": []}).status_code == 400
         assert client.post(f"/v2/models/{SECRET}/infer", json=IMAGE).status_code == 404
@@ -385,8 +454,29 @@ def test_the_server_of_models(fashion):
         assert found["edgeroute_serve_request_duration_seconds_count", "400", model.name] == 1
         assert found["edgeroute_serve_request_duration_seconds_count", "", "404"] == 1
         assert SECRET not in page
-    with TestClient(app([OnnxModel(fashion / "cloud.onnx")])) as client:
+    with TestClient(models_app([OnnxModel(fashion / "cloud.onnx")])) as client:
         assert client.get("/metrics").status_code == 404
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.1"])
+def test_no_web_page_reads_the_servers_metrics(host, fashion):
+    """A page of another site, and on the loopback one whose own name resolves to this machine; a scrape by address may."""
+    pytest.importorskip("onnxruntime")
+    from starlette.testclient import TestClient
+
+    from edgeroute import OnnxModel
+    from edgeroute.serve.app import app as models_app
+
+    url = f"http://[{host}]:8080" if ":" in host else f"http://{host}:8080"
+    with TestClient(models_app([OnnxModel(fashion / "cloud.onnx")], metrics=True), base_url=url) as client:
+        assert client.get("/metrics").status_code == 200
+        assert client.get("/metrics", headers={"Host": "localhost:8080", "Sec-Fetch-Site": "none"}).status_code == 200
+        assert client.get("/metrics", headers={"Origin": "http://evil.example"}).status_code == 403
+        for site in ("cross-site", "same-site"):
+            assert client.get("/metrics", headers={"Sec-Fetch-Site": site}).status_code == 403
+        named = client.get("/metrics", headers={"Host": "evil.example:8080"}).status_code
+        assert named == (200 if host == "192.0.2.1" else 421)
+        assert client.get("/v2/health/live", headers={"Host": "evil.example:8080"}).status_code == 200
 
 
 OFF = """

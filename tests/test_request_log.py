@@ -107,6 +107,26 @@ def ended(process):
     return [found for line in err.splitlines() if (found := json.loads(line))["logger"] == "edgeroute.requests"]
 
 
+TEXT = """
+import logging
+from edgeroute import RequestLog, Router
+from edgeroute.cli.logs import logged
+logged("text")
+with Router(lambda _: ("ok", 0.9), instruments=[RequestLog()]) as router:
+    print(router.infer(0).id)
+logging.getLogger("edgeroute").warning("no request")
+"""
+
+
+def test_as_text():
+    """`--log text` has the request's id at the end of its line; other records have none."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", TEXT], check=True, capture_output=True, text=True, timeout=WAIT, env=env)
+    first, second = done.stderr.splitlines()
+    assert first.endswith(f" {done.stdout.strip()}")
+    assert second.rstrip().endswith("WARNING edgeroute no request")
+
+
 ROW = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "data": [0] * 784}]}
 
 

@@ -26,7 +26,7 @@ def logged(form: Form | None) -> None:
     from edgeroute.record.request_log import JsonFormatter
 
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s %(request)s", defaults={"request": ""})
     handler.setFormatter(JsonFormatter() if form == "json" else plain)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("edgeroute").setLevel(logging.INFO)

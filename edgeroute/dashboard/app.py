@@ -55,7 +55,7 @@ def app(monitor: Monitor, token: str, *, hosts: Iterable[str] = (), routes: Iter
         finally:
             await run_in_threadpool(monitor.close)
 
-    guard = Middleware(Guard, hosts=tuple(hosts), token=token, without_token=OPEN, what="dashboard")
+    guard = Middleware(Guard, hosts=tuple(hosts), token=token, without_token=OPEN, what="dashboard", links=OPEN)
     pages = _Pages(monitor)
     own = [Route("/", _page), Route("/live", pages.live), Route("/trial", pages.trial), Route("/trial/at", pages.tried)]
     application = Starlette(routes=[*own, *routes], exception_handlers=HANDLERS, middleware=[guard], lifespan=lifespan)

@@ -44,12 +44,13 @@ class Ended:
         self._trace = Trace(self._records.append)
 
     def add(self, ended: RequestEnded) -> None:
-        """Adds an answer; its input is not kept. An exception is counted."""
-        if ended.answer is None:
+        """Adds an answer; of its input, its value and its outputs nothing is kept. An exception is counted."""
+        answer = ended.answer
+        if answer is None:
             self._raised += 1
             return
         self._came += 1  # a race of threads may lose one, and then one less is said to be lost
-        self._fresh.append((system.now(), ended._replace(inputs=None)))
+        self._fresh.append((system.now(), ended._replace(inputs=None, answer=answer.light())))
 
     def take(self) -> Iterable[Mapping[str, Any]]:
         """The records of the answers that came since."""
@@ -166,9 +167,7 @@ def _metrics(router: EngineOwner) -> BaseRoute:
     from starlette.routing import Route
 
     from edgeroute.gateway.metrics import Metrics
-    from edgeroute.record.prometheus import metrics
 
-    metrics(router)  # what is missing is said now, not at the first scrape
     return Route("/metrics", Metrics(router).page)
 
 

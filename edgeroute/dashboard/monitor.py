@@ -32,7 +32,7 @@ OLD_S = 60.0
 AHEAD_S = 60.0
 """A record that claims to be this much later than now counts as of now."""
 REPLAYED, REPLAYED_BYTES, RECORD_BYTES = 5000, 8 << 20, 1 << 14
-"""Requests kept to be replayed: how many, their bytes together, and those of one."""
+"""Requests kept to be replayed: how many, their bytes together, and those of one. A larger record counts as lost."""
 DESTINATIONS = 50
 """Destinations and data classes that the egress ledger is summed up by."""
 LEDGER = 20
@@ -190,11 +190,11 @@ class Monitor:
     def _add(self, record: Mapping[str, Any], now: float) -> None:
         if "input" in record:
             record = {name: part for name, part in record.items() if name != "input"}
+        text = json_dumps(record)
+        if len(text) > RECORD_BYTES:  # what is shown keeps its record
+            raise ValueError(f"a record of {len(text):,} bytes is none of a router")
         one = row(record)
         self._window.add(one._replace(at=now) if one.at > now + AHEAD_S else one)
-        text = json_dumps(record)
-        if len(text) > RECORD_BYTES:
-            return
         self._kept.append(text)
         self._kept_bytes += len(text)
         while len(self._kept) > REPLAYED or self._kept_bytes > REPLAYED_BYTES:

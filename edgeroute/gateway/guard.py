@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from ipaddress import ip_address
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError
 from edgeroute.gateway.faults import Fault
+from edgeroute.serve.asked import is_named, is_opened, of_a_page
 
 OPEN = ("/v2/health/live", "/v2/health/ready")
 """Paths that need no token: they say nothing but that the gateway lives."""
@@ -33,6 +33,7 @@ class Guard:
         token: None: none is needed.
         without_token: paths that need none.
         what: what is guarded, in messages: the command of that name has the option --allow-host.
+        links: paths that a page of another site may link to, as a notebook does: opened in a window of their own, never read.
 
     Raises:
         PolicyError: the token is none, or one that a header cannot have.
@@ -45,8 +46,9 @@ class Guard:
         token: str | None = None,
         without_token: Iterable[str] = OPEN,
         what: str = "gateway",
+        links: Iterable[str] = (),
     ) -> None:
-        self.app, self._open, self._what = app, frozenset(without_token), what
+        self.app, self._open, self._what, self._links = app, frozenset(without_token), what, frozenset(links)
         self._hosts = {"localhost", *(name.lower().rstrip(".") for name in hosts)}
         self._token = None if token is None else checked(token).encode()
 
@@ -69,13 +71,13 @@ class Guard:
         if {b"content-length", b"transfer-encoding"} <= headers.keys():
             return Fault(400, "Content-Length and Transfer-Encoding contradict each other: send one", "bad_request", CLOSE)
         host = headers.get(b"host", b"").decode("latin-1")
-        if not self._is_ours(host):
+        if not is_named(host, self._hosts):
             return Fault(
                 421,
                 f"the Host {clean(host, 80)!r} is no name of this {what}: edgeroute {what} --allow-host NAME allows one",
                 "unknown_host", CLOSE,
             )  # fmt: skip
-        if b"origin" in headers or headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}:
+        if of_a_page(headers) and not (scope["path"] in self._links and is_opened(headers)):
             return Fault(403, f"this {what} takes no requests from web pages: send them from a program", "web_page", CLOSE)
         if scope["method"] == "POST" and headers.get(b"content-type", b"").split(b";")[0].strip().lower() in SIMPLE:
             return Fault(415, "send the body as application/json", "unsupported_media_type", CLOSE)
@@ -87,28 +89,8 @@ class Guard:
             return Fault(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer", **CLOSE})
         return None
 
-    def _is_ours(self, host: str) -> bool:
-        if host.startswith("["):
-            name, closed, rest = host[1:].partition("]")
-            return bool(closed) and _is_address(name, 6) and (not rest or (rest[0] == ":" and _is_port(rest[1:])))
-        name, colon, port = host.partition(":")
-        if colon and not _is_port(port):
-            return False
-        return name.lower().rstrip(".") in self._hosts or _is_address(name, 4)
-
 
 CLOSE = {"Connection": "close"}
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _is_address(name: str, version: int) -> bool:
-    try:
-        return ip_address(name).version == version
-    except ValueError:
-        return False
 
 
 def checked(token: str) -> str:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgeroute.record.prometheus import Measured, metrics
+from edgeroute.record.prometheus import Measured, installed, metrics
 
 
 class Metrics:
-    """GET of the metrics of one router."""
+    """GET of the metrics of one router.
+
+    Raises:
+        RuntimeMissing: `prometheus_client` is not installed.
+    """
 
     def __init__(self, router: Measured) -> None:
+        installed()  # what is missing is said now, not at the first scrape
         self.router = router
 
     def page(self, request: Request) -> Response:

@@ -70,10 +70,7 @@ def gateway(
     router: Any = policy
     called = [*names]
     if isinstance(policy, str | Path):
-        from edgeroute.router.aio import AsyncRouter
-
-        more = [*instruments, *([Prometheus()] if metrics else [])]
-        router = AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
+        router = made(policy, metrics=metrics, instruments=instruments)
         stem = Path(policy).stem
         called += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
     try:
@@ -84,6 +81,26 @@ def gateway(
     finally:
         if not router.engine.closed:  # it did not get as far as to run
             asyncio.run(router.close())
+
+
+def made(policy: str | Path, *, metrics: bool = False, instruments: Sequence[Instrument] = ()) -> AsyncRouter[Any]:
+    """The router of a policy file, which is read again when it changes.
+
+    Args:
+        policy: the path of the file.
+        metrics: whether it has a `Prometheus`; the file's own is kept, with the router's name.
+        instruments: beside those of the file.
+
+    Raises:
+        PolicyError: the policy is invalid.
+        ModelError: its model is not there.
+        RuntimeMissing: metrics need the extra `prometheus`.
+    """
+    from edgeroute.router.aio import AsyncRouter
+    from edgeroute.router.reload import has_metrics
+
+    more = [*instruments, *([Prometheus()] if metrics and not has_metrics(Path(policy)) else [])]
+    return AsyncRouter.from_policy(policy, watch=True, **({"instruments": more} if more else {}))
 
 
 async def _alive(notify: Notify) -> None:

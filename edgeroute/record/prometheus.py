@@ -71,7 +71,7 @@ class Prometheus(Tally):
     """A call need no thread of its own for it."""
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
-        _check()
+        installed()
         super().__init__()
         self.registry = CollectorRegistry() if registry is None else registry
         self.router, self.closed = router, False
@@ -96,7 +96,7 @@ def metrics(router: Measured, accept: str = "") -> Exposition:
     Raises:
         RuntimeMissing: `prometheus_client` is not installed.
     """
-    _check()
+    installed()
     found = of_router(router)
     if found is None:
         registry = CollectorRegistry()
@@ -113,7 +113,12 @@ def of_router(router: Measured) -> Prometheus | None:
     return next((one for one in parts.instruments.all if isinstance(one, Prometheus)), None)
 
 
-def _check() -> None:
+def installed() -> None:
+    """Checks that what it needs is there.
+
+    Raises:
+        RuntimeMissing: `prometheus_client` is not installed.
+    """
     if _missing is not None:
         raise RuntimeMissing("prometheus_client is not installed: pip install 'edgeroute[prometheus]'") from _missing
 

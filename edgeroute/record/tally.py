@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
 from edgeroute.core.codes import Failure
+from edgeroute.core.spending import Tokens
 from edgeroute.core.walk import new
 from edgeroute.core.why import CODES, Took, error_code
 from edgeroute.observe.status import Status
@@ -19,9 +20,11 @@ from edgeroute.system import renew_after_fork
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the histograms' buckets, seconds."""
 TOGETHER = 64
-"""Requests that are counted at once, off the path of most calls."""
+"""Events that are counted at once, off the path of most calls."""
+WAITING = 1 << 16
+"""Most events of a sort that wait to be counted while a scrape reads; of more the oldest are left out."""
 MOST = 1000
-"""Kinds of requests that are told apart; a further one is counted under the target `other`."""
+"""Kinds of requests, and endpoints, that are told apart; a further one is counted under the target `other`."""
 OTHER = "other"
 K = TypeVar("K")
 
@@ -83,7 +86,11 @@ class Tally(Instrument):
     """
 
     def __init__(self) -> None:
-        self._new: deque[tuple[Kind, float, tuple[Took, ...]]] = deque()
+        self._new = deque[tuple[Kind, float, tuple[Took, ...]]](maxlen=WAITING)
+        self._tried = deque[tuple[str, str, float, Tokens | None]](maxlen=WAITING)
+        self._limits = deque[tuple[str, str]](maxlen=WAITING)
+        self._happened = deque[str](maxlen=WAITING)
+        self._names = set[str]()
         self._requests: Counter[Kind] = Counter()
         self._sources: dict[str, Histogram] = {}
         self._legs: dict[tuple[str, str], Histogram] = {}
@@ -114,16 +121,34 @@ class Tally(Instrument):
             kind = new(Kind, (answer.source, answer.leg, answer.reason_code, answer.degraded))
             fresh.append((kind, answer.latency_s, () if ended.batch else answer.took))
         if len(fresh) >= TOGETHER:
-            with self._lock:
+            self._look()
+
+    def _look(self) -> None:
+        """Counts what waits; while another thread counts or reads it waits on."""
+        if self._lock.acquire(blocking=False):
+            try:
                 self._add_up()
+            finally:
+                self._lock.release()
 
     def _add_up(self) -> None:
+        self._add_requests()
+        for target, code, took_s, tokens in _taken(self._tried):
+            name = self._endpoint(target)
+            self._attempts[name, code] += 1
+            self._endpoints.setdefault(name, Histogram()).add(took_s)
+            if tokens is not None:
+                self._tokens[name, "input"] += tokens.prompt
+                self._tokens[name, "output"] += tokens.answer
+        for target, code in _taken(self._limits):
+            self._held[self._endpoint(target), code] += 1
+        for what in _taken(self._happened):
+            self._events[what] += 1
+
+    def _add_requests(self) -> None:
         requests = self._requests
-        while True:
-            try:
-                kind, latency_s, legs = self._new.popleft()
-            except IndexError:  # or a signal handler has counted the rest
-                return
+        for own, latency_s, legs in _taken(self._new):
+            kind = own
             if kind not in requests:
                 kind = Kind(kind.source, self._leg(kind.leg), kind.reason if kind.reason in CODES else "error", kind.degraded)
             requests[kind] += 1
@@ -143,31 +168,42 @@ class Tally(Instrument):
         """The name, as long as there are not too many: a policy may be reloaded with others again and again."""
         return name if len(self._requests) < MOST and len(self._legs) < MOST else OTHER
 
+    def _endpoint(self, name: str) -> str:
+        """Likewise of an endpoint."""
+        names = self._names
+        if name not in names:
+            if len(names) >= MOST:
+                return OTHER
+            names.add(name)
+        return name
+
     def attempt_ended(self, ended: AttemptEnded) -> None:
         """Counts it."""
         error = ended.error
         code = "ok" if error is None else Failure.of(error).code if isinstance(error, Exception) else "stopped"
-        with self._lock:
-            self._attempts[ended.target, code if code == "ok" or code in CODES else "error"] += 1
-            self._endpoints.setdefault(ended.target, Histogram()).add(ended.took_s)
-            if ended.tokens is not None:
-                self._tokens[ended.target, "input"] += ended.tokens.prompt
-                self._tokens[ended.target, "output"] += ended.tokens.answer
+        known = code == "ok" or code in CODES
+        self._tried.append((ended.target, code if known else "error", ended.took_s, ended.tokens))
+        if len(self._tried) >= TOGETHER:
+            self._look()
 
     def limit_hit(self, target: str, code: str) -> None:
         """Counts it."""
-        with self._lock:
-            self._held[target, code if code in CODES else "other"] += 1
+        self._limits.append((target, code if code in CODES else "other"))
+        if len(self._limits) >= TOGETHER:
+            self._look()
 
     def outbox_changed(self, identity: str, what: str) -> None:  # noqa: ARG002 - each is counted alike
         """Counts it."""
-        with self._lock:
-            self._events[what] += 1
+        self._happen(what)
 
     def alarm(self, target: str, what: str) -> None:  # noqa: ARG002 - likewise
         """Counts it."""
-        with self._lock:
-            self._events["alarm"] += 1
+        self._happen("alarm")
+
+    def _happen(self, what: str) -> None:
+        self._happened.append(what)
+        if len(self._happened) >= TOGETHER:
+            self._look()
 
     def read(self) -> Tallied:
         """What was counted so far; a copy."""
@@ -181,6 +217,16 @@ class Tally(Instrument):
 
 def _unknown() -> None:
     """No router was made with it."""
+
+
+def _taken(fresh: deque[K]) -> Iterator[K]:
+    """Empties it."""
+    while True:
+        try:
+            one = fresh.popleft()
+        except IndexError:  # or a signal handler has counted the rest
+            return
+        yield one
 
 
 def _copied(histograms: dict[K, Histogram]) -> dict[K, Histogram]:

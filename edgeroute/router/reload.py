@@ -28,6 +28,18 @@ STAYS = ("cache", "instruments", "outbox", "sensors", "state", "trace")
 """Arguments that a reload does not change: most have open files."""
 
 
+def has_metrics(path: Path) -> bool:
+    """Whether the policy file asks for metrics for Prometheus.
+
+    Raises:
+        PolicyError: the file is invalid.
+    """
+    from edgeroute import settings  # pydantic is imported only for policy files
+
+    telemetry = settings.load(path).telemetry
+    return telemetry is not None and bool(telemetry.prometheus)
+
+
 class PolicyFile:
     """The policy file of one router.
 

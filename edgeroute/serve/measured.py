@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeroute.errors import RuntimeMissing
+from edgeroute.serve.asked import is_loopback, is_named, of_a_page
 from edgeroute.serve.served import Served
 
 log = logging.getLogger("edgeroute.requests")
+CLOSE = {"Connection": "close"}
 LONGEST = 100
 """Characters of the id that a client gives its request."""
 
@@ -64,7 +67,17 @@ class Metrics:
         yield from (inferences, runs, requests, waiting)
 
     def page(self, request: Request) -> Response:
-        """GET of the metrics."""
+        """GET of the metrics; web pages are refused.
+
+        Raises:
+            HTTPException: a page of another site asks, or, on this machine alone, one whose own name resolves to it.
+        """
+        headers = dict(request.scope["headers"])
+        if of_a_page(headers):
+            raise HTTPException(403, "there are no metrics for web pages: ask with a program", CLOSE)
+        server = request.scope.get("server") or ("", None)
+        if is_loopback(server[0]) and not is_named(headers.get(b"host", b"").decode("latin-1"), {"localhost"}):
+            raise HTTPException(421, "ask for the metrics on this machine by its address, or as localhost", CLOSE)
         from prometheus_client.exposition import choose_encoder
 
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
