@@ -341,14 +341,10 @@ class _Mean:
         self.n, self.total, self.squares = n, total, squares
 
     def add(self, value: float) -> None:
-        self.n += 1
-        self.total += value
-        self.squares += value * value
+        self.plus(_Mean(1, value, value * value))
 
     def plus(self, other: _Mean) -> None:
-        self.n += other.n
-        self.total += other.total
-        self.squares += other.squares
+        self.n, self.total, self.squares = self.n + other.n, self.total + other.total, self.squares + other.squares
 
     def part(self) -> Part:
         n = max(1, self.n)
