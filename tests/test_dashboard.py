@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from pathlib import Path
 from time import monotonic
@@ -300,6 +301,31 @@ def test_a_record_that_is_too_large():
     seen = monitor.view()
     assert (seen["requests"], seen["lost"]) == (1, 1)
     assert [one["id"] for one in seen["recent"]] == [OWN[0]["id"]]
+
+
+def test_a_state_that_hangs_does_not_hold_the_end(monkeypatch):
+    """Closing waits for it a while, not for ever."""
+    monkeypatch.setattr(monitors, "CLOSE_S", 0.01)
+    monkeypatch.setattr(monitors, "EVERY_S", 0.01)
+    hangs, over, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def state():
+        if threading.current_thread() is monitor._thread:
+            hangs.set()
+            over.wait(2 * LONG)
+        return {}
+
+    monkeypatch.setattr(monitors, "STATE_S", 0.0)
+    monitor = Monitor(Records(), monitors.Told(state), "a test")
+    monitor.start()
+    assert hangs.wait(LONG)
+    ends = threading.Thread(target=lambda: (monitor.close(), closed.set()), daemon=True)
+    ends.start()
+    in_time = closed.wait(LONG)
+    over.set()
+    ends.join(LONG)
+    monitor._thread.join(LONG)
+    assert in_time
 
 
 # ------------------------------------------------------------------------------------------------ another threshold

@@ -214,6 +214,19 @@ def test_several_routers_in_one_process(make):
     assert "left" not in {dict(key[1:]).get("router") for key in scraped(again) if key[0] == "edgeroute_requests_total"}
 
 
+def test_one_instrument_of_two_routers():
+    """Counts both together, and is there until the last of them is closed."""
+    both = Prometheus(device=False)
+    with Router(sure, None, instruments=[both]) as left:
+        with Router(sure, None, instruments=[both]) as right:
+            right.infer(GOOD)
+        left.infer(GOOD)
+        assert one(scraped(left), "requests_total") == 2
+        assert not both.closed
+    assert both.closed
+    assert b"edgeroute_" not in metrics(left).body
+
+
 def test_without_the_instrument(make):
     """What the router knows of itself is there all the same."""
     router = make(sure, None)

@@ -27,6 +27,8 @@ EVERY_S = 0.5
 """Between two looks for new records, seconds."""
 STATE_S = 2.0
 """Between two looks at state and sensors, seconds."""
+CLOSE_S = 5.0
+"""Longest wait for a look that is going on, seconds: a state or a sensor may hang."""
 OLD_S = 60.0
 """Age of a reading in the trace from which the device's own sensors are read in its place, seconds."""
 AHEAD_S = 60.0
@@ -150,7 +152,7 @@ class Monitor:
         """Ends it."""
         self._ended.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(CLOSE_S)
         with self._lock:
             self._feed.close()
             if self._ledger is not None:
@@ -171,7 +173,8 @@ class Monitor:
             state, device = self._read_state(), self._read_device()
             with self._lock:
                 self._state, self._device = state, device
-        self.read()
+        if not self._ended.is_set():  # while it waited: what is closed is not opened again
+            self.read()
 
     def read(self) -> int:
         """Reads the records that are new -> how many."""

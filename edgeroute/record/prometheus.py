@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -74,13 +74,19 @@ class Prometheus(Tally):
         installed()
         super().__init__()
         self.registry = CollectorRegistry() if registry is None else registry
-        self.router, self.closed = router, False
+        self.router, self.closed, self._routers = router, False, 0
         self.reads_sensors = device
         _collector(self.registry).join(self)
 
+    def opened(self, status: Callable[[], Status | None]) -> None:
+        """A router has it; of several it counts all together, and has the status of the one that was made last."""
+        super().opened(status)
+        self._routers += 1
+
     def close(self) -> None:
-        """Its name is free again in the registry, and what it counted is not there any more."""
-        self.closed = True
+        """With the last router its name is free again in the registry, and what it counted is not there any more."""
+        self._routers -= 1
+        self.closed = self._routers <= 0
 
 
 def metrics(router: Measured, accept: str = "") -> Exposition:
