@@ -203,6 +203,10 @@ class Due:
         self._conditions, self._over = {}, threading.Event()
         for kind, name in ((LegExecutor, "begin"), (LegExecutor, "begin_stream"), (AsyncRouter, "_begin")):
             patch.setattr(kind, name, self._watched(getattr(kind, name)))
+        keeps = LegExecutor.keeps_time  # one that runs in its caller's thread hears of no event
+        patch.setattr(
+            LegExecutor, "keeps_time", lambda legs, start: legs.plan.deadline_s not in self._conditions and keeps(legs, start)
+        )
 
     def __call__(self, condition=lambda: True, seconds=LONG):
         """Another deadline, of about so many seconds."""

@@ -22,8 +22,8 @@ from edgeroute.types import StopToken
 
 STAGGER_S = 0.25
 """Delay before the next address is tried in parallel, seconds (RFC 8305, happy eyeballs)."""
-POLL_S = 3600.0
-"""Longest single wait, seconds: the system's own limit."""
+POLL_S = 1.0
+"""Longest single wait, seconds: a signal that comes just before one is heard after it."""
 MOST_MS = round(POLL_S * 1000)
 _UNDER_WAY = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN}
 _Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)

@@ -87,6 +87,8 @@ def test_a_loaded_cloud_lowers_a_plain_threshold_and_never_that_of_a_certificate
     assert (kept.legs[0].threshold, kept.legs[0].lowered) == (0.8, 0.0)
     assert any("a certificate's" in step for step in kept.steps)
     assert planned().legs[0].threshold == 0.8
+    without = plan(Policy(), (Target("edge", "edge", None), Target("cloud", "cloud")), Facts(kept=0.5, slack={"edge": 0.25}))
+    assert [leg.lowered for leg in without.legs] == [0.0, 0.0]
 
 
 @given(st.booleans(), st.floats(0, 0.9), st.floats(0, 2))
