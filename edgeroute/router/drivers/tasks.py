@@ -14,6 +14,8 @@ from edgeroute.core.walk import Cancel, Done, Effect, Elapsed, Emit, Event, Fail
 from edgeroute.router.drivers import BeginOrDefer, Deferrable, Stop, in_time, over
 
 T = TypeVar("T")
+MOST_AT_ONCE = 64
+"""Events that are taken without a pause: pieces may come faster than they are taken, and the loop is everybody's."""
 
 
 async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, show: Callable[[Emit], object] | None = None) -> T:
@@ -25,6 +27,7 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
     stopped: set[int] = set()
     """Legs that were stopped or left: their further events are dropped."""
     deferred: Deferrable | None = None
+    taken = 0
     reply: Event | None = None
 
     def wake() -> None:
@@ -65,6 +68,9 @@ async def drive(walk: Generator[Effect, Event | None, T], begin: BeginOrDefer, s
                 else:
                     stops[effect.leg] = begun
             elif type(effect) is Wait:
+                taken += 1
+                if taken % MOST_AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 while not _next(mail, stopped) and (left_s := effect.until - monotonic()) > 0:
                     waiting = loop.create_future()
                     alarm = None if left_s == INF else loop.call_later(left_s, wake)
