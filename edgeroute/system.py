@@ -1,4 +1,4 @@
-"""Operating system: time of day, forks, what runs and was left; and JSON with the fastest library installed."""
+"""Operating system: time of day, forks, what runs and was left; JSON with the fastest library installed; values on few characters."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -220,3 +221,20 @@ def replace_file(path: Path, text: str) -> None:
     if path.exists():
         new.chmod(path.stat().st_mode & 0o777)
     new.replace(path)
+
+
+class _Short(Repr):
+    """Formats a value on few characters: arrays and tensors as dtype and shape."""
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
+        if dtype is not None and shape:
+            return f"{dtype} [{', '.join(map(str, shape))}]"
+        if isinstance(x, bytes | bytearray) and len(x) > self.maxstring:
+            return f"{bytes(x[: self.maxstring // 2])!r}... ({len(x):,} bytes)"
+        return super().repr_instance(x, level)
+
+
+short = _Short()
+"""Formats values for people."""
+short.maxstring = short.maxother = 60

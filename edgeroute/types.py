@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 from edgeroute.core import explain
 from edgeroute.core.plan import Plan
 from edgeroute.core.policy import Side
-from edgeroute.core.texts import clean, short
+from edgeroute.core.texts import clean
 from edgeroute.core.walk import Outcome, Prediction, new
 from edgeroute.core.why import Took, reason_code, took
 from edgeroute.failures import Failures
-from edgeroute.system import plain
+from edgeroute.system import plain, short
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -5,9 +5,6 @@ What of a server's reply may be in such a text at all is decided in `edgeroute.c
 
 from __future__ import annotations
 
-from reprlib import Repr
-from typing import Any
-
 from edgeroute.core.codes import Coded
 
 FOREIGN = 200
@@ -58,20 +55,3 @@ def printable(text: str) -> str:
 
 def _shown(c: str) -> str:
     return c if c.isprintable() else " " if c.isspace() else LOST
-
-
-class _Short(Repr):
-    """Formats a value on few characters: arrays and tensors as dtype and shape."""
-
-    def repr_instance(self, x: Any, level: int) -> str:
-        dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
-        if dtype is not None and shape:
-            return f"{dtype} [{', '.join(map(str, shape))}]"
-        if isinstance(x, bytes | bytearray) and len(x) > self.maxstring:
-            return f"{bytes(x[: self.maxstring // 2])!r}... ({len(x):,} bytes)"
-        return super().repr_instance(x, level)
-
-
-short = _Short()
-"""Formats values for people."""
-short.maxstring = short.maxother = 60
