@@ -1,4 +1,4 @@
-"""Operating system: time of day, forks, what runs and was left; JSON with the fastest library installed; values on few characters."""
+"""Operating system: time of day, forks, what runs and was left; JSON by the fastest library installed; values as short text."""
 
 from __future__ import annotations
 
