@@ -909,7 +909,9 @@ def test_cancelling_at_every_point(case):
 
     async def main(server):
         async with AsyncRouter(edge, PlainJson(server.url, retries=1), threshold=0.5, **policy) as router:
-            assert await cancel_everywhere(router, DATUM) >= (0 if case == "accepted" else 2)  # the edge may be there at once
+            assert await cancel_everywhere(router, DATUM) >= (
+                case != "accepted"
+            )  # the edge may be there at once, and a cloud soon
             return await router.infer(DATUM)
 
     with CannedServer(said) as server:
