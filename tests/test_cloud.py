@@ -756,10 +756,9 @@ def test_without_a_retry_after_the_wait_is_jittered_and_bounded():
 class Free:
     """An exchange that forbids nothing."""
 
-    identity = ""
+    identity, followed = "", False
 
     before_attempt = after_attempt = next_call = lambda *_, **__: None
-    headers = lambda *_, **__: {}  # noqa: E731 - likewise
     may_retry = lambda *_, **__: True  # noqa: E731 - three answers, not three methods
 
 

@@ -254,6 +254,12 @@ class Exchange:
             if changed:
                 guard.watcher.loaded(guard)
 
+    @property
+    def followed(self) -> bool:
+        """Whether an instrument is told of the beginnings of attempts."""
+        report = self._guard.report
+        return report is not None and report.follows
+
     def headers(self, sending: Sending) -> Mapping[str, str]:
         """Reports that an attempt is about to be sent, after `before_attempt` -> further headers to send with it."""
         report = self._guard.report

@@ -312,6 +312,8 @@ class HttpClient:
             exchange.before_attempt(size, until, call.tokens)
         with self._lock:
             self.sent += size
+        if not exchange.followed:
+            return call
         more = exchange.headers(Sending(self._protocol, call.method, self.endpoint.address.origin, call.path, self._model))
         return call._replace(headers=(*call.headers, *more.items())) if more else call
 

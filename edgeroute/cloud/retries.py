@@ -30,6 +30,10 @@ class Exchange(Protocol):
     def before_attempt(self, size: int, until: float, tokens: Tokens | None = None) -> None:
         """Before `size` bytes are sent, with so many tokens expected. Raises if that is forbidden."""
 
+    @property
+    def followed(self) -> bool:
+        """Whether anybody is told of the beginnings of attempts: without, `headers` need not be called."""
+
     def headers(self, sending: Sending) -> Mapping[str, str]:
         """Further headers for the attempt that `before_attempt` allowed."""
 
