@@ -36,7 +36,8 @@ def dashboard(
 
     Reads what the router's program writes, its trace and its state folder. Changes nothing.
     """
-    from edgeroute.dashboard.run import serve, token_of
+    from edgeroute.dashboard.run import serve
+    from edgeroute.gateway.guard import token_of
 
     token = None if token_env is None else token_of(token_env)
     monitor = watched(policy, record, state)

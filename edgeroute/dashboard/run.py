@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from edgeroute.errors import PolicyError, RuntimeMissing
+from edgeroute.errors import RuntimeMissing
 
 try:
     from edgeroute.dashboard.app import app
@@ -61,20 +60,6 @@ def serve(
             on_ready(f"{url}/#token={secret}")
 
     return run(application, host, port, _alive, ready, stops)
-
-
-def token_of(name: str) -> str:
-    """The token in that environment variable.
-
-    Raises:
-        PolicyError: there is none.
-    """
-    try:
-        return checked(os.environ.get(name, ""))
-    except PolicyError:
-        raise PolicyError(
-            f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"
-        ) from None
 
 
 async def _alive(notify: Notify) -> None:

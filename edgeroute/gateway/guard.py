@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -103,3 +104,17 @@ def checked(token: str) -> str:
     if not found or not (found.isascii() and found.isprintable()) or " " in found:
         raise PolicyError("the token is empty, or has spaces or other characters that a header cannot have")
     return found
+
+
+def token_of(name: str) -> str:
+    """The token in that environment variable.
+
+    Raises:
+        PolicyError: there is none.
+    """
+    try:
+        return checked(os.environ.get(name, ""))
+    except PolicyError:
+        raise PolicyError(
+            f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"
+        ) from None

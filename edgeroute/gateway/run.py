@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
@@ -15,7 +14,7 @@ from edgeroute.record.prometheus import Prometheus, of_router
 
 try:
     from edgeroute.gateway.app import app
-    from edgeroute.gateway.guard import checked
+    from edgeroute.gateway.guard import token_of
     from edgeroute.serve.host import run
     from edgeroute.serve.notify import BEATS
 except ImportError as e:
@@ -64,7 +63,7 @@ def gateway(
         ModelError: the policy's model is not there.
         RuntimeMissing: metrics need the extra `prometheus`.
     """
-    token = None if token_env is None else _token(token_env)
+    token = None if token_env is None else token_of(token_env)
     if token is None and not _is_loopback(host):
         raise PolicyError(f"{host} can be reached from other machines: give --token-env NAME, or listen on 127.0.0.1")
     router: Any = policy
@@ -109,15 +108,6 @@ async def _alive(notify: Notify) -> None:
     while notify.watchdog_s is not None:
         notify.alive()
         await asyncio.sleep(notify.watchdog_s / BEATS)
-
-
-def _token(name: str) -> str:
-    try:
-        return checked(os.environ.get(name, ""))
-    except PolicyError:
-        raise PolicyError(
-            f"the environment variable {name!r} has no token in it: set it, to at least 16 random characters"
-        ) from None
 
 
 def _is_loopback(host: str) -> bool:
