@@ -10,7 +10,10 @@ PYTHON312 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/pytho
 ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_build onnx java_onnx router settings cloud http1 \
 	httpx_client connections outbox queued late cache only_edge refine threads)
 
-.PHONY: demo test test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
+# those with a requirements.txt have a program, main.py, and an environment of their own
+EXAMPLES = $(patsubst examples/%/requirements.txt,%,$(wildcard examples/*/requirements.txt))
+
+.PHONY: demo test test-examples $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -23,6 +26,14 @@ test-arm64: $(VENV)/bin/python  ## the core suite, ONNX Runtime and LiteRT on em
 
 test-android: .android/made  ## the app for Android and what it uses, on its Python 3.12 with its exact versions (ANDROID_TESTS=tests: all)
 	TEST_INDEX=1 .android/bin/pytest -q -n 2 --dist loadfile $(ANDROID_TESTS)
+
+$(EXAMPLES:%=example-%): example-%: .examples/%/made  ## sets up and runs an example; ARGS='...' are its arguments
+	.examples/$*/bin/python examples/$*/main.py $(ARGS)
+
+test-examples: $(EXAMPLES:%=test-example-%)  ## each example with the packages that it really uses
+
+$(EXAMPLES:%=test-example-%): test-example-%: .examples/%/made
+	.examples/$*/bin/pytest -q examples/$*
 
 test-servers: $(VENV)/test.installed  ## OpenInference and exports with the real servers whose environments are made (make server-triton ...)
 	$(BIN)/pytest -q -m servers tests/test_servers.py tests/test_export.py tests/test_export_triton.py tests/test_export_ray.py
@@ -55,7 +66,7 @@ docs: $(VENV)/test.installed  ## writes what is generated in docs/
 	$(BIN)/python -c "from pathlib import Path; from edgeroute.settings import reference; Path('docs/policy.md').write_text(reference())"
 
 clean:
-	rm -rf $(VENV) .android build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .android .examples build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -81,6 +92,15 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 		--editable '.[grpc,image,serve]' --group browser flet-cli==1.0.5 h11 hypothesis onnx psutil pydantic-settings pytest \
 		pytest-timeout pytest-xdist trustme
 	$(BIN)/uv pip uninstall --quiet --python .android/bin/python httptools
+	touch $@
+
+# no-deps.txt: what a package declares and the example does not use is not installed
+.examples/%/made: examples/%/requirements.txt pyproject.toml $(VENV)/test.installed
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON311) .examples/$*
+	$(BIN)/uv pip install --quiet --python .examples/$*/bin/python --editable '.[cli,onnx]' --requirement $< pytest pytest-timeout
+	if [ -e examples/$*/no-deps.txt ]; then \
+		$(BIN)/uv pip install --quiet --python .examples/$*/bin/python --no-deps --requirement examples/$*/no-deps.txt; \
+	fi
 	touch $@
 
 # each server pins its own numpy and protobuf; all run on Python 3.11, for which Triton's Python backend is built
