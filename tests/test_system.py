@@ -1,7 +1,8 @@
-"""JSON by either library, and what a file's stamp tells."""
+"""JSON by either library, what a file's stamp tells, and time limits on an event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from math import inf, isfinite, nan
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from edgeroute import system
 from edgeroute.files import file_stamp
-from edgeroute.system import json_dumps, json_loads, plain, replace_file
+from edgeroute.system import json_dumps, json_loads, limited, plain, replace_file
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(),
@@ -107,3 +108,60 @@ def test_what_is_no_file_is_written_to(tmp_path):
     finally:
         os.close(reader)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancellation_that_comes_as_the_steps_end_is_not_forgotten(turns):
+    """A task that could be cancelled is cancelled, however far its steps had come; `asyncio.wait_for` of Python 3.10 goes on."""
+
+    async def steps(gate):
+        await gate
+        return "over"
+
+    async def main():
+        gate = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(limited(30.0, steps(gate)))
+        await asyncio.sleep(0.0)
+        await asyncio.sleep(0.0)
+        gate.set_result(None)
+        for _ in range(turns):
+            await asyncio.sleep(0.0)
+        taken = task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(outcome, asyncio.CancelledError) if taken else outcome == "over"
+
+    asyncio.run(main())
+
+
+def test_steps_have_ended_once_their_limit_is_over():
+    """They clean up before their caller goes on; what they raise, it gets."""
+
+    async def main():
+        seen = []
+
+        async def steps():
+            try:
+                await asyncio.sleep(30.0)
+            finally:
+                await asyncio.sleep(0.0)
+                seen.append("cleaned up")
+
+        async def broken():
+            await asyncio.sleep(0.0)
+            raise ValueError("theirs")
+
+        with pytest.raises(asyncio.TimeoutError):
+            await limited(0.001, steps())
+        assert seen == ["cleaned up"]
+        task = asyncio.create_task(limited(30.0, steps()))
+        await asyncio.sleep(0.0)
+        await asyncio.sleep(0.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == ["cleaned up"] * 2
+        for left_s in (30.0, inf):
+            with pytest.raises(ValueError, match="theirs"):
+                await limited(left_s, broken())
+
+    asyncio.run(main())

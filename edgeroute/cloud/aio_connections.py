@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.cloud.aio_sockets import AsyncSockets, limited
+from edgeroute.cloud.aio_sockets import AsyncSockets
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.sockets import Poll, send_some
 from edgeroute.cloud.tls import RECORD, Steps
@@ -20,7 +20,7 @@ from edgeroute.core.walk import new
 from edgeroute.errors import CloudError, TimedOut
 from edgeroute.http1.parsers import Malformed
 from edgeroute.http1.reading import Reading
-from edgeroute.system import renew_after_fork
+from edgeroute.system import limited, renew_after_fork
 
 T = TypeVar("T")
 FREE_READS = 4

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Coroutine
 from time import monotonic
 from typing import Any, TypeVar
 
-from edgeroute.cloud.aio_sockets import limited
 from edgeroute.cloud.base import Address, Call, Reply
 from edgeroute.cloud.httpx_carrier import Carrier
 from edgeroute.errors import CloudError
+from edgeroute.system import limited
 
 T = TypeVar("T")
 

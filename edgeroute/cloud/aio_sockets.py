@@ -5,17 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 from collections import deque
-from collections.abc import Coroutine
 from time import monotonic
-from typing import Any, TypeVar
 
 from edgeroute.cloud.resolver import RESOLVER, SocketAddress
 from edgeroute.cloud.sockets import STAGGER_S, Sockets, refused
 from edgeroute.core.policy import INF
-
-T = TypeVar("T")
 
 
 class AsyncSockets(Sockets):
@@ -187,17 +182,3 @@ class AsyncSockets(Sockets):
                 timer.cancel()
         self.doing = "answer"
         return lookup.addresses()
-
-
-async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
-    """Awaits the steps for that long.
-
-    Raises:
-        TimeoutError: they are not over by then (`asyncio.TimeoutError`, which is another before Python 3.11).
-    """
-    if left_s == INF:
-        return await steps
-    if sys.version_info < (3, 11):
-        return await asyncio.wait_for(steps, left_s)
-    async with asyncio.timeout(left_s):
-        return await steps

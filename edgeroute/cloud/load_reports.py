@@ -9,6 +9,7 @@ Envoy and gRPC balance by it; `edgeroute serve`, the Ray export, Triton and vLLM
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import isfinite
 from typing import Any, Final
 
@@ -30,8 +31,11 @@ _USED: Final = ("application_utilization", "cpu_utilization", "kv_cache_utilizat
 def report_in(headers: Mapping[str, str]) -> Report | None:
     """The report in a reply's headers, names in lower case; None: there is none that can be read. Never raises."""
     text = headers.get(HEADER)
-    if text is None or len(text) > LONGEST:
-        return None
+    return None if text is None or len(text) > LONGEST else _report(text)
+
+
+@lru_cache(256)  # a server's numbers have few digits, and to read them takes as long as to send a small request
+def _report(text: str) -> Report | None:
     metrics = _metrics(text.strip())
     used = next((value for name in _USED if (value := metrics.get(name, 0.0)) > 0), 0.0)
     queue_s = metrics.get("queue_s", 0.0)

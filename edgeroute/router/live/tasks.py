@@ -16,6 +16,7 @@ from edgeroute.errors import Closed
 from edgeroute.router.live.listener import Listener, Segment
 from edgeroute.router.live.mailbox import Mailbox
 from edgeroute.router.live.updates import CLOSE_S, ROUTER_CLOSED, Consumed, Flow
+from edgeroute.system import limited
 from edgeroute.types import Answer
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ class AsyncUpdates(Consumed, Generic[U]):
             if self._mailbox.ended:
                 break
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._bell.event.wait(), left_s)
+                await limited(left_s, self._bell.event.wait())
         self._bell.event.set()
 
     async def __aenter__(self) -> Self:
