@@ -205,7 +205,7 @@ def cancelled(error: BaseException) -> bool:
 
 
 async def limited(left_s: float, steps: Coroutine[Any, Any, T]) -> T:
-    """Awaits the steps for that long. Cancelling it cancels them, also just as they end (`asyncio.wait_for` forgets it up to 3.11).
+    """Awaits the steps for that long. Cancelling it cancels them, also just as they end (`asyncio.wait_for` before 3.12 may not).
 
     Raises:
         TimeoutError: they are not over by then (`asyncio.TimeoutError`, which is another before Python 3.11).
