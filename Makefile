@@ -67,7 +67,7 @@ docs: $(VENV)/test.installed  ## writes what is generated in docs/
 	$(BIN)/python -c "from pathlib import Path; from edgeroute.cli.app import app; from edgeroute.cli.reference import reference; Path('docs/commands.md').write_text(reference(app))"
 
 site: .site/made  ## the documentation as a site, in build/site; warnings are errors
-	NO_MKDOCS_2_WARNING=1 .site/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .site/bin/mkdocs build  # not --quiet, which would let warnings pass
 
 clean:
 	rm -rf $(VENV) .android .examples .site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

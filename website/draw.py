@@ -168,7 +168,7 @@ def measured() -> Demo:
     from edgeroute.cli.demo.command import run
     from edgeroute.cli.demo.report import points
 
-    report = run(n=1000, rtt=0.0, data=ROOT / "models" / "fashion", most=0.2)
+    report = run(n=1000, rtt=0.0, data=None, most=0.2)
     x, y = points(report)
     found = report.cascade
     curve = list(zip(x, y, strict=True))
