@@ -13,7 +13,7 @@ ANDROID_TESTS ?= tests/core $(patsubst %,tests/test_%.py,android_demo android_bu
 # those with a requirements.txt have a program, main.py, and an environment of their own
 EXAMPLES = $(patsubst examples/%/requirements.txt,%,$(wildcard examples/*/requirements.txt))
 
-.PHONY: demo test test-examples $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs clean
+.PHONY: demo test test-examples $(EXAMPLES:%=example-%) $(EXAMPLES:%=test-example-%) test-android test-arm64 test-servers $(SERVERS:%=server-%) check bench bench-promises campaign fuzz models docs site clean
 
 demo: $(VENV)/demo.installed  ## sets up and runs the main job
 	$(BIN)/edgeroute demo
@@ -64,9 +64,13 @@ models: $(VENV)/models.installed  ## trains, distils, prunes and quantises the s
 
 docs: $(VENV)/test.installed  ## writes what is generated in docs/
 	$(BIN)/python -c "from pathlib import Path; from edgeroute.settings import reference; Path('docs/policy.md').write_text(reference())"
+	$(BIN)/python -c "from pathlib import Path; from edgeroute.cli.app import app; from edgeroute.cli.reference import reference; Path('docs/commands.md').write_text(reference(app))"
+
+site: .site/made  ## the documentation as a site, in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 .site/bin/mkdocs build  # not --quiet, which would let warnings pass
 
 clean:
-	rm -rf $(VENV) .android .examples build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .android .examples .site build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -101,6 +105,12 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	if [ -e examples/$*/no-deps.txt ]; then \
 		$(BIN)/uv pip install --quiet --python .examples/$*/bin/python --no-deps --requirement examples/$*/no-deps.txt; \
 	fi
+	touch $@
+
+.site/made: pyproject.toml
+	$(PYTHON) -m venv --clear .site
+	.site/bin/python -m pip install --quiet --upgrade pip
+	.site/bin/pip install --quiet --group site
 	touch $@
 
 # each server pins its own numpy and protobuf; all run on Python 3.11, for which Triton's Python backend is built

@@ -102,10 +102,10 @@ def test_snippets_run(page, desk, hosted, monkeypatch, request):
         pytest.importorskip("prometheus_client")
         pytest.importorskip("opentelemetry.sdk")
     namespace: dict[str, object] = {"__name__": "snippet"}
-    if page.name in {"llama.md", "chat.md", "gateway.md", "text.md"}:
+    if page.name in {"llama.md", "chat.md", "gateway.md", "text.md", "tutorial-language.md"}:
         pytest.importorskip("xllamacpp")
         pytest.importorskip("tiny_gguf").write(Path("model.gguf"), context=4096)
-    if page.name == "gateway.md":
+    if page.name in {"gateway.md", "tutorial-language.md"}:
         pytest.importorskip("openai")
         gateway(monkeypatch, request)
     if page.name == "text.md":

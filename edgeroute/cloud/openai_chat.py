@@ -47,7 +47,8 @@ class OpenAIChat:
         chat: whether a text is what a user says; if not, it is a text to be continued (`/completions`).
         system: what the model is told before each chat, unless its messages begin with that.
         max_tokens: of an answer, at most; None: as many as the server allows.
-        temperature, seed: None: the server's.
+        temperature: None: the server's.
+        seed: None: the server's.
         stop: texts at which an answer ends.
         response_format: that an answer follows, as in {"type": "json_schema", "json_schema": {...}}, passed on as it is.
         request: further keys of each request, as the server takes them.

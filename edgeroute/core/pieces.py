@@ -16,8 +16,7 @@ class Piece(str):
 
     An empty one brings tokens that are no text, as those of a model that thinks; it is shown to nobody.
 
-    Args:
-        text: of the piece.
+    Attributes:
         logprobs: natural logarithms, one for each token since the piece before.
     """
 

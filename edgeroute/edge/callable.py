@@ -36,7 +36,8 @@ class CallableModel:
         version: changed by you whenever its answers change, for certificates and the cache on disk. None: the function's code and
             constants tell; a function that uses an object, as a model, cannot be identified by them.
         parallel: how many calls may go at a time; None: any number.
-        inputs, outputs: what it takes and gives, with the batch axis, for `edgeroute serve`.
+        inputs: what it takes, with the batch axis, for `edgeroute serve`.
+        outputs: what it gives, likewise.
         takes_edge: it is `f(x, edge)`: behind `edgeroute serve` it is given the edge's answer to x, as a client with `send_edge`
             sends it, a mapping with `value` and `confidence`; None: there is none (docs/payloads.md).
     """

@@ -82,7 +82,8 @@ class Router(Live, Generic[V]):
         certificate_max_age: seconds; None: no limit.
         cache: a `Cache` of answers.
         outbox: an `Outbox`; with offline="queue" and a `state` there is one by default.
-        saver, rules: a `Saver`, a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
+        saver: a `Saver`: another mode while the battery is low or the device is hot.
+        rules: a list of `Rule`: what changes while the device is short of battery or memory, hot, or busy.
         sensors: returns a `Reading`, called in the background; None: `DeviceSensors()`.
         sensors_every: seconds between two readings, 1 to 60; None: `every_s` of the sensors, or 10.
         state: the folder for state that outlives the process: latencies, spending, the egress ledger, the outbox.

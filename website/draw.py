@@ -1,0 +1,215 @@
+"""Draws three pictures of docs/figures: `python website/draw.py`. The house is drawn from docs/design.md, the demo from a run of it.
+
+They have paper of their own, so that they can be read on a dark page, and are narrow enough for a phone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "docs" / "figures"
+INK, SOFT, PAPER = "#1b1b1f", "#5c6370", "#fcfcfd"
+DEVICE, AWAY, ANSWER, PLAIN = "#dbe9fb", "#fde6d3", "#dcf2e1", "#eceef1"
+EDGE, CLOUD, GOOD = "#1f5fb0", "#c04f06", "#1e7a37"
+
+FLOORS = (
+    ("programs", PLAIN, ("cli", "dashboard", "gateway", "replay", "serve", "export", "compress", "testing")),
+    ("the router", DEVICE, ("router",)),
+    ("policy files, results", PLAIN, ("settings", "evaluation", "report")),
+    ("what is seen, what is kept of it", PLAIN, ("observe", "record")),
+    ("what is asked", AWAY, ("edge", "cloud", "catalog")),
+    ("shared parts", PLAIN, ("confidence", "chat", "stores", "http1")),
+    ("the machine, the package", PLAIN, ("types", "errors", "failures", "system", "threads", "files", "copies", "imports",
+                                         "packaged", "models")),
+    ("decisions, pure", ANSWER, ("core",)),
+)  # fmt: skip
+"""Of the house, from the top: what a floor is for, its colour, its rooms."""
+UNSEEN = {"__init__", "__main__"}
+"""Rooms that are single files of names."""
+
+
+class Sheet:
+    """A drawing that grows by its elements."""
+
+    def __init__(self, width: int, height: int, title: str) -> None:
+        self.width, self.height = width, height
+        self._parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+            f'role="img" font-family="system-ui, sans-serif" font-size="15">',
+            f"<title>{escape(title)}</title>",
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            f'<path d="M0 0 8 4 0 8z" fill="{SOFT}"/></marker></defs>',
+            f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
+        ]
+
+    def box(self, x: float, y: float, w: float, h: float, fill: str, *lines: str, line: str = SOFT, dashed: bool = False) -> None:
+        """A box with lines of text in its middle, the first one bold."""
+        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        self._parts.append(f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="6" fill="{fill}" stroke="{line}"{dash}/>')
+        for i, text in enumerate(lines):
+            at = y + h / 2 + 5 + 19 * (i - (len(lines) - 1) / 2)
+            self.text(x + w / 2, at, text, middle=True, bold=i == 0 and len(lines) > 1, size=15 if i == 0 else 13)
+
+    def text(self, x: float, y: float, text: str, *, middle: bool = False, bold: bool = False, size: int = 15, ink: str = INK) -> None:
+        """A line of text from there, or around there."""
+        anchor = ' text-anchor="middle"' if middle else ""
+        weight = ' font-weight="600"' if bold else ""
+        self._parts.append(f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{ink}"{anchor}{weight}>{escape(text)}</text>')
+
+    def arrow(self, *points: tuple[float, float], ink: str = SOFT, dashed: bool = False) -> None:
+        """A line through these points, with a tip."""
+        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        path = " ".join(f"{x:g} {y:g}" for x, y in points)
+        self._parts.append(f'<path d="M{path}" fill="none" stroke="{ink}" stroke-width="1.6"{dash} marker-end="url(#tip)"/>')
+
+    def line(self, points: list[tuple[float, float]], ink: str, *, width: float = 2, dashed: bool = False) -> None:
+        """A line through these points."""
+        dash = ' stroke-dasharray="5 4"' if dashed else ""
+        path = " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self._parts.append(f'<path d="M{path}" fill="none" stroke="{ink}" stroke-width="{width}"{dash}/>')
+
+    def dot(self, x: float, y: float, ink: str) -> None:
+        """A point."""
+        self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{ink}"/>')
+
+    def __str__(self) -> str:
+        return "\n".join([*self._parts, "</svg>", ""])
+
+
+def request() -> Sheet:
+    """A request's way: the edge, its score, the gate, the cloud, all within one deadline; and what it falls back to."""
+    sheet = Sheet(520, 580, "A request: the edge answers, or the cloud if it is needed and allowed, or else the edge's answer stands")
+    left, right, w = 44, 336, 236
+    mid, out = left + w / 2, 168
+    sheet.arrow((20, 24), (20, 556))
+    sheet.text(14, 300, "", size=13)
+    sheet._parts.append(f'<text transform="translate(14 390) rotate(-90)" font-size="13" fill="{SOFT}">one deadline for all of it</text>')
+    sheet.text(mid, 30, "an input", middle=True)
+    sheet.arrow((mid, 38), (mid, 60))
+    sheet.box(left, 60, w, 58, DEVICE, "the edge's model", "on the device: a value", line=EDGE)
+    sheet.arrow((mid, 118), (mid, 146))
+    sheet.box(left, 146, w, 58, DEVICE, "its confidence", "at the threshold, or above?", line=EDGE)
+    sheet.arrow((left + w, 175), (right, 175))
+    sheet.text(left + w + 14, 168, "yes", size=13, ink=SOFT)
+    sheet.box(right, 146, out, 58, ANSWER, "the edge's answer", "nothing was sent", line=GOOD)
+    sheet.arrow((mid, 204), (mid, 252))
+    sheet.text(mid + 8, 232, "no: defer", size=13, ink=SOFT)
+    sheet.box(left, 252, w, 78, PLAIN, "the gate", "mode, data class, consent, ledger;", "breaker, limits, load")
+    sheet.arrow((left + w, 291), (right, 291))
+    sheet.text(left + w + 14, 284, "no", size=13, ink=SOFT)
+    sheet.box(right, 262, out, 116, ANSWER, "the edge's answer", "marked degraded,", "with the reason;", "perhaps in the outbox,", "for later", line=GOOD, dashed=True)
+    sheet.arrow((mid, 330), (mid, 378))
+    sheet.text(mid + 8, 358, "it may leave", size=13, ink=SOFT)
+    sheet.box(left, 378, w, 78, AWAY, "the cloud", "any server, in its protocol;", "retries, hedges", line=CLOUD)
+    sheet.arrow((left + w, 417), (right + out / 2, 417), (right + out / 2, 378))
+    sheet.text(left + w + 8, 434, "away, late, wrong", size=13, ink=SOFT)
+    sheet.arrow((mid, 456), (mid, 500))
+    sheet.text(mid + 8, 482, "in time", size=13, ink=SOFT)
+    sheet.box(left, 500, w, 58, ANSWER, "the cloud's answer", "with its reason", line=GOOD)
+    return sheet
+
+
+def rooms() -> dict[str, set[str]]:
+    """Room -> the rooms that it may import, by the table of docs/design.md."""
+    table = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("\n## What each room may import\n")[1]
+    found: dict[str, set[str]] = {}
+    for room, allowed in re.findall(r"^\| `(\w+)` \| (.*?) *\|$", table.split("\n## ")[0], re.MULTILINE):
+        found[room] = set(found) if allowed == "everything above" else set(re.findall(r"`(\w+)`", allowed))
+    return found
+
+
+def house() -> Sheet:
+    """The rooms of the package on their floors.
+
+    Raises:
+        ValueError: the table of docs/design.md has other rooms, or one may import a room of a floor above it.
+    """
+    floor = {room: i for i, (_, _, names) in enumerate(FLOORS) for room in names}
+    table = {room: allowed - UNSEEN for room, allowed in rooms().items() if room not in UNSEEN}
+    if floor.keys() != table.keys():
+        raise ValueError(f"not both in the picture and in docs/design.md: {sorted(floor.keys() ^ table.keys())}")
+    up = [f"{room} imports {other}" for room, allowed in table.items() for other in allowed if floor[other] < floor[room]]
+    if up:
+        raise ValueError(f"not down: {up}")
+    y, per_row, sheet = 14, 4, Sheet(520, 676, "The rooms of edgeroute: each imports only from its own floor and from those below it")
+    for what, colour, names in FLOORS:
+        lines = [names[i : i + per_row] for i in range(0, len(names), per_row)]
+        height = 30 + 36 * len(lines)
+        sheet.box(44, y, 462, height, colour, line=PAPER)
+        sheet.text(56, y + 20, what, size=13, ink=SOFT)
+        for j, line in enumerate(lines):
+            w = 438 / per_row
+            for i, name in enumerate(line):
+                sheet.box(56 + i * w, y + 28 + 36 * j, w - 8, 30, PAPER, name)
+        y += height + 8
+    sheet.arrow((22, 24), (22, y - 14))
+    sheet._parts.append(f'<text transform="translate(15 {y / 2 + 60:g}) rotate(-90)" font-size="13" fill="{SOFT}">imports go down</text>')
+    return sheet
+
+
+class Demo(NamedTuple):
+    """What the chart shows, in percent."""
+
+    curve: list[tuple[float, float]]
+    edge: float
+    cloud: float
+    deferred: float
+    accuracy: float
+    n: int
+
+
+def measured() -> Demo:
+    """A run of `edgeroute demo` on the 1,000 images that come with edgeroute."""
+    from edgeroute.cli.demo.command import run
+    from edgeroute.cli.demo.report import points
+
+    report = run(n=1000, rtt=0.0, data=None, most=0.2)
+    x, y = points(report)
+    found = report.cascade
+    curve = list(zip(x, y, strict=True))
+    return Demo(curve, report.edge.accuracy * 100, report.cloud.accuracy * 100, found.deferral * 100, found.accuracy * 100, report.n)
+
+
+def demo(found: Demo) -> Sheet:
+    """Accuracy over the share that is sent to the cloud."""
+    sheet = Sheet(520, 340, "Accuracy over the share of images that are sent to the cloud, in the demo")
+    left, top, w, h = 62, 40, 436, 240
+    low, high = 94.0, 97.0
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + x / 100 * w, top + (high - y) / (high - low) * h
+
+    for y in (94, 95, 96, 97):
+        sheet.line([at(0, y), at(100, y)], "#d5d9df", width=1)
+        sheet.text(left - 44, at(0, y)[1] + 5, f"{y} %", size=13, ink=SOFT)
+    for x in (0, 25, 50, 75, 100):
+        sheet.text(at(x, 0)[0], top + h + 20, f"{x} %", middle=True, size=13, ink=SOFT)
+    sheet.text(left - 44, 24, f"right, of {found.n:,} images", size=13, ink=SOFT)
+    sheet.text(left + w / 2, top + h + 44, "sent to the cloud", middle=True, size=13, ink=SOFT)
+    sheet.line([at(0, found.edge), at(100, found.cloud)], SOFT, width=1.3, dashed=True)
+    sheet.line([at(x, y) for x, y in found.curve], EDGE, width=2.4)
+    for x, y, ink in ((0, found.edge, EDGE), (100, found.cloud, CLOUD), (found.deferred, found.accuracy, GOOD)):
+        sheet.dot(*at(x, y), ink)
+    x, y = at(0, found.edge)
+    sheet.text(x + 12, y + 16, f"the edge alone: {found.edge:.1f} %", ink=EDGE)
+    x, y = at(100, found.cloud)
+    sheet.text(x - 152, y + 26, f"the cloud: {found.cloud:.1f} %", ink=CLOUD)
+    x, y = at(found.deferred, found.accuracy)
+    sheet.text(x + 14, y + 30, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True, ink=GOOD)
+    return sheet
+
+
+def main(names: list[str]) -> None:
+    """Writes the pictures of these names, or all."""
+    drawings = {"request": request, "house": house, "demo": lambda: demo(measured())}
+    for name in names or drawings:
+        (FIGURES / f"{name}.svg").write_text(str(drawings[name]()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
