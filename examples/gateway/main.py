@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 QUESTIONS = [
     ("What is the capital of France?", "chat"),
     ("Which planet is the smallest?", "chat"),
-    ("My blood pressure is 150 over 95. Is that high?", "private"),
+    ("My PIN is 2580. Is that a good one?", "private"),
 ]
 """A question, and its data class: what of it may leave is in policy.toml."""
 
