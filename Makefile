@@ -76,6 +76,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
+$(VENV)/uv.installed: $(VENV)/bin/python
+	$(BIN)/pip install --quiet uv
+	touch $@
+
 $(VENV)/demo.installed: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[demo]'
 	touch $@
@@ -99,7 +103,7 @@ $(VENV)/bench.installed: $(VENV)/demo.installed
 	touch $@
 
 # no-deps.txt: what a package declares and the example does not use is not installed
-.examples/%/made: examples/%/requirements.txt pyproject.toml $(VENV)/test.installed
+.examples/%/made: examples/%/requirements.txt pyproject.toml $(VENV)/uv.installed
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON311) .examples/$*
 	$(BIN)/uv pip install --quiet --python .examples/$*/bin/python --editable '.[cli,onnx]' --requirement $< pytest pytest-timeout
 	if [ -e examples/$*/no-deps.txt ]; then \

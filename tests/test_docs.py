@@ -21,7 +21,7 @@ from edgeroute.settings import load
 from edgeroute.testing import CannedServer, chat_events, sse_reply
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 SERVER = "127.0.0.1:8080"
 ELSEWHERE = (
     "make ", "pip install ", "git clone ", "cd ", "edgeroute serve ", "edgeroute gateway ", "export ", "edgeroute dashboard ",
@@ -91,7 +91,7 @@ def gateway(monkeypatch, request):
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(p, id=p.name, marks=[pytest.mark.once] if p.parent != ROOT else []) for p in PAGES]
+    "page", [pytest.param(p, id=p.name, marks=[pytest.mark.once] if p.name != "README.md" else []) for p in PAGES]
 )
 def test_snippets_run(page, desk, hosted, monkeypatch, request):
     """In the order of the page: Python in one namespace, and as a module where it has a name; TOML loaded; commands executed."""

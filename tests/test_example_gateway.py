@@ -22,7 +22,7 @@ def asked(tmp_path_factory):
     pytest.importorskip("xllamacpp")
     pytest.importorskip("openai")
     folder = tmp_path_factory.mktemp("gateway")
-    for file in EXAMPLE.iterdir():
+    for file in filter(Path.is_file, EXAMPLE.iterdir()):
         shutil.copy(file, folder)
     pytest.importorskip("tiny_gguf").write(folder / "model.gguf", context=4096)
     with CannedServer(sse_reply(chat_events(["Pa", "ris"], usage=(7, 2)))) as far:

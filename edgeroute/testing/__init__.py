@@ -1,10 +1,11 @@
-"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, the contract of edge models.
+"""For tests: scripted models and clouds, a server with canned replies, a faulty relay, the contracts of models and endpoints.
 
 Servers listen on 127.0.0.1 only, in a thread that ends with their `with` block.
 """
 
 from edgeroute.testing.chat import chat_events, sse_reply
 from edgeroute.testing.contract import ContractBroken, edge_contract
+from edgeroute.testing.endpoints import endpoint_contract
 from edgeroute.testing.fakes import Answers, FakeCloud, FakeModel
 from edgeroute.testing.relay import Relay
 from edgeroute.testing.server import CannedServer, http_reply
@@ -18,6 +19,7 @@ __all__ = [
     "Relay",
     "chat_events",
     "edge_contract",
+    "endpoint_contract",
     "http_reply",
     "sse_reply",
 ]

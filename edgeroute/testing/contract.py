@@ -16,15 +16,15 @@ from edgeroute.types import EdgeModel
 
 
 class ContractBroken(AssertionError):
-    """A model breaks the contract.
+    """A model or an endpoint breaks its contract.
 
     Attributes:
         problems: (the name of the check, what is wrong and what to do), in the order of the checks.
     """
 
-    def __init__(self, name: str, problems: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, name: str, problems: Sequence[tuple[str, str]], what: str = "edge models") -> None:
         lines = [f"- {check}: {text}" for check, text in problems]
-        super().__init__("\n".join([f"{name} breaks the contract of edge models:", *lines]))
+        super().__init__("\n".join([f"{name} breaks the contract of {what}:", *lines]))
         self.problems = tuple(problems)
 
 

@@ -1,0 +1,250 @@
+"""The contract of endpoints, as a suite that the author of a protocol runs. It plays the server: nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+from edgeroute.cloud.base import Address, Call, HttpEndpoint, Reply, Talk, checked
+from edgeroute.cloud.http_backend import HttpBackend
+from edgeroute.copies import own_copy
+from edgeroute.core.walk import Prediction
+from edgeroute.errors import BadInput, CloudError
+from edgeroute.testing.comparing import equal, said, short, shown
+from edgeroute.testing.contract import ContractBroken
+
+Server = Callable[[Call], Reply]
+MOST_CALLS = 100
+"""A talk that goes on longer never ends."""
+RTOL = 1e-6
+SECRET_LENGTH = 8
+"""Shorter words of a header are no secrets."""
+WORD = "quoted-by-nobody"
+DAMAGED = (
+    b"", b"{", b"[]", b"{}", b"null", b"1", b'"text"', b"<html>log in</html>", b"\x1f\x8b\x08", b"\xff\xfe\x00", b"[[[[[1]]]]]",
+    b'{"error": {"message": "no"}}', *(form % WORD.encode() for form in (b"%s", b"%s 1", b"a %s", b'{"%s', b'{"%s": 1}')),
+)  # fmt: skip
+"""Bodies of replies with status 200, as proxies, login pages and broken servers send them."""
+
+
+def endpoint_contract(endpoint: HttpEndpoint, samples: Sequence[Any], server: Server, *, bad: Sequence[Any] = ()) -> None:
+    """Checks that an endpoint keeps the contract of `edgeroute.cloud.base.HttpEndpoint`, without a network.
+
+    A talk ends, with one output for each input that the router can read: the same each time, alone, in a batch, and beside
+    another talk. `encode` and `decode` agree with it. A damaged reply is `BadReply`, or another `CloudError`, which holds nothing
+    of it; an input that cannot be encoded is `BadInput`. Inputs are not written to. `ping` and `health` end, and send no input.
+    No text shows a credential. Answers in pieces (`speak`) are not checked.
+
+    Args:
+        endpoint: with a credential (`api_key=`), so that it can be seen whether it stays hidden.
+        samples: two or more inputs that differ.
+        server: plays the server: a call -> its `Reply`, with status 200, also to `ping` and `health`.
+        bad: inputs that cannot be encoded, besides `object()`.
+
+    Raises:
+        ContractBroken: an AssertionError that lists all that is wrong, and what to do.
+        ValueError: fewer than two samples.
+    """
+    if len(samples) < 2:  # noqa: PLR2004 - to tell one from another
+        raise ValueError(f"a contract is checked with two samples or more, not {len(samples)}")
+    subject = _Checks(endpoint, samples, server, bad)
+    problems: list[tuple[str, str]] = []
+    for name, check in (
+        ("members", subject.members),
+        ("talk", subject.talks),
+        ("batch", subject.batch),
+        ("two at once", subject.beside),
+        ("encode and decode", subject.encoded),
+        ("damaged replies", subject.damaged),
+        ("bad input", subject.refuses),
+        ("inputs", subject.unwritten),
+        ("ping and health", subject.probes),
+        ("secrets", subject.secrets),
+    ):
+        try:
+            problems += [(name, text) for text in check()]
+        except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
+            problems.append((name, f"it raised {said(e)} for samples that it takes"))
+        if problems and name in {"members", "talk"}:
+            break  # nothing can be compared
+    if problems:
+        raise ContractBroken(str(getattr(endpoint, "name", endpoint)), problems, "endpoints")
+
+
+class _Checks:
+    """The checks of one endpoint, on samples that it takes; each yields what is wrong."""
+
+    def __init__(self, endpoint: HttpEndpoint, samples: Sequence[Any], server: Server, bad: Sequence[Any]) -> None:
+        self.endpoint, self.server, self.bad = endpoint, server, [object(), *bad]
+        self._samples = list(samples)
+        self.texts: list[str] = []
+        """What it has said in errors."""
+        self.bodies: set[bytes] = set()
+        """What was sent of the samples."""
+
+    @property
+    def samples(self) -> list[Any]:
+        return [own_copy(x) for x in self._samples]
+
+    def members(self) -> Iterator[str]:
+        """It has those that the router reads."""
+        lacking = [name for name in ("talk", "encode", "decode", "ping", "health") if not hasattr(self.endpoint, name)]
+        lacking += [name for name in ("name", "where", "labels", "kind", "address") if not hasattr(self.endpoint, name)]
+        if lacking:
+            yield f"it lacks {', '.join(lacking)}: see edgeroute.cloud.base.HttpEndpoint"
+            return
+        if not isinstance(self.endpoint.address, Address):
+            yield f"address is a {type(self.endpoint.address).__name__}: make it an edgeroute.cloud.base.Address"
+            return
+        if not isinstance(self.endpoint.labels, tuple | None):
+            yield f"labels is a {type(self.endpoint.labels).__name__}: make it a tuple, or None"
+        self.reader = HttpBackend(self.endpoint.name, self.endpoint, "msp", None).reader
+        self.alone = bool(getattr(self.endpoint, "one_by_one", False))
+
+    def _talked(self, talk: Talk, server: Server | None = None) -> tuple[list[Call], Any]:
+        """A talk with this server, to its end -> its calls, and what it returns."""
+        calls, reply = list[Call](), None
+        try:
+            while len(calls) < MOST_CALLS:
+                call = next(talk) if reply is None else talk.send(reply)
+                calls.append(call)
+                reply = (server or self.server)(call)
+                if not call.probe:
+                    checked(reply, self.endpoint.where)
+        except StopIteration as end:
+            return calls, end.value
+        finally:
+            talk.close()
+        raise RuntimeError(f"a talk goes on after {MOST_CALLS} calls")
+
+    def _answers(self, inputs: list[Any]) -> tuple[list[Call], list[Prediction]]:
+        calls, outputs = self._talked(self.endpoint.talk(inputs))
+        self.bodies |= {call.body for call in calls if call.body and not call.probe}
+        return calls, self.reader.many(outputs, len(inputs))
+
+    def talks(self) -> Iterator[str]:
+        """It answers each sample, and the same one alike."""
+        self.truth = [self._answers([x])[1][0] for x in self.samples]
+        for x, truth in zip(self.samples, self.truth, strict=True):
+            (calls, (once,)), (again, _) = self._answers([x]), self._answers([x])
+            if not _same(once, truth):
+                yield f"it answers {shown(truth)} to a sample, and {shown(once)} to it again: keep nothing of an input or a reply"
+            if calls != again:
+                yield f"it makes other calls of {short(x)} the second time: a request that is sent again has to be the same"
+
+    def batch(self) -> Iterator[str]:
+        """Several inputs in one talk; an endpoint with `one_by_one` is never given several."""
+        if self.alone:
+            return
+        order = [*range(len(self.truth)), 0]
+        _, found = self._answers([self.samples[i] for i in order])
+        for i, one in zip(order, found, strict=True):
+            if not _same(one, self.truth[i]):
+                yield (
+                    f"alone sample {i} gets {shown(self.truth[i])}, and in a batch {shown(one)}: one output per input, in order;"
+                    " or set one_by_one = True"
+                )
+
+    def beside(self) -> Iterator[str]:
+        """Two talks in turns, as those of two threads are."""
+        talks = [self.endpoint.talk([x]) for x in self.samples[:2]]
+        found: dict[int, Any] = {}
+        replies: list[Reply | None] = [None, None]
+        for _ in range(MOST_CALLS):
+            for i, talk in enumerate(talks):
+                try:
+                    if i not in found:
+                        replies[i] = self.server(talk.send(replies[i]))  # type: ignore[arg-type]  # the first is None
+                except StopIteration as end:  # noqa: PERF203 - each in its turn
+                    found[i] = self.reader.many(end.value, 1)[0]
+        for i, one in found.items():
+            if not _same(one, self.truth[i]):
+                yield f"beside another talk sample {i} gets {shown(one)}: keep what belongs to a talk in it, not in the endpoint"
+
+    def encoded(self) -> Iterator[str]:
+        """What the outbox stores of a request, and sends later."""
+        for x, truth in zip(self.samples, self.truth, strict=True):
+            if (call := self.endpoint.encode([x])) is not None:
+                (found,) = self.reader.many(self.endpoint.decode(self.server(call), 1), 1)
+                if not _same(found, truth):
+                    yield f"a talk gets {shown(truth)}, and decode of the reply to encode's call {shown(found)}"
+
+    def damaged(self) -> Iterator[str]:
+        """Each reply in turn is replaced; a talk may recover."""
+        calls, _ = self._answers(self.samples[:1])
+        for place, call in enumerate(calls):
+            for body in (*DAMAGED, self.server(call).body[:-1]):
+                try:
+                    _, outputs = self._talked(self.endpoint.talk(self.samples[:1]), self._spoilt(place, body))
+                    self.reader.many(outputs, 1)
+                except CloudError as e:  # noqa: PERF203 - each reply by itself
+                    self.texts.append(str(e))
+                    if any(WORD in text for text in _chain(e)):
+                        yield f"its {type(e).__name__}, or an error that it is chained to, quotes the reply: raise it later"
+                except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
+                    yield f"it raised {said(e)} for a reply of {body[:20]!r}: raise BadReply"
+
+    def _spoilt(self, place: int, body: bytes) -> Server:
+        """The server, with another body in its reply to the call at that place."""
+        seen = count()
+
+        def server(call: Call) -> Reply:
+            reply = self.server(call)
+            return reply._replace(body=body) if next(seen) == place else reply
+
+        return server
+
+    def refuses(self) -> Iterator[str]:
+        """Input that it cannot encode is the caller's fault."""
+        for x in self.bad:
+            try:
+                self._talked(self.endpoint.talk([x]))
+            except BadInput as e:  # noqa: PERF203 - each input by itself
+                self.texts.append(str(e))
+            except Exception as e:  # noqa: BLE001 - whatever an endpoint raises
+                yield f"it raised {said(e)} for {short(x)}: raise BadInput, which is no fault of the endpoint"
+            else:
+                yield f"it sent {short(x)}, which it cannot know how to write: raise BadInput"
+
+    def unwritten(self) -> Iterator[str]:
+        """A caller's input is the caller's."""
+        for i, x in enumerate(self.samples):
+            self._answers([x])
+            if not equal(x, self._samples[i], 0.0):
+                yield f"it writes to its input (sample {i}): make a copy"
+
+    def probes(self) -> Iterator[str]:
+        """Without an input."""
+        for name, talk in (("ping", self.endpoint.ping), ("health", self.endpoint.health)):
+            calls, _ = self._talked(talk())
+            if not calls:
+                yield f"{name} asks nothing, so it cannot tell whether the server is there"
+            if any(call.body in self.bodies for call in calls):
+                yield f"{name} sends what an earlier request sent: it must hold nothing of a user's"
+            if name == "health" and len(calls) > 1:
+                yield f"health takes {len(calls)} calls: it is asked often, so have one"
+
+    def secrets(self) -> Iterator[str]:
+        """Whatever may be logged."""
+        values = [value for _, value in self.endpoint.address.headers()]
+        words = {word for value in values for word in value.split() if len(word) >= SECRET_LENGTH}
+        for text in (repr(self.endpoint), self.endpoint.where, self.endpoint.name, *self.texts):
+            if any(word in text for word in words):
+                yield "a credential is in its repr, its name or a message: Address keeps it, so leave it there"
+                return
+
+
+def _chain(error: BaseException | None) -> Iterator[str]:
+    """What an error and those that it is chained to say and hold."""
+    for _ in range(MOST_CALLS):
+        if error is None:
+            return
+        yield f"{error} {error.args} {vars(error)}"
+        error = error.__cause__ or error.__context__
+
+
+def _same(one: Prediction, other: Prediction) -> bool:
+    if (one.confidence is None) != (other.confidence is None):
+        return False
+    return equal(one.value, other.value, RTOL) and (one.confidence is None or equal(one.confidence, other.confidence, RTOL))

@@ -1,0 +1,174 @@
+"""What is released: the wheel and the source distribution, built as `python -m build` does, and what is in them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+import edgeroute
+
+pytestmark = pytest.mark.once
+for needed in ("build", "hatchling", "twine"):
+    pytest.importorskip(needed)
+
+ROOT = Path(__file__).parents[1]
+VERSION = edgeroute.__version__
+LARGEST = {"wheel": 6_000_000, "sdist": 8_000_000}
+"""Bytes; what makes one larger is decided, and does not come along unseen."""
+NOT_RELEASED = (".github/",)
+"""Of what git tracks: it is of use in a repository alone."""
+JUNK = (
+    "edgeroute/core/__pycache__/plan.cpython-311.pyc", "docs/__pycache__/x.pyc", "tests/__pycache__/x.pyc", ".venv/lib/tests/test_x.py",
+    "venv/lib/docs/x.md", "venv/lib/edgeroute/x.py", "shared/models/x.onnx", ".env", "android_demo/.flet/storage/data/outbox.db",
+    "android_demo/build/apk/app.apk", ".examples/ar/lib/x.py", "build/lib/edgeroute/x.py", "dist/old.whl", ".coverage.host.1",
+    ".mypy_cache/3.11/x.json", "models/fashion/.DS_Store",
+)  # fmt: skip
+"""What lies about in a folder that is worked in."""
+
+
+def tracked() -> list[str]:
+    """The files of the project: those that git has, or, in an unpacked source distribution, all."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone: which files are the project's, git knows")
+    return subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]
+
+
+def run(*command, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the project, worked in."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in tracked():
+        if (ROOT / name).exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    for name in JUNK:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("junk")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def built(tree):
+    """The source distribution, and the wheel that is built from it."""
+    out = tree / "dist" / "new"
+    run("build", "--no-isolation", "--outdir", out, cwd=tree)
+    (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    with zipfile.ZipFile(built[1]) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    return message_from_bytes(wheel[f"edgeroute-{VERSION}.dist-info/METADATA"])
+
+
+def test_the_index_takes_both(built):
+    """By twine's checks, with warnings as errors; and they are no larger than they were decided to be."""
+    sdist, wheel = built
+    assert run("twine", "check", "--strict", sdist, wheel, cwd=sdist.parent).count("PASSED") == 2
+    sizes = {"wheel": wheel.stat().st_size, "sdist": sdist.stat().st_size}
+    assert all(sizes[what] < LARGEST[what] for what in sizes), sizes
+
+
+def test_the_wheel_is_the_package_and_what_it_reads(wheel):
+    """Code, models, pages, policies, licences, and nothing else."""
+    info = f"edgeroute-{VERSION}.dist-info"
+    names = tracked()
+    wanted = {name for name in names if name.startswith("edgeroute/")}
+    wanted |= {f"edgeroute/{name}" for name in names if name.startswith(("docs/", "models/fashion/", "examples/policies/"))}
+    wanted |= {"edgeroute/models/README.md"}
+    wanted |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    wanted |= {f"{info}/licenses/models/fashion/LICENSE.fashion-mnist"}
+    assert set(wheel) == wanted
+    for name in ("edgeroute/py.typed", "edgeroute/docs/quickstart.md", "edgeroute/models/fashion/edge.int8.onnx"):
+        assert name in wheel
+
+
+def test_the_source_has_all_that_its_tests_need(built):
+    """It is what git has, so that an unpacked one passes `make test`."""
+    with tarfile.open(built[0]) as archive:
+        there = {name.partition("/")[2] for name in archive.getnames()}
+        assert not [one.name for one in archive if not (one.isfile() or one.isdir())], "links may lead anywhere"
+    wanted = {name for name in tracked() if not name.startswith(NOT_RELEASED)}
+    assert there - {"PKG-INFO", ""} == wanted
+    for name in ("Makefile", "CHANGELOG.md", "tests/test_distribution.py", "android_demo/main.py", "benchmarks/run.py"):
+        assert name in wanted
+
+
+def test_a_wheel_of_the_source_is_that_of_the_tree(tree, built):
+    """To the byte."""
+    again = tree / "dist" / "again"
+    run("build", "--no-isolation", "--wheel", "--outdir", again, cwd=tree)
+    (one,) = again.glob("*.whl")
+    assert one.name == built[1].name
+    assert one.read_bytes() == built[1].read_bytes()
+
+
+def test_nothing_of_this_machine_is_in_them(wheel, built):
+    """No path of the folder where it was built, or where this test runs."""
+    with tarfile.open(built[0]) as archive:
+        files = {one.name: archive.extractfile(one).read() for one in archive if one.isfile()}
+    here = [str(path).encode() for path in (ROOT, built[0].parent, Path.home()) if len(path.parts) > 2]
+    found = [name for name, data in {**wheel, **files}.items() if any(path in data for path in here)]
+    assert not found, found
+
+
+def test_what_the_index_shows(metadata, wheel):
+    """The page is the README, and each link in it leads somewhere from there, too."""
+    assert metadata["Name"] == "edgeroute"
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = metadata.get_payload(decode=True).decode()
+    assert page == (ROOT / "README.md").read_text()
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    assert b"edgeroute = edgeroute.__main__:main" in wheel[f"edgeroute-{VERSION}.dist-info/entry_points.txt"]
+
+
+def test_there_is_one_version(metadata):
+    """In the package; the changelog's newest section and the citation are of the same."""
+    assert metadata["Version"] == VERSION
+    newest = re.search(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None, "the newest section is `## VERSION (unreleased)`, or with a date"
+    assert newest[1] == VERSION
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == VERSION
+    assert str(citation.get("date-released", "unreleased")) == newest[2]
+
+
+def test_the_citation_is_one():
+    """It has what the format, 1.2.0, asks for, and no other key than it knows."""
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] == "software"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert all(author.keys() in ({"name"}, {"family-names", "given-names"}) for author in citation["authors"])
+    known = {
+        "cff-version", "type", "message", "title", "abstract", "authors", "version", "date-released", "license", "keywords", "doi", "url",
+        "repository-code",
+    }  # fmt: skip
+    assert citation.keys() <= known
+    assert all(isinstance(word, str) for word in citation["keywords"])

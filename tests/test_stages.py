@@ -1,0 +1,98 @@
+"""What every stage around the walk leaves as it is: each alone, for threads and asyncio, in every way of asking.
+
+A stage that is added to `edgeroute/router/assemble.py` is added to `STAGES` here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from both import CALLS, Tasks, Threads, ask, nothing_left
+
+from edgeroute import Cache, Instrument, NoAnswer
+
+
+class Told(Instrument):
+    """Hears of beginnings and ends."""
+
+    def request_began(self, began):
+        """Nothing comes of it."""
+
+    def request_ended(self, ended):
+        """Likewise."""
+
+
+STAGES = {"Answered": lambda: {"instruments": [Told()]}, "Caching": lambda: {"cache": Cache()}}
+"""Stage -> the arguments of a router that has it."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(monkeypatch):
+    with nothing_left(monkeypatch):
+        yield
+
+
+@pytest.fixture(params=[Threads, Tasks], ids=["threads", "asyncio"])
+def make(request):
+    """Makes routers of either kind, and closes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda edge, cloud, **policy: stack.enter_context(request.param(edge, cloud, **{"threshold": 0.5, **policy}))
+
+
+def edge(x):
+    """Sure of "sure" alone; fails for "fails"."""
+    if x == "fails":
+        raise RuntimeError("it fails")
+    return f"edge {x}", 0.9 if x == "sure" else 0.1
+
+
+def cloud(x):
+    """Away for "away" and "fails"."""
+    if x in {"away", "fails"}:
+        raise ConnectionError("it is away")
+    return f"cloud {x}", 0.8
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("call", CALLS)
+def test_an_answer_is_that_of_the_walk(make, stage, call):
+    """Of the device, of the cloud, and the device's in place of the cloud's."""
+    with_it, without = make(edge, cloud, **STAGES[stage]()), make(edge, cloud)
+    for x in ("sure", "unsure", "away"):
+        one, other = ask(with_it, call, x), ask(without, call, x)
+        for name in ("value", "source", "confidence", "degraded", "final"):
+            assert getattr(one, name) == getattr(other, name)
+        assert one.id.startswith(with_it.engine.name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("call", CALLS)
+def test_no_answer_is_raised(make, stage, call):
+    """It is a result like any other to the stage, and an exception to the caller; the next call is none the worse."""
+    router = make(edge, cloud, **STAGES[stage]())
+    with pytest.raises(NoAnswer):
+        ask(router, call, "fails")
+    assert ask(router, call, "unsure").value == "cloud unsure"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_rows_keep_their_places(make, stage):
+    """Whoever answers them; an empty batch has none."""
+    router = make(edge, cloud, **STAGES[stage]())
+    rows = ["sure", "b", "sure", "d", "away"]  # after one that is away a function is asked no more
+    answers = router.infer_many(rows)
+    assert [answer.value for answer in answers] == ["edge sure", "cloud b", "edge sure", "cloud d", "edge away"]
+    assert [answer.id.rpartition(".")[2] for answer in answers] == ["0", "1", "2", "3", "4"]
+    assert router.infer_many([]) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_caller_may_leave(make, stage):
+    """After the first that is shown; the same input is answered to the next caller."""
+    router = make(edge, cloud, **STAGES[stage]())
+    answers = router.refine("unsure")
+    first = next(answers)
+    assert (first.value, first.final) == ("edge unsure", False)
+    answers.close()
+    assert ask(router, "infer", "unsure").value == "cloud unsure"
