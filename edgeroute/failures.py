@@ -55,10 +55,13 @@ class Failures:
         self.due = 0.0
         """Monotonic instant from which the next one is logged."""
 
-    def log(self, what: str, error: BaseException) -> None:
-        """Logs it, unless it is edgeroute's own, whose text says it all, or no failure, such as a cancellation."""
+    def log(self, what: str, error: BaseException, *, own: bool = False) -> None:
+        """Logs it, unless it is no failure, such as a cancellation, or edgeroute's own, whose text says it all to who gets it.
+
+        own: it is logged all the same, as nobody gets it.
+        """
         now = time.monotonic()
-        if now < self.due or isinstance(error, Coded) or not isinstance(error, Exception | SystemExit):
+        if now < self.due or (isinstance(error, Coded) and not own) or not isinstance(error, Exception | SystemExit):
             return
         self.due = now + self.EVERY_S
         info = (type(error), error, error.__traceback__)

@@ -338,11 +338,11 @@ class Answer(Generic[V]):
             told = dict(plan.trace)
         elif type(plan) is Plan and outcome is not None:
             costs = {leg: cost.told() for leg, cost in (self._costs or {}).items()}
-            told = explain.trace(plan, outcome, self.id, costs)
+            told = explain.trace(plan, outcome, self.id, costs) | {"reason_code": reason_code(plan, outcome)}
         else:
             return {
                 "version": explain.VERSION, "id": self.id, "answered_by": self.source, "leg": self.leg, "reason": self._note,
-                "latency_s": round(self.latency_s, 6),
+                "reason_code": self.reason_code, "latency_s": round(self.latency_s, 6),
             }  # fmt: skip
         if self._note:
             told["note"] = self._note

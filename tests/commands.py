@@ -17,6 +17,7 @@ import threading
 import warnings
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable, "-m", "edgeroute"]
 PIPE_BYTES = 1 << 16
 """What a pipe takes before anybody reads it."""
@@ -42,6 +43,20 @@ def cli(*args, input=b"", cwd=None, env=None):  # noqa: A002 - as of `subprocess
         out.seek(0)
         err.seek(0)
         return code, out.read().decode(), err.read().decode()
+
+
+@contextlib.contextmanager
+def started(command, *args, **environment):
+    """A command that serves, in a process of its own on a free port -> the process and the address that it says."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
+    started = [sys.executable, "-W", "error", "-m", "edgeroute", command, "--port", "0", "--json", *map(str, args)]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
+        try:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+            yield process, json.loads(line)["ready"]
+        finally:
+            process.kill()
 
 
 class Server:

@@ -11,8 +11,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import threading
 import weakref
 from pathlib import Path
@@ -21,7 +19,7 @@ from time import monotonic
 import httpx
 import numpy as np
 import pytest
-from commands import cli
+from commands import cli, started
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from watched import LONG, Records, monitor_of, monitor_of_file, page_of
@@ -598,20 +596,6 @@ def test_values_do_not_wait_for_the_dashboard():
 
 
 # ------------------------------------------------------------------------------------------------ the commands
-@contextlib.contextmanager
-def started(*args, **environment):
-    """The command in a process of its own -> the process and the page's address."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
-    command = [sys.executable, "-W", "error", "-m", "edgeroute", "dashboard", "--port", "0", "--json", *map(str, args)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
-        try:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield process, json.loads(line)["ready"]
-        finally:
-            process.kill()
-
-
 @pytest.mark.once
 def test_from_another_process(tmp_path, fashion):
     """By the policy alone: requests, guarantees, what was sent and what waits, while the router writes them."""
@@ -621,7 +605,7 @@ def test_from_another_process(tmp_path, fashion):
         '[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\n[audit]\n[trace]\n[[rule]]\nof = "heat"\nenter = 200\nthen = "prefer_cloud"\n[egress]\nnever_leave = ["medical"]\nmay_leave = ["photo"]\n'
     )
     images = np.load(fashion / "sample.npz")["images"][:30]
-    with started("--policy", policy, "--token-env", "DASH", DASH="of-the-reader") as (process, url):
+    with started("dashboard", "--policy", policy, "--token-env", "DASH", DASH="of-the-reader") as (process, url):
         token = "of-the-reader"
         assert token not in url
         with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=LONG) as client:

@@ -90,6 +90,28 @@ def test_a_new_scene_cancels_what_is_asked_about_the_old_one(world):
     assert w.step().answer.value == "cloud"
 
 
+def test_a_frame_without_a_signature_is_of_no_scene(world):
+    """The cloud is asked about it, whatever it said of the scene; its answer is shown, and is not that of later frames."""
+
+    def signature(frame):
+        if frame is None:
+            raise ValueError("no such frame")
+        return [frame]
+
+    w = world(scene=0.1, signature=signature)
+    w.frame(0.0, edge(final=True))
+    w.frame(0.0)
+    w.calls[1].mail.append(cloud("of the scene"))
+    assert w.step().answer.value == "of the scene"
+    lost = w.frame(None)
+    assert (lost.answer.value, lost.held, lost.provisional) == ("edge", "", True)
+    assert w.frame(0.0, edge(final=True)).reused_from == 1
+    w.calls[2].mail.append(cloud("of no scene"))
+    assert (w.step().answer.value, w.flow.stats().outdated) == ("of no scene", 0)
+    assert w.frame(0.0, edge(final=True)).shown.value == "of the scene"
+    assert w.flow.stats().scenes == 1
+
+
 def test_a_newer_refinement_cancels_the_older_one(world):
     """Refinements come in the order of their frames."""
     w = world()

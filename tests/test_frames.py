@@ -487,6 +487,42 @@ def test_a_frame_without_a_signature_says_so_and_the_next_goes_on(make):
         assert list(frames) == []
 
 
+@pytest.mark.parametrize("error", [ValueError("of the label"), BadInput("of the label"), SystemExit(1)])
+def test_a_label_that_cannot_be_made_loses_no_frame(make, caplog, error):
+    """Its answer is shown as it comes, without hysteresis; what was raised is logged once."""
+
+    def label(value):
+        if value.startswith("bad"):
+            raise error
+        return value
+
+    model = FakeModel([(value, 0.9) for value in ("a", "bad 1", "bad 2", "b", "a")])
+    with live(make(model, None), "frames", range(5), label=label, margin=None, **{**ALL, "hold": 3}) as frames:
+        updates = list(frames)
+    assert [u.answer.value for u in updates] == ["a", "bad 1", "bad 2", "b", "a"]
+    assert [u.shown.value for u in updates] == ["a", "bad 1", "bad 2", "bad 2", "a"]
+    assert [u.label for u in updates] == ["a", None, None, "b", "a"]
+    assert [record.getMessage().partition(" failed")[0] for record in caplog.records] == ["label= of an answer"]
+
+
+@pytest.mark.parametrize("found", [ValueError("of the signature"), BadInput("of the signature"), SystemExit(1), None, ["x"]])
+def test_a_signature_that_cannot_be_made_loses_no_frame(make, caplog, found):
+    """The frame is answered as if there were no scenes; what was raised is logged once."""
+
+    def signature(frame):
+        if frame % 2 == 0:
+            return [1.0]
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    with live(make(echo, None), "frames", range(6), signature=signature, **{**ALL, "scene": 0.1}) as frames:
+        updates = list(frames)
+    assert [u.answer.value for u in updates] == [f"edge {n}" for n in range(6)]
+    assert frames.stats().scenes == 1
+    assert [record.getMessage().partition(" failed")[0] for record in caplog.records] == ["signature= of a frame"]
+
+
 # errors, and ends
 
 

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from commands import cli
+from commands import cli, started
 from gateways import CHAT, LONG, events, serving
 
 from edgeroute import AsyncRouter
 
 ROOT = Path(__file__).parents[1]
 WAIT = 60
-
-
-@contextlib.contextmanager
-def started(*args, **environment):
-    """The command in a process of its own -> the process and its URL."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
-    command = [sys.executable, "-W", "error", "-m", "edgeroute", "gateway", "--port", "0", "--json", *map(str, args)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:
-        try:
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            yield process, json.loads(line)["ready"]
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +42,7 @@ ROW = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 28, 28], "
 def test_it_ends_at_a_signal(policy, sig):
     """A connection that is kept alive does not hold it up; it leaves nothing, and has said nothing but where it listens."""
     with (
-        started("--policy", policy, GATEWAY_TOKEN="s3cret", OTHER="x") as (process, url),
+        started("gateway", "--policy", policy, GATEWAY_TOKEN="s3cret", OTHER="x") as (process, url),
         httpx.Client(base_url=url, timeout=WAIT) as client,
     ):
         assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["edgeroute", "shop"]
@@ -73,7 +56,7 @@ def test_it_ends_at_a_signal(policy, sig):
 
 def test_a_policy_that_changes(policy):
     """Is in force for later requests; one that is wrong is logged, and changes nothing."""
-    with started("--policy", policy) as (process, url), httpx.Client(base_url=url, timeout=WAIT) as client:
+    with started("gateway", "--policy", policy) as (process, url), httpx.Client(base_url=url, timeout=WAIT) as client:
 
         def classes():
             reply = client.post("/v2/models/shop/infer", json=ROW, headers={"x-edgeroute-data-class": "medical"})
@@ -92,7 +75,7 @@ def test_a_policy_that_changes(policy):
 
 def test_a_token_in_the_environment(policy):
     """Is asked for, and shown nowhere."""
-    with started("--policy", policy, "--token-env", "GATEWAY_TOKEN", GATEWAY_TOKEN="s3cret-of-all") as (process, url):
+    with started("gateway", "--policy", policy, "--token-env", "GATEWAY_TOKEN", GATEWAY_TOKEN="s3cret-of-all") as (process, url):
         assert httpx.get(f"{url}/v1/models", timeout=LONG).status_code == 401
         assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer s3cret-of-all"}, timeout=LONG).status_code == 200
         process.terminate()
@@ -121,7 +104,10 @@ def test_the_service_manager_is_told(policy, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(WAIT)
-        with started("--policy", policy, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="900000") as (process, _):
+        with started("gateway", "--policy", policy, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="900000") as (
+            process,
+            _,
+        ):
             assert manager.recv(4096).startswith(b"READY=1")
             assert manager.recv(4096) == b"WATCHDOG=1"
             assert manager.recv(4096) == b"WATCHDOG=1"
@@ -134,7 +120,7 @@ def test_the_service_manager_is_told(policy, tmp_path):
 def test_a_language_model(tiny, tmp_path):
     """By policy alone: usage, logprobs, why it ended, and pieces; a prompt that is too long is no fault of the program."""
     (tmp_path / "policy.toml").write_text(f'mode = "only_edge"\n[edge]\npath = "{tiny}"\nmax_tokens = 6\n')
-    with started("--policy", tmp_path / "policy.toml") as (_, url), httpx.Client(base_url=url, timeout=WAIT) as client:
+    with started("gateway", "--policy", tmp_path / "policy.toml") as (_, url), httpx.Client(base_url=url, timeout=WAIT) as client:
         whole = client.post("/v1/chat/completions", json={**CHAT, "logprobs": True}).json()
         choice = whole["choices"][0]
         assert (choice["finish_reason"], whole["usage"]["completion_tokens"]) == ("length", 6)

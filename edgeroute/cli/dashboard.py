@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from edgeroute.cli.exits import INTERRUPTED, OK
+from edgeroute.cli.logs import Metrics
 from edgeroute.cli.options import Json
 from edgeroute.cli.watching import Record, State, Watched, watched
 
@@ -30,6 +31,7 @@ def dashboard(
         list[str] | None,
         typer.Option(metavar="NAME", help="A further name by which browsers call this machine; may be repeated."),
     ] = None,
+    metrics: Metrics = False,
     as_json: Json = False,
 ) -> int:
     """Shows on a local page what a router does: routes, reasons, drift, latencies, budgets, outbox, egress. Tries thresholds.
@@ -42,9 +44,15 @@ def dashboard(
     token = None if token_env is None else token_of(token_env)
     monitor = watched(policy, record, state)
 
+    routes = []
+    if metrics:
+        from edgeroute.dashboard.metrics import route
+
+        routes.append(route(monitor))
+
     def ready(url: str) -> None:
         url = url if token is None else url.partition("#")[0]  # the reader's own secret is not printed
         print(json.dumps({"ready": url}) if as_json else f"open {url}", flush=True)
 
-    ended = serve(monitor, host=host, port=port, token=token, hosts=allow_host or (), on_ready=ready)
+    ended = serve(monitor, host=host, port=port, token=token, hosts=allow_host or (), routes=routes, on_ready=ready)
     return INTERRUPTED if ended == signal.SIGINT else OK

@@ -19,7 +19,9 @@ from edgeroute.dashboard.trial import Trial
 from edgeroute.dashboard.window import Window
 from edgeroute.errors import BadInput, EdgerouteError
 from edgeroute.observe import sensors
+from edgeroute.record.tally import Tallied
 from edgeroute.replay import Setup, collect
+from edgeroute.replay.numbers import MOST
 from edgeroute.system import json_dumps, json_loads
 
 log = logging.getLogger("edgeroute")
@@ -249,7 +251,10 @@ class Monitor:
                 "lost": self._feed.lost() + self._wrong, "raised": self._feed.raised(), "error": self._feed.error(), **found,
                 "state": state,
                 "rules": _rules(state, rules),
-                "device": {"reading": reading, "by": "the router, in its trace" if fresh else "this dashboard"},
+                "device": {
+                    "reading": reading, "by": "the router, in its trace" if fresh else "this dashboard",
+                    "age_s": age_s + _number(traced.get("age_s")) if fresh and age_s is not None else None,
+                },
                 "egress": {
                     "totals": [
                         {"to": to, "data_class": data_class, "attempts": n, "bytes": self._sent_bytes[to, data_class]}
@@ -258,6 +263,10 @@ class Monitor:
                     "last": [*reversed(self._last_sent)],
                 },
             }  # fmt: skip
+
+    def tallied(self) -> Tallied:
+        """What was counted of the records, for metrics."""
+        return self._window.tally.read()
 
     def text(self) -> bytes:
         """`view` as JSON; made once for all who ask between two looks."""
@@ -317,6 +326,11 @@ def _whole(record: Mapping[str, Any]) -> bool:
     except BadInput:
         return False
     return True
+
+
+def _number(found: Any) -> float:
+    """A number of a record; 0 if it is none."""
+    return float(found) if isinstance(found, int | float) and -MOST < found < MOST else 0.0
 
 
 def _rules(state: Mapping[str, Any], traced: Iterable[Any]) -> list[dict[str, Any]]:

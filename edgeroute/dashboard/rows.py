@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from edgeroute.core.codes import HELD, Failure
 from edgeroute.core.texts import clean
+from edgeroute.core.why import CODES
+from edgeroute.record.tally import Kind
 from edgeroute.replay.numbers import checked, confidence
 
 SIDES = ("edge", "cloud", "cache", "none")
@@ -52,6 +54,21 @@ class Row(NamedTuple):
     """The reason without numbers, by which requests are counted."""
     runs: tuple[Run, ...]
     record: Mapping[str, Any]
+
+    @property
+    def counted(self) -> Kind:
+        """What metrics count it under, as `Prometheus` does in the router's process."""
+        record = self.record
+        code = record.get("reason_code")
+        code = code if isinstance(code, str) and code in CODES else "other"  # a trace of before there were any
+        if "events" not in record:
+            return Kind("stale" if code == "stale" else "cache", clean(record.get("leg", ""), NAME), code, degraded=False)
+        return Kind(self.side, self.by, code, degraded=not self.accepted and self.side != "none")
+
+    @property
+    def batch(self) -> str:
+        """Id of the batch of which it is a row; empty: none."""
+        return self.id.rpartition(".")[0]
 
     @property
     def odd(self) -> bool:

@@ -6,7 +6,10 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from edgeroute.core.codes import UNFIT
+from edgeroute.core.why import Took
 from edgeroute.dashboard.rows import ANSWERED, SIDES, Row, Run
+from edgeroute.record.tally import Tally
 
 T = TypeVar("T")
 RECENT = 2000
@@ -27,7 +30,7 @@ class _Leg:
 
     def __init__(self, side: str) -> None:
         self.side = side
-        self.answers = self.accepted = self.failed = self.held = self.late = 0
+        self.started = self.answers = self.accepted = self.failed = self.held = self.late = self.cancelled = 0
         self.sent_bytes = self.received_bytes = self.usd = 0.0
         self.took = deque[float](maxlen=RECENT)
         self.breaker = "" if side == "edge" else "closed"
@@ -108,6 +111,8 @@ class Window:
     def __init__(self) -> None:
         self.requests = self.deferred = self.degraded = 0
         self.answered = Counter[str]()
+        self.tally = Tally()
+        """The same counts as metrics have in the router's own process."""
         self.latest: Row | None = None
         self.recent, self.odd = deque[Row](maxlen=SHOWN), deque[Row](maxlen=SHOWN)
         self.series = {name: Series(*width) for name, width in WIDTHS.items()}
@@ -139,7 +144,9 @@ class Window:
             self.odd.append(one)
         for series in self.series.values():
             series.add(one)
-        batch = one.id.rpartition(".")[0] if "." in one.id else ""
+        batch = one.batch
+        took = [Took(run.name, "edge" if run.side == "edge" else "cloud", run.took_s) for run in one.runs if run.what in ANSWERED]
+        self.tally.count(one.counted, one.latency_s, () if batch else tuple(took))
         for run in one.runs:
             self._ran(run, one.at, batch)
 
@@ -149,6 +156,7 @@ class Window:
             if len(self._legs) >= LEGS:
                 return
             leg = self._legs[run.name] = _Leg(run.side)
+        leg.started += 1
         if run.what in ANSWERED:
             leg.answers += 1
             leg.accepted += run.what == "accepted"
@@ -159,14 +167,17 @@ class Window:
             if run.code == "breaker":
                 self._breaker(leg, "open", at)
         else:
-            leg.failed += run.what == "failed"
+            leg.failed += run.what == "failed" and run.code not in UNFIT  # which is no fault of it, as in `stats()`
             leg.late += run.what == "timeout"
+            leg.cancelled += run.what == "cancelled"
         if batch:  # the rows of a batch share a call, whose costs the record of each has
             if (batch, run.name) in self._batches:
                 return
             self._batches[batch, run.name] = None
             if len(self._batches) > BATCHES:
                 self._batches.popitem(last=False)
+        if run.what == "held":
+            self.tally.limit_hit(run.name, run.code)
         leg.sent_bytes += run.sent_bytes
         leg.received_bytes += run.received_bytes
         leg.usd += run.usd
@@ -181,8 +192,9 @@ class Window:
         took = sorted(self._took)
         legs = [
             {
-                "name": name, "side": leg.side, "answers": leg.answers, "accepted": leg.accepted, "failed": leg.failed,
-                "held": leg.held, "late": leg.late, "sent_bytes": leg.sent_bytes, "received_bytes": leg.received_bytes,
+                "name": name, "side": leg.side, "started": leg.started, "answers": leg.answers, "accepted": leg.accepted,
+                "failed": leg.failed, "held": leg.held, "late": leg.late, "cancelled": leg.cancelled,
+                "sent_bytes": leg.sent_bytes, "received_bytes": leg.received_bytes,
                 "usd": leg.usd, "breaker": leg.breaker, "breaker_at": leg.breaker_at, **leg.quantiles(),
             }
             for name, leg in self._legs.items()

@@ -32,9 +32,14 @@ SENSORS = {
 
 
 class Page:
-    """The metrics of one scrape, of all routers."""
+    """The metrics of one scrape, of all routers.
 
-    def __init__(self) -> None:
+    Args:
+        without: names of metrics that are not known, and left out.
+    """
+
+    def __init__(self, without: frozenset[str] = frozenset()) -> None:
+        self._without = without
         self._found: dict[str, Any] = {}
         self._seen = set[tuple[str, ...]]()
 
@@ -43,7 +48,7 @@ class Page:
 
     def _add(self, kind: Any, name: str, text: str, labels: dict[str, str], *value: Any) -> None:
         key = (name, *labels.values())
-        if key in self._seen:  # two targets of one name: Prometheus refuses a page that has something twice
+        if name in self._without or key in self._seen:  # two targets of one name: Prometheus refuses what is there twice
             return
         self._seen.add(key)
         family = self._found.get(name)

@@ -105,10 +105,20 @@ def metrics(router: Measured, accept: str = "") -> Exposition:
     installed()
     found = of_router(router)
     if found is None:
-        registry = CollectorRegistry()
-        registry.register(_OfStatus(router.status()))
-    else:
-        registry = found.registry
+        page = Page()
+        of_status(page, router.status(), "")
+        return shown(page, accept)
+    return _encoded(found.registry, accept)
+
+
+def shown(page: Page, accept: str = "") -> Exposition:
+    """A page of metrics as the body and the content type of a reply."""
+    registry = CollectorRegistry()
+    registry.register(_Made(page))
+    return _encoded(registry, accept)
+
+
+def _encoded(registry: CollectorRegistry, accept: str) -> Exposition:
     encoder, content_type = choose_encoder(accept)
     return Exposition(encoder(registry), content_type)
 
@@ -171,17 +181,17 @@ class _Collector:
         return iter(page)
 
 
-class _OfStatus:
-    def __init__(self, status: Status) -> None:
-        self._status = status
+class _Made:
+    """A page that is there already, as a registry takes it."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        page = Page()
-        of_status(page, self._status, "")
-        return iter(page)
+        return iter(self._page)
 
 
 _collectors: WeakKeyDictionary[CollectorRegistry, _Collector] = WeakKeyDictionary()

@@ -123,6 +123,12 @@ class Tally(Instrument):
         if len(fresh) >= TOGETHER:
             self._look()
 
+    def count(self, kind: Kind, latency_s: float, legs: tuple[Took, ...]) -> None:
+        """Counts a request that was recorded; legs: the times of its targets that answered, none of a batch."""
+        self._new.append((kind, latency_s, legs))
+        if len(self._new) >= TOGETHER:
+            self._look()
+
     def _look(self) -> None:
         """Counts what waits; while another thread counts or reads it waits on."""
         if self._lock.acquire(blocking=False):

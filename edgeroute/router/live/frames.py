@@ -13,6 +13,7 @@ from edgeroute.core.policy import INF
 from edgeroute.core.scene import Scene, scene_of
 from edgeroute.core.steady import Steady, steadied
 from edgeroute.errors import DeadlineExceeded
+from edgeroute.failures import Failures
 from edgeroute.router.live.calls import Begin, Call
 from edgeroute.router.live.frame_types import FrameSettings, FrameStats, FrameUpdate, Held, signature_of
 from edgeroute.router.live.mailbox import Mailbox
@@ -22,6 +23,8 @@ from edgeroute.types import Answer
 if TYPE_CHECKING:
     from edgeroute.router.engine import Engine
 
+UNKNOWN = -1
+"""The scene of a frame whose signature could not be had."""
 AGAIN = 3
 """So many frames in a row the edge says something else before a scene that looks the same counts as a new one."""
 
@@ -63,7 +66,7 @@ class FrameFlow:
     def __init__(self, engine: Engine, begin: Begin, mailbox: Mailbox[Any], settings: FrameSettings) -> None:
         self._engine, self._begin, self._mailbox, self._settings = engine, begin, mailbox, settings
         self._pace = Pace(settings.every or 0.0, settings.busy)
-        self._signature = settings.signature or signature_of
+        self._signature_failed, self._label_failed = Failures(), Failures()
         self._scene, self._refined_until, self._last = Scene(), -1, -1
         self._refined: _Refined | None = None
         self._current: _Asked | None = None
@@ -119,7 +122,7 @@ class FrameFlow:
         taken = Taken(got.number, got.at, self._next_scene(got.item))
         held: Held = ""
         if not alone:  # else there is nobody else to ask
-            held = "scene" if self._settled(now) else "in_flight" if full else ""
+            held = "scene" if self._settled(taken, now) else "in_flight" if full else ""
         limit, useful = self._limits(held)
         asked = _Asked(taken, got.item, self._begin(got.item, bool(held), limit), now, held, useful is not None, limit == useful)
         if alone:
@@ -144,11 +147,18 @@ class FrameFlow:
         return all(target.side == "cloud" for target in snapshot.targets)
 
     def _next_scene(self, frame: Any) -> int:
-        """The scene that the frame is in."""
+        """The scene that the frame is in; `UNKNOWN` if the caller's function fails: then it is asked about as without scenes."""
         if self._settings.scene is None:
             return 0
-        found = contained(self._signature, frame)
-        scene = scene_of(self._scene, [float(x) for x in found], self._settings.scene)
+        own = self._settings.signature
+        try:
+            signature = signature_of(frame) if own is None else contained(lambda: [float(x) for x in own(frame)])
+        except Exception as e:
+            if own is None:
+                raise
+            self._signature_failed.log("signature= of a frame", e, own=True)
+            return UNKNOWN
+        scene = scene_of(self._scene, signature, self._settings.scene)
         if scene is not self._scene:
             self._enter(scene)
         return scene.number
@@ -158,9 +168,9 @@ class FrameFlow:
         self._scene, self._refined = scene, None
         self._shown_label = self._edge_label = Steady()
 
-    def _settled(self, now: float) -> bool:
-        """Whether the cloud was asked, or is being asked, about this scene."""
-        if self._settings.scene is None:
+    def _settled(self, taken: Taken, now: float) -> bool:
+        """Whether the cloud was asked, or is being asked, about the scene of a frame."""
+        if self._settings.scene is None or taken.scene == UNKNOWN:
             return False
         fresh = self._settings.refresh or INF
         if self._refined is not None and now - self._refined.at <= fresh:
@@ -171,7 +181,7 @@ class FrameFlow:
 
     def _refinement(self, asked: _Asked, now: float) -> FrameUpdate | None:
         """What has come of a frame that the cloud is being asked about."""
-        scene = 0 if self._settings.scene is None else self._scene.number
+        scene = asked.taken.scene if self._settings.scene is None or asked.taken.scene == UNKNOWN else self._scene.number
         why = outdated(asked.taken, now=now, scene=scene, refined=self._refined_until, stale_s=self._settings.stale)
         if why in {"newer", "scene"} or (why and not asked.ends):
             self._flights.remove(asked)
@@ -230,7 +240,7 @@ class FrameFlow:
     def _looked(self, asked: _Asked, answer: Answer) -> None:
         """Begins a new scene if the edge goes on saying something else than at its beginning, although it looks the same."""
         label, comparable = self._label_of(answer)
-        if self._settings.scene is None or not comparable:
+        if self._settings.scene is None or asked.taken.scene == UNKNOWN or not comparable:
             return
         before = self._edge_label
         self._edge_label = steadied(before, label, None, hold=max(AGAIN, self._settings.hold))
@@ -244,7 +254,8 @@ class FrameFlow:
         if answer.source != "edge" and answer.final:
             self._refined_count += 1
             self._refined_until = max(self._refined_until, taken.number)
-            self._refined = _Refined(taken.number, now, answer)
+            if taken.scene != UNKNOWN:  # else later frames are in another one
+                self._refined = _Refined(taken.number, now, answer)
         elif self._refined is not None and asked.held == "scene":
             self._reused += 1
             reused, answer = self._refined.number, self._refined.answer
@@ -277,7 +288,11 @@ class FrameFlow:
         """What hysteresis looks at, and whether it can."""
         label = answer.value
         if self._settings.label is not None:
-            label = contained(self._settings.label, label)
+            try:
+                label = contained(self._settings.label, label)
+            except Exception as e:  # noqa: BLE001 - it is the caller's, and no answer is lost for it
+                self._label_failed.log("label= of an answer", e, own=True)
+                return None, False
         elif isinstance(label, Real) and not isinstance(label, Integral):
             return None, False  # a measurement: no two are equal
         try:
