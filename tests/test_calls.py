@@ -130,7 +130,7 @@ def test_what_the_cloud_did_not_answer_is_queued(make, call, tmp_path):
         assert (answer.value, answer.final) == ("edge", False)
         assert answer.reason.endswith("queued")
         said[0] = GOOD
-        router.engine.health.link_up()
+        router.link_up()
         late = told.get(timeout=LONG)
         assert (late.id, late.value) == (answer.id, "cloud")
         router.close()

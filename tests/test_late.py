@@ -956,13 +956,16 @@ def test_the_clouds_return_is_spread_and_the_links_is_not(make, wide, monkeypatc
         guard.check_health()
         assert delivery.hurry_at > monotonic() + AGES / 2
         assert only(wide)[0] > AGES / 2
-        router.engine.health.link_up()
+        router.link_up()
         assert_told_once(told, answer, router)
         wakes = []
         delivery.wake = lambda *, now: wakes.append(now)
         for clock[0] in (29.0, 31.0):
             router.engine.queue.delivery.wake(now=router.engine.health.own())
         assert wakes == [True, False]
+        router.close()
+        router.link_up()
+        assert wakes == [True, False], "a closed router does nothing"
 
 
 # ------------------------------------------------------------------------------------------------- functions as clouds

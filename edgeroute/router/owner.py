@@ -123,6 +123,15 @@ class EngineOwner:
         self.engine.on_late(function)
         return function
 
+    def link_up(self) -> None:
+        """Says that the network is back, where the system does not tell: a modem behind a cable, a tunnel, a test.
+
+        Endpoints whose breaker is open are probed at once, in the background, and what is due in the outbox is sent without
+        spreading. Linux tells of its own links, and then this is not needed. May be called from any thread, at any time.
+        """
+        if not self.engine.closed:
+            self.engine.health.link_up()
+
     def report(self, identity: str, truth: Any) -> bool:
         """Reports the right value for an answer, by its `id`: with `Audit(labelled=True)` drift alarms test the loss of accuracy.
 

@@ -1,0 +1,106 @@
+"""The monitor in real time: a service with metrics, log records as JSON, and signs of life for systemd."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from time import sleep, time
+from types import FrameType
+from typing import Any
+
+from monitor import POLICY, Monitor, well
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from sensor import recordings
+
+from edgeroute import Prometheus, Router, metrics
+from edgeroute.record.request_log import JsonFormatter
+from edgeroute.serve.notify import Notify
+
+log = logging.getLogger("monitor")
+
+
+def run(source: str, *, policy: Path = POLICY, state: Path | None = None, every_s: float = 10.0, port: int = 9108) -> None:
+    """Watches until the source ends, or SIGTERM or Ctrl-C.
+
+    Args:
+        source: as `sensor.recordings` takes it.
+        policy: the policy file.
+        state: the folder for what outlives the process; None: the policy's.
+        every_s: seconds between recordings.
+        port: of the metrics, on loopback; 0 takes a free one.
+    """
+    logged()
+    registry = CollectorRegistry()
+    alarm = Gauge("monitor_alarm", "1 while an alarm is on.", ["kind"], registry=registry)
+    windows = Counter("monitor_windows", "Windows, by what the latest answer says.", ["value"], registry=registry)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)  # also out of a read from a sensor that has gone silent
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    more = {} if state is None else {"state": state}
+    with (
+        Router.from_policy(policy, score=well, instruments=[Prometheus(registry=registry)], **more) as router,
+        scraped(router, port) as at,
+        Notify() as notify,
+    ):
+        monitor = Monitor(router)
+        log.info("metrics at %s", at)
+        notify.ready("watching")
+        for recording in recordings(source):
+            seen = monitor.see(time() / 3600, recording)
+            for answer in seen.answers:
+                windows.labels(answer.value).inc()
+            if seen.alarm is not None:
+                log.warning("alarm: %s", seen.alarm.kind)
+                alarm.labels(seen.alarm.kind).set(1)
+            elif monitor.alarms.now is None:
+                alarm.clear()
+            notify.alive()
+            sleep(every_s)
+
+
+@contextmanager
+def scraped(router: Router[str], port: int) -> Iterator[str]:
+    """`GET /metrics` on loopback, in a thread -> its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """The metrics."""
+            if self.path != "/metrics":
+                self.send_error(404)
+                return
+            body, content_type = metrics(router, self.headers.get("Accept", ""))
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """A scrape is not logged."""
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        thread = Thread(target=server.serve_forever, name="metrics")
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/metrics"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def logged() -> None:
+    """Requests, alarms and warnings as lines of JSON on stderr, which systemd keeps in its journal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    for name in ("edgeroute", "monitor"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)

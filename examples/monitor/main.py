@@ -1,0 +1,62 @@
+"""Watches a machine: `python main.py` runs four weeks of a simulated one in about a minute, and prints what came of it.
+
+python main.py --live             real time, with metrics; the larger model: edgeroute serve diagnosis:model
+python main.py --svg lead.svg     the picture
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from simulate import Report, run
+
+
+def main() -> None:
+    """Runs the example."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--days", type=float, default=28, help="simulated days, one fault in each quarter of them; 28")
+    parser.add_argument("--seed", type=int, default=0, help="of faults, outages and noise; 0")
+    parser.add_argument("--svg", type=Path, help="write the picture there, too")
+    parser.add_argument("--live", action="store_true", help="watch in real time, until Ctrl-C")
+    parser.add_argument("--source", default="machine", help="with --live: machine, a .npy or .csv file, a device")
+    parser.add_argument("--every", type=float, default=10.0, help="with --live: seconds between recordings; 10")
+    parser.add_argument("--port", type=int, default=9108, help="with --live: of the metrics, on loopback; 9108")
+    parser.add_argument("--state", type=Path, help="with --live: the folder for what outlives the process; the policy's")
+    given = parser.parse_args()
+    if given.live:
+        from live import run as watch
+
+        watch(given.source, state=given.state, every_s=given.every, port=given.port)
+        return
+    report = run(given.days, given.seed, progress=True)
+    show(report)
+    if given.svg is not None:
+        from chart import svg
+
+        given.svg.write_text(svg(report))
+
+
+def show(report: Report) -> None:
+    """Prints the report."""
+    weeks, down = report.days / 7, sum(end - start for start, end in report.outages)
+    print(f"{report.days:g} days, {report.windows:,} windows; {len(report.outages)} outages of the link, {down / 24 / report.days:.0%} of the time\n")
+    print(f"{'alarm before failure':22}" + "".join(f"{name:>24}" for name in report.arms))
+    for i, fault in enumerate(report.faults):
+        cells = []
+        for arm in report.arms.values():
+            alarm_h, named = arm.found[i]
+            cells.append("none" if alarm_h is None else f"{fault.fails_h - alarm_h:.1f} h, {named}")
+        print(f"{fault.kind + f', {fault.fails_h - fault.begins_h:.0f} h':22}" + "".join(f"{cell:>24}" for cell in cells))
+    arms = report.arms.values()
+    print(f"{'false alarms a week':22}" + "".join(f"{arm.false_alarms / weeks:>24.2f}" for arm in arms))
+    print(f"{'windows answered':22}" + "".join(f"{arm.answered:>24,}" for arm in arms))
+    print(f"{'MB sent':22}" + "".join(f"{arm.bytes_sent / 1e6:>24.2f}" for arm in arms))
+    print(
+        f"\nedgeroute: {report.deferred:,} windows deferred ({report.deferred / report.windows:.1%}); {report.queued:,} queued, at most"
+        f" {report.longest:,} at a time; {report.delivered:,} late answers handed over, {report.repeated} twice, {report.lost} lost"
+    )
+
+
+if __name__ == "__main__":
+    main()

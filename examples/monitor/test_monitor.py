@@ -1,0 +1,231 @@
+"""The example on its simulated machine: faults are found in time, and neither a link that flaps nor kill -9 loses anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+import xml.etree.ElementTree as ET
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from alarms import LOOKED_AT, RAISED_BY, Alarms
+from bands import FEATURES, bands
+from chart import svg
+from diagnosis import diagnose
+from machine import KINDS, Fault, Machine
+from monitor import diagnoses, odds, well
+from sensor import SAMPLES, recordings
+from simulate import run, served
+
+from edgeroute import OnnxModel, Outbox
+from edgeroute.testing import Relay
+
+HERE = Path(__file__).parent
+LONG = 60.0
+
+
+def until(condition, what):
+    """Waits until the condition holds."""
+    pause = threading.Event()
+    for _ in range(int(LONG * 50)):
+        if found := condition():
+            return found
+        pause.wait(0.02)
+    raise AssertionError(f"it never came about: {what}")
+
+
+@pytest.fixture(scope="module")
+def report():
+    """Eight simulated days, with a fault of each kind."""
+    return run(8, seed=0, compare=False)
+
+
+def test_every_fault_is_found_before_the_machine_fails(report):
+    """And named; the machine is well in between, and no alarm says otherwise."""
+    assert sorted(fault.kind for fault in report.faults) == sorted(KINDS[1:])
+    ours = report.arms["edgeroute"]
+    for fault, found in zip(report.faults, ours.found, strict=True):
+        assert found.alarm_h is not None, fault
+        assert fault.fails_h - found.alarm_h >= 3, (fault, found)
+        assert found.named == fault.kind
+    assert ours.false_alarms == 0
+    assert ours.answered == report.windows == 8 * 48 * 4
+
+
+def test_a_link_that_flaps_loses_nothing_and_hands_over_each_late_answer_once(report):
+    """What was deferred without a link was queued, and every queued window got its answer, once."""
+    assert len(report.outages) >= 3
+    assert report.queued > 20
+    assert 0 < report.longest <= report.queued
+    assert (report.delivered, report.repeated, report.lost) == (report.queued, 0, 0)
+    assert 0 < report.deferred < report.windows / 2
+    assert 0 < report.arms["edgeroute"].bytes_sent < report.windows * 2048 * 3 * 2 * 0.6
+
+
+def test_the_picture(report):
+    """It is well-formed, and has each fault and each alarm."""
+    drawn = ET.fromstring(svg(report))
+    kinds = [part.get("class") for part in drawn.iter()]
+    assert (kinds.count("fault"), kinds.count("alarm"), kinds.count("outage")) == (4, len(report.alarms), len(report.outages))
+    assert len(drawn.find("{*}polyline").get("points").split()) == 8 * 48
+
+
+# ---------------------------------------------------------------------------------------------------------------- the service
+@contextmanager
+def watching(source, state, url, log):
+    """`main.py --live` in a process of its own, and the URL of its metrics."""
+    environment = {**os.environ, "EDGEROUTE_CLOUD__URL": url}
+    command = [sys.executable, str(HERE / "main.py"), "--live", "--source", str(source), "--state", str(state), "--every", "0", "--port", "0"]
+    with log.open("w") as errors, subprocess.Popen(command, env=environment, stderr=errors) as process:
+        try:
+            at = until(lambda: process.poll() is None and re.search(r"http://127\.0\.0\.1:\d+/metrics", log.read_text()), log)
+            yield process, at[0]
+        finally:
+            process.kill()
+
+
+def scrape(url):
+    """The metrics: name with labels -> value."""
+    with urllib.request.urlopen(url, timeout=LONG) as reply:
+        assert reply.headers["Content-Type"].startswith("text/plain")
+        lines = reply.read().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_kill_9_with_a_queue_and_a_restart(tmp_path):
+    """What was queued before the kill is delivered by the next process, each window once; metrics say what happens."""
+    pipe, state = tmp_path / "samples", tmp_path / "state"
+    os.mkfifo(pipe)
+    broken = Machine(faults=[Fault("outer race", -10, 10)])
+    with served() as url, Relay("127.0.0.1", urlsplit(url).port) as relay, pipe.open("r+b", buffering=0) as samples:
+        relay.refuse = True
+        through = f"http://127.0.0.1:{relay.port}{urlsplit(url).path}"
+        with watching(pipe, state, through, tmp_path / "first.log") as (process, at):
+            for n in range(6):
+                samples.write(broken.record(5 + n / 4).tobytes())
+            found = until(lambda: (seen := scrape(at)).get("edgeroute_outbox_waiting", 0) >= 20 and seen, "a queue")
+            assert found['monitor_windows_total{value="fault"}'] >= 16
+            assert found['edgeroute_degraded_total{router=""}' if 'edgeroute_degraded_total{router=""}' in found else "edgeroute_degraded_total"] >= 16
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        with closing(Outbox(state / "outbox.db")) as outbox:
+            stored = outbox.counts()["stored"]
+        assert stored >= 20
+        assert diagnoses(state) == []
+        relay.refuse = False
+        with watching(pipe, state, through, tmp_path / "second.log") as (process, at):
+            until(lambda: len(diagnoses(state)) >= stored, "late answers")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(LONG) == 0
+    handed = diagnoses(state)
+    assert len(handed) == len({identity for identity, _ in handed}) == stored
+    assert [kind for _, kind in handed].count("outer race") > 0.9 * stored
+    lines = [json.loads(line) for line in (tmp_path / "first.log").read_text().splitlines()]
+    assert sum(line["logger"] == "edgeroute.requests" for line in lines) >= 20
+    assert any(line["message"].startswith("alarm: ") for line in lines)
+
+
+def test_the_unit(tmp_path):
+    """systemd finds nothing wrong with it, and it starts what is here."""
+    text = (HERE / "edgeroute-monitor.service").read_text()
+    program, script = re.search(r"^ExecStart=(\S+) (\S+)/main\.py --live ", text, re.MULTILINE).groups()
+    assert re.search(r"^Type=notify$", text, re.MULTILINE)
+    assert int(re.search(r"^WatchdogSec=(\d+)$", text, re.MULTILINE)[1]) > 2 * int(re.search(r"--every (\d+)", text)[1])
+    if (analyze := shutil.which("systemd-analyze")) is None:
+        pytest.skip("there is no systemd-analyze")
+    unit = tmp_path / "edgeroute-monitor.service"
+    unit.write_text(text.replace(program, sys.executable).replace(script, str(HERE)))
+    done = subprocess.run([analyze, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False, timeout=LONG)
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "edgeroute" in line]
+    assert (done.returncode, told) == (0, [])
+
+
+# ---------------------------------------------------------------------------------------------------------------- the models
+def test_the_small_model_is_int8_and_small():
+    """It has the card's hash, and weights of 8 bits."""
+    path = HERE / "models" / "edge.int8.onnx"
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert path.stat().st_size <= 50_000
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == card["sha256"]
+    assert b"DequantizeLinear" in path.read_bytes()
+
+
+def test_the_small_model_knows_its_machine():
+    """It is sure of healthy windows, and calls a fault one; so the confidence falls with severity."""
+    model, machine = OnnxModel(HERE / "models" / "edge.int8.onnx"), Machine(seed=9)
+    fine = bands(machine.record(40, windows=16))
+    assert fine.shape == (16, FEATURES)
+    assert np.mean([well(row) > 0.8 for row in model.run(list(fine))]) >= 0.75
+    for kind in KINDS[1:]:
+        falls = [np.median([odds(row) for row in model.run(list(bands(machine.record(40, severities={kind: s}))))]) for s in (0, 0.3, 1)]
+        assert falls[0] < falls[1] < falls[2], kind
+        assert falls[2] > 5
+
+
+def test_the_larger_model_names_faults_of_a_machine_that_it_never_saw():
+    """And the small one's answer, sent along, counts for and against `healthy`."""
+    machine = Machine(seed=9)
+    right = [
+        KINDS[diagnose(window, None).argmax()] == kind
+        for kind in KINDS
+        for window in machine.record(40, severities={kind: 0.3} if kind != "healthy" else {})
+    ]
+    assert np.mean(right) >= 0.9
+    window = machine.record(40)[0]
+    plain, sure, unsure = (diagnose(window, edge) for edge in (None, {"outputs": [9, 0, 0]}, {"outputs": [0, 9, 0]}))
+    assert unsure[0] < plain[0] < sure[0]
+    assert (plain[1:] == sure[1:]).all()
+
+
+def test_alarms_take_most_windows_and_late_answers_correct_them():
+    """One odd window is no alarm, `attention` is none, and a late answer may raise one."""
+    alarms = Alarms()
+    for n in range(LOOKED_AT):
+        alarms.note(str(n), "fault" if n < RAISED_BY - 1 else "attention")
+    assert alarms.look(1) is None
+    alarms.correct("15", "looseness")
+    alarms.correct("gone", "looseness")
+    assert alarms.look(2) == (2, "looseness")
+    assert alarms.look(3) is None
+    for n in range(LOOKED_AT):
+        alarms.note(f"later {n}", "normal")
+    assert (alarms.look(4), alarms.now, len(alarms.raised)) == (None, None, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- sensors
+def test_recordings_of_files_and_pipes(tmp_path):
+    """Counts and g, with and without a line of names, are the same recordings; what is no recording is refused in a line."""
+    samples = Machine().record(1).reshape(-1, 3)
+    np.save(tmp_path / "counts.npy", np.concatenate([samples, samples, samples[:5]]))
+    np.savetxt(tmp_path / "g.csv", samples * 0.0039, delimiter=",", header="x,y,z", comments="")
+    np.savetxt(tmp_path / "plain.csv", samples * 0.0039, delimiter=",")
+    assert [len(list(recordings(str(tmp_path / name)))) for name in ("counts.npy", "g.csv", "plain.csv")] == [2, 1, 1]
+    for name in ("counts.npy", "g.csv", "plain.csv"):
+        first = next(recordings(str(tmp_path / name)))
+        assert (first.dtype, (first.reshape(-1, 3) == samples).all()) == (np.int16, True)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(samples.tobytes() + b"cut off"))
+    writer.start()
+    (only,) = recordings(str(tmp_path / "pipe"))
+    writer.join(LONG)
+    assert (only.reshape(-1, 3) == samples).all()
+
+    np.save(tmp_path / "short.npy", samples[:-1])
+    np.save(tmp_path / "nan.npy", np.full((SAMPLES, 3), np.nan))
+    (tmp_path / "text.csv").write_text("x,y,z\na,b,c\n")
+    (tmp_path / "other.wav").write_bytes(b"")
+    for name, text in {"short.npy": "8192 or more", "nan.npy": "no numbers", "text.csv": "cannot be read", "other.wav": "no device",
+                       "none.npy": "cannot be read"}.items():  # fmt: skip
+        with pytest.raises(SystemExit, match=text):
+            next(recordings(str(tmp_path / name)))
