@@ -1,7 +1,7 @@
 """Draws three pictures of docs/figures: `python website/draw.py`.
 
-The house is drawn from docs/design.md, the demo from a run of it. They have paper of their own, so that they can be read on a dark
-page, and are narrow enough for a phone.
+The house is drawn from docs/design.md, the demo from a run of it. They have paper of their own, so that they can be read on a
+dark page, and are narrow enough for a phone.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def request() -> Sheet:
     sheet.box(right, 146, out, 58, ANSWER, "the edge's answer", "nothing was sent", line=GOOD)
     sheet.arrow((mid, 204), (mid, 252))
     sheet.text(mid + 8, 232, "no: defer", size=13, ink=SOFT)
-    sheet.box(left, 252, w, 78, PLAIN, "the gate", "mode, data class, consent, ledger;", "breaker, limits, load")
+    sheet.box(left, 252, w, 78, PLAIN, "the gate", "mode, data class, consent,", "ledger, breaker, limits")
     sheet.arrow((left + w, 291), (right, 291))
     sheet.text(left + w + 14, 284, "no", size=13, ink=SOFT)
     fallback = "the edge's answer", "marked degraded,", "with the reason;", "perhaps in the outbox,", "for later"
@@ -144,7 +144,7 @@ def house() -> Sheet:
     up = [f"{room} imports {other}" for room, allowed in table.items() for other in allowed if floor[other] < floor[room]]
     if up:
         raise ValueError(f"not down: {up}")
-    sheet = Sheet(520, 676, "The rooms of edgeroute: each imports only from its own floor and from those below it")
+    sheet = Sheet(520, 712, "The rooms of edgeroute: each imports only from its own floor and from those below it")
     y, per_row = 14, 4
     for what, colour, names in FLOORS:
         lines = [names[i : i + per_row] for i in range(0, len(names), per_row)]
@@ -186,7 +186,7 @@ def measured() -> Demo:
 def demo(found: Demo) -> Sheet:
     """Accuracy over the share that is sent to the cloud."""
     sheet = Sheet(520, 340, "Accuracy over the share of images that are sent to the cloud, in the demo")
-    left, top, w, h = 62, 40, 436, 240
+    left, top, w, h = 62, 40, 430, 240
     low, high = 94.4, 96.6
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -210,7 +210,7 @@ def demo(found: Demo) -> Sheet:
     x, y = at(50, (found.edge + found.cloud) / 2)
     sheet.text(x + 8, y + 20, "sent at random", size=13, ink=SOFT)
     x, y = at(found.deferred, found.accuracy)
-    sheet.text(x + 16, y + 22, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True, ink=GOOD)
+    sheet.text(x + 2, y - 32, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True, ink=GOOD)
     return sheet
 
 
