@@ -1,6 +1,7 @@
-"""Draws three pictures of docs/figures: `python website/draw.py`. The house is drawn from docs/design.md, the demo from a run of it.
+"""Draws three pictures of docs/figures: `python website/draw.py`.
 
-They have paper of their own, so that they can be read on a dark page, and are narrow enough for a phone.
+The house is drawn from docs/design.md, the demo from a run of it. They have paper of their own, so that they can be read on a
+dark page, and are narrow enough for a phone.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class Sheet:
     def __init__(self, width: int, height: int, title: str) -> None:
         self.width, self.height = width, height
         self._parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-            f'role="img" font-family="system-ui, sans-serif" font-size="15">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"',
+            'role="img" font-family="system-ui, sans-serif" font-size="15">',
             f"<title>{escape(title)}</title>",
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">',
             f'<path d="M0 0 8 4 0 8z" fill="{SOFT}"/></marker></defs>',
             f'<rect width="{width}" height="{height}" rx="8" fill="{PAPER}"/>',
         ]
@@ -55,11 +56,18 @@ class Sheet:
             at = y + h / 2 + 5 + 19 * (i - (len(lines) - 1) / 2)
             self.text(x + w / 2, at, text, middle=True, bold=i == 0 and len(lines) > 1, size=15 if i == 0 else 13)
 
-    def text(self, x: float, y: float, text: str, *, middle: bool = False, bold: bool = False, size: int = 15, ink: str = INK) -> None:
+    def text(
+        self, x: float, y: float, text: str, *, middle: bool = False, bold: bool = False, size: int = 15, ink: str = INK
+    ) -> None:
         """A line of text from there, or around there."""
         anchor = ' text-anchor="middle"' if middle else ""
         weight = ' font-weight="600"' if bold else ""
         self._parts.append(f'<text x="{x:g}" y="{y:g}" font-size="{size}" fill="{ink}"{anchor}{weight}>{escape(text)}</text>')
+
+    def upward(self, x: float, y: float, text: str) -> None:
+        """A line of small text that goes up from there."""
+        at = f'transform="translate({x:g} {y:g}) rotate(-90)"'
+        self._parts.append(f'<text {at} font-size="13" fill="{SOFT}">{escape(text)}</text>')
 
     def arrow(self, *points: tuple[float, float], ink: str = SOFT, dashed: bool = False) -> None:
         """A line through these points, with a tip."""
@@ -83,12 +91,11 @@ class Sheet:
 
 def request() -> Sheet:
     """A request's way: the edge, its score, the gate, the cloud, all within one deadline; and what it falls back to."""
-    sheet = Sheet(520, 580, "A request: the edge answers, or the cloud if it is needed and allowed, or else the edge's answer stands")
+    sheet = Sheet(520, 580, "A request: the edge answers, or the cloud if it is needed and may be asked, or the edge after all")
     left, right, w = 44, 336, 236
     mid, out = left + w / 2, 168
     sheet.arrow((20, 24), (20, 556))
-    sheet.text(14, 300, "", size=13)
-    sheet._parts.append(f'<text transform="translate(14 390) rotate(-90)" font-size="13" fill="{SOFT}">one deadline for all of it</text>')
+    sheet.upward(14, 390, "one deadline for all of it")
     sheet.text(mid, 30, "an input", middle=True)
     sheet.arrow((mid, 38), (mid, 60))
     sheet.box(left, 60, w, 58, DEVICE, "the edge's model", "on the device: a value", line=EDGE)
@@ -99,10 +106,11 @@ def request() -> Sheet:
     sheet.box(right, 146, out, 58, ANSWER, "the edge's answer", "nothing was sent", line=GOOD)
     sheet.arrow((mid, 204), (mid, 252))
     sheet.text(mid + 8, 232, "no: defer", size=13, ink=SOFT)
-    sheet.box(left, 252, w, 78, PLAIN, "the gate", "mode, data class, consent, ledger;", "breaker, limits, load")
+    sheet.box(left, 252, w, 78, PLAIN, "the gate", "mode, data class, consent,", "ledger, breaker, limits")
     sheet.arrow((left + w, 291), (right, 291))
     sheet.text(left + w + 14, 284, "no", size=13, ink=SOFT)
-    sheet.box(right, 262, out, 116, ANSWER, "the edge's answer", "marked degraded,", "with the reason;", "perhaps in the outbox,", "for later", line=GOOD, dashed=True)
+    fallback = "the edge's answer", "marked degraded,", "with the reason;", "perhaps in the outbox,", "for later"
+    sheet.box(right, 262, out, 116, ANSWER, *fallback, line=GOOD, dashed=True)
     sheet.arrow((mid, 330), (mid, 378))
     sheet.text(mid + 8, 358, "it may leave", size=13, ink=SOFT)
     sheet.box(left, 378, w, 78, AWAY, "the cloud", "any server, in its protocol;", "retries, hedges", line=CLOUD)
@@ -136,7 +144,8 @@ def house() -> Sheet:
     up = [f"{room} imports {other}" for room, allowed in table.items() for other in allowed if floor[other] < floor[room]]
     if up:
         raise ValueError(f"not down: {up}")
-    y, per_row, sheet = 14, 4, Sheet(520, 676, "The rooms of edgeroute: each imports only from its own floor and from those below it")
+    sheet = Sheet(520, 712, "The rooms of edgeroute: each imports only from its own floor and from those below it")
+    y, per_row = 14, 4
     for what, colour, names in FLOORS:
         lines = [names[i : i + per_row] for i in range(0, len(names), per_row)]
         height = 30 + 36 * len(lines)
@@ -148,7 +157,7 @@ def house() -> Sheet:
                 sheet.box(56 + i * w, y + 28 + 36 * j, w - 8, 30, PAPER, name)
         y += height + 8
     sheet.arrow((22, 24), (22, y - 14))
-    sheet._parts.append(f'<text transform="translate(15 {y / 2 + 60:g}) rotate(-90)" font-size="13" fill="{SOFT}">imports go down</text>')
+    sheet.upward(15, y / 2 + 60, "imports go down")
     return sheet
 
 
@@ -170,37 +179,38 @@ def measured() -> Demo:
 
     report = run(n=1000, rtt=0.0, data=None, most=0.2)
     x, y = points(report)
-    found = report.cascade
-    curve = list(zip(x, y, strict=True))
-    return Demo(curve, report.edge.accuracy * 100, report.cloud.accuracy * 100, found.deferral * 100, found.accuracy * 100, report.n)
+    shares = report.edge.accuracy, report.cloud.accuracy, report.cascade.deferral, report.cascade.accuracy
+    return Demo(list(zip(x, y, strict=True)), *(100 * share for share in shares), report.n)
 
 
 def demo(found: Demo) -> Sheet:
     """Accuracy over the share that is sent to the cloud."""
     sheet = Sheet(520, 340, "Accuracy over the share of images that are sent to the cloud, in the demo")
-    left, top, w, h = 62, 40, 436, 240
-    low, high = 94.0, 97.0
+    left, top, w, h = 62, 40, 430, 240
+    low, high = 94.4, 96.6
 
     def at(x: float, y: float) -> tuple[float, float]:
         return left + x / 100 * w, top + (high - y) / (high - low) * h
 
-    for y in (94, 95, 96, 97):
+    for y in (94.5, 95, 95.5, 96, 96.5):
         sheet.line([at(0, y), at(100, y)], "#d5d9df", width=1)
-        sheet.text(left - 44, at(0, y)[1] + 5, f"{y} %", size=13, ink=SOFT)
+        sheet.text(left - 50, at(0, y)[1] + 5, f"{y:.1f} %", size=13, ink=SOFT)
     for x in (0, 25, 50, 75, 100):
         sheet.text(at(x, 0)[0], top + h + 20, f"{x} %", middle=True, size=13, ink=SOFT)
-    sheet.text(left - 44, 24, f"right, of {found.n:,} images", size=13, ink=SOFT)
+    sheet.text(left - 50, 24, f"right, of {found.n:,} images", size=13, ink=SOFT)
     sheet.text(left + w / 2, top + h + 44, "sent to the cloud", middle=True, size=13, ink=SOFT)
     sheet.line([at(0, found.edge), at(100, found.cloud)], SOFT, width=1.3, dashed=True)
     sheet.line([at(x, y) for x, y in found.curve], EDGE, width=2.4)
     for x, y, ink in ((0, found.edge, EDGE), (100, found.cloud, CLOUD), (found.deferred, found.accuracy, GOOD)):
         sheet.dot(*at(x, y), ink)
     x, y = at(0, found.edge)
-    sheet.text(x + 12, y + 16, f"the edge alone: {found.edge:.1f} %", ink=EDGE)
+    sheet.text(x + 14, y + 10, f"the edge alone: {found.edge:.1f} %", ink=EDGE)
     x, y = at(100, found.cloud)
-    sheet.text(x - 152, y + 26, f"the cloud: {found.cloud:.1f} %", ink=CLOUD)
+    sheet.text(x - 176, y - 14, f"the cloud alone: {found.cloud:.1f} %", ink=CLOUD)
+    x, y = at(50, (found.edge + found.cloud) / 2)
+    sheet.text(x + 8, y + 20, "sent at random", size=13, ink=SOFT)
     x, y = at(found.deferred, found.accuracy)
-    sheet.text(x + 14, y + 30, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True, ink=GOOD)
+    sheet.text(x + 2, y - 32, f"edgeroute: {found.accuracy:.1f} %, {found.deferred:.1f} % sent", bold=True, ink=GOOD)
     return sheet
 
 

@@ -1,7 +1,7 @@
 """What the site has beside docs/: the files of the project that its pages link to, and the pages of the Python reference.
 
-A page links to `../examples/gateway` as the repository has it. On the site such a folder is its README, or a page with its files; a
-text file is a page with its text; a picture is itself. All of them are below source/, and their own links are followed as well.
+A page links to `../examples/gateway` as the repository has it. On the site such a folder is its README, or a page with its files;
+a text file is a page with its text; a picture is itself. All of them are below source/, and their own links are followed as well.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ EXAMPLES = "docs/prototypes.md"
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".json": "json", ".service": "ini", ".yaml": "yaml", ".yml": "yaml"}
 PICTURES = {".png", ".svg", ".jpg", ".gif", ".webp"}
-ELSEWHERE = re.compile(rb"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?(?:https?:)?//|<link\b[^>]*\bhref=["']?(?:https?:)?//""")
+ELSEWHERE = re.compile(rb"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
 ELSEWHERE_CSS = re.compile(rb"""(?:@import|url\()\s*["']?(?:https?:)?//""")
 
 
 def on_config(config: MkDocsConfig) -> None:
     """Adds the folders that the page of examples links to, each by its heading, to the navigation."""
     pages = [place for place in _linked(EXAMPLES) if _uri(place).startswith("source/") and (ROOT / place).is_dir()]
-    section = next(entry["Tutorials"] for entry in config.nav if "Tutorials" in entry)
+    section = next(entry["Examples"] for entry in config.nav if "Examples" in entry)
     section.extend(_uri(place) for place in dict.fromkeys(pages))
 
 

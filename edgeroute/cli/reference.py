@@ -15,8 +15,8 @@ from typer.models import ArgumentInfo, OptionInfo
 HEAD = """\
 # Commands
 
-Every command with its arguments and options, as `edgeroute COMMAND -h` lists them. What they have in common (inputs, pipes,
-`--json`, exit codes) is told of the [command line](cli.md). `make docs` writes this page from the commands.
+Every command with its arguments and options, as `edgeroute COMMAND -h` lists them. What all have in common (inputs, pipes,
+`--json`, exit codes) is on the page of the [command line](cli.md).
 """
 KINDS = {int: "N", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
@@ -34,8 +34,8 @@ class Parameter(NamedTuple):
         """As in a usage line: `--policy, -p FILE`, or `MODEL...`."""
         if isinstance(self.info, ArgumentInfo):
             return self.info.metavar or self.name.upper()
-        first = [self.info.default] if str(self.info.default).startswith("-") else []  # where Annotated has them
-        names = [*first, *(self.info.param_decls or ())]
+        first = str(self.info.default)  # where a name in Annotated goes
+        names = [*([first] if first.startswith("-") else []), *(self.info.param_decls or ())]
         return f"{', '.join(names or ['--' + self.name.replace('_', '-')])} {self.value}".rstrip()
 
     @property
@@ -54,7 +54,7 @@ class Parameter(NamedTuple):
         """Its text, with the default."""
         text = (self.info.help or "").replace("|", "\\|")
         default = self.info.show_default if isinstance(self.info.show_default, str) else self.default
-        if not self.info.show_default or default is inspect.Parameter.empty or isinstance(default, bool | NoneType | list | tuple):
+        if not self.info.show_default or isinstance(default, bool | NoneType | list | tuple | type):  # `empty` is a type
             return text
         return f"{text} Default: `{default.value if isinstance(default, Enum) else default}`."
 
@@ -78,7 +78,7 @@ def _section(name: str, command: Callable[..., Any]) -> str:
     arguments = [found for found in parameters if isinstance(found.info, ArgumentInfo)]
     usage = " ".join([name, *(found.shown for found in arguments), *(["[OPTIONS]"] if len(arguments) < len(parameters) else [])])
     rows = [f"| `{found.shown}` | {found.help} |" for found in parameters]
-    return "\n".join([f"## {name}\n", f"{inspect.getdoc(command)}\n", f"```text\n{usage}\n```\n", "| | |", "| --- | --- |", *rows, ""])
+    return "\n".join([f"## {name}\n\n{inspect.getdoc(command)}\n\n```text\n{usage}\n```\n\n| | |\n| --- | --- |", *rows, ""])
 
 
 def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
@@ -87,6 +87,7 @@ def _parameters(command: Callable[..., Any]) -> Iterator[Parameter]:
         hint = hints[parameter.name]
         if get_origin(hint) is Annotated:
             kind, info = get_args(hint)[:2]
-            options = [part for part in get_args(kind) if part is not type(None)] if get_origin(kind) not in {None, Literal} else [kind]
+            if get_origin(kind) not in {None, Literal}:  # list[...], or ... | None
+                kind = next(part for part in get_args(kind) if part is not NoneType)
             if isinstance(info, ArgumentInfo | OptionInfo) and not info.hidden:
-                yield Parameter(parameter.name, info, options[0], parameter.default)
+                yield Parameter(parameter.name, info, kind, parameter.default)
