@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_in_shadow_nobody_sees_it_and_its_answers_are_compared():
         told = arms_of(router)["trial"]
     assert sorted(seen) == [*range(20)]
     assert (told.calls, told.shadowed, told.shadow_differs.share) == (0, 20, 0.5)
+
+
+def test_an_arm_in_shadow_that_fails_is_seen_to(tmp_path):
+    clouds = {"large": always("cat"), "trial": Function(broken, health=lambda: None)}
+    with router_of(CloudArms(clouds, shadow={"trial": 1.0}), state=tmp_path) as router:
+        until = monotonic() + 30
+        while not (failed := arms_of(router)["trial"].shadow_failed):
+            assert router.infer(1).leg == "large"
+            assert monotonic() < until
+        told = arms_of(router)["trial"]
+        assert (told.calls, told.shadowed, told.stopped) == (0, 0, "")
+    line = next(line for line in cli("status", "--state", tmp_path)[1].splitlines() if "trial" in line)
+    assert int(line.partition(" failed")[0].split()[-1]) >= failed
 
 
 def test_an_arm_in_shadow_that_differs_too_often_is_asked_no_more():

@@ -527,7 +527,7 @@ def everything():
     leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
     share = Part(0.5, 0.4, 0.6)
     arm = ArmStats("a", "m", 1, share, share, share, 0.1, 0.1, 1, share, share, "")
-    trial = CloudArmStats("next", 0.1, 1, share, 1, share, 1, share, share, share, 0.1, 0.1, "")
+    trial = CloudArmStats("next", 0.1, 1, share, 1, share, 1, share, 2, share, share, 0.1, 0.1, "")
     audits = (AuditStats("edge", 1, 0, 0.1, 1.0, ""),)
     stats = Stats(
         1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg,), audits, (), (arm,), (trial,), joules={"cloud": 1.0}, break_even=0.5
