@@ -358,6 +358,13 @@ def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
         assert "Arms of the cloud, in operation" in result._repr_html_()
 
 
+def test_shares_may_be_pairs():
+    clouds = {"large": always("cat"), "next": always("cat")}
+    with router_of(CloudArms(clouds, [("next", 1)], shadow=iter([("next", 0.5)]))) as router:
+        assert [router.infer(i).leg for i in range(3)] == ["next"] * 3
+        assert arms_of(router)["next"].share == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -368,6 +375,11 @@ def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
         ({"split": {"next": 0.5}, "alpha": 0}, "alpha"),
         ({"split": {"next": 0.5}, "by": 3}, "by is a function"),
         ({"split": {"next": float("nan")}}, "split.next"),
+        ({"split": ["next"]}, r"split has a share for each name, as in \{'next': 0.1\}, not \['next'\]"),
+        ({"split": 0.5}, "not 0.5"),
+        ({"shadow": [(["next"], 1)]}, "shadow has a share for each name"),
+        ({"split": None}, "not None"),
+        ({"split": [("other", 0.5)]}, "'other'"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):
