@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from edgeroute.cloud.base import Call
 from edgeroute.cloud.load_reports import HEADER
 from edgeroute.cloud.quiet import OURS
-from edgeroute.cloud.retries import Exchange
 from edgeroute.cloud.speaking import Speaking
 from edgeroute.cloud.speech import Head, Said, Speech
 from edgeroute.core.policy import INF
@@ -18,6 +17,7 @@ from edgeroute.types import StopToken
 
 if TYPE_CHECKING:
     from edgeroute.cloud.http import HttpClient
+    from edgeroute.cloud.retries import Exchange
 
 Say: TypeAlias = Callable[[], Speech[Any]]
 """Makes a speech anew, for each attempt."""
