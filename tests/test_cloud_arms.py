@@ -3,6 +3,7 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_in_shadow_nobody_sees_it_and_its_answers_are_compared():
         told = arms_of(router)["trial"]
     assert sorted(seen) == [*range(20)]
     assert (told.calls, told.shadowed, told.shadow_differs.share) == (0, 20, 0.5)
+
+
+def test_an_arm_in_shadow_that_fails_is_seen_to(tmp_path):
+    clouds = {"large": always("cat"), "trial": Function(broken, health=lambda: None)}
+    with router_of(CloudArms(clouds, shadow={"trial": 1.0}), state=tmp_path) as router:
+        until = monotonic() + 30
+        while not (failed := arms_of(router)["trial"].shadow_failed):
+            assert router.infer(1).leg == "large"
+            assert monotonic() < until
+        told = arms_of(router)["trial"]
+        assert (told.calls, told.shadowed, told.stopped) == (0, 0, "")
+    line = next(line for line in cli("status", "--state", tmp_path)[1].splitlines() if "trial" in line)
+    assert int(line.partition(" failed")[0].split()[-1]) >= failed
 
 
 def test_an_arm_in_shadow_that_differs_too_often_is_asked_no_more():
@@ -344,6 +358,13 @@ def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
         assert "Arms of the cloud, in operation" in result._repr_html_()
 
 
+def test_shares_may_be_pairs():
+    clouds = {"large": always("cat"), "next": always("cat")}
+    with router_of(CloudArms(clouds, [("next", 1)], shadow=iter([("next", 0.5)]))) as router:
+        assert [router.infer(i).leg for i in range(3)] == ["next"] * 3
+        assert arms_of(router)["next"].share == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -354,6 +375,11 @@ def test_the_page_of_an_evaluation_has_them_and_asks_the_first_alone(tmp_path):
         ({"split": {"next": 0.5}, "alpha": 0}, "alpha"),
         ({"split": {"next": 0.5}, "by": 3}, "by is a function"),
         ({"split": {"next": float("nan")}}, "split.next"),
+        ({"split": ["next"]}, r"split has a share for each name, as in \{'next': 0.1\}, not \['next'\]"),
+        ({"split": 0.5}, "not 0.5"),
+        ({"shadow": [(["next"], 1)]}, "shadow has a share for each name"),
+        ({"split": None}, "not None"),
+        ({"split": [("other", 0.5)]}, "'other'"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

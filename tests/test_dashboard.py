@@ -128,6 +128,27 @@ def test_a_file_that_is_deleted_unread(tmp_path):
     journal.close()
 
 
+@pytest.mark.parametrize("history", [1 << 20, 150, 1])
+def test_a_file_that_is_deleted_while_full_ones_are_left(tmp_path, history):
+    """These were read before it, or were from before the beginning, and are not read again; the next one is."""
+    path = tmp_path / "trace.jsonl"
+    journal = Journal(path, max_bytes=300, keep=3)
+    for n in range(20):
+        journal.append({"n": n, "text": "x" * 20})
+    tail = Tail(path, history=history)
+    tail.read()
+    for n in range(20, 30):
+        journal.append({"n": n, "text": "x" * 20})
+        tail.read()
+    journal.close()
+    assert path.with_name("trace.jsonl.2").exists()
+    path.unlink()
+    assert (tail.read(), tail.read(), tail.gaps) == ([], [], 1)
+    path.write_bytes(b'{"n": 30}\n')
+    assert (tail.read(), tail.read(), tail.gaps) == ([b'{"n": 30}'], [], 1)
+    tail.close()
+
+
 def test_it_begins_near_the_end(tmp_path, monkeypatch):
     """At a whole line, in a full file where the last one is short; a file of any size takes no more than that."""
     path = tmp_path / "trace.jsonl"
@@ -171,6 +192,25 @@ def test_a_file_that_cannot_be_opened(tmp_path):
     path.write_text(json.dumps(OWN[0]) + "\n")
     assert monitor.read() == 1
     assert monitor.view()["error"] == ""
+    monitor.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs")
+def test_a_fifo_is_no_trace(tmp_path):
+    """It is told, and nothing waits for it; it gets no reader, so what opens it to write is not told that there is one."""
+    path = tmp_path / "trace.jsonl"
+    monitor = monitor_of_file(path)
+    path.write_text(json.dumps(OWN[0]) + "\n")
+    assert monitor.read() == 1
+    path.rename(tmp_path / "trace.jsonl.1")
+    os.mkfifo(path)
+    assert monitor.read() == 0
+    assert f"{path}: is no file" in monitor.view()["error"]
+    with pytest.raises(OSError, match="No such device"):
+        os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    path.unlink()
+    path.write_text(json.dumps(OWN[1]) + "\n")
+    assert (monitor.read(), monitor.view()["error"]) == (1, "")
     monitor.close()
 
 
@@ -502,6 +542,29 @@ def test_a_router_in_this_process():
     assert held == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(url, timeout=LONG)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it has no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_the_child_of_a_fork_does_not_keep_the_port():
+    """The parent's page works on, and with its end nobody listens there, although the child lives."""
+    with Router(edge, threshold=0.5, instruments=[dashboard := Dashboard()]) as router:
+        url, _, token = dashboard.serve(router).partition("/#token=")
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writes)
+            os.read(reads, 1)
+            os._exit(0)
+        try:
+            os.close(reads)
+            assert httpx.get(f"{url}/live", headers={"Authorization": f"Bearer {token}"}, timeout=LONG).status_code == 200
+            router.close()
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(url, timeout=LONG)
+        finally:
+            os.close(writes)
+            os.waitpid(child, 0)
 
 
 def test_metrics_on_the_dashboard():

@@ -98,6 +98,28 @@ def test_mistakes(policy, tmp_path):
     assert (code, "cannot listen" in err, err.count("\n")) == (2, True, 1)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("log", [(), ("--log", "json")])
+def test_a_key_that_is_not_set_is_said_at_start(policy, log):
+    """Once, in a line of the log, before it serves; the edge answers all the same. With the key nothing is said."""
+    cloud = '[cloud]\nurl = "http://127.0.0.1:9/v2/models/m"\napi_key = { env = "NO_SUCH_KEY" }\nheaders = { X-A = { env = "OTHER" } }\n'
+    policy.write_text(f"threshold = 0.0\n{policy.read_text().partition(chr(10))[2]}{cloud}")
+    for environment in ({"OTHER": "x"}, {"OTHER": "s3cret", "NO_SUCH_KEY": "s3cret"}):
+        with started("gateway", "--policy", policy, *log, **environment) as (process, url):
+            assert httpx.post(f"{url}/v2/models/shop/infer", json=ROW, timeout=WAIT).status_code == 200
+            process.terminate()
+            _, err = process.communicate(timeout=WAIT)
+        said = [line for line in err.splitlines() if "cannot be asked" in line]
+        assert "s3cret" not in err
+        if "NO_SUCH_KEY" in environment:
+            assert said == []
+        else:
+            assert len(said) == 1
+            assert (
+                "cloud cannot be asked: api_key is to come from the environment variable NO_SUCH_KEY, which is not set" in said[0]
+            )
+
+
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX") or os.name != "posix", reason="sd_notify is of Unix")
 def test_the_service_manager_is_told(policy, tmp_path):
     """That it is ready, alive and stopping."""

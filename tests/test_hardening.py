@@ -30,6 +30,7 @@ from edgeroute import (
     Saver,
     Unreachable,
 )
+from edgeroute.router.replacing import replace
 from edgeroute.router.snapshot import build
 from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
 
@@ -330,7 +331,7 @@ class Stubborn(FakeModel):
 
 def reloaded(router, edge):
     """Puts another edge in force, as a reload does."""
-    router.engine.replace(lambda old: build(edge, threshold=0.5, guard=None, old=old), Limits(), False)
+    replace(router.engine, lambda old: build(edge, threshold=0.5, guard=None, old=old), Limits(), False)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not now"), SystemExit(1)], ids=repr)
@@ -384,8 +385,11 @@ def test_callables_without_a_hash(make):
     router = make(edge, cloud)
     assert router.infer("x").value == "cloud"
     before = router.engine.snapshot.backends
-    router.engine.replace(
-        lambda old: build(edge, cloud, threshold=0.4, guard=lambda backend: before[1].guard, old=old), Limits(), False
+    replace(
+        router.engine,
+        lambda old: build(edge, cloud, threshold=0.4, guard=lambda backend: before[1].guard, old=old),
+        Limits(),
+        False,
     )
     assert router.engine.snapshot.backends == before
 

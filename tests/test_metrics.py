@@ -214,6 +214,14 @@ def test_several_routers_in_one_process(make):
     assert "left" not in {dict(key[1:]).get("router") for key in scraped(again) if key[0] == "edgeroute_requests_total"}
 
 
+@pytest.mark.parametrize("name", ["\ud800", "camera \udcff", b"camera", 3, None])
+def test_a_name_that_no_page_can_have_is_refused(name):
+    """When the instrument is made, not at the first scrape; any other text is a name."""
+    with pytest.raises(PolicyError, match="router= is a text"):
+        Prometheus(router=name)
+    assert Prometheus(router="Küche\n\u202e").router == "Küche\n\u202e"
+
+
 def test_one_instrument_of_two_routers():
     """Counts both together, and is there until the last of them is closed."""
     both = Prometheus(device=False)
@@ -527,7 +535,7 @@ def everything():
     leg = LegStats("cloud", "cloud", 1, 1, 1, 0, 0, 0.1, 0.1, 0.1, 1, 1, "closed", 0, 0.1, 1e6)
     share = Part(0.5, 0.4, 0.6)
     arm = ArmStats("a", "m", 1, share, share, share, 0.1, 0.1, 1, share, share, "")
-    trial = CloudArmStats("next", 0.1, 1, share, 1, share, 1, share, share, share, 0.1, 0.1, "")
+    trial = CloudArmStats("next", 0.1, 1, share, 1, share, 1, share, 2, share, share, 0.1, 0.1, "")
     audits = (AuditStats("edge", 1, 0, 0.1, 1.0, ""),)
     stats = Stats(
         1, 1, 0, 0, 1.0, 0, 0, 0, 1, 1, 0.1, (leg,), audits, (), (arm,), (trial,), joules={"cloud": 1.0}, break_even=0.5

@@ -13,6 +13,7 @@ from edgeroute.observe import sensors as system
 from edgeroute.observe.sampler import SAMPLER, Sampler
 from edgeroute.observe.sensors import DeviceSensors, period_s
 from edgeroute.router import assemble
+from edgeroute.router.replacing import replace
 
 SAVER = Saver("only_edge", battery_below=0.2)
 FULL, LOW = Reading(battery=0.9), Reading(battery=0.1)
@@ -97,7 +98,7 @@ def test_sensors_that_no_policy_uses_are_not_read():
 
         def use(saver):
             policy = old.policy._replace(saver=saver)
-            engine.replace(lambda snapshot: snapshot._replace(policy=policy, plans={}), engine.spending.limits, metered=False)
+            replace(engine, lambda snapshot: snapshot._replace(policy=policy, plans={}), engine.spending.limits, metered=False)
 
         use(SAVER)
         device.again()

@@ -20,6 +20,7 @@ from edgeroute import AsyncRouter, Audit, BadInput, PolicyError, Router
 from edgeroute.confidence import Certificate
 from edgeroute.record.audit import MOST_WAITING
 from edgeroute.record.shadow import Tally
+from edgeroute.router.replacing import replace
 from edgeroute.stores.journal import read
 from edgeroute.testing import FakeCloud
 
@@ -440,7 +441,7 @@ def test_a_reload_in_the_middle(tmp_path):
             def made(old, model=model, guard=guard):
                 return build(model, cloud, threshold=0.5, mode="shadow", guard=lambda _: guard, old=old)
 
-            router.engine.replace(made, Limits(), False)
+            replace(router.engine, made, Limits(), False)
             prints[digest(router.fingerprints())] = model.confidence
         until(lambda: router.stats().shadows)
         stop.set()

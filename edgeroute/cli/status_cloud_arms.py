@@ -23,7 +23,7 @@ def cloud_arms_of(kept: Mapping[str, Value]) -> dict[str, Any]:
 
 def together(devices: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The statistics of each arm over all devices that compare the same with the same settings as the first of them."""
-    from edgeroute.router.cloud_arms import summed
+    from edgeroute.router.cloud_arm_tally import summed
 
     return [arm._asdict() for arm in summed(devices)]
 
@@ -48,7 +48,9 @@ def show_cloud_arms(arms: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for one in arms:
         differs = _share(one, "differs") if one.get("compared") else "-"
-        shadow = _share(one, "shadow_differs") if one.get("shadowed") else "-"
+        parts = [_share(one, "shadow_differs")] if one.get("shadowed") else []
+        parts += [f"{one['shadow_failed']:,} failed"] if one.get("shadow_failed") else []
+        shadow = ", ".join(parts) or "-"
         failed = _share(one, "failed") if one.get("calls") else "-"
         cost, took = _mean(one, "usd", 1, "{:.3g}"), _mean(one, "mean_s", 1000, "{:.2f} ms")
         share = one.get("share")

@@ -8,6 +8,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from edgeroute.cloud import speeches
 from edgeroute.cloud.backend import MAX_ABANDONED, SENDS_EDGE
 from edgeroute.cloud.escalated import apart
 from edgeroute.cloud.replies import ReplyReader
@@ -123,7 +124,7 @@ class HttpBackend(AbandonedRuns):
             rows, posts = Rows(exchange, inputs, until), count()
             for x in rows:
                 with rows:
-                    said = self.client.hear(partial(speak, x), rows.until(), exchange, cancel, posts)
+                    said = speeches.hear(self.client, partial(speak, x), rows.until(), exchange, cancel, posts)
                     rows.append(self.reader.many([said], 1)[0])
             return rows.found
         if len(inputs) > 1 and self.calls(2) > 1:
@@ -142,7 +143,7 @@ class HttpBackend(AbandonedRuns):
             rows, posts = Rows(exchange, inputs, until), count()
             for x in rows:
                 with rows:
-                    said = await self.client.speak_async(partial(speak, x), rows.until(), exchange, posts=posts)
+                    said = await speeches.speak_async(self.client, partial(speak, x), rows.until(), exchange, posts=posts)
                     rows.append(self.reader.many([said], 1)[0])
             return rows.found
         if len(inputs) > 1 and self.calls(2) > 1:
@@ -159,7 +160,7 @@ class HttpBackend(AbandonedRuns):
         """The answer in pieces, where the endpoint speaks in some; else in one."""
         if self._speak is None:
             return (yield from single(self.run([x], until, cancel, exchange)[0]))
-        pieces = self.client.speak(partial(self._speak, x), until, exchange, cancel)
+        pieces = speeches.speak(self.client, partial(self._speak, x), until, exchange, cancel)
         try:
             while True:
                 yield next(pieces).value
@@ -174,7 +175,7 @@ class HttpBackend(AbandonedRuns):
             (prediction,) = await self.run_async([x], until, exchange)
             show(prediction.value)
             return prediction
-        said = await self.client.speak_async(partial(self._speak, x), until, exchange, lambda piece: show(piece.value))
+        said = await speeches.speak_async(self.client, partial(self._speak, x), until, exchange, lambda piece: show(piece.value))
         return self.reader.many([said], 1)[0]
 
     def encode(self, x: Any, codec: str = "") -> Call | None:
@@ -188,7 +189,7 @@ class HttpBackend(AbandonedRuns):
     def resend(self, call: Call, until: float, exchange: Exchange) -> Prediction:
         """Sends the call, and decodes its reply."""
         if (hear := getattr(self.endpoint, "hear", None)) is not None:
-            return self.reader.many([self.client.hear(partial(hear, call), until, exchange)], 1)[0]
+            return self.reader.many([speeches.hear(self.client, partial(hear, call), until, exchange)], 1)[0]
 
         def talk() -> Talk:
             return self.endpoint.decode((yield call), 1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import sys
+from collections import deque
 from io import FileIO
 from pathlib import Path
 
@@ -18,6 +21,10 @@ HISTORY = 4 << 20
 """Bytes before the end at which it begins."""
 BEHIND = 16 << 20
 """Bytes that it may be behind; then it goes on at the end, and counts what it has left out."""
+HEAD = 256
+"""Bytes of a file's beginning by which it is known again: its number may be another one's once it is deleted."""
+DONE = 256
+"""Files that were read of which this is remembered."""
 KEEPS_OPEN = sys.platform != "win32"
 """Elsewhere a file that is open cannot be renamed, so its writer could not rotate it."""
 
@@ -50,6 +57,10 @@ class Tail:
         """The beginning of a line whose end has not been read."""
         self._skips = False
         """The rest of the line is skipped."""
+        self._done = deque[tuple[int, int, bytes]](maxlen=DONE)
+        """The files that were read, or skipped, to their ends."""
+        self._gone = False
+        """The file that was read is deleted, and there is none after it."""
 
     def read(self) -> list[bytes]:
         """The whole lines that came since, at most `MOST` bytes of them; empty if there is no file, or it cannot be read."""
@@ -65,13 +76,18 @@ class Tail:
             while read < MOST:
                 now = next((i for i, file in enumerate(files) if _which(file) == self._which), None)
                 if now is None:
-                    self.gaps += 1
+                    self.gaps += not self._gone
                     self._part.clear()
+                    files = [file for file in files if _known(file) not in self._done]
+                    self._gone = not files
+                    if not files:  # what is left was read before that one
+                        return lines
                     now = 0
                     self._turn_to(files[0])
                 read += self._read(files[now], MOST - read, lines)
                 if read >= MOST or now + 1 == len(files):
                     break
+                self._done.append(_known(files[now]))
                 self._cut()  # a full file that ends within a line: its writer was killed
                 self._turn_to(files[now + 1])
             self._hold(files)
@@ -91,7 +107,7 @@ class Tail:
         while missing < 2:  # noqa: PLR2004 - while files are renamed one number is free
             path = self.path if n == 0 else self.path.with_name(f"{self.path.name}.{n}")
             try:
-                file = path.open("rb", buffering=0)
+                file = FileIO(path, opener=_open)
             except OSError as e:
                 missing += n > 0
                 if n == 0 and not isinstance(e, FileNotFoundError):
@@ -120,6 +136,7 @@ class Tail:
                     self._at -= 1  # which may be just before
                 break
             left -= size
+        self._done += [_known(file) for file in files[: files.index(file)]]
 
     def _catch_up(self, files: list[FileIO]) -> None:
         """Skips what it is too far behind to show in time."""
@@ -192,6 +209,18 @@ class Tail:
         if self._file is None or _which(self._file) != self._which:
             self.close()
             self._file = FileIO(os.dup(held.fileno()))
+
+
+def _open(path: str | Path, flags: int) -> int:
+    """Opens a file. What is none, such as a FIFO, would make it wait, and its writer take this for its reader."""
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise OSError(errno.EINVAL, "is no file: expected that of a trace")
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # it may have become one meanwhile
+
+
+def _known(file: FileIO) -> tuple[int, int, bytes]:
+    file.seek(0)
+    return *_which(file), file.read(HEAD) or b""
 
 
 def _which(file: FileIO) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeroute.errors import PolicyError, RuntimeMissing
 from edgeroute.record.prometheus import Prometheus, of_router
+from edgeroute.router.preflight import unsendable
 
 try:
     from edgeroute.gateway.app import app
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from edgeroute.router.aio import AsyncRouter
     from edgeroute.serve.notify import Notify
 
+log = logging.getLogger("edgeroute")
 PORT = 8484
 
 
@@ -73,6 +76,8 @@ def gateway(
         stem = Path(policy).stem
         called += [stem] if stem.isprintable() and not {*"/?#%"} & {*stem} else []
     try:
+        for line in unsendable(router.engine.snapshot):  # no reason not to serve: the edge answers without it
+            log.warning("%s; start the gateway again once it is", line)
         application = app(
             router, names=called, token=token, hosts=hosts, metrics=metrics or of_router(router) is not None, **limits
         )  # fmt: skip

@@ -57,6 +57,8 @@ class CloudArmStats(NamedTuple):
     """Answers in shadow that were compared with those of the first endpoint, to the same inputs."""
     shadow_differs: Part
     """Share of these that differ."""
+    shadow_failed: int
+    """Calls in shadow that it did not answer; those that a limit held back, or whose input it refused, are left out."""
     usd: Part
     """Mean cost of a request, US dollars."""
     mean_s: Part

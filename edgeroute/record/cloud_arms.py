@@ -7,6 +7,7 @@ from inspect import iscoroutinefunction
 from math import fsum
 from typing import Any, NamedTuple
 
+from edgeroute.core.texts import clean
 from edgeroute.errors import PolicyError, check_number
 
 STORED = "cloud-arms"
@@ -40,8 +41,8 @@ class CloudArms(NamedTuple):
     """Probability that a guardrail stops an arm that is not worse, for each arm, whenever and however often it looks."""
 
 
-def checked(arms: CloudArms) -> None:
-    """Checks the settings.
+def checked(arms: CloudArms) -> CloudArms:
+    """The settings, checked, with shares that were given as pairs as a mapping.
 
     Raises:
         PolicyError: one is out of range, or of an endpoint that is not there.
@@ -49,6 +50,7 @@ def checked(arms: CloudArms) -> None:
     if not isinstance(arms.clouds, Mapping) or len(arms.clouds) < 2:  # noqa: PLR2004 - a comparison
         raise PolicyError("cloud_arms: there are two endpoints at least, by their names")
     first, *others = arms.clouds
+    arms = arms._replace(split=_shares("split", arms.split), shadow=_shares("shadow", arms.shadow))
     for kind, shares in (("split", arms.split), ("shadow", arms.shadow)):
         for name, share in shares.items():
             if name == first:
@@ -67,3 +69,12 @@ def checked(arms: CloudArms) -> None:
         raise PolicyError("cloud_arms: by is a function of the input that returns its key, and this one is async")
     if arms.by is not None and (arms.device is not None or not callable(arms.by)):
         raise PolicyError("cloud_arms: by is a function of the input, and device is not given beside it")
+    return arms
+
+
+def _shares(kind: str, given: Any) -> dict[Any, Any]:
+    """The shares by name, of a mapping or of pairs."""
+    try:
+        return dict(given)
+    except (TypeError, ValueError) as e:
+        raise PolicyError(f"cloud_arms: {kind} has a share for each name, as in {{'next': 0.1}}, not {clean(given, 60)}") from e

@@ -160,4 +160,5 @@ def _of_stats(page: Page, stats: Stats, router: str) -> None:
             share = getattr(trial, what).share
             known = share if isfinite(share) else None
             page.gauge("cloud_arm_ratio", "Share of calls of an arm of the cloud", known, router=router, arm=trial.arm, what=what)
+        page.counter("cloud_arm_shadow_failed", "Calls in shadow that failed", trial.shadow_failed, router=router, arm=trial.arm)
         page.gauge("cloud_arm_stopped", "Whether a guardrail stopped it", bool(trial.stopped), router=router, arm=trial.arm)

@@ -63,7 +63,7 @@ class Prometheus(Tally):
         device: whether the device's sensors are read for it, in the background.
 
     Raises:
-        PolicyError: another router of the registry has this name.
+        PolicyError: another router of the registry has this name, or it is no text that UTF-8 has.
         RuntimeMissing: `prometheus_client` is not installed.
     """
 
@@ -72,6 +72,8 @@ class Prometheus(Tally):
 
     def __init__(self, *, registry: CollectorRegistry | None = None, router: str = "", device: bool = True) -> None:
         installed()
+        if not _encodable(router):
+            raise PolicyError(f"router= is a text that UTF-8 has, as in Prometheus(router='camera'), not {router!a:.60}")
         super().__init__()
         self.registry = CollectorRegistry() if registry is None else registry
         self.router, self.closed, self._routers = router, False, 0
@@ -137,6 +139,15 @@ def installed() -> None:
     """
     if _missing is not None:
         raise RuntimeMissing("prometheus_client is not installed: pip install 'edgeroute[prometheus]'") from _missing
+
+
+def _encodable(name: Any) -> bool:
+    """Whether it is a text that a page can have: one of half a character would fail at each scrape."""
+    try:
+        name.encode()
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return isinstance(name, str)
 
 
 class _Collector:

@@ -36,7 +36,7 @@ def of_clouds(arms: Sequence[Mapping[str, Any]]) -> str:
         row = [
             _share(arm["failed"]),
             _share(arm["differs"]) if arm["compared"] else NONE,
-            _share(arm["shadow_differs"]) if arm["shadowed"] else NONE,
+            ", ".join(_shadow(arm)) or NONE,
             f"{usd[0]:.3g} ({usd[1]:.3g} to {usd[2]:.3g})",
             f"{duration(mean[0])} ({duration(mean[1])} to {duration(mean[2])})",
         ]
@@ -51,6 +51,11 @@ def of_clouds(arms: Sequence[Mapping[str, Any]]) -> str:
             "beforehand; the guardrail looks at each."
         ),
     )  # fmt: skip
+
+
+def _shadow(arm: Mapping[str, Any]) -> list[str]:
+    parts = [_share(arm["shadow_differs"])] if arm["shadowed"] else []
+    return [*parts, *([f"{arm['shadow_failed']:,} failed"] if arm["shadow_failed"] else [])]
 
 
 def fleet(found: Fleet) -> str:

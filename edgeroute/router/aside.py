@@ -94,7 +94,9 @@ class Aside:
     def cloud_arms(self) -> tuple[dict[str, Any], ...]:
         """Likewise of the arms of the cloud."""
         found = () if self._engine.trials is None else self._engine.trials.stats()
-        return tuple(arm._asdict() for arm in found) if any(arm.calls or arm.shadowed for arm in found) else ()
+        return (
+            tuple(arm._asdict() for arm in found) if any(arm.calls or arm.shadowed or arm.shadow_failed for arm in found) else ()
+        )
 
     def fingerprints(self) -> dict[str, str]:
         """What a certificate for this edge model and this score is bound to. Reads files."""

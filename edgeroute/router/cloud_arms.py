@@ -5,22 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from hashlib import sha256
-from math import sqrt
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeroute.core.arms import ArmTest
 from edgeroute.core.codes import UNIDENTIFIED, Failure
-from edgeroute.core.latency import Latency
 from edgeroute.core.plan import Leg, Plan
 from edgeroute.core.policy import INF
-from edgeroute.core.walk import Done, Event, Outcome, Prediction
+from edgeroute.core.walk import Done, Event, Failed, Outcome, Prediction
 from edgeroute.edge.state import TURN
-from edgeroute.observe.arm_stats import CloudArmStats, Part
+from edgeroute.observe.arm_stats import CloudArmStats
 from edgeroute.record.audit import same
 from edgeroute.record.cloud_arms import CloudArms
-from edgeroute.router.ab import part
+from edgeroute.router.cloud_arm_tally import ArmTally, Came
 from edgeroute.system import contained, renew_after_fork
 from edgeroute.types import Spent
 
@@ -51,20 +48,6 @@ class Calls(Protocol):
         """Binds the input as it is now, and the edge's answer to it; returns a function that calls the cloud and blocks."""
 
 
-class _Came(NamedTuple):
-    """What came of a request at its arm."""
-
-    name: str
-    leg: int
-    failed: bool
-    took_s: float | None
-    """Time of its answer, seconds; None: it gave none."""
-    answer: Prediction | None
-    edge: Prediction | None
-    differs: bool | None
-    """Whether its answer is another than the edge's; None: one of them is not known."""
-
-
 class Trials:
     """The arms of a router's cloud, and what came of them.
 
@@ -88,7 +71,7 @@ class Trials:
     ) -> None:
         self.arms, self._alarm, self._calls, self._submit, self.identities = arms, alarm, calls, submit, [*identities]
         self.first, *others = arms.clouds
-        self._tallies = {name: _Tally() for name in arms.clouds}
+        self._tallies = {name: ArmTally() for name in arms.clouds}
         alpha = arms.alpha / len(WORDS)
         margins = {ERRORS: arms.more_errors, DIFFERS: arms.more_differs, SHADOW: arms.more_differs}
         self._tests = {
@@ -124,7 +107,7 @@ class Trials:
         return {"of": self._of(), "stopped": dict(self.stopped), "tallies": tallies, "tests": tests, "arms": told}
 
     def _load(self, dumped: Mapping[str, Any]) -> None:
-        tallies = {name: _Tally.load(dumped["tallies"][name]) for name in self._tallies}
+        tallies = {name: ArmTally.load(dumped["tallies"][name]) for name in self._tallies}
         for name, of in self._tests.items():
             for kind, test in of.items():
                 test.load(dumped["tests"][name][kind])
@@ -188,7 +171,7 @@ class Trials:
             if came.answer is not None and not b:
                 self._shadowed(request, request.plan, came.leg, came.answer.value, came.edge)
 
-    def _came(self, request: Request, outcome: Outcome) -> _Came | None:
+    def _came(self, request: Request, outcome: Outcome) -> Came | None:
         """What came of the arm's leg; None: it was not asked, or nothing is known of it."""
         plan = request.plan
         i = next((i for i, leg in enumerate(plan.legs) if leg.permit is not None), None)
@@ -202,9 +185,7 @@ class Trials:
             if kind == "start":
                 begun, since = True, at
             elif kind == "failed":
-                failure = Failure.of(detail)  # one that its breaker holds back has failed, too: its own faults have opened that
-                failed = failure.code in AWAY or not (failure.held or failure.of_the_input)
-                ended = failed
+                ended = failed = _its_own(detail)
             elif kind == "timeout":
                 ended = failed = True
             elif kind in {"accepted", "below", "kept"}:
@@ -215,7 +196,7 @@ class Trials:
         answer = outcome.prediction if outcome.leg == i and answered else None
         edge = next((held for leg, held in outcome.held.items() if plan.legs[leg].permit is None), None)
         differs = None if answer is None or edge is None else self._differ(edge.value, answer.value)
-        return _Came(plan.legs[i].name, i, failed, took_s if answered else None, answer, edge, differs)
+        return Came(plan.legs[i].name, i, failed, took_s if answered else None, answer, edge, differs)
 
     def _differ(self, one: Any, other: Any) -> bool | None:
         """Whether two values differ; None: they cannot be compared, and that is said once."""
@@ -243,9 +224,13 @@ class Trials:
         def job() -> None:
             try:
                 event = ask()
-                differs = self._differ(event.answer.value, value) if type(event) is Done else None
-                if differs is not None:
-                    self.shadowed(name, differs=differs)
+                if type(event) is Done:
+                    differs = self._differ(event.answer.value, value)
+                    if differs is not None:
+                        self.shadowed(name, differs=differs)
+                elif type(event) is Failed and _its_own(event.error):
+                    with self._lock:
+                        self._tallies[name].shadow_failed += 1
             except Exception:
                 log.exception("a call in shadow failed; no answer is touched by it")
             finally:
@@ -292,20 +277,10 @@ class Trials:
             )
 
 
-def summed(devices: Sequence[Mapping[str, Any]]) -> list[CloudArmStats]:
-    """The arms of many devices as one, from what each stored. Latency quantiles are those of no fleet, and left out.
-
-    A guardrail's evidence of one device is not that of others; an arm that is stopped on one is told as stopped.
-    """
-    found = list[CloudArmStats]()
-    for arm in devices[0]["arms"]:
-        total, stopped = _Tally(), ""
-        for device in devices:
-            with suppress(KeyError, TypeError, ValueError):
-                total.plus(_Tally.load(device["tallies"][arm["arm"]]))
-                stopped = stopped or str(device["stopped"].get(arm["arm"], ""))
-        found.append(total.stats(str(arm["arm"]), float(arm["share"]), stopped)._replace(p50_s=None, p99_s=None))
-    return found
+def _its_own(error: BaseException) -> bool:
+    """Whether an endpoint has failed. One that its breaker holds back has, too: its own faults have opened that."""
+    failure = Failure.of(error)
+    return failure.code in AWAY or not (failure.held or failure.of_the_input)
 
 
 def identity(backend: CloudBackend) -> str:
@@ -329,71 +304,3 @@ def _leg(like: Leg, name: str, target: int) -> Leg:
     return like._replace(
         name=name, target=target, threshold=None, final=True, hedge_after_s=INF, standby=False, start_by_s=INF, thresholds={}
     )
-
-
-_COUNTS = ("calls", "failed", "compared", "differ", "shadowed", "shadow_differ")
-
-
-class _Mean:
-    """A mean with its interval."""
-
-    def __init__(self, n: int = 0, total: float = 0.0, squares: float = 0.0) -> None:
-        self.n, self.total, self.squares = n, total, squares
-
-    def add(self, value: float) -> None:
-        self.plus(_Mean(1, value, value * value))
-
-    def plus(self, other: _Mean) -> None:
-        self.n, self.total, self.squares = self.n + other.n, self.total + other.total, self.squares + other.squares
-
-    def part(self) -> Part:
-        n = max(1, self.n)
-        mean = self.total / n
-        error = 1.96 * sqrt(max(0.0, self.squares / n - mean * mean) / n)
-        return Part(mean, max(0.0, mean - error), mean + error)
-
-
-class _Tally:
-    """Sums of one arm."""
-
-    def __init__(self) -> None:
-        self.calls = self.failed = self.compared = self.differ = self.shadowed = self.shadow_differ = 0
-        self._latency, self._took, self._usd = Latency(), _Mean(), _Mean()
-
-    def dump(self) -> dict[str, Any]:
-        means = {name: [one.n, one.total, one.squares] for name, one in (("took", self._took), ("usd", self._usd))}
-        return {**{name: getattr(self, name) for name in _COUNTS}, "latency": self._latency.dump(), **means}
-
-    @classmethod
-    def load(cls, dumped: Mapping[str, Any]) -> _Tally:
-        made = cls()
-        for name in _COUNTS:
-            setattr(made, name, int(dumped[name]))
-        made._latency = Latency.load(dumped["latency"])
-        made._took, made._usd = (_Mean(int(n), float(s), float(q)) for n, s, q in (dumped["took"], dumped["usd"]))
-        return made
-
-    def plus(self, other: _Tally) -> None:
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self._took.plus(other._took)
-        self._usd.plus(other._usd)
-
-    def count(self, came: _Came, usd: float | None, *, timed: bool) -> None:
-        self.calls += 1
-        self.failed += came.failed
-        if usd is not None:
-            self._usd.add(usd)
-        if timed and came.took_s is not None:
-            self._latency.add(came.took_s)
-            self._took.add(came.took_s)
-        if came.differs is not None:
-            self.compared += 1
-            self.differ += came.differs
-
-    def stats(self, arm: str, share: float, stopped: str) -> CloudArmStats:
-        return CloudArmStats(
-            arm, share, self.calls, part(self.failed, self.calls), self.compared, part(self.differ, self.compared),
-            self.shadowed, part(self.shadow_differ, self.shadowed), self._usd.part(), self._took.part(),
-            self._latency.quantile(0.5), self._latency.quantile(0.99), stopped,
-        )  # fmt: skip

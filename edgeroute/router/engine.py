@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan, stays_home
 from edgeroute.core.policy import INF, Mode
-from edgeroute.core.spending import Limits
 from edgeroute.core.walk import Event, Outcome, new
 from edgeroute.errors import Closed, Held
 from edgeroute.failures import quietly
@@ -25,7 +24,7 @@ from edgeroute.observe.stats import Counts, Seen, Stats
 from edgeroute.router.arguments import check_seconds
 from edgeroute.router.calls import Proceed, Result, Steps, walked
 from edgeroute.router.drivers import inline
-from edgeroute.router.fallback import RULES, Fallback, LateReplies
+from edgeroute.router.fallback import Fallback, LateReplies
 from edgeroute.router.homebound import Homebound
 from edgeroute.router.keys import LONGEST
 from edgeroute.router.legs import LegExecutor, Walked
@@ -35,7 +34,6 @@ from edgeroute.router.request import AGAIN, STREAMS, TALKS, Request, Shows, once
 from edgeroute.router.sensing import Sensing
 from edgeroute.router.settling import compare, compare_batch, settle, standing
 from edgeroute.router.snapshot import Snapshot, cleared, made_of, served
-from edgeroute.router.warm import rehearsed
 from edgeroute.system import renew_after_fork
 from edgeroute.threads import ThreadPool
 from edgeroute.types import Answer
@@ -83,6 +81,7 @@ class Engine:
         rebuild: makes the policy again from the arguments of the router, some of them changed, and the policy in force.
         steps: the composed stages, for calls that any optional part takes part in.
         name, numbers: of which the ids of requests are made.
+        refreshing: held while the snapshot is exchanged. replacing: while another policy is made, which may take long.
     """
 
     snapshot: Snapshot
@@ -122,7 +121,7 @@ class Engine:
         self.audited = 0.0
         """Share of requests audited, 0..1."""
         self.name, self.numbers = os.urandom(6).hex(), count(1)
-        self._refreshing, self._replacing = threading.RLock(), threading.RLock()
+        self.refreshing, self.replacing = threading.RLock(), threading.RLock()
         self.refresh_at = INF
         """Instant of the next check whether certificates have expired."""
         self.served = ""
@@ -131,8 +130,8 @@ class Engine:
 
     def after_fork(self) -> None:
         """New ids for the child's requests: to an endpoint an id is the idempotency key."""
-        self.name, self._refreshing = os.urandom(6).hex(), threading.RLock()
-        self._replacing = threading.RLock()
+        self.name = os.urandom(6).hex()
+        self.refreshing, self.replacing = threading.RLock(), threading.RLock()
 
     def request(
         self, x: Any, mode: Mode | None, deadline: float | None, data_class: str | None,
@@ -295,7 +294,7 @@ class Engine:
 
     def refresh_thresholds(self) -> None:
         """Updates thresholds and labels, after an alarm or a certificate's expiry."""
-        with self._refreshing:
+        with self.refreshing:
             self.served = served(self.snapshot)
             snapshot = standing(self.snapshot, self.auditor)
             if snapshot.other is not None:
@@ -303,49 +302,6 @@ class Engine:
             if snapshot.targets != self.snapshot.targets or snapshot.other is not self.snapshot.other:
                 self.snapshot = snapshot
             self.refresh_at = monotonic() + AGES_S if any(snapshot.certificates) else INF
-
-    def replace(
-        self,
-        build: Callable[[Snapshot], Snapshot],
-        limits: Limits,
-        metered: bool | Callable[[], bool],
-        audit: Audit | None = None,
-    ) -> None:
-        """Puts another policy in force. `build` makes its snapshot from the old one, whose models and connections it may reuse.
-
-        Raises:
-            PolicyError: it is invalid; the old one stays.
-            Closed: the router is closed, also meanwhile.
-        """
-        with self._replacing:  # and not the other one, which calls wait for: this may take long
-            if self.closed:
-                raise Closed(CLOSED)
-            old = self.snapshot
-            made = build(old)
-            RULES[made.policy.offline].check(self)
-            rehearsed(made, old)
-            with self._refreshing:
-                self.auditing(made, audit)
-                if made.views:
-                    self.plain = False  # before it is in force
-                self.snapshot = made
-        if self.arms is not None and made.other is not None and made.models != self.arms.models:
-            self.arms = self.arms.of(made.models)
-        self.trials = self.trying(made)
-        self.spending.limits, self.observer.metered = limits, metered
-        self.observer.use(made.policy, made.watched[0])
-        cleared(made)  # of rules that were not there before
-        SAMPLER.add(self)
-        self.refresh_thresholds()
-        kept = [*made_of(made).values()]
-        models = [getattr(b, "model", b) for b in kept]
-        for backend in made_of(old).values():
-            if backend not in kept and getattr(backend, "model", backend) not in models:
-                quietly(backend.close, "dropping a target that the policy has no more")
-        if self.closed:
-            for backend in kept:
-                quietly(backend.close, "closing a router")
-            raise Closed(CLOSED)
 
     def on_late(self, function: Callable[..., object]) -> None:
         """Registers a function for late answers."""

@@ -19,6 +19,7 @@ from edgeroute.observe.stats import Stats
 from edgeroute.observe.status import Status
 from edgeroute.router.engine import Engine
 from edgeroute.router.reload import PolicyFile
+from edgeroute.router.replacing import replace
 from edgeroute.router.snapshot import edges_of, fingerprints
 from edgeroute.router.status import status
 
@@ -79,7 +80,7 @@ class EngineOwner:
         if not any(member(b.model, "release") for _, b in edges_of(engine.snapshot)):
             raise PolicyError("this router was not made from a policy file, and has no model of a catalog: nothing to read again")
         audit = None if engine.auditor is None else engine.auditor.audit
-        engine.replace(engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+        replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
     def promote(self) -> None:
         """Makes the model of arm B the edge model, and ends the comparison (`AB`).
@@ -107,7 +108,7 @@ class EngineOwner:
             threshold = other.targets[0].threshold if limit is None else limit.certificate
             engine.rebuild = partial(engine.rebuild, edge=engine.arms.ab.model, threshold=threshold, ab=None)
             audit = None if engine.auditor is None else engine.auditor.audit
-            engine.replace(engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
+            replace(engine, engine.rebuild, engine.spending.limits, engine.observer.metered, audit)
 
     def on_late(self, function: Late) -> Late:
         """Registers `function(late)` for every cloud answer that arrives after its request was answered. A decorator.

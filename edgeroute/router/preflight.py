@@ -11,6 +11,7 @@ from edgeroute.core.egress import Rules
 from edgeroute.core.plan import Plan
 from edgeroute.core.texts import named
 from edgeroute.core.walk import Event, Failed, Prediction, Start, acceptable, judged, own_threshold
+from edgeroute.errors import PolicyError
 from edgeroute.router.leg_task import PASSING
 from edgeroute.router.legs import LegExecutor
 from edgeroute.router.snapshot import Snapshot
@@ -119,6 +120,19 @@ def check(snapshot: Snapshot, timeout: float, audited: float = 0.0, stays: str =
     elif places and snapshot.policy.mode in {"prefer_edge", "shadow"}:
         lines.extend(f"the threshold of {t.name}: {_promise(t.label)}" for t in edges if t.threshold is not None)
     return Check(all(problem is None for _, problem in problems), tuple(lines))
+
+
+def unsendable(snapshot: Snapshot) -> list[str]:
+    """The endpoints that cannot be asked at all, as a secret is not there, one line each. Nothing is sent."""
+    found = []
+    for cloud in snapshot.clouds:
+        address: Any = getattr(getattr(cloud, "endpoint", None), "address", None)
+        if address is not None:
+            try:
+                address.headers()
+            except PolicyError as e:
+                found.append(f"{cloud.name} cannot be asked: {e}")
+    return found
 
 
 def _promise(label: str) -> str:

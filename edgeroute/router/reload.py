@@ -19,6 +19,7 @@ from edgeroute.record.ab import AB
 from edgeroute.router.ab import Arms
 from edgeroute.router.assemble import guard
 from edgeroute.router.engine import Engine
+from edgeroute.router.replacing import replace
 from edgeroute.router.snapshot import Snapshot, build
 
 log = logging.getLogger("edgeroute")
@@ -108,7 +109,7 @@ class PolicyFile:
         def made(old: Snapshot) -> Snapshot:
             return build(**arguments, guard=partial(guard, engine), awaits=engine.awaits, old=old)
 
-        engine.replace(made, limits or Limits(), metered, audit)
+        replace(engine, made, limits or Limits(), metered, audit)
         ab: AB | None = arguments.get("ab")
         if ab != (None if engine.arms is None else engine.arms.ab):
             engine.arms = None if ab is None else Arms(ab, engine.snapshot.models, engine.instruments.alarm)

@@ -140,9 +140,7 @@ def build(
         **rest,
     )
     edges, groups = members(listed(edge))
-    trials = cloud if isinstance(cloud, CloudArms) else None
-    if trials is not None:
-        checked(trials)
+    trials = checked(cloud) if isinstance(cloud, CloudArms) else None
     clouds = listed(cloud if trials is None else [*trials.clouds.values()])
     check_policy(policy, edges, clouds, uncalibrated)
     models = [load(given) for given in edges]

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgeroute.errors import PolicyError
 from edgeroute.serve.notify import Notify
+from edgeroute.system import renew_after_fork
 
 HEAD_S = 10.0
 """Within which a request's head must have come, from the connection's beginning or the head's first byte, seconds."""
@@ -114,12 +115,26 @@ def run(
     )
     with _listen(host, port) as listener, _signals() as heard:
         at = listener.getsockname()
+        given_back = _InChild(listener)
         url = f"http://[{at[0]}]:{at[1]}" if listener.family == socket.AF_INET6 else f"http://{at[0]}:{at[1]}"
         server = _Server(config, on_ready, url, heard, beat)
         if stops is not None:
             stops(server.stop)
         server.run([listener])
+        del given_back
     return heard[0] if heard else 0
+
+
+class _InChild:
+    """Closes the port in the child of a fork, where nobody serves it: else it would stay taken for as long as the child lives."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """The parent's stays open."""
+        self._listener.close()
 
 
 class _Server(uvicorn.Server):
