@@ -83,6 +83,7 @@ COLUMNS: dict[str, Callable[[], Cells]] = {
     "edgeroute": lambda: {**peers_ours.CELLS, **peers_theirs.edgeroute_faults()},
     "LiteLLM": peers_theirs.litellm_cells,
     "pydantic-ai": peers_theirs.pydantic_ai_cells,
+    "cascadeflow": peers_theirs.cascadeflow_cells,
 }
 
 
