@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import pkgutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import chat_faults
 from chat_faults import Broken, Got, Subject, cloud, kind, litellm_routers, ours, pydantic_ai_models, tried
 
+from edgeroute import PlainJson, Router
 from edgeroute.testing import CannedServer
 
 CALLS = 10
@@ -94,14 +98,26 @@ def faults(plain: Subject, *tuned: Subject) -> Cells:
 
 
 def edgeroute_faults() -> Cells:
-    """edgeroute, without and with `restart`; it does not wait for a Retry-After, so that may be long."""
-    cells = faults(ours)
+    """edgeroute, without and with `restart`.
+
+    Its attempts are those in its ledger: how many probes without user data there are besides depends on how long ten calls take.
+    """
+
+    def attempted() -> str:
+        with tempfile.TemporaryDirectory() as state, cloud("dead") as (port, _):
+            endpoint = PlainJson(f"http://127.0.0.1:{port}")
+            with Router(lambda _: ("edge", 0.4), endpoint, threshold=0.8, state=state) as router:
+                for _ in range(CALLS):
+                    router.infer(1)
+            lines = Path(state, "egress.jsonl").read_text().splitlines()
+        return str(sum(json.loads(line)["rule"] != "no user data" for line in lines))
 
     def waits() -> str:
         with settings(RETRY_AFTER_S=300):
             return requests(ours)
 
-    return {**cells, WAITS: waits, BROKEN: partial(broken, ours, partial(ours, restart=True))}
+    restarted = partial(ours, restart=True)
+    return {**faults(ours), ATTEMPTS: attempted, WAITS: waits, BROKEN: partial(broken, ours, restarted)}
 
 
 def litellm_cells() -> Cells:
@@ -114,7 +130,6 @@ def litellm_cells() -> Cells:
     from typing import get_args
 
     import litellm
-    from litellm import Router
     from litellm.types.router import RoutingStrategyName
 
     class Local(litellm.CustomLLM):
@@ -131,7 +146,7 @@ def litellm_cells() -> Cells:
 
     def routed(*models: tuple[str, dict[str, Any]], **options: Any) -> Any:
         listed = [{"model_name": name, "litellm_params": params} for name, params in models]
-        return Router(listed, num_retries=0, **options)
+        return litellm.Router(listed, num_retries=0, **options)
 
     def in_process() -> str:
         router = routed(("m", {"model": "here/m"}))
@@ -181,7 +196,9 @@ def litellm_cells() -> Cells:
 
     def other_apis() -> str:
         return (
-            "yes" if all(hasattr(Router, name) for name in ("aembedding", "aimage_generation", "aspeech", "aresponses")) else "no"
+            "yes"
+            if all(hasattr(litellm.Router, name) for name in ("aembedding", "aimage_generation", "aspeech", "aresponses"))
+            else "no"
         )
 
     return {
