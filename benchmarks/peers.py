@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-import peers_ours
+import peers_more
 import peers_theirs
 from peers_theirs import ATTEMPTS, BROKEN, CLOSED, SILENT, WAITS, Cells
 
@@ -80,7 +80,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Heading -> rows, in the order of the page."""
 COLUMNS: dict[str, Callable[[], Cells]] = {
-    "edgeroute": lambda: {**peers_ours.CELLS, **peers_theirs.edgeroute_faults()},
+    "edgeroute": lambda: {**peers_more.CELLS, **peers_theirs.edgeroute_faults()},
     "LiteLLM": peers_theirs.litellm_cells,
     "pydantic-ai": peers_theirs.pydantic_ai_cells,
     "cascadeflow": peers_theirs.cascadeflow_cells,

@@ -1,4 +1,4 @@
-"""The columns of docs/peers.md that are run for other routers as well: chats with a failing cloud, LiteLLM and pydantic-ai.
+"""What docs/peers.md has of other routers that run here: LiteLLM, pydantic-ai, cascadeflow; and chats with a failing cloud, of all.
 
 The rows about failures are the same program for all, that of benchmarks/chat_faults.py: a cloud that fails, and a local model
 behind OpenAI's API. Each router has the options that its documentation names for that.
@@ -65,7 +65,8 @@ def attempts(*subjects: Subject) -> str:
 
 def requests(*subjects: Subject) -> str:
     """Requests of ten calls at a cloud that says 429 and Retry-After, for each."""
-    return " or ".join(str(asked("429", subject, CALLS).requests) for subject in subjects)
+    with settings(TIMEOUT_S=30.0):
+        return " or ".join(str(asked("429", subject, CALLS).requests) for subject in subjects)
 
 
 SAID = {"cut": "marked", "local after a restart": "begun anew", "continued": "continued", "error": "an exception"}
@@ -82,7 +83,7 @@ def broken(*subjects: Subject) -> str:
                 except Broken:
                     return "error"
 
-    with CannedServer(chat_faults.local) as near:
+    with settings(TIMEOUT_S=30.0), CannedServer(chat_faults.local) as near:
         return " or ".join(SAID.get(found := asyncio.run(one(subject, f"{near.url}/v1")), found) for subject in subjects)
 
 
