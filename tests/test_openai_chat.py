@@ -338,16 +338,20 @@ def test_the_connection_is_kept(ask, monkeypatch):
         server.wait_for(lambda: server.hung_up == 1)
 
 
-def test_a_server_that_does_not_stream(ask):
-    """Answers in one piece, though asked for a stream; with whatever it says of tokens."""
+@pytest.mark.parametrize("kind", [[("Content-Type", "application/json")], []])
+def test_a_server_that_does_not_stream(ask, kind):
+    """Answers in one piece, though asked for a stream; with whatever it says of tokens, and whether or not it says that it is JSON."""
+    calls = [{"id": f"c{i}", "type": "function", "function": {"name": "look", "arguments": "{}"}} for i in range(2)]
+    message = {"role": "assistant", "content": "Paris", "tool_calls": calls}
     said = {
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Paris"}, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 7, "completion_tokens": 2},
     }
-    with CannedServer(http_reply(json.dumps(said).encode(), headers=[("Content-Type", "application/json")])) as server:
+    with CannedServer(http_reply(json.dumps(said).encode(), headers=kind)) as server:
         pieces, answer = ask.stream(endpoint(server.url, usd_per_million_output_tokens=1e6))
         assert (pieces, answer.value, answer.confidence) == (["Paris"], "Paris", None)
+        assert answer.outputs["choices"][0]["message"]["tool_calls"] == calls
         assert answer.trace["events"][-1]["usd"] == 2.0
         assert json.loads(server.requests[0].partition(b"\r\n\r\n")[2])["stream"] is True
 

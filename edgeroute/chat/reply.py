@@ -70,7 +70,7 @@ class Gathered:
             self._chat = False
             text = choice["text"]
         else:
-            delta = choice.get("delta") or {}
+            delta = choice.get("delta") or choice.get("message") or {}  # the latter of a server that does not stream
             text = _text(delta.get("content"))
             if isinstance(thought := delta.get("reasoning_content"), str):
                 self._thought.append(thought)
@@ -85,9 +85,9 @@ class Gathered:
         return piece
 
     def _add_calls(self, given: Sequence[Mapping[str, Any]]) -> None:
-        for one in given:
+        for i, one in enumerate(given):
             call = self._calls.setdefault(
-                int(one.get("index", 0)), {"type": "function", "function": {"name": "", "arguments": ""}}
+                int(one.get("index", i)), {"type": "function", "function": {"name": "", "arguments": ""}}
             )
             call.update({key: one[key] for key in ("id", "type") if one.get(key)})
             for key, part in (one.get("function") or {}).items():

@@ -1,0 +1,291 @@
+"""edgeroute's column of docs/peers.md: each cell comes of doing what its row says, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias, get_args
+
+import chat_faults
+import numpy as np
+
+import edgeroute
+from edgeroute import (
+    Audit,
+    Egress,
+    InputScore,
+    PlainJson,
+    Reading,
+    Router,
+    Rule,
+    Unreachable,
+    models,
+)
+from edgeroute.confidence import calibrate, msp, prompt_features
+from edgeroute.core.policy import CloudOrder
+from edgeroute.edge.runtimes import suffixes
+from edgeroute.testing import CannedServer, FakeCloud, FakeModel, http_reply
+
+LONG_S = 30.0
+"""What never happens is waited for so long."""
+Probe: TypeAlias = Callable[[], str]
+"""-> the cell."""
+CELLS: dict[str, Probe] = {}
+"""Title of a row -> what fills it."""
+SURE, UNSURE = ("edge", 0.9), ("edge", 0.4)
+GOOD = http_reply(b'{"value": "cloud", "confidence": 0.9}')
+
+
+def cell(title: str) -> Callable[[Probe], Probe]:
+    """Registers what fills that row."""
+
+    def enter(probe: Probe) -> Probe:
+        CELLS[title] = probe
+        return probe
+
+    return enter
+
+
+def yes(held: object) -> str:
+    """Whether it was so, as the table has it."""
+    return "yes" if held else "no"
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+# --- where it runs
+
+
+@cell("The small model runs in the program's own process")
+def in_process() -> str:
+    """Its answer is the process that it ran in."""
+    with Router(lambda _: (os.getpid(), 0.9), threshold=0.5) as router:
+        return yes(router.infer(1).value == os.getpid())
+
+
+@cell("Models of images, sound and tensors, not of text alone")
+def other_models() -> str:
+    """An int8 classifier of images."""
+    fashion = models.fashion()
+    with Router(fashion.edge, threshold=0.5) as router:
+        return yes(router.infer(fashion.images[0]).value == "Ankle boot")
+
+
+@cell("Files that the small model may be")
+def formats() -> str:
+    """Suffixes with a runtime of its own."""
+    return ", ".join(f"`{suffix}`" for suffix in suffixes())
+
+
+@cell("The large model is any HTTP API that answers JSON")
+def any_api() -> str:
+    """One with a body and a reply of its own."""
+    with CannedServer(http_reply(b'{"result": [{"label": "dog"}]}')) as server:
+        cloud = PlainJson(server.url, body={"content": "{input}"}, value="result.0.label", confidence=None)
+        with Router(lambda _: UNSURE, cloud, threshold=0.8) as router:
+            return yes(router.infer("x").value == "dog" and server.requests[0].endswith(b'{"content":"x"}'))
+
+
+@cell("Libraries for Swift, Kotlin, JavaScript or Dart")
+def languages() -> str:
+    """Sources in another language than Python."""
+    found = {path.suffix for path in Path(edgeroute.__file__).parent.rglob("*")}
+    return yes(found & {".swift", ".kt", ".js", ".ts", ".dart"})
+
+
+@cell("Serves the large model, in batches on GPUs")
+def serves() -> str:
+    """It writes the model as servers take it that do."""
+    from edgeroute import export
+
+    known = {"triton": "Triton", "ray": "Ray Serve", "kserve": "KServe"}
+    there = [name for module, name in known.items() if (Path(export.__file__).parent / f"{module}.py").exists()]
+    return f"no, exports it to {', '.join(there)}"
+
+
+# --- how it decides
+
+
+@cell("By the confidence of the small model's answer")
+def by_confidence() -> str:
+    """Above the threshold the small model's answer, below it the large one's."""
+    with Router(lambda x: ("edge", x), lambda _: "cloud", threshold=0.8) as router:
+        return yes((router.infer(0.9).source, router.infer(0.2).source) == ("edge", "cloud"))
+
+
+@cell("By the prompt, before anything is generated")
+def by_prompt() -> str:
+    """A function of the prompt, or one that was fitted; the small model does not run."""
+    short = InputScore(lambda found: 1 - found["words"] / 6, features=prompt_features, name="length")
+    edge = FakeModel([("local", 1.0)])
+    with Router(edge, lambda _: "cloud", threshold=0.5, score=short) as router:
+        sources = router.infer("Hello").source, router.infer(" ".join(["word"] * 50)).source
+    return "your function" if sources == ("edge", "cloud") and edge.runs == 1 else "no"
+
+
+@cell("A threshold with a statistical guarantee")
+def guarantee() -> str:
+    """From the recorded outputs of two models on 5,000 images."""
+    seen = np.load(models.fashion().validation)
+    edge, cloud = (seen[f"{side}_logits"].argmax(1) == seen["labels"] for side in ("edge", "cloud"))
+    made = calibrate(msp(seen["edge_logits"]), edge, cloud, max_loss=0.01, name="msp")
+    return yes("95 % confidence" in made.guarantee and "1 percentage point" in made.guarantee)
+
+
+@cell("A sample of accepted answers is compared with the large model's")
+def audited() -> str:
+    """In the background, of each answer here; the caller has the small model's."""
+    cloud = FakeCloud(["cloud"])
+    with Router(lambda _: SURE, cloud, threshold=0.5, audit=Audit(share=1)) as router:
+        return yes(router.infer(1).source == "edge" and cloud.begun.wait(LONG_S))
+
+
+@cell("A trial first: the large model answers, the small one runs beside it")
+def shadow() -> str:
+    """Shadow mode."""
+    edge = FakeModel([SURE])
+    with Router(edge, lambda _: "cloud", mode="shadow") as router:
+        return yes(router.infer(1).source == "cloud" and edge.begun.wait(LONG_S))
+
+
+@cell("By battery, heat, memory or load")
+def by_device() -> str:
+    """A rule on the charge."""
+    rules, sensors = [Rule("battery", "only_edge", enter=0.2)], lambda: Reading(battery=0.15)
+    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, rules=rules, sensors=sensors) as router:
+        answer = router.infer(1)
+    return yes(answer.source == "edge" and "battery below 20%" in answer.reason)
+
+
+@cell("Order of several large models")
+def order() -> str:
+    """What the policy may say; both are tried."""
+    known = get_args(CloudOrder)
+    for name in known:
+        Router(lambda _: SURE, [lambda _: "a", lambda _: "b"], threshold=0.5, order=name).close()
+    return ", ".join(known)
+
+
+@cell("The reason is in the answer")
+def reason() -> str:
+    """Which confidence, which threshold, and what the large model did."""
+    with Router(lambda _: UNSURE, FakeCloud([Unreachable("no route")]), threshold=0.8) as router:
+        told = router.infer(1).reason
+    return yes("0.40 < 0.80" in told and "no route" in told)
+
+
+# --- when the large model fails: chats are in peers_theirs.py, the same for all
+
+
+@cell("One limit over both models and all attempts")
+def one_limit() -> str:
+    """Two endpoints that never reply, each with half a minute: the small model's answer at the deadline, which is 2 s."""
+    with CannedServer(None) as first, CannedServer(None) as second:
+        clouds = [PlainJson(server.url, name=name, timeout_s=LONG_S) for server, name in ((first, "a"), (second, "b"))]
+        begun = time.monotonic()
+        with Router(lambda _: UNSURE, clouds, threshold=0.8, deadline=2.0) as router:
+            answer = router.infer(1)
+        return yes(answer.source == "edge" and time.monotonic() - begun < LONG_S)
+
+
+@cell("Both at once, and the first sure answer counts")
+def hedged() -> str:
+    """The small model hangs."""
+    gate = threading.Event()
+    try:
+        with Router(FakeModel([SURE], gate=gate), lambda _: "cloud", threshold=0.8, hedge_after=0) as router:
+            return yes(router.infer(1, deadline=LONG_S).source == "cloud")
+    finally:
+        gate.set()
+
+
+@cell("An answer at once, and a final one later")
+def refined() -> str:
+    """From one call."""
+    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8) as router:
+        seen = [(answer.source, answer.final) for answer in router.refine(1)]
+    return yes(seen == [("edge", False), ("cloud", True)])
+
+
+# --- what leaves the device
+
+
+@cell("What is of a private class stays, and of an unknown one, too")
+def classes() -> str:
+    """And a class that may leave, leaves."""
+    rules = Egress(never_leave=["medical"], may_leave=["product"])
+    with Router(lambda _: UNSURE, lambda _: "cloud", threshold=0.8, egress=rules) as router:
+        went = [router.infer(1, data_class=name).source for name in ("product", "medical", "holiday", None)]
+    return yes(went == ["cloud", "edge", "edge", "edge"])
+
+
+@cell("A conversation that had a private turn stays")
+def conversation() -> str:
+    """Later turns name another class; what is asked elsewhere leaves."""
+    rules = Egress(never_leave=["medical"], may_leave=["chat"], default_class="chat")
+    with Router(lambda _: ("Less sugar, more vegetables.", 0.1), lambda _: "cloud", threshold=0.6, egress=rules) as router:
+        history = [{"role": "user", "content": "My test for diabetes was positive. What now?"}]
+        said = router.infer(history, data_class="medical").value
+        history += [{"role": "assistant", "content": said}, {"role": "user", "content": "Thanks. And drink?"}]
+        elsewhere = [{"role": "user", "content": "Why is the sky blue?"}]
+        return yes((router.infer(history).source, router.infer(elsewhere).source) == ("edge", "cloud"))
+
+
+@cell("A mode in which no connection is opened")
+def silent() -> str:
+    """Counted by the interpreter, of this program; the other mode opens one."""
+    with CannedServer(GOOD) as server, Router(lambda _: UNSURE, PlainJson(server.url), threshold=0.8) as router:
+        before = chat_faults.connects()[server.port]
+        for _ in range(20):
+            router.infer(1, mode="only_edge")
+        alone = chat_faults.connects()[server.port] - before
+        router.infer(1)
+        return yes(not alone and chat_faults.connects()[server.port] > before)
+
+
+@cell("A line on disk before each attempt to send")
+def ledger() -> str:
+    """The server looks, as the request comes."""
+    with folder() as state:
+        seen: list[int] = []
+
+        def look(_: bytes) -> bytes:
+            seen.append(len((state / "egress.jsonl").read_bytes().splitlines()))
+            return GOOD
+
+        with CannedServer(look) as server, Router(lambda _: UNSURE, PlainJson(server.url), threshold=0.8, state=state) as router:
+            router.infer(1)
+            router.infer(2)
+        return yes(len(seen) > 1 and all(lines >= n for n, lines in enumerate(seen, 1)))
+
+
+@cell("Removes personal data before it is sent")
+def redacted() -> str:
+    """By a function of the program."""
+    rules = Egress(may_leave=["note"], redact=lambda x, _: x.replace("1234", "####"))
+    with Router(lambda _: UNSURE, lambda x: (x, 0.9), threshold=0.8, egress=rules) as router:
+        return "your function" if router.infer("card 1234", data_class="note").value == "card ####" else "no"
+
+
+@cell("What waits on disk is encrypted")
+def encrypted() -> str:
+    """The words of a request that waits are looked for in its file."""
+    with folder() as state:
+        away = FakeCloud([Unreachable("no route")])
+        with Router(lambda _: UNSURE, away, threshold=0.8, offline="queue", state=state) as router:
+            router.infer("a word that is nowhere else")
+        with contextlib.closing(sqlite3.connect(state / "outbox.db")) as file:
+            rows = "".join(map(str, file.iterdump()))
+        words = b"a word that is nowhere else"
+        return yes(not any(words in path.read_bytes() for path in state.glob("outbox.db*")) and words.hex() not in rows.lower())

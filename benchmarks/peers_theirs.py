@@ -1,0 +1,323 @@
+"""What docs/peers.md has of other routers that run here: LiteLLM, pydantic-ai, cascadeflow; and chats with a failing cloud, of all.
+
+The rows about failures are the same program for all, that of benchmarks/chat_faults.py: a cloud that fails, and a local model
+behind OpenAI's API. Each router has the options that its documentation names for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import pkgutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import chat_faults
+from chat_faults import Broken, Got, Subject, cloud, kind, litellm_routers, ours, pydantic_ai_models, tried
+
+from edgeroute import PlainJson, Router
+from edgeroute.testing import CannedServer
+
+CALLS = 10
+Cells: TypeAlias = dict[str, Callable[[], str]]
+CLOSED = "The port is closed: the small model answers"
+SILENT = "No byte of a reply comes: the small model answers"
+ATTEMPTS = "Attempts of ten calls at a closed port"
+WAITS = "Requests of ten calls to an endpoint that says `Retry-After`"
+BROKEN = "A stream that breaks off in the middle"
+
+
+@contextlib.contextmanager
+def settings(**named: float) -> Iterator[None]:
+    """Those of chat_faults, for a while."""
+    before = {name: getattr(chat_faults, name) for name in named}
+    try:
+        for name, value in named.items():
+            setattr(chat_faults, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(chat_faults, name, value)
+
+
+def asked(fault: str, subject: Subject, calls: int) -> chat_faults.Cell:
+    """That many calls of a new router under a fault."""
+    with CannedServer(chat_faults.local) as near:
+        return asyncio.run(tried(fault, subject, stream=False, calls=calls, near=f"{near.url}/v1"))
+
+
+def survives(fault: str, subject: Subject) -> str:
+    """Whether a call had the local model's answer; a silent cloud is given 0.3 s."""
+    with settings(TIMEOUT_S=0.3 if fault == "black hole" else 30.0):
+        return "yes" if asked(fault, subject, 1).by == {"local": 1} else "no"
+
+
+def attempts(*subjects: Subject) -> str:
+    """Connections that ten calls try to open, for each."""
+    return " or ".join(str(asked("dead", subject, CALLS).connects) for subject in subjects)
+
+
+def requests(*subjects: Subject) -> str:
+    """Requests of ten calls at a cloud that says 429 and Retry-After, for each."""
+    with settings(TIMEOUT_S=30.0):
+        return " or ".join(str(asked("429", subject, CALLS).requests) for subject in subjects)
+
+
+SAID = {"cut": "marked", "local after a restart": "begun anew", "continued": "continued", "error": "an exception"}
+
+
+def broken(*subjects: Subject) -> str:
+    """What the caller of a stream has that was cut, for each."""
+
+    async def one(subject: Subject, near: str) -> str:
+        with cloud("cut") as (port, _):
+            async with subject(f"http://127.0.0.1:{port}", near) as ask:
+                try:
+                    return kind(await ask(True))
+                except Broken:
+                    return "error"
+
+    with settings(TIMEOUT_S=30.0), CannedServer(chat_faults.local) as near:
+        return " or ".join(SAID.get(found := asyncio.run(one(subject, f"{near.url}/v1")), found) for subject in subjects)
+
+
+def faults(plain: Subject, *tuned: Subject) -> Cells:
+    """The rows about failures. tuned: with options of its own that change a row."""
+    return {
+        CLOSED: partial(survives, "dead", plain),
+        SILENT: partial(survives, "black hole", plain),
+        ATTEMPTS: partial(attempts, plain, *tuned),
+        WAITS: partial(requests, plain, *tuned),
+        BROKEN: partial(broken, plain, *tuned),
+    }
+
+
+def edgeroute_faults() -> Cells:
+    """edgeroute, without and with `restart`.
+
+    Its attempts are those in its ledger: how many probes without user data there are besides depends on how long ten calls take.
+    """
+
+    def attempted() -> str:
+        with tempfile.TemporaryDirectory() as state, cloud("dead") as (port, _):
+            endpoint = PlainJson(f"http://127.0.0.1:{port}")
+            with Router(lambda _: ("edge", 0.4), endpoint, threshold=0.8, state=state) as router:
+                for _ in range(CALLS):
+                    router.infer(1)
+            lines = Path(state, "egress.jsonl").read_text().splitlines()
+        return str(sum(json.loads(line)["rule"] != "no user data" for line in lines))
+
+    def waits() -> str:
+        with settings(RETRY_AFTER_S=300):
+            return requests(ours)
+
+    restarted = partial(ours, restart=True)
+    return {**faults(ours), ATTEMPTS: attempted, WAITS: waits, BROKEN: partial(broken, ours, restarted)}
+
+
+def litellm_cells() -> Cells:
+    """LiteLLM's Router; where two values are given, the second is of `num_retries=0`, a cooldown and continued streams.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    plain, tuned = litellm_routers().values()
+    from typing import get_args
+
+    import litellm
+    from litellm.types.router import RoutingStrategyName
+
+    class Local(litellm.CustomLLM):
+        """A function of this program as a provider."""
+
+        def completion(self, *_: Any, **__: Any) -> Any:
+            return litellm.ModelResponse(choices=[{"message": {"role": "assistant", "content": "local"}}])
+
+        async def acompletion(self, *_: Any, **__: Any) -> Any:
+            return self.completion()
+
+    litellm.custom_provider_map = [{"provider": "here", "custom_handler": Local()}]
+    hi = [{"role": "user", "content": "hi"}]
+
+    def routed(*models: tuple[str, dict[str, Any]], **options: Any) -> Any:
+        listed = [{"model_name": name, "litellm_params": params} for name, params in models]
+        return litellm.Router(listed, num_retries=0, **options)
+
+    def in_process() -> str:
+        router = routed(("m", {"model": "here/m"}))
+        return "your class" if router.completion("m", hi).choices[0].message.content == "local" else "no"
+
+    def one_limit() -> str:
+        """Two endpoints that never reply, then the local model."""
+        limit = 0.3
+        with CannedServer(None) as first, CannedServer(None) as second:
+            silent = [{"model": "openai/m", "api_key": "none", "api_base": server.url} for server in (first, second)]
+            models = ("a", silent[0]), ("b", silent[1]), ("c", {"model": "here/m"})
+            router = routed(*models, fallbacks=[{"a": ["b", "c"]}], timeout=limit)
+            begun = time.monotonic()
+            answered = router.completion("a", hi).choices[0].message.content == "local"
+            return "no, each its own" if answered and time.monotonic() - begun >= 2 * limit else "yes"
+
+    def reason() -> str:
+        """What of the answer names who gave it, and why."""
+        with CannedServer(chat_faults.local) as near:
+            at = {"model": "openai/m", "api_key": "none"}
+            closed, local = {**at, "api_base": "http://127.0.0.1:9"}, {**at, "api_base": f"{near.url}/v1"}
+            answer = routed(("a", closed), ("b", local), fallbacks=[{"a": ["b"]}]).completion("a", hi)
+        headers = answer._hidden_params["additional_headers"]
+        return "who, and how many attempts" if headers.get("x-litellm-attempted-fallbacks") == 1 else "no"
+
+    def classes() -> str:
+        """Tags as classes: one of the local model, one that nothing has, and none."""
+
+        async def went(router: Any, tag: str | None) -> str:
+            try:
+                await router.acompletion("m", hi, metadata={"tags": [tag]} if tag else {})
+            except ValueError:
+                return "an error"
+            return "away" if far.requests else "local"
+
+        async def all_went() -> tuple[str, str, str]:
+            away = {"model": "openai/m", "api_key": "none", "api_base": f"{far.url}/v1", "tags": ["product"]}
+            router = routed(("m", away), ("m", {"model": "here/m", "tags": ["medical"]}), enable_tag_filtering=True)
+            private, unknown, none = [[await went(router, tag) for _ in range(20)][-1] for tag in ("medical", "holiday", None)]
+            return private, unknown, none
+
+        with CannedServer(chat_faults.local) as far:
+            found = asyncio.run(all_went())
+        if found == ("local", "an error", "away"):
+            return "by tags, but a call without one leaves"
+        return "yes" if "away" not in found else "no"
+
+    def other_apis() -> str:
+        return (
+            "yes"
+            if all(hasattr(litellm.Router, name) for name in ("aembedding", "aimage_generation", "aspeech", "aresponses"))
+            else "no"
+        )
+
+    return {
+        **faults(plain, tuned),
+        "The small model runs in the program's own process": in_process,
+        "One limit over both models and all attempts": one_limit,
+        "Order of several large models": lambda: ", ".join(get_args(RoutingStrategyName)),
+        "The reason is in the answer": reason,
+        "What is of a private class stays, and of an unknown one, too": classes,
+        "Embeddings, images, speech and responses, by the same API": other_apis,
+        "Hosted models that it has an adapter for": lambda: f"{len(litellm.provider_list)} providers",
+        "Version": lambda: version("litellm"),
+    }
+
+
+def pydantic_ai_cells() -> Cells:
+    """pydantic-ai's FallbackModel, in an agent.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    (plain,) = pydantic_ai_models().values()
+    import pydantic_ai.providers
+    from pydantic_ai import Agent, ModelResponse, ModelSettings, TextPart
+    from pydantic_ai.models.fallback import FallbackModel
+    from pydantic_ai.models.function import FunctionModel
+    from pydantic_ai.models.test import TestModel
+    from pydantic_ai.usage import UsageLimits
+
+    def model(text: str, wait_s: float = 0, **details: Any) -> FunctionModel:
+        async def answer(*_: Any) -> ModelResponse:
+            await asyncio.sleep(wait_s)
+            return ModelResponse([TextPart(text)], provider_details=details)
+
+        return FunctionModel(answer)
+
+    def in_process() -> str:
+        return "your function" if Agent(model("local")).run_sync("hi").output == "local" else "no"
+
+    def by_confidence() -> str:
+        """A handler of responses that looks at what the small model says of its sureness."""
+
+        def unsure(response: Any) -> bool:
+            return response.provider_details["confidence"] < 0.8
+
+        unsure.__annotations__["response"] = ModelResponse  # by which it is told from a handler of exceptions
+
+        went = [
+            Agent(FallbackModel(model("small", confidence=sure), model("large", confidence=1), fallback_on=unsure))
+            .run_sync("hi")
+            .output
+            for sure in (0.9, 0.4)
+        ]
+        return "your function; not of streams" if went == ["small", "large"] else "no"
+
+    def one_limit() -> str:
+        """Two models that take longer than the limit of a request, then the local one."""
+        limit = ModelSettings(request_timeout=0.3)
+        begun = time.monotonic()
+        chain = FallbackModel(model("a", 30), model("b", 30), model("c"))
+        answered = Agent(chain, model_settings=limit).run_sync("hi").output == "c"
+        return "no, each its own" if answered and time.monotonic() - begun >= 2 * limit["request_timeout"] else "yes"
+
+    def reason() -> str:
+        response = Agent(FallbackModel(model("local"))).run_sync("hi").response
+        return "who" if response.model_name else "no"
+
+    def tools() -> str:
+        runs: list[int] = []
+
+        def weather() -> str:
+            """The weather."""
+            runs.append(1)
+            return "dry"
+
+        Agent(TestModel(), tools=[weather]).run_sync("hi")
+        return "runs them" if runs else "no"
+
+    def limits() -> str:
+        try:
+            Agent(model("x")).run_sync("hi", usage_limits=UsageLimits(request_limit=0))
+        except pydantic_ai.UsageLimitExceeded:
+            return "money, tokens and calls of a run"
+        return "no"
+
+    found = [one.name for one in pkgutil.iter_modules(pydantic_ai.providers.__path__) if not one.name.startswith("_")]
+    return {
+        **faults(plain),
+        "The small model runs in the program's own process": in_process,
+        "By the confidence of the small model's answer": by_confidence,
+        "One limit over both models and all attempts": one_limit,
+        "The reason is in the answer": reason,
+        "Tools and formats of a reply": tools,
+        "Hosted models that it has an adapter for": lambda: f"{len(found)} providers",
+        "Limits of money, bytes, energy and calls": limits,
+        "Version": lambda: version("pydantic-ai-slim"),
+    }
+
+
+def cascadeflow_cells() -> Cells:
+    """cascadeflow's agent, whose drafts are never good enough, so that each call needs the large model.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    from cascadeflow import CascadeAgent, ModelConfig, QualityConfig
+
+    never = QualityConfig(confidence_thresholds=dict.fromkeys(("trivial", "simple", "moderate", "hard", "expert"), 2.0))
+
+    @contextlib.asynccontextmanager
+    async def agent(far: str, near: str) -> AsyncIterator[chat_faults.Ask]:
+        at = {"small": (near, 0.0), "large": (f"{far}/v1", 0.01)}
+        models = [ModelConfig(name=name, provider="vllm", base_url=url, cost=cost) for name, (url, cost) in at.items()]
+        made = CascadeAgent(models, quality_config=never)
+
+        async def ask(_: bool) -> Got:
+            return Got((await made.run(chat_faults.QUESTION)).content)
+
+        yield ask
+
+    return {CLOSED: partial(survives, "dead", agent), "Version": lambda: version("cascadeflow")}

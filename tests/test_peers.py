@@ -1,0 +1,78 @@
+"""docs/peers.md: what it says of edgeroute is what benchmarks/peers.py does here, and of other routers, where they are installed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.once
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "peers.md").read_text()
+KNOWN = re.compile(r".+ \([rsd]\)|\?|-")
+"""A cell about another project: how it is known, or that it is not, or that there is nothing to know."""
+NUMBER = re.compile(r"\b\d+\b")
+
+
+def tables():
+    """Heading of a table -> row -> column -> cell."""
+    found = {}
+    for head, body in re.findall(r"^\| ([^|\n]+ \| edgeroute \|.*)\n\| --- .*\n((?:\|.*\n)+)", PAGE, re.MULTILINE):
+        group, *columns = (cell.strip() for cell in head.strip("| ").split("|"))
+        rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in body.splitlines()]
+        found[group] = {row: dict(zip(columns, cells, strict=True)) for row, *cells in rows}
+    return found
+
+
+TABLES = tables()
+ROWS = {row: cells for rows in TABLES.values() for row, cells in rows.items()}
+OTHERS = [*next(iter(ROWS.values()))][1:]
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The benchmark."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import peers
+
+    return peers
+
+
+def test_the_page_has_the_rows_of_the_benchmark(bench):
+    """In its order, and no others; and each can be filled."""
+    assert {group: tuple(rows) for group, rows in TABLES.items()} == bench.GROUPS
+    assert {*bench.COLUMNS["edgeroute"]()} == {*ROWS}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_edgeroute_does_what_its_column_says(bench, row):
+    """By doing it."""
+    try:
+        cell = bench.COLUMNS["edgeroute"]()[row]()
+    except ImportError as e:
+        pytest.skip(f"{e}")
+    assert cell == ROWS[row]["edgeroute"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("LiteLLM", "litellm"), ("pydantic-ai", "pydantic_ai"), ("cascadeflow", "cascadeflow")]
+)
+def test_what_was_run_of_others_is_what_they_do(bench, name, module):
+    """Where they are installed; how many attempts they make differs by one at times, and is not compared."""
+    pytest.importorskip(module)
+    said = {row: cells[name].removesuffix(" (r)") for row, cells in ROWS.items() if cells[name].endswith(" (r)")}
+    found = bench.column(name)
+    assert {row: NUMBER.sub("#", cell) for row, cell in found.items()} == {
+        row: NUMBER.sub("#", cell) for row, cell in said.items()
+    }
+
+
+def test_each_cell_says_how_it_is_known():
+    """Run, read in source, or documented; each project's sources and version are on the page."""
+    for row, cells in ROWS.items():
+        assert [*cells] == ["edgeroute", *OTHERS], row
+        for name in OTHERS:
+            assert KNOWN.fullmatch(cells[name]), f"{row}: {name}: {cells[name]!r}"
+    for name in OTHERS:
+        assert re.search(rf"^\| {re.escape(name)} \| \S", PAGE, re.MULTILINE), name
