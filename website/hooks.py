@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = "docs/prototypes.md"
-"""The page that lists the examples; the navigation has their folders after it."""
+"""The navigation has the folders after it to which this page links, and those to which their READMEs link."""
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".json": "json", ".service": "ini", ".yaml": "yaml", ".yml": "yaml"}
 PICTURES = {".png", ".svg", ".jpg", ".gif", ".webp"}
@@ -27,10 +27,12 @@ ELSEWHERE_CSS = re.compile(rb"""(?:@import|url\()\s*["']?(?:https?:)?//""")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Adds the folders that the page of examples links to, each by its heading, to the navigation."""
-    pages = [place for place in _linked(EXAMPLES) if _uri(place).startswith("source/") and (ROOT / place).is_dir()]
+    """Adds the folders of the examples, each by its heading, to the navigation."""
+    folders = list(_folders(EXAMPLES))
+    for place in [*folders]:
+        folders += _folders(f"{place}/README.md") if (ROOT / place / "README.md").is_file() else ()
     section = next(entry["Examples"] for entry in config.nav if "Examples" in entry)
-    section.extend(_uri(place) for place in dict.fromkeys(pages))
+    section.extend(_uri(place) for place in dict.fromkeys(folders))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -90,6 +92,11 @@ def _linked(page: str) -> Iterator[str]:
     for link in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
         if place := _place(page, link):
             yield place
+
+
+def _folders(page: str) -> Iterator[str]:
+    """The folders outside docs/ that this page links to."""
+    return (place for place in _linked(page) if not place.startswith("docs") and (ROOT / place).is_dir())
 
 
 def _outside() -> list[str]:
