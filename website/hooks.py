@@ -54,9 +54,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Turns links to files of the project into links to where the site has them."""
     uri = page.file.src_uri
-    if uri.startswith("api/"):
-        return markdown
     here = uri.removeprefix("source/") if uri.startswith("source/") else f"docs/{uri}"
+    if not (ROOT / here).is_file():  # a page that is generated
+        return markdown
 
     def moved(link: re.Match[str]) -> str:
         place = _place(here, link[1])
