@@ -148,7 +148,7 @@ def test_the_site_in_a_browser(site, width):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(f"{site}/index.html")
         assert page.locator("img").evaluate_all("all => all.every(img => img.complete && img.naturalWidth > 0)")
-        for name in ("index", "api/routers", "policy", "source/examples/gateway/index"):
+        for name in ("index", "api/routers", "policy", "commands", "source/android_demo/index"):
             page.goto(f"{site}/{name}.html")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         page.goto(f"{site}/api/routers.html")

@@ -1,7 +1,7 @@
 """What the site has beside docs/: the files of the project that its pages link to, and the pages of the Python reference.
 
-A page links to `../examples/gateway` as the repository has it. On the site such a folder is its README, or a page with its files;
-a text file is a page with its text; a picture is itself. All of them are below source/, and their own links are followed as well.
+A page links to `../examples/gateway` as the repository has it. On the site such a folder is its README, or a page with its texts;
+a program or a policy is a page with its text; anything else is itself. They are below source/, and their own links are followed.
 """
 
 from __future__ import annotations
@@ -18,30 +18,34 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = "docs/prototypes.md"
-"""The page that lists the examples; the navigation has their folders after it."""
+"""The navigation has the folders after it to which this page links, and those to which their READMEs link."""
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
-LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".json": "json", ".service": "ini", ".yaml": "yaml", ".yml": "yaml"}
-PICTURES = {".png", ".svg", ".jpg", ".gif", ".webp"}
+LANGUAGES = {
+    ".py": "python", ".toml": "toml", ".sh": "sh", ".json": "json", ".service": "ini", ".yaml": "yaml", ".yml": "yaml",
+    ".txt": "text", ".html": "html", "": "text",
+}  # fmt: skip
+"""Files that are shown as text, and how."""
 ELSEWHERE = re.compile(rb"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
 ELSEWHERE_CSS = re.compile(rb"""(?:@import|url\()\s*["']?(?:https?:)?//""")
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Adds the folders that the page of examples links to, each by its heading, to the navigation."""
-    pages = [place for place in _linked(EXAMPLES) if _uri(place).startswith("source/") and (ROOT / place).is_dir()]
+    """Adds the folders of the examples, each by its heading, to the navigation."""
+    folders = list(_folders(EXAMPLES))
+    for place in [*folders]:
+        folders += _folders(f"{place}/README.md") if (ROOT / place / "README.md").is_file() else ()
     section = next(entry["Examples"] for entry in config.nav if "Examples" in entry)
-    section.extend(_uri(place) for place in dict.fromkeys(pages))
+    section.extend(_uri(place) for place in dict.fromkeys(folders))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Adds the linked files, and the pages of the Python reference."""
     for place in _outside():
-        if (ROOT / place).suffix in PICTURES or place.endswith(".md"):
-            files.append(File.generated(config, _uri(place), abs_src_path=str(ROOT / place)))
-        elif (ROOT / place / "README.md").is_file():
-            files.append(File.generated(config, _uri(place), abs_src_path=str(ROOT / place / "README.md")))
-        else:
+        path = ROOT / place / "README.md" if (ROOT / place / "README.md").is_file() else ROOT / place
+        if path.is_dir() or path.suffix in LANGUAGES:
             files.append(File.generated(config, _uri(place), content=_shown(place)))
+        else:
+            files.append(File.generated(config, _uri(place), abs_src_path=str(path)))
     for page in sorted((ROOT / "website" / "api").glob("*.md")):
         files.append(File.generated(config, f"api/{page.name}", abs_src_path=str(page)))
     files.append(File.generated(config, "website/site.css", abs_src_path=str(ROOT / "website" / "site.css")))
@@ -50,9 +54,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Turns links to files of the project into links to where the site has them."""
     uri = page.file.src_uri
-    if uri.startswith("api/"):
-        return markdown
     here = uri.removeprefix("source/") if uri.startswith("source/") else f"docs/{uri}"
+    if not (ROOT / here).is_file():  # a page that is generated
+        return markdown
 
     def moved(link: re.Match[str]) -> str:
         place = _place(here, link[1])
@@ -82,7 +86,7 @@ def _uri(place: str) -> str:
     path = ROOT / place
     if path.is_dir():
         return f"source/{place}/{'README.md' if (path / 'README.md').is_file() else 'index.md'}"
-    return f"source/{place}" if path.suffix in {*PICTURES, ".md"} else f"source/{place}.md"
+    return f"source/{place}.md" if path.suffix in LANGUAGES else f"source/{place}"
 
 
 def _linked(page: str) -> Iterator[str]:
@@ -90,6 +94,11 @@ def _linked(page: str) -> Iterator[str]:
     for link in LINK.findall((ROOT / page).read_text(encoding="utf-8")):
         if place := _place(page, link):
             yield place
+
+
+def _folders(page: str) -> Iterator[str]:
+    """The folders outside docs/ that this page links to."""
+    return (place for place in _linked(page) if not place.startswith("docs") and (ROOT / place).is_dir())
 
 
 def _outside() -> list[str]:
@@ -110,7 +119,7 @@ def _shown(place: str) -> str:
     path = ROOT / place
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     texts = [f"# {place}\n"]
-    for file in files:
+    for file in (file for file in files if file.suffix in LANGUAGES):
         texts += [f"## {file.name}\n"] if path.is_dir() else []
-        texts.append(f"````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text(encoding='utf-8').rstrip()}\n````\n")
+        texts.append(f"````{LANGUAGES[file.suffix]}\n{file.read_text(encoding='utf-8').rstrip()}\n````\n")
     return "\n".join(texts)

@@ -27,9 +27,10 @@ def docs(
         print(json.dumps(found))
         return OK
     if name is None:
+        width = max(map(len, known), default=0)
         for title, file in known.items():
             heading = re.search(r"^# (.+)", file.read_text(encoding="utf-8"), re.MULTILINE)
-            print(f"{title:14} {heading[1] if heading else ''}")
+            print(f"{title:{width}}  {heading[1] if heading else ''}")
         print(f"\nin {pages()}")
         return OK
     if name not in known:
