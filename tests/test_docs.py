@@ -175,6 +175,14 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.once
+def test_each_example_is_in_the_index():
+    """examples/README.md has a row for each folder and file beside it."""
+    index = (ROOT / "examples" / "README.md").read_text()
+    there = {one.name for one in (ROOT / "examples").iterdir() if not one.name.startswith(("README", "__", "."))}
+    assert there <= set(re.findall(r"\]\(([\w.]+)\)", index))
+
+
+@pytest.mark.once
 def test_each_promise_names_the_tests_that_hold_it():
     """Every paragraph of docs/promises.md has at least one, and each exists."""
     promises = [part for part in (ROOT / "docs" / "promises.md").read_text().split("\n\n") if part.startswith("**")]
