@@ -22,12 +22,11 @@ def main() -> None:
     parser.add_argument("--source", default="machine", help="with --live: machine, a .npy or .csv file, a device")
     parser.add_argument("--every", type=float, default=10.0, help="with --live: seconds between recordings; 10")
     parser.add_argument("--port", type=int, default=9108, help="with --live: of the metrics, on loopback; 9108")
-    parser.add_argument("--state", type=Path, help="with --live: the folder for what outlives the process; the policy's")
     given = parser.parse_args()
     if given.live:
         from live import run as watch
 
-        watch(given.source, state=given.state, every_s=given.every, port=given.port)
+        watch(given.source, every_s=given.every, port=given.port)
         return
     report = run(given.days, given.seed, progress=True)
     show(report)

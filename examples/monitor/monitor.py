@@ -14,7 +14,7 @@ import numpy as np
 from alarms import Alarm, Alarms
 from bands import bands
 
-from edgeroute import Answer, Late, NoAnswer, Router
+from edgeroute import Answer, CloudError, Late, NoAnswer, Router
 
 Array = np.ndarray[Any, np.dtype[Any]]
 POLICY = Path(__file__).parent / "policy.toml"
@@ -64,7 +64,7 @@ class Monitor:
         inputs = [{"bands": small, "raw": raw} for small, raw in zip(bands(windows), windows, strict=True)]
         try:
             answers = self.router.infer_many(inputs, data_class=DATA_CLASS)
-        except NoAnswer:  # without a model on the device, as long as the link is down
+        except (NoAnswer, CloudError):  # nobody answered: `only_cloud`, and the link is down
             answers = []
         with self._changed:
             came, self._came = self._came, []
