@@ -1,7 +1,7 @@
 """A simulated machine: a shaft in two ball bearings, heard by an accelerometer of three axes, with faults that grow.
 
-Every moment can be recorded by itself, and is the same each time: what is random is drawn from the seed, the machine and the hour.
-Severities are shares of what the machine breaks at.
+Every moment can be recorded by itself, and is the same each time: what is random is drawn from the seed, the machine and the
+hour. Severities are shares of what the machine breaks at.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def odds(logits: Array) -> float:
 
 
 def well(logits: Array) -> float:
-    """The confidence: the probability that the machine is well. So what is not surely normal goes to the larger model, faults too."""
+    """The confidence: the probability that the machine is well. What is not surely well goes to the larger model, faults too."""
     return 1 / (1 + exp(min(700.0, odds(logits))))
 
 
@@ -84,7 +84,9 @@ class Monitor:
 
     def _on_late(self, late: Late, tx: Any) -> None:
         """Exactly once: what is written through `tx` is committed together with the record that this was called."""
-        tx.execute("CREATE TABLE IF NOT EXISTS diagnoses (id TEXT PRIMARY KEY, kind TEXT, confidence REAL, provisional TEXT, at REAL)")
+        tx.execute(
+            "CREATE TABLE IF NOT EXISTS diagnoses (id TEXT PRIMARY KEY, kind TEXT, confidence REAL, provisional TEXT, at REAL)"
+        )
         values = late.id, late.value, late.confidence, str((late.provisional or {}).get("value")), late.answered_at
         tx.execute("INSERT INTO diagnoses VALUES (?, ?, ?, ?, ?)", values)
         with self._changed:  # for the alarms, which may hear of it twice

@@ -58,8 +58,10 @@ def _of_file(path: Path) -> Array:
         with path.open() as file:
             named = not file.readline().replace(",", "").strip()[:1].lstrip("-").isdigit()
         found = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
-    if found.ndim != 2 or found.shape[1] != AXES or len(found) < SAMPLES:
-        raise SystemExit(f"{path} has the shape {list(found.shape)}: a recording takes [{SAMPLES} or more, {AXES}], samples and axes")
+    if found.ndim != len((SAMPLES, AXES)) or found.shape[1] != AXES or len(found) < SAMPLES:
+        raise SystemExit(
+            f"{path} has the shape {list(found.shape)}: a recording takes [{SAMPLES} or more, {AXES}], samples and axes"
+        )
     if found.dtype.kind == "f":
         if not np.isfinite(found).all():
             raise SystemExit(f"{path} has values that are no numbers: leave these samples out")

@@ -139,7 +139,7 @@ def test_kill_9_with_a_queue_and_a_restart(tmp_path):
 
 
 def test_the_unit(tmp_path):
-    """systemd finds nothing wrong with it, and it starts what is here."""
+    """The service manager finds nothing wrong with it, and it starts what is here."""
     text = (HERE / "edgeroute-monitor.service").read_text()
     program, script = re.search(r"^ExecStart=(\S+) (\S+)/main\.py --live ", text, re.MULTILINE).groups()
     assert re.search(r"^Type=notify$", text, re.MULTILINE)
@@ -170,7 +170,10 @@ def test_the_small_model_knows_its_machine():
     assert fine.shape == (16, FEATURES)
     assert np.mean([well(row) > 0.8 for row in model.run(list(fine))]) >= 0.75
     for kind in KINDS[1:]:
-        falls = [np.median([odds(row) for row in model.run(list(bands(machine.record(40, severities={kind: s}))))]) for s in (0, 0.3, 1)]
+        falls = [
+            np.median([odds(row) for row in model.run(list(bands(machine.record(40, severities={kind: s}))))])
+            for s in (0, 0.3, 1)
+        ]
         assert falls[0] < falls[1] < falls[2], kind
         assert falls[2] > 5
 
