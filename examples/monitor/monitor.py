@@ -47,14 +47,13 @@ class Monitor:
 
     Attributes:
         alarms: the alarms.
-        waiting: ids of windows whose final answer is still to come.
-        late: late answers so far.
+        queued: windows of this run whose final answer was still to come.
+        late: late answers that came, to windows of earlier runs, too.
     """
 
     def __init__(self, router: Router[str]) -> None:
         self.router, self.alarms = router, Alarms()
-        self.waiting: set[str] = set()
-        self.late = 0
+        self.queued = self.late = 0
         self._changed = Condition()
         self._came: list[Late] = []
         router.on_late(self._on_late)
@@ -70,17 +69,15 @@ class Monitor:
             came, self._came = self._came, []
             for answer in answers:
                 self.alarms.note(answer.id, answer.value)
-                if not answer.final:
-                    self.waiting.add(answer.id)
+                self.queued += not answer.final
             for late in came:
                 self.alarms.correct(late.id, late.value)
-                self.waiting.discard(late.id)
         return Seen(answers, self.alarms.look(at_h))
 
     def settled(self, timeout_s: float) -> bool:
-        """Waits until no answer is still to come -> whether that is so."""
+        """Waits until no answer is still to come, where no earlier run left anything -> whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.waiting <= {late.id for late in self._came}, timeout_s)
+            return self._changed.wait_for(lambda: self.late >= self.queued, timeout_s)
 
     def _on_late(self, late: Late, tx: Any) -> None:
         """Exactly once: what is written through `tx` is committed together with the record that this was called."""

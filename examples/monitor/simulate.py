@@ -74,13 +74,13 @@ class Report(NamedTuple):
 
 
 def schedule(days: float, seed: int) -> tuple[list[Fault], list[tuple[float, float]]]:
-    """One fault of each kind, one after the other, and outages of the link: some 15 % of the time, some of them in a fault."""
+    """One fault of each kind, one after the other; and outages of the link, about one a day, of up to seven hours."""
     rng, part = np.random.default_rng([seed, 0xFA17]), 24 * days / (len(KINDS) - 1)
     kinds = rng.permutation(KINDS[1:])
     faults = [Fault(str(kind), (n + HEALTHY) * part, (n + 1) * part) for n, kind in enumerate(kinds)]
     outages, at = [], 0.0
-    while (at := at + rng.uniform(0.5, 1.5) * part * 0.4) < 24 * days:
-        outages.append((at, min(at := at + rng.uniform(0.5, 1.5) * part * 0.07, 24 * days - 2 * EVERY_H)))
+    while (at := at + rng.uniform(10, 34)) < 24 * days:
+        outages.append((at, min(at := at + rng.uniform(0.5, 7), 24 * days - 2 * EVERY_H)))
     return faults, [(start, end) for start, end in outages if end > start]
 
 
@@ -157,7 +157,7 @@ def run(days: float = 28, seed: int = 0, *, compare: bool = True, progress: bool
                     ids |= {answer.id for answer in seen.answers if not answer.final}
                 elif name == "edge alone":
                     trace.append((at, float(np.median([odds(answer.outputs) for answer in seen.answers]))))
-            longest = max(longest, len(ours.waiting))
+            longest = max(longest, ours.queued - ours.late)
             if progress and n % 48 == 0:
                 print(f"\rday {at / 24:3.0f} of {days:g}", end="", file=sys.stderr, flush=True)
         link.set(up=True)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import train
 from alarms import LOOKED_AT, RAISED_BY, Alarms
 from bands import FEATURES, bands
 from chart import svg
@@ -191,6 +192,22 @@ def test_the_larger_model_names_faults_of_a_machine_that_it_never_saw():
     plain, sure, unsure = (diagnose(window, edge) for edge in (None, {"outputs": [9, 0, 0]}, {"outputs": [0, 9, 0]}))
     assert unsure[0] < plain[0] < sure[0]
     assert (plain[1:] == sure[1:]).all()
+
+
+def test_the_small_model_is_trained_on_a_machine_of_ones_own(tmp_path, monkeypatch):
+    """By recordings in a file; too few are refused in a line."""
+    monkeypatch.setattr(train, "MODELS", tmp_path)
+    monkeypatch.setattr(train, "STEPS", 300)
+    own = Machine(unit=7)
+    np.save(tmp_path / "own.npy", np.concatenate([own.record(-n / 2).reshape(-1, 3) for n in range(1, 61)]))
+    train.main(str(tmp_path / "own.npy"))
+    model = OnnxModel(tmp_path / "edge.int8.onnx")
+    fine, broken = (own.record(40, severities=wrong) for wrong in ({}, {"outer race": 0.5}))
+    assert np.median([odds(row) for row in model.run(list(bands(fine)))]) < 0
+    assert np.median([odds(row) for row in model.run(list(bands(broken)))]) > 3
+    np.save(tmp_path / "few.npy", own.record(1).reshape(-1, 3))
+    with pytest.raises(SystemExit, match="has 4 windows: at least 200"):
+        train.main(str(tmp_path / "few.npy"))
 
 
 def test_alarms_take_most_windows_and_late_answers_correct_them():

@@ -1,4 +1,4 @@
-"""Trains both models: `python train.py`, about two minutes. With recordings of your own machine: `python train.py FILE.npy`.
+"""Trains both models: `python train.py`, about a minute. With recordings of your own machine: `python train.py FILE.npy`.
 
 The small model, an autoencoder, is trained on one healthy machine alone: it learns which spectra go together, and what it cannot
 rebuild is unusual. It is quantised to int8 by `edgeroute quantize`. The larger one is trained on faults of forty other machines.
@@ -29,6 +29,9 @@ MODELS = Path(__file__).parent / "models"
 HIDDEN, NARROW = 32, 8
 CLIP = 8.0
 """Deviations from the mean after which a feature counts no further: int8 has to span them."""
+LEAST = 200
+"""Windows of one's own machine."""
+STEPS = 6000
 DAYS = 14
 """Of healthy recordings, before the run."""
 UNITS = 40
@@ -39,15 +42,17 @@ SURE = 4.0
 """Log-odds of `normal` at a healthy machine's usual score."""
 
 
-def main(own: str | None = None) -> None:
+def main(own: str = "") -> None:
     """Trains and writes both models; with a file of recordings the small one alone."""
     rng = np.random.default_rng(0)
     MODELS.mkdir(exist_ok=True)
-    windows = healthy() if own is None else np.stack([w for recording in recordings(own) for w in recording])
+    windows = np.concatenate([*recordings(own)]) if own else healthy()
+    if len(windows) < LEAST:
+        raise SystemExit(f"{own} has {len(windows)} windows: at least {LEAST}, of different loads, say what healthy is")
     x = bands(windows)
     part = len(x) * 7 // 10  # the later recordings say what a healthy machine's score is like
     autoencoder(x[:part], x[part:], rng)
-    if own is None:
+    if not own:
         diagnosis(rng)
 
 
@@ -89,7 +94,7 @@ def autoencoder(x: Array, later: Array, rng: np.random.Generator) -> None:
     scaled = [np.clip((one - mean) / deviation, -CLIP, CLIP) for one in (x, later)]
     z = scaled[0]
     sizes = (FEATURES, HIDDEN, NARROW, HIDDEN, FEATURES)
-    weights = fit(z, sizes, lambda rows, out: 2 * (out - z[rows]) / len(rows), rng, 6000)
+    weights = fit(z, sizes, lambda rows, out: 2 * (out - z[rows]) / len(rows), rng, STEPS)
     own = np.log(((layers(scaled[1], [0, 1, *weights]) - scaled[1]) ** 2).mean(1))
     usual, spread = own.mean(), own.std()
     attention, fault = usual + ATTENTION * spread, usual + FAULT * spread
