@@ -14,7 +14,7 @@ LOWEST, HIGHEST = -6.0, 30.0
 THRESHOLD = -1.386
 """Log-odds of .2: above it the larger model is asked."""
 LEGEND = (
-    "Days. Blue: the small model's log-odds that something is wrong; above the dashed line the larger model is asked."
+    "Days. Blue: the small model's log-odds of a fault; above the dashed line the larger model is asked."
     " Orange: a fault grows. Red: alarm. Grey: no link."
 )
 STYLE = """
