@@ -13,10 +13,20 @@ LOWEST, HIGHEST = -6.0, 30.0
 """Log-odds that are drawn; what is beyond is drawn at the edge."""
 THRESHOLD = -1.386
 """Log-odds of .2: above it the larger model is asked."""
+LEGEND = (
+    "Days. Blue: the small model's log-odds of a fault; above the dashed line the larger model is asked."
+    " Orange: a fault grows. Red: alarm. Grey: no link."
+)
 STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #222 } .small { font-size: 11px; fill: #555 }
-.back { fill: #fff } .fault { fill: #f6d5b8 } .outage { fill: #b9bfca } .score { stroke: #1d5fa8; fill: none; stroke-width: 1 }
-.line { stroke: #777; stroke-dasharray: 4 3 } .axis { stroke: #999 } .alarm { stroke: #b3261e; stroke-width: 2 } .red { fill: #b3261e }
+text { font: 12px system-ui, sans-serif; fill: #222 }
+.small { font-size: 11px; fill: #555 }
+.back { fill: #fff }
+.fault { fill: #f6d5b8 }
+.outage { fill: #8d96a8 }
+.score { stroke: #1d5fa8; fill: none; stroke-width: 1 }
+.line { stroke: #777; stroke-dasharray: 4 3 }
+.axis { stroke: #999 }
+.alarm { stroke: #b3261e; stroke-width: 2 }
 """
 
 
@@ -69,8 +79,7 @@ def _axes(x: Callable[[float], float], y: Callable[[float], float], days: float)
     step = max(1, round(days / 14))
     parts += [_text(x(24 * day), bottom + 15, str(day), "middle", "small") for day in range(0, int(days) + 1, step)]
     parts += [_text(LEFT - 8, y(value) + 4, f"{value:g}", "end", "small") for value in (0, 10, 20, 30)]
-    parts.append(_text(LEFT, HEIGHT - 8, "days; the small model's log-odds that something is wrong; above the dashed line the larger model"
-                       " is asked; orange: a fault grows; grey: no link; red: alarm", "start", "small"))  # fmt: skip
+    parts.append(_text(LEFT, HEIGHT - 8, LEGEND, "start", "small"))
     return parts
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from time import sleep, time
 from types import FrameType
@@ -25,13 +24,11 @@ from edgeroute.serve.notify import Notify
 log = logging.getLogger("monitor")
 
 
-def run(source: str, *, policy: Path = POLICY, state: Path | None = None, every_s: float = 10.0, port: int = 9108) -> None:
+def run(source: str, *, every_s: float = 10.0, port: int = 9108) -> None:
     """Watches until the source ends, or SIGTERM or Ctrl-C.
 
     Args:
         source: as `sensor.recordings` takes it.
-        policy: the policy file.
-        state: the folder for what outlives the process; None: the policy's.
         every_s: seconds between recordings.
         port: of the metrics, on loopback; 0 takes a free one.
     """
@@ -45,9 +42,8 @@ def run(source: str, *, policy: Path = POLICY, state: Path | None = None, every_
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    more = {} if state is None else {"state": state}
     with (
-        Router.from_policy(policy, score=well, instruments=[Prometheus(registry=registry)], **more) as router,
+        Router.from_policy(POLICY, score=well, instruments=[Prometheus(registry=registry)]) as router,
         scraped(router, port) as at,
         Notify() as notify,
     ):

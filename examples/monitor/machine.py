@@ -1,7 +1,7 @@
 """A simulated machine: a shaft in two ball bearings, heard by an accelerometer of three axes, with faults that grow.
 
-Every moment can be recorded by itself, and is the same each time: what is random is drawn from the seed, the machine and the hour.
-Severities are shares of what the machine breaks at.
+Every moment can be recorded by itself, and is the same each time: what is random is drawn from the seed, the machine and the
+hour. Severities are shares of what the machine breaks at.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ KINDS = ("healthy", "imbalance", "looseness", "outer race", "inner race")
 """What can be wrong with it; the classes of the larger model."""
 GROWTH = 2.5
 """A fault grows by this power of the time since it began: hardly at first."""
+WEEK_H = 168
 _MOST_COUNTS = 4095
-_DAY_H, _WEEK_H = 24, 168
+_DAY_H = 24
 
 
 class Fault(NamedTuple):
@@ -77,7 +78,7 @@ class Machine:
 
     def temperature(self, at_h: float) -> float:
         """Of the sensor, degrees Celsius: it follows the day, the load, and a slow warming over the weeks."""
-        return 22 + 5 * np.sin((at_h - 9) / _DAY_H * 2 * np.pi) + 12 * self.load(at_h) + 1.5 * at_h / _WEEK_H
+        return 22 + 5 * np.sin((at_h - 9) / _DAY_H * 2 * np.pi) + 12 * self.load(at_h) + 1.5 * at_h / WEEK_H
 
     def record(self, at_h: float, *, windows: int = WINDOWS, severities: dict[str, float] | None = None) -> Array:
         """What the sensor gives -> int16 [windows, 2048, 3], counts of 3.9 mg.

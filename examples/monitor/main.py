@@ -22,12 +22,11 @@ def main() -> None:
     parser.add_argument("--source", default="machine", help="with --live: machine, a .npy or .csv file, a device")
     parser.add_argument("--every", type=float, default=10.0, help="with --live: seconds between recordings; 10")
     parser.add_argument("--port", type=int, default=9108, help="with --live: of the metrics, on loopback; 9108")
-    parser.add_argument("--state", type=Path, help="with --live: the folder for what outlives the process; the policy's")
     given = parser.parse_args()
     if given.live:
         from live import run as watch
 
-        watch(given.source, state=given.state, every_s=given.every, port=given.port)
+        watch(given.source, every_s=given.every, port=given.port)
         return
     report = run(given.days, given.seed, progress=True)
     show(report)
@@ -40,7 +39,8 @@ def main() -> None:
 def show(report: Report) -> None:
     """Prints the report."""
     weeks, down = report.days / 7, sum(end - start for start, end in report.outages)
-    print(f"{report.days:g} days, {report.windows:,} windows; {len(report.outages)} outages of the link, {down / 24 / report.days:.0%} of the time\n")
+    away = f"{len(report.outages)} outages of the link, {down / 24 / report.days:.0%} of the time"
+    print(f"{report.days:g} days, {report.windows:,} windows; {away}\n")
     print(f"{'alarm before failure':22}" + "".join(f"{name:>24}" for name in report.arms))
     for i, fault in enumerate(report.faults):
         cells = []
@@ -52,10 +52,9 @@ def show(report: Report) -> None:
     print(f"{'false alarms a week':22}" + "".join(f"{arm.false_alarms / weeks:>24.2f}" for arm in arms))
     print(f"{'windows answered':22}" + "".join(f"{arm.answered:>24,}" for arm in arms))
     print(f"{'MB sent':22}" + "".join(f"{arm.bytes_sent / 1e6:>24.2f}" for arm in arms))
-    print(
-        f"\nedgeroute: {report.deferred:,} windows deferred ({report.deferred / report.windows:.1%}); {report.queued:,} queued, at most"
-        f" {report.longest:,} at a time; {report.delivered:,} late answers handed over, {report.repeated} twice, {report.lost} lost"
-    )
+    print(f"\nedgeroute: {report.deferred:,} windows deferred ({report.deferred / report.windows:.1%})")
+    print(f"{report.queued:,} of them queued, at most {report.longest:,} at a time")
+    print(f"{report.delivered:,} late answers handed over, {report.repeated} of them twice, and {report.lost} lost")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from alarms import Alarm, Alarms
 from bands import bands
 
-from edgeroute import Answer, Late, NoAnswer, Router
+from edgeroute import Answer, CloudError, Late, NoAnswer, Router
 
 Array = np.ndarray[Any, np.dtype[Any]]
 POLICY = Path(__file__).parent / "policy.toml"
@@ -29,7 +29,7 @@ def odds(logits: Array) -> float:
 
 
 def well(logits: Array) -> float:
-    """The confidence: the probability that the machine is well. So what is not surely normal goes to the larger model, faults too."""
+    """The confidence: the probability that the machine is well. What is not surely well goes to the larger model, faults too."""
     return 1 / (1 + exp(min(700.0, odds(logits))))
 
 
@@ -47,14 +47,13 @@ class Monitor:
 
     Attributes:
         alarms: the alarms.
-        waiting: ids of windows whose final answer is still to come.
-        late: late answers so far.
+        queued: windows of this run whose final answer was still to come.
+        late: late answers that came, to windows of earlier runs, too.
     """
 
     def __init__(self, router: Router[str]) -> None:
         self.router, self.alarms = router, Alarms()
-        self.waiting: set[str] = set()
-        self.late = 0
+        self.queued = self.late = 0
         self._changed = Condition()
         self._came: list[Late] = []
         router.on_late(self._on_late)
@@ -64,27 +63,27 @@ class Monitor:
         inputs = [{"bands": small, "raw": raw} for small, raw in zip(bands(windows), windows, strict=True)]
         try:
             answers = self.router.infer_many(inputs, data_class=DATA_CLASS)
-        except NoAnswer:  # without a model on the device, as long as the link is down
+        except (NoAnswer, CloudError):  # nobody answered: `only_cloud`, and the link is down
             answers = []
         with self._changed:
             came, self._came = self._came, []
             for answer in answers:
                 self.alarms.note(answer.id, answer.value)
-                if not answer.final:
-                    self.waiting.add(answer.id)
+                self.queued += not answer.final
             for late in came:
                 self.alarms.correct(late.id, late.value)
-                self.waiting.discard(late.id)
         return Seen(answers, self.alarms.look(at_h))
 
     def settled(self, timeout_s: float) -> bool:
-        """Waits until no answer is still to come -> whether that is so."""
+        """Waits until no answer is still to come, where no earlier run left anything -> whether that is so."""
         with self._changed:
-            return self._changed.wait_for(lambda: self.waiting <= {late.id for late in self._came}, timeout_s)
+            return self._changed.wait_for(lambda: self.late >= self.queued, timeout_s)
 
     def _on_late(self, late: Late, tx: Any) -> None:
         """Exactly once: what is written through `tx` is committed together with the record that this was called."""
-        tx.execute("CREATE TABLE IF NOT EXISTS diagnoses (id TEXT PRIMARY KEY, kind TEXT, confidence REAL, provisional TEXT, at REAL)")
+        tx.execute(
+            "CREATE TABLE IF NOT EXISTS diagnoses (id TEXT PRIMARY KEY, kind TEXT, confidence REAL, provisional TEXT, at REAL)"
+        )
         values = late.id, late.value, late.confidence, str((late.provisional or {}).get("value")), late.answered_at
         tx.execute("INSERT INTO diagnoses VALUES (?, ?, ?, ?, ?)", values)
         with self._changed:  # for the alarms, which may hear of it twice

@@ -12,7 +12,7 @@ from time import time
 from typing import Any, BinaryIO
 
 import numpy as np
-from machine import LSB, WINDOW, WINDOWS, Machine
+from machine import LSB, WEEK_H, WINDOW, WINDOWS, Fault, Machine
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SAMPLES = WINDOW * WINDOWS
@@ -23,9 +23,9 @@ def recordings(source: str) -> Iterator[Array]:
     """Recordings from a source, one after the other.
 
     Args:
-        source: `machine`: the simulated one, without end, as of now. A file that ends in .npy, [samples, 3], whole numbers being
-            counts and others g; or in .csv, three columns of g, with or without a line of names. Anything else is a device or a
-            pipe that gives samples as three little-endian int16, such as /dev/iio:device0.
+        source: `machine`: the simulated one, without end, whose outer race breaks within ten minutes. A file that ends in .npy,
+            [samples, 3], whole numbers being counts and others g; or in .csv, three columns of g, with or without a line of
+            names. Anything else is a device or a pipe that gives samples as three little-endian int16, such as /dev/iio:device0.
 
     Raises:
         SystemExit: the source cannot be read, or has too few samples.
@@ -45,9 +45,10 @@ def recordings(source: str) -> Iterator[Array]:
 
 
 def _simulated() -> Iterator[Array]:
-    machine = Machine()
+    now_h = time() / 3600 % WEEK_H
+    machine = Machine(faults=[Fault("outer race", now_h, now_h + 1 / 6)])
     while True:
-        yield machine.record(time() % (7 * 86_400) / 3600)
+        yield machine.record(time() / 3600 % WEEK_H)
 
 
 def _of_file(path: Path) -> Array:
@@ -58,8 +59,10 @@ def _of_file(path: Path) -> Array:
         with path.open() as file:
             named = not file.readline().replace(",", "").strip()[:1].lstrip("-").isdigit()
         found = np.loadtxt(path, delimiter=",", skiprows=int(named), ndmin=2)
-    if found.ndim != 2 or found.shape[1] != AXES or len(found) < SAMPLES:
-        raise SystemExit(f"{path} has the shape {list(found.shape)}: a recording takes [{SAMPLES} or more, {AXES}], samples and axes")
+    if found.ndim != len((SAMPLES, AXES)) or found.shape[1] != AXES or len(found) < SAMPLES:
+        raise SystemExit(
+            f"{path} has the shape {list(found.shape)}: a recording takes [{SAMPLES} or more, {AXES}], samples and axes"
+        )
     if found.dtype.kind == "f":
         if not np.isfinite(found).all():
             raise SystemExit(f"{path} has values that are no numbers: leave these samples out")

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,13 +74,13 @@ class Report(NamedTuple):
 
 
 def schedule(days: float, seed: int) -> tuple[list[Fault], list[tuple[float, float]]]:
-    """One fault of each kind, one after the other, and outages of the link: some 15 % of the time, some of them in a fault."""
+    """One fault of each kind, one after the other; and outages of the link, about one a day, of up to seven hours."""
     rng, part = np.random.default_rng([seed, 0xFA17]), 24 * days / (len(KINDS) - 1)
     kinds = rng.permutation(KINDS[1:])
     faults = [Fault(str(kind), (n + HEALTHY) * part, (n + 1) * part) for n, kind in enumerate(kinds)]
     outages, at = [], 0.0
-    while (at := at + rng.uniform(0.5, 1.5) * part * 0.4) < 24 * days:
-        outages.append((at, min(at := at + rng.uniform(0.5, 1.5) * part * 0.07, 24 * days - 2 * EVERY_H)))
+    while (at := at + rng.uniform(10, 34)) < 24 * days:
+        outages.append((at, min(at := at + rng.uniform(0.5, 7), 24 * days - 2 * EVERY_H)))
     return faults, [(start, end) for start, end in outages if end > start]
 
 
@@ -148,7 +148,7 @@ def run(days: float = 28, seed: int = 0, *, compare: bool = True, progress: bool
         for n in range(round(24 * days / EVERY_H)):
             at = n * EVERY_H
             if link.set(up=not any(start <= at < end for start, end in outages)):
-                back(monitors.values())
+                back(list(monitors.values()))
             windows = machine.record(at)
             for name, monitor in monitors.items():
                 seen = monitor.see(at, windows)
@@ -157,35 +157,46 @@ def run(days: float = 28, seed: int = 0, *, compare: bool = True, progress: bool
                     ids |= {answer.id for answer in seen.answers if not answer.final}
                 elif name == "edge alone":
                     trace.append((at, float(np.median([odds(answer.outputs) for answer in seen.answers]))))
-            longest = max(longest, len(ours.waiting))
+            longest = max(longest, ours.queued - ours.late)
             if progress and n % 48 == 0:
                 print(f"\rday {at / 24:3.0f} of {days:g}", end="", file=sys.stderr, flush=True)
         link.set(up=True)
-        back(monitors.values())
+        back(list(monitors.values()))
         if progress:
             print(file=sys.stderr)
         stats = ours.router.stats()
         arms = {
-            name: Arm(*judged(monitor, faults), answered[name], monitor.router.stats().bytes_sent) for name, monitor in monitors.items()
+            name: Arm(*judged(monitor, faults), answered[name], monitor.router.stats().bytes_sent)
+            for name, monitor in monitors.items()
         }
         state = folder / "edgeroute"
         for monitor in monitors.values():
             monitor.router.close()
         handed = [identity for identity, _ in diagnoses(state)]
         return Report(
-            days=days, faults=faults, outages=outages, windows=stats.requests, deferred=stats.deferred, queued=len(ids), longest=longest,
-            delivered=len(handed), repeated=len(handed) - len(set(handed)), lost=len(ids - set(handed)), arms=arms, trace=trace,
+            days=days,
+            faults=faults,
+            outages=outages,
+            windows=stats.requests,
+            deferred=stats.deferred,
+            queued=len(ids),
+            longest=longest,
+            delivered=len(handed),
+            repeated=len(handed) - len(set(handed)),
+            lost=len(ids - set(handed)),
+            arms=arms,
+            trace=trace,
             alarms=[(alarm.at_h, alarm.kind) for alarm in ours.alarms.raised],
-        )  # fmt: skip
+        )
 
 
-def back(monitors: Any) -> None:
+def back(monitors: Iterable[Monitor]) -> None:
     """The link is up again: the routers are told, and get the real seconds in which they notice; no simulated time passes."""
     for monitor in monitors:
         monitor.router.link_up()
     end = monotonic() + LATEST_S
     for monitor in monitors:
-        while monitor.router.stats().legs[-1].breaker == "open" and monotonic() < end:
+        while monitor.router.stats().legs[-1].breaker in {"open", "half-open"} and monotonic() < end:
             sleep(0.01)
         monitor.settled(max(0.0, end - monotonic()))
 

@@ -1,4 +1,4 @@
-"""Trains both models: `python train.py`, about two minutes. With recordings of your own machine: `python train.py FILE.npy`.
+"""Trains both models: `python train.py`, about a minute. With recordings of your own machine: `python train.py FILE.npy`.
 
 The small model, an autoencoder, is trained on one healthy machine alone: it learns which spectra go together, and what it cannot
 rebuild is unusual. It is quantised to int8 by `edgeroute quantize`. The larger one is trained on faults of forty other machines.
@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,9 @@ MODELS = Path(__file__).parent / "models"
 HIDDEN, NARROW = 32, 8
 CLIP = 8.0
 """Deviations from the mean after which a feature counts no further: int8 has to span them."""
+LEAST = 200
+"""Windows of one's own machine."""
+STEPS = 6000
 DAYS = 14
 """Of healthy recordings, before the run."""
 UNITS = 40
@@ -38,15 +42,17 @@ SURE = 4.0
 """Log-odds of `normal` at a healthy machine's usual score."""
 
 
-def main(own: str | None = None) -> None:
+def main(own: str = "") -> None:
     """Trains and writes both models; with a file of recordings the small one alone."""
     rng = np.random.default_rng(0)
     MODELS.mkdir(exist_ok=True)
-    windows = healthy() if own is None else np.stack([w for recording in recordings(own) for w in recording])
+    windows = np.concatenate([*recordings(own)]) if own else healthy()
+    if len(windows) < LEAST:
+        raise SystemExit(f"{own} has {len(windows)} windows: at least {LEAST}, of different loads, say what healthy is")
     x = bands(windows)
     part = len(x) * 7 // 10  # the later recordings say what a healthy machine's score is like
     autoencoder(x[:part], x[part:], rng)
-    if own is None:
+    if not own:
         diagnosis(rng)
 
 
@@ -56,10 +62,12 @@ def healthy() -> Array:
     return np.concatenate([machine.record(-h / 2) for h in range(48 * DAYS, 0, -1)])
 
 
-def fit(x: Array, sizes: Sequence[int], loss: Callable[[Array, Array], Array], rng: np.random.Generator, steps: int) -> list[Array]:
+def fit(
+    x: Array, sizes: Sequence[int], loss: Callable[[Array, Array], Array], rng: np.random.Generator, steps: int
+) -> list[Array]:
     """Trains a perceptron by Adam. loss: (rows, outputs) -> the gradient of the mean loss by the outputs."""
     weights = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in pairwise(sizes):
         weights += [rng.standard_normal((a, b)) * np.sqrt(2 / a), np.zeros(b)]
     first, second = [np.zeros_like(w) for w in weights], [np.zeros_like(w) for w in weights]
     for step in range(1, steps + 1):
@@ -86,7 +94,7 @@ def autoencoder(x: Array, later: Array, rng: np.random.Generator) -> None:
     scaled = [np.clip((one - mean) / deviation, -CLIP, CLIP) for one in (x, later)]
     z = scaled[0]
     sizes = (FEATURES, HIDDEN, NARROW, HIDDEN, FEATURES)
-    weights = fit(z, sizes, lambda rows, out: 2 * (out - z[rows]) / len(rows), rng, 6000)
+    weights = fit(z, sizes, lambda rows, out: 2 * (out - z[rows]) / len(rows), rng, STEPS)
     own = np.log(((layers(scaled[1], [0, 1, *weights]) - scaled[1]) ** 2).mean(1))
     usual, spread = own.mean(), own.std()
     attention, fault = usual + ATTENTION * spread, usual + FAULT * spread
@@ -120,13 +128,15 @@ def write(path: Path, mean: Array, deviation: Array, weights: Sequence[Array], l
             nodes.append(("Relu", [last], f"r{i}"))
             last = f"r{i}"
     tensors |= {"slopes": lines[0], "starts": lines[1]}
-    nodes += [("Sub", [last, "z"], "error"), ("Mul", ["error", "error"], "square"), ("ReduceMean", ["square"], "mse"),
-              ("Log", ["mse"], "score"), ("Mul", ["score", "slopes"], "risen"), ("Add", ["risen", "starts"], "logits")]  # fmt: skip
+    nodes += [("Sub", [last, "z"], "error"), ("Mul", ["error", "error"], "square"), ("ReduceMean", ["square"], "mse")]
+    nodes += [("Log", ["mse"], "score"), ("Mul", ["score", "slopes"], "risen"), ("Add", ["risen", "starts"], "logits")]
     made = [
         helper.make_node(kind, into, [out], out, **({"axes": [1], "keepdims": 1} if kind == "ReduceMean" else {}))
         for kind, into, out in nodes
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("bands", FEATURES), ("logits", 3))]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in (("bands", FEATURES), ("logits", 3))
+    ]
     constants = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in tensors.items()]
     graph = helper.make_graph(made, "monitor", ends[:1], ends[1:], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -158,17 +168,18 @@ def diagnosis(rng: np.random.Generator) -> None:
     """The larger model."""
     x, kinds = examples(range(1, UNITS + 1), 70, rng)
     mean, deviation = x.mean(0), x.std(0) + 0.02
-    z, right = (x - mean) / deviation, np.eye(len(KINDS))[kinds]
+    z, wanted = (x - mean) / deviation, np.eye(len(KINDS))[kinds]
 
     def loss(rows: Array, logits: Array) -> Array:
         p = np.exp(logits - logits.max(1, keepdims=True))
-        return (p / p.sum(1, keepdims=True) - right[rows]) / len(rows)
+        return (p / p.sum(1, keepdims=True) - wanted[rows]) / len(rows)
 
     weights = fit(z, (z.shape[1], 96, 48, len(KINDS)), loss, rng, 3000)
     parameters = [mean, deviation, *weights]
     np.savez(MODELS / "diagnosis.npz", *[one.astype(np.float32) for one in parameters])
     unseen, truth = examples(range(UNITS + 1, UNITS + 6), 70, rng)
-    print(f"diagnosis: {(layers(unseen, parameters).argmax(1) == truth).mean():.1%} of windows of five machines that it never saw")
+    right = layers(unseen, parameters).argmax(1) == truth
+    print(f"diagnosis: right on {right.mean():.1%} of windows of five machines that it never saw")
 
 
 if __name__ == "__main__":
