@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> None:
     import uvicorn
 
     parser = argparse.ArgumentParser(prog="main.py cloud", description="Reads text in pictures, for devices that ask.")
-    parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; there is no token: put a proxy before it")
+    parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; it asks for no token")
     parser.add_argument("--port", type=int, default=8766, help="0: any that is free")
     parser.add_argument("--with-parent", action="store_true", help="end once standard input ends, as it does with its parent")
     given = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Reads text in a scene: at once on the device, and by a larger model in the cloud where the device is not sure.
 
-`python main.py` shows a rendered scene in the browser; `python main.py 0` what camera 0 sees; `python main.py FILM_OR_PICTURES ...`.
-`python main.py cloud` is the cloud by itself, `check` says what runs where and what may leave, `bench` measures.
+`python main.py` shows a rendered scene in the browser, `main.py 0` what camera 0 sees, `main.py FILE ...` a film or pictures.
+`main.py cloud` is the cloud by itself, `check` says what runs where and what may leave, `bench` measures.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def answered(frames: Iterator[FrameUpdate]) -> Iterator[FrameUpdate]:
     while True:
         try:
             yield next(frames)
-        except StopIteration:
+        except StopIteration:  # noqa: PERF203 - a frame that fails is not the end
             return
         except NoAnswer as e:
             print(e, file=sys.stderr)
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
         bench.main(arguments[1:])
         return
     parser = argparse.ArgumentParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="*", help="a camera's number, a film, pictures, or folders of them; nothing: a rendered scene")
+    parser.add_argument("source", nargs="*", help="a camera's number, a film, pictures, folders of them; none: a rendered scene")
     parser.add_argument("--policy", type=Path, default=POLICY)
     parser.add_argument("--cloud", metavar="URL", help="of a cloud that runs, ending in /read; without it one is started here")
     parser.add_argument("--window", action="store_true", help="a window in place of the page")

@@ -1,4 +1,4 @@
-"""What is drawn over a frame: words and their boxes, in the colour of who read them. Holds the newest frame, and never an older one."""
+"""What is drawn over a frame: words and their boxes, in the colour of who read them. Never an older frame after a newer one."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Overlay:
         if update.frame_index >= self._number:
             self._frame, self._number = update.frame, update.frame_index
             self._seen = [] if update.edge is None else update.edge.value
-        shown = update.shown
+        shown, asked = update.shown, update.provisional or update.held != ""  # it, or a frame of the scene before it
         return Drawn(
             self._frame,
             placed(shown.value, self._seen),
             "edge" if shown.source == "edge" else "cloud",
-            update.provisional and shown.source == "edge",
+            asked and shown.source == "edge",
             shown.confidence,
             update.answer.reason,
             update.age_s,

@@ -57,7 +57,8 @@ class TextReader:
     @property
     def settings(self) -> dict[str, Any]:
         """What its words depend on besides the files."""
-        return {"side": self.side, "fixed_shapes": self.fixed_shapes, "networks": [self.detector.settings, self.recogniser.settings]}
+        networks = [self.detector.settings, self.recogniser.settings]
+        return {"side": self.side, "fixed_shapes": self.fixed_shapes, "networks": networks}
 
     @property
     def downgraded(self) -> str | None:
@@ -141,8 +142,9 @@ def picture(x: Any) -> Any:
     Raises:
         BadInput: it is none.
     """
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 3 or x.shape[2] != 3 or 0 in x.shape:  # noqa: PLR2004 - axes, colours
-        raise BadInput(f"a picture is uint8 [rows, columns, 3], not {getattr(x, 'dtype', type(x).__name__)} {getattr(x, 'shape', '')}")
+    kind, shape = getattr(x, "dtype", type(x).__name__), getattr(x, "shape", ())
+    if not isinstance(x, np.ndarray) or kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:  # noqa: PLR2004 - colours
+        raise BadInput(f"a picture is uint8 [rows, columns, 3], not {kind} {list(shape)}")
     return x
 
 

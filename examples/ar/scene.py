@@ -26,7 +26,7 @@ class Sign(NamedTuple):
 
 SIGNS = (
     Sign(("PLATFORM 4", "Harbour trains"), 46, (255, 255, 255), (22, 66, 130)),
-    Sign(("Mind the gap between", "train and platform 4b"), 22, (120, 118, 108), (168, 164, 150), 1.1),
+    Sign(("Mind the gap between", "train and platform 4b"), 20, (120, 118, 108), (168, 164, 150), 1.2),
     None,  # a wall
     Sign(("EXIT 12", "North Street"), 46, (20, 30, 24), (240, 196, 40)),
 )

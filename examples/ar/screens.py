@@ -30,7 +30,7 @@ class Window:
         try:
             cv2.namedWindow(NAME)
         except cv2.error as e:
-            raise SystemExit("--window: this OpenCV draws no windows: install opencv-python in place of opencv-python-headless") from e
+            raise SystemExit("--window: this OpenCV draws no windows: pip install opencv-python in its place") from e
 
     def show(self, drawn: Drawn) -> bool:
         """Draws it. -> whether to go on."""

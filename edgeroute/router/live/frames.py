@@ -238,6 +238,12 @@ class FrameFlow:
             self._enter(Scene(self._scene.number + 1, self._scene.signature))
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
+    def _looked_at(self, asked: _Asked) -> None:
+        """From now on the cloud's answer is shown: the edge's later ones are compared with that to the frame which it is about."""
+        label, comparable = (None, False) if asked.edge is None else self._label_of(asked.edge)
+        if comparable:
+            self._edge_label = Steady(label, begun=True)
+
     def _told(self, asked: _Asked, answer: Answer, now: float) -> FrameUpdate:
         """The update of an answer."""
         taken, reused = asked.taken, None
@@ -245,6 +251,7 @@ class FrameFlow:
             self._refined_count += 1
             self._refined_until = max(self._refined_until, taken.number)
             self._refined = _Refined(taken.number, now, answer)
+            self._looked_at(asked)
         elif self._refined is not None and asked.held == "scene":
             self._reused += 1
             reused, answer = self._refined.number, self._refined.answer
