@@ -24,13 +24,20 @@ MOST_BYTES = 4 << 20
 
 
 class LargeReader:
-    """PP-OCRv6 small, from the wheel of rapidocr 3: twice the size of the device's models."""
+    """PP-OCRv6 small, from the wheel of rapidocr 3: twice the size of the device's models. threads: for one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int = 1) -> None:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported
         from rapidocr import RapidOCR
 
-        self._pipeline = RapidOCR(params={"Global.use_cls": False, "Global.log_level": "error"})
+        self._pipeline = RapidOCR(
+            params={
+                "Global.use_cls": False,
+                "Global.log_level": "error",
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
         self._lock = threading.Lock()  # a call changes the pipeline's settings
 
     def __call__(self, picture: Any) -> dict[str, Any]:
@@ -90,10 +97,11 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="main.py cloud", description="Reads text in pictures, for devices that ask.")
     parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; it asks for no token")
     parser.add_argument("--port", type=int, default=8766, help="0: any that is free")
+    parser.add_argument("--threads", type=int, default=1, help="for one picture")
     parser.add_argument("--with-parent", action="store_true", help="end once standard input ends, as it does with its parent")
     given = parser.parse_args(arguments)
     listener = socket.create_server((given.host, given.port))
-    server = uvicorn.Server(uvicorn.Config(app(LargeReader()), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app(LargeReader(given.threads)), log_level="warning"))
     if given.with_parent:
 
         def wait() -> None:

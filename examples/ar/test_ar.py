@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
+import threading
 from io import BytesIO
 
 import cloud
@@ -64,12 +66,19 @@ class Screen:
     """Keeps what was drawn."""
 
     def __init__(self):
-        self.drawn = []
+        self.drawn, self._changed = [], threading.Condition()
 
     def show(self, drawn):
         """Takes it."""
-        self.drawn.append(drawn)
+        with self._changed:
+            self.drawn.append(drawn)
+            self._changed.notify_all()
         return True
+
+    def wait_for(self, source):
+        """Until words of this source were drawn."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(drawn.source == source for drawn in self.drawn), LONG)
 
 
 def test_a_sign_is_read_on_the_device(reader):
@@ -109,8 +118,8 @@ def test_first_the_devices_words_then_the_clouds(opened, url):
     screen = Screen()
 
     def camera():
-        while not any(drawn.source == "cloud" for drawn in screen.drawn):
-            yield frame_at(UNSURE)
+        yield frame_at(UNSURE)
+        screen.wait_for("cloud")
 
     stats = main.show(opened(url), camera(), screen)
     first, last = screen.drawn[0], screen.drawn[-1]
@@ -180,18 +189,20 @@ def test_the_clouds_words_are_where_the_device_sees_them_now():
 
 def test_no_older_frame_is_drawn_over_a_newer_one(opened, url):
     """The cloud's answer is about a frame that is over by then: the newest one is drawn, with its words."""
-    screen, shades = Screen(), []
+    screen, first, second = Screen(), frame_at(UNSURE), frame_at(UNSURE + 0.1)
 
     def camera():
-        for shade in range(200):
-            shades.append(frame_at(UNSURE) // 2 + shade % 2)  # told apart by the shade, alike to the scene
-            yield shades[-1]
-            if any(drawn.source == "cloud" for drawn in screen.drawn):
-                return
+        yield first
+        screen.wait_for("edge")
+        yield second
+        screen.wait_for("cloud")
 
     main.show(opened(url), camera(), screen)
-    order = [next(i for i, frame in enumerate(shades) if frame is drawn.frame) for drawn in screen.drawn]
-    assert order == sorted(order)
+    frames = [drawn.frame for drawn in screen.drawn]
+    assert frames[0] is first
+    assert frames[-1] is second
+    assert screen.drawn[-1].source == "cloud"
+    assert said(screen.drawn[-1].words) == HARD
 
 
 def test_the_page_gets_frames(tmp_path):
@@ -221,13 +232,12 @@ def test_the_page_gets_frames(tmp_path):
                 Drawn(np.zeros((48, 64, 3), np.uint8), [], "edge", provisional=True, confidence=None, reason="r", age_s=0.1)
             )
             assert json.loads(browser.recv(LONG))["provisional"] is True
-        for headers in (
-            {"origin": "http://evil.example"},
-            {},
-            {"origin": origin, "additional_headers": {"Host": "evil.example"}},
-        ):
-            with pytest.raises(InvalidStatus), connect(address, open_timeout=LONG, proxy=None, **headers):
-                pass
+        port = httpx.URL(page.url).port
+        evil = f"http://evil.example:{port}"
+        for name, site in (("127.0.0.1", evil), ("127.0.0.1", None), ("evil.example", evil)):
+            line = socket.create_connection(("127.0.0.1", port))
+            with pytest.raises(InvalidStatus), connect(f"ws://{name}:{port}/frames", sock=line, origin=site, open_timeout=LONG):
+                pytest.fail(f"{name} {site} gets frames")
         told = httpx.get(page.url, trust_env=False, timeout=LONG)
         assert "<canvas" in told.text
         assert "default-src 'none'" in told.headers["content-security-policy"]
@@ -284,7 +294,8 @@ def test_headless(tmp_path, opened):
     assert said(json.loads(line)["words"]) == ("PLATFORM 4", "Harbour trains")
     (picture,) = (tmp_path / "out").glob("*.jpg")
     assert picture.name == "0001-edge.jpg"
-    assert Image.open(picture).size == (640, 480)
+    with Image.open(picture) as image:
+        assert image.size == (640, 480)
 
 
 def test_the_program(tmp_path, opened, url, capsys):
