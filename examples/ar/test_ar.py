@@ -7,12 +7,13 @@ import json
 import socket
 import threading
 from io import BytesIO
+from urllib.parse import urlsplit
 
 import cloud
-import httpx
 import main
 import numpy as np
 import pytest
+import requests
 import sources
 from overlay import COLOURS, Drawn, jpeg, painted, placed
 from page import Page
@@ -60,6 +61,14 @@ def opened(monkeypatch):
     yield open_
     for router in made:
         router.close()
+
+
+@pytest.fixture
+def http():
+    """Without the proxies of the environment."""
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
 
 
 class Screen:
@@ -205,7 +214,7 @@ def test_no_older_frame_is_drawn_over_a_newer_one(opened, url):
     assert said(screen.drawn[-1].words) == HARD
 
 
-def test_the_page_gets_frames(tmp_path):
+def test_the_page_gets_frames(http):
     """By a WebSocket: what is drawn as JSON, and then the frame as a JPEG; the newest first of all. Other sites get nothing."""
     page = Page()
     try:
@@ -232,16 +241,16 @@ def test_the_page_gets_frames(tmp_path):
                 Drawn(np.zeros((48, 64, 3), np.uint8), [], "edge", provisional=True, confidence=None, reason="r", age_s=0.1)
             )
             assert json.loads(browser.recv(LONG))["provisional"] is True
-        port = httpx.URL(page.url).port
+        port = urlsplit(page.url).port
         evil = f"http://evil.example:{port}"
         for name, site in (("127.0.0.1", evil), ("127.0.0.1", None), ("evil.example", evil)):
             line = socket.create_connection(("127.0.0.1", port))
             with pytest.raises(InvalidStatus), connect(f"ws://{name}:{port}/frames", sock=line, origin=site, open_timeout=LONG):
                 pytest.fail(f"{name} {site} gets frames")
-        told = httpx.get(page.url, trust_env=False, timeout=LONG)
+        told = http.get(page.url, timeout=LONG)
         assert "<canvas" in told.text
         assert "default-src 'none'" in told.headers["content-security-policy"]
-        assert httpx.get(page.url, headers={"Host": "evil.example"}, trust_env=False, timeout=LONG).status_code == 400
+        assert http.get(page.url, headers={"Host": "evil.example"}, timeout=LONG).status_code == 400
     finally:
         page.close()
 
@@ -254,8 +263,8 @@ def test_the_page_gets_frames(tmp_path):
         (b'{"image": "' + b"A" * (5 << 20) + b'"}', 413),
     ],
 )  # fmt: skip
-def test_the_cloud_says_what_it_cannot_read(url, body, status):
-    reply = httpx.post(url, content=body, trust_env=False, timeout=LONG)
+def test_the_cloud_says_what_it_cannot_read(url, http, body, status):
+    reply = http.post(url, data=body, timeout=LONG)
     assert (reply.status_code, [*reply.json()]) == (status, ["error"])
 
 
