@@ -59,9 +59,10 @@ def main(arguments: list[str]) -> None:
                 with program.router_of(program.POLICY, f"{url}/read", threshold=1.0, limits=None) as router:
                     router.warm()
                     ages, stats = measured(router, frames, rate, given.seconds)
-                p50, p95 = statistics.median(ages), statistics.quantiles(ages, n=20)[-1]
+                told = "- | -"  # of one frame there is no p95
+                if len(ages) > 1:
+                    told = f"{statistics.median(ages) * 1000:.0f} ms | {statistics.quantiles(ages, n=20)[-1] * 1000:.0f} ms"
                 print(
-                    f"| {name} | {rate} | {p50 * 1000:.0f} ms | {p95 * 1000:.0f} ms | {stats.answered} "
-                    f"| {stats.dropped} of {stats.read} | {stats.refined} |",
+                    f"| {name} | {rate} | {told} | {stats.answered} | {stats.dropped} of {stats.read} | {stats.refined} |",
                     flush=True,
                 )

@@ -92,8 +92,12 @@ def painted(drawn: Drawn) -> Image.Image:
     for word in drawn.words:
         corners = [tuple(corner) for corner in word["box"]]
         draw.line([*corners, corners[0]], fill=colour, width=1 if drawn.provisional else 3)
-        left, top = min(x for x, _ in corners), min(y for _, y in corners)
-        _label(draw, (left, max(0, top - 22)), word["text"], font, colour)
+        xs, ys = ([corner[axis] for corner in corners] for axis in (0, 1))
+        beside = max(xs) + 10
+        if beside + font.getlength(word["text"]) < image.width:
+            _label(draw, (beside, (min(ys) + max(ys)) // 2 - 9), word["text"], font, colour)
+        else:
+            _label(draw, (min(xs), max(3, min(ys) - 24)), word["text"], font, colour)
     _label(draw, (0, image.height - 22), status(drawn), font, (230, 230, 230))
     return image
 

@@ -24,7 +24,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 OWN = ["127.0.0.1", "localhost"]
 """Names under which a browser may ask: another would be a foreign page whose name leads here."""
 RULES = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'",
     "Cache-Control": "no-store",
 }
 
