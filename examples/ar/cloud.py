@@ -117,7 +117,8 @@ def main(arguments: list[str]) -> None:
 def started() -> Iterator[str]:
     """A cloud in a process of its own, on this machine. -> its URL. It ends with the block, or with this process."""
     command = [sys.executable, str(Path(__file__).with_name("main.py")), "cloud", "--port", "0", "--with-parent"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this program itself
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, start_new_session=True, **pipes)  # noqa: S603 - this program; Ctrl+C is not for it
     assert child.stdin is not None, "a pipe"
     assert child.stdout is not None, "a pipe"
     try:

@@ -20,14 +20,14 @@ from page import Page
 from PIL import Image
 from reader import TextReader, said
 from scene import EACH_S, SIGNS, frame_at
-from screens import Folder
+from screens import Folder, Window
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from edgeroute import BadInput
 from edgeroute.testing import CannedServer
 
-LONG = 60.0
+LONG = 120.0
 SURE, UNSURE, WALL = 1.0, EACH_S + 1.0, 2 * EACH_S + 1.0
 """Instants of the scene: a sign that the device reads surely, one that it does not, and none."""
 HARD = ("Mind the gap between", "train and platform 4b")
@@ -50,7 +50,7 @@ def url():
 def opened(monkeypatch):
     """Routers by the example's policy, whose deadlines no slow machine reaches."""
     monkeypatch.setenv("EDGEROUTE_CLOUD__URL", "")  # restored afterwards: the program sets it
-    monkeypatch.setenv("EDGEROUTE_CLOUD__TIMEOUT", "60s")
+    monkeypatch.setenv("EDGEROUTE_CLOUD__TIMEOUT", "120s")
     monkeypatch.setattr(main, "STALE_S", LONG)
     made = []
 
@@ -305,6 +305,13 @@ def test_headless(tmp_path, opened):
     assert picture.name == "0001-edge.jpg"
     with Image.open(picture) as image:
         assert image.size == (640, 480)
+
+
+def test_a_window_needs_a_display(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match="no display here"):
+        Window()
 
 
 def test_the_program(tmp_path, opened, url, capsys):

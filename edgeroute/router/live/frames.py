@@ -239,7 +239,7 @@ class FrameFlow:
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
     def _looked_at(self, asked: _Asked) -> None:
-        """From now on the cloud's answer is shown: the edge's later ones are compared with that to the frame which it is about."""
+        """A cloud's answer is shown from now on: the edge's later ones are compared with its own to that frame."""
         label, comparable = (None, False) if asked.edge is None else self._label_of(asked.edge)
         if comparable:
             self._edge_label = Steady(label, begun=True)
