@@ -112,6 +112,18 @@ def test_a_frame_without_a_signature_is_of_no_scene(world):
     assert w.flow.stats().scenes == 1
 
 
+def test_an_answer_to_what_the_edge_no_longer_sees_is_not_shown_for_long(world):
+    """The picture looks the same, and something small has gone from it while the cloud was being asked."""
+    w = world(scene=0.1)
+    assert w.frame(0.0, edge("sign")).provisional
+    for _ in range(4):
+        assert w.frame(0.0, edge("wall", final=True)).shown.value == "wall"
+    w.calls[0].mail.append(cloud("a sign"))
+    assert w.step().shown.value == "a sign"
+    assert [w.frame(0.0, edge("wall", final=True)).shown.value for _ in range(4)] == ["a sign", "a sign", "wall", "wall"]
+    assert w.flow.stats().scenes == 2
+
+
 def test_a_newer_refinement_cancels_the_older_one(world):
     """Refinements come in the order of their frames."""
     w = world()

@@ -248,6 +248,12 @@ class FrameFlow:
             self._enter(Scene(self._scene.number + 1, self._scene.signature))
             asked.taken = asked.taken._replace(scene=self._scene.number)
 
+    def _looked_at(self, asked: _Asked) -> None:
+        """A cloud's answer is shown from now on: the edge's later ones are compared with its own to that frame."""
+        label, comparable = (None, False) if asked.edge is None else self._label_of(asked.edge)
+        if comparable:
+            self._edge_label = Steady(label, begun=True)
+
     def _told(self, asked: _Asked, answer: Answer, now: float) -> FrameUpdate:
         """The update of an answer."""
         taken, reused = asked.taken, None
@@ -256,6 +262,7 @@ class FrameFlow:
             self._refined_until = max(self._refined_until, taken.number)
             if taken.scene != UNKNOWN:  # else later frames are in another one
                 self._refined = _Refined(taken.number, now, answer)
+                self._looked_at(asked)
         elif self._refined is not None and asked.held == "scene":
             self._reused += 1
             reused, answer = self._refined.number, self._refined.answer

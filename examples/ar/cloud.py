@@ -1,0 +1,135 @@
+"""The cloud: an HTTP endpoint that reads text with the larger models, on this machine or another. `python main.py cloud`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from reader import answer
+
+MOST_BYTES = 4 << 20
+
+
+class LargeReader:
+    """PP-OCRv6 small, from the wheel of rapidocr 3: twice the size of the device's models. threads: for one run."""
+
+    def __init__(self, threads: int = 1) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported
+        from rapidocr import RapidOCR
+
+        self._pipeline = RapidOCR(
+            params={
+                "Global.use_cls": False,
+                "Global.log_level": "error",
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            }
+        )
+        self._lock = threading.Lock()  # a call changes the pipeline's settings
+
+    def __call__(self, picture: Any) -> dict[str, Any]:
+        """Reads a picture, uint8 [rows, columns, 3], red first."""
+        with self._lock:
+            found = self._pipeline(np.ascontiguousarray(picture[:, :, ::-1]), text_score=0)
+        lines = () if found.txts is None else zip(found.boxes, found.txts, found.scores, strict=True)
+        words, confidence = answer(lines)
+        return {"words": words, "confidence": confidence}
+
+
+def app(read: Any) -> Any:
+    """`POST /read` takes {"image": a JPEG file in base64}, and gives {"words": [...], "confidence": ...}."""
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    async def asked(request: Request) -> Response:
+        body = b""
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MOST_BYTES:
+                return JSONResponse({"error": f"a body has at most {MOST_BYTES} bytes"}, 413)
+        try:
+            picture = await run_in_threadpool(decoded, body)
+        except ValueError as e:
+            return JSONResponse({"error": str(e)}, 400)
+        return JSONResponse(await run_in_threadpool(read, picture))
+
+    async def well(_: Request) -> Response:
+        return Response("ok")
+
+    return Starlette(routes=[Route("/read", asked, methods=["POST"]), Route("/health", well)])
+
+
+def decoded(body: bytes) -> Any:
+    """The picture of a request's body.
+
+    Raises:
+        ValueError: there is none in it.
+    """
+    import json
+
+    try:
+        with Image.open(BytesIO(base64.b64decode(json.loads(body)["image"], validate=True))) as image:
+            return np.asarray(image.convert("RGB"))
+    except (KeyError, TypeError, ValueError, OSError, binascii.Error, UnidentifiedImageError, Image.DecompressionBombError) as e:
+        raise ValueError('expected {"image": a picture\'s file in base64}') from e
+
+
+def main(arguments: list[str]) -> None:
+    """Serves until it is ended."""
+    import uvicorn
+
+    parser = argparse.ArgumentParser(prog="main.py cloud", description="Reads text in pictures, for devices that ask.")
+    parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; it asks for no token")
+    parser.add_argument("--port", type=int, default=8766, help="0: any that is free")
+    parser.add_argument("--threads", type=int, default=1, help="for one picture")
+    parser.add_argument("--with-parent", action="store_true", help="end once standard input ends, as it does with its parent")
+    given = parser.parse_args(arguments)
+    listener = socket.create_server((given.host, given.port))
+    server = uvicorn.Server(uvicorn.Config(app(LargeReader(given.threads)), log_level="warning"))
+    if given.with_parent:
+
+        def wait() -> None:
+            sys.stdin.read()
+            server.should_exit = True
+
+        threading.Thread(target=wait, daemon=True).start()
+    print(f"http://{given.host}:{listener.getsockname()[1]}/read", flush=True)
+    server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def started() -> Iterator[str]:
+    """A cloud in a process of its own, on this machine. -> its URL. It ends with the block, or with this process."""
+    command = [sys.executable, str(Path(__file__).with_name("main.py")), "cloud", "--port", "0", "--with-parent"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, start_new_session=True, **pipes)  # noqa: S603 - this program; Ctrl+C is not for it
+    assert child.stdin is not None, "a pipe"
+    assert child.stdout is not None, "a pipe"
+    try:
+        url = child.stdout.readline().strip()
+        if not url:
+            raise SystemExit("the cloud did not start: `main.py cloud` says why")
+        yield url
+    finally:
+        child.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(5)
+        child.kill()
+        child.wait()
+        child.stdout.close()

@@ -1,0 +1,129 @@
+"""Reads text in a scene: at once on the device, and by a larger model in the cloud where the device is not sure.
+
+`python main.py` shows a rendered scene in the browser, `main.py 0` what camera 0 sees, `main.py FILE ...` a film or pictures.
+`main.py cloud` is the cloud by itself, `check` says what runs where and what may leave, `bench` measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloud
+import scene
+import sources
+from overlay import Overlay, jpeg
+from reader import said
+
+from edgeroute import EdgerouteError, FrameUpdate, NoAnswer, Router, register
+
+POLICY = Path(__file__).with_name("policy.toml")
+HOLD = 2
+"""Other words are shown once the device has read them so many times in a row."""
+STALE_S = 2.0
+"""An answer of the cloud to a frame that is older is of no use: the camera has moved on."""
+
+
+def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
+    """The router of a policy; url: of the cloud, in place of the policy's; more: what else is not as in the policy."""
+    register(".ocr", "reader:TextReader")
+    if url is not None:
+        os.environ["EDGEROUTE_CLOUD__URL"] = url  # goes before the file
+    return Router.from_policy(policy, views={"cloud": jpeg}, **more)  # the device reads pixels, the cloud gets a JPEG file
+
+
+def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0) -> Any:
+    """Shows what is read in the frames until they end. -> what came of them."""
+    overlay = Overlay()
+    frames = router.frames(frames_of, hold=HOLD, stale=STALE_S, label=said, data_class=data_class, busy=busy)
+    with frames, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C: it is told what came of them until then
+        for update in answered(frames):
+            if not screen.show(overlay.take(update)):
+                break
+    return frames.stats()
+
+
+def answered(frames: Iterator[FrameUpdate]) -> Iterator[FrameUpdate]:
+    """The updates; a frame that nobody could read is told, and the next one is another."""
+    while True:
+        try:
+            yield next(frames)
+        except StopIteration:  # noqa: PERF203 - a frame that fails is not the end
+            return
+        except NoAnswer as e:
+            print(e, file=sys.stderr)
+
+
+def screen_of(given: argparse.Namespace) -> Any:
+    """Where it is shown."""
+    if given.out is not None:
+        from screens import Folder
+
+        return Folder(given.out)
+    if given.window:
+        from screens import Window
+
+        return Window()
+    from page import Page
+
+    page = Page(given.port)
+    print(f"open {page.url} (Ctrl+C ends)", flush=True)
+    return page
+
+
+def main(arguments: list[str]) -> None:
+    """The program."""
+    if arguments[:1] == ["cloud"]:
+        cloud.main(arguments[1:])
+        return
+    if arguments[:1] == ["bench"]:
+        import bench
+
+        bench.main(arguments[1:])
+        return
+    parser = argparse.ArgumentParser(prog="main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="*", help="a camera's number, a film, pictures, folders of them; none: a rendered scene")
+    parser.add_argument("--policy", type=Path, default=POLICY)
+    parser.add_argument("--cloud", metavar="URL", help="of a cloud that runs, ending in /read; without it one is started here")
+    parser.add_argument("--window", action="store_true", help="a window in place of the page")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write pictures there in place of showing them")
+    parser.add_argument("--port", type=int, default=8765, help="of the page; 0: any that is free")
+    parser.add_argument("--seconds", type=float, help="end after so long")
+    parser.add_argument("--data-class", default="scene", help='what the frames are; "private" ones never leave, by this policy')
+    parser.add_argument("--busy", type=float, default=1.0, help="the share of time that the device may spend on reading")
+    given = parser.parse_args(arguments)
+    try:
+        run(given)
+    except EdgerouteError as e:
+        raise SystemExit(f"{type(e).__name__}: {e}") from e
+    except KeyboardInterrupt:
+        print()
+
+
+def run(given: argparse.Namespace) -> None:
+    """As the arguments say."""
+    checks = given.source == ["check"]
+    with contextlib.ExitStack() as stack:
+        url = given.cloud or stack.enter_context(cloud.started())
+        router = stack.enter_context(router_of(given.policy, url))
+        if checks:
+            router.warm()
+            print(router.check())
+            return
+        seconds = given.seconds
+        if seconds is None and given.out is not None and not given.source:
+            seconds = scene.EACH_S * len(scene.SIGNS)  # each sign once
+        frames = sources.opened(given.source, seconds)
+        screen = stack.enter_context(contextlib.closing(screen_of(given)))
+        stats = show(router, frames, screen, data_class=given.data_class, busy=given.busy)
+        print(f"{stats.read} frames, {stats.dropped} passed over for newer ones, {stats.answered} read on the device, "
+              f"{stats.refined} in the cloud, {stats.outdated} of its answers too late")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

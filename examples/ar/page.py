@@ -1,0 +1,106 @@
+"""A page in the browser: each frame as a JPEG over a WebSocket, and beside it what is drawn over it, as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from overlay import Drawn, jpeg
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+OWN = ["127.0.0.1", "localhost"]
+"""Names under which a browser may ask: another would be a foreign page whose name leads here."""
+RULES = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'",
+    "Cache-Control": "no-store",
+}
+
+
+class Page:
+    """Serves the page on 127.0.0.1, in a thread of its own. Who is slow to receive gets fewer frames, each the newest.
+
+    Args:
+        port: 0 for any that is free.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._newest: tuple[str, bytes] | None = None
+        self._waiting: set[asyncio.Event] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready, self._closed = threading.Event(), False
+        routes = [Route("/", _page), WebSocketRoute("/frames", self._feed)]
+        guard = Middleware(TrustedHostMiddleware, allowed_hosts=OWN)
+        app = Starlette(routes=routes, middleware=[guard], lifespan=self._lifespan)
+        listener = socket.create_server(("127.0.0.1", port))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=2)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    def show(self, drawn: Drawn) -> bool:
+        """Sends it to all browsers that look. -> whether to go on."""
+        self._newest = json.dumps(drawn.told()), jpeg(drawn.frame)
+        self._ring()
+        return True
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._closed = self._server.should_exit = True
+        self._ring()
+        self._thread.join()
+
+    def _ring(self) -> None:
+        def ring() -> None:
+            for one in self._waiting:
+                one.set()
+
+        assert self._loop is not None, "it runs"
+        self._loop.call_soon_threadsafe(ring)
+
+    async def _feed(self, browser: WebSocket) -> None:
+        if browser.headers.get("origin", "") != f"http://{browser.headers['host']}":
+            await browser.close()  # a page of another site would see through this camera
+            return
+        await browser.accept()
+        changed, sent = asyncio.Event(), None
+        changed.set()
+        self._waiting.add(changed)
+        try:
+            while not self._closed:
+                await changed.wait()
+                changed.clear()
+                newest = self._newest
+                if newest is not None and newest is not sent:
+                    sent = newest
+                    await browser.send_text(newest[0])
+                    await browser.send_bytes(newest[1])
+        except WebSocketDisconnect:
+            pass
+        finally:
+            self._waiting.discard(changed)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
+        self._ready.set()
+        yield
+
+
+async def _page(_: Request) -> Response:
+    return HTMLResponse(Path(__file__).with_name("page.html").read_text(encoding="utf-8"), headers=RULES)

@@ -1,0 +1,322 @@
+"""The AR prototype on rendered scenes, with the real models: what is read, who read it, and what is drawn."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+from io import BytesIO
+from urllib.parse import urlsplit
+
+import cloud
+import main
+import numpy as np
+import pytest
+import requests
+import sources
+from overlay import COLOURS, Drawn, jpeg, painted, placed
+from page import Page
+from PIL import Image
+from reader import TextReader, said
+from scene import EACH_S, SIGNS, frame_at
+from screens import Folder, Window
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from edgeroute import BadInput
+from edgeroute.testing import CannedServer
+
+LONG = 120.0
+SURE, UNSURE, WALL = 1.0, EACH_S + 1.0, 2 * EACH_S + 1.0
+"""Instants of the scene: a sign that the device reads surely, one that it does not, and none."""
+HARD = ("Mind the gap between", "train and platform 4b")
+NOWHERE = "http://127.0.0.1:9/read"
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return TextReader("small.ocr")
+
+
+@pytest.fixture(scope="module")
+def url():
+    """Of the real cloud, in its own process."""
+    with cloud.started() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Routers by the example's policy, whose deadlines no slow machine reaches."""
+    monkeypatch.setenv("EDGEROUTE_CLOUD__URL", "")  # restored afterwards: the program sets it
+    monkeypatch.setenv("EDGEROUTE_CLOUD__TIMEOUT", "120s")
+    monkeypatch.setattr(main, "STALE_S", LONG)
+    made = []
+
+    def open_(url):
+        made.append(main.router_of(main.POLICY, url, deadline=LONG))
+        return made[-1]
+
+    yield open_
+    for router in made:
+        router.close()
+
+
+@pytest.fixture
+def http():
+    """Without the proxies of the environment."""
+    with requests.Session() as session:
+        session.trust_env = False
+        yield session
+
+
+class Screen:
+    """Keeps what was drawn."""
+
+    def __init__(self):
+        self.drawn, self._changed = [], threading.Condition()
+
+    def show(self, drawn):
+        """Takes it."""
+        with self._changed:
+            self.drawn.append(drawn)
+            self._changed.notify_all()
+        return True
+
+    def wait_for(self, source):
+        """Until words of this source were drawn."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(drawn.source == source for drawn in self.drawn), LONG)
+
+
+def test_a_sign_is_read_on_the_device(reader):
+    ((words, confidence),) = reader.run([frame_at(SURE)])
+    assert said(words) == ("PLATFORM 4", "Harbour trains")
+    assert confidence >= 0.9
+    assert confidence == min(word["score"] for word in words)
+    for word in words:
+        assert np.ptp(np.array(word["box"])[:, 0]) > np.ptp(np.array(word["box"])[:, 1]), "wider than high"
+
+
+def test_a_wall_is_read_surely(reader):
+    """A frame without text must not ask the cloud."""
+    ((words, confidence),) = reader.run([frame_at(WALL)])
+    assert (words, confidence) == ([], 1.0)
+
+
+@pytest.mark.parametrize("x", ["text", None, np.zeros((4, 4)), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)])
+def test_what_is_no_picture_is_refused(reader, x):
+    with pytest.raises(BadInput, match="a picture is uint8"):
+        reader.run([x])
+
+
+def test_few_shapes_read_the_same(reader, monkeypatch):
+    """What TensorRT gets: pieces that are padded to a few shapes."""
+    shapes, run = set(), reader.recogniser.run_feed
+    monkeypatch.setattr(reader, "fixed_shapes", True)
+    monkeypatch.setattr(reader.recogniser, "run_feed", lambda feed: (shapes.add(feed["x"].shape), run(feed))[1])
+    for at in (SURE, SURE + 3 * EACH_S):
+        ((words, _),) = reader.run([frame_at(at)])
+        assert said(words) == SIGNS[int(at / EACH_S)].lines
+    assert shapes <= {(6, 3, 48, 320), (6, 3, 48, 640)}
+
+
+def test_first_the_devices_words_then_the_clouds(opened, url):
+    """A sign that the device is not sure of: its words at once, thin; then those of the cloud's larger model, in its colour."""
+    screen = Screen()
+
+    def camera():
+        yield frame_at(UNSURE)
+        screen.wait_for("cloud")
+
+    stats = main.show(opened(url), camera(), screen)
+    first, last = screen.drawn[0], screen.drawn[-1]
+    assert (first.source, first.provisional) == ("edge", True)
+    assert (last.source, last.provisional) == ("cloud", False)
+    assert said(last.words) == HARD
+    assert last.confidence > first.confidence
+    assert stats.refined == 1
+    for drawn in (first, last):
+        x, y = drawn.words[0]["box"][0]
+        assert painted(drawn).getpixel((x, y)) == COLOURS[drawn.source]
+
+
+def test_sure_words_and_walls_ask_nobody(opened):
+    """Nor do private frames, however unsure."""
+    with CannedServer(None) as server:
+        router, screen = opened(f"{server.url}/read"), Screen()
+        main.show(router, iter([frame_at(SURE)]), screen)
+        main.show(router, iter([frame_at(WALL)]), screen)
+        main.show(router, iter([frame_at(UNSURE)]), screen, data_class="private")
+        main.show(router, iter([frame_at(UNSURE)]), screen, data_class="never heard of")
+        assert not server.requests
+    assert [(drawn.source, drawn.provisional) for drawn in screen.drawn] == [("edge", False)] * 4
+    assert "private" in screen.drawn[2].reason
+
+
+def test_without_the_cloud_the_devices_words_stand(opened):
+    screen = Screen()
+    stats = main.show(opened(NOWHERE), iter([frame_at(UNSURE)]), screen)
+    assert {drawn.source for drawn in screen.drawn} == {"edge"}
+    assert not screen.drawn[-1].provisional
+    assert screen.drawn[-1].words
+    assert (stats.answered, stats.refined) == (1, 0)
+
+
+def test_an_answer_to_what_is_gone_is_not_drawn(opened):
+    """The camera has turned to a dark wall while the cloud was reading: its call is cancelled, and the wall has no words."""
+    screen = Screen()
+    with CannedServer(None) as server:
+
+        def camera():
+            yield frame_at(UNSURE)
+            server.wait_for(lambda: server.requests, timeout_s=LONG)
+            yield frame_at(WALL) // 3
+            server.wait_for(lambda: server.hung_up, timeout_s=LONG)
+
+        stats = main.show(opened(f"{server.url}/read"), camera(), screen)
+    assert {drawn.source for drawn in screen.drawn} == {"edge"}
+    assert screen.drawn[0].words
+    assert screen.drawn[-1].words == []
+    assert (stats.outdated, stats.refined) == (1, 0)
+
+
+def word(text, x, y):
+    return {"text": text, "box": [[x, y], [x + 50, y], [x + 50, y + 10], [x, y + 10]], "score": 0.9}
+
+
+def test_the_clouds_words_are_where_the_device_sees_them_now():
+    """Each takes the box of the word that is most like it; of two alike each has its own; what is not seen stays."""
+    cloud_words = [word("EXIT 12", 0, 0), word("Harbour", 0, 50), word("North", 0, 90)]
+    seen = [word("Harb0ur", 100, 60), word("EX1T 12", 110, 5)]
+    assert [one["box"][0] for one in placed(cloud_words, seen)] == [[110, 5], [100, 60], [0, 90]]
+    twice = [word("EXIT", 5, 5), word("EXIT", 200, 5)]
+    assert placed([word("EXIT", 0, 0), word("EXIT", 190, 0)], twice) == twice
+    assert placed(cloud_words, []) == cloud_words
+
+
+def test_no_older_frame_is_drawn_over_a_newer_one(opened, url):
+    """The cloud's answer is about a frame that is over by then: the newest one is drawn, with its words."""
+    screen, first, second = Screen(), frame_at(UNSURE), frame_at(UNSURE + 0.1)
+
+    def camera():
+        yield first
+        screen.wait_for("edge")
+        yield second
+        screen.wait_for("cloud")
+
+    main.show(opened(url), camera(), screen)
+    frames = [drawn.frame for drawn in screen.drawn]
+    assert frames[0] is first
+    assert frames[-1] is second
+    assert screen.drawn[-1].source == "cloud"
+    assert said(screen.drawn[-1].words) == HARD
+
+
+def test_the_page_gets_frames(http):
+    """By a WebSocket: what is drawn as JSON, and then the frame as a JPEG; the newest first of all. Other sites get nothing."""
+    page = Page()
+    try:
+        address, origin = page.url.replace("http", "ws") + "frames", page.url.rstrip("/")
+        words = [word("PLATFORM 4", 20, 30)]
+        for shade in (10, 200):
+            page.show(
+                Drawn(
+                    np.full((48, 64, 3), shade, np.uint8),
+                    words,
+                    "cloud",
+                    provisional=False,
+                    confidence=0.97,
+                    reason="r",
+                    age_s=0.2,
+                )
+            )
+        with connect(address, origin=origin, open_timeout=LONG, proxy=None) as browser:
+            told, picture = json.loads(browser.recv(LONG)), Image.open(BytesIO(browser.recv(LONG)))
+            assert (told["words"], told["source"], told["width"], told["height"]) == (words, "cloud", 64, 48)
+            assert picture.size == (64, 48)
+            assert picture.getpixel((5, 5))[0] > 190
+            page.show(
+                Drawn(np.zeros((48, 64, 3), np.uint8), [], "edge", provisional=True, confidence=None, reason="r", age_s=0.1)
+            )
+            assert json.loads(browser.recv(LONG))["provisional"] is True
+        port = urlsplit(page.url).port
+        evil = f"http://evil.example:{port}"
+        for name, site in (("127.0.0.1", evil), ("127.0.0.1", None), ("evil.example", evil)):
+            line = socket.create_connection(("127.0.0.1", port))
+            with pytest.raises(InvalidStatus), connect(f"ws://{name}:{port}/frames", sock=line, origin=site, open_timeout=LONG):
+                pytest.fail(f"{name} {site} gets frames")
+        told = http.get(page.url, timeout=LONG)
+        assert "<canvas" in told.text
+        assert "default-src 'none'" in told.headers["content-security-policy"]
+        assert http.get(page.url, headers={"Host": "evil.example"}, timeout=LONG).status_code == 400
+    finally:
+        page.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400), (b"[]", 400), (b'{"image": 7}', 400), (b'{"image": "###"}', 400), (b'{"image": "AAAA"}', 400),
+        (json.dumps({"image": base64.b64encode(jpeg(frame_at(WALL))[:200]).decode()}).encode(), 400),
+        (b'{"image": "' + b"A" * (5 << 20) + b'"}', 413),
+    ],
+)  # fmt: skip
+def test_the_cloud_says_what_it_cannot_read(url, http, body, status):
+    reply = http.post(url, data=body, timeout=LONG)
+    assert (reply.status_code, [*reply.json()]) == (status, ["error"])
+
+
+def test_sources(tmp_path, monkeypatch):
+    """A folder of pictures, a film and the rendered scene give new frames, red first; what is not there is told."""
+    import cv2
+
+    monkeypatch.setattr(sources, "PICTURE_S", 0.2)
+    red = np.zeros((60, 2000, 3), np.uint8)
+    red[:, :, 0] = 250
+    Image.fromarray(red).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    frames = list(sources.opened([str(tmp_path)]))
+    assert [frame.shape[1] for frame in frames] == [960] * 3
+    assert frames[0] is not frames[1]
+    assert frames[0][5, 5].tolist() == [250, 0, 0]
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 50, (64, 48))
+    for _ in range(5):
+        film.write(np.full((48, 64, 3), (0, 0, 250), np.uint8))
+    film.release()
+    frames = list(sources.opened([str(tmp_path / "film.avi")]))
+    assert len(frames) == 5
+    assert frames[0][20, 20].argmax() == 0
+    assert next(iter(sources.opened([]))).shape == (480, 640, 3)
+    for names in (["nothing/here.png"], [str(tmp_path / "notes.txt")]):
+        with pytest.raises(SystemExit, match=r"here|notes"):
+            list(sources.opened(names))
+
+
+def test_headless(tmp_path, opened):
+    """Pictures in a folder, one whenever other words are drawn."""
+    folder = Folder(tmp_path / "out")
+    main.show(opened(NOWHERE), iter([frame_at(SURE)]), folder)
+    folder.close()
+    (line,) = (tmp_path / "out" / "drawn.jsonl").read_text().splitlines()
+    assert said(json.loads(line)["words"]) == ("PLATFORM 4", "Harbour trains")
+    (picture,) = (tmp_path / "out").glob("*.jpg")
+    assert picture.name == "0001-edge.jpg"
+    with Image.open(picture) as image:
+        assert image.size == (640, 480)
+
+
+def test_a_window_needs_a_display(monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match="no display here"):
+        Window()
+
+
+def test_the_program(tmp_path, opened, url, capsys):
+    """`main.py --out FOLDER PICTURE` from end to end."""
+    Image.fromarray(frame_at(SURE)).save(tmp_path / "sign.png")
+    main.main(["--cloud", url, "--out", str(tmp_path / "out"), "--seconds", "1", str(tmp_path / "sign.png")])
+    assert "read on the device" in capsys.readouterr().out
+    assert "PLATFORM 4" in (tmp_path / "out" / "drawn.jsonl").read_text()
