@@ -1,0 +1,37 @@
+"""Spoken commands: from audio to a digit, "zero" to "nine", or "other", by a small model on the device and a larger one.
+
+    with Router(commands.edge(), commands.cloud(), threshold=0.8) as router:
+        answer = router.infer(audio)            # float32 [samples], mono, at 16 kHz
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeroute import CallableModel, OnnxModel
+from features import VERSION, Array, log_mel
+
+MODELS = Path(__file__).resolve().parent / "models"
+OTHER = "other"
+"""What is no digit: another word, noise, silence."""
+
+
+def edge(rate: int = 16_000) -> CallableModel:
+    """The int8 model, from audio at `rate` to its label; the confidence is the label's probability."""
+    return _from_audio(MODELS / "commands.int8.onnx", rate)
+
+
+def cloud(rate: int = 16_000) -> CallableModel:
+    """The larger one. It may as well run on a server: `edgeroute serve models/commands-large.onnx`, with `log_mel` as the view."""
+    return _from_audio(MODELS / "commands-large.onnx", rate)
+
+
+def _from_audio(path: Path, rate: int) -> CallableModel:
+    model = OnnxModel(path)
+
+    def recognise(audio: Array) -> Array:
+        """Audio: float32 [samples], mono, -1..1, about one second -> float32 [labels], logits."""
+        return model.run_one(log_mel(audio, rate))[0]
+
+    version = f"{model.card.sha256} features {VERSION}"
+    return CallableModel(recognise, name=model.name, labels=model.labels, kind="logits", version=version)
