@@ -2,14 +2,17 @@
 
     with Router(commands.edge(), commands.cloud(), threshold=0.8) as router:
         answer = router.infer(audio)            # float32 [samples], mono, at 16 kHz
+
+What both take is `features.log_mel` of the audio; a router on the model files themselves, as by a policy, is given that.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edgeroute import CallableModel, OnnxModel
 from features import VERSION, Array, log_mel
+
+from edgeroute import CallableModel, OnnxModel
 
 MODELS = Path(__file__).resolve().parent / "models"
 OTHER = "other"
@@ -18,12 +21,12 @@ OTHER = "other"
 
 def edge(rate: int = 16_000) -> CallableModel:
     """The int8 model, from audio at `rate` to its label; the confidence is the label's probability."""
-    return _from_audio(MODELS / "commands.int8.onnx", rate)
+    return _from_audio(MODELS / "digits.int8.onnx", rate)
 
 
 def cloud(rate: int = 16_000) -> CallableModel:
-    """The larger one. It may as well run on a server: `edgeroute serve models/commands-large.onnx`, with `log_mel` as the view."""
-    return _from_audio(MODELS / "commands-large.onnx", rate)
+    """The larger one. It may as well run on a server: `edgeroute serve models/digits-large.onnx`, which takes `log_mel`."""
+    return _from_audio(MODELS / "digits-large.onnx", rate)
 
 
 def _from_audio(path: Path, rate: int) -> CallableModel:

@@ -1,6 +1,8 @@
 """Log-mel features of about one second of speech, in plain numpy: what the command models take.
 
     audio -> 8 kHz -> the 1.04 s around its centre of energy -> 64 frames of 32 ms, every 16 ms -> 32 mel bands -> log
+
+Recordings at other rates are resampled; what the clip's loudest band is, is 1, whatever the volume.
 """
 
 from __future__ import annotations

@@ -2,14 +2,17 @@
 
     with Router(intents.edge(), intents.cloud(), threshold=0.5) as router:
         answer = router.infer("set an alarm for six tomorrow")
+
+What both take is `text_features.piece_ids` of the sentence; a router on the files themselves, as by a policy, is given that.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from edgeroute import BadInput, CallableModel, OnnxModel
 from text_features import VERSION, Array, piece_ids
+
+from edgeroute import BadInput, CallableModel, OnnxModel
 
 MODELS = Path(__file__).resolve().parent / "models"
 
@@ -20,8 +23,8 @@ def edge() -> CallableModel:
 
 
 def cloud() -> CallableModel:
-    """The larger one. It may as well run on a server: `edgeroute serve models/intents-large.int8.onnx`, with `piece_ids` as the view."""
-    return _from_text(MODELS / "intents-large.int8.onnx")
+    """The larger one. It may as well run on a server: `edgeroute serve models/intents-large.onnx`, which takes `piece_ids`."""
+    return _from_text(MODELS / "intents-large.onnx")
 
 
 def _from_text(path: Path) -> CallableModel:

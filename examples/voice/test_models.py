@@ -13,6 +13,7 @@ import intents
 import numpy as np
 import pytest
 import text_features
+
 from edgeroute import BadInput, Router
 
 MODELS = Path(__file__).parent / "models"
@@ -32,7 +33,7 @@ def never(_):
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("commands.int8", 100_000), ("commands-large", 4_000_000), ("intents.int8", 600_000), ("intents-large.int8", 4_000_000)],
+    [("digits.int8", 100_000), ("digits-large", 4_000_000), ("intents.int8", 600_000), ("intents-large", 4_000_000)],
 )
 def test_models_are_as_small_as_they_should_be_and_have_cards(name, limit):
     card = json.loads((MODELS / f"{name}.json").read_text())
@@ -130,7 +131,9 @@ def test_intents_of_plain_sentences(sentence, intent):
             assert router.infer(sentence).value == intent
 
 
-@pytest.mark.parametrize("sentence", ["who painted the ceiling of that chapel", "is a whale a fish", "purple seven because upstairs", "?"])
+@pytest.mark.parametrize(
+    "sentence", ["who painted the ceiling of that chapel", "is a whale a fish", "purple seven because upstairs", "?"]
+)
 def test_what_has_no_intent_is_deferred(sentence):
     with Router(intents.edge(), lambda _: ("asked the cloud", 1.0), threshold=0.5) as router:
         assert router.infer(sentence).source == "cloud"

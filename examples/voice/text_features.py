@@ -1,12 +1,13 @@
 """A sentence as hashes of its pieces, in plain Python: what the intent models take.
 
-Its words, pairs of words, and pieces of 3 to 5 characters each go to one of a model's buckets by their CRC-32; the model has a vector a
-bucket, and adds them up. So there is no vocabulary to ship, and a misspelt word still shares most of its pieces.
+Its words, pairs of words, and pieces of 3 to 5 characters each go to one of a model's buckets by their CRC-32; the model has a
+vector for each, and adds them up. So there is no vocabulary to ship, and a misspelt word still shares most of its pieces.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 from zlib import crc32
 
@@ -25,7 +26,7 @@ _WORD = re.compile(r"[a-z0-9']+")
 def pieces(text: str) -> list[str]:
     """Words, pairs of words, and pieces of each word with its ends marked, without repeats, in order."""
     words = _WORD.findall(text.lower().replace("\u2019", "'"))
-    found = [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    found = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
     for word in words:
         marked = f"<{word}>"
         found += [marked[i : i + size] for size in PIECES for i in range(len(marked) - size + 1)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,17 +23,15 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from speech import (
-    ACCENTS, DIGITS, LABELS, NEW_ACCENTS, NEW_VOICES, NEW_WORDS, OTHER, VOICES, WORDS, Clips, clips, noises, read_wav, recordings,
-    scrambled, synthesised, together, varied,
-)  # fmt: skip
-from features import FRAMES, MELS, VERSION, log_mel
+from speech import LABELS, OTHER, Clips, recordings, tested, trained_on, varied
 from torch import Tensor, nn
-from voice import EXAMPLE, accuracy, auroc, msp, p50_ms, session, where, write_card, write_table
+from voice import EXAMPLE, accuracy, auroc, msp, p50_ms, session, write_card
 
 from edgeroute import compress
 
-PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+sys.path.insert(0, str(EXAMPLE))
+from features import FRAMES, MELS, VERSION, log_mel  # the features of the example are those of the models
+
 LICENCE = "CC BY-SA 4.0, Zohar Jackson and others, github.com/Jakobovski/free-spoken-digit-dataset"
 
 
@@ -66,7 +65,7 @@ def cloud_net() -> nn.Sequential:
 
 # ------------------------------------------------------------------------------------------- training
 def features(some: Clips) -> np.ndarray:
-    """-> float32 [n, 1, 64, 32]"""
+    """-> float32 [n, 1, 64, 32]."""
     return np.stack([log_mel(clip) for clip in some.audio])
 
 
@@ -122,7 +121,9 @@ def train(net: nn.Module, x: np.ndarray, y: np.ndarray, *, epochs: int, seed: in
             average.update_parameters(net)
             total += loss.item()
         if epoch < 2 or (epoch + 1) % 5 == 0:
-            print(f"{name} {epoch + 1}/{epochs} loss {total / (len(y) // batch):.4f} {time.monotonic() - begun:.0f} s", flush=True)
+            print(
+                f"{name} {epoch + 1}/{epochs} loss {total / (len(y) // batch):.4f} {time.monotonic() - begun:.0f} s", flush=True
+            )
     return average.module.eval()
 
 
@@ -151,20 +152,6 @@ def digit_score(logits: np.ndarray) -> np.ndarray:
     """The probability of the likeliest digit: low for what is none."""
     odds = np.exp(logits - logits.max(1, keepdims=True))
     return (odds / odds.sum(1, keepdims=True))[:, :OTHER].max(1)
-
-
-def prompts() -> Clips | None:
-    """Debian's Asterisk prompts, one speaker: the ten digits, and other words and phrases of up to 1.5 s."""
-    if not PROMPTS.is_dir():
-        return None
-    numbers = [read_wav(PROMPTS / "digits" / f"{i}.wav") for i in range(10)]
-    others = [
-        read_wav(file) for file in sorted(PROMPTS.rglob("*.wav"))
-        if not (file.parent.name == "digits" and file.stem in "0123456789") and not set(file.stem.split("-")) & {*DIGITS, *"0123456789"}
-        and not any(number in file.stem for number in DIGITS)
-    ]  # fmt: skip
-    short = [clip for clip in others if 1_600 < len(clip) < 12_000]
-    return together(clips(numbers, range(10), "prompts"), clips(short, OTHER, "prompts"))
 
 
 def measured(path: Path, tests: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -202,34 +189,20 @@ def main() -> None:
     rng, begun, rows = np.random.default_rng(args.seed), time.monotonic(), []
 
     people = recordings(args.data)
-    old = people.where(people.take >= 5)
-    training = together(
-        old, scrambled(old, 300, rng), synthesised(DIGITS, 120, ACCENTS, VOICES, rng), synthesised(WORDS, 4, ACCENTS, VOICES, rng), noises(600, rng)
-    )
-    recorded = people.where(people.take < 5)
-    tests = {
-        "recorded": recorded,
-        "synthesised": together(
-            synthesised(DIGITS, 30, NEW_ACCENTS, NEW_VOICES, rng), synthesised(NEW_WORDS, 5, NEW_ACCENTS, NEW_VOICES, rng)
-        ),
-        "noise": noises(300, rng),
-    }
-    if more := prompts():
-        tests["prompts"] = more
-    print(f"{len(training.audio)} clips to train, {({name: len(test.audio) for name, test in tests.items()})} to test, {time.monotonic() - begun:.0f} s", flush=True)
+    training, tests = trained_on(people.where(people.take >= 5), rng), tested(people.where(people.take < 5), rng)
+    sizes = {name: len(test.audio) for name, test in tests.items()}
+    print(f"{len(training.audio)} clips to train, to test {sizes}, {time.monotonic() - begun:.0f} s", flush=True)
     x, y = pool(training, args.copies, rng), training.labels
     measures = {name: (features(test), test.labels) for name, test in tests.items()}
     print(f"features: {time.monotonic() - begun:.0f} s", flush=True)
 
-    for side, file, net, epochs in (
-        ("edge", "commands.int8.onnx", edge_net(), args.epochs), ("cloud", "commands-large.onnx", cloud_net(), args.epochs),
-    ):  # fmt: skip
+    for side, file, made in (("edge", "digits.int8.onnx", edge_net), ("cloud", "digits-large.onnx", cloud_net)):
         if args.only not in {None, side}:
             continue
-        net = train(net, x, y, epochs=epochs, seed=args.seed, name=side)
+        net = train(made(), x, y, epochs=args.epochs, seed=args.seed, name=side)
         path = args.out / file
         card = {
-            "name": f"commands-{side}",
+            "name": "digits" if side == "edge" else "digits-large",
             "description": f"Spoken English digits, or other: convolutional network on log-mel features, {'int8' if side == 'edge' else 'float32'}",
             "input": {"name": "features", "dtype": "float32", "shape": [-1, 1, FRAMES, MELS]},
             "output": {"name": "logits", "dtype": "float32", "shape": [-1, len(LABELS)], "kind": "logits"},
@@ -238,18 +211,22 @@ def main() -> None:
             "data": f"Free Spoken Digit Dataset ({LICENCE}): takes 5 to 49 to train, 0 to 4 to test; digits and other words by espeak-ng",
             "rebuild": "python models/recipes/commands.py --data recordings",
         }
-        export(net, path, f"commands-{side}")
+        export(net, path, card["name"])
         write_card(path, card)
         if side == "edge":
             with tempfile.TemporaryDirectory() as scratch:
-                whole = Path(scratch, "commands.onnx")
+                whole = Path(scratch, "digits.onnx")
                 path.replace(whole)
                 path.with_suffix(".json").unlink()
                 write_card(whole, card)
                 picks = rng.permutation(len(y))[:1_000]
-                print(compress.quantize(whole, list(x[1, picks].astype(np.float32)), y[picks], out=path, sensitivity=False, overwrite=True))
+                print(
+                    compress.quantize(
+                        whole, list(x[1, picks].astype(np.float32)), y[picks], out=path, sensitivity=False, overwrite=True
+                    )
+                )
         figures = measured(path, measures)
-        figures["float_accuracy"] = round(accuracy(predict(net, measures["recorded"][0]), recorded.labels), 4)
+        figures["float_accuracy"] = round(accuracy(predict(net, measures["recorded"][0]), measures["recorded"][1]), 4)
         written = json.loads(path.with_suffix(".json").read_text())
         write_card(path, {**written, "steps": [figures], "notes": f"features are features.log_mel, version {VERSION}"})
         print(side, path.stat().st_size, figures, flush=True)

@@ -7,6 +7,7 @@ import sys
 import wave
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,27 +25,34 @@ ACCENTS = ["en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "
 VOICES = ["", "+m1", "+m2", "+m3", "+m4", "+m6", "+m7", "+f1", "+f2", "+f3", "+f4", "+klatt", "+klatt2", "+croak"]
 NEW_ACCENTS, NEW_VOICES = ["en-us-nyc", "en-gb-x-gbcwmd"], ["+m5", "+m8", "+f5", "+klatt3", "+Annie", "+Mario"]
 """Of the synthesiser; the second line is heard in the test alone."""
-WORDS = """a about above after again air all alarm always an and answer apple are ask at away baby back ball be because bed been before bell
-below big bird black blue board boat body book both boy bring brother brown but by call came can car cat chair change child city clean clock
-close cold come computer cook corn cup cut dark day did do dog door down draw drink drive dry each early earth eat egg eleven end even every eye
-face fall family far fast father feet fight fill fine find finger fire fish fist floor flower fly foot found free friend from front
-full game garden gate get girl give glass go gold good green ground grow had half hand happy hard has have he head hear heart help her
-here hi high him his hold home horse hot hour house how hundred ice if in into is it job just keep key kitchen know lamp land large last late
-laugh leave left leg less let light like line list little live long look lost love make man many me milk minute money moon more morning most
-mother mountain mouth move music my name near never new next night no noise north not now number oh of off old on open or orange order other
-our out over page paper part party past pay pen phone picture place plan plant play please point pull push put question quick radio rain
-read ready red rest rice ride right river road roof room round run said same sand say school sea second see send set seventy shall she ship shirt
-shoe shop short show side sing sister sit sixteen sleep slow small snow so some song soon sound south speak spring stand star start stay still
-stone story street strong such sugar sun sure swim table take talk tall tea tell ten than thank that the their them then there they thing this
-thousand tie time to today told too took top town train tree trip true try turn twelve twenty under up us use very volume voice wait walk wall
-want warm was wash watch way we well went were west what when where white who why wide will wind window wine winter with woman wood
-word work write year yellow yes yet you young your zone""".split()  # "to", "too", "oh", "for" and "won" sound like digits
-WORDS = [word for word in WORDS if word not in {"to", "too", "oh"}]
-NEW_WORDS = """airplane banana basket bottle bridge butter camera candle carpet coffee cousin doctor eagle engine father feather finish forest
-forty garage guitar hammer honey island jacket kettle ladder lemon letter market marvin mirror monkey nephew nice night office onion paint
-pencil pepper pillow pocket potato queen rabbit rocket salad severe shadow sheila sick silver sister soap spoon stop stove sunday thirty thunder
-tiger tomato travel trees turtle uncle wagon weather yesterday fife heaven nights""".split()
-NEW_WORDS = [word for word in NEW_WORDS if word not in WORDS]
+WORDS = """
+a about above after again air all alarm always an and answer apple are ask at away baby back ball be because bed been before
+bell below big bird black blue board boat body book both boy bring brother brown but by call came can car cat chair change
+child city clean clock close cold come computer cook corn cup cut dark day did do dog door down draw drink drive dry each
+early earth eat egg eleven end even every eye face fall family far fast father feet fight fill fine find finger fire fish fist
+floor flower fly foot found free friend from front full game garden gate get girl give glass go gold good green ground grow
+had half hand happy hard has have he head hear heart help her here hi high him his hold home horse hot hour house how hundred
+ice if in into is it job just keep key kitchen know lamp land large last late laugh leave left leg less let light like line
+list little live long look lost love make man many me milk minute money moon more morning most mother mountain mouth move
+music my name near never new next night no noise north not now number of off old on open or orange order other our out over
+page paper part party past pay pen phone picture place plan plant play please point pull push put question quick radio rain
+read ready red rest rice ride right river road roof room round run said same sand say school sea second see send set seventy
+shall she ship shirt shoe shop short show side sing sister sit sixteen sleep slow small snow so some song soon sound south
+speak spring stand star start stay still stone story street strong such sugar sun sure swim table take talk tall tea tell ten
+than thank that the their them then there they thing this thousand tie time today told took top town train tree trip true try
+turn twelve twenty under up us use very volume voice wait walk wall want warm was wash watch way we well went were west what
+when where white who why wide will wind window wine winter with woman wood word work write year yellow yes yet you young your
+zone
+""".split()
+"""None of them sounds like a digit, as "to", "ate" and "won" do."""
+NEW_WORDS = """
+airplane banana basket bottle bridge butter camera candle carpet coffee cousin doctor eagle engine feather finish forest forty
+garage guitar hammer honey island jacket kettle ladder lemon letter market marvin mirror monkey nephew nice office onion paint
+pencil pepper pillow pocket potato queen rabbit rocket salad severe shadow sheila sick silver soap spoon stop stove sunday
+thirty thunder tiger tomato travel trees turtle uncle wagon weather yesterday fife heaven nights
+""".split()
+"""Heard in the test alone."""
+PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")  # of Debian's asterisk-core-sounds-en-wav
 SYNTHESISER = "espeak-ng"
 
 
@@ -65,7 +73,10 @@ def clips(audio: list[np.ndarray], labels: Iterable[int] | int, who: str) -> Cli
 
 
 def together(*parts: Clips) -> Clips:
-    return Clips([clip for part in parts for clip in part.audio], *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]))
+    return Clips(
+        [clip for part in parts for clip in part.audio],
+        *(np.concatenate(column) for column in list(zip(*parts, strict=True))[1:]),
+    )
 
 
 # ------------------------------------------------------------------------------------------- recordings
@@ -81,13 +92,15 @@ def recordings(path: Path) -> Clips:
     if path.is_file():
         packed = np.load(path)
         whole, at = packed["audio"].astype(np.float32) / 32768, packed["offsets"]
-        audio = [resample(whole[a:b], int(packed["rate"])) for a, b in zip(at, at[1:], strict=False)]
+        audio = [resample(whole[a:b], int(packed["rate"])) for a, b in pairwise(at)]
         return Clips(audio, packed["digit"].astype(np.int64), packed["speaker"].astype("<U16"), packed["take"].astype(np.int64))
     files = sorted(path.rglob("[0-9]_*_*.wav"))
     if not files:
         raise SystemExit(f"{path} has no files such as 7_george_12.wav: give the dataset's folder `recordings`")
     digit, speaker, take = zip(*(file.stem.split("_") for file in files), strict=True)
-    return Clips([read_wav(file) for file in files], np.array(digit, np.int64), np.array(speaker, "<U16"), np.array(take, np.int64))
+    return Clips(
+        [read_wav(file) for file in files], np.array(digit, np.int64), np.array(speaker, "<U16"), np.array(take, np.int64)
+    )
 
 
 # ----------------------------------------------------------------------------------------- synthesised
@@ -159,6 +172,44 @@ def noises(n: int, rng: np.random.Generator) -> Clips:
         return (0.3 * sound / (np.abs(sound).max() + 1e-9)).astype(np.float32)
 
     return clips([made() for _ in range(n)], OTHER, "noise")
+
+
+def prompts() -> Clips | None:
+    """Debian's Asterisk prompts, one speaker: the ten digits, and other words and phrases of up to 1.5 s."""
+    if not PROMPTS.is_dir():
+        return None
+    numbers = [read_wav(PROMPTS / "digits" / f"{i}.wav") for i in range(10)]
+    others = [
+        read_wav(file) for file in sorted(PROMPTS.rglob("*.wav"))
+        if not (file.parent.name == "digits" and file.stem in "0123456789") and not set(file.stem.split("-")) & {*DIGITS, *"0123456789"}
+        and not any(number in file.stem for number in DIGITS)
+    ]  # fmt: skip
+    short = [clip for clip in others if 1_600 < len(clip) < 12_000]
+    return together(clips(numbers, range(10), "prompts"), clips(short, OTHER, "prompts"))
+
+
+# --------------------------------------------------------------------------------------------- together
+def trained_on(people: Clips, rng: np.random.Generator) -> Clips:
+    return together(
+        people,
+        scrambled(people, 300, rng),
+        synthesised(DIGITS, 120, ACCENTS, VOICES, rng),
+        synthesised(WORDS, 4, ACCENTS, VOICES, rng),
+        noises(600, rng),
+    )
+
+
+def tested(people: Clips, rng: np.random.Generator) -> dict[str, Clips]:
+    """The recordings, and by voices and accents that training never hears: the digits, and words that it never hears; and noise."""
+    new = (NEW_ACCENTS, NEW_VOICES, rng)
+    tests = {
+        "recorded": people,
+        "synthesised": together(synthesised(DIGITS, 30, *new), synthesised(NEW_WORDS, 5, *new)),
+        "noise": noises(300, rng),
+    }
+    if more := prompts():
+        tests["prompts"] = more
+    return tests
 
 
 # ------------------------------------------------------------------------------------------ augmentation
