@@ -1,11 +1,13 @@
 """Builds the intent models of examples/voice from CLINC150: `python models/recipes/intents.py --data PATH`, or see `--help`.
 
     edge    a vector for each of 16,384 buckets of words and pieces of words, added up, one hidden layer of 32; int8
-    cloud   three wider ones of 32,768 buckets, trained each by itself and averaged, which is one network again; int8
+    cloud   the same with 32,768 buckets and 104; it learns from a teacher, too: a layer on the vectors of a sentence encoder, which
+            marks the sentences, and 30,000 more that are made of them with other words
 
 PATH is `data_full.json` of https://github.com/clinc/oos-eval (its folder `data`; Larson et al. 2019, CC BY 3.0), or a .csv or .csv.gz
-with the columns split, text, intent. Trained on `train`, with `oos_train` as examples of what has no intent; settings were chosen on
-`val` and `oos_val`; `test` and `oos_test` are read once, for the figures. Needs `models/recipes/requirements.txt`.
+with the columns split, text, intent. The encoder is all-MiniLM-L6-v2 (Apache-2.0), which is downloaded unless `--teacher` is a folder
+with it. Trained on `train`, with `oos_train` as examples of what has no intent; settings were chosen on `val` and `oos_val`; `test` and
+`oos_test` are for the figures. Needs `models/recipes/requirements.txt`.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import onnx
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
+from teacher import taught
 from torch import Tensor, nn
-from voice import EXAMPLE, accuracy, auroc, energy, msp, p50_ms, session, where, write_card, write_table
+from voice import EXAMPLE, ROOT, accuracy, auroc, energy, msp, p50_ms, session, where, write_card, write_table
 
 sys.path.insert(0, str(EXAMPLE))
 from text_features import VERSION, piece_ids  # the features of the example are those of the models
@@ -44,20 +47,27 @@ def read(path: Path) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def padded(texts: list[str]) -> np.ndarray:
+    """-> int64 [n, longest], hashes of pieces, and zeros."""
+    ids = [piece_ids(text) for text in texts]
+    rows = np.zeros((len(ids), max(map(len, ids))), np.int64)
+    for row, some in zip(rows, ids, strict=True):
+        row[: len(some)] = some
+    return rows
+
+
 class Data:
-    """Each split as (ids int64 [n, longest], padded with 0; labels int64 [n], -1 out of scope)."""
+    """Each split as (ids int64 [n, longest], labels int64 [n], -1 out of scope); and its texts."""
 
     def __init__(self, path: Path) -> None:
-        texts = read(path)
-        self.labels = sorted({intent for _, intent in texts["train"]})
+        rows = read(path)
+        self.labels = sorted({intent for _, intent in rows["train"]})
         number = {intent: i for i, intent in enumerate(self.labels)}
-        self.splits = {}
-        for split, rows in texts.items():
-            ids = [piece_ids(text) for text, _ in rows]
-            padded = np.zeros((len(ids), max(map(len, ids))), np.int64)
-            for row, some in zip(padded, ids, strict=True):
-                row[: len(some)] = some
-            self.splits[split] = (padded, np.array([number.get(intent, -1) for _, intent in rows]))
+        self.texts = {split: [text for text, _ in pairs] for split, pairs in rows.items()}
+        self.splits = {
+            split: (padded(self.texts[split]), np.array([number.get(intent, -1) for _, intent in pairs]))
+            for split, pairs in rows.items()
+        }
 
     def __getitem__(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         return self.splits[split]
@@ -98,52 +108,82 @@ def strangers(ids: Tensor, known: Tensor, n: int) -> Tensor:
     return torch.where(torch.rand(n, 1) < 0.5, mixed, wide)
 
 
-def train(data: Data, buckets: int, width: int, *, seed: int, epochs: int, outside: float) -> Bag:
-    """Adam on a one-cycle schedule; what has no intent is to get equal logits, with the weight `outside`."""
-    torch.manual_seed(seed)
-    net = Bag(buckets, width, len(data.labels))
-    ids, y = map(torch.from_numpy, data["train"])
+def train(net: Bag, data: Data, ids: Tensor, goals: Tensor, *, epochs: int, batch: int, thin: float, outside: float) -> Bag:
+    """Adam on a one-cycle schedule; what has no intent is to get equal logits, with the weight `outside`.
+
+    Args:
+        net: as it begins.
+        data: whose `oos_train` has no intent, and whose `val` is printed.
+        ids: int64 [n, pieces].
+        goals: float32 [n, intents], the probabilities to learn.
+        epochs: how often each is seen.
+        batch: how many at a time.
+        thin: the share of pieces that is left out each time.
+        outside: see above.
+    """
+    own = torch.from_numpy(data["train"][0])
     known = torch.from_numpy(data["oos_train"][0])
-    batch, peak = 64, 0.01
+    peak = 0.01
     optimiser = torch.optim.Adam(net.parameters(), lr=peak)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=epochs * -(-len(y) // batch), pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=epochs * -(-len(ids) // batch), pct_start=0.1)
     begun = time.monotonic()
     for epoch in range(epochs):
         net.train()
-        for rows in torch.randperm(len(y)).split(batch):
-            loss = F.cross_entropy(net(thinned(ids[rows], 0.3)), y[rows], label_smoothing=0.1)
-            if outside:
-                loss = loss - outside * F.log_softmax(net(strangers(ids[rows], known, len(rows) // 4)), 1).mean()
+        for rows in torch.randperm(len(ids)).split(batch):
+            some = ids[rows]
+            some = some[:, : int((some != 0).sum(1).max())]
+            loss = -(goals[rows] * F.log_softmax(net(thinned(some, thin)), 1)).sum(1).mean()
+            loss = loss - outside * F.log_softmax(net(strangers(own, known, batch // 4)), 1).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
             schedule.step()
-        if (epoch + 1) % 5 == 0 or epoch + 1 == epochs:
-            inside, strange = (predict(net, data[split][0]) for split in ("val", "oos_val"))
-            print(
-                f"{buckets}x{width} seed {seed} epoch {epoch + 1}/{epochs} val {accuracy(inside, data['val'][1]):.4f} "
-                f"auroc msp {auroc(msp(inside), msp(strange)):.4f} energy {auroc(energy(inside), energy(strange)):.4f} "
-                f"{time.monotonic() - begun:.0f} s",
-                flush=True,
-            )
+        inside, strange = (predict(net, data[split][0]) for split in ("val", "oos_val"))
+        print(
+            f"epoch {epoch + 1}/{epochs} val {accuracy(inside, data['val'][1]):.4f} "
+            f"auroc {auroc(msp(inside), msp(strange)):.4f} {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
     return net.eval()
+
+
+def smoothed(goals: np.ndarray, share: float) -> Tensor:
+    return torch.from_numpy((goals * (1 - share) + share / goals.shape[1]).astype(np.float32))
+
+
+def edge(data: Data, args: argparse.Namespace) -> Bag:
+    torch.manual_seed(args.seed)
+    net = Bag(16_384, 32, len(data.labels))
+    ids, y = data["train"]
+    goals = smoothed(np.eye(len(data.labels))[y], 0.1)
+    return train(net, data, torch.from_numpy(ids), goals, epochs=args.epochs or 15, batch=64, thin=0.3, outside=0.1)
+
+
+def cloud(data: Data, args: argparse.Namespace) -> Bag:
+    """Half of what it learns about the sentences of `train` are their labels, and the rest is what the teacher says."""
+    args.work.mkdir(parents=True, exist_ok=True)
+    y = data["train"][1]
+    more, goals, val = taught(
+        args.teacher,
+        data.texts["train"],
+        y,
+        data.texts["oos_train"],
+        data.texts["val"],
+        cache=args.work / "vectors.npz",
+        seed=args.seed,
+    )
+    print(f"teacher: val {accuracy(val, data['val'][1]):.4f}", flush=True)
+    goals[: len(y)] = (goals[: len(y)] + np.eye(len(data.labels))[y]) / 2
+    ids = torch.from_numpy(padded(data.texts["train"] + more))
+    torch.manual_seed(args.seed)
+    net = Bag(32_768, 104, len(data.labels))
+    return train(net, data, ids, smoothed(goals, 0.05), epochs=args.epochs or 10, batch=128, thin=0.2, outside=0.1)
 
 
 @torch.no_grad()
 def predict(net: Bag, ids: np.ndarray) -> np.ndarray:
     net.eval()
     return torch.cat([net(part) for part in torch.from_numpy(ids).split(500)]).numpy()
-
-
-def joined(nets: list[Bag]) -> Bag:
-    """One network whose logits are the mean of theirs: vectors side by side, and the last layers' weights divided."""
-    one = Bag(nets[0].vectors.num_embeddings, sum(len(net.bias) for net in nets), nets[0].last.out_features)
-    with torch.no_grad():
-        one.vectors.weight.copy_(torch.cat([net.vectors.weight for net in nets], 1))
-        one.bias.copy_(torch.cat([net.bias for net in nets]))
-        one.last.weight.copy_(torch.cat([net.last.weight for net in nets], 1) / len(nets))
-        one.last.bias.copy_(sum(net.last.bias for net in nets) / len(nets))
-    return one.eval()
 
 
 # -------------------------------------------------------------------------------------------- export
@@ -206,21 +246,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=EXAMPLE / "models")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--outside", type=float, default=0.1, help="weight of what has no intent in the loss")
+    parser.add_argument("--epochs", type=int, help="of each model; fewer show that the recipe runs, no more")
     parser.add_argument("--only", choices=["edge", "cloud"])
+    parser.add_argument("--teacher", default="sentence-transformers/all-MiniLM-L6-v2", help="its name on the Hub, or its folder")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "build" / "intents", help="the encoder's vectors, to go on after a stop"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     data = Data(args.data)
     begun, rows = time.monotonic(), []
-    for side, file, buckets, width, seeds in (
-        ("edge", "intents.int8.onnx", 16_384, 32, [args.seed]),
-        ("cloud", "intents-large.onnx", 32_768, 36, [args.seed, args.seed + 1, args.seed + 2]),
-    ):
+    for side, file, made in (("edge", "intents.int8.onnx", edge), ("cloud", "intents-large.onnx", cloud)):
         if args.only not in {None, side}:
             continue
-        net = joined([train(data, buckets, width, seed=seed, epochs=args.epochs, outside=args.outside) for seed in seeds])
+        net = made(data, args)
         path = args.out / file
         export(net, path, f"intents-{side}")
         val, test, out = (run(path, data[split][0]) for split in ("val", "test", "oos_test"))
@@ -236,7 +276,7 @@ def main() -> None:
         }
         write_card(path, {
             "name": "intents" if side == "edge" else "intents-large",
-            "description": f"150 intents of short English requests; bags of hashed words and pieces, {buckets} buckets x {width * len(seeds)}, int8",
+            "description": f"150 intents of short English requests: a bag of hashed words and pieces, {net.vectors.num_embeddings} buckets x {len(net.bias)}, int8",
             "input": {"name": "ids", "dtype": "int64", "shape": [-1, -1]},
             "output": {"name": "logits", "dtype": "float32", "shape": [-1, len(data.labels)], "kind": "logits"},
             "labels": data.labels,
