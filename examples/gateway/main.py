@@ -36,7 +36,7 @@ def main() -> None:
         url = stack.enter_context(gateway(asked.edge or smollm(), asked.cloud or f"{cloud.url}/v1", asked.model, asked.port))
         os.environ["OPENAI_BASE_URL"] = f"{url}/v1"  # all that OpenAI's clients need to know
         for question, data_class in QUESTIONS:
-            print(f"\n{data_class}> {question}")
+            print(f"\n{data_class}> {question}", flush=True)
             client.main(question, data_class)
         if cloud is not None:
             print("\nThe cloud was sent:", *map(repr, cloud.questions), sep="\n  ")
