@@ -1,4 +1,4 @@
-"""Weeks of a simulated machine in a minute: faults that grow, a link that flaps, and what three set-ups make of it."""
+"""Weeks of a simulated machine in a minute or a few: faults that grow, a link that flaps, and what three set-ups make of it."""
 
 from __future__ import annotations
 
