@@ -1,4 +1,4 @@
-"""Watches a machine: `python main.py` runs four weeks of a simulated one in about a minute, and prints what came of it.
+"""Watches a machine. Four weeks of a simulated one, in a minute or a few, and what came of it: `python main.py`.
 
 python main.py --live             real time, with metrics; the larger model: edgeroute serve diagnosis:model
 python main.py --svg lead.svg     the picture

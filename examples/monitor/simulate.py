@@ -1,4 +1,4 @@
-"""Weeks of a simulated machine in a minute: faults that grow, a link that flaps, and what three set-ups make of it."""
+"""Weeks of a simulated machine in a minute or a few: faults that grow, a link that flaps, and what three set-ups make of it."""
 
 from __future__ import annotations
 
@@ -107,10 +107,12 @@ class Link:
 
     def set(self, *, up: bool) -> bool:
         """Makes it so -> whether it came up just now."""
-        came, self.up = up and not self.up, up
+        if up == self.up:
+            return False
+        self.up = up
         self.relay.refuse = not up
         self.relay.reset_after = None if up else 0  # connections that there are end, too: with the reply, once it is asked for
-        return came
+        return up
 
 
 def opened(state: Path, days: float, **changes: Any) -> Router[str]:

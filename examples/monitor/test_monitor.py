@@ -25,11 +25,11 @@ from bands import FEATURES, bands
 from chart import svg
 from diagnosis import diagnose
 from machine import KINDS, Fault, Machine
-from monitor import diagnoses, odds, well
+from monitor import POLICY, Monitor, diagnoses, odds, well
 from sensor import SAMPLES, recordings
-from simulate import run, served
+from simulate import run, served, variable
 
-from edgeroute import OnnxModel, Outbox
+from edgeroute import Limits, OnnxModel, Outbox, Router
 from edgeroute.testing import Relay
 
 HERE = Path(__file__).parent
@@ -137,6 +137,19 @@ def test_kill_9_with_a_queue_and_a_restart(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "first.log").read_text().splitlines()]
     assert sum(line["logger"] == "edgeroute.requests" for line in lines) >= 20
     assert any(line["message"].startswith("alarm: ") for line in lines)
+
+
+def test_what_leaves_is_bounded_and_has_a_class(tmp_path):
+    """At the limit a day windows wait, and samples of no class do not leave at all."""
+    broken = Machine().record(1, severities={"outer race": 1.0})
+    options = {"score": well, "state": tmp_path, "outbox": Outbox(tmp_path / "outbox.db"), "limits": Limits(mb_per_day=0.001)}
+    with served() as url, variable("EDGEROUTE_CLOUD__URL", url), Router.from_policy(POLICY, **options) as router:
+        seen = Monitor(router).see(1, broken)
+        assert [answer.final for answer in seen.answers] == [False] * 4
+        assert all("mb_per_day" in answer.reason for answer in seen.answers), seen.answers[0].reason
+        other = router.infer({"bands": bands(broken)[0], "raw": broken[0]})
+        assert (other.source, other.final) == ("edge", True)
+        assert router.stats().bytes_sent == 0
 
 
 def test_the_unit(tmp_path):
