@@ -46,7 +46,7 @@ def test_the_readme_names_pages_that_there_are():
     for part in re.findall(r"\(((?:`[a-z-]+`(?:, )?)+)\)|^(Read on: [^.]*)", text, re.MULTILINE):
         named |= set(re.findall(r"`([a-z-]+)`", "".join(part)))
     assert len(named) >= 20
-    assert {f"{name}.md" for name in named} - PAGES <= {"like this.md"}
+    assert {f"{name}.md" for name in named} <= PAGES
 
 
 @pytest.mark.parametrize("module", ["edgeroute", "edgeroute.testing", "edgeroute.confidence", "edgeroute.catalog", "edgeroute.compress",
