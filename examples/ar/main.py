@@ -71,7 +71,10 @@ def screen_of(given: argparse.Namespace) -> Any:
         return Window()
     from page import Page
 
-    page = Page(given.port)
+    try:
+        page = Page(given.port)
+    except OSError as e:
+        raise SystemExit(f"the page cannot have port {given.port}: {e.strerror}. --port 0 takes any that is free") from e
     print(f"open {page.url} (Ctrl+C ends)", flush=True)
     return page
 
