@@ -11,7 +11,7 @@ from typing import Any
 
 import main as program
 from overlay import Overlay, painted
-from reader import said
+from reader import letters
 from scene import EACH_S, SIGNS, frame_at
 
 from edgeroute.testing import CannedServer, Relay, http_reply
@@ -33,7 +33,7 @@ def measured(router: Any, frames: list[Any], rate: float, seconds: float) -> tup
     """Seconds from each frame's arrival until the device's words are drawn over it, and what came of the frames."""
     overlay, ages, seen = Overlay(), [], set()
     with router.frames(
-        camera(frames, rate, seconds), scene=None, hold=program.HOLD, stale=program.STALE_S, label=said, data_class="scene"
+        camera(frames, rate, seconds), scene=None, hold=program.HOLD, stale=program.STALE_S, label=letters, data_class="scene"
     ) as updates:
         for update in program.answered(updates):
             painted(overlay.take(update))

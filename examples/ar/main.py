@@ -18,7 +18,7 @@ import cloud
 import scene
 import sources
 from overlay import Overlay, jpeg
-from reader import said
+from reader import letters
 
 from edgeroute import EdgerouteError, FrameUpdate, NoAnswer, Router, register
 
@@ -40,7 +40,7 @@ def router_of(policy: Path, url: str | None = None, **more: Any) -> Router:
 def show(router: Router, frames_of: Any, screen: Any, *, data_class: str = "scene", busy: float = 1.0) -> Any:
     """Shows what is read in the frames until they end. -> what came of them."""
     overlay = Overlay()
-    frames = router.frames(frames_of, hold=HOLD, stale=STALE_S, label=said, data_class=data_class, busy=busy)
+    frames = router.frames(frames_of, hold=HOLD, stale=STALE_S, label=letters, data_class=data_class, busy=busy)
     with frames, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C: it is told what came of them until then
         for update in answered(frames):
             if not screen.show(overlay.take(update)):
@@ -71,7 +71,10 @@ def screen_of(given: argparse.Namespace) -> Any:
         return Window()
     from page import Page
 
-    page = Page(given.port)
+    try:
+        page = Page(given.port)
+    except OSError as e:
+        raise SystemExit(f"the page cannot have port {given.port}: {e.strerror}. --port 0 takes any that is free") from e
     print(f"open {page.url} (Ctrl+C ends)", flush=True)
     return page
 

@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
     frame: Any
     words: list[dict[str, Any]]
     source: str
-    """Who read the words: "edge", or the cloud's name."""
+    """Who read the words: "edge" or "cloud"."""
     provisional: bool
     """The cloud is being asked about them."""
     confidence: float | None

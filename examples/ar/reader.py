@@ -132,8 +132,13 @@ def answer(lines: Iterable[tuple[Any, str, float]]) -> tuple[list[dict[str, Any]
 
 
 def said(words: list[dict[str, Any]]) -> tuple[str, ...]:
-    """What the words say: by this two answers are compared, and not by their boxes."""
+    """What the words say."""
     return tuple(word["text"] for word in words)
+
+
+def letters(words: list[dict[str, Any]]) -> str:
+    """The words' letters: by these two answers are compared. A lost space makes no other scene, and neither does another box."""
+    return "".join("".join(said(words)).lower().split())
 
 
 def picture(x: Any) -> Any:

@@ -18,7 +18,7 @@ import sources
 from overlay import COLOURS, Drawn, jpeg, painted, placed
 from page import Page
 from PIL import Image
-from reader import TextReader, said
+from reader import TextReader, letters, said
 from scene import EACH_S, SIGNS, frame_at
 from screens import Folder, Window
 from websockets.exceptions import InvalidStatus
@@ -193,6 +193,8 @@ def test_the_clouds_words_are_where_the_device_sees_them_now():
     assert [one["box"][0] for one in placed(cloud_words, seen)] == [[110, 5], [100, 60], [0, 90]]
     twice = [word("EXIT", 5, 5), word("EXIT", 200, 5)]
     assert placed([word("EXIT", 0, 0), word("EXIT", 190, 0)], twice) == twice
+    misread = [word("EXIT", 5, 5), word("EX1T", 200, 5)]
+    assert [one["box"][0] for one in placed([word("EXIT", 0, 0), word("EXIT", 190, 0)], misread)] == [[5, 5], [200, 5]]
     assert placed(cloud_words, []) == cloud_words
 
 
@@ -305,6 +307,14 @@ def test_headless(tmp_path, opened):
     assert picture.name == "0001-edge.jpg"
     with Image.open(picture) as image:
         assert image.size == (640, 480)
+
+
+def test_a_lost_space_is_no_other_scene():
+    assert letters([word("Mind the gapbetween", 0, 0), word("Train", 0, 9)]) == letters(
+        [word("mind the gap between", 3, 3), word("train", 3, 9)]
+    )
+    assert letters([word("gap", 0, 0)]) != letters([word("gas", 0, 0)])
+    assert letters([]) != letters([word("gas", 0, 0)])
 
 
 def test_a_window_needs_a_display(monkeypatch):
