@@ -281,7 +281,8 @@ def main() -> None:
             "output": {"name": "logits", "dtype": "float32", "shape": [-1, len(data.labels)], "kind": "logits"},
             "labels": data.labels,
             "licence": "Apache-2.0",
-            "data": f"CLINC150 ({LICENCE}): 15,000 sentences and 100 out of scope to train, 3,000 + 100 to validate, 4,500 + 1,000 to test",
+            "data": f"CLINC150 ({LICENCE}): 15,000 sentences and 100 out of scope to train, 3,000 + 100 to validate, 4,500 + 1,000 to test"
+            + ("; further ones marked by a layer on all-MiniLM-L6-v2 (Apache-2.0)" if side == "cloud" else ""),
             "rebuild": "python models/recipes/intents.py --data data_full.json",
             "steps": [measured],
             "notes": f"ids are text_features.piece_ids, version {VERSION}: the CRC-32 of each piece of the text",
