@@ -30,7 +30,7 @@ SIGNS = (
     None,  # a wall
     Sign(("EXIT 12", "North Street"), 46, (20, 30, 24), (240, 196, 40)),
 )
-"""What comes one after the other: the device reads the first and the last surely, and the second one not."""
+"""What comes one after the other: the device is sure of most frames of the first and the last, and of few of the second."""
 
 
 def frame_at(seconds: float) -> Any:
